@@ -1,0 +1,52 @@
+"""nbcodex: a ``%%codex`` cell magic that survives every rate limit.
+
+``%load_ext nbcodex`` adds the magics; `ask`, `aask` and `Reply` serve plain Python. Everything
+heavy is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbcodex.client import aask, ask
+    from nbcodex.errors import NbcodexError
+    from nbcodex.records import Reply, Usage
+
+__all__ = ["NbcodexError", "Reply", "Usage", "aask", "ask"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "NbcodexError": "nbcodex.errors",
+    "Reply": "nbcodex.records",
+    "Usage": "nbcodex.records",
+    "aask": "nbcodex.client",
+    "ask": "nbcodex.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Add the magics to `shell`: what ``%load_ext nbcodex`` calls."""
+    from nbcodex.notebook.extension import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take the magics away again: what ``%unload_ext nbcodex`` calls."""
+    from nbcodex.notebook.extension import unload
+
+    unload(shell)

@@ -1,0 +1,63 @@
+"""Time, and waiting for it: the only door to both, so that hours pass in milliseconds in tests.
+
+Owns what "now" means. Must not know what anybody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Protocol
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a wait looks at the clock again: asyncio's own timer stands still while a
+laptop sleeps, boot time does not."""
+
+
+class Clock(Protocol):
+    """What the engine and the ledger ask of time."""
+
+    def now(self) -> float:
+        """Return the instant in seconds, comparable across processes of one boot."""
+        ...
+
+    def wall(self) -> float:
+        """Return seconds since the epoch: for people and for HTTP dates, never for a wait."""
+        ...
+
+    async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
+        """Wait for the instant `until`; return True as soon as `unless` is set."""
+        ...
+
+
+class BootClock:
+    """The machine's time since boot: it goes on in sleep, and no wall clock can move it."""
+
+    _source = getattr(time, "CLOCK_BOOTTIME", None)
+
+    def now(self) -> float:
+        """Return seconds since boot (where the platform has no such clock, monotonic ones)."""
+        return time.monotonic() if self._source is None else time.clock_gettime(self._source)
+
+    def wall(self) -> float:
+        """Return seconds since the epoch."""
+        return time.time()
+
+    async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
+        """Wait for the instant `until`; return True as soon as `unless` is set."""
+        while (left := until - self.now()) > 0:
+            if await pause(min(left, LOOK_AGAIN), unless):
+                return True
+        return unless is not None and unless.is_set()
+
+
+async def pause(seconds: float, unless: asyncio.Event | None = None) -> bool:
+    """Sleep on the running loop; return True as soon as `unless` is set."""
+    if unless is None:
+        await asyncio.sleep(seconds)
+        return False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await unless.wait()
+    return unless.is_set()

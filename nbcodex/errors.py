@@ -1,0 +1,240 @@
+"""Everything that can go wrong, said so that a reader knows what to do.
+
+::
+
+    NbcodexError
+    ├── ConfigurationError        a setting is missing or wrong
+    │   └── MissingKeyError
+    ├── TransientError            worth another attempt
+    │   ├── LimitError            the server's rate limit; says which, and when it resets
+    │   ├── OverloadedError       the server is too busy for anybody
+    │   ├── ServerError           5xx, or an answer that makes no sense
+    │   └── TransportError        no connection, a broken or silent stream
+    ├── PermanentError            the same request can never succeed
+    │   ├── QuotaError            billing, which waiting does not mend
+    │   ├── TooLargeError         more tokens than the limit or the model allows
+    │   ├── CredentialsError      401 and 403
+    │   ├── ModelError            no such model
+    │   └── RequestError          the server rejects the request for another reason
+    ├── Parked                    kept for later: the wait is longer than the patience
+    └── Cancelled                 the user ended the request
+    Interrupted                   the user pressed Stop: a KeyboardInterrupt
+
+Whether an error is worth another attempt is its class. The wire translates, once; nobody else does.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbcodex.records import Limit, Reply
+
+LINES, WIDTH, LONGEST = 6, 100, 400
+
+
+def brief(text: str, longest: int = LONGEST) -> str:
+    """Return `text` on one line, without control characters, and no longer than `longest`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: longest * 8]).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def render(title: str, message: str, advice: str) -> list[str]:
+    """Return an error as at most six lines, in place of a traceback."""
+    lines = textwrap.wrap(f"{title}: {brief(message)}", WIDTH)
+    steps = textwrap.wrap(f"→ {brief(advice)}", WIDTH, subsequent_indent="  ") if advice else []
+    room = LINES - len(steps[:3])
+    return lines[:room] + steps[:3]
+
+
+class NbcodexError(Exception):
+    """The root of all our errors.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    advice : str
+        What the user can do.
+    """
+
+    title = "nbcodex"
+    reply: Reply | None = None
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows instead of a traceback."""
+        return render(self.title, self.message, self.advice)
+
+
+class ConfigurationError(NbcodexError):
+    """A setting is missing or makes no sense; nothing was sent."""
+
+    title = "Not configured"
+
+
+class MissingKeyError(ConfigurationError):
+    """No key is known for the host that the request would go to."""
+
+    title = "No API key"
+
+
+class TransientError(NbcodexError):
+    """Worth another attempt.
+
+    Parameters
+    ----------
+    wait : float or None
+        Seconds that the server asks for at the least; None where it does not say.
+    """
+
+    title = "Temporary failure"
+
+    def __init__(self, message: str, *, advice: str = "", wait: float | None = None) -> None:
+        super().__init__(message, advice=advice)
+        self.wait = wait
+
+
+class LimitError(TransientError):
+    """The server's rate limit refused the request, or broke off its answer.
+
+    Parameters
+    ----------
+    limit : Limit
+        Which limit, with the figures that the server gave.
+    """
+
+    title = "Rate limit"
+
+    def __init__(
+        self, message: str, *, limit: Limit, advice: str = "", wait: float | None = None
+    ) -> None:
+        super().__init__(message, advice=advice, wait=wait)
+        self.limit = limit
+
+
+class OverloadedError(TransientError):
+    """The server is too busy for anybody; nobody's limit is reached."""
+
+    title = "Server overloaded"
+
+
+class ServerError(TransientError):
+    """The server failed, or answered something that makes no sense."""
+
+    title = "Server error"
+
+
+class TransportError(TransientError):
+    """There was no connection, or it broke, or it fell silent."""
+
+    title = "Connection lost"
+
+
+class PermanentError(NbcodexError):
+    """The same request can never succeed; it is not sent again."""
+
+    title = "Refused"
+
+
+class QuotaError(PermanentError):
+    """The account has no credit left: a matter of billing, not of waiting."""
+
+    title = "Quota exhausted"
+
+
+class TooLargeError(PermanentError):
+    """The request is larger than the whole limit, or than the model's context."""
+
+    title = "Too large"
+
+    def __init__(self, message: str, *, advice: str = "", limit: Limit | None = None) -> None:
+        super().__init__(message, advice=advice)
+        self.limit = limit
+
+
+class CredentialsError(PermanentError):
+    """The server does not accept the key, or does not allow it this."""
+
+    title = "Not allowed"
+
+
+class ModelError(PermanentError):
+    """There is no such model for this key."""
+
+    title = "Model not found"
+
+
+class RequestError(PermanentError):
+    """The server rejects the request as it stands."""
+
+    title = "Request rejected"
+
+
+class Parked(NbcodexError):
+    """The request is kept for later, because the wait is longer than the user's patience.
+
+    Parameters
+    ----------
+    cause : TransientError or None
+        The failure that asks for the wait; None where the user parked the request.
+    resume_at : float or None
+        The earliest moment at which it can go, in seconds since the epoch.
+    """
+
+    title = "Parked"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        advice: str = "",
+        cause: TransientError | None = None,
+        resume_at: float | None = None,
+    ) -> None:
+        super().__init__(message, advice=advice)
+        self.cause = cause
+        self.resume_at = resume_at
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit that asks for the wait, if one does."""
+        return getattr(self.cause, "limit", None)
+
+
+class Cancelled(NbcodexError):
+    """The user ended this request."""
+
+    title = "Cancelled"
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user pressed Stop.
+
+    A KeyboardInterrupt, so that a loop which goes on after `except Exception` stops as well.
+
+    Parameters
+    ----------
+    reply : Reply or None
+        The text so far, marked as interrupted.
+    """
+
+    title = "Interrupted"
+
+    def __init__(self, message: str, *, reply: Reply | None = None, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+        self.reply = reply
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows instead of a traceback."""
+        return render(self.title, self.message, self.advice)

@@ -1,0 +1,116 @@
+"""The one stream of events: the life of a request, as its listeners hear it.
+
+Each event is frozen and says the instant `at` (seconds of `clock.Clock.now`) at which it happened.
+What a user sees is a pure function of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbcodex.errors import NbcodexError, Parked as ParkedError, TransientError
+    from nbcodex.records import Limit, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What every event says: whose it is, and when it happened."""
+
+    request_id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued(Event):
+    """The request exists; nothing has been sent. `patience` is in seconds."""
+
+    model: str | None
+    patience: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held(Event):
+    """The model is closed until `resume_at` because of a limit that met another request."""
+
+    limit: Limit | None
+    resume_at: float
+    waited: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent(Event):
+    """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate."""
+
+    attempt: int
+    model: str | None
+    input_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta(Event):
+    """More of the answer; with `reasoning`, of the model's thinking aloud before it."""
+
+    text: str
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackingOff(Event):
+    """An attempt failed; the next one is due at `resume_at`. `waited` excludes this wait."""
+
+    error: TransientError
+    attempt: int
+    resume_at: float
+    waited: float
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit that refused the attempt, if one did."""
+        return getattr(self.error, "limit", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted(Event):
+    """The answer begins anew: what was shown of it is to be replaced, not repeated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Event):
+    """The answer is there."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked(Event):
+    """The request is kept for later. `error` says why, and when it may go."""
+
+    error: ParkedError
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted(Event):
+    """The user pressed Stop; the text so far is in `reply`."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled(Event):
+    """The user cancelled this request; the text so far is in `reply`."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Event):
+    """No more attempts can help."""
+
+    error: NbcodexError
+    reply: Reply
+
+
+Ending = Finished | Parked | Interrupted | Cancelled | Failed

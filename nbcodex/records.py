@@ -1,0 +1,225 @@
+"""The words everybody speaks: requests, limits, snapshots, usage and replies. Data, no deeds."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Api = Literal["auto", "responses", "chat"]
+Status = Literal[
+    "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
+]
+Resource = Literal["tokens", "requests"]
+
+MINUTE, DAY = 60.0, 86_400.0
+
+
+def new_id() -> str:
+    """Return a fresh request id: eight hexadecimal digits, of which any unique start will do."""
+    return secrets.token_hex(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt, a model and options; immutable, so that what is sent again is what was asked.
+
+    Parameters
+    ----------
+    prompt : str
+        The text, as the server shall see it.
+    model : str or None
+        Name of the model (on Azure: of the deployment). None lets the provider decide.
+    system : str or None
+        Instructions that stand before the prompt.
+    max_output : int or None
+        Upper bound on output tokens, reasoning included.
+    effort : str or None
+        Reasoning effort, in the server's words.
+    params : mapping
+        Further parameters of the API, passed on in the body.
+    api : {"auto", "responses", "chat"}
+        Which API to speak.
+    api_base : str or None
+        Base URL for this request only.
+    patience : float
+        Seconds of waiting, caused by refusals and faults, after which the request is parked.
+    created_at : float
+        Seconds since the epoch.
+    """
+
+    prompt: str
+    id: str = field(default_factory=new_id)
+    model: str | None = None
+    system: str | None = None
+    max_output: int | None = None
+    effort: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    api: Api = "auto"
+    api_base: str | None = None
+    patience: float = 600.0
+    created_at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The server's limit that refused a request, with the figures it gave.
+
+    Parameters
+    ----------
+    resource : {"tokens", "requests"} or None
+        What ran out; None where the server does not say.
+    window : float or None
+        Seconds over which the server counts.
+    limit, used, requested : float or None
+        The server's figures, in the resource's unit.
+    model : str or None
+        The model that the limit belongs to.
+    """
+
+    resource: Resource | None = None
+    window: float | None = None
+    limit: float | None = None
+    used: float | None = None
+    requested: float | None = None
+    model: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The limit as people say it: ``tokens per minute (TPM)``."""
+        if self.resource is None:
+            return "rate limit"
+        per = {MINUTE: "minute", DAY: "day"}.get(self.window or 0.0)
+        if per is None:
+            return f"{self.resource} limit"
+        return f"{self.resource} per {per} ({self.resource[0].upper()}P{per[0].upper()})"
+
+    @property
+    def figures(self) -> str:
+        """What the server told, such as ``limit 30,000, used 22,999, requested 12,528``."""
+        told = {"limit": self.limit, "used": self.used, "requested": self.requested}
+        return ", ".join(
+            f"{word} {value:,.0f}" for word, value in told.items() if value is not None
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauge:
+    """One bucket as one response's headers tell it.
+
+    Parameters
+    ----------
+    limit, remaining : float
+        Size and level, in the bucket's unit.
+    full_in : float or None
+        Seconds until the bucket is full again (``x-ratelimit-reset-*``), which is not the time to
+        wait.
+    """
+
+    limit: float
+    remaining: float
+    full_in: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The limits as one response's headers tell them.
+
+    Parameters
+    ----------
+    at : float
+        The instant at which the headers arrived.
+    processing : float or None
+        Seconds the server worked before it answered (``openai-processing-ms``).
+    tokens, requests : Gauge or None
+        The tightest bucket of each kind that the headers name.
+    organization : str or None
+        Whose limits these are.
+    """
+
+    at: float
+    processing: float | None = None
+    tokens: Gauge | None = None
+    requests: Gauge | None = None
+    organization: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one request. Cached is a part of input, reasoning a part of output.
+
+    None means unknown, never zero. `estimated` marks figures that we made and the server did not.
+    """
+
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Input and output together; None if either is unknown."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came of a request. True only when it holds a finished answer.
+
+    Parameters
+    ----------
+    id : str
+        The request's id.
+    text : str
+        The answer, or as much of it as arrived.
+    status : str
+        ``done``, or why there is no finished answer.
+    model : str or None
+        The model that answered, in the server's words.
+    usage : Usage
+        Tokens; estimates are marked.
+    cost : float or None
+        US dollars; None where no price is known.
+    attempts : int
+        HTTP tries, the successful one included.
+    waited : float
+        Seconds spent waiting because of limits and faults.
+    seconds : float
+        From the question to the last word, waiting included.
+    cut : str or None
+        Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
+    parsed : object
+        The validated object, where a schema was asked for.
+    reused, simulated : bool
+        Whether the answer came from the journal, or from the simulator.
+    """
+
+    id: str
+    text: str = ""
+    status: Status = "done"
+    model: str | None = None
+    usage: Usage = Usage()
+    cost: float | None = None
+    attempts: int = 1
+    waited: float = 0.0
+    seconds: float = 0.0
+    cut: str | None = None
+    parsed: Any = None
+    reused: bool = False
+    simulated: bool = False
+
+    def __bool__(self) -> bool:
+        return self.status == "done"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        from nbcodex.markdown import harmless
+
+        return harmless(self.text)

@@ -1,0 +1,179 @@
+"""What the user and the environment have set, read afresh for each request.
+
+Owns the order of precedence: what is said for one request, then `%config Codex`, then the
+environment, then the default. Must not know traitlets or the SDK.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.records import Api
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_MODEL = "gpt-5.6-sol"
+
+Display = Literal["auto", "widget", "text"]
+
+_ENVIRONMENT = {
+    "OPENAI_API_KEY": "api_key",
+    "OPENAI_BASE_URL": "base_url",
+    "OPENAI_ORG_ID": "organization",
+    "OPENAI_PROJECT_ID": "project",
+    "AZURE_OPENAI_ENDPOINT": "azure_endpoint",
+    "AZURE_OPENAI_API_KEY": "azure_key",
+    "AZURE_OPENAI_AD_TOKEN": "azure_ad_token",
+    "OPENAI_API_VERSION": "api_version",
+    "NBCODEX_MODEL": "model",
+    "NBCODEX_HOME": "home",
+}
+_SECRETS = {"api_key", "azure_key", "azure_ad_token"}
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
+
+
+class Secret:
+    """A key or token. It shows itself to nobody who does not ask for it by name."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value.strip()
+
+    def reveal(self) -> str:
+        """Return the secret itself, for the wire alone."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a secret is not pickled: it stays in this process")
+
+
+def duration(text: str | float) -> float:
+    """Return seconds for ``90s``, ``10m``, ``1h30m``, ``250ms`` or a plain number of seconds.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no duration, negative or not finite.
+    """
+    if isinstance(text, str):
+        plain = text.strip()
+        parts = _PART.findall(plain)
+        if parts and not _PART.sub("", plain).strip():
+            return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
+        try:
+            seconds = float(plain)
+        except ValueError:
+            seconds = math.nan
+    else:
+        seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ConfigurationError(
+            f"{str(text)[:40]!r} is not a duration.", advice="Write it like 90s, 10m or 2h."
+        )
+    return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a request needs to know beside itself.
+
+    Parameters
+    ----------
+    api_key, base_url, organization, project
+        ``OPENAI_API_KEY``, ``OPENAI_BASE_URL``, ``OPENAI_ORG_ID``, ``OPENAI_PROJECT_ID``.
+    azure_endpoint, azure_key, azure_ad_token, api_version
+        ``AZURE_OPENAI_ENDPOINT``, ``AZURE_OPENAI_API_KEY``, ``AZURE_OPENAI_AD_TOKEN``,
+        ``OPENAI_API_VERSION``.
+    keys
+        Keys of further hosts, by host name (with ``:port`` where one is needed).
+    client
+        Factory of an ``AsyncOpenAI`` for anything else; the other provider settings are then
+        ignored.
+    model
+        ``NBCODEX_MODEL``; None lets the provider decide.
+    patience
+        Seconds of waiting, caused by refusals and faults, before a request is parked.
+    idle_timeout
+        Seconds of silence after which a stream that has begun counts as broken. Before the first
+        word, when models think, five times as long.
+    home
+        ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
+    """
+
+    api_key: Secret | None = None
+    base_url: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    azure_endpoint: str | None = None
+    azure_key: Secret | None = None
+    azure_ad_token: Secret | None = None
+    api_version: str | None = None
+    keys: Mapping[str, Secret] = field(default_factory=dict)
+    client: Callable[[], Any] | None = None
+    model: str | None = None
+    api: Api = "auto"
+    patience: float = 600.0
+    idle_timeout: float = 60.0
+    display: Display = "auto"
+    remote_images: bool = False
+    home: Path | None = None
+
+    @classmethod
+    def read(
+        cls, chosen: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> Self:
+        """Return the settings in force now.
+
+        Parameters
+        ----------
+        chosen : mapping or None
+            What the user has chosen, by field name; None and empty values do not count.
+        environ : mapping
+            The environment.
+        """
+        values: dict[str, Any] = {
+            name: value.strip()
+            for variable, name in _ENVIRONMENT.items()
+            if (value := environ.get(variable, "")).strip()
+        }
+        values |= {k: v for k, v in (chosen or {}).items() if v is not None and v != ""}
+        return cls(**{k: _as_field(k, v) for k, v in values.items()})
+
+    def secrets(self) -> list[str]:
+        """Return every secret in force, longest first, for those who must keep them unseen."""
+        held = [self.api_key, self.azure_key, self.azure_ad_token, *self.keys.values()]
+        return sorted({s.reveal() for s in held if s}, key=len, reverse=True)
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """Return `value` in the type of the field `name`."""
+    if name in _SECRETS:
+        return value if isinstance(value, Secret) else Secret(value)
+    if name == "keys":
+        return {h.lower(): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
+    if name in {"patience", "idle_timeout"}:
+        return duration(value)
+    if name == "home":
+        return Path(value).expanduser()
+    return value
