@@ -16,9 +16,9 @@
     │   ├── CredentialsError      401 and 403
     │   ├── ModelError            no such model
     │   └── RequestError          the server rejects the request for another reason
-    ├── Parked                    kept for later: the wait is longer than the patience
-    └── Cancelled                 the user ended the request
-    Interrupted                   the user pressed Stop: a KeyboardInterrupt
+    ├── ParkedError               kept for later: the wait is longer than the patience
+    └── CancelledError            the user ended the request
+    Stopped                       the user pressed Stop: a KeyboardInterrupt
 
 Whether an error is worth another attempt is its class. The wire translates, once; nobody else does.
 """
@@ -179,7 +179,7 @@ class RequestError(PermanentError):
     title = "Request rejected"
 
 
-class Parked(NbcodexError):
+class ParkedError(NbcodexError):
     """The request is kept for later, because the wait is longer than the user's patience.
 
     Parameters
@@ -210,13 +210,13 @@ class Parked(NbcodexError):
         return getattr(self.cause, "limit", None)
 
 
-class Cancelled(NbcodexError):
+class CancelledError(NbcodexError):
     """The user ended this request."""
 
     title = "Cancelled"
 
 
-class Interrupted(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
     """The user pressed Stop.
 
     A KeyboardInterrupt, so that a loop which goes on after `except Exception` stops as well.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nbcodex.errors import NbcodexError, Parked as ParkedError, TransientError
+    from nbcodex.errors import NbcodexError, ParkedError, TransientError
     from nbcodex.records import Limit, Reply
 
 
