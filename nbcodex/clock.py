@@ -61,3 +61,21 @@ async def pause(seconds: float, unless: asyncio.Event | None = None) -> bool:
         async with asyncio.timeout(seconds):
             await unless.wait()
     return unless.is_set()
+
+
+def spell(seconds: float) -> str:
+    """Return a duration for people: ``7.4 s``, ``1 min 12 s``, ``2 h 03 min``, ``3 d 4 h``."""
+    if seconds < 59.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def time_of_day(wall: float, *, now: float) -> str:
+    """Return the local time of an instant since the epoch, with the date if it is not today's."""
+    then, today = time.localtime(wall), time.localtime(now)
+    same_day = then[:3] == today[:3]
+    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)

@@ -9,6 +9,7 @@
     │   ├── LimitError            the server's rate limit; says which, and when it resets
     │   ├── OverloadedError       the server is too busy for anybody
     │   ├── ServerError           5xx, or an answer that makes no sense
+    │   ├── GoneError             a durable answer that the server lost: it must be asked anew
     │   └── TransportError        no connection, a broken or silent stream
     ├── PermanentError            the same request can never succeed
     │   ├── QuotaError            billing, which waiting does not mend
@@ -16,6 +17,7 @@
     │   ├── CredentialsError      401 and 403
     │   ├── ModelError            no such model
     │   └── RequestError          the server rejects the request for another reason
+    ├── EntryError                no entry of the journal, or several, or one that is damaged
     ├── ParkedError               kept for later: the wait is longer than the patience
     └── CancelledError            the user ended the request
     Stopped                       the user pressed Stop: a KeyboardInterrupt
@@ -29,7 +31,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nbcodex.records import Limit, Reply
+    from nbcodex.records import Limit, Reply, Snapshot
 
 LINES, WIDTH, LONGEST = 6, 100, 400
 
@@ -61,6 +63,8 @@ class NbcodexError(Exception):
 
     title = "nbcodex"
     reply: Reply | None = None
+    snapshot: Snapshot | None = None
+    """The limits as the headers of the refusal told them, where it came with headers."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -133,10 +137,18 @@ class ServerError(TransientError):
     title = "Server error"
 
 
+class GoneError(TransientError):
+    """A durable answer cannot be picked up: the server no longer has it, or it failed there."""
+
+    title = "Answer lost"
+
+
 class TransportError(TransientError):
     """There was no connection, or it broke, or it fell silent."""
 
     title = "Connection lost"
+    was_sent = True
+    """Whether the request may have reached the server, which then works on it."""
 
 
 class PermanentError(NbcodexError):
@@ -177,6 +189,12 @@ class RequestError(PermanentError):
     """The server rejects the request as it stands."""
 
     title = "Request rejected"
+
+
+class EntryError(NbcodexError):
+    """No entry of the journal answers to this id, or several do, or it cannot be read."""
+
+    title = "Journal"
 
 
 class ParkedError(NbcodexError):

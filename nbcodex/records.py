@@ -23,6 +23,25 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a request was asked.
+
+    Parameters
+    ----------
+    notebook : str or None
+        The notebook (or the kernel, where nobody knows the notebook).
+    cell : str or None
+        The cell's id.
+    variable : str or None
+        The name that the answer is to be bound to.
+    """
+
+    notebook: str | None = None
+    cell: str | None = None
+    variable: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt, a model and options; immutable, so that what is sent again is what was asked.
 
@@ -48,6 +67,12 @@ class Request:
         Seconds of waiting, caused by refusals and faults, after which the request is parked.
     created_at : float
         Seconds since the epoch.
+    origin : Origin
+        Where it was asked.
+    reuse : bool
+        Whether an equal request's answer in the journal will do.
+    durable : bool
+        Whether the server shall keep the answer, so that a broken stream can be picked up.
     """
 
     prompt: str
@@ -61,6 +86,44 @@ class Request:
     api_base: str | None = None
     patience: float = 600.0
     created_at: float = field(default_factory=time.time)
+    origin: Origin = field(default_factory=Origin)
+    reuse: bool = False
+    durable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a durable answer has been read: what it takes to pick it up.
+
+    Parameters
+    ----------
+    response_id : str
+        The server's name for the answer.
+    sequence : int or None
+        Number of the last event that was read; None: pick it up from its beginning.
+    """
+
+    response_id: str
+    sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """How a request of the journal is taken up again.
+
+    Parameters
+    ----------
+    not_before : float or None
+        Seconds since the epoch before which it stays where it is.
+    mark : Mark or None
+        Where its durable answer goes on.
+    text : str
+        The answer up to that mark.
+    """
+
+    not_before: float | None = None
+    mark: Mark | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +253,15 @@ class Reply:
     waited : float
         Seconds spent waiting because of limits and faults.
     seconds : float
-        From the question to the last word, waiting included.
+        From the question to the last word, without the waiting.
     cut : str or None
         Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
     parsed : object
         The validated object, where a schema was asked for.
     reused, simulated : bool
         Whether the answer came from the journal, or from the simulator.
+    notes : tuple of str
+        What else its reader should know, in a few words each.
     """
 
     id: str
@@ -212,6 +277,7 @@ class Reply:
     parsed: Any = None
     reused: bool = False
     simulated: bool = False
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.status == "done"

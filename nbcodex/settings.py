@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.records import Api
+
+if TYPE_CHECKING:
+    from nbcodex.records import Api
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-5.6-sol"
@@ -94,6 +96,10 @@ def duration(text: str | float) -> float:
     return seconds
 
 
+JOURNAL = "journal.sqlite3"
+"""Name of the file that keeps prompts and answers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All that a request needs to know beside itself.
@@ -117,6 +123,10 @@ class Settings:
     idle_timeout
         Seconds of silence after which a stream that has begun counts as broken. Before the first
         word, when models think, five times as long.
+    journal
+        Whether requests are kept on disk; otherwise they are kept until the process ends.
+    reuse
+        Whether an equal request that was answered is shown from the journal.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     """
@@ -137,6 +147,8 @@ class Settings:
     idle_timeout: float = 60.0
     display: Display = "auto"
     remote_images: bool = False
+    journal: bool = True
+    reuse: bool = False
     home: Path | None = None
 
     @classmethod
@@ -158,7 +170,12 @@ class Settings:
             if (value := environ.get(variable, "")).strip()
         }
         values |= {k: v for k, v in (chosen or {}).items() if v is not None and v != ""}
-        return cls(**{k: _as_field(k, v) for k, v in values.items()})
+        return cls(**cls.typed(values))
+
+    @staticmethod
+    def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of fields in the fields' own types."""
+        return {name: _as_field(name, value) for name, value in values.items()}
 
     def secrets(self) -> list[str]:
         """Return every secret in force, longest first, for those who must keep them unseen."""
@@ -177,3 +194,12 @@ def _as_field(name: str, value: Any) -> Any:
     if name == "home":
         return Path(value).expanduser()
     return value
+
+
+def folder_of(settings: Settings) -> Path:
+    """Return the folder that `settings` name, or else the platform's data folder."""
+    if settings.home is not None:
+        return settings.home
+    import platformdirs  # asked by few, and milliseconds
+
+    return platformdirs.user_data_path("nbcodex", appauthor=False)

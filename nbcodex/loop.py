@@ -1,0 +1,87 @@
+"""The one event loop, in one daemon thread, on which all network work runs.
+
+Owns the thread. The kernel's main thread only waits and paints, so an interrupt reaches it at once.
+Must not know what runs here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_LAST_WORDS = 1.0
+"""Seconds that tasks get to end in when the interpreter does."""
+
+
+class Loop:
+    """An asyncio loop that lives in a daemon thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nbcodex", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the caller runs on this loop's thread, where waiting would never end."""
+        return threading.current_thread() is self._thread
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Have `function` called on the loop soon; return at once."""
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `coroutine` on the loop and return the future of its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what runs, give it a moment to end, and stop the thread."""
+        if not self._thread.is_alive() or self.is_mine:
+            return
+        asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
+        self._thread.join(_LAST_WORDS)
+
+    async def _wind_up(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WORDS / 2)
+        await self._loop.shutdown_asyncgens()
+        self._loop.stop()
+
+
+_lock = threading.Lock()
+_running: Loop | None = None
+
+
+def running() -> Loop:
+    """Return this process's loop, started at the first call."""
+    global _running
+    with _lock:
+        if _running is None:
+            _running = Loop()
+            atexit.register(_running.close)
+        return _running
+
+
+def _forget_the_parents() -> None:
+    """A forked child has its parent's memory but not its threads: it starts afresh."""
+    global _lock, _running
+    _lock, _running = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
