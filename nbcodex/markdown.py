@@ -1,0 +1,367 @@
+"""Answers as Markdown that runs nothing and fetches nothing, whoever renders it.
+
+Owns what a stored answer may hold. Knows no renderer, for it cannot know which will come: no two
+agree on what is code. So whatever leaves here is harmless even if all of it were read as ordinary
+text, raw HTML included, with one exception: fenced blocks which no renderer can fail to see.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import string
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
+_STYLES = "b|code|em|i|s|small|strong|u"  # left open, these go on in whatever follows on the page
+
+# A destination holds no `$`, no `\` and no `@@`: JupyterLab puts mathematics back into the finished
+# HTML, quotes and all, even where it finds its place within an attribute.
+_CHAR = r"""[^\s()<>\[\]"`$\\@]"""
+_SEGMENT = r"(?:[\w.~+,;=*|{}-]|%20)"
+_TARGET = (
+    rf"(?:(?i:https?://|mailto:)|[#?]|\.{{0,2}}/(?![/\\&%])|{_SEGMENT}++(?=[/?#)\s]|\Z))"
+    rf"(?:{_CHAR}|@(?!@)|\\_|\({_CHAR}*\))*+"
+)
+_TITLE = r"""(?:"[^"$\\@`<\[\]]*"|'[^'"$\\@`<\[\]]*')"""
+_REST = rf"(?:\s++{_TITLE})?\s*+\)"
+_ALT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
+
+_DANGER = re.compile(
+    rf"""
+    (?P<link>   \]\(\s*+(?:{_TARGET}(?=[\s)]))?{_REST} )
+  | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<rest>{_REST})
+  | (?P<broken> \]\( )
+  | (?P<define> \]:(?!\s*+{_TARGET}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
+  | (?P<image>  (?<!!){_ALT} )
+  | (?P<bang>   !(?=\[) )
+  | (?P<tag>    </?(?i:{_TAGS})[ ]?/?> | <(?i:(?P<style>{_STYLES})>(?=[^\n]{{0,200}}?</(?P=style)>))
+              | </(?i:{_STYLES})> | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
+  | (?<!<)<(?P<auto>(?:https?://|mailto:)[^\s<>\[\]`"!]++|[\w.+-]++@[\w.-]++)>
+  | (?P<open>   <(?=[A-Za-z/!?]) )
+    """,
+    re.VERBOSE,
+)
+_OPENS_FENCE = re.compile(r"(`{3,}|~{3,})([^\n]*)")
+_URL = re.compile(r"(?i:https?://|ftp://|www\.)\S*")
+_TIGHT = re.compile(r"(?<=<)(?=[A-Za-z/!?])|(?<=\])(?=[(:])|(?<=!)(?=\[)")
+
+_FENCE = re.compile(
+    r"(?P<quote>(?: {0,3}> ?)*+)(?P<lead>[ \t]*+(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
+    r"(?P<run>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
+)
+_QUOTE = re.compile(r" {0,3}> ?")
+_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
+_PIECE = re.compile(r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t])|\n(?=[ \t]*\|))")
+# What could end something that a renderer holds open (a fence, nbconvert's mathematics), so that
+# the rest of a code block would be read as text.
+_ENDS = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
+_MARK = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
+
+_SPECIAL = {ord(c): f"&#{ord(c)};" for c in string.punctuation if c not in ",-./;?"}
+_ENTITIES = _SPECIAL | {ord("."): "&#46;", ord("\n"): "&#10;"}
+_INFO = {ord(c): f"&#{ord(c)};" for c in '"$\\@'}
+_CONTROLS: dict[int, str | None] = {
+    **dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), 0xFEFF)),
+    **dict.fromkeys((0x0D, 0x85, 0x2028, 0x2029), "\n"),
+}
+
+
+def harmless(text: str, *, remote_images: bool = False) -> str:
+    """Return Markdown that reads like `text`, and runs and fetches nothing in any renderer.
+
+    Parameters
+    ----------
+    text : str
+        A model's answer; anything at all.
+    remote_images : bool
+        Leave images as they are. Otherwise they become links: to show one sends data out.
+
+    Returns
+    -------
+    str
+        The Markdown. Of HTML, a few tags without attributes are left; of links, those to ``http``,
+        ``https``, ``mailto``, a fragment or a relative path; the rest is there to be read.
+    """
+    sheet = _Sheet(remote_images)
+    for block in _blocks(_clean(text).split("\n")):
+        if isinstance(block, str):
+            sheet.write(block)
+        elif _disarm(kept := "\n".join(block.lines), remote_images) == kept:
+            sheet.write(*block.lines, code=True)
+        else:
+            sheet.insert(block)
+    return sheet.text()
+
+
+def inline(text: str) -> str:
+    """Return a short plain text, such as a model's name, for use within a line of Markdown."""
+    return " ".join(_clean(text).split()).translate(_SPECIAL)
+
+
+def _clean(text: str) -> str:
+    # CR is a line end to some and a blank to others, and browsers drop it from URLs
+    text = text.replace("\r\n", "\n").translate(_CONTROLS)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _disarm(text: str, images: bool) -> str:
+    """Return `text` so that it is harmless as text; `text` itself if it is so already."""
+    text = _OPENS_FENCE.sub(_plain_info, text)
+    text = _URL.sub(_plain_url, text)
+    return _DANGER.sub(lambda found: _defuse(found, images), text)
+
+
+def _plain_info(found: re.Match[str]) -> str:
+    # nbconvert writes a mermaid block as live HTML, JupyterLab the whole info into an attribute
+    run, info = found.groups()
+    if "mermaid" in html.unescape(info).lower():
+        info = re.sub(r"(?i)(?<!text-)mermaid", "text-mermaid", info.replace("&#", "&amp;#"))
+    return run + info.translate(_INFO)
+
+
+def _plain_url(found: re.Match[str]) -> str:
+    url = re.sub(r"\\(?=\\|begin)", "%5C", found[0].replace("$", "%24").replace("@@", "%40%40"))
+    return re.sub(r"(?i)\A(ftp):", r"\1&#58;", url)
+
+
+def _defuse(found: re.Match[str], images: bool) -> str:
+    match found.lastgroup:
+        case "rest":
+            target = re.sub(r"\s", "%20", found["angle"].strip())
+            target = target.replace("(", "%28").replace(")", "%29")
+            safe = not target or re.fullmatch(_TARGET, target)
+            return f"]({target}{found['rest']}" if safe else found[0].translate(_SPECIAL)
+        case "broken":
+            return "]&#40;"
+        case "define":
+            return "]&#58;"
+        case "image":
+            return found[0] if images else found[0][1:]
+        case "bang":
+            return "&#33;"
+        case "auto":
+            return found["auto"]
+        case "open":
+            return "&lt;"
+        case _:
+            return found[0]
+
+
+@dataclass(slots=True)
+class _Code:
+    """A block of code: its lines as they stand, and what they say."""
+
+    lines: list[str]
+    code: list[str]
+    info: str = "text"
+    lead: str = ""
+    indent: int = 0
+
+    def render(self) -> str:
+        """Return the block as one that every renderer sees, or that is harmless to all."""
+        body = "\n".join(self.code)
+        if _ENDS.search(body):
+            return f"<pre><code>{body.translate(_ENTITIES)}</code></pre>"
+        # A fence with an info cannot be taken for the end of another; none is inside (`_ENDS`)
+        info = re.match(r"\s*([\w+.#-]*)", self.info, re.ASCII)
+        name = info[1] if info else ""
+        name = "text" if not name or name.lower().startswith("mermaid") else name
+        longest = max(map(len, re.findall("`+", body)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}{name}\n{body}\n{fence}"
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """The Markdown so far: finished parts, and lines that may yet join with the next."""
+
+    images: bool
+    parts: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    prose: list[str] = field(default_factory=list)
+    shift: int = 0
+
+    def write(self, *lines: str, code: bool = False) -> None:
+        """Add lines of text, or a block of code that may stay as it is."""
+        if lines[0].strip():
+            self.shift = min(self.shift, _indent(lines[0]))
+        lines = tuple(_dedent(line, self.shift) for line in lines)
+        if code:
+            self._settle()
+            self.lines += lines
+        else:
+            self.prose += lines
+
+    def insert(self, block: _Code) -> None:
+        """Add a block of code that has to stand by itself, at the margin.
+
+        What follows it in the same list keeps its shape, but moves to the margin too: four blanks
+        would make it code.
+        """
+        if block.lead.strip():
+            self.write(block.lead.rstrip())
+        self._flush()
+        if self.parts:
+            self.parts[-1] = self.parts[-1].rstrip("\n")
+        self.parts.append(block.render())
+        self.shift = block.indent
+
+    def text(self) -> str:
+        """Return all of it."""
+        self._flush()
+        return "\n\n".join(self.parts)
+
+    def _settle(self) -> None:
+        if self.prose:
+            self.lines.append(_spell("\n".join(self.prose), self.images))
+            self.prose = []
+
+    def _flush(self) -> None:
+        self._settle()
+        if self.lines:
+            text = _disarm("\n".join(self.lines), self.images)
+            self.parts.append(text.lstrip("\n") if self.parts else text)
+            self.lines = []
+
+
+def _indent(line: str) -> int:
+    lead = line[: len(line) - len(line.lstrip(" \t"))]
+    return len(lead.expandtabs(4))
+
+
+def _dedent(line: str, columns: int) -> str:
+    if not columns:
+        return line
+    bare = line.lstrip(" \t")
+    return " " * max(0, _indent(line) - columns) + bare
+
+
+def _blocks(lines: list[str]) -> Iterator[str | _Code]:
+    """Yield single lines of text, and blocks of code, fenced or indented."""
+    at, in_list, blank = 0, False, True
+    while at < len(lines):
+        line = lines[at]
+        if fence := _FENCE.fullmatch(line):
+            in_list = (in_list and _indent(line) > 0) or bool(fence["lead"].strip())
+            at, block = _fenced(lines, at, fence)
+            blank = True
+            yield block
+        elif blank and not in_list and _indent(line) >= 4 and line.strip():
+            at, block = _indented(lines, at)
+            yield block
+        else:
+            if line.strip() and (blank or _ITEM.match(line)):
+                in_list = bool(_ITEM.match(line)) or (in_list and _indent(line) > 1)
+            at, blank = at + 1, not line.strip()
+            yield line
+
+
+def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _Code]:
+    depth, run = fence["quote"].count(">"), fence["run"]
+    indent = len(fence["lead"].expandtabs(4))
+    closing = re.compile(rf"[ \t]*{run[0]}{{{len(run)},}}[ \t]*")
+    code: list[str] = []
+    at = start + 1
+    while at < len(lines):
+        line = _unquote(lines[at], depth)
+        if line is None:
+            break
+        at += 1
+        if closing.fullmatch(line) and _indent(line) <= indent + 3:
+            break
+        code.append(_dedent(line, indent))
+    else:
+        if code and not code[-1]:
+            code.pop()
+    lead = fence["quote"] + fence["lead"] if fence["lead"].strip() else ""
+    return at, _Code(lines[start:at], code, fence["info"], lead, indent)
+
+
+def _unquote(line: str, depth: int) -> str | None:
+    """Return `line` without its quote marks; None if it stands outside of the quote."""
+    for _ in range(depth):
+        if not (mark := _QUOTE.match(line)):
+            return None
+        line = line[mark.end() :]
+    return line
+
+
+def _indented(lines: list[str], start: int) -> tuple[int, _Code]:
+    at = start
+    while at < len(lines) and (_indent(lines[at]) >= 4 or not lines[at].strip()):
+        at += 1
+    while not lines[at - 1].strip():
+        at -= 1
+    return at, _Code(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
+
+
+def _spell(text: str, images: bool) -> str:
+    """Return text whose code and mathematics will still look right once it is disarmed."""
+    return "".join(_spell_piece(piece, images) for piece in _PIECE.split(text))
+
+
+def _spell_piece(text: str, images: bool) -> str:
+    if _disarm(text, images) == text:
+        return text
+    runs: dict[int, list[int]] = {}
+    for run in re.finditer("`+", text):
+        runs.setdefault(len(run[0]), []).append(run.start())
+    missing: set[str] = set()
+    parts: list[str] = []
+    done = at = 0
+    while mark := _MARK.search(text, at):
+        at = mark.end()
+        code = mark[0].startswith("`")
+        end = _code_end(runs, mark) if code else _math_end(text, mark, missing)
+        if end > at:
+            parts.append(text[done : mark.start()])
+            whole = text[mark.start() : end]
+            parts.append(
+                _code_span(whole, at - mark.start(), text, images)
+                if code
+                else _TIGHT.sub(" ", whole)
+            )
+            done = at = end
+    return "".join((*parts, text[done:]))
+
+
+def _code_end(runs: dict[int, list[int]], mark: re.Match[str]) -> int:
+    size = len(mark[0])
+    same = runs.get(size, [])
+    nth = bisect_left(same, mark.end())
+    return same[nth] + size if nth < len(same) else -1
+
+
+def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
+    """Return where the mathematics that `mark` opens end, or -1 if it opens none."""
+    opening = mark[0]
+    match opening[-1]:
+        case "$":
+            closing = opening
+        case "(" | "[":
+            closing = opening[:-1] + {"(": ")", "[": "]"}[opening[-1]]
+        case "}" if mark["env"] is not None:
+            closing = f"\\end{{{mark['env']}}}"
+        case _:
+            return -1
+    if opening == "\\$" or closing in missing:
+        return -1
+    end = text.find(closing, mark.end())
+    if end < 0:
+        missing.add(closing)
+        return -1
+    return -1 if text[end - 1] == "\\" else end + len(closing)
+
+
+def _code_span(whole: str, size: int, text: str, images: bool) -> str:
+    if _disarm(whole, images) == whole:
+        return whole
+    code = whole[size:-size].replace("\n", " ")
+    if code.strip() and code[0] == code[-1] == " ":
+        code = code[1:-1]
+    if text.lstrip("\n \t").startswith("|"):
+        code = code.replace("\\|", "|")
+    return f"<code>{code.translate(_ENTITIES)}</code>"
