@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.kernels import Kernel, kernel
+from tests.simulated import Simulated, simulated
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,17 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.delenv(name)
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulated]:
+    """A simulator behind a real socket, with limits that nobody meets, and its address."""
+    with simulated(tpm=10_000_000, rpm=100_000, latency=0.01, speed=2_000.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_kernel() -> Iterator[Kernel]:
+    """A kernel for tests that leave it as they found it; it needs `%reset -f` between them."""
+    with kernel() as started:
+        yield started

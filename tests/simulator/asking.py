@@ -1,0 +1,59 @@
+"""Ways to ask a simulator that several test files share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import openai
+
+from nbcodex.simulator import Call, Knobs, Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from tests.virtual import LoopClock
+
+MODEL = "gpt-5.6-sol"
+KEY = "sk-test-0123456789"
+
+
+def simulator(**knobs: Any) -> Simulator:
+    """Return a simulator on the running loop's time."""
+    return Simulator(Knobs(**knobs), clock=LoopClock())
+
+
+@contextlib.asynccontextmanager
+async def sdk(server: Simulator, **options: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    """Give the official client, through the transport, without retries of its own."""
+    http = httpx2.AsyncClient(transport=SimulatorTransport(server))
+    given = {"api_key": KEY, "base_url": "https://simulated.test/v1", "max_retries": 0, **options}
+    async with openai.AsyncOpenAI(http_client=http, **given) as client:
+        yield client
+
+
+def call(path: str = "/v1/responses", body: Any = None, **headers: str) -> Call:
+    """Return a POST as the core takes it."""
+    if body is None:
+        body = {"model": MODEL, "input": "hello"}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Call(
+        method="POST", path=path, headers={"authorization": f"Bearer {KEY}", **named}, body=data
+    )
+
+
+async def fetch(server: Simulator, request: Call) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and the whole body."""
+    answer = await server.answer(request)
+    try:
+        body = b"".join([chunk async for chunk in answer.body])
+    finally:
+        await answer.body.aclose()
+    return answer.status, answer.headers, body
+
+
+async def refusal(server: Simulator, request: Call) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return status, headers and the error of a request that fails."""
+    status, headers, body = await fetch(server, request)
+    return status, headers, json.loads(body)["error"]

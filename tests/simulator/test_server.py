@@ -1,0 +1,209 @@
+"""The door with a socket: what only a real connection shows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from nbcodex.simulator import Fault, Knobs, Simulator
+from nbcodex.simulator.server import SimulatorServer, serve
+from tests.simulator.asking import KEY, MODEL
+
+HEADERS = {"authorization": f"Bearer {KEY}"}
+FAST = Knobs(latency=0.0, speed=100_000, chunk=10)
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[str, Simulator]]:
+    """Give the URL of a server in a thread, and its simulator."""
+    server = SimulatorServer(Simulator(FAST))
+    with server as url:
+        yield url, server.simulator
+
+
+async def ask(url: str, **options: Any) -> str:
+    """Return the text of a streamed answer, read by the SDK."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+        stream = await client.responses.create(
+            model=MODEL, input="[[echo: one two three]]", stream=True, **options
+        )
+        return "".join([e.delta async for e in stream if e.type == "response.output_text.delta"])
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait, in real time, until something holds that another task brings about."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.001)
+
+
+def test_the_sdk_reads_an_answer(served: tuple[str, Simulator]) -> None:
+    """The official client streams an answer over a real connection."""
+    assert asyncio.run(ask(served[0])) == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("dropped", httpx2.ReadError),
+        ("cut", httpx2.RemoteProtocolError),
+        ("refused", httpx2.RemoteProtocolError),
+    ],
+)
+@pytest.mark.parametrize("after", [-1, 0, 1])
+def test_broken_connections_look_as_through_the_transport(
+    served: tuple[str, Simulator], kind: Any, after: int, cause: type[Exception]
+) -> None:
+    """A reset, a chunk cut off and no answer at all: the same errors as without a socket."""
+    url, simulator = served
+    simulator.script([Fault(kind, after=after)])
+    with pytest.raises(openai.APIConnectionError) as caught:
+        asyncio.run(ask(url))
+    assert isinstance(caught.value.__cause__, cause)
+
+
+def test_a_connection_is_used_again(served: tuple[str, Simulator]) -> None:
+    """Requests follow each other on one connection, whether streamed or not."""
+    url, _ = served
+    body = {"model": MODEL, "input": "hello"}
+    with httpx2.Client(headers=HEADERS) as client:
+        for stream in (False, True, False):
+            answer = client.post(f"{url}/v1/responses", json={**body, "stream": stream})
+            assert answer.status_code == 200
+            (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]
+        assert "Request Count: 3" in repr(connection)
+
+
+def test_a_reader_who_leaves_is_noticed() -> None:
+    """A stalled stream ends, and is settled, when its reader closes the connection."""
+
+    async def main() -> None:
+        simulator = Simulator(Knobs(latency=0.0, policy="refunded"))
+        simulator.script(["stalled"])
+        body = {"model": MODEL, "input": "hello", "stream": True}
+        async with serve(simulator) as url, httpx2.AsyncClient(headers=HEADERS) as client:
+            async with client.stream("POST", f"{url}/v1/responses", json=body) as answer:
+                assert answer.status_code == 200
+                assert simulator.log[0].charged == 1_001
+            await eventually(lambda: simulator.log[0].charged == 1)
+
+    asyncio.run(main())
+
+
+def test_a_background_response_outlives_its_connection() -> None:
+    """The reader leaves, the answer is completed."""
+
+    async def main() -> None:
+        simulator = Simulator(Knobs(latency=0.0, speed=2_000))
+        body = {"model": MODEL, "input": "[[tokens=200]]", "stream": True, "background": True}
+        async with serve(simulator) as url, httpx2.AsyncClient(headers=HEADERS) as client:
+            async with client.stream("POST", f"{url}/v1/responses", json=body):
+                pass
+            await eventually(lambda: simulator.log[0].finished)
+
+    asyncio.run(main())
+
+
+def test_the_server_closes_in_the_midst_of_streams() -> None:
+    """Closing ends the streams that are under way, and leaves nothing behind."""
+
+    async def main() -> None:
+        simulator = Simulator(Knobs(latency=0.0))
+        simulator.script(["stalled"])
+        async with httpx2.AsyncClient(headers=HEADERS) as client:
+            body = {"model": MODEL, "input": "hello", "stream": True}
+            async with serve(simulator) as url:
+                request = client.build_request("POST", f"{url}/v1/responses", json=body)
+                answer = await client.send(request, stream=True)
+            with pytest.raises(httpx2.TransportError):
+                await answer.aread()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\r\n\r\n", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 30_000],
+)
+def test_what_is_no_http_is_told_so(served: tuple[str, Simulator], sent: bytes) -> None:
+    """Nonsense gets a 400 or a closed connection, and the server goes on."""
+    host, port = served[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        try:
+            told = connection.recv(65_536)
+        except ConnectionError:
+            told = b""
+    assert told == b"" or told.startswith(b"HTTP/1.1 400")
+    assert asyncio.run(ask(served[0])) == "one two three"
+
+
+def test_it_can_be_driven_over_http(served: tuple[str, Simulator]) -> None:
+    """Faults and knobs are set, and the log is read, through `/_simulator/`."""
+    url, _ = served
+    with httpx2.Client(base_url=url, headers=HEADERS) as client:
+        faults = ["quota", None, {"kind": "http", "status": 503, "after": 2}]
+        assert client.post("/_simulator/script", json=faults).json() == {"scripted": 3}
+        body = {"model": MODEL, "input": "hello"}
+        statuses = [client.post("/v1/responses", json=body).status_code for _ in range(3)]
+        assert statuses == [429, 200, 503]
+        knobs = client.post("/_simulator/knobs", json={"tpm": 5, "models": [MODEL]}).json()
+        assert (knobs["tpm"], knobs["models"]) == (5, [MODEL])
+        log = client.get("/_simulator/log", params={"since": 1}).json()
+        assert [(seen["prompt"], seen["status"]) for seen in log] == [
+            ("hello", 200),
+            ("hello", 503),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("what", "sent"),
+    [
+        ("script", "["),
+        ("script", '["nonsense"]'),
+        ("script", "7"),
+        ("knobs", '{"no": 1}'),
+        ("knobs", '{"policy": "no"}'),
+        ("knobs", '{"tpm": 0}'),
+    ],
+)
+def test_nonsense_over_http_is_refused(served: tuple[str, Simulator], what: str, sent: str) -> None:
+    """What makes no sense is a 400, and changes nothing."""
+    url, simulator = served
+    with httpx2.Client(base_url=url) as client:
+        assert client.post(f"/_simulator/{what}", content=sent).status_code == 400
+    assert simulator.knobs == FAST
+
+
+def test_an_address_in_use_is_an_error(served: tuple[str, Simulator]) -> None:
+    """`start` raises where the thread cannot listen, instead of waiting for ever."""
+    port = int(served[0].rpartition(":")[2])
+    with pytest.raises(OSError, match="in use"):
+        SimulatorServer(port=port).start()
+
+
+def test_it_runs_as_a_process() -> None:
+    """`python -m nbcodex.simulator` prints its URL first, and its options are the knobs."""
+    options = ["--tpm", "none", "--rpm", "7", "--models", "m", "--headers", "off"]
+    command = [sys.executable, "-m", "nbcodex.simulator", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        try:
+            body = {"model": "m", "input": "[[echo: yes]]"}
+            answer = httpx2.post(f"{url}/v1/responses", json=body, headers=HEADERS)
+            knobs = httpx2.post(f"{url}/_simulator/knobs", json={}).json()
+        finally:
+            process.terminate()
+    assert json.loads(answer.text)["output"][0]["content"][0]["text"] == "yes"
+    assert (knobs["tpm"], knobs["rpm"], knobs["headers"]) == (None, 7, False)
