@@ -1,0 +1,123 @@
+"""Which API a server speaks, and which parameters it does not take: asked once, then remembered.
+
+"Compatible" means something else everywhere. Sends nothing itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nbcodex.records import Request
+from nbcodex.settings import Settings
+from nbcodex.wire import bodies, codes
+from nbcodex.wire.providers import Endpoint
+
+Spoken = Literal["responses", "chat"]
+
+_NO_SUCH_CALL = {404, 405, 501}
+_REJECTED = {400, 422}
+_DENIED = {*_REJECTED, 403}
+_LESSONS = 3
+"""How often one request is put in other words; each is refused before it costs a token."""
+
+
+@dataclass(slots=True)
+class Question:
+    """A request in the words of one API.
+
+    Parameters
+    ----------
+    api : {"responses", "chat"}
+        Which one.
+    probing : bool
+        Whether the server may turn out to speak only the other.
+    avoid : frozenset of str
+        Parameters that the server does not take.
+    durable : bool
+        Whether the server is asked to keep the answer.
+    """
+
+    request: Request
+    endpoint: Endpoint
+    model: str
+    api: Spoken
+    probing: bool = False
+    avoid: frozenset[str] = frozenset()
+    lessons: int = 0
+    durable: bool = False
+
+    @property
+    def body(self) -> bodies.Body:
+        """The body to send."""
+        kind, avoid = self.endpoint.kind, self.avoid
+        if self.api == "chat":
+            return bodies.chat_body(self.request, model=self.model, kind=kind, avoid=avoid)
+        return bodies.responses_body(
+            self.request, model=self.model, kind=kind, avoid=avoid, durable=self.durable
+        )
+
+    def rephrase(self, error: Exception) -> bool:
+        """Put the request in words that were not refused; return whether there are any."""
+        status = getattr(error, "status_code", None)
+        no_call = status in _NO_SUCH_CALL
+        if no_call and str(getattr(error, "code", "")).lower() in codes.MODEL:
+            return False
+        if self.probing and self.api == "responses" and no_call:
+            self.api, self.durable = "chat", False
+            return True
+        told = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}"
+        if self.durable and (no_call or (status in _DENIED and bodies.is_about_keeping(told))):
+            self.durable = False
+            return True
+        if status not in _REJECTED or self.lessons >= _LESSONS:
+            return False
+        self.lessons += 1
+        name = bodies.objection(told, self.request, self.body)
+        if name is None:
+            return False
+        self.avoid |= {name}
+        return True
+
+
+class Dialects:
+    """What the servers of this process have taught about themselves."""
+
+    def __init__(self) -> None:
+        self._apis: dict[str, Spoken] = {}
+        self._avoid: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._forgetful: set[tuple[str, str, str]] = set()
+
+    def question(
+        self, request: Request, settings: Settings, endpoint: Endpoint, model: str
+    ) -> Question:
+        """Return a request in the words that its server is known, or thought, to take."""
+        asked = settings.api if request.api == "auto" else request.api
+        api: Spoken = self._apis.get(endpoint.base_url, "responses") if asked == "auto" else asked
+        unknown = asked == "auto" and endpoint.base_url not in self._apis
+        return Question(
+            request,
+            endpoint,
+            model,
+            api,
+            probing=unknown and endpoint.kind != "openai",
+            avoid=self._avoid.get((endpoint.base_url, api, model), frozenset()),
+            durable=request.durable
+            and api == "responses"
+            and (endpoint.base_url, endpoint.scope, model) not in self._forgetful,
+        )
+
+    def forgo(self, question: Question) -> bool:
+        """Remember that an account cannot have a model's answers kept; return whether it is new."""
+        place = question.endpoint.base_url, question.endpoint.scope, question.model
+        is_new = place not in self._forgetful
+        self._forgetful.add(place)
+        return is_new
+
+    def learn(self, question: Question) -> None:
+        """Remember in which words a server took a request."""
+        base_url = question.endpoint.base_url
+        if question.probing:
+            self._apis[base_url] = question.api
+        if question.avoid:
+            self._avoid[base_url, question.api, question.model] = question.avoid

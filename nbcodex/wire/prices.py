@@ -1,0 +1,65 @@
+"""What an answer costs, by the price tables of genai-prices. Offline; None where unknown.
+
+Prices hold only where they are charged: at OpenAI and Azure, not at whoever else serves a model of
+the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+from urllib.parse import urlsplit
+
+from nbcodex.imports import gently
+from nbcodex.records import Usage
+
+_OPENAI = ("api.openai.com", ".api.openai.com")
+_AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
+
+
+def seller(base_url: str) -> Literal["openai", "azure"] | None:
+    """Return ``openai`` or ``azure``, or None for a server whose prices nobody keeps."""
+    try:
+        host = urlsplit(base_url).hostname or ""
+    except ValueError:
+        return None
+    if host == _OPENAI[0] or host.endswith(_OPENAI[1]):
+        return "openai"
+    return "azure" if host.endswith(_AZURE) else None
+
+
+def load() -> None:
+    """Import the tables, which takes 0.16 s: for a thread, while an answer is under way."""
+    with gently(), contextlib.suppress(Exception):
+        import genai_prices  # noqa: F401
+
+
+def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
+    """Return US dollars, or None where no price is known; never 0, never an error.
+
+    Parameters
+    ----------
+    usage : Usage
+        Of one request. If it is estimated, so is the cost.
+    model : str or None
+        The model that answered, in the server's words.
+    base_url : str
+        Where it answered.
+    """
+    provider = seller(base_url)
+    if not (provider and model) or usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    try:
+        import genai_prices
+
+        tokens = genai_prices.Usage(
+            input_tokens=usage.input_tokens,
+            cache_read_tokens=usage.cached_tokens or 0,
+            output_tokens=usage.output_tokens,
+        )
+        price = genai_prices.calc_price(tokens, model, provider_id=provider)
+        return float(price.total_price) or None
+    except Exception:
+        # A model that is not in the table, figures that make no sense, a table that is broken:
+        # an answer is never lost over its price.
+        return None
