@@ -1,0 +1,245 @@
+"""What is written to a journal, each as one function on a connection within a transaction.
+
+Owns every change of an entry, and who may make it: its owner, and whoever brings an answer where
+there is none yet. Must not know threads, files or loops.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+
+from nbcodex.clock import Clock
+from nbcodex.journal.entry import RESUMABLE, Totals, counted, encode, finite, storable, whole
+from nbcodex.journal.owner import Owner
+from nbcodex.journal.queries import abandoned, salted
+from nbcodex.records import Limit, Reply, Request
+
+Connection = sqlite3.Connection
+
+
+def beat(connection: Connection, owner: Owner, *, clock: Clock) -> None:
+    """Write that `owner` lives."""
+    connection.execute(
+        """INSERT INTO owners VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, beat_now = excluded.beat_now""",
+        (
+            owner.id,
+            storable(owner.host),
+            owner.boot,
+            owner.space,
+            owner.pid,
+            owner.start,
+            clock.wall(),
+            clock.now(),
+        ),
+    )
+
+
+def insert(
+    connection: Connection,
+    request: Request,
+    *,
+    owner: Owner,
+    at: float,
+    notebook: str | None,
+    cell: str | None,
+    variable: str | None,
+    key: bytes | None,
+) -> None:
+    """Add a request as `pending`; the same one again changes nothing."""
+    id_ = storable(request.id)
+    if connection.execute(
+        "SELECT 1 FROM entries WHERE id = ? AND owner = ?", (id_, owner.id)
+    ).fetchone():
+        return
+    # Eight digits collide once in a while among a million entries: the older one steps aside.
+    connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
+    connection.execute(
+        """INSERT INTO entries
+        (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request)
+        VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            id_,
+            owner.id,
+            storable(notebook),
+            storable(cell),
+            storable(variable),
+            None if key is None else salted(connection, key),
+            at,
+            at,
+            encode(request),
+        ),
+    )
+    connection.execute("UPDATE totals SET requests = requests + 1")
+
+
+def begin(
+    connection: Connection,
+    id_: str,
+    *,
+    owner: Owner,
+    at: float,
+    attempt: int,
+    picks_up: bool = False,
+) -> None:
+    """Note that an attempt is about to be sent; unless it picks an answer up, it asks for one."""
+    connection.execute(
+        """UPDATE entries SET status = 'running', attempts = :attempt, resume_at = NULL,
+        limits = NULL, updated_at = :at,
+        response_id = CASE WHEN :picks_up THEN response_id END,
+        sequence = CASE WHEN :picks_up THEN sequence END
+        WHERE id = :id AND owner = :owner""",
+        {
+            "attempt": whole(attempt),
+            "at": at,
+            "picks_up": picks_up,
+            "id": storable(id_),
+            "owner": owner.id,
+        },
+    )
+
+
+def wait(
+    connection: Connection,
+    id_: str,
+    *,
+    owner: Owner,
+    at: float,
+    resume_at: float | None,
+    limit: Limit | None,
+) -> None:
+    """Note that the request waits for `resume_at`, and what for."""
+    connection.execute(
+        """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?
+        WHERE id = ? AND owner = ?""",
+        (finite(resume_at), encode(limit) if limit else None, at, storable(id_), owner.id),
+    )
+
+
+def keep(
+    connection: Connection,
+    id_: str,
+    *,
+    owner: Owner,
+    at: float,
+    text: str,
+    sequence: int | None,
+) -> None:
+    """Replace the text so far, and the event that it reaches to."""
+    connection.execute(
+        """UPDATE entries SET text = ?, sequence = coalesce(?, sequence), updated_at = ?
+        WHERE id = ? AND owner = ?""",
+        (storable(text), _position(sequence), at, storable(id_), owner.id),
+    )
+
+
+def remember(
+    connection: Connection,
+    id_: str,
+    *,
+    owner: Owner,
+    at: float,
+    response_id: str,
+    sequence: int | None,
+) -> None:
+    """Note the durable response that carries the answer."""
+    connection.execute(
+        """UPDATE entries SET response_id = ?, sequence = coalesce(?, sequence), updated_at = ?
+        WHERE id = ? AND owner = ?""",
+        (storable(response_id), _position(sequence), at, storable(id_), owner.id),
+    )
+
+
+def finish(
+    connection: Connection,
+    id_: str,
+    *,
+    owner: Owner,
+    at: float,
+    reply: Reply,
+    error: str | None,
+    resume_at: float | None,
+) -> None:
+    """Write what came of the request.
+
+    An answer is kept even if another kernel has claimed the entry meanwhile, unless that one was
+    faster; anything less is then the new owner's to say.
+    """
+    connection.execute(
+        """UPDATE entries SET status = :status, reply = :reply, text = :text, error = :error,
+        attempts = :attempts, resume_at = :resume_at, limits = NULL, updated_at = :at
+        WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
+        {
+            "id": storable(id_),
+            "owner": owner.id,
+            "at": at,
+            "status": reply.status,
+            "reply": encode(replace(reply, text="", parsed=None)),
+            "text": storable(reply.text),
+            "error": storable(error),
+            "attempts": whole(reply.attempts),
+            "resume_at": finite(resume_at),
+        },
+    )
+    if not (reply.simulated or reply.reused):
+        count(connection, counted(reply))
+
+
+def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:
+    """Take over a parked, abandoned, interrupted or failed entry; of several, one succeeds."""
+    row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
+    if row is None or not (
+        row["status"] in RESUMABLE or abandoned(row, here=owner, clock=clock, known={})
+    ):
+        return False
+    # The one statement that decides: it finds the entry as it was judged, or nothing.
+    taken = connection.execute(
+        """UPDATE entries SET status = 'running', owner = ?, resume_at = NULL, error = NULL,
+        updated_at = ? WHERE id = ? AND status = ? AND owner IS ?""",
+        (owner.id, at, row["id"], row["status"], row["owner"]),
+    )
+    return taken.rowcount == 1
+
+
+def erase(connection: Connection, *, id_: str | None = None, before: float | None = None) -> int:
+    """Erase one entry, those added before an instant, or all; return how many."""
+    if id_ is not None:
+        return connection.execute("DELETE FROM entries WHERE id = ?", (storable(id_),)).rowcount
+    if before is not None:
+        return connection.execute("DELETE FROM entries WHERE added_at < ?", (before,)).rowcount
+    return connection.execute("DELETE FROM entries").rowcount
+
+
+def expire(connection: Connection, *, before: float, limit: int) -> int:
+    """Erase a few of the entries that nothing has touched since `before`; return how many."""
+    return connection.execute(
+        """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries
+        WHERE added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",
+        {"before": before, "limit": limit},
+    ).rowcount
+
+
+def count(connection: Connection, more: Totals, *, requests: int = 0) -> None:
+    """Add to the counters."""
+    usage = more.usage
+    connection.execute(
+        """UPDATE totals SET requests = requests + ?, answers = answers + ?,
+        input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,
+        output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?,
+        cost = cost + ?, waited = waited + ?""",
+        (
+            requests,
+            more.answers,
+            usage.input_tokens,
+            usage.cached_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            more.cost,
+            more.waited,
+        ),
+    )
+
+
+def _position(sequence: int | None) -> int | None:
+    return None if sequence is None else whole(sequence)

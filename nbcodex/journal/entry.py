@@ -1,0 +1,214 @@
+"""An entry as its readers see it, and how requests and replies become text and come back.
+
+Owns the words of the journal. What comes back is data only: no class outside `nbcodex.records` is
+ever built, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbcodex import records
+from nbcodex.records import Limit, Mark, Reply, Request, Status, Usage
+
+LARGEST = 2**53
+RESUMABLE: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
+
+_RECORD, _BYTES = "__record__", "__bytes__"
+_KINDS = {
+    kind.__name__: kind
+    for kind in vars(records).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A request in the journal, and what has come of it.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+    reply : Reply
+        The answer, or as much of it as is known: its `status` is the entry's.
+    abandoned : bool
+        Whether it was under way, and its owner is gone.
+    notebook, cell, variable : str or None
+        Where it was asked, and the name that the answer is bound to.
+    added_at, updated_at, resume_at : float or None
+        Seconds since the epoch.
+    limit : Limit or None
+        The limit that it waits for.
+    error : str or None
+        Why there is no answer.
+    response_id, sequence : str or None, int or None
+        The durable response at the server, and the last event of it that is in the text.
+    """
+
+    request: Request
+    reply: Reply
+    abandoned: bool = False
+    notebook: str | None = None
+    cell: str | None = None
+    variable: str | None = None
+    added_at: float = 0.0
+    updated_at: float = 0.0
+    resume_at: float | None = None
+    limit: Limit | None = None
+    error: str | None = None
+    response_id: str | None = None
+    sequence: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def status(self) -> Status:
+        """Where the request is in its life."""
+        return self.reply.status
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `claim` may have it."""
+        return self.abandoned or self.status in RESUMABLE
+
+    @property
+    def mark(self) -> Mark | None:
+        """Where the durable answer goes on, behind the text; None where there is none."""
+        if not (isinstance(self.response_id, str) and self.response_id):
+            return None
+        return Mark(self.response_id, self.sequence if isinstance(self.sequence, int) else None)
+
+    @property
+    def possibly_paid(self) -> bool:
+        """Whether an attempt was under way when the owner died, and nobody knows its fate."""
+        return self.abandoned and self.status == "running" and self.response_id is None
+
+
+NOTHING = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counters over many requests. Unknown tokens and costs count as nothing.
+
+    Parameters
+    ----------
+    requests, answers : int
+        How many were asked, and how many answered.
+    usage : Usage
+        Tokens.
+    cost : float
+        US dollars.
+    waited : float
+        Seconds spent waiting because of limits and faults.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    usage: Usage = NOTHING
+    cost: float = 0.0
+    waited: float = 0.0
+
+    def plus(self, other: Totals) -> Totals:
+        """Return both together."""
+        mine, others = self.usage, other.usage
+        return Totals(
+            requests=self.requests + other.requests,
+            answers=self.answers + other.answers,
+            usage=Usage(
+                input_tokens=(mine.input_tokens or 0) + (others.input_tokens or 0),
+                cached_tokens=(mine.cached_tokens or 0) + (others.cached_tokens or 0),
+                output_tokens=(mine.output_tokens or 0) + (others.output_tokens or 0),
+                reasoning_tokens=(mine.reasoning_tokens or 0) + (others.reasoning_tokens or 0),
+            ),
+            cost=self.cost + other.cost,
+            waited=self.waited + other.waited,
+        )
+
+
+def counted(reply: Reply) -> Totals:
+    """Return what `reply` adds to the totals; figures that a server made up are bounded."""
+    usage = reply.usage
+    return Totals(
+        answers=int(reply.status == "done"),
+        usage=Usage(
+            input_tokens=whole(usage.input_tokens),
+            cached_tokens=whole(usage.cached_tokens),
+            output_tokens=whole(usage.output_tokens),
+            reasoning_tokens=whole(usage.reasoning_tokens),
+        ),
+        cost=finite(reply.cost) or 0.0,
+        waited=finite(reply.waited) or 0.0,
+    )
+
+
+def whole(number: float | None) -> int:
+    """Return `number` as an integer that every column and every sum can hold."""
+    return int(min(max(finite(number) or 0, 0), LARGEST))
+
+
+def finite(number: float | None) -> float | None:
+    """Return `number`, or None where it is none."""
+    return number if number is not None and abs(number) < float("inf") else None
+
+
+def encode(record: Any) -> str:
+    """Return a record as JSON, in ASCII, so that lone surrogates survive."""
+    return json.dumps(record, default=_reduce, skipkeys=True)
+
+
+def decode(text: str) -> Any:
+    """Return the record that `encode` made `text` of.
+
+    Fields that this version does not know are left out.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the text is damaged.
+    """
+    return json.loads(text, object_hook=_restore)
+
+
+def storable(text: str | None) -> str | None:
+    """Return `text` as SQLite can hold it: lone surrogates are replaced."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _reduce(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {_RECORD: type(value).__name__, **fields}
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {_BYTES: base64.b64encode(value).decode("ascii")}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return repr(value)
+
+
+def _restore(found: dict[str, Any]) -> Any:
+    if found.keys() == {_BYTES}:
+        return base64.b64decode(found[_BYTES])
+    kind = _KINDS.get(str(found.get(_RECORD)))
+    if kind is None:
+        return found
+    known = {field.name for field in dataclasses.fields(kind)}
+    # JSON has no tuples; a record, which is frozen, has no lists.
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
+            if name in known
+        }
+    )

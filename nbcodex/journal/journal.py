@@ -1,0 +1,299 @@
+"""The journal: what survives the kernel.
+
+Owns the verbs that the engine awaits and the reads that the notebook asks. Each await costs the
+loop some microseconds: the work is done on the database's writer thread. Nothing here raises
+because a disk is full or a file is damaged; `trouble` says so instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from nbcodex.clock import BootClock, Clock
+from nbcodex.errors import EntryError
+from nbcodex.journal import changes, queries
+from nbcodex.journal.database import Connection, Database
+from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
+from nbcodex.journal.jobs import Level
+from nbcodex.journal.upkeep import Upkeep
+from nbcodex.journal.writer import Writer
+from nbcodex.records import DAY, Limit, Reply, Request
+from nbcodex.settings import Settings, folder_of
+
+RETENTION = 90 * DAY
+"""Seconds for which an entry is kept after its last change, unless chosen otherwise."""
+
+
+class Journal:
+    """Every request of this user, from before it is sent until it is forgotten.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where the file lies; None keeps the journal in memory, as long as the process lives.
+    clock : Clock
+        Heartbeats, ages and retries are told by it.
+    retention : float or None
+        Seconds for which entries are kept after their last change; None keeps them for ever.
+    patience : float
+        Seconds to wait, at most, for another process that holds the file locked.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        clock: Clock | None = None,
+        retention: float | None = RETENTION,
+        patience: float = 10.0,
+    ) -> None:
+        self._clock = clock or BootClock()
+        self._upkeep = Upkeep(clock=self._clock, retention=retention)
+        self._database = Database(folder, clock=self._clock, keeper=self._upkeep, patience=patience)
+        self._writer = Writer(self._database)
+        self._session = Totals()
+
+    @classmethod
+    def at_home(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
+        """Return the journal in the folder that `settings` name."""
+        return cls(folder_of(settings), clock=clock)
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._database.folder or 'in memory'}: {self.trouble or 'in order'}>"
+
+    @property
+    def trouble(self) -> str | None:
+        """What cannot be kept now, and why; None while all is well, or before the first use."""
+        return self._database.trouble
+
+    @property
+    def session(self) -> Totals:
+        """Counters of this journal since it was made, in this process."""
+        return self._session
+
+    async def add(
+        self,
+        request: Request,
+        *,
+        notebook: str | None = None,
+        cell: str | None = None,
+        variable: str | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        """Commit `request` as pending: when this returns, it may be sent.
+
+        Parameters
+        ----------
+        notebook, cell, variable : str or None
+            Where it was asked, and the name that the answer is to be bound to.
+        key : bytes or None
+            `equality_key` of the request, under which `answered` finds its answer.
+        """
+        insert = partial(
+            changes.insert,
+            request=request,
+            at=self._clock.wall(),
+            notebook=notebook,
+            cell=cell,
+            variable=variable,
+            key=key,
+        )
+
+        def work(connection: Connection) -> None:
+            own_insert = partial(insert, owner=self._upkeep.owner)
+            own_insert(connection)
+            self._upkeep.busy(connection, request.id, insert=own_insert)
+
+        await self._writer.run(work, level=Level.SAFE, default=None)
+        self._session = self._session.plus(Totals(requests=1))
+
+    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
+        """Note that attempt number `attempt`, counted from 1, is about to be sent.
+
+        Unless it picks up the durable response that is known, it asks for a new one: the entry
+        then names none until `remember_remote`.
+        """
+        work = self._owned(partial(changes.begin, id_=id_, attempt=attempt, picks_up=picks_up))
+        await self._writer.run(work, level=Level.WRITE, default=None)
+
+    async def wait(
+        self, id_: str, resume_at: float | None = None, limit: Limit | None = None
+    ) -> None:
+        """Note that the request waits until `resume_at` (seconds since the epoch) for `limit`.
+
+        Like `keep` it returns at once and is written in its turn: every call after it sees it.
+        """
+        self._writer.post(
+            self._owned(partial(changes.wait, id_=id_, resume_at=resume_at, limit=limit))
+        )
+
+    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+        """Keep the whole text so far; of a durable response, also the last event in it.
+
+        Both in one commit, so that a stream is taken up exactly where the text ends. Meant to be
+        called once a second at most: the text is written anew each time. It does not wait for the
+        disk, so that a slow one never holds up a stream.
+        """
+        self._writer.post(self._owned(partial(changes.keep, id_=id_, text=text, sequence=sequence)))
+
+    async def remember_remote(
+        self, id_: str, response_id: str, sequence: int | None = None
+    ) -> None:
+        """Note which durable response carries the answer, and its last event seen."""
+        change = partial(changes.remember, id_=id_, response_id=response_id, sequence=sequence)
+        await self._writer.run(self._owned(change), level=Level.SAFE, default=None)
+
+    async def finish(
+        self,
+        id_: str,
+        reply: Reply,
+        *,
+        error: str | None = None,
+        resume_at: float | None = None,
+    ) -> None:
+        """Commit what came of the request: when this returns, the answer may be shown.
+
+        Parameters
+        ----------
+        reply : Reply
+            Its `status` is the entry's from now on. `parsed` is not kept: it is made of the text.
+        error : str or None
+            Why there is no answer.
+        resume_at : float or None
+            When a parked request may go, in seconds since the epoch.
+        """
+
+        def work(connection: Connection) -> None:
+            changes.finish(
+                connection,
+                id_,
+                owner=self._upkeep.owner,
+                at=self._clock.wall(),
+                reply=reply,
+                error=error,
+                resume_at=resume_at,
+            )
+            self._upkeep.idle(id_)
+
+        await self._writer.run(work, level=Level.SAFE, default=None)
+        if not reply.reused:
+            self._session = self._session.plus(counted(reply))
+
+    async def claim(self, id_: str) -> bool:
+        """Take over an entry that is parked, abandoned, interrupted or failed.
+
+        Returns
+        -------
+        bool
+            Whether it is ours now, and `running`. Of all kernels that try at once, one gets it.
+        """
+
+        def work(connection: Connection) -> bool:
+            owner, at = self._upkeep.owner, self._clock.wall()
+            won = changes.claim(connection, id_, owner=owner, at=at, clock=self._clock)
+            if won:
+                self._upkeep.busy(connection, id_)
+            return won
+
+        return await self._writer.run(work, level=Level.SAFE, default=False)
+
+    async def answered(self, key: bytes) -> Reply | None:
+        """Return the newest answer to an equal request, marked as reused and at no cost."""
+        entry = await self._writer.run(
+            lambda connection: queries.answered(connection, key), level=Level.READ, default=None
+        )
+        return _reused(entry.reply) if entry else None
+
+    async def forget(self, prefix: str | None = None, *, before: float | None = None) -> int:
+        """Erase the entry that `prefix` names, or those added before an instant, or all.
+
+        The text is overwritten in the file and leaves its write-ahead log too, at the latest when
+        the last process that reads it is done. Counters stay.
+
+        Returns
+        -------
+        int
+            How many were erased.
+
+        Raises
+        ------
+        EntryError
+            If `prefix` names no entry or several, or if the file cannot be written now.
+        """
+
+        def work(connection: Connection) -> int:
+            if self._database.fallen:
+                raise EntryError(f"Nothing can be erased now. {self.trouble}")
+            id_ = self._find(connection, prefix).id if prefix is not None else None
+            return changes.erase(connection, id_=id_, before=before)
+
+        erased = await self._writer.run(work, level=Level.SAFE, default=0)
+        await self._writer.run(self._upkeep.checkpoint, level=Level.BARE, default=None)
+        return erased
+
+    def entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
+        """Return entries, newest first: of one notebook, or of all.
+
+        Like all reads that are not awaited, it makes the calling thread wait for the writer thread
+        and needs no loop.
+        """
+        return self._writer.ask(
+            lambda connection: queries.newest(
+                connection,
+                limit=limit,
+                notebook=notebook,
+                owner=self._upkeep.owner,
+                clock=self._clock,
+            ),
+            default=[],
+        )
+
+    def resumable(self, *, notebook: str | None = None) -> list[Entry]:
+        """Return what is parked or abandoned, oldest first: in one notebook, or everywhere."""
+        return self._writer.ask(
+            lambda connection: queries.unfinished(
+                connection, notebook=notebook, owner=self._upkeep.owner, clock=self._clock
+            ),
+            default=[],
+        )
+
+    def entry(self, prefix: str) -> Entry:
+        """Return the one entry whose id begins with `prefix`.
+
+        Raises
+        ------
+        EntryError
+            If there is none, or more than one (the message lists them), or if it is damaged.
+        """
+        found = self._writer.ask(lambda connection: self._find(connection, prefix), default=None)
+        if found is None:
+            raise EntryError(f"The journal cannot be read now. {self.trouble or ''}")
+        return found
+
+    def totals(self) -> Totals:
+        """Return the counters of all time: kept as such, so that nothing is scanned."""
+        return self._writer.ask(queries.totals, default=Totals())
+
+    def close(self) -> None:
+        """Let the file go; what is still under way here is abandoned from now on."""
+        self._writer.close()
+
+    def _owned(self, change: Callable[..., None]) -> Callable[[Connection], None]:
+        """Return `change` as a job that is done as ourselves, and dated."""
+
+        def work(connection: Connection) -> None:
+            change(connection, owner=self._upkeep.owner, at=self._clock.wall())
+
+        return work
+
+    def _find(self, connection: Connection, prefix: str) -> Entry:
+        return queries.find(connection, prefix, owner=self._upkeep.owner, clock=self._clock)
+
+
+def _reused(reply: Reply) -> Reply:
+    cheap = replace(reply, usage=NOTHING, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+    return replace(cheap, reused=True, notes=())

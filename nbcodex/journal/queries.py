@@ -1,0 +1,177 @@
+"""What is read from a journal, each as one function on a connection.
+
+Owns every query, and the verdict whether an entry is abandoned. Reads nothing but data: a row that
+is damaged is left out, never guessed at. Must not know threads, files or loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from dataclasses import replace
+from typing import TypeVar, get_args
+
+from nbcodex.clock import Clock
+from nbcodex.errors import EntryError
+from nbcodex.journal.entry import Entry, Totals, decode, storable
+from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
+from nbcodex.records import Limit, Reply, Request, Status, Usage
+
+R = TypeVar("R")
+Connection = sqlite3.Connection
+UNDER_WAY = frozenset({"pending", "running", "waiting"})
+
+
+def answered(connection: Connection, key: bytes) -> Entry | None:
+    """Return the newest answered entry whose request is equal."""
+    rows = connection.execute(
+        """SELECT * FROM book WHERE key = ? AND status = 'done' AND key IS NOT NULL
+        ORDER BY seq DESC LIMIT 1""",
+        (salted(connection, key),),
+    )
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        return next((_entry(row, is_abandoned=False) for row in rows), None)
+    return None
+
+
+def newest(
+    connection: Connection, *, limit: int, notebook: str | None, owner: Owner, clock: Clock
+) -> list[Entry]:
+    """Return entries, newest first."""
+    if notebook is None:
+        rows = connection.execute("SELECT * FROM book ORDER BY seq DESC LIMIT ?", (limit,))
+    else:
+        rows = connection.execute(
+            "SELECT * FROM book WHERE notebook = ? ORDER BY seq DESC LIMIT ?",
+            (storable(notebook), limit),
+        )
+    return _entries(rows.fetchall(), owner=owner, clock=clock)
+
+
+def unfinished(
+    connection: Connection, *, notebook: str | None, owner: Owner, clock: Clock
+) -> list[Entry]:
+    """Return what is parked or abandoned, oldest first."""
+    rows = connection.execute(
+        """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
+        AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
+        {"notebook": storable(notebook)},
+    )
+    entries = _entries(rows.fetchall(), owner=owner, clock=clock)
+    return [entry for entry in entries if entry.resumable]
+
+
+def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
+    """Return the one entry whose id is `prefix`, or begins with it.
+
+    Raises
+    ------
+    EntryError
+        If there is none, or more than one, or if it is damaged.
+    """
+    start = storable(prefix.strip()) or ""
+    rows = connection.execute(
+        """SELECT * FROM book WHERE id >= ? AND id < ? ORDER BY id LIMIT 8""",
+        (start, start + "\U0010ffff"),
+    ).fetchall()
+    rows = [row for row in rows if row["id"] == start] or rows
+    if not rows or not start:
+        raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
+    if len(rows) > 1:
+        ids = ", ".join(row["id"] for row in rows[:7]) + (", …" if len(rows) > 7 else "")
+        raise EntryError(f"{prefix[:40]!r} may be {ids}.", advice="Give more of the id.")
+    if not (entries := _entries(rows, owner=owner, clock=clock)):
+        raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
+    return entries[0]
+
+
+def totals(connection: Connection) -> Totals:
+    """Return the counters, which are never computed from the entries."""
+    row = connection.execute("SELECT * FROM totals").fetchone()
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    return Totals(
+        requests=row["requests"],
+        answers=row["answers"],
+        usage=Usage(**{name: row[name] for name in names}),
+        cost=row["cost"],
+        waited=row["waited"],
+    )
+
+
+def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, bool]) -> bool:
+    """Return whether the entry was under way and its owner is gone.
+
+    `known` remembers the verdict on each owner, for a list of many entries.
+    """
+    if row["status"] not in UNDER_WAY or row["owner"] == here.id:
+        return False
+    if row["host"] is None:
+        return True
+    if row["owner"] not in known:
+        names = ("host", "boot", "space", "pid", "start")
+        owner = Owner(id=row["owner"], **{name: row[name] for name in names})
+        last = Beat(at=row["beat_at"], now=row["beat_now"])
+        dead = provably_dead(owner, here=here)
+        known[row["owner"]] = dead or silent(owner, last, here=here, clock=clock)
+    return known[row["owner"]]
+
+
+def salted(connection: Connection, key: bytes) -> bytes:
+    """Return `key` as it is stored: of no use outside this journal."""
+    salt = connection.execute("SELECT value FROM salt").fetchone()[0]
+    return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
+
+
+def _entries(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[Entry]:
+    known: dict[int, bool] = {}
+    found = []
+    for row in rows:
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            gone = abandoned(row, here=owner, clock=clock, known=known)
+            found.append(_entry(row, is_abandoned=gone))
+    return found
+
+
+def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
+    """Return what `row` says.
+
+    Raises
+    ------
+    ValueError, TypeError, RecursionError
+        If it is damaged beyond reading.
+    """
+    request = _record(row["request"], Request)
+    reply = _record(row["reply"], Reply)
+    if reply is None:  # not `or`: a reply without an answer is false
+        reply = Reply(id=row["id"])
+    if not (request and isinstance(request.prompt, str) and isinstance(row["text"], str)):
+        raise ValueError("a row without a prompt or a text")
+    if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
+        raise ValueError("a row without a status or usage")
+    return Entry(
+        request=replace(request, id=row["id"]),
+        reply=replace(
+            reply, id=row["id"], text=row["text"], status=row["status"], attempts=row["attempts"]
+        ),
+        abandoned=is_abandoned,
+        notebook=row["notebook"],
+        cell=row["cell"],
+        variable=row["variable"],
+        added_at=row["added_at"],
+        updated_at=row["updated_at"],
+        resume_at=row["resume_at"],
+        limit=_record(row["limits"], Limit),
+        error=row["error"],
+        response_id=row["response_id"],
+        sequence=row["sequence"],
+    )
+
+
+def _record(text: str | None, kind: type[R]) -> R | None:
+    if text is None:
+        return None
+    found = decode(text)
+    if not isinstance(found, kind):
+        raise TypeError(f"no {kind.__name__}")
+    return found

@@ -1,0 +1,107 @@
+"""The tables, as an append-only list of migrations.
+
+Owns what a journal's file looks like. A migration that was released is never edited: a change is a
+further entry at the end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from nbcodex.journal.trouble import UnusableError
+
+APPLICATION = 0x6E626378
+"""SQLite's application id: ``nbcx``."""
+
+MIGRATIONS: list[list[str]] = [
+    [
+        """CREATE TABLE entries (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            status TEXT NOT NULL,
+            owner INTEGER,
+            notebook TEXT,
+            cell TEXT,
+            variable TEXT,
+            key BLOB,
+            added_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            resume_at REAL,
+            limits TEXT,
+            error TEXT,
+            response_id TEXT,
+            sequence INTEGER,
+            request TEXT NOT NULL,
+            reply TEXT,
+            text TEXT NOT NULL DEFAULT ''
+        )""",
+        """CREATE INDEX entries_open ON entries (status, seq)
+            WHERE status IN ('pending', 'running', 'waiting', 'parked')""",
+        """CREATE INDEX entries_answered ON entries (key)
+            WHERE status = 'done' AND key IS NOT NULL""",
+        "CREATE INDEX entries_age ON entries (added_at)",
+        "CREATE INDEX entries_notebook ON entries (notebook)",
+        """CREATE TABLE owners (
+            id INTEGER PRIMARY KEY,
+            host TEXT NOT NULL,
+            boot TEXT NOT NULL,
+            space TEXT NOT NULL,
+            pid INTEGER NOT NULL,
+            start INTEGER NOT NULL,
+            beat_at REAL NOT NULL,
+            beat_now REAL NOT NULL
+        )""",
+        """CREATE VIEW book AS
+            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
+        """CREATE TABLE totals (
+            requests INTEGER NOT NULL DEFAULT 0,
+            answers INTEGER NOT NULL DEFAULT 0,
+            input_tokens INTEGER NOT NULL DEFAULT 0,
+            cached_tokens INTEGER NOT NULL DEFAULT 0,
+            output_tokens INTEGER NOT NULL DEFAULT 0,
+            reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+            cost REAL NOT NULL DEFAULT 0,
+            waited REAL NOT NULL DEFAULT 0
+        )""",
+        "INSERT INTO totals DEFAULT VALUES",
+        "CREATE TABLE salt (value BLOB NOT NULL)",
+        "INSERT INTO salt VALUES (randomblob(32))",
+        "PRAGMA application_id = 1851941752",
+        "PRAGMA user_version = 1",
+    ],
+]
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file up to date; of several processes that try at once, one does it.
+
+    Raises
+    ------
+    UnusableError
+        If a newer nbcodex wrote the file, or another program.
+    """
+    if _pending(connection):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in [s for step in _pending(connection) for s in step]:
+                connection.execute(statement)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def _pending(connection: sqlite3.Connection) -> list[list[str]]:
+    """Return the migrations that the file still lacks."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    application = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    if version > len(MIGRATIONS) and application == APPLICATION:
+        raise UnusableError(
+            "The journal was written by a newer nbcodex: update this one.", lasting=True
+        )
+    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if application != APPLICATION and (version or application or tables):
+        raise UnusableError("The journal's file belongs to another program.", lasting=True)
+    return MIGRATIONS[max(version, 0) :]

@@ -1,0 +1,166 @@
+"""What the journal does unasked: it beats, forgets what is old, and moves when its file fails.
+
+Owns the owner, the heartbeat, retention and the way between file and memory. Called on the writer
+thread only. Must not know threads or queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+
+from nbcodex.clock import Clock
+from nbcodex.journal import changes
+from nbcodex.journal.owner import BEAT, Owner
+from nbcodex.journal.queries import totals
+
+FEW = 100
+"""Entries that one step of retention erases: milliseconds, so that nobody waits for it."""
+
+AGAIN = 1.0
+"""Seconds until the write-ahead log is tried again, if somebody else is reading it."""
+
+STALE = 86_400.0
+"""Seconds after which an owner that has nothing under way is forgotten."""
+
+
+class Upkeep:
+    """The journal's own part in one process.
+
+    Parameters
+    ----------
+    clock : Clock
+        Heartbeats and ages are told by it.
+    retention : float or None
+        Seconds for which an entry is kept after its last change; None keeps all.
+    """
+
+    def __init__(self, *, clock: Clock, retention: float | None) -> None:
+        self._clock = clock
+        self._retention = retention
+        self._owner: Owner | None = None
+        self._busy: dict[str, Callable[[sqlite3.Connection], None] | None] = {}
+        self._beat_at = 0.0
+        self._expiring = False
+        self._checkpoint_at: float | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """Who we are, from the first use until `leave`."""
+        if self._owner is None:
+            self._owner = Owner.here()
+        return self._owner
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """Begin with a connection: forget owners of long ago, and look for old entries."""
+        connection.execute(
+            """DELETE FROM owners WHERE beat_at < ? AND id NOT IN (SELECT owner FROM entries
+            WHERE status IN ('pending', 'running', 'waiting', 'parked') AND owner IS NOT NULL)""",
+            (self._clock.wall() - STALE,),
+        )
+        self._expiring = self._retention is not None
+
+    def busy(
+        self,
+        connection: sqlite3.Connection,
+        id_: str,
+        *,
+        insert: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
+        """Count an entry as under way here, which wants a heartbeat from now on.
+
+        With `insert` it can be written anew where the file cannot even be read any more.
+        """
+        self._busy[id_] = insert
+        self._beat(connection)
+
+    def idle(self, id_: str) -> None:
+        """Count an entry as no longer under way here."""
+        self._busy.pop(id_, None)
+
+    def due(self) -> float | None:
+        """Return seconds until `step` is wanted; None if nothing is to be done."""
+        if self._expiring:
+            return 0.0
+        instants = [self._beat_at] if self._busy else []
+        instants += [self._checkpoint_at] if self._checkpoint_at is not None else []
+        return max(0.0, min(instants) - self._clock.now()) if instants else None
+
+    def step(self, connection: sqlite3.Connection) -> None:
+        """Do what is due, a little of it, outside of a transaction."""
+        now = self._clock.now()
+        if self._busy and now >= self._beat_at:
+            self._beat(connection)
+        if self._checkpoint_at is not None and now >= self._checkpoint_at:
+            self.checkpoint(connection)
+        if self._expiring and self._retention is not None:
+            before = self._clock.wall() - self._retention
+            erased = changes.expire(connection, before=before, limit=FEW)
+            self._expiring = erased == FEW
+            if erased and not self._expiring:
+                self.checkpoint(connection)
+
+    def checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Empty the write-ahead log, in which erased text still stands; if need be later."""
+        patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+        connection.execute("PRAGMA busy_timeout = 100")
+        try:
+            blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {patience:d}")
+        self._checkpoint_at = self._clock.now() + AGAIN if blocked else None
+
+    def to_memory(self, file: sqlite3.Connection, memory: sqlite3.Connection) -> None:
+        """Take what is ours and unanswered along, as far as the file can still be read."""
+        with contextlib.suppress(sqlite3.Error):
+            salt = file.execute("SELECT value FROM salt").fetchone()
+            memory.execute("UPDATE salt SET value = ?", tuple(salt))
+            _copy(file, memory, owner=self.owner.id)
+        for insert in filter(None, self._busy.values()):
+            insert(memory)
+        if self._busy:
+            self._beat(memory)
+
+    def to_file(self, memory: sqlite3.Connection, file: sqlite3.Connection) -> None:
+        """Bring everything back that was kept in memory meanwhile."""
+        _copy(memory, file, owner=None)
+        missed = totals(memory)
+        changes.count(file, missed, requests=missed.requests)
+        if self._busy:
+            self._beat(file)
+
+    def leave(self, connection: sqlite3.Connection) -> None:
+        """Say that this owner is gone: what it has under way is abandoned at once."""
+        connection.execute("DELETE FROM owners WHERE id = ?", (self.owner.id,))
+
+    def reset(self) -> None:
+        """Be nobody: after `leave`, and in a forked child."""
+        self._owner = None
+        self._busy.clear()
+        self._expiring, self._checkpoint_at = False, None
+
+    def _beat(self, connection: sqlite3.Connection) -> None:
+        changes.beat(connection, self.owner, clock=self._clock)
+        self._beat_at = self._clock.now() + BEAT
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, *, owner: int | None) -> None:
+    """Copy entries, all or one owner's unanswered ones; what another owner claimed stays his."""
+    rows = source.execute(
+        """SELECT id, status, owner, notebook, cell, variable, key, added_at, updated_at, attempts,
+        resume_at, limits, error, response_id, sequence, request, reply, text FROM entries
+        WHERE :owner IS NULL OR (owner = :owner AND status <> 'done') ORDER BY seq""",
+        {"owner": owner},
+    )
+    target.executemany(
+        """INSERT INTO entries (id, status, owner, notebook, cell, variable, key, added_at,
+        updated_at, attempts, resume_at, limits, error, response_id, sequence, request, reply, text)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (id) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at,
+        attempts = excluded.attempts, resume_at = excluded.resume_at, limits = excluded.limits,
+        error = excluded.error, response_id = excluded.response_id, sequence = excluded.sequence,
+        reply = excluded.reply, text = excluded.text
+        WHERE owner = excluded.owner OR (excluded.status = 'done' AND status <> 'done')""",
+        [tuple(row) for row in rows],
+    )

@@ -1,0 +1,155 @@
+"""The one thread on which a journal's database lives; jobs come from any loop and any thread.
+
+Owns the thread, and what becomes of it at exit and in a forked child. Must not know what a job
+does, nor what it is done to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from nbcodex.journal.database import Connection, Database
+from nbcodex.journal.jobs import Job, Jobs, Level, groups_of, resolve, take
+
+T = TypeVar("T")
+
+JOIN = 30.0
+"""Seconds for which `Writer.close` waits at most for what is in the queue."""
+
+PAUSE = 2.0
+"""Seconds for which a fork waits at most: longer only if another process holds the file locked."""
+
+
+class Writer:
+    """The thread of a database. It starts when it is first needed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._reset()
+        _writers.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._jobs: Jobs = queue.SimpleQueue()
+        self._at_work = threading.Lock()
+
+    async def run(
+        self, work: Callable[[Connection], T], *, level: Level = Level.WRITE, default: T
+    ) -> T:
+        """Do `work` on the writer thread and return its result, once that is committed.
+
+        It is done even if the waiting task is cancelled. Where even memory fails it returns
+        `default`, and `trouble` says why; only errors of ours are raised.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T, error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(resolve, future, result, error)
+
+        self._put(Job(work, level, default, settle))
+        return await future
+
+    def post(self, work: Callable[[Connection], None]) -> None:
+        """Do `work` on the writer thread, in its turn, and wait for nothing."""
+        self._put(Job(work, Level.WRITE, None, lambda *_: None))
+
+    def ask(self, work: Callable[[Connection], T], *, default: T) -> T:
+        """Read on the writer thread while the calling thread waits; no loop is needed."""
+        future: Future[T] = Future()
+        self._put(Job(work, Level.READ, default, lambda *outcome: resolve(future, *outcome)))
+        return future.result()
+
+    def close(self) -> None:
+        """Finish what is waiting, and let the file go. A later call opens it again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._jobs.put(None)
+            self._jobs = queue.SimpleQueue()
+        if thread is not None:
+            thread.join(JOIN)
+
+    def pause(self) -> bool:
+        """Before a fork: wait until the thread is out of SQLite, and keep it out.
+
+        SQLite has locks that all its databases share; a child that is forked while one is held
+        could never use SQLite again.
+        """
+        return self._at_work.acquire(timeout=PAUSE)
+
+    def go_on(self) -> None:
+        """After a fork, in the parent: the end of a `pause` that succeeded."""
+        self._at_work.release()
+
+    def forsake(self) -> None:
+        """In a forked child: leave everything to the parent, and begin anew when used."""
+        self._database.forsake()
+        self._reset()
+
+    def _put(self, job: Job) -> None:
+        with self._lock:
+            if self._thread is None and not self._start():
+                job.settle(job.default, None)
+            else:
+                self._jobs.put(job)
+
+    def _start(self) -> bool:
+        """Start the thread; False once the interpreter is shutting down."""
+        thread = threading.Thread(
+            target=self._serve, args=(self._jobs,), name="nbcodex-journal", daemon=True
+        )
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
+        return self._thread is not None
+
+    def _serve(self, jobs: Jobs) -> None:
+        wait: float | None = None
+        while True:
+            taken = take(jobs, wait)
+            with self._at_work:
+                for group in groups_of([job for job in taken if job is not None]):
+                    self._database.perform(group)
+                if None in taken:
+                    return self._database.leave()
+                wait = self._database.look_after()
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+_paused: list[Writer] = []
+
+
+def _pause_all() -> None:
+    _paused.extend(writer for writer in list(_writers) if writer.pause())
+
+
+def _go_on_all() -> None:
+    while _paused:
+        _paused.pop().go_on()
+
+
+def _forsake_all() -> None:
+    _paused.clear()
+    for writer in list(_writers):
+        writer.forsake()
+
+
+def _close_all() -> None:
+    for writer in list(_writers):
+        writer.close()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_pause_all, after_in_parent=_go_on_all, after_in_child=_forsake_all)

@@ -1,0 +1,121 @@
+"""What is forgotten is gone."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nbcodex.errors import EntryError
+from nbcodex.journal.journal import RETENTION, Journal
+from nbcodex.records import DAY, Reply
+from nbcodex.settings import JOURNAL
+
+from .conftest import HandClock, added, request, run
+
+Open = Callable[..., Journal]
+SECRET = "the-word-that-must-not-stay"
+
+
+def everything(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+def secretive(journal: Journal) -> str:
+    """Return the id of an entry that has the secret in prompt, partial text and answer."""
+    asked = request(SECRET * 200)
+    run(journal.add(asked), journal.begin(asked.id, 1))
+    for n in range(1, 5):
+        run(journal.keep(asked.id, SECRET * 300 * n))
+    run(journal.finish(asked.id, Reply(id=asked.id, text=SECRET * 900), error=SECRET))
+    return asked.id
+
+
+@pytest.mark.parametrize("what", ["one", "before", "all"])
+def test_what_is_forgotten_is_in_no_file(
+    journal: Journal, folder: Path, clock: HandClock, what: str
+) -> None:
+    """Neither the database nor its log holds a word of it any more, while it is still open."""
+    id_ = secretive(journal)
+    clock.pass_(10)
+    kept = added(journal, status="done", text="innocent")
+    assert SECRET.encode() in everything(folder)
+    match what:
+        case "one":
+            erased = run(journal.forget(id_[:7]))
+        case "before":
+            erased = run(journal.forget(before=clock.wall()))
+        case _:
+            erased = run(journal.forget())
+    assert erased == (2 if what == "all" else 1)
+    assert SECRET.encode() not in everything(folder)
+    assert [e.id for e in journal.entries()] == ([] if what == "all" else [kept.id])
+
+
+def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
+    journal: Journal, folder: Path, clock: HandClock
+) -> None:
+    """Another program in the midst of reading delays the erasure from the log, no more."""
+    secretive(journal)
+    with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM totals").fetchall()
+        run(journal.forget())
+        assert SECRET.encode() in everything(folder)
+    clock.pass_(2)
+    journal.totals()
+    journal.totals()
+    assert SECRET.encode() not in everything(folder)
+
+
+def test_an_ambiguous_or_unknown_id_erases_nothing(journal: Journal) -> None:
+    """`forget` needs to know exactly which."""
+    for id_ in ["ab000000", "ab000001"]:
+        run(journal.add(request(id=id_)))
+    for prefix in ["ab", "cd", ""]:
+        with pytest.raises(EntryError):
+            run(journal.forget(prefix))
+    assert len(journal.entries()) == 2
+
+
+def test_counters_outlive_their_entries(journal: Journal) -> None:
+    """Figures are not text: `usage` goes on after `forget`."""
+    added(journal, status="done")
+    run(journal.forget())
+    assert journal.totals().answers == 1
+
+
+def test_entries_are_kept_90_days_after_their_last_change(
+    journal: Journal, open_journal: Open, clock: HandClock, folder: Path
+) -> None:
+    """At the next opening what nobody touched for 90 days is erased, whatever its state."""
+    secretive(journal)
+    parked = added(journal, status="parked")
+    for _ in range(250):
+        added(journal, status="done")
+    clock.pass_(89 * DAY)
+    assert run(journal.claim(parked.id))
+    journal.close()
+    clock.pass_(1.5 * DAY)
+    later = open_journal()
+    later.totals()
+    while later._upkeep._expiring:
+        later.totals()
+    assert [entry.id for entry in later.entries()] == [parked.id]
+    later.totals()
+    assert SECRET.encode() not in everything(folder)
+
+
+def test_retention_can_be_turned_off(
+    journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """With None everything is kept."""
+    added(journal, status="done")
+    journal.close()
+    clock.pass_(RETENTION * 10)
+    later = open_journal(retention=None)
+    later.totals()
+    assert len(later.entries()) == 1

@@ -1,0 +1,171 @@
+"""Where the journal lies, and who else can get at it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from nbcodex.journal.folder import on_network, prepare
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.trouble import UnusableError
+from nbcodex.settings import JOURNAL, Settings, folder_of
+
+from .conftest import added
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_folder_is_the_one_that_settings_name(tmp_path: Path) -> None:
+    """NBCODEX_HOME, else the platform's data folder."""
+    assert folder_of(Settings.read(environ={"NBCODEX_HOME": str(tmp_path)})) == tmp_path
+    assert folder_of(Settings()) == Path(platformdirs.user_data_dir("nbcodex", False))
+
+
+def test_nothing_is_touched_before_the_first_use(folder: Path) -> None:
+    """Making a journal costs nothing and writes nothing."""
+    Journal(folder).close()
+    assert not folder.exists()
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_nobody_else_can_read(
+    open_journal: Callable[..., Journal], folder: Path, umask: int
+) -> None:
+    """0700 for the folder and 0600 for every file, whatever the umask says."""
+    before = os.umask(umask)
+    try:
+        added(open_journal())
+    finally:
+        os.umask(before)
+    assert mode(folder) == 0o700
+    assert {path.name: mode(path) for path in folder.iterdir()} == {
+        JOURNAL: 0o600,
+        f"{JOURNAL}-wal": 0o600,
+        f"{JOURNAL}-shm": 0o600,
+    }
+
+
+@posix
+def test_what_was_readable_is_closed(folder: Path) -> None:
+    """A folder and a file of the user's own that others could read are closed to them."""
+    folder.mkdir(mode=0o755)
+    (folder / JOURNAL).touch(mode=0o644)
+    prepare(folder)
+    assert (mode(folder), mode(folder / JOURNAL)) == (0o700, 0o600)
+
+
+@posix
+@pytest.mark.parametrize("open_to", [0o770, 0o707, 0o1777])
+def test_a_folder_that_others_can_write_is_refused(
+    open_journal: Callable[..., Journal], folder: Path, open_to: int
+) -> None:
+    """Prompts work, in memory, and the trouble says what to do."""
+    folder.mkdir()
+    folder.chmod(open_to)
+    journal = open_journal()
+    asked = added(journal, status="parked")
+    assert "chmod 700" in (journal.trouble or "")
+    assert journal.entry(asked.id).status == "parked"
+    assert list(folder.iterdir()) == []
+
+
+@posix
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_belongs_to_others_is_refused(
+    open_journal: Callable[..., Journal], folder: Path, what: str
+) -> None:
+    """Neither a folder nor a file of somebody else's gets a word."""
+    folder.mkdir(mode=0o700)
+    (folder / JOURNAL).touch(mode=0o600)
+    os.chown(folder if what == "folder" else folder / JOURNAL, 65534, 65534)
+    journal = open_journal()
+    added(journal)
+    assert f"The {what}" in (journal.trouble or "")
+    assert "belongs to another user" in (journal.trouble or "")
+    assert (folder / JOURNAL).stat().st_size == 0
+
+
+@posix
+@pytest.mark.parametrize("what", ["link", "folder", "pipe"])
+def test_only_a_plain_file_will_do(folder: Path, tmp_path: Path, what: str) -> None:
+    """A link that somebody laid there is not followed."""
+    folder.mkdir(mode=0o700)
+    match what:
+        case "link":
+            (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
+        case "folder":
+            (folder / JOURNAL).mkdir()
+        case _:
+            os.mkfifo(folder / JOURNAL)
+    with pytest.raises(UnusableError, match="not a plain file"):
+        prepare(folder)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_said(
+    open_journal: Callable[..., Journal], folder: Path
+) -> None:
+    """A home that is no folder is a trouble, not a crash."""
+    folder.write_text("not a folder")
+    journal = open_journal()
+    added(journal)
+    assert "cannot be used" in (journal.trouble or "")
+
+
+MOUNTS = """\
+overlay / overlay rw 0 0
+/dev/sdb /home/local ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+me@there: /mnt/my\\040disk fuse.sshfs rw 0 0
+tmpfs /home/local/deep/er tmpfs rw 0 0
+C: /mnt/c 9p rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "network"),
+    [
+        ("/root/x", False),
+        ("/home/me", True),
+        ("/home/local/me", False),
+        ("/home/localhost", True),
+        ("/home/local/deep/er", False),
+        ("/mnt/my disk/x", True),
+        ("/mnt/c/Users", True),
+        ("\\\\server\\share", True),
+    ],
+)
+def test_a_network_folder_is_recognised(tmp_path: Path, place: str, network: bool) -> None:
+    """The deepest mount point decides; a name that only begins alike does not."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    assert on_network(Path(place), mounts=mounts) is network
+    assert not on_network(Path("/home/me"), mounts=tmp_path / "none")
+
+
+@pytest.mark.parametrize(("network", "mode_"), [(True, "delete"), (False, "wal")])
+def test_a_network_folder_gets_a_rollback_journal(
+    open_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, network: bool, mode_: str
+) -> None:
+    """There the write-ahead log would lose data; everything else works the same."""
+    monkeypatch.setattr("nbcodex.journal.opening.on_network", lambda _: network)
+    journal = open_journal()
+    asked = added(journal, status="done", text="kept")
+    found = journal._writer.ask(
+        lambda c: c.execute("PRAGMA journal_mode").fetchone()[0], default=""
+    )
+    assert found == mode_
+    journal.close()
+    assert open_journal().entry(asked.id).reply.text == "kept"

@@ -1,0 +1,307 @@
+"""A request's life in the journal, from `add` to `finish`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import EntryError
+from nbcodex.journal.entry import Totals, decode, encode
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.key import equality_key
+from nbcodex.records import Limit, Mark, Reply, Usage
+
+from .conftest import HandClock, added, request, run
+
+Open = Callable[..., Journal]
+
+FULL = Reply(
+    id="",
+    text="Because of Rayleigh.",
+    model="gpt-x",
+    usage=Usage(input_tokens=812, cached_tokens=512, output_tokens=431, reasoning_tokens=9),
+    cost=0.0052,
+    attempts=2,
+    waited=7.4,
+    seconds=11.3,
+    cut="max_output_tokens",
+)
+
+
+def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) -> None:
+    """What was asked comes back equal, field by field."""
+    asked = request("Bild: \u00fc \ud800 \x00 {x}", params={"tools": [{"a": 1}]}, effort="low")
+    run(journal.add(asked, notebook="a.ipynb", cell="c1", variable="answer"))
+    entry = journal.entry(asked.id)
+    assert entry.request == asked
+    assert (entry.status, entry.abandoned) == ("pending", False)
+    assert (entry.notebook, entry.cell, entry.variable) == ("a.ipynb", "c1", "answer")
+
+
+def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
+    """Another process reads the reply with every figure."""
+    asked = added(journal)
+    run(journal.finish(asked.id, replace(FULL, id=asked.id)))
+    journal.close()
+    assert open_journal().entry(asked.id).reply == replace(FULL, id=asked.id)
+
+
+@pytest.mark.parametrize("status", ["parked", "interrupted", "cancelled", "failed"])
+def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: Any) -> None:
+    """An ending without an answer keeps the text so far, its figures, and why it ended."""
+    asked = added(journal)
+    reply = replace(FULL, id=asked.id, status=status)
+    run(journal.finish(asked.id, reply, error="TPM is used up", resume_at=1.8e9))
+    entry = journal.entry(asked.id)
+    assert entry.reply == reply
+    assert (entry.error, entry.resume_at) == ("TPM is used up", 1.8e9)
+
+
+def test_attempts_and_waits_are_seen(journal: Journal) -> None:
+    """`wait` says until when and what for; the next attempt ends the wait."""
+    asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)
+    run(journal.begin(asked.id, 1), journal.wait(asked.id, 1.8e9, limit))
+    waiting = journal.entry(asked.id)
+    assert (waiting.status, waiting.resume_at, waiting.limit) == ("waiting", 1.8e9, limit)
+    run(journal.begin(asked.id, 2))
+    entry = journal.entry(asked.id)
+    assert (entry.status, entry.resume_at, entry.limit) == ("running", None, None)
+    assert entry.reply.attempts == 2
+
+
+def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> None:
+    """A stream that breaks is taken up at the event at which the kept text ends."""
+    asked = added(journal)
+    run(journal.begin(asked.id, 1), journal.remember_remote(asked.id, "resp_1", 0))
+    run(journal.keep(asked.id, "Because", sequence=7), journal.keep(asked.id, "Because of"))
+    entry = journal.entry(asked.id)
+    assert (entry.reply.text, entry.response_id, entry.sequence) == ("Because of", "resp_1", 7)
+
+
+@pytest.mark.parametrize(("picks_up", "mark"), [(True, Mark("resp_1", 7)), (False, None)])
+def test_asking_anew_forgets_the_durable_answer(
+    journal: Journal, picks_up: bool, mark: Mark | None
+) -> None:
+    """An attempt that picks an answer up keeps its place; one that asks anew has none yet."""
+    asked = added(journal)
+    run(journal.begin(asked.id, 1), journal.remember_remote(asked.id, "resp_1"))
+    run(journal.keep(asked.id, "text", sequence=7), journal.begin(asked.id, 2, picks_up=picks_up))
+    assert journal.entry(asked.id).mark == mark
+
+
+def test_hostile_figures_do_no_harm(journal: Journal) -> None:
+    """Numbers and text that no server should send are kept as far as they can be."""
+    asked = added(journal)
+    usage = Usage(input_tokens=10**30, output_tokens=-5)
+    reply = Reply(id=asked.id, text="\udfff", usage=usage, cost=float("nan"), waited=float("inf"))
+    run(
+        journal.remember_remote(asked.id, "\ud800", 10**40),
+        journal.wait(asked.id, float("nan")),
+        journal.finish(asked.id, reply, error="\ud800", resume_at=float("inf")),
+    )
+    assert journal.entry(asked.id).status == "done"
+    assert journal.totals().usage.input_tokens == 2**53
+    assert journal.trouble is None
+
+
+def test_what_cannot_be_kept_is_said_and_raises_nothing(journal: Journal) -> None:
+    """A request that is no JSON at all does not stop the engine, nor what is kept beside it."""
+    circular: dict[str, Any] = {}
+    circular["self"] = circular
+    bad, good = request(params=circular), request()
+
+    async def both() -> None:
+        await asyncio.gather(journal.add(bad), journal.add(good))
+
+    asyncio.run(both())
+    assert "could not be written" in (journal.trouble or "")
+    assert [entry.id for entry in journal.entries()] == [good.id]
+
+
+def test_an_unknown_entry_is_no_error_for_the_engine(journal: Journal) -> None:
+    """What was forgotten in mid-life stays forgotten, and the engine goes on."""
+    asked = added(journal)
+    assert run(journal.forget()) == 1
+    run(journal.begin(asked.id, 1), journal.finish(asked.id, Reply(id=asked.id, text="late")))
+    assert journal.entries() == []
+    assert journal.trouble is None
+
+
+def test_an_id_that_is_used_again_displaces_nothing(journal: Journal, open_journal: Open) -> None:
+    """Two requests that drew the same id are both kept, the newer one under it."""
+    asked = added(journal, status="done", text="old")
+    run(open_journal().add(replace(asked, prompt="another")))
+    assert journal.entry(asked.id).request.prompt == "another"
+    assert [entry.reply.text for entry in journal.entries()] == ["", "old"]
+
+
+def test_adding_the_same_request_twice_changes_nothing(journal: Journal) -> None:
+    """`add` may be said again by its owner."""
+    asked = added(journal)
+    run(journal.begin(asked.id, 1), journal.add(asked))
+    assert [entry.status for entry in journal.entries()] == ["running"]
+
+
+def test_a_prefix_finds_and_an_ambiguous_one_lists(journal: Journal) -> None:
+    """Any unique start of an id will do; one that fits several names them; an exact id wins."""
+    for id_ in ["3f2a0000", "3f2b0000", "3f2b0000-1"]:
+        run(journal.add(request(id=id_)))
+    assert journal.entry("3f2a").id == "3f2a0000"
+    assert journal.entry("3f2b0000").id == "3f2b0000"
+    with pytest.raises(EntryError, match="3f2a0000, 3f2b0000, 3f2b0000-1"):
+        journal.entry("3f2")
+    for nothing in ["99", "", "%", "*", "\ud800"]:
+        with pytest.raises(EntryError, match="No entry"):
+            journal.entry(nothing)
+
+
+def test_entries_are_newest_first_whatever_the_clock_did(
+    journal: Journal, clock: HandClock
+) -> None:
+    """A wall clock that goes back does not disturb the order."""
+    first = added(journal, notebook="a")
+    clock.epoch -= 3600
+    second = added(journal, notebook="b")
+    assert [entry.id for entry in journal.entries()] == [second.id, first.id]
+    assert [entry.id for entry in journal.entries(1)] == [second.id]
+    assert [entry.id for entry in journal.entries(notebook="a")] == [first.id]
+
+
+def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> None:
+    """Neither what is answered nor what is under way asks to be resumed."""
+    here = added(journal, status="parked", notebook="a")
+    there = added(journal, status="parked", notebook="b")
+    added(journal, status="done", notebook="a")
+    added(journal, notebook="a")
+    assert [entry.id for entry in journal.resumable(notebook="a")] == [here.id]
+    assert [entry.id for entry in journal.resumable()] == [here.id, there.id]
+
+
+def test_an_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
+    """`answered` returns the newest answer, marked, at no cost and without tokens."""
+    key = equality_key(request(), base_url="https://a/v1")
+    for text in ["old", "new"]:
+        asked = added(journal, key=key)
+        run(journal.finish(asked.id, replace(FULL, id=asked.id, text=text)))
+    reply = run(journal.answered(key))
+    assert (reply.text, reply.id, bool(reply)) == ("new", asked.id, True)
+    assert (reply.reused, reply.cost, reply.attempts, reply.usage.total_tokens) == (True, 0, 0, 0)
+
+
+@pytest.mark.parametrize("status", [None, "parked", "failed", "interrupted"])
+def test_only_an_answer_is_reused(journal: Journal, status: str | None) -> None:
+    """A request without an answer serves no other."""
+    key = equality_key(request(), base_url="https://a/v1")
+    added(journal, status=status, key=key)
+    assert run(journal.answered(key)) is None
+
+
+def test_a_key_is_of_no_use_elsewhere(journal: Journal, folder: Any, open_journal: Open) -> None:
+    """The file holds no hash that could be tried out: it is salted, per journal."""
+    key = equality_key(request(), base_url="https://a/v1")
+    added(journal, key=key, status="done")
+    assert run(open_journal().answered(key)) is not None
+    journal.close()
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert key not in content
+
+
+def test_counters_are_kept_for_the_session_and_for_all_time(
+    journal: Journal, open_journal: Open
+) -> None:
+    """Totals go on in the next process; the session begins anew; simulated tokens cost nobody."""
+    asked = added(journal)
+    run(journal.finish(asked.id, replace(FULL, id=asked.id)))
+    simulated = added(journal)
+    run(journal.finish(simulated.id, replace(FULL, id=simulated.id, simulated=True)))
+    later = open_journal()
+    totals = later.totals()
+    assert (totals.requests, totals.answers, totals.cost) == (2, 1, 0.0052)
+    assert totals.usage == FULL.usage
+    assert later.session == Totals()
+    assert (journal.session.requests, journal.session.answers) == (2, 2)
+
+
+def test_the_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> None:
+    """A read needs no loop: one that hangs does not make the notebook hang."""
+    asked = added(journal)
+    blocked, go = threading.Event(), threading.Event()
+
+    async def hang() -> None:
+        await journal.begin(asked.id, 1)
+        blocked.set()
+        go.wait(10)
+
+    thread = threading.Thread(target=lambda: asyncio.run(hang()))
+    thread.start()
+    assert blocked.wait(10)
+    assert journal.entry(asked.id).status == "running"
+    go.set()
+    thread.join()
+
+
+def test_a_cancelled_wait_still_writes(journal: Journal) -> None:
+    """The task that waits for a commit may be cancelled; the commit happens."""
+    asked = request()
+
+    async def cancel() -> None:
+        task = asyncio.create_task(journal.add(asked))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert journal.entry(asked.id).status == "pending"
+
+
+def test_memory_serves_as_a_file_does(open_journal: Open) -> None:
+    """Without a folder everything works, and nothing is in trouble."""
+    journal = open_journal(None)
+    asked = added(journal, status="parked", text="half")
+    assert run(journal.claim(asked.id))
+    run(journal.finish(asked.id, Reply(id=asked.id, text="whole")))
+    assert journal.entry(asked.id).reply.text == "whole"
+    assert journal.trouble is None
+
+
+def test_a_closed_journal_opens_again(journal: Journal) -> None:
+    """`close` loses nothing, may be said twice, and the next call goes on."""
+    asked = added(journal)
+    journal.close()
+    journal.close()
+    assert journal.entry(asked.id).abandoned
+
+
+def test_many_writes_share_a_commit(journal: Journal) -> None:
+    """What waits together is committed together: 300 requests need few waits for the disk."""
+    commits, database = 0, journal._database
+    transact = database._transact
+
+    def counting(jobs: Any) -> Any:
+        nonlocal commits
+        commits += 1
+        return transact(jobs)
+
+    database._transact = counting  # type: ignore[method-assign]
+
+    async def crowd() -> None:
+        await asyncio.gather(*[journal.add(request()) for _ in range(300)])
+
+    asyncio.run(crowd())
+    assert len(journal.entries(1000)) == 300
+    assert commits < 100
+
+
+def test_records_come_back_as_they_were() -> None:
+    """Nested records, bytes and tuples survive; what is no record of ours stays a plain mapping."""
+    odd: Any = ({"b": b"\x00", "l": [1], "deep": {"__record__": "os.system"}},)
+    record = Reply(id="x", parsed=odd, usage=Usage(input_tokens=1))
+    assert decode(encode(record)) == record
+    newer = encode(record).replace('"__record__": "Reply"', '"__record__": "Reply", "new": 1')
+    assert decode(newer) == record

@@ -1,0 +1,288 @@
+"""Who runs an entry, and when it counts as abandoned."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.owner import Beat, Owner, look, provably_dead, silent
+from nbcodex.records import Reply
+
+from .conftest import HandClock, added, fall_silent, output, request, run
+
+Open = Callable[..., Journal]
+HERE = Owner(id=1, host="h", boot="b", space="s", pid=100, start=5000)
+OTHER = replace(HERE, id=2, pid=200, start=6000)
+
+
+@pytest.mark.parametrize(
+    ("owner", "seen", "dead"),
+    [
+        pytest.param(OTHER, ("S", 6000), False, id="alive"),
+        pytest.param(OTHER, None, True, id="gone"),
+        pytest.param(OTHER, ("S", 6001), True, id="its pid is used again"),
+        pytest.param(OTHER, ("Z", 6000), True, id="dead, and not yet buried"),
+        pytest.param(OTHER, ("T", 6000), False, id="only stopped"),
+        pytest.param(OTHER, ("?", 0), False, id="not to be seen"),
+        pytest.param(replace(OTHER, host="g"), None, False, id="another host"),
+        pytest.param(replace(OTHER, boot="c"), None, False, id="another boot"),
+        pytest.param(replace(OTHER, space="t"), None, False, id="another container"),
+        pytest.param(replace(OTHER, boot=""), None, False, id="an unknown boot"),
+        pytest.param(replace(OTHER, space=""), None, False, id="an unknown container"),
+        pytest.param(replace(OTHER, start=0), None, False, id="an unknown start"),
+    ],
+)
+def test_death_is_proven_only_on_the_same_machine(
+    owner: Owner, seen: tuple[str, int] | None, dead: bool
+) -> None:
+    """A missing or different process is proof only where pids mean the same."""
+    assert provably_dead(owner, here=HERE, look=lambda _: seen) is dead
+
+
+def test_nothing_is_proven_where_we_know_nothing_of_ourselves() -> None:
+    """Two processes on a platform that tells nothing look alike; that is no proof."""
+    unknown = replace(HERE, boot="", space="")
+    assert not provably_dead(replace(unknown, pid=200), here=unknown, look=lambda _: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_real_process_is_seen_to_die() -> None:
+    """Alive, dead but unburied, buried: what /proc says of a child of ours."""
+    process = subprocess.Popen(["sleep", "60"])
+    seen = look(process.pid)
+    assert seen is not None
+    owner = replace(Owner.here(), id=2, pid=process.pid, start=seen[1])
+    assert not provably_dead(owner, here=Owner.here())
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert provably_dead(owner, here=Owner.here())
+    process.wait()
+    assert provably_dead(owner, here=Owner.here())
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 86_400.0 * 365])
+def test_a_wall_clock_that_jumps_neither_kills_nor_saves_on_one_boot(
+    clock: HandClock, jump: float
+) -> None:
+    """Within a boot only the boot clock counts."""
+    beat = Beat(at=clock.wall(), now=clock.now())
+    clock.epoch += jump
+    assert not silent(OTHER, beat, here=HERE, clock=clock)
+    clock.boot += 61
+    assert silent(OTHER, beat, here=HERE, clock=clock)
+
+
+def test_between_hosts_the_wall_clock_counts(clock: HandClock) -> None:
+    """60 s without a beat; a beat from the future is a sign of life."""
+    far, beat = replace(OTHER, host="g", boot="c"), Beat(at=clock.wall(), now=99.0)
+    clock.epoch += 60
+    assert not silent(far, beat, here=HERE, clock=clock)
+    clock.epoch += 1
+    assert silent(far, beat, here=HERE, clock=clock)
+    clock.epoch -= 3600
+    assert not silent(far, beat, here=HERE, clock=clock)
+
+
+@pytest.mark.parametrize("step", ["pending", "running", "waiting"])
+def test_an_entry_whose_owner_falls_silent_is_abandoned(
+    journal: Journal, open_journal: Open, clock: HandClock, step: str
+) -> None:
+    """After 60 s without a heartbeat another kernel sees it as abandoned, and may claim it."""
+    asked = added(journal, notebook="a")
+    if step != "pending":
+        run(journal.begin(asked.id, 1))
+    if step == "waiting":
+        run(journal.wait(asked.id, 1.8e9))
+    other = open_journal()
+    assert not other.entry(asked.id).abandoned
+    assert not run(other.claim(asked.id))
+    fall_silent(journal)
+    clock.pass_(61)
+    assert other.entry(asked.id).abandoned
+    assert [entry.id for entry in other.resumable(notebook="a")] == [asked.id]
+    assert run(other.claim(asked.id))
+    assert other.entry(asked.id).status == "running"
+
+
+def test_a_heart_beats_while_something_is_under_way(
+    journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """Whatever the journal is asked to do, every 10 s it says that it lives."""
+    asked, other = added(journal), open_journal()
+    for _ in range(20):
+        clock.pass_(11)
+        journal.totals()
+        assert not other.entry(asked.id).abandoned
+
+
+def test_an_idle_heart_rests(journal: Journal) -> None:
+    """With nothing under way the thread sleeps without an end, and the disk is left alone."""
+    asked = added(journal)
+    assert journal._upkeep.due() is not None
+    run(journal.finish(asked.id, Reply(id=asked.id)))
+    assert journal._upkeep.due() is None
+
+
+def test_a_sleeping_laptop_does_not_lose_its_own_entries(
+    journal: Journal, clock: HandClock
+) -> None:
+    """Its own entries are under way, however long the machine slept."""
+    asked = added(journal)
+    clock.pass_(8 * 3600)
+    assert not journal.entry(asked.id).abandoned
+    assert journal.resumable() == []
+
+
+def test_a_kernel_that_ended_leaves_its_entries_at_once(
+    journal: Journal, open_journal: Open
+) -> None:
+    """`close` says so: nobody waits 60 s for a kernel that was shut down."""
+    asked = added(journal)
+    journal.close()
+    assert open_journal().entry(asked.id).abandoned
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_kernel_is_known_to_be_dead_at_once(
+    open_journal: Open, child: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """SIGKILL gives no time to say anything; the next kernel sees it all the same."""
+    process = child("""
+        journal, asked = Journal(folder), Request(prompt="p")
+        asyncio.run(journal.add(asked))
+        asyncio.run(journal.begin(asked.id, 1))
+        say(asked.id)
+        time.sleep(60)
+    """)
+    assert process.stdout
+    id_ = process.stdout.readline().strip()
+    journal = open_journal(clock=None)
+    assert not journal.entry(id_).abandoned
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    entry = journal.entry(id_)
+    assert (entry.abandoned, entry.possibly_paid) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "possibly"),
+    [
+        ([], False),
+        (["begin"], True),
+        (["begin", "remember_remote"], False),
+        (["begin", "wait"], False),
+    ],
+)
+def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
+    journal: Journal, open_journal: Open, steps: list[str], possibly: bool
+) -> None:
+    """Sent, and no word of the server kept: only then nobody can tell."""
+    asked = added(journal)
+    arguments: dict[str, tuple[Any, ...]] = {"begin": (1,), "remember_remote": ("resp",)}
+    for step in steps:
+        run(getattr(journal, step)(asked.id, *arguments.get(step, ())))
+    journal.close()
+    assert open_journal().entry(asked.id).possibly_paid is possibly
+
+
+@pytest.mark.parametrize(
+    ("status", "granted"),
+    [
+        ("parked", True),
+        ("interrupted", True),
+        ("failed", True),
+        ("done", False),
+        ("cancelled", False),
+        (None, False),
+    ],
+)
+def test_what_can_be_claimed(
+    journal: Journal, open_journal: Open, status: str | None, granted: bool
+) -> None:
+    """What is parked, interrupted or failed; not what is done, cancelled or under way."""
+    asked = added(journal, status=status)
+    assert run(open_journal().claim(asked.id)) is granted
+
+
+def test_a_claimed_entry_is_claimed_once(journal: Journal, open_journal: Open) -> None:
+    """The second one gets nothing, and so does whoever asks for what is not there."""
+    asked = added(journal, status="parked")
+    assert run(open_journal().claim(asked.id))
+    assert not run(open_journal().claim(asked.id))
+    assert not run(open_journal().claim("ffffffff"))
+
+
+def test_a_former_owner_writes_no_more(
+    journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """A kernel that was taken for dead and wakes up disturbs nothing; only its answer counts."""
+    asked, other = added(journal), open_journal()
+    fall_silent(journal)
+    clock.pass_(61)
+    assert run(other.claim(asked.id))
+    run(
+        journal.begin(asked.id, 9),
+        journal.keep(asked.id, "stale"),
+        journal.finish(asked.id, Reply(id=asked.id, status="parked")),
+    )
+    entry = other.entry(asked.id)
+    assert (entry.status, entry.reply.text, entry.reply.attempts) == ("running", "", 0)
+    run(journal.finish(asked.id, Reply(id=asked.id, text="paid for")))
+    assert other.entry(asked.id).reply.text == "paid for"
+
+
+def test_an_answer_is_not_replaced_by_a_former_owner(
+    journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """Where there is an answer, a late one changes nothing."""
+    asked, other = added(journal), open_journal()
+    fall_silent(journal)
+    clock.pass_(61)
+    assert run(other.claim(asked.id))
+    run(other.finish(asked.id, Reply(id=asked.id, text="first")))
+    run(journal.finish(asked.id, Reply(id=asked.id, text="late")))
+    assert other.entry(asked.id).reply.text == "first"
+
+
+def test_of_many_kernels_one_gets_the_entry(
+    open_journal: Open, child: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """In 200 rounds three processes claim the same entry at once: each time exactly one wins."""
+    journal = open_journal(clock=None)
+    ids = [added(journal, status="parked").id for _ in range(200)]
+    claims = """
+        journal = Journal(folder)
+        async def main():
+            for line in sys.stdin:
+                say(int(await journal.claim(line.strip())))
+            assert journal.trouble is None, journal.trouble
+        asyncio.run(main())
+    """
+    kernels = [child(claims) for _ in range(3)]
+    wins = []
+    for id_ in ids:
+        kernels.append(kernels.pop(0))
+        for kernel in kernels:
+            assert kernel.stdin
+            print(id_, file=kernel.stdin, flush=True)
+        wins.append([int(kernel.stdout.readline()) for kernel in kernels if kernel.stdout])
+    assert [sum(round_) for round_ in wins] == [1] * len(ids)
+    assert len(set(map(tuple, wins))) > 1, "the same one always came first"
+    for kernel in kernels:
+        output(kernel)
+
+
+def test_request_ids_need_no_owner_row(journal: Journal, open_journal: Open) -> None:
+    """An entry whose owner is unknown to the file is abandoned, not lost."""
+    asked = request()
+    run(journal.add(asked))
+    journal._writer.ask(lambda c: c.execute("DELETE FROM owners") and None, default=None)
+    assert open_journal().entry(asked.id).abandoned

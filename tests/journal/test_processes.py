@@ -1,0 +1,209 @@
+"""Several processes, killed, forked and ended in every way."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from nbcodex.journal.journal import Journal
+
+from .conftest import output
+
+Open = Callable[..., Journal]
+Child = Callable[..., subprocess.Popen[str]]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
+
+LIVES = """
+    journal, n = Journal(folder), 0
+    say("ready")
+    async def main():
+        global n
+        while True:
+            n += 1
+            asked = Request(prompt=f"prompt {n}")
+            await journal.add(asked)
+            say("added", asked.id)
+            await journal.begin(asked.id, 1)
+            await journal.keep(asked.id, f"half {n}")
+            await journal.remember_remote(asked.id, "resp")
+            say("kept", asked.id, n)
+            await journal.finish(asked.id, Reply(id=asked.id, text=f"whole {n}"))
+            say("done", asked.id, n)
+    asyncio.run(main())
+"""
+
+CROWD = """
+    journal, until = Journal(folder), time.monotonic() + float(sys.argv[2])
+    async def one(n):
+        asked = Request(prompt="p" * 500)
+        await journal.add(asked, notebook=str(os.getpid()))
+        await journal.begin(asked.id, 1)
+        for part in range(1, 4):
+            await journal.keep(asked.id, "half " * 50 * part)
+        await journal.finish(asked.id, Reply(id=asked.id, text=str(n)))
+    async def main():
+        n = 0
+        while time.monotonic() < until:
+            await asyncio.gather(*[one(n + i) for i in range(4)])
+            n += 4
+        return n
+    n = asyncio.run(main())
+    assert journal.trouble is None, journal.trouble
+    say(n)
+"""
+
+
+def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
+    """Kill a writer `rounds` times, and hold the journal to every word that it had given."""
+    dice, told = random.Random(), []
+    for _ in range(rounds):
+        process = child(LIVES)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(dice.uniform(0.0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        told += [line.split() for line in process.stdout.read().splitlines() if line]
+    journal = open_journal(clock=None)
+    entries = {entry.id: entry for entry in journal.entries(1_000_000)}
+    for said, id_, *n in told:
+        match said:
+            case "added":
+                assert id_ in entries
+            case "kept":
+                assert entries[id_].reply.text in (f"half {n[0]}", f"whole {n[0]}")
+            case "done":
+                assert entries[id_].reply.text == f"whole {n[0]}"
+    assert all(entry.resumable or entry.reply for entry in entries.values())
+    assert len([entry for entry in entries.values() if entry.resumable]) <= rounds
+    assert journal.trouble is None
+    assert len(told) > rounds, "they were killed before they said anything"
+
+
+@posix
+def test_sigkill_loses_nothing_that_was_committed(child: Child, open_journal: Open) -> None:
+    """Killed at any moment: what `add`, `keep` and `finish` had promised is there."""
+    kill_at_random(child, open_journal, rounds=8)
+
+
+@posix
+@pytest.mark.benchmark
+def test_sigkill_loses_nothing_200_times(child: Child, open_journal: Open) -> None:
+    """The same, 200 times."""
+    kill_at_random(child, open_journal, rounds=200)
+
+
+def crowd(child: Child, open_journal: Open, *, seconds: float) -> None:
+    """Let 20 processes write to a new file at once, and count what they wrote."""
+    writers = [child(CROWD, str(seconds)) for _ in range(20)]
+    written = sum(int(output(writer)[0]) for writer in writers)
+    journal = open_journal(clock=None)
+    assert journal.totals().requests == journal.totals().answers == written
+    assert len(journal.entries(1_000_000)) == written
+    assert written > 20 * 4
+    assert journal.resumable() == []
+    assert journal.trouble is None
+
+
+def test_twenty_kernels_write_at_once(child: Child, open_journal: Open) -> None:
+    """Nobody hears of a lock, and nothing is lost; all of them make the file at the same time."""
+    crowd(child, open_journal, seconds=2.0)
+
+
+@pytest.mark.benchmark
+def test_twenty_kernels_write_for_a_minute(child: Child, open_journal: Open) -> None:
+    """The same, for a minute."""
+    crowd(child, open_journal, seconds=60.0)
+
+
+@posix
+def test_a_forked_child_begins_anew(child: Child, open_journal: Open) -> None:
+    """A child writes through a connection of its own, as an owner of its own; both go on."""
+    process = child("""
+        journal = Journal(folder)
+        first, second, third = (Request(prompt=p) for p in "abc")
+        asyncio.run(journal.add(first))
+        if (pid := os.fork()) == 0:
+            assert not journal.entry(first.id).abandoned
+            asyncio.run(journal.add(second))
+            journal.close()
+            del journal
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        asyncio.run(journal.add(third))
+        assert journal.trouble is None
+        entries = {e.request.prompt: e.abandoned for e in journal.entries()}
+        assert entries == {"a": False, "b": True, "c": False}, entries
+        say("fine")
+    """)
+    assert output(process) == ["fine"]
+    assert [entry.request.prompt for entry in open_journal(clock=None).entries()] == ["c", "b", "a"]
+
+
+@posix
+def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
+    child: Child, open_journal: Open
+) -> None:
+    """Children that end in every way while the parent writes leave its locks and its log alone."""
+    process = child("""
+        import threading
+        journal, n, stop = Journal(folder), 0, threading.Event()
+        async def write():
+            global n
+            while not stop.is_set():
+                asked = Request(prompt=str(n))
+                await journal.add(asked)
+                await journal.finish(asked.id, Reply(id=asked.id))
+                n += 1
+        thread = threading.Thread(target=lambda: asyncio.run(write()))
+        thread.start()
+        for turn in range(30):
+            if (pid := os.fork()) == 0:
+                if turn % 3 == 0:
+                    os._exit(0)
+                if turn % 3 == 1:
+                    journal.totals()
+                sys.exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        stop.set()
+        thread.join()
+        assert journal.trouble is None
+        say(n)
+    """)
+    written = int(output(process)[0])
+    journal = open_journal(clock=None)
+    assert len(journal.entries(1_000_000)) == written > 0
+    check = journal._writer.ask(
+        lambda c: c.execute("PRAGMA integrity_check").fetchone()[0], default=""
+    )
+    assert check == "ok"
+
+
+@pytest.mark.parametrize("folder_", ["folder", "None"])
+def test_a_process_ends_without_a_word(child: Child, folder_: str) -> None:
+    """A journal that nobody closed leaves no warning, no waiting thread, and no log behind."""
+    process = child(f"""
+        journal = Journal({folder_})
+        asyncio.run(journal.add(Request(prompt="p")))
+        say("added")
+    """)
+    assert output(process) == ["added"]
+
+
+def test_the_last_word_at_exit_is_kept(child: Child, open_journal: Open) -> None:
+    """What is in the queue when the interpreter ends is written before it does."""
+    process = child("""
+        journal = Journal(folder)
+        async def main():
+            for n in range(200):
+                asyncio.ensure_future(journal.add(Request(prompt=str(n))))
+            await asyncio.sleep(0)
+        asyncio.run(main())
+    """)
+    assert output(process) == []
+    assert len(open_journal(clock=None).entries(1000)) == 200

@@ -1,0 +1,384 @@
+"""Files that fail: what is said, and that prompts go on."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import EntryError
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.key import equality_key
+from nbcodex.journal.opening import wait_for
+from nbcodex.journal.schema import MIGRATIONS
+from nbcodex.records import Reply
+from nbcodex.settings import JOURNAL
+
+from .conftest import HandClock, added, fall_silent, request, run
+
+Open = Callable[..., Journal]
+CONSEQUENCE = "in memory only"
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Callable[..., None]]:
+    """Put the journal's folder on a file system of 1 MB; return what mounts it anew."""
+    folder.mkdir(mode=0o700)
+    mount = shutil.which("mount")
+    options = "size=1m,mode=0700"
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", options, "none", folder], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("this user cannot mount a small file system")
+
+    def remount(how: str) -> None:
+        subprocess.run([mount, "-o", f"remount,{how},{options}", folder], check=True)
+
+    yield remount
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def live(journal: Journal) -> list[str]:
+    """Take a request through its whole life, and another to a park; return their ids."""
+    first, second = request(), request()
+    key = equality_key(first, base_url="https://a/v1")
+    run(
+        journal.add(first, notebook="a", key=key),
+        journal.begin(first.id, 1),
+        journal.keep(first.id, "half"),
+        journal.wait(first.id, 1.8e9),
+        journal.finish(first.id, Reply(id=first.id, text="whole")),
+        journal.answered(key),
+        journal.add(second),
+        journal.finish(second.id, Reply(id=second.id, status="parked")),
+        journal.claim(second.id),
+    )
+    journal.entries()
+    journal.resumable()
+    journal.totals()
+    with suppress(EntryError):
+        journal.entry("0")
+    return [first.id, second.id]
+
+
+def works(journal: Journal) -> bool:
+    """Return whether a whole life leaves behind what it should."""
+    answered, running = live(journal)
+    return (journal.entry(answered).reply.text, journal.entry(running).status) == (
+        "whole",
+        "running",
+    )
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte free in `folder`."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    return filler
+
+
+def test_a_full_disk_stops_nothing_and_nothing_is_lost(
+    disk: Any, folder: Path, journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """On a real full disk prompts go on in memory; with room again all of it is in the file."""
+    before = added(journal, notebook="a")
+    run(journal.begin(before.id, 1), journal.keep(before.id, "half"))
+    filler = fill(folder)
+    ids = []
+    while not journal.trouble:
+        ids.append(added(journal, status="done", text="x" * 9000).id)
+    assert "is full" in journal.trouble
+    assert CONSEQUENCE in journal.trouble
+    assert journal.entry(before.id).reply.text == "half"
+    run(journal.finish(before.id, Reply(id=before.id, text="whole")))
+    assert works(journal)
+    with pytest.raises(EntryError, match="is full"):
+        run(journal.forget())
+    filler.unlink()
+    clock.pass_(61)
+    assert works(journal)
+    assert journal.trouble is None
+    journal.close()
+    later = open_journal()
+    assert later.entry(before.id).reply.text == "whole"
+    assert {entry.id for entry in later.entries(1000)} > set(ids)
+    assert later.totals().requests == len(later.entries(1000))
+
+
+def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journal: Open) -> None:
+    """Where not even the tables fit, memory serves; closing the kernel tries once more."""
+    filler = fill(folder)
+    journal = open_journal()
+    assert works(journal)
+    assert CONSEQUENCE in (journal.trouble or "")
+    kept = len(journal.entries())
+    filler.unlink()
+    journal.close()
+    later = open_journal()
+    assert len(later.entries()) == kept
+    assert later.trouble is None
+
+
+def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None:
+    """The same without root: a limit of pages stands in for the full disk."""
+    added(journal)
+    journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
+    for _ in range(200):
+        added(journal, status="parked", text="x" * 1000)
+    assert "is full" in (journal.trouble or "")
+    assert len(journal.entries(1000)) == 201
+    clock.pass_(61)
+    added(journal)
+    assert journal.trouble is None
+    assert len(journal.entries(1000)) == 202
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_read_only_folder(disk: Any, journal: Journal, open_journal: Open, exists: bool) -> None:
+    """On a real read-only file system prompts work, and the trouble says why nothing stays."""
+    if exists:
+        added(journal)
+        journal.close()
+    disk("ro")
+    later = open_journal()
+    assert works(later)
+    assert CONSEQUENCE in (later.trouble or "")
+    assert "read" in (later.trouble or "").lower()
+
+
+def test_a_file_system_that_turns_read_only(disk: Any, journal: Journal, clock: HandClock) -> None:
+    """As a disk with errors does in mid-life; and back."""
+    asked = added(journal)
+    journal.close()
+    journal.totals()
+    subprocess.run(["sync"], check=True)
+    journal.close()
+    disk("ro")
+    assert works(journal)
+    assert journal.trouble
+    disk("rw")
+    clock.pass_(61)
+    assert works(journal)
+    assert journal.trouble is None
+    assert journal.entry(asked.id).abandoned
+
+
+@pytest.fixture
+def written(journal: Journal, folder: Path) -> Path:
+    """Return the file of a closed journal with some entries."""
+    for n in range(40):
+        added(journal, status="done" if n % 2 else "parked", text="text " * 300, notebook="a")
+    journal.close()
+    return folder / JOURNAL
+
+
+@pytest.mark.parametrize("left", [0.02, 0.3, 0.5, 0.9, 0.999])
+def test_a_truncated_file(written: Path, open_journal: Open, left: float) -> None:
+    """A file that lost its end is reported and left as it is; prompts go on."""
+    content = written.read_bytes()
+    written.write_bytes(content[: int(len(content) * left)])
+    journal = open_journal()
+    assert works(journal)
+    assert works(journal)
+    assert "damaged" in (journal.trouble or "")
+    assert "move it away" in (journal.trouble or "")
+
+
+def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
+    """What a power failure may leave of a file is reported as damage."""
+    written.write_bytes(bytes(len(written.read_bytes())))
+    journal = open_journal()
+    assert works(journal)
+    assert journal.trouble
+
+
+def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
+    """Wherever a bit is wrong: a request lives its whole life, in the file or in memory."""
+    content, dice, troubles = written.read_bytes(), random.Random(7), 0
+    for _ in range(120):
+        damaged = bytearray(content)
+        for _ in range(dice.choice([1, 1, 20])):
+            place = dice.choice([dice.randrange(len(content)), dice.randrange(5000)])
+            damaged[place] ^= 1 << dice.randrange(8)
+        for leftover in written.parent.iterdir():
+            leftover.unlink()
+        written.write_bytes(damaged)
+        written.chmod(0o600)
+        journal = open_journal()
+        live(journal)
+        assert works(journal) or journal.trouble
+        troubles += journal.trouble is not None
+        journal.close()
+    assert troubles, "nothing was damaged at all"
+
+
+def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
+    """The file is overwritten under an open journal: what is under way is known all the same."""
+    asked = added(journal, notebook="a", variable="answer")
+    run(journal.begin(asked.id, 1))
+    journal._writer.ask(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
+    run(journal.keep(asked.id, "half"))
+    for name in [JOURNAL, f"{JOURNAL}-wal"]:
+        path = folder / name
+        with path.open("r+b") as file:
+            file.seek(0)
+            file.write(b"\xff" * path.stat().st_size)
+    for _ in range(5):
+        assert works(journal)
+    entry = journal.entry(asked.id)
+    assert (entry.request, entry.notebook, entry.variable) == (asked, "a", "answer")
+    assert CONSEQUENCE in (journal.trouble or "")
+
+
+@pytest.mark.parametrize("column", ["request", "reply"])
+def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None:
+    """A row that cannot be read is left out of lists, and said when it is asked for by id."""
+    key = equality_key(request(), base_url="https://a/v1")
+    bad = added(journal, status="done", key=key)
+    good = added(journal, status="done")
+    wrong = [
+        "{",
+        "[]",
+        "7",
+        '{"__record__": "Request"}',
+        '{"__record__": "Reply"}',
+        "\x00",
+        "[" * 9**5,
+    ]
+    for text in wrong:
+        update = {
+            "request": "UPDATE entries SET request = ? WHERE id = ?",
+            "reply": "UPDATE entries SET reply = ? WHERE id = ?",
+        }[column]
+        journal._writer.ask(
+            lambda c, u=update, t=text: [c.execute(u, (t, bad.id))],  # type: ignore[misc]
+            default=None,
+        )
+        assert [entry.id for entry in journal.entries()] == [good.id]
+        assert run(journal.answered(key)) is None
+        with pytest.raises(EntryError, match="damaged"):
+            journal.entry(bad.id)
+
+
+def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) -> None:
+    """It is left alone, byte by byte, and the message says to update."""
+    with closing(sqlite3.connect(written)) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    content = written.read_bytes()
+    journal = open_journal()
+    assert works(journal)
+    assert "newer nbcodex" in (journal.trouble or "")
+    journal.close()
+    assert written.read_bytes() == content
+
+
+def test_a_file_of_another_program(folder: Path, open_journal: Open) -> None:
+    """A database that is not ours is not written to."""
+    folder.mkdir(mode=0o700)
+    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    journal = open_journal()
+    assert works(journal)
+    assert "another program" in (journal.trouble or "")
+    journal.close()
+    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+
+
+@pytest.mark.parametrize("when", ["from the start", "in mid-life"])
+def test_a_file_that_stays_locked(
+    written: Path, open_journal: Open, clock: HandClock, when: str
+) -> None:
+    """Somebody's open transaction delays a prompt, and stops none; later all is brought back."""
+    journal = open_journal(patience=0.05)
+    if when == "in mid-life":
+        journal.totals()
+    with closing(sqlite3.connect(written, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE" if when != "in mid-life" else "SELECT 1")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM owners")
+        assert works(journal)
+        assert "locked" in (journal.trouble or "")
+        other.execute("ROLLBACK")
+    clock.pass_(61)
+    assert works(journal)
+    assert journal.trouble is None
+    journal.close()
+    assert len(open_journal().entries(1000)) == 44
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_a_file_that_is_deleted_under_us(
+    journal: Journal, open_journal: Open, folder: Path, whole_folder: bool
+) -> None:
+    """What comes after the deletion is written to a new file, not to one that nobody can open."""
+    asked = added(journal)
+    if whole_folder:
+        shutil.rmtree(folder)
+    else:
+        (folder / JOURNAL).unlink()
+    assert works(journal)
+    run(journal.finish(asked.id, Reply(id=asked.id, text="kept")))
+    assert journal.trouble is None
+    assert open_journal().entry(asked.id).reply.text == "kept"
+
+
+def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
+    journal: Journal, open_journal: Open, clock: HandClock
+) -> None:
+    """While our file failed, our silence let another kernel take over: that is respected."""
+    asked = added(journal)
+    journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
+    while not journal.trouble:
+        added(journal, status="parked", text="x" * 9000)
+    other = open_journal()
+    fall_silent(journal)
+    clock.pass_(61)
+    assert run(other.claim(asked.id))
+    run(journal.keep(asked.id, "ours"))
+    assert journal.entry(asked.id).reply.text == ""
+    assert journal.trouble is None
+    theirs = other.entry(asked.id)
+    assert (theirs.status, theirs.reply.text) == ("running", "")
+
+
+def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:
+    """Bytes that are no UTF-8 cost some characters, not the entry."""
+    asked = added(journal, status="done")
+    journal._writer.ask(
+        lambda c: [c.execute("UPDATE entries SET text = CAST(x'61ff62' AS TEXT)")], default=None
+    )
+    assert journal.entry(asked.id).reply.text == "a\N{REPLACEMENT CHARACTER}b"
+    assert journal.trouble is None
+
+
+@pytest.mark.parametrize(
+    ("code", "patience", "tries"), [("BUSY", 5.0, 3), ("BUSY", 0.0, 1), ("FULL", 5.0, 1)]
+)
+def test_only_a_lock_is_waited_for(code: str, patience: float, tries: int) -> None:
+    """A locked file is tried again until patience ends; what no waiting mends is said at once."""
+    calls = []
+
+    def step() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            error = sqlite3.OperationalError(code)
+            error.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
+            raise error
+        return "done"
+
+    with nullcontext() if tries == 3 else pytest.raises(sqlite3.OperationalError, match=code):
+        assert wait_for(step, patience=patience) == "done"
+    assert len(calls) == tries
