@@ -1,0 +1,275 @@
+"""All that is known of one model's limits: an observed bucket, and what it learns.
+
+Numbers only, so that processes can share it, and pure: every function is told the time. Must not
+know who waits, nor how.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from nbcodex.pacing.output import Output
+from nbcodex.pacing.policy import KEPT, POLICIES, Shadows
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.tank import Mark, Tank
+from nbcodex.pacing.told import Told, refused, told_by
+from nbcodex.records import MINUTE, Gauge, Limit, Snapshot, Usage
+
+MARGIN, WIDEST, WIDER, NARROWER = 0.005, 0.1, 1.5, 0.99
+"""Share of the limit kept back; its bound; its growth by a refusal that nobody can explain, and how
+it shrinks in a second."""
+GROWTH, FASTER = 0.004, 0.02
+"""What the pace gains each second, where no headers tell whether there is more; where not even the
+limit is known."""
+CUT = 0.85
+"""What is left of a pace that was refused, where the server tells no figures."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """The limits of one model and account, as they are reckoned.
+
+    Parameters
+    ----------
+    tokens, requests : Shadows and Tank
+        Tokens and requests a minute.
+    output : Output
+        How much output answers use.
+    fit : float
+        What the server counts for each token that we estimate.
+    until, limit : float, Limit or None
+        The hold: nobody may send until then, because of this limit.
+    margin : float
+        Share of the limit that is kept back.
+    window : int or None
+        How many requests may be without a verdict, while the limits are unknown; None once known.
+    blind, guessed : bool
+        Whether answers carry no limits; whether not even refusals do, and the limit is a guess.
+    sent, unheard : int
+        Requests that went, and those of them without a verdict.
+    first_at, sent_at : float
+        When the first and the last one went.
+    newest : int
+        Number of the last request whose headers were read; those of earlier ones are old news.
+    rtt : float
+        Seconds on the way to the server and back, at the least; infinite while unknown.
+    largest : float
+        Input tokens of the largest request that was ever let in.
+    """
+
+    tokens: Shadows = field(default_factory=Shadows)
+    requests: Tank = field(default_factory=Tank)
+    output: Output = field(default_factory=Output)
+    fit: float = 1.0
+    until: float = -math.inf
+    limit: Limit | None = None
+    margin: float = MARGIN
+    window: int | None = 1
+    unheard: int = 0
+    blind: bool = False
+    guessed: bool = False
+    sent_at: float = -math.inf
+    first_at: float = math.inf
+    sent: int = 0
+    newest: int = -1
+    rtt: float = math.inf
+    largest: float = 0.0
+
+    def take(self, name: str, cost: Cost, at: float, *, probe: bool = False) -> Reservation:
+        """Let a request go at the instant `at`."""
+        self._grow(at)
+        tokens = cost.tokens * self.fit
+        self.sent += 1
+        self.unheard += 1
+        self.first_at, self.sent_at = min(self.first_at, at), max(self.sent_at, at)
+        self.output.begin(cost.output, at)
+        return Reservation(
+            bucket=name,
+            cost=cost,
+            at=at,
+            number=self.sent,
+            probe=probe,
+            marks=self.tokens.admit(tokens, cost.output, at),
+            turn=self.requests.take(1, at),
+            tokens=tokens,
+        )
+
+    def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
+        """The server has let a request in; its headers are at hand."""
+        self._hear(reservation)
+        gauges = snapshot and (snapshot.tokens or snapshot.requests)
+        if snapshot is None or gauges is None:
+            self.blind = self.blind or not self.tokens.tank.known
+            if self.window is not None:
+                self.window += 1
+            return
+        self.blind, self.window = False, None
+        self.largest = max(self.largest, reservation.tokens)
+        self._observe(reservation, snapshot, now)
+
+    def settle(self, reservation: Reservation, usage: Usage, now: float) -> tuple[float, ...]:
+        """An answer has ended; return what each ledger gave back."""
+        self._hear(reservation)
+        if reservation.closed:
+            return (0.0,) * len(POLICIES)
+        reservation.closed = True
+        cost = reservation.cost
+        self.output.drop(cost.output, reservation.at)
+        if usage.output_tokens is None:
+            return (0.0,) * len(POLICIES)
+        used = min(float(usage.output_tokens), cost.output)
+        self.output.end(cost.output, used, now - reservation.at)
+        if usage.input_tokens and cost.tokens and not usage.estimated:
+            ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
+            self.fit += (ratio - self.fit) * 0.02
+        return self.tokens.settle(cost.output, used, now)
+
+    def cancel(self, reservation: Reservation, now: float) -> None:  # noqa: ARG002
+        """A request has ended without a verdict; what it was charged, snapshots will tell."""
+        self._hear(reservation)
+        if not reservation.closed:
+            reservation.closed = True
+            self.output.drop(reservation.cost.output, reservation.at)
+
+    def refuse(
+        self,
+        reservation: Reservation,
+        *,
+        until: float,
+        limit: Limit | None,
+        snapshot: Snapshot | None,
+        now: float,
+    ) -> None:
+        """A limit has refused a request: close the bucket until an instant, and learn from it.
+
+        What was let in and broken off later is closed for, too, but teaches nothing.
+        """
+        fresh, admitted = now >= self.until, reservation.heard
+        self.cancel(reservation, now)
+        if not reservation.probe and until > self.until:
+            self.until, self.limit = until, limit
+        if admitted:
+            return
+        self._void(reservation, now)
+        if reservation.probe:
+            return
+        told = refused(limit, snapshot)
+        if told is not None:
+            self._learn(reservation, told, until, now, fresh=fresh)
+        elif limit is None or limit.window in (None, MINUTE):
+            self._guess(now, fresh=fresh)
+
+    def _void(self, reservation: Reservation, now: float) -> None:
+        """Take a refused request out of the ledgers, as if its marks had been made before it."""
+        cost, tokens = reservation.cost, reservation.tokens
+        self.tokens.void(tokens, cost.output, now)
+        whole = tokens + cost.output
+        reservation.shift((whole, whole, tokens))
+
+    # What is learnt.
+
+    def _hear(self, reservation: Reservation) -> None:
+        if not reservation.heard:
+            reservation.heard = True
+            self.unheard -= 1
+
+    def _observe(self, reservation: Reservation, snapshot: Snapshot, now: float) -> None:
+        """Put the ledgers right by the headers of a request that was let in."""
+        if reservation.number <= self.newest:
+            return
+        self.newest = reservation.number
+        gone = self._gone(reservation, snapshot)
+        if gauge := snapshot.tokens:
+            self._observe_tokens(reservation, gauge, gone, now)
+        if gauge := snapshot.requests:
+            self._observe_requests(reservation.turn, gauge, gone, reservation.at, now)
+
+    def _observe_requests(
+        self, turn: Mark, gauge: Gauge, gone: float, at: float, now: float
+    ) -> None:
+        limit, rate, remaining = told_by(gauge)
+        error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
+        self.requests.correct(error, now, taken_at=taken_at, usual=not self.blind)
+        self.requests.adopt(limit, rate, now=now, since=taken_at)
+
+    def _observe_tokens(
+        self, reservation: Reservation, gauge: Gauge, gone: float, now: float
+    ) -> tuple[float, ...]:
+        limit, rate, remaining = told_by(gauge)
+        taken_at = reservation.at + gone
+        marks = reservation.marks
+        errors = self.tokens.observe(
+            marks, remaining, gone=gone, taken_at=taken_at, now=now, usual=not self.blind
+        )
+        self._adopt(limit, rate, now=now, since=taken_at)
+        self.tokens.judge(taken_at, patient=self.blind)
+        return errors
+
+    def _adopt(self, limit: float, rate: float, *, now: float, since: float) -> None:
+        self.guessed = False
+        for tank in self.tokens.tanks:
+            tank.adopt(limit, rate, now=now, since=since)
+
+    def _gone(self, reservation: Reservation, snapshot: Snapshot) -> float:
+        """Return the seconds between the send and the admission that the snapshot shows."""
+        if snapshot.processing is not None:
+            way = max(0.0, snapshot.at - reservation.at - snapshot.processing)
+            self.rtt = min(self.rtt * 1.01, way)
+            return way / 2
+        return self.rtt / 2 if self.rtt < math.inf else 0.0
+
+    def _learn(
+        self, reservation: Reservation, told: Told, until: float, now: float, *, fresh: bool
+    ) -> None:
+        """Adopt the figures of a refusal; where they surprise, keep back more."""
+        self.window = None
+        of_requests = told.resource == "requests"
+        tank = self.requests if of_requests else self.tokens.tank
+        steady = tank.known and abs(tank.limit - told.gauge.limit) <= 1e-3 * tank.limit
+        gone = (now - reservation.at) / 2
+        errors = None
+        if of_requests:
+            # A request that is refused for its number is not counted.
+            turn = Mark(reservation.turn.level + 1, reservation.turn.shift)
+            self.requests.take(-1, now)
+            self._observe_requests(turn, told.gauge, gone, reservation.at, now)
+        else:
+            errors = self._observe_tokens(reservation, told.gauge, gone, now)
+        if told.hidden:
+            hidden = told.requested - max(0.0, until - now) * tank.rate
+            for each in (self.requests,) if of_requests else self.tokens.tanks:
+                each.hide(told.gauge.remaining - hidden)
+        elif steady and fresh and not self.blind:
+            self._widen()
+            if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
+                self.tokens.doubt()
+
+    def _widen(self) -> None:
+        self.margin = min(WIDEST, self.margin * WIDER)
+
+    def _guess(self, now: float, *, fresh: bool) -> None:
+        """Go on more slowly, where a refusal tells no figures and nothing is known."""
+        tank = self.tokens.tank
+        if tank.known and not self.guessed:
+            if fresh:
+                self._widen()
+            return
+        if not fresh:
+            return
+        taken = -tank.level_at(now) / max(1.0, now - self.first_at)
+        rate = CUT * (tank.rate if tank.known else max(1.0, taken))
+        self.window = None
+        self._adopt(rate * MINUTE, rate, now=now, since=now)
+        self.guessed = self.blind = True
+        for each in self.tokens.tanks:
+            each.level, each.at = 0.0, now
+
+    def _grow(self, now: float) -> None:
+        """Let time heal: keep back less, and try more where no headers tell what there is."""
+        passed = max(0.0, now - self.sent_at) if self.sent else 0.0
+        self.margin = max(MARGIN, self.margin * NARROWER**passed)
+        if self.blind:
+            growth = FASTER if self.guessed else GROWTH
+            for tank in (*self.tokens.tanks, self.requests):
+                tank.rate *= 1 + min(0.1, growth * passed)

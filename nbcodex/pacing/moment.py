@@ -1,0 +1,102 @@
+"""When a request may go, by what is known of a bucket. Pure; must not know who waits, nor how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from nbcodex.pacing.bucket import WIDEST, Bucket
+from nbcodex.pacing.reservation import Cost
+from nbcodex.pacing.tank import Tank
+
+GAP = 0.004
+"""Seconds between two sends: a burst that the network and the server's doors bear."""
+TAIL = 0.02
+"""What is kept back is at most this share of what still waits: the end of a job spends it."""
+PROBE = 10.0
+"""Seconds without a verdict after which a server that has told nothing yet is asked again."""
+HASTE = 3.0
+"""Without headers, how many times the limit's own rate is tried, once the limit is known: a wrong
+hope so meets few refusals before the first of them is heard of."""
+ERR = 1.2
+"""By how much an estimate of the input may err."""
+OWED = 0.5
+"""Share of the bucket that may be reserved for answers under way; the rest lets others begin."""
+
+
+def moment(
+    bucket: Bucket,
+    cost: Cost,
+    now: float,
+    *,
+    waiting: float = math.inf,
+    before: Sequence[Cost] = (),
+    guests: int = 0,
+) -> float:
+    """Return the earliest instant at which a request may go.
+
+    Strictly first come, first served: in a bucket, whoever passes the first one delays it.
+
+    Parameters
+    ----------
+    bucket : Bucket
+        What is known.
+    cost : Cost
+        What it asks for.
+    waiting : float
+        Tokens that all who wait ask for together, this request included.
+    before : sequence of Cost
+        What those ask for who come first.
+    guests : int
+        Usual requests that shall find room at once, should they come.
+    """
+    first = max(now, bucket.until, bucket.sent_at + GAP)
+    if bucket.blind and bucket.tokens.tank.known:
+        bucket.tokens.hope(now)
+        gap = _charge(bucket, cost) / (HASTE * bucket.tokens.tank.rate)
+        first = max(first, bucket.sent_at + gap)
+    if bucket.window is not None and bucket.unheard >= bucket.window:
+        first = max(first, bucket.sent_at + PROBE)
+    if bucket.tokens.tank.known:
+        spare = _spare(bucket, bucket.tokens.tank) + guests * bucket.tokens.usual
+        spare = min(spare, TAIL * waiting)
+        need = _need(bucket, (cost, *before), now) + spare
+        first = max(first, bucket.tokens.tank.has_at(need, now))
+    if bucket.requests.known:
+        spare = _spare(bucket, bucket.requests)
+        first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
+    return first
+
+
+def _need(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
+    return sum(_charge(bucket, cost) for cost in costs) + _owed(bucket, costs, now)
+
+
+def _charge(bucket: Bucket, cost: Cost) -> float:
+    """Return what the server takes at admission."""
+    tokens = cost.tokens * bucket.fit
+    return tokens if bucket.tokens.policy == "actual" else tokens + cost.output
+
+
+def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
+    """Return what answers will be charged at their end, which is reserved as well."""
+    if bucket.tokens.policy != "actual":
+        return 0.0
+    asked = bucket.output.asked_under_way + sum(cost.output for cost in costs)
+    return min(bucket.output.share(now) * asked, OWED * bucket.tokens.tank.usable)
+
+
+def _spare(bucket: Bucket, tank: Tank) -> float:
+    return min(bucket.margin * tank.limit, WIDEST * tank.usable)
+
+
+def never(bucket: Bucket, cost: Cost) -> float | None:
+    """Return the limit that the request is too large for at any time; None if it can fit.
+
+    Estimates err, and some servers state nonsense: nothing is refused here that is not clearly
+    larger, nor what the server has let in before.
+    """
+    limit = bucket.tokens.tank.limit
+    least = cost.tokens * bucket.fit
+    clearly = least > ERR * limit and least > bucket.largest and not bucket.guessed
+    return limit if clearly else None

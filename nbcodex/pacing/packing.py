@@ -1,0 +1,71 @@
+"""Turns what the ledger keeps into plain lists of numbers, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def pack(value: Any) -> Any:
+    """Return a dataclass as a list of its fields' values, all the way down."""
+    if isinstance(value, (float, int, str, type(None))):
+        return value
+    if isinstance(value, list):
+        return [pack(item) for item in value]
+    if isinstance(value, dict):
+        return {key: pack(item) for key, item in value.items()}
+    kind: Any = type(value)
+    return [pack(getattr(value, name)) for name in _names(kind)]
+
+
+def unpack(kind: type[T], data: Any) -> T:
+    """Return the dataclass `kind` that was packed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `data` is not what `pack` makes of one.
+    """
+    wanted: Any = kind
+    found: T = _reader(wanted)(data)
+    return found
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """Return what makes a value of the type `kind` from plain data."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_reader(kind)
+    if get_origin(kind) is list:
+        item = _reader(get_args(kind)[0])
+        return lambda data: [item(each) for each in data]
+    if get_origin(kind) is dict:
+        item = _reader(get_args(kind)[1])
+        return lambda data: {key: item(each) for key, each in data.items()}
+    inner: list[Any] = [k for k in get_args(kind) if dataclasses.is_dataclass(k)]
+    if inner:
+        read = _reader(inner[0])
+        return lambda data: None if data is None else read(data)
+    return lambda data: data
+
+
+def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    names = _names(kind)
+    plain = {n for n in names if hints[n] in (float, int, bool, str)}
+    readers = [(n, None if n in plain else _reader(hints[n])) for n in names]
+
+    def read(data: Any) -> Any:
+        pairs = zip(readers, data, strict=True)
+        return kind(**{n: each if r is None else r(each) for (n, r), each in pairs})
+
+    return read

@@ -1,0 +1,108 @@
+"""What a bucket has learnt: told to people, and kept so that the next job begins where it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbcodex.pacing.bucket import Bucket
+from nbcodex.pacing.policy import POLICIES, Policy
+from nbcodex.pacing.tank import Tank
+from nbcodex.records import Gauge, Limit
+
+ANSWERS = 50
+"""As how many answers of its own a bucket takes what it is told of earlier ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """What was learnt. Limits are not part of it: the first answer tells them.
+
+    Parameters
+    ----------
+    policy : {"kept", "refunded", "actual"}
+        What the server charges.
+    share : float
+        How much of the output that requests ask for they use, on average.
+    fit : float
+        What the server counts for each token that we estimate.
+    """
+
+    policy: Policy
+    share: float
+    fit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of a bucket at an instant, for people.
+
+    Parameters
+    ----------
+    tokens, requests : Gauge or None
+        Limit and level as they are reckoned; None while the limit is unknown.
+    policy : {"kept", "refunded", "actual"}
+        What the server is believed to charge.
+    told : bool
+        Whether its headers tell of limits.
+    hidden : float or None
+        Tokens that a shorter window, which no header tells of, lets through at once.
+    leak : float
+        Tokens a second that somebody else on the same key takes.
+    hold : float or None
+        Until when nobody may send.
+    limit : Limit or None
+        The limit that closed the bucket last.
+    learnt : Prior or None
+        What the next job can begin with.
+    """
+
+    tokens: Gauge | None
+    requests: Gauge | None
+    policy: Policy
+    told: bool
+    hidden: float | None
+    leak: float
+    hold: float | None
+    limit: Limit | None
+    learnt: Prior | None
+
+
+def known(bucket: Bucket, now: float) -> Known:
+    """Return what is known of a bucket."""
+    tank = bucket.tokens.tank
+    return Known(
+        tokens=_gauge(tank, now),
+        requests=_gauge(bucket.requests, now),
+        policy=bucket.tokens.policy,
+        told=tank.known and not bucket.blind,
+        hidden=tank.usable if tank.floor else None,
+        leak=tank.leak,
+        hold=bucket.until if bucket.until > now else None,
+        limit=bucket.limit,
+        learnt=learnt(bucket, now),
+    )
+
+
+def _gauge(tank: Tank, now: float) -> Gauge | None:
+    if not tank.known:
+        return None
+    level = tank.level_at(now)
+    return Gauge(limit=tank.limit, remaining=level, full_in=(tank.limit - level) / tank.rate)
+
+
+def learnt(bucket: Bucket, now: float) -> Prior | None:
+    """Return what a bucket has learnt; None before it has seen enough answers."""
+    if bucket.output.ended < ANSWERS:
+        return None
+    return Prior(policy=bucket.tokens.policy, share=bucket.output.share(now), fit=bucket.fit)
+
+
+def begin(prior: Prior) -> Bucket:
+    """Return a bucket that begins where an earlier one left off; evidence changes its mind."""
+    bucket = Bucket(fit=min(4.0, max(0.25, prior.fit)))
+    bucket.tokens.chosen = POLICIES.index(prior.policy)
+    output = bucket.output
+    output.asked = output.took = float(ANSWERS)
+    output.used = ANSWERS * min(1.0, max(0.0, prior.share))
+    output.ended = ANSWERS
+    return bucket

@@ -1,0 +1,135 @@
+"""One observed bucket shared by several holders (kernels, hosts), fair between them by tokens.
+
+Each holder that waits leaves word what its first request asks for. Who has been served least goes
+first; the others are told the moment at which there is enough for those before them, too, so nobody
+polls. Pure arithmetic on numbers; must not know where they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nbcodex.pacing.bucket import Bucket
+from nbcodex.pacing.moment import moment
+from nbcodex.pacing.reservation import Cost, Reservation
+
+LATE = 0.3
+"""Seconds after its moment when a holder that has not come loses its turn."""
+LEASE = 5.0
+"""Seconds without a sign of life after which a holder is taken for dead."""
+COURTESY = 4
+"""Usual requests that are left in the bucket for holders that have nothing to ask just now: it
+costs a long job a moment, once, and lets the others' short ones go at once."""
+LOOK = 0.25
+"""Seconds after which one of several holders looks again, as the others may have news."""
+
+
+@dataclass(slots=True)
+class Share:
+    """One holder's part.
+
+    Parameters
+    ----------
+    seen_at : float
+        Its last sign of life.
+    served : float
+        Tokens it was given, on the scale of all.
+    due_at : float
+        When its first request may go; in the past if it has none.
+    tokens, output : float
+        What that request asks for.
+    asked : float
+        Tokens that all its waiting requests ask for.
+    under_way, unheard : int
+        Requests that are under way, and those of them without a verdict.
+    asked_under_way, starts : float
+        Their bounds on output, and the sum of the instants at which they went.
+    """
+
+    seen_at: float = 0.0
+    served: float = 0.0
+    due_at: float = -1e18
+    tokens: float = 0.0
+    output: float = 0.0
+    asked: float = 0.0
+    under_way: int = 0
+    unheard: int = 0
+    asked_under_way: float = 0.0
+    starts: float = 0.0
+
+    def waits(self, now: float) -> bool:
+        """Return whether it has somebody waiting who is not late."""
+        return self.due_at + LATE >= now
+
+
+@dataclass(slots=True)
+class Shared:
+    """A bucket and who holds parts of it."""
+
+    bucket: Bucket = field(default_factory=Bucket)
+    holders: dict[str, Share] = field(default_factory=dict)
+
+    def share(self, holder: str, now: float) -> Share:
+        """Return a holder's part, which is a sign of its life; drop those of the dead."""
+        mine = self.holders.get(holder)
+        if mine is None:
+            mine = self.holders[holder] = Share()
+        mine.seen_at = now
+        for name in [n for n, share in self.holders.items() if share.seen_at + LEASE < now]:
+            self._bury(self.holders.pop(name))
+        return mine
+
+    def moment(self, holder: str, cost: Cost, now: float, *, asked: float) -> float:
+        """Return when the holder's first request may go, and keep its place until then."""
+        mine = self.share(holder, now)
+        others = [s for n, s in self.holders.items() if n != holder and s.waits(now)]
+        if not mine.waits(now) and others:
+            # Who comes back has no claim on what it did not ask for.
+            mine.served = max(mine.served, min(s.served for s in others))
+        before = [Cost(s.tokens, s.output) for s in others if s.served < mine.served]
+        waiting = asked + sum(s.asked for s in others)
+        has_many = asked > cost.tokens + cost.output
+        some_idle = len(self.holders) - 1 > len(others)
+        guests = COURTESY if has_many and some_idle else 0
+        mine.due_at = moment(self.bucket, cost, now, waiting=waiting, before=before, guests=guests)
+        mine.tokens, mine.output, mine.asked = cost.tokens, cost.output, asked
+        return mine.due_at
+
+    def look_at(self, due_at: float, now: float) -> float:
+        """Return when one who waits for `due_at` shall ask again."""
+        return due_at if len(self.holders) < 2 else min(due_at, now + LOOK)
+
+    def take(
+        self, name: str, holder: str, cost: Cost, now: float, *, probe: bool = False
+    ) -> Reservation:
+        """Let the holder's request go."""
+        mine = self.share(holder, now)
+        mine.served += cost.tokens + cost.output
+        mine.asked = max(0.0, mine.asked - cost.tokens - cost.output)
+        if not mine.asked:
+            mine.due_at = -1e18
+        mine.under_way += 1
+        mine.unheard += 1
+        mine.asked_under_way += cost.output
+        mine.starts += now
+        return self.bucket.take(name, cost, now, probe=probe)
+
+    def follow(self, holder: str, reservation: Reservation, was: tuple[bool, bool]) -> None:
+        """Note in the holder's part what became of a reservation that `was` heard, was closed."""
+        mine = self.holders.get(holder)
+        if mine is None:
+            return
+        if reservation.heard and not was[0]:
+            mine.unheard -= 1
+        if reservation.closed and not was[1]:
+            mine.under_way -= 1
+            mine.asked_under_way -= reservation.cost.output
+            mine.starts -= reservation.at
+
+    def _bury(self, share: Share) -> None:
+        """What a dead holder had under way ends without a word."""
+        self.bucket.unheard -= share.unheard
+        output = self.bucket.output
+        output.under_way -= share.under_way
+        output.asked_under_way -= share.asked_under_way
+        output.starts -= share.starts

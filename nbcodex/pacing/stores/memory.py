@@ -1,0 +1,21 @@
+"""Observed buckets of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from nbcodex.pacing.shares import Shared
+
+T = TypeVar("T")
+
+
+class MemoryStore:
+    """Keeps buckets for as long as it lives. Used from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Shared] = {}
+
+    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
+        """Let `deed` read and change the bucket `name`, and return what it returns."""
+        return deed(self._kept.setdefault(name, Shared()))

@@ -1,0 +1,378 @@
+"""The observed bucket against the simulator's limits, in virtual time: it is told nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcodex.errors import TooLargeError
+from nbcodex.pacing.observed import Hold, Ledger
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.records import Gauge, Limit, Snapshot, Usage
+from nbcodex.simulator.knobs import Knobs
+from tests.benchmarks.kernels import beat, fairness
+from tests.benchmarks.kernels import run as run_kernels
+from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, Errand, measure
+from tests.benchmarks.world import START, Heap, Prompt, World, workload
+
+POLICIES = ("kept", "refunded", "actual")
+
+
+class Watched(MemoryStore):
+    """A store that lets a test look in."""
+
+    def bucket(self) -> Any:
+        return self.deal(BUCKET, lambda shared: shared.bucket)
+
+
+def crowd(knobs: Knobs, prompts: list[Prompt], seed: int = 0) -> tuple[World, Client, Watched]:
+    world, store = World(Heap(), knobs, seed), Watched()
+    client = Client(world, Ledger(store), prompts, seed)
+    return world, client, store
+
+
+def finish(world: World, client: Client) -> None:
+    client.start()
+    world.heap.run()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_is_found_out(policy: Any) -> None:
+    """After 20 s of a busy bucket, what the server charges is known."""
+    world, client, store = crowd(replace(TOKENS, policy=policy), workload(1500, 3))
+    found: list[str] = []
+    world.heap.at(START + 20, lambda: found.append(store.bucket().tokens.policy))
+    finish(world, client)
+    assert found == [policy]
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {},
+    {"bias": 1.15},
+    {"bias": 0.85},
+    {"failures": 0.01},
+    {"breaks": 0.01},
+    {"rpm": 500},
+    {"burst": 1.0},
+    {"burst": 10.0},
+    {"headers": False},
+    {"stranger": 0.3},
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_limit_is_used_fully(policy: Any, change: dict[str, Any]) -> None:
+    """Within 0.97 of an oracle that knows all but the outputs, and hardly ever refused."""
+    rare = {"headers", "stranger"} & change.keys()
+    figures = measure(Case("", replace(TOKENS, policy=policy, **change)), 2000, 0)
+    assert figures["oracle"] >= (0.9 if rare else 0.97)
+    assert figures["429%"] <= (3 if rare else 1)
+    assert figures["twice"] == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_limit_that_changes_is_followed(policy: Any) -> None:
+    """A limit halved and restored costs nothing but what it takes away."""
+    steps = ((40.0, {"tpm": 300_000}), (100.0, {"tpm": 600_000}))
+    case = Case("", replace(TOKENS, policy=policy), steps=steps)
+    figures = measure(case, 3000, 0)
+    assert figures["oracle"] >= 0.97
+    assert figures["429%"] <= 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_large_one_does_not_starve(policy: Any) -> None:
+    """A prompt of 30% of the bucket among 3,000 small ones is let in within its fair time."""
+    prompts = workload(3001, 1)
+    large = replace(prompts[1500], tokens=180_000)
+    prompts[1500] = large
+    world, client, _ = crowd(replace(TOKENS, policy=policy), prompts)
+    finish(world, client)
+    at = world.tally.admitted_at
+    waited = at[1500] - START
+    before = sum(p.charge(policy) for p in prompts[:1501])
+    assert waited <= 2 * (before - 600_000) / 10_000 + 20
+    assert sorted(at, key=at.__getitem__)[1400:1600].count(1500) == 1
+
+
+def test_first_come_first_served() -> None:
+    """But for the network, the server sees them in the order in which they came."""
+    world, client, _ = crowd(TOKENS, workload(800, 2))
+    finish(world, client)
+    order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
+    assert max(abs(place - number) for place, number in enumerate(order)) <= 15
+
+
+def test_the_first_goes_alone() -> None:
+    """Nobody follows the first request before its headers are read."""
+    ledger = Ledger()
+    first, second = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.reserve(first, 100.0)
+    assert isinstance(sent, Reservation)
+    assert isinstance(ledger.reserve(second, 100.5), Hold)
+    gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
+    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    assert isinstance(ledger.reserve(second, 101.0), Reservation)
+
+
+def test_a_refused_one_keeps_its_place() -> None:
+    """The refused request is the first to go after the hold, and nobody goes sooner."""
+    ledger = Ledger()
+    tickets = [ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(3)]
+    sent = ledger.reserve(tickets[0], 100.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=600, used=550, requested=100)
+    hold = ledger.refuse(sent, until=105.0, limit=limit, snapshot=None, now=100.1)
+    ledger.again(tickets[0])
+    assert hold == Hold(105.0, limit)
+    assert all(isinstance(ledger.reserve(t, 104.9), Hold) for t in tickets)
+    assert isinstance(ledger.reserve(tickets[1], 105.6), Hold)
+    assert isinstance(ledger.reserve(tickets[0], 105.6), Reservation)
+
+
+def test_a_probe_that_is_refused_changes_nothing() -> None:
+    """Retry now goes through the hold; its refusal leaves the hold as it was."""
+    ledger = Ledger()
+    first, other = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.reserve(first, 100.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
+    ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
+    probe = ledger.probe(other, 102.0)
+    assert ledger.refuse(probe, until=140.0, limit=limit, snapshot=None, now=102.1).until == 110.0
+
+
+def test_a_day_s_limit_only_closes() -> None:
+    """A refusal of the day's limit teaches nothing about the minute's."""
+    store = Watched()
+    ledger = Ledger(store)
+    sent = ledger.reserve(ledger.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
+    ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=100.1)
+    assert store.bucket().until == 500.0
+    assert not store.bucket().tokens.tank.known
+    assert not store.bucket().requests.known
+
+
+def test_what_is_refused_is_not_charged() -> None:
+    """A request that another limit refused gives back what it took from the minute's."""
+    store = Watched()
+    ledger = Ledger(store)
+    first, second = (ledger.listen(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.reserve(first, 100.0)
+    assert isinstance(sent, Reservation)
+    gauge = Gauge(limit=6000, remaining=3000, full_in=30.0)
+    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    before = store.bucket().tokens.tank.level_at(102.0)
+    sent = ledger.reserve(second, 102.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=86_400.0, limit=200, used=200, requested=100)
+    ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=102.0)
+    assert store.bucket().tokens.tank.level_at(102.0) == pytest.approx(before)
+
+
+def test_a_bucket_is_not_left_in_debt() -> None:
+    """Where outputs are charged at the end, room is kept for those under way."""
+    world, client, _ = crowd(replace(TOKENS, policy="actual"), workload(3000, 8))
+    finish(world, client)
+    assert world.tally.lowest > -0.005 * 600_000
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    """A prompt larger than the limit fails with the figures, and is not sent."""
+    ledger = Ledger()
+    sent = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
+    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
+        ledger.reserve(ledger.listen("b", Cost(5000, 90), lambda: None), 101.0)
+
+
+def test_what_was_let_in_once_is_not_refused_here() -> None:
+    """A server that states a limit smaller than what it lets in is not believed."""
+    ledger = Ledger()
+    for at in (100.0, 900.0):
+        ticket = ledger.listen("b", Cost(5000, 90), lambda: None)
+        sent = ledger.reserve(ticket, at)
+        assert isinstance(sent, Reservation)
+        gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
+        ledger.admit(sent, Snapshot(at=at + 1, tokens=gauge), at + 1)
+
+
+numbers = st.floats(0, 1e15)
+gauges = st.none() | st.builds(
+    Gauge,
+    limit=st.floats(1e-3, 1e15),
+    remaining=numbers,
+    full_in=st.none() | st.floats(0, 31 * 86_400),
+)
+snapshots = st.none() | st.builds(
+    Snapshot,
+    at=st.floats(0, 1e6),
+    processing=st.none() | st.floats(0, 86_400),
+    tokens=gauges,
+    requests=gauges,
+)
+limits = st.none() | st.builds(
+    Limit,
+    resource=st.sampled_from(["tokens", "requests", None]),
+    window=st.sampled_from([None, 60.0, 86_400.0]),
+    limit=st.none() | numbers,
+    used=st.none() | numbers,
+    requested=st.none() | numbers,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["admit", "refuse", "settle", "cancel"]), snapshots, limits),
+        max_size=12,
+    )
+)
+def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any]]) -> None:
+    """No header and no message makes the ledger raise, or wait for ever."""
+    ledger, now = Ledger(), 1000.0
+    for what, snapshot, limit in says:
+        now += 100
+        sent = ledger.probe(ledger.listen("b", Cost(1, 10), lambda: None), now)
+        match what:
+            case "admit":
+                ledger.admit(sent, snapshot, now + 1)
+            case "settle":
+                ledger.settle(sent, Usage(input_tokens=10**9, output_tokens=10**9), now + 1)
+            case "cancel":
+                ledger.cancel(sent, now + 1)
+            case "refuse":
+                sent.probe = False
+                ledger.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
+    leave = ledger.reserve(ledger.listen("b", Cost(1e-9, 10), lambda: None), now + 100)
+    assert isinstance(leave, Reservation) or now < leave.until < math.inf
+
+
+def test_a_silent_server_is_asked_again() -> None:
+    """A first request that is never heard of does not keep the others for ever."""
+    ledger = Ledger()
+    first, second = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
+    ledger.reserve(first, 100.0)
+    hold = ledger.reserve(second, 100.0)
+    assert isinstance(hold, Hold)
+    assert hold.until == pytest.approx(110.0)
+    assert isinstance(ledger.reserve(second, hold.until), Reservation)
+
+
+def test_a_place_given_up_is_the_next_one_s() -> None:
+    """Who leaves the head of the row wakes the next."""
+    ledger, woken = Ledger(), []
+    first = ledger.listen("b", Cost(10, 90), lambda: woken.append(1))
+    ledger.listen("b", Cost(10, 90), lambda: woken.append(2))
+    ledger.leave(first)
+    assert woken == [2]
+
+
+def test_settling_twice_counts_once() -> None:
+    """A reservation is settled or cancelled once, whatever is said of it later."""
+    store = Watched()
+    ledger = Ledger(store)
+    sent = ledger.reserve(ledger.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    ledger.settle(sent, Usage(input_tokens=10, output_tokens=5), 103.0)
+    ledger.cancel(sent, 104.0)
+    ledger.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
+    output = store.bucket().output
+    assert (output.ended, output.under_way, store.bucket().unheard) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_kernels_share_fairly(policy: str) -> None:
+    """Four kernels on one store get equal parts, and are refused hardly ever."""
+    prompts = workload(2000, 4)
+    shares = [prompts[i::4] for i in range(4)]
+    world, _ = run_kernels(policy, shares, 4)
+    assert fairness(world, shares, policy) >= 0.98
+    assert world.tally.refused <= 0.005 * world.tally.requests
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_others_take_what_a_dead_kernel_leaves(policy: Any) -> None:
+    """Ten seconds after one of four kernels has died, the others use the whole limit."""
+    prompts, store = workload(4000, 5), Watched()
+    world = World(Heap(), replace(TOKENS, policy=policy), 5)
+    clients = [Client(world, Ledger(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
+    for client in clients:
+        client.start()
+        beat(client, world)
+    world.heap.at(START + 60, setattr, clients[0], "dead", True)
+    world.heap.run()
+    at = world.tally.admitted_at
+    begin, end = START + 70, START + 110
+    taken = sum(p.charge(policy) for p in prompts if begin <= at.get(p.number, 0) < end)
+    assert taken >= 0.97 * 10_000 * (end - begin)
+
+
+def test_light_ones_do_not_wait_for_a_heavy_one() -> None:
+    """Beside a kernel with thousands of prompts, one with a few hardly waits, once known."""
+    prompts, store = workload(2050, 6), Watched()
+    world = World(Heap(), replace(TOKENS, policy="refunded"), 6)
+    heavy, light = (Client(world, Ledger(store, holder=n), [], 0) for n in ("heavy", "light"))
+    heavy.errands = [Errand(heavy, p) for p in prompts[:2000]]
+    light.errands = [Errand(light, p) for p in prompts[2000:]]
+    heavy.start()
+    for client in (heavy, light):
+        beat(client, world)
+    for number, errand in enumerate(light.errands):
+        world.heap.at(START + 40 + number, errand.enter)
+    world.heap.run()
+    at = world.tally.admitted_at
+    waits = [at[e.prompt.number] - e.entered_at for e in light.errands]
+    # Its first one makes it known; after 17 s, the end of the heavy job spends what was kept free.
+    assert max(waits[1:17]) < 0.06
+
+
+def test_what_was_learnt_outlives_the_bucket() -> None:
+    """Policy, share of output and fit of one job are where the next one begins."""
+    world, client, _ = crowd(replace(TOKENS, policy="actual", bias=1.15), workload(1500, 7))
+    finish(world, client)
+    told = client.ledger.known(world.heap.now)[BUCKET]
+    assert told.learnt
+    assert told.tokens
+    assert told.tokens.limit == 600_000
+    later = Watched()
+    Ledger(later).begin(BUCKET, told.learnt)
+    bucket = later.bucket()
+    assert bucket.tokens.policy == "actual"
+    assert bucket.output.share(0.0) == pytest.approx(told.learnt.share, rel=0.5)
+    assert bucket.fit == pytest.approx(1.15, rel=0.05)
+
+
+def test_those_far_back_hear_of_a_hold() -> None:
+    """A bucket that closes for long tells everybody who waits, and each learns until when."""
+    ledger, woken = Ledger(), []
+    tickets = [ledger.listen("b", Cost(10, 90), lambda i=i: woken.append(i)) for i in range(3)]
+    sent = ledger.reserve(tickets[0], 100.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
+    ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
+    assert {1, 2} <= set(woken)
+    assert ledger.reserve(tickets[2], 101.0) == Hold(110.0, limit)
+
+
+def test_a_dead_kernel_is_buried() -> None:
+    """What a kernel held that gives no sign of life is free again within the lease."""
+    store = Watched()
+    dead, alive = Ledger(store, holder="dead"), Ledger(store, holder="alive")
+    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    alive.listen(BUCKET, Cost(10, 90), lambda: None)
+    alive.beat(104.0)
+    assert store.bucket().output.under_way == 1
+    alive.beat(106.0)
+    assert (store.bucket().output.under_way, store.bucket().unheard) == (0, 0)
