@@ -1,0 +1,50 @@
+"""What is said of a request that is kept for later, and of what closed its model. Pure."""
+
+from __future__ import annotations
+
+from nbcodex.clock import Clock, spell, time_of_day
+from nbcodex.errors import LimitError, ParkedError, TransientError
+from nbcodex.records import Limit, Request
+
+
+def by_user(request: Request) -> ParkedError:
+    """Return the error of a request that its user parked."""
+    return ParkedError("Parked by you.", advice=_how_to_go_on(request))
+
+
+def for_want_of_patience(
+    request: Request, cause: TransientError, *, resume_at: float, waited: float, clock: Clock
+) -> ParkedError:
+    """Return the error of a request that can go at `resume_at`, later than its user waits.
+
+    Parameters
+    ----------
+    cause : TransientError
+        What it waits for.
+    resume_at : float
+        An instant of `clock`.
+    waited : float
+        Seconds of patience that are used up.
+    """
+    wait, wall = resume_at - clock.now(), clock.wall()
+    moment = time_of_day(wall + wait, now=wall)
+    patience = f"your patience of {spell(request.patience)}"
+    if waited:
+        patience = f"is left of {patience} after {spell(waited)}"
+    return ParkedError(
+        f"{cause.message} It can go at {moment} (in {spell(wait)}), longer than {patience}.",
+        advice=_how_to_go_on(request, f" after {moment}"),
+        cause=cause,
+        resume_at=wall + wait,
+    )
+
+
+def closed(limit: Limit | None) -> LimitError:
+    """Return a hold as the error that set it."""
+    limit = limit or Limit()
+    figures = f" ({limit.figures})" if limit.figures else ""
+    return LimitError(f"{limit.name.capitalize()} reached{figures}.", limit=limit)
+
+
+def _how_to_go_on(request: Request, after: str = "") -> str:
+    return f"`%codex resume {request.id}`{after}, or run it with a longer --patience."

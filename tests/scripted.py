@@ -1,0 +1,128 @@
+"""A wire without a network: each attempt plays the next act of a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbcodex.engine import Engine, Order, Run
+from nbcodex.events import Ending, Event
+from nbcodex.pacing.ledger import Ledger
+from nbcodex.records import Reply, Request, Usage
+from nbcodex.settings import Secret, Settings
+from nbcodex.wire.attempt import Completed, Opened, Piece, Text
+from nbcodex.wire.providers import Endpoint, resolve
+from tests.virtual import LoopClock
+
+Act = Iterable[Piece | Exception | float]
+"""What one attempt does: pieces that arrive, seconds that pass, an error that ends it."""
+
+SETTINGS = Settings(api_key=Secret("sk-test"))
+USAGE = Usage(input_tokens=10, output_tokens=5)
+OPENED = Opened(api="responses", model="m-1", snapshot=None, simulated=False, request_id=None)
+
+
+def answer(text: str) -> Act:
+    """Return an act that answers with `text`."""
+    done = Completed(text=text, usage=USAGE, model="m-1", cut=None, response_id=None)
+    return [OPENED, Text(text), done]
+
+
+@dataclass
+class ScriptedWire:
+    """Stands in for `nbcodex.wire.attempt.Wire`; `seen` holds each request as it was sent."""
+
+    acts: list[Act]
+    seen: list[tuple[float, Request]] = field(default_factory=list)
+
+    def endpoint(self, request: Request, settings: Settings) -> Endpoint:
+        return resolve(settings, request)
+
+    def bucket(self, endpoint: Endpoint, model: str) -> str:
+        return model
+
+    async def model(self, request: Request, settings: Settings) -> str:
+        return request.model or "m"
+
+    async def stream(
+        self, request: Request, settings: Settings, *, model: str
+    ) -> AsyncIterator[Piece]:
+        self.seen.append((asyncio.get_running_loop().time(), request))
+        for step in self.acts.pop(0):
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                yield step
+
+
+@dataclass
+class InstantJournal:
+    """Stands in for `nbcodex.journal.journal.Journal`, whose thread virtual time cannot await."""
+
+    written: list[tuple[str, Any]] = field(default_factory=list)
+    claimable: bool = True
+    answers: dict[bytes, Reply] = field(default_factory=dict)
+
+    async def add(self, request: Request, **where: Any) -> None:
+        self.written.append(("add", request))
+
+    async def answered(self, key: bytes) -> Reply | None:
+        return self.answers.get(key)
+
+    async def claim(self, id_: str) -> bool:
+        self.written.append(("claim", id_))
+        return self.claimable
+
+    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
+        self.written.append(("begin", attempt))
+
+    async def wait(self, id_: str, resume_at: float, limit: Any) -> None:
+        self.written.append(("wait", resume_at))
+
+    async def remember_remote(self, id_: str, response_id: str) -> None:
+        self.written.append(("remember", response_id))
+
+    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+        self.written.append(("keep", text))
+
+    async def finish(self, id_: str, reply: Reply, **why: Any) -> None:
+        self.written.append(("finish", reply))
+
+
+class Stage:
+    """An engine on a scripted wire, in virtual time; must be made on the loop."""
+
+    def __init__(self, *acts: Act) -> None:
+        self.wire = ScriptedWire(list(acts))
+        self.journal = InstantJournal()
+        self.engine = Engine(
+            wire=self.wire,  # type: ignore[arg-type]
+            journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            ledger=Ledger(),
+            clock=LoopClock(),
+        )
+        self.events: dict[str, list[Event]] = {}
+
+    def start(self, request: Request) -> Run:
+        """Start a request; its events are gathered under its id."""
+        heard = self.events.setdefault(request.id, [])
+        return self.engine.start(request, SETTINGS, heard.append)
+
+    async def play(self, request: Request, *orders: tuple[float, Order]) -> list[Event]:
+        """Run a request to its ending, giving orders at their seconds; return its events."""
+        run = self.start(request)
+        loop = asyncio.get_running_loop()
+        for after, what in orders:
+            loop.call_later(after, run.order, what)
+        await asyncio.wait([run.task])
+        return self.events[request.id]
+
+
+def ending(events: list[Event]) -> Any:
+    """Return the one ending, which is the last event."""
+    assert [isinstance(e, Ending) for e in events].index(True) == len(events) - 1
+    return events[-1]
