@@ -1,0 +1,294 @@
+"""Puts everything together: requests from any thread, answers as replies. Knows no notebook.
+
+Owns the process's one client, and the making of requests from what a user says.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
+
+from nbcodex import loop
+from nbcodex.clock import BootClock, Clock
+from nbcodex.errors import ConfigurationError
+from nbcodex.events import Ending
+from nbcodex.handle import Handle, Listener, reply_of
+from nbcodex.imports import gently
+from nbcodex.records import Api, Origin, Reply, Request, Resumption, new_id
+from nbcodex.settings import JOURNAL, Settings, duration, folder_of
+from nbcodex.totals import Totals
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from nbcodex.engine import Engine
+    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.journal import Journal
+
+_APIS = ("auto", "responses", "chat")
+
+
+_FIRST_USE = (
+    "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
+    "(%codex forget erases, %config Codex.journal = False keeps none)"
+)
+
+
+class Client:
+    """All requests of a process: one engine, one set of listeners.
+
+    Parameters
+    ----------
+    clock : Clock
+        The time.
+    transport : httpx2.AsyncBaseTransport or None
+        Stands in for the network: the simulator's door.
+
+    Attributes
+    ----------
+    totals : Totals
+        What this process has used.
+    news : str
+        What its user has to be told once; whoever tells it empties it.
+    """
+
+    def __init__(
+        self, *, clock: Clock | None = None, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        self.clock = clock or BootClock()
+        self.totals = Totals()
+        self.listeners: list[Listener] = [self.totals]
+        self._transport = transport
+        self._engine: Engine | None = None
+        self.news = ""
+        self._journals: dict[Path | None, Journal] = {}
+        self._opening = threading.Lock()
+        self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
+
+    def engine(self) -> Engine:
+        """Return the engine, made at the first call, on the loop's thread."""
+        if self._engine is None:
+            with gently():
+                from nbcodex.engine import Engine
+                from nbcodex.pacing.ledger import Ledger
+                from nbcodex.wire import connections
+                from nbcodex.wire.attempt import Wire
+            connections.load()
+
+            atexit.register(self.close)
+            self._engine = Engine(
+                wire=Wire(clock=self.clock, transport=self._transport),
+                journal=self.journal,
+                ledger=Ledger(),
+                clock=self.clock,
+            )
+        return self._engine
+
+    def journal(self, settings: Settings) -> Journal:
+        """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
+        from nbcodex.journal.journal import Journal
+
+        folder = folder_of(settings) if settings.journal else None
+        with self._opening:
+            if folder not in self._journals:
+                if folder and not (folder / JOURNAL).exists():
+                    self.news = _FIRST_USE.format(folder=folder)
+                self._journals[folder] = Journal(folder, clock=self.clock)
+            return self._journals[folder]
+
+    def resume(
+        self, entry: Entry, settings: Settings, *, not_before: float | None = None
+    ) -> Handle:
+        """Return a handle that takes up a request of the journal; it is yet to be started.
+
+        Parameters
+        ----------
+        entry : Entry
+            What is parked, abandoned, interrupted or failed.
+        settings : Settings
+            How to reach the server now.
+        not_before : float or None
+            Seconds since the epoch at which it is taken up.
+        """
+        # Who resumes a request waits for it now, however little patience it began with.
+        request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
+        mark = entry.mark
+        text = "" if mark is None or mark.sequence is None else entry.reply.text
+        resumption = Resumption(not_before, mark=mark, text=text)
+        return self._handle(request, settings, resumption=resumption)
+
+    def again(self, request: Request, *, origin: Origin) -> Request:
+        """Return a new request that asks the same."""
+        return replace(
+            request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
+        )
+
+    def handle(self, request: Request, settings: Settings) -> Handle:
+        """Return a handle of a request that is yet to be started.
+
+        Raises
+        ------
+        ConfigurationError
+            On the loop's own thread, where whoever waits would wait for ever.
+        """
+        if loop.running().is_mine:
+            raise ConfigurationError(
+                "This would wait for itself: it runs on nbcodex's own event loop.",
+                advice="Use `await nbcodex.aask(…)` there.",
+            )
+        return self._handle(request, settings)
+
+    def _handle(
+        self, request: Request, settings: Settings, *, resumption: Resumption | None = None
+    ) -> Handle:
+        handle = Handle(
+            request, settings, engine=self.engine, listeners=self.listeners, resumption=resumption
+        )
+        self._handles[request.id] = handle
+        return handle
+
+    def live(self) -> list[Handle]:
+        """Return the requests of this process that have not ended, oldest first."""
+        return [handle for handle in self._handles.values() if not handle.done]
+
+    def close(self, *, within: float = 1.0) -> None:
+        """Park what is under way, and let the journal go: what happens when the process ends."""
+        handles = self.live()
+        for handle in handles:
+            handle.part()
+        concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
+        for journal in self._journals.values():
+            journal.close()
+
+    async def follow(self, request: Request, settings: Settings) -> Ending:
+        """Ask, and wait for the ending on the caller's event loop."""
+        return await self._handle(request, settings).followed()
+
+    async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
+        """Return the names of the models that the server offers."""
+        return await self.engine().wire.models(settings, api_base=api_base)
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What whoever hosts this process adds to the client: a notebook, say.
+
+    Parameters
+    ----------
+    settings : callable
+        Returns the settings in force now.
+    follow : callable
+        Starts a handle and waits for its ending, showing what it likes.
+    """
+
+    settings: Callable[[], Settings] = Settings.read
+    follow: Callable[[Handle], Ending] = Handle.follow
+
+
+around = Surroundings()
+_current: Client | None = None
+
+
+def current() -> Client:
+    """Return this process's client."""
+    global _current
+    if _current is None:
+        _current = Client()
+    return _current
+
+
+def _forget_the_parents() -> None:
+    """A forked child makes connections of its own."""
+    global _current
+    _current = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
+
+
+def compose(
+    prompt: str,
+    settings: Settings,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: str | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool = False,
+    origin: Origin | None = None,
+) -> Request:
+    """Return the request that a prompt and its options make.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option makes no sense; nothing is sent.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
+    if max_output is not None and (isinstance(max_output, bool) or max_output < 1):
+        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
+    if (api := api or settings.api) not in _APIS:
+        raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
+    return Request(
+        prompt=prompt,
+        model=model or settings.model,
+        system=system,
+        max_output=max_output,
+        effort=effort,
+        params=dict(params or {}),
+        api=cast(Api, api),
+        api_base=api_base,
+        patience=settings.patience if patience is None else duration(patience),
+        reuse=settings.reuse if reuse is None else reuse,
+        durable=durable,
+        origin=origin or Origin(),
+    )
+
+
+def ask(prompt: str, **options: Any) -> Reply:
+    """Ask, and wait for the answer, whatever limits stand in its way.
+
+    Parameters
+    ----------
+    prompt : str
+        The text.
+    **options
+        ``model``, ``system``, ``max_output`` (tokens), ``effort``, ``params`` (mapping of further
+        API parameters), ``patience`` (seconds, or text like ``"10m"``), ``api`` (``"auto"``,
+        ``"responses"`` or ``"chat"``), ``api_base``, ``reuse`` (whether an equal request's answer
+        in the journal will do), ``durable`` (whether the server shall keep the answer, so that a
+        broken stream or a restarted kernel goes on with it and pays nothing again).
+
+    Returns
+    -------
+    Reply
+        The finished answer.
+
+    Raises
+    ------
+    NbcodexError
+        If there is none; `ParkedError` where it would take longer than the patience.
+    """
+    settings = around.settings()
+    handle = current().handle(compose(prompt, settings, **options), settings)
+    return reply_of(around.follow(handle))
+
+
+async def aask(prompt: str, **options: Any) -> Reply:
+    """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
+    settings = around.settings()
+    return reply_of(await current().follow(compose(prompt, settings, **options), settings))
