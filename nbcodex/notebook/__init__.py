@@ -1,0 +1,1 @@
+"""The face: magics, prompts, panels and widgets."""

@@ -1,0 +1,101 @@
+"""`%config Codex`: what a user or a site sets, as traits."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from traitlets import Any as AnyTrait
+from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
+from traitlets.config import Configurable
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.settings import Secret, Settings, duration
+
+_MINE = {"display", "patience", "journal", "reuse", "remote_images"}
+"""What stays as the user has set it while the demo is on."""
+
+
+class Codex(Configurable):
+    """Settings of nbcodex. What is not set here comes from the environment, else is the default."""
+
+    model = Unicode("", help="Model (on Azure: deployment) to ask where a cell names none.").tag(
+        config=True
+    )
+    api = Enum(["auto", "responses", "chat"], "auto", help="API to speak; `auto` finds out.").tag(
+        config=True
+    )
+    base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.").tag(
+        config=True
+    )
+    organization = Unicode("", help="Organisation to ask for, instead of OPENAI_ORG_ID.").tag(
+        config=True
+    )
+    project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.").tag(config=True)
+    keys = Dict(
+        help="API keys by host, such as {'gateway.example.org': '…'}: each goes to its host alone."
+    ).tag(config=True)
+    client = AnyTrait(
+        None,
+        allow_none=True,
+        help="Factory of an openai.AsyncOpenAI, for what the other settings cannot say.",
+    ).tag(config=True)
+    patience = Unicode(
+        "10m", help="How long limits and faults may keep a cell waiting before it is parked."
+    ).tag(config=True)
+    idle_timeout = Unicode(
+        "60s", help="Silence after which a stream that has begun counts as broken."
+    ).tag(config=True)
+    display = Enum(["auto", "widget", "text"], "auto", help="How requests are shown.").tag(
+        config=True
+    )
+    remote_images = Bool(
+        False, help="Whether images in answers are fetched: doing so tells their server about you."
+    ).tag(config=True)
+
+    journal = Bool(
+        True, help="Whether prompts and answers are kept on disk, so that they survive the kernel."
+    ).tag(config=True)
+    reuse = Bool(
+        False, help="Whether an equal prompt that was answered is shown again, at no cost."
+    ).tag(config=True)
+
+    @validate("patience", "idle_timeout")
+    def _is_duration(self, proposal: dict[str, Any]) -> str:
+        try:
+            duration(proposal["value"])
+        except ConfigurationError as error:
+            # An error would stay in the shell's configuration, where `%reload_ext` met it again.
+            name = proposal["trait"].name
+            usual = str(proposal["trait"].default())
+            warnings.warn(f"Codex.{name} is {usual}: {error}", stacklevel=2)
+            return usual
+        return str(proposal["value"])
+
+    @validate("keys")
+    def _hidden(self, proposal: dict[str, Any]) -> dict[str, Secret]:
+        return {
+            host: key if isinstance(key, Secret) else Secret(str(key))
+            for host, key in proposal["value"].items()
+        }
+
+    @validate("client")
+    def _is_factory(self, proposal: dict[str, Any]) -> Any:
+        factory = proposal["value"]
+        if factory is not None and not callable(factory):
+            raise TraitError("Codex.client is a function that returns an openai.AsyncOpenAI.")
+        return factory
+
+    demo: Settings | None = None
+    """What `%codex demo` puts in the place of everything else, the environment included."""
+
+    def settings(self) -> Settings:
+        """Return the settings in force now."""
+        traits = self.traits(config=True)
+        values = {name: getattr(self, name) for name in traits}
+        chosen = {name: v for name, v in values.items() if v != traits[name].default()}
+        if self.demo is None:
+            return Settings.read(chosen)
+        kept = {name: value for name, value in chosen.items() if name in _MINE}
+        return replace(self.demo, **Settings.typed(kept))

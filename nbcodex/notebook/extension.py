@@ -1,0 +1,57 @@
+"""What `%load_ext nbcodex` does: magics and settings, and nothing that takes time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from traitlets import TraitError
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.journal.glance import may_be_unfinished
+from nbcodex.notebook.config import Codex
+from nbcodex.notebook.identity import notebook
+from nbcodex.notebook.magics import CodexMagics
+from nbcodex.settings import JOURNAL, folder_of
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+_NAMES = {"line": "codex", "cell": "codex"}
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register the magics and `%config Codex`."""
+    unload(shell)
+    try:
+        config = Codex(parent=shell)
+    except TraitError as error:
+        raise ConfigurationError(
+            f"A setting of Codex is wrong: {error}", advice="Mend it in ipython_config.py."
+        ) from None
+    shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
+    shell.register_magics(CodexMagics(shell, config))
+    if config.journal:
+        _tell_of_the_unfinished(shell, config)
+
+
+def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
+    """Say in one line what this notebook left behind; nothing is sent by itself."""
+    path = folder_of(config.settings()) / JOURNAL
+    if not may_be_unfinished(path, notebook(shell)):
+        return
+    from nbcodex.notebook.session import Session
+
+    entries = Session(shell, config).unfinished()
+    if entries:
+        ids = ", ".join(entry.id for entry in entries[:3]) + (" …" if len(entries) > 3 else "")
+        print(  # noqa: T201 - what loading has to say
+            f"{len(entries)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
+            "`%codex journal` lists them."
+        )
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take them away again; requests on their way go on to their ends."""
+    for kind, name in _NAMES.items():
+        shell.magics_manager.magics[kind].pop(name, None)
+    shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != "Codex"]

@@ -1,0 +1,40 @@
+"""Which notebook and which cell this is, as far as anybody can tell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbcodex.records import Origin
+
+
+def notebook(shell: InteractiveShell) -> str:
+    """Return the notebook's path, or else a name for this kernel or terminal."""
+    path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
+    return str(path) if path else f"kernel {kernel_id(shell) or os.getpid()}"
+
+
+def kernel_id(shell: InteractiveShell) -> str:
+    """Return the kernel's id at its server: the end of its connection file's name."""
+    file = getattr(getattr(getattr(shell, "kernel", None), "parent", None), "connection_file", "")
+    return Path(file).stem.removeprefix("kernel-")
+
+
+def cell(shell: InteractiveShell) -> str | None:
+    """Return the id of the cell that runs, where the front end sends it (Lab and Notebook do)."""
+    parent = getattr(shell, "parent_header", None)
+    if not isinstance(parent, dict):
+        return None
+    found = parent.get("metadata", {}).get("cellId")
+    return str(found) if found else None
+
+
+def origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
+    """Return where the request that is asked now comes from."""
+    from nbcodex.records import Origin
+
+    return Origin(notebook=notebook(shell), cell=cell(shell), variable=variable)

@@ -1,0 +1,82 @@
+"""The magics `%%codex` and `%codex`: a cell's way from its text to what stays below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+
+from nbcodex.notebook import options
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbcodex.notebook.config import Codex
+    from nbcodex.notebook.prompt import Filled
+
+
+def _documented(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
+    """Give the magic the help of its options, for ``%%codex?``."""
+    magic.__doc__ = options.parser().format_help()
+    return magic
+
+
+@magics_class
+class CodexMagics(Magics):
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShell, config: Codex) -> None:
+        super().__init__(shell)
+        self._shell, self._config = shell, config
+
+    @no_var_expand
+    @cell_magic("codex")  # type: ignore[arg-type]  # IPython annotates it too narrowly
+    @_documented
+    def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
+        chosen = options.read(line)
+        if not cell.strip():
+            raise UsageError("%%codex: the prompt is empty: write it below the first line")
+        from nbcodex.client import compose, current
+        from nbcodex.notebook import identity
+        from nbcodex.notebook.session import Session, View
+
+        session = Session(self._shell, self._config)
+        prompt = self._filled(cell, raw=chosen.raw)
+        request = compose(
+            prompt.text,
+            session.settings,
+            model=chosen.model,
+            system=chosen.system,
+            max_output=chosen.max_output,
+            effort=chosen.effort,
+            params=chosen.params,
+            patience=chosen.patience,
+            api=chosen.api,
+            api_base=chosen.api_base,
+            reuse=chosen.reuse or None,
+            durable=chosen.durable,
+            origin=identity.origin(self._shell, variable=chosen.out),
+        )
+        view = View(
+            as_text=chosen.format == "text",
+            notes=[f"{{{name}}} not found" for name in prompt.missing],
+        )
+        handle = current().handle(request, session.settings)
+        (session.answer_later if chosen.background else session.answer)(handle, view)
+
+    @no_var_expand
+    @line_magic("codex")  # type: ignore[arg-type]
+    def command(self, line: str) -> None:
+        """Look after requests, limits and settings; `%codex help` lists how."""
+        from nbcodex.notebook.commands import Commands
+        from nbcodex.notebook.session import Session
+
+        Commands(Session(self._shell, self._config)).run(line)
+
+    def _filled(self, cell: str, *, raw: bool) -> Filled:
+        from nbcodex.notebook.prompt import Filled, fill
+
+        text = cell.removesuffix("\n")
+        return Filled(text) if raw else fill(text, self._shell.user_ns)

@@ -1,0 +1,123 @@
+"""What may stand behind `%%codex`: the options of a cell, read into plain values."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shlex
+from typing import Any, NoReturn
+
+from IPython.core.error import UsageError
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.settings import duration
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises IPython's own error instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"%%codex: {message}. See %%codex?")
+
+
+def _count(text: str) -> int:
+    """Read a number of tokens: ``800``, ``2k``."""
+    number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _model(text: str) -> str:
+    if text.lstrip().startswith("{"):
+        raise argparse.ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
+    return text
+
+
+def _params(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
+    return value
+
+
+def _wait(text: str) -> str:
+    try:
+        duration(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _name(text: str) -> str:
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a variable")
+    return text
+
+
+@functools.cache
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of a cell's options."""
+    cell = _Parser(
+        prog="%%codex",
+        add_help=False,
+        allow_abbrev=False,
+        description="Ask a model; the text below the first line is the prompt.",
+    )
+    add = cell.add_argument
+    add("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask")
+    add("-m", "--model", type=_model, metavar="MODEL", help="the same, as an option")
+    add(
+        "-f",
+        "--format",
+        choices=["markdown", "md", "text"],
+        default="markdown",
+        help="how the answer is shown",
+    )
+    add("-o", "--out", type=_name, metavar="NAME", help="variable that the Reply is bound to")
+    add("--system", metavar="TEXT", help="instructions to stand before the prompt")
+    add("--max-output", type=_count, metavar="N", help="upper bound on output tokens")
+    add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
+    add("-p", "--params", type=_params, metavar="JSON", help="further parameters of the API")
+    add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
+    add("--api", choices=["auto", "responses", "chat"], help="API to speak")
+    add("--api-base", metavar="URL", help="base URL for this request")
+    add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
+    add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
+    add("--durable", action="store_true", help="have the server keep the answer until it is here")
+    add("--raw", action="store_true", help="leave {…} in the prompt alone")
+    return cell
+
+
+def read(line: str) -> argparse.Namespace:
+    """Return the options that stand in `line`.
+
+    Raises
+    ------
+    UsageError
+        If they make no sense; it says which one, and names the nearest that exists.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"%%codex: {error} in the options: {line.strip()[:80]}") from None
+    cell = parser()
+    options, rest = cell.parse_known_args(words)
+    if rest:
+        raise UsageError(f"%%codex: {_unknown(cell, rest[0])}. See %%codex?")
+    if options.MODEL and options.model and options.model != options.MODEL:
+        raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
+    options.model = options.model or options.MODEL
+    return options
+
+
+def _unknown(cell: argparse.ArgumentParser, word: str) -> str:
+    import difflib  # only for mistakes, and loading the extension is to take no time
+
+    known = [name for action in cell._actions for name in action.option_strings]
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+    return f"there is no option {word[:60]}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,170 @@
+"""One shell's requests: shown where they were asked, bound to their variables.
+
+Owns what happens between a handle and the notebook. Must not know how options are written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from nbcodex.client import around, current
+from nbcodex.errors import Stopped
+from nbcodex.events import Ending
+from nbcodex.handle import Handle, PendingReply, reply_of
+from nbcodex.notebook import identity, output
+from nbcodex.notebook.output import Screen
+from nbcodex.records import Reply
+from nbcodex.settings import Settings
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.journal import Journal
+    from nbcodex.notebook.config import Codex
+    from nbcodex.notebook.panel import ActionName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How a request is shown.
+
+    Parameters
+    ----------
+    as_text : bool
+        Whether the answer stays as plain text.
+    lazily : bool
+        Whether nothing is shown unless the request has to wait.
+    notes : collection of str
+        What is said beside the figures.
+    heading : str
+        What stands above the answer, where the prompt does not.
+    """
+
+    as_text: bool = False
+    lazily: bool = False
+    notes: Collection[str] = ()
+    heading: str = ""
+
+
+PLAIN = View()
+
+
+class Session:
+    """What a shell and its settings mean for requests."""
+
+    def __init__(self, shell: InteractiveShell, config: Codex) -> None:
+        self.shell, self.config = shell, config
+        self._pid = os.getpid()
+        around.settings = config.settings
+        around.follow = self._follow
+        self.settings: Settings = config.settings()
+
+    @property
+    def notebook(self) -> str:
+        """The notebook that entries of the journal belong to."""
+        return identity.notebook(self.shell)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal in force."""
+        return current().journal(self.settings)
+
+    def unfinished(self) -> list[Entry]:
+        """Return what is parked or abandoned in this notebook."""
+        return self.journal.resumable(notebook=self.notebook)
+
+    def answer(self, handle: Handle, view: View = PLAIN) -> Reply:
+        """Follow a request below the cell, bind its variable, and return the reply or raise."""
+        then = partial(self._bind, handle.request.origin.variable)
+        return reply_of(self._shown(handle, self._screen(handle, view), then=then))
+
+    def answer_later(self, handle: Handle, view: View = PLAIN) -> None:
+        """Let a request go its way while other cells run; its answer lands in this cell."""
+        pending, name = PendingReply(handle), handle.request.origin.variable
+        if name:
+            self.shell.user_ns[name] = pending
+        screen = self._screen(handle, view, later=True)
+        screen.open()
+        then = partial(self._settle, name, pending)
+        following = partial(self._shown, handle, screen, then=then)
+        handle.start()
+        threading.Thread(target=following, name=f"codex-{pending.id}", daemon=True).start()
+        handle.wait_until_kept()
+
+    def _bind(self, name: str | None, reply: Reply) -> None:
+        if name:
+            self.shell.user_ns[name] = reply
+        self.shell.user_ns["Out"][self.shell.execution_count] = reply
+
+    def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
+        # The variable may have been given another value meanwhile, which is then kept.
+        if name and self.shell.user_ns.get(name) is pending:
+            self.shell.user_ns[name] = reply
+
+    def _follow(self, handle: Handle) -> Ending:
+        """Wait for what `nbcodex.ask` asked."""
+        if os.getpid() != self._pid:
+            return handle.follow()  # a forked child has no display
+        return self._shown(handle, self._screen(handle, View(lazily=True)))
+
+    def _shown(
+        self, handle: Handle, screen: Screen, *, then: Callable[[Reply], None] = lambda _: None
+    ) -> Ending:
+        """Follow a request on a screen, and leave the answer there, come what may."""
+        try:
+            ending = handle.follow(screen.paint, tick=lambda: screen.tick)
+        except Stopped as stopped:
+            if stopped.reply is not None:
+                then(stopped.reply)
+            raise
+        finally:
+            self._note_the_journal(screen)
+            _surely(screen.close)
+        _surely(partial(then, ending.reply))
+        return ending
+
+    def _note_the_journal(self, screen: Screen) -> None:
+        """Say what cannot be kept, and once, that prompts are kept at all."""
+        if trouble := self.journal.trouble:
+            screen.note(trouble)
+        if news := current().news:
+            current().news = ""
+            screen.note(news)
+
+    def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
+        orders: dict[ActionName, Callable[[], None]] = {
+            "cancel": partial(handle.order, "cancel"),
+            "retry": handle.retry_now,
+            "park": partial(handle.order, "park"),
+        }
+        place = output.place(
+            self.shell,
+            current().clock,
+            choice=self.settings.display,
+            on_action=lambda action: orders[cast("ActionName", action)](),
+            offers=tuple(orders),
+            later=later,
+        )
+        return Screen(
+            place,
+            as_text=view.as_text,
+            lazily=view.lazily,
+            remote_images=self.settings.remote_images,
+            notes=view.notes,
+            heading=view.heading,
+        )
+
+
+def _surely(deed: Callable[[], None]) -> None:
+    """Do it even if an interrupt strikes meanwhile, which is raised afterwards."""
+    try:
+        deed()
+    except KeyboardInterrupt:
+        deed()
+        raise Stopped("Stopped.") from None

@@ -1,0 +1,389 @@
+/* The browser's side of a request's panel: one feed per model, any number of views on it.
+ *
+ * Everything in `view` and in the text comes from a server or a model: it is put in as text, never
+ * as markup. Times count down here, by this browser's clock alone.
+ */
+
+const GRACE_MS = 400; // for Python to say that it has heard a click
+const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
+const REACH_MS = 2000; // for Python to answer at all while its cell runs
+const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
+// Lab's command mode would take a letter pressed here for an order to the notebook.
+const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
+const DEAF = "This kernel hears no button while a cell runs.";
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+const PHASES = {
+  queued: ["Queued", "Waiting for its turn to be sent"],
+  held: ["Held back", "The model is closed for the moment: another request met its limit"],
+  sending: ["Sent", "Waiting for the first word"],
+  thinking: ["Thinking", "The model is reasoning before it answers"],
+  streaming: ["Answering", "The answer is arriving"],
+  waiting: ["Waiting to retry", "The server refused the last attempt; the next starts by itself"],
+  done: ["Done", "The answer is complete"],
+  parked: ["Parked", "Kept for later; nothing is lost"],
+  interrupted: ["Interrupted", "You stopped the cell; the text so far is kept"],
+  cancelled: ["Cancelled", "You cancelled this request"],
+  failed: ["Failed", "No further attempt can help"],
+};
+
+// 16 × 16 line drawings, told apart by shape and not by colour.
+const CLOCK = "M8 2a6 6 0 1 0 0 12A6 6 0 0 0 8 2M8 4.8V8l2.2 1.6";
+const ICONS = {
+  queued: "M3 4.5h10M3 8h10M3 11.5h6",
+  held: "M6 3.5v9M10 3.5v9",
+  sending: "M8 13V3.5M4.2 7 8 3.2 11.8 7",
+  thinking: "M3.5 8h.01M8 8h.01M12.5 8h.01",
+  streaming: "M3 4h10M3 8h7M3 12h3M8.5 12h.01",
+  waiting: CLOCK,
+  done: "m3 8.5 3.5 3.5L13 4.5",
+  parked: "M5 13.5v-11h3.8a3.3 3.3 0 0 1 0 6.6H5",
+  interrupted: "M4 4h8v8H4z",
+  cancelled: "m4 4 8 8M12 4l-8 8",
+  failed: "M8 2.5 14.2 13.5H1.8zM8 6.5v3M8 11.6h.01",
+};
+
+const BUTTONS = {
+  cancel: ["Cancel", "Cancelling…", "end it, keep the text", "End this request now and keep the text so far"],
+  retry: ["Retry now", "Retrying…", "skip the countdown", "Send it again at once, without waiting for the countdown"],
+  park: ["Park", "Parking…", "resume it later", "Put this request aside and free the cell; resume it later"],
+};
+
+/* What the model's messages add up to. Views subscribe; the text outlives each of them. */
+function openFeed(model) {
+  const feed = {
+    view: {}, text: "", seq: 0, born: 0, due: null, reached: null, clicks: 0,
+    views: new Set(), acks: new Map(),
+  };
+  const tell = (what, detail) => feed.views.forEach((view) => view[what](detail));
+  let asked = 0;
+
+  function askForAll() {
+    if (Date.now() - asked < GRACE_MS) return;
+    asked = Date.now();
+    model.send({ type: "sync" });
+  }
+
+  function hearText({ seq, text, whole }) {
+    if (!whole && seq !== feed.seq + 1) return; // the view that follows it asks for all
+    feed.text = whole ? text : feed.text + text;
+    feed.seq = seq;
+    tell("addText", { text, whole });
+  }
+
+  function hear(message) {
+    if (message.type === "text") return hearText(message);
+    if (message.type !== "heard") return;
+    knocks.forEach(clearTimeout);
+    feed.acks.get(message.id)?.();
+    if (feed.reached !== true) {
+      feed.reached = true;
+      tell("show");
+    }
+  }
+
+  function look(live) {
+    const view = (feed.view = model.get("view"));
+    const waits = view.remaining_ms !== null;
+    // What arrives now is true now, whatever the kernel's clock says. What was stored is older by
+    // that clock, unless it and ours disagree beyond belief.
+    const left = view.deadline_ms - Date.now();
+    const stored = !live && waits && left > 0 && left < view.remaining_ms;
+    feed.born = Date.now() - (stored ? view.remaining_ms - left : 0);
+    feed.due = waits ? feed.born + view.remaining_ms : null;
+    tell("show");
+    if (view.seq > feed.seq) askForAll();
+  }
+
+  model.on("msg:custom", hear);
+  model.on("change:view", () => look(true));
+  look(false);
+  const knocks = KNOCKS_MS.map((ms) => setTimeout(() => model.send({ type: "sync" }), ms));
+  knocks.push(setTimeout(() => {
+    feed.reached = false;
+    tell("show");
+  }, REACH_MS));
+  return feed;
+}
+
+/* Ask the page's own server to interrupt the kernel; returns whether it did. */
+async function interrupt(kernelId) {
+  const config = document.querySelector("script#jupyter-config-data")?.textContent;
+  const base = config ? JSON.parse(config).baseUrl : document.body.dataset.baseUrl;
+  if (!base || !UUID.test(kernelId)) return false;
+  const root = new URL(base.endsWith("/") ? base : `${base}/`, location.href);
+  const url = new URL(`api/kernels/${kernelId}/interrupt`, root);
+  if (url.origin !== location.origin) return false;
+  const xsrf = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]*)/);
+  const headers = xsrf ? { "X-XSRFToken": decodeURIComponent(xsrf[1]) } : {};
+  const answer = await fetch(url, {
+    method: "POST", headers, credentials: "same-origin", redirect: "error",
+  });
+  return answer.ok;
+}
+
+function make(tag, name, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  node.className = name && `nbcodex-${name}`;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function draw(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+const put = (node, text) => {
+  if (node.textContent !== text) node.textContent = text;
+  node.hidden = !text;
+};
+
+function span(ms) {
+  const s = Math.max(0, ms) / 1000;
+  if (s < 59.95) return `${s.toFixed(1)} s`;
+  const whole = Math.round(s), two = (n) => String(n).padStart(2, "0");
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
+  return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+}
+
+/* The countdown's digits and their unit, as they stand in the ring. */
+function digits(ms, calm) {
+  const s = Math.max(0, ms) / 1000;
+  if (s < 9.95 && !calm) return [s.toFixed(1), "seconds"];
+  const whole = Math.ceil(s), two = (n) => String(n).padStart(2, "0");
+  if (whole < 60) return [String(whole), whole === 1 ? "second" : "seconds"];
+  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "minutes"];
+  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "hours"];
+}
+
+/* How full the server's bucket is, and how much of this request does not fit. */
+function makeMeter() {
+  const parts = ["used", "asked", "mark"].map((name) => make("i", name));
+  const bar = make("div", "meter", { "aria-hidden": "true" }, ...parts);
+  const words = ["used", "asked", "mark"].map((name) => make("span", `key nbcodex-key-${name}`));
+  const over = make("strong", "over");
+  const node = make("div", "fill", {}, bar, make("div", "keys", {}, ...words, over));
+  const show = ({ limit, used, requested }, ours) => {
+    node.hidden = ![limit, used, requested].every((n) => Number.isFinite(n) && n >= 0) || !limit;
+    if (node.hidden) return false;
+    const full = Math.max(limit, used + requested);
+    const n = (value) => Math.round(value).toLocaleString("en-US");
+    parts[0].style.width = `${(100 * used) / full}%`;
+    parts[1].style.width = `${(100 * requested) / full}%`;
+    parts[2].style.left = `${(100 * limit) / full}%`;
+    put(words[0], `used ${n(used)}`);
+    put(words[1], `${ours ? "this" : "that"} request ${n(requested)}`);
+    put(words[2], `limit ${n(limit)}`);
+    put(over, ours && used + requested > limit ? `${n(used + requested - limit)} too many` : "");
+    return true;
+  };
+  return { node, show };
+}
+
+function makeRing() {
+  const circle = { cx: 40, cy: 40, r: 35, pathLength: 100 };
+  const arc = draw("circle", { ...circle, class: "nbcodex-arc" });
+  const number = make("span", "number"), unit = make("span", "unit");
+  const timer = make("div", "timer", { role: "timer", "aria-live": "off" }, number, unit);
+  const picture = draw(
+    "svg", { viewBox: "0 0 80 80", "aria-hidden": "true" },
+    draw("circle", { ...circle, class: "nbcodex-track" }), arc,
+  );
+  return {
+    node: make("div", "ring", {}, picture, timer),
+    show(left, total, calm) {
+      const [value, name] = left > 0 ? digits(left, calm) : ["now", "due"];
+      put(number, value);
+      put(unit, name);
+      arc.style.strokeDashoffset = 100 - 100 * Math.min(1, Math.max(0, left / (total || 1)));
+    },
+  };
+}
+
+/* The answer so far: it follows its end unless the reader has scrolled up. */
+function makeLog() {
+  const node = make("div", "log", {
+    ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": "Answer so far",
+  });
+  let block, size;
+  const begin = (text) => {
+    node.append((block = make("div", "", {}, text)));
+    size = text.length;
+  };
+  function add({ text, whole }) {
+    const follows = node.scrollTop + node.clientHeight >= node.scrollHeight - 12;
+    if (whole) {
+      node.replaceChildren();
+      begin("");
+      node.hidden = !text;
+    }
+    const end = size > BLOCK ? text.indexOf("\n") : -1;
+    block.append(end < 0 ? text : text.slice(0, end));
+    size += text.length;
+    if (end >= 0) begin(text.slice(end + 1));
+    if (text) node.hidden = false;
+    if (follows) node.scrollTop = node.scrollHeight;
+  }
+  add({ text: "", whole: true });
+  return { node, add };
+}
+
+/* One button, which can always be reached: where it would do nothing, it says why. */
+function makeButton(name, press) {
+  const [label, busy, hint, title] = BUTTONS[name];
+  const [words, gloss] = [make("span", "label", {}, label), make("small", "gloss", { "aria-hidden": "true" }, hint)];
+  const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": label }, words, gloss);
+  let refusal = "";
+  node.addEventListener("click", () => press(name, refusal));
+  const show = (why, pressed, brief) => {
+    refusal = why;
+    put(words, pressed ? busy : label);
+    put(gloss, why ? brief : hint);
+    node.title = why ? `${label} is not possible now. ${why}` : title;
+    node.setAttribute("aria-disabled", String(Boolean(why || pressed)));
+  };
+  return { node, show };
+}
+
+function openView(feed, model, el) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const path = draw("path", {});
+  const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
+  const [title, name, tries] = [make("strong", "title"), make("span", "model"), make("span", "tries")];
+  const buttons = make("span", "buttons");
+  const [ring, meter, log] = [makeRing(), makeMeter(), makeLog()];
+  const [cause, figures, next] = [make("strong", "cause"), make("div", "figures"), make("div", "next")];
+  const wait = make("div", "wait", {}, ring.node, make("div", "why", {}, cause, meter.node, figures, next));
+  const hint = make("div", "hint");
+  const facts = ["in", "out", "speed", "cost", "time", "waited"].map((key) => make("span", key));
+  const body = make("div", "body", {}, wait, hint, log.node);
+  const note = make("div", "note", { role: "status", hidden: "" });
+  const live = make("div", "live", { "aria-live": "polite" });
+  const root = make(
+    "section", "panel", { "aria-label": "Codex request" },
+    make("header", "head", {}, icon, title, name, tries, buttons),
+    body, make("footer", "foot", {}, ...facts), note, live,
+  );
+  const shown = new Map();
+  let phase = null, pressed = null, gone = false, width = 0;
+
+  function press(action, refusal) {
+    if (pressed === action) return;
+    put(note, refusal);
+    if (refusal) return;
+    const id = ++feed.clicks;
+    const late = setTimeout(() => unheard(action), GRACE_MS);
+    feed.acks.set(id, () => clearTimeout(late));
+    pressed = action;
+    model.send({ type: "action", name: action, id });
+    show();
+  }
+
+  async function unheard(action) {
+    if (gone || feed.view.ended) return;
+    const done = action === "cancel" && (await interrupt(model.get("kernel_id")).catch(() => false));
+    if (done) return;
+    pressed = null;
+    put(note, "This kernel hears no button while this cell runs. Use the notebook's own Stop (■).");
+    show();
+  }
+
+  function show() {
+    const view = feed.view;
+    const [label, about] = PHASES[view.phase] ?? [view.phase, ""];
+    if (phase !== view.phase) {
+      phase = view.phase;
+      pressed = null;
+      root.dataset.phase = phase;
+      path.setAttribute("d", ICONS[phase] ?? CLOCK);
+      put(title, label);
+      title.title = about;
+      put(live, view.line);
+    }
+    put(name, view.model);
+    put(tries, view.attempt > 1 ? `attempt ${view.attempt}` : "");
+    showButtons(view);
+    showWait(view);
+    root.dataset.stale = view.stale;
+    const stale = view.stale && "The text below broke off; the next attempt replaces it.";
+    put(hint, stale || view.thought || (wait.hidden && log.node.hidden ? about : ""));
+    put(facts[0], view.tokens_in && `${view.tokens_in} tokens in`);
+    put(facts[1], view.tokens_out && `${view.tokens_out} tokens out`);
+    put(facts[2], view.speed && `${view.speed} tokens/s`);
+    put(facts[3], view.cost);
+    tick();
+    keepHeight();
+  }
+
+  /* What comes and goes within a request moves nothing below it, until the page itself changes. */
+  function keepHeight() {
+    if (width !== body.offsetWidth) body.style.minHeight = "";
+    width = body.offsetWidth;
+    body.style.minHeight = `${Math.max(parseFloat(body.style.minHeight) || 0, body.offsetHeight)}px`;
+  }
+
+  function showButtons(view) {
+    for (const action of view.actions) {
+      if (!shown.has(action.name)) {
+        shown.set(action.name, makeButton(action.name, press));
+        buttons.append(shown.get(action.name).node);
+      }
+      const deaf = action.name !== "cancel" && feed.reached === false && !view.ended;
+      const why = deaf ? DEAF : action.refusal;
+      const brief = deaf ? "unheard by this kernel" : view.ended ? "it has ended" : "it is not waiting";
+      shown.get(action.name).show(why, pressed === action.name, brief);
+    }
+  }
+
+  function showWait(view) {
+    wait.hidden = !view.cause && feed.due === null;
+    ring.node.hidden = feed.due === null;
+    if (wait.hidden) return;
+    const held = view.phase === "held";
+    const limited = view.cause && "limit" in view.cause;
+    put(cause, `${limited ? "limit reached: " : ""}${view.cause?.name || "waiting"}`);
+    const drawn = meter.show(view.cause ?? {}, !held);
+    put(figures, drawn ? "" : (view.cause?.figures ?? ""));
+    const what = held ? "Met by another request; this one is sent" : `Attempt ${view.attempt + 1} starts`;
+    put(next, feed.due === null ? "" : `${what} by itself at ${view.until}.`);
+  }
+
+  function tick() {
+    const view = feed.view, age = view.ended ? 0 : Date.now() - feed.born;
+    if (feed.due !== null) ring.show(feed.due - Date.now(), view.total_ms, calm);
+    put(facts[4], `${span(view.elapsed_ms + age)} in all`);
+    const waited = view.waited_ms + (feed.due === null ? 0 : age);
+    put(facts[5], waited > 0 ? `waited ${span(waited)} of ${view.patience}` : "");
+  }
+
+  log.add({ text: feed.text, whole: true });
+  el.append(root);
+  show();
+  const view = { show, addText: log.add };
+  feed.views.add(view);
+  const timer = setInterval(tick, calm ? 1000 : 100);
+  const resized = new ResizeObserver(() => width === body.offsetWidth || keepHeight());
+  resized.observe(body);
+  return () => {
+    gone = true;
+    clearInterval(timer);
+    resized.disconnect();
+    feed.views.delete(view);
+  };
+}
+
+export default () => {
+  let feed;
+  return {
+    initialize({ model }) {
+      feed = openFeed(model);
+    },
+    render({ model, el }) {
+      return openView(feed, model, el);
+    },
+  };
+};

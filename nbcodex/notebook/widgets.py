@@ -1,0 +1,265 @@
+"""The panel as a Jupyter widget: its wire format, and its place in the cell's output.
+
+Owns the traits, the messages of `static/panel.js` and the display id. What they mean is decided in
+`panel`. Imports anywidget, and is therefore imported only when a widget is to be shown.
+
+The trait ``view`` holds everything but the text, which travels as messages ``{type: "text", seq,
+text, whole}``: the browser asks for the whole when one is missing. Figures that only time moves
+(countdown, elapsed) are sent once, and tick in the browser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from IPython.display import display, update_display
+from ipywidgets import Layout  # type: ignore[import-untyped]
+
+from nbcodex.clock import Clock, spell, time_of_day
+from nbcodex.errors import brief
+from nbcodex.notebook.display import Display
+from nbcodex.notebook.figures import money
+from nbcodex.notebook.panel import ACTIONS, ActionName, PanelState, refusal, status
+from nbcodex.notebook.text import Text
+
+STATIC = Path(__file__).parent / "static"
+PACE = 0.09
+"""Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
+
+THOUGHT = 160
+"""Characters of its latest thought that a thinking model is shown with."""
+
+
+class Panel(anywidget.AnyWidget):
+    """Traits, and nothing else.
+
+    Parameters
+    ----------
+    view : dict
+        What `picture` and `_moving` return.
+    kernel_id : str
+        The kernel's id at the server; empty where unknown, and Cancel then has no second way.
+    """
+
+    _esm = STATIC / "panel.js"
+    _css = STATIC / "panel.css"
+
+    view = traitlets.Dict().tag(sync=True)
+    kernel_id = traitlets.Unicode().tag(sync=True)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None:
+            bundle[0]["text/plain"] = self.view.get("line", "")
+        return bundle
+
+
+class WidgetDisplay(Display):
+    """A `Panel` in a cell's output, painted from a `PanelState` and replaced by the answer.
+
+    Parameters
+    ----------
+    on_action : callable
+        Called with the name of the button that was pressed, in another thread.
+    clock : Clock
+        The clock of the events.
+    offers : collection of {"cancel", "retry", "park"}
+        The buttons to show.
+    """
+
+    tick: float | None = 0.5
+    """Seconds after which it wants to be painted anew: for what came too soon to be sent."""
+
+    def __init__(
+        self,
+        on_action: Callable[[str], None],
+        clock: Clock,
+        *,
+        offers: Collection[str] = ("cancel",),
+    ) -> None:
+        self._on_action = on_action
+        self._clock = clock
+        self._offers: list[ActionName] = [name for name in ACTIONS if name in offers]
+        self._display_id = uuid.uuid4().hex
+        self._shown = False
+        self._panel: Panel | None = None
+        self._state = PanelState()
+        self._text = Text()
+        self._seq = 0
+        self._painted_at = float("-inf")
+        # The painter and the thread that hears the browser both send; the browser counts.
+        self._sending = threading.RLock()
+
+    def prepare(self, state: PanelState) -> None:
+        """Make the widget, while there is nothing to be shown yet and the network is waited for."""
+        self._state = state
+        self._panel = Panel(view=self._view(), kernel_id=_kernel_id(), layout=_layout())
+        _hear_while_blocked(self._panel)
+        self._panel.on_msg(self._hear)
+
+    def open(self, state: PanelState) -> None:
+        """Show the panel below the cell."""
+        if self._panel is None:
+            self.prepare(state)
+        else:
+            self._state = state
+            self._panel.view = self._view()
+        display(self._panel, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        self._shown = True
+
+    def paint(self, state: PanelState) -> None:
+        """Send what has changed; too soon after the last time, nothing, unless the phase is new."""
+        now = self._clock.now()
+        if self._panel is None or (
+            state.phase == self._state.phase and now - self._painted_at < PACE
+        ):
+            return
+        with self._sending:
+            before, self._state, self._painted_at = self._state, state, now
+            told = self._seq
+            self._send_text(state.text)
+            # A view follows each text, for its number: else nobody would miss the last one.
+            news = self._seq != told or before.resume_at != state.resume_at
+            if news or _picture(before, self._offers) != _picture(state, self._offers):
+                self._panel.view = self._view()
+
+    def close(self, bundle: dict[str, Any]) -> None:
+        """Put the MIME bundle in the panel's place, and let go of the widget."""
+        try:
+            # Only a display that is there can be updated.
+            show = update_display if self._shown else display
+            show(bundle, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Let go of the widget."""
+        if self._panel is not None:
+            self._panel.close()
+            self._panel = None
+
+    def _send_text(self, text: Text, *, whole: bool = False) -> None:
+        nothing_new = text is self._text or not (len(text) or len(self._text))
+        if self._panel is None or (nothing_new and not whole):
+            return
+        whole = whole or not text.grew_from(self._text)
+        more = str(text) if whole else text.since(len(self._text))
+        self._text = text
+        self._seq += 1
+        self._panel.send({"type": "text", "seq": self._seq, "text": more, "whole": whole})
+
+    def _view(self) -> dict[str, Any]:
+        now, wall = self._clock.now(), self._clock.wall()
+        picture = _picture(self._state, self._offers)
+        return picture | _moving(self._state, now, wall) | {"seq": self._seq}
+
+    def _hear(self, _panel: object, content: object, _buffers: object) -> None:
+        """Take a message from the browser, in whatever thread the kernel has for it."""
+        match content:
+            case {"type": "action", "name": str(name), "id": int(number)} if name in self._offers:
+                self._on_action(name)
+                self._answer({"type": "heard", "id": number})
+            case {"type": "sync"}:
+                self._answer({"type": "heard", "id": 0})
+                with self._sending:
+                    self._send_text(self._text, whole=True)
+                    if self._panel is not None:
+                        self._panel.view = self._view()
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        panel = self._panel
+        if panel is not None:
+            panel.send(content)
+
+
+def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any]:
+    """Return what the browser shows, apart from the text and from what time alone moves."""
+    usage = state.usage
+    about = "~" if usage.estimated else ""
+    return {
+        "phase": state.phase,
+        "ended": state.ended,
+        "stale": state.stale,
+        "model": brief(state.model, 80) if state.model else "",
+        "cause": _cause(state),
+        "attempt": state.attempt,
+        "patience": f"{spell(state.patience).removesuffix(' 00 s')} patience",
+        "tokens_in": "" if usage.input_tokens is None else f"{about}{usage.input_tokens:,}",
+        "tokens_out": "" if usage.output_tokens is None else f"{about}{usage.output_tokens:,}",
+        "speed": f"~{state.speed:.0f}" if state.speed else "",
+        "cost": "" if state.cost is None else money(state.cost),
+        "thought": _latest(state.thought) if state.phase == "thinking" else "",
+        "actions": [{"name": name, "refusal": refusal(state, name)} for name in offers],
+    }
+
+
+def _moving(state: PanelState, now: float, wall: float) -> dict[str, Any]:
+    """Return what time moves, in ms as of this instant, the deadline in ms since the epoch."""
+    left = state.left(now)
+    ending = state.since if state.ended else now
+    return {
+        "line": status(state, now, wall),
+        "elapsed_ms": round((ending - state.began) * 1000),
+        "waited_ms": round(state.waited_by(now) * 1000),
+        "remaining_ms": None if left is None else round(left * 1000),
+        "deadline_ms": None if left is None else round((wall + left) * 1000),
+        "total_ms": None if left is None else round((left + now - state.since) * 1000),
+        "until": "" if left is None else time_of_day(wall + left, now=wall),
+    }
+
+
+def _cause(state: PanelState) -> dict[str, Any] | None:
+    """Return why the request waits or ended; with the limit's numbers, where it is one."""
+    if (limit := state.limit) is None:
+        name, _, told = state.reason.partition(": ")
+        return {"name": name, "figures": told} if name else None
+    return {
+        "name": limit.name,
+        "figures": limit.figures,
+        "limit": limit.limit,
+        "used": limit.used,
+        "requested": limit.requested,
+    }
+
+
+def _latest(thought: Text) -> str:
+    """Return the end of a thought, cut at a word."""
+    tail = " ".join(thought.since(max(0, len(thought) - THOUGHT)).split())
+    return tail if len(tail) <= THOUGHT else "…" + tail[-THOUGHT:].partition(" ")[2]
+
+
+_shared: Layout | None = None
+
+
+def _layout() -> Layout:
+    """Return the layout that all panels share: with one of its own, each would be two widgets."""
+    global _shared
+    if _shared is None or _shared.comm is None:
+        _shared = Layout()
+    return _shared
+
+
+def _kernel_id() -> str:
+    """Return the id that the Jupyter server knows this kernel by; empty where nobody can say."""
+    with contextlib.suppress(Exception):
+        from ipykernel.connect import get_connection_file
+
+        return str(uuid.UUID(Path(get_connection_file()).stem.removeprefix("kernel-")))
+    return ""
+
+
+def _hear_while_blocked(panel: Panel) -> None:
+    """Have clicks served beside the blocked cell.
+
+    ipykernel 7.4 routes a comm's incoming messages to the shell that last sent on it, which is the
+    blocked one; 7.0 to 7.3 leave them on the subshell that the browser chose, as this does.
+    """
+    if hasattr(panel.comm, "_reply_subshell_for"):
+        panel.comm._reply_subshell_for = lambda _data, default: default

@@ -1,0 +1,203 @@
+"""The magics as a user types them, in a real shell of this process, against the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.testing.globalipapp import start_ipython
+
+from nbcodex.errors import ConfigurationError, MissingKeyError
+from nbcodex.notebook import options
+from tests.simulated import KEY, Simulated
+
+_SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A shell with the extension loaded, that asks the simulator."""
+    for name, value in simulator.environ.items():
+        monkeypatch.setenv(name, value)
+    shell = _SHELL or InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "nbcodex")
+    yield shell
+    shell.run_line_magic("unload_ext", "nbcodex")
+    shell.config.pop("Codex", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--modle x", "did you mean --model?"),
+        ("-m '{\"temperature\": 0}'", "-p/--params"),
+        ("-p '[1]'", "JSON object"),
+        ("-p '{'", "not JSON"),
+        ("--patience soon", "is not a duration"),
+        ("--patience -5s", "expected one argument"),
+        ("--max-output 0", "max-output"),
+        ("--max-output many", "max-output"),
+        ("-o 1x", "name of a variable"),
+        ("-f pdf", "invalid choice"),
+        ("--api soap", "invalid choice"),
+        ("a b", "there is no option b"),
+        ("a -m b", "two models"),
+        ("--system 'unclosed", "No closing quotation"),
+    ],
+)
+def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
+    """What cannot be meant raises exactly `UsageError`, which IPython shows as one line."""
+    with pytest.raises(UsageError) as caught:
+        options.read(line)
+    assert type(caught.value) is UsageError
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "wants"),
+    [
+        ("gpt-x", {"model": "gpt-x"}),
+        ("-m gpt-x", {"model": "gpt-x"}),
+        ("--model=gpt-x", {"model": "gpt-x"}),
+        ("--system 'Be brief.'", {"system": "Be brief."}),
+        ("--max-output 2k", {"max_output": 2000}),
+        ("-p '{\"temperature\": 0}'", {"params": {"temperature": 0}}),
+        ("-o answer -f text", {"out": "answer", "format": "text"}),
+        ("--patience 1h30m", {"patience": "1h30m"}),
+        ("--raw -b --reuse", {"raw": True, "background": True, "reuse": True}),
+    ],
+)
+def test_options_are_read(line: str, wants: dict[str, Any]) -> None:
+    """Each option gives the value that it names."""
+    got = vars(options.read(line))
+    assert {name: got[name] for name in wants} == wants
+
+
+def test_an_empty_prompt_is_refused(ip: Any, simulator: Simulated) -> None:
+    """A cell without a prompt sends nothing."""
+    with pytest.raises(UsageError, match="empty"):
+        ip.run_cell_magic("codex", "", " \n")
+    assert simulator.prompts == []
+
+
+def test_names_are_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{name}` is the variable's value; with `--raw` it stays as it is."""
+    ip.user_ns["who"] = "world"
+    ip.run_cell_magic("codex", "", "hello {who}")
+    ip.run_cell_magic("codex", "--raw", "hello {who}")
+    assert simulator.prompts == ["hello world", "hello {who}"]
+
+
+def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:
+    """IPython expands neither `$` nor braces in a prompt."""
+    ip.user_ns["x"] = 1
+    ip.run_cell_magic("codex", "", "$x and {'foo': 'bar'}")
+    assert simulator.prompts == ["$x and {'foo': 'bar'}"]
+
+
+def test_every_option_reaches_the_server(ip: Any, simulator: Simulated) -> None:
+    """System text, bound, effort and parameters are in the body that is sent."""
+    ip.run_cell_magic(
+        "codex",
+        "gpt-5.6-mini --system Brief. --max-output 99 --effort low -p '{\"temperature\": 0}'",
+        "hello",
+    )
+    body = simulator.core.log[-1].body
+    assert body["model"] == "gpt-5.6-mini"
+    assert body["instructions"] == "Brief."
+    assert body["max_output_tokens"] == 99
+    assert body["reasoning"]["effort"] == "low"
+    assert body["temperature"] == 0
+    assert body["store"] is False
+
+
+def test_a_prompt_with_the_key_is_refused(ip: Any, simulator: Simulated) -> None:
+    """The key never becomes part of a prompt, filled in or not."""
+    ip.user_ns["key"] = KEY
+    with pytest.raises(ConfigurationError) as caught:
+        ip.run_cell_magic("codex", "", "what is {key}?")
+    assert KEY not in str(caught.value)
+    assert simulator.prompts == []
+
+
+def test_the_reply_is_bound(ip: Any) -> None:
+    """`-o` binds a true `Reply` with text, usage and model."""
+    ip.run_cell_magic("codex", "-o answer", "[[echo: hi]]")
+    answer = ip.user_ns["answer"]
+    assert answer
+    assert (answer.text, answer.status, answer.attempts) == ("hi", "done", 1)
+    assert answer.usage.output_tokens > 0
+    assert answer.simulated
+
+
+@pytest.mark.parametrize("word", ["usage", "limits", "models", "doctor", "version", "help"])
+def test_commands_answer(ip: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that only tells prints something, and no key."""
+    ip.run_line_magic("codex", word)
+    shown = capsys.readouterr().out
+    assert shown.strip()
+    assert KEY not in shown
+
+
+def test_an_unknown_command_names_the_nearest(ip: Any) -> None:
+    """A mistyped command is one line with a hint."""
+    with pytest.raises(UsageError, match="did you mean usage"):
+        ip.run_line_magic("codex", "useage")
+
+
+def test_too_many_words_are_refused(ip: Any) -> None:
+    """A command with words that it does not know says what it takes."""
+    with pytest.raises(UsageError, match="usage"):
+        ip.run_line_magic("codex", "usage everything")
+
+
+def test_login_keeps_the_key_in_memory(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was typed in is used for its host, and shown nowhere."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(MissingKeyError):
+        ip.run_cell_magic("codex", "", "hello")
+    monkeypatch.setattr("getpass.getpass", lambda _: f" {KEY}\n")
+    ip.run_line_magic("codex", "login")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+    assert simulator.core.log[-1].status == 200
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    assert config.keys
+    assert KEY not in repr(config.keys)
+
+
+def test_config_is_listed_without_secrets(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`%config Codex` shows the settings, and hides the keys."""
+    ip.run_line_magic("config", f"Codex.keys = {{'a.example': '{KEY}'}}")
+    ip.run_line_magic("config", "Codex")
+    shown = capsys.readouterr().out
+    assert "patience" in shown
+    assert KEY not in shown
+
+
+def test_a_wrong_setting_is_refused(ip: Any) -> None:
+    """A duration that is none is not taken, is said, and does not break the next load."""
+    with pytest.warns(UserWarning, match="is 10m: 'soon' is not a duration"):
+        ip.run_line_magic("config", "Codex.patience = 'soon'")
+    with pytest.warns(UserWarning, match="is 10m"):
+        ip.run_line_magic("reload_ext", "nbcodex")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+
+
+def test_the_help_of_the_magic_lists_its_options(ip: Any) -> None:
+    """`%%codex?` is worth reading."""
+    shown = ip.object_inspect("%%codex")["docstring"]
+    for option in ("--out", "--patience", "--max-output", "--background"):
+        assert option in shown
+
+
+def test_keeping_prompts_is_said_once(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first answer of a new journal says where prompts are kept; later ones do not."""
+    for _ in range(2):
+        ip.run_cell_magic("codex", "", "[[echo: hi]]")
+    assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1

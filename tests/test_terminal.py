@@ -1,0 +1,115 @@
+"""`%%codex` in a terminal IPython: readable text, deltas as they come, a countdown on one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.simulated import KEY, Simulated
+
+pytestmark = pytest.mark.kernel
+
+CELL = "get_ipython().run_cell_magic('codex', '-o r', '[[echo: first line and the second]]')\n"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A file of one `%%codex` cell, as IPython runs it."""
+    path = tmp_path / "cell.ipy"
+    path.write_text(f"%load_ext nbcodex\n{CELL}print('after', bool(r))\n")
+    return path
+
+
+def environ(simulator: Simulated, home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        **simulator.environ,
+        "IPYTHONDIR": str(home),
+        "TERM": "xterm",
+        "COLUMNS": "120",
+    }
+
+
+def in_terminal(script: Path, simulator: Simulated, home: Path) -> str:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "IPython", "--no-banner", str(script)],
+        env=environ(simulator, home),
+        encoding="utf-8",
+        timeout=30,
+        dimensions=(40, 120),
+    )
+    child.expect(pexpect.EOF)
+    child.close()
+    return str(child.before)
+
+
+def test_a_terminal_shows_the_answer_and_its_figures(
+    script: Path, simulator: Simulated, tmp_path: Path
+) -> None:
+    """The answer is text, not an object's repr, and one line of figures follows."""
+    shown = in_terminal(script, simulator, tmp_path)
+    assert shown.count("first line and the second") == 1
+    assert re.search(r"gpt-5.6-sol · \d+ in · \d+ out", shown)
+    assert "after True" in shown
+    assert "<" not in shown.split("after")[0]
+
+
+def test_a_terminal_counts_down_on_one_line(
+    script: Path, simulator: Simulated, tmp_path: Path
+) -> None:
+    """The wait is rewritten in place, names its limit, and leaves nothing behind."""
+    simulator.core.script([Fault("tokens_per_minute", seconds=1.5)])
+    shown = in_terminal(script, simulator, tmp_path)
+    ticks = re.findall(r"\r\x1b\[Kwaiting (\d\.\d) s · tokens per minute \(TPM\)", shown)
+    assert len(ticks) >= 4
+    assert ticks == sorted(ticks, reverse=True)
+    lines = [line.rpartition("\x1b[K")[2] for line in shown.split("\r\n")]
+    assert not any("waiting" in line for line in lines)
+    assert shown.count("first line and the second") == 1
+
+
+def test_a_broken_answer_is_not_shown_twice_as_one(
+    script: Path, simulator: Simulated, tmp_path: Path
+) -> None:
+    """What a terminal has printed stays; where the answer starts anew, it says so."""
+    simulator.core.script([Fault("dropped", after=2)])
+    shown = in_terminal(script, simulator, tmp_path)
+    assert "the answer starts anew" in shown
+    assert "first line and the second" in shown.split("the answer starts anew")[1]
+
+
+def test_a_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -> None:
+    """Where nothing can be rewritten, the wait is said once, without control characters."""
+    simulator.core.script([Fault("tokens_per_minute", seconds=1.5)])
+    ran = subprocess.run(
+        [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", str(script)],
+        env=environ(simulator, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ran.stdout.count("waiting 1.") == 1
+    assert "\x1b" not in ran.stdout
+    assert "\r" not in ran.stdout
+    assert KEY not in ran.stdout + ran.stderr
+
+
+def test_an_answer_cannot_take_over_a_terminal(tmp_path: Path, simulator: Simulated) -> None:
+    """Escape sequences in an answer are not passed on."""
+    path = tmp_path / "cell.ipy"
+    path.write_text(
+        "%load_ext nbcodex\nget_ipython().run_cell_magic('codex', '', "
+        "'[[echo: \\x1b[2J\\x1bcowned evil]]')\n"
+    )
+    shown = in_terminal(path, simulator, tmp_path)
+    assert "evil" in shown
+    assert "\x1bc" not in shown
+    assert "\x1b[2J" not in shown
