@@ -1,0 +1,75 @@
+"""One JupyterLab and one Chromium for these tests; a page of its own for each.
+
+Playwright keeps an event loop running in this thread: it ends with this package, so that others can
+have theirs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tests.browser.lab import Lab, Notebook
+
+# Without playwright these tests cannot even be imported.
+collect_ignore_glob = [] if importlib.util.find_spec("playwright") else ["test_*.py"]
+if collect_ignore_glob and os.environ.get("CI") == "true":
+    raise RuntimeError("playwright is missing: in CI the tests in a browser are not optional")
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """Chromium; where there is none a test is skipped, but fails in CI."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser.lab import CHROMIUM, FLAGS
+
+    if not CHROMIUM.exists():
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(f"there is no Chromium at {CHROMIUM}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A JupyterLab that knows nothing of its user's files."""
+    from tests.browser.lab import serve
+
+    with serve(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def page(chromium: Browser, lab: Lab) -> Iterator[Page]:
+    """A fresh page, of a browser that remembers nothing."""
+    context = chromium.new_context(viewport={"width": 1100, "height": 900})
+    context.set_default_timeout(15_000)
+    yield context.new_page()
+    context.close()
+    lab.shut_down_kernels()
+
+
+@pytest.fixture
+def notebook(page: Page, lab: Lab) -> Callable[..., Notebook]:
+    """Return a function that opens a new notebook with the given cells."""
+    from tests.browser.lab import Notebook
+
+    numbers = itertools.count()
+
+    def open_with(*cells: str) -> Notebook:
+        name = f"{os.urandom(3).hex()}-{next(numbers)}.ipynb"
+        lab.write(name, *cells)
+        return Notebook(page, lab, name).open()
+
+    return open_with

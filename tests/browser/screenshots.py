@@ -1,0 +1,138 @@
+"""The README's pictures, of real cells in JupyterLab: ``python -m tests.browser.screenshots``.
+
+Each shows one cell, prompt and panel, at two pixels per point and in at most 256 colours.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from nbcodex.simulator import Fault
+from tests.browser.lab import CHROMIUM, FLAGS, REPOSITORY, Lab, Notebook, serve
+from tests.simulated import Simulated, simulated
+
+FOLDER = REPOSITORY / "notebooks" / "images"
+WARM_UP = "%%codex\nHello [[tokens=9]]"
+PROMPT = "%%codex -o answer\nExplain what a token bucket is, with an example in Python."
+LIMIT = (
+    "Rate limit reached for gpt-5.6-sol in organization org-simulated on tokens per min (TPM): "
+    "Limit 30,000, Used 22,999, Requested 12,528. Please try again in 11.054s."
+)
+
+
+def main() -> None:
+    """Make all pictures."""
+    FOLDER.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as root,
+        serve(Path(root)) as lab,
+        simulated(tpm=30_000, latency=0.3, speed=60.0) as simulator,
+        sync_playwright() as playwright,
+    ):
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for theme in ("Light", "Dark"):
+            shoot(chromium, lab, simulator, theme)
+        chromium.close()
+
+
+def shoot(chromium: Browser, lab: Lab, simulator: Simulated, theme: str) -> None:
+    """Take the pictures of one theme: a cell that waits, streams, and has its answer."""
+    suffix = f"{theme.lower()}.png"
+    with opened(chromium, lab, simulator, theme) as nb:
+        refusal = Fault("tokens_per_minute", seconds=11.054, message=LIMIT)
+        # A picture of a stream needs one that stands still for a moment.
+        simulator.core.script([refusal, Fault("stalled", after=110, seconds=4.0)])
+        nb.run(2)
+        expect(nb.panel).to_have_attribute("data-phase", "waiting")
+        expect(nb.panel.locator(".nbcodex-number")).to_have_text(re.compile(r"^8\.\d"))
+        take(nb, f"waiting-{suffix}")
+        if theme == "Light":
+            nb.press("Retry now")
+            expect(nb.panel.locator(".nbcodex-log")).to_contain_text("requested:")
+            take(nb, f"streaming-{suffix}")
+            nb.wait()
+            take(nb, f"answer-{suffix}")
+        else:
+            nb.press("Cancel")
+            nb.wait()
+
+
+@contextlib.contextmanager
+def opened(chromium: Browser, lab: Lab, simulator: Simulated, theme: str) -> Iterator[Notebook]:
+    """Open a notebook whose third cell is the prompt; what is said once has been said before."""
+    context = chromium.new_context(viewport={"width": 870, "height": 1300}, device_scale_factor=2)
+    name = f"{theme}.ipynb"
+    lab.write(name, simulator.setup, WARM_UP, PROMPT)
+    nb = Notebook(context.new_page(), lab, name).open()
+    nb.use_theme(f"JupyterLab {theme}")
+    nb.page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    for index in (0, 1):
+        nb.run(index)
+        nb.wait()
+    yield nb
+    context.close()
+    lab.shut_down_kernels()
+
+
+def take(nb: Notebook, name: str) -> None:
+    """Write the picture of the prompt's cell."""
+    nb.deselect()
+    picture = nb.page.locator(".jp-CodeCell").nth(2).screenshot()
+    (FOLDER / name).write_bytes(indexed(nb.page, picture))
+
+
+# Each channel in so many levels that no more than 256 colours are left.
+_PALETTE = """async (data) => {
+  const picture = await createImageBitmap(
+    await (await fetch(`data:image/png;base64,${data}`)).blob(),
+  );
+  const { width, height } = picture;
+  const canvas = new OffscreenCanvas(width, height).getContext('2d');
+  canvas.drawImage(picture, 0, 0);
+  const rgba = canvas.getImageData(0, 0, width, height).data;
+  for (let levels = 64; ; levels /= 2) {
+    const level = (v) => Math.round(Math.round(v * (levels - 1) / 255) * 255 / (levels - 1));
+    const colours = new Map(), pixels = new Uint8Array(width * height);
+    for (let i = 0; i < pixels.length && colours.size <= 256; i++) {
+      const key = [0, 1, 2].reduce((key, c) => key * 256 + level(rgba[4 * i + c]), 0);
+      if (!colours.has(key)) colours.set(key, colours.size);
+      pixels[i] = colours.get(key);
+    }
+    if (colours.size > 256) continue;
+    const blocks = [];
+    for (let i = 0; i < pixels.length; i += 8192) {
+      blocks.push(String.fromCharCode(...pixels.subarray(i, i + 8192)));
+    }
+    return { width, height, colours: [...colours.keys()], pixels: btoa(blocks.join('')) };
+  }
+}"""
+
+
+def indexed(page: Page, picture: bytes) -> bytes:
+    """Return a PNG as one with a palette, a third of its size."""
+    found = page.evaluate(_PALETTE, base64.b64encode(picture).decode())
+    width, pixels = found["width"], base64.b64decode(found["pixels"])
+    rows = b"".join(b"\0" + pixels[i : i + width] for i in range(0, len(pixels), width))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, found["height"], 8, 3, 0, 0, 0)),
+        (b"PLTE", b"".join(colour.to_bytes(3) for colour in found["colours"])),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+if __name__ == "__main__":
+    main()

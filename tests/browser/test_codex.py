@@ -1,0 +1,240 @@
+"""`%%codex` in a real JupyterLab, from the click to what stays in the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from playwright.sync_api import Page, expect
+
+from nbcodex.simulator import Fault
+from nbcodex.simulator.answers import plan
+from nbcodex.simulator.asked import read
+from tests.browser.lab import Lab, Notebook
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.browser
+Ask = Callable[[str], Notebook]
+
+REFUSED = "tokens_per_minute"
+KEPT = "this is not the whole answer"
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulated]:
+    """A simulator that answers at the pace of a model."""
+    with simulated(tpm=30_000, rpm=500, latency=0.05, speed=60.0) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(notebook: Callable[..., Notebook], simulator: Simulated) -> Ask:
+    """Return a function that opens a notebook, gets it ready, and starts the cell given."""
+
+    def start(cell: str) -> Notebook:
+        nb = notebook(simulator.setup, cell, "print(answer.status, len(answer.text))")
+        nb.run(0)
+        nb.wait()
+        nb.run(1)
+        return nb
+
+    return start
+
+
+def in_phase(nb: Notebook, phase: str) -> None:
+    """Wait until the panel is in that phase."""
+    expect(nb.panel).to_have_attribute("data-phase", phase)
+
+
+def in_stream(nb: Notebook) -> None:
+    """Wait until some of the answer is there to be read."""
+    expect(nb.panel.locator(".nbcodex-log")).to_have_text(re.compile(r"\w{3}"))
+
+
+def dues(nb: Notebook) -> list[float]:
+    """Return when each reading of the countdown said that it would reach zero."""
+    return [at + left for at, left in nb.readings()]
+
+
+def arrivals(simulator: Simulated) -> list[float]:
+    """Return when the simulator was asked for an answer, refusals included."""
+    return [seen.at for seen in simulator.core.log if seen.api]
+
+
+def test_countdown_ends_when_the_request_is_sent(ask: Ask, simulator: Simulated) -> None:
+    """After a 429 the limit is named, and the countdown falls truly, down to the next request."""
+    simulator.core.script([Fault(REFUSED, seconds=3.0)])
+    nb = ask("%%codex\nHello [[tokens=20]]")
+    in_phase(nb, "waiting")
+    expect(nb.panel).to_contain_text("tokens per minute (TPM)")
+    for figure in (r"used [\d,]+\d", r"request [\d,]+\d", "limit 30,000"):
+        expect(nb.panel).to_contain_text(re.compile(figure))
+    nb.wait()
+    _refused, sent = arrivals(simulator)
+    due = dues(nb)
+    assert len(due) >= 20
+    assert max(abs(moment - sent) for moment in due) < 0.3
+    assert nb.readings()[-1][1] < 0.3
+
+
+@pytest.mark.parametrize("phase", ["waiting", "streaming"])
+@pytest.mark.parametrize("way", ["Cancel", "Stop"])
+def test_cell_can_be_ended(ask: Ask, simulator: Simulated, way: str, phase: str) -> None:
+    """Cancel and the notebook's Stop end the cell within a second; the text so far is kept."""
+    if phase == "waiting":
+        simulator.core.script([Fault("error_event", after=30), Fault(REFUSED, seconds=60.0)])
+    nb = ask("%%codex -o answer\nHello [[tokens=2000]]")
+    in_stream(nb)
+    in_phase(nb, phase)
+    nb.press("Cancel") if way == "Cancel" else nb.interrupt()
+    nb.wait()
+    assert nb.seconds_from_click() < 1.0
+    shown, error = nb.outputs(1)
+    assert KEPT in shown["data"]["text/markdown"]
+    assert "simulated answer" in shown["data"]["text/markdown"]
+    assert ("Cancelled" if way == "Cancel" else "Stopped") in "".join(error["traceback"])
+    nb.run(2)
+    nb.wait()
+    assert re.match(r"(cancelled|interrupted) \d\d", nb.text(2))
+
+
+def test_retry_now_sends_at_once(ask: Ask, simulator: Simulated) -> None:
+    """A probe that is let in brings the answer, a minute before the countdown would have."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = ask("%%codex\nHello [[tokens=20]]")
+    in_phase(nb, "waiting")
+    nb.press("Retry now")
+    nb.wait()
+    assert nb.seconds_from_click() < 3.0
+    assert len(arrivals(simulator)) == 2
+    assert "2 attempts" in nb.outputs(1)[0]["data"]["text/markdown"]
+
+
+def test_refused_probe_changes_no_countdown(ask: Ask, simulator: Simulated) -> None:
+    """Refused for longer, a probe leaves the moment as it was, and the request goes then."""
+    simulator.core.script([Fault(REFUSED, seconds=5.0), Fault(REFUSED, seconds=60.0)])
+    nb = ask("%%codex\nHello [[tokens=20]]")
+    in_phase(nb, "waiting")
+    nb.press("Retry now")
+    nb.wait()
+    refused, probe, sent = arrivals(simulator)
+    assert probe < refused + 3.0
+    assert [at for at, _ in nb.readings() if at > probe + 0.5]
+    assert max(abs(moment - sent) for moment in dues(nb)) < 0.3
+
+
+def test_saved_notebook_holds_the_answer(ask: Ask, page: Page, lab: Lab) -> None:
+    """Closed and opened again, and as nbconvert's HTML: the answer and one line of figures."""
+    nb = ask("%%codex\nHello")
+    nb.wait()
+    saved = nb.save()
+    assert len(saved.cells[1].outputs) == 1
+    assert "widget" not in nbformat.writes(saved)
+    Notebook(page, lab, nb.name).open()
+    area = page.locator(".jp-OutputArea-output.jp-RenderedMarkdown")
+    expect(area.locator("h1")).to_contain_text("Hello")
+    expect(area.locator("sub")).to_contain_text(re.compile(r"gpt-5\.6-sol · 1 in · \d+ out · "))
+    expect(area.locator("sub")).to_have_count(1)
+    expect(page.locator(".jp-OutputArea-output")).to_have_count(1)
+    page.route("**/*", lambda route: route.abort())
+    page.goto("about:blank")
+    page.set_content(HTMLExporter().from_notebook_node(saved)[0])
+    outputs = page.locator(".jp-OutputArea-output")
+    expect(outputs.locator("h1")).to_contain_text("Hello")
+    expect(outputs.locator("sub")).to_have_text(re.compile(r"^gpt-5\.6-sol · 1 in · \d+ out · "))
+    expect(outputs).to_have_count(1)
+
+
+LEAK = "http://127.0.0.1:9/leak"
+HOSTILE = (
+    f"""
+<script>window.hacked = 1</script>
+<img src=x onerror="window.hacked = 2"> <img src="{LEAK}/1">
+<svg onload="window.hacked = 3"><a xlink:href="javascript:window.hacked = 4">vector</a></svg>
+<iframe srcdoc="<script>parent.hacked = 5</script>" src="{LEAK}/2"></iframe>
+<style>@import "{LEAK}/3"; body {{ background: url({LEAK}/4); display: none }}</style>
+<link rel=stylesheet href="{LEAK}/5"><meta http-equiv=refresh content="0;url={LEAK}/6">
+<details open ontoggle="window.hacked = 7"><summary>more</summary></details>
+<video src="{LEAK}/7" autoplay></video><object data="{LEAK}/8"></object>
+
+[inline](javascript:window.hacked=8) [angle](<javascript:window.hacked=9>) [ref][ref]
+[data](data:text/html,<script>window.hacked=10</script>) <javascript:window.hacked=11>
+
+![pixel]({LEAK}/9) ![far][far] [![both]({LEAK}/10)](javascript:window.hacked=12)
+
+[ref]: javascript:window.hacked=13
+[far]: {LEAK}/11
+
+$\\href{{javascript:window.hacked=14}}{{x}}$ $\\includegraphics{{{LEAK}/12}}$
+
+```mermaid
+graph TD; A["<img src={LEAK}/13 onerror=window.hacked=15>"]; click A "javascript:window.hacked=16"
+```
+
+```"><img src={LEAK}/14 onerror=window.hacked=17>
+code
+```
+"""
+    + "<div class=jp-Dialog><table><tr><td onclick=window.hacked=18>" * 1_000
+)
+END = "the end of it"
+
+
+# What the page made of the answer that could act: its tags, its handlers, its links.
+ACTIVE = """() => [...document.querySelectorAll('.jp-OutputArea-output *')].filter((e) =>
+  /^(script|iframe|object|embed|video|audio|link|meta|style|form|base)$/i.test(e.localName)
+  || [...e.attributes].some((a) => /^on/i.test(a.name))
+  || (e.href && !/^(https?:|mailto:)/i.test(e.href.baseVal ?? e.href))
+).map((e) => e.outerHTML.slice(0, 200))"""
+
+
+def test_hostile_answer_does_nothing(
+    ask: Ask, page: Page, lab: Lab, simulator: Simulated, requests: list[str]
+) -> None:
+    """It runs and fetches nothing: not in the stream, not finished, not in a trusted notebook."""
+    simulator.core.change(tpm=10_000_000, speed=50_000.0, chunk=20)
+    simulator.core.script([Fault("stalled", after=100, seconds=4.0)])
+    nb = ask(f"%%codex --raw\n[[echo: {HOSTILE}{END}]]")
+    expect(nb.panel.locator(".nbcodex-log")).to_contain_text("<script>window.hacked = 1</script>")
+    check_harmless(page, lab, requests)
+    in_phase(nb, "streaming")
+    nb.wait()
+    finished = page.locator(".jp-RenderedMarkdown").last
+    expect(finished).to_contain_text(END)
+    check_harmless(page, lab, requests)
+    nb.save()
+    reopened = Notebook(page, lab, nb.name).open()
+    assert reopened.trusted
+    expect(finished).to_contain_text(END)
+    check_harmless(page, lab, requests)
+
+
+@pytest.fixture
+def requests(page: Page) -> list[str]:
+    """Whatever the page asks for, from whomever."""
+    urls: list[str] = []
+    page.context.on("request", lambda request: urls.append(request.url))
+    return urls
+
+
+def check_harmless(page: Page, lab: Lab, requests: list[str]) -> None:
+    """Nothing has run, nothing was fetched from elsewhere, and nothing waits for a click."""
+    assert page.evaluate(ACTIVE) == []
+    assert page.evaluate("window.hacked") is None
+    assert not [url for url in requests if not url.startswith((lab.url, "data:", "blob:"))]
+
+
+def test_reload_loses_nothing(ask: Ask, simulator: Simulated) -> None:
+    """The page is saved and loaded again in mid-stream: the variable holds the whole answer."""
+    nb = ask("%%codex -o answer\nHello [[tokens=200]]")
+    in_stream(nb)
+    nb.save()
+    nb.reload()
+    nb.run(2)
+    nb.wait()
+    body = simulator.core.log[-1].body
+    said = plan(read(dict(body), api="responses"), simulator.core.knobs).text
+    assert nb.text(2) == f"done {len(said)}\n"

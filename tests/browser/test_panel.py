@@ -1,0 +1,223 @@
+"""The panel in a real JupyterLab, played to by a cell that blocks as a magic does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import nbformat
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.lab import Lab, Notebook
+
+pytestmark = pytest.mark.browser
+Open = Callable[..., Notebook]
+
+PLAY = "from tests.browser.play import *\nprint('pressed', play([queued(), sent(), {}]))"
+WAIT = PLAY.format("refused(20), sent(2, 20)")
+DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
+    "print",
+    "import nbcodex.notebook.widgets as w\nw._hear_while_blocked = lambda panel: None\nprint",
+)
+
+
+def seconds(notebook: Notebook) -> float:
+    """Return the countdown's reading."""
+    return float(notebook.panel.locator(".nbcodex-number").inner_text())
+
+
+def in_phase(notebook: Notebook, phase: str) -> None:
+    """Wait until the panel is in that phase."""
+    expect(notebook.panel).to_have_attribute("data-phase", phase)
+
+
+def test_countdown_falls_while_the_kernel_is_blocked(notebook: Open, page: Page) -> None:
+    """The wait counts down in the browser, truly, and the limit is named with its figures."""
+    nb = notebook(PLAY.format("refused(4), sent(2, 4), said('ok', 1.5)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    expect(nb.panel).to_contain_text("tokens per minute (TPM)")
+    expect(nb.panel).to_contain_text("used 22,999")
+    before, then = seconds(nb), page.evaluate("performance.now()")
+    page.wait_for_timeout(1000)
+    fallen, passed = before - seconds(nb), (page.evaluate("performance.now()") - then) / 1000
+    assert fallen == pytest.approx(passed, abs=0.3)
+    in_phase(nb, "sending")
+    expect(nb.panel).to_contain_text("attempt 2")
+
+
+def test_countdown_survives_a_wrong_clock(notebook: Open, page: Page) -> None:
+    """A browser whose clock is an hour ahead counts the same seconds."""
+    page.add_init_script("const now = Date.now; Date.now = () => now() + 3_600_000;")
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    assert 15 < seconds(nb) <= 20
+    nb.press("Cancel")
+
+
+@pytest.mark.parametrize("label", ["Cancel", "Retry now", "Park"])
+def test_click_reaches_python_in_mid_cell(notebook: Open, label: str) -> None:
+    """A button's callback runs while the cell blocks the kernel's main thread."""
+    nb = notebook(WAIT.replace("20), sent(2, 20)", "2.5), sent(2, 2.5)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    nb.press(label)
+    nb.wait()
+    assert nb.text(0) == f"pressed ['{label.split()[0].lower()}']\n"
+
+
+def test_cancel_interrupts_a_kernel_that_hears_nothing(notebook: Open, page: Page) -> None:
+    """Where no message gets through, Cancel interrupts by way of the page's own server."""
+    nb = notebook(DEAF)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    with page.expect_response(re.compile(r"/api/kernels/[0-9a-f-]{36}/interrupt$")) as answer:
+        nb.press("Cancel")
+    assert answer.value.status == 204
+    nb.wait()
+    assert nb.outputs(0)[-1]["ename"] == "KeyboardInterrupt"
+
+
+def test_deaf_kernel_says_why_retry_is_impossible(notebook: Open, page: Page) -> None:
+    """What has no second way is refused with a reason, and nothing is sent."""
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    nb = notebook(DEAF)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    nb.press("Retry now")
+    expect(nb.panel.get_by_role("status")).to_contain_text("hears no button")
+    retry = nb.panel.get_by_role("button", name="Retry now")
+    expect(retry).to_have_attribute("title", re.compile("hears no button"))
+    retry.click(force=True)
+    expect(nb.panel.get_by_role("status")).to_contain_text("hears no button")
+    page.wait_for_timeout(500)
+    assert not [url for url in requests if url.endswith("/interrupt")]
+    nb.press("Cancel")
+
+
+def test_buttons_work_by_keyboard(notebook: Open, page: Page) -> None:
+    """A button takes the focus and Enter presses it; the notebook's own keys stay out of it."""
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    cells = page.locator(".jp-Notebook .jp-CodeCell").count()
+    nb.panel.get_by_role("button", name="Cancel").focus()
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    nb.wait()
+    assert page.locator(".jp-Notebook .jp-CodeCell").count() == cells
+    assert nb.text(0) == "pressed ['cancel']\n"
+
+
+def test_saved_notebook_shows_the_answer(notebook: Open, lab: Lab, page: Page) -> None:
+    """Saved and opened again, the answer is there, and no dead widget."""
+    nb = notebook(PLAY.format("said('The **answer**.', 0.3)"))
+    nb.run(0)
+    nb.wait()
+    saved = nb.save()
+    output = saved.cells[0].outputs[0]
+    assert set(output.data) == {"text/markdown", "text/plain"}
+    assert "widget-view" not in nbformat.writes(saved)
+    Notebook(page, lab, nb.name).open()
+    expect(page.locator(".jp-OutputArea-output strong")).to_have_text("answer")
+    expect(page.locator(".jp-OutputArea")).not_to_contain_text("model not found")
+
+
+HOSTILE = [
+    "<img src=x onerror=window.hacked=1>",
+    "<script>window.hacked=1</script>",
+    "</div><svg onload=window.hacked=1>",
+    "[a](javascript:window.hacked=1)",
+]
+
+
+def test_hostile_text_does_nothing(notebook: Open, page: Page) -> None:
+    """What a model or a server says is shown as text, letter for letter."""
+    said = f"said({HOSTILE[0]!r} + {''.join(HOSTILE[1:])!r}, 0.3), said('.', 20)"
+    nb = notebook(PLAY.format(f"said({HOSTILE[1]!r}, 0.1, reasoning=True), {said}"))
+    nb.run(0)
+    in_phase(nb, "streaming")
+    assert nb.panel.locator(".nbcodex-log").inner_text() == "".join(HOSTILE)
+    assert nb.panel.locator("img, script, a").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+LOSSY = """
+from tests.browser.play import *
+import nbcodex.notebook.widgets as w
+send, send_state, lost = w.Panel.send, w.Panel.send_state, []
+def lose_text(panel, content, buffers=None):
+    if content.get("text") == "TEXT " and not lost:
+        lost.append("text")
+    else:
+        send(panel, content, buffers)
+def lose_view(panel, key=None):
+    if VIEW and key == "view" and lost == ["text"]:
+        lost.append("view")
+    else:
+        send_state(panel, key)
+w.Panel.send, w.Panel.send_state = lose_text, lose_view
+play([queued(), sent(), *(said(f"{n} ", 0.3) for n in range(4)), said("end", 20)])
+"""
+
+
+@pytest.mark.parametrize(("text", "view"), [(2, True), (2, False), (3, False)])
+def test_lost_text_is_asked_for(notebook: Open, text: int, view: bool) -> None:
+    """A message that was dropped, in mid-stream with its view or at the end, leaves no gap."""
+    nb = notebook(LOSSY.replace("TEXT", str(text)).replace("VIEW", str(view)))
+    nb.run(0)
+    expect(nb.panel.locator(".nbcodex-log")).to_have_text("0 1 2 3")
+    nb.press("Cancel")
+
+
+def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
+    """A view that comes late shows the whole text, and a countdown that did not start anew."""
+    nb = notebook(PLAY.format("said('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    page.wait_for_timeout(700)
+    page.evaluate(
+        """() => {
+          const app = window.jupyterapp;
+          app.shell.currentWidget.content.activeCellIndex = 0;
+          return app.commands.execute('notebook:create-output-view');
+        }"""
+    )
+    expect(nb.panel).to_have_count(2)
+    first, second = nb.panel.all()
+    for view in (first, second):
+        expect(view.locator(".nbcodex-log")).to_have_text("Half an answer")
+    readings = [float(v.locator(".nbcodex-number").inner_text()) for v in (first, second)]
+    assert readings[0] == pytest.approx(readings[1], abs=1)
+
+
+def test_log_follows_its_end_unless_scrolled(notebook: Open, page: Page) -> None:
+    """New text scrolls into view; a reader who has scrolled up is left alone."""
+    lines = "*(said(f'line {n}\\n', 0.03) for n in range(80)), said('', 20)"
+    nb = notebook(PLAY.format(lines))
+    nb.run(0)
+    log = nb.panel.locator(".nbcodex-log")
+    expect(log).to_contain_text("line 40")
+    assert log.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop") < 30
+    log.evaluate("e => { e.scrollTop = 0; }")
+    expect(log).to_contain_text("line 70")
+    assert log.evaluate("e => e.scrollTop") == 0
+    nb.press("Cancel")
+
+
+def test_only_phases_are_announced(notebook: Open, page: Page) -> None:
+    """A screen reader hears of each new phase, and not of each tick."""
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    live: Any = nb.panel.locator("[aria-live=polite]")
+    spoken = live.text_content()
+    assert spoken.startswith("waiting ")
+    page.wait_for_timeout(500)
+    assert live.text_content() == spoken
+    expect(nb.panel.get_by_role("timer")).to_have_attribute("aria-live", "off")
+    nb.press("Cancel")

@@ -1,0 +1,38 @@
+"""A kernel that asks servers that are not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from tests.kernels import Kernel
+from tests.servers.mock import Mock, mocked
+
+Connect = Callable[[Mapping[str, str]], Kernel]
+
+
+@pytest.fixture(scope="session")
+def llmock_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
+    """An llmock in a process of its own."""
+    with mocked(tmp_path_factory.mktemp("llmock")) as running:
+        yield running
+
+
+@pytest.fixture
+def connect(shared_kernel: Kernel) -> Iterator[Connect]:
+    """Return a function that makes a kernel ask the server that an environment names."""
+
+    def connected(environ: Mapping[str, str]) -> Kernel:
+        ran = shared_kernel.run(
+            f"import os\nos.environ.update({dict(environ)!r})\n"
+            "%reload_ext nbcodex\n"
+            "%config Codex.idle_timeout = '60s'\n"
+            # A new session knows nothing of a server that failed in the last one.
+            "from nbcodex import client; client._current = None"
+        )
+        assert ran.status == "ok", ran.shown_error
+        return shared_kernel
+
+    yield connected
+    shared_kernel.run("%reset -f")

@@ -1,0 +1,57 @@
+"""nginx before a server, as companies and providers have one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers.processes import free_port, running
+
+_CONFIG = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    scgi_temp_path {folder}/scgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    limit_req_zone $server_port zone=everybody:64k rate=1r/s;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass {upstream};
+            {directives}
+        }}
+    }}
+}}
+"""
+
+
+def program() -> str:
+    """Return nginx; where there is none a test is skipped, but fails in CI."""
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up("there is no nginx")
+    return found
+
+
+@contextmanager
+def gateway(folder: Path, *, upstream: str, directives: str = "") -> Iterator[str]:
+    """Start an nginx before the server `upstream`, and give its URL; stop it afterwards."""
+    command, port, config = program(), free_port(), folder / "nginx.conf"
+    text = _CONFIG.format(folder=folder, port=port, upstream=upstream, directives=directives)
+    config.write_text(text)
+    options = ["-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
+    with running([command, *options], port=port, log=folder / "nginx.log"):
+        yield f"http://127.0.0.1:{port}"

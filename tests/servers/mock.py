@@ -1,0 +1,102 @@
+"""llmock, a server by others that breaks on demand and judges its clients."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.servers.processes import free_port, running
+
+KEY = "sk-llmock-0123456789abcdef"
+MODEL = "gpt-4o"
+ANSWER = " ".join(f"word{number}" for number in range(20))
+
+REQUESTS_PER_MINUTE = 30
+TOKENS_PER_MINUTE = 60_000
+PACE = 10
+"""Milliseconds between two events of a stream: it must last longer than a client takes to leave
+it, or llmock thinks that the client read on behind broken JSON."""
+
+
+@dataclass(frozen=True)
+class Mock:
+    """A running llmock, and what can be told it and asked of it."""
+
+    url: str
+    http: httpx2.Client
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment that leads a kernel here."""
+        return {
+            "OPENAI_BASE_URL": f"{self.url}/v1",
+            "OPENAI_API_KEY": KEY,
+            "NBCODEX_MODEL": MODEL,
+        }
+
+    def reset(self) -> None:
+        """Forget requests, faults and spent limits; say the same answer from now on."""
+        self._send("POST", "/_llmock/reset")
+        self.script({"type": "reply", "text": ANSWER, "times": None})
+
+    def script(self, *behaviors: Mapping[str, Any]) -> None:
+        """Have the next requests meet these faults."""
+        self._send("POST", "/_llmock/scenario", {"behaviors": behaviors})
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What was asked, and what came of it."""
+        requests: list[dict[str, Any]] = self._send("GET", "/_llmock/requests").json()["requests"]
+        return requests
+
+    def findings(self) -> list[str]:
+        """What llmock has against its client, warnings included."""
+        verdict = self._send("GET", "/_llmock/verdict").json()
+        return [f"{found['code']}: {found['title']}" for found in verdict["findings"]]
+
+    def use_up_requests(self) -> None:
+        """Spend this minute's requests, as somebody else on the same key would."""
+        while self._send("GET", "/v1/models").headers["x-ratelimit-remaining-requests"] != "0":
+            pass
+        self._forget()
+
+    def use_up_tokens(self, *, but: int) -> None:
+        """Spend all of this minute's tokens `but` some, as somebody else would."""
+        much = {"model": MODEL, "input": "", "max_output_tokens": TOKENS_PER_MINUTE - but}
+        self._send("POST", "/v1/responses", much)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._send("DELETE", "/_llmock/requests")
+
+    def _send(self, method: str, path: str, body: object = None) -> httpx2.Response:
+        return self.http.request(method, path, json=body).raise_for_status()
+
+
+@contextmanager
+def mocked(folder: Path) -> Iterator[Mock]:
+    """Start an llmock with limits; stop it afterwards."""
+    port = free_port()
+    options = {
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--rpm": REQUESTS_PER_MINUTE,
+        "--stream-chunk-delay-ms": PACE,
+        "--log-level": "warning",
+    }
+    command = [sys.executable, "-m", "llmock.cli", "serve", *map(str, chain(*options.items()))]
+    environ = {name: v for name, v in os.environ.items() if not name.startswith("LLMOCK_")}
+    environ["LLMOCK_TPM"] = str(TOKENS_PER_MINUTE)
+    url, key = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {KEY}"}
+    with (
+        running(command, port=port, log=folder / "llmock.log", environ=environ),
+        httpx2.Client(base_url=url, headers=key, trust_env=False, timeout=10.0) as http,
+    ):
+        yield Mock(url, http)

@@ -1,0 +1,185 @@
+"""What one kernel leaves behind another takes up: nothing is lost, and nothing asked twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.kernels import Kernel, kernel
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+NOTEBOOK = "/lessons/one.ipynb"
+
+
+@pytest.fixture
+def server() -> Iterator[Simulated]:
+    """A simulator whose answers take a moment."""
+    with simulated(tpm=10**7, rpm=10**5, latency=0.01, speed=200.0) as running:
+        yield running
+
+
+def begin(
+    server: Simulated, home: Path, notebook: str = NOTEBOOK
+) -> AbstractContextManager[Kernel]:
+    """Return a kernel of a notebook, as a context."""
+    return kernel(**server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME=notebook)
+
+
+def loaded(cell: Kernel) -> str:
+    """Load the extension; return what it says."""
+    said = cell.run("%load_ext nbcodex").stream
+    cell.run("%config Codex.display = 'text'")
+    return said
+
+
+def parked(cell: Kernel, server: Simulated, cellmagic: str) -> None:
+    """Ask something that a day's limit parks."""
+    server.core.script([Fault("requests_per_day", seconds=5000)])
+    assert cell.run(cellmagic).error == "ParkedError"
+
+
+def test_a_parked_request_is_told_and_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """The next kernel of the notebook says what is parked, and resuming binds its variable."""
+    with begin(server, tmp_path) as cell:
+        assert loaded(cell) == ""
+        parked(cell, server, "%%codex -o b\n[[echo: the answer]]")
+    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert loaded(cell) == ""
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        known = len(server.prompts)
+        ran = cell.run("%codex resume")
+        assert "the answer" in ran.markdown
+        assert cell.run("b.text").plain == "'the answer'"
+        assert len(server.prompts) == known + 1
+        assert "Nothing is parked" in cell.run("%codex resume").stream
+
+
+def test_a_killed_kernels_request_is_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """After SIGKILL in mid-stream the prompt is abandoned, its text kept, and its answer whole."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        asked = cell.start("%%codex -o a\n[[tokens=1500]] a long one")
+        cell.wait_for(asked, "tokens/s")
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        assert "abandoned" in cell.run("%codex journal").stream
+        ran = cell.run("%codex resume")
+        assert "may be paid twice" in ran.stream
+        assert cell.run("a.status, len(a.text) > 2000").plain == "('done', True)"
+
+
+def test_two_kernels_resume_at_once(server: Simulated, tmp_path: Path) -> None:
+    """Of two that resume the same request, one sends it."""
+    with begin(server, tmp_path) as one:
+        loaded(one)
+        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+        entry = one.run("%codex journal").stream.split()[0]
+        with begin(server, tmp_path) as two:
+            loaded(two)
+            known = len(server.prompts)
+            asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+            ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+    assert sorted(ends) == ["error", "ok"]
+    assert len(server.prompts) == known + 1
+
+
+def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:
+    """With reuse on, a restarted notebook sends nothing; what was changed is sent."""
+    cells = [f"%%codex -o r{n}\n[[echo: prompt {n}]]" for n in range(10)]
+    for known in (10, 10):
+        with begin(server, tmp_path) as cell:
+            loaded(cell)
+            cell.run("%config Codex.reuse = True")
+            ran = [cell.run(each) for each in cells]
+            assert len(server.prompts) == known
+            if known == len(cells) and server.prompts and "reused" in ran[0].plain:
+                changed = [
+                    "%%codex\n[[echo: prompt 10]]",
+                    "%%codex --system other\n[[echo: prompt 0]]",
+                    "%%codex -m gpt-5.6-mini\n[[echo: prompt 0]]",
+                    "%%codex -p '{\"temperature\": 1}'\n[[echo: prompt 0]]",
+                ]
+                for each in changed:
+                    assert "reused" not in cell.run(each).plain
+                assert len(server.prompts) == known + len(changed)
+                return
+    raise AssertionError("nothing was reused")
+
+
+def test_background_answers_land_in_their_cells(server: Simulated, tmp_path: Path) -> None:
+    """Cells return at once; each answer replaces its own cell's output; variables fill."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        asked = {n: cell.run(f"%%codex -b -o r{n}\n[[tokens=120]] number {n}") for n in range(4)}
+        assert all(ran.seconds < 0.5 for ran in asked.values())
+        assert cell.run("type(r0).__name__, bool(r0)").plain == "('PendingReply', False)"
+        assert cell.run("all(len(r.text) > 100 for r in (r0, r1, r2, r3))").plain == "True"
+        assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
+
+
+def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_path: Path) -> None:
+    """Reading `.text` early waits; Stop ends that wait, and the request goes on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=300]] slow")
+        asked = cell.start("r.text")
+        cell.wait_for(asked, "r.text")
+        cell.interrupt()
+        assert cell.finish(asked).error == "KeyboardInterrupt"
+        assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"
+
+
+def test_a_kernels_end_parks_what_is_under_way(server: Simulated, tmp_path: Path) -> None:
+    """A background request that a shutdown meets is parked, not abandoned."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+        cell.manager.shutdown_kernel(now=False)
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        assert " parked " in cell.run("%codex journal").stream
+
+
+def test_forget_erases(server: Simulated, tmp_path: Path) -> None:
+    """What was forgotten is in no file any more."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex\n[[echo: extraordinary secret]]")
+        assert "1 erased" in cell.run("%codex forget all").stream
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file():
+            assert b"extraordinary" not in path.read_bytes()
+
+
+def test_no_journal_leaves_no_file(server: Simulated, tmp_path: Path) -> None:
+    """`%config Codex.journal = False` keeps everything in memory."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%config Codex.journal = False")
+        assert "hello" in cell.run("%%codex\n[[echo: hello]]").markdown
+        assert "hello" in cell.run("%codex journal").stream
+    assert list(tmp_path.rglob("*.sqlite3")) == []
+
+
+def test_a_journal_that_cannot_be_used_is_said(server: Simulated, tmp_path: Path) -> None:
+    """Prompts work without it, and the cell says what is not kept."""
+    (tmp_path / "kept").mkdir(mode=0o700)
+    (tmp_path / "kept" / "journal.sqlite3").write_bytes(
+        b"this is no database, but it is long enough" * 50
+    )
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        ran = cell.run("%%codex\n[[echo: hello]]")
+        assert "hello" in ran.markdown
+        assert "in memory" in ran.plain

@@ -1,0 +1,116 @@
+"""What stays in a notebook that was run by nbclient or papermill: the answer, and nothing alive."""
+
+from __future__ import annotations
+
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.simulated import Simulated
+
+pytestmark = pytest.mark.kernel
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=alert(1)> "
+    "![pixel](https://elsewhere.example/p.png) [click](javascript:alert(1)) "
+    "<svg onload=alert(1)></svg> <iframe src=https://elsewhere.example></iframe>"
+)
+
+
+@pytest.fixture
+def environment(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Simulated:
+    """The environment that leads kernels of this process to the simulator."""
+    for name, value in simulator.environ.items():
+        monkeypatch.setenv(name, value)
+    return simulator
+
+
+def notebook(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell(source) for source in ("%load_ext nbcodex", *sources)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def executed(*sources: str) -> nbformat.NotebookNode:
+    from nbclient import NotebookClient
+
+    made = notebook(*sources)
+    NotebookClient(made, timeout=60, kernel_name="python3", allow_errors=True).execute()
+    return made
+
+
+def test_nbclient_keeps_the_answer(environment: Simulated) -> None:
+    """After a limit, the executed notebook holds one output: the answer, with its figures."""
+    environment.core.script([Fault("tokens_per_minute", seconds=0.5)])
+    made = executed("%%codex\n[[echo: the answer]]")
+    (output,) = made.cells[1].outputs
+    assert output.data["text/markdown"].startswith("the answer")
+    assert "2 attempts, waited" in output.data["text/plain"]
+
+
+@pytest.mark.parametrize("display", ["widget", "text"])
+def test_no_widget_stays_behind(environment: Simulated, display: str) -> None:
+    """Whichever display was chosen, what is saved needs no widget."""
+    made = executed(f"%config Codex.display = {display!r}", "%%codex\n[[echo: the answer]]")
+    (output,) = made.cells[2].outputs
+    assert set(output.data) == {"text/markdown", "text/plain"}
+
+
+def test_run_all_stops_at_an_error(environment: Simulated) -> None:
+    """A request that cannot be answered is an error, never an answer."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    environment.core.script([Fault("quota")])
+    made = notebook("%%codex\nhello", "print('not reached')")
+    with pytest.raises(CellExecutionError, match="Quota exhausted"):
+        NotebookClient(made, timeout=60, kernel_name="python3").execute()
+    assert made.cells[2].outputs == []
+
+
+def test_papermill(environment: Simulated, tmp_path: Path) -> None:
+    """A notebook with `%%codex` cells run by papermill holds the answers in its copy."""
+    papermill = pytest.importorskip("papermill")
+    nbformat.write(
+        notebook("%%codex -o r\n[[echo: by papermill]]", "print(r.status)"), tmp_path / "in.ipynb"
+    )
+    done = papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False
+    )
+    assert "by papermill" in done.cells[1].outputs[0].data["text/markdown"]
+    assert done.cells[2].outputs[0].text == "done\n"
+
+
+class _Dangers(HTMLParser):
+    """Collects what could run or fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in {"script", "img", "svg", "iframe"}:
+            self.found.append(tag)
+        for name, value in attrs:
+            if name.startswith("on") or (value or "").strip().lower().startswith("javascript:"):
+                self.found.append(f"{tag} {name}")
+
+
+@pytest.mark.parametrize("option", ["", "-f text"])
+def test_an_answer_runs_nothing_in_nbconverts_html(environment: Simulated, option: str) -> None:
+    """Scripts, handlers, `javascript:` links and remote images are inert in the exported page."""
+    from nbconvert import HTMLExporter
+
+    made = executed(f"%%codex {option}\n[[echo: {HOSTILE}]]")
+    clean = executed(f"%%codex {option}\n[[echo: harmless]]")
+    found = []
+    for each in (made, clean):
+        page, _ = HTMLExporter().from_notebook_node(each)
+        seen = _Dangers()
+        seen.feed(page)
+        found.append(sorted(seen.found))
+    assert found[0] == found[1]
+    assert os.environ["OPENAI_API_KEY"] not in page
