@@ -1,0 +1,39 @@
+"""``python -m tests.benchmarks [NAME...]``: run some benchmarks, or all, each in a fresh process.
+
+loading     what ``%load_ext nbcodex`` and the first imports cost
+streaming   what a streamed answer costs, beside the bare SDK
+journal     what keeping prompts and answers costs
+pacing      how well limits are used, beside an oracle
+
+Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+NAMES = ("loading", "streaming", "journal", "pacing")
+
+
+def main() -> int:
+    """Run what was named; return how many failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
+    names = parser.parse_args().names or NAMES
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"there is no benchmark {unknown[0]!r}")
+    failed = 0
+    for name in names:
+        print(f"## {name}\n", flush=True)
+        failed += subprocess.run([sys.executable, "-m", f"{__package__}.{name}"]).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

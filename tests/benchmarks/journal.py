@@ -1,0 +1,235 @@
+"""What the journal costs: the loop, a stream, the disk, and with a million entries.
+
+Run ``python -m tests.benchmarks.journal [--rows N]``; it needs about 3 GB on disk for a million.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Generator
+from pathlib import Path
+from typing import Any
+
+from nbcodex.journal.entry import encode
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.key import equality_key
+from nbcodex.records import Reply, Request
+
+TEXT = "An answer of some length, as models give them. " * 20
+
+
+def show(what: str, figures: str) -> None:
+    print(f"{what:<58} {figures}", flush=True)
+
+
+def spread(seconds: list[float], unit: float = 1e3, name: str = "ms") -> str:
+    ordered = sorted(seconds)
+    p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    figures = (statistics.median(ordered), p99, ordered[-1])
+    return "median {:.3f}  p99 {:.3f}  worst {:.3f} ".format(*(f * unit for f in figures)) + name
+
+
+async def life(journal: Journal, n: int) -> None:
+    """One request as the engine takes it through, with its text kept twice."""
+    asked = Request(prompt=f"prompt {n} " + "word " * 200)
+    await journal.add(asked, notebook="a.ipynb", key=b"k" * 32)
+    await journal.begin(asked.id, 1)
+    await journal.keep(asked.id, TEXT[:300])
+    await journal.keep(asked.id, TEXT)
+    await journal.finish(asked.id, Reply(id=asked.id, text=TEXT, cost=0.001))
+
+
+class Stepwise:
+    """An awaitable whose steps on the loop are timed one by one."""
+
+    def __init__(self, inner: Coroutine[Any, Any, None], steps: list[float]) -> None:
+        self._inner, self._steps = inner, steps
+
+    def __await__(self) -> Generator[Any, None, None]:
+        while True:
+            began = time.perf_counter()
+            try:
+                waits_for = self._inner.send(None)
+            except StopIteration:
+                return
+            finally:
+                self._steps.append(time.perf_counter() - began)
+            yield waits_for
+
+
+def on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]:
+    """Return the loop thread's CPU seconds per request."""
+    costs = []
+
+    async def main() -> None:
+        for n in range(0, requests, at_once):
+            began = time.thread_time()
+            await asyncio.gather(*[life(journal, n + i) for i in range(at_once)])
+            costs.append((time.thread_time() - began) / at_once)
+
+    asyncio.run(main())
+    return costs
+
+
+def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]:
+    """Return the seconds for which the loop can do nothing else, step by step."""
+    steps: list[float] = []
+
+    async def stepwise(n: int) -> None:
+        await Stepwise(life(journal, n), steps)
+
+    async def main() -> None:
+        for n in range(0, requests, at_once):
+            await asyncio.gather(*[stepwise(n + i) for i in range(at_once)])
+
+    asyncio.run(main())
+    return steps
+
+
+def commits(journal: Journal, *, requests: int) -> float:
+    """Return whole lives per second, all begun at once."""
+
+    async def main() -> None:
+        await asyncio.gather(*[life(journal, n) for n in range(requests)])
+
+    began = time.perf_counter()
+    asyncio.run(main())
+    return requests / (time.perf_counter() - began)
+
+
+def one_stream(journal: Journal, *, seconds: int = 50, size: int = 16_000) -> float:
+    """Return the CPU seconds, of all threads, that keeping one long answer costs."""
+
+    async def main() -> None:
+        asked = Request(prompt="p")
+        await journal.add(asked)
+        await journal.begin(asked.id, 1)
+        text = (TEXT * 20)[:size]
+        for second in range(seconds):
+            await journal.keep(asked.id, text[: size * second // seconds])
+        await journal.finish(asked.id, Reply(id=asked.id, text=text))
+
+    asyncio.run(main())
+    began = time.process_time()
+    for _ in range(20):
+        asyncio.run(main())
+    return (time.process_time() - began) / 20
+
+
+def fill(folder: Path, rows: int) -> None:
+    """Write `rows` answered entries, 20 parked ones among them, as fast as SQLite takes them."""
+    journal = Journal(folder)
+    journal.totals()
+    request = encode(Request(prompt="word " * 100, id="00000000"))
+    reply = encode(Reply(id="00000000"))
+    now = time.time()
+
+    def work(connection: Any) -> None:
+        connection.executemany(
+            """INSERT INTO entries (id, status, notebook, key, added_at, updated_at, request, reply,
+            text) VALUES (?, ?, ?, randomblob(32), ?, ?, ?, ?, ?)""",
+            (
+                (
+                    f"{n * 2654435761 % 2**32:08x}",
+                    "parked" if n % (rows // 20) == 0 else "done",
+                    f"{n % 50}.ipynb",
+                    now - n % 7_000_000,
+                    now - n % 7_000_000,
+                    request,
+                    reply,
+                    TEXT,
+                )
+                for n in range(rows)
+            ),
+        )
+
+    journal._writer.ask(work, default=None)
+    if journal.trouble:
+        raise RuntimeError(journal.trouble)
+    journal.close()
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def with_many(folder: Path) -> None:
+    """Time what the notebook asks of a large journal."""
+    key = equality_key(Request(prompt="x"), base_url="y")
+    opened, journal = [], Journal(folder)
+    for _ in range(7):
+        journal = Journal(folder)
+        opened.append(timed(lambda j=journal: j.resumable(notebook="0.ipynb")))  # type: ignore[misc]
+        journal.close()
+    show("  open, and ask what can be resumed here", spread(opened))
+    some = journal.entries(1)[0].id
+    reads: dict[str, Callable[[], Any]] = {
+        "entries()": journal.entries,
+        "entries(100)": lambda: journal.entries(100),
+        "entries(notebook=...)": lambda: journal.entries(notebook="7.ipynb"),
+        "resumable()": journal.resumable,
+        "entry(prefix)": lambda: journal.entry(some[:7]),
+        "totals()": journal.totals,
+        "answered(key)": lambda: asyncio.run(journal.answered(key)),
+    }
+    for name, read in reads.items():
+        show(f"  {name}", spread([timed(read) for _ in range(30)]))
+    show(
+        "  a whole life", spread([timed(lambda: asyncio.run(life(journal, 0))) for _ in range(30)])
+    )
+    show("  forget one", spread([timed(lambda: asyncio.run(journal.forget(some))) for _ in [0]]))
+    if journal.trouble:
+        raise RuntimeError(journal.trouble)
+    journal.close()
+
+
+def first_use() -> str:
+    """Return milliseconds that importing the journal takes in a fresh interpreter."""
+    script = (
+        "import asyncio, sqlite3, time; began = time.perf_counter(); import nbcodex.journal;"
+        "print(time.perf_counter() - began)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        for _ in range(5)
+    ]
+    return spread([float(run.stdout) for run in runs])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rows", type=int, default=1_000_000)
+    rows = options.parse_args().rows
+    with tempfile.TemporaryDirectory(prefix="nbcodex-benchmark-") as place:
+        show("import nbcodex.journal", first_use())
+        journal = Journal(Path(place) / "small")
+        on_the_loop(journal, requests=200, at_once=1)
+        for at_once in (1, 64):
+            costs = on_the_loop(journal, requests=3200, at_once=at_once)
+            show(f"loop CPU per request of 5 calls, {at_once} at once", spread(costs))
+            steps = steps_on_the_loop(journal, requests=3200, at_once=at_once)
+            show("  one step on the loop (by the wall)", spread(steps))
+        show("whole lives per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
+        cost = one_stream(journal)
+        show("CPU for keeping a 50 s stream of 16 kB, both threads", f"{cost * 1e3:.1f} ms")
+        journal.close()
+        if rows:
+            show(
+                f"filling in {rows:,} entries",
+                f"{timed(lambda: fill(Path(place) / 'big', rows)):.0f} s",
+            )
+            with_many(Path(place) / "big")
+        show("peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

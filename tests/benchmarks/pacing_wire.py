@@ -1,0 +1,144 @@
+"""The pacing through the real wire and the whole simulator, in virtual time: a check on the table.
+
+Run with ``python -m tests.benchmarks.pacing_wire [--prompts N] [--seeds N]``. Prompts, limits and
+oracle are those of `tests.benchmarks.pacing`; the input is estimated from the text, requests go
+through the SDK, and every figure is read from headers, messages and usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+from collections import Counter
+from dataclasses import replace
+
+from nbcodex.clock import Clock
+from nbcodex.errors import LimitError, TransientError
+from nbcodex.pacing import backoff
+from nbcodex.pacing.observed import Hold, Ledger, Ticket
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.records import Request
+from nbcodex.settings import Secret, Settings
+from nbcodex.simulator.answers import latency
+from nbcodex.simulator.knobs import Knobs
+from nbcodex.simulator.service import Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from nbcodex.wire import tokens
+from nbcodex.wire.attempt import Completed, Opened, Wire
+from tests.benchmarks.oracle import Oracle
+from tests.benchmarks.world import START, Heap, Prompt, World, workload
+from tests.simulated import KEY
+from tests.virtual import LoopClock, run_virtual
+
+MODEL = "gpt-5.6-sol"
+KNOBS = Knobs(tpm=600_000, rpm=20_000, sigma=0.4, chunk=10_000)
+
+
+def text_of(prompt: Prompt) -> str:
+    """Return a text of the prompt's tokens that asks for the prompt's output."""
+    head = f"{prompt.number} [[tokens={prompt.output}]] "
+    return head + "x" * max(0, prompt.tokens * 4 - len(head))
+
+
+class Crowd:
+    """Prompts that go through one ledger and one wire."""
+
+    def __init__(
+        self, wire: Wire, ledger: Ledger, clock: Clock, settings: Settings, *, seed: int
+    ) -> None:
+        self.wire, self.ledger, self.clock, self.settings = wire, ledger, clock, settings
+        self.chance = random.Random(seed)
+        self.finished: Counter[int] = Counter()
+        self.last = 0.0
+
+    async def ask(self, prompt: Prompt) -> None:
+        """Ask one prompt until it is answered."""
+        request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
+        event = asyncio.Event()
+        cost = Cost(tokens.of_request(request), prompt.max_output)
+        ticket = self.ledger.listen("b", cost, event.set)
+        while not await self._tried(request, ticket, event):
+            self.ledger.again(ticket)
+        self.finished[prompt.number] += 1
+        self.last = self.clock.now()
+
+    async def _tried(self, request: Request, ticket: Ticket, event: asyncio.Event) -> bool:
+        reservation = await self._leave(ticket, event)
+        try:
+            async for piece in self.wire.stream(request, self.settings, model=MODEL):
+                match piece:
+                    case Opened():
+                        self.ledger.admit(reservation, piece.snapshot, self.clock.now())
+                    case Completed():
+                        self.ledger.settle(reservation, piece.usage, self.clock.now())
+                        return True
+        except LimitError as error:
+            now = self.clock.now()
+            until = now + backoff.stated(error.wait or 1.0, self.chance)
+            self.ledger.refuse(
+                reservation, until=until, limit=error.limit, snapshot=error.snapshot, now=now
+            )
+        except TransientError:
+            self.ledger.cancel(reservation, self.clock.now())
+            await asyncio.sleep(1)
+        return False
+
+    async def _leave(self, ticket: Ticket, event: asyncio.Event) -> Reservation:
+        while True:
+            event.clear()
+            leave = self.ledger.reserve(ticket, self.clock.now())
+            if not isinstance(leave, Hold):
+                return leave
+            await self.clock.wait(leave.until, unless=event)
+
+
+async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, float, int]:
+    """Return the seconds it takes, the share of refusals, and how many were not asked once."""
+    simulator = Simulator(knobs, clock=LoopClock())
+    clock = LoopClock()
+    wire = Wire(clock=clock, transport=SimulatorTransport(simulator))
+    crowd = Crowd(wire, Ledger(), clock, Settings(api_key=Secret(KEY)), seed=seed)
+    # The SDK's first request runs a thread, in which virtual time would jump.
+    simulator.change(tpm=None, rpm=None)
+    await anext(aiter(crowd.wire.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))
+    simulator.change(tpm=knobs.tpm, rpm=knobs.rpm)
+    simulator.log.clear()
+    began = crowd.clock.now()
+    await asyncio.gather(*(crowd.ask(prompt) for prompt in prompts))
+    refused = sum(seen.status == 429 for seen in simulator.log)
+    wrong = sum(n != 1 for n in crowd.finished.values()) + len(prompts) - len(crowd.finished)
+    return crowd.last - began, 100 * refused / len(simulator.log), wrong
+
+
+def best(knobs: Knobs, prompts: list[Prompt], seed: int) -> float:
+    """Return the seconds that the oracle takes with the same latencies."""
+    known = [replace(p, latency=latency(text_of(p), knobs)) for p in prompts]
+    world = World(Heap(), knobs, seed)
+    Oracle(world, known).start()
+    world.heap.run()
+    return max(world.tally.finished.values()) - START
+
+
+def main() -> None:
+    """Print a line for each policy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    print("policy      oracle   429%  wrong")
+    for policy in ("kept", "refunded", "actual"):
+        rows = []
+        for seed in range(options.seeds):
+            knobs = replace(KNOBS, policy=policy, seed=seed)
+            prompts = workload(options.prompts, seed)
+            prompts = [replace(p, tokens=max(p.tokens, 8)) for p in prompts]
+            seconds, refused, wrong = run_virtual(ours(knobs, prompts, seed))
+            rows.append((best(knobs, prompts, seed) / seconds, refused, wrong))
+        medians = [statistics.median(row[i] for row in rows) for i in range(3)]
+        print(f"{policy:10} {medians[0]:7.3f} {medians[1]:6.3f} {medians[2]:6.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
