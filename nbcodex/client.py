@@ -239,8 +239,17 @@ def compose(
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
-    if max_output is not None and (isinstance(max_output, bool) or max_output < 1):
+    words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
+    for name, value in words.items():
+        if not isinstance(value, str | None):
+            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
+    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
+    if max_output is not None and not whole:
         raise ConfigurationError("max_output is a number of tokens, 1 or more.")
+    if not isinstance(params, Mapping | None):
+        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
+    if not isinstance(patience, str | int | float | None):
+        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
     if (api := api or settings.api) not in _APIS:
         raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
     return Request(

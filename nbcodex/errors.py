@@ -28,7 +28,7 @@ Whether an error is worth another attempt is its class. The wire translates, onc
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbcodex.records import Limit, Reply, Snapshot
@@ -48,6 +48,13 @@ def render(title: str, message: str, advice: str) -> list[str]:
     steps = textwrap.wrap(f"→ {brief(advice)}", WIDTH, subsequent_indent="  ") if advice else []
     room = LINES - len(steps[:3])
     return lines[:room] + steps[:3]
+
+
+def _revived(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    """Return an error that comes from another process, whatever its class wants to be made of."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class NbcodexError(Exception):
@@ -73,6 +80,9 @@ class NbcodexError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (type(self), self.args, self.__dict__)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""
@@ -252,6 +262,9 @@ class Stopped(KeyboardInterrupt):
         self.message = message
         self.advice = advice
         self.reply = reply
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revived, (type(self), self.args, self.__dict__)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""

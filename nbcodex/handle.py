@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 _STOPPING = 0.2
 """Seconds that Stop waits for the last events; the request ends on the loop in any case."""
 
+AWAKE = 0.05
+"""Seconds after which a caller's loop is woken, to look whether it was interrupted."""
+
 Painter = Callable[[tuple[Event, ...]], None]
 Listener = Callable[[Event], None]
 
@@ -147,10 +150,13 @@ class Handle:
         try:
             while True:
                 try:
-                    start()
-                    ending = self._painted(paint, tick, within=_STOPPING if stopped else None)
-                    break
-                except KeyboardInterrupt:
+                    try:
+                        start()
+                        ending = self._painted(paint, tick, within=_STOPPING if stopped else None)
+                        break
+                    except KeyboardInterrupt:
+                        stopped, start = True, self._stop
+                except KeyboardInterrupt:  # a second one, while the first was being noted
                     stopped, start = True, self._stop
         finally:
             if not self._ending.done():
@@ -216,7 +222,11 @@ class Handle:
         """Start the request and wait for its ending on the caller's event loop."""
         try:
             self.start()
-            return await asyncio.wrap_future(self._ending)
+            ending = asyncio.wrap_future(self._ending)
+            while not ending.done():
+                # A kernel's loop takes an interrupt only when it wakes.
+                await asyncio.wait([ending], timeout=AWAKE)
+            return ending.result()
         finally:
             if not self._ending.done():
                 self._stop()

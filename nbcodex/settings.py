@@ -82,11 +82,12 @@ def duration(text: str | float) -> float:
         plain = text.strip()
         parts = _PART.findall(plain)
         if parts and not _PART.sub("", plain).strip():
-            return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
-        try:
-            seconds = float(plain)
-        except ValueError:
-            seconds = math.nan
+            seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
+        else:
+            try:
+                seconds = float(plain)
+            except ValueError:
+                seconds = math.nan
     else:
         seconds = float(text)
     if not math.isfinite(seconds) or seconds < 0:

@@ -36,6 +36,11 @@ def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ("-m '{\"temperature\": 0}'", "-p/--params"),
         ("-p '[1]'", "JSON object"),
         ("-p '{'", "not JSON"),
+        ("-p '{\"stream\": false}'", "stream"),
+        ("--max-output 1e400k", "not a number of tokens"),
+        ("--api-base notaurl", "does not begin with https://"),
+        ("-o class", "name of a variable"),
+        ("-o __builtins__", "name of a variable"),
         ("--patience soon", "is not a duration"),
         ("--patience -5s", "expected one argument"),
         ("--max-output 0", "max-output"),
@@ -90,6 +95,42 @@ def test_names_are_filled_in(ip: Any, simulator: Simulated) -> None:
     ip.run_cell_magic("codex", "", "hello {who}")
     ip.run_cell_magic("codex", "--raw", "hello {who}")
     assert simulator.prompts == ["hello world", "hello {who}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{exit()}",
+        "{quit}",
+        '{open("x", "w")}',
+        '{get_ipython().system("touch x")}',
+        "{In}",
+        "{Out}",
+    ],
+)
+def test_what_ipython_adds_is_no_variable(ip: Any, simulator: Simulated, text: str) -> None:
+    """A prompt that quotes code cannot end the kernel, write files or send the history."""
+    ip.run_cell_magic("codex", "", text)
+    assert simulator.prompts == [text]
+
+
+def test_an_entry_of_the_history_is_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{Out[n]}` is what that cell showed."""
+    ip.user_ns["Out"][7] = "seven"
+    ip.run_cell_magic("codex", "", "explain {Out[7]}")
+    assert simulator.prompts == ["explain seven"]
+
+
+def test_a_reload_keeps_what_was_typed_in(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`%reload_ext` neither forgets a login nor turns the demo off in silence."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr("getpass.getpass", lambda _: KEY)
+    ip.run_line_magic("codex", "login")
+    ip.run_line_magic("reload_ext", "nbcodex")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+    assert simulator.core.log[-1].status == 200
 
 
 def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:

@@ -90,6 +90,11 @@ class Codex(Configurable):
     demo: Settings | None = None
     """What `%codex demo` puts in the place of everything else, the environment included."""
 
+    def take_over(self, before: Any) -> None:
+        """Keep what was typed in and lies in no file: keys, and whether the demo is on."""
+        self.demo = before.demo
+        self.keys = {**self.keys, **before.keys}
+
     def settings(self) -> Settings:
         """Return the settings in force now."""
         traits = self.traits(config=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError
 
@@ -16,6 +16,9 @@ from nbcodex.settings import JOURNAL, folder_of
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+_before: list[Any] = []
+"""The settings of the time before an unload: `%reload_ext` forgets nothing that was typed in."""
+
 _NAMES = {"line": "codex", "cell": "codex"}
 
 
@@ -28,6 +31,8 @@ def load(shell: InteractiveShell) -> None:
         raise ConfigurationError(
             f"A setting of Codex is wrong: {error}", advice="Mend it in ipython_config.py."
         ) from None
+    if _before:
+        config.take_over(_before.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
     shell.register_magics(CodexMagics(shell, config))
     if config.journal:
@@ -54,4 +59,5 @@ def unload(shell: InteractiveShell) -> None:
     """Take them away again; requests on their way go on to their ends."""
     for kind, name in _NAMES.items():
         shell.magics_manager.magics[kind].pop(name, None)
+    _before[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _before
     shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != "Codex"]

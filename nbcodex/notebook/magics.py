@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
+from nbcodex.errors import Stopped
 from nbcodex.notebook import options
 
 if TYPE_CHECKING:
@@ -38,6 +40,14 @@ class CodexMagics(Magics):
         chosen = options.read(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
+        try:
+            self._ask(chosen, cell)
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
+            raise Stopped("Stopped before anything was sent.") from None
+
+    def _ask(self, chosen: Namespace, cell: str) -> None:
         from nbcodex.client import compose, current
         from nbcodex.notebook import identity
         from nbcodex.notebook.session import Session, View
@@ -79,4 +89,17 @@ class CodexMagics(Magics):
         from nbcodex.notebook.prompt import Filled, fill
 
         text = cell.removesuffix("\n")
-        return Filled(text) if raw else fill(text, self._shell.user_ns)
+        return Filled(text) if raw else fill(text, self._variables(text))
+
+    def _variables(self, text: str) -> dict[str, object]:
+        """Return the notebook's own variables: `exit`, `open` and what else IPython adds are none.
+
+        Its histories count only where one of their entries is named, never as a whole.
+        """
+        added, nothing = self._shell.user_ns_hidden, object()
+        histories = {name for name in ("In", "Out") if f"{{{name}[" in text}
+        return {
+            name: value
+            for name, value in self._shell.user_ns.items()
+            if name in histories or value is not added.get(name, nothing)
+        }

@@ -5,27 +5,37 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import keyword
 import shlex
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from IPython.core.error import UsageError
 
-from nbcodex.errors import ConfigurationError
+from nbcodex.errors import ConfigurationError, brief
 from nbcodex.settings import duration
+
+T = TypeVar("T")
+
+_TAKEN = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
+"""Names that IPython itself needs."""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that raises IPython's own error instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"%%codex: {message}. See %%codex?")
+        raise UsageError(f"%%codex: {message.rstrip('.')}. See %%codex?")
 
 
 def _count(text: str) -> int:
     """Read a number of tokens: ``800``, ``2k``."""
-    number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
-    if number < 1:
-        raise ValueError
+    try:
+        number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
+    except (ValueError, OverflowError):
+        number = 0
+    if not 1 <= number < 2**53:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of tokens, 1 or more")
     return number
 
 
@@ -38,23 +48,37 @@ def _model(text: str) -> str:
 def _params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"is not JSON ({brief(str(error), 80)})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
+    from nbcodex.wire.bodies import check_params
+
+    return _checked(check_params, value)
+
+
+def _url(text: str) -> str:
+    from nbcodex.wire.addresses import parse_url
+
+    return _checked(lambda url: parse_url(url, "This"), text)
+
+
+def _checked(check: Callable[[T], object], value: T) -> T:
+    """Return `value` if `check` has nothing against it."""
+    try:
+        check(value)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return value
 
 
 def _wait(text: str) -> str:
-    try:
-        duration(text)
-    except ConfigurationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return _checked(duration, text)
 
 
 def _name(text: str) -> str:
-    if not text.isidentifier():
+    taken = keyword.iskeyword(text) or text.startswith("__") or text in _TAKEN
+    if not text.isidentifier() or taken:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a variable")
     return text
 
@@ -85,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     add("-p", "--params", type=_params, metavar="JSON", help="further parameters of the API")
     add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
     add("--api", choices=["auto", "responses", "chat"], help="API to speak")
-    add("--api-base", metavar="URL", help="base URL for this request")
+    add("--api-base", type=_url, metavar="URL", help="base URL for this request")
     add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
     add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
     add("--durable", action="store_true", help="have the server keep the answer until it is here")

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 SOON = 0.05
 """Seconds after which a request that nobody has answered yet is shown all the same."""
 
+BREATH = 0.0015
+"""Seconds that the thread which sends a request needs for it, undisturbed."""
+
 LATE = 1.0
 """Seconds after which it is shown even if it is not sent yet: its settings may prove wrong."""
 
@@ -61,6 +64,8 @@ class Screen:
         What is said beside the figures.
     heading : str
         What stands above the answer.
+    began : float
+        The instant at which it was asked.
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class Screen:
         remote_images: bool = False,
         notes: Collection[str] = (),
         heading: str = "",
+        began: float = 0.0,
     ) -> None:
         self._place = place
         self._as_text, self._lazily, self._remote_images = as_text, lazily, remote_images
         self._notes, self._heading = list(notes), heading
-        self._state = PanelState()
-        self._open = False
+        self._state = PanelState(since=began, began=began)
+        self._open = self._prepared = False
         self._made_at = time.monotonic()
 
     @property
@@ -85,7 +91,9 @@ class Screen:
         """Seconds after which `paint` wants to be called, even without events."""
         if self._open:
             return self._place.tick
-        return None if self._lazily else SOON
+        if self._lazily:
+            return None
+        return SOON if self._prepared or self._state.phase != "sending" else BREATH
 
     def open(self) -> None:
         """Take up the place, even if there is nothing to be told yet."""
@@ -104,7 +112,8 @@ class Screen:
             return
         if self._open:
             self._try(self._place.paint, self._state)
-        elif self._state.phase == "queued" and not self._lazily:
+        elif self._state.phase == "sending" and not (self._lazily or self._prepared or events):
+            self._prepared = True
             self._try(self._place.prepare, self._state)
         elif self._state.waits or (not self._lazily and self._is_news(events)):
             self.open()
@@ -124,7 +133,7 @@ class Screen:
     def close(self) -> None:
         """Leave in place what came of the request."""
         reply = self._state.reply
-        if reply is None or not (self._open or (reply.text and not self._lazily)):
+        if reply is None or not (self._open or ((reply or reply.text) and not self._lazily)):
             self._place.leave()
             return
         bundle = self.bundle(reply)
@@ -139,13 +148,13 @@ class Screen:
     def bundle(self, reply: Reply) -> Bundle:
         """Return what stays in the notebook: the answer, and one line of figures."""
         line = " · ".join([self._told(reply), *map(brief, self._notes)])
-        heading = f"{brief(self._heading, 80)}\n\n" if self._heading else ""
-        plain = f"{heading}{printable(reply.text)}\n\n{line}".lstrip()
+        heading, gap = brief(self._heading, 80), "\n\n" if self._heading else ""
+        plain = f"{heading}{gap}{printable(reply.text)}\n\n{line}".lstrip()
         if self._as_text:
             return {"text/plain": plain}
         text = harmless(reply.text, remote_images=self._remote_images)
         return {
-            "text/markdown": f"{inline(heading)}{text}\n\n<sub>{inline(line)}</sub>".lstrip(),
+            "text/markdown": f"{inline(heading)}{gap}{text}\n\n<sub>{inline(line)}</sub>".lstrip(),
             "text/plain": plain,
         }
 

@@ -117,25 +117,29 @@ class Session:
         self, handle: Handle, screen: Screen, *, then: Callable[[Reply], None] = lambda _: None
     ) -> Ending:
         """Follow a request on a screen, and leave the answer there, come what may."""
+        stopped: Stopped | None = None
         try:
             ending = handle.follow(screen.paint, tick=lambda: screen.tick)
-        except Stopped as stopped:
-            if stopped.reply is not None:
-                then(stopped.reply)
-            raise
-        finally:
+        except Stopped as error:
+            stopped = error
+        reply = ending.reply if stopped is None else stopped.reply
+
+        def leave() -> None:
             self._note_the_journal(screen)
-            _surely(screen.close)
-        _surely(partial(then, ending.reply))
+            screen.close()
+            if reply is not None:
+                then(reply)
+
+        struck = _surely(leave)
+        if stopped is not None or struck:
+            raise stopped or Stopped("Stopped, when the request had just ended.", reply=reply)
         return ending
 
     def _note_the_journal(self, screen: Screen) -> None:
         """Say what cannot be kept, and once, that prompts are kept at all."""
-        if trouble := self.journal.trouble:
-            screen.note(trouble)
-        if news := current().news:
-            current().news = ""
-            screen.note(news)
+        news, current().news = current().news, ""
+        if told := self.journal.trouble or news:
+            screen.note(told)
 
     def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
         orders: dict[ActionName, Callable[[], None]] = {
@@ -158,13 +162,17 @@ class Session:
             remote_images=self.settings.remote_images,
             notes=view.notes,
             heading=view.heading,
+            began=current().clock.now(),
         )
 
 
-def _surely(deed: Callable[[], None]) -> None:
-    """Do it even if an interrupt strikes meanwhile, which is raised afterwards."""
-    try:
-        deed()
-    except KeyboardInterrupt:
-        deed()
-        raise Stopped("Stopped.") from None
+def _surely(deed: Callable[[], None]) -> bool:
+    """Do it, again and again if interrupts strike; return whether one did."""
+    struck = False
+    while True:
+        try:
+            deed()
+        except KeyboardInterrupt:
+            struck = True
+        else:
+            return struck

@@ -1,0 +1,50 @@
+"""Errors travel: between processes whole, and to a reader in a few lines."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from nbcodex import errors
+from nbcodex.errors import LimitError, NbcodexError, ParkedError, Stopped
+from nbcodex.records import Limit, Reply
+
+LIMIT = Limit(resource="tokens", window=60.0, limit=30_000)
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, NbcodexError | Stopped)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_the_way_to_another_process(kind: type[BaseException]) -> None:
+    """What is pickled comes back with its words and its details."""
+    details = {"limit": LIMIT} if kind is LimitError else {}
+    error = kind("what happened", advice="what to do", **details)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert again.__dict__ == error.__dict__
+
+
+def test_a_parked_error_keeps_its_cause() -> None:
+    """The limit that asks for the wait is told in another process, too."""
+    cause = LimitError("limit reached", limit=LIMIT, wait=432.0)
+    error = ParkedError("parked", cause=cause, resume_at=1e9)
+    error.reply = Reply(id="1", status="parked")
+    again = pickle.loads(pickle.dumps(error))
+    assert again.limit == LIMIT
+    assert again.reply == error.reply
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_takes_six_lines_at_the_most(kind: type[BaseException]) -> None:
+    """However much there is to say, a reader sees what happened and what to do."""
+    details = {"limit": LIMIT} if kind is LimitError else {}
+    error = kind("word " * 900, advice="step " * 900, **details)
+    lines = error._render_traceback_()  # type: ignore[attr-defined]
+    assert len(lines) <= 6
+    assert any(line.startswith("→") for line in lines)
