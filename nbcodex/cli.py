@@ -48,9 +48,9 @@ def _doctor() -> int:
     from nbcodex import doctor
     from nbcodex.settings import Settings
 
-    for line in doctor.report(Settings.read()):
-        print(line)
-    return 0
+    findings = list(doctor.report(Settings.read()))
+    print("\n".join(findings))
+    return 1 if any("✗" in line for line in findings) else 0
 
 
 def _lab(options: list[str]) -> int:
