@@ -20,7 +20,6 @@ from nbcodex.clock import BootClock, Clock
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
-from nbcodex.imports import gently
 from nbcodex.records import Api, Origin, Reply, Request, Resumption, new_id
 from nbcodex.settings import JOURNAL, Settings, duration, folder_of
 from nbcodex.totals import Totals
@@ -75,12 +74,9 @@ class Client:
     def engine(self) -> Engine:
         """Return the engine, made at the first call, on the loop's thread."""
         if self._engine is None:
-            with gently():
-                from nbcodex.engine import Engine
-                from nbcodex.pacing.ledger import Ledger
-                from nbcodex.wire import connections
-                from nbcodex.wire.attempt import Wire
-            connections.load()
+            from nbcodex.engine import Engine
+            from nbcodex.pacing.ledger import Ledger
+            from nbcodex.wire.attempt import Wire
 
             atexit.register(self.close)
             self._engine = Engine(

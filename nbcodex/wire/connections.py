@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, brief
-from nbcodex.imports import gently
 from nbcodex.wire.prices import seller
 from nbcodex.wire.providers import Endpoint, Kind, fingerprint
 
@@ -119,14 +118,6 @@ class Connections:
         if name not in self._pools:
             self._pools[name] = _open_pool(self._transport)
         return self._pools[name]
-
-
-def load() -> None:
-    """Import the SDK, which takes half a second, in steps that others hardly notice."""
-    with gently():
-        import openai
-        import openai.resources.chat.completions
-        import openai.resources.responses  # noqa: F401
 
 
 def failed(error: Exception) -> ConfigurationError:

@@ -10,7 +10,6 @@ import contextlib
 from typing import Literal
 from urllib.parse import urlsplit
 
-from nbcodex.imports import gently
 from nbcodex.records import Usage
 
 _OPENAI = ("api.openai.com", ".api.openai.com")
@@ -30,7 +29,7 @@ def seller(base_url: str) -> Literal["openai", "azure"] | None:
 
 def load() -> None:
     """Import the tables, which takes 0.16 s: for a thread, while an answer is under way."""
-    with gently(), contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):
         import genai_prices  # noqa: F401
 
 
