@@ -86,6 +86,7 @@ def opened(chromium: Browser, lab: Lab, simulator: Simulated, theme: str) -> Ite
 def take(nb: Notebook, name: str) -> None:
     """Write the picture of the prompt's cell."""
     nb.deselect()
+    nb.page.mouse.move(0, 0)  # what is under the pointer shows more than a reader would see
     picture = nb.page.locator(".jp-CodeCell").nth(2).screenshot()
     (FOLDER / name).write_bytes(indexed(nb.page, picture))
 
