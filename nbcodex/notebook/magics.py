@@ -80,10 +80,10 @@ class CodexMagics(Magics):
     @line_magic("codex")  # type: ignore[arg-type]
     def command(self, line: str) -> None:
         """Look after requests, limits and settings; `%codex help` lists how."""
-        from nbcodex.notebook.commands import Commands
+        from nbcodex.notebook import commands
         from nbcodex.notebook.session import Session
 
-        Commands(Session(self._shell, self._config)).run(line)
+        commands.run(Session(self._shell, self._config), line)
 
     def _filled(self, cell: str, *, raw: bool) -> Filled:
         from nbcodex.notebook.prompt import Filled, fill

@@ -1,0 +1,72 @@
+"""`%codex WORD`: the line magic's words, one module for those that belong together."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from nbcodex.notebook.commands.entries import Entries
+from nbcodex.notebook.commands.figures import Figures
+from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.commands.setup import Setup
+from nbcodex.notebook.session import Session
+
+Deed = Callable[..., None]
+
+
+class About(Room):
+    """What can be done, and with what."""
+
+    def help(self) -> None:
+        """List the commands."""
+        for word, (_, deed) in words().items():
+            tell(f"%codex {word:<8} {inspect.getdoc(deed)}")
+        tell("%%codex? explains the cell magic, %config Codex the settings.")
+
+    def version(self) -> None:
+        """Tell the versions in use."""
+        parts = ("nbcodex", "openai", "tenacity", "ipython", "ipywidgets", "anywidget")
+        tell(" · ".join(f"{name} {version(name)}" for name in parts))
+        tell(f"Python {platform.python_version()} on {platform.system()}")
+
+
+ROOMS: tuple[type[Room], ...] = (Entries, Figures, Setup, About)
+
+
+def words() -> dict[str, tuple[type[Room], Deed]]:
+    """Return every word, its room and what it does, in the order in which they are listed."""
+    return {name: (room, deed) for room in ROOMS for name, deed in _deeds(room)}
+
+
+def run(session: Session, line: str) -> None:
+    """Do what `line` says.
+
+    Raises
+    ------
+    UsageError
+        If there is no such word, or its arguments make no sense.
+    """
+    word, *rest = line.split() or ["help"]
+    known = words()
+    if word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"%codex: there is no command {word[:40]}{hint} See %codex help")
+    room, deed = known[word]
+    try:
+        inspect.signature(deed).bind(None, *rest)
+    except TypeError:
+        raise UsageError(f"%codex {word}: {deed.__doc__}") from None
+    deed(room(session), *rest)
+
+
+def _deeds(room: type[Room]) -> Iterator[tuple[str, Any]]:
+    for name, deed in vars(room).items():
+        if inspect.isfunction(deed) and not name.startswith("_"):
+            yield name, deed

@@ -1,0 +1,134 @@
+"""Words about what was asked: the journal, and taking up, ending and erasing what is in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from IPython.core.error import UsageError
+
+from nbcodex import loop
+from nbcodex.client import current
+from nbcodex.clock import time_of_day
+from nbcodex.errors import NbcodexError, Stopped, brief, render
+from nbcodex.handle import Handle
+from nbcodex.notebook import identity
+from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.display import printable
+from nbcodex.notebook.figures import figures
+from nbcodex.notebook.session import View
+
+if TYPE_CHECKING:
+    from nbcodex.engine import Order
+    from nbcodex.journal.entry import Entry
+
+
+class Entries(Room):
+    """What was asked."""
+
+    def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
+        """List what was asked, newest first; with an ID, tell all of one: journal [ID]."""
+        if id:
+            tell(_whole(self._session.journal.entry(id)))
+            return
+        entries = self._session.journal.entries(20)
+        now = current().clock.wall()
+        for entry in entries:
+            tell(_line(entry, now))
+        if not entries:
+            tell("The journal is empty.")
+        if trouble := self._session.journal.trouble:
+            tell(trouble)
+
+    def resume(self, which: str = "all", *flags: str) -> None:
+        """Go on with what is parked or abandoned: resume [ID|all] [--everywhere] [--at-reset]."""
+        flags = (which, *flags) if which.startswith("--") else flags
+        if unknown := set(flags) - {"--everywhere", "--at-reset"}:
+            raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
+        journal = self._session.journal
+        if which == "all" or which.startswith("--"):
+            here = None if "--everywhere" in flags else self._session.notebook
+            entries = journal.resumable(notebook=here)
+        else:
+            entries = [journal.entry(which)]
+        if not entries:
+            tell("Nothing is parked or abandoned here.")
+        handles = [self._taken_up(entry, later="--at-reset" in flags) for entry in entries]
+        for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
+            view = View(heading=f"{entry.id} · {brief(entry.request.prompt, 60)}")
+            if "--at-reset" in flags:
+                self._session.answer_later(handle, view)
+                continue
+            try:
+                self._session.answer(handle, view)
+            except Stopped:
+                for other in handles[number:]:
+                    other.order("stop")
+                raise
+            except NbcodexError as error:
+                if len(handles) == 1:
+                    raise
+                tell("\n".join(render(error.title, error.message, error.advice)))
+
+    def _taken_up(self, entry: Entry, *, later: bool) -> Handle:
+        """Return a handle on its way: at once, or when the limit that it waits for resets."""
+        if entry.possibly_paid:
+            tell(f"{entry.id} was under way when its kernel died: it may be paid twice.")
+        until = entry.resume_at if later else None
+        handle = current().resume(entry, self._settings, not_before=until)
+        handle.start()
+        return handle
+
+    def retry(self, id: str) -> None:  # noqa: A002
+        """Ask the same again, as a new request: retry ID."""
+        request = self._session.journal.entry(id).request
+        variable = request.origin.variable
+        again = current().again(
+            request, origin=identity.origin(self._session.shell, variable=variable)
+        )
+        handle = current().handle(again, self._settings)
+        self._session.answer(handle, View(heading=brief(request.prompt, 60)))
+
+    def cancel(self, id: str = "all") -> None:  # noqa: A002
+        """End requests that are under way in this kernel: cancel [ID|all]."""
+        self._order("cancel", id)
+
+    def park(self, id: str = "all") -> None:  # noqa: A002
+        """Keep requests that are under way for later: park [ID|all]."""
+        self._order("park", id)
+
+    def _order(self, what: Order, id_: str) -> None:
+        live = [h for h in current().live() if id_ == "all" or h.request.id.startswith(id_)]
+        if not live:
+            raise NbcodexError(
+                "No such request is under way in this kernel.",
+                advice="`%codex journal` lists them.",
+            )
+        for handle in live:
+            handle.order(what)
+            handle.wait()
+            tell(f"{handle.request.id}: {handle.wait().reply.status}")
+
+    def forget(self, id: str) -> None:  # noqa: A002
+        """Erase an entry, or the whole journal, for good: forget ID|all."""
+        erased = loop.running().submit(self._session.journal.forget(None if id == "all" else id))
+        tell(f"{erased.result()} erased.")
+
+
+def _line(entry: Entry, now: float) -> str:
+    state = "abandoned" if entry.abandoned else entry.status
+    when = time_of_day(entry.added_at, now=now)
+    until = f" (can go at {time_of_day(entry.resume_at, now=now)})" if entry.resume_at else ""
+    return f"{entry.id}  {state:<11} {when:<16} {brief(entry.request.prompt, 60)}{until}"
+
+
+def _whole(entry: Entry) -> str:
+    told = [
+        f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
+        f"notebook: {entry.notebook}" if entry.notebook else "",
+        f"variable: {entry.variable}" if entry.variable else "",
+        f"\n{printable(entry.request.prompt)}\n",
+        printable(entry.reply.text),
+        f"\n{figures(entry.reply)}",
+        entry.error or "",
+    ]
+    return "\n".join(filter(None, told))

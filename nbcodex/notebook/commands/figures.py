@@ -1,0 +1,62 @@
+"""Words about figures: what was used, and what the server allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nbcodex.client import current
+from nbcodex.clock import spell
+from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.figures import money
+
+if TYPE_CHECKING:
+    from nbcodex.records import Gauge
+    from nbcodex.totals import Total
+
+
+class Figures(Room):
+    """Usage and limits."""
+
+    def usage(self) -> None:
+        """Tell what this session has used: tokens, cost, waits."""
+        totals = current().totals
+        if not totals.by_model:
+            tell("Nothing has been asked in this session.")
+        for model, total in totals.by_model.items():
+            tell(f"{model}: {_total(total)}")
+
+    def limits(self) -> None:
+        """Tell the limits that the server's answers have named, as far as known."""
+        known = current().engine().ledger.known()
+        if not known:
+            tell("No answer has told any limits yet.")
+        now = current().clock.now()
+        for name, (snapshot, hold) in known.items():
+            gauges = (
+                [("tokens", snapshot.tokens), ("requests", snapshot.requests)] if snapshot else []
+            )
+            told = [_gauge(kind, gauge) for kind, gauge in gauges if gauge]
+            if hold and hold.until > now:
+                told.append(f"held for another {spell(hold.until - now)}")
+            server, *_, model = name.split(" ")
+            tell(f"{model} at {server}: {', '.join(told) or 'no limits told'}")
+
+
+def _total(total: Total) -> str:
+    told: Iterable[str] = (
+        f"{total.requests} requests, {total.finished} answered",
+        f"{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
+        f"{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
+        f"tokens of {total.unknown} unknown" if total.unknown else "",
+        money(total.cost) if total.cost else "",
+        f"cost of {total.unpriced} unknown" if total.unpriced else "",
+        f"{total.limits} limits met" if total.limits else "",
+        f"waited {spell(total.waited)}" if total.waited else "",
+    )
+    return " · ".join(filter(None, told))
+
+
+def _gauge(kind: str, gauge: Gauge) -> str:
+    full = f", full in {spell(gauge.full_in)}" if gauge.full_in else ""
+    return f"{gauge.remaining:,.0f} of {gauge.limit:,.0f} {kind} left{full}"
