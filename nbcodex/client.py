@@ -9,19 +9,20 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from nbcodex import loop
 from nbcodex.clock import BootClock, Clock
+from nbcodex.composition import compose
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
-from nbcodex.records import Api, Origin, Reply, Request, Resumption, new_id
-from nbcodex.settings import JOURNAL, Settings, duration, folder_of
+from nbcodex.records import Origin, Reply, Request, Resumption, new_id
+from nbcodex.settings import JOURNAL, Settings, folder_of
 from nbcodex.totals import Totals
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from nbcodex.engine import Engine
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
-
-_APIS = ("auto", "responses", "chat")
-
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -208,60 +206,6 @@ def _forget_the_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
-
-
-def compose(
-    prompt: str,
-    settings: Settings,
-    *,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: str | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool = False,
-    origin: Origin | None = None,
-) -> Request:
-    """Return the request that a prompt and its options make.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option makes no sense; nothing is sent.
-    """
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
-    words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
-    for name, value in words.items():
-        if not isinstance(value, str | None):
-            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
-    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
-    if max_output is not None and not whole:
-        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
-    if not isinstance(params, Mapping | None):
-        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
-    if not isinstance(patience, str | int | float | None):
-        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
-    if (api := api or settings.api) not in _APIS:
-        raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
-    return Request(
-        prompt=prompt,
-        model=model or settings.model,
-        system=system,
-        max_output=max_output,
-        effort=effort,
-        params=dict(params or {}),
-        api=cast(Api, api),
-        api_base=api_base,
-        patience=settings.patience if patience is None else duration(patience),
-        reuse=settings.reuse if reuse is None else reuse,
-        durable=durable,
-        origin=origin or Origin(),
-    )
 
 
 def ask(prompt: str, **options: Any) -> Reply:

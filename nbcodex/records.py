@@ -41,6 +41,58 @@ class Origin:
     variable: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture that goes with a prompt.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    media_type : str
+        What it holds: ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``.
+    """
+
+    data: bytes = field(repr=False)
+    media_type: str = "image/png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One exchange of a conversation.
+
+    Parameters
+    ----------
+    prompt, answer : str
+        What was asked, as the server saw it, and what came of it.
+    images : tuple of Image
+        Pictures that went with the prompt.
+    carried : tuple of mapping
+        The answer's items that the server wants back, such as encrypted reasoning, in its words.
+    """
+
+    prompt: str
+    answer: str
+    images: tuple[Image, ...] = ()
+    carried: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """The shape that an answer is to have.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits, ``_`` and ``-``: at most 64.
+    definition : mapping
+        A JSON schema.
+    """
+
+    name: str
+    definition: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt, a model and options; immutable, so that what is sent again is what was asked.
@@ -53,6 +105,14 @@ class Request:
         Name of the model (on Azure: of the deployment). None lets the provider decide.
     system : str or None
         Instructions that stand before the prompt.
+    images : tuple of Image
+        Pictures that go with the prompt.
+    turns : tuple of Turn
+        The conversation so far, oldest first.
+    thread : str or None
+        The conversation that the answer becomes a part of.
+    schema : Schema or None
+        The shape that the answer is to have.
     max_output : int or None
         Upper bound on output tokens, reasoning included.
     effort : str or None
@@ -79,6 +139,10 @@ class Request:
     id: str = field(default_factory=new_id)
     model: str | None = None
     system: str | None = None
+    images: tuple[Image, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    thread: str | None = None
+    schema: Schema | None = None
     max_output: int | None = None
     effort: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)

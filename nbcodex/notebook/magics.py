@@ -48,7 +48,8 @@ class CodexMagics(Magics):
             raise Stopped("Stopped before anything was sent.") from None
 
     def _ask(self, chosen: Namespace, cell: str) -> None:
-        from nbcodex.client import compose, current
+        from nbcodex.client import current
+        from nbcodex.composition import compose
         from nbcodex.notebook import identity
         from nbcodex.notebook.session import Session, View
 

@@ -6,11 +6,12 @@ Also what servers have taught about themselves, for "compatible" means something
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.records import Request
+from nbcodex.records import Image, Request, Schema
 from nbcodex.wire.providers import Kind
 
 Body = dict[str, Any]
@@ -88,7 +89,13 @@ def responses_body(
     request: Request, *, model: str, kind: Kind, avoid: frozenset[str], durable: bool = False
 ) -> Body:
     """Return the body of ``POST /responses``; `avoid` names what the server does not take."""
-    body: Body = {"model": model, "input": request.prompt, "stream": True, "store": durable}
+    plainly = not (request.turns or request.images)
+    body: Body = {
+        "model": model,
+        "input": request.prompt if plainly else _items(request),
+        "stream": True,
+        "store": durable,
+    }
     if durable:
         body["background"] = True
     if request.system:
@@ -97,6 +104,8 @@ def responses_body(
         body["max_output_tokens"] = request.max_output
     if request.effort:
         body["reasoning"] = {"effort": request.effort}
+    if request.schema:
+        body["text"] = {"format": {"type": "json_schema", **_shape(request.schema)}}
     if kind == "openai" and model.startswith(_REASONING):
         # What the server does not keep, the next turn has to bring along.
         body["include"] = ["reasoning.encrypted_content"]
@@ -112,7 +121,7 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
     system = [{"role": "system", "content": request.system}] if request.system else []
     body: Body = {
         "model": model,
-        "messages": [*system, {"role": "user", "content": request.prompt}],
+        "messages": [*system, *_messages(request)],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -123,7 +132,45 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
         avoid -= set(names)
     if request.effort:
         body["reasoning_effort"] = request.effort
+    if request.schema:
+        body["response_format"] = {"type": "json_schema", "json_schema": _shape(request.schema)}
     return _joined(body, request.params, avoid)
+
+
+def _items(request: Request) -> list[Body]:
+    """Return the conversation as input items of the Responses API."""
+    items: list[Body] = []
+    for turn in request.turns:
+        items.append({"role": "user", "content": _parts(turn.prompt, turn.images, "input_")})
+        items += [dict(item) for item in turn.carried]
+        items.append({"role": "assistant", "content": turn.answer})
+    return [*items, {"role": "user", "content": _parts(request.prompt, request.images, "input_")}]
+
+
+def _messages(request: Request) -> list[Body]:
+    """Return the conversation as messages of Chat Completions, which carries no reasoning on."""
+    messages: list[Body] = []
+    for turn in request.turns:
+        messages.append({"role": "user", "content": _parts(turn.prompt, turn.images)})
+        messages.append({"role": "assistant", "content": turn.answer})
+    return [*messages, {"role": "user", "content": _parts(request.prompt, request.images)}]
+
+
+def _parts(text: str, images: tuple[Image, ...], kind: str = "") -> str | list[Body]:
+    """Return a message's content; `kind` is how the Responses API's types begin."""
+    if not images:
+        return text
+    urls = [f"data:{i.media_type};base64,{b64encode(i.data).decode('ascii')}" for i in images]
+    pictures: list[Body]
+    if kind:
+        pictures = [{"type": "input_image", "image_url": url} for url in urls]
+    else:
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"type": f"{kind}text", "text": text}, *pictures]
+
+
+def _shape(schema: Schema) -> Body:
+    return {"name": schema.name, "schema": dict(schema.definition), "strict": True}
 
 
 def _joined(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:

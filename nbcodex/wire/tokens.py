@@ -18,6 +18,9 @@ ASCII, OTHER, WIDE = 1 / 4, 1 / 2.5, 0.9
 MESSAGE, ANSWER = 4, 3
 """Tokens that frame each message, and that open the answer (OpenAI's cookbook)."""
 
+IMAGE = 765
+"""Tokens of a picture of a megapixel (OpenAI's guide to vision); what it is not is fitted."""
+
 _WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
 
 
@@ -31,8 +34,14 @@ def of_text(text: str) -> int:
 
 
 def of_request(request: Request) -> int:
-    """Return about how many input tokens a request has, its parameters included."""
-    total = of_text(request.prompt) + MESSAGE + ANSWER
+    """Return about how many input tokens a request has, pictures and earlier turns included."""
+    total = of_text(request.prompt) + MESSAGE + ANSWER + IMAGE * len(request.images)
+    for turn in request.turns:
+        total += of_text(turn.prompt) + of_text(turn.answer) + 2 * MESSAGE
+        total += IMAGE * len(turn.images)
+        total += sum(of_text(json.dumps(dict(item), default=str)) for item in turn.carried)
+    if request.schema:
+        total += of_text(json.dumps(dict(request.schema.definition), default=str))
     if request.system:
         total += of_text(request.system) + MESSAGE
     if request.params:

@@ -1,0 +1,74 @@
+"""How a request is made of what a user says: checked, and completed from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.records import Api, Image, Origin, Request, Schema, Turn
+from nbcodex.settings import Settings, duration
+
+_APIS = ("auto", "responses", "chat")
+
+
+def compose(
+    prompt: str,
+    settings: Settings,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: str | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool = False,
+    origin: Origin | None = None,
+    images: Iterable[Image] = (),
+    turns: Iterable[Turn] = (),
+    thread: str | None = None,
+    schema: Schema | None = None,
+) -> Request:
+    """Return the request that a prompt and its options make.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option makes no sense; nothing is sent.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
+    words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
+    for name, value in words.items():
+        if not isinstance(value, str | None):
+            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
+    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
+    if max_output is not None and not whole:
+        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
+    if not isinstance(params, Mapping | None):
+        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
+    if not isinstance(patience, str | int | float | None):
+        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
+    if (api := api or settings.api) not in _APIS:
+        raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
+    return Request(
+        prompt=prompt,
+        model=model or settings.model,
+        system=system,
+        images=tuple(images),
+        turns=tuple(turns),
+        thread=thread,
+        schema=schema,
+        max_output=max_output,
+        effort=effort,
+        params=dict(params or {}),
+        api=cast(Api, api),
+        api_base=api_base,
+        patience=settings.patience if patience is None else duration(patience),
+        reuse=settings.reuse if reuse is None else reuse,
+        durable=durable,
+        origin=origin or Origin(),
+    )

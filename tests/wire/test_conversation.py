@@ -1,0 +1,81 @@
+"""What a conversation, pictures and a schema look like on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbcodex.records import Image, Request, Schema, Turn
+from nbcodex.wire import tokens
+from nbcodex.wire.bodies import chat_body, responses_body
+
+REASONING = {"type": "reasoning", "encrypted_content": "…"}
+TURN = Turn(prompt="one", answer="two", images=(Image(b"abc"),), carried=(REASONING,))
+REQUEST = Request(
+    prompt="three",
+    turns=(TURN,),
+    images=(Image(b"def", "image/jpeg"),),
+    schema=Schema(name="shape", definition={"type": "object"}),
+)
+
+
+def responses(request: Request) -> dict[str, object]:
+    return responses_body(request, model="m", kind="compatible", avoid=frozenset())
+
+
+def chat(request: Request) -> dict[str, object]:
+    return chat_body(request, model="m", kind="compatible", avoid=frozenset())
+
+
+def test_responses_carries_turns_reasoning_and_pictures() -> None:
+    """Each turn is the prompt with its pictures, what the server wants back, and the answer."""
+    first = [
+        {"type": "input_text", "text": "one"},
+        {"type": "input_image", "image_url": "data:image/png;base64,YWJj"},
+    ]
+    last = [
+        {"type": "input_text", "text": "three"},
+        {"type": "input_image", "image_url": "data:image/jpeg;base64,ZGVm"},
+    ]
+    assert responses(REQUEST)["input"] == [
+        {"role": "user", "content": first},
+        REASONING,
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": last},
+    ]
+
+
+def test_chat_carries_turns_and_pictures() -> None:
+    """Chat Completions gets the same conversation in its own words, without the reasoning."""
+    messages = chat(REQUEST)["messages"]
+    assert messages == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "one"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
+            ],
+        },
+        {"role": "assistant", "content": "two"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "three"},
+                {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,ZGVm"}},
+            ],
+        },
+    ]
+
+
+def test_both_name_the_schema() -> None:
+    """Structured output is asked for by each API's own mode."""
+    shape = {"name": "shape", "schema": {"type": "object"}, "strict": True}
+    assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
+    assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
+
+
+@pytest.mark.parametrize("part", ["turns", "images", "schema"])
+def test_every_part_is_counted(part: str) -> None:
+    """Turns, pictures and schemas are input tokens, so the estimate holds them."""
+    plain = Request(prompt="three")
+    with_part = Request(prompt="three", **{part: getattr(REQUEST, part)})
+    assert tokens.of_request(with_part) > tokens.of_request(plain)
