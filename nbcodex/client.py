@@ -5,6 +5,7 @@ Owns the process's one client, and the making of requests from what a user says.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import concurrent.futures
 import os
@@ -28,6 +29,7 @@ from nbcodex.totals import Totals
 if TYPE_CHECKING:
     import httpx2
 
+    from nbcodex.budget import Cap, Estimate, Standing
     from nbcodex.engine import Engine
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
@@ -96,6 +98,29 @@ class Client:
                     self.news = _FIRST_USE.format(folder=folder)
                 self._journals[folder] = Journal(folder, clock=self.clock)
             return self._journals[folder]
+
+    async def standings(self, settings: Settings) -> list[Standing]:
+        """Return how far the user's caps are used up."""
+        from nbcodex import budget
+
+        caps = [budget.read(text) for text in settings.budgets]
+        return await self.engine().allowance.look(self.journal(settings), caps)
+
+    async def keep_cap(self, settings: Settings, cap: Cap | None) -> None:
+        """Let all kernels that share the journal hold to a cap; None lifts it."""
+        await self.engine().allowance.keep(self.journal(settings), cap)
+
+    async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
+        """Return the model that would be asked, and what the request may come to."""
+        from nbcodex import budget
+        from nbcodex.wire import prices
+
+        wire = self.engine().wire
+        base_url = wire.endpoint(request, settings).base_url
+        model = await wire.model(request, settings)
+        await asyncio.to_thread(prices.load)
+        usual = self.engine().allowance.usual
+        return model, budget.estimate(request, model=model, base_url=base_url, usual=usual)
 
     def resume(
         self, entry: Entry, settings: Settings, *, not_before: float | None = None

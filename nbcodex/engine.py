@@ -12,11 +12,12 @@ import logging
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import tenacity
 
-from nbcodex import events, parking
+from nbcodex import budget, events, parking
 from nbcodex.clock import Clock
 from nbcodex.errors import GoneError, LimitError, NbcodexError, ParkedError, TransientError
 from nbcodex.journal.journal import Journal
@@ -67,6 +68,7 @@ class Engine:
         self.ledger = ledger
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
+        self.allowance = budget.Budget(clock)
         self._loading: threading.Thread | None = None
         self._budgets: dict[str, backoff.RetryBudget] = {}
 
@@ -151,10 +153,17 @@ class Run:
         self._say(events.Queued(**self._now(), model=self._model, patience=self._request.patience))
         ending = await self._ending()
         self._living = False  # what has ended is not to be ended otherwise
+        ending = self._accounted(ending)
         await self._keeper.finish(ending)
         self._say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
             await self._engine.wire.cancel(self._request, self._settings, mark=mark)
+
+    def _accounted(self, ending: events.Ending) -> events.Ending:
+        """Count what the request has used, and warn where its user's budget runs out."""
+        reply = ending.reply
+        warnings = self._engine.allowance.settle(self._request.id, reply)
+        return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
     async def _ending(self) -> events.Ending:
         """Return what the request comes to."""
@@ -252,6 +261,13 @@ class Run:
 
     async def _ask(self, bucket: str) -> Completed:
         self._partial.ask_anew()
+        await self._engine.allowance.admit(
+            self._request,
+            caps=map(budget.read, self._settings.budgets),
+            journal=self._engine.journal(self._settings),
+            model=self._model,
+            base_url=self._base_url,
+        )
         self._reservation = reservation = await self._reserve(bucket)
         await self._begin()
         wire, model = self._engine.wire, self._model or ""

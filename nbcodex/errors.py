@@ -238,6 +238,12 @@ class ParkedError(NbcodexError):
         return getattr(self.cause, "limit", None)
 
 
+class BudgetError(ParkedError):
+    """The request would pass the user's own budget: it was not sent, and is kept for later."""
+
+    title = "Budget"
+
+
 class CancelledError(NbcodexError):
     """The user ended this request."""
 

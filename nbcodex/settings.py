@@ -128,6 +128,8 @@ class Settings:
         Whether requests are kept on disk; otherwise they are kept until the process ends.
     reuse
         Whether an equal request that was answered is shown from the journal.
+    budgets
+        The user's own caps, such as ``200k`` or ``$5/day``: all of them hold.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     """
@@ -150,6 +152,7 @@ class Settings:
     remote_images: bool = False
     journal: bool = True
     reuse: bool = False
+    budgets: tuple[str, ...] = ()
     home: Path | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 
 from nbcodex.engine import Engine, Order, Run
 from nbcodex.events import Ending, Event
+from nbcodex.journal.spending import Spent
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.records import Reply, Request, Usage
 from nbcodex.settings import Secret, Settings
@@ -66,6 +67,7 @@ class InstantJournal:
     written: list[tuple[str, Any]] = field(default_factory=list)
     claimable: bool = True
     answers: dict[bytes, Reply] = field(default_factory=dict)
+    budget: str = ""
 
     async def add(self, request: Request, **where: Any) -> None:
         self.written.append(("add", request))
@@ -76,6 +78,9 @@ class InstantJournal:
     async def claim(self, id_: str) -> bool:
         self.written.append(("claim", id_))
         return self.claimable
+
+    async def spending(self, today: str) -> tuple[str, Spent, Spent]:
+        return self.budget, Spent(), Spent()
 
     async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
         self.written.append(("begin", attempt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.testing.globalipapp import start_ipython
 
-from nbcodex.errors import ConfigurationError, MissingKeyError
+from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.notebook import options
 from tests.simulated import KEY, Simulated
 
@@ -175,13 +176,48 @@ def test_the_reply_is_bound(ip: Any) -> None:
     assert answer.simulated
 
 
-@pytest.mark.parametrize("word", ["usage", "limits", "models", "doctor", "version", "help"])
+@pytest.mark.parametrize(
+    "word", ["usage", "limits", "budget", "models", "doctor", "version", "help"]
+)
 def test_commands_answer(ip: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command that only tells prints something, and no key."""
     ip.run_line_magic("codex", word)
     shown = capsys.readouterr().out
     assert shown.strip()
     assert KEY not in shown
+
+
+def test_a_dry_run_sends_nothing(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--dry-run` tells model and tokens, says that the cost is unknown, and sends no prompt."""
+    ip.run_cell_magic("codex", "--dry-run --max-output 40 -o dry", "hello")
+    told = capsys.readouterr().out
+    assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", told)
+    assert simulator.prompts == []
+    assert "dry" not in ip.user_ns
+
+
+def test_a_budget_refuses_before_sending(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`%codex budget` sets a cap that a prompt would pass, and `off` lets it go again."""
+    ip.run_line_magic("codex", "budget 100")
+    assert "of 100 tokens for this session used" in capsys.readouterr().out
+    with pytest.raises(BudgetError, match="resume"):
+        ip.run_cell_magic("codex", "--max-output 400", "hello")
+    assert simulator.prompts == []
+    ip.run_line_magic("codex", "budget off")
+    ip.run_line_magic("codex", "resume all")
+    assert len(simulator.prompts) == 1
+
+
+def test_a_sites_budget_stays(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`budget off` lifts the user's own cap, and says who set the one that remains."""
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    config.budget = "5k"
+    ip.run_line_magic("codex", "budget off")
+    assert "Codex.budget" in capsys.readouterr().out
 
 
 def test_an_unknown_command_names_the_nearest(ip: Any) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from datetime import date
 
 from nbcodex.clock import Clock
+from nbcodex.journal import spending
 from nbcodex.journal.entry import RESUMABLE, Totals, counted, encode, finite, storable, whole
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.queries import abandoned, salted
+from nbcodex.journal.spending import Spent
 from nbcodex.records import Limit, Reply, Request
 
 Connection = sqlite3.Connection
@@ -184,6 +187,8 @@ def finish(
     )
     if not (reply.simulated or reply.reused):
         count(connection, counted(reply))
+        spent = Spent.by(reply, otherwise=Spent())
+        spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
 
 
 def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:

@@ -15,10 +15,11 @@ from typing import Self
 
 from nbcodex.clock import BootClock, Clock
 from nbcodex.errors import EntryError
-from nbcodex.journal import changes, queries
+from nbcodex.journal import changes, queries, spending
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
 from nbcodex.journal.jobs import Level
+from nbcodex.journal.spending import Spent
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
 from nbcodex.records import DAY, Limit, Reply, Request
@@ -207,6 +208,29 @@ class Journal:
             lambda connection: queries.answered(connection, key), level=Level.READ, default=None
         )
         return _reused(entry.reply) if entry else None
+
+    async def spending(self, today: str) -> tuple[str, Spent, Spent]:
+        """Return the kept budget, and what was used on this day and in its month.
+
+        Parameters
+        ----------
+        today : str
+            An ISO date.
+        """
+
+        def work(connection: Connection) -> tuple[str, Spent, Spent]:
+            day = spending.spent(connection, since=today)
+            month = spending.spent(connection, since=today[:8] + "01")
+            return spending.kept(connection), day, month
+
+        nothing = ("", Spent(), Spent())
+        return await self._writer.run(work, level=Level.READ, default=nothing)
+
+    async def keep_budget(self, budget: str) -> None:
+        """Keep the budget that all kernels hold to; an empty one lifts it."""
+        await self._writer.run(
+            lambda connection: spending.keep(connection, budget), level=Level.SAFE, default=None
+        )
 
     async def forget(self, prefix: str | None = None, *, before: float | None = None) -> int:
         """Erase the entry that `prefix` names, or those added before an instant, or all.

@@ -71,6 +71,15 @@ MIGRATIONS: list[list[str]] = [
         "PRAGMA application_id = 1851941752",
         "PRAGMA user_version = 1",
     ],
+    [
+        """CREATE TABLE spending (
+            day TEXT PRIMARY KEY,
+            tokens INTEGER NOT NULL,
+            dollars REAL NOT NULL
+        )""",
+        "CREATE TABLE budget (text TEXT NOT NULL)",
+        "PRAGMA user_version = 2",
+    ],
 ]
 
 

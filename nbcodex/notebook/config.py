@@ -13,7 +13,7 @@ from traitlets.config import Configurable
 from nbcodex.errors import ConfigurationError
 from nbcodex.settings import Secret, Settings, duration
 
-_MINE = {"display", "patience", "journal", "reuse", "remote_images"}
+_MINE = {"display", "patience", "journal", "reuse", "remote_images", "budgets"}
 """What stays as the user has set it while the demo is on."""
 
 
@@ -61,6 +61,22 @@ class Codex(Configurable):
         False, help="Whether an equal prompt that was answered is shown again, at no cost."
     ).tag(config=True)
 
+    budget = Unicode(
+        "", help="Cap on what may be used, such as 200k, $5 or $20/month; %codex budget adds to it."
+    ).tag(config=True)
+
+    @validate("budget")
+    def _is_budget(self, proposal: dict[str, Any]) -> str:
+        text = str(proposal["value"]).strip()
+        if text:
+            from nbcodex.budget import read
+
+            try:
+                read(text)
+            except ConfigurationError as error:
+                raise TraitError(f"Codex.budget: {error}") from None
+        return text
+
     @validate("patience", "idle_timeout")
     def _is_duration(self, proposal: dict[str, Any]) -> str:
         try:
@@ -90,16 +106,21 @@ class Codex(Configurable):
     demo: Settings | None = None
     """What `%codex demo` puts in the place of everything else, the environment included."""
 
+    own_budget: str = ""
+    """What `%codex budget` caps this session at."""
+
     def take_over(self, before: Any) -> None:
         """Keep what was typed in and lies in no file: keys, and whether the demo is on."""
         self.demo = before.demo
+        self.own_budget = before.own_budget
         self.keys = {**self.keys, **before.keys}
 
     def settings(self) -> Settings:
         """Return the settings in force now."""
         traits = self.traits(config=True)
-        values = {name: getattr(self, name) for name in traits}
+        values = {name: getattr(self, name) for name in traits if name != "budget"}
         chosen = {name: v for name, v in values.items() if v != traits[name].default()}
+        chosen["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
         if self.demo is None:
             return Settings.read(chosen)
         kept = {name: value for name, value in chosen.items() if name in _MINE}

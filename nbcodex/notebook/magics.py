@@ -70,6 +70,9 @@ class CodexMagics(Magics):
             durable=chosen.durable,
             origin=identity.origin(self._shell, variable=chosen.out),
         )
+        if chosen.dry_run:
+            session.rehearse(request, prompt.missing)
+            return
         view = View(
             as_text=chosen.format == "text",
             notes=[f"{{{name}}} not found" for name in prompt.missing],

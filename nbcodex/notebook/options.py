@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
     add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
     add("--durable", action="store_true", help="have the server keep the answer until it is here")
+    add("--dry-run", action="store_true", help="tell tokens and cost, and send nothing")
     add("--raw", action="store_true", help="leave {…} in the prompt alone")
     return cell
 

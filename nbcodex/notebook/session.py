@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from nbcodex import loop
 from nbcodex.client import around, current
-from nbcodex.errors import Stopped
+from nbcodex.errors import Stopped, brief
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, PendingReply, reply_of
 from nbcodex.notebook import identity, output
 from nbcodex.notebook.output import Screen
-from nbcodex.records import Reply
+from nbcodex.records import Reply, Request
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,6 +97,17 @@ class Session:
         handle.start()
         threading.Thread(target=following, name=f"codex-{pending.id}", daemon=True).start()
         handle.wait_until_kept()
+
+    def rehearse(self, request: Request, missing: Collection[str] = ()) -> None:
+        """Tell what a request would come to; nothing is sent."""
+        model, estimate = loop.running().submit(current().estimate(request, self.settings)).result()
+        told = [
+            brief(model or "", 80),
+            str(estimate),
+            "" if estimate.cost else "cost unknown",
+            *(f"{{{name}}} not found" for name in missing),
+        ]
+        print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer
 
     def _bind(self, name: str | None, reply: Reply) -> None:
         if name:

@@ -33,6 +33,23 @@ def load() -> None:
         import genai_prices  # noqa: F401
 
 
+def may_be_free(base_url: str) -> bool:
+    """Return whether a server is this machine's own, where nobody sends a bill."""
+    try:
+        host = urlsplit(base_url).hostname or ""
+    except ValueError:
+        return False
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def expected(
+    input_tokens: int, output_tokens: int, *, model: str | None, base_url: str
+) -> float | None:
+    """Return US dollars for so many tokens, or None where no price is known."""
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    return cost(usage, model, base_url)
+
+
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
     """Return US dollars, or None where no price is known; never 0, never an error.
 

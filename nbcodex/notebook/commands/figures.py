@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.clock import spell
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import money
 
 if TYPE_CHECKING:
+    from nbcodex.budget import Cap
     from nbcodex.records import Gauge
     from nbcodex.totals import Total
 
@@ -25,6 +27,32 @@ class Figures(Room):
             tell("Nothing has been asked in this session.")
         for model, total in totals.by_model.items():
             tell(f"{model}: {_total(total)}")
+
+    def budget(self, *amount: str) -> None:
+        """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
+        from nbcodex.budget import read
+
+        text = "".join(amount)
+        if text.lower() == "off":
+            self._config.own_budget = ""
+            self._keep(None)
+        elif text:
+            cap = read(text)
+            if cap.period == "session":
+                self._config.own_budget = text
+            else:
+                self._keep(cap)
+        settings = self._config.settings()
+        standings = loop.running().submit(current().standings(settings)).result()
+        for standing in standings:
+            tell(str(standing))
+        if not standings:
+            tell("No budget is set: %codex budget 200k, $5, $5/day or $20/month sets one.")
+        elif text.lower() == "off":
+            tell("This one is set by Codex.budget (%config, or ipython_config.py).")
+
+    def _keep(self, cap: Cap | None) -> None:
+        loop.running().submit(current().keep_cap(self._settings, cap)).result()
 
     def limits(self) -> None:
         """Tell the limits that the server's answers have named, as far as known."""

@@ -1,0 +1,294 @@
+"""The user's own caps: what may be used, what is used, and what is refused before it is sent.
+
+Owns how a cap is written, the estimates that requests are held against, and the warnings. The
+counters of days and months are the journal's. A cap is a help against mistakes: whoever can change
+the settings can lift it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from nbcodex.clock import Clock, spell
+from nbcodex.errors import BudgetError, ConfigurationError
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.spending import Spent
+from nbcodex.records import Reply, Request
+from nbcodex.wire import prices, tokens
+
+Unit = Literal["tokens", "dollars"]
+Period = Literal["session", "day", "month"]
+
+WARNINGS = (0.75, 0.90, 0.95)
+"""Shares of a cap at which its user is told."""
+USUAL = 500
+"""Output tokens that an answer is taken for, until this session's own answers tell."""
+FRESH = 5.0
+"""Seconds after which another kernel may have changed the caps that the journal keeps."""
+
+_CAP = re.compile(
+    r"(?P<sign>\$)?(?P<number>\d[\d,_]*\.?\d*|\.\d+)(?P<scale>[km])?"
+    r"(?P<unit>\$|usd|dollars?|tokens?)?(?:(?:/|per)(?P<period>day|month|session))?",
+    re.IGNORECASE,
+)
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
+_OF = {"session": "for this session", "day": "for today", "month": "for this month"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """How much may be used, and over what time.
+
+    Parameters
+    ----------
+    amount : float
+        Tokens, input and output together, or US dollars.
+    unit : {"tokens", "dollars"}
+        What is counted.
+    period : {"session", "day", "month"}
+        Until the kernel ends, or by the calendar.
+    """
+
+    amount: float
+    unit: Unit
+    period: Period = "session"
+
+    def __str__(self) -> str:
+        return f"{self.words(self.amount)} {_OF[self.period]}"
+
+    @property
+    def text(self) -> str:
+        """The cap as `read` takes it."""
+        return f"{self.amount}{'usd' if self.unit == 'dollars' else ''}/{self.period}"
+
+    def words(self, amount: float) -> str:
+        """Return an amount in the cap's unit, as people write it."""
+        if self.unit == "tokens":
+            return f"{amount:,.0f} tokens"
+        return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
+
+
+def read(text: str) -> Cap:
+    """Return the cap that is written as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none.
+    """
+    found = _CAP.fullmatch("".join(text.split()))
+    amount = 0.0
+    if found:
+        number = found["number"].replace(",", "").replace("_", "")
+        amount = float(number) * _SCALES[(found["scale"] or "").lower()]
+    if not found or not amount or (found["sign"] and (found["unit"] or "").startswith("tok")):
+        raise ConfigurationError(
+            f"{text[:40]!r} is no budget.",
+            advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
+        )
+    in_dollars = found["sign"] or (found["unit"] or "").lower().startswith(("$", "usd", "dol"))
+    period = (found["period"] or "session").lower()
+    return Cap(amount=amount, unit="dollars" if in_dollars else "tokens", period=period)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a request may come to.
+
+    Parameters
+    ----------
+    input_tokens, output_tokens : int
+        Estimates; the output is `max_output` where there is one, else that of a usual answer.
+    bounded : bool
+        Whether the output cannot be longer.
+    cost : float or None
+        US dollars; None where no price is known.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    bounded: bool = False
+    cost: float | None = None
+
+    def __str__(self) -> str:
+        longest = "at most " if self.bounded else "perhaps "
+        told = f"~{self.input_tokens:,} in, {longest}{self.output_tokens:,} out"
+        return f"{told}, about ${self.cost:.4f}" if self.cost else told
+
+    @property
+    def spent(self) -> Spent:
+        """The estimate as if it were used."""
+        return Spent(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
+
+
+def estimate(request: Request, *, model: str | None, base_url: str, usual: int = USUAL) -> Estimate:
+    """Return what `request` may come to; reads the price tables, which takes 0.2 s at first."""
+    given, output = tokens.of_request(request), request.max_output or usual
+    return Estimate(
+        input_tokens=given,
+        output_tokens=output,
+        bounded=request.max_output is not None,
+        cost=prices.expected(given, output, model=model, base_url=base_url),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a cap is used up."""
+
+    cap: Cap
+    used: float
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1, or more."""
+        return self.used / self.cap.amount
+
+    def __str__(self) -> str:
+        return f"{self.cap.words(self.used)} of {self.cap} used ({self.share:.0%})"
+
+
+class Budget:
+    """What this process may use, and has used. Lives on the event loop's thread.
+
+    Parameters
+    ----------
+    clock : Clock
+        Whose calendar counts.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._used: dict[Period, Spent] = {"session": Spent(), "day": Spent(), "month": Spent()}
+        self._kept: tuple[Cap, ...] = ()
+        self._read_at = float("-inf")
+        self._day = ""
+        self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
+        self._warned: set[tuple[Cap, float]] = set()
+        self._answers = self._output = 0
+
+    @property
+    def usual(self) -> int:
+        """Output tokens of this session's usual answer."""
+        return self._output // self._answers if self._answers else USUAL
+
+    async def admit(
+        self,
+        request: Request,
+        *,
+        caps: Iterable[Cap],
+        journal: Journal,
+        model: str | None,
+        base_url: str,
+    ) -> None:
+        """Set aside what the request may come to.
+
+        Raises
+        ------
+        BudgetError
+            If a cap would be passed, or cannot be watched; nothing is sent then.
+        """
+        await self._refresh(journal)
+        caps = (*caps, *self._kept)
+        if not caps or request.id in self._open:
+            return
+        if any(cap.unit == "dollars" for cap in caps):
+            await asyncio.to_thread(prices.load)
+        expected = estimate(request, model=model, base_url=base_url, usual=self.usual)
+        for cap in caps:
+            self._check(request, expected, cap, base_url)
+        self._open[request.id] = expected, caps
+
+    def _check(self, request: Request, expected: Estimate, cap: Cap, base_url: str) -> None:
+        if cap.unit == "dollars" and expected.cost is None:
+            if prices.may_be_free(base_url):
+                return
+            raise BudgetError(
+                f"No price is known for this model, so your budget of {cap} cannot be watched.",
+                advice=f"Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`), "
+                f"then `%codex resume {request.id}`.",
+            )
+        used = self._in_use(cap)
+        if used + expected.spent.of(cap.unit) > cap.amount:
+            reset = self._reset(cap)
+            anew = f"; it starts anew in {spell(reset - self._clock.wall())}" if reset else ""
+            raise BudgetError(
+                f"It would pass your budget of {cap}: {cap.words(used)} are used or set aside, and "
+                f"it is estimated at {expected}.",
+                advice=f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{anew}.",
+                resume_at=reset,
+            )
+
+    def settle(self, request_id: str, reply: Reply) -> tuple[str, ...]:
+        """Count what a request came to; return warnings, each once, in a few words."""
+        expected, caps = self._open.pop(request_id, (None, ()))
+        if reply.reused or not reply.attempts:
+            return ()
+        if reply:
+            self._answers += 1
+            self._output += reply.usage.output_tokens or 0
+        spent = Spent.by(reply, otherwise=expected.spent if expected else Spent())
+        for period, used in self._used.items():
+            if period == "session" or not reply.simulated:
+                self._used[period] = used.plus(spent)
+        return tuple(filter(None, map(self._warning, caps)))
+
+    def _warning(self, cap: Cap) -> str:
+        standing = Standing(cap, self._used[cap.period].of(cap.unit))
+        passed = [w for w in WARNINGS if standing.share >= w and (cap, w) not in self._warned]
+        self._warned |= {(cap, level) for level in passed}
+        return str(standing) if passed else ""
+
+    def standings(self, caps: Iterable[Cap]) -> list[Standing]:
+        """Return how far the caps in force are used up, as far as is known."""
+        everything = (*caps, *self._kept)
+        return [Standing(cap, self._used[cap.period].of(cap.unit)) for cap in everything]
+
+    async def look(self, journal: Journal, caps: Iterable[Cap]) -> list[Standing]:
+        """Return how far the caps in force are used up, other kernels included."""
+        self._read_at = float("-inf")
+        await self._refresh(journal)
+        return self.standings(caps)
+
+    async def keep(self, journal: Journal, cap: Cap | None) -> None:
+        """Let every kernel of this user hold to `cap` from now on; None lifts it."""
+        text = (
+            ""
+            if cap is None
+            else f"{cap.amount}{'usd' if cap.unit == 'dollars' else ''}/{cap.period}"
+        )
+        await journal.keep_budget(text)
+        self._read_at = float("-inf")
+
+    async def _refresh(self, journal: Journal) -> None:
+        """Read what other kernels have used and set."""
+        now, today = self._clock.now(), self._today()
+        if now - self._read_at < FRESH and today == self._day:
+            return
+        text, day, month = await journal.spending(today)
+        self._read_at, self._day = now, today
+        self._used["day"], self._used["month"] = day, month
+        self._kept = (read(text),) if text else ()
+
+    def _in_use(self, cap: Cap) -> float:
+        set_aside = sum(expected.spent.of(cap.unit) for expected, _ in self._open.values())
+        return self._used[cap.period].of(cap.unit) + set_aside
+
+    def _today(self) -> str:
+        return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
+
+    def _reset(self, cap: Cap) -> float | None:
+        """Return when the cap starts anew, in seconds since the epoch."""
+        if cap.period == "session":
+            return None
+        today = datetime.fromtimestamp(self._clock.wall()).replace(
+            hour=0, minute=0, second=0, microsecond=0
+        )
+        if cap.period == "day":
+            return (today + timedelta(days=1)).timestamp()
+        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
