@@ -12,6 +12,7 @@ from nbcodex.simulator.refusals import go_duration
 SIMULATED = "x-nbcodex-simulated"
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 JSON = {"content-type": "application/json"}
+BINARY = {"content-type": "application/octet-stream"}
 HTML = {"content-type": "text/html"}
 ABSURD = {
     "x-ratelimit-limit-tokens": "1e999",

@@ -53,6 +53,10 @@ class Knobs:
         Whether a request without a key is a 401.
     context : int
         Tokens that input and output may have together.
+    batch_seconds : float
+        How long a batch takes; what takes more than a day expires.
+    batch_queue : int or None
+        Requests that may wait in batches at a time, for each key.
     organization : str
         What ``openai-organization`` says.
     seed : int
@@ -81,6 +85,8 @@ class Knobs:
     keys: tuple[str, ...] = ()
     require_key: bool = True
     context: int = 400_000
+    batch_seconds: float = 5.0
+    batch_queue: int | None = None
     organization: str = "org-simulated"
     seed: int = 0
 

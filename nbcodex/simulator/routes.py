@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.refusals import NO_KEY, Failure
 
-Door = Literal["responses", "chat", "models", "retrieve", "cancel", "control"]
+Door = Literal["responses", "chat", "models", "retrieve", "cancel", "library", "control"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class Route:
         The response (or the control) that is meant.
     deployment : str
         Azure's name in the path, in the model's place.
+    deed : str
+        ``files`` or ``batches``, of the library.
     query : mapping
         The query.
     """
@@ -56,6 +58,7 @@ class Route:
     azure: bool = False
     id: str = ""
     deployment: str = ""
+    deed: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,6 +74,13 @@ _ROUTES: tuple[tuple[str, Door, re.Pattern[str]], ...] = (
     ("GET", "models", re.compile(rf"{_BASE}/models")),
     ("GET", "retrieve", re.compile(rf"{_BASE}/responses/(?P<id>[^/]+)")),
     ("POST", "cancel", re.compile(rf"{_BASE}/responses/(?P<id>[^/]+)/cancel")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>files)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>files)/(?P<id>[^/]+)/content")),
+    ("DELETE", "library", re.compile(rf"{_BASE}/(?P<deed>files)/(?P<id>[^/]+)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>batches)")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>batches)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>batches)/(?P<id>[^/]+)")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>batches)/(?P<id>[^/]+)/cancel")),
     ("GET", "control", re.compile(r"/_simulator/(?P<id>log)")),
     ("POST", "control", re.compile(r"/_simulator/(?P<id>script|knobs)")),
 )
@@ -116,6 +126,7 @@ def _read(door: Door, found: re.Match[str], query: dict[str, str], call: Call) -
         azure=base.startswith("/openai"),
         id=unquote(named.get("id") or ""),
         deployment=unquote(named.get("deployment") or ""),
+        deed=named.get("deed") or "",
         query=query,
     )
 

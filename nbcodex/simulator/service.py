@@ -19,6 +19,7 @@ from nbcodex.simulator.admission import Applicant, admit, broken_text, check_mod
 from nbcodex.simulator.answers import plan
 from nbcodex.simulator.asked import Api, read, read_body
 from nbcodex.simulator.background import Stored
+from nbcodex.simulator.batches import Library
 from nbcodex.simulator.buckets import Account
 from nbcodex.simulator.chat import ChatWire
 from nbcodex.simulator.control import control
@@ -64,6 +65,12 @@ class Simulator:
         self._chance = random.Random(self.knobs.seed)  # noqa: S311 - chance, not secrecy
         # An id of one life of the server must mean nothing to the next.
         self._life = secrets.token_hex(8)
+        self.library = Library(
+            knobs=lambda: self.knobs,
+            clock=self.clock,
+            answering=self._answer_at_once,
+            life=self._life,
+        )
 
     def script(self, faults: Iterable[Fault | str | None]) -> None:
         """Let the next requests for an answer meet `faults`, one each; None: no fault."""
@@ -121,6 +128,8 @@ class Simulator:
                 return in_json(self._models(), self._common(seen))
             case "retrieve" | "cancel":
                 return self._pick_up(call, where, seen)
+            case "library":
+                return self._lend(call, where, seen)
             case api:
                 return await self._ask(call, where, api, seen)
 
@@ -263,6 +272,43 @@ class Simulator:
         elif where.query.get("stream") == "true":
             return self._go_on(stored, where.query.get("starting_after", "-1"), seen)
         return in_json(stored.response(), self._common(seen))
+
+    def _lend(self, call: Call, where: Route, seen: Seen) -> Answer:
+        """Take a file or a batch in, or give one out."""
+        self._recognize(call, where, seen)
+        told = self.library.serve(call, where, seen.key)
+        if isinstance(told, bytes):
+            return Answer(200, self._common(seen) | headers.BINARY, Body(once(told)))
+        return in_json(told, self._common(seen))
+
+    def _answer_at_once(
+        self, body: dict[str, Any], path: str, owner: str
+    ) -> tuple[int, dict[str, Any]]:
+        """Answer a request of a batch, and note it as one that was seen."""
+        seen = Seen(
+            number=len(self.log) + 1,
+            at=self.clock.now(),
+            method="BATCH",
+            path=path,
+            host="",
+            key=owner,
+        )
+        self.log.append(seen)
+        api: Api = "chat" if path.endswith("completions") else "responses"
+        call = Call(method="POST", path=path, body=encode(body))
+        try:
+            applicant = self._read(call, Route(door=api), api, seen, None)
+            if fault := applicant.fault:
+                raise Failure(fault.status, "The server had an error while processing it.")
+        except Failure as failure:
+            seen.status = failure.status
+            return failure.status, {"error": failure.body}
+        making = self._making(applicant)
+        wire = ResponsesWire(making) if api == "responses" else ChatWire(making)
+        seen.status, seen.finished = 200, True
+        seen.output_tokens = making.plan.output_tokens
+        seen.charged = seen.input_tokens + seen.output_tokens
+        return 200, wire.whole()
 
     def _go_on(self, stored: Stored, after: str, seen: Seen) -> Answer:
         asked = stored.run.making.asked
