@@ -61,10 +61,10 @@ class Wire:
         transport: httpx2.AsyncBaseTransport | None = None,
         salt: bytes | None = None,
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self._connections = connections.Connections(transport=transport)
         self._salt = {} if salt is None else {"salt": salt}
-        self._dialects = Dialects()
+        self.dialects = Dialects()
         self._only: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
@@ -101,7 +101,7 @@ class Wire:
         ConfigurationError
             If nobody names one, or the server offers several.
         """
-        endpoint, client = await self._reach(request, settings)
+        endpoint, client = await self.reach(request, settings)
         if named := request.model or settings.model:
             return _checked(named)
         if endpoint.kind == "openai":
@@ -117,7 +117,7 @@ class Wire:
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that a server offers, sorted."""
         request = Request(prompt="", api_base=api_base)
-        _, client = await self._reach(request, settings)
+        _, client = await self.reach(request, settings)
         return await self._offered(client, settings)
 
     async def stream(
@@ -138,27 +138,27 @@ class Wire:
             Nothing else, but for the CancelledError of asyncio. The connection is closed then, as
             it is before `Completed` is yielded.
         """
-        endpoint, client = await self._reach(request, settings)
+        endpoint, client = await self.reach(request, settings)
         redactor = exchange.redactor_for(settings, client)
-        question = self._dialects.question(request, settings, endpoint, _checked(model))
+        question = self.dialects.question(request, settings, endpoint, _checked(model))
         sent: headers.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 response = await self._open(stack, client, question, settings)
                 sent = response.headers
-                self._dialects.learn(question)
+                self.dialects.learn(question)
                 reader = answers.reader(question.api, durable=question.durable)
                 yield exchange.opened(
-                    response, redactor, clock=self._clock, api=question.api, model=question.model
+                    response, redactor, clock=self.clock, api=question.api, model=question.model
                 )
                 reading = exchange.begin(response, reader, client, settings)
                 async with contextlib.aclosing(exchange.pieces(reading, redactor)) as pieces:
                     async for piece in pieces:
                         yield piece
         except Exception as error:
-            failure, cause = self._translated(error, redactor, sent)
+            failure, cause = self.translated(error, redactor, sent)
             raise failure from cause
-        if request.durable and reading.mark is None and self._dialects.forgo(question):
+        if request.durable and reading.mark is None and self.dialects.forgo(question):
             yield Note(durable.NOT_KEPT)
         yield exchange.completed(reading.text, reader.ending, redactor)
 
@@ -183,11 +183,11 @@ class Wire:
         """
         if durable.usable(mark.response_id) is None:
             raise GoneError("The answer is lost: the journal has no name for it.")
-        _, client = await self._reach(request, settings)
+        _, client = await self.reach(request, settings)
         redactor, start = exchange.redactor_for(settings, client), mark
         for call in (durable.streamed, durable.fetched):
             going_on = exchange.go_on(
-                call(client, mark), client, settings, clock=self._clock, mark=mark, text=text
+                call(client, mark), client, settings, clock=self.clock, mark=mark, text=text
             )
             try:
                 async with contextlib.aclosing(going_on) as pieces:
@@ -199,7 +199,7 @@ class Wire:
                                 text += more
                         yield piece
             except Exception as error:
-                failure, cause = self._translated(error, redactor)
+                failure, cause = self.translated(error, redactor)
                 is_open = durable.tells_nothing(error, failure, moved=mark != start)
                 if call is durable.streamed and is_open:
                     continue
@@ -213,7 +213,7 @@ class Wire:
         """Tell the server that a durable answer is not wanted any more: it may never hear of it."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(durable.CANCELLING):
-                _, client = await self._reach(request, settings)
+                _, client = await self.reach(request, settings)
                 async with durable.cancelled(client, mark):
                     pass
 
@@ -240,7 +240,7 @@ class Wire:
         """Close every connection."""
         await self._connections.close()
 
-    async def _reach(self, request: Request, settings: Settings) -> tuple[Endpoint, AsyncOpenAI]:
+    async def reach(self, request: Request, settings: Settings) -> tuple[Endpoint, AsyncOpenAI]:
         """Return the endpoint of a request, and the client for it."""
         if settings.client is None or request.api_base is not None:
             endpoint = self.endpoint(request, settings)
@@ -259,20 +259,20 @@ class Wire:
                 body = await whole_body(response.iter_bytes())
             return [redactor.clean(name) for name in answers.model_names(body)]
         except Exception as error:
-            failure, cause = self._translated(error, redactor)
+            failure, cause = self.translated(error, redactor)
             raise failure from cause
 
-    def _translated(
+    def translated(
         self, error: Exception, redactor: Redactor, sent: headers.Headers | None = None
     ) -> tuple[NbcodexError, BaseException | None]:
         """Return one of our errors, and what may be shown as its cause: nothing with a secret."""
         failure = failures.from_exception(
-            error, wall=self._clock.wall(), headers=sent, clean=redactor.clean
+            error, wall=self.clock.wall(), headers=sent, clean=redactor.clean
         )
         response = getattr(error, "response", None)
         if failure.snapshot is None and response is not None:
             failure.snapshot = headers.snapshot(
-                response.headers, at=self._clock.now(), clean=redactor.clean
+                response.headers, at=self.clock.now(), clean=redactor.clean
             )
         if failure is error:
             return failure, error.__cause__
