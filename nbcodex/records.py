@@ -34,11 +34,18 @@ class Origin:
         The cell's id.
     variable : str or None
         The name that the answer is to be bound to.
+    batch : str or None
+        The map that it is an item of.
+    item, of : int or None
+        Its position in that map, from 0, and how many there are, where that is known.
     """
 
     notebook: str | None = None
     cell: str | None = None
     variable: str | None = None
+    batch: str | None = None
+    item: int | None = None
+    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,8 @@ class Request:
         Whether an equal request's answer in the journal will do.
     durable : bool
         Whether the server shall keep the answer, so that a broken stream can be picked up.
+    row : str or None
+        What tells it from another row of a map that asks the same.
     """
 
     prompt: str
@@ -153,6 +162,7 @@ class Request:
     origin: Origin = field(default_factory=Origin)
     reuse: bool = False
     durable: bool = False
+    row: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +336,8 @@ class Reply:
         Whether the answer came from the journal, or from the simulator.
     notes : tuple of str
         What else its reader should know, in a few words each.
+    error : str or None
+        Why there is no answer, where it is one of many and nothing was raised.
     """
 
     id: str
@@ -342,6 +354,7 @@ class Reply:
     reused: bool = False
     simulated: bool = False
     notes: tuple[str, ...] = ()
+    error: str | None = None
 
     def __bool__(self) -> bool:
         return self.status == "done"

@@ -7,6 +7,7 @@ there is none yet. Must not know threads, files or loops.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
 
@@ -51,7 +52,7 @@ def insert(
     key: bytes | None,
 ) -> None:
     """Add a request as `pending`; the same one again changes nothing."""
-    id_ = storable(request.id)
+    id_, origin = storable(request.id), request.origin
     if connection.execute(
         "SELECT 1 FROM entries WHERE id = ? AND owner = ?", (id_, owner.id)
     ).fetchone():
@@ -60,8 +61,10 @@ def insert(
     connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
     connection.execute(
         """INSERT INTO entries
-        (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request)
-        VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request, batch,
+        item, listed)
+        VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+        NOT EXISTS (SELECT 1 FROM entries WHERE batch = ?))""",
         (
             id_,
             owner.id,
@@ -72,9 +75,38 @@ def insert(
             at,
             at,
             encode(request),
+            storable(origin.batch),
+            origin.item,
+            storable(origin.batch),
         ),
     )
     connection.execute("UPDATE totals SET requests = requests + 1")
+
+
+def shelve(
+    connection: Connection,
+    requests: Iterable[tuple[Request, bytes]],
+    *,
+    owner: Owner,
+    at: float,
+) -> None:
+    """Add requests as `parked` that were never begun, each with its key."""
+    for request, key in requests:
+        where = request.origin
+        insert(
+            connection,
+            request,
+            owner=owner,
+            at=at,
+            notebook=where.notebook,
+            cell=where.cell,
+            variable=where.variable,
+            key=key,
+        )
+        connection.execute(
+            "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
+            (storable(request.id),),
+        )
 
 
 def begin(

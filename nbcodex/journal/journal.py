@@ -16,6 +16,7 @@ from typing import Self
 from nbcodex.clock import BootClock, Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal import changes, queries, spending
+from nbcodex.journal.batches import Batches
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
 from nbcodex.journal.jobs import Level
@@ -70,6 +71,11 @@ class Journal:
     def trouble(self) -> str | None:
         """What cannot be kept now, and why; None while all is well, or before the first use."""
         return self._database.trouble
+
+    @property
+    def batches(self) -> Batches:
+        """The maps, whose rows are entries."""
+        return Batches(self._writer, self._upkeep, self._clock)
 
     @property
     def session(self) -> Totals:

@@ -38,27 +38,29 @@ def answered(connection: Connection, key: bytes) -> Entry | None:
 def newest(
     connection: Connection, *, limit: int, notebook: str | None, owner: Owner, clock: Clock
 ) -> list[Entry]:
-    """Return entries, newest first."""
+    """Return entries, newest first; of a map, one row stands for all."""
     if notebook is None:
-        rows = connection.execute("SELECT * FROM book ORDER BY seq DESC LIMIT ?", (limit,))
+        rows = connection.execute(
+            "SELECT * FROM book WHERE listed = 1 ORDER BY seq DESC LIMIT ?", (limit,)
+        )
     else:
         rows = connection.execute(
-            "SELECT * FROM book WHERE notebook = ? ORDER BY seq DESC LIMIT ?",
+            "SELECT * FROM book WHERE listed = 1 AND notebook = ? ORDER BY seq DESC LIMIT ?",
             (storable(notebook), limit),
         )
-    return _entries(rows.fetchall(), owner=owner, clock=clock)
+    return entries_of(rows.fetchall(), owner=owner, clock=clock)
 
 
 def unfinished(
     connection: Connection, *, notebook: str | None, owner: Owner, clock: Clock
 ) -> list[Entry]:
-    """Return what is parked or abandoned, oldest first."""
+    """Return what is parked or abandoned, oldest first; not the rows of maps."""
     rows = connection.execute(
         """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
-        AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
+        AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
         {"notebook": storable(notebook)},
     )
-    entries = _entries(rows.fetchall(), owner=owner, clock=clock)
+    entries = entries_of(rows.fetchall(), owner=owner, clock=clock)
     return [entry for entry in entries if entry.resumable]
 
 
@@ -81,7 +83,7 @@ def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> 
     if len(rows) > 1:
         ids = ", ".join(row["id"] for row in rows[:7]) + (", …" if len(rows) > 7 else "")
         raise EntryError(f"{prefix[:40]!r} may be {ids}.", advice="Give more of the id.")
-    if not (entries := _entries(rows, owner=owner, clock=clock)):
+    if not (entries := entries_of(rows, owner=owner, clock=clock)):
         raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
     return entries[0]
 
@@ -123,7 +125,8 @@ def salted(connection: Connection, key: bytes) -> bytes:
     return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
 
 
-def _entries(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[Entry]:
+def entries_of(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[Entry]:
+    """Return the entries in `rows` that can be read."""
     known: dict[int, bool] = {}
     found = []
     for row in rows:

@@ -80,6 +80,16 @@ MIGRATIONS: list[list[str]] = [
         "CREATE TABLE budget (text TEXT NOT NULL)",
         "PRAGMA user_version = 2",
     ],
+    [
+        "ALTER TABLE entries ADD COLUMN batch TEXT",
+        "ALTER TABLE entries ADD COLUMN item INTEGER",
+        # Of a map, the row that was added first stands for all in a list.
+        "ALTER TABLE entries ADD COLUMN listed INTEGER NOT NULL DEFAULT 1",
+        "CREATE INDEX entries_listed ON entries (seq) WHERE listed = 1",
+        """CREATE INDEX entries_batch ON entries (batch, status, owner, item)
+            WHERE batch IS NOT NULL""",
+        "PRAGMA user_version = 3",
+    ],
 ]
 
 

@@ -149,14 +149,16 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, *, owner: int 
     """Copy entries, all or one owner's unanswered ones; what another owner claimed stays his."""
     rows = source.execute(
         """SELECT id, status, owner, notebook, cell, variable, key, added_at, updated_at, attempts,
-        resume_at, limits, error, response_id, sequence, request, reply, text FROM entries
+        resume_at, limits, error, response_id, sequence, request, reply, text, batch, item,
+        listed FROM entries
         WHERE :owner IS NULL OR (owner = :owner AND status <> 'done') ORDER BY seq""",
         {"owner": owner},
     )
     target.executemany(
         """INSERT INTO entries (id, status, owner, notebook, cell, variable, key, added_at,
-        updated_at, attempts, resume_at, limits, error, response_id, sequence, request, reply, text)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        updated_at, attempts, resume_at, limits, error, response_id, sequence, request, reply, text,
+        batch, item, listed)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at,
         attempts = excluded.attempts, resume_at = excluded.resume_at, limits = excluded.limits,
         error = excluded.error, response_id = excluded.response_id, sequence = excluded.sequence,

@@ -1,0 +1,132 @@
+"""Maps in the journal: rows that belong together, listed as one and taken up together."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nbcodex.errors import EntryError
+from nbcodex.journal import schema
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.key import equality_key
+from nbcodex.records import Origin, Reply, Request
+from nbcodex.settings import JOURNAL
+
+from .conftest import HandClock, added, run
+
+Open = Callable[..., Journal]
+
+
+def row(number: int, batch: str = "m1234", notebook: str = "one.ipynb") -> Request:
+    where = Origin(notebook=notebook, batch=batch, item=number, of=3)
+    return Request(prompt=f"row {number}", id=f"{batch}-{number}", origin=where)
+
+
+def key(request: Request) -> bytes:
+    return equality_key(request, base_url="https://a")
+
+
+def add(journal: Journal, request: Request, status: str | None = None) -> None:
+    run(journal.add(request, notebook=request.origin.notebook, key=key(request)))
+    if status:
+        run(journal.finish(request.id, Reply(id=request.id, status=status)))  # type: ignore[arg-type]
+
+
+def test_a_list_shows_a_map_once(journal: Journal) -> None:
+    """A thousand rows do not push everything else out of the list of entries."""
+    other = added(journal)
+    for number in range(3):
+        add(journal, row(number))
+    assert [entry.id for entry in journal.entries(10)] == ["m1234-0", other.id]
+
+
+def test_rows_that_were_never_begun_are_parked(journal: Journal, open_journal: Open) -> None:
+    """What is shelved is found by the next kernel, parked, in order, and can be claimed."""
+    add(journal, row(0), "done")
+    journal.batches.shelve([(row(n), key(row(n))) for n in (2, 1)])
+    journal.close()
+    again = open_journal()
+    assert [(e.id, e.status) for e in again.batches.entries("m1234")] == [
+        ("m1234-0", "done"),
+        ("m1234-1", "parked"),
+        ("m1234-2", "parked"),
+    ]
+    assert run(again.claim("m1234-1"))
+
+
+def test_a_map_is_counted(journal: Journal, open_journal: Open) -> None:
+    """Its rows are counted by status; those of a kernel that has gone are abandoned."""
+    add(journal, row(0), "done")
+    add(journal, row(1), "failed")
+    add(journal, row(2))
+    journal.close()
+    batch = open_journal().batches.look("m1234")
+    assert dict(batch.counts) == {"done": 1, "failed": 1, "abandoned": 1}
+    assert (batch.rows, batch.unfinished) == (3, 1)
+
+
+def test_unfinished_maps_are_told_apart_from_requests(journal: Journal) -> None:
+    """What is resumable one by one holds no rows; maps are asked for by notebook."""
+    add(journal, row(0, "m1"), "parked")
+    add(journal, row(0, "m2", "two.ipynb"), "parked")
+    add(journal, row(0, "m3"), "done")
+    assert journal.resumable() == []
+    assert [batch.id for batch in journal.batches.unfinished()] == ["m1", "m2"]
+    assert [batch.id for batch in journal.batches.unfinished(notebook="two.ipynb")] == ["m2"]
+
+
+def test_a_map_is_found_by_the_beginning_of_its_id(journal: Journal) -> None:
+    """One that is meant is found, none is None, and several are an error that lists them."""
+    add(journal, row(0, "m12"))
+    add(journal, row(0, "m13"))
+    assert journal.batches.find("m12") == "m12"
+    assert journal.batches.find("x") is None
+    assert journal.batches.find("") is None
+    with pytest.raises(EntryError, match="m12, m13"):
+        journal.batches.find("m1")
+
+
+def test_answered_rows_are_known_by_their_requests(journal: Journal) -> None:
+    """Of many keys, those with an answer come back, however many are asked for."""
+    add(journal, row(0), "done")
+    add(journal, row(1), "failed")
+    asked = [key(row(number)) for number in range(1_000)]
+    assert journal.batches.answered(asked) == {asked[0]}
+
+
+def test_a_row_key_tells_equal_requests_apart() -> None:
+    """Two rows that ask the same are different requests if their keys differ."""
+    one, two = (Request(prompt="a joke", row=name) for name in ("1", "2"))
+    assert key(one) != key(two)
+    assert key(one) == key(Request(prompt="a joke", row="1"))
+
+
+def test_a_journal_of_the_first_version_is_brought_up_to_date(
+    folder: Path, open_journal: Open, clock: HandClock
+) -> None:
+    """Entries that were written before there were maps are still listed and found."""
+    folder.mkdir(mode=0o700)
+    old = sqlite3.connect(folder / JOURNAL, isolation_level=None)
+    for statement in schema.MIGRATIONS[0]:
+        old.execute(statement)
+    old.execute(
+        """INSERT INTO entries (id, status, added_at, updated_at, request) VALUES
+        ('abc', 'parked', ?1, ?1, '{"__record__": "Request", "prompt": "old"}')""",
+        (clock.wall(),),
+    )
+    old.close()
+    journal = open_journal()
+    assert [entry.request.prompt for entry in journal.entries()] == ["old"]
+    add(journal, row(0))
+    assert len(journal.entries()) == 2
+
+
+def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
+    """What is kept in memory, because the file is gone, still belongs to its map."""
+    add(journal, row(0))
+    (folder / JOURNAL).unlink()
+    add(journal, row(1))
+    assert [entry.id for entry in journal.batches.entries("m1234")] == ["m1234-0", "m1234-1"]
