@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from nbcodex.errors import ConfigurationError
+from nbcodex.pictures import picture
 from nbcodex.records import Api, Image, Origin, Request, Schema, Turn
 from nbcodex.settings import Settings, duration
 
@@ -27,7 +28,7 @@ def compose(
     reuse: bool | None = None,
     durable: bool = False,
     origin: Origin | None = None,
-    images: Iterable[Image] = (),
+    images: Iterable[Any] = (),
     turns: Iterable[Turn] = (),
     thread: str | None = None,
     schema: Schema | None = None,
@@ -58,7 +59,7 @@ def compose(
         prompt=prompt,
         model=model or settings.model,
         system=system,
-        images=tuple(images),
+        images=_pictures(images),
         turns=tuple(turns),
         thread=thread,
         schema=schema,
@@ -72,3 +73,9 @@ def compose(
         durable=durable,
         origin=origin or Origin(),
     )
+
+
+def _pictures(images: Iterable[Any]) -> tuple[Image, ...]:
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        raise ConfigurationError("images is a list of pictures.", advice="Write [picture].")
+    return tuple(map(picture, images))
