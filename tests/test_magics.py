@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,65 @@ def test_an_entry_of_the_history_is_filled_in(ip: Any, simulator: Simulated) -> 
     ip.user_ns["Out"][7] = "seven"
     ip.run_cell_magic("codex", "", "explain {Out[7]}")
     assert simulator.prompts == ["explain seven"]
+
+
+def test_an_error_is_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{Err[n]}` is the code of that cell and its traceback, without colours."""
+    ran = ip.run_cell("def broken():\n    return {}['k']\nbroken()", store_history=True)
+    number = ran.execution_count
+    ip.run_cell_magic("codex", "", f"explain {{Err[{number}]}}")
+    asked = simulator.prompts[0]
+    assert asked.startswith("explain def broken():")
+    assert asked.endswith("KeyError: 'k'")
+    assert "\x1b" not in asked
+    assert "interactiveshell" not in asked
+    with pytest.raises(ConfigurationError, match=r"no error of cell 99999 is known"):
+        ip.run_cell_magic("codex", "", "explain {Err[99999]}")
+    assert len(simulator.prompts) == 1
+
+
+@pytest.mark.parametrize("code", ["1 +", "%nosuchmagic", "raise KeyboardInterrupt", "%%codex\n"])
+def test_every_kind_of_error_is_kept(ip: Any, simulator: Simulated, code: str) -> None:
+    """Syntax errors, magics that do not exist, Stop and errors of ours are kept, too."""
+    ran = ip.run_cell(code, store_history=True)
+    ip.run_cell_magic("codex", "", "explain {Err[-1]}")
+    assert ran.error_in_exec is None or type(ran.error_in_exec).__name__ in simulator.prompts[0]
+    assert code.strip() in simulator.prompts[0]
+
+
+def test_pictures_are_sent(ip: Any, simulator: Simulated, tmp_path: Path) -> None:
+    """`--image` takes files and variables, and `{figure}` goes along with its place marked."""
+    png = b"\x89PNG\r\n\x1a\n" + b"0" * 8
+    (tmp_path / "a b.png").write_bytes(png)
+    ip.user_ns["figure"] = pytest.importorskip("matplotlib.figure").Figure()
+    ip.user_ns["Out"][8] = png
+    line = f"--image Out[8] --image '{tmp_path / 'a b.png'}'"
+    ip.run_cell_magic("codex", line, "what is {figure}?")
+    content = simulator.core.log[-1].body["input"][0]["content"]
+    assert content[0]["text"] == "what is [image 1]?"
+    urls = [part["image_url"] for part in content[1:]]
+    assert [url[:26] for url in urls] == ["data:image/png;base64,iVBO"] * 3
+    assert urls[1] == urls[2] != urls[0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("nobody", "The picture nobody cannot be read"),
+        ("number", "A int is no picture"),
+        ("number.x", "AttributeError"),
+        ("'exit()'", "cannot be read"),
+        ("/etc/passwd", "no picture that can be sent"),
+    ],
+)
+def test_a_wrong_picture_sends_nothing(
+    ip: Any, simulator: Simulated, expression: str, says: str
+) -> None:
+    """What is no picture is a clear error, and no code is run for it."""
+    ip.user_ns["number"] = 5
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        ip.run_cell_magic("codex", f"--image {expression}", "look")
+    assert simulator.prompts == []
 
 
 def test_a_reload_keeps_what_was_typed_in(

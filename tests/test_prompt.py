@@ -6,6 +6,8 @@ import ast
 import builtins
 import datetime
 import os
+import random
+import re
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.notebook.prompt import COLUMNS, ROWS, fill
+from nbcodex.notebook.prompt import fill
+from nbcodex.notebook.tables import COLUMNS, LARGEST, ROWS
 
 EXAMPLES = int(os.environ.get("PROMPT_EXAMPLES", "3000"))
 
@@ -139,7 +142,7 @@ NAMES = {
         ("{{{name}}}", "{{name}}"),
         ("{'name': {name}}", "{'name': Ada}"),
         ("file_{n}.csv", "file_1.csv"),
-        ("{name:{n}}", "{name:1}"),
+        ("{nobody:{n}} {name: {n}}", "{nobody:1} {name: 1}"),
         (r"\textbf{Dear {name}}", r"\textbf{Dear Ada}"),
         (r"\alpha {name}", r"\alpha Ada"),
     ],
@@ -177,6 +180,7 @@ def test_chains_are_filled_in(text: str, expected: str) -> None:
         "{" * 50 + "name",
         "{True} {None} {class}",
         r"{x['\d']+1}",
+        "{n:{n}} {name:{n}} {n!r:>{n}} {n:{missing}}",
     ],
 )
 def test_everything_else_is_left_to_the_letter(text: str) -> None:
@@ -239,6 +243,29 @@ def test_only_known_names_in_braces_are_touched(text: str) -> None:
     for chain in done.filled if done else ():
         assert f"{{{chain}" in text
         assert chain.startswith(("name", "x"))
+
+
+PIECES = [
+    *("{", "}", "{{", "}}", "$", "${", "$$", "\\", "\\frac", "\\frac{", "\\text{", "[", "]", "("),
+    *("name", "x", "df", "In[3]", "Out", "nobody", "a.b", "'k'", '"', "'", ":", ": ", ",", "!r"),
+    *("=", "`", ")", "\n", " ", "\t", "🦉", "👩\u200d🚀", "ö", "你", "\u202e", "\x00", "0", "-1"),
+    *("%", "#", "\\{", "\\}", ":.2f}"),
+]
+BEGUN = re.compile(r"\{(?:name|x|df|In|Out|Err)(?!\w)")
+
+
+def test_a_hundred_thousand_prompts_pass_byte_for_byte() -> None:
+    """Prompts in which no brace is followed by a name that exists reach the body as they are."""
+    chance, known = random.Random(7), {"name": "!", "x": "!", "df": "!", "In": ["!"] * 9, "Out": {}}
+    passed = changed = 0
+    while passed < 100_000:
+        text = "".join(chance.choices(PIECES, k=chance.randrange(1, 14)))
+        if BEGUN.search(text):
+            continue
+        passed += 1
+        done = fill(text, known)
+        changed += (done.text, done.filled, done.images) != (text, (), ())
+    assert changed == 0
 
 
 def _calm(text: str) -> bool:
@@ -319,6 +346,22 @@ def test_a_large_frame_is_cut_and_says_so() -> None:
     assert lines[-2:] == ["… 940 more rows", "… 5 more columns"]
     assert len(lines) == 2 + ROWS + 2
     assert {line.count("|") for line in lines[:-2]} == {COLUMNS + 1}
+
+
+def test_a_wide_frame_is_cut_by_its_size() -> None:
+    """Long cells leave out rows, so that a table stays within its limit."""
+    frame = Frame([f"c{i}" for i in range(20)], [("y" * 999,) * 20] * 50)
+    text = fill("{df}", {"df": frame}).text
+    assert len(text) < LARGEST + 1000
+    assert text.splitlines()[-1] == "… 46 more rows"
+
+
+def test_what_was_filled_in_is_told() -> None:
+    """The notes name what was filled in, each once, and what was not found."""
+    done = fill("{name} {n} {name} {nam} {nam}", NAMES)
+    assert done.notes == ["{name}, {n} filled in", "{nam} not found"]
+    many = fill("".join(f"{{rows[{n}]}}" for n in range(9)), NAMES)
+    assert many.notes[0].endswith("{rows[4]}, 4 more filled in")
 
 
 def test_polars_and_series_become_tables() -> None:

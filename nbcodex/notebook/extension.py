@@ -11,6 +11,7 @@ from nbcodex.journal.glance import may_be_unfinished
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook
 from nbcodex.notebook.magics import CodexMagics
+from nbcodex.notebook.mishaps import heard
 from nbcodex.settings import JOURNAL, folder_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load(shell: InteractiveShell) -> None:
         config.take_over(_before.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
     shell.register_magics(CodexMagics(shell, config))
+    shell.events.register("post_run_cell", heard.note)
     if config.journal:
         _tell_of_the_unfinished(shell, config)
 
@@ -57,6 +59,8 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
 
 def unload(shell: InteractiveShell) -> None:
     """Take them away again; requests on their way go on to their ends."""
+    if heard.note in shell.events.callbacks["post_run_cell"]:
+        shell.events.unregister("post_run_cell", heard.note)
     for kind, name in _NAMES.items():
         shell.magics_manager.magics[kind].pop(name, None)
     _before[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _before

@@ -52,6 +52,7 @@ class CodexMagics(Magics):
         from nbcodex.composition import compose
         from nbcodex.notebook import identity
         from nbcodex.notebook.session import Session, View
+        from nbcodex.notebook.variables import pictures
 
         session = Session(self._shell, self._config)
         prompt = self._filled(cell, raw=chosen.raw)
@@ -69,13 +70,14 @@ class CodexMagics(Magics):
             reuse=chosen.reuse or None,
             durable=chosen.durable,
             origin=identity.origin(self._shell, variable=chosen.out),
+            images=[*prompt.images, *pictures(chosen.image, self._shell)],
         )
         if chosen.dry_run:
             session.rehearse(request, prompt.missing)
             return
         view = View(
             as_text=chosen.format == "text",
-            notes=[f"{{{name}}} not found" for name in prompt.missing],
+            notes=prompt.notes,
         )
         handle = current().handle(request, session.settings)
         (session.answer_later if chosen.background else session.answer)(handle, view)
@@ -91,19 +93,7 @@ class CodexMagics(Magics):
 
     def _filled(self, cell: str, *, raw: bool) -> Filled:
         from nbcodex.notebook.prompt import Filled, fill
+        from nbcodex.notebook.variables import variables
 
         text = cell.removesuffix("\n")
-        return Filled(text) if raw else fill(text, self._variables(text))
-
-    def _variables(self, text: str) -> dict[str, object]:
-        """Return the notebook's own variables: `exit`, `open` and what else IPython adds are none.
-
-        Its histories count only where one of their entries is named, never as a whole.
-        """
-        added, nothing = self._shell.user_ns_hidden, object()
-        histories = {name for name in ("In", "Out") if f"{{{name}[" in text}
-        return {
-            name: value
-            for name, value in self._shell.user_ns.items()
-            if name in histories or value is not added.get(name, nothing)
-        }
+        return Filled(text) if raw else fill(text, variables(self._shell, text))

@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
     add("--durable", action="store_true", help="have the server keep the answer until it is here")
     add("--dry-run", action="store_true", help="tell tokens and cost, and send nothing")
+    add(
+        "--image", action="append", default=[], metavar="EXPR", help="picture: a path or a variable"
+    )
     add("--raw", action="store_true", help="leave {…} in the prompt alone")
     return cell
 

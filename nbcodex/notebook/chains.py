@@ -1,0 +1,115 @@
+"""Chains of attributes, indexes and calls that begin with a name, such as ``df.head()[0]``.
+
+Owns what is a chain, and walks it: nothing is compiled or run as code, so that a chain can do no
+more than the objects it is made of. Must not know prompts.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from nbcodex.errors import brief
+
+
+def parse(source: str) -> ast.expr | None:
+    """Return the chain that `source` is, or None if it is anything else."""
+    if source != source.strip():
+        return None
+    try:
+        node = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    return node if _is_chain(node) else None
+
+
+def first(node: ast.expr) -> str:
+    """Return the name that a chain begins with."""
+    match node:
+        case ast.Attribute(value=owner) | ast.Subscript(value=owner) | ast.Call(func=owner):
+            return first(owner)
+        case ast.Name(id=name):
+            return name
+    raise TypeError("not a chain")
+
+
+def is_known(node: ast.expr, namespace: Mapping[str, object]) -> bool:
+    """Whether every name in a chain is there."""
+    return all(part.id in namespace for part in ast.walk(node) if isinstance(part, ast.Name))
+
+
+def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
+    """Return the value of a chain, or of what may stand in its brackets."""
+
+    def value_of(part: ast.expr | None) -> Any:
+        return evaluate(part, namespace)
+
+    match node:
+        case ast.Name(id=name):
+            return namespace[name]
+        case ast.Constant(value=value):
+            return value
+        case ast.Attribute(value=owner, attr=name):
+            return getattr(value_of(owner), name)
+        case ast.Subscript(value=owner, slice=index):
+            return value_of(owner)[value_of(index)]
+        case ast.Call(func=func, args=args, keywords=keywords):
+            function = value_of(func)
+            given = [value_of(arg) for arg in args]
+            return function(*given, **{str(k.arg): value_of(k.value) for k in keywords})
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            return slice(value_of(lower), value_of(upper), value_of(step))
+        case ast.UnaryOp(operand=operand):
+            return -value_of(operand)
+        case ast.Tuple(elts=parts):
+            return tuple(map(value_of, parts))
+        case ast.List(elts=parts):
+            return list(map(value_of, parts))
+        case _:
+            return None
+
+
+def describe(error: Exception) -> str:
+    """Return what went wrong in a chain, in a few words."""
+    try:
+        message = brief(str(error), 200)
+    except Exception:  # an exception of the user's own may fail to say what it is
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _is_chain(node: ast.expr) -> bool:
+    match node:
+        case ast.Name():
+            return True
+        case ast.Attribute(value=value):
+            return _is_chain(value)
+        case ast.Subscript(value=value, slice=index):
+            return _is_chain(value) and _is_index(index)
+        case ast.Call(func=func, args=args, keywords=keywords):
+            given = [*args, *(keyword.value for keyword in keywords)]
+            named = all(keyword.arg for keyword in keywords)
+            return _is_chain(func) and named and all(map(_is_argument, given))
+        case _:
+            return False
+
+
+def _is_index(node: ast.expr) -> bool:
+    match node:
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            return all(part is None or _is_argument(part) for part in (lower, upper, step))
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            return all(map(_is_index, parts))
+        case _:
+            return _is_argument(node)
+
+
+def _is_argument(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant():
+            return True
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _is_argument(operand)
+        case _:
+            return _is_chain(node)

@@ -1,0 +1,69 @@
+"""What a shell offers to a prompt: the notebook's own variables, and its histories.
+
+Owns which names count: what IPython puts beside the user's own does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbcodex.errors import ConfigurationError, brief
+from nbcodex.notebook import chains
+from nbcodex.notebook.mishaps import heard
+from nbcodex.pictures import picture
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbcodex.records import Image
+
+_HISTORIES = ("In", "Out", "Err")
+
+
+def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
+    """Return the notebook's own variables: `exit`, `open` and what else IPython adds are none.
+
+    Its histories count only where `text` names one of their entries, never as a whole.
+    """
+    added, nothing = shell.user_ns_hidden, object()
+    named = {name for name in _HISTORIES if f"{{{name}[" in text}
+    errors = {"Err": heard} if "Err" in named else {}
+    return errors | {
+        name: value
+        for name, value in shell.user_ns.items()
+        if name in named or value is not added.get(name, nothing)
+    }
+
+
+def pictures(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]:
+    """Return the pictures that `--image` names: a file's path, or a chain of the notebook's names.
+
+    Raises
+    ------
+    ConfigurationError
+        If one of them is no picture.
+    """
+    return [picture(_value(text, variables(shell, f"{{{text}"))) for text in expressions]
+
+
+def _value(text: str, names: Mapping[str, object]) -> object:
+    """Return the value of an expression; a text that is none is a path, as is one of a file."""
+    chain = chains.parse(text)
+    if chain is None or _is_file(text) or chains.first(chain) not in names:
+        return Path(text)
+    try:
+        return chains.evaluate(chain, names)
+    except Exception as error:
+        raise ConfigurationError(
+            f"--image {brief(text, 80)} failed: {chains.describe(error)}.",
+            advice="Nothing was sent.",
+        ) from error
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
