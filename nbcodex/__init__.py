@@ -1,7 +1,7 @@
 """nbcodex: a ``%%codex`` cell magic that survives every rate limit.
 
-``%load_ext nbcodex`` adds the magics; `ask`, `aask` and `Reply` serve plain Python. Everything
-heavy is imported when it is first needed.
+``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `monitor` and `Reply` serve plain Python.
+Everything heavy is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from nbcodex.client import aask, ask
     from nbcodex.errors import NbcodexError
+    from nbcodex.notebook.dashboard import monitor
     from nbcodex.records import Reply, Usage
 
-__all__ = ["NbcodexError", "Reply", "Usage", "aask", "ask"]
+__all__ = ["NbcodexError", "Reply", "Usage", "aask", "ask", "monitor"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "Usage": "nbcodex.records",
     "aask": "nbcodex.client",
     "ask": "nbcodex.client",
+    "monitor": "nbcodex.notebook.dashboard",
 }
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nbcodex.engine import Engine
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
+    from nbcodex.pacing.ledger import Hold
+    from nbcodex.records import Snapshot
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -185,6 +187,10 @@ class Client:
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
             journal.close()
+
+    def limits(self) -> dict[str, tuple[Snapshot | None, Hold | None]]:
+        """Return what is known of each bucket: the last headers, and its hold."""
+        return self._engine.ledger.known() if self._engine else {}
 
     async def follow(self, request: Request, settings: Settings) -> Ending:
         """Ask, and wait for the ending on the caller's event loop."""

@@ -18,6 +18,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal import changes, queries, spending
 from nbcodex.journal.batches import Batches
 from nbcodex.journal.database import Connection, Database
+from nbcodex.journal.elsewhere import Elsewhere, look
 from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.spending import Spent
@@ -307,6 +308,13 @@ class Journal:
     def totals(self) -> Totals:
         """Return the counters of all time: kept as such, so that nothing is scanned."""
         return self._writer.ask(queries.totals, default=Totals())
+
+    def elsewhere(self) -> Elsewhere:
+        """Return what other kernels of this user have under way."""
+        return self._writer.ask(
+            lambda connection: look(connection, owner=self._upkeep.owner, clock=self._clock),
+            default=Elsewhere(),
+        )
 
     def close(self) -> None:
         """Let the file go; what is still under way here is abandoned from now on."""

@@ -198,7 +198,7 @@ def place(
     """
     if not hasattr(shell, "kernel"):
         return NoticeDisplay() if later else TerminalDisplay(clock)
-    if choice == "widget" or (choice == "auto" and _shows_widgets(shell)):
+    if shows_widgets(shell, choice):
         try:
             from nbcodex.notebook.widgets import WidgetDisplay
 
@@ -208,10 +208,21 @@ def place(
     return TextDisplay(clock)
 
 
-def _shows_widgets(shell: InteractiveShell) -> bool:
-    """Whether the front end is one of those that are known to show widgets."""
-    return (
+def shows_widgets(shell: InteractiveShell | None, choice: str) -> bool:
+    """Whether widgets are wanted, and the front end is one of those that are known to show them.
+
+    Parameters
+    ----------
+    shell : InteractiveShell or None
+        The shell that runs the cell.
+    choice : {"auto", "widget", "text"}
+        What the user has set.
+    """
+    if shell is None or not hasattr(shell, "kernel"):
+        return False
+    known = (
         "JPY_SESSION_NAME" in os.environ
         or "__vsc_ipynb_file__" in shell.user_ns
         or "google.colab" in sys.modules
     )
+    return choice == "widget" or (choice == "auto" and known)

@@ -46,6 +46,8 @@ class PanelState:
 
     Parameters
     ----------
+    id : str
+        The request's, by which it is resumed.
     phase : str
         What is going on.
     since, began : float
@@ -80,6 +82,7 @@ class PanelState:
         What came of it, once it has ended.
     """
 
+    id: str = ""
     phase: Phase = "queued"
     since: float = 0.0
     began: float = 0.0
@@ -133,8 +136,8 @@ class PanelState:
 def reduce(state: PanelState, event: events.Event) -> PanelState:
     """Return the state after `event`; what that costs does not depend on the answer's length."""
     match event:
-        case events.Queued(model=model, patience=patience, at=at):
-            return PanelState(since=at, began=at, model=model, patience=patience)
+        case events.Queued(request_id=id_, model=model, patience=patience, at=at):
+            return PanelState(id=id_, since=at, began=at, model=model, patience=patience)
         case events.Held(limit=limit):
             return _wait(state, event, "held", limit=limit, reason="")
         case events.BackingOff(limit=limit, error=error, attempt=attempt):

@@ -19,6 +19,7 @@ from nbcodex.events import Ending
 from nbcodex.handle import Handle, PendingReply, reply_of
 from nbcodex.notebook import identity, output
 from nbcodex.notebook.output import Screen
+from nbcodex.notebook.watch import watch_of
 from nbcodex.records import Reply, Request
 from nbcodex.settings import Settings
 
@@ -65,6 +66,7 @@ class Session:
         around.settings = config.settings
         around.follow = self._follow
         self.settings: Settings = config.settings()
+        watch_of(current())
 
     @property
     def notebook(self) -> str:

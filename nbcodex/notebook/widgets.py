@@ -33,8 +33,16 @@ STATIC = Path(__file__).parent / "static"
 PACE = 0.09
 """Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
 
+MOST = 400_000
+"""Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
+
 THOUGHT = 160
 """Characters of its latest thought that a thinking model is shown with."""
+
+
+def _static(*names: str) -> str:
+    """Return these files as one: a widget's module has no address to import others from."""
+    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
 class Panel(anywidget.AnyWidget):
@@ -48,8 +56,8 @@ class Panel(anywidget.AnyWidget):
         The kernel's id at the server; empty where unknown, and Cancel then has no second way.
     """
 
-    _esm = STATIC / "panel.js"
-    _css = STATIC / "panel.css"
+    _esm = _static("parts.js", "panel.js")
+    _css = _static("parts.css", "panel.css")
 
     view = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
@@ -59,6 +67,15 @@ class Panel(anywidget.AnyWidget):
         if bundle is not None:
             bundle[0]["text/plain"] = self.view.get("line", "")
         return bundle
+
+
+class Board(anywidget.AnyWidget):
+    """The monitor's traits: `view` is what `overview.picture` returns, and the kernel's clocks."""
+
+    _esm = _static("parts.js", "monitor.js")
+    _css = _static("parts.css", "monitor.css")
+
+    view = traitlets.Dict().tag(sync=True)
 
 
 class WidgetDisplay(Display):
@@ -101,7 +118,7 @@ class WidgetDisplay(Display):
         """Make the widget, while there is nothing to be shown yet and the network is waited for."""
         self._state = state
         self._panel = Panel(view=self._view(), kernel_id=_kernel_id(), layout=_layout())
-        _hear_while_blocked(self._panel)
+        hear_while_blocked(self._panel)
         self._panel.on_msg(self._hear)
 
     def open(self, state: PanelState) -> None:
@@ -151,6 +168,8 @@ class WidgetDisplay(Display):
             return
         whole = whole or not text.grew_from(self._text)
         more = str(text) if whole else text.since(len(self._text))
+        if len(more) > MOST:
+            whole, more = True, f"…{more[-MOST:]}"
         self._text = text
         self._seq += 1
         self._panel.send({"type": "text", "seq": self._seq, "text": more, "whole": whole})
@@ -184,6 +203,7 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
     usage = state.usage
     about = "~" if usage.estimated else ""
     return {
+        "id": state.id,
         "phase": state.phase,
         "ended": state.ended,
         "stale": state.stale,
@@ -222,6 +242,7 @@ def _cause(state: PanelState) -> dict[str, Any] | None:
         return {"name": name, "figures": told} if name else None
     return {
         "name": limit.name,
+        "resource": limit.resource,
         "figures": limit.figures,
         "limit": limit.limit,
         "used": limit.used,
@@ -255,7 +276,7 @@ def _kernel_id() -> str:
     return ""
 
 
-def _hear_while_blocked(panel: Panel) -> None:
+def hear_while_blocked(panel: Panel | Board) -> None:
     """Have clicks served beside the blocked cell.
 
     ipykernel 7.4 routes a comm's incoming messages to the shell that last sent on it, which is the

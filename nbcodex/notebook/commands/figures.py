@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from IPython.display import display
+
 from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.clock import spell
@@ -53,6 +55,16 @@ class Figures(Room):
 
     def _keep(self, cap: Cap | None) -> None:
         loop.running().submit(current().keep_cap(self._settings, cap)).result()
+
+    def monitor(self) -> None:
+        """Show all requests, live: gauges, totals, countdowns with their buttons, retries."""
+        from nbcodex.notebook.dashboard import monitor
+
+        shown = monitor()
+        if hasattr(self._session.shell, "kernel"):
+            display(shown)  # type: ignore[no-untyped-call]
+        else:
+            tell(str(shown))
 
     def limits(self) -> None:
         """Tell the limits that the server's answers have named, as far as known."""

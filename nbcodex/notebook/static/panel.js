@@ -4,50 +4,12 @@
  * as markup. Times count down here, by this browser's clock alone.
  */
 
-const GRACE_MS = 400; // for Python to say that it has heard a click
 const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
 const REACH_MS = 2000; // for Python to answer at all while its cell runs
+const MOST = 400_000; // characters of its end that a long answer is shown with
 const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
-// Lab's command mode would take a letter pressed here for an order to the notebook.
-const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
 const DEAF = "This kernel hears no button while a cell runs.";
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
-
-const PHASES = {
-  queued: ["Queued", "Waiting for its turn to be sent"],
-  held: ["Held back", "The model is closed for the moment: another request met its limit"],
-  sending: ["Sent", "Waiting for the first word"],
-  thinking: ["Thinking", "The model is reasoning before it answers"],
-  streaming: ["Answering", "The answer is arriving"],
-  waiting: ["Waiting to retry", "The server refused the last attempt; the next starts by itself"],
-  done: ["Done", "The answer is complete"],
-  parked: ["Parked", "Kept for later; nothing is lost"],
-  interrupted: ["Interrupted", "You stopped the cell; the text so far is kept"],
-  cancelled: ["Cancelled", "You cancelled this request"],
-  failed: ["Failed", "No further attempt can help"],
-};
-
-// 16 × 16 line drawings, told apart by shape and not by colour.
-const CLOCK = "M8 2a6 6 0 1 0 0 12A6 6 0 0 0 8 2M8 4.8V8l2.2 1.6";
-const ICONS = {
-  queued: "M3 4.5h10M3 8h10M3 11.5h6",
-  held: "M6 3.5v9M10 3.5v9",
-  sending: "M8 13V3.5M4.2 7 8 3.2 11.8 7",
-  thinking: "M3.5 8h.01M8 8h.01M12.5 8h.01",
-  streaming: "M3 4h10M3 8h7M3 12h3M8.5 12h.01",
-  waiting: CLOCK,
-  done: "m3 8.5 3.5 3.5L13 4.5",
-  parked: "M5 13.5v-11h3.8a3.3 3.3 0 0 1 0 6.6H5",
-  interrupted: "M4 4h8v8H4z",
-  cancelled: "m4 4 8 8M12 4l-8 8",
-  failed: "M8 2.5 14.2 13.5H1.8zM8 6.5v3M8 11.6h.01",
-};
-
-const BUTTONS = {
-  cancel: ["Cancel", "Cancelling…", "end it, keep the text", "End this request now and keep the text so far"],
-  retry: ["Retry now", "Retrying…", "skip the countdown", "Send it again at once, without waiting for the countdown"],
-  park: ["Park", "Parking…", "resume it later", "Put this request aside and free the cell; resume it later"],
-};
 
 /* What the model's messages add up to. Views subscribe; the text outlives each of them. */
 function openFeed(model) {
@@ -66,7 +28,7 @@ function openFeed(model) {
 
   function hearText({ seq, text, whole }) {
     if (!whole && seq !== feed.seq + 1) return; // the view that follows it asks for all
-    feed.text = whole ? text : feed.text + text;
+    feed.text = (whole ? text : feed.text + text).slice(-MOST);
     feed.seq = seq;
     tell("addText", { text, whole });
   }
@@ -122,42 +84,14 @@ async function interrupt(kernelId) {
   return answer.ok;
 }
 
-function make(tag, name, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  node.className = name && `nbcodex-${name}`;
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-
-function draw(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-
-const put = (node, text) => {
-  if (node.textContent !== text) node.textContent = text;
-  node.hidden = !text;
-};
-
-function span(ms) {
-  const s = Math.max(0, ms) / 1000;
-  if (s < 59.95) return `${s.toFixed(1)} s`;
-  const whole = Math.round(s), two = (n) => String(n).padStart(2, "0");
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
-}
-
 /* The countdown's digits and their unit, as they stand in the ring. */
 function digits(ms, calm) {
   const s = Math.max(0, ms) / 1000;
-  if (s < 9.95 && !calm) return [s.toFixed(1), "seconds"];
+  if (s < 9.95 && !calm) return [s.toFixed(1), "seconds left"];
   const whole = Math.ceil(s), two = (n) => String(n).padStart(2, "0");
-  if (whole < 60) return [String(whole), whole === 1 ? "second" : "seconds"];
-  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "minutes"];
-  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "hours"];
+  if (whole < 60) return [String(whole), whole === 1 ? "second left" : "seconds left"];
+  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "minutes left"];
+  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "hours left"];
 }
 
 /* How full the server's bucket is, and how much of this request does not fit. */
@@ -167,7 +101,7 @@ function makeMeter() {
   const words = ["used", "asked", "mark"].map((name) => make("span", `key nbcodex-key-${name}`));
   const over = make("strong", "over");
   const node = make("div", "fill", {}, bar, make("div", "keys", {}, ...words, over));
-  const show = ({ limit, used, requested }, ours) => {
+  const show = ({ resource, limit, used, requested }, ours) => {
     node.hidden = ![limit, used, requested].every((n) => Number.isFinite(n) && n >= 0) || !limit;
     if (node.hidden) return false;
     const full = Math.max(limit, used + requested);
@@ -176,7 +110,8 @@ function makeMeter() {
     parts[1].style.width = `${(100 * requested) / full}%`;
     parts[2].style.left = `${(100 * limit) / full}%`;
     put(words[0], `used ${n(used)}`);
-    put(words[1], `${ours ? "this" : "that"} request ${n(requested)}`);
+    const reserve = resource === "tokens" ? " (prompt + the output it may use)" : "";
+    put(words[1], `${ours ? "this" : "that"} request ${n(requested)}${reserve}`);
     put(words[2], `limit ${n(limit)}`);
     put(over, ours && used + requested > limit ? `${n(used + requested - limit)} too many` : "");
     return true;
@@ -184,14 +119,24 @@ function makeMeter() {
   return { node, show };
 }
 
+/* What a limit did: it may have room, and only too little for the request. */
+function met(cause) {
+  if (!cause || !("limit" in cause)) return "";
+  const { limit, used, requested } = cause;
+  return used < limit && used + requested > limit ? "does not fit into the limit: " : "limit reached: ";
+}
+
 function makeRing() {
   const circle = { cx: 40, cy: 40, r: 35, pathLength: 100 };
   const arc = draw("circle", { ...circle, class: "nbcodex-arc" });
+  // A wedge, as on a kitchen timer: what is left of the wait, never what is done of it.
+  const wedge = draw("circle", { ...circle, r: 15, class: "nbcodex-wedge" });
+  const hand = draw("path", { class: "nbcodex-hand", d: "M61 40H79" });
   const number = make("span", "number"), unit = make("span", "unit");
   const timer = make("div", "timer", { role: "timer", "aria-live": "off" }, number, unit);
   const picture = draw(
     "svg", { viewBox: "0 0 80 80", "aria-hidden": "true" },
-    draw("circle", { ...circle, class: "nbcodex-track" }), arc,
+    draw("circle", { ...circle, class: "nbcodex-track" }), wedge, arc, hand,
   );
   return {
     node: make("div", "ring", {}, picture, timer),
@@ -199,7 +144,9 @@ function makeRing() {
       const [value, name] = left > 0 ? digits(left, calm) : ["now", "due"];
       put(number, value);
       put(unit, name);
-      arc.style.strokeDashoffset = 100 - 100 * Math.min(1, Math.max(0, left / (total || 1)));
+      const share = Math.min(1, Math.max(0, left / (total || 1)));
+      for (const part of [arc, wedge]) part.style.strokeDashoffset = 100 - 100 * share;
+      hand.style.transform = `rotate(${360 * share}deg)`;
     },
   };
 }
@@ -225,6 +172,7 @@ function makeLog() {
     block.append(end < 0 ? text : text.slice(0, end));
     size += text.length;
     if (end >= 0) begin(text.slice(end + 1));
+    while (node.children.length > MOST / BLOCK) node.firstChild.remove();
     if (text) node.hidden = false;
     if (follows) node.scrollTop = node.scrollHeight;
   }
@@ -234,16 +182,16 @@ function makeLog() {
 
 /* One button, which can always be reached: where it would do nothing, it says why. */
 function makeButton(name, press) {
-  const [label, busy, hint, title] = BUTTONS[name];
-  const [words, gloss] = [make("span", "label", {}, label), make("small", "gloss", { "aria-hidden": "true" }, hint)];
+  const [label, busy, hint] = BUTTONS[name];
+  const [words, gloss] = [make("span", "label", {}, label), make("small", "gloss", { "aria-hidden": "true" })];
   const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": label }, words, gloss);
   let refusal = "";
   node.addEventListener("click", () => press(name, refusal));
-  const show = (why, pressed, brief) => {
+  const show = (why, pressed, brief, id) => {
     refusal = why;
     put(words, pressed ? busy : label);
-    put(gloss, why ? brief : hint);
-    node.title = why ? `${label} is not possible now. ${why}` : title;
+    put(gloss, why ? brief : hint.replace("ID", id));
+    node.title = why ? `${label} is not possible now. ${why}` : aboutButton(name, id);
     node.setAttribute("aria-disabled", String(Boolean(why || pressed)));
   };
   return { node, show };
@@ -311,8 +259,8 @@ function openView(feed, model, el) {
     root.dataset.stale = view.stale;
     const stale = view.stale && "The text below broke off; the next attempt replaces it.";
     put(hint, stale || view.thought || (wait.hidden && log.node.hidden ? about : ""));
-    put(facts[0], view.tokens_in && `${view.tokens_in} tokens in`);
-    put(facts[1], view.tokens_out && `${view.tokens_out} tokens out`);
+    put(facts[0], view.tokens_in && `${view.tokens_in} tokens in the prompt`);
+    put(facts[1], view.tokens_out && `${view.tokens_out} tokens of answer`);
     put(facts[2], view.speed && `${view.speed} tokens/s`);
     put(facts[3], view.cost);
     tick();
@@ -335,7 +283,7 @@ function openView(feed, model, el) {
       const deaf = action.name !== "cancel" && feed.reached === false && !view.ended;
       const why = deaf ? DEAF : action.refusal;
       const brief = deaf ? "unheard by this kernel" : view.ended ? "it has ended" : "it is not waiting";
-      shown.get(action.name).show(why, pressed === action.name, brief);
+      shown.get(action.name).show(why, pressed === action.name, brief, view.id);
     }
   }
 
@@ -344,8 +292,7 @@ function openView(feed, model, el) {
     ring.node.hidden = feed.due === null;
     if (wait.hidden) return;
     const held = view.phase === "held";
-    const limited = view.cause && "limit" in view.cause;
-    put(cause, `${limited ? "limit reached: " : ""}${view.cause?.name || "waiting"}`);
+    put(cause, `${met(view.cause)}${view.cause?.name || "waiting"}`);
     const drawn = meter.show(view.cause ?? {}, !held);
     put(figures, drawn ? "" : (view.cause?.figures ?? ""));
     const what = held ? "Met by another request; this one is sent" : `Attempt ${view.attempt + 1} starts`;
@@ -355,8 +302,9 @@ function openView(feed, model, el) {
   function tick() {
     const view = feed.view, age = view.ended ? 0 : Date.now() - feed.born;
     if (feed.due !== null) ring.show(feed.due - Date.now(), view.total_ms, calm);
-    put(facts[4], `${span(view.elapsed_ms + age)} in all`);
     const waited = view.waited_ms + (feed.due === null ? 0 : age);
+    const worked = view.elapsed_ms + age - waited;
+    put(facts[4], waited > 0 && worked < 1000 ? "" : `${span(view.elapsed_ms + age)} in all`);
     put(facts[5], waited > 0 ? `waited ${span(waited)} of ${view.patience}` : "");
   }
 

@@ -1,0 +1,245 @@
+"""What is known of all requests of a process: a pure function of events and observations.
+
+Owns the monitor's state; `overview` puts it into words. Must not know IPython, widgets, threads or
+what time it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from nbcodex import events
+from nbcodex.clock import spell
+from nbcodex.errors import brief
+from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.notebook import panel
+from nbcodex.notebook.panel import BYTES_PER_TOKEN, PanelState
+from nbcodex.pacing.ledger import Hold
+from nbcodex.pacing.told import told_by
+from nbcodex.records import MINUTE, Gauge, Reply, Snapshot, Usage
+
+HOUR = 60
+"""Minutes that the plot goes back."""
+
+LOGGED = 50
+"""Retries that are remembered."""
+
+Limits = Mapping[str, tuple[Snapshot | None, Hold | None]]
+"""By bucket what the last headers told, and whether it is closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grown(events.Event):
+    """More of an answer: so many bytes, of which the monitor needs no text."""
+
+    size: int
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """What many requests came to. Unknown figures are counted, never taken for zero.
+
+    Parameters
+    ----------
+    requests, answers : int
+        How many were asked, and answered.
+    usage : Usage
+        Their tokens.
+    cost, waited : float
+        US dollars; seconds.
+    unknown, unpriced : int
+        Requests whose tokens, or whose price, nobody knows.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost: float = 0.0
+    waited: float = 0.0
+    unknown: int = 0
+    unpriced: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The user's own cap, in US dollars, and what of it is spent."""
+
+    spent: float
+    cap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What no event tells, as it was at the instant `at`; None where it was not looked up.
+
+    Parameters
+    ----------
+    limits : mapping or None
+        The buckets of this process.
+    session, ever : Sums or None
+        The totals of this process, and of all time.
+    elsewhere : Elsewhere or None
+        What other kernels have under way.
+    budget : Budget or None
+        The user's cap, if one is set.
+    """
+
+    at: float
+    limits: Limits | None = None
+    session: Sums | None = None
+    ever: Sums | None = None
+    elsewhere: Elsewhere | None = None
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged:
+    """A line of the log: what befell a request at an instant of the events' clock."""
+
+    at: float
+    request_id: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minute:
+    """What one minute of the plot holds."""
+
+    tokens: int = 0
+    hits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorState:
+    """All that a user sees of all requests. Instants are the events' own (`Clock.now`).
+
+    Parameters
+    ----------
+    open : mapping
+        The requests that have not ended, by id, oldest first; without their text.
+    limits, session, ever, elsewhere, budget
+        As last observed.
+    last : Reply or None
+        What the last request came to, without its text.
+    minutes : mapping
+        Tokens and limit hits of the last hour, by minute of the events' clock.
+    log : tuple of Logged
+        Retries and failures, newest last.
+    """
+
+    open: Mapping[str, PanelState] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
+    session: Sums = field(default_factory=Sums)
+    ever: Sums | None = None
+    elsewhere: Elsewhere | None = None
+    budget: Budget | None = None
+    last: Reply | None = None
+    minutes: Mapping[int, Minute] = field(default_factory=dict)
+    log: tuple[Logged, ...] = ()
+
+
+def reduce(state: MonitorState, heard: Iterable[events.Event | Observed]) -> MonitorState:
+    """Return the state after what was heard; a batch costs one copy, however many are open."""
+    state = replace(state, open=dict(state.open), minutes=dict(state.minutes))
+    for each in heard:
+        state = _observe(state, each) if isinstance(each, Observed) else _hear(state, each)
+    return state
+
+
+def _observe(state: MonitorState, seen: Observed) -> MonitorState:
+    names = ("limits", "session", "ever", "elsewhere")
+    news = {name: value for name in names if (value := getattr(seen, name)) is not None}
+    return replace(state, budget=seen.budget, **news)
+
+
+def _hear(state: MonitorState, event: events.Event) -> MonitorState:
+    rows: dict[str, PanelState] = state.open  # type: ignore[assignment]  # a copy of our own
+    row = rows.get(event.request_id)
+    if isinstance(event, events.Ending):
+        rows.pop(event.request_id, None)
+        return _end(state, event)
+    if isinstance(event, Grown):
+        if row is not None:
+            rows[event.request_id] = _grow(row, event)
+        return state
+    rows[event.request_id] = panel.reduce(row or PanelState(since=event.at, began=event.at), event)
+    if isinstance(event, events.BackingOff):
+        return _log(state, event, _refusal(event), hits=event.limit is not None)
+    return state
+
+
+def _grow(row: PanelState, event: Grown) -> PanelState:
+    phase: panel.Phase = "thinking" if event.reasoning else "streaming"
+    more = math.ceil(event.size / BYTES_PER_TOKEN)
+    return replace(
+        row,
+        phase=phase,
+        since=row.since if phase == row.phase else event.at,
+        usage=replace(row.usage, output_tokens=(row.usage.output_tokens or 0) + more),
+    )
+
+
+def _end(state: MonitorState, event: events.Ending) -> MonitorState:
+    reply = event.reply
+    if isinstance(event, events.Parked | events.Failed):
+        kind = "parked" if isinstance(event, events.Parked) else "failed"
+        state = _log(state, event, f"{kind}: {brief(event.error.message)}")
+    if not reply.attempts:
+        return state
+    used = reply.usage
+    _count(state, event.at, tokens=(used.input_tokens or 0) + (used.output_tokens or 0))
+    return replace(state, last=replace(reply, text="", parsed=None))
+
+
+def _refusal(event: events.BackingOff) -> str:
+    limit, error = event.limit, event.error
+    told = f"{limit.name}: {limit.figures}" if limit and limit.figures else ""
+    why = told or (limit.name if limit else f"{error.title}: {brief(error.message)}")
+    wait = event.resume_at - event.at
+    again = f", again in {spell(min(wait, panel.FAR))}" if math.isfinite(wait) else ""
+    return f"attempt {event.attempt} refused{again} · {why}"
+
+
+def _log(state: MonitorState, event: events.Event, what: str, *, hits: int = 0) -> MonitorState:
+    _count(state, event.at, hits=hits)
+    line = Logged(at=event.at, request_id=event.request_id, what=what)
+    return replace(state, log=(*state.log, line)[-LOGGED:])
+
+
+def _count(state: MonitorState, at: float, *, tokens: int = 0, hits: int = 0) -> None:
+    """Put figures into their minute, and forget those of more than an hour ago."""
+    minutes: dict[int, Minute] = state.minutes  # type: ignore[assignment]  # a copy of our own
+    now = int(at // MINUTE)
+    old = minutes.get(now, Minute())
+    minutes[now] = Minute(tokens=old.tokens + tokens, hits=old.hits + hits)
+    for minute in [m for m in minutes if m <= now - HOUR]:
+        del minutes[minute]
+
+
+def last_hour(state: MonitorState, now: float) -> list[Minute]:
+    """Return the minutes of the last hour, oldest first, the present one last."""
+    present = int(now // MINUTE)
+    return [state.minutes.get(m, Minute()) for m in range(present - HOUR + 1, present + 1)]
+
+
+def level(gauge: Gauge, seconds: float) -> tuple[float, float, float]:
+    """Return size and rate of a bucket, and its level `seconds` after its headers: refilled."""
+    limit, rate, left = told_by(gauge)
+    return limit, rate, min(limit, left + rate * max(0.0, seconds))
+
+
+def gauges(snapshot: Snapshot | None) -> list[tuple[str, Gauge]]:
+    """Return the buckets that headers named."""
+    if snapshot is None:
+        return []
+    named = (("tokens", snapshot.tokens), ("requests", snapshot.requests))
+    return [(kind, gauge) for kind, gauge in named if gauge is not None]
+
+
+def place(bucket: str) -> tuple[str, str]:
+    """Return the model of a bucket, and the server that it is limited at."""
+    server, *_, model = bucket.split(" ")
+    return brief(model, 80), brief(server.partition("://")[2] or server, 80)

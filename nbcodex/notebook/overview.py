@@ -1,0 +1,219 @@
+"""The monitor in words: as lines of text, and as what its widget draws.
+
+Owns how figures are put. Pure, like `monitor`; times that only the clock moves are left to whoever
+draws, as instants of the kernel's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbcodex.clock import spell, time_of_day
+from nbcodex.errors import brief
+from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.notebook import panel
+from nbcodex.notebook.figures import figures, money, tokens
+from nbcodex.notebook.monitor import (
+    Budget,
+    Logged,
+    MonitorState,
+    Sums,
+    gauges,
+    last_hour,
+    level,
+    place,
+)
+from nbcodex.notebook.panel import ACTIONS, PanelState
+from nbcodex.records import Usage
+
+ROWS = 50
+"""Open requests that are listed one by one."""
+
+
+def status(state: MonitorState, now: float, wall: float) -> str:
+    """Return the monitor as lines of text, at this instant of both clocks."""
+    told = [
+        "Codex monitor",
+        *(_limit(state, name, now) for name in state.limits),
+        *_open(state, now, wall),
+        f"last request: {figures(state.last)}" if state.last else "",
+        f"this session: {sums(state.session)}",
+        f"{_ever(state).lower()}: {sums(state.ever)}" if state.ever else "",
+        hour(state, now),
+        f"budget: {budget(state.budget)}" if state.budget else "",
+        f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
+        *(f"{when(line, now, wall)}  {line.request_id}  {line.what}" for line in state.log),
+    ]
+    return "\n".join(filter(None, told))
+
+
+def _limit(state: MonitorState, name: str, now: float) -> str:
+    snapshot, hold = state.limits[name]
+    told = []
+    for kind, gauge in gauges(snapshot):
+        size, _, left = level(gauge, now - snapshot.at if snapshot else 0.0)
+        told.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
+    if hold and hold.until > now:
+        why = f": {hold.limit.name}" if hold.limit else ""
+        told.append(f"closed for another {spell(min(hold.until - now, panel.FAR))}{why}")
+    return f"{' at '.join(place(name))}: {' · '.join(told) or 'no limits told'}"
+
+
+def _open(state: MonitorState, now: float, wall: float) -> list[str]:
+    if not state.open:
+        return ["no open requests"]
+    head = f"{len(state.open)} open request{'s' * (len(state.open) > 1)}:"
+    lines = [f"  {id_}  {panel.status(row, now, wall)}" for id_, row in state.open.items()]
+    return [head, *lines[:ROWS], *([f"  and {len(lines) - ROWS} more"] * (len(lines) > ROWS))]
+
+
+def sums(total: Sums) -> str:
+    """Return what many requests came to, on one line."""
+    told = [
+        f"{total.requests:,} requests, {total.answers:,} answered",
+        *tokens(total.usage),
+        f"tokens of {total.unknown} unknown" if total.unknown else "",
+        cost(total),
+        f"waited {spell(total.waited)}" if total.waited else "",
+    ]
+    return " · ".join(filter(None, told))
+
+
+def cost(total: Sums) -> str:
+    """Return what it cost, as far as that is known."""
+    unknown = f"cost of {total.unpriced} unknown" if total.unpriced else ""
+    return ", ".join(filter(None, (money(total.cost) if total.cost else "", unknown)))
+
+
+def hour(state: MonitorState, now: float) -> str:
+    """Return the plot in words."""
+    minutes = last_hour(state, now)
+    total, hits = sum(m.tokens for m in minutes), sum(m.hits for m in minutes)
+    most = max(m.tokens for m in minutes)
+    met = f"limits met {hits} times" if hits != 1 else "a limit met once"
+    return f"last hour: {total:,} tokens, at most {most:,} a minute, {met}"
+
+
+def budget(figure: Budget) -> str:
+    """Return what is left of the user's cap."""
+    return f"{money(figure.spent)} of {money(figure.cap)} spent"
+
+
+def others(seen: Elsewhere, wall: float) -> str:
+    """Return what other kernels do, in words; an empty one has nothing under way."""
+    if not seen.kernels:
+        return "nothing under way"
+    until = ""
+    if seen.resume_at is not None and wall < seen.resume_at < wall + panel.FAR:
+        until = f", the next at {time_of_day(seen.resume_at, now=wall)}"
+    waiting = f", {seen.waiting:,} waiting{until}" if seen.waiting else ""
+    kernels = "1 has" if seen.kernels == 1 else f"{seen.kernels:,} have"
+    return f"{kernels} {seen.requests:,} under way{waiting}"
+
+
+def when(line: Logged, now: float, wall: float) -> str:
+    """Return the time of day of a line in the log."""
+    return time_of_day(wall - (now - line.at), now=wall)
+
+
+# What the widget draws.
+
+
+def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
+    """Return what the browser draws. Instants are in ms of the kernel's clock, rates per second."""
+    rows = list(state.open.items())
+    return {
+        "limits": [_bucket(state, name) for name in state.limits],
+        "rows": [_row(id_, row) for id_, row in rows[:ROWS]],
+        "open": len(rows),
+        "sums": [
+            ["Last request", *_last(state)],
+            ["This session", *_columns(state.session)],
+            [_ever(state), *(_columns(state.ever) if state.ever else [""] * len(COLUMNS))],
+        ],
+        "columns": COLUMNS,
+        "minutes": [[m.tokens, m.hits] for m in last_hour(state, now)],
+        "hour": hour(state, now),
+        "budget": budget(state.budget) if state.budget else "",
+        "others": others(state.elsewhere, wall) if state.elsewhere else "",
+        "log": [[when(line, now, wall), line.request_id, line.what] for line in state.log],
+    }
+
+
+COLUMNS = ["requests", "input", "cached", "output", "reasoning", "cost", "waited"]
+
+
+def _columns(total: Sums) -> list[str]:
+    least = "≥ " if total.unknown else ""
+    return [
+        f"{total.requests:,}",
+        *_counted(total.usage, least),
+        cost(total),
+        spell(total.waited) if total.waited else "",
+    ]
+
+
+def _ever(state: MonitorState) -> str:
+    """Return what the counters of all time are called: they leave out what the simulator made."""
+    return "All time, real" if state.last and state.last.simulated else "All time"
+
+
+def _last(state: MonitorState) -> list[str]:
+    if (reply := state.last) is None:
+        return [""] * len(COLUMNS)
+    about = "~" if reply.usage.estimated else ""
+    price = "" if reply.cost is None else about + money(reply.cost)
+    tries = f"{reply.attempts} attempt{'s' * (reply.attempts > 1)}"
+    return [
+        tries,
+        *_counted(reply.usage, about),
+        price,
+        spell(reply.waited) if reply.waited else "",
+    ]
+
+
+def _counted(usage: Usage, about: str) -> list[str]:
+    figures_ = (
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    )
+    return ["" if n is None else f"{about}{n:,}" for n in figures_]
+
+
+def _bucket(state: MonitorState, name: str) -> dict[str, Any]:
+    snapshot, hold = state.limits[name]
+    model, server = place(name)
+    drawn = []
+    for kind, gauge in gauges(snapshot):
+        size, rate, left = level(gauge, 0.0)
+        at = _ms(snapshot.at if snapshot else 0.0)
+        drawn.append({"kind": kind, "size": size, "rate": rate, "left": left, "at": at})
+    return {
+        "model": model,
+        "server": server,
+        "gauges": drawn,
+        "closed_until": _ms(hold.until) if hold else None,
+        "why": hold.limit.name if hold and hold.limit else "",
+    }
+
+
+def _row(id_: str, row: PanelState) -> dict[str, Any]:
+    limited = row.limit.name if row.limit else row.reason
+    return {
+        "id": id_,
+        "model": brief(row.model, 80) if row.model else "",
+        "phase": row.phase,
+        "why": limited,
+        "about": panel.cause(row),
+        "due": _ms(row.resume_at) if row.waits else None,
+        "since": _ms(row.since),
+        "attempt": row.attempt,
+        "tokens": " · ".join(tokens(row.usage)),
+        "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
+    }
+
+
+def _ms(at: float | None) -> int | None:
+    return round(at * 1000) if at is not None and abs(at) < 2**42 else None

@@ -1,0 +1,267 @@
+/* The browser's side of the monitor: one feed per model, any number of views on it.
+ *
+ * `view` tells instants of the kernel's clock, and what its clocks read when it was sent: countdowns
+ * fall and gauges fill here, from the moment at which it came.
+ */
+
+const TICK_MS = 250;
+const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
+const LATE = "No button is heard while a cell runs in this kernel: it will be when the cell has ended. The notebook's own Stop (■) works at once.";
+
+function openFeed(model) {
+  const feed = { view: {}, born: 0, clicks: 0, views: new Set(), acks: new Map() };
+  const show = () => feed.views.forEach((view) => view.show());
+
+  function look(live) {
+    const view = (feed.view = model.get("view"));
+    const age = Date.now() - view.wall;
+    // What was stored is as old as it says, unless this clock and the kernel's disagree.
+    feed.born = Date.now() - (!live && age > 0 && age < 86_400_000 ? age : 0);
+    show();
+  }
+
+  feed.now = () => feed.view.now + Date.now() - feed.born;
+  model.on("msg:custom", (message) => {
+    if (message.type !== "heard") return;
+    feed.acks.get(message.id)?.();
+    feed.acks.delete(message.id);
+  });
+  model.on("change:view", () => look(true));
+  look(false);
+  model.send({ type: "sync" });
+  return feed;
+}
+
+const count = (n) => Math.round(n).toLocaleString("en-US");
+const some = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
+const brisk = (ms) => {
+  const s = Math.ceil(Math.max(0, ms) / 1000);
+  return s < 60 ? `${s} s` : span(s * 1000);
+};
+
+/* Keep as many nodes as there are items: each is shown in its place, and none is made twice. */
+function makeList(parent, build) {
+  const kept = new Map();
+  return (items, key) => {
+    const keys = new Set(items.map(key));
+    for (const [name, part] of kept) {
+      if (keys.has(name)) continue;
+      part.node.remove();
+      kept.delete(name);
+    }
+    items.forEach((item, place) => {
+      const name = key(item);
+      if (!kept.has(name)) kept.set(name, build(item));
+      const { node, show } = kept.get(name);
+      if (parent.children[place] !== node) parent.insertBefore(node, parent.children[place] ?? null);
+      show(item);
+    });
+    return [...kept.values()];
+  };
+}
+
+function makeGauge(feed) {
+  const fill = make("i", "left"), bar = make("div", "gauge", { "aria-hidden": "true" }, fill);
+  const words = make("span", "words"), until = make("span", "soft");
+  const node = make("div", "level", {}, bar, make("div", "says", {}, words, until));
+  let gauge, width;
+  const tick = () => {
+    const passed = Math.max(0, feed.now() - gauge.at) / 1000;
+    const left = Math.min(gauge.size, gauge.left + gauge.rate * passed);
+    const percent = Math.max(0, Math.round((1000 * left) / gauge.size) / 10);
+    if (percent !== width) fill.style.width = `${(width = percent)}%`;
+    put(words, `~${count(Math.max(0, left))} of ${count(gauge.size)} ${gauge.kind} left`);
+    const full = (1000 * (gauge.size - left)) / gauge.rate;
+    put(until, left < gauge.size ? `full in ${brisk(full)}` : "full");
+  };
+  return { node, tick, show: (item) => { gauge = item; tick(); } };
+}
+
+function makeBucket(feed) {
+  const model = make("strong", "name"), server = make("span", "soft"), shut = make("span", "shut");
+  const levels = make("div", "levels"), nothing = make("span", "soft");
+  const node = make("li", "bucket", {}, make("div", "who", {}, model, server, shut), levels, nothing);
+  const list = makeList(levels, () => makeGauge(feed));
+  let bucket, parts = [];
+  const tick = () => {
+    const left = bucket.closed_until === null ? 0 : bucket.closed_until - feed.now();
+    const why = bucket.why && ` · ${bucket.why}`;
+    put(shut, left > 0 ? `closed for ${brisk(left)}${why}` : "");
+    parts.forEach((part) => part.tick());
+  };
+  const show = (item) => {
+    bucket = item;
+    put(model, item.model);
+    put(server, `at ${item.server}`);
+    put(nothing, item.gauges.length ? "" : "The server's answers tell no limits.");
+    parts = list(item.gauges, (gauge) => gauge.kind);
+    tick();
+  };
+  return { node, show, tick };
+}
+
+const LEGEND = "Retry now may be refused, at no cost · Park: resume it later · Cancel keeps the text so far";
+const ASKS = { retry: "Retry now", park: "Park", cancel: "Cancel" };
+
+function makeRow(feed, press, id) {
+  const path = draw("path", {});
+  const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
+  const [phase, why, time, tokens] = ["phase", "why", "time", "tokens"].map((name) => make("span", name));
+  const buttons = Object.entries(ASKS).map(([action, label]) => {
+    const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${id}` }, label);
+    node.addEventListener("click", () => press(action, id, row.refusals[action]));
+    return [action, node];
+  });
+  const node = make(
+    "li", "row", {}, icon, make("code", "id", {}, id), phase, time, why, tokens,
+    make("span", "deeds", {}, ...buttons.map(([, button]) => button)),
+  );
+  let row;
+  const tick = () => {
+    const waits = row.due !== null, ms = waits ? row.due - feed.now() : feed.now() - row.since;
+    put(time, waits && ms <= 0 ? "due now" : waits ? `in ${brisk(ms)}` : brisk(ms));
+  };
+  const show = (item) => {
+    row = item;
+    const [label, about] = PHASES[item.phase] ?? [item.phase, ""];
+    if (node.dataset.phase !== item.phase) {
+      node.dataset.phase = item.phase;
+      path.setAttribute("d", ICONS[item.phase] ?? CLOCK);
+      phase.title = about;
+    }
+    put(phase, label);
+    put(why, item.why);
+    why.title = item.about;
+    put(tokens, [item.attempt > 1 && `attempt ${item.attempt}`, item.tokens].filter(Boolean).join(" · "));
+    for (const [action, button] of buttons) {
+      const refusal = item.refusals[action];
+      button.title = refusal ? `${ASKS[action]} is not possible now. ${refusal}` : aboutButton(action, id);
+      button.setAttribute("aria-disabled", String(Boolean(refusal)));
+    }
+    tick();
+  };
+  return { node, show, tick };
+}
+
+/* Tokens in each minute of the last hour; a triangle stands over those in which a limit was met. */
+function makePlot() {
+  const bars = draw("path", { class: "nbcodex-bars" });
+  const hits = draw("path", { class: "nbcodex-hits" });
+  const grid = draw("path", { class: "nbcodex-grid", d: `M0 12H${WIDE}M0 ${(12 + HIGH) / 2}H${WIDE}M0 ${HIGH}H${WIDE}` });
+  const picture = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", preserveAspectRatio: "none" }, grid, bars, hits);
+  const most = make("span", "most"), mark = make("span", "key-hit");
+  const axis = make("div", "axis", { "aria-hidden": "true" }, make("span", "", {}, "1 h ago"), mark, make("span", "", {}, "now"));
+  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens per minute", most), picture, axis);
+  const show = ({ minutes, hour }) => {
+    const top = Math.max(1, ...minutes.map(([tokens]) => tokens));
+    const met = minutes.reduce((sum, [, n]) => sum + n, 0);
+    let drawn = "", marked = "";
+    minutes.forEach(([tokens, n], at) => {
+      const x = at * SLOT, height = ((HIGH - 12) * tokens) / top;
+      if (tokens) drawn += `M${x + 1} ${HIGH}v${-height.toFixed(1)}h${SLOT - 2}v${height.toFixed(1)}z`;
+      if (n) marked += `M${x} 1h${SLOT}l${-SLOT / 2} 8z`;
+    });
+    bars.setAttribute("d", drawn);
+    hits.setAttribute("d", marked);
+    picture.setAttribute("aria-label", hour);
+    put(most, top > 1 ? `top line: ${count(top)}` : "none in the last hour");
+    put(mark, met ? `▼ limit met (${count(met)})` : "no limit met");
+  };
+  return { node, show };
+}
+
+function makeTable() {
+  const head = make("thead"), body = make("tbody");
+  const table = make("table", "sums", {}, head, body);
+  const cell = (text, tag, attributes = {}) => make(tag, "", attributes, text);
+  const show = ({ columns, sums }) => {
+    const told = JSON.stringify(sums);
+    if (table.dataset.told === told) return;
+    table.dataset.told = told;
+    head.replaceChildren(make("tr", "", {}, make("td"), ...columns.map((c) => cell(c, "th", { scope: "col" }))));
+    body.replaceChildren(...sums.map(([name, ...figures]) =>
+      make("tr", "", {}, cell(name, "th", { scope: "row" }), ...figures.map((f) => cell(f || "–", "td")))));
+  };
+  return { node: make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": "Totals" }, table), show };
+}
+
+function openView(feed, model, el) {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const open = make("span", "open"), others = make("span", "soft"), budget = make("span", "budget");
+  const [buckets, rows, log] = [make("ul", "buckets"), make("ul", "rows"), make("ol", "entries")];
+  const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
+  const [table, plot] = [makeTable(), makePlot()];
+  const scroll = (label, ...children) =>
+    make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": label }, ...children);
+  const part = (name, title, ...children) => make("div", `part nbcodex-part-${name}`, {}, make("div", "caption", {}, ...[title].flat()), ...children);
+  const note = make("div", "note", { role: "status", hidden: "" });
+  const live = make("div", "live", { "aria-live": "polite" });
+  const root = make(
+    "section", "monitor", { "aria-label": "Codex monitor" },
+    make("header", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others), note,
+    part("limits", "Limits", buckets, unlimited),
+    make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
+    part("open", ["Open requests", make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
+    part("log", "Retries", scroll("Retries", log, quiet)), live,
+  );
+  const listBuckets = makeList(buckets, () => makeBucket(feed));
+  const listRows = makeList(rows, (row) => makeRow(feed, press, row.id));
+  const listLog = makeList(log, ([when, id, what]) => ({
+    node: make("li", "entry", {}, make("time", "", {}, when), make("code", "id", {}, id), make("span", "", {}, what)), show() {},
+  }));
+  let ticking = [], spoken = "";
+
+  function press(action, request, refusal) {
+    put(note, refusal);
+    if (refusal) return;
+    const id = ++feed.clicks;
+    const late = setTimeout(() => put(note, LATE), GRACE_MS);
+    feed.acks.set(id, () => {
+      clearTimeout(late);
+      put(note, `${ASKS[action]} ${request}: on its way.`);
+    });
+    model.send({ type: "action", name: action, request, id });
+  }
+
+  function show() {
+    const view = feed.view;
+    const waiting = view.rows.filter((row) => row.due !== null).length;
+    const told = view.open ? `${some(view.open, "open request")}${waiting ? `, ${count(waiting)} waiting` : ""}` : "no open requests";
+    put(open, told);
+    put(others, view.others && `other kernels: ${view.others}`);
+    put(budget, view.budget && `budget: ${view.budget}`);
+    ticking = [...listBuckets(view.limits, (b) => `${b.model} ${b.server}`), ...listRows(view.rows, (row) => row.id)];
+    listLog([...view.log].reverse(), (line) => line.join(" "));
+    put(unlimited, view.limits.length ? "" : "No answer has told any limits yet.");
+    put(idle, view.open > view.rows.length ? `and ${count(view.open - view.rows.length)} more` : view.open ? "" : "Nothing is under way.");
+    put(quiet, view.log.length ? "" : "No attempt has been refused.");
+    table.show(view);
+    plot.show(view);
+    // Who listens hears that waiting begins or ends, and not how many of fifty wait just now.
+    const news = `${view.open ? "requests are open" : "nothing is open"}${waiting ? ", some wait" : ""}`;
+    if (news !== spoken) put(live, (spoken = news));
+  }
+
+  const tick = () => ticking.forEach((part) => part.tick());
+  el.append(root);
+  show();
+  const view = { show };
+  feed.views.add(view);
+  const timer = setInterval(() => document.hidden || tick(), calm ? 1000 : TICK_MS);
+  return () => {
+    clearInterval(timer);
+    feed.views.delete(view);
+  };
+}
+
+export default () => {
+  let feed;
+  return {
+    initialize({ model }) {
+      feed = openFeed(model);
+    },
+    render({ model, el }) {
+      return openView(feed, model, el);
+    },
+  };
+};

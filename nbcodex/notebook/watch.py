@@ -1,0 +1,136 @@
+"""The ears and eyes of the monitor: hears every event, and looks up what no event tells.
+
+Owns the state of `monitor` and when it is brought up to date. Knows no widget.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nbcodex import events, loop
+from nbcodex.notebook.monitor import Grown, MonitorState, Observed, Sums, reduce
+from nbcodex.records import Usage
+
+if TYPE_CHECKING:
+    from nbcodex.client import Client
+    from nbcodex.journal.entry import Totals as Kept
+    from nbcodex.settings import Settings
+    from nbcodex.totals import Total
+
+LOOK = 5.0
+"""Seconds between two looks at the journal, where other kernels are seen."""
+
+Heard = events.Event | Observed
+MANY = 4096
+"""Events after which the state is brought up to date, even if nobody looks."""
+
+
+class Watch:
+    """A client's listener, from its first request on: it costs a dictionary look-up per delta.
+
+    Parameters
+    ----------
+    client : Client
+        Whose requests it hears of.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.changed = threading.Event()
+        self._client = client
+        self._state = MonitorState()
+        self._heard: list[Heard] = []
+        self._sizes: dict[tuple[str, bool], int] = {}
+        self._looked_at = float("-inf")
+
+    def __call__(self, event: events.Event) -> None:
+        """Hear an event, on the loop's thread."""
+        if isinstance(event, events.Delta):
+            key = (event.request_id, event.reasoning)
+            self._sizes[key] = self._sizes.get(key, 0) + len(event.text.encode(errors="replace"))
+        else:
+            self._heard += self._grown(event.at)
+            self._heard.append(event)
+        if len(self._heard) > MANY:
+            self._catch_up()
+        if not self.changed.is_set():
+            self.changed.set()
+
+    def look(self, settings: Settings) -> MonitorState:
+        """Return the state as it is now; called in any thread; it waits for the loop's.
+
+        The journal is asked every `LOOK` seconds at most, in the calling thread.
+        """
+        seen, here = self._seen(settings), loop.running()
+        return self._looked(seen) if here.is_mine else here.submit(self._on_loop(seen)).result()
+
+    async def _on_loop(self, seen: Observed) -> MonitorState:
+        return self._looked(seen)
+
+    def _looked(self, seen: Observed) -> MonitorState:
+        client, now = self._client, self._client.clock.now()
+        totals = client.totals.by_model.values()
+        here = Observed(at=now, limits=client.limits(), session=_session(totals))
+        self._heard += [*self._grown(now), seen, here]
+        self._catch_up()
+        return self._state
+
+    def _catch_up(self) -> None:
+        heard, self._heard = self._heard, []
+        self._state = reduce(self._state, heard)
+
+    def _grown(self, at: float) -> list[Heard]:
+        sizes, self._sizes = self._sizes, {}
+        return [
+            Grown(request_id=id_, at=at, size=size, reasoning=reasoning)
+            for (id_, reasoning), size in sizes.items()
+        ]
+
+    def _seen(self, settings: Settings) -> Observed:
+        now = self._client.clock.now()
+        if time.monotonic() - self._looked_at < LOOK:
+            return Observed(at=now)
+        self._looked_at = time.monotonic()
+        journal = self._client.journal(settings)
+        return Observed(at=now, ever=_ever(journal.totals()), elsewhere=journal.elsewhere())
+
+
+def watch_of(client: Client) -> Watch:
+    """Return the client's watch; it hears what is asked from the first call on."""
+    for listener in client.listeners:
+        if isinstance(listener, Watch):
+            return listener
+    watch = Watch(client)
+    client.listeners.append(watch)
+    return watch
+
+
+def _session(totals: Iterable[Total]) -> Sums:
+    """Return the totals of all models together."""
+    every = list(totals)
+    return Sums(
+        requests=sum(t.requests for t in every),
+        answers=sum(t.finished for t in every),
+        usage=Usage(
+            input_tokens=sum(t.input_tokens for t in every),
+            cached_tokens=sum(t.cached_tokens for t in every),
+            output_tokens=sum(t.output_tokens for t in every),
+            reasoning_tokens=sum(t.reasoning_tokens for t in every),
+        ),
+        cost=sum(t.cost for t in every),
+        waited=sum(t.waited for t in every),
+        unknown=sum(t.unknown for t in every),
+        unpriced=sum(t.unpriced for t in every),
+    )
+
+
+def _ever(kept: Kept) -> Sums:
+    return Sums(
+        requests=kept.requests,
+        answers=kept.answers,
+        usage=kept.usage,
+        cost=kept.cost,
+        waited=kept.waited,
+    )

@@ -1,0 +1,375 @@
+"""The monitor without a browser: state, words, wire format, and who it tells what."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbcodex
+from nbcodex import events
+from nbcodex.client import Client
+from nbcodex.errors import LimitError, OverloadedError, ParkedError
+from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.notebook import dashboard, widgets
+from nbcodex.notebook.monitor import (
+    LOGGED,
+    Budget,
+    Grown,
+    MonitorState,
+    Observed,
+    Sums,
+    last_hour,
+    reduce,
+)
+from nbcodex.notebook.overview import ROWS, picture, status
+from nbcodex.notebook.watch import Watch
+from nbcodex.pacing.ledger import Hold
+from nbcodex.records import Gauge, Limit, Reply, Request, Snapshot, Usage
+
+WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
+LIMIT = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
+REFUSED = LimitError("Too many tokens.", limit=LIMIT)
+USED = Usage(input_tokens=812, cached_tokens=512, output_tokens=431, reasoning_tokens=64)
+REPLY = Reply(
+    id="3f2a", text="Hello", model="gpt-5.6-sol", usage=USED, cost=0.0052, attempts=2, waited=7.4
+)
+BUCKET = "https://api.openai.com/v1 org gpt-5.6-sol"
+
+
+def queued(at: float = 0.0, id_: str = "3f2a") -> events.Queued:
+    """Return the event that begins a request."""
+    return events.Queued(request_id=id_, at=at, model="gpt-5.6-sol", patience=600.0)
+
+
+def sent(at: float, id_: str = "3f2a", attempt: int = 1) -> events.Sent:
+    """Return the event of an attempt that begins."""
+    return events.Sent(
+        request_id=id_, at=at, attempt=attempt, model="gpt-5.6-sol", input_tokens=812
+    )
+
+
+def refused(at: float, resume_at: float, id_: str = "3f2a", error: Any = REFUSED) -> Any:
+    """Return the event of a first attempt that failed."""
+    return events.BackingOff(
+        request_id=id_, at=at, error=error, attempt=1, resume_at=resume_at, waited=0.0
+    )
+
+
+def finished(at: float, id_: str = "3f2a", reply: Reply = REPLY) -> events.Finished:
+    """Return the event of an answer."""
+    return events.Finished(request_id=id_, at=at, reply=replace(reply, id=id_))
+
+
+def after(*heard: Any) -> MonitorState:
+    """Return the state after all this."""
+    return reduce(MonitorState(), heard)
+
+
+# The state.
+
+
+def test_open_requests_come_and_go() -> None:
+    """A request is open from its first event to its ending, whatever comes after that."""
+    state = after(queued(0, "a"), queued(0, "b"), sent(1, "a"), finished(2, "a"))
+    assert list(state.open) == ["b"]
+    assert list(reduce(state, [Grown(request_id="a", at=3, size=9)]).open) == ["b"]
+
+
+def test_request_that_was_under_way_is_shown() -> None:
+    """What was asked before the monitor listened is open from the first event that it hears."""
+    assert after(sent(5, "a")).open["a"].phase == "sending"
+
+
+def test_state_never_changes() -> None:
+    """A state stays as it is, whatever is heard later."""
+    state = after(queued(0, "a"), finished(1, "b"))
+    before = repr(state)
+    reduce(state, [queued(2, "c"), finished(2, "a"), refused(3, 9, "d")])
+    assert repr(state) == before
+
+
+def test_no_text_is_kept() -> None:
+    """Answers grow in numbers alone: about four bytes a token."""
+    grown = Grown(request_id="3f2a", at=2, size=400)
+    state = after(queued(), sent(1), grown, grown, finished(3))
+    row = after(queued(), sent(1), grown, grown).open["3f2a"]
+    assert (row.phase, row.usage.output_tokens, len(row.text)) == ("streaming", 200, 0)
+    assert state.last is not None
+    assert (state.last.text, state.last.usage) == ("", USED)
+
+
+def test_retries_are_logged() -> None:
+    """Refusals, faults, parkings and failures are remembered: the newest, and not without end."""
+    error = OverloadedError("Come\x1b[31m back\nlater.")
+    parked = events.Parked(request_id="3f2a", at=4, error=ParkedError("Later."), reply=REPLY)
+    state = after(queued(), refused(1, 8.4), refused(2, 3, error=error), parked)
+    assert [line.what for line in state.log] == [
+        "attempt 1 refused, again in 7.4 s · tokens per minute (TPM): limit 30,000, used 22,999,"
+        " requested 12,528",
+        "attempt 1 refused, again in 1.0 s · Server overloaded: Come [31m back later.",
+        "parked: Later.",
+    ]
+    many = after(*(refused(at, at + 1) for at in range(3 * LOGGED)))
+    assert len(many.log) == LOGGED
+    assert many.log[-1].at == 3 * LOGGED - 1
+
+
+def test_last_hour_by_minutes() -> None:
+    """Tokens count in the minute in which their answer ended; after an hour they are forgotten."""
+    state = after(finished(30), refused(59, 61), refused(61, 62), finished(3600 + 59))
+    minutes = last_hour(state, 3600 + 59)
+    assert [(m.tokens, m.hits) for m in minutes if m.tokens or m.hits] == [(0, 1), (1243, 0)]
+    assert [(m.tokens, m.hits) for m in last_hour(after(finished(30), refused(59, 61)), 61)][
+        -2:
+    ] == [(1243, 1), (0, 0)]
+    assert len(minutes) == 60
+
+
+def test_reused_answers_use_nothing() -> None:
+    """What came from the journal is no request of this session."""
+    assert after(queued(), finished(2, reply=replace(REPLY, attempts=0))).last is None
+
+
+def test_observations_that_were_not_made_change_nothing() -> None:
+    """What is looked up rarely stays as it was seen last; a budget that is gone is gone."""
+    seen = Observed(
+        at=1, ever=Sums(requests=9), elsewhere=Elsewhere(), budget=Budget(spent=1, cap=2)
+    )
+    state = after(seen, Observed(at=2, session=Sums(requests=1)))
+    assert (state.ever, state.session) == (Sums(requests=9), Sums(requests=1))
+    assert state.budget is None
+
+
+def test_batch_of_many_requests_is_cheap() -> None:
+    """Ten thousand open requests are not copied for each event."""
+    began = time.process_time()
+    after(*(queued(0, str(n)) for n in range(10_000)), *(sent(1, str(n)) for n in range(10_000)))
+    assert time.process_time() - began < 2.0
+
+
+# The words.
+
+
+def snapshot(at: float) -> Snapshot:
+    """Return headers of a bucket that fills in twelve seconds."""
+    return Snapshot(
+        at=at,
+        tokens=Gauge(limit=30_000, remaining=24_000, full_in=12.0),
+        requests=Gauge(limit=500, remaining=499, full_in=0.12),
+    )
+
+
+def limits(at: float, hold: Hold | None = None) -> Observed:
+    """Return what is known of one bucket."""
+    return Observed(at=at, limits={BUCKET: (snapshot(at), hold)})
+
+
+NOTHING = """\
+Codex monitor
+no open requests
+this session: 0 requests, 0 answered
+last hour: 0 tokens, at most 0 a minute, limits met 0 times"""
+
+BUSY = """\
+Codex monitor
+gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM)
+2 open requests:
+  3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in
+  77aa  queued 10.0 s
+last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
+this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
+all time: 70 requests, 60 answered · $12.00
+last hour: 1,243 tokens, at most 1,243 a minute, a limit met once
+budget: $1.50 of $5.00 spent
+other kernels: 1 has 3 under way, 2 waiting, the next at 14:00:20
+14:00:02  3f2a  attempt 1 refused, again in 13.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528"""  # noqa: E501 - as it is read
+
+
+def busy() -> MonitorState:
+    """Return a state in which there is something of everything."""
+    totals = Sums(requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2)
+    seen = Observed(
+        at=0,
+        session=totals,
+        ever=Sums(requests=70, answers=60, cost=12.0),
+        elsewhere=Elsewhere(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
+        budget=Budget(spent=1.5, cap=5.0),
+    )
+    hold = Hold(until=15.0, limit=LIMIT)
+    return after(
+        *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
+        *(queued(0, "77aa"), limits(0, hold), seen),
+    )
+
+
+@pytest.mark.parametrize(("state", "text"), [(MonitorState(), NOTHING), (busy(), BUSY)])
+def test_text_twin(state: MonitorState, text: str) -> None:
+    """The text tells what the widget draws."""
+    now = 0.0 if state == MonitorState() else 10.0
+    assert status(state, now, WALL + now) == text
+
+
+def test_gauges_refill_to_their_limit_and_no_further() -> None:
+    """The level is projected from the last headers: 500 tokens a second, up to the limit."""
+    state = after(limits(100))
+    for now, left in [(100, "24,000"), (104, "26,000"), (112, "30,000"), (9e5, "30,000")]:
+        assert f"~{left} of 30,000 tokens left" in status(state, now, WALL)
+
+
+def test_long_lists_are_cut() -> None:
+    """Thousands of open requests are counted, and the oldest of them listed."""
+    state = after(*(queued(0, f"{n:04}") for n in range(ROWS + 7)))
+    assert "and 7 more" in status(state, 1, WALL)
+    drawn = picture(state, 1, WALL)
+    assert (drawn["open"], len(drawn["rows"])) == (ROWS + 7, ROWS)
+
+
+@pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
+def test_no_moment_is_too_strange(at: float) -> None:
+    """Whatever moment a server names, the picture is JSON, and the twin has words for it."""
+    state = after(queued(), sent(1), refused(2, at), limits(0, Hold(until=at, limit=None)))
+    json.dumps(picture(state, 2.0, WALL), allow_nan=False)
+    assert "waiting" in status(state, 2.0, WALL)
+
+
+@given(st.text(), st.text())
+def test_no_name_is_too_strange(model: str, server: str) -> None:
+    """Whatever servers and models call themselves fits on a line."""
+    state = after(Observed(at=0, limits={f"{server} x {model}": (None, None)}))
+    assert len(status(state, 0, WALL).splitlines()) == 5
+
+
+def test_time_alone_changes_no_picture() -> None:
+    """What only ticks is not sent again: within a minute the picture stays the same."""
+    state = busy()
+    assert picture(state, 10.0, WALL + 10) == picture(state, 14.0, WALL + 14)
+
+
+# What it hears and sends.
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+    """A monitor whose widget is never told anything by a thread, and what the widget sends."""
+    monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
+    sent: list[Any] = []
+    monkeypatch.setattr(widgets.Board, "send", lambda _, content: sent.append(content))
+    monkeypatch.setattr(dashboard.Monitor, "_keep_up", lambda *_: None)
+    client = Client()
+    monitor = dashboard.Monitor(client)
+    yield client, monitor, monitor._shown(), sent
+    client.close()
+
+
+def test_deltas_cost_a_number(board: Any) -> None:
+    """A thousand deltas become one event when somebody looks."""
+    client, _, _, _ = board
+    (watch,) = [hears for hears in client.listeners if isinstance(hears, Watch)]
+    for event in (queued(), sent(1)):
+        watch(event)
+    for _ in range(1000):
+        watch(events.Delta(request_id="3f2a", at=2, text="word"))
+    assert len(watch._heard) == 2
+    assert "~1,000 out" in str(dashboard.Monitor(client))
+
+
+def test_nobody_looks_and_nothing_piles_up(board: Any) -> None:
+    """Without a monitor on the page a long map leaves no heap of events behind."""
+    client, _, _, _ = board
+    (watch,) = [hears for hears in client.listeners if isinstance(hears, Watch)]
+    for number in range(5000):
+        watch(queued(0, str(number)))
+        watch(finished(1, str(number)))
+    assert len(watch._heard) <= 4097
+    assert len(client.listeners) == 2
+
+
+def test_only_news_are_sent(board: Any) -> None:
+    """A picture that is the same is not sent again."""
+    _, monitor, widget, _ = board
+    views: list[Any] = []
+    widget.observe(lambda change: views.append(change["new"]), "view")
+    monitor._send_news(widget)
+    monitor._send_news(widget)
+    assert views == []
+    monitor._watch(queued())
+    monitor._send_news(widget)
+    assert [view["open"] for view in views] == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "answers"),
+    [
+        ({"type": "sync"}, [{"type": "heard", "id": 0}]),
+        (
+            {"type": "action", "name": "cancel", "request": "none", "id": 7},
+            [{"type": "heard", "id": 7}],
+        ),
+        (
+            {"type": "action", "name": "__class__", "request": "3f2a", "id": 7},
+            [{"type": "heard", "id": 7}],
+        ),
+        ({"type": "action", "name": "cancel", "request": ["3f2a"], "id": 7}, []),
+        (None, []),
+        ("cancel", []),
+    ],
+)
+def test_messages_of_the_browser(board: Any, content: Any, answers: Any) -> None:
+    """Clicks are acknowledged, those on requests that have ended too; nonsense is not."""
+    _, monitor, widget, sent = board
+    monitor._hear(widget, content, [])
+    assert sent == answers
+
+
+def test_buttons_reach_their_request(board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each button gives its own order to the request of its row, and to no other."""
+    _, monitor, widget, _ = board
+    orders: list[Any] = []
+
+    class Handle:
+        def __init__(self, id_: str) -> None:
+            self.request = Request(prompt="Hello", id=id_)
+
+        def order(self, what: str) -> None:
+            orders.append((self.request.id, what))
+
+        def retry_now(self) -> None:
+            orders.append((self.request.id, "retry"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "live", lambda _: [Handle("a"), Handle("b")])
+        for name in ("cancel", "retry", "park"):
+            monitor._hear(widget, {"type": "action", "name": name, "request": "b", "id": 1}, [])
+    assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]
+
+
+def test_two_views_are_one_widget(board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown twice, it is the same widget: its views cannot disagree. Its twin is text."""
+    _, monitor, widget, _ = board
+    monkeypatch.setattr(dashboard.output, "shows_widgets", lambda *_: True)
+    bundles = [monitor._repr_mimebundle_()[0] for _ in range(2)]
+    views = [bundle["application/vnd.jupyter.widget-view+json"] for bundle in bundles]
+    assert views[0]["model_id"] == views[1]["model_id"] == widget.model_id
+    assert bundles[0]["text/plain"] == NOTHING.replace(
+        "limits met 0 times", "limits met 0 times\nother kernels: nothing under way"
+    ).replace("this session: 0 requests, 0 answered", ZEROS)
+
+
+ZEROS = """this session: 0 requests, 0 answered · 0 in · 0 out
+all time: 0 requests, 0 answered · 0 in · 0 out"""
+
+
+def test_monitor_is_text_where_widgets_are_not(board: Any) -> None:
+    """In a terminal, nbclient and papermill it is its lines of text."""
+    assert set(dashboard.Monitor(board[0])._repr_mimebundle_()) == {"text/plain"}
+
+
+def test_one_monitor_per_process() -> None:
+    """`nbcodex.monitor` returns the same one."""
+    assert nbcodex.monitor() is nbcodex.monitor()
