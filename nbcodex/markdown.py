@@ -264,7 +264,7 @@ def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _C
     indent = len(fence["lead"].expandtabs(4))
     closing = re.compile(rf"[ \t]*{run[0]}{{{len(run)},}}[ \t]*")
     code: list[str] = []
-    at = start + 1
+    at, end = start + 1, []
     while at < len(lines):
         line = _unquote(lines[at], depth)
         if line is None:
@@ -276,8 +276,10 @@ def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _C
     else:
         if code and not code[-1]:
             code.pop()
+        # An answer that was cut in its code is closed, so that what follows is none of it.
+        end = [f"{fence['quote']}{' ' * indent}{run}"]
     lead = fence["quote"] + fence["lead"] if fence["lead"].strip() else ""
-    return at, _Code(lines[start:at], code, fence["info"], lead, indent)
+    return at, _Code(lines[start:at] + end, code, fence["info"], lead, indent)
 
 
 def _unquote(line: str, depth: int) -> str | None:

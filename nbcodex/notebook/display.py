@@ -114,7 +114,9 @@ class TerminalDisplay(Display):
         self._wipe()
         text = bundle["text/plain"]
         printed = printable(str(self._text))
-        if not text.startswith(printed):
+        if len(printed) > len(text):  # the bundle holds only the beginning of a very long answer
+            text, printed = "\n\n" + text.rpartition("\n\n")[2], ""
+        elif not text.startswith(printed):
             printed = ""
             self._write("" if self._at_start else "\n\n")
         self._write(text[len(printed) :] + "\n")

@@ -44,6 +44,10 @@ BREATH = 0.0015
 LATE = 1.0
 """Seconds after which it is shown even if it is not sent yet: its settings may prove wrong."""
 
+RENDERED = 200_000
+"""Characters of an answer that stay below its cell: rendering takes time, and the page's patience.
+The `Reply` holds it all."""
+
 log = logging.getLogger(__name__)
 
 
@@ -149,10 +153,13 @@ class Screen:
         """Return what stays in the notebook: the answer, and one line of figures."""
         line = " · ".join([self._told(reply), *map(brief, self._notes)])
         heading, gap = brief(self._heading, 80), "\n\n" if self._heading else ""
-        plain = f"{heading}{gap}{printable(reply.text)}\n\n{line}".lstrip()
+        shown, rest = reply.text[:RENDERED], len(reply.text) - RENDERED
+        if rest > 0:
+            line = f"{rest:,} more characters: the Reply's text holds them all · {line}"
+        plain = f"{heading}{gap}{printable(shown)}\n\n{line}".lstrip()
         if self._as_text:
             return {"text/plain": plain}
-        text = harmless(reply.text, remote_images=self._remote_images)
+        text = harmless(shown, remote_images=self._remote_images)
         return {
             "text/markdown": f"{inline(heading)}{gap}{text}\n\n<sub>{inline(line)}</sub>".lstrip(),
             "text/plain": plain,

@@ -1,0 +1,56 @@
+"""What stays below a cell: bounded in what is rendered, and in the time that takes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nbcodex.clock import BootClock
+from nbcodex.notebook.display import Display, TerminalDisplay
+from nbcodex.notebook.output import RENDERED, Screen
+from nbcodex.notebook.panel import PanelState
+from nbcodex.notebook.text import Text
+from nbcodex.records import Reply
+
+HUGE = "word **bold** <i>x</i> [a](b)\n" * 3_500_000
+
+
+def test_huge_answer_is_rendered_in_part() -> None:
+    """Of 100 MB the beginning is shown, the rest is said to be in the Reply, and Stop is quick."""
+    reply = Reply(id="3f2a", text=HUGE, status="interrupted")
+    began = time.process_time()
+    bundle = Screen(Display()).bundle(reply)
+    assert time.process_time() - began < 0.6
+    rest = f"{len(HUGE) - RENDERED:,} more characters: the Reply's text holds them all"
+    for kind in ("text/plain", "text/markdown"):
+        assert rest.split(":")[0] in bundle[kind]
+        assert len(bundle[kind]) < 2 * RENDERED
+    assert rest in bundle["text/plain"]
+
+
+@pytest.mark.parametrize("size", [RENDERED - 1, RENDERED])
+def test_long_answer_is_rendered_whole(size: int) -> None:
+    """Up to the bound nothing is left out."""
+    bundle = Screen(Display()).bundle(Reply(id="3f2a", text="x" * size))
+    assert "x" * size in bundle["text/markdown"]
+    assert "more characters" not in bundle["text/plain"]
+
+
+def test_figures_stand_outside_of_code_that_was_cut() -> None:
+    """Where the bound falls into a code block, the line of figures is none of its code."""
+    text = "```python\n" + "x = 1\n" * RENDERED
+    markdown = Screen(Display()).bundle(Reply(id="3f2a", text=text))["text/markdown"]
+    assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
+
+
+def test_terminal_prints_a_huge_answer_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was printed as it came is not printed again: only the figures follow."""
+    long = "word\n" * RENDERED
+    screen = TerminalDisplay(BootClock())
+    screen.paint(PanelState(phase="streaming", text=Text() + long))
+    screen.close(Screen(Display(), as_text=True).bundle(Reply(id="3f2a", text=long, seconds=3.9)))
+    printed = capsys.readouterr().out
+    assert printed.startswith(long)
+    assert len(printed) < len(long) + 200
+    assert printed.endswith("3.9 s\n")
