@@ -251,7 +251,8 @@ def ask(prompt: str, **options: Any) -> Reply:
         API parameters), ``patience`` (seconds, or text like ``"10m"``), ``api`` (``"auto"``,
         ``"responses"`` or ``"chat"``), ``api_base``, ``reuse`` (whether an equal request's answer
         in the journal will do), ``durable`` (whether the server shall keep the answer, so that a
-        broken stream or a restarted kernel goes on with it and pays nothing again).
+        broken stream or a restarted kernel goes on with it and pays nothing again), ``schema`` (a
+        pydantic class, or a JSON schema as a dict: `Reply.parsed` is the instance, or the dict).
 
     Returns
     -------
@@ -261,7 +262,8 @@ def ask(prompt: str, **options: Any) -> Reply:
     Raises
     ------
     NbcodexError
-        If there is none; `ParkedError` where it would take longer than the patience.
+        If there is none; `ParkedError` where it would take longer than the patience,
+        `AnswerError` where it does not fit the schema, asked for twice.
     """
     settings = around.settings()
     handle = current().handle(compose(prompt, settings, **options), settings)

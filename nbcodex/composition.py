@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from nbcodex import shapes
 from nbcodex.errors import ConfigurationError
 from nbcodex.pictures import picture
-from nbcodex.records import Api, Image, Origin, Request, Schema, Turn
+from nbcodex.records import Api, Image, Origin, Request, Turn
 from nbcodex.settings import Settings, duration
 
 _APIS = ("auto", "responses", "chat")
@@ -31,7 +32,7 @@ def compose(
     images: Iterable[Any] = (),
     turns: Iterable[Turn] = (),
     thread: str | None = None,
-    schema: Schema | None = None,
+    schema: object = None,
 ) -> Request:
     """Return the request that a prompt and its options make.
 
@@ -62,7 +63,7 @@ def compose(
         images=_pictures(images),
         turns=tuple(turns),
         thread=thread,
-        schema=schema,
+        schema=shapes.declare(schema),
         max_output=max_output,
         effort=effort,
         params=dict(params or {}),

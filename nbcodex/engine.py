@@ -17,9 +17,16 @@ from typing import Any, Literal
 
 import tenacity
 
-from nbcodex import budget, events, parking
+from nbcodex import budget, events, fitting, parking, shapes
 from nbcodex.clock import Clock
-from nbcodex.errors import GoneError, LimitError, NbcodexError, ParkedError, TransientError
+from nbcodex.errors import (
+    AnswerError,
+    GoneError,
+    LimitError,
+    NbcodexError,
+    ParkedError,
+    TransientError,
+)
 from nbcodex.journal.journal import Journal
 from nbcodex.keeper import Keeper
 from nbcodex.pacing import backoff
@@ -126,6 +133,8 @@ class Run:
         self._attempts, self._waited = 0, 0.0
         self._base_url = ""
         self._model: str | None = request.model
+        self._asking = request  # as it is put now
+        self._answer: Completed | None = None
         self._reservation: Reservation | None = None
         self._opened = self._simulated = False
         self._announced = 0.0
@@ -170,9 +179,10 @@ class Run:
         try:
             if self._order:
                 raise asyncio.CancelledError
-            if reply := await self._admitted():
+            if reply := self._reused(await self._admitted()):
                 return events.Finished(**self._now(), reply=reply)
-            completed = await self._completed()
+            self._answer = await self._completed()
+            parsed = await self._fitted(self._answer)
         except asyncio.CancelledError:
             if self._order is None:
                 raise  # the process ends, and nobody is left to hear of it
@@ -180,8 +190,12 @@ class Run:
         except ParkedError as error:
             return events.Parked(**self._now(), error=error, reply=self._reply("parked"))
         except NbcodexError as error:
-            return events.Failed(**self._now(), error=error, reply=self._reply("failed"))
-        return events.Finished(**self._now(), reply=self._reply("done", completed))
+            if isinstance(error, AnswerError):
+                self._partial.note(fitting.UNFIT)
+            reply = self._reply("failed", self._answer)
+            return events.Failed(**self._now(), error=error, reply=reply)
+        reply = self._reply("done", self._answer)
+        return events.Finished(**self._now(), reply=replace(reply, parsed=parsed))
 
     async def _admitted(self) -> Reply | None:
         """Put the request into the journal before anything is sent; return an answer to reuse."""
@@ -196,6 +210,53 @@ class Run:
             if self._partial.text:
                 self._say(events.Delta(**self._now(), text=self._partial.text))
         return None
+
+    def _reused(self, reply: Reply | None) -> Reply | None:
+        """Return an answer of the journal with its object; None where it has another shape now."""
+        if reply is None or self._request.schema is None:
+            return reply
+        try:
+            return replace(reply, parsed=shapes.read(self._request.schema, reply.text))
+        except shapes.MisfitError:
+            return None
+
+    async def _fitted(self, answer: Completed) -> object:
+        """Return the object that was asked for, if one was; ask once more where it does not fit.
+
+        Raises
+        ------
+        NbcodexError
+            If there is none in the end.
+        """
+        fitting.check_given(answer)
+        schema = self._request.schema
+        if schema is None:
+            return None
+        try:
+            return shapes.read(schema, answer.text)
+        except shapes.MisfitError as misfit:
+            fitting.check_mendable(self._request, answer, misfit, waited=self._waited)
+            repaired = await self._repaired(answer, misfit)
+        try:
+            return shapes.read(schema, repaired.text)
+        except shapes.MisfitError as misfit:
+            raise fitting.unfit(schema, misfit, asked="twice") from None
+
+    async def _repaired(self, answer: Completed, misfit: shapes.MisfitError) -> Completed:
+        """Ask for another answer, which counts as waiting: it is paid from the patience."""
+        began, waited = self._clock.now(), self._waited
+        self._asking = shapes.again(self._request, answer.text, misfit)
+        self._partial.note(fitting.ASKED_AGAIN)
+        self._partial.ask_anew()
+        try:
+            second = await self._completed()
+        except NbcodexError as error:
+            raise fitting.unfit(self._request.schema, misfit, asked="once", then=error) from error
+        finally:
+            self._waited = waited + self._clock.now() - began
+        self._answer = replace(second, usage=answer.usage.plus(second.usage))
+        fitting.check_given(self._answer)
+        return self._answer
 
     async def _sit_out(self, wall: float) -> None:
         """Wait for a moment that the user chose, which uses up no patience."""
@@ -272,7 +333,7 @@ class Run:
         await self._begin()
         wire, model = self._engine.wire, self._model or ""
         try:
-            return await self._read(wire.stream(self._request, self._settings, model=model))
+            return await self._read(wire.stream(self._asking, self._settings, model=model))
         except LimitError:
             raise  # tenacity's callbacks close the bucket before anybody else can be let in
         except BaseException:
@@ -287,7 +348,7 @@ class Run:
             **self._now(),
             attempt=self._attempts,
             model=self._model,
-            input_tokens=tokens.of_request(self._request),
+            input_tokens=tokens.of_request(self._asking),
         )
         self._say(sent)
         self._engine.load_prices(self._base_url)
@@ -448,6 +509,7 @@ class Run:
             waited=self._waited,
             seconds=max(0.0, self._clock.now() - self._born_at - self._waited),
             cut=completed.cut if completed else None,
+            images=completed.images if completed else (),
             simulated=self._simulated,
             notes=self._partial.notes,
         )

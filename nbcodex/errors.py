@@ -17,6 +17,7 @@
     │   ├── CredentialsError      401 and 403
     │   ├── ModelError            no such model
     │   └── RequestError          the server rejects the request for another reason
+    ├── AnswerError               an answer that is not what was asked for
     ├── EntryError                no entry of the journal, or several, or one that is damaged
     ├── ParkedError               kept for later: the wait is longer than the patience
     └── CancelledError            the user ended the request
@@ -199,6 +200,12 @@ class RequestError(PermanentError):
     """The server rejects the request as it stands."""
 
     title = "Request rejected"
+
+
+class AnswerError(NbcodexError):
+    """The answer is there, but not what was asked for; its text is in `reply`."""
+
+    title = "Answer unfit"
 
 
 class EntryError(NbcodexError):

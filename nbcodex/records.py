@@ -94,10 +94,16 @@ class Schema:
         Letters, digits, ``_`` and ``-``: at most 64.
     definition : mapping
         A JSON schema.
+    strict : bool
+        Whether the server is to hold the model to it word by word, which not every schema allows.
+    model : class or None
+        The pydantic class that reads the answer; it lasts as long as the process.
     """
 
     name: str
     definition: Mapping[str, Any]
+    strict: bool = True
+    model: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +302,20 @@ class Usage:
     reasoning_tokens: int | None = None
     estimated: bool = False
 
+    def plus(self, other: Usage) -> Usage:
+        """Return both together; what is unknown of one is unknown of both."""
+
+        def both(one: int | None, another: int | None) -> int | None:
+            return None if one is None or another is None else one + another
+
+        return Usage(
+            input_tokens=both(self.input_tokens, other.input_tokens),
+            cached_tokens=both(self.cached_tokens, other.cached_tokens),
+            output_tokens=both(self.output_tokens, other.output_tokens),
+            reasoning_tokens=both(self.reasoning_tokens, other.reasoning_tokens),
+            estimated=self.estimated or other.estimated,
+        )
+
     @property
     def total_tokens(self) -> int | None:
         """Input and output together; None if either is unknown."""
@@ -331,7 +351,9 @@ class Reply:
     cut : str or None
         Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
     parsed : object
-        The validated object, where a schema was asked for.
+        The validated object, where a schema or JSON was asked for.
+    images : tuple of Image
+        The pictures that the model made.
     reused, simulated : bool
         Whether the answer came from the journal, or from the simulator.
     notes : tuple of str
@@ -351,6 +373,7 @@ class Reply:
     seconds: float = 0.0
     cut: str | None = None
     parsed: Any = None
+    images: tuple[Image, ...] = ()
     reused: bool = False
     simulated: bool = False
     notes: tuple[str, ...] = ()

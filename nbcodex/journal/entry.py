@@ -194,7 +194,8 @@ def _reduce(value: Any) -> Any:
         return {_BYTES: base64.b64encode(value).decode("ascii")}
     if isinstance(value, Mapping):
         return dict(value)
-    return repr(value)
+    # A class, such as the one that reads an answer, means nothing to another process.
+    return None if isinstance(value, type) else repr(value)
 
 
 def _restore(found: dict[str, Any]) -> Any:

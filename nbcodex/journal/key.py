@@ -67,6 +67,8 @@ def plain(value: Any) -> Any:
             return ["list", *map(plain, value)]
         case set() | frozenset():
             return ["set", *sorted(json.dumps(plain(inner)) for inner in value)]
+        case type():
+            return ["class", value.__qualname__]
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return ["record", type(value).__name__, plain(fields)]

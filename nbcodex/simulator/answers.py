@@ -141,6 +141,8 @@ _FILLER = tuple(tokenize(sentence) for sentence in _SENTENCES.splitlines())
 def _tokens(asked: Asked) -> tuple[str, ...]:
     if echo := _ECHO.search(asked.prompt):
         return tokenize(echo[1])
+    if asked.draws:
+        return ()
     if asked.schema is not None:
         return tokenize(json.dumps(example(asked.schema), ensure_ascii=False))
     return _composed(asked.prompt, asked.turns[-2] if len(asked.turns) > 1 else "")

@@ -103,6 +103,13 @@ class Asked:
         return self.turns[-1] if self.turns else ""
 
     @property
+    def draws(self) -> bool:
+        """Whether a picture is asked for, by the Responses API's tool."""
+        tools = self.body.get("tools")
+        kinds = [t.get("type") for t in tools if isinstance(t, dict)] if tools else []
+        return "image_generation" in kinds
+
+    @property
     def schema(self) -> Mapping[str, Any] | None:
         """The JSON schema that the answer shall have; an empty one where any JSON will do."""
         form = (self.body.get("text") or {}).get("format") or self.body.get("response_format")
@@ -180,6 +187,15 @@ def _check(body: Mapping[str, Any], api: Api) -> None:
         if not body.get(name):
             message = f"Missing required parameter: '{name}'."
             raise _invalid(message, "missing_required_parameter", name)
+    tools = body.get("tools")
+    if api == "chat" and isinstance(tools, list):
+        for index, tool in enumerate(tools):
+            if not isinstance(tool, dict) or tool.get("type") not in {"function", "custom"}:
+                message = (
+                    f"Invalid value: '{tool.get('type') if isinstance(tool, dict) else tool}'. "
+                    "Supported values are: 'function' and 'custom'."
+                )
+                raise _invalid(message, "invalid_value", f"tools[{index}].type")
     if body.get("background") and body.get("store") is False:
         raise _invalid("Background mode requires store=true.", "invalid_value", "background")
 

@@ -5,6 +5,7 @@ The shapes are those of OpenAI's reference for ``/v1/responses``. Must not know 
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from nbcodex.simulator.answers import tokenize
 from nbcodex.simulator.faults import Fault
 from nbcodex.simulator.generation import Making, Piece, Role, encode, told
+from nbcodex.simulator.pictures import png
 
 _DEFAULTS: dict[str, Any] = {
     "background": False,
@@ -63,6 +65,8 @@ class ResponsesWire:
         yield self._piece("preamble", "response.in_progress", response=start)
         if self._making.plan.reasoning:
             yield from self._reasoning()
+        if self._making.asked.draws:
+            yield from self._drawing()
         if self._making.plan.tokens:
             yield from self._message()
         whole = self.whole()
@@ -91,6 +95,8 @@ class ResponsesWire:
         output = []
         if plan.reasoning:
             output.append(self._thought("completed", self._summary()))
+        if self._making.asked.draws:
+            output.append(self._picture("completed"))
         if plan.tokens:
             output.append(self._answer("incomplete" if plan.cut else "completed", plan.text))
         done = self._response("incomplete" if plan.cut else "completed")
@@ -126,6 +132,24 @@ class ResponsesWire:
             yield self._piece("aside", f"{name}_text.delta", **place, delta=word)
         yield self._piece("aside", f"{name}_text.done", **place, text=_THOUGHT)
         yield self._piece("aside", f"{name}_part.done", **place, part={**part, "text": _THOUGHT})
+
+    def _drawing(self) -> Iterator[Piece]:
+        index = 1 if self._making.plan.reasoning else 0
+        name = "response.image_generation_call"
+        place = {"item_id": self._making.item_id("ig"), "output_index": index}
+        item = self._picture("in_progress")
+        yield self._piece("preamble", "response.output_item.added", output_index=index, item=item)
+        for state in ("in_progress", "generating", "completed"):
+            yield self._piece("aside", f"{name}.{state}", **place)
+        done = self._picture("completed")
+        yield self._piece("end", "response.output_item.done", output_index=index, item=done)
+
+    def _picture(self, status: str) -> dict[str, Any]:
+        item = {"id": self._making.item_id("ig"), "type": "image_generation_call", "status": status}
+        if status != "completed":
+            return {**item, "result": None}
+        picture = b64encode(png(self._making.asked.prompt)).decode("ascii")
+        return {**item, "output_format": "png", "result": picture}
 
     def _message(self) -> Iterator[Piece]:
         plan = self._making.plan

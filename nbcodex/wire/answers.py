@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from nbcodex.errors import brief
-from nbcodex.records import Mark, Usage
+from nbcodex.records import Image, Mark, Usage
+from nbcodex.wire import pictures
 from nbcodex.wire.durable import usable
 from nbcodex.wire.failures import FailedError, broken, nonsense
 
@@ -20,7 +21,8 @@ _KEEPALIVE = ("keepalive", "ping", "heartbeat")
 _SHORT = 80
 """No keep-alive event is longer; hardly any other is as short."""
 
-_TEXT = {"response.output_text.delta", "response.refusal.delta"}
+_REFUSAL = "response.refusal.delta"
+_TEXT = {"response.output_text.delta", _REFUSAL}
 _THOUGHT = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
 _WHOLE = {"response.output_text.done": "text", "response.refusal.done": "refusal"}
 _ENDS = {"response.completed", "response.incomplete"}
@@ -40,6 +42,8 @@ class Ending:
     response_id: str | None = None
     text: str = ""
     reasoning: list[dict[str, Any]] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    refused: bool = False
 
 
 class Reader(Protocol):
@@ -115,6 +119,7 @@ class ResponsesReader:
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
         kind = event.get("type") or name
         if kind in _TEXT:
+            self.ending.refused |= kind == _REFUSAL
             return _string(event.get("delta")), ""
         if kind in _THOUGHT:
             self._thinking = True
@@ -148,6 +153,8 @@ class ResponsesReader:
             raise FailedError(event)
         elif kind in _WHOLE:
             self.ending.text += _string(event.get(_WHOLE[kind]))
+        elif kind == "response.output_item.done":
+            self.ending.images += pictures.of_items([event.get("item")])
         elif isinstance(response, dict):
             self._identify(response)
 
@@ -163,7 +170,10 @@ class ResponsesReader:
         ending = self.ending
         ending.usage = usage(response.get("usage"))
         ending.text = "".join(_output_text(response)) or ending.text
-        ending.reasoning = [i for i in _items(response, "output") if i.get("type") == "reasoning"]
+        output = _items(response, "output")
+        ending.reasoning = [item for item in output if item.get("type") == "reasoning"]
+        ending.images = pictures.of_items(output) or ending.images
+        ending.refused |= any(p.get("refusal") for i in output for p in _items(i, "content"))
         if kind == "response.incomplete" or response.get("status") == "incomplete":
             details = response.get("incomplete_details")
             reason = details.get("reason") if isinstance(details, dict) else None
@@ -221,6 +231,7 @@ class ChatReader:
         delta = choice.get(part)
         if not isinstance(delta, dict):
             return "", ""
+        self.ending.refused |= bool(_string(delta.get("refusal")))
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         return _content(delta.get("content")) + _string(delta.get("refusal")), _string(thought)
 

@@ -12,7 +12,13 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.clock import Clock
-from nbcodex.errors import ConfigurationError, GoneError, NbcodexError
+from nbcodex.errors import (
+    ConfigurationError,
+    GoneError,
+    ModelError,
+    NbcodexError,
+    RequestError,
+)
 from nbcodex.records import Mark, Request
 from nbcodex.settings import DEFAULT_MODEL, Settings
 from nbcodex.wire import (
@@ -23,6 +29,7 @@ from nbcodex.wire import (
     exchange,
     failures,
     headers,
+    pictures,
     providers,
 )
 from nbcodex.wire.dialects import Dialects, Question
@@ -157,9 +164,13 @@ class Wire:
                         yield piece
         except Exception as error:
             failure, cause = self.translated(error, redactor, sent)
+            if pictures.wanted(request.params) and isinstance(failure, RequestError | ModelError):
+                failure.advice = pictures.CANNOT
             raise failure from cause
         if request.durable and reading.mark is None and self.dialects.forgo(question):
             yield Note(durable.NOT_KEPT)
+        if question.in_words:
+            yield Note(bodies.NO_MODE)
         yield exchange.completed(reading.text, reader.ending, redactor)
 
     async def pick_up(

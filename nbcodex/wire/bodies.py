@@ -19,6 +19,7 @@ Body = dict[str, Any]
 _PROMPT = "It is the prompt itself."
 _HEADERS = "Headers cannot be set; Codex.client takes a client that sends them."
 _ADDRESS = "The address is set with --api-base or OPENAI_BASE_URL."
+_KEPT = "The provider would keep prompt and answer: choose that with --durable, which says so."
 _OURS = {
     "model": "Use -m MODEL.",
     "input": _PROMPT,
@@ -29,6 +30,8 @@ _OURS = {
     "max_completion_tokens": "Use --max-output.",
     "max_tokens": "Use --max-output.",
     "reasoning_effort": "Use --effort.",
+    "store": _KEPT,
+    "background": _KEPT,
     "stream": "Answers are always streamed.",
     "stream_options": "Answers are always streamed.",
     "n": "There is one answer to a request; use --map for many.",
@@ -52,6 +55,10 @@ _REASONING = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 """Starts of the names of OpenAI's models that reason. For others OpenAI refuses
 ``reasoning.encrypted_content``; a name that is missing here costs only the reasoning carried on."""
 
+_SCHEMA_MODES = {"response_format": ("response_format",), "text": ("text.format", "text_format")}
+"""Our parameters for a schema, and how refusals name them: of whatever kind such a refusal is, the
+answer can be had without."""
+
 _OPTIONAL = ("stream_options", "max_completion_tokens", "max_tokens", "include")
 _UNSUPPORTED = (
     "unsupported",
@@ -64,6 +71,8 @@ _UNSUPPORTED = (
     "not allowed",
     "extra_forbidden",
 )
+
+NO_MODE = "the server takes no JSON schema: told in words, and checked here"
 
 _KEEPING = ("background", "store", "retention")
 
@@ -98,13 +107,13 @@ def responses_body(
     }
     if durable:
         body["background"] = True
-    if request.system:
-        body["instructions"] = request.system
+    if system := _system(request, "text" in avoid):
+        body["instructions"] = system
     if request.max_output is not None:
         body["max_output_tokens"] = request.max_output
     if request.effort:
         body["reasoning"] = {"effort": request.effort}
-    if request.schema:
+    if request.schema and request.schema.definition:
         body["text"] = {"format": {"type": "json_schema", **_shape(request.schema)}}
     if kind == "openai" and model.startswith(_REASONING):
         # What the server does not keep, the next turn has to bring along.
@@ -118,7 +127,8 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
     Compatible servers often know only ``max_tokens``, OpenAI's newer models only
     ``max_completion_tokens``.
     """
-    system = [{"role": "system", "content": request.system}] if request.system else []
+    said = _system(request, "response_format" in avoid)
+    system = [{"role": "system", "content": said}] if said else []
     body: Body = {
         "model": model,
         "messages": [*system, *_messages(request)],
@@ -132,7 +142,7 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
         avoid -= set(names)
     if request.effort:
         body["reasoning_effort"] = request.effort
-    if request.schema:
+    if request.schema and request.schema.definition:
         body["response_format"] = {"type": "json_schema", "json_schema": _shape(request.schema)}
     return _joined(body, request.params, avoid)
 
@@ -170,7 +180,21 @@ def _parts(text: str, images: tuple[Image, ...], kind: str = "") -> str | list[B
 
 
 def _shape(schema: Schema) -> Body:
-    return {"name": schema.name, "schema": dict(schema.definition), "strict": True}
+    return {"name": schema.name, "schema": dict(schema.definition), "strict": schema.strict}
+
+
+def _system(request: Request, tells_schema: bool) -> str:
+    """Return the instructions; with the schema in them, where the server knows no mode for it."""
+    if not (request.schema and tells_schema):
+        return request.system or ""
+    schema = told_in_json(request.schema)
+    told = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
+    return f"{request.system}\n\n{told}" if request.system else told
+
+
+def told_in_json(schema: Schema) -> str:
+    """Return a schema's definition as a model can read it."""
+    return json.dumps(dict(schema.definition), ensure_ascii=False, default=str)
 
 
 def _joined(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:
@@ -197,6 +221,10 @@ def objection(told: str, request: Request, body: Body) -> str | None:
     told = told.lower()
     if "encrypted" in told and "include" in body and "include" not in request.params:
         return "include"
+    for name, words in _SCHEMA_MODES.items():
+        about = any(word in told for word in (*words, "json_schema"))
+        if request.schema and about and name in body and name not in request.params:
+            return name
     if not any(word in told for word in _UNSUPPORTED):
         return None
     names = [n for n in _OPTIONAL if n in told and n in body and n not in request.params]

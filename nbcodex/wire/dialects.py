@@ -57,6 +57,12 @@ class Question:
             self.request, model=self.model, kind=kind, avoid=avoid, durable=self.durable
         )
 
+    @property
+    def in_words(self) -> bool:
+        """Whether the schema is told in words, for want of a mode for it."""
+        mode = "response_format" if self.api == "chat" else "text"
+        return bool(self.request.schema and self.request.schema.definition) and mode in self.avoid
+
     def rephrase(self, error: Exception) -> bool:
         """Put the request in words that were not refused; return whether there are any."""
         status = getattr(error, "status_code", None)

@@ -112,6 +112,8 @@ def completed(text: str, ending: answers.Ending, redactor: Redactor) -> Complete
         cut=redactor.clean(ending.cut) if ending.cut else None,
         response_id=redactor.clean(ending.response_id) if ending.response_id else None,
         reasoning=tuple(ending.reasoning),
+        images=tuple(ending.images),
+        refused=ending.refused,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.records import Mark, Snapshot, Usage
+from nbcodex.records import Image, Mark, Snapshot, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,10 @@ class Completed:
         The server's name for the answer.
     reasoning : tuple of dict
         Encrypted reasoning items, to be sent before the next turn's input.
+    images : tuple of Image
+        The pictures that the model made.
+    refused : bool
+        Whether the model says that it will not answer.
     """
 
     text: str
@@ -85,6 +89,8 @@ class Completed:
     cut: str | None
     response_id: str | None
     reasoning: tuple[dict[str, Any], ...] = ()
+    images: tuple[Image, ...] = ()
+    refused: bool = False
 
 
 Piece = Opened | Mark | Anew | Text | Thought | Note | Completed

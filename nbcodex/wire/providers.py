@@ -235,11 +235,14 @@ def _texts(request: Request) -> Iterator[tuple[str, str]]:
         yield name, getattr(request, name) or ""
     for text in _strings(request.params, 0):
         yield "params", text
+    if request.schema:
+        for text in _strings(request.schema.definition, 0):
+            yield "schema", text
 
 
 def _strings(value: object, depth: int) -> Iterator[str]:
     if depth > 100:
-        raise ConfigurationError("The params are nested too deeply.")
+        raise ConfigurationError("The params, or the schema, are nested too deeply.")
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

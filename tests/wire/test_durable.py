@@ -134,18 +134,6 @@ def test_the_body_asks_for_it() -> None:
     with_simulator(deed)
 
 
-def test_params_may_ask_for_it_too() -> None:
-    """`-p` may set background and store by itself; that makes no answer durable."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
-        params = {"background": True, "store": True}
-        assert await reader.ask(Request(prompt="Why?", params=params)) is None
-        assert simulator.log[0].background
-        assert not [p for p in reader.pieces if isinstance(p, Mark | Note)]
-
-    with_simulator(deed)
-
-
 def test_the_name_comes_before_the_text_and_the_mark_behind_it() -> None:
     """Even where one network chunk brings both."""
 

@@ -47,7 +47,7 @@ def test_mistake_2_the_request_is_sent_again_as_it_was() -> None:
 def test_the_body_of_responses() -> None:
     """What is asked is in the body; the server keeps nothing; the user's params win."""
     server = Server(Script([completed()]))
-    params = {"reasoning": {"summary": "auto"}, "temperature": 0.5, "store": True}
+    params = {"reasoning": {"summary": "auto"}, "temperature": 0.5}
     play(server, system="S", max_output=7, effort="low", params=params)
     assert server.sent == [
         {
@@ -55,7 +55,7 @@ def test_the_body_of_responses() -> None:
             "input": "Why?",
             "instructions": "S",
             "stream": True,
-            "store": True,
+            "store": False,
             "max_output_tokens": 7,
             "reasoning": {"effort": "low", "summary": "auto"},
             "temperature": 0.5,
