@@ -106,7 +106,8 @@ class Asked:
     def draws(self) -> bool:
         """Whether a picture is asked for, by the Responses API's tool."""
         tools = self.body.get("tools")
-        kinds = [t.get("type") for t in tools if isinstance(t, dict)] if tools else []
+        tools = tools if isinstance(tools, list) else []
+        kinds = [t.get("type") for t in tools if isinstance(t, dict)]
         return "image_generation" in kinds
 
     @property
