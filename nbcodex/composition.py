@@ -58,7 +58,7 @@ def compose(
         raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
     return Request(
         prompt=prompt,
-        model=model or settings.model,
+        model=settings.aliases.get(named, named) if (named := model or settings.model) else None,
         system=system,
         images=_pictures(images),
         turns=tuple(turns),

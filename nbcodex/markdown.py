@@ -96,6 +96,16 @@ def harmless(text: str, *, remote_images: bool = False) -> str:
     return sheet.text()
 
 
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks of an answer: what stands behind the fence, and the code in it."""
+    blocks = _blocks(_clean(text).split("\n"))
+    return [
+        (block.info.strip(), "\n".join(block.code))
+        for block in blocks
+        if isinstance(block, _Code) and _FENCE.fullmatch(block.lines[0])
+    ]
+
+
 def inline(text: str) -> str:
     """Return a short plain text, such as a model's name, for use within a line of Markdown."""
     return " ".join(_clean(text).split()).translate(_SPECIAL)

@@ -132,6 +132,8 @@ class Settings:
         The user's own caps, such as ``200k`` or ``$5/day``: all of them hold.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
+    aliases
+        Short names of models, and what they stand for.
     """
 
     api_key: Secret | None = None
@@ -154,6 +156,7 @@ class Settings:
     reuse: bool = False
     budgets: tuple[str, ...] = ()
     home: Path | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -194,7 +197,12 @@ def _as_field(name: str, value: Any) -> Any:
     if name == "keys":
         return {h.lower(): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
     if name in {"patience", "idle_timeout"}:
-        return duration(value)
+        seconds = duration(value)
+        if name == "idle_timeout" and not seconds:
+            raise ConfigurationError(
+                "An idle timeout of nothing would break every stream.", advice="Write 60s, say."
+            )
+        return seconds
     if name == "home":
         return Path(value).expanduser()
     return value

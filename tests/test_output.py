@@ -20,7 +20,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
     """Of 100 MB the beginning is shown, the rest is said to be in the Reply, and Stop is quick."""
     reply = Reply(id="3f2a", text=HUGE, status="interrupted")
     began = time.process_time()
-    bundle = Screen(Display()).bundle(reply)
+    bundle, *_ = Screen(Display()).bundles(reply)
     assert time.process_time() - began < 0.6
     rest = f"{len(HUGE) - RENDERED:,} more characters: the Reply's text holds them all"
     for kind in ("text/plain", "text/markdown"):
@@ -32,7 +32,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
 @pytest.mark.parametrize("size", [RENDERED - 1, RENDERED])
 def test_long_answer_is_rendered_whole(size: int) -> None:
     """Up to the bound nothing is left out."""
-    bundle = Screen(Display()).bundle(Reply(id="3f2a", text="x" * size))
+    bundle, *_ = Screen(Display()).bundles(Reply(id="3f2a", text="x" * size))
     assert "x" * size in bundle["text/markdown"]
     assert "more characters" not in bundle["text/plain"]
 
@@ -40,7 +40,7 @@ def test_long_answer_is_rendered_whole(size: int) -> None:
 def test_figures_stand_outside_of_code_that_was_cut() -> None:
     """Where the bound falls into a code block, the line of figures is none of its code."""
     text = "```python\n" + "x = 1\n" * RENDERED
-    markdown = Screen(Display()).bundle(Reply(id="3f2a", text=text))["text/markdown"]
+    markdown = Screen(Display()).bundles(Reply(id="3f2a", text=text))[0]["text/markdown"]
     assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
 
 
@@ -49,7 +49,9 @@ def test_terminal_prints_a_huge_answer_once(capsys: pytest.CaptureFixture[str]) 
     long = "word\n" * RENDERED
     screen = TerminalDisplay(BootClock())
     screen.paint(PanelState(phase="streaming", text=Text() + long))
-    screen.close(Screen(Display(), as_text=True).bundle(Reply(id="3f2a", text=long, seconds=3.9)))
+    screen.close(
+        Screen(Display(), form="text").bundles(Reply(id="3f2a", text=long, seconds=3.9))[0]
+    )
     printed = capsys.readouterr().out
     assert printed.startswith(long)
     assert len(printed) < len(long) + 200

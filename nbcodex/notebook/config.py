@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.settings import Secret, Settings, duration
+from nbcodex.settings import Secret, Settings
 
-_MINE = {"display", "patience", "journal", "reuse", "remote_images", "budgets"}
+if TYPE_CHECKING:
+    from nbcodex.notebook.failure import Failure
+    from nbcodex.records import Reply
+
+_MINE = {"aliases", "display", "patience", "journal", "reuse", "remote_images", "budgets"}
 """What stays as the user has set it while the demo is on."""
 
 
@@ -61,6 +65,10 @@ class Codex(Configurable):
         False, help="Whether an equal prompt that was answered is shown again, at no cost."
     ).tag(config=True)
 
+    aliases = Dict(
+        help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them."
+    ).tag(config=True)
+
     budget = Unicode(
         "", help="Cap on what may be used, such as 200k, $5 or $20/month; %codex budget adds to it."
     ).tag(config=True)
@@ -80,7 +88,7 @@ class Codex(Configurable):
     @validate("patience", "idle_timeout")
     def _is_duration(self, proposal: dict[str, Any]) -> str:
         try:
-            duration(proposal["value"])
+            Settings.typed({proposal["trait"].name: proposal["value"]})
         except ConfigurationError as error:
             # An error would stay in the shell's configuration, where `%reload_ext` met it again.
             name = proposal["trait"].name
@@ -109,11 +117,22 @@ class Codex(Configurable):
     own_budget: str = ""
     """What `%codex budget` caps this session at."""
 
+    last: Reply | None = None
+    """The answer whose code `%codex insert` takes: the newest one."""
+
+    failure: Failure | None = None
+    """The error that `%codex fix` was asked about last: its own failures are not to hide it."""
+
+    offered: tuple[str, ...] = ()
+    """The models that the server named last, for Tab."""
+
     def take_over(self, before: Any) -> None:
         """Keep what was typed in and lies in no file: keys, and whether the demo is on."""
         self.demo = before.demo
         self.own_budget = before.own_budget
         self.keys = {**self.keys, **before.keys}
+        self.aliases = {**self.aliases, **before.aliases}
+        self.last, self.failure, self.offered = before.last, before.failure, before.offered
 
     def settings(self) -> Settings:
         """Return the settings in force now."""

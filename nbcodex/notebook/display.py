@@ -14,6 +14,7 @@ from typing import Any
 from IPython.display import display, update_display
 
 from nbcodex.clock import Clock
+from nbcodex.notebook.formats import printable
 from nbcodex.notebook.panel import PanelState, status
 from nbcodex.notebook.text import Text
 
@@ -25,6 +26,9 @@ class Display:
 
     tick: float | None = None
     """Seconds after which it wants to be painted anew, even if nothing has happened."""
+
+    single = False
+    """Whether all that stays is one text, printed."""
 
     def prepare(self, state: PanelState) -> None:
         """Make ready what takes time to make, while the network is waited for; show nothing."""
@@ -83,6 +87,8 @@ class TextDisplay(Display):
 
 class TerminalDisplay(Display):
     """The lines of a terminal: the answer as it comes, and one line that counts down."""
+
+    single = True
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -149,14 +155,9 @@ class TerminalDisplay(Display):
 class NoticeDisplay(Display):
     """A terminal whose user does something else: only the answer is printed."""
 
+    single = True
+
     def close(self, bundle: Bundle) -> None:
         """Print the answer."""
         sys.stdout.write(f"\n{bundle['text/plain']}\n")
         sys.stdout.flush()
-
-
-def printable(text: str) -> str:
-    """Return `text` without the control characters that could take over a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")

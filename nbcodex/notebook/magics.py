@@ -37,6 +37,7 @@ class CodexMagics(Magics):
     @cell_magic("codex")  # type: ignore[arg-type]  # IPython annotates it too narrowly
     @_documented
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
+        __tracebackhide__ = True  # of an error in a cell that --eval runs, only that cell is shown
         chosen = options.read(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
@@ -48,24 +49,27 @@ class CodexMagics(Magics):
             raise Stopped("Stopped before anything was sent.") from None
 
     def _ask(self, chosen: Namespace, cell: str) -> None:
+        __tracebackhide__ = True
         from nbcodex.client import current
         from nbcodex.composition import compose
-        from nbcodex.notebook import identity
+        from nbcodex.notebook import identity, wishes
         from nbcodex.notebook.session import Session, View
         from nbcodex.notebook.variables import pictures
 
         session = Session(self._shell, self._config)
-        prompt = self._filled(cell, raw=chosen.raw)
+        prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
+        wish = wishes.read(chosen, self._shell.user_ns)
         request = compose(
             prompt.text,
             session.settings,
             model=chosen.model,
-            system=chosen.system,
+            system=wish.system,
             max_output=chosen.max_output,
             effort=chosen.effort,
-            params=chosen.params,
+            params=wish.params,
             patience=chosen.patience,
-            api=chosen.api,
+            api=wish.api,
+            schema=wish.schema,
             api_base=chosen.api_base,
             reuse=chosen.reuse or None,
             durable=chosen.durable,
@@ -76,11 +80,14 @@ class CodexMagics(Magics):
             session.rehearse(request, prompt.missing)
             return
         view = View(
-            as_text=chosen.format == "text",
+            form=wish.form,
             notes=prompt.notes,
         )
         handle = current().handle(request, session.settings)
-        (session.answer_later if chosen.background else session.answer)(handle, view)
+        if chosen.background:
+            session.answer_later(handle, view)
+        else:
+            session.insert_code(session.answer(handle, view), view)
 
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]
@@ -90,6 +97,12 @@ class CodexMagics(Magics):
         from nbcodex.notebook.session import Session
 
         commands.run(Session(self._shell, self._config), line)
+
+    def _evaluated(self, cell: str) -> Filled:
+        from nbcodex.notebook.evaluation import told
+
+        __tracebackhide__ = True
+        return told(self._shell, cell)
 
     def _filled(self, cell: str, *, raw: bool) -> Filled:
         from nbcodex.notebook.prompt import Filled, fill

@@ -21,6 +21,28 @@ _TAKEN = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "
 """Names that IPython itself needs."""
 
 
+_OPENAI = {"openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai"}
+_PROVIDERS = _OPENAI | {
+    *("ai21", "anthropic", "anthropic-chat", "amazon-bedrock", "bedrock", "bedrock-chat"),
+    *("bedrock-custom", "cohere", "gemini", "gpt4all", "huggingface_hub", "mistralai"),
+    *("nvidia-chat", "ollama", "openrouter", "qianfan", "sagemaker-endpoint", "togetherai"),
+    *("vertexai",),
+}
+"""What stands before a model's name in `%%ai`, with a colon."""
+
+FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
+"""How an answer may be shown."""
+
+_EPILOG = """\
+{name} in the prompt is filled in from the notebook; --raw leaves it alone. Examples:
+  %%codex -o answer                   bind the Reply: .text .parsed .usage .cost .status
+  %%codex gpt-5.6-mini -f code        the code goes into a new cell; nothing is run
+  %%codex --schema Person -o p        p.parsed is a validated Person
+  %%codex -b --patience 2h            go on meanwhile, whatever the limits
+%codex help lists what else there is, %config Codex the settings.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises IPython's own error instead of ending the process."""
 
@@ -91,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
         description="Ask a model; the text below the first line is the prompt.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = cell.add_argument
     add("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask")
@@ -98,15 +122,23 @@ def parser() -> argparse.ArgumentParser:
     add(
         "-f",
         "--format",
-        choices=["markdown", "md", "text"],
-        default="markdown",
-        help="how the answer is shown",
+        choices=FORMATS,
+        help="how the answer is shown; code goes into a new cell, and is never run",
     )
+    add("--schema", type=_name, metavar="NAME", help="variable: a pydantic class or JSON schema")
+    add("--eval", action="store_true", help="run the cell: what it prints is the prompt")
     add("-o", "--out", type=_name, metavar="NAME", help="variable that the Reply is bound to")
     add("--system", metavar="TEXT", help="instructions to stand before the prompt")
     add("--max-output", type=_count, metavar="N", help="upper bound on output tokens")
     add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
-    add("-p", "--params", type=_params, metavar="JSON", help="further parameters of the API")
+    add(
+        "-p",
+        "--params",
+        "--model-parameters",
+        type=_params,
+        metavar="JSON",
+        help="further parameters of the API",
+    )
     add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
     add("--api", choices=["auto", "responses", "chat"], help="API to speak")
     add("--api-base", type=_url, metavar="URL", help="base URL for this request")
@@ -139,8 +171,21 @@ def read(line: str) -> argparse.Namespace:
         raise UsageError(f"%%codex: {_unknown(cell, rest[0])}. See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
-    options.model = options.model or options.MODEL
+    options.model = _plain(options.model or options.MODEL)
     return options
+
+
+def _plain(model: str | None) -> str | None:
+    """Return a model's name, or say what stands for the provider before it in `%%ai`."""
+    provider, colon, name = (model or "").partition(":")
+    if not colon or provider not in _PROVIDERS:
+        return model
+    if provider in _OPENAI:
+        raise UsageError(f"%%codex: write {name or 'the model'} without {provider}: before it")
+    raise UsageError(
+        f"%%codex: {provider} is no model: nbcodex asks OpenAI, Azure and servers that speak their "
+        f"API. Use --api-base URL -m {name or 'MODEL'}"
+    )
 
 
 def _unknown(cell: argparse.ArgumentParser, word: str) -> str:

@@ -9,24 +9,27 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from IPython.display import display
+from IPython.display import display, update_display
 
 from nbcodex.clock import Clock
 from nbcodex.errors import brief
 from nbcodex.events import Event
-from nbcodex.markdown import harmless, inline
+from nbcodex.fitting import UNFIT
+from nbcodex.notebook import formats
 from nbcodex.notebook.display import (
     Bundle,
     Display,
     NoticeDisplay,
     TerminalDisplay,
     TextDisplay,
-    printable,
 )
 from nbcodex.notebook.figures import figures
+from nbcodex.notebook.formats import Format
 from nbcodex.notebook.panel import PanelState, reduce
 from nbcodex.records import Reply
 
@@ -48,6 +51,11 @@ RENDERED = 200_000
 """Characters of an answer that stay below its cell: rendering takes time, and the page's patience.
 The `Reply` holds it all."""
 
+_WHOLE = ("json", "html", "code", "math")
+"""Formats that make no sense of a part."""
+_APART = ("json", "image", "fix")
+"""Formats of which more than one output stays."""
+
 log = logging.getLogger(__name__)
 
 
@@ -58,8 +66,8 @@ class Screen:
     ----------
     place : Display
         Where to paint.
-    as_text : bool
-        Whether the answer stays as plain text, not as Markdown.
+    form : Format
+        What the answer stays as.
     lazily : bool
         Whether to show nothing at all unless the request has to wait.
     remote_images : bool
@@ -70,21 +78,26 @@ class Screen:
         What stands above the answer.
     began : float
         The instant at which it was asked.
+    later : bool
+        Whether the answer comes while the user does something else.
     """
 
     def __init__(
         self,
         place: Display,
         *,
-        as_text: bool = False,
+        form: Format = "markdown",
         lazily: bool = False,
         remote_images: bool = False,
         notes: Collection[str] = (),
         heading: str = "",
         began: float = 0.0,
+        later: bool = False,
     ) -> None:
         self._place = place
-        self._as_text, self._lazily, self._remote_images = as_text, lazily, remote_images
+        self._form, self._lazily, self._remote_images = form, lazily, remote_images
+        # What comes when other cells run can only replace what stands below this one already.
+        self._below = uuid.uuid4().hex if later and form in _APART and not place.single else None
         self._notes, self._heading = list(notes), heading
         self._state = PanelState(since=began, began=began)
         self._open = self._prepared = False
@@ -103,6 +116,8 @@ class Screen:
         """Take up the place, even if there is nothing to be told yet."""
         self._open = True
         self._try(self._place.open, self._state)
+        if self._below:
+            _show({"text/plain": ""}, display_id=self._below)
 
     def note(self, what: str) -> None:
         """Say something beside the figures, at the end."""
@@ -140,33 +155,42 @@ class Screen:
         if reply is None or not (self._open or ((reply or reply.text) and not self._lazily)):
             self._place.leave()
             return
-        bundle = self.bundle(reply)
-        if self._lazily:
-            bundle = {"text/plain": bundle["text/plain"].rpartition("\n\n")[2]}
+        bundle, *below = self.bundles(reply)
         try:
             self._place.close(bundle)
         except Exception:
             log.exception("the display failed at its end")
-            display(bundle, raw=True)  # type: ignore[no-untyped-call]
+            _show(bundle)
+        if self._below:
+            slot, below = below[:1] or [{"text/plain": ""}], below[1:]
+            update_display(slot[0], raw=True, display_id=self._below)  # type: ignore[no-untyped-call]
+        for more in below:
+            _show(more)
 
-    def bundle(self, reply: Reply) -> Bundle:
+    def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
         line = " · ".join([self._told(reply), *map(brief, self._notes)])
-        heading, gap = brief(self._heading, 80), "\n\n" if self._heading else ""
-        shown, rest = reply.text[:RENDERED], len(reply.text) - RENDERED
+        form, rest = self._form, len(reply.text) - RENDERED
         if rest > 0:
             line = f"{rest:,} more characters: the Reply's text holds them all · {line}"
-        plain = f"{heading}{gap}{printable(shown)}\n\n{line}".lstrip()
-        if self._as_text:
-            return {"text/plain": plain}
-        text = harmless(shown, remote_images=self._remote_images)
-        return {
-            "text/markdown": f"{inline(heading)}{gap}{text}\n\n<sub>{inline(line)}</sub>".lstrip(),
-            "text/plain": plain,
-        }
+            reply = replace(reply, text=reply.text[:RENDERED])
+            form = "text" if form in _WHOLE else form
+        sheet = formats.Sheet(
+            reply=reply,
+            line=line,
+            heading=brief(self._heading, 80),
+            remote_images=self._remote_images,
+        )
+        if self._lazily or self._place.single:
+            return ({"text/plain": sheet.line if self._lazily else sheet.plain},)
+        try:
+            return formats.shown(sheet, form)
+        except Exception:
+            log.exception("an answer could not be shown as %s", form)
+            return formats.shown(sheet, "text")
 
     def _told(self, reply: Reply) -> str:
-        if reply or not reply.text:
+        if reply or not reply.text or UNFIT in reply.notes:
             return figures(reply)
         return f"{reply.status}, this is not the whole answer · {figures(reply)}"
 
@@ -175,6 +199,10 @@ class Screen:
             deed(state)
         except Exception:
             log.exception("the display failed")
+
+
+def _show(bundle: Bundle, **where: str) -> None:
+    display(bundle, raw=True, **where)  # type: ignore[no-untyped-call]
 
 
 def place(

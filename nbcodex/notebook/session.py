@@ -17,7 +17,7 @@ from nbcodex.client import around, current
 from nbcodex.errors import Stopped, brief
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, PendingReply, reply_of
-from nbcodex.notebook import identity, output
+from nbcodex.notebook import formats, identity, output
 from nbcodex.notebook.output import Screen
 from nbcodex.notebook.watch import watch_of
 from nbcodex.records import Reply, Request
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.notebook.config import Codex
+    from nbcodex.notebook.formats import Format
     from nbcodex.notebook.panel import ActionName
 
 
@@ -38,8 +39,8 @@ class View:
 
     Parameters
     ----------
-    as_text : bool
-        Whether the answer stays as plain text.
+    form : Format
+        What the answer stays as.
     lazily : bool
         Whether nothing is shown unless the request has to wait.
     notes : collection of str
@@ -48,7 +49,7 @@ class View:
         What stands above the answer, where the prompt does not.
     """
 
-    as_text: bool = False
+    form: Format = "markdown"
     lazily: bool = False
     notes: Collection[str] = ()
     heading: str = ""
@@ -87,11 +88,20 @@ class Session:
         then = partial(self._bind, handle.request.origin.variable)
         return reply_of(self._shown(handle, self._screen(handle, view), then=then))
 
+    def insert_code(self, reply: Reply, view: View) -> None:
+        """Put the code of an answer, where that was asked for, into a new cell; it is not run.
+
+        Only the thread that runs the cell may: from another, it lands below any cell.
+        """
+        if view.form in {"code", "fix"} and (blocks := formats.blocks_of(reply.text)):
+            self.shell.set_next_input(blocks[0], replace=False)
+
     def answer_later(self, handle: Handle, view: View = PLAIN) -> None:
         """Let a request go its way while other cells run; its answer lands in this cell."""
         pending, name = PendingReply(handle), handle.request.origin.variable
         if name:
             self.shell.user_ns[name] = pending
+        self.config.last = pending
         screen = self._screen(handle, view, later=True)
         screen.open()
         then = partial(self._settle, name, pending)
@@ -114,6 +124,7 @@ class Session:
     def _bind(self, name: str | None, reply: Reply) -> None:
         if name:
             self.shell.user_ns[name] = reply
+        self.config.last = reply
         self.shell.user_ns["Out"][self.shell.execution_count] = reply
 
     def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
@@ -171,12 +182,13 @@ class Session:
         )
         return Screen(
             place,
-            as_text=view.as_text,
+            form=view.form,
             lazily=view.lazily,
             remote_images=self.settings.remote_images,
             notes=view.notes,
             heading=view.heading,
             began=current().clock.now(),
+            later=later,
         )
 
 

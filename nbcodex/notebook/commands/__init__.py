@@ -11,6 +11,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
+from nbcodex.notebook.commands.code import Code
 from nbcodex.notebook.commands.entries import Entries
 from nbcodex.notebook.commands.figures import Figures
 from nbcodex.notebook.commands.room import Room, tell
@@ -36,7 +37,10 @@ class About(Room):
         tell(f"Python {platform.python_version()} on {platform.system()}")
 
 
-ROOMS: tuple[type[Room], ...] = (Entries, Figures, Setup, About)
+ROOMS: tuple[type[Room], ...] = (Entries, Code, Figures, Setup, About)
+
+_SYNONYMS = {"list": "models", "register": "alias", "delete": "dealias", "error": "fix"}
+"""Words of `%ai` that mean the same."""
 
 
 def words() -> dict[str, tuple[type[Room], Deed]]:
@@ -54,6 +58,7 @@ def run(session: Session, line: str) -> None:
     """
     word, *rest = line.split() or ["help"]
     known = words()
+    word = _SYNONYMS.get(word, word)
     if word not in known:
         near = difflib.get_close_matches(word, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -13,8 +13,8 @@ from nbcodex.errors import NbcodexError, Stopped, brief, render
 from nbcodex.handle import Handle
 from nbcodex.notebook import identity
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.display import printable
 from nbcodex.notebook.figures import figures
+from nbcodex.notebook.formats import printable
 from nbcodex.notebook.session import View
 
 if TYPE_CHECKING:

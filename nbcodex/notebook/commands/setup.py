@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 
 from IPython.core.error import UsageError
 
@@ -10,6 +11,7 @@ from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError
 from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.formats import printable
 from nbcodex.settings import Secret
 
 
@@ -17,9 +19,29 @@ class Setup(Room):
     """How requests reach a server."""
 
     def models(self) -> None:
-        """List the models that the server offers to this key."""
+        """List the models that the server offers to this key, and the aliases; also list."""
         names = loop.running().submit(current().models(self._settings)).result()
-        tell("\n".join(names) or "The server names none.")
+        self._config.offered = tuple(names)
+        tell("\n".join(map(printable, names)) or "The server names none.")
+        for name, target in self._config.aliases.items():
+            tell(f"{name} → {target}")
+
+    def alias(self, name: str, target: str) -> None:
+        """Let a short name stand for a model in this session: alias NAME TARGET."""
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
+            raise UsageError("%codex alias: a name of letters, digits, '.', '_' and '-'")
+        if name == target or target in self._config.aliases:
+            raise UsageError(f"%codex alias: {target} is an alias itself: name the model")
+        self._config.aliases = {**self._config.aliases, name: target}
+        tell(f"{name} → {target}, in this session; c.Codex.aliases in ipython_config.py keeps it.")
+
+    def dealias(self, name: str) -> None:
+        """Forget an alias: dealias NAME."""
+        if name not in self._config.aliases:
+            known = ", ".join(self._config.aliases) or "none"
+            raise UsageError(f"%codex dealias: there is no alias {name[:40]} (known: {known})")
+        self._config.aliases = {n: t for n, t in self._config.aliases.items() if n != name}
+        tell(f"{name} stands for nothing any more.")
 
     def login(self, host: str = "") -> None:
         """Ask for an API key without echo, and keep it in memory: login [HOST]."""

@@ -1,0 +1,296 @@
+"""What stays of an answer in the notebook, by the format that was asked for. Pure.
+
+Owns that an answer runs nothing and fetches nothing, whatever it holds and whoever renders it. The
+one script that it may leave is our own: it copies a block of code when its button is pressed.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+import warnings
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nbcodex import shapes
+from nbcodex.markdown import code_blocks, harmless, inline
+from nbcodex.records import Reply
+
+Bundle = dict[str, Any]
+Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
+INSTRUCTIONS: Mapping[str, str] = {
+    "code": "Answer with code alone, in a fenced block.",
+    "json": "Answer with JSON alone, nothing before or after it.",
+    "html": "Answer with HTML alone: a fragment without scripts and styles.",
+    "math": "Answer with one formula in LaTeX alone, between $$ and $$.",
+}
+"""What a format adds to the system text."""
+
+_DEEPEST = 100
+"""Levels of JSON beyond which it stays text: viewers, and messages to them, have bounds too."""
+
+_TAGS = frozenset(
+    re.findall(
+        r"\w+",
+        """a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn
+        div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q rp rt
+        ruby s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var
+        wbr""",
+    )
+)
+_ATTRIBUTES = {
+    "a": {"href"},
+    "img": {"src", "alt", "width", "height"},
+    "col": {"span"},
+    "colgroup": {"span"},
+    "ol": {"start"},
+    "td": {"align", "colspan", "rowspan"},
+    "th": {"align", "colspan", "rowspan", "scope"},
+}
+_LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:\\]*")
+_PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
+_REMOTE = re.compile(r"(?i:https?:)?//\S+")
+
+_MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+_DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
+
+_COPY = (
+    '<button type="button" class="nbcodex-copy" onclick="((b)=>{const c=b.nextElementSibling,'
+    "done=()=>{b.textContent='Copied'},old=()=>{const s=getSelection();s.selectAllChildren(c);"
+    "document.execCommand('copy');s.removeAllRanges();done()};navigator.clipboard?"
+    'navigator.clipboard.writeText(c.textContent).then(done,old):old()})(this)">Copy</button>'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """An answer, and what is said around it.
+
+    Parameters
+    ----------
+    reply : Reply
+        The answer.
+    line : str
+        The figures, as plain text.
+    heading : str
+        What stands above it, as plain text.
+    remote_images : bool
+        Whether images in it may be fetched.
+    """
+
+    reply: Reply
+    line: str
+    heading: str = ""
+    remote_images: bool = False
+
+    @property
+    def plain(self) -> str:
+        """All of it as text, without what could take over a terminal."""
+        gap = "\n\n" if self.heading else ""
+        return f"{self.heading}{gap}{printable(self.reply.text)}\n\n{self.line}".lstrip()
+
+    def markdown(self, text: str, *notes: str) -> Bundle:
+        """Return Markdown with the heading above and the figures below."""
+        head = f"{inline(self.heading)}\n\n" if self.heading else ""
+        line = inline(" · ".join([self.line, *notes]))
+        return {
+            "text/markdown": f"{head}{text}\n\n<sub>{line}</sub>".lstrip(),
+            "text/plain": self.plain,
+        }
+
+    def hypertext(self, text: str, *notes: str) -> Bundle:
+        """Return HTML with the heading above and the figures below; `text` is harmless."""
+        head = f"<p>{html.escape(self.heading)}</p>" if self.heading else ""
+        line = html.escape(" · ".join([self.line, *notes]))
+        return {
+            "text/html": f"<div>{head}{text}</div><sub>{line}</sub>",
+            "text/plain": self.plain,
+        }
+
+    def figures(self, text: str = "", *notes: str) -> Bundle:
+        """Return the figures by themselves, below what stands apart."""
+        bundle = self.markdown(text, *notes)
+        return bundle | {"text/plain": f"{printable(text)}\n\n{self.line}".lstrip()}
+
+
+def shown(sheet: Sheet, form: Format) -> tuple[Bundle, ...]:
+    """Return the outputs that stay of an answer, the first in its place and the rest below it."""
+    if not sheet.reply and form not in {"markdown", "fix"}:
+        form = "text"  # half a table, formula or document is not what it was to become
+    return _FORMS[form](sheet)
+
+
+def blocks_of(text: str) -> list[str]:
+    """Return the code in an answer: its fenced blocks, or all of it where it is code by itself."""
+    fenced = [code for _, code in code_blocks(text) if code.strip()]
+    return fenced or ([text.strip("\n")] if _is_python(text) else [])
+
+
+def printable(text: str) -> str:
+    """Return `text` without the control characters that could take over a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def _markdown(sheet: Sheet) -> tuple[Bundle, ...]:
+    text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+    return (sheet.markdown(text), *_pictures(sheet.reply))
+
+
+def _text(sheet: Sheet) -> tuple[Bundle, ...]:
+    return ({"text/plain": sheet.plain},)
+
+
+def _code(sheet: Sheet) -> tuple[Bundle, ...]:
+    blocks = blocks_of(sheet.reply.text)
+    if not blocks:
+        text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+        return (sheet.markdown(text, "no code in it"),)
+    more = f"{len(blocks)} blocks: `%codex insert 2` takes the second" if len(blocks) > 1 else ""
+    return (sheet.hypertext(listing(blocks), *filter(None, [more])),)
+
+
+def _fix(sheet: Sheet) -> tuple[Bundle, ...]:
+    blocks = blocks_of(sheet.reply.text)[:1] if code_blocks(sheet.reply.text) else []
+    copies = {"text/html": listing(blocks), "text/plain": "\n".join(blocks)}
+    return (*_markdown(sheet), *([copies] if blocks and sheet.reply else []))
+
+
+def listing(blocks: list[str]) -> str:
+    """Return blocks of code as HTML, each with a button that copies it."""
+    return "".join(
+        f"<div>{_COPY}<pre><code>{html.escape(printable(code))}</code></pre></div>"
+        for code in blocks
+    )
+
+
+def _json(sheet: Sheet) -> tuple[Bundle, ...]:
+    value = sheet.reply.parsed
+    if hasattr(value, "model_dump_json"):
+        value = json.loads(value.model_dump_json())
+    elif value is None:  # null, or an answer that nobody has read yet
+        try:
+            value = shapes.read(shapes.ANY_JSON, sheet.reply.text)
+        except shapes.MisfitError:
+            return _text(sheet)
+    if _depth(value) > _DEEPEST:
+        return _text(sheet)
+    told = json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8", "replace").decode()
+    main = {"application/json": json.loads(told), "text/plain": printable(told)}
+    return (main, sheet.figures())
+
+
+def _html(sheet: Sheet) -> tuple[Bundle, ...]:
+    dropped: list[str] = []
+    text = _sanitized(_unfenced(sheet.reply.text), sheet.remote_images, dropped.append)
+    images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
+    return (sheet.hypertext(text, *filter(None, [images])),)
+
+
+def _math(sheet: Sheet) -> tuple[Bundle, ...]:
+    formula = _formula(_unfenced(sheet.reply.text))
+    if formula is None:  # prose with formulas in it
+        return _markdown(sheet)
+    bundle = sheet.markdown(harmless(f"$$\n{formula}\n$$"))
+    return ({**bundle, "text/latex": f"$$\n{formula}\n$$"},)
+
+
+def _image(sheet: Sheet) -> tuple[Bundle, ...]:
+    text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+    first, *more = [*_pictures(sheet.reply), None]
+    if first is None:
+        return (sheet.markdown(text, "no picture came"),)
+    return (first, sheet.figures(text), *filter(None, more))
+
+
+_FORMS: Mapping[Format, Callable[[Sheet], tuple[Bundle, ...]]] = {
+    "markdown": _markdown,
+    "text": _text,
+    "code": _code,
+    "json": _json,
+    "html": _html,
+    "math": _math,
+    "image": _image,
+    "fix": _fix,
+}
+
+
+def _pictures(reply: Reply) -> list[Bundle]:
+    return [
+        {
+            image.media_type: b64encode(image.data).decode("ascii"),
+            "text/plain": f"[{image.media_type}, {len(image.data):,} bytes: .images[{number}]]",
+        }
+        for number, image in enumerate(reply.images)
+    ]
+
+
+def _sanitized(text: str, remote_images: bool, drop: Callable[[str], None]) -> str:
+    """Return HTML of which only the harmless is left; `drop` hears of each image taken out."""
+    import nh3  # only for this format
+
+    def allowed(tag: str, name: str, value: str) -> str | None:
+        if (tag, name) == ("a", "href"):
+            return value if _LINK.fullmatch(value) else None
+        if (tag, name) != ("img", "src"):
+            return value
+        if _PICTURE.fullmatch(value) or (remote_images and _REMOTE.fullmatch(value)):
+            return value
+        drop(value)
+        return None
+
+    return nh3.clean(
+        text,
+        tags=set(_TAGS),
+        attributes=_ATTRIBUTES,
+        url_schemes={"http", "https", "mailto", "data"},
+        attribute_filter=allowed,
+        clean_content_tags={"script", "style", "title", "template", "noscript"},
+    )
+
+
+def _unfenced(text: str) -> str:
+    """Return what stands in the one fence that is all of an answer, else the answer."""
+    blocks = code_blocks(text)
+    alone = len(blocks) == 1 and text.strip()[:3] in {"```", "~~~"}
+    return blocks[0][1] if alone and text.strip()[-3:] in {"```", "~~~"} else text
+
+
+def _formula(text: str) -> str | None:
+    """Return the formula that an answer is, without its delimiters; None if it is more."""
+    text = "\n".join(line for line in text.strip().splitlines() if line.strip())
+    for begin, end in _MATH:
+        if len(text) > len(begin + end) and text.startswith(begin) and text.endswith(end):
+            text = text[len(begin) : -len(end)].strip()
+            break
+    if not text or _DELIMITER.search(text):
+        return None
+    # As commands, they can be taken for tags by nobody.
+    return text.replace("<", "\\lt ").replace(">", "\\gt ")
+
+
+def _depth(value: Any) -> int:
+    """Return how many levels deep a value is, as far as that matters."""
+    level, depth = [value], 0
+    while level and depth <= _DEEPEST:
+        depth += 1
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        level = [child for children in inner for child in children]
+    return depth
+
+
+def _is_python(text: str) -> bool:
+    """Whether a text without fences is code all the same; it is parsed, never run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(ast.parse(text).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
