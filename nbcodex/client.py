@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nbcodex.engine import Engine
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
-    from nbcodex.pacing.ledger import Hold
-    from nbcodex.records import Snapshot
+    from nbcodex.pacing.desk import Desk
+    from nbcodex.pacing.prior import Known
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -68,6 +68,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._engine: Engine | None = None
+        self._desk: Desk | None = None
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening = threading.Lock()
@@ -77,17 +78,24 @@ class Client:
         """Return the engine, made at the first call, on the loop's thread."""
         if self._engine is None:
             from nbcodex.engine import Engine
-            from nbcodex.pacing.ledger import Ledger
             from nbcodex.wire.attempt import Wire
 
             atexit.register(self.close)
             self._engine = Engine(
                 wire=Wire(clock=self.clock, transport=self._transport),
                 journal=self.journal,
-                ledger=Ledger(),
+                desk=self.desk,
                 clock=self.clock,
             )
         return self._engine
+
+    def desk(self, _: Settings) -> Desk:
+        """Return where it is asked who may send, and when."""
+        from nbcodex.pacing.desk import Desk
+
+        if self._desk is None:
+            self._desk = Desk()
+        return self._desk
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
@@ -188,13 +196,13 @@ class Client:
         for journal in self._journals.values():
             journal.close()
 
-    def limits(self) -> dict[str, tuple[Snapshot | None, Hold | None]]:
-        """Return what is known of each bucket: the last headers, and its hold."""
-        return self._engine.ledger.known() if self._engine else {}
-
     async def follow(self, request: Request, settings: Settings) -> Ending:
         """Ask, and wait for the ending on the caller's event loop."""
         return await self._handle(request, settings).followed()
+
+    async def limits(self, settings: Settings) -> dict[str, Known]:
+        """Return what is known of the limits that this process has met, by model and server."""
+        return await self.desk(settings).known(self.clock.now())
 
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that the server offers."""

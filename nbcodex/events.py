@@ -32,11 +32,16 @@ class Queued(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Event):
-    """The model is closed until `resume_at` because of a limit that met another request."""
+    """The model is closed until `resume_at` because of a limit that met another request.
+
+    `queued`: it is open, but its limit is used fully, and this request waits for its turn, which
+    uses up no patience; `resume_at` is None while nobody can say when that comes.
+    """
 
     limit: Limit | None
-    resume_at: float
+    resume_at: float | None
     waited: float
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from nbcodex.engine import Engine, Order, Run
 from nbcodex.events import Ending, Event
 from nbcodex.journal.spending import Spent
-from nbcodex.pacing.ledger import Ledger
+from nbcodex.pacing.desk import Desk
 from nbcodex.records import Reply, Request, Usage
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Completed, Opened, Piece, Text
@@ -41,7 +41,7 @@ class ScriptedWire:
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         return resolve(settings, request)
 
-    def bucket(self, endpoint: Endpoint, model: str) -> str:
+    def bucket(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
         return model
 
     async def model(self, request: Request, settings: Settings) -> str:
@@ -104,10 +104,11 @@ class Stage:
     def __init__(self, *acts: Act) -> None:
         self.wire = ScriptedWire(list(acts))
         self.journal = InstantJournal()
+        self.desk = Desk()
         self.engine = Engine(
             wire=self.wire,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            ledger=Ledger(),
+            desk=lambda _: self.desk,
             clock=LoopClock(),
         )
         self.events: dict[str, list[Event]] = {}

@@ -170,13 +170,15 @@ def test_others_are_held_by_one_refusal() -> None:
 
 
 def test_nobody_wakes_as_a_herd() -> None:
-    """After a hold one request goes ahead; if it is refused again, no other was sent."""
+    """After a hold only those go for whom there is room; if they are refused, no other was sent."""
+    empty = Limit(resource="tokens", window=60.0, limit=30_000, used=30_000, requested=14_000)
+    refused = LimitError("Rate limit reached.", limit=empty, wait=30.0)
 
     async def main() -> Stage:
-        stage = Stage([refusal(30.0)], [2.0, refusal(30.0)], *[answer("x")] * 6)
-        runs = [stage.start(Request(prompt="0"))]
+        stage = Stage([refused], [2.0, refused], *[answer("x")] * 6)
+        runs = [stage.start(Request(prompt="0", max_output=14_000))]
         await asyncio.sleep(1)
-        runs += [stage.start(Request(prompt=str(n))) for n in range(1, 6)]
+        runs += [stage.start(Request(prompt=str(n), max_output=14_000)) for n in range(1, 6)]
         await asyncio.wait([run.task for run in runs])
         return stage
 

@@ -13,7 +13,9 @@ from nbcodex.engine import Engine, Order, Run
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
 from nbcodex.notebook.panel import PanelState, reduce
+from nbcodex.pacing.desk import Desk
 from nbcodex.pacing.ledger import Ledger
+from nbcodex.pacing.reservation import Cost
 from nbcodex.partial import ASKED_ANEW, POSSIBLY_PAID
 from nbcodex.records import Mark, Reply, Request, Resumption
 from nbcodex.settings import Secret, Settings
@@ -77,10 +79,11 @@ class Kernel:
     def __init__(self, simulator: Simulator, journal: Row | None = None) -> None:
         self.simulator, self.journal = simulator, journal or Row()
         self.events: list[Event] = []
+        self.desk = Desk()
         self.engine = Engine(
             wire=Wire(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            ledger=Ledger(),
+            desk=lambda _: self.desk,
             clock=LoopClock(),
         )
 
@@ -364,8 +367,15 @@ def test_picking_up_waits_for_no_hold() -> None:
         run = kernel.start(request())
         await asyncio.sleep(0.7)
         closed = asyncio.get_running_loop().time() + 300.0
-        ledger = kernel.engine.ledger
-        ledger.refuse(ledger.probe(next(iter(ledger.known()))), until=closed, limit=None)
+
+        def close(ledger: Ledger) -> None:
+            now = closed - 300.0
+            (name,) = ledger.known(now)
+            sent = ledger.probe(ledger.listen(name, Cost(1, 1), lambda: None), now)
+            sent.probe = False
+            ledger.refuse(sent, until=closed, limit=None, snapshot=None, now=now)
+
+        kernel.desk.post(close)
         await asyncio.wait([run.task])
         assert isinstance(kernel.events[-1], Finished)
         assert kernel.events[-1].at < closed

@@ -81,7 +81,7 @@ def test_stop_in_a_wait(cell: Kernel, slow: Simulated, fault: Fault, shows: str)
     assert ran.error == "Stopped"
     assert len(ran.shown_error) <= 6
     assert cell.lives()
-    cell.run("from nbcodex.client import current; current()._engine.ledger._buckets.clear()")
+    cell.run("from nbcodex.client import current; current()._desk = None")
 
 
 def test_stop_twice_in_a_row(cell: Kernel) -> None:

@@ -28,6 +28,9 @@ ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 FAR = 999 * DAY
 """Seconds beyond which no moment is worth naming: a server may say anything."""
 
+CAPACITY = "Queued for capacity: the limit is in full use"
+"""What a request waits for that waits for its turn."""
+
 BYTES_PER_TOKEN = 4
 """What a token takes in UTF-8, roughly, until the server counts for us."""
 
@@ -138,6 +141,9 @@ def reduce(state: PanelState, event: events.Event) -> PanelState:
     match event:
         case events.Queued(request_id=id_, model=model, patience=patience, at=at):
             return PanelState(id=id_, since=at, began=at, model=model, patience=patience)
+        case events.Held(queued=True):
+            queued = _wait(state, event, "queued", limit=None, reason=CAPACITY)
+            return replace(queued, waits_from=None)
         case events.Held(limit=limit):
             return _wait(state, event, "held", limit=limit, reason="")
         case events.BackingOff(limit=limit, error=error, attempt=attempt):
@@ -283,6 +289,9 @@ def _parked_until(state: PanelState, wall: float) -> str:
 
 def _going_on(state: PanelState, now: float, wall: float) -> str:
     lasted, left = spell(now - state.since), state.left(now)
+    if state.phase == "queued" and state.reason:
+        due = f", {spell(left)} to go" if left else ""
+        return f"queued for capacity {lasted}{due}"
     if left is not None:
         until = f" (until {time_of_day(wall + left, now=wall)})" if left > MINUTE else ""
         return f"{state.phase} {spell(left)}{until}" if left else f"{state.phase}, due now"
@@ -293,6 +302,8 @@ def _going_on(state: PanelState, now: float, wall: float) -> str:
 
 def cause(state: PanelState) -> str:
     """Return why a request waits: the limit with its figures, or the failure."""
+    if state.phase == "queued":
+        return ""  # the phase says it all
     if state.limit is None:
         told = state.reason
     else:

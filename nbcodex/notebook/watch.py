@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from nbcodex import events, loop
-from nbcodex.notebook.monitor import Grown, MonitorState, Observed, Sums, reduce
-from nbcodex.records import Usage
+from nbcodex.notebook.monitor import Grown, Limits, MonitorState, Observed, Sums, reduce
+from nbcodex.pacing.ledger import Hold
+from nbcodex.records import Snapshot, Usage
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Totals as Kept
+    from nbcodex.pacing.prior import Known
     from nbcodex.settings import Settings
     from nbcodex.totals import Total
 
@@ -64,15 +66,18 @@ class Watch:
         The journal is asked every `LOOK` seconds at most, in the calling thread.
         """
         seen, here = self._seen(settings), loop.running()
-        return self._looked(seen) if here.is_mine else here.submit(self._on_loop(seen)).result()
+        if here.is_mine:
+            return self._looked(seen, None)
+        return here.submit(self._on_loop(seen, settings)).result()
 
-    async def _on_loop(self, seen: Observed) -> MonitorState:
-        return self._looked(seen)
+    async def _on_loop(self, seen: Observed, settings: Settings) -> MonitorState:
+        known = await self._client.limits(settings)
+        return self._looked(seen, _limits(known, self._client.clock.now()))
 
-    def _looked(self, seen: Observed) -> MonitorState:
+    def _looked(self, seen: Observed, limits: Limits | None) -> MonitorState:
         client, now = self._client, self._client.clock.now()
         totals = client.totals.by_model.values()
-        here = Observed(at=now, limits=client.limits(), session=_session(totals))
+        here = Observed(at=now, limits=limits, session=_session(totals))
         self._heard += [*self._grown(now), seen, here]
         self._catch_up()
         return self._state
@@ -105,6 +110,17 @@ def watch_of(client: Client) -> Watch:
     watch = Watch(client)
     client.listeners.append(watch)
     return watch
+
+
+def _limits(known: Mapping[str, Known], now: float) -> Limits:
+    """Return what is known of the limits as it stands at an instant."""
+    found: dict[str, tuple[Snapshot | None, Hold | None]] = {}
+    for label, each in known.items():
+        model, _, server = label.rpartition(" at ")
+        snapshot = Snapshot(at=now, tokens=each.tokens, requests=each.requests)
+        hold = None if each.hold is None else Hold(each.hold, each.limit)
+        found[f"{server} {model}"] = snapshot, hold
+    return found
 
 
 def _session(totals: Iterable[Total]) -> Sums:

@@ -22,6 +22,8 @@ it shrinks in a second."""
 GROWTH, FASTER = 0.004, 0.02
 """What the pace gains each second, where no headers tell whether there is more; where not even the
 limit is known."""
+FEW = 3
+"""Requests under way that tell no pace: refused without figures, they wait, and go one by one."""
 CUT = 0.85
 """What is left of a pace that was refused, where the server tells no figures."""
 
@@ -48,8 +50,8 @@ class Bucket:
         Whether answers carry no limits; whether not even refusals do, and the limit is a guess.
     sent, unheard : int
         Requests that went, and those of them without a verdict.
-    first_at, sent_at : float
-        When the first and the last one went.
+    first_at, first_level, sent_at : float
+        When the first one went after a minute of rest, and what there was; when the last one went.
     newest : int
         Number of the last request whose headers were read; those of earlier ones are old news.
     rtt : float
@@ -71,6 +73,7 @@ class Bucket:
     guessed: bool = False
     sent_at: float = -math.inf
     first_at: float = math.inf
+    first_level: float = 0.0
     sent: int = 0
     newest: int = -1
     rtt: float = math.inf
@@ -82,7 +85,9 @@ class Bucket:
         tokens = cost.tokens * self.fit
         self.sent += 1
         self.unheard += 1
-        self.first_at, self.sent_at = min(self.first_at, at), max(self.sent_at, at)
+        if at > self.sent_at + MINUTE:
+            self.first_at, self.first_level = at, self.tokens.tank.level_at(at)
+        self.sent_at = max(self.sent_at, at)
         self.output.begin(cost.output, at)
         return Reservation(
             bucket=name,
@@ -98,6 +103,8 @@ class Bucket:
     def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
         """The server has let a request in; its headers are at hand."""
         self._hear(reservation)
+        if reservation.probe:
+            self.until = min(self.until, now)
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known
@@ -257,7 +264,10 @@ class Bucket:
             return
         if not fresh:
             return
-        taken = -tank.level_at(now) / max(1.0, now - self.first_at)
+        if self.output.under_way < FEW:
+            self.window = self.window if tank.known else 1
+            return
+        taken = (self.first_level - tank.level_at(now)) / max(1.0, now - self.first_at)
         rate = CUT * (tank.rate if tank.known else max(1.0, taken))
         self.window = None
         self._adopt(rate * MINUTE, rate, now=now, since=now)

@@ -1,112 +1,274 @@
-"""The ledger: one hold per bucket, shared by all requests of a model.
+"""The ledger: who may send, and when, first come, first served.
 
-Decides and never waits: `reserve` gives leave to send, or the hold that stands against it. After a
-hold one request goes ahead and the others follow once it is let in: nobody wakes as a herd.
+Decides and never waits. Those who wait hold a ticket each; only the first in the row is told a
+moment, and the others are woken when it is their turn, so nobody wakes as a herd.
 """
 
 from __future__ import annotations
 
-import asyncio
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from nbcodex.records import Limit, Snapshot
+from nbcodex.errors import TooLargeError
+from nbcodex.pacing.moment import never
+from nbcodex.pacing.prior import Known, Prior, begin, known
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.shares import Shared
+from nbcodex.pacing.stores import Store
+from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.records import Limit, Snapshot, Usage
 
-SCOUT = 10.0
-"""Seconds after which those behind a scout that was not heard of go too."""
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Leave to send one request; a `probe` goes through a hold."""
-
-    bucket: str
-    probe: bool = False
+FAR = 60.0
+"""Seconds after which one who waits behind others looks again, though it is woken before."""
+WORTH = 1.0
+"""Seconds that a bucket must be closed for before those far back in the row hear of it."""
+RECENT = 32
+"""How many of the last sends an answer's end may still be on the way with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A bucket closed until an instant, because of a limit; `scouted` while one request tries."""
+    """No leave to send yet: when to come back, and the limit that closes the bucket.
+
+    `queued` means that it is nobody's fault: the limit is used fully, and others come first.
+    `due_at` is when there is capacity, as it is reckoned now; None where nobody can say.
+    """
 
     until: float
-    limit: Limit | None
-    scouted: bool = False
+    limit: Limit | None = None
+    queued: bool = False
+    due_at: float | None = None
 
 
 @dataclass(slots=True)
-class _Bucket:
+class Ticket:
+    """A place in the row of a bucket. One who is refused keeps it, and so comes first again."""
+
+    bucket: str
+    cost: Cost
+    wake: Callable[[], None]
+    place: int
+    waiting: bool = False
+
+
+@dataclass(slots=True)
+class _Row:
+    heap: list[tuple[int, Ticket]] = field(default_factory=list)
+    asked: float = 0.0
     hold: Hold | None = None
-    scout: Reservation | None = None
-    scouting_until: float = 0.0
-    snapshot: Snapshot | None = None
-    waiting: set[asyncio.Event] = field(default_factory=set)
+    recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def head(self) -> Ticket | None:
+        """Return the first of those who wait."""
+        while self.heap and not self.heap[0][1].waiting:
+            heapq.heappop(self.heap)
+        return self.heap[0][1] if self.heap else None
+
+    def enter(self, ticket: Ticket) -> None:
+        if not ticket.waiting:
+            ticket.waiting = True
+            self.asked += ticket.cost.tokens + ticket.cost.output
+            heapq.heappush(self.heap, (ticket.place, ticket))
+
+    def leave(self, ticket: Ticket) -> None:
+        if ticket.waiting:
+            ticket.waiting = False
+            self.asked -= ticket.cost.tokens + ticket.cost.output
 
     def wake(self) -> None:
-        for event in self.waiting:
-            event.set()
+        if head := self.head():
+            head.wake()
+
+    def close(self, hold: Hold, now: float) -> None:
+        """Let everybody know who waits, if it is for long enough to be worth a word."""
+        news = hold.until > max(now + WORTH, self.hold.until if self.hold else now)
+        self.hold = hold
+        if news:
+            for _, ticket in self.heap:
+                if ticket.waiting:
+                    ticket.wake()
+
+    def open(self) -> None:
+        """Let everybody look again who was told of a hold."""
+        if self.hold is not None:
+            self.hold = None
+            for _, ticket in self.heap:
+                if ticket.waiting:
+                    ticket.wake()
 
 
 class Ledger:
-    """What is known of every bucket, and who may send."""
+    """Who may send, and when: one row and one observed bucket for each model and account.
 
-    def __init__(self) -> None:
-        self._buckets: dict[str, _Bucket] = {}
+    Parameters
+    ----------
+    store : Store or None
+        Where the buckets are kept; None: in memory.
+    holder : str
+        Names this process among those that share the store.
+    """
 
-    def _bucket(self, name: str) -> _Bucket:
-        return self._buckets.setdefault(name, _Bucket())
+    def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
+        self._store = store or MemoryStore()
+        self._holder = holder
+        self._rows: dict[str, _Row] = {}
+        self._places = itertools.count()
 
-    def reserve(self, name: str, now: float) -> Reservation | Hold:
-        """Return leave to send now, or the hold that stands against it."""
-        bucket = self._bucket(name)
-        hold = bucket.hold
-        if hold is None:
-            return Reservation(name)
-        if now < hold.until:
-            return hold
-        if bucket.scout and now < bucket.scouting_until:
-            return Hold(bucket.scouting_until, hold.limit, scouted=True)
-        bucket.scout, bucket.scouting_until = Reservation(name), now + SCOUT
-        return bucket.scout
+    def _row(self, name: str) -> _Row:
+        return self._rows.setdefault(name, _Row())
 
-    def probe(self, name: str) -> Reservation:
-        """Return leave to send through whatever hold there is; a refusal will not change it."""
-        return Reservation(name, probe=True)
+    def listen(self, name: str, cost: Cost, wake: Callable[[], None]) -> Ticket:
+        """Take a place in the row; `wake` is called when it is worth asking."""
+        ticket = Ticket(name, cost, wake, next(self._places))
+        self._row(name).enter(ticket)
+        return ticket
 
-    def refuse(self, reservation: Reservation, *, until: float, limit: Limit | None) -> Hold:
-        """A limit refused the request: close the bucket until an instant, and return the hold.
+    def again(self, ticket: Ticket) -> None:
+        """Take the old place in the row once more."""
+        self._row(ticket.bucket).enter(ticket)
 
-        A hold is never shortened, and a probe that is refused leaves it as it was.
+    def leave(self, ticket: Ticket) -> None:
+        """Give the place up."""
+        row = self._row(ticket.bucket)
+        first = row.head() is ticket
+        row.leave(ticket)
+        if first:
+            row.wake()
+
+    def reserve(self, ticket: Ticket, now: float) -> Reservation | Hold:
+        """Return leave to send now, or when to come back.
+
+        Raises
+        ------
+        TooLargeError
+            If the request is larger than the limit and can never be sent.
         """
-        bucket = self._bucket(reservation.bucket)
-        hold = bucket.hold
-        if hold is None or (until > hold.until and not reservation.probe):
-            hold = bucket.hold = Hold(until, limit)
-            bucket.scout = None
-            bucket.wake()
+        row = self._row(ticket.bucket)
+        if row.head() is not ticket:
+            closed = row.hold is not None and row.hold.until > now
+            return row.hold if closed and row.hold else Hold(now + FAR, queued=True)
+        answer = self._store.deal(ticket.bucket, lambda s: self._reserve(s, row, ticket, now))
+        if isinstance(answer, Reservation):
+            self._sent(row, ticket, answer)
+        return answer
+
+    def _reserve(self, shared: Shared, row: _Row, ticket: Ticket, now: float) -> Reservation | Hold:
+        bucket, cost = shared.bucket, ticket.cost
+        limit = never(bucket, cost)
+        if limit is not None:
+            raise _too_large(cost.tokens * bucket.fit, limit)
+        moment = shared.moment(self._holder, cost, now, asked=row.asked)
+        if moment <= now:
+            return shared.take(ticket.bucket, self._holder, cost, now)
+        if bucket.until > now:
+            row.hold = Hold(bucket.until, bucket.limit)
+            return Hold(moment, bucket.limit)
+        return Hold(shared.look_at(moment, now), queued=True, due_at=moment)
+
+    def probe(self, ticket: Ticket, now: float) -> Reservation:
+        """Return leave to send through whatever hold there is; a refusal will not change it."""
+        name, cost = ticket.bucket, ticket.cost
+        reservation = self._store.deal(
+            name, lambda shared: shared.take(name, self._holder, cost, now, probe=True)
+        )
+        self._sent(self._row(name), ticket, reservation)
+        return reservation
+
+    def _sent(self, row: _Row, ticket: Ticket, reservation: Reservation) -> None:
+        row.recent.append(reservation)
+        row.leave(ticket)
+        row.wake()
+
+    def refuse(
+        self,
+        reservation: Reservation,
+        *,
+        until: float,
+        limit: Limit | None,
+        snapshot: Snapshot | None,
+        now: float,
+    ) -> Hold:
+        """A limit refused the request: close the bucket until an instant, and return the hold."""
+
+        def deed(shared: Shared) -> Hold:
+            shared.bucket.refuse(reservation, until=until, limit=limit, snapshot=snapshot, now=now)
+            return Hold(shared.bucket.until, shared.bucket.limit)
+
+        hold = self._follow(reservation, deed, now)
+        self._row(reservation.bucket).close(hold, now)
         return hold
 
-    def admit(self, reservation: Reservation, snapshot: Snapshot | None) -> None:
-        """The server let the request in: keep what its headers say, let the others follow."""
-        bucket = self._bucket(reservation.bucket)
-        bucket.snapshot = snapshot or bucket.snapshot
-        if reservation is bucket.scout or reservation.probe:
-            bucket.hold = bucket.scout = None
-            bucket.wake()
+    def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
+        """The server let the request in: learn from its headers. A probe ends the hold for all."""
+        if reservation.probe:
+            self._row(reservation.bucket).open()
+        self._follow(reservation, lambda s: s.bucket.admit(reservation, snapshot, now), now)
 
-    def cancel(self, reservation: Reservation) -> None:
-        """The request ended without a verdict; another may go ahead in its place."""
-        bucket = self._bucket(reservation.bucket)
-        if reservation is bucket.scout:
-            bucket.scout = None
-            bucket.wake()
+    def settle(self, reservation: Reservation, usage: Usage, now: float) -> None:
+        """The answer is complete."""
 
-    def listen(self, name: str, event: asyncio.Event) -> None:
-        """Set `event` whenever the bucket opens or closes."""
-        self._bucket(name).waiting.add(event)
+        def deed(shared: Shared) -> tuple[float, tuple[float, ...]]:
+            back = shared.bucket.settle(reservation, usage, now)
+            return shared.bucket.rtt, back
 
-    def leave(self, name: str, event: asyncio.Event) -> None:
-        """Set `event` no longer."""
-        self._bucket(name).waiting.discard(event)
+        rtt, back = self._follow(reservation, deed, now)
+        # The server had it before those requests came in that were on their way meanwhile.
+        since = now - (rtt if rtt < math.inf else 0.0)
+        for other in self._row(reservation.bucket).recent:
+            if other.at > since and not other.heard:
+                other.shift(back)
 
-    def known(self) -> dict[str, tuple[Snapshot | None, Hold | None]]:
-        """Return the last snapshot and the hold of each bucket."""
-        return {name: (b.snapshot, b.hold) for name, b in self._buckets.items()}
+    def cancel(self, reservation: Reservation, now: float) -> None:
+        """The request ended without a verdict."""
+        self._follow(reservation, lambda s: s.bucket.cancel(reservation, now), now)
+
+    def begin(self, name: str, prior: Prior) -> None:
+        """Let a bucket of which nothing is known begin with what was learnt earlier."""
+
+        def deed(shared: Shared) -> None:
+            if not shared.bucket.sent:
+                shared.bucket = begin(prior)
+
+        self._store.deal(name, deed)
+
+    def known(self, now: float) -> dict[str, Known]:
+        """Return what is known of each bucket, for people."""
+
+        def deed(shared: Shared) -> Known:
+            return known(shared.bucket, now, others=shared.others(self._holder, now))
+
+        return {name: self._store.deal(name, deed) for name in self._rows}
+
+    def beat(self, now: float) -> None:
+        """Give a sign of life: due every second or two while anything is under way."""
+        for name in self._rows:
+            self._store.deal(name, lambda shared: shared.share(self._holder, now))
+
+    def _follow(self, reservation: Reservation, deed: Callable[[Shared], T], now: float) -> T:
+        """Do a deed that a reservation's fate asks for, and let the first in the row look again."""
+
+        def whole(shared: Shared) -> T:
+            shared.share(self._holder, now)
+            was = reservation.heard, reservation.closed
+            result = deed(shared)
+            shared.follow(self._holder, reservation, was)
+            return result
+
+        result = self._store.deal(reservation.bucket, whole)
+        self._row(reservation.bucket).wake()
+        return result
+
+
+def _too_large(need: float, limit: float) -> TooLargeError:
+    return TooLargeError(
+        f"The prompt has about {need:,.0f} tokens, {need - limit:,.0f} more than the {limit:,.0f} "
+        "tokens per minute that the model allows.",
+        advice="Shorten the prompt, or take a model with a larger limit.",
+    )

@@ -64,6 +64,8 @@ def moment(
         first = max(first, bucket.tokens.tank.has_at(need, now))
     if bucket.requests.known:
         spare = _spare(bucket, bucket.requests)
+        if bucket.tokens.usual:
+            spare = min(spare, TAIL * waiting / bucket.tokens.usual)
         first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
     return first
 

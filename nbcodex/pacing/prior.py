@@ -48,6 +48,10 @@ class Known:
         Tokens that a shorter window, which no header tells of, lets through at once.
     leak : float
         Tokens a second that somebody else on the same key takes.
+    margin : float
+        Share of the limit that is kept back.
+    others : int
+        Other processes that are active on it.
     hold : float or None
         Until when nobody may send.
     limit : Limit or None
@@ -62,12 +66,14 @@ class Known:
     told: bool
     hidden: float | None
     leak: float
+    margin: float
+    others: int
     hold: float | None
     limit: Limit | None
     learnt: Prior | None
 
 
-def known(bucket: Bucket, now: float) -> Known:
+def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:
     """Return what is known of a bucket."""
     tank = bucket.tokens.tank
     return Known(
@@ -77,6 +83,8 @@ def known(bucket: Bucket, now: float) -> Known:
         told=tank.known and not bucket.blind,
         hidden=tank.usable if tank.floor else None,
         leak=tank.leak,
+        margin=bucket.margin,
+        others=others,
         hold=bucket.until if bucket.until > now else None,
         limit=bucket.limit,
         learnt=learnt(bucket, now),

@@ -95,6 +95,11 @@ class Shared:
         mine.tokens, mine.output, mine.asked = cost.tokens, cost.output, asked
         return mine.due_at
 
+    def others(self, holder: str, now: float) -> int:
+        """Return how many holders live beside this one."""
+        lives = [n for n, share in self.holders.items() if share.seen_at + LEASE >= now]
+        return len({*lives} - {holder})
+
     def look_at(self, due_at: float, now: float) -> float:
         """Return when one who waits for `due_at` shall ask again."""
         return due_at if len(self.holders) < 2 else min(due_at, now + LOOK)

@@ -57,20 +57,11 @@ class Wire:
         Dates the snapshots, and tells the wall time for waits given as dates.
     transport : httpx2.AsyncBaseTransport or None
         Stands in for the network.
-    salt : bytes or None
-        Makes the buckets' names, where they come from a key, the same in several processes.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        transport: httpx2.AsyncBaseTransport | None = None,
-        salt: bytes | None = None,
-    ) -> None:
+    def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.clock = clock
         self._connections = connections.Connections(transport=transport)
-        self._salt = {} if salt is None else {"salt": salt}
         self.dialects = Dialects()
         self._only: dict[Endpoint, str] = {}
 
@@ -87,7 +78,7 @@ class Wire:
         """
         bodies.check_params(request.params)
         if settings.client is None or request.api_base is not None:
-            return providers.resolve(settings, request, **self._salt)
+            return providers.resolve(settings, request)
         client = self._connections.custom_now(settings.client)
         own = connections.secrets_of(client) if client else []
         providers.check_texts(request, [*settings.secrets(), *own])
@@ -96,9 +87,12 @@ class Wire:
             return Endpoint(kind="compatible", base_url="", host="", scope=scope)
         return connections.endpoint_of(client, settings.client)
 
-    def bucket(self, endpoint: Endpoint, model: str) -> str:
-        """Return the name of the limits that a request draws on; it contains no secret."""
-        return f"{endpoint.base_url} {endpoint.scope} {model}"
+    def bucket(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+        """Return the name of the limits that a request draws on: a hash that tells nothing of them.
+
+        It is the same in all processes that have the same `salt`, but for custom clients.
+        """
+        return providers.bucket(endpoint, model, salt=salt)
 
     async def model(self, request: Request, settings: Settings) -> str:
         """Return the model to ask, which the user, the settings or the server names.

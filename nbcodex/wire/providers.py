@@ -64,7 +64,7 @@ class Endpoint:
     project: str | None = None
 
 
-def resolve(settings: Settings, request: Request, *, salt: bytes = _SALT) -> Endpoint:
+def resolve(settings: Settings, request: Request) -> Endpoint:
     """Return the endpoint that a request goes to.
 
     Raises
@@ -75,7 +75,7 @@ def resolve(settings: Settings, request: Request, *, salt: bytes = _SALT) -> End
         If a setting makes no sense, or the request contains a secret.
     """
     check_texts(request, settings.secrets())
-    own = _configured(settings, salt)
+    own = _configured(settings)
     if request.api_base is None:
         endpoint = own
     else:
@@ -84,7 +84,7 @@ def resolve(settings: Settings, request: Request, *, salt: bytes = _SALT) -> End
             # The same server in another path, and the same account.
             endpoint = own if plain(url) == own.base_url else _beside(own, url)
         else:
-            endpoint = _compatible(url, _entry(settings, url), settings, salt)
+            endpoint = _compatible(url, _entry(settings, url), settings)
     if endpoint.key is None:
         raise _missing(endpoint, own=request.api_base is None)
     check_key(endpoint.key.reveal(), endpoint.host)
@@ -99,10 +99,10 @@ def is_azure(settings: Settings) -> bool:
 
 def host_of(settings: Settings) -> str:
     """Return the host that requests go to unless they name another."""
-    return _configured(settings, _SALT).host
+    return _configured(settings).host
 
 
-def _configured(settings: Settings, salt: bytes) -> Endpoint:
+def _configured(settings: Settings) -> Endpoint:
     """Return the endpoint of the settings alone; its key is None where there is none."""
     if is_azure(settings):
         return _azure(settings)
@@ -112,7 +112,7 @@ def _configured(settings: Settings, salt: bytes) -> Endpoint:
     if not key and seller(plain(url)) == "azure":
         entra = not settings.azure_key and bool(settings.azure_ad_token)
         key = settings.azure_key or settings.azure_ad_token
-    endpoint = _compatible(url, key or None, settings, salt)
+    endpoint = _compatible(url, key or None, settings)
     return replace(endpoint, entra=entra)
 
 
@@ -134,14 +134,14 @@ def _azure(settings: Settings) -> Endpoint:
     )
 
 
-def _compatible(url: SplitResult, key: Secret | None, settings: Settings, salt: bytes) -> Endpoint:
+def _compatible(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
     """Return the endpoint at a base URL, whoever stands behind it."""
     kind: Kind = seller(plain(url)) or "compatible"
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None
     scope = "/".join(s for s in (organization, project) if s)
     if not scope and key and kind != "azure":
-        scope = fingerprint(key.reveal(), salt)
+        scope = fingerprint(key.reveal())
     return Endpoint(
         kind=kind,
         base_url=plain(url),
@@ -151,6 +151,14 @@ def _compatible(url: SplitResult, key: Secret | None, settings: Settings, salt: 
         organization=organization,
         project=project,
     )
+
+
+def bucket(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+    """Return a name for the limits of a model and account; with a common salt, a common name."""
+    key, account = endpoint.key, endpoint.scope
+    if key and account == fingerprint(key.reveal()):
+        account = fingerprint(key.reveal(), salt)  # the scope's own salt is of this process alone
+    return fingerprint(f"{endpoint.base_url} {account} {model}", salt)
 
 
 def _beside(own: Endpoint, url: SplitResult) -> Endpoint:

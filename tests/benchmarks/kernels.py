@@ -9,7 +9,7 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from nbcodex.pacing.observed import Ledger
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.stores.memory import MemoryStore
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.pacing import TOKENS, Client

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbcodex.clock import BootClock
-from nbcodex.pacing.observed import Ledger
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.stores.sqlite import SqliteStore
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Wire

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from nbcodex.pacing import backoff
-from nbcodex.pacing.observed import Hold, Ledger, Ticket
+from nbcodex.pacing.ledger import Hold, Ledger, Ticket
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.records import MINUTE, Limit, Snapshot, Usage
 from nbcodex.simulator.buckets import Refusal

@@ -17,7 +17,7 @@ from dataclasses import replace
 from nbcodex.clock import Clock
 from nbcodex.errors import LimitError, TransientError
 from nbcodex.pacing import backoff
-from nbcodex.pacing.observed import Hold, Ledger, Ticket
+from nbcodex.pacing.ledger import Hold, Ledger, Ticket
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.records import Request
 from nbcodex.settings import Secret, Settings

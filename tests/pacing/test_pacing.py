@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
-from nbcodex.pacing.observed import Hold, Ledger
+from nbcodex.pacing.ledger import Hold, Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.records import Gauge, Limit, Snapshot, Usage
@@ -256,6 +256,19 @@ def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any
                 ledger.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
     leave = ledger.reserve(ledger.listen("b", Cost(1e-9, 10), lambda: None), now + 100)
     assert isinstance(leave, Reservation) or now < leave.until < math.inf
+
+
+def test_a_lonely_refusal_without_figures_only_closes() -> None:
+    """One request that a gateway refuses waits for the hold, and not for a pace made up from it."""
+    store = Watched()
+    ledger = Ledger(store)
+    ticket = ledger.listen(BUCKET, Cost(10, 1000), lambda: None)
+    sent = ledger.reserve(ticket, 100.0)
+    assert isinstance(sent, Reservation)
+    ledger.refuse(sent, until=101.0, limit=Limit(), snapshot=None, now=100.1)
+    ledger.again(ticket)
+    assert isinstance(ledger.reserve(ticket, 101.0), Reservation)
+    assert not store.bucket().tokens.tank.known
 
 
 def test_a_silent_server_is_asked_again() -> None:

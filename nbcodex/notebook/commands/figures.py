@@ -10,12 +10,12 @@ from IPython.display import display
 from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.clock import spell
+from nbcodex.notebook import limits
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import money
 
 if TYPE_CHECKING:
     from nbcodex.budget import Cap
-    from nbcodex.records import Gauge
     from nbcodex.totals import Total
 
 
@@ -67,20 +67,13 @@ class Figures(Room):
             tell(str(shown))
 
     def limits(self) -> None:
-        """Tell the limits that the server's answers have named, as far as known."""
-        known = current().engine().ledger.known()
-        if not known:
-            tell("No answer has told any limits yet.")
+        """Tell the limits as they are known: what is left, refill, what is charged, holds."""
         now = current().clock.now()
-        for name, (snapshot, hold) in known.items():
-            gauges = (
-                [("tokens", snapshot.tokens), ("requests", snapshot.requests)] if snapshot else []
-            )
-            told = [_gauge(kind, gauge) for kind, gauge in gauges if gauge]
-            if hold and hold.until > now:
-                told.append(f"held for another {spell(hold.until - now)}")
-            server, *_, model = name.split(" ")
-            tell(f"{model} at {server}: {', '.join(told) or 'no limits told'}")
+        known = loop.running().submit(current().limits(self._settings)).result()
+        if not known:
+            tell("Nothing is known of limits before the first answer.")
+        for label, told in known.items():
+            tell("\n".join(limits.lines(label, told, now)))
 
 
 def _total(total: Total) -> str:
@@ -95,8 +88,3 @@ def _total(total: Total) -> str:
         f"waited {spell(total.waited)}" if total.waited else "",
     )
     return " · ".join(filter(None, told))
-
-
-def _gauge(kind: str, gauge: Gauge) -> str:
-    full = f", full in {spell(gauge.full_in)}" if gauge.full_in else ""
-    return f"{gauge.remaining:,.0f} of {gauge.limit:,.0f} {kind} left{full}"

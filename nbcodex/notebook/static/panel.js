@@ -295,7 +295,8 @@ function openView(feed, model, el) {
     put(cause, `${met(view.cause)}${view.cause?.name || "waiting"}`);
     const drawn = meter.show(view.cause ?? {}, !held);
     put(figures, drawn ? "" : (view.cause?.figures ?? ""));
-    const what = held ? "Met by another request; this one is sent" : `Attempt ${view.attempt + 1} starts`;
+    const turn = held ? "Met by another request; this one is sent" : "It is sent";
+    const what = view.phase === "waiting" ? `Attempt ${view.attempt + 1} starts` : turn;
     put(next, feed.due === null ? "" : `${what} by itself at ${view.until}.`);
   }
 

@@ -1,0 +1,53 @@
+"""What is known of the limits, in plain words. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from nbcodex.clock import spell
+from nbcodex.pacing.policy import Policy
+from nbcodex.pacing.prior import Known
+from nbcodex.records import MINUTE, Gauge
+
+_CHARGES: dict[Policy, str] = {
+    "kept": "input and the whole of max_output, whatever the answer uses of it",
+    "refunded": "input and max_output; what an answer does not use is given back at its end",
+    "actual": "input at once, the output at the answer's end",
+}
+
+
+def lines(label: str, known: Known, now: float) -> list[str]:
+    """Return what is known of one model's limits at an instant, a few lines."""
+    gauges = (("tokens", known.tokens), ("requests", known.requests))
+    told = [_gauge(kind, gauge) for kind, gauge in gauges if gauge]
+    if known.hidden is not None and math.isfinite(known.hidden):
+        told.append(f"at once no more than about {known.hidden:,.0f} tokens: a shorter window")
+    if known.hold is not None:
+        name = f" ({known.limit.name})" if known.limit else ""
+        told.append(f"closed for another {spell(known.hold - now)}{name}")
+    if not told:
+        told.append("no limits told yet")
+    if known.tokens and not known.told:
+        told.append("found out by trial: its answers tell no limits")
+    if known.learnt:
+        used = f"answers use {known.learnt.share:.0%} of it"
+        told.append(f"charged: {_CHARGES[known.policy]} (learnt from answers; {used})")
+    elif known.tokens:
+        told.append(f"charged, as long as nothing else is learnt: {_CHARGES[known.policy]}")
+    if known.tokens:
+        told.append(f"kept back: {known.margin:.1%} of the limit")
+    if known.leak >= 1:
+        told.append(f"somebody else takes about {known.leak * MINUTE:,.0f} tokens a minute")
+    if known.others:
+        told.append(f"shared with {known.others} other active kernel{'s' * (known.others > 1)}")
+    return [label, *(f"  {line}" for line in told)]
+
+
+def _gauge(kind: str, gauge: Gauge) -> str:
+    rate = gauge.limit / MINUTE
+    full = ""
+    if gauge.full_in and gauge.limit > gauge.remaining:
+        rate = (gauge.limit - gauge.remaining) / gauge.full_in
+        full = f", full in {spell(gauge.full_in)}"
+    left = max(0.0, gauge.remaining)
+    return f"{left:,.0f} of {gauge.limit:,.0f} {kind} left, {rate * MINUTE:,.0f} a minute{full}"

@@ -1,0 +1,112 @@
+"""What has come of one request so far, and how its listener is told.
+
+Owns the figures and the text that every event and reply is made of. Decides nothing, and must not
+know attempts from waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nbcodex import parking
+from nbcodex.clock import Clock
+from nbcodex.errors import ParkedError, TransientError
+from nbcodex.events import Event
+from nbcodex.partial import Partial
+from nbcodex.records import Reply, Request, Status
+from nbcodex.wire import prices
+from nbcodex.wire.pieces import Completed
+
+E = TypeVar("E", bound=Event)
+
+log = logging.getLogger(__name__)
+
+
+class Story:
+    """One request's story.
+
+    Parameters
+    ----------
+    request : Request
+        Whose it is.
+    listener : callable
+        Hears the events.
+    clock : Clock
+        Dates them.
+
+    Attributes
+    ----------
+    partial : Partial
+        What there is of the answer.
+    attempts, waited : int, float
+        HTTP tries, and the seconds of patience that are used up.
+    base_url, model : str, str or None
+        The server and the model, as far as they are known.
+    asking : Request
+        The request as it is put now.
+    answer : Completed or None
+        The finished answer.
+    simulated : bool
+        Whether the simulator answers.
+    """
+
+    def __init__(
+        self, request: Request, listener: Callable[[Event], None], *, clock: Clock
+    ) -> None:
+        self.request, self.clock = request, clock
+        self.partial = Partial()
+        self.attempts, self.waited = 0, 0.0
+        self.base_url = ""
+        self.model: str | None = request.model
+        self.asking = request
+        self.answer: Completed | None = None
+        self.simulated = False
+        self._listener = listener
+        self._born_at = clock.now()
+
+    def event(self, kind: Callable[..., E], **details: Any) -> E:
+        """Return an event of this request that happens now."""
+        return kind(request_id=self.request.id, at=self.clock.now(), **details)
+
+    def say(self, event: Event) -> None:
+        """Tell the listener; whatever it raises is its own affair."""
+        try:
+            self._listener(event)
+        except Exception:
+            log.exception("a listener failed on %s", type(event).__name__)
+
+    def tell(self, kind: Callable[..., Event], **details: Any) -> None:
+        """Tell the listener what happens now."""
+        self.say(self.event(kind, **details))
+
+    def reply(self, status: Status, completed: Completed | None = None) -> Reply:
+        """Return what there is of an answer."""
+        usage = self.partial.usage(self.request, status, completed)
+        model = (completed and completed.model) or self.model
+        return Reply(
+            id=self.request.id,
+            text=completed.text if completed else self.partial.text,
+            status=status,
+            model=model,
+            usage=usage,
+            cost=prices.cost(usage, model, self.base_url),
+            attempts=self.attempts,
+            waited=self.waited,
+            seconds=max(0.0, self.clock.now() - self._born_at - self.waited),
+            cut=completed.cut if completed else None,
+            images=completed.images if completed else (),
+            simulated=self.simulated,
+            notes=self.partial.notes,
+        )
+
+    def endures(self, resume_at: float) -> bool:
+        """Return whether the patience lasts until an instant."""
+        return self.waited + resume_at - self.clock.now() <= self.request.patience
+
+    def parked(self, cause: TransientError, resume_at: float) -> ParkedError:
+        """Return the error that ends a request which cannot go before `resume_at`."""
+        return parking.for_want_of_patience(
+            self.request, cause, resume_at=resume_at, waited=self.waited, clock=self.clock
+        )
