@@ -22,7 +22,7 @@ from nbcodex.composition import compose
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
-from nbcodex.records import Origin, Reply, Request, Resumption, new_id
+from nbcodex.records import POSSIBLY_PAID, Origin, Reply, Request, Resumption, new_id
 from nbcodex.settings import JOURNAL, Settings, folder_of
 from nbcodex.totals import Totals
 
@@ -150,7 +150,8 @@ class Client:
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
         mark = entry.mark
         text = "" if mark is None or mark.sequence is None else entry.reply.text
-        resumption = Resumption(not_before, mark=mark, text=text)
+        doubts = (POSSIBLY_PAID,) if entry.possibly_paid else ()
+        resumption = Resumption(not_before, mark=mark, text=text, notes=doubts)
         return self._handle(request, settings, resumption=resumption)
 
     def again(self, request: Request, *, origin: Origin) -> Request:

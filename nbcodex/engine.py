@@ -23,8 +23,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.keeper import Keeper
 from nbcodex.pacing import backoff
 from nbcodex.pacing.desk import Desk
-from nbcodex.partial import POSSIBLY_PAID
-from nbcodex.records import Reply, Request, Resumption
+from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Reply, Request, Resumption
 from nbcodex.sender import Sender
 from nbcodex.settings import Settings
 from nbcodex.story import Story
@@ -200,6 +199,8 @@ class Run:
         if (wall := self._resumption.not_before) is not None:
             await self._usher.sit_out(self._clock.now() + wall - self._clock.wall())
         await self._keeper.take_up()
+        for note in self._resumption.notes:
+            self._partial.note(note)
         if mark := self._resumption.mark:
             self._partial.take_up(mark, self._resumption.text)
             if self._partial.text:
@@ -207,6 +208,8 @@ class Run:
         return None
 
     def _ended_as_ordered(self) -> events.Ending:
+        if self._sender.sent:
+            self._note_the_gap(SENT_IN_VAIN)
         story = self._story
         if self._order == "park":
             error = parking.by_user(self._request)
@@ -256,6 +259,9 @@ class Run:
     def _wait(self, state: tenacity.RetryCallState) -> float:
         """Return the seconds to wait after a failed attempt."""
         error, now = _failure(state), self._clock.now()
+        self._sender.sent = False
+        if self._sender.opened or getattr(error, "was_sent", False):
+            self._note_the_gap(POSSIBLY_PAID)
         stated = None if error.wait is None else backoff.stated(error.wait, self._engine.chance)
         if isinstance(error, LimitError):
             return _exponential(state) if stated is None else stated
@@ -272,8 +278,6 @@ class Run:
     async def _back_off(self, state: tenacity.RetryCallState) -> None:
         """Announce the wait."""
         error, story = _failure(state), self._story
-        if self._is_in_the_gap(error):
-            self._partial.note(POSSIBLY_PAID)
         self._fault = not (self._usher.asked and isinstance(error, LimitError))
         resume_at = await self._closed_until(error, self._clock.now() + state.upcoming_sleep)
         self._usher.calm(resume_at)
@@ -287,10 +291,10 @@ class Run:
         story.say(backing_off)
         await self._keeper.wait(backing_off.resume_at, backing_off.limit)
 
-    def _is_in_the_gap(self, error: TransientError) -> bool:
-        """Whether a durable answer may be under way of which nobody knows the name."""
-        was_sent = self._sender.opened or getattr(error, "was_sent", False)
-        return self._request.durable and self._partial.mark is None and was_sent
+    def _note_the_gap(self, note: str) -> None:
+        """Note where a durable answer may be under way of which nobody knows the name."""
+        if self._request.durable and self._partial.mark is None:
+            self._partial.note(note)
 
     async def _park(self, state: tenacity.RetryCallState) -> Completed:
         """Give up for now."""

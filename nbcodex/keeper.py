@@ -102,7 +102,7 @@ class Keeper:
         await self.settled()
         await self._keep_the_mark()
         wall = self._clock.wall() + until - self._clock.now()
-        await self._journal.wait(self._request.id, wall, limit)
+        await self._journal.wait(self._request.id, wall, limit, notes=self._partial.notes)
 
     def keep_soon(self) -> None:
         """Have the text so far kept within a second; there is one write at a time."""

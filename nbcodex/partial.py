@@ -11,7 +11,6 @@ from nbcodex.wire import tokens
 from nbcodex.wire.pieces import Completed
 
 ASKED_ANEW = "the server lost the answer: asked anew"
-POSSIBLY_PAID = "possibly paid twice"
 
 
 class Partial:

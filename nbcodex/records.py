@@ -17,6 +17,11 @@ Resource = Literal["tokens", "requests"]
 MINUTE, DAY = 60.0, 86_400.0
 
 
+SENT_IN_VAIN, POSSIBLY_PAID = "possibly paid", "possibly paid twice"
+"""The notes on a request that was sent, and whose fate at the server nobody knows: as it ended
+there, and as it was asked again."""
+
+
 def new_id() -> str:
     """Return a fresh request id: eight hexadecimal digits, of which any unique start will do."""
     return secrets.token_hex(4)
@@ -199,11 +204,14 @@ class Resumption:
         Where its durable answer goes on.
     text : str
         The answer up to that mark.
+    notes : tuple of str
+        What there was to know of it when it was left.
     """
 
     not_before: float | None = None
     mark: Mark | None = None
     text: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

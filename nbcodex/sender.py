@@ -44,6 +44,8 @@ class Sender:
         When the attempt under way was heard of last.
     opened : bool
         Whether the server has let it in.
+    sent : bool
+        Whether an attempt is under way that the server may know of.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Sender:
         self._story, self._keeper, self._usher = story, keeper, usher
         self._request, self._partial = story.request, story.partial
         self.heard_at = story.clock.now()
-        self.opened = False
+        self.opened = self.sent = False
 
     async def attempt(self) -> Completed:
         """Send the request once, or go on with its durable answer, and read to the end."""
@@ -119,6 +121,7 @@ class Sender:
             model=story.model,
             input_tokens=tokens.of_request(self._story.asking),
         )
+        self.sent = True
         self._under_way(story.base_url)
 
     async def _read(self, pieces: AsyncGenerator[Piece]) -> Completed:

@@ -85,7 +85,9 @@ class InstantJournal:
     async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
         self.written.append(("begin", attempt))
 
-    async def wait(self, id_: str, resume_at: float, limit: Any) -> None:
+    async def wait(
+        self, id_: str, resume_at: float, limit: Any, *, notes: tuple[str, ...] = ()
+    ) -> None:
         self.written.append(("wait", resume_at))
 
     async def remember_remote(self, id_: str, response_id: str) -> None:

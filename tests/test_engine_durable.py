@@ -16,8 +16,8 @@ from nbcodex.notebook.panel import PanelState, reduce
 from nbcodex.pacing.desk import Desk
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost
-from nbcodex.partial import ASKED_ANEW, POSSIBLY_PAID
-from nbcodex.records import Mark, Reply, Request, Resumption
+from nbcodex.partial import ASKED_ANEW
+from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -404,6 +404,27 @@ def test_the_gap_before_the_name_is_reported() -> None:
         assert reply.notes == (POSSIBLY_PAID,)
 
     play(deed, Fault("dropped", after=-1))
+
+
+@pytest.mark.parametrize(("after", "notes"), [(0.2, (SENT_IN_VAIN,)), (1.5, ())])
+def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> None:
+    """Stopped before the first event, an answer may be paid all the same; later it is known."""
+
+    async def deed(kernel: Kernel) -> None:
+        stopped = await kernel.run(request(), (after, "stop"))
+        assert stopped.notes == notes
+
+    play(deed)
+
+
+def test_a_doubt_is_told_with_the_answer() -> None:
+    """Whoever resumes what may be paid finds it in the figures."""
+
+    async def deed(kernel: Kernel) -> None:
+        resumption = Resumption(notes=(POSSIBLY_PAID,))
+        assert (await kernel.run(request(), resumption=resumption)).notes == (POSSIBLY_PAID,)
+
+    play(deed)
 
 
 def test_nothing_is_reported_where_nothing_was_sent() -> None:

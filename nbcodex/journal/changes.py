@@ -143,12 +143,20 @@ def wait(
     at: float,
     resume_at: float | None,
     limit: Limit | None,
+    notes: tuple[str, ...] = (),
 ) -> None:
     """Note that the request waits for `resume_at`, and what for."""
     connection.execute(
-        """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?
-        WHERE id = ? AND owner = ?""",
-        (finite(resume_at), encode(limit) if limit else None, at, storable(id_), owner.id),
+        """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?,
+        reply = coalesce(?, reply) WHERE id = ? AND owner = ?""",
+        (
+            finite(resume_at),
+            encode(limit) if limit else None,
+            at,
+            encode(Reply(id=id_, notes=notes)) if notes else None,
+            storable(id_),
+            owner.id,
+        ),
     )
 
 
@@ -199,10 +207,12 @@ def finish(
     """Write what came of the request.
 
     An answer is kept even if another kernel has claimed the entry meanwhile, unless that one was
-    faster; anything less is then the new owner's to say.
+    faster; anything less is then the new owner's to say. Whoever resumes a request and ends without
+    a word, leaves the text that an earlier kernel kept.
     """
     connection.execute(
-        """UPDATE entries SET status = :status, reply = :reply, text = :text, error = :error,
+        """UPDATE entries SET status = :status, reply = :reply, error = :error,
+        text = CASE WHEN :text = '' AND :status <> 'done' THEN text ELSE :text END,
         attempts = :attempts, resume_at = :resume_at, limits = NULL, updated_at = :at
         WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
         {

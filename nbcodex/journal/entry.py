@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbcodex import records
-from nbcodex.records import Limit, Mark, Reply, Request, Status, Usage
+from nbcodex.records import (
+    POSSIBLY_PAID,
+    SENT_IN_VAIN,
+    Limit,
+    Mark,
+    Reply,
+    Request,
+    Status,
+    Usage,
+)
 
 LARGEST = 2**53
 RESUMABLE: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
@@ -89,8 +98,10 @@ class Entry:
 
     @property
     def possibly_paid(self) -> bool:
-        """Whether an attempt was under way when the owner died, and nobody knows its fate."""
-        return self.abandoned and self.status == "running" and self.response_id is None
+        """Whether there is no answer yet, and an attempt was sent whose fate nobody knows."""
+        died = self.abandoned and self.status == "running" and self.response_id is None
+        noted = {SENT_IN_VAIN, POSSIBLY_PAID}.intersection(self.reply.notes)
+        return died or (self.resumable and bool(noted))
 
 
 NOTHING = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)

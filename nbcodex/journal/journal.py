@@ -129,14 +129,22 @@ class Journal:
         await self._writer.run(work, level=Level.WRITE, default=None)
 
     async def wait(
-        self, id_: str, resume_at: float | None = None, limit: Limit | None = None
+        self,
+        id_: str,
+        resume_at: float | None = None,
+        limit: Limit | None = None,
+        *,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Note that the request waits until `resume_at` (seconds since the epoch) for `limit`.
 
-        Like `keep` it returns at once and is written in its turn: every call after it sees it.
+        `notes` are what its reader should know by now. Like `keep` it returns at once and is
+        written in its turn: every call after it sees it.
         """
         self._writer.post(
-            self._owned(partial(changes.wait, id_=id_, resume_at=resume_at, limit=limit))
+            self._owned(
+                partial(changes.wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
+            )
         )
 
     async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:

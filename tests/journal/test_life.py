@@ -62,6 +62,16 @@ def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: An
     assert (entry.error, entry.resume_at) == ("TPM is used up", 1.8e9)
 
 
+def test_an_ending_without_a_word_leaves_the_text(journal: Journal) -> None:
+    """Whoever resumes a request and is refused at once, takes no text from it."""
+    asked = added(journal)
+    run(journal.keep(asked.id, "half an answer"))
+    run(journal.finish(asked.id, Reply(id=asked.id, status="parked")))
+    assert journal.entry(asked.id).reply.text == "half an answer"
+    run(journal.claim(asked.id), journal.finish(asked.id, Reply(id=asked.id)))
+    assert journal.entry(asked.id).reply.text == ""
+
+
 def test_attempts_and_waits_are_seen(journal: Journal) -> None:
     """`wait` says until when and what for; the next attempt ends the wait."""
     asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)

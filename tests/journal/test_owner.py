@@ -14,7 +14,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import Beat, Owner, look, provably_dead, silent
-from nbcodex.records import Reply
+from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Reply
 
 from .conftest import HandClock, added, fall_silent, output, request, run
 
@@ -191,6 +191,22 @@ def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
         run(getattr(journal, step)(asked.id, *arguments.get(step, ())))
     journal.close()
     assert open_journal().entry(asked.id).possibly_paid is possibly
+
+
+@pytest.mark.parametrize("then", ["waiting", "running", "parked"])
+def test_a_doubt_outlives_what_comes_after_it(
+    journal: Journal, open_journal: Open, then: str
+) -> None:
+    """What was sent in vain stays in doubt, also when the next attempt's answer has a name."""
+    asked = added(journal)
+    run(journal.begin(asked.id, 1), journal.wait(asked.id, notes=(POSSIBLY_PAID,)))
+    if then == "running":
+        run(journal.begin(asked.id, 2), journal.remember_remote(asked.id, "resp"))
+    if then == "parked":
+        notes = (SENT_IN_VAIN,)
+        run(journal.finish(asked.id, Reply(id=asked.id, status="parked", notes=notes)))
+    journal.close()
+    assert open_journal().entry(asked.id).possibly_paid
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ class Entries(Room):
     def _taken_up(self, entry: Entry, *, later: bool) -> Handle:
         """Return a handle on its way: at once, or when the limit that it waits for resets."""
         if entry.possibly_paid:
-            tell(f"{entry.id} was under way when its kernel died: it may be paid twice.")
+            when = "when its kernel died" if entry.abandoned else "when it ended"
+            tell(f"{entry.id} was under way {when}: it may be paid twice.")
         until = entry.resume_at if later else None
         handle = current().resume(entry, self._settings, not_before=until)
         handle.start()
