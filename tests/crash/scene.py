@@ -1,0 +1,317 @@
+"""A notebook whose kernels are killed: what each had heard, and what the next one makes of it.
+
+Each kernel writes down what happens in it, in a file that no SIGKILL takes back; the rest is told
+by the simulator, by the journal, and by what the kernels have put into the notebook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbcodex.clock import BootClock
+from nbcodex.journal.entry import Entry
+from nbcodex.journal.journal import Journal
+from nbcodex.simulator.record import Seen
+from tests.crash.nursery import Child, Nursery
+from tests.kernels import Ran
+from tests.simulated import Simulated
+
+EYES = """
+import asyncio, json, os, threading
+from nbcodex import events
+from nbcodex.client import current
+from nbcodex.journal.journal import Journal
+from nbcodex.keeper import Keeper
+%load_ext nbcodex
+%config Codex.display = "text"
+_eyes = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+def tell(what, id, size=0):
+    os.write(_eyes, (json.dumps([current().clock.now(), what, id, size]) + "\\n").encode())
+
+def hear(event):
+    match event:
+        case events.Delta(text=text, reasoning=False):
+            tell("shown", event.request_id, len(text))
+        case _:
+            tell(type(event).__name__, event.request_id)
+
+current().listeners.append(hear)
+
+def telling(owner, name, what):
+    deed = getattr(owner, name)
+    async def told(self, first, *args, **kwargs):
+        result = await deed(self, first, *args, **kwargs)
+        tell(what, getattr(first, "id", first))
+        return result
+    setattr(owner, name, told)
+
+telling(Journal, "add", "added")
+telling(Journal, "remember_remote", "named")
+telling(Journal, "finish", "finished")
+
+def halt(name, *, after):
+    deed = getattr(Keeper, name)
+    async def halted(self, *args):
+        if after:
+            await deed(self, *args)
+        tell("halted", self._request.id)
+        await asyncio.Event().wait()
+    setattr(Keeper, name, halted)
+
+def ask(*cells):
+    for line, prompt in cells:
+        get_ipython().run_cell_magic("codex", line, prompt)
+
+def ask_apart(*cells):  # where each of them is to be halted before its cell returns
+    for cell in cells:
+        threading.Thread(target=ask, args=(cell,), daemon=True).start()
+"""
+"""What a kernel does first: it loads nbcodex, and tells what it does from then on."""
+
+MAY_BE_PAID = "may be paid twice"
+NOTE = "possibly paid twice"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One cell's request: its answer is known beforehand, and no other's is like it."""
+
+    number: int
+    line: str
+    words: int
+
+    @property
+    def answer(self) -> str:
+        """The whole answer."""
+        return " ".join(f"q{self.number}w{n}" for n in range(self.words)) + f" end{self.number}."
+
+    @property
+    def prompt(self) -> str:
+        """What is asked."""
+        return f"[[echo: {self.answer}]]"
+
+    @property
+    def durable(self) -> bool:
+        """Whether the server keeps it."""
+        return "--durable" in self.line
+
+
+Told = tuple[float, str, str, int]
+"""What a kernel told: when, what, of which request, and of how many characters."""
+
+
+def told(eyes: Path) -> list[Told]:
+    """Return what a kernel has told so far."""
+    text = eyes.read_text() if eyes.exists() else ""
+    return [tuple(json.loads(line)) for line in text.splitlines()]
+
+
+@dataclass
+class Killed:
+    """A kernel that was killed, and the requests that it had been given."""
+
+    asked: list[Asked]
+    at: float
+    told: list[Told]
+    remains: Ran
+
+    def has(self, id_: str, what: str) -> bool:
+        """Whether the kernel had told this of a request."""
+        return any(what == w and id_ == i for _, w, i, _ in self.told)
+
+    def shown(self, id_: str, before: float) -> int:
+        """Return the characters on show at an instant; -1 where they were replaced since then."""
+        size = 0
+        for at, what, i, more in self.told:
+            if i != id_:
+                continue
+            if what == "Restarted" and at > before:
+                return -1
+            size = 0 if what == "Restarted" else size + more if at <= before else size
+        return size
+
+
+@dataclass
+class Counts:
+    """What a run of kills amounted to."""
+
+    kills: int = 0
+    prompts: int = 0
+    unsent: int = 0
+    answered_before: int = 0
+    resumed: int = 0
+    durable: int = 0
+    possibly_paid: int = 0
+    paid_twice_in_the_gap: int = 0
+    oldest_lost: float = 0.0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in vars(self).items())
+
+
+@dataclass
+class Scene:
+    """One journal, one notebook, one server, and any number of kernels after each other."""
+
+    nursery: Nursery
+    server: Simulated
+    home: Path
+    notebook: str = "/lessons/crash.ipynb"
+    counts: Counts = field(default_factory=Counts)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def kernel(self) -> tuple[Child, Path]:
+        """Return a new kernel of the notebook, with nbcodex loaded, and the file it tells in."""
+        eyes = self.home / f"eyes-{next(self._numbers)}"
+        child = self.nursery.kernel(
+            **self.server.environ,
+            NBCODEX_HOME=str(self.home / "kept"),
+            JPY_SESSION_NAME=self.notebook,
+        )
+        ran = child.run(EYES.replace("PATH", repr(str(eyes))))
+        assert ran.status == "ok", ran.shown_error
+        return child, eyes
+
+    def asked(self, *lines: str, words: int) -> list[Asked]:
+        """Return requests that were never asked before, one for each line of options."""
+        return [
+            Asked(next(self._numbers), f"{line} -o a{next(self._numbers)}", words) for line in lines
+        ]
+
+    def kill(self, child: Child, eyes: Path, asked: list[Asked]) -> Killed:
+        """Kill a kernel now, and return what it leaves behind."""
+        at = BootClock().now()
+        child.kill()
+        self.counts.kills += 1
+        remains = child.remains()
+        self.nursery.part_with(child)
+        return Killed(asked, at, told(eyes), remains)
+
+    def entries(self) -> dict[str, list[Entry]]:
+        """Return what the journal holds, by prompt."""
+        journal = Journal(self.home / "kept")
+        found: dict[str, list[Entry]] = {}
+        for entry in journal.entries(100_000):
+            found.setdefault(entry.request.prompt, []).append(entry)
+        journal.close()
+        return found
+
+    def sent(self, asked: Asked) -> list[Seen]:
+        """Return the requests for an answer that reached the server."""
+        return [seen for seen in self.server.core.log if seen.api and seen.prompt == asked.prompt]
+
+    def resume(self) -> Ran:
+        """Let another kernel of the notebook resume everything; return what it shows."""
+        child, _ = self.kernel()
+        ran = child.run("%codex resume all", timeout=120)
+        assert ran.status == "ok", ran.shown_error
+        self.nursery.part_with(child)
+        return ran
+
+    def check(self, *killed: Killed) -> None:
+        """Hold kernels that were killed, and one that resumes, to all that nbcodex promises."""
+        before = self.entries()
+        for kernel in killed:
+            for asked in kernel.asked:
+                self._check_kept(kernel, asked, before.get(asked.prompt, []))
+        ran = self.resume()
+        after = self.entries()
+        for kernel in killed:
+            for asked in kernel.asked:
+                if asked.prompt in before:
+                    (was,), (now,) = before[asked.prompt], after[asked.prompt]
+                    self._check_resumed(kernel, asked, was, now, ran)
+                else:
+                    assert asked.prompt not in after
+
+    def _check_kept(self, kernel: Killed, asked: Asked, found: list[Entry]) -> None:
+        """A request that was sent is in the journal once, with all of its text but the latest."""
+        self.counts.prompts += 1
+        assert len(found) == bool(found)
+        if not found:
+            self.counts.unsent += 1
+            assert not self.sent(asked), "sent before it was committed"
+            return
+        (entry,) = found
+        text = entry.reply.text
+        assert asked.answer.startswith(text)
+        assert kernel.shown(entry.id, kernel.at - 1.0) <= len(text), "older text is lost"
+        self.counts.oldest_lost = max(self.counts.oldest_lost, _age_of_lost(kernel, entry))
+        if kernel.has(entry.id, "finished") or kernel.has(entry.id, "Finished"):
+            assert (entry.status, text) == ("done", asked.answer)
+        if entry.status == "done":
+            self.counts.answered_before += 1
+            assert text == asked.answer
+
+    def _check_resumed(
+        self, kernel: Killed, asked: Asked, was: Entry, now: Entry, ran: Ran
+    ) -> None:
+        """Its answer is there, whole and once; what was paid twice was said to be."""
+        assert (now.status, now.reply.text) == ("done", asked.answer)
+        shown = (finals(kernel.remains, asked), finals(ran, asked))
+        if was.status == "done":
+            assert shown in {(0, 0), (1, 0)}
+        else:
+            self.counts.resumed += 1
+            assert shown == (0, 1)
+        warned = any(was.id in line and MAY_BE_PAID in line for line in ran.stream.splitlines())
+        assert warned == was.possibly_paid
+        self.counts.possibly_paid += warned
+        if asked.durable:
+            self.counts.durable += 1
+            paid = [seen.charged for seen in self.sent(asked) if seen.charged]
+            in_the_gap = warned or NOTE in now.reply.notes
+            assert len(paid) == 1 or in_the_gap, "paid twice without a word"
+            self.counts.paid_twice_in_the_gap += len(paid) > 1
+            if kernel.has(was.id, "named") and not kernel.has(was.id, "BackingOff"):
+                assert (len(paid), warned) == (1, False)
+
+
+def _age_of_lost(kernel: Killed, entry: Entry) -> float:
+    """Return for how long the first lost character had been on show, in seconds."""
+    size, kept, restarted = 0, len(entry.reply.text), False
+    for at, what, id_, more in kernel.told:
+        if id_ == entry.id:
+            restarted = restarted or what == "Restarted"
+            size += more
+            if size > kept and not restarted:
+                return kernel.at - at
+    return 0.0
+
+
+def finals(ran: Ran, asked: Asked) -> int:
+    """Return how many finished answers to a request stand in the outputs."""
+    bodies = [o["data"].get("text/markdown", "") for o in ran.outputs if "data" in o]
+    return sum(asked.answer in body and "<sub>" in body for body in bodies)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Keep everybody from writing to the journal, as another process in a transaction does."""
+    import sqlite3
+
+    from nbcodex.settings import JOURNAL
+
+    connection = sqlite3.connect(home / "kept" / JOURNAL, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+def wait_until(holds: Any, seconds: float = 20.0) -> None:
+    """Wait until `holds()`, looking often."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to hold"
+        time.sleep(0.01)

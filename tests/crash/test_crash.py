@@ -1,0 +1,248 @@
+"""SIGKILL at every step of a request's life, and 200 times at random: nothing is lost.
+
+A second kernel of the same notebook takes up what the first one left: no prompt is lost, no text
+older than a second, no answer is doubled, and a durable one is paid once, unless its kernel died
+between the question and the first event, which is then said. The 200 random kills, which take some
+minutes and print what they met, are run by ``pytest -s -m benchmark tests/crash``.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.crash.nursery import Nursery, nursery
+from tests.crash.scene import Asked, Killed, Scene, locked, told, wait_until
+from tests.simulated import simulated
+
+pytestmark = pytest.mark.kernel
+
+LINES = ("-b", "-b --durable", "-b", "--durable")
+"""The options of what each child asks: three in the background, and the last one in its cell."""
+
+FAULTS = (
+    Fault("requests_per_minute", seconds=0.6),
+    Fault("slow", seconds=0.8),
+    Fault("stalled", after=-1, seconds=0.8),
+    Fault("stalled", after=12, seconds=0.8),
+    Fault("dropped", after=12),
+    Fault("dropped", after=-1),
+    Fault("cut", after=25),
+    Fault("http", status=500),
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[Nursery]:
+    """A nursery in a folder with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="nbc"))
+    with nursery(folder) as opened:
+        yield opened
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def scene(kernels: Nursery, tmp_path: Path) -> Iterator[Scene]:
+    """A notebook with a journal of its own, and a server that answers at a model's pace."""
+    with simulated(tpm=10**7, rpm=10**5, latency=0.02, speed=80.0) as server:
+        scene = Scene(kernels, server, tmp_path)
+        yield scene
+        print(f"\n{scene.counts}")
+
+
+class Life:
+    """One child, from its first cell to its death."""
+
+    def __init__(self, scene: Scene, *lines: str, words: int = 20) -> None:
+        self.scene = scene
+        self.child, self.eyes = scene.kernel()
+        self.asked = scene.asked(*lines, words=words)
+
+    def begin(self, how: str = "ask", *, which: slice = slice(None)) -> None:
+        """Ask everything, or some of it."""
+        cells = ", ".join(repr((each.line, each.prompt)) for each in self.asked[which])
+        self.child.start(f"{how}({cells})")
+
+    def halt(self, step: str, *, after: bool) -> None:
+        """Ask everything, and let each request come to a step of the journal and no further."""
+        self.child.run(f"halt({step!r}, after={after})")
+        self.begin("ask_apart")
+        self.until_told("halted")
+
+    def until_told(self, what: str, *, times: int | None = None) -> None:
+        """Wait until the child has told something of so many requests, or all."""
+        wanted = len(self.asked) if times is None else times
+        wait_until(lambda: len({id_ for _, w, id_, _ in told(self.eyes) if w == what}) >= wanted)
+
+    def until_sent(self) -> None:
+        """Wait until all have reached the server."""
+        wait_until(lambda: all(self.scene.sent(each) for each in self.asked))
+
+    def until_whole(self) -> None:
+        """Wait until all that the server says is on show."""
+        whole = sum(len(each.answer) for each in self.asked)
+        wait_until(lambda: sum(size for *_, size in told(self.eyes)) >= whole)
+
+    def kill(self) -> Killed:
+        """Kill it now."""
+        return self.scene.kill(self.child, self.eyes, self.asked)
+
+
+def statuses(scene: Scene, asked: list[Asked]) -> list[str]:
+    """Return what the journal says of some requests."""
+    found = scene.entries()
+    return [entry.status for each in asked for entry in found.get(each.prompt, [])]
+
+
+def test_killed_before_the_commit(scene: Scene) -> None:
+    """Nothing was sent either."""
+    scene.resume()  # so that there is a journal to be locked
+    life = Life(scene, *LINES)
+    with locked(scene.home):
+        life.begin("ask_apart")
+        life.until_told("Queued")
+        time.sleep(0.5)
+        killed = life.kill()
+    assert not scene.server.core.log
+    assert statuses(scene, life.asked) == []
+    scene.check(killed)
+    assert scene.counts.unsent == 4
+
+
+def test_killed_after_the_commit(scene: Scene) -> None:
+    """What was committed and not yet sent is sent once, by the next kernel."""
+    life = Life(scene, *LINES)
+    life.halt("begin", after=True)
+    killed = life.kill()
+    assert not scene.server.core.log
+    scene.check(killed)
+    assert scene.counts.resumed == 4
+    assert [len(scene.sent(each)) for each in life.asked] == [1] * 4
+
+
+def test_killed_while_held(scene: Scene) -> None:
+    """A prompt that waits for a limit is taken up as any other, and nobody fears for its price."""
+    scene.server.core.script([Fault("requests_per_minute", seconds=60)])
+    life = Life(scene, *LINES)
+    life.begin(which=slice(1))
+    life.until_told("BackingOff", times=1)
+    life.begin(which=slice(1, None))
+    life.until_told("Held", times=3)
+    wait_until(lambda: statuses(scene, life.asked) == ["waiting"] * 4)
+    scene.check(life.kill())
+    assert (scene.counts.resumed, scene.counts.possibly_paid) == (4, 0)
+
+
+def test_killed_before_the_first_byte(scene: Scene) -> None:
+    """The one gap: nobody can know whether the answer is paid, and that is said."""
+    scene.server.core.script([Fault("stalled", after=-1)] * 4)
+    life = Life(scene, *LINES)
+    life.begin()
+    life.until_sent()
+    scene.check(life.kill())
+    assert (scene.counts.resumed, scene.counts.possibly_paid) == (4, 4)
+    assert scene.counts.paid_twice_in_the_gap == 2
+
+
+def test_killed_while_waiting_after_the_gap(scene: Scene) -> None:
+    """What broke off before its first event is still in doubt when its kernel dies in the wait."""
+    scene.server.core.script([Fault("dropped", after=-1), Fault("http", status=500)])
+    life = Life(scene, "--durable")
+    life.begin()
+    life.until_told("BackingOff")
+    wait_until(lambda: statuses(scene, life.asked) == ["waiting"])
+    scene.check(life.kill())
+    assert (scene.counts.resumed, scene.counts.possibly_paid) == (1, 1)
+    assert scene.counts.paid_twice_in_the_gap == 1
+
+
+def test_killed_after_the_first_event(scene: Scene) -> None:
+    """From the first event on a durable answer is paid once, before a word of it was shown."""
+    life = Life(scene, "-b --durable", "--durable")
+    life.halt("remember", after=True)
+    scene.check(life.kill())
+    assert (scene.counts.resumed, scene.counts.possibly_paid) == (2, 0)
+
+
+def test_killed_in_mid_stream(scene: Scene) -> None:
+    """What has been on show for a second is kept, and a durable answer goes on behind it."""
+    scene.server.core.script([Fault("stalled", after=20)] * 4)
+    life = Life(scene, *LINES, words=60)
+    life.begin()
+    life.until_told("shown")
+    time.sleep(1.4)
+    killed = life.kill()
+    kept = [e.reply.text for each in killed.asked for e in scene.entries()[each.prompt]]
+    assert [len(text) > 50 for text in kept] == [True] * 4
+    scene.check(killed)
+    assert scene.counts.resumed == 4
+
+
+@pytest.mark.parametrize("how", ["before finish", "in its commit"])
+def test_killed_after_the_last_byte(scene: Scene, how: str) -> None:
+    """An answer that came and was not committed: the durable one is fetched, not asked again."""
+    life = Life(scene, *LINES, words=30)
+    if how == "before finish":
+        life.halt("finish", after=False)
+        killed = life.kill()
+    else:
+        life.begin()
+        life.until_told("shown")
+        with locked(scene.home):
+            life.until_whole()
+            killed = life.kill()
+    assert statuses(scene, life.asked) == ["running"] * 4
+    scene.check(killed)
+    assert scene.counts.resumed == 4
+
+
+def test_killed_after_the_answers_commit(scene: Scene) -> None:
+    """What is in the journal is not asked again, though its notebook never saw it."""
+    life = Life(scene, *LINES)
+    life.halt("finish", after=True)
+    scene.check(life.kill())
+    assert (scene.counts.answered_before, scene.counts.resumed) == (4, 0)
+    assert [len(scene.sent(each)) for each in life.asked] == [1] * 4
+
+
+def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
+    """Kill kernels, several at once in one notebook, at random moments of their requests' lives."""
+    dice = random.Random()
+    for _ in range(0, kills, at_once):
+        scene.server.core.change(speed=40.0)
+        scene.server.core._faults.clear()
+        scene.server.core.script(dice.choices((None, *FAULTS), (16, *[1] * len(FAULTS)), k=500))
+        lives = [Life(scene, *LINES, words=dice.randint(5, 50)) for _ in range(at_once)]
+        for life in lives:
+            life.begin()
+        begun = time.monotonic()
+        moments = sorted(dice.uniform(0.0, 3.0) for _ in lives)
+        killed = []
+        for life, moment in zip(lives, moments, strict=True):
+            time.sleep(max(0.0, begun + moment - time.monotonic()))
+            killed.append(life.kill())
+        scene.server.core._faults.clear()
+        scene.server.core.change(speed=2_000.0)
+        scene.check(*killed)
+
+
+def test_killed_at_random(scene: Scene) -> None:
+    """At whatever moment: a share of the 200."""
+    kill_at_random(scene, kills=24)
+    assert scene.counts.resumed > 10
+
+
+@pytest.mark.benchmark
+def test_killed_at_random_200_times(scene: Scene) -> None:
+    """The same, 200 times."""
+    began = time.monotonic()
+    kill_at_random(scene, kills=200, at_once=8)
+    print(f"\n{time.monotonic() - began:.0f} s")
+    assert scene.counts.kills == 200
