@@ -421,6 +421,16 @@ def test_a_wait_is_one_message(stage: Stage) -> None:
     assert (stage.views, stage.sent) == ([], [])
 
 
+def test_a_sleep_is_made_up_for(stage: Stage) -> None:
+    """After a machine's sleep the browser is told how long it still is: its clock stood still."""
+    state = after(queued(100), sent(101), refused(102, 160))
+    stage.open(state)
+    stage.paint(state, later=1.0)
+    stage.paint(state, later=20.0)
+    stage.paint(state, later=1.0)
+    assert [view["remaining_ms"] for view in stage.views] == [39_000]
+
+
 def test_prolonged_wait_is_sent(stage: Stage) -> None:
     """A hold of which only the end has moved is sent anew."""
     state = after(queued(100), held(100, 110))

@@ -36,6 +36,10 @@ PACE = 0.09
 MOST = 400_000
 """Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
 
+ASLEEP = 3.0
+"""Seconds without painting, though that is wanted twice in one, from which on the machine slept: a
+browser's clock stood still meanwhile, and its countdown with it."""
+
 THOUGHT = 160
 """Characters of its latest thought that a thinking model is shown with."""
 
@@ -139,11 +143,13 @@ class WidgetDisplay(Display):
         ):
             return
         with self._sending:
-            before, self._state, self._painted_at = self._state, state, now
+            before, self._state = self._state, state
+            slept = ASLEEP < now - self._painted_at < float("inf")
+            self._painted_at = now
             told = self._seq
             self._send_text(state.text)
             # A view follows each text, for its number: else nobody would miss the last one.
-            news = self._seq != told or before.resume_at != state.resume_at
+            news = slept or self._seq != told or before.resume_at != state.resume_at
             if news or _picture(before, self._offers) != _picture(state, self._offers):
                 self._panel.view = self._view()
 

@@ -58,6 +58,43 @@ def test_countdown_survives_a_wrong_clock(notebook: Open, page: Page) -> None:
     nb.press("Cancel")
 
 
+SKEW = "window.skew = 0; const now = Date.now; Date.now = () => now() + window.skew;"
+
+
+def test_countdown_survives_a_clock_that_is_set(notebook: Open, page: Page) -> None:
+    """The wall clock set an hour forwards and back in mid-wait: no reading jumps."""
+    page.add_init_script(SKEW)
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    due = []
+    for skew in (0, 3_600_000, 3_600_000, 0, 0):
+        page.evaluate("(skew) => { window.skew = skew; }", skew)
+        page.wait_for_timeout(400)
+        due.append(seconds(nb) + page.evaluate("performance.now()") / 1000)
+    assert max(due) - min(due) < 1.5  # from ten seconds on, whole ones are shown
+    assert seconds(nb) > 10
+    nb.press("Cancel")
+
+
+def test_countdown_asks_after_a_sleep(notebook: Open, page: Page) -> None:
+    """Where the page's clock stood still in the machine's sleep, the kernel tells what is left."""
+    page.add_init_script(
+        "window.slept = 0; window.ticks = performance.now.bind(performance);"
+        "performance.now = () => window.ticks() - window.slept;"
+    )
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    page.wait_for_timeout(2000)  # until clicks, and questions, reach the kernel
+    before, then = seconds(nb), page.evaluate("window.ticks()")
+    page.evaluate("window.slept = 5000")
+    page.wait_for_timeout(600)
+    fallen = before - seconds(nb)
+    assert fallen == pytest.approx((page.evaluate("window.ticks()") - then) / 1000, abs=1.1)
+    nb.press("Cancel")
+
+
 @pytest.mark.parametrize("label", ["Cancel", "Retry now", "Park"])
 def test_click_reaches_python_in_mid_cell(notebook: Open, label: str) -> None:
     """A button's callback runs while the cell blocks the kernel's main thread."""

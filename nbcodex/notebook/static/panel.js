@@ -1,15 +1,18 @@
 /* The browser's side of a request's panel: one feed per model, any number of views on it.
  *
  * Everything in `view` and in the text comes from a server or a model: it is put in as text, never
- * as markup. Times count down here, by this browser's clock alone.
+ * as markup. Times count down here, by the page's own clock, which nobody can set.
  */
 
 const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
+const PARTED_MS = 1000; // between the page's clock and the wall's: one was set, or the machine slept
 const REACH_MS = 2000; // for Python to answer at all while its cell runs
 const MOST = 400_000; // characters of its end that a long answer is shown with
 const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
 const DEAF = "This kernel hears no button while a cell runs.";
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+const now = () => performance.now();
 
 /* What the model's messages add up to. Views subscribe; the text outlives each of them. */
 function openFeed(model) {
@@ -18,13 +21,21 @@ function openFeed(model) {
     views: new Set(), acks: new Map(),
   };
   const tell = (what, detail) => feed.views.forEach((view) => view[what](detail));
-  let asked = 0;
+  let asked = -Infinity, apart = Date.now() - now();
 
   function askForAll() {
-    if (Date.now() - asked < GRACE_MS) return;
-    asked = Date.now();
+    if (now() - asked < GRACE_MS) return;
+    asked = now();
     model.send({ type: "sync" });
   }
+
+  /* The page's clock stands still in sleep, and the wall's can be set: where they part, the kernel
+   * knows how long it still is. */
+  feed.checkClocks = () => {
+    const before = apart;
+    apart = Date.now() - now();
+    if (Math.abs(apart - before) > PARTED_MS && !feed.view.ended) askForAll();
+  };
 
   function hearText({ seq, text, whole }) {
     if (!whole && seq !== feed.seq + 1) return; // the view that follows it asks for all
@@ -51,7 +62,7 @@ function openFeed(model) {
     // that clock, unless it and ours disagree beyond belief.
     const left = view.deadline_ms - Date.now();
     const stored = !live && waits && left > 0 && left < view.remaining_ms;
-    feed.born = Date.now() - (stored ? view.remaining_ms - left : 0);
+    feed.born = now() - (stored ? view.remaining_ms - left : 0);
     feed.due = waits ? feed.born + view.remaining_ms : null;
     tell("show");
     if (view.seq > feed.seq) askForAll();
@@ -301,8 +312,8 @@ function openView(feed, model, el) {
   }
 
   function tick() {
-    const view = feed.view, age = view.ended ? 0 : Date.now() - feed.born;
-    if (feed.due !== null) ring.show(feed.due - Date.now(), view.total_ms, calm);
+    const view = feed.view, age = view.ended ? 0 : now() - feed.born;
+    if (feed.due !== null) ring.show(feed.due - now(), view.total_ms, calm);
     const waited = view.waited_ms + (feed.due === null ? 0 : age);
     const worked = view.elapsed_ms + age - waited;
     put(facts[4], waited > 0 && worked < 1000 ? "" : `${span(view.elapsed_ms + age)} in all`);
@@ -314,7 +325,10 @@ function openView(feed, model, el) {
   show();
   const view = { show, addText: log.add };
   feed.views.add(view);
-  const timer = setInterval(tick, calm ? 1000 : 100);
+  const timer = setInterval(() => {
+    feed.checkClocks();
+    tick();
+  }, calm ? 1000 : 100);
   const resized = new ResizeObserver(() => width === body.offsetWidth || keepHeight());
   resized.observe(body);
   return () => {
