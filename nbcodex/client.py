@@ -10,7 +10,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from nbcodex import loop
 from nbcodex.clock import BootClock, Clock
 from nbcodex.composition import compose
+from nbcodex.conversation import Conversations, Joined
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
@@ -73,6 +74,7 @@ class Client:
         self._journals: dict[Path | None, Journal] = {}
         self._opening = threading.Lock()
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
+        self._conversations = Conversations()
 
     def engine(self) -> Engine:
         """Return the engine, made at the first call, on the loop's thread."""
@@ -132,6 +134,16 @@ class Client:
         usual = self.engine().allowance.usual
         return model, budget.estimate(request, model=model, base_url=base_url, usual=usual)
 
+    @property
+    def conversations(self) -> Conversations:
+        """The threads of this process."""
+        return self._conversations
+
+    def join(self, request: Request, settings: Settings, *, anew: bool = False) -> Joined:
+        """Return a request with the earlier turns of its thread; with `anew` it sees none."""
+        threads = self.journal(settings).threads
+        return self._conversations.join(request, threads, settings, anew=anew)
+
     def resume(
         self, entry: Entry, settings: Settings, *, not_before: float | None = None
     ) -> Handle:
@@ -156,6 +168,7 @@ class Client:
 
     def again(self, request: Request, *, origin: Origin) -> Request:
         """Return a new request that asks the same."""
+        origin = replace(origin, place=request.origin.place)
         return replace(
             request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
         )
@@ -220,10 +233,13 @@ class Surroundings:
         Returns the settings in force now.
     follow : callable
         Starts a handle and waits for its ending, showing what it likes.
+    notebook : callable
+        Returns the notebook that threads belong to.
     """
 
     settings: Callable[[], Settings] = Settings.read
     follow: Callable[[Handle], Ending] = Handle.follow
+    notebook: Callable[[], str | None] = lambda: None
 
 
 around = Surroundings()
@@ -261,7 +277,9 @@ def ask(prompt: str, **options: Any) -> Reply:
         ``"responses"`` or ``"chat"``), ``api_base``, ``reuse`` (whether an equal request's answer
         in the journal will do), ``durable`` (whether the server shall keep the answer, so that a
         broken stream or a restarted kernel goes on with it and pays nothing again), ``schema`` (a
-        pydantic class, or a JSON schema as a dict: `Reply.parsed` is the instance, or the dict).
+        pydantic class, or a JSON schema as a dict: `Reply.parsed` is the instance, or the dict),
+        ``images`` (paths, bytes, `Image` records, matplotlib figures or PIL images), ``thread``
+        (name of the conversation that the answer joins; without one, it sees and joins none).
 
     Returns
     -------
@@ -275,11 +293,20 @@ def ask(prompt: str, **options: Any) -> Reply:
         `AnswerError` where it does not fit the schema, asked for twice.
     """
     settings = around.settings()
-    handle = current().handle(compose(prompt, settings, **options), settings)
+    handle = current().handle(_composed(prompt, settings, options), settings)
     return reply_of(around.follow(handle))
 
 
 async def aask(prompt: str, **options: Any) -> Reply:
     """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
     settings = around.settings()
-    return reply_of(await current().follow(compose(prompt, settings, **options), settings))
+    return reply_of(await current().follow(_composed(prompt, settings, options), settings))
+
+
+def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:
+    request = compose(prompt, settings, **options)
+    if request.thread is None:
+        return request
+    # No cell: a loop in one of them makes many turns.
+    request = replace(request, origin=Origin(notebook=around.notebook()))
+    return current().join(request, settings).request

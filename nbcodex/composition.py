@@ -11,6 +11,9 @@ from nbcodex.pictures import picture
 from nbcodex.records import Api, Image, Origin, Request, Turn
 from nbcodex.settings import Settings, duration
 
+LONGEST_NAME = 100
+"""Characters of a thread's name."""
+
 _APIS = ("auto", "responses", "chat")
 
 
@@ -44,7 +47,7 @@ def compose(
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
     words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
-    for name, value in words.items():
+    for name, value in {**words, "thread": thread}.items():
         if not isinstance(value, str | None):
             raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
     whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
@@ -56,6 +59,8 @@ def compose(
         raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
     if (api := api or settings.api) not in _APIS:
         raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
+    if thread is not None and not is_thread(thread):
+        raise ConfigurationError("A thread's name is a word or a few.", advice="Such as 'plots'.")
     return Request(
         prompt=prompt,
         model=settings.aliases.get(named, named) if (named := model or settings.model) else None,
@@ -74,6 +79,11 @@ def compose(
         durable=durable,
         origin=origin or Origin(),
     )
+
+
+def is_thread(name: str) -> bool:
+    """Whether `name` can be that of a conversation."""
+    return bool(name.strip()) and name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def _pictures(images: Iterable[Any]) -> tuple[Image, ...]:

@@ -18,7 +18,15 @@ import tenacity
 
 from nbcodex import budget, events, fitting, parking, repair
 from nbcodex.clock import Clock
-from nbcodex.errors import AnswerError, LimitError, NbcodexError, ParkedError, TransientError
+from nbcodex.errors import (
+    LONG_CONVERSATION,
+    AnswerError,
+    LimitError,
+    NbcodexError,
+    ParkedError,
+    TooLargeError,
+    TransientError,
+)
 from nbcodex.journal.journal import Journal
 from nbcodex.keeper import Keeper
 from nbcodex.pacing import backoff
@@ -185,6 +193,8 @@ class Run:
         except NbcodexError as error:
             if isinstance(error, AnswerError):
                 self._partial.note(fitting.UNFIT)
+            if isinstance(error, TooLargeError) and self._request.turns:
+                error.advice = LONG_CONVERSATION
             reply = story.reply("failed", story.answer)
             return story.event(events.Failed, error=error, reply=reply)
         reply = replace(story.reply("done", story.answer), parsed=parsed)

@@ -184,6 +184,13 @@ class TooLargeError(PermanentError):
         self.limit = limit
 
 
+LONG_CONVERSATION = (
+    "The conversation so far is sent along: ask with --new or --no-history, or start afresh with "
+    "`%codex new`."
+)
+"""What to do about a request that its earlier turns have made too large."""
+
+
 class CredentialsError(PermanentError):
     """The server does not accept the key, or does not allow it this."""
 

@@ -28,6 +28,25 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an answer stands in its conversation.
+
+    Parameters
+    ----------
+    chapter : int
+        Which beginning of the conversation it follows: 0 is the first.
+    number : int or None
+        Turns are in the order of their numbers; None stands behind all others.
+    begins : bool
+        Whether the conversation starts afresh with it.
+    """
+
+    chapter: int = 0
+    number: int | None = None
+    begins: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where a request was asked.
 
@@ -43,6 +62,8 @@ class Origin:
         The map that it is an item of.
     item, of : int or None
         Its position in that map, from 0, and how many there are, where that is known.
+    place : Place
+        Where the answer stands, if it joins a conversation.
     """
 
     notebook: str | None = None
@@ -51,6 +72,7 @@ class Origin:
     batch: str | None = None
     item: int | None = None
     of: int | None = None
+    place: Place = Place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +92,23 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """What an answer brings along for the next turn, for whoever gave it alone.
+
+    Parameters
+    ----------
+    items : tuple of mapping
+        Encrypted reasoning, in the server's words.
+    model, base_url : str
+        The model that was asked, and where.
+    """
+
+    items: tuple[Mapping[str, Any], ...]
+    model: str
+    base_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One exchange of a conversation.
 
@@ -81,12 +120,19 @@ class Turn:
         Pictures that went with the prompt.
     carried : tuple of mapping
         The answer's items that the server wants back, such as encrypted reasoning, in its words.
+    model, base_url : str or None
+        To whom `carried` goes back: None to anybody.
+    entry : int or None
+        Its place in the journal, which is no part of what was said.
     """
 
     prompt: str
     answer: str
     images: tuple[Image, ...] = ()
     carried: tuple[Mapping[str, Any], ...] = ()
+    model: str | None = None
+    base_url: str | None = None
+    entry: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,6 +414,8 @@ class Reply:
         What else its reader should know, in a few words each.
     error : str or None
         Why there is no answer, where it is one of many and nothing was raised.
+    carried : Carried or None
+        What goes along with the next turn of the conversation.
     """
 
     id: str
@@ -386,6 +434,7 @@ class Reply:
     simulated: bool = False
     notes: tuple[str, ...] = ()
     error: str | None = None
+    carried: Carried | None = field(default=None, repr=False)
 
     def __bool__(self) -> bool:
         return self.status == "done"

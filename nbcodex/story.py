@@ -15,7 +15,7 @@ from nbcodex.clock import Clock
 from nbcodex.errors import ParkedError, TransientError
 from nbcodex.events import Event
 from nbcodex.partial import Partial
-from nbcodex.records import Reply, Request, Status
+from nbcodex.records import Carried, Reply, Request, Status
 from nbcodex.wire import prices
 from nbcodex.wire.pieces import Completed
 
@@ -99,7 +99,13 @@ class Story:
             images=completed.images if completed else (),
             simulated=self.simulated,
             notes=self.partial.notes,
+            carried=self._carried(completed),
         )
+
+    def _carried(self, completed: Completed | None) -> Carried | None:
+        if completed is None or not completed.reasoning or not self.model:
+            return None
+        return Carried(items=completed.reasoning, model=self.model, base_url=self.base_url)
 
     def endures(self, resume_at: float) -> bool:
         """Return whether the patience lasts until an instant."""

@@ -59,9 +59,14 @@ class Kernel:
         self.manager, self.client = manager, client
         self._ran: dict[str, Ran] = {}
 
-    def start(self, code: str) -> str:
-        """Begin a cell; return its id."""
-        return self.client.execute(code)
+    def start(self, code: str, *, cell: str | None = None) -> str:
+        """Begin a cell, that of a name where the front end names its cells; return its id."""
+        if cell is None:
+            return self.client.execute(code)
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
 
     def messages(self, asked: str, timeout: float = 60.0) -> Iterator[dict[str, Any]]:
         """Yield what the kernel publishes for a cell, until it is idle again."""
@@ -91,9 +96,9 @@ class Kernel:
         ran.seconds = time.monotonic() - began
         return ran
 
-    def run(self, code: str, timeout: float = 60.0) -> Ran:
+    def run(self, code: str, timeout: float = 60.0, *, cell: str | None = None) -> Ran:
         """Run a cell to its end."""
-        return self.finish(self.start(code), timeout)
+        return self.finish(self.start(code, cell=cell), timeout)
 
     def wait_for(self, asked: str, text: str, timeout: float = 20.0) -> None:
         """Wait until the cell's output shows `text`."""

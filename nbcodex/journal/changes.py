@@ -17,6 +17,7 @@ from nbcodex.journal.entry import RESUMABLE, Totals, counted, encode, finite, st
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.queries import abandoned, salted
 from nbcodex.journal.spending import Spent
+from nbcodex.journal.turns import join, without_words
 from nbcodex.records import Limit, Reply, Request
 
 Connection = sqlite3.Connection
@@ -74,12 +75,14 @@ def insert(
             None if key is None else salted(connection, key),
             at,
             at,
-            encode(request),
+            encode(without_words(request)),
             storable(origin.batch),
             origin.item,
             storable(origin.batch),
         ),
     )
+    if request.thread is not None:
+        join(connection, request)
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
@@ -255,11 +258,13 @@ def erase(connection: Connection, *, id_: str | None = None, before: float | Non
         return connection.execute("DELETE FROM entries WHERE id = ?", (storable(id_),)).rowcount
     if before is not None:
         return connection.execute("DELETE FROM entries WHERE added_at < ?", (before,)).rowcount
+    connection.execute("DELETE FROM chapters")
     return connection.execute("DELETE FROM entries").rowcount
 
 
 def expire(connection: Connection, *, before: float, limit: int) -> int:
     """Erase a few of the entries that nothing has touched since `before`; return how many."""
+    connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
     return connection.execute(
         """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries
         WHERE added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",

@@ -22,6 +22,7 @@ from nbcodex.journal.elsewhere import Elsewhere, look
 from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.spending import Spent
+from nbcodex.journal.turns import Threads
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
 from nbcodex.records import DAY, Limit, Reply, Request
@@ -82,6 +83,11 @@ class Journal:
     def session(self) -> Totals:
         """Counters of this journal since it was made, in this process."""
         return self._session
+
+    @property
+    def threads(self) -> Threads:
+        """The conversations in it."""
+        return Threads(self._writer, self._clock)
 
     async def add(
         self,

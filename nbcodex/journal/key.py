@@ -70,7 +70,8 @@ def plain(value: Any) -> Any:
         case type():
             return ["class", value.__qualname__]
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            compared = [f.name for f in dataclasses.fields(value) if f.compare]
+            fields = {name: getattr(value, name) for name in compared}
             return ["record", type(value).__name__, plain(fields)]
         case _:
             return ["other", type(value).__qualname__, repr(value)]

@@ -16,7 +16,8 @@ from nbcodex.clock import Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal.entry import Entry, Totals, decode, storable
 from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
-from nbcodex.records import Limit, Reply, Request, Status, Usage
+from nbcodex.journal.turns import place_of, with_words
+from nbcodex.records import Limit, Origin, Reply, Request, Status, Usage
 
 R = TypeVar("R")
 Connection = sqlite3.Connection
@@ -61,7 +62,7 @@ def unfinished(
         {"notebook": storable(notebook)},
     )
     entries = entries_of(rows.fetchall(), owner=owner, clock=clock)
-    return [entry for entry in entries if entry.resumable]
+    return [_worded(connection, entry) for entry in entries if entry.resumable]
 
 
 def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
@@ -85,7 +86,7 @@ def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> 
         raise EntryError(f"{prefix[:40]!r} may be {ids}.", advice="Give more of the id.")
     if not (entries := entries_of(rows, owner=owner, clock=clock)):
         raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
-    return entries[0]
+    return _worded(connection, entries[0])
 
 
 def totals(connection: Connection) -> Totals:
@@ -136,6 +137,12 @@ def entries_of(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[E
     return found
 
 
+def _worded(connection: Connection, entry: Entry) -> Entry:
+    """Return an entry whose request says its earlier turns."""
+    request = entry.request
+    return replace(entry, request=with_words(connection, request))
+
+
 def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
     """Return what `row` says.
 
@@ -150,10 +157,13 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         reply = Reply(id=row["id"])
     if not (request and isinstance(request.prompt, str) and isinstance(row["text"], str)):
         raise ValueError("a row without a prompt or a text")
+    if not (isinstance(request.origin, Origin) and isinstance(request.turns, tuple)):
+        raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
     if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
         raise ValueError("a row without a status or usage")
+    origin = replace(request.origin, place=place_of(row))
     return Entry(
-        request=replace(request, id=row["id"]),
+        request=replace(request, id=row["id"], origin=origin),
         reply=replace(
             reply, id=row["id"], text=row["text"], status=row["status"], attempts=row["attempts"]
         ),

@@ -90,6 +90,26 @@ MIGRATIONS: list[list[str]] = [
             WHERE batch IS NOT NULL""",
         "PRAGMA user_version = 3",
     ],
+    [
+        "ALTER TABLE entries ADD COLUMN thread TEXT",
+        "ALTER TABLE entries ADD COLUMN chapter INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE entries ADD COLUMN place INTEGER",
+        "ALTER TABLE entries ADD COLUMN begins INTEGER NOT NULL DEFAULT 0",
+        """CREATE INDEX entries_thread
+            ON entries (thread, notebook, seq, chapter, place, cell, status, begins)
+            WHERE thread IS NOT NULL""",
+        """CREATE TABLE chapters (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            notebook TEXT,
+            thread TEXT NOT NULL,
+            begun_at REAL NOT NULL
+        )""",
+        "DROP VIEW book",
+        """CREATE VIEW book AS
+            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
+        "PRAGMA user_version = 4",
+    ],
 ]
 
 

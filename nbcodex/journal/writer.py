@@ -65,10 +65,10 @@ class Writer:
         """Do `work` on the writer thread, in its turn, and wait for nothing."""
         self._put(Job(work, Level.WRITE, None, lambda *_: None))
 
-    def ask(self, work: Callable[[Connection], T], *, default: T) -> T:
-        """Read on the writer thread while the calling thread waits; no loop is needed."""
+    def ask(self, work: Callable[[Connection], T], *, default: T, level: Level = Level.READ) -> T:
+        """Have it done on the writer thread while the calling thread waits; no loop is needed."""
         future: Future[T] = Future()
-        self._put(Job(work, Level.READ, default, lambda *outcome: resolve(future, *outcome)))
+        self._put(Job(work, level, default, lambda *outcome: resolve(future, *outcome)))
         return future.result()
 
     def close(self) -> None:

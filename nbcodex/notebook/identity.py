@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,14 @@ if TYPE_CHECKING:
     from nbcodex.records import Origin
 
 
+_TERMINAL = f"{os.getpid()}-{secrets.token_hex(4)}"
+"""Stands for this process: its number alone will be another's one day, in a container soon."""
+
+
 def notebook(shell: InteractiveShell) -> str:
     """Return the notebook's path, or else a name for this kernel or terminal."""
     path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
-    return str(path) if path else f"kernel {kernel_id(shell) or os.getpid()}"
+    return str(path) if path else f"kernel {kernel_id(shell) or _TERMINAL}"
 
 
 def kernel_id(shell: InteractiveShell) -> str:

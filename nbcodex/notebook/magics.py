@@ -52,6 +52,7 @@ class CodexMagics(Magics):
         __tracebackhide__ = True
         from nbcodex.client import current
         from nbcodex.composition import compose
+        from nbcodex.conversation import MAIN
         from nbcodex.notebook import identity, wishes
         from nbcodex.notebook.session import Session, View
         from nbcodex.notebook.variables import pictures
@@ -74,16 +75,15 @@ class CodexMagics(Magics):
             reuse=chosen.reuse or None,
             durable=chosen.durable,
             origin=identity.origin(self._shell, variable=chosen.out),
+            thread=None if chosen.no_history else chosen.thread or MAIN,
             images=[*prompt.images, *pictures(chosen.image, self._shell)],
         )
+        joined = current().join(request, session.settings, anew=chosen.new)
+        view = View(form=wish.form, notes=[*prompt.notes, *joined.notes])
         if chosen.dry_run:
-            session.rehearse(request, prompt.missing)
+            session.rehearse(joined.request, view.notes)
             return
-        view = View(
-            form=wish.form,
-            notes=prompt.notes,
-        )
-        handle = current().handle(request, session.settings)
+        handle = current().handle(joined.request, session.settings)
         if chosen.background:
             session.answer_later(handle, view)
         else:

@@ -94,6 +94,14 @@ def _checked(check: Callable[[T], object], value: T) -> T:
     return value
 
 
+def _thread(text: str) -> str:
+    from nbcodex.composition import LONGEST_NAME, is_thread
+
+    if not is_thread(text):
+        raise argparse.ArgumentTypeError(f"is a name of at most {LONGEST_NAME} characters")
+    return text
+
+
 def _wait(text: str) -> str:
     return _checked(duration, text)
 
@@ -149,6 +157,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--image", action="append", default=[], metavar="EXPR", help="picture: a path or a variable"
     )
+    add("--new", action="store_true", help="start the conversation afresh with this cell")
+    add("--thread", metavar="NAME", type=_thread, help="conversation to join (usually: main)")
+    add("--no-history", action="store_true", help="neither see the conversation nor join it")
     add("--raw", action="store_true", help="leave {…} in the prompt alone")
     return cell
 
@@ -171,6 +182,9 @@ def read(line: str) -> argparse.Namespace:
         raise UsageError(f"%%codex: {_unknown(cell, rest[0])}. See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
+    if options.no_history and (options.new or options.thread):
+        raise UsageError("%%codex: --no-history joins no conversation: drop it, or --new, --thread")
+    options.model = options.model or options.MODEL
     options.model = _plain(options.model or options.MODEL)
     return options
 

@@ -66,6 +66,7 @@ class Session:
         self._pid = os.getpid()
         around.settings = config.settings
         around.follow = self._follow
+        around.notebook = partial(identity.notebook, shell)
         self.settings: Settings = config.settings()
         watch_of(current())
 
@@ -110,14 +111,14 @@ class Session:
         threading.Thread(target=following, name=f"codex-{pending.id}", daemon=True).start()
         handle.wait_until_kept()
 
-    def rehearse(self, request: Request, missing: Collection[str] = ()) -> None:
+    def rehearse(self, request: Request, notes: Collection[str] = ()) -> None:
         """Tell what a request would come to; nothing is sent."""
         model, estimate = loop.running().submit(current().estimate(request, self.settings)).result()
         told = [
             brief(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
-            *(f"{{{name}}} not found" for name in missing),
+            *notes,
         ]
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer
 

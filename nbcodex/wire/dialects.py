@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nbcodex.records import Request
@@ -102,7 +102,7 @@ class Dialects:
         api: Spoken = self._apis.get(endpoint.base_url, "responses") if asked == "auto" else asked
         unknown = asked == "auto" and endpoint.base_url not in self._apis
         return Question(
-            request,
+            _own(request, endpoint, model),
             endpoint,
             model,
             api,
@@ -127,3 +127,16 @@ class Dialects:
             self._apis[base_url] = question.api
         if question.avoid:
             self._avoid[base_url, question.api, question.model] = question.avoid
+
+
+def _own(request: Request, endpoint: Endpoint, model: str) -> Request:
+    """Return a request without the reasoning of other models, or of other servers."""
+    here = (model, endpoint.base_url)
+    turns = tuple(
+        turn
+        if here == (turn.model or model, turn.base_url or endpoint.base_url)
+        # Never sent to whoever did not encrypt it: it could not be read there, but be kept.
+        else replace(turn, carried=())
+        for turn in request.turns
+    )
+    return replace(request, turns=turns) if turns != request.turns else request

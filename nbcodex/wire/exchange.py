@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.clock import Clock
@@ -21,6 +22,13 @@ from nbcodex.wire.redaction import Redactor
 
 if TYPE_CHECKING:
     from openai import AsyncAPIResponse, AsyncOpenAI
+
+
+LARGEST = 1_000_000
+"""Characters of an answer's reasoning that are carried on."""
+
+_SENT_BACK = ("type", "id", "summary", "encrypted_content")
+"""What the Responses API takes of a reasoning item among its input."""
 
 
 async def go_on(
@@ -111,10 +119,21 @@ def completed(text: str, ending: answers.Ending, redactor: Redactor) -> Complete
         model=redactor.clean(ending.model) if ending.model else None,
         cut=redactor.clean(ending.cut) if ending.cut else None,
         response_id=redactor.clean(ending.response_id) if ending.response_id else None,
-        reasoning=tuple(ending.reasoning),
+        reasoning=tuple(_carried(ending.reasoning, redactor)),
         images=tuple(ending.images),
         refused=ending.refused,
     )
+
+
+def _carried(items: Iterable[Mapping[str, Any]], redactor: Redactor) -> Iterator[dict[str, Any]]:
+    """Yield the reasoning that can be sent back: encrypted, in a decent size, without a secret."""
+    room = LARGEST
+    for item in items:
+        kept = {name: item[name] for name in _SENT_BACK if name in item}
+        text = json.dumps(kept)
+        room -= len(text)
+        if item.get("encrypted_content") and room >= 0 and redactor.clean(text) == text:
+            yield kept
 
 
 def redactor_for(settings: Settings, client: AsyncOpenAI) -> Redactor:

@@ -1,4 +1,4 @@
-"""What an answer costs, by the price tables of genai-prices. Offline; None where unknown.
+"""What an answer costs and a model can hold, by the tables of genai-prices. Offline.
 
 Prices hold only where they are charged: at OpenAI and Azure, not at whoever else serves a model of
 the same name.
@@ -25,6 +25,20 @@ def seller(base_url: str) -> Literal["openai", "azure"] | None:
     if host == _OPENAI[0] or host.endswith(_OPENAI[1]):
         return "openai"
     return "azure" if host.endswith(_AZURE) else None
+
+
+def context(model: str | None) -> int | None:
+    """Return the tokens of a model's context window; None where nobody knows."""
+    if model is None:
+        return None
+    try:
+        from genai_prices import data_snapshot
+
+        tables = data_snapshot.get_snapshot()
+        _, known = tables.find_provider_model(model, None, "openai", None)
+    except Exception:
+        return None
+    return known.context_window or None
 
 
 def load() -> None:

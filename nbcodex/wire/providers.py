@@ -246,6 +246,9 @@ def _texts(request: Request) -> Iterator[tuple[str, str]]:
     if request.schema:
         for text in _strings(request.schema.definition, 0):
             yield "schema", text
+    for turn in request.turns:
+        yield "conversation", turn.prompt
+        yield "conversation", turn.answer
 
 
 def _strings(value: object, depth: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 
-from nbcodex.records import Request
+from nbcodex.records import Request, Turn
 
 ASCII, OTHER, WIDE = 1 / 4, 1 / 2.5, 0.9
 """Tokens per character: of ASCII, of other alphabets, of CJK and emoji."""
@@ -33,13 +33,17 @@ def of_text(text: str) -> int:
     return round(narrow * ASCII + (len(text) - narrow - wide) * OTHER + wide * WIDE + 0.49)
 
 
+def of_turn(turn: Turn) -> int:
+    """Return about how many input tokens an earlier turn has, with its pictures and reasoning."""
+    carried = sum(of_text(json.dumps(dict(item), default=str)) for item in turn.carried)
+    said = of_text(turn.prompt) + of_text(turn.answer) + 2 * MESSAGE
+    return said + carried + IMAGE * len(turn.images)
+
+
 def of_request(request: Request) -> int:
     """Return about how many input tokens a request has, pictures and earlier turns included."""
     total = of_text(request.prompt) + MESSAGE + ANSWER + IMAGE * len(request.images)
-    for turn in request.turns:
-        total += of_text(turn.prompt) + of_text(turn.answer) + 2 * MESSAGE
-        total += IMAGE * len(turn.images)
-        total += sum(of_text(json.dumps(dict(item), default=str)) for item in turn.carried)
+    total += sum(map(of_turn, request.turns))
     if request.schema:
         total += of_text(json.dumps(dict(request.schema.definition), default=str))
     if request.system:

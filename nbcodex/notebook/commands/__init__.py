@@ -16,6 +16,7 @@ from nbcodex.notebook.commands.entries import Entries
 from nbcodex.notebook.commands.figures import Figures
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.commands.setup import Setup
+from nbcodex.notebook.commands.talk import Talk
 from nbcodex.notebook.session import Session
 
 Deed = Callable[..., None]
@@ -37,7 +38,7 @@ class About(Room):
         tell(f"Python {platform.python_version()} on {platform.system()}")
 
 
-ROOMS: tuple[type[Room], ...] = (Entries, Code, Figures, Setup, About)
+ROOMS: tuple[type[Room], ...] = (Entries, Talk, Code, Figures, Setup, About)
 
 _SYNONYMS = {"list": "models", "register": "alias", "delete": "dealias", "error": "fix"}
 """Words of `%ai` that mean the same."""

@@ -1,0 +1,42 @@
+"""Words about the conversation: what was said, and starting afresh."""
+
+from __future__ import annotations
+
+from nbcodex.client import current
+from nbcodex.conversation import MAIN
+from nbcodex.errors import brief
+from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.wire import tokens
+
+
+class Talk(Room):
+    """The conversation of this notebook."""
+
+    def new(self, thread: str = MAIN) -> None:
+        """Start the conversation afresh, also said as reset: new [THREAD]."""
+        session = self._session
+        current().conversations.begin_anew(session.notebook, thread, session.journal.threads)
+        tell(f"The conversation{_named(thread)} starts afresh: what was said is not sent any more.")
+
+    reset = new
+
+    def history(self, thread: str = MAIN) -> None:
+        """Tell what the next cell would be told of the conversation: history [THREAD]."""
+        session = self._session
+        threads = session.journal.threads
+        turns = current().conversations.turns(session.notebook, thread, threads)
+        for number, turn in enumerate(turns, start=1):
+            seen = f" [{len(turn.images)} images]" if turn.images else ""
+            tell(f"{number:>3}  {brief(turn.prompt, 70)}{seen}\n     → {brief(turn.answer, 70)}")
+        if not turns:
+            tell(f"Nothing has been said yet{_named(thread)}: the next cell sees no earlier turn.")
+            return
+        size, count = sum(map(tokens.of_turn, turns)), len(turns)
+        tell(
+            f"{count} turn{'s' * (count > 1)}{_named(thread)}, about {size:,} tokens; "
+            "`%codex new` leaves them."
+        )
+
+
+def _named(thread: str) -> str:
+    return "" if thread == MAIN else f" {brief(thread, 60)}"
