@@ -38,6 +38,12 @@ def cell(shell: InteractiveShell) -> str | None:
     return str(found) if found else None
 
 
+def number(shell: InteractiveShell) -> int:
+    """Return the number of the cell that runs, as in ``In[3]``."""
+    # `execution_count` is that of the next cell already, since IPython 9.
+    return len(shell.user_ns["In"]) - 1
+
+
 def origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
     """Return where the request that is asked now comes from."""
     from nbcodex.records import Origin

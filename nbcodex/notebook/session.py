@@ -126,7 +126,7 @@ class Session:
         if name:
             self.shell.user_ns[name] = reply
         self.config.last = reply
-        self.shell.user_ns["Out"][self.shell.execution_count] = reply
+        self.shell.user_ns["Out"][identity.number(self.shell)] = reply
 
     def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
         # The variable may have been given another value meanwhile, which is then kept.
