@@ -1,4 +1,4 @@
-"""Prompts that see the notebook and its conversation, in real kernels: what a migrant tries first."""
+"""Prompts that see the notebook and its conversation, in real kernels, as migrants try them."""
 
 from __future__ import annotations
 

@@ -84,6 +84,18 @@ def test_papermill(environment: Simulated, tmp_path: Path) -> None:
     assert done.cells[2].outputs[0].text == "done\n"
 
 
+def test_nbclients_cells_share_a_conversation(environment: Simulated) -> None:
+    """Without cell ids, cells see what was said before; run again and reused, nothing is sent."""
+    sources = ("%config Codex.reuse = True", "%%codex\nmy name is Ada", "%%codex\nwho am I?")
+    made = executed(*sources)
+    assert "1 earlier turn" in made.cells[3].outputs[0].data["text/plain"]
+    assert len(environment.core.log[-1].body["input"]) == 3
+    sent = len(environment.prompts)
+    again = executed(*sources)
+    assert "reused, 0 tokens" in again.cells[3].outputs[0].data["text/plain"]
+    assert len(environment.prompts) == sent
+
+
 class _Dangers(HTMLParser):
     """Collects what could run or fetch something."""
 

@@ -86,6 +86,27 @@ def test_a_broken_answer_is_not_shown_twice_as_one(
     assert "first line and the second" in shown.split("the answer starts anew")[1]
 
 
+def test_a_terminal_sees_the_conversation_and_the_last_error(
+    simulator: Simulated, tmp_path: Path
+) -> None:
+    """Names, errors and earlier turns are there without a notebook; another terminal is afresh."""
+    path = tmp_path / "cell.ipy"
+    ask = "get_ipython().run_cell_magic('codex', '', {!r})\n"
+    path.write_text(
+        "%load_ext nbcodex\nx = 6\nget_ipython().run_cell('1/0', store_history=True)\n"
+        + ask.format("is {x} a number?")
+        + ask.format("explain {Err[-1]}")
+        + "%codex history\n"
+    )
+    for _ in range(2):
+        shown = in_terminal(path, simulator, tmp_path)
+        *earlier, last = [item["content"] for item in simulator.core.log[-1].body["input"]]
+        assert earlier[0] == "is 6 a number?"
+        assert len(earlier) == 2
+        assert last.endswith("ZeroDivisionError: division by zero")
+        assert "2 turns, about" in shown
+
+
 def test_a_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -> None:
     """Where nothing can be rewritten, the wait is said once, without control characters."""
     simulator.core.script([Fault("tokens_per_minute", seconds=1.5)])

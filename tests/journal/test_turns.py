@@ -1,0 +1,103 @@
+"""How conversations are kept: in older files, in damaged ones, and forgotten for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.journal.entry import encode
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.schema import MIGRATIONS
+from nbcodex.records import Origin, Reply, Request, Turn
+from nbcodex.settings import JOURNAL
+
+Open = Callable[..., Journal]
+
+
+def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> int:
+    """Ask and answer; return the entry's number."""
+    request = Request(prompt=prompt, thread=thread, turns=turns, origin=Origin(notebook="n"))
+
+    async def keep() -> None:
+        await journal.add(request, notebook="n")
+        await journal.finish(request.id, Reply(id=request.id, text="yes"))
+
+    asyncio.run(keep())
+    return journal.threads.find("n", thread).slots[-1].entry
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(
+    folder: Path, open_journal: Open
+) -> None:
+    """Its entries are read, belong to no conversation, and new ones join theirs."""
+    folder.mkdir(mode=0o700)
+    with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        record = json.loads(encode(Request(prompt="of old", id="0ld")))
+        del record["origin"]["place"], record["turns"], record["thread"]
+        connection.execute(
+            "INSERT INTO entries (id, status, notebook, added_at, updated_at, request, text)"
+            " VALUES ('0ld', 'done', 'n', 1.8e9, 1.8e9, ?, 'an answer')",
+            (json.dumps(record),),
+        )
+    (folder / JOURNAL).chmod(0o600)
+    journal = open_journal()
+    assert journal.entry("0ld").request.prompt == "of old"
+    assert journal.threads.find("n", "main").slots == ()
+    entry = said(journal, "of now")
+    assert [turn.prompt for turn in journal.threads.turns([entry])] == ["of now"]
+    assert journal.trouble is None
+
+
+def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
+    """A long conversation is not kept anew with each turn."""
+    journal = open_journal()
+    entries: list[int] = []
+    for number in range(5):
+        turns = journal.threads.turns(entries)
+        entries.append(said(journal, f"unmistakable {number}", *turns))
+    journal.close()
+    assert (folder / JOURNAL).read_bytes().count(b"unmistakable 0") == 1
+
+
+def test_turns_of_ones_own_are_kept_as_they_are(open_journal: Open) -> None:
+    """Turns that are no entries stay in the request."""
+    journal = open_journal()
+    own = Turn(prompt="a", answer="b")
+    said(journal, "c", own)
+    entry = journal.entries(1)[0]
+    assert journal.entry(entry.id).request.turns == (own,)
+
+
+@pytest.mark.parametrize("column", ["request", "reply"])
+@pytest.mark.parametrize("text", ["{", "null", '{"__record__": "Reply", "id": "x"}', "[" * 9**5])
+def test_a_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) -> None:
+    """What cannot be read is no turn, and nothing raises."""
+    journal = open_journal()
+    bad, good = said(journal, "bad"), said(journal, "good")
+    update = f"UPDATE entries SET {column} = ? WHERE seq = ?"
+
+    def damage(connection: Any) -> None:
+        connection.execute(update, (text, bad))
+
+    journal._writer.ask(damage, default=None)
+    prompts = [turn.prompt for turn in journal.threads.turns([bad, good])]
+    assert prompts[-1] == "good"
+    assert "bad" not in prompts or column == "reply"
+
+
+def test_forgetting_all_forgets_the_chapters(open_journal: Open) -> None:
+    """Nothing tells that a notebook had a conversation."""
+    journal = open_journal()
+    said(journal, "a")
+    assert journal.threads.begin_anew("n", "main") > 0
+    asyncio.run(journal.forget())
+    assert journal.threads.find("n", "main").chapter == 0
