@@ -133,6 +133,7 @@ def test_an_error_is_filled_in(ip: Any, simulator: Simulated) -> None:
     assert asked.endswith("KeyError: 'k'")
     assert "\x1b" not in asked
     assert "interactiveshell" not in asked
+    assert f"Cell In[{number}], line 3, in <module>" in asked
     with pytest.raises(ConfigurationError, match=r"no error of cell 99999 is known"):
         ip.run_cell_magic("codex", "", "explain {Err[99999]}")
     assert len(simulator.prompts) == 1

@@ -6,6 +6,7 @@ text alone, for an exception would keep every variable alive that its frames hel
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ LONGEST = 10_000
 FRAMES = 30
 """Frames of one traceback, counted from the place of the error."""
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_FILE = re.compile(r'File "([^"\n]+)", line')
 _SHELL = str(Path(IPython.__file__).parent)
 
 
@@ -60,7 +63,7 @@ def _traceback(error: BaseException) -> str:
     own: Callable[[], list[str]] | None = getattr(error, "_render_traceback_", None)
     try:
         if callable(own):
-            return "\n".join(own())
+            return _ANSI.sub("", "\n".join(own()))
         if type(error).__name__ == "UsageError":  # of a magic, which IPython shows as one line
             return f"UsageError: {error}"
         return _formatted(error)
@@ -73,7 +76,14 @@ def _formatted(error: BaseException) -> str:
     while frames and frames.tb_frame.f_code.co_filename.startswith(_SHELL):
         frames = frames.tb_next
     lines = traceback.format_exception(type(error), error, frames, limit=-FRAMES)
-    return "".join(lines).rstrip()
+    return _FILE.sub(_cell_of, "".join(lines).rstrip())
+
+
+def _cell_of(line: re.Match[str]) -> str:
+    """Return the place of a frame: a cell by its number, whose file is another in each kernel."""
+    shell: Any = IPython.get_ipython()
+    name = shell and shell.compile.format_code_name(line[1])
+    return f"{name[0]} {name[1]}, line" if name else line[0]
 
 
 def _cut(text: str) -> str:
