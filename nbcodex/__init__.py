@@ -7,6 +7,7 @@ Everything heavy is imported when it is first needed.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    extension = sys.modules.get("nbcodex.notebook.extension")
+    if extension and _HOMES[name] == "nbcodex.client":
+        # Python asks before any cell did: it is to know the notebook and its settings all the same.
+        extension.surround()
+    return found
 
 
 def __dir__() -> list[str]:

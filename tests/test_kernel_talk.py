@@ -187,6 +187,26 @@ def test_ask_joins_only_a_thread_that_it_names(cell: Kernel, server: Simulated) 
     assert cell.run("nbcodex.ask('e', thread='')").error == "ConfigurationError"
 
 
+def test_python_may_begin_the_conversation(server: Simulated, tmp_path: Path) -> None:
+    """`ask` before any cell asked knows the notebook, its settings and its conversation."""
+    with kernel(**server.environ, NBCODEX_HOME=str(tmp_path)) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.model = 'gpt-5.6-mini'\nimport nbcodex")
+        assert cell.run("nbcodex.ask('a', thread='main').model").plain == "'gpt-5.6-mini'"
+        cell.run("%%codex\nb")
+        assert said(server) == ["a", "b"]
+
+
+def test_a_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) -> None:
+    """What is asked again from the journal sees and takes the place that it had."""
+    cell.run("%%codex\na", cell="a")
+    cell.run("%%codex -o b\nb", cell="b")
+    cell.run("%%codex\nc", cell="c")
+    assert cell.run("get_ipython().run_line_magic('codex', f'retry {b.id}')").status == "ok"
+    assert said(server) == ["a", "b"]
+    cell.run("%%codex\nd", cell="d")
+    assert said(server) == ["a", "b", "c", "d"]
+
+
 def test_reasoning_goes_back_to_its_own_model(cell: Kernel, server: Simulated) -> None:
     """Encrypted reasoning is sent before its answer, and to no other model."""
     cell.run(f"%%codex {REASONS}\na")

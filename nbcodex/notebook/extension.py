@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
 
+from IPython import get_ipython
 from traitlets import TraitError
 
 from nbcodex.errors import ConfigurationError
@@ -39,6 +41,17 @@ def load(shell: InteractiveShell) -> None:
     shell.events.register("post_run_cell", heard.note)
     if config.journal:
         _tell_of_the_unfinished(shell, config)
+
+
+def surround() -> None:
+    """Let `nbcodex.ask` know the notebook that loaded us, and its settings."""
+    shell = get_ipython()
+    config = [c for c in getattr(shell, "configurables", ()) if type(c).__name__ == "Codex"]
+    if shell is not None and config:
+        from nbcodex.notebook.session import Session
+
+        with contextlib.suppress(ConfigurationError):  # which is for whoever asks to hear
+            Session(shell, cast("Codex", config[0]))
 
 
 def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from nbcodex.errors import ConfigurationError
 from nbcodex.records import Image, Request, Schema, Turn
+from nbcodex.settings import Settings
 from nbcodex.wire import tokens
+from nbcodex.wire.answers import Ending
 from nbcodex.wire.bodies import chat_body, responses_body
+from nbcodex.wire.dialects import Dialects
+from nbcodex.wire.exchange import LARGEST, completed
+from nbcodex.wire.providers import Endpoint, check_texts
+from nbcodex.wire.redaction import Redactor
 
 REASONING = {"type": "reasoning", "encrypted_content": "…"}
 TURN = Turn(prompt="one", answer="two", images=(Image(b"abc"),), carried=(REASONING,))
@@ -71,6 +80,45 @@ def test_both_name_the_schema() -> None:
     shape = {"name": "shape", "schema": {"type": "object"}, "strict": True}
     assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
     assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
+
+
+@pytest.mark.parametrize(
+    ("model", "base_url", "is_sent"),
+    [
+        (None, None, True),
+        ("m", "https://api.example/v1", True),
+        ("another", "https://api.example/v1", False),
+        ("m", "https://other.example/v1", False),
+    ],
+)
+def test_reasoning_goes_to_whose_it_is(
+    model: str | None, base_url: str | None, is_sent: bool
+) -> None:
+    """Encrypted reasoning is sent to the model and the server that gave it, and to no other."""
+    turn = replace(TURN, model=model, base_url=base_url)
+    endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
+    asked = replace(REQUEST, turns=(turn,))
+    question = Dialects().question(asked, Settings(), endpoint, "m")
+    assert (REASONING in question.body["input"]) is is_sent
+
+
+def test_hostile_reasoning_is_not_carried_on() -> None:
+    """What is not encrypted, holds a secret or is huge is left out, and unknown fields are cut."""
+    items = [
+        {"type": "reasoning", "encrypted_content": "good", "extra": "x"},
+        {"type": "reasoning", "summary": []},
+        {"type": "reasoning", "encrypted_content": "sk-a-secret-key"},
+        {"type": "reasoning", "encrypted_content": "x" * LARGEST},
+    ]
+    done = completed("text", Ending(reasoning=items), Redactor(["sk-a-secret-key"]))
+    assert done.reasoning == ({"type": "reasoning", "encrypted_content": "good"},)
+
+
+def test_a_conversation_with_the_key_is_refused() -> None:
+    """Earlier turns are looked at like the prompt."""
+    turn = replace(TURN, answer="it is sk-a-secret-key")
+    with pytest.raises(ConfigurationError, match="conversation contains an API key"):
+        check_texts(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
 
 
 @pytest.mark.parametrize("part", ["turns", "images", "schema"])
