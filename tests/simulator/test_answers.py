@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.simulator.answers import MARK, Plan, latency, plan, tokenize
-from nbcodex.simulator.asked import read
+from nbcodex.simulator.asked import IMAGE_TOKENS, read
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.schemas import example
 from tests.simulator.asking import MODEL
@@ -43,6 +43,22 @@ def test_the_same_prompt_has_the_same_answer(prompt: str) -> None:
     """Any prompt has an answer, and always the same one."""
     if "[[fault" not in prompt:
         assert planned(prompt) == planned(prompt)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_pictures_are_input_tokens(count: int) -> None:
+    """Each picture counts the same in both APIs, whatever it shows; only its text is the prompt."""
+    url = "data:image/png;base64," + "A" * 10_000
+    responses = [{"type": "input_image", "image_url": url}] * count
+    chat = [{"type": "image_url", "image_url": {"url": url}}] * count
+    said = [{"role": "user", "content": [{"type": "input_text", "text": "look"}, *responses]}]
+    heard = [{"role": "user", "content": [{"type": "text", "text": "look"}, *chat]}]
+    for asked in (
+        read({"model": MODEL, "input": said}, api="responses"),
+        read({"model": MODEL, "messages": heard}, api="chat"),
+    ):
+        assert plan(asked, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
+        assert asked.prompt == "look"
 
 
 def test_the_code_in_it_runs() -> None:
