@@ -192,13 +192,14 @@ def _replayed(request: Request, course: _Course, thread: Thread, threads: Thread
     at, course.replayed = course.replayed, None
     if at is None:
         return None
-    chapters = [course.chapter] if at else sorted({s.chapter for s in thread.slots}, reverse=True)
+    nameless = [slot for slot in thread.slots if slot.cell is None]
+    chapters = [course.chapter] if at else sorted({s.chapter for s in nameless}, reverse=True)
     for chapter in chapters:
-        places = {slot.number: slot for slot in thread.slots if slot.chapter == chapter}
+        places = {slot.number: slot for slot in nameless if slot.chapter == chapter}
         if at >= len(places):
             continue
         slot = places[sorted(places)[at]]
-        if slot.cell is None and threads.prompt(slot.entry) == request.prompt:
+        if threads.prompt(slot.entry) == request.prompt:
             course.replayed = at + 1
             return slot
     return None

@@ -220,6 +220,14 @@ def test_restart_and_run_all_asks_the_same(book: Notebook, named: bool, new: int
         assert run_all(book) == first
 
 
+def test_python_among_cells_is_asked_the_same_again(book: Notebook) -> None:
+    """What `ask` joined between named cells keeps its place after a restart."""
+    for _ in range(2):
+        book = book.restarted()
+        seen = [said(book.ask(p, c)) for p, c in (("a", "1"), ("b", None), ("c", "2"), ("d", None))]
+        assert seen == ["", "a", "a b", "a b c"]
+
+
 def test_without_cell_ids_the_same_prompt_is_said_twice(book: Notebook) -> None:
     """In one process, and where another goes on instead of repeating, turns are appended."""
     book.ask("a")
