@@ -15,6 +15,8 @@ from nbcodex.errors import LimitError, ServerError
 from nbcodex.events import BackingOff, Event, Held, Sent
 from nbcodex.notebook.panel import PanelState, reduce
 from nbcodex.pacing.backoff import PAD
+from nbcodex.pacing.ledger import Ledger
+from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.records import Limit, Request, Resumption
 from tests.scripted import SETTINGS, Stage, answer
 from tests.virtual import EPOCH, run_virtual
@@ -140,8 +142,15 @@ def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
 
     def bench_of() -> Bench:
         bench = Bench(answer("hi"))
-        ledger, now = bench.stage.engine.ledger, bench.machine.now()
-        ledger.refuse(ledger.probe("m"), until=now + WAIT, limit=Limit(resource="tokens"))
+        now = bench.machine.now()
+
+        def refused(ledger: Ledger) -> None:
+            leave = ledger.reserve(ledger.listen("m", Cost(10.0, 10.0), lambda: None), now)
+            assert isinstance(leave, Reservation)
+            limit = Limit(resource="tokens")
+            ledger.refuse(leave, until=now + WAIT, limit=limit, snapshot=None, now=now)
+
+        bench.stage.desk.post(refused)
         return bench
 
     bench = play(bench_of, Request(prompt="x"), jumps)
