@@ -46,11 +46,14 @@ def quickstart() -> Path:
 
 def _doctor() -> int:
     from nbcodex import doctor
+    from nbcodex.client import current
     from nbcodex.settings import Settings
 
-    findings = list(doctor.report(Settings.read()))
-    print("\n".join(findings))
-    return 1 if any("✗" in line for line in findings) else 0
+    findings = []
+    for finding in doctor.report(Settings.read(), current()):
+        print(finding, flush=True)
+        findings.append(finding)
+    return 1 if any(finding.wrong for finding in findings) else 0
 
 
 def _lab(options: list[str]) -> int:

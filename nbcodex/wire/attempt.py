@@ -94,6 +94,10 @@ class Wire:
         """
         return providers.bucket(endpoint, model, salt=salt)
 
+    def spoken(self, endpoint: Endpoint) -> str | None:
+        """Return which API a server was found to speak; None where it was not asked yet."""
+        return self.dialects.spoken(endpoint.base_url)
+
     async def model(self, request: Request, settings: Settings) -> str:
         """Return the model to ask, which the user, the settings or the server names.
 

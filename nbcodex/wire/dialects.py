@@ -113,6 +113,10 @@ class Dialects:
             and (endpoint.base_url, endpoint.scope, model) not in self._forgetful,
         )
 
+    def spoken(self, base_url: str) -> Spoken | None:
+        """Return the API that a server has turned out to speak."""
+        return self._apis.get(base_url)
+
     def forgo(self, question: Question) -> bool:
         """Remember that an account cannot have a model's answers kept; return whether it is new."""
         place = question.endpoint.base_url, question.endpoint.scope, question.model

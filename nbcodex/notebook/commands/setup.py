@@ -77,6 +77,9 @@ class Setup(Room):
     def doctor(self) -> None:
         """Tell which settings are in force, and what to do about those that do not fit."""
         from nbcodex import doctor
+        from nbcodex.notebook import checkup
 
-        for line in doctor.report(self._settings):
-            tell(line)
+        for finding in doctor.report(self._settings, current()):
+            tell(str(finding))
+        for finding in checkup.report(self._session.shell, self._settings):
+            tell(str(finding))
