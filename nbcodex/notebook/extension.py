@@ -10,6 +10,7 @@ from traitlets import TraitError
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.journal.glance import may_be_unfinished
+from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook
 from nbcodex.notebook.magics import CodexMagics
@@ -39,6 +40,7 @@ def load(shell: InteractiveShell) -> None:
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
     shell.register_magics(CodexMagics(shell, config))
     shell.events.register("post_run_cell", heard.note)
+    completion.install(shell, config)
     if config.journal:
         _tell_of_the_unfinished(shell, config)
 
@@ -74,6 +76,7 @@ def unload(shell: InteractiveShell) -> None:
     """Take them away again; requests on their way go on to their ends."""
     if heard.note in shell.events.callbacks["post_run_cell"]:
         shell.events.unregister("post_run_cell", heard.note)
+    completion.uninstall(shell)
     for kind, name in _NAMES.items():
         shell.magics_manager.magics[kind].pop(name, None)
     _before[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _before
