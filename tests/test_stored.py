@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from html.parser import HTMLParser
 from pathlib import Path
@@ -104,25 +105,48 @@ class _Dangers(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in {"script", "img", "svg", "iframe"}:
+        if tag in {"script", "svg", "iframe"} or (tag == "img" and dict(attrs).get("src")):
             self.found.append(tag)
         for name, value in attrs:
             if name.startswith("on") or (value or "").strip().lower().startswith("javascript:"):
                 self.found.append(f"{tag} {name}")
 
 
-@pytest.mark.parametrize("option", ["", "-f text"])
-def test_an_answer_runs_nothing_in_nbconverts_html(environment: Simulated, option: str) -> None:
-    """Scripts, handlers, `javascript:` links and remote images are inert in the exported page."""
+FORMATS = ("markdown", "text", "html", "math", "json", "code")
+"""All that the model's words can be shown as."""
+
+
+def asked_as(form: str, text: str) -> str:
+    """Return a cell whose answer is `text`, put as an answer in that format may put it."""
+    text = {"json": json.dumps({"a": text}), "code": f"```html\n{text}\n```"}.get(form, text)
+    return f"%%codex --raw -f {form}\n[[echo: {text}]]"
+
+
+def test_an_answer_runs_nothing_in_nbconverts_html(environment: Simulated) -> None:
+    """Scripts, handlers, `javascript:` links and remote images are inert, in every format."""
     from nbconvert import HTMLExporter
 
-    made = executed(f"%%codex {option}\n[[echo: {HOSTILE}]]")
-    clean = executed(f"%%codex {option}\n[[echo: harmless]]")
     found = []
-    for each in (made, clean):
-        page, _ = HTMLExporter().from_notebook_node(each)
+    for text in (HOSTILE, "harmless"):
+        made = executed(*(asked_as(form, text) for form in FORMATS))
+        assert all(cell.outputs for cell in made.cells[1:])
+        page, _ = HTMLExporter().from_notebook_node(made)
         seen = _Dangers()
         seen.feed(page)
         found.append(sorted(seen.found))
     assert found[0] == found[1]
     assert os.environ["OPENAI_API_KEY"] not in page
+
+
+def test_formats_in_a_notebook_that_papermill_runs(environment: Simulated, tmp_path: Path) -> None:
+    """Its copy holds code to be copied, JSON and a picture; the answer's code has not run."""
+    papermill = pytest.importorskip("papermill")
+    cells = (asked_as("code", "x = 1"), asked_as("json", "x"), "%%codex -f image\na cat")
+    nbformat.write(notebook(*cells), tmp_path / "in.ipynb")
+    done = papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False
+    )
+    kinds = [cell.outputs[0].data.keys() for cell in done.cells[1:]]
+    for kind, wanted in zip(kinds, ("text/html", "application/json", "image/png"), strict=True):
+        assert wanted in kind
+    assert len(done.cells) == 4
