@@ -55,6 +55,10 @@ _LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _REMOTE = re.compile(r"(?i:https?:)?//\S+")
 
+# In what nh3 writes, every attribute is quoted, and no quote is within one.
+_IMAGE = re.compile(r'<img(?: [a-z]+="[^"]*")*>')
+_ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
+
 _MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
@@ -164,7 +168,8 @@ def _fix(sheet: Sheet) -> tuple[Bundle, ...]:
 def listing(blocks: list[str]) -> str:
     """Return blocks of code as HTML, each with a button that copies it."""
     return "".join(
-        f"<div>{_COPY}<pre><code>{html.escape(printable(code))}</code></pre></div>"
+        f'<div style="margin-top: 8px">{_COPY}'
+        f"<pre><code>{html.escape(printable(code))}</code></pre></div>"
         for code in blocks
     )
 
@@ -244,7 +249,7 @@ def _sanitized(text: str, remote_images: bool, drop: Callable[[str], None]) -> s
         drop(value)
         return None
 
-    return nh3.clean(
+    cleaned = nh3.clean(
         text,
         tags=set(_TAGS),
         attributes=_ATTRIBUTES,
@@ -252,6 +257,16 @@ def _sanitized(text: str, remote_images: bool, drop: Callable[[str], None]) -> s
         attribute_filter=allowed,
         clean_content_tags={"script", "style", "title", "template", "noscript"},
     )
+    return _IMAGE.sub(_put_in_words, cleaned)
+
+
+def _put_in_words(found: re.Match[str]) -> str:
+    """Return an image that has nothing to show as what it was to show, in brackets."""
+    attributes = dict(_ATTRIBUTE.findall(found[0]))
+    if "src" in attributes:
+        return found[0]
+    alt = html.unescape(attributes.get("alt", ""))
+    return f"[{html.escape(alt)}]" if alt else ""
 
 
 def _unfenced(text: str) -> str:

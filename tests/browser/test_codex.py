@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -157,7 +158,7 @@ ACTIVE = """() => [...document.querySelectorAll('.jp-OutputArea-output *')].filt
   /^(script|iframe|object|embed|video|audio|link|meta|style|form|base)$/i.test(e.localName)
   || [...e.attributes].some((a) => /^on/i.test(a.name))
   || (e.href && !/^(https?:|mailto:)/i.test(e.href.baseVal ?? e.href))
-).map((e) => e.outerHTML.slice(0, 200))"""
+).filter((e) => e.className !== 'nbcodex-copy').map((e) => e.outerHTML.slice(0, 200))"""
 
 
 def test_hostile_answer_does_nothing(
@@ -179,6 +180,59 @@ def test_hostile_answer_does_nothing(
     assert reopened.trusted
     expect(finished).to_contain_text(END)
     check_harmless(page, lab, requests)
+
+
+SHAPED = {
+    "html": HOSTILE + END,
+    "math": f"$${HOSTILE}$$ {END}",
+    "json": json.dumps({"a": HOSTILE, "end": END}),
+    "text": HOSTILE + END,
+    "code": f"````html\n{HOSTILE}{END}\n````",  # the last, for it puts a cell below
+}
+
+
+def test_hostile_answers_do_nothing_in_any_format(
+    notebook: Callable[..., Notebook],
+    page: Page,
+    lab: Lab,
+    simulator: Simulated,
+    requests: list[str],
+) -> None:
+    """HTML, a formula, JSON, code and text run and fetch nothing, fresh or reopened and trusted."""
+    simulator.core.change(tpm=10_000_000, speed=50_000.0, chunk=20)
+    cells = [f"%%codex --raw -f {form}\n[[echo: {text}]]" for form, text in SHAPED.items()]
+    nb = notebook(simulator.setup, *cells)
+    for index in range(len(cells) + 1):
+        nb.run(index)
+        nb.wait()
+    check_harmless(page, lab, requests)
+    for index, form in enumerate(SHAPED, start=1):
+        assert END in json.dumps(nb.outputs(index)), form
+    nb.save()
+    reopened = Notebook(page, lab, nb.name).open()
+    assert reopened.trusted
+    expect(page.locator(".jp-RenderedHTMLCommon").last).to_be_attached()
+    check_harmless(page, lab, requests)
+
+
+def test_code_is_inserted_and_can_be_copied(
+    notebook: Callable[..., Notebook], page: Page, simulator: Simulated
+) -> None:
+    """A new cell below holds the code, which has not run; the button copies the very same."""
+    code = "if 1 < 2:\n    window = '<b>&amp;</b>'"
+    nb = notebook(simulator.setup, f"%%codex --raw -f code\n[[echo: ```python\n{code}\n```]]")
+    for index in range(2):
+        nb.run(index)
+        nb.wait()
+    sources = page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.content.widgets.map("
+        "(c) => [c.model.sharedModel.source, c.model.executionCount ?? null])"
+    )
+    assert sources[2] == [code, None]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("() => navigator.clipboard.readText()") == code
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+"""The doctor: what is wrong, and what to do about it; the exit status tells. No key in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex import cli, doctor
+from nbcodex.client import Client
+from nbcodex.doctor import Finding
+from nbcodex.errors import ConfigurationError
+from nbcodex.settings import Settings
+from tests.simulated import KEY, Simulated, simulated
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("environ", "wrong", "says"),
+    [
+        ({}, False, "none set"),
+        ({"HTTPS_PROXY": "http://user:secret@proxy.example:3128"}, False, "proxy.example:3128"),
+        ({"https_proxy": "proxy.example:3128"}, False, "proxy.example:3128"),
+        ({"ALL_PROXY": "ftp://x"}, True, "no address"),
+        ({"HTTP_PROXY": "http://x:port"}, True, "no address"),
+    ],
+)
+def test_proxies(environ: dict[str, str], wrong: bool, says: str) -> None:
+    """Where requests go through, without what it takes to get through; or that it is no address."""
+    found = only(doctor.proxies(environ))
+    assert found.wrong == wrong
+    assert says in found.text
+    assert "secret" not in str(found)
+
+
+def test_authorities(tmp_path: Path) -> None:
+    """A file that is missing or holds no certificates is wrong; one that nobody reads is said."""
+    (tmp_path / "empty.pem").write_text("nothing")
+    cases: list[tuple[dict[str, str], bool, str]] = [
+        ({}, False, "the usual ones"),
+        ({"SSL_CERT_FILE": "/nowhere.pem"}, True, "is not there"),
+        ({"SSL_CERT_FILE": str(tmp_path / "empty.pem")}, True, "holds no certificates"),
+        ({"SSL_CERT_DIR": "/nowhere"}, True, "is no folder"),
+        ({"SSL_CERT_DIR": str(tmp_path)}, False, str(tmp_path)),
+        ({"REQUESTS_CA_BUNDLE": "/x.pem"}, False, "is set, and not read"),
+    ]
+    for environ, wrong, says in cases:
+        found = only(doctor.authorities(environ))
+        assert found.wrong == wrong, environ
+        assert says in found.text
+
+
+def a_file(folder: Path) -> Path:
+    (folder / "file").write_text("")
+    return folder / "file" / "home"
+
+
+def damaged(folder: Path) -> Path:
+    folder.chmod(0o700)
+    (folder / "journal.sqlite3").write_bytes(b"no database at all" * 100)
+    return folder
+
+
+def shared(folder: Path) -> Path:
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(a_file, "is no folder"), (damaged, "cannot be used"), (shared, "chmod 700")],
+)
+def test_a_folder_that_will_not_do(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
+    """It is said why, and that NBCODEX_HOME names another."""
+    found = only(doctor.journal(Settings(home=make(tmp_path))))
+    assert found.wrong
+    assert says in found.text
+    assert "NBCODEX_HOME" in found.advice
+
+
+def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    """It will do, and is not made for the asking."""
+    assert not only(doctor.journal(Settings(home=tmp_path / "a" / "b"))).wrong
+    assert not (tmp_path / "a").exists()
+
+
+def examined(server: Simulated, **values: Any) -> dict[str, Finding]:
+    from nbcodex.settings import Secret
+
+    given = {"api_key": Secret(KEY), "base_url": f"{server.url}/v1", "model": "gpt-5.6-sol"}
+    found = list(doctor.report(Settings(**{**given, **values}), Client(), {}))
+    assert KEY not in "".join(map(str, found))
+    return {finding.title: finding for finding in found}
+
+
+def test_all_is_well(simulator: Simulated, tmp_path: Path) -> None:
+    """Key, server and model are found; the key's variable is named; one question is asked."""
+    found = examined(simulator, home=tmp_path / "home")
+    assert not any(finding.wrong for finding in found.values())
+    assert "OPENAI_API_KEY" in found["key"].text
+    assert found["model"].text == "gpt-5.6-sol"
+    assert [seen.path for seen in simulator.core.log] == ["/v1/models"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "values", "title", "says"),
+    [
+        ({"keys": ("other",)}, {}, "reached", "not accepted by"),
+        ({}, {"model": "gpt-nowhere"}, "model", "is not among the server's"),
+        ({}, {"model": None}, "model", "Set NBCODEX_MODEL to one of"),
+        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Look at the address"),
+        ({}, {"api_key": None}, "server", "No API key"),
+        ({}, {"base_url": "nowhere"}, "server", "https://"),
+    ],
+)
+def test_what_does_not_fit(knobs: Any, values: Any, title: str, says: str) -> None:
+    """Each trouble is one finding that says what to do."""
+    with simulated(**knobs) as server:
+        found = examined(server, **values)[title]
+    assert found.wrong
+    assert says in str(found)
+
+
+def test_the_exit_status_tells(
+    simulator: Simulated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`nbcodex doctor` fails if something is wrong, and only then."""
+    for name, value in simulator.environ.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main(["doctor"]) == 0
+    monkeypatch.setenv("NBCODEX_MODEL", "gpt-nowhere")
+    assert cli.main(["doctor"]) == 1
+    assert KEY not in capsys.readouterr().out
+
+
+def test_no_silence_at_all_is_refused() -> None:
+    """An idle timeout of nothing would break every stream: it is no setting."""
+    with pytest.raises(ConfigurationError, match="break every stream"):
+        Settings.read({"idle_timeout": "0s"}, {})
