@@ -247,6 +247,20 @@ def test_huge_answers_take_no_time(form: Format) -> None:
     assert time.process_time() - began < 10.0
 
 
+def test_reasoning_is_folded_away() -> None:
+    """It opens at a click, before the answer; nothing in it can end the fold, or act."""
+    thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
+    reply = Reply(id="1", text="The *answer*.")
+    (stays,) = shown(Sheet(reply=reply, line="x", thought=thought), "markdown")
+    text = stays["text/markdown"]
+    fold, _, answer = text.partition("</details>")
+    assert fold.startswith("<details><summary>Reasoning</summary>\n\n**Reading**\n\nSome ")
+    assert "```" not in fold
+    assert not acts(fold)
+    assert answer.strip().startswith("The *answer*.")
+    assert stays["text/plain"] == "The *answer*.\n\nx"
+
+
 def test_every_format_can_be_asked_for() -> None:
     """What the option offers is what there is, and `md` is a second name."""
     assert set(options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}

@@ -282,7 +282,10 @@ def test_no_moment_is_too_strange(resume_at: float) -> None:
         ),
         (Reply(id="1", waited=72.0), "waited 1 min 12 s"),
         (Reply(id="1", cut="max_output_tokens"), "cut at max_output_tokens"),
-        (Reply(id="1", cut="content_filter"), "cut by content_filter"),
+        (
+            Reply(id="1", cut="content_filter"),
+            "cut by content_filter: this is not the whole answer",
+        ),
         (Reply(id="1", simulated=True), "simulated"),
         (Reply(id="1", reused=True, cost=0.5), "reused, 0 tokens"),
         (Reply(id="1", model="evil\n\x1b[2Jmodel"), "evil [2Jmodel"),

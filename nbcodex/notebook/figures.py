@@ -9,6 +9,7 @@ import math
 
 from nbcodex.clock import spell
 from nbcodex.errors import brief
+from nbcodex.fitting import FILTERED
 from nbcodex.records import Reply, Usage
 
 
@@ -65,4 +66,6 @@ def _price(reply: Reply) -> str:
 def _cut(why: str | None) -> str:
     if not why:
         return ""
+    if why == FILTERED:
+        return f"cut by {FILTERED}: this is not the whole answer"
     return f"cut {'at' if why.startswith('max') else 'by'} {brief(why, 40)}"

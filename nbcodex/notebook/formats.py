@@ -33,6 +33,9 @@ INSTRUCTIONS: Mapping[str, str] = {
 _DEEPEST = 100
 """Levels of JSON beyond which it stays text: viewers, and messages to them, have bounds too."""
 
+_THOUGHT = 20_000
+"""Characters of a thought that stay, its end."""
+
 _TAGS = frozenset(
     re.findall(
         r"\w+",
@@ -84,12 +87,15 @@ class Sheet:
         What stands above it, as plain text.
     remote_images : bool
         Whether images in it may be fetched.
+    thought : str
+        The summary of its reasoning, where the server told one.
     """
 
     reply: Reply
     line: str
     heading: str = ""
     remote_images: bool = False
+    thought: str = ""
 
     @property
     def plain(self) -> str:
@@ -143,7 +149,22 @@ def printable(text: str) -> str:
 
 def _markdown(sheet: Sheet) -> tuple[Bundle, ...]:
     text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
-    return (sheet.markdown(text), *_pictures(sheet.reply))
+    return (sheet.markdown(_folded(sheet.thought) + text), *_pictures(sheet.reply))
+
+
+def _folded(thought: str) -> str:
+    """Return a thought as Markdown that opens at a click; nothing in it can end the fold."""
+    if not thought.strip():
+        return ""
+    cut = "…\n\n" if len(thought) > _THOUGHT else ""
+    parts = [part for part in re.split(r"\n\s*\n", cut + thought[-_THOUGHT:]) if part.strip()]
+    told = "\n\n".join(map(_paragraph, parts))
+    return f"<details><summary>Reasoning</summary>\n\n{told}\n\n</details>\n\n"
+
+
+def _paragraph(text: str) -> str:
+    title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", text)
+    return f"**{inline(title[1])}**" if title else inline(text)
 
 
 def _text(sheet: Sheet) -> tuple[Bundle, ...]:

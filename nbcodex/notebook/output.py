@@ -180,6 +180,7 @@ class Screen:
             line=line,
             heading=brief(self._heading, 80),
             remote_images=self._remote_images,
+            thought=str(self._state.thought),
         )
         if self._lazily or self._place.single:
             return ({"text/plain": sheet.line if self._lazily else sheet.plain},)
