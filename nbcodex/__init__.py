@@ -1,7 +1,7 @@
 """nbcodex: a ``%%codex`` cell magic that survives every rate limit.
 
-``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `monitor` and `Reply` serve plain Python.
-Everything heavy is imported when it is first needed.
+``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `map`, `amap`, `monitor` and `Reply` serve
+plain Python. Everything heavy is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from nbcodex.batch.mapping import amap, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.client import aask, ask
     from nbcodex.errors import NbcodexError
     from nbcodex.notebook.dashboard import monitor
     from nbcodex.records import Reply, Usage
 
-__all__ = ["NbcodexError", "Reply", "Usage", "aask", "ask", "monitor"]
+__all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "monitor"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -26,7 +27,9 @@ _HOMES = {
     "Reply": "nbcodex.records",
     "Usage": "nbcodex.records",
     "aask": "nbcodex.client",
+    "amap": "nbcodex.batch.mapping",
     "ask": "nbcodex.client",
+    "map": "nbcodex.batch.mapping",
     "monitor": "nbcodex.notebook.dashboard",
 }
 

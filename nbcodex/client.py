@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from nbcodex.conversation import Conversations, Joined
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
+from nbcodex.progress import Watcher
 from nbcodex.records import POSSIBLY_PAID, Origin, Reply, Request, Resumption, new_id
 from nbcodex.settings import JOURNAL, Settings, folder_of
 from nbcodex.totals import Totals
@@ -145,7 +147,12 @@ class Client:
         return self._conversations.join(request, threads, settings, anew=anew)
 
     def resume(
-        self, entry: Entry, settings: Settings, *, not_before: float | None = None
+        self,
+        entry: Entry,
+        settings: Settings,
+        *,
+        not_before: float | None = None,
+        listener: Listener | None = None,
     ) -> Handle:
         """Return a handle that takes up a request of the journal; it is yet to be started.
 
@@ -157,6 +164,8 @@ class Client:
             How to reach the server now.
         not_before : float or None
             Seconds since the epoch at which it is taken up.
+        listener : callable or None
+            Hears its events, on the loop's thread.
         """
         # Who resumes a request waits for it now, however little patience it began with.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
@@ -164,7 +173,7 @@ class Client:
         text = "" if mark is None or mark.sequence is None else entry.reply.text
         doubts = (POSSIBLY_PAID,) if entry.possibly_paid else ()
         resumption = Resumption(not_before, mark=mark, text=text, notes=doubts)
-        return self._handle(request, settings, resumption=resumption)
+        return self._handle(request, settings, resumption=resumption, listener=listener)
 
     def again(self, request: Request, *, origin: Origin) -> Request:
         """Return a new request that asks the same."""
@@ -173,8 +182,12 @@ class Client:
             request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
         )
 
-    def handle(self, request: Request, settings: Settings) -> Handle:
+    def handle(
+        self, request: Request, settings: Settings, *, listener: Listener | None = None
+    ) -> Handle:
         """Return a handle of a request that is yet to be started.
+
+        `listener` hears its events, on the loop's thread.
 
         Raises
         ------
@@ -186,13 +199,22 @@ class Client:
                 "This would wait for itself: it runs on nbcodex's own event loop.",
                 advice="Use `await nbcodex.aask(…)` there.",
             )
-        return self._handle(request, settings)
+        return self._handle(request, settings, listener=listener)
 
     def _handle(
-        self, request: Request, settings: Settings, *, resumption: Resumption | None = None
+        self,
+        request: Request,
+        settings: Settings,
+        *,
+        resumption: Resumption | None = None,
+        listener: Listener | None = None,
     ) -> Handle:
         handle = Handle(
-            request, settings, engine=self.engine, listeners=self.listeners, resumption=resumption
+            request,
+            settings,
+            engine=self.engine,
+            listeners=[*self.listeners, listener] if listener else self.listeners,
+            resumption=resumption,
         )
         self._handles[request.id] = handle
         return handle
@@ -223,6 +245,13 @@ class Client:
         return await self.engine().wire.models(settings, api_base=api_base)
 
 
+def _in_the_terminal(question: str) -> bool | None:
+    """Ask whoever sits at the terminal, if this is one."""
+    if not (sys.stdin and sys.stdin.isatty()):
+        return None
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What whoever hosts this process adds to the client: a notebook, say.
@@ -235,11 +264,20 @@ class Surroundings:
         Starts a handle and waits for its ending, showing what it likes.
     notebook : callable
         Returns the notebook that threads belong to.
+    origin : callable
+        Returns where something is asked now.
+    watch : callable
+        Returns who hears how far a map has come, in the thread that asked.
+    confirm : callable
+        Puts a question to the user; None where nobody can be asked.
     """
 
     settings: Callable[[], Settings] = Settings.read
     follow: Callable[[Handle], Ending] = Handle.follow
     notebook: Callable[[], str | None] = lambda: None
+    origin: Callable[[], Origin] = Origin
+    watch: Callable[[], Watcher] = lambda: lambda _: None
+    confirm: Callable[[str], bool | None] = _in_the_terminal
 
 
 around = Surroundings()

@@ -130,6 +130,8 @@ class Settings:
         Whether an equal request that was answered is shown from the journal.
     budgets
         The user's own caps, such as ``200k`` or ``$5/day``: all of them hold.
+    ask_above
+        US dollars that a map may be estimated to cost before it asks whether to go on.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     aliases
@@ -155,6 +157,7 @@ class Settings:
     journal: bool = True
     reuse: bool = False
     budgets: tuple[str, ...] = ()
+    ask_above: float = 1.0
     home: Path | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
-from traitlets import Bool, Dict, Enum, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Enum, Float, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
 from nbcodex.errors import ConfigurationError
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from nbcodex.notebook.failure import Failure
     from nbcodex.records import Reply
 
-_MINE = {"aliases", "display", "patience", "journal", "reuse", "remote_images", "budgets"}
+_MINE = {
+    "aliases",
+    "display",
+    "patience",
+    "journal",
+    "reuse",
+    "remote_images",
+    "budgets",
+    "ask_above",
+}
 """What stays as the user has set it while the demo is on."""
 
 
@@ -84,6 +93,10 @@ class Codex(Configurable):
             except ConfigurationError as error:
                 raise TraitError(f"Codex.budget: {error}") from None
         return text
+
+    ask_above = Float(
+        1.0, min=0.0, help="US dollars that a map may be estimated to cost before it asks first."
+    ).tag(config=True)
 
     @validate("patience", "idle_timeout")
     def _is_duration(self, proposal: dict[str, Any]) -> str:

@@ -1,0 +1,359 @@
+"""A map under way: rows become requests, endings become replies, in order.
+
+Owns order, the window, failures, and what Stop leaves. Works in the thread that asked, which also
+calls the user's functions; how rows are answered is a `Way`. Waits for nothing: `drive` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbcodex.batch import shelf
+from nbcodex.batch.tally import limits_of
+from nbcodex.errors import (
+    CredentialsError,
+    MissingKeyError,
+    ModelError,
+    NbcodexError,
+    QuotaError,
+    Stopped,
+)
+from nbcodex.events import Ending, Parked
+from nbcodex.handle import reply_of
+from nbcodex.journal.key import equality_key
+from nbcodex.progress import Outcome, Progress, Watcher
+from nbcodex.records import Origin, Reply, Request
+
+if TYPE_CHECKING:
+    from nbcodex.batch.live import Way
+    from nbcodex.batch.recipe import Recipe
+    from nbcodex.batch.shapes import Row, Shape
+    from nbcodex.client import Client
+    from nbcodex.journal.entry import Entry
+    from nbcodex.settings import Settings
+
+OnError = Literal["keep", "raise"]
+
+WINDOW = 1024
+"""Rows of an iterator between the one that is to be given next and the last one begun."""
+TOLD = 0.25
+"""Seconds between two reports to the watcher."""
+ALIKE = 8
+"""Failures in a row, each of which would meet every row, after which nothing more is asked."""
+LISTED = 1_000
+"""Failed rows of an iterator that are remembered."""
+
+_OF_ALL = (MissingKeyError, CredentialsError, QuotaError, ModelError)
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One row on its way: `row` until there is a `request`; `entry` if it is in the journal."""
+
+    index: int
+    label: str
+    row: Row | None = None
+    request: Request | None = None
+    entry: Entry | None = None
+    key: bytes | None = None
+    reply: Reply | None = None
+
+
+class Course:
+    """One map, from its first row to its last, or to Stop and on.
+
+    Parameters
+    ----------
+    shape : Shape
+        The data.
+    recipe : Recipe or None
+        How its rows become requests; None where all of them are in the journal.
+    way : Way
+        How they are answered.
+    origin : Origin
+        Where it was asked, and its id.
+    on_error : {"keep", "raise"}
+        Whether the first row without an answer ends it.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        recipe: Recipe | None,
+        way: Way,
+        *,
+        origin: Origin,
+        client: Client,
+        settings: Settings,
+        on_error: OnError = "keep",
+    ) -> None:
+        self.shape, self.way, self.origin = shape, way, origin
+        self.client, self.settings = client, settings
+        self.id, self.kept = origin.batch or "", shape.total is not None
+        self.watcher: Watcher = lambda _: None
+        self.replies: dict[int, Reply] = {}
+        self.failures: dict[str, str] = {}
+        self.outcome: Outcome = ""
+        self._recipe, self._on_error = recipe, on_error
+        self._rows: Iterator[Row] = shape.rows()
+        self._again: deque[Item] = deque()
+        self._window: deque[Item] = deque()
+        self._under_way: dict[str, Item] = {}
+        self._undone: dict[int, Item] = {}
+        self._leaders: set[bytes] = set()
+        self._followers: dict[bytes, list[Item]] = {}
+        self._read = False
+        self._refused = self._alike = 0
+        self._fatal: NbcodexError | None = None
+        self._told_at = float("-inf")
+
+    # Going on.
+
+    def advance(self) -> bool:
+        """Begin as many rows as there is room for; return whether there is anything to wait for.
+
+        Raises
+        ------
+        NbcodexError
+            If a failure ends the map.
+        """
+        self.note(self.way.ended(within=0.0))
+        room = self.way.room()
+        while room > 0 and self._fatal is None and (item := self._next()):
+            room -= self._begin(item)
+        if self._fatal is not None:
+            raise self._fatal
+        self._tell()
+        return bool(self._under_way or self._window)
+
+    def ready(self) -> Iterator[Reply]:
+        """Yield the replies whose turn it is, going on meanwhile."""
+        while self._window and (reply := self._window[0].reply) is not None:
+            self._window.popleft()
+            yield reply
+            self.advance()
+
+    @property
+    def left(self) -> bool:
+        """Whether there are rows to take up again."""
+        return bool(self._again) or not self._read
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is under way."""
+        return bool(self._under_way)
+
+    def rest(self) -> Iterator[Item]:
+        """Yield what was not begun; it counts as undone."""
+        for followers in self._followers.values():
+            yield from followers
+        self._followers.clear()
+        while item := self._next():
+            yield item
+
+    def request_of(self, item: Item) -> Request:
+        """Return the request that an item makes, made once.
+
+        Raises
+        ------
+        NbcodexError
+            If the row makes none.
+        """
+        if item.request is None and item.row is not None and self._recipe is not None:
+            item.label = self._recipe.label(item.row)
+            item.request = self._recipe.request(item.row)
+            item.row = None
+        assert item.request is not None  # noqa: S101 - an item has a row or a request
+        return item.request
+
+    def _next(self) -> Item | None:
+        if self._again:
+            return self._again.popleft()
+        if not self.kept and len(self._window) >= WINDOW:
+            return None
+        if (row := next(self._rows, None)) is None:
+            self._read = True
+            self.way.complete()
+            return None
+        item = self._undone[row.index] = Item(row.index, row.label, row=row)
+        if not self.kept:
+            self._window.append(item)
+        return item
+
+    def _begin(self, item: Item) -> bool:
+        """Set a row going; return whether it takes up room."""
+        try:
+            request = self.request_of(item)
+        except NbcodexError as error:
+            self._refuse(item, error)
+            return False
+        if request.reuse and item.entry is None:
+            item.key = equality_key(request, base_url="")
+            if item.key in self._leaders:  # an equal row is under way: its answer will do
+                self._followers.setdefault(item.key, []).append(item)
+                return False
+            self._leaders.add(item.key)
+        self._under_way[request.id] = item
+        self.way.start(request, item.entry)
+        return True
+
+    # Endings.
+
+    def note(self, endings: Sequence[Ending]) -> None:
+        """Take note of what has ended; what is told twice counts once."""
+        for ending in endings:
+            if item := self._under_way.get(ending.request_id):
+                self._settle(item, ending)
+            self._under_way.pop(ending.request_id, None)
+            self.way.forget(ending.request_id)
+
+    def _settle(self, item: Item, ending: Ending) -> None:
+        reply, error = _outcome_of(ending)
+        if error is not None:
+            if not (self.outcome and isinstance(ending, Parked)):  # else it is our own doing
+                self._fail(item, error, raises=not isinstance(ending, Parked))
+            self._alike = self._alike + 1 if isinstance(error, _OF_ALL) else 0
+            if self._alike >= ALIKE:
+                self._fatal = self._fatal or self._with_a_way_on(error)
+        else:
+            self._alike = 0
+        self._give(item, reply)
+        if item.key is not None:  # those that are equal find the answer in the journal
+            self._leaders.discard(item.key)
+            self._again.extend(self._followers.pop(item.key, ()))
+
+    def _refuse(self, item: Item, error: NbcodexError) -> None:
+        """A row makes no request. A function that fails at once was not meant so."""
+        self._refused += 1
+        self._fail(item, error, raises=True)
+        if item.index == 0 and self._recipe is not None and self._recipe.calls:
+            self._fatal = error
+        id_ = f"{self.id}-{item.index}"
+        self._give(item, Reply(id=id_, status="failed", attempts=0, error=str(error)))
+
+    def _fail(self, item: Item, error: NbcodexError, *, raises: bool) -> None:
+        if self.kept or len(self.failures) < LISTED:
+            self.failures[item.label] = str(error)
+        if raises and self._on_error == "raise" and not self.outcome:
+            self._fatal = self._fatal or self._with_a_way_on(error)
+
+    def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
+        error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
+        return error
+
+    def _give(self, item: Item, reply: Reply) -> None:
+        item.reply = reply
+        if self.kept:
+            self.replies[item.index] = reply
+        if reply:
+            self.failures.pop(item.label, None)
+        if reply or not self.kept:
+            self._undone.pop(item.index, None)
+
+    # The end, and after it.
+
+    def finish(self) -> None:
+        """All rows have ended."""
+        self.outcome = "done"
+        self._tell(now=True)
+
+    def stop(self, outcome: Outcome) -> None:
+        """Park what is under way, and as much of the rest as a moment allows."""
+        self.outcome = outcome
+        shelf.put_away(self)
+        self._tell(now=True)
+
+    def stopped(self) -> Stopped:
+        """Return what is raised after Stop."""
+        done = self.way.tally.done
+        of = f" of {self.shape.total:,}" if self.shape.total is not None else ""
+        advice = "run the loop again: what is answered costs nothing."
+        if self.kept:
+            advice = f"`%codex resume {self.id}` goes on; nbcodex.map.last holds what is finished."
+        return Stopped(
+            f"Stopped: {done:,}{of} rows are answered, the rest is parked.", advice=advice
+        )
+
+    def take_up(self, entries: dict[str, Entry]) -> None:
+        """Begin again with what has no answer; `entries` are those of the journal, by id."""
+        self.way.tally.take_up()
+        for held in (self._under_way, self._leaders, self._followers):
+            held.clear()
+        self.outcome, self._fatal, self._refused, self._alike = "", None, 0, 0
+        self._again = deque(self._undone[index] for index in sorted(self._undone))
+        for item in self._again:
+            entry = entries.get(f"{self.id}-{item.index}")
+            item.entry = entry if entry and entry.resumable else None
+            item.reply = None
+
+    def remember(self, item: Item, reply: Reply) -> None:
+        """Put in what is known already of a row: an answer, or that it is to be taken up."""
+        if reply:
+            self.replies[item.index] = reply
+            self.way.tally.know()
+        else:
+            self._undone[item.index] = item
+
+    # Reports.
+
+    @property
+    def result(self) -> Any:
+        """The replies, as the kind of data that was given; false where there is no answer."""
+        return self.shape.back(self.all_replies())
+
+    def all_replies(self) -> list[Reply]:
+        """Return a reply for each row, in order; of an iterator none is kept."""
+        return [self.replies.get(i) or self._none(i) for i in range(self.shape.total or 0)]
+
+    def _none(self, index: int) -> Reply:
+        if (found := self.replies.get(index)) is not None:
+            return found
+        return Reply(id=f"{self.id}-{index}", status="parked", attempts=0, error="Not asked yet.")
+
+    def _tell(self, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._told_at >= TOLD:
+            self._told_at = time.monotonic()
+            self.watcher(self.progress())
+
+    def progress(self) -> Progress:
+        """Return how far it has come."""
+        tally = self.way.tally
+        tokens, requests = limits_of(self, tally.model)
+        return Progress(
+            batch=self.id,
+            at=self.client.clock.now(),
+            total=self.shape.total,
+            done=tally.done,
+            reused=tally.reused,
+            failed=tally.failed + self._refused,
+            parked=tally.parked,
+            sent=tally.sent,
+            waiting=max(0, len(self._under_way) - tally.sent),
+            input_tokens=tally.input_tokens,
+            output_tokens=tally.output_tokens,
+            cost=tally.cost,
+            unpriced=tally.unpriced,
+            held_until=tally.held_until,
+            limit=tally.limit,
+            tokens_per_minute=tokens,
+            requests_per_minute=requests,
+            model=tally.model,
+            simulated=tally.simulated,
+            outcome=self.outcome,
+            failures=tuple(itertools.islice(self.failures.items(), 5)),
+        )
+
+
+def _outcome_of(ending: Ending) -> tuple[Reply, NbcodexError | None]:
+    """Return the reply of an ending, and why it is no answer."""
+    try:
+        return reply_of(ending), None
+    except NbcodexError as error:
+        return replace(ending.reply, error=str(error)), error
+    except Stopped as error:
+        return replace(ending.reply, error=str(error)), NbcodexError(str(error))

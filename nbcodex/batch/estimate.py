@@ -1,0 +1,176 @@
+"""What a map will use and cost, before anything is sent. Every figure is an estimate.
+
+Owns the arithmetic, and whom to ask before a dear map. Must not send anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbcodex.batch.recipe import Recipe
+from nbcodex.batch.shapes import Row, Shape
+from nbcodex.errors import ConfigurationError, NbcodexError
+from nbcodex.journal.key import equality_key
+from nbcodex.records import Request, Usage
+from nbcodex.settings import DEFAULT_MODEL, Settings
+from nbcodex.wire import prices, tokens
+
+if TYPE_CHECKING:
+    from nbcodex.client import Client
+
+SAMPLE = 200
+"""Rows of which the cost of all is estimated, where nobody asked for more."""
+ASSUMED = 500
+"""Output tokens of a row, where `max_output` sets no bound."""
+TOGETHER = 2_000
+"""Rows that are looked at in one go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a map will use, about.
+
+    Parameters
+    ----------
+    rows : int
+        Its rows.
+    answered : int
+        Those of them that were answered before and cost nothing.
+    refused : int
+        Those that make no request.
+    input_tokens, output_tokens : int
+        Tokens of the others. The output is `max_output` for each, else 500.
+    cost : float or None
+        US dollars; None where no price is known.
+    model : str or None
+        The model that is asked, if it is known without asking the server.
+    bounded : bool
+        Whether `max_output` bounds the output.
+    """
+
+    rows: int
+    answered: int = 0
+    refused: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+    model: str | None = None
+    bounded: bool = False
+
+    def __str__(self) -> str:
+        most = "at most " if self.bounded else ""
+        told = [
+            f"{self.rows:,} rows",
+            f"{self.answered:,} answered before" if self.answered else "",
+            f"{self.refused:,} make no request" if self.refused else "",
+            f"~{self.input_tokens:,} in",
+            f"{most}~{self.output_tokens:,} out" + ("" if self.bounded else " (500 a row assumed)"),
+            "price unknown" if self.cost is None else f"{most}~${self.cost:,.2f}",
+            self.model or "",
+        ]
+        return " · ".join(filter(None, told))
+
+    def __repr__(self) -> str:
+        return f"<Estimate {self}>"
+
+
+def estimate(
+    shape: Shape, recipe: Recipe, client: Client, settings: Settings, *, sample: bool = False
+) -> Estimate:
+    """Return what the rows will use; with `sample`, told by some of them.
+
+    An iterator is read to its end.
+    """
+    step = -(-shape.total // SAMPLE) if sample and shape.total else 1
+    rows = answered = refused = asked_in = asked_out = 0
+    usual: Request | None = None
+    base_url = ""
+    for few in _in_parts(itertools.islice(shape.rows(), 0, None, step)):
+        rows += len(few)
+        requests = list(_requests(recipe, few))
+        refused += len(few) - len(requests)
+        if requests and not base_url:
+            usual = requests[0]
+            base_url = client.engine().wire.endpoint(usual, settings).base_url
+        known = _known(requests, base_url, client, settings)
+        for request, is_known in zip(requests, known, strict=True):
+            answered += is_known
+            if not is_known:
+                asked_in += tokens.of_request(request)
+                asked_out += request.max_output or ASSUMED
+    times = (shape.total or rows) / max(rows, 1) if sample else 1.0
+    model = (usual and usual.model) or settings.model or _default(base_url)
+    return Estimate(
+        rows=shape.total if shape.total is not None else rows,
+        answered=round(answered * times),
+        refused=round(refused * times),
+        input_tokens=round(asked_in * times),
+        output_tokens=round(asked_out * times),
+        cost=_cost(asked_in, asked_out, rows - answered - refused, model, base_url, times),
+        model=model,
+        bounded=bool(usual and usual.max_output),
+    )
+
+
+def have_agreed(told: Estimate, *, above: float, ask: Callable[[str], bool | None]) -> None:
+    """Have the user agree to what a map may cost, if that is more than `above` dollars.
+
+    Raises
+    ------
+    ConfigurationError
+        If nobody can be asked; it says how to go on.
+    NbcodexError
+        If the user does not agree.
+    """
+    if told.cost is None or told.cost <= above:
+        return
+    agreed = ask(f"{told}. That is more than ${above:,.2f}. Go on?")
+    if agreed is None:
+        raise ConfigurationError(
+            f"This map may cost about ${told.cost:,.2f}, which is more than Codex.ask_above "
+            f"(${above:,.2f}), and nobody can be asked here. Nothing was sent.",
+            advice="Pass confirm=True, set %config Codex.ask_above, or try limit=10.",
+        )
+    if not agreed:
+        raise NbcodexError("Not begun; nothing was sent.", advice="Try some rows with limit=10.")
+
+
+def _in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while few := list(itertools.islice(rest, TOGETHER)):
+        yield few
+
+
+def _requests(recipe: Recipe, rows: Iterable[Row]) -> Iterator[Request]:
+    for row in rows:
+        try:
+            yield recipe.request(row)
+        except NbcodexError:
+            continue
+
+
+def _known(
+    requests: list[Request], base_url: str, client: Client, settings: Settings
+) -> list[bool]:
+    """Return which requests were answered before."""
+    keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in requests]
+    known = client.journal(settings).batches.answered(key for key in keys if key)
+    return [key in known for key in keys]
+
+
+def _default(base_url: str) -> str | None:
+    return DEFAULT_MODEL if prices.seller(base_url) == "openai" else None
+
+
+def _cost(
+    asked_in: int, asked_out: int, rows: int, model: str | None, base_url: str, times: float
+) -> float | None:
+    """Return the cost of all rows by that of the mean one: a long prompt's price is another."""
+    if rows <= 0:
+        return 0.0 if prices.seller(base_url) or not base_url else None
+    mean = Usage(input_tokens=asked_in // rows, output_tokens=asked_out // rows)
+    each = prices.cost(mean, model, base_url)
+    return None if each is None else each * rows * times

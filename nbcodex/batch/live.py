@@ -1,0 +1,146 @@
+"""Rows on their way through the engine, as many at once as the limits take.
+
+Owns how many that is. Must not know the order of rows, nor what becomes of answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from typing import TYPE_CHECKING, Protocol
+
+from nbcodex.batch.tally import Tally
+from nbcodex.errors import ConfigurationError
+from nbcodex.events import Ending, Event
+from nbcodex.feed import SLICE
+from nbcodex.records import Request
+from nbcodex.settings import Settings
+
+if TYPE_CHECKING:
+    from nbcodex.client import Client
+    from nbcodex.handle import Handle
+    from nbcodex.journal.entry import Entry
+
+MOST = 512
+"""Rows under way at once: at 200 a second, answers may take two and a half seconds."""
+
+AHEAD = 64
+"""Rows that wait for leave to be sent: enough that the ledger always has a next one, and no more,
+for each of them is a task and a place in its row."""
+
+
+class Way(Protocol):
+    """A way for rows to be answered: one after another now, or all of them later.
+
+    Attributes
+    ----------
+    tally : Tally
+        Hears every event of the rows.
+    """
+
+    tally: Tally
+
+    def room(self) -> int:
+        """Return how many more rows it takes now."""
+        ...
+
+    def start(self, request: Request, entry: Entry | None = None) -> None:
+        """Begin with a request, or take up one that is in the journal."""
+        ...
+
+    def complete(self) -> None:
+        """No more rows will come."""
+        ...
+
+    def park(self) -> None:
+        """Keep for later what is under way."""
+        ...
+
+    def ended(self, *, within: float) -> list[Ending]:
+        """Return the last events that have come, waiting for one at most `within` seconds."""
+        ...
+
+    def missed(self) -> list[Ending]:
+        """Return the last events that `ended` may have told while an interrupt struck."""
+        ...
+
+    def forget(self, id_: str) -> None:
+        """The end of this row has been noted."""
+        ...
+
+
+class Live:
+    """Each row is a request of its own, paced with all others of this process."""
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        self.tally = Tally()
+        self._client, self._settings = client, settings
+        self._handles: dict[str, Handle] = {}
+        self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
+        self._started = 0
+
+    def room(self) -> int:
+        """Return how many more rows it takes now."""
+        under_way = self._started - self.tally.ended
+        return min(MOST - under_way, AHEAD - (under_way - self.tally.sent))
+
+    def start(self, request: Request, entry: Entry | None = None) -> None:
+        """Begin with a request, or take up one that is in the journal."""
+        if entry is None:
+            handle = self._client.handle(request, self._settings, listener=self._hear)
+        else:
+            handle = self._client.resume(entry, self._settings, listener=self._hear)
+        self._handles[request.id] = handle
+        self._started += 1
+        handle.start()
+
+    def complete(self) -> None:
+        """No more rows will come: nothing is held back that could go now."""
+
+    def park(self) -> None:
+        """Keep for later what is under way."""
+        for handle in list(self._handles.values()):
+            handle.order("park")
+
+    def ended(self, *, within: float) -> list[Ending]:
+        """Return the last events that have come, waiting for one at most `within` seconds."""
+        found: list[Ending] = []
+        with contextlib.suppress(queue.Empty):
+            if within > 0:
+                found.append(self._endings.get(timeout=min(within, SLICE or within)))
+            while True:
+                found.append(self._endings.get_nowait())
+        return found
+
+    def missed(self) -> list[Ending]:
+        """Return the last events that `ended` may have told while an interrupt struck."""
+        return [handle.wait() for handle in list(self._handles.values()) if handle.done]
+
+    def forget(self, id_: str) -> None:
+        """The end of this row has been noted."""
+        self._handles.pop(id_, None)
+
+    def _hear(self, event: Event) -> None:
+        self.tally(event)
+        if isinstance(event, Ending):
+            self._endings.put(event)
+
+
+def way(name: str, client: Client, settings: Settings) -> Way:
+    """Return the way that `name` means.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    if name not in WAYS:
+        told = "is not there yet" if name == "batch" else "is unknown"
+        raise ConfigurationError(
+            f"engine={name!r} {told}.", advice="engine='live' asks row by row."
+        )
+    return WAYS[name](client, settings)
+
+
+WAYS: dict[str, type[Live]] = {"live": Live}
+"""Ways by the name that `nbcodex.map(engine=…)` knows them by."""

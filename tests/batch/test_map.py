@@ -1,0 +1,307 @@
+"""`nbcodex.map` through the engine, the wire and the journal, against the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pandas
+import polars
+import pytest
+
+import nbcodex
+from nbcodex import client
+from nbcodex.batch import drive
+from nbcodex.batch.estimate import Estimate
+from nbcodex.batch.mapping import go_on
+from nbcodex.errors import ConfigurationError, CredentialsError, NbcodexError, Stopped
+from nbcodex.simulator import Fault
+
+from .conftest import Room, texts
+
+ECHO = "[[echo: {}]]"
+
+
+def last() -> Any:
+    return nbcodex.map.last  # type: ignore[attr-defined]
+
+
+def test_a_list_comes_back_as_replies_in_order(room: Room) -> None:
+    """However the answers arrive, the first is that of the first row."""
+    rows = [f"{'x' * (50 - n)} {n}" for n in range(50)]
+    assert texts(nbcodex.map(ECHO, rows)) == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (("a", "b"), ("a", "b")),
+        ({"one": "a", 2: "b"}, {"one": "a", 2: "b"}),
+        ([], []),
+        ({}, {}),
+        (range(2), ["0", "1"]),
+    ],
+)
+def test_the_same_kind_of_object_comes_back(room: Room, data: Any, expected: Any) -> None:
+    """A tuple is answered with a tuple, a dict with a dict of the same keys."""
+    back = nbcodex.map(ECHO, data)
+    plain = {k: r.text for k, r in back.items()} if isinstance(back, dict) else None
+    assert (plain if plain is not None else type(back)(r.text for r in back)) == expected
+
+
+def test_a_pandas_frame_gets_columns(room: Room) -> None:
+    """A copy comes back with the same index; names of the user's are left alone."""
+    frame = pandas.DataFrame({"text": ["a", None, "c"], "answer": [1, 2, 3]}, index=[7, 8, 9])
+    back = nbcodex.map("[[echo: {text}]]", frame)
+    assert list(frame.columns) == ["text", "answer"]
+    assert list(back.index) == [7, 8, 9]
+    assert list(back["answer"]) == [1, 2, 3]
+    assert list(back["answer_2"].fillna("")) == ["a", "", "c"]
+    assert "nothing in its column 'text'" in back["error_2"][8]
+    assert back["input_tokens_2"].sum() > 0
+    assert last().failed.keys() == {"8"}
+
+
+def test_a_polars_frame_gets_columns(room: Room) -> None:
+    """The same, and the types are those of polars."""
+    frame = polars.DataFrame({"text": ["a", None], "lang": ["de", "fr"]})
+    back = nbcodex.map("[[echo: {text} {lang}]]", frame)
+    assert back["answer"].to_list() == ["a de", None]
+    assert back.schema["output_tokens"] == polars.Int64
+
+
+def test_a_series_is_a_frame_of_one_column(room: Room) -> None:
+    """`{}` is its value."""
+    back = nbcodex.map(ECHO, pandas.Series(["a", "b"], name="text"))
+    assert list(back["answer"]) == ["a", "b"]
+    assert nbcodex.map(ECHO, polars.Series("text", ["a"]))["answer"].to_list() == ["a"]
+
+
+def test_an_iterator_is_read_lazily_and_answered_in_order(room: Room) -> None:
+    """Of an endless one only a window is read; leaving it parks what is under way."""
+    read = itertools.count()
+    replies = nbcodex.map(ECHO, (f"n{n}" for n in read))
+    assert texts(itertools.islice(replies, 40)) == [f"n{n}" for n in range(40)]
+    replies.close()
+    assert next(read) < 40 + 1024 + 512
+    assert len(last()) == 0
+
+
+def test_amap_does_the_same_on_the_callers_loop(room: Room) -> None:
+    """A list comes back as a list, an iterator as an async iterator."""
+
+    async def main() -> tuple[list[str], list[str]]:
+        listed = await nbcodex.amap(ECHO, ["a", "b"])
+        lazily = [reply async for reply in await nbcodex.amap(ECHO, iter("cd"))]
+        return texts(listed), texts(lazily)
+
+    assert asyncio.run(main()) == (["a", "b"], ["c", "d"])
+
+
+def test_a_function_runs_in_the_callers_thread(room: Room) -> None:
+    """It may use what is not safe elsewhere, and may set options row by row."""
+    threads = set()
+
+    def prompt(row: dict[str, Any]) -> Any:
+        threads.add(threading.current_thread())
+        return {"prompt": f"[[echo: {row['text']}]]", "max_output": 100}
+
+    assert texts(nbcodex.map(prompt, [{"text": "a"}, {"text": "b"}])) == ["a", "b"]
+    assert threads == {threading.current_thread()}
+
+
+def test_equal_rows_are_asked_once_unless_their_keys_differ(room: Room) -> None:
+    """Duplicates share an answer; a row key tells them apart."""
+    assert texts(nbcodex.map(ECHO, ["a", "a", "a"])) == ["a", "a", "a"]
+    assert len(room.prompts) == 1
+    number = itertools.count()
+    nbcodex.map(ECHO, ["a", "a", "a"], row_key=lambda _: next(number))
+    assert len(room.prompts) == 4
+
+
+def test_a_rerun_pays_only_for_what_is_missing(room: Room) -> None:
+    """Another process with the same journal asks what was not answered, in whatever order."""
+    nbcodex.map(ECHO, ["a", "b"])
+    room.again()
+    replies = nbcodex.map(ECHO, ["c", "b", "a"])
+    assert texts(replies) == ["c", "b", "a"]
+    assert [reply.reused for reply in replies] == [False, True, True]
+    assert len(room.prompts) == 3
+    assert not any(reply.reused for reply in nbcodex.map(ECHO, ["a"], reuse=False))
+
+
+def test_failed_rows_stop_nobody(room: Room) -> None:
+    """They are false replies that say why, and are listed by their keys."""
+    rows = [
+        {"id": "one", "p": "[[echo: 1]]"},
+        {"id": "two", "p": "[[fault=too_large]] x"},
+        {"id": "3", "p": " "},
+    ]
+    replies = nbcodex.map("{p}", rows, row_key="id")
+    assert [bool(reply) for reply in replies] == [True, False, False]
+    assert replies[0].error is None
+    assert last().failed.keys() == {"two", "3"}
+    assert "prompt is empty" in last().failed["3"]
+    assert "1 of 3 answered, 2 failed" in repr(last())
+
+
+def test_on_error_raise_ends_at_the_first_failure(room: Room) -> None:
+    """The rest is parked, and the error says how to go on."""
+    with pytest.raises(NbcodexError) as caught:
+        nbcodex.map(
+            "{}", ["[[fault=too_large]] x", *(f"[[echo: {n}]]" for n in range(9))], on_error="raise"
+        )
+    assert f"%codex resume {last().id}" in caught.value.advice
+
+
+def test_what_would_meet_every_row_ends_the_map(room: Room) -> None:
+    """A refused key is not tried out a thousand times."""
+    room.simulator.change(keys=("another",))
+    with pytest.raises(CredentialsError):
+        nbcodex.map(ECHO, list(range(2_000)))
+    assert len(room.prompts) < 700
+
+
+@pytest.mark.parametrize(
+    ("template", "data", "options", "says"),
+    [
+        ("{text} {lang}", [{"text": "a"}], {}, "has {lang}"),
+        ("{text}", [{"text": "a"}, {"txt": "b"}], {}, "row 1"),
+        ("{text}", pandas.DataFrame({"a": [1]}), {}, "the data has {a}"),
+        ("{}", pandas.DataFrame({"a": [1]}), {}, "has {item}"),
+        ("{}", "one text", {}, "one text"),
+        ("{}", 7, {}, "int"),
+        ("{}", polars.DataFrame({"a": [1]}).lazy(), {}, "yet to be run"),
+        ("", ["a"], {}, "template is empty"),
+        (None, ["a"], {}, "NoneType"),
+        ("{}", ["a"], {"limit": 0}, "limit"),
+        ("{}", ["a"], {"on_error": "ignore"}, "on_error"),
+        ("{}", ["a"], {"engine": "batch"}, "not there yet"),
+        ("{}", ["a"], {"engine": "diesel"}, "unknown"),
+        ("{}", ["a"], {"modle": "x"}, "did you mean 'model'"),
+        ("{}", ["a"], {"max_output": 0}, "max_output"),
+        ("{}", ["a"], {"row_key": "id"}, "no column of row 0"),
+        ("{}", ["a"], {"row_key": 3}, "row_key"),
+        (lambda item: item.nothing, ["a", "b"], {}, "AttributeError"),
+        (lambda item: 3, ["a", "b"], {}, "returned int"),
+        ("{x.y}", [{"x": 1}], {"on_error": "raise"}, "AttributeError"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
+    room: Room, template: Any, data: Any, options: Any, says: str
+) -> None:
+    """The message says what is wrong."""
+    with pytest.raises(ConfigurationError) as caught:
+        nbcodex.map(template, data, **options)
+    assert says in str(caught.value)
+    assert room.prompts == []
+
+
+def test_limit_tries_a_few(room: Room) -> None:
+    """Of a frame, too, only the first rows come back."""
+    assert texts(nbcodex.map(ECHO, ["a", "b", "c"], limit=2)) == ["a", "b"]
+    assert len(nbcodex.map("[[echo: {t}]]", pandas.DataFrame({"t": list("abc")}), limit=2)) == 2
+    assert texts(nbcodex.map(ECHO, iter("abc"), limit=1)) == ["a"]
+
+
+def test_a_dry_run_sends_nothing(room: Room) -> None:
+    """It tells rows, tokens, and what was answered before."""
+    nbcodex.map(ECHO, ["a"])
+    told = nbcodex.map(ECHO, ["a", "b", "c"], dry_run=True, max_output=100)
+    assert isinstance(told, Estimate)
+    assert (told.rows, told.answered) == (3, 0)
+    told = nbcodex.map(ECHO, ["a", "b", "c"], dry_run=True)
+    assert (told.rows, told.answered, told.output_tokens) == (3, 1, 1_000)
+    assert "1 answered before" in str(told)
+    assert len(room.prompts) == 1
+
+
+def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No is an error, nobody there is an error that says what to do, yes and `confirm` go on."""
+    answers: Iterator[bool | None] = iter([False, None, True])
+    questions = []
+
+    def ask(question: str) -> bool | None:
+        questions.append(question)
+        return next(answers)
+
+    monkeypatch.setattr("nbcodex.wire.prices.cost", lambda *_: 0.5)
+    client.around.confirm = ask
+    with pytest.raises(NbcodexError, match="Not begun"):
+        nbcodex.map(ECHO, ["a", "b", "c"])
+    with pytest.raises(ConfigurationError, match=r"confirm=True"):
+        nbcodex.map(ECHO, ["a", "b", "c"])
+    assert room.prompts == []
+    assert texts(nbcodex.map(ECHO, ["a", "b", "c"])) == ["a", "b", "c"]
+    assert "$1.50" in questions[0]
+    assert texts(nbcodex.map(ECHO, ["d", "e", "f"], confirm=True)) == ["d", "e", "f"]
+    assert len(questions) == 3
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Press Stop while the map waits, once `after` rows are answered."""
+    from nbcodex.batch.live import Live
+
+    real = Live.ended
+
+    def ended(self: Live, *, within: float) -> Any:
+        if self.tally.done >= after and within:
+            monkeypatch.setattr(Live, "ended", real)
+            raise KeyboardInterrupt
+        return real(self, within=min(within, 0.01))
+
+    monkeypatch.setattr(Live, "ended", ended)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_stop_parks_the_rest_and_resume_goes_on(
+    room: Room, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """What was finished is kept; going on, here or in another process, asks only the others."""
+    rows = [f"row {n}" for n in range(900)]
+    interrupted(monkeypatch, after=20)
+    with pytest.raises(Stopped) as caught:
+        nbcodex.map(ECHO, rows)
+    stopped = last()
+    done = {n for n, reply in enumerate(stopped) if reply}
+    assert 20 <= len(done) < 900
+    assert f"%codex resume {stopped.id}" in caught.value.advice
+    assert stopped.failed == {}
+    asked = room.prompts.count
+    if elsewhere:
+        room.again()
+    course = go_on(stopped.id[:6])
+    assert course is not None
+    back = drive.run(course)
+    assert last().failed == {}
+    assert texts(back) == rows
+    assert len(last()) == 900
+    assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
+    with pytest.raises(NbcodexError, match="Nothing"):
+        go_on(stopped.id)
+    assert go_on("nothing-like-it") is None
+
+
+def test_rows_wait_as_long_as_it_takes(room: Room) -> None:
+    """A limit parks no row, unless there is a patience: then it is parked, and told."""
+    room.simulator.script([Fault("requests_per_minute", seconds=0.05)] * 3)
+    assert texts(nbcodex.map(ECHO, ["a"])) == ["a"]
+    room.simulator.script([Fault("requests_per_day", seconds=5_000)])
+    replies = nbcodex.map(ECHO, ["b"], patience="1s")
+    assert replies[0].status == "parked"
+    assert "It can go at" in last().failed["0"]
+
+
+def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
+    """The last report is the whole; figures only grow."""
+    heard: list[Any] = []
+    client.around.watch = lambda: heard.append
+    nbcodex.map("{}", ["[[echo: a]]", "[[echo: a]]", "[[fault=too_large]] x"])
+    assert [report.outcome for report in heard].index("done") == len(heard) - 1
+    end = heard[-1]
+    assert (end.total, end.done, end.reused, end.failed, end.sent) == (3, 2, 1, 1, 0)
+    assert end.output_tokens > 0
+    assert end.failures[0][0] == "2"
