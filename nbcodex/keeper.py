@@ -66,7 +66,8 @@ class Keeper:
     async def settled(self) -> None:
         """Return when the request is in the journal."""
         if self._adding is not None:
-            await self._adding
+            # An order may cancel whoever waits here; the ending waits for the same commit.
+            await asyncio.shield(self._adding)
             self._adding = None
 
     async def take_up(self) -> None:
