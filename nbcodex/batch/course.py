@@ -149,10 +149,10 @@ class Course:
         return bool(self._under_way)
 
     def rest(self) -> Iterator[Item]:
-        """Yield what was not begun; it counts as undone."""
-        for followers in self._followers.values():
-            yield from followers
-        self._followers.clear()
+        """Yield what may not be in the journal yet: what was not sent, and not even begun."""
+        for item in list(self._undone.values()):
+            if item.request is not None and (item.reply is None or not item.reply.attempts):
+                yield item
         while item := self._next():
             yield item
 

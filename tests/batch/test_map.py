@@ -277,6 +277,7 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     assert course is not None
     back = drive.run(course)
     assert last().failed == {}
+    assert [r for r in back if not r.text] == []
     assert texts(back) == rows
     assert len(last()) == 900
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
