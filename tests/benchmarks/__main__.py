@@ -3,6 +3,7 @@
 loading     what ``%load_ext nbcodex`` and the first imports cost
 streaming   what a streamed answer costs, beside the bare SDK
 journal     what keeping prompts and answers costs
+map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
 
 Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
@@ -14,7 +15,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("loading", "streaming", "journal", "pacing")
+NAMES = ("loading", "streaming", "journal", "map", "pacing")
 
 
 def main() -> int:
