@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _HOMES[name] == "nbcodex.client":
+    if extension and _HOMES[name] in {"nbcodex.client", "nbcodex.batch.mapping"}:
         # Python asks before any cell did: it is to know the notebook and its settings all the same.
         extension.surround()
     return found

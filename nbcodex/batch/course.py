@@ -153,8 +153,8 @@ class Course:
         for item in list(self._undone.values()):
             if item.request is not None and (item.reply is None or not item.reply.attempts):
                 yield item
-        while item := self._next():
-            yield item
+        while (begun := self._next()) is not None:
+            yield begun
 
     def request_of(self, item: Item) -> Request:
         """Return the request that an item makes, made once.
@@ -322,7 +322,8 @@ class Course:
 
     def progress(self) -> Progress:
         """Return how far it has come."""
-        tally = self.way.tally
+        tally, failed = self.way.tally, self.way.tally.failed + self._refused
+        rest = self.outcome not in ("", "done") and self.shape.total
         tokens, requests = limits_of(self, tally.model)
         return Progress(
             batch=self.id,
@@ -330,8 +331,8 @@ class Course:
             total=self.shape.total,
             done=tally.done,
             reused=tally.reused,
-            failed=tally.failed + self._refused,
-            parked=tally.parked,
+            failed=failed,
+            parked=max(0, rest - tally.done - failed) if rest else tally.parked,
             sent=tally.sent,
             waiting=max(0, len(self._under_way) - tally.sent),
             input_tokens=tally.input_tokens,

@@ -107,6 +107,7 @@ def limits_of(course: Course, model: str | None) -> tuple[float | None, float | 
     known = loop.running().submit(course.client.limits(course.settings)).result()
     for label, each in known.items():
         if label.partition(" at ")[0] == model:
-            tokens, requests = each.tokens, each.requests
-            return tokens and tokens.limit, requests and requests.limit
+            gauges = (each.tokens, each.requests)
+            tokens, requests = [gauge.limit if gauge else None for gauge in gauges]
+            return tokens, requests
     return None, None

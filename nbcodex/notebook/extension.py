@@ -63,11 +63,13 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
         return
     from nbcodex.notebook.session import Session
 
-    entries = Session(shell, config).unfinished()
-    if entries:
-        ids = ", ".join(entry.id for entry in entries[:3]) + (" …" if len(entries) > 3 else "")
+    session = Session(shell, config)
+    left = [entry.id for entry in session.unfinished()]
+    left += [f"map {batch.id}" for batch in session.unfinished_maps()]
+    if left:
+        ids = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
         print(  # noqa: T201 - what loading has to say
-            f"{len(entries)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
+            f"{len(left)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
             "`%codex journal` lists them."
         )
 

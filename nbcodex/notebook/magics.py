@@ -58,6 +58,11 @@ class CodexMagics(Magics):
         from nbcodex.notebook.variables import pictures
 
         session = Session(self._shell, self._config)
+        if chosen.map:
+            from nbcodex.notebook import mapped
+
+            mapped.ask(session, chosen, cell.removesuffix("\n"))
+            return
         prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
         wish = wishes.read(chosen, self._shell.user_ns)
         request = compose(

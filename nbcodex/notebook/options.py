@@ -150,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
     add("--api", choices=["auto", "responses", "chat"], help="API to speak")
     add("--api-base", type=_url, metavar="URL", help="base URL for this request")
+    add("--map", type=_name, metavar="NAME", help="ask for each row of a variable: {column}, {}")
     add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
     add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
     add("--durable", action="store_true", help="have the server keep the answer until it is here")

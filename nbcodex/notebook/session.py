@@ -20,12 +20,14 @@ from nbcodex.handle import Handle, PendingReply, reply_of
 from nbcodex.notebook import formats, identity, output
 from nbcodex.notebook.output import Screen
 from nbcodex.notebook.watch import watch_of
+from nbcodex.progress import Watcher
 from nbcodex.records import Reply, Request
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from nbcodex.journal.batches import Batch
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.notebook.config import Codex
@@ -67,6 +69,9 @@ class Session:
         around.settings = config.settings
         around.follow = self._follow
         around.notebook = partial(identity.notebook, shell)
+        around.origin = partial(identity.origin, shell)
+        around.watch = self.watcher
+        around.confirm = _confirmed
         self.settings: Settings = config.settings()
         watch_of(current())
 
@@ -84,9 +89,13 @@ class Session:
         """Return what is parked or abandoned in this notebook."""
         return self.journal.resumable(notebook=self.notebook)
 
+    def unfinished_maps(self) -> list[Batch]:
+        """Return the maps of this notebook with parked or abandoned rows."""
+        return self.journal.batches.unfinished(notebook=self.notebook)
+
     def answer(self, handle: Handle, view: View = PLAIN) -> Reply:
         """Follow a request below the cell, bind its variable, and return the reply or raise."""
-        then = partial(self._bind, handle.request.origin.variable)
+        then = partial(self.bind, handle.request.origin.variable)
         return reply_of(self._shown(handle, self._screen(handle, view), then=then))
 
     def insert_code(self, reply: Reply, view: View) -> None:
@@ -122,11 +131,22 @@ class Session:
         ]
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer
 
-    def _bind(self, name: str | None, reply: Reply) -> None:
+    def watcher(self, *, preview: Callable[[bool], str] = lambda _: "") -> Watcher:
+        """Return who shows below the cell how far a map has come."""
+        if os.getpid() != self._pid:
+            return lambda _: None  # a forked child has no display
+        from nbcodex.notebook import chart
+
+        place = chart.place(self.shell, self.settings.display)
+        return chart.Chart(place, current().clock, preview=preview)
+
+    def bind(self, name: str | None, value: object) -> None:
+        """Give a variable of the notebook a value, which is the cell's as well."""
         if name:
-            self.shell.user_ns[name] = reply
-        self.config.last = reply
-        self.shell.user_ns["Out"][identity.number(self.shell)] = reply
+            self.shell.user_ns[name] = value
+        if isinstance(value, Reply):
+            self.config.last = value
+        self.shell.user_ns["Out"][identity.number(self.shell)] = value
 
     def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
         # The variable may have been given another value meanwhile, which is then kept.
@@ -191,6 +211,14 @@ class Session:
             began=current().clock.now(),
             later=later,
         )
+
+
+def _confirmed(question: str) -> bool | None:
+    """Ask the user; None where the front end cannot."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except Exception:  # whatever a front end without an input line has for it
+        return None
 
 
 def _surely(deed: Callable[[], None]) -> bool:

@@ -11,7 +11,7 @@ from nbcodex.client import current
 from nbcodex.clock import time_of_day
 from nbcodex.errors import NbcodexError, Stopped, brief, render
 from nbcodex.handle import Handle
-from nbcodex.notebook import identity
+from nbcodex.notebook import identity, mapped
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import figures
 from nbcodex.notebook.formats import printable
@@ -27,13 +27,18 @@ class Entries(Room):
 
     def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
         """List what was asked, newest first; with an ID, tell all of one: journal [ID]."""
+        if id and (rows := mapped.rows_of(self._session, id)):
+            for row in rows:
+                tell(_line(row, current().clock.wall()))
+            return
         if id:
             tell(_whole(self._session.journal.entry(id)))
             return
         entries = self._session.journal.entries(20)
         now = current().clock.wall()
         for entry in entries:
-            tell(_line(entry, now))
+            batch = entry.request.origin.batch
+            tell(mapped.line(self._session, batch, entry, now) if batch else _line(entry, now))
         if not entries:
             tell("The journal is empty.")
         if trouble := self._session.journal.trouble:
@@ -44,13 +49,16 @@ class Entries(Room):
         flags = (which, *flags) if which.startswith("--") else flags
         if unknown := set(flags) - {"--everywhere", "--at-reset"}:
             raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-        journal = self._session.journal
+        journal, maps = self._session.journal, 0
         if which == "all" or which.startswith("--"):
             here = None if "--everywhere" in flags else self._session.notebook
             entries = journal.resumable(notebook=here)
+            maps = mapped.all_resumed(self._session, here)
+        elif mapped.resumed(self._session, which):
+            return
         else:
             entries = [journal.entry(which)]
-        if not entries:
+        if not (entries or maps):
             tell("Nothing is parked or abandoned here.")
         handles = [self._taken_up(entry, later="--at-reset" in flags) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):

@@ -1,0 +1,136 @@
+"""Maps in a notebook: `%%codex --map NAME`, going on with one, and how the journal lists one.
+
+Owns what such a cell binds and shows when it has ended. Must not know how rows are answered.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from nbcodex.batch import drive
+from nbcodex.batch.course import Course
+from nbcodex.batch.estimate import Estimate
+from nbcodex.batch.mapping import Asked, go_on, prepare
+from nbcodex.clock import time_of_day
+from nbcodex.errors import EntryError, brief
+from nbcodex.markdown import inline
+from nbcodex.notebook.commands.room import tell
+from nbcodex.notebook.display import printable
+
+if TYPE_CHECKING:
+    from nbcodex.journal.entry import Entry
+    from nbcodex.notebook.session import Session
+
+ROWS, WIDTH = 5, 120
+"""How many answers a cell shows of its map, and how much of each."""
+
+_OPTIONS = (
+    "model",
+    "system",
+    "max_output",
+    "effort",
+    "params",
+    "patience",
+    "api",
+    "api_base",
+    "durable",
+)
+
+
+def ask(session: Session, chosen: Namespace, template: str) -> None:
+    """Ask a cell's template for each row of the variable that ``--map`` names.
+
+    Raises
+    ------
+    UsageError
+        If there is no such variable, or an option does not go with it.
+    """
+    for option in ("background", "raw"):
+        if getattr(chosen, option):
+            raise UsageError(f"%%codex: --{option} does not go with --map")
+    if chosen.map not in session.shell.user_ns:
+        raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
+    options = {name: getattr(chosen, name) or None for name in _OPTIONS}
+    asked = Asked(
+        limit=None,
+        dry_run=getattr(chosen, "dry_run", False),
+        row_key=None,
+        on_error="keep",
+        engine="live",
+        confirm=None,
+        options=options,
+    )
+    made = prepare(template, session.shell.user_ns[chosen.map], asked, variable=chosen.out)
+    if isinstance(made, Estimate):
+        tell(str(made))
+        return
+    go_through(session, made)
+
+
+def go_through(session: Session, course: Course) -> None:
+    """Go through a map below the cell and bind its variable, with what there is if it stops."""
+    replies: list[Any] = []
+    course.watcher = session.watcher(preview=partial(table, course, replies))
+    try:
+        if course.kept:
+            drive.run(course)
+        else:
+            replies.extend(drive.stream(course))
+    finally:
+        session.bind(course.origin.variable, course.result if course.kept else replies)
+
+
+def table(course: Course, replies: list[Any], as_text: bool) -> str:
+    """Return the first answers, as plain text or as a Markdown table."""
+    found = course.all_replies() if course.kept else replies
+    rows = [
+        (str(number), brief(reply.text if reply else f"({reply.error or reply.status})", WIDTH))
+        for number, reply in enumerate(found[:ROWS])
+    ]
+    if len(found) > ROWS:
+        rows.append(("…", f"{len(found) - ROWS:,} more"))
+    if as_text or not rows:
+        return "\n".join(f"{number}  {printable(text)}" for number, text in rows)
+    lines = [f"| {number} | {inline(text)} |" for number, text in rows]
+    return "\n".join(["| row | answer |", "| --- | --- |", *lines])
+
+
+def resumed(session: Session, which: str) -> bool:
+    """Go on with the map that `which` names; return whether there is one."""
+    course = go_on(which)
+    if course is None:
+        return False
+    go_through(session, course)
+    if not course.origin.variable:
+        tell("nbcodex.map.last.result holds the result.")
+    return True
+
+
+def all_resumed(session: Session, notebook: str | None) -> int:
+    """Go on with all maps of a notebook, or of all, that are not finished; return how many."""
+    unfinished = session.journal.batches.unfinished(notebook=notebook)
+    for batch in unfinished:
+        resumed(session, batch.id)
+    return len(unfinished)
+
+
+def line(session: Session, batch: str, entry: Entry, now: float) -> str:
+    """Return the line of the journal's list that stands for all rows of a map."""
+    counts = session.journal.batches.look(batch).counts
+    told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
+    when = time_of_day(entry.added_at, now=now)
+    return f"{batch} map: {told}  {when}  {brief(entry.request.prompt, 40)}"
+
+
+def rows_of(session: Session, which: str) -> list[Entry]:
+    """Return the rows of the map that `which` names; none where it names none."""
+    batches = session.journal.batches
+    try:
+        batch = batches.find(which)
+    except EntryError:
+        return []
+    return batches.entries(batch) if batch else []
