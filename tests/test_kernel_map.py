@@ -1,0 +1,124 @@
+"""Maps in real kernels: frames, Stop and resume, and what a killed kernel leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import Kernel, kernel
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+ROWS = 40
+
+
+@pytest.fixture
+def server() -> Iterator[Simulated]:
+    """A simulator that answers at once, until a test gives it a limit."""
+    with simulated(tpm=None, rpm=None, latency=0.05, speed=5_000.0, chunk=100) as running:
+        yield running
+
+
+def begin(server: Simulated, home: Path) -> AbstractContextManager[Kernel]:
+    return kernel(
+        **server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME="/lessons/one.ipynb"
+    )
+
+
+def loaded(cell: Kernel) -> str:
+    said = cell.run("%load_ext nbcodex\nimport nbcodex").stream
+    cell.run("%config Codex.display = 'text'")
+    return said
+
+
+def test_a_cell_is_asked_for_each_row(server: Simulated, tmp_path: Path) -> None:
+    """`--map` binds a frame with answers, and shows the first of them and one line of figures."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("import pandas as pd\nframe = pd.DataFrame({'word': ['one', 'two', None]})")
+        ran = cell.run("%%codex --map frame -o back\n[[echo: <{word}>]]")
+        assert ran.status == "ok"
+        assert "2 of 3 rows answered · 1 failed" in ran.plain
+        assert "nothing in its column" in ran.plain
+        assert "<one>" not in ran.markdown  # it would be a tag
+        assert "one" in ran.markdown
+        assert cell.run("list(back['answer'].dropna())").plain == "['<one>', '<two>']"
+        assert "there is no such variable" in str(cell.run("%%codex --map x\nhi {}").outputs)
+        assert cell.run("%%codex --map frame\n{wrod}").error == "ConfigurationError"
+
+
+def test_settings_and_display_hold_before_the_first_magic(
+    server: Simulated, tmp_path: Path
+) -> None:
+    """`nbcodex.map` and `ask` obey `%config Codex` as soon as the extension is loaded."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        ran = cell.run("r = nbcodex.map('[[echo: {}]]', ['a', 'b'])")
+        assert "2 answered" in ran.plain
+        cell.run("%config Codex.model = 'no-such-model'")
+        assert cell.run("nbcodex.ask('hi')").error == "ModelError"
+
+
+def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> None:
+    """In the same kernel the variable is bound to all, and nothing is paid twice."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run(f"rows = [f'row {{n}}' for n in range({ROWS})]")
+        server.core.change(rpm=ROWS // 2)
+        asked = cell.start("%%codex --map rows -o back\n[[echo: {}]]")
+        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
+        time.sleep(0.3)
+        cell.interrupt()
+        ran = cell.finish(asked)
+        assert ran.error == "Stopped"
+        assert any("%codex resume m" in line for line in ran.shown_error)
+        assert int(cell.run("sum(map(bool, nbcodex.map.last))").plain) >= ROWS // 2 - 1
+        assert "parked" in cell.run("%codex journal").stream
+        server.core.change(rpm=None)
+        ran = cell.run("%codex resume")
+        assert f"{ROWS} answered" in ran.plain
+        assert cell.run("[r.text for r in back] == rows").plain == "True"
+        assert answered(server) == ROWS
+        assert "Nothing is parked" in cell.run("%codex resume").stream
+
+
+def test_a_killed_kernels_map_pays_only_for_what_is_missing(
+    server: Simulated, tmp_path: Path
+) -> None:
+    """The next kernel says what was left; the same cell again asks the other rows alone."""
+    code = f"back = nbcodex.map('[[echo: {{}}]]', [f'row {{n}}' for n in range({ROWS})])"
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        server.core.change(rpm=ROWS // 2)
+        cell.start(code)
+        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+    server.core.change(rpm=None)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here (map m" in loaded(cell)
+        ran = cell.run(code)
+        assert f"{ROWS} answered" in ran.plain
+        assert "reused" in ran.plain
+        assert cell.run("[r.text for r in back][-1]").plain == f"'row {ROWS - 1}'"
+        assert answered(server) == ROWS
+
+
+def answered(server: Simulated) -> int:
+    """Return how many requests were let in."""
+    return sum(seen.api is not None and seen.status == 200 for seen in server.core.log)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.02)
