@@ -1,0 +1,54 @@
+"""A map in a real JupyterLab: its bar, its figures, Stop, and what stays in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.lab import Notebook
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulated]:
+    """A simulator that lets thirty rows a minute in."""
+    with simulated(tpm=None, rpm=30, latency=0.05, speed=2_000.0, chunk=50) as running:
+        yield running
+
+
+def test_a_map_is_seen_and_stopped(
+    notebook: Callable[..., Notebook], simulator: Simulated, tmp_path: Path
+) -> None:
+    """The bar tells answered and waiting rows, and which limit is met; Stop parks the rest."""
+    rows = "rows = [f'row {n}' for n in range(60)]\nrows[3] = '[[fault=too_large]]'"
+    nb = notebook(
+        f"{simulator.setup}\n{rows}",
+        "%%codex --map rows -o back\nTell me about {}. [[tokens=60]]",
+        "print(sum(map(bool, back)), len(back))",
+    )
+    nb.run(0)
+    nb.wait()
+    nb.run(1)
+    box = nb.page.locator(".nbcodex-map")
+    expect(box).to_have_attribute("data-phase", "held", timeout=30_000)
+    expect(box.locator(".nbcodex-map-rows")).to_have_text("29 of 60 rows answered")
+    expect(box.locator(".nbcodex-map-held")).to_contain_text("requests per minute (RPM) reached")
+    expect(box.locator(".nbcodex-map-keys")).to_contain_text("1 failed")
+    expect(box.locator(".nbcodex-map-keys")).to_contain_text("waiting")
+    expect(box.locator(".nbcodex-map-failures")).to_contain_text("3:")
+    box.screenshot(path=tmp_path / "map.png")
+    box.get_by_role("button", name="Stop").click()
+    nb.wait()
+    expect(box).to_have_count(0)
+    told = str(nb.outputs(1))
+    assert "codex resume m" in told
+    assert "Stopped" in told
+    assert "29 of 60" in str(nb.save().cells[1].outputs)
+    nb.run(2)
+    nb.wait()
+    assert nb.text(2) == "29 60\n"
