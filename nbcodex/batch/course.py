@@ -6,7 +6,6 @@ calls the user's functions; how rows are answered is a `Way`. Waits for nothing:
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex.batch import shelf
-from nbcodex.batch.tally import limits_of
+from nbcodex.batch.report import progress_of
 from nbcodex.errors import (
     CredentialsError,
     MissingKeyError,
@@ -26,7 +25,7 @@ from nbcodex.errors import (
 from nbcodex.events import Ending, Parked
 from nbcodex.handle import reply_of
 from nbcodex.journal.key import equality_key
-from nbcodex.progress import Outcome, Progress, Watcher
+from nbcodex.progress import Outcome, Watcher
 from nbcodex.records import Origin, Reply, Request
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class Course:
         self._leaders: set[bytes] = set()
         self._followers: dict[bytes, list[Item]] = {}
         self._read = False
-        self._refused = self._alike = 0
+        self.refused = self._alike = 0
         self._fatal: NbcodexError | None = None
         self._told_at = float("-inf")
 
@@ -144,9 +143,9 @@ class Course:
         return bool(self._again) or not self._read
 
     @property
-    def waits(self) -> bool:
-        """Whether something is under way."""
-        return bool(self._under_way)
+    def waits(self) -> int:
+        """How many rows are under way."""
+        return len(self._under_way)
 
     def rest(self) -> Iterator[Item]:
         """Yield what may not be in the journal yet: what was not sent, and not even begun."""
@@ -229,7 +228,7 @@ class Course:
 
     def _refuse(self, item: Item, error: NbcodexError) -> None:
         """A row makes no request. A function that fails at once was not meant so."""
-        self._refused += 1
+        self.refused += 1
         self._fail(item, error, raises=True)
         if item.index == 0 and self._recipe is not None and self._recipe.calls:
             self._fatal = error
@@ -268,23 +267,12 @@ class Course:
         shelf.put_away(self)
         self._tell(now=True)
 
-    def stopped(self) -> Stopped:
-        """Return what is raised after Stop."""
-        done = self.way.tally.done
-        of = f" of {self.shape.total:,}" if self.shape.total is not None else ""
-        advice = "run the loop again: what is answered costs nothing."
-        if self.kept:
-            advice = f"`%codex resume {self.id}` goes on; nbcodex.map.last holds what is finished."
-        return Stopped(
-            f"Stopped: {done:,}{of} rows are answered, the rest is parked.", advice=advice
-        )
-
     def take_up(self, entries: dict[str, Entry]) -> None:
         """Begin again with what has no answer; `entries` are those of the journal, by id."""
         self.way.tally.take_up()
         for held in (self._under_way, self._leaders, self._followers):
             held.clear()
-        self.outcome, self._fatal, self._refused, self._alike = "", None, 0, 0
+        self.outcome, self._fatal, self.refused, self._alike = "", None, 0, 0
         self._again = deque(self._undone[index] for index in sorted(self._undone))
         for item in self._again:
             entry = entries.get(f"{self.id}-{item.index}")
@@ -318,36 +306,7 @@ class Course:
     def _tell(self, *, now: bool = False) -> None:
         if now or time.monotonic() - self._told_at >= TOLD:
             self._told_at = time.monotonic()
-            self.watcher(self.progress())
-
-    def progress(self) -> Progress:
-        """Return how far it has come."""
-        tally, failed = self.way.tally, self.way.tally.failed + self._refused
-        rest = self.outcome not in ("", "done") and self.shape.total
-        tokens, requests = limits_of(self, tally.model)
-        return Progress(
-            batch=self.id,
-            at=self.client.clock.now(),
-            total=self.shape.total,
-            done=tally.done,
-            reused=tally.reused,
-            failed=failed,
-            parked=max(0, rest - tally.done - failed) if rest else tally.parked,
-            sent=tally.sent,
-            waiting=max(0, len(self._under_way) - tally.sent),
-            input_tokens=tally.input_tokens,
-            output_tokens=tally.output_tokens,
-            cost=tally.cost,
-            unpriced=tally.unpriced,
-            held_until=tally.held_until,
-            limit=tally.limit,
-            tokens_per_minute=tokens,
-            requests_per_minute=requests,
-            model=tally.model,
-            simulated=tally.simulated,
-            outcome=self.outcome,
-            failures=tuple(itertools.islice(self.failures.items(), 5)),
-        )
+            self.watcher(progress_of(self))
 
 
 def _outcome_of(ending: Ending) -> tuple[Reply, NbcodexError | None]:

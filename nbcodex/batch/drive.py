@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nbcodex.batch.course import TOLD, Course
+from nbcodex.errors import Stopped
 
 PULSE = 0.02
 """Seconds after which a caller's loop looks for endings, and for an interrupt."""
@@ -30,13 +31,23 @@ def _to_its_end(course: Course) -> Iterator[None]:
         course.finish()
     except KeyboardInterrupt:
         _surely(lambda: course.stop("stopped"))
-        raise course.stopped() from None
+        raise stopped(course) from None
     except (GeneratorExit, asyncio.CancelledError):
         _surely(lambda: course.stop("stopped"))
         raise
     except BaseException:
         _surely(lambda: course.stop("failed"))
         raise
+
+
+def stopped(course: Course) -> Stopped:
+    """Return what is raised after Stop."""
+    of = f" of {course.shape.total:,}" if course.kept else ""
+    advice = "Run the loop again: what is answered costs nothing."
+    if course.kept:
+        advice = f"`%codex resume {course.id}` goes on; nbcodex.map.last holds what is finished."
+    told = f"Stopped: {course.way.tally.done:,}{of} rows are answered, the rest is parked."
+    return Stopped(told, advice=advice)
 
 
 def run(course: Course) -> Any:

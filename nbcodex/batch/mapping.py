@@ -8,67 +8,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 from nbcodex.batch import drive
 from nbcodex.batch.course import Course, Item, OnError
 from nbcodex.batch.estimate import Estimate, estimate, have_agreed
+from nbcodex.batch.last import Last
 from nbcodex.batch.live import way
 from nbcodex.batch.recipe import RowKey, Words, recipe
 from nbcodex.batch.shapes import List, Row, shape_of
 from nbcodex.batch.shelf import settled
 from nbcodex.client import around, current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
-from nbcodex.records import Origin, Reply
+from nbcodex.records import Origin
 
 SETTLING = 5.0
 """Seconds that going on waits for what Stop left under way."""
 
 REMEMBERED = 8
 """Maps that stopped whose data is kept, so that they can go on."""
-
-
-class Last(Sequence[Reply]):
-    """The map that was asked last: its replies in order, false where there is no answer.
-
-    Of an iterator, nothing is kept: it is empty.
-
-    Attributes
-    ----------
-    id : str
-        The map's id, for `%codex resume`.
-    """
-
-    def __init__(self, course: Course) -> None:
-        self._course = course
-        self.id = course.id
-
-    @property
-    def result(self) -> Any:
-        """The replies as the kind of data that was given."""
-        return self._course.result
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Why there is no answer, by row: its row key, or else its index, key or position."""
-        return dict(self._course.failures)
-
-    def __len__(self) -> int:
-        return self._course.shape.total or 0
-
-    @overload
-    def __getitem__(self, index: int) -> Reply: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Reply]: ...
-    def __getitem__(self, index: int | slice) -> Reply | list[Reply]:
-        return self._course.all_replies()[index]
-
-    def __iter__(self) -> Iterator[Reply]:
-        return iter(self._course.all_replies())
-
-    def __repr__(self) -> str:
-        done = sum(bool(reply) for reply in self)
-        return f"<map {self.id}: {done:,} of {len(self):,} answered, {len(self.failed):,} failed>"
 
 
 def map(  # noqa: A001 - it is nbcodex.map

@@ -6,9 +6,6 @@ ago. Must not know displays.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from nbcodex import loop
 from nbcodex.events import (
     BackingOff,
     Cancelled,
@@ -23,9 +20,6 @@ from nbcodex.events import (
     Sent,
 )
 from nbcodex.records import Limit, Reply
-
-if TYPE_CHECKING:
-    from nbcodex.batch.course import Course
 
 
 class Tally:
@@ -98,16 +92,3 @@ class Tally:
         self.cost += reply.cost or 0.0
         self.unpriced += bool(reply) and reply.cost is None and not reply.simulated
         self.model, self.simulated = reply.model or self.model, self.simulated or reply.simulated
-
-
-def limits_of(course: Course, model: str | None) -> tuple[float | None, float | None]:
-    """Return the tokens and the requests a minute that the server allows, as far as it told."""
-    if loop.running().is_mine:
-        return None, None  # nobody waits there for anything
-    known = loop.running().submit(course.client.limits(course.settings)).result()
-    for label, each in known.items():
-        if label.partition(" at ")[0] == model:
-            gauges = (each.tokens, each.requests)
-            tokens, requests = [gauge.limit if gauge else None for gauge in gauges]
-            return tokens, requests
-    return None, None

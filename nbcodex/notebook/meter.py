@@ -14,7 +14,7 @@ import traitlets
 from IPython.display import display, update_display
 
 from nbcodex.notebook.progress import MapState, view
-from nbcodex.notebook.widgets import STATIC, _hear_while_blocked, _kernel_id, _layout
+from nbcodex.notebook.widgets import STATIC, hear_while_blocked, _kernel_id, _layout
 
 
 class Meter(anywidget.AnyWidget):
@@ -55,7 +55,7 @@ class MeterPlace:
             self._meter.view = view(state, wall)
             return
         self._meter = Meter(view=view(state, wall), kernel_id=_kernel_id(), layout=_layout())
-        _hear_while_blocked(self._meter)
+        hear_while_blocked(self._meter)
         self._meter.on_msg(self._hear)
         display(self._meter, display_id=self._display_id)  # type: ignore[no-untyped-call]
         self._shown = True
