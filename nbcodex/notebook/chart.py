@@ -17,7 +17,7 @@ from IPython.display import display, update_display
 
 from nbcodex.clock import Clock
 from nbcodex.markdown import inline
-from nbcodex.notebook.output import _shows_widgets
+from nbcodex.notebook.output import shows_widgets
 from nbcodex.notebook.progress import MapState, failures, reduce, status, summary
 from nbcodex.progress import Progress
 
@@ -131,7 +131,7 @@ def place(shell: InteractiveShell, choice: str) -> Place:
     """Return the place for where this code runs."""
     if not hasattr(shell, "kernel"):
         return TerminalPlace()
-    if choice == "widget" or (choice == "auto" and _shows_widgets(shell)):
+    if shows_widgets(shell, choice):
         try:
             from nbcodex.notebook.meter import MeterPlace
 

@@ -14,7 +14,7 @@ import traitlets
 from IPython.display import display, update_display
 
 from nbcodex.notebook.progress import MapState, view
-from nbcodex.notebook.widgets import STATIC, hear_while_blocked, _kernel_id, _layout
+from nbcodex.notebook.widgets import STATIC, _kernel_id, _layout, hear_while_blocked
 
 
 class Meter(anywidget.AnyWidget):
