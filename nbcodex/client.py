@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -21,12 +23,12 @@ from nbcodex import loop
 from nbcodex.clock import BootClock, Clock
 from nbcodex.composition import compose
 from nbcodex.conversation import Conversations, Joined
-from nbcodex.errors import ConfigurationError
+from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
 from nbcodex.progress import Watcher
 from nbcodex.records import POSSIBLY_PAID, Origin, Reply, Request, Resumption, new_id
-from nbcodex.settings import JOURNAL, Settings, folder_of
+from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Settings, folder_of
 from nbcodex.totals import Totals
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._engine: Engine | None = None
-        self._desk: Desk | None = None
+        self._desks: dict[Path, Desk] = {}
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening = threading.Lock()
@@ -93,13 +95,23 @@ class Client:
             )
         return self._engine
 
-    def desk(self, _: Settings) -> Desk:
-        """Return where it is asked who may send, and when."""
-        from nbcodex.pacing.desk import Desk
+    def desk(self, settings: Settings) -> Desk:
+        """Return where it is asked who may send, and when; called on the loop's thread.
 
-        if self._desk is None:
-            self._desk = Desk()
-        return self._desk
+        What is known of limits is shared by all who have the folder of `settings` in common, also
+        where prompts are not kept: it holds numbers alone, under names that are hashes.
+        """
+        from nbcodex.pacing.desk import SharedDesk
+        from nbcodex.pacing.stores import open_store
+
+        folder = folder_of(settings)
+        if folder not in self._desks:
+            opening = partial(open_store, folder)
+            self._desks[folder] = SharedDesk(opening, clock=self.clock, tell=self._announce)
+        return self._desks[folder]
+
+    def _announce(self, news: str) -> None:
+        self.news = f"{self.news} {news}".strip()
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
@@ -231,14 +243,23 @@ class Client:
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
             journal.close()
+        for desk in self._desks.values():
+            desk.close()
 
     async def follow(self, request: Request, settings: Settings) -> Ending:
         """Ask, and wait for the ending on the caller's event loop."""
         return await self._handle(request, settings).followed()
 
     async def limits(self, settings: Settings) -> dict[str, Known]:
-        """Return what is known of the limits that this process has met, by model and server."""
-        return await self.desk(settings).known(self.clock.now())
+        """Return what is known of the limits that this process met, or meets by default."""
+        desk, wire = self.desk(settings), self.engine().wire
+        default: list[str] = []
+        with contextlib.suppress(NbcodexError):
+            endpoint = wire.endpoint(Request(prompt="?"), settings)
+            model = settings.model or DEFAULT_MODEL
+            default = [wire.bucket(endpoint, model, salt=await desk.salt())]
+            desk.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
+        return await desk.known(self.clock.now(), *default)
 
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that the server offers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 from typing import Protocol
 
 LOOK_AGAIN = 1.0
@@ -50,6 +51,14 @@ class BootClock:
             if await pause(min(left, LOOK_AGAIN), unless):
                 return True
         return unless is not None and unless.is_set()
+
+
+def boot() -> str:
+    """Return what names this run of the machine; empty where the platform does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 async def pause(seconds: float, unless: asyncio.Event | None = None) -> bool:

@@ -88,12 +88,14 @@ class Engine:
         listener: Listener,
         *,
         resumption: Resumption | None = None,
+        kept: Callable[[], object] = lambda: None,
     ) -> Run:
         """Begin the life of a request, or take one up that is in the journal.
 
-        `listener` hears its events on the loop's thread.
+        `listener` hears its events on the loop's thread; there, `kept` is called when the request
+        is in the journal, or it is known that it cannot be.
         """
-        run = Run(self, request, settings, listener, resumption=resumption)
+        run = Run(self, request, settings, listener, resumption=resumption, kept=kept)
         run.task = asyncio.get_running_loop().create_task(run.live(), name=f"codex-{request.id}")
         run.task.add_done_callback(run.see_off)
         return run
@@ -122,8 +124,9 @@ class Run:
         listener: Listener,
         *,
         resumption: Resumption | None,
+        kept: Callable[[], object],
     ) -> None:
-        self._engine, self._clock = engine, engine.clock
+        self._engine, self._clock, self._kept = engine, engine.clock, kept
         self._request, self._settings = request, settings
         self._resumption = resumption
         self._story = Story(request, listener, clock=engine.clock)
@@ -205,7 +208,9 @@ class Run:
         base_url = self._engine.wire.endpoint(self._request, self._settings).base_url
         self._story.base_url = base_url
         if self._resumption is None:
-            return await self._keeper.admit(base_url)
+            reused = await self._keeper.admit(base_url)
+            self._keeper.once_settled(self._kept)
+            return reused
         if (wall := self._resumption.not_before) is not None:
             await self._usher.sit_out(self._clock.now() + wall - self._clock.wall())
         await self._keeper.take_up()

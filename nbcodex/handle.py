@@ -88,7 +88,11 @@ class Handle:
             return
         try:
             self._run = self._engine().start(
-                self.request, self._settings, self._hear, resumption=self._resumption
+                self.request,
+                self._settings,
+                self._hear,
+                resumption=self._resumption,
+                kept=self._kept.set,
             )
         except Exception as error:
             failure = NbcodexError(

@@ -6,6 +6,7 @@ Owns when the journal is written. Must not know attempts or waits.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from nbcodex.clock import Clock
@@ -62,6 +63,13 @@ class Keeper:
         await self.settled()
         found = await self._journal.answered(key)
         return found and replace(found, id=request.id)
+
+    def once_settled(self, deed: Callable[[], object]) -> None:
+        """Have a deed done on the loop as soon as the request is in the journal."""
+        if self._adding is None:
+            deed()
+        else:
+            self._adding.add_done_callback(lambda _: deed())
 
     async def settled(self) -> None:
         """Return when the request is in the journal."""

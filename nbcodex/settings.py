@@ -99,6 +99,8 @@ def duration(text: str | float) -> float:
 
 JOURNAL = "journal.sqlite3"
 """Name of the file that keeps prompts and answers."""
+LEDGER = "ledger.sqlite"
+"""Name of the file that keeps what is known of limits: numbers, under names that are hashes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

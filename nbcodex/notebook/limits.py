@@ -17,7 +17,7 @@ _CHARGES: dict[Policy, str] = {
 
 
 def lines(label: str, known: Known, now: float) -> list[str]:
-    """Return what is known of one model's limits at an instant, a few lines."""
+    """Return what is known of one model's limits at an instant, a few lines; none if nothing is."""
     gauges = (("tokens", known.tokens), ("requests", known.requests))
     told = [_gauge(kind, gauge) for kind, gauge in gauges if gauge]
     if known.hidden is not None and math.isfinite(known.hidden):
@@ -25,6 +25,10 @@ def lines(label: str, known: Known, now: float) -> list[str]:
     if known.hold is not None:
         name = f" ({known.limit.name})" if known.limit else ""
         told.append(f"closed for another {spell(known.hold - now)}{name}")
+    if known.earlier:
+        told.append(f"{known.earlier:,.0f} tokens a minute, last time; the next answer tells")
+    if not told and not known.used:
+        return []
     if not told:
         told.append("no limits told yet")
     if known.tokens and not known.told:
@@ -49,5 +53,5 @@ def _gauge(kind: str, gauge: Gauge) -> str:
     if gauge.full_in and gauge.limit > gauge.remaining:
         rate = (gauge.limit - gauge.remaining) / gauge.full_in
         full = f", full in {spell(gauge.full_in)}"
-    left = max(0.0, gauge.remaining)
-    return f"{left:,.0f} of {gauge.limit:,.0f} {kind} left, {rate * MINUTE:,.0f} a minute{full}"
+    left, refill = max(0.0, gauge.remaining), float(f"{rate * MINUTE:.3g}")
+    return f"{left:,.0f} of {gauge.limit:,.0f} {kind} left, {refill:,.0f} a minute{full}"

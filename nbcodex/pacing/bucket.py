@@ -58,6 +58,8 @@ class Bucket:
         Seconds on the way to the server and back, at the least; infinite while unknown.
     largest : float
         Input tokens of the largest request that was ever let in.
+    earlier : float
+        The limit on tokens before the machine was started anew; infinite where nobody knows.
     """
 
     tokens: Shadows = field(default_factory=Shadows)
@@ -78,6 +80,7 @@ class Bucket:
     newest: int = -1
     rtt: float = math.inf
     largest: float = 0.0
+    earlier: float = math.inf
 
     def take(self, name: str, cost: Cost, at: float, *, probe: bool = False) -> Reservation:
         """Let a request go at the instant `at`."""
@@ -105,6 +108,8 @@ class Bucket:
         self._hear(reservation)
         if reservation.probe:
             self.until = min(self.until, now)
+        if reservation.number > self.sent:
+            return  # taken from a bucket that was lost meanwhile: its marks mean nothing here
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
-from nbcodex.pacing.moment import never
+from nbcodex.pacing.moment import GAP, never
 from nbcodex.pacing.prior import Known, Prior, begin, known
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.shares import Shared
@@ -60,9 +60,16 @@ class Ticket:
 
 @dataclass(slots=True)
 class _Row:
+    """Those who wait here for one bucket, and what is under way.
+
+    `promised`: the server has said when it lets one in, which goes then, whatever is reckoned.
+    """
+
     heap: list[tuple[int, Ticket]] = field(default_factory=list)
     asked: float = 0.0
     hold: Hold | None = None
+    under_way: int = 0
+    promised: bool = False
     recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def head(self) -> Ticket | None:
@@ -121,6 +128,11 @@ class Ledger:
         self._rows: dict[str, _Row] = {}
         self._places = itertools.count()
 
+    @property
+    def salt(self) -> bytes:
+        """What makes the buckets' names, the same for all who share the store."""
+        return self._store.salt
+
     def _row(self, name: str) -> _Row:
         return self._rows.setdefault(name, _Row())
 
@@ -165,6 +177,8 @@ class Ledger:
         if limit is not None:
             raise _too_large(cost.tokens * bucket.fit, limit)
         moment = shared.moment(self._holder, cost, now, asked=row.asked)
+        if row.promised:
+            moment = min(moment, max(now, bucket.until, bucket.sent_at + GAP))
         if moment <= now:
             return shared.take(ticket.bucket, self._holder, cost, now)
         if bucket.until > now:
@@ -182,7 +196,9 @@ class Ledger:
         return reservation
 
     def _sent(self, row: _Row, ticket: Ticket, reservation: Reservation) -> None:
+        row.promised = False
         row.recent.append(reservation)
+        row.under_way += 1
         row.leave(ticket)
         row.wake()
 
@@ -202,7 +218,9 @@ class Ledger:
             return Hold(shared.bucket.until, shared.bucket.limit)
 
         hold = self._follow(reservation, deed, now)
-        self._row(reservation.bucket).close(hold, now)
+        row = self._row(reservation.bucket)
+        row.promised = row.promised or hold.until > now
+        row.close(hold, now)
         return hold
 
     def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
@@ -238,31 +256,46 @@ class Ledger:
 
         self._store.deal(name, deed)
 
-    def known(self, now: float) -> dict[str, Known]:
-        """Return what is known of each bucket, for people."""
+    def known(self, now: float, *more: str) -> dict[str, Known]:
+        """Return what is known of each bucket that was used here, and of `more`, for people."""
 
         def deed(shared: Shared) -> Known:
             return known(shared.bucket, now, others=shared.others(self._holder, now))
 
-        return {name: self._store.deal(name, deed) for name in self._rows}
+        return {
+            name: self._store.deal(name, deed) for name in {**self._rows, **dict.fromkeys(more)}
+        }
 
-    def beat(self, now: float) -> None:
-        """Give a sign of life: due every second or two while anything is under way."""
-        for name in self._rows:
+    def beat(self, now: float) -> bool:
+        """Give a sign of life, due every second or two; return whether anything is under way."""
+        busy = [name for name, row in self._rows.items() if row.under_way or row.head()]
+        for name in busy:
             self._store.deal(name, lambda shared: shared.share(self._holder, now))
+        return bool(busy)
+
+    def use(self, store: Store) -> None:
+        """Go on with another store: what is under way is counted there, too, when it ends."""
+        self._store = store
+
+    def leave_all(self) -> None:
+        """The process ends, and leaves its part to the others."""
+        for name in self._rows:
+            self._store.deal(name, lambda shared: shared.leave(self._holder))
 
     def _follow(self, reservation: Reservation, deed: Callable[[Shared], T], now: float) -> T:
         """Do a deed that a reservation's fate asks for, and let the first in the row look again."""
 
         def whole(shared: Shared) -> T:
-            shared.share(self._holder, now)
+            shared.revive(self._holder, reservation, now)
             was = reservation.heard, reservation.closed
             result = deed(shared)
             shared.follow(self._holder, reservation, was)
             return result
 
+        row, ended = self._row(reservation.bucket), reservation.closed
         result = self._store.deal(reservation.bucket, whole)
-        self._row(reservation.bucket).wake()
+        row.under_way -= reservation.closed and not ended
+        row.wake()
         return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -33,6 +34,18 @@ def unpack(kind: type[T], data: Any) -> T:
     wanted: Any = kind
     found: T = _reader(wanted)(data)
     return found
+
+
+def shape(kind: Any) -> str:
+    """Return a name for what the lists of `kind` look like: equal only for those of equal form."""
+    return hashlib.blake2b(_form(kind).encode(), digest_size=4).hexdigest()
+
+
+def _form(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        hints: dict[str, Any] = get_type_hints(kind)
+        return f"{[(name, _form(hint)) for name, hint in hints.items()]}"
+    return f"{get_origin(kind) or kind}{[_form(each) for each in get_args(kind)]}"
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from nbcodex.pacing.bucket import Bucket
 from nbcodex.pacing.policy import POLICIES, Policy
@@ -52,12 +53,16 @@ class Known:
         Share of the limit that is kept back.
     others : int
         Other processes that are active on it.
+    used : bool
+        Whether it was ever drawn on.
     hold : float or None
         Until when nobody may send.
     limit : Limit or None
         The limit that closed the bucket last.
     learnt : Prior or None
         What the next job can begin with.
+    earlier : float or None
+        The limit on tokens before the machine was started anew, where it is not told yet.
     """
 
     tokens: Gauge | None
@@ -68,9 +73,11 @@ class Known:
     leak: float
     margin: float
     others: int
+    used: bool
     hold: float | None
     limit: Limit | None
     learnt: Prior | None
+    earlier: float | None = None
 
 
 def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:
@@ -85,9 +92,11 @@ def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:
         leak=tank.leak,
         margin=bucket.margin,
         others=others,
+        used=bucket.sent > 0,
         hold=bucket.until if bucket.until > now else None,
         limit=bucket.limit,
         learnt=learnt(bucket, now),
+        earlier=None if tank.known or bucket.earlier == math.inf else bucket.earlier,
     )
 
 
@@ -114,3 +123,13 @@ def begin(prior: Prior) -> Bucket:
     output.used = ANSWERS * min(1.0, max(0.0, prior.share))
     output.ended = ANSWERS
     return bucket
+
+
+def heir(bucket: Bucket) -> Bucket:
+    """Return what outlives a bucket when the clock begins anew, and all under way has ended."""
+    idle = replace(bucket.output, under_way=0, asked_under_way=0.0, starts=0.0)
+    prior = learnt(replace(bucket, output=idle), 0.0)
+    new = Bucket() if prior is None else begin(prior)
+    limit = bucket.tokens.tank.limit
+    new.earlier = limit if limit < math.inf and not bucket.guessed else bucket.earlier
+    return new

@@ -45,6 +45,8 @@ class Reservation:
         The input as it was charged here, the fit included.
     heard, closed : bool
         Whether the server has answered; whether it is over.
+    counted : float
+        In which life of its holder it is counted among what is under way.
     """
 
     bucket: str
@@ -57,6 +59,7 @@ class Reservation:
     tokens: float
     heard: bool = False
     closed: bool = False
+    counted: float = 0.0
 
     def shift(self, amounts: tuple[float, ...]) -> None:
         """Let the token ledgers have held more at the mark."""

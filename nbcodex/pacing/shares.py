@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from nbcodex.pacing.bucket import Bucket
 from nbcodex.pacing.moment import moment
+from nbcodex.pacing.prior import heir
 from nbcodex.pacing.reservation import Cost, Reservation
 
 LATE = 0.3
@@ -20,6 +21,8 @@ LEASE = 5.0
 COURTESY = 4
 """Usual requests that are left in the bucket for holders that have nothing to ask just now: it
 costs a long job a moment, once, and lets the others' short ones go at once."""
+AHEAD = 60.0
+"""Seconds into the future that no instant lies, unless it is of another run of the machine."""
 LOOK = 0.25
 """Seconds after which one of several holders looks again, as the others may have news."""
 
@@ -30,8 +33,8 @@ class Share:
 
     Parameters
     ----------
-    seen_at : float
-        Its last sign of life.
+    born_at, seen_at : float
+        Its first and its last sign of life.
     served : float
         Tokens it was given, on the scale of all.
     due_at : float
@@ -46,6 +49,7 @@ class Share:
         Their bounds on output, and the sum of the instants at which they went.
     """
 
+    born_at: float = 0.0
     seen_at: float = 0.0
     served: float = 0.0
     due_at: float = -1e18
@@ -71,9 +75,11 @@ class Shared:
 
     def share(self, holder: str, now: float) -> Share:
         """Return a holder's part, which is a sign of its life; drop those of the dead."""
+        if self.bucket.sent_at > now + AHEAD:
+            self.bucket, self.holders = heir(self.bucket), {}
         mine = self.holders.get(holder)
         if mine is None:
-            mine = self.holders[holder] = Share()
+            mine = self.holders[holder] = Share(born_at=now)
         mine.seen_at = now
         for name in [n for n, share in self.holders.items() if share.seen_at + LEASE < now]:
             self._bury(self.holders.pop(name))
@@ -117,7 +123,28 @@ class Shared:
         mine.unheard += 1
         mine.asked_under_way += cost.output
         mine.starts += now
-        return self.bucket.take(name, cost, now, probe=probe)
+        reservation = self.bucket.take(name, cost, now, probe=probe)
+        reservation.counted = mine.born_at
+        return reservation
+
+    def revive(self, holder: str, reservation: Reservation, now: float) -> None:
+        """Count in again what was counted out when its holder seemed dead, or was lost."""
+        mine = self.share(holder, now)
+        if reservation.counted == mine.born_at or reservation.closed:
+            return
+        reservation.counted = mine.born_at
+        self.bucket.output.begin(reservation.cost.output, reservation.at)
+        mine.under_way += 1
+        mine.asked_under_way += reservation.cost.output
+        mine.starts += reservation.at
+        if not reservation.heard:
+            mine.unheard += 1
+            self.bucket.unheard += 1
+
+    def leave(self, holder: str) -> None:
+        """The holder ends, and leaves its part to the others."""
+        if holder in self.holders:
+            self._bury(self.holders.pop(holder))
 
     def follow(self, holder: str, reservation: Reservation, was: tuple[bool, bool]) -> None:
         """Note in the holder's part what became of a reservation that `was` heard, was closed."""

@@ -258,6 +258,26 @@ def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any
     assert isinstance(leave, Reservation) or now < leave.until < math.inf
 
 
+def test_one_goes_when_the_server_said() -> None:
+    """After a hold the first goes at its end, whatever is reckoned; others when there is room."""
+    ledger = Ledger()
+    tickets = [ledger.listen("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
+    sent = ledger.reserve(tickets[0], 100.0)
+    assert isinstance(sent, Reservation)
+    gauge = Gauge(limit=6_000, remaining=6_000)
+    ledger.admit(sent, Snapshot(at=100.2, tokens=gauge), 100.2)
+    sent = ledger.reserve(tickets[1], 100.3)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
+    ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
+    ledger.again(tickets[1])
+    assert isinstance(ledger.reserve(tickets[1], 109.9), Hold)
+    assert isinstance(ledger.reserve(tickets[1], 110.0), Reservation)
+    later = ledger.reserve(tickets[2], 111.0)
+    assert isinstance(later, Hold)
+    assert later.until > 140.0
+
+
 def test_a_lonely_refusal_without_figures_only_closes() -> None:
     """One request that a gateway refuses waits for the hold, and not for a pace made up from it."""
     store = Watched()

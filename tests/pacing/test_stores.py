@@ -15,7 +15,7 @@ from nbcodex.pacing.reservation import Cost
 from nbcodex.pacing.shares import Shared
 from nbcodex.pacing.stores import Store
 from nbcodex.pacing.stores.memory import MemoryStore
-from nbcodex.pacing.stores.sqlite import SqliteStore
+from nbcodex.pacing.stores.sqlite import _TABLE, SqliteStore
 from nbcodex.records import Limit
 
 MAKERS: dict[str, Callable[[Path], Store]] = {
@@ -77,7 +77,7 @@ def test_a_damaged_row_is_learnt_again(tmp_path: Path, state: str) -> None:
     """Whatever stands in the row, the ledger goes on."""
     store = SqliteStore(tmp_path / "l", boot="one")
     with sqlite3.connect(tmp_path / "l") as other:
-        other.execute("INSERT INTO bucket VALUES ('b', 'one', ?)", (state,))
+        other.execute(f"INSERT INTO {_TABLE} VALUES ('b', 'one', ?)", (state,))
     other.close()
     assert store.deal("b", take) == 1
     store.close()

@@ -68,12 +68,16 @@ class Figures(Room):
 
     def limits(self) -> None:
         """Tell the limits as they are known: what is left, refill, what is charged, holds."""
-        now = current().clock.now()
-        known = loop.running().submit(current().limits(self._settings)).result()
-        if not known:
+        client = current()
+        known = loop.running().submit(client.limits(self._settings)).result()
+        now = client.clock.now()
+        told = [limits.lines(label, each, now) for label, each in known.items()]
+        for lines in filter(None, told):
+            tell("\n".join(lines))
+        if not any(told):
             tell("Nothing is known of limits before the first answer.")
-        for label, told in known.items():
-            tell("\n".join(limits.lines(label, told, now)))
+        if trouble := client.desk(self._settings).trouble:
+            tell(trouble)
 
 
 def _total(total: Total) -> str:

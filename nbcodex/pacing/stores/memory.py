@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,8 +15,12 @@ class MemoryStore:
     """Keeps buckets for as long as it lives. Used from one thread at a time."""
 
     def __init__(self) -> None:
+        self.salt = secrets.token_bytes(16)
         self._kept: dict[str, Shared] = {}
 
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
         """Let `deed` read and change the bucket `name`, and return what it returns."""
         return deed(self._kept.setdefault(name, Shared()))
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

@@ -1,26 +1,68 @@
 """Observed buckets of all processes of one machine and key, in a SQLite file.
 
 A deed is one `BEGIN IMMEDIATE` transaction over one row. Blocks, so it is used off the event loop,
-and from one thread.
+and from one thread. Owns what becomes of the file in a forked child.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import os
+import random
 import sqlite3
+import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nbcodex.pacing.packing import pack, unpack
+from nbcodex.clock import boot
+from nbcodex.folder import ForeignError, on_network, prepare
+from nbcodex.pacing.packing import pack, shape, unpack
+from nbcodex.pacing.prior import heir
 from nbcodex.pacing.shares import Shared
+from nbcodex.pacing.stores import StoreError
+from nbcodex.settings import LEDGER
 
 T = TypeVar("T")
 
-PATIENCE = 5.0
+PATIENCE = 2.0
 """Seconds that SQLite waits for another process's transaction."""
+PAUSE = 2.0
+"""Seconds that a fork waits for a deed to end, at most."""
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS bucket (name TEXT PRIMARY KEY, boot TEXT, state TEXT)"
+_TABLE = f"bucket_{shape(Shared)}"
+"""Versions that keep other numbers have another table, and do not disturb each other."""
+_SCHEMA = (
+    f"CREATE TABLE IF NOT EXISTS {_TABLE} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
+    "CREATE TABLE IF NOT EXISTS salt (one INTEGER PRIMARY KEY, value BLOB NOT NULL)",
+    "INSERT OR IGNORE INTO salt VALUES (1, randomblob(16))",
+)
+_SELECT = f"SELECT boot, state FROM {_TABLE} WHERE name = ?"  # noqa: S608 - a constant
+_REPLACE = f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+
+
+def open_in(folder: Path) -> SqliteStore:
+    """Return the store in `folder`, which is made where there is none.
+
+    Raises
+    ------
+    StoreError
+        If the folder or the file cannot serve, or lies on a network: locks lie there.
+    """
+    try:
+        path = prepare(folder, LEDGER)
+        if on_network(folder):
+            raise StoreError(f"{folder} lies on a network file system.")
+        return SqliteStore(path, boot=boot())
+    except ForeignError as error:
+        raise StoreError(str(error)) from None
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be used: {error.strerror or 'input failed'}.") from None
 
 
 class SqliteStore:
@@ -31,49 +73,130 @@ class SqliteStore:
     path : Path
         The file; on a local file system, as locks on others lie.
     boot : str
-        Names this run of the machine: instants of another one mean nothing, so what was kept then
-        is forgotten.
+        Names this run of the machine: instants of another one mean nothing, so of what was kept
+        then only what was learnt counts.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be used.
     """
 
     def __init__(self, path: Path, *, boot: str) -> None:
-        self._boot = boot
-        self._connection = sqlite3.connect(
-            path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
-        )
-        # Losing the last moments to a power cut costs nothing: boot changes then.
-        for order in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", _SCHEMA):
-            self._connection.execute(order)
+        self._path, self._boot = path, boot
+        self._at_work = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(
+                path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            self.salt = self._begin()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+        _stores.add(self)
+
+    def _begin(self) -> bytes:
+        # Losing the last moments to a power cut costs nothing: boot changes then. SQLite's own busy
+        # handler is not asked while the mode of a new file changes.
+        for order in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
+            _insist(lambda order=order: self._connection.execute(order).fetchall())  # type: ignore[misc]
+        (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
+        return bytes(salt)
 
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
         """Let `deed` read and change the bucket `name`, and return what it returns.
 
         Raises
         ------
-        sqlite3.Error
+        StoreError
             If the file cannot be used; nothing has changed then.
         """
         run = self._connection.execute
-        run("BEGIN IMMEDIATE")
-        try:
-            shared = self._load(name)
-            result = deed(shared)
-            state = json.dumps(pack(shared))
-            run("INSERT OR REPLACE INTO bucket VALUES (?, ?, ?)", (name, self._boot, state))
-        except BaseException:
-            run("ROLLBACK")
-            raise
-        run("COMMIT")
+        with self._at_work:
+            try:
+                run("BEGIN IMMEDIATE")
+                shared = self._load(name)
+                result = deed(shared)
+                run(_REPLACE, (name, self._boot, json.dumps(pack(shared))))
+                run("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error):
+                    if self._connection.in_transaction:
+                        run("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._unusable(error) from None
+                raise
         return result
 
     def _load(self, name: str) -> Shared:
-        query = "SELECT state FROM bucket WHERE name = ? AND boot = ?"
-        row = self._connection.execute(query, (name, self._boot)).fetchone()
-        try:
-            return unpack(Shared, json.loads(row[0])) if row else Shared()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # Another version's row, or a damaged one: what was learnt is learnt again.
+        boot, state = self._connection.execute(_SELECT, (name,)).fetchone() or (None, None)
+        if state is None:
             return Shared()
+        try:
+            shared = unpack(Shared, json.loads(state))
+            # What was learnt before the machine was started outlives it.
+            return shared if boot == self._boot else Shared(bucket=heir(shared.bucket))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # A damaged row: what was learnt is learnt again.
+            return Shared()
+
+    def _unusable(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"{self._path} cannot be used: {error}.")
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        with self._at_work:
+            self._connection.close()
+
+    def pause(self) -> bool:
+        """Before a fork: wait until no deed is being done, and let none begin.
+
+        SQLite has locks that all its databases share; a child that is forked while one is held
+        could never use SQLite again.
+        """
+        return self._at_work.acquire(timeout=PAUSE)
+
+    def go_on(self) -> None:
+        """After a fork, in the parent: the end of a `pause` that succeeded."""
+        self._at_work.release()
+
+    def forsake(self) -> None:
+        """In a forked child: never close what is the parent's (SQLite's "How To Corrupt", 2.6)."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+
+def _insist(step: Callable[[], object]) -> None:
+    """Do a step, as soon as nobody keeps the file locked."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            step()
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code not in _BUSY or time.monotonic() >= give_up:
+                raise
+        else:
+            return
+        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes, hides nothing
+
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_paused: list[SqliteStore] = []
+
+
+def _pause_all() -> None:
+    _paused.extend(store for store in list(_stores) if store.pause())
+
+
+def _go_on_all() -> None:
+    while _paused:
+        _paused.pop().go_on()
+
+
+def _forsake_all() -> None:
+    _paused.clear()
+    for store in list(_stores):
+        store.forsake()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_pause_all, after_in_parent=_go_on_all, after_in_child=_forsake_all)
