@@ -132,7 +132,8 @@ class Run:
         self._story = Story(request, listener, clock=engine.clock)
         self._partial = self._story.partial
         self._keeper = Keeper(engine.journal(settings), request, self._partial, engine.clock)
-        self._usher = Usher(engine.desk(settings), self._story, self._keeper)
+        desk, resumed = engine.desk(settings), resumption is not None
+        self._usher = Usher(desk, self._story, self._keeper, resumed=resumed)
         self._sender = Sender(
             engine.wire,
             settings,

@@ -37,15 +37,18 @@ class Usher:
         Whose waits count, and are told.
     keeper : Keeper
         Notes the waits.
+    resumed : bool
+        Whether its user has taken it up again, and so wants to know whether it can go now.
     """
 
-    def __init__(self, desk: Desk, story: Story, keeper: Keeper) -> None:
+    def __init__(self, desk: Desk, story: Story, keeper: Keeper, *, resumed: bool = False) -> None:
         self._desk, self._story, self._keeper = desk, story, keeper
         self._clock = story.clock
         self._nudge = asyncio.Event()
         self._ticket: Ticket | None = None
         self._given: Reservation | None = None
         self._probing = self._queued = False
+        self._resumed = resumed
         self._due: float | None = None
         self._announced = self._quiet_until = 0.0
 
@@ -138,6 +141,10 @@ class Usher:
     async def _endure(self, hold: Hold) -> None:
         """Wait for a hold to end; park where it is longer than the patience."""
         if not self._story.endures(hold.until):
+            if self._resumed and hold.inherited:
+                # Hours may have passed since another kernel was refused: the server is asked once.
+                self._resumed, self._probing = False, True
+                return
             raise self._story.parked(parking.closed(hold.limit), hold.until)
         if hold.until > max(self._announced, self._clock.now()) + WORTH:
             await self._announce(hold)

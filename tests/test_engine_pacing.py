@@ -14,7 +14,9 @@ from nbcodex.errors import LimitError, TooLargeError, TransportError
 from nbcodex.events import BackingOff, Event, Failed, Finished, Held, Parked, Sent
 from nbcodex.notebook.panel import PanelState, reduce, status
 from nbcodex.pacing.desk import Desk
-from nbcodex.records import Gauge, Limit, Reply, Request, Snapshot
+from nbcodex.pacing.ledger import Ledger
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.records import Gauge, Limit, Reply, Request, Resumption, Snapshot
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -167,6 +169,28 @@ def test_a_refused_one_comes_first() -> None:
     )
     sent = [[e.at for e in heard if isinstance(e, Sent)][-1] for heard in (first, second, third)]
     assert sent == sorted(sent)
+
+
+@pytest.mark.parametrize(("resumption", "kind"), [(Resumption(), Finished), (None, Parked)])
+def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> None:
+    """A hold of hours that another kernel left is tried once by what its user takes up again."""
+
+    async def main() -> list[Event]:
+        stage = Stage(answer("hi"))
+        store = (await stage.desk.do(lambda ledger: ledger))._store
+        name, now = "m", asyncio.get_running_loop().time()
+        other = Ledger(store, holder="another kernel")
+        sent = other.reserve(other.listen(name, Cost(1, 1), lambda: None), now)
+        assert isinstance(sent, Reservation)
+        day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
+        other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
+        heard: list[Event] = []
+        request = Request(prompt="x", model=name)
+        run = stage.engine.start(request, SETTINGS, heard.append, resumption=resumption)
+        await asyncio.wait([run.task])
+        return heard
+
+    assert isinstance(ending(run_virtual(main())), kind)
 
 
 def test_a_probe_that_is_let_in_opens_the_model() -> None:

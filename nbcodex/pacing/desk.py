@@ -28,6 +28,8 @@ BEAT = 1.0
 """Seconds between two signs of life, while anything is under way."""
 RETRY = 60.0
 """Seconds after which a store that failed is tried again, at first."""
+LINGER = 0.01
+"""Seconds that a deed may wait for others which nobody waits for: to wake the thread costs more."""
 JOIN = 2.0
 """Seconds for which `SharedDesk.close` waits for what is being done."""
 
@@ -131,7 +133,8 @@ class SharedDesk(Desk):
         super().__init__()
         self._opening, self._clock, self._tell = opening, clock, tell
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._later: list[_Job] = []
         self._post = _Post()
         self._store: Store | None = None
         self._retry_at, self._retry_after = 0.0, RETRY
@@ -148,12 +151,21 @@ class SharedDesk(Desk):
     async def do(self, deed: Deed[T]) -> T:
         """Do a deed on the thread and return what it returns."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(deed, future))
+        self._later.append(_Job(deed, future))
+        self._send()
         return await future
 
     def post(self, deed: Deed[object]) -> None:
-        """Do a deed on the thread, and wait for nothing."""
-        self._jobs.put(_Job(deed, None))
+        """Do a deed on the thread within moments, and wait for nothing."""
+        if not self._later:
+            self._loop.call_later(LINGER, self._send)
+        self._later.append(_Job(deed, None))
+
+    def _send(self) -> None:
+        """Have the thread do what has gathered."""
+        if self._later:
+            later, self._later = self._later, []
+            self._jobs.put(later)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
         """Return what sets `event` on the loop, for the ledger to call on the thread."""
@@ -161,6 +173,7 @@ class SharedDesk(Desk):
 
     def close(self) -> None:
         """Leave this process's part to the others, and close the store."""
+        self._send()
         self._jobs.put(None)
         self._thread.join(JOIN)
 
@@ -168,23 +181,20 @@ class SharedDesk(Desk):
 
     def _serve(self) -> None:
         self._open()
-        while True:
-            for job in self._next():
-                if job is None:
-                    return self._leave()
+        while (jobs := self._next()) is not None:
+            for job in jobs:
                 self._perform(job)
             self._beat()
             self._hand_over()
+        self._leave()
 
-    def _next(self) -> list[_Job | None]:
-        """Return the jobs that wait; none where it is time for a sign of life."""
+    def _next(self) -> list[_Job] | None:
+        """Return jobs; none where it is time for a sign of life, None at the end."""
         wait = None if self._beat_at is None else max(0.0, self._beat_at - self._clock.now())
         try:
-            first = self._jobs.get(timeout=wait)
+            return self._jobs.get(timeout=wait)
         except queue.Empty:
             return []
-        # Only this thread takes jobs, so that as many are there as are counted.
-        return [first, *(self._jobs.get() for _ in range(self._jobs.qsize()))]
 
     def _perform(self, job: _Job) -> None:
         now = self._clock.now()

@@ -39,12 +39,14 @@ class Hold:
 
     `queued` means that it is nobody's fault: the limit is used fully, and others come first.
     `due_at` is when there is capacity, as it is reckoned now; None where nobody can say.
+    `inherited` means that this process has not met the limit itself.
     """
 
     until: float
     limit: Limit | None = None
     queued: bool = False
     due_at: float | None = None
+    inherited: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class _Row:
     hold: Hold | None = None
     under_way: int = 0
     promised: bool = False
+    met_until: float = -math.inf
     recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def head(self) -> Ticket | None:
@@ -183,7 +186,8 @@ class Ledger:
             return shared.take(ticket.bucket, self._holder, cost, now)
         if bucket.until > now:
             row.hold = Hold(bucket.until, bucket.limit)
-            return Hold(moment, bucket.limit)
+            inherited = bucket.until > row.met_until
+            return Hold(moment, bucket.limit, inherited=inherited)
         return Hold(shared.look_at(moment, now), queued=True, due_at=moment)
 
     def probe(self, ticket: Ticket, now: float) -> Reservation:
@@ -220,6 +224,7 @@ class Ledger:
         hold = self._follow(reservation, deed, now)
         row = self._row(reservation.bucket)
         row.promised = row.promised or hold.until > now
+        row.met_until = max(row.met_until, hold.until)
         row.close(hold, now)
         return hold
 

@@ -74,19 +74,32 @@ def resolve(settings: Settings, request: Request) -> Endpoint:
     ConfigurationError
         If a setting makes no sense, or the request contains a secret.
     """
+    global _last
     check_texts(request, settings.secrets())
+    # Of many requests with the same settings, each would be resolved several times.
+    last_settings, last_base, endpoint = _last
+    if settings is not last_settings or request.api_base != last_base or endpoint is None:
+        endpoint = _resolved(settings, request.api_base)
+        _last = (settings, request.api_base, endpoint)
+    return endpoint
+
+
+_last: tuple[Settings | None, str | None, Endpoint | None] = (None, None, None)
+
+
+def _resolved(settings: Settings, api_base: str | None) -> Endpoint:
     own = _configured(settings)
-    if request.api_base is None:
+    if api_base is None:
         endpoint = own
     else:
-        url = parse_url(request.api_base, "The base URL of this request")
+        url = parse_url(api_base, "The base URL of this request")
         if origin(url) == origin(urlsplit(own.base_url)):
             # The same server in another path, and the same account.
             endpoint = own if plain(url) == own.base_url else _beside(own, url)
         else:
             endpoint = _compatible(url, _entry(settings, url), settings)
     if endpoint.key is None:
-        raise _missing(endpoint, own=request.api_base is None)
+        raise _missing(endpoint, own=api_base is None)
     check_key(endpoint.key.reveal(), endpoint.host)
     _refuse_cleartext(endpoint, settings)
     return endpoint

@@ -2,6 +2,7 @@
 
 loading     what ``%load_ext nbcodex`` and the first imports cost
 streaming   what a streamed answer costs, beside the bare SDK
+overhead    what a request costs, beside the bare SDK
 journal     what keeping prompts and answers costs
 map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
@@ -15,7 +16,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("loading", "streaming", "journal", "map", "pacing")
+NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing")
 
 
 def main() -> int:

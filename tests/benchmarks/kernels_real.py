@@ -1,6 +1,10 @@
-"""Several kernels on one key, in real time: processes, a SQLite ledger, HTTP over loopback.
+"""Several kernels on one key, in real time: processes with the whole engine, journal and ledger on.
 
-Run with ``python -m tests.benchmarks.kernels_real [--prompts N] [--kernels N] [--policy P]``.
+Run with ``python -m tests.benchmarks.kernels_real [equal|light|killed ...] [--prompts N]``.
+
+equal    four kernels with as many prompts: how fully and how fairly the limit is used
+light    one with thousands, three that ask now and then: how long these wait, beside alone
+killed   one of four is killed by SIGKILL: how fast the others take up what it leaves
 """
 
 from __future__ import annotations
@@ -8,88 +12,175 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import os
+import signal
+import statistics
 import tempfile
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from nbcodex.clock import BootClock
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.pacing.stores.sqlite import SqliteStore
-from nbcodex.settings import Secret, Settings
-from nbcodex.wire.attempt import Wire
 from tests.benchmarks.kernels import jain
-from tests.benchmarks.pacing_wire import Crowd
+from tests.benchmarks.pacing_wire import text_of
 from tests.benchmarks.world import Prompt, workload
-from tests.simulated import KEY, simulated
+from tests.simulated import Simulated, simulated
 
-LIMIT = 600_000
-
-
-async def ask_all(crowd: Crowd, prompts: list[Prompt]) -> None:
-    """Ask all prompts, and give a sign of life meanwhile."""
-    asked = asyncio.gather(*(crowd.ask(prompt) for prompt in prompts))
-    while not asked.done():
-        crowd.ledger.beat(crowd.clock.now())
-        await asyncio.wait([asked], timeout=1)
-    await asked
+LIMIT = 200_000
+RATE = LIMIT / 60
+KILLED_AT, BACK_WITHIN, LOOKED_AT = 25.0, 10.0, 20.0
+"""Seconds: when a kernel is killed; when the others use the whole limit; for how long that is
+looked at."""
+PAUSE = 1.5
+"""Seconds between two prompts of a light kernel."""
 
 
-def kernel(url: str, path: Path, index: int, prompts: list[Prompt], out: Any) -> None:
-    """Be one kernel."""
-    clock = BootClock()
-    crowd = Crowd(
-        Wire(clock=clock),
-        Ledger(SqliteStore(path, boot="one"), holder=str(index)),
-        clock,
-        Settings(api_key=Secret(KEY), base_url=f"{url}/v1"),
-        seed=index,
-    )
-    asyncio.run(ask_all(crowd, prompts))
-    out.put((index, sum(n != 1 for n in crowd.finished.values()), len(crowd.finished)))
+def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: Any) -> None:
+    """Be one kernel: ask everything at once, or one after the other."""
+    os.environ.update(environ)
+    from nbcodex.client import current
+    from nbcodex.composition import compose
+    from nbcodex.events import Finished
+    from nbcodex.settings import Settings
+
+    settings = Settings.read()
+
+    async def ask(prompt: Prompt) -> float | None:
+        began = time.monotonic()
+        request = compose(text_of(prompt), settings, max_output=prompt.max_output)
+        ending = await current().follow(request, settings)
+        return time.monotonic() - began if isinstance(ending, Finished) else None
+
+    async def main() -> list[float | None]:
+        if not pause:
+            return list(await asyncio.gather(*map(ask, prompts)))
+        took = []
+        for prompt in prompts:
+            took.append(await ask(prompt))
+            await asyncio.sleep(pause)
+        return took
+
+    out.put(asyncio.run(main()))
 
 
-def main() -> None:
-    """Print the figures of one run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=2000)
-    parser.add_argument("--kernels", type=int, default=4)
-    parser.add_argument("--policy", default="refunded")
-    options = parser.parse_args()
-    prompts = workload(options.prompts, 0)
-    shares = [prompts[i :: options.kernels] for i in range(options.kernels)]
+@contextmanager
+def begun(
+    server: Simulated, shares: Sequence[list[Prompt]], pauses: Sequence[float]
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Start the kernels; they are ended afterwards."""
     spawn = multiprocessing.get_context("spawn")
-    knobs = {"tpm": LIMIT, "rpm": 20_000, "policy": options.policy, "sigma": 0.4, "chunk": 1000}
-    with simulated(**knobs) as server, tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "ledger", spawn.Queue()
-        SqliteStore(path, boot="one").close()
+    with tempfile.TemporaryDirectory() as home:
+        environ = {**server.environ, "NBCODEX_HOME": home}
+        outs = [spawn.Queue() for _ in shares]
         workers = [
-            spawn.Process(target=kernel, args=(server.url, path, i, share, out))
-            for i, share in enumerate(shares)
+            spawn.Process(target=kernel, args=(environ, share, pause, out))
+            for share, pause, out in zip(shares, pauses, outs, strict=True)
         ]
         for worker in workers:
             worker.start()
-        ends = [out.get() for _ in workers]
-        for worker in workers:
-            worker.join()
-        report(server.core.log, prompts, shares, ends)
+        try:
+            yield workers, outs
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
 
-def report(log: Any, prompts: list[Prompt], shares: list[list[Prompt]], ends: Any) -> None:
-    """Print how fully and how fairly the limit was used."""
-    at = {int(seen.prompt.split()[0]): seen for seen in log if seen.status == 200}
+def equal(policy: str, count: int) -> None:
+    """Print how fully and how fairly four kernels use the limit."""
+    prompts = workload(count, 0)
+    shares = [prompts[i::4] for i in range(4)]
+    with served(policy) as server, begun(server, shares, [0.0] * 4) as (_, outs):
+        took = [seconds for out in outs for seconds in out.get()]
+        log = asked(server)
+    at = {number(seen): seen for seen in log if seen.status == 200}
     began, last = min(seen.at for seen in log), max(seen.at for seen in at.values())
     charged = sum(seen.charged for seen in log)
-    bound = (charged - LIMIT) / (LIMIT / 60)
     end = min(max(at[p.number].at for p in share) for share in shares)
-    served = [sum(at[p.number].charged for p in s if at[p.number].at <= end) for s in shares]
+    served_ = [sum(at[p.number].charged for p in s if at[p.number].at <= end) for s in shares]
     refused = sum(seen.status == 429 for seen in log)
-    answered = sum(count for _, _, count in ends)
+    twice = len([seen for seen in log if seen.status == 200]) - len(at)
     print(
-        f"{len(shares)} kernels, {answered} of {len(prompts)} answered, "
-        f"{sum(twice for _, twice, _ in ends)} twice; token bound over last admission "
-        f"{bound / (last - began):.3f} ({last - began:.1f} s), "
-        f"429s {100 * refused / len(log):.2f}%, Jain {jain(served):.3f}"
+        f"equal, {policy}: {len([t for t in took if t])} of {count} answered, {twice} twice; token "
+        f"bound over last admission {(charged - LIMIT) / RATE / (last - began):.3f} "
+        f"({last - began:.1f} s), 429s {100 * refused / len(log):.2f}%, Jain {jain(served_):.3f}",
+        flush=True,
     )
+
+
+def light(policy: str, count: int) -> None:
+    """Print how long the light kernels wait beside a heavy one, and alone."""
+    prompts = workload(count + 60, 1)
+    few = [prompts[count + i :: 3][:20] for i in range(3)]
+    figures = []
+    for heavy in (0, count):
+        shares = ([prompts[:heavy]] if heavy else []) + few
+        pauses = ([0.0] if heavy else []) + [PAUSE] * 3
+        with served(policy) as server, begun(server, shares, pauses) as (_, outs):
+            took = [sorted(t or 1e9 for t in out.get()) for out in outs[-3:]]
+            refused = sum(seen.status == 429 for seen in asked(server))
+        every = sorted(t for each in took for t in each)
+        figures.append((statistics.median(every), every[len(every) * 99 // 100], refused))
+    (alone, alone99, _), (beside, beside99, refused) = figures
+    print(
+        f"light, {policy}: from question to answer alone {alone:.2f} s (p99 {alone99:.2f}), "
+        f"beside a heavy one {beside:.2f} s (p99 {beside99:.2f}), p99 {beside99 / alone99:.2f} "
+        f"times; 429s {refused}",
+        flush=True,
+    )
+
+
+def killed(policy: str, count: int) -> None:
+    """Print what the others use of the limit after one of four was killed."""
+    prompts = workload(2 * count, 2)
+    shares = [prompts[i::4] for i in range(4)]
+    with served(policy) as server, begun(server, shares, [0.0] * 4) as (workers, _):
+        while not (log := asked(server)):
+            time.sleep(0.1)
+        began = log[0].at
+        time.sleep(KILLED_AT)
+        os.kill(workers[0].pid, signal.SIGKILL)
+        time.sleep(BACK_WITHIN + LOOKED_AT)
+        log = asked(server)
+    since = began + KILLED_AT + BACK_WITHIN
+    charged = sum(s.charged for s in log if since <= s.at < since + LOOKED_AT)
+    refused = sum(seen.status == 429 for seen in log)
+    print(
+        f"killed, {policy}: from {BACK_WITHIN:.0f} s after the kill on, the others use "
+        f"{charged / LOOKED_AT / RATE:.3f} of the refill; 429s {100 * refused / len(log):.2f}%",
+        flush=True,
+    )
+
+
+def served(policy: str) -> Any:
+    """Return a simulator with the limit."""
+    return simulated(tpm=LIMIT, rpm=20_000, policy=policy, sigma=0.4, chunk=1000)
+
+
+def asked(server: Simulated) -> list[Any]:
+    """Return what the server has seen of prompts."""
+    return [seen for seen in list(server.core.log) if seen.api]
+
+
+def number(seen: Any) -> int:
+    """Return the number of a prompt."""
+    return int(seen.prompt.split()[0])
+
+
+SCENES = {"equal": equal, "light": light, "killed": killed}
+
+
+def main() -> None:
+    """Print the figures of one run of each scene."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenes", nargs="*", metavar="SCENE", help="one of " + ", ".join(SCENES))
+    parser.add_argument("--prompts", type=int, default=800)
+    parser.add_argument("--policy", default="refunded")
+    options = parser.parse_args()
+    for scene in options.scenes or SCENES:
+        SCENES[scene](options.policy, options.prompts)
 
 
 if __name__ == "__main__":

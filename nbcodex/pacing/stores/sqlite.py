@@ -85,6 +85,8 @@ class SqliteStore:
     def __init__(self, path: Path, *, boot: str) -> None:
         self._path, self._boot = path, boot
         self._at_work = threading.Lock()
+        self._read: dict[str, Shared] = {}
+        self._version: int | None = None
         try:
             self._connection = sqlite3.connect(
                 path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
@@ -114,11 +116,12 @@ class SqliteStore:
         with self._at_work:
             try:
                 run("BEGIN IMMEDIATE")
-                shared = self._load(name)
+                shared = self._current(name)
                 result = deed(shared)
                 run(_REPLACE, (name, self._boot, json.dumps(pack(shared))))
                 run("COMMIT")
             except BaseException as error:
+                self._read.clear()
                 with contextlib.suppress(sqlite3.Error):
                     if self._connection.in_transaction:
                         run("ROLLBACK")
@@ -126,6 +129,16 @@ class SqliteStore:
                     raise self._unusable(error) from None
                 raise
         return result
+
+    def _current(self, name: str) -> Shared:
+        """Return a bucket; it is read again only if another process has written meanwhile."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            self._read.clear()
+        if name not in self._read:
+            self._read[name] = self._load(name)
+        return self._read[name]
 
     def _load(self, name: str) -> Shared:
         boot, state = self._connection.execute(_SELECT, (name,)).fetchone() or (None, None)

@@ -1,0 +1,301 @@
+"""What a request costs beside the bare SDK: CPU of the whole process, over loopback HTTP.
+
+A server in another process answers at once. Each way asks in a process of its own, in turns: short
+answers, 64 under way at once, 200 a second; journal and shared ledger are on. And flat out, with a
+limit that nobody meets: how many requests a core does.
+
+Run with ``python -m tests.benchmarks.overhead [--requests N] [--rounds N]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.table import spread, table
+
+MODEL = "gpt-5.6-sol"
+AT_ONCE, RATE, WARM = 64, 200.0, 100
+
+WAYS = {
+    "plain": "`AsyncOpenAI().responses.create()`",
+    "streamed": "`AsyncOpenAI().responses.create(stream=True)`, typed events, deltas joined",
+    "ours": "`nbcodex.aask`, journal and shared ledger on",
+}
+
+WORDS = [f" word{number}" for number in range(20)]
+
+
+def response(status: str, output: list[Any]) -> dict[str, Any]:
+    """Return a response as the Responses API words it."""
+    usage = {
+        "input_tokens": 20,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 20,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 40,
+    }
+    return {
+        "id": "resp_0",
+        "object": "response",
+        "created_at": 1_800_000_000,
+        "model": "gpt-5.6-sol",
+        "status": status,
+        "output": output,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": usage if output else None,
+    }
+
+
+def bodies() -> tuple[bytes, bytes]:
+    """Return the two answers, with their headers: whole, and streamed."""
+    part = {"type": "output_text", "text": "".join(WORDS), "annotations": [], "logprobs": []}
+    item = {"id": "msg_0", "type": "message", "role": "assistant", "status": "completed"}
+    whole = response("completed", [item | {"content": [part]}])
+    place = {"item_id": "msg_0", "output_index": 0, "content_index": 0}
+    events: list[tuple[str, dict[str, Any]]] = [
+        ("created", {"response": response("in_progress", [])}),
+        ("output_item.added", {"output_index": 0, "item": item | {"content": []}}),
+        ("content_part.added", place | {"part": part | {"text": ""}}),
+        *(("output_text.delta", place | {"delta": word, "logprobs": []}) for word in WORDS),
+        ("output_text.done", place | {"text": part["text"], "logprobs": []}),
+        ("content_part.done", place | {"part": part}),
+        ("output_item.done", {"output_index": 0, "item": item | {"content": [part]}}),
+        ("completed", {"response": whole}),
+    ]
+    stream = "".join(
+        f"event: response.{kind}\ndata: "
+        f"{json.dumps({'type': f'response.{kind}', 'sequence_number': n} | details)}\n\n"
+        for n, (kind, details) in enumerate(events)
+    )
+    return _http("application/json", json.dumps(whole)), _http("text/event-stream", stream)
+
+
+def _http(kind: str, body: str) -> bytes:
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+        "openai-processing-ms: 1\r\nx-request-id: req_0\r\n"
+        "x-ratelimit-limit-tokens: 1000000000\r\nx-ratelimit-remaining-tokens: 999990000\r\n"
+        "x-ratelimit-reset-tokens: 1ms\r\nx-ratelimit-limit-requests: 10000000\r\n"
+        "x-ratelimit-remaining-requests: 9999999\r\nx-ratelimit-reset-requests: 1ms\r\n\r\n"
+    )
+    return (head + body).encode()
+
+
+def serve(port: Connection) -> None:
+    """Be the server: as little of one as does."""
+    plain, streamed = bodies()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await converse(reader, writer)
+        writer.close()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            asked = await reader.readexactly(size)
+            writer.write(streamed if b'"stream":true' in asked.replace(b" ", b"") else plain)
+
+    async def main() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=512)
+        port.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def plain() -> Callable[[int], Awaitable[int]]:
+    """Return the way of the bare SDK, without streaming."""
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(max_retries=0)
+
+    async def ask(number: int) -> int:
+        prompt = prompt_of(number)
+        return len((await client.responses.create(model=MODEL, input=prompt)).output_text)
+
+    return ask
+
+
+def streamed() -> Callable[[int], Awaitable[int]]:
+    """Return the way of the bare SDK, with streaming."""
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(max_retries=0)
+
+    async def ask(number: int) -> int:
+        stream = await client.responses.create(model=MODEL, input=prompt_of(number), stream=True)
+        parts = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+        return len("".join(parts))
+
+    return ask
+
+
+def ours() -> Callable[[int], Awaitable[int]]:
+    """Return our way: each request in the journal, paced by the shared ledger."""
+    from nbcodex.client import current
+    from nbcodex.composition import compose
+    from nbcodex.events import Finished
+    from nbcodex.settings import Settings
+
+    settings = Settings.read()
+
+    async def ask(number: int) -> int:
+        ending = await current().follow(compose(prompt_of(number), settings), settings)
+        assert isinstance(ending, Finished), ending
+        return len(ending.reply.text)
+
+    return ask
+
+
+def prompt_of(number: int) -> str:
+    """Return a prompt."""
+    return f"prompt {number}: " + "what is a token bucket? " * 3
+
+
+async def many(ask: Callable[[int], Awaitable[int]], count: int, rate: float | None) -> None:
+    """Ask many, 64 under way at once, at a rate or flat out."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    want = len("".join(WORDS))
+
+    async def one(number: int) -> None:
+        async with gate:
+            assert await ask(number) == want
+
+    began, asked = time.perf_counter(), []
+    for number in range(count):
+        if rate is not None:
+            await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        asked.append(asyncio.ensure_future(one(number)))
+    await asyncio.gather(*asked)
+
+
+def run(way: str, count: int, rate: float | None) -> None:
+    """Be the process that asks in one way; print CPU and wall seconds."""
+
+    async def main() -> None:
+        ask = {"plain": plain, "streamed": streamed, "ours": ours}[way]()
+        await many(ask, WARM, rate)
+        began, cpu = time.perf_counter(), time.process_time()
+        await many(ask, count, rate)
+        print(time.process_time() - cpu, time.perf_counter() - began)
+
+    asyncio.run(main())
+
+
+def reservations(count: int = 2000) -> list[float]:
+    """Return the seconds that each reservation takes on an idle desk, thread and file included."""
+    from nbcodex.clock import BootClock
+    from nbcodex.pacing.desk import SharedDesk
+    from nbcodex.pacing.ledger import Ledger
+    from nbcodex.pacing.reservation import Cost, Reservation
+    from nbcodex.pacing.stores import open_store
+    from nbcodex.records import Usage
+
+    clock, took = BootClock(), []
+
+    def reserve(ledger: Ledger) -> Reservation:
+        leave = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), clock.now())
+        assert isinstance(leave, Reservation)
+        return leave
+
+    async def main(folder: Path) -> None:
+        desk = SharedDesk(lambda: open_store(folder), clock=clock, tell=print)
+        for _ in range(count):
+            began = time.perf_counter()
+            given = await desk.do(reserve)
+            took.append(time.perf_counter() - began)
+            desk.post(lambda ledger, given=given: ledger.admit(given, None, clock.now()))
+            desk.post(lambda ledger, given=given: ledger.settle(given, Usage(), clock.now()))
+            await asyncio.sleep(0.005)
+        desk.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder)))
+    return sorted(took)
+
+
+def measured(way: str, count: int, rate: float | None, url: str) -> tuple[float, float]:
+    """Return CPU and wall seconds of one way, in a fresh process."""
+    with tempfile.TemporaryDirectory() as home:
+        environ = {
+            **os.environ,
+            "NBCODEX_HOME": home,
+            "OPENAI_BASE_URL": url,
+            "OPENAI_API_KEY": "sk-benchmark-0123456789",
+            "NBCODEX_MODEL": MODEL,
+        }
+        code = f"from tests.benchmarks.overhead import run; run({way!r}, {count}, {rate})"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        )
+    cpu, wall = map(float, ran.stdout.split())
+    return cpu, wall
+
+
+def main() -> None:
+    """Measure every way in turns, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    spawning = multiprocessing.get_context("spawn")
+    here, there = spawning.Pipe()
+    server = spawning.Process(target=serve, args=(there,), daemon=True)
+    server.start()
+    url = f"http://127.0.0.1:{here.recv()}/v1"
+    try:
+        rows = []
+        costs: dict[tuple[str, float | None], list[float]] = {}
+        for _ in range(options.rounds):
+            for way in WAYS:
+                for rate in (RATE, None):
+                    cpu, _wall = measured(way, options.requests, rate, url)
+                    costs.setdefault((way, rate), []).append(cpu / options.requests)
+        bare = statistics.median(costs["plain", RATE])
+        for way, told in WAYS.items():
+            paced, flat = costs[way, RATE], costs[way, None]
+            rows.append(
+                [
+                    told,
+                    spread(paced, 1000),
+                    f"{statistics.median(paced) / bare:.2f}",
+                    spread(flat, 1000),
+                    f"{1 / statistics.median(flat):.0f}",
+                ]
+            )
+    finally:
+        server.terminate()
+        server.join()
+    print(
+        f"{options.requests:,} requests, {AT_ONCE} under way at most, short answers; "
+        f"{options.rounds} rounds, in turns, 2 cores.\n"
+    )
+    heads = ["way", "CPU at 200/s, ms", "of the SDK's", "flat out, ms", "requests/s a core"]
+    print(table(heads, rows))
+    took = reservations()
+    print(
+        f"\nA reservation, thread and file included: median {took[len(took) // 2] * 1e6:.0f} µs, "
+        f"p99 {took[len(took) * 99 // 100] * 1e3:.2f} ms, 200 a second."
+    )
+
+
+if __name__ == "__main__":
+    main()
