@@ -105,11 +105,13 @@ class Bucket:
 
     def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
         """The server has let a request in; its headers are at hand."""
+        if reservation.closed:
+            return
         self._hear(reservation)
         if reservation.probe:
             self.until = min(self.until, now)
-        if reservation.number > self.sent:
-            return  # taken from a bucket that was lost meanwhile: its marks mean nothing here
+        if reservation.astray:
+            return  # taken from a bucket that may be lost: its marks mean nothing here
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known

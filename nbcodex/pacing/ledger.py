@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
@@ -289,8 +289,10 @@ class Ledger:
 
     def _follow(self, reservation: Reservation, deed: Callable[[Shared], T], now: float) -> T:
         """Do a deed that a reservation's fate asks for, and let the first in the row look again."""
+        before = replace(reservation)
 
         def whole(shared: Shared) -> T:
+            reservation.become(before)  # a store may do a deed again, on other numbers
             shared.revive(self._holder, reservation, now)
             was = reservation.heard, reservation.closed
             result = deed(shared)

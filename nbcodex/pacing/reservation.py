@@ -45,8 +45,10 @@ class Reservation:
         The input as it was charged here, the fit included.
     heard, closed : bool
         Whether the server has answered; whether it is over.
-    counted : float
-        In which life of its holder it is counted among what is under way.
+    born : int
+        The share of its holder among which it is counted.
+    astray : bool
+        Whether that is not the one that it was taken from, so that its marks mean nothing.
     """
 
     bucket: str
@@ -59,7 +61,13 @@ class Reservation:
     tokens: float
     heard: bool = False
     closed: bool = False
-    counted: float = 0.0
+    born: int = 0
+    astray: bool = False
+
+    def become(self, other: Reservation) -> None:
+        """Take back what happened to it since it was like `other`."""
+        self.marks, self.heard, self.closed = other.marks, other.heard, other.closed
+        self.born, self.astray = other.born, other.astray
 
     def shift(self, amounts: tuple[float, ...]) -> None:
         """Let the token ledgers have held more at the mark."""

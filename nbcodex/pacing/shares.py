@@ -7,6 +7,7 @@ polls. Pure arithmetic on numbers; must not know where they are stored.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 
 from nbcodex.pacing.bucket import Bucket
@@ -33,8 +34,8 @@ class Share:
 
     Parameters
     ----------
-    born_at, seen_at : float
-        Its first and its last sign of life.
+    seen_at : float
+        Its last sign of life.
     served : float
         Tokens it was given, on the scale of all.
     due_at : float
@@ -47,9 +48,10 @@ class Share:
         Requests that are under way, and those of them without a verdict.
     asked_under_way, starts : float
         Their bounds on output, and the sum of the instants at which they went.
+    born : int
+        Tells it from an earlier share of the same holder, and from one in another store.
     """
 
-    born_at: float = 0.0
     seen_at: float = 0.0
     served: float = 0.0
     due_at: float = -1e18
@@ -60,6 +62,7 @@ class Share:
     unheard: int = 0
     asked_under_way: float = 0.0
     starts: float = 0.0
+    born: int = field(default_factory=lambda: secrets.randbits(53))
 
     def waits(self, now: float) -> bool:
         """Return whether it has somebody waiting who is not late."""
@@ -77,12 +80,12 @@ class Shared:
         """Return a holder's part, which is a sign of its life; drop those of the dead."""
         if self.bucket.sent_at > now + AHEAD:
             self.bucket, self.holders = heir(self.bucket), {}
-        mine = self.holders.get(holder)
-        if mine is None:
-            mine = self.holders[holder] = Share(born_at=now)
-        mine.seen_at = now
         for name in [n for n, share in self.holders.items() if share.seen_at + LEASE < now]:
             self._bury(self.holders.pop(name))
+        mine = self.holders.get(holder)
+        if mine is None:
+            mine = self.holders[holder] = Share()
+        mine.seen_at = now
         return mine
 
     def moment(self, holder: str, cost: Cost, now: float, *, asked: float) -> float:
@@ -124,15 +127,15 @@ class Shared:
         mine.asked_under_way += cost.output
         mine.starts += now
         reservation = self.bucket.take(name, cost, now, probe=probe)
-        reservation.counted = mine.born_at
+        reservation.born = mine.born
         return reservation
 
     def revive(self, holder: str, reservation: Reservation, now: float) -> None:
         """Count in again what was counted out when its holder seemed dead, or was lost."""
         mine = self.share(holder, now)
-        if reservation.counted == mine.born_at or reservation.closed:
+        if reservation.born == mine.born or reservation.closed:
             return
-        reservation.counted = mine.born_at
+        reservation.born, reservation.astray = mine.born, True
         self.bucket.output.begin(reservation.cost.output, reservation.at)
         mine.under_way += 1
         mine.asked_under_way += reservation.cost.output
