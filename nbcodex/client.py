@@ -28,7 +28,7 @@ from nbcodex.events import Ending
 from nbcodex.handle import Handle, Listener, reply_of
 from nbcodex.progress import Watcher
 from nbcodex.records import POSSIBLY_PAID, Origin, Reply, Request, Resumption, new_id
-from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Settings, folder_of
+from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Secret, Settings, folder_of
 from nbcodex.totals import Totals
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._engine: Engine | None = None
-        self._desks: dict[Path, Desk] = {}
+        self._desks: dict[tuple[Path, Secret | None], Desk] = {}
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening = threading.Lock()
@@ -98,17 +98,20 @@ class Client:
     def desk(self, settings: Settings) -> Desk:
         """Return where it is asked who may send, and when; called on the loop's thread.
 
-        What is known of limits is shared by all who have the folder of `settings` in common, also
+        What is known of limits is shared by all who have the folder or the Redis of `settings` in
+        common, also
         where prompts are not kept: it holds numbers alone, under names that are hashes.
         """
         from nbcodex.pacing.desk import SharedDesk
         from nbcodex.pacing.stores import open_store
 
-        folder = folder_of(settings)
-        if folder not in self._desks:
-            opening = partial(open_store, folder)
-            self._desks[folder] = SharedDesk(opening, clock=self.clock, tell=self._announce)
-        return self._desks[folder]
+        place = folder_of(settings), settings.redis_url
+        if place not in self._desks:
+            opening = partial(
+                open_store, place[0], redis_url=settings.redis_url, say=self._announce
+            )
+            self._desks[place] = SharedDesk(opening, clock=self.clock, tell=self._announce)
+        return self._desks[place]
 
     def _announce(self, news: str) -> None:
         self.news = f"{self.news} {news}".strip()

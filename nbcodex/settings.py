@@ -35,8 +35,9 @@ _ENVIRONMENT = {
     "OPENAI_API_VERSION": "api_version",
     "NBCODEX_MODEL": "model",
     "NBCODEX_HOME": "home",
+    "NBCODEX_REDIS_URL": "redis_url",
 }
-_SECRETS = {"api_key", "azure_key", "azure_ad_token"}
+_SECRETS = {"api_key", "azure_key", "azure_ad_token", "redis_url"}
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
@@ -138,6 +139,8 @@ class Settings:
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     aliases
         Short names of models, and what they stand for.
+    redis_url
+        ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
     """
 
     api_key: Secret | None = None
@@ -162,6 +165,7 @@ class Settings:
     ask_above: float = 1.0
     home: Path | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    redis_url: Secret | None = None
 
     @classmethod
     def read(

@@ -1,18 +1,30 @@
-"""Where observed buckets are kept: in memory, or where several processes share them."""
+"""Where observed buckets are kept: in memory, or where several processes or hosts share them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from nbcodex.errors import ConfigurationError
 from nbcodex.pacing.shares import Shared
+
+if TYPE_CHECKING:
+    from nbcodex.settings import Secret
 
 T = TypeVar("T")
 
+COMMON_SALT = b"nbcodex, shared by hosts"
+"""Names buckets where hosts share them: nothing has to be agreed upon, and what reaches Redis is a
+slow hash of such a name."""
+
 
 class StoreError(Exception):
-    """The store cannot be used; says why, in a sentence."""
+    """The store cannot be used; says why, in a sentence without a secret."""
+
+
+class UnreachableError(StoreError):
+    """A store on another machine cannot be used now."""
 
 
 class Store(Protocol):
@@ -23,6 +35,8 @@ class Store(Protocol):
 
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
         """Let `deed` read and change the bucket `name`, undisturbed, and return what it returns.
+
+        It may be done more than once, each time on other numbers; only the last time counts.
 
         Raises
         ------
@@ -36,8 +50,19 @@ class Store(Protocol):
         ...
 
 
-def open_store(folder: Path) -> Store:
-    """Return the store of all processes that have a folder in common; it may block.
+def open_store(
+    folder: Path, *, redis_url: Secret | None = None, say: Callable[[str], None] = lambda _: None
+) -> Store:
+    """Return the store of all processes that have a folder, or a Redis, in common; it may block.
+
+    Parameters
+    ----------
+    folder : Path
+        Where this machine's buckets are kept.
+    redis_url : Secret or None
+        The Redis of several hosts; where it cannot be used, this machine's own store stands in.
+    say : callable
+        Hears, on the thread that uses the store, that Redis is gone or back.
 
     Raises
     ------
@@ -46,4 +71,19 @@ def open_store(folder: Path) -> Store:
     """
     from nbcodex.pacing.stores.sqlite import open_in
 
-    return open_in(folder)
+    if not redis_url:
+        return open_in(folder)
+    from nbcodex.pacing.stores.fallback import Fallback
+    from nbcodex.pacing.stores.memory import MemoryStore
+    from nbcodex.pacing.stores.redis import RedisStore
+
+    try:
+        shared = RedisStore(redis_url)
+    except ConfigurationError as error:
+        raise StoreError(str(error)) from None
+    local: Store
+    try:
+        local = open_in(folder)
+    except StoreError:
+        local = MemoryStore()
+    return Fallback(shared, local, say=say)
