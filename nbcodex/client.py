@@ -99,8 +99,7 @@ class Client:
         """Return where it is asked who may send, and when; called on the loop's thread.
 
         What is known of limits is shared by all who have the folder or the Redis of `settings` in
-        common, also
-        where prompts are not kept: it holds numbers alone, under names that are hashes.
+        common, also where prompts are not kept: numbers alone, under names that are hashes.
         """
         from nbcodex.pacing.desk import SharedDesk
         from nbcodex.pacing.stores import open_store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,11 @@ from nbcodex.pacing.reservation import Cost
 from nbcodex.pacing.shares import Shared
 from nbcodex.pacing.stores import Store
 from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.pacing.stores.redis import RedisStore
 from nbcodex.pacing.stores.sqlite import _TABLE, SqliteStore
 from nbcodex.records import Limit
+from nbcodex.settings import Secret
+from tests.redis_server import RedisServer
 
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
@@ -24,9 +27,18 @@ MAKERS: dict[str, Callable[[Path], Store]] = {
 }
 
 
-@pytest.fixture(params=MAKERS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MAKERS[request.param](tmp_path)
+COMMITTING = ["sqlite", pytest.param("redis", marks=pytest.mark.server)]
+
+
+@pytest.fixture(params=["memory", *COMMITTING])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param != "redis":
+        yield MAKERS[request.param](tmp_path)
+        return
+    server: RedisServer = request.getfixturevalue("redis")
+    kept = RedisStore(server.url())
+    yield kept
+    kept.close()
 
 
 def take(shared: Shared) -> int:
@@ -53,9 +65,9 @@ def test_everything_survives_packing() -> None:
     assert unpack(Shared, json.loads(json.dumps(pack(shared)))) == shared
 
 
-def test_a_deed_that_fails_has_changed_nothing(tmp_path: Path) -> None:
-    """An exception in a deed rolls it back, and the file can be used on."""
-    store = MAKERS["sqlite"](tmp_path)
+@pytest.mark.parametrize("store", COMMITTING, indirect=True)
+def test_a_deed_that_fails_has_changed_nothing(store: Store) -> None:
+    """An exception in a deed rolls it back, and the store can be used on."""
 
     def fail(shared: Shared) -> None:
         take(shared)
@@ -83,23 +95,35 @@ def test_a_damaged_row_is_learnt_again(tmp_path: Path, state: str) -> None:
     store.close()
 
 
-def work(path: Path, times: int) -> None:
-    store = SqliteStore(path, boot="one")
+def open_at(place: str) -> SqliteStore | RedisStore:
+    """Open a store that others have open, too: a file, or a server."""
+    if "://" in place:
+        return RedisStore(Secret(place))
+    return SqliteStore(Path(place), boot="one")
+
+
+def work(place: str, times: int) -> None:
+    store = open_at(place)
     for _ in range(times):
         store.deal("b", take)
     store.close()
 
 
-def test_processes_do_not_lose_each_other_s_deeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", COMMITTING)
+def test_processes_do_not_lose_each_other_s_deeds(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Deeds of several processes at once are all kept."""
-    path = tmp_path / "l"
-    SqliteStore(path, boot="one").close()
+    place = str(tmp_path / "l")
+    if kind == "redis":
+        place = request.getfixturevalue("redis").url().reveal()
+    open_at(place).close()
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=work, args=(path, 100)) for _ in range(3)]
+    workers = [spawn.Process(target=work, args=(place, 100)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    store = SqliteStore(path, boot="one")
+    store = open_at(place)
     assert store.deal("b", take) == 301
     store.close()

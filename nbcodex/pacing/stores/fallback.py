@@ -1,7 +1,7 @@
 """A store that other machines share, as long as it can be used; this machine's own meanwhile.
 
 Owns when to turn from one to the other. Must not know what stands behind either. Looking whether
-the shared one is back is done on a thread of its own: nobody waits for it longer than `GRACE`.
+the shared one is back is done on a thread of its own: nobody waits for it for more than a moment.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from nbcodex.pacing.stores import Store, UnreachableError
 
 T = TypeVar("T")
 
-GRACE = 0.5
-"""Seconds that a deed waits for the shared store, at first and when it has just gone."""
+FIRST, GRACE = 1.0, 0.5
+"""Seconds that a deed waits for the shared store: at first, and when it has just gone."""
 STAY = LEASE + 1.0
 """Seconds for which one who has fallen back stays: meanwhile its lease there runs out, so what it
 had under way there is counted no more."""
@@ -59,6 +59,7 @@ class Fallback:
         self._seeker: threading.Thread | None = None
         self._reason = "Redis does not answer."
         self._stays_until = self._quiet_until = 0.0
+        self._grace = FIRST
         self._away = self._told = False
 
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
@@ -92,7 +93,8 @@ class Fallback:
         if self._there.is_set():
             return True
         self._seek()
-        return self._there.wait(GRACE)
+        found, self._grace = self._there.wait(self._grace), GRACE
+        return found
 
     def _fall_back(self) -> None:
         self._seek()

@@ -126,7 +126,9 @@ class RedisStore:
         UnreachableError
             If Redis cannot be used; whether the last deed was kept is unknown then.
         """
-        key = key_of(name)
+        return self._deal(key_of(name), deed)
+
+    def _deal(self, key: str, deed: Callable[[Shared], T]) -> T:
         kept = self._kept.pop(key, None) or self._read(key)
         end = time.monotonic() + BUSY
         while True:
@@ -149,7 +151,7 @@ class RedisStore:
             If it cannot.
         """
         self.close()
-        self.deal("check", lambda _: None)
+        self._deal(f"nbcodex:{{check}}:{_layout()}", lambda _: None)
 
     def close(self) -> None:
         """Close the connection; the next deed opens another one."""
