@@ -1,0 +1,233 @@
+"""Several hosts on one key: what a reservation costs in Redis, and how well limits are used.
+
+Hosts are network namespaces on one bridge (`tests.benchmarks.network`), each with a process of its
+own; a real redis-server and the simulator stand beside them. Real time, real sockets.
+
+Run with ``python -m tests.benchmarks.redis [cost|active|heavy|killed ...]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbcodex.clock import BootClock
+from nbcodex.simulator import Knobs, Simulator
+from nbcodex.simulator.server import SimulatorServer
+from tests.benchmarks.kernels import jain
+from tests.benchmarks.network import Host, Network, network
+from tests.benchmarks.table import table
+from tests.redis_server import RedisServer, redis_server
+
+LIMIT = 600_000
+RATE = LIMIT / 60
+HOSTS = 4
+PASSWORD = "a-password-of-redis"
+STARTING = 8.0
+"""Seconds that a process has to import everything before all begin together."""
+
+
+@dataclass
+class Stage:
+    """What hosts find: their network, Redis and a rate-limited server."""
+
+    network: Network
+    redis: RedisServer
+    core: Simulator
+    url: str
+
+    def run(self, host: Host, **options: Any) -> subprocess.Popen[str]:
+        """Start a process on a host."""
+        given = {"redis": self.redis.url(PASSWORD).reveal(), "api": self.url, **options}
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        command = [*host.prefix, sys.executable, "-m", "tests.benchmarks.redis_host", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def stage(**knobs: Any) -> Iterator[Stage]:
+    """Build everything; take it away afterwards."""
+    with tempfile.TemporaryDirectory() as folder, network(HOSTS) as net:
+        login = ("--requirepass", PASSWORD)
+        with redis_server(Path(folder), *login, host=net.address) as redis:
+            core = Simulator(Knobs(tpm=LIMIT, rpm=20_000, sigma=0.4, chunk=1000, **knobs))
+            with SimulatorServer(core, host=net.address) as url:
+                yield Stage(net, redis, core, url)
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """Return what each process tells at its end; end them all, whatever happens."""
+    try:
+        told = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [json.loads(text) for text in told if text.strip()]
+
+
+def cost() -> list[str]:
+    """Measure deeds: of one host alone, and of four with 50 requests a second each."""
+    rows = []
+    with stage() as here:
+        for count in (1, HOSTS):
+            start = BootClock().now() + STARTING
+            hosts = here.network.hosts[:count]
+            told = ends([here.run(h, seconds=10, rate=50, start=start) for h in hosts])
+            rows.append(
+                (
+                    f"{count} x 50 requests/s x 4 deeds",
+                    f"{1e3 * statistics.median(t['median'] for t in told):.2f}",
+                    f"{1e3 * max(t['p99'] for t in told):.1f}",
+                    f"{statistics.fmean(t['again'] for t in told):.2f}",
+                    f"{sum(t['deeds'] for t in told) / 10:.0f}",
+                )
+            )
+    print(table(("hosts", "median, ms", "p99, ms", "done again, per deed", "deeds/s"), rows))
+    return []
+
+
+def admitted(here: Stage) -> dict[int, Any]:
+    """Return what the server let in, by the number of the prompt."""
+    return {int(s.prompt.split()[0]): s for s in here.core.log if s.status == 200 and s.prompt}
+
+
+def refusals(here: Stage) -> float:
+    """Return the share of requests that the server refused."""
+    asked = [s for s in here.core.log if s.api]
+    return sum(s.status == 429 for s in asked) / len(asked)
+
+
+def active() -> list[str]:
+    """Four hosts that all have much to ask."""
+    with stage(policy="refunded") as here:
+        start = BootClock().now() + STARTING
+        runs = [
+            here.run(host, index=i, prompts=2400, seconds=150, start=start)
+            for i, host in enumerate(here.network.hosts)
+        ]
+        told = ends(runs)
+        at = admitted(here)
+        log = here.core.log
+        began, last = min(s.at for s in log), max(s.at for s in at.values())
+        bound = (sum(s.charged for s in log) - LIMIT) / RATE / (last - began)
+        until = min(max(s.at for n, s in at.items() if n % HOSTS == i) for i in range(HOSTS))
+        fair = jain(
+            [
+                sum(s.charged for n, s in at.items() if n % HOSTS == i and s.at <= until)
+                for i in range(HOSTS)
+            ]
+        )
+        refused = refusals(here)
+    finished, twice = sum(t["finished"] for t in told), sum(t["twice"] for t in told)
+    print(
+        f"{finished} answered, {twice} twice, in {last - began:.1f} s; token bound {bound:.3f}, "
+        f"429s {100 * refused:.2f} %, Jain index {fair:.3f}; a deed {_deed(told)}"
+    )
+    return _missed(
+        ("token bound", bound >= 0.97), ("429s", refused <= 0.005), ("Jain index", fair >= 0.98)
+    )
+
+
+def _deed(told: list[dict[str, Any]]) -> str:
+    median = 1e3 * statistics.median(t["median"] for t in told)
+    p99, again = 1e3 * max(t["p99"] for t in told), statistics.fmean(t["again"] for t in told)
+    return f"{median:.2f} ms (p99 {p99:.1f}), done again {again:.2f} times"
+
+
+def heavy() -> list[str]:
+    """One host with much to ask, and three that ask now and then."""
+    waits = {}
+    for name, first in (("alone", 1), ("beside a heavy one", 0)):
+        with stage(policy="refunded") as here:
+            start = BootClock().now() + STARTING
+            runs = [
+                here.run(
+                    host,
+                    index=i,
+                    prompts=10_000 if i == 0 else 400,
+                    seconds=60,
+                    every=0.0 if i == 0 else 0.7,
+                    start=start,
+                )
+                for i, host in enumerate(here.network.hosts)
+                if i >= first
+            ]
+            light = [t for t in ends(runs) if t["index"]]
+            refused = refusals(here)
+        left = [w for t in light for w in t["left"]]
+        answered = [w for t in light for w in t["answered"]]
+        waits[name] = statistics.quantiles(answered, n=100)[98]
+        print(
+            f"light ones {name}: {len(left)} asked, p99 until answered {waits[name]:.2f} s, "
+            f"p99 until sent {statistics.quantiles(left, n=100)[98]:.3f} s, "
+            f"429s {100 * refused:.2f} %"
+        )
+    return _missed(("p99 wait", waits["beside a heavy one"] <= 2 * waits["alone"]))
+
+
+def killed() -> list[str]:
+    """Four busy hosts, one of which is killed."""
+    with stage(policy="refunded") as here:
+        start = BootClock().now() + STARTING
+        runs = [
+            here.run(host, index=i, prompts=12_000, seconds=70, start=start)
+            for i, host in enumerate(here.network.hosts)
+        ]
+        killer = threading.Timer(STARTING + 35, runs[0].kill)
+        killer.start()
+        while killer.is_alive():
+            time.sleep(0.01)
+        at_death = here.core.clock.now() if hasattr(here.core, "clock") else None
+        told = ends(runs)
+        seen = [s for s in here.core.log if s.status == 200]
+    dead_at = at_death or max(s.at for s in seen if int(s.prompt.split()[0]) % HOSTS == 0)
+    after = [s for s in seen if int(s.prompt.split()[0]) % HOSTS]
+    steps = [
+        (second, sum(s.charged for s in after if 0 <= s.at - dead_at - second < 5) / 5 / RATE)
+        for second in range(21)
+    ]
+    back = next((second for second, rate in steps if rate >= 0.95), None)
+    tail = sum(s.charged for s in after if 10 <= s.at - dead_at < 25) / 15 / RATE
+    print(
+        f"{sum(t['finished'] for t in told)} answered by those who live; after the kill the others "
+        f"are at {', '.join(f'{r:.2f}' for _, r in steps[:11])} of the rate (5 s from each second "
+        f"on); back after {back} s; 10 to 25 s after it {tail:.3f}"
+    )
+    return _missed(("full rate within 10 s", back is not None and back <= 10 and tail >= 0.95))
+
+
+def _missed(*checks: tuple[str, bool]) -> list[str]:
+    return [name for name, held in checks if not held]
+
+
+PARTS = {"cost": cost, "active": active, "heavy": heavy, "killed": killed}
+
+
+def main() -> int:
+    """Run what was named, or all; return how many bounds were missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="one of " + ", ".join(PARTS))
+    names = parser.parse_args().parts or list(PARTS)
+    missed = 0
+    for name in names:
+        print(f"\n### {name}\n", flush=True)
+        for bound in PARTS[name]():
+            print(f"MISSED: {bound}")
+            missed += 1
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

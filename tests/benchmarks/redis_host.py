@@ -1,0 +1,148 @@
+"""One host of the Redis benchmark: a process with a ledger in Redis, told all by its command line.
+
+Prints one line of JSON at its end. Run by `tests.benchmarks.redis`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from nbcodex.clock import BootClock
+from nbcodex.pacing.observed import Ledger, Ticket
+from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.shares import Shared
+from nbcodex.pacing.stores import Store, open_store
+from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.settings import Secret, Settings
+from nbcodex.wire.attempt import Wire
+from tests.benchmarks.pacing_wire import Crowd
+from tests.benchmarks.world import Prompt, workload
+from tests.simulated import KEY
+
+T = TypeVar("T")
+
+
+class Timed:
+    """A store that notes how long deeds take, and how often they are done."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.took, self.done = store, list[float](), 0
+
+    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
+        def counted(shared: Shared) -> T:
+            self.done += 1
+            return deed(shared)
+
+        began = time.perf_counter()
+        try:
+            return self.store.deal(name, counted)
+        finally:
+            self.took.append(time.perf_counter() - began)
+
+    def figures(self) -> dict[str, float]:
+        cuts = statistics.quantiles(self.took, n=100)
+        again = self.done / len(self.took) - 1
+        return {"median": cuts[49], "p99": cuts[98], "again": again, "deeds": len(self.took)}
+
+
+class Host(Crowd):
+    """A crowd that notes how long its prompts wait, for leave and for the whole answer."""
+
+    def __init__(self, *args: object, **more: object) -> None:
+        super().__init__(*args, **more)  # type: ignore[arg-type]
+        self.left: list[float] = []
+        self.answered: list[float] = []
+
+    async def ask(self, prompt: Prompt) -> None:
+        began = self.clock.now()
+        await super().ask(prompt)
+        self.answered.append(self.clock.now() - began)
+
+    async def _leave(self, ticket: Ticket, event: asyncio.Event) -> Reservation:
+        began = self.clock.now()
+        reservation = await super()._leave(ticket, event)
+        self.left.append(self.clock.now() - began)
+        return reservation
+
+
+async def live(host: Host, prompts: list[Prompt], *, seconds: float, every: float) -> None:
+    """Ask the prompts, all at once or one after the other, until they or the time are used up."""
+    asking = asyncio.ensure_future(_ask(host, prompts, every))
+    end = host.clock.now() + seconds
+    while not asking.done() and host.clock.now() < end:
+        host.ledger.beat(host.clock.now())
+        await asyncio.wait([asking], timeout=1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
+    async with asyncio.TaskGroup() as group:
+        for prompt in prompts:
+            group.create_task(host.ask(prompt))
+            if every:
+                await asyncio.sleep(host.chance.expovariate(1 / every))
+
+
+def spin(store: Timed, *, seconds: float, rate: float) -> None:
+    """Do deeds at a steady rate, and nothing else."""
+    clock, cost = BootClock(), Cost(250, 1000)
+    ledger = Ledger(store, holder=str(time.perf_counter_ns()))
+    end = clock.now() + seconds
+    due = clock.now()
+    while due < end:
+        time.sleep(max(0.0, due - clock.now()))
+        ticket = ledger.listen("b", cost, lambda: None)
+        given = ledger.probe(ticket, clock.now())
+        ledger.admit(given, None, clock.now())
+        ledger.cancel(given, clock.now())
+        ledger.beat(clock.now())
+        due += 1 / rate
+
+
+def main() -> None:
+    """Be one host."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--redis", required=True)
+    parser.add_argument("--api", default="")
+    parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--every", type=float, default=0.0)
+    parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--start", type=float, default=0.0)
+    options = parser.parse_args()
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    settings = Settings(redis_url=Secret(options.redis))
+    store = Timed(open_store(settings, local=MemoryStore(), say=say))
+    store.deal("warm", lambda _: None)
+    clock = BootClock()
+    if options.rate:
+        time.sleep(max(0.0, options.start - clock.now()))
+        spin(store, seconds=options.seconds, rate=options.rate)
+        print(json.dumps(store.figures()))
+        return
+    place = urlsplit(options.api).netloc
+    keys = {place: Secret(KEY)}
+    settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
+    ledger = Ledger(store, holder=str(options.index))
+    host = Host(Wire(clock=clock), ledger, clock, settings, seed=options.index)
+    prompts = workload(options.prompts, 0)[options.index :: options.hosts]
+    time.sleep(max(0.0, options.start - clock.now()))
+    asyncio.run(live(host, prompts, seconds=options.seconds, every=options.every))
+    twice = sum(n != 1 for n in host.finished.values())
+    done = {"index": options.index, "finished": len(host.finished), "twice": twice}
+    print(json.dumps(done | {"left": host.left, "answered": host.answered} | store.figures()))
+
+
+if __name__ == "__main__":
+    main()
