@@ -6,6 +6,7 @@ overhead    what a request costs, beside the bare SDK
 journal     what keeping prompts and answers costs
 map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
+redis       the same between four hosts that share a key, and what Redis costs
 
 Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
 """
@@ -16,7 +17,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing")
+NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis")
 
 
 def main() -> int:
