@@ -15,7 +15,7 @@ from nbcodex.pacing.observed import Ledger
 
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.shares import LEASE
-from nbcodex.pacing.stores import UnreachableError, fallback, open_store
+from nbcodex.pacing.stores import UnreachableError, fallback, open_store, redis
 from nbcodex.pacing.stores.fallback import Fallback
 from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.pacing.stores.redis import RedisStore
@@ -190,6 +190,13 @@ class Rig:
 
 
 @pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has all the time it needs, so that it is not taken for one that hangs."""
+    monkeypatch.setattr(redis, "TIMEOUT", PATIENT)
+    monkeypatch.setattr(fallback, "FIRST", PATIENT)
+
+
+@pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     with redis_server(tmp_path) as server:
         yield server
@@ -224,8 +231,11 @@ def test_a_redis_that_hangs_is_not_waited_for(own_redis: RedisServer) -> None:
 
 
 @pytest.mark.server
-def test_a_dropped_connection_is_no_reason_to_fall_back(own_redis: RedisServer) -> None:
+def test_a_dropped_connection_is_no_reason_to_fall_back(
+    own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that closes idle connections is connected to again, without a word."""
+    monkeypatch.setattr(fallback, "GRACE", PATIENT)
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.deal()
@@ -252,18 +262,35 @@ def test_a_server_that_says_nothing_is_not_waited_for() -> None:
     assert rig.longest < fallback.FIRST + BUSY
 
 
+FULL = ("CONFIG", "SET", "maxmemory", "1")
+EMPTY = ("CONFIG", "SET", "maxmemory", "0")
+LOCKED = ("CONFIG", "SET", "requirepass", "new")
+OPEN = ("-a", "new", "CONFIG", "SET", "requirepass", "")
+CUT = ("-a", "new", "CLIENT", "KILL", "TYPE", "normal")
+
+
 @pytest.mark.server
-def test_a_redis_that_fills_up_or_is_locked_in_mid_run_is_done_without(
+@pytest.mark.parametrize(
+    ("spoil", "mend", "word"),
+    [([FULL], EMPTY, "no memory"), ([LOCKED, CUT], OPEN, "refuses the password")],
+    ids=["full", "locked"],
+)
+def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
     own_redis: RedisServer,
+    slow_machine: None,
+    spoil: list[tuple[str, ...]],
+    mend: tuple[str, ...],
+    word: str,
 ) -> None:
-    """Out of memory, or a password set meanwhile; then it is mended."""
+    """Memory runs out in mid-run, or a password is asked for; then it is mended."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.deal()
-        own_redis.ask("CONFIG", "SET", "maxmemory", "1")
+        for words in spoil:
+            own_redis.ask(*words)
         until(rig.fallen)
-        assert "no memory" in rig.said[0]
-        own_redis.ask("CONFIG", "SET", "maxmemory", "0")
+        assert word in rig.said[0]
+        own_redis.ask(*mend)
         until(rig.back)
 
 

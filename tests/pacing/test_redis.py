@@ -21,9 +21,10 @@ from nbcodex.pacing.shares import LEASE, Shared
 from nbcodex.pacing.stores import UnreachableError, open_store
 from nbcodex.pacing.stores import redis as module
 from nbcodex.pacing.stores.instants import move
+from nbcodex.pacing.stores.keys import key_of
 from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.pacing.stores.offset import DRIFT, Offset
-from nbcodex.pacing.stores.redis import RedisStore, key_of
+from nbcodex.pacing.stores.redis import RedisStore
 from nbcodex.records import Limit
 from nbcodex.settings import Secret, Settings
 from tests.redis_server import RedisServer, redis_server

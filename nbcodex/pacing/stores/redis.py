@@ -2,22 +2,23 @@
 
 Optimistic: a deed is done here, on the newest numbers that this process knows, and one script
 commits the outcome if nobody was faster; else it hands back what is there, and the deed is done
-again. So nobody holds a lock that could die with him, and an undisturbed deed costs one round trip.
+again. So an undisturbed deed costs one round trip. Who was too slow `TRIES` times may claim the
+bucket for a moment, or a far host would never be the fastest among near ones.
 
 In Redis, instants are in its own time, by which no two hosts can differ; here, in the host's.
-Redis holds numbers, and under names that are salted, slow hashes. Blocks, for at most `TIMEOUT`
-per step, so it is used off the event loop, and from one thread at a time. Sole user of redis-py.
+Redis holds numbers, under names that tell nothing. Blocks, for at most `TIMEOUT` per step, so it is
+used off the event loop, and from one thread at a time. Sole user of redis-py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nbcodex.clock import BootClock
@@ -26,6 +27,7 @@ from nbcodex.pacing.packing import pack, unpack
 from nbcodex.pacing.shares import Shared
 from nbcodex.pacing.stores import COMMON_SALT, UnreachableError
 from nbcodex.pacing.stores.instants import move
+from nbcodex.pacing.stores.keys import CHECK, key_of
 from nbcodex.pacing.stores.offset import Offset
 from nbcodex.settings import Secret
 
@@ -35,6 +37,9 @@ TIMEOUT = 0.25
 """Seconds that Redis has for each step."""
 BUSY = 0.5
 """Seconds after which a deed that others are always faster than is given up."""
+TRIES, CLAIM, PAUSE = 3, 0.05, 0.001
+"""How often one may be too slow before a claim; the seconds that it lasts at most, in which the
+others look again after each pause."""
 LIFE = 600.0
 """Seconds after its last use when a bucket is forgotten."""
 LARGEST = 1_000_000
@@ -42,20 +47,26 @@ LARGEST = 1_000_000
 JUMP = 1.0
 """Seconds by which a state may be from the future: more, and Redis's clock was put back."""
 
-_SALT = b"nbcodex, a bucket's name in Redis"
-
 _SCRIPT = f"""
 local now = redis.call('TIME')
+local instant = now[1] + now[2] / 1000000
 local key = KEYS[1]
-local kept = redis.pcall('HMGET', key, 'version', 'state')
+local kept = redis.pcall('HMGET', key, 'version', 'state', 'claimed_by', 'claimed_until')
 if kept.err or redis.call('HSTRLEN', key, 'state') > {LARGEST} then
   redis.call('DEL', key)
   kept = {{}}
 end
-if ARGV[2] == '' or (kept[1] or '') ~= ARGV[1] then
-  return {{0, now[1], now[2], kept[1] or '', kept[2] or ''}}
+local ends = tonumber(kept[4] or 0) or 0
+local claimed = kept[3] ~= ARGV[5] and ends > instant and ends < instant + 1
+if ARGV[2] == '' or claimed or (kept[1] or '') ~= ARGV[1] then
+  if ARGV[6] ~= '' and not claimed then
+    redis.call('HSET', key, 'claimed_by', ARGV[5], 'claimed_until', instant + ARGV[6])
+    redis.call('PEXPIRE', key, ARGV[4])
+  end
+  local taken = claimed and 1 or 0
+  return {{0, now[1], now[2], kept[1] or '', kept[2] or '', taken}}
 end
-redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3])
+redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3], 'claimed_until', 0)
 redis.call('PEXPIRE', key, ARGV[4])
 return {{1, now[1], now[2]}}
 """
@@ -77,6 +88,7 @@ class _Kept:
     version: bytes
     shared: Shared
     fresh: bool
+    claimed: bool = False
 
 
 class RedisStore:
@@ -105,6 +117,8 @@ class RedisStore:
         self._now = now or BootClock().now
         self._connection = _connection(url)
         self._offset = Offset()
+        self._me = secrets.token_hex(8)
+        self._steady = True
         self._kept: dict[str, _Kept] = {}
         self.conflicts = 0
 
@@ -131,16 +145,20 @@ class RedisStore:
     def _deal(self, key: str, deed: Callable[[Shared], T]) -> T:
         kept = self._kept.pop(key, None) or self._read(key)
         end = time.monotonic() + BUSY
-        while True:
+        for tries in itertools.count(1):
             result = self._do(kept, deed)
-            newer = self._commit(key, kept)
+            newer = self._commit(key, kept, claim=tries > TRIES)
             if newer is None:
-                self._kept[key] = kept
-                return result
+                break
             if time.monotonic() > end:
                 raise UnreachableError("Redis is too busy.")
             self.conflicts += 1
             kept = newer
+            if kept.claimed:
+                time.sleep(PAUSE)
+        if self._steady:
+            self._kept[key] = kept
+        return result
 
     def check(self) -> None:
         """Connect anew, and see whether Redis can be read and written.
@@ -151,7 +169,7 @@ class RedisStore:
             If it cannot.
         """
         self.close()
-        self._deal(f"nbcodex:{{check}}:{_layout()}", lambda _: None)
+        self._deal(CHECK, lambda _: None)
 
     def close(self) -> None:
         """Close the connection; the next deed opens another one."""
@@ -176,10 +194,10 @@ class RedisStore:
     def _read(self, key: str) -> _Kept:
         return self._kept_in(self._run(key, b"", b"", ""))
 
-    def _commit(self, key: str, kept: _Kept) -> _Kept | None:
+    def _commit(self, key: str, kept: _Kept, *, claim: bool) -> _Kept | None:
         """Keep what a deed has made; return what is there instead, if another was faster."""
         version = secrets.token_bytes(8)
-        answer = self._run(key, kept.version, version, self._packed(kept.shared))
+        answer = self._run(key, kept.version, version, self._packed(kept.shared), claim=claim)
         if answer[0] != 1:
             return self._kept_in(answer)
         kept.version, kept.fresh = version, False
@@ -193,9 +211,9 @@ class RedisStore:
 
     def _kept_in(self, answer: Any) -> _Kept:
         try:
-            _, seconds, micros, version, state = answer
+            _, seconds, micros, version, state, claimed = answer
             if not state:
-                return _Kept(version, Shared(), fresh=True)
+                return _Kept(version, Shared(), fresh=True, claimed=claimed == 1)
             written_at, packed = json.loads(state, parse_constant=_constant)
             shared = unpack(Shared, packed)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
@@ -204,13 +222,16 @@ class RedisStore:
         except _DAMAGE:
             # Damaged, or never ours.
             return _Kept(version, Shared(), fresh=True)
-        return _Kept(version, shared, fresh=False)
+        return _Kept(version, shared, fresh=False, claimed=claimed == 1)
 
-    def _run(self, key: str, known: bytes, version: bytes, state: str) -> Any:
+    def _run(
+        self, key: str, known: bytes, version: bytes, state: str, *, claim: bool = False
+    ) -> Any:
         """Run the script, and learn from its stamp."""
         from redis.exceptions import NoScriptError, RedisError
 
-        arguments = ("1", key, known, version, state, str(int(LIFE * 1000)))
+        life, lasts = str(int(LIFE * 1000)), str(CLAIM) if claim else ""
+        arguments = ("1", key, known, version, state, life, self._me, lasts)
         try:
             try:
                 answer, way = self._ask("EVALSHA", _DIGEST, *arguments)
@@ -223,7 +244,8 @@ class RedisStore:
         except BaseException:
             self.close()  # or the next one would read this one's answer
             raise
-        if not self._offset.observe(stamp, sent_at=way[0], received_at=way[1]):
+        self._steady = self._offset.observe(stamp, sent_at=way[0], received_at=way[1])
+        if not self._steady:
             self._kept.clear()
         return answer
 
@@ -233,28 +255,6 @@ class RedisStore:
         self._connection.send_command(*words, check_health=False)
         answer = self._connection.read_response()
         return answer, (sent_at, self._now())
-
-
-@cache
-def key_of(name: str) -> str:
-    """Return the key of a bucket: in braces its tag, by which a cluster keeps together what is one.
-
-    A weak API key cannot be tried out on it cheaply, nor are two layouts of a bucket mixed up.
-    """
-    tag = hashlib.scrypt(name.encode(), salt=_SALT, n=2**14, r=8, p=1, dklen=16).hex()
-    return f"nbcodex:{{{tag}}}:{_layout()}"
-
-
-@cache
-def _layout() -> str:
-    """Return a name for how a bucket is packed."""
-    return hashlib.blake2b(_form(Shared()).encode(), digest_size=4).hexdigest()
-
-
-def _form(value: Any) -> str:
-    if is_dataclass(value):
-        return f"({' '.join(f.name + _form(getattr(value, f.name)) for f in fields(value))})"
-    return "".join(map(_form, value)) if isinstance(value, list) else ""
 
 
 def _constant(name: str) -> float:
