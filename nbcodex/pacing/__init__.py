@@ -1,6 +1,5 @@
 """Who may send, and when.
 
-Two ledgers: `ledger` closes a model to everyone after a refusal, and is the one that the engine
-asks; `observed` sends by what the server's headers tell of its buckets, and is measured against an
-oracle by `tests.benchmarks.pacing`.
+`desk` is where an event loop asks, `ledger` decides by what `bucket` knows of a limit, and `stores`
+keep that: in memory, for a machine, for several hosts. Pure arithmetic but for the desk's thread.
 """

@@ -111,7 +111,7 @@ class Bucket:
         if reservation.probe:
             self.until = min(self.until, now)
         if reservation.astray:
-            return  # taken from a bucket that may be lost: its marks mean nothing here
+            return  # taken from a bucket that is lost: its marks mean nothing here
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known

@@ -45,10 +45,10 @@ class Reservation:
         The input as it was charged here, the fit included.
     heard, closed : bool
         Whether the server has answered; whether it is over.
-    born : int
-        The share of its holder among which it is counted.
+    home, born : int
+        The bucket that it was taken from, and the share of its holder in which it is counted.
     astray : bool
-        Whether that is not the one that it was taken from, so that its marks mean nothing.
+        Whether that bucket is lost, so that its marks mean nothing.
     """
 
     bucket: str
@@ -61,6 +61,7 @@ class Reservation:
     tokens: float
     heard: bool = False
     closed: bool = False
+    home: int = 0
     born: int = 0
     astray: bool = False
 

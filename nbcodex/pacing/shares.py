@@ -28,6 +28,10 @@ LOOK = 0.25
 """Seconds after which one of several holders looks again, as the others may have news."""
 
 
+def _birth() -> int:
+    return secrets.randbits(53)
+
+
 @dataclass(slots=True)
 class Share:
     """One holder's part.
@@ -49,7 +53,7 @@ class Share:
     asked_under_way, starts : float
         Their bounds on output, and the sum of the instants at which they went.
     born : int
-        Tells it from an earlier share of the same holder, and from one in another store.
+        Tells it from an earlier share of the same holder.
     """
 
     seen_at: float = 0.0
@@ -62,7 +66,7 @@ class Share:
     unheard: int = 0
     asked_under_way: float = 0.0
     starts: float = 0.0
-    born: int = field(default_factory=lambda: secrets.randbits(53))
+    born: int = field(default_factory=_birth)
 
     def waits(self, now: float) -> bool:
         """Return whether it has somebody waiting who is not late."""
@@ -71,15 +75,16 @@ class Share:
 
 @dataclass(slots=True)
 class Shared:
-    """A bucket and who holds parts of it."""
+    """A bucket and who holds parts of it; `born` tells it from one that was lost or elsewhere."""
 
     bucket: Bucket = field(default_factory=Bucket)
     holders: dict[str, Share] = field(default_factory=dict)
+    born: int = field(default_factory=_birth)
 
     def share(self, holder: str, now: float) -> Share:
         """Return a holder's part, which is a sign of its life; drop those of the dead."""
         if self.bucket.sent_at > now + AHEAD:
-            self.bucket, self.holders = heir(self.bucket), {}
+            self.bucket, self.holders, self.born = heir(self.bucket), {}, _birth()
         for name in [n for n, share in self.holders.items() if share.seen_at + LEASE < now]:
             self._bury(self.holders.pop(name))
         mine = self.holders.get(holder)
@@ -127,7 +132,7 @@ class Shared:
         mine.asked_under_way += cost.output
         mine.starts += now
         reservation = self.bucket.take(name, cost, now, probe=probe)
-        reservation.born = mine.born
+        reservation.home, reservation.born = self.born, mine.born
         return reservation
 
     def revive(self, holder: str, reservation: Reservation, now: float) -> None:
@@ -135,7 +140,7 @@ class Shared:
         mine = self.share(holder, now)
         if reservation.born == mine.born or reservation.closed:
             return
-        reservation.born, reservation.astray = mine.born, True
+        reservation.born, reservation.astray = mine.born, reservation.home != self.born
         self.bucket.output.begin(reservation.cost.output, reservation.at)
         mine.under_way += 1
         mine.asked_under_way += reservation.cost.output

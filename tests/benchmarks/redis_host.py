@@ -16,11 +16,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nbcodex.clock import BootClock
-from nbcodex.pacing.observed import Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger, Ticket
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.shares import Shared
-from nbcodex.pacing.stores import Store, open_store
+from nbcodex.pacing.stores import Store
+from nbcodex.pacing.stores.fallback import Fallback
 from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.pacing.stores.redis import RedisStore
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Wire
 from tests.benchmarks.pacing_wire import Crowd
@@ -34,6 +36,7 @@ class Timed:
     """A store that notes how long deeds take, and how often they are done."""
 
     def __init__(self, store: Store) -> None:
+        self.salt = store.salt
         self.store, self.took, self.done = store, list[float](), 0
 
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
@@ -122,8 +125,7 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.0)
     options = parser.parse_args()
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    settings = Settings(redis_url=Secret(options.redis))
-    store = Timed(open_store(settings, local=MemoryStore(), say=say))
+    store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), say=say))
     store.deal("warm", lambda _: None)
     clock = BootClock()
     if options.rate:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nbcodex.pacing.observed import Ledger
 
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.shares import LEASE
 from nbcodex.pacing.stores import UnreachableError, fallback, open_store, redis
 from nbcodex.pacing.stores.fallback import Fallback
 from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.pacing.stores.redis import RedisStore
-from nbcodex.settings import Secret, Settings
+from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server
 from tests.servers.processes import free_port
 
@@ -295,10 +295,11 @@ def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
 
 
 @pytest.mark.server
-def test_settings_lead_to_redis(own_redis: RedisServer) -> None:
+def test_a_url_leads_to_redis(own_redis: RedisServer, tmp_path: Path) -> None:
     """`open_store` returns a store that two hosts share."""
-    settings = Settings(redis_url=own_redis.url())
-    made = [open_store(settings, local=MemoryStore(), say=pytest.fail) for _ in range(2)]
+    made = [
+        open_store(tmp_path / host, redis_url=own_redis.url(), say=pytest.fail) for host in "ab"
+    ]
     assert [store.deal("b", count) for store in made] == [1, 2]
     for store in made:
         assert isinstance(store, Fallback)

@@ -8,23 +8,24 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from nbcodex.pacing.observed import Hold, Ledger
 
 from nbcodex.clock import BootClock
 from nbcodex.errors import ConfigurationError
+from nbcodex.pacing.ledger import Hold, Ledger
 from nbcodex.pacing.packing import pack
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.shares import LEASE, Shared
-from nbcodex.pacing.stores import UnreachableError, open_store
+from nbcodex.pacing.stores import StoreError, UnreachableError, open_store
 from nbcodex.pacing.stores import redis as module
 from nbcodex.pacing.stores.instants import move
 from nbcodex.pacing.stores.keys import key_of
-from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.pacing.stores.offset import DRIFT, Offset
 from nbcodex.pacing.stores.redis import RedisStore
+from nbcodex.pacing.stores.sqlite import SqliteStore
 from nbcodex.records import Limit
 from nbcodex.settings import Secret, Settings
 from tests.redis_server import RedisServer, redis_server
@@ -82,7 +83,7 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
         *(f"bucket.tokens.{f}" for f in ("scores", "drift", "usual")),
         *(f"bucket.output.{f}" for f in ("asked", "used", "took", "asked_under_way")),
         *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
-        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest")),
+        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier", "first_level")),
         *(f"holders.{f}" for f in ("served", "tokens", "output", "asked", "asked_under_way")),
     }
     assert set(instants(Shared)) == moved | still
@@ -302,10 +303,17 @@ def test_without_redis_py_it_is_said_what_to_install(monkeypatch: pytest.MonkeyP
         RedisStore(Secret("redis://localhost"))
 
 
-def test_without_a_url_nothing_of_redis_is_touched() -> None:
+def test_without_a_url_nothing_of_redis_is_touched(tmp_path: Path) -> None:
     """The machine's own store is returned as it is."""
-    local = MemoryStore()
-    assert open_store(Settings(), local=local, say=print) is local
+    store = open_store(tmp_path)
+    assert isinstance(store, SqliteStore)
+    store.close()
+
+
+def test_a_wrong_url_is_said_and_harms_nothing(tmp_path: Path) -> None:
+    """It is a store that cannot be used, for which memory stands in; its words give advice."""
+    with pytest.raises(StoreError, match="NBCODEX_REDIS_URL is not the URL of a Redis"):
+        open_store(tmp_path, redis_url=Secret("http://x"))
 
 
 def test_the_url_is_read_as_a_secret() -> None:
