@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), say=say))
-    store.deal("warm", lambda _: None)
+    store.deal("b", lambda _: None)
     clock = BootClock()
     if options.rate:
         time.sleep(max(0.0, options.start - clock.now()))
@@ -139,6 +139,7 @@ def main() -> None:
     ledger = Ledger(store, holder=str(options.index))
     host = Host(Wire(clock=clock), ledger, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
+
     time.sleep(max(0.0, options.start - clock.now()))
     asyncio.run(live(host, prompts, seconds=options.seconds, every=options.every))
     twice = sum(n != 1 for n in host.finished.values())
