@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +34,8 @@ LIMIT = 150_000
 RATE = LIMIT / 60
 HOSTS = 4
 PASSWORD = "a-password-of-redis"
-STARTING = 15.0
-"""Seconds that a process has to import everything before all begin together."""
+TOGETHER = 0.5
+"""Seconds between the moment when the last host is ready and that when all begin."""
 
 
 @dataclass
@@ -53,7 +52,8 @@ class Stage:
         given = {"redis": self.redis.url(PASSWORD).reveal(), "api": self.url, **options}
         words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         command = [*host.prefix, sys.executable, "-m", "tests.benchmarks.redis_host", *words]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
 @contextmanager
@@ -65,6 +65,17 @@ def stage(**knobs: Any) -> Iterator[Stage]:
             core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, sigma=0.4, chunk=1000, **knobs))
             with SimulatorServer(core, host=net.address) as url:
                 yield Stage(net, redis, core, url)
+
+
+def begin(processes: list[subprocess.Popen[str]]) -> None:
+    """Let all begin together, when the last one has imported everything."""
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{BootClock().now() + TOGETHER}\n")
+        process.stdin.flush()
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
@@ -83,9 +94,10 @@ def cost() -> list[str]:
     rows = []
     with stage() as here:
         for count in (1, HOSTS):
-            start = BootClock().now() + STARTING
             hosts = here.network.hosts[:count]
-            told = ends([here.run(h, seconds=10, rate=50, start=start) for h in hosts])
+            runs = [here.run(h, seconds=10, rate=50) for h in hosts]
+            begin(runs)
+            told = ends(runs)
             rows.append(
                 (
                     f"{count} x 50 requests/s x 4 deeds",
@@ -113,11 +125,11 @@ def refusals(here: Stage) -> float:
 def active() -> list[str]:
     """Four hosts that all have much to ask."""
     with stage(policy="refunded") as here:
-        start = BootClock().now() + STARTING
         runs = [
-            here.run(host, index=i, prompts=600, seconds=150, start=start)
+            here.run(host, index=i, prompts=600, seconds=150)
             for i, host in enumerate(here.network.hosts)
         ]
+        begin(runs)
         told = ends(runs)
         at = admitted(here)
         log = here.core.log
@@ -152,7 +164,6 @@ def heavy() -> list[str]:
     waits = {}
     for name, first in (("alone", 1), ("beside a heavy one", 0)):
         with stage(policy="refunded") as here:
-            start = BootClock().now() + STARTING
             runs = [
                 here.run(
                     host,
@@ -160,11 +171,11 @@ def heavy() -> list[str]:
                     prompts=4_000 if i == 0 else 400,
                     seconds=60,
                     every=0.0 if i == 0 else 3.0,
-                    start=start,
                 )
                 for i, host in enumerate(here.network.hosts)
                 if i >= first
             ]
+            begin(runs)
             light = [t for t in ends(runs) if t["index"]]
             refused = refusals(here)
         left = [w for t in light for w in t["left"]]
@@ -181,15 +192,13 @@ def heavy() -> list[str]:
 def killed() -> list[str]:
     """Four busy hosts, one of which is killed."""
     with stage(policy="refunded") as here:
-        start = BootClock().now() + STARTING
         runs = [
-            here.run(host, index=i, prompts=4_000, seconds=60, start=start)
+            here.run(host, index=i, prompts=4_000, seconds=60)
             for i, host in enumerate(here.network.hosts)
         ]
-        killer = threading.Timer(STARTING + 30, runs[0].kill)
-        killer.start()
-        while killer.is_alive():
-            time.sleep(0.01)
+        begin(runs)
+        time.sleep(30)
+        runs[0].kill()
         dead_at = here.core.clock.now()
         told = ends(runs)
         seen = [s for s in here.core.log if s.status == 200]

@@ -111,6 +111,12 @@ def spin(store: Timed, *, seconds: float, rate: float) -> None:
         due += 1 / rate
 
 
+def wait_for_all(clock: BootClock) -> None:
+    """Say that everything is imported, and wait for the moment at which all begin."""
+    print("ready", flush=True)
+    time.sleep(max(0.0, float(sys.stdin.readline()) - clock.now()))
+
+
 def main() -> None:
     """Be one host."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,14 +128,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--every", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=0.0)
-    parser.add_argument("--start", type=float, default=0.0)
     options = parser.parse_args()
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), say=say))
     store.deal("b", lambda _: None)
     clock = BootClock()
     if options.rate:
-        time.sleep(max(0.0, options.start - clock.now()))
+        wait_for_all(clock)
         spin(store, seconds=options.seconds, rate=options.rate)
         print(json.dumps(store.figures()))
         return
@@ -140,7 +145,7 @@ def main() -> None:
     host = Host(Wire(clock=clock), ledger, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 
-    time.sleep(max(0.0, options.start - clock.now()))
+    wait_for_all(clock)
     asyncio.run(live(host, prompts, seconds=options.seconds, every=options.every))
     twice = sum(n != 1 for n in host.finished.values())
     done = {"index": options.index, "finished": len(host.finished), "twice": twice}
