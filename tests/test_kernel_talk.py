@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nbcodex.simulator import Fault
 from tests.kernels import Kernel, Ran, kernel
 from tests.simulated import KEY, Simulated, simulated
 
@@ -252,6 +253,23 @@ def test_restart_and_run_all_sends_nothing(server: Simulated, tmp_path: Path, na
             assert cell.run("r9.text != r8.text").plain == "True"
         counts.append(len(server.prompts) - before)
     assert counts == [10, 0, 0]
+
+
+def test_a_resumed_answer_joins_at_its_cells_place(server: Simulated, tmp_path: Path) -> None:
+    """What was parked is no turn; answered after a restart, it stands where its cell stands."""
+    with notebook(server, tmp_path) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
+        cell.run("%%codex\na", cell="a")
+        server.core.script([Fault("requests_per_day", seconds=5000)])
+        assert cell.run("%%codex -m gpt-5.6-mini -o p\nparked", cell="b").error == "ParkedError"
+        cell.run("%%codex\nc", cell="c")
+        assert said(server) == ["a", "c"]
+    with notebook(server, tmp_path) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
+        assert cell.run("%codex resume").status == "ok"
+        assert said(server) == ["a", "parked"]
+        cell.run("%%codex\nd", cell="d")
+        assert said(server) == ["a", "parked", "c", "d"]
 
 
 def test_what_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
