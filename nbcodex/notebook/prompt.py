@@ -112,6 +112,7 @@ class _Field:
     end: int
     source: str
     node: ast.expr
+    is_known: bool
     conversion: str = ""
     spec: str = ""
 
@@ -132,22 +133,37 @@ class _Place:
     literal: bool
 
 
+class _Lexicon:
+    """The chains of one prompt, each parsed and looked up once, however often it stands there."""
+
+    def __init__(self, namespace: Mapping[str, object]) -> None:
+        self._namespace = namespace
+        self._chains: dict[str, tuple[ast.expr, bool] | None] = {}
+
+    def chain(self, source: str) -> tuple[ast.expr, bool] | None:
+        """Return the chain, and whether its names are there; None for anything else."""
+        if source not in self._chains:
+            node = chains.parse(source)
+            known = node is not None and chains.is_known(node, self._namespace)
+            self._chains[source] = None if node is None else (node, known)
+        return self._chains[source]
+
+
 def _places(text: str, namespace: Mapping[str, object]) -> Iterator[_Place]:
     """Yield each chain in `text`, but those that belong to a LaTeX command or follow ``$``."""
     at, latex = 0, -1  # `latex`: where a command, or one of its arguments, has just ended
     open_braces: list[bool] = []
-    parsed: dict[str, ast.expr | None] = {}
+    lexicon = _Lexicon(namespace)
     while step := _STEP.search(text, at):
         start, at = step.start(), step.end()
         match step[0]:
             case "{" if start == latex:
                 open_braces.append(True)
             case "{":
-                place = _place(text, start, parsed)
-                known = place and chains.is_known(place.field.node, namespace)
-                if place and (known or not place.field.is_nested):
+                place = _place(text, start, lexicon)
+                if place and (place.field.is_known or not place.field.is_nested):
                     at = place.end
-                    if known or not place.literal:
+                    if place.field.is_known or not place.literal:
                         yield place
                 else:
                     open_braces.append(False)
@@ -157,18 +173,18 @@ def _places(text: str, namespace: Mapping[str, object]) -> Iterator[_Place]:
                 latex = at
 
 
-def _place(text: str, start: int, parsed: dict[str, ast.expr | None]) -> _Place | None:
+def _place(text: str, start: int, lexicon: _Lexicon) -> _Place | None:
     if start and text[start - 1] == "$":
         return None
-    if found := _field(text, start + 1, parsed):
+    if found := _field(text, start + 1, lexicon):
         return _Place(start, found.end, text[start : found.end], found, literal=False)
-    found = _field(text, start + 2, parsed) if text.startswith("{", start + 1) else None
+    found = _field(text, start + 2, lexicon) if text.startswith("{", start + 1) else None
     if found and text.startswith("}", found.end):
         return _Place(start, found.end + 1, text[start + 1 : found.end], found, literal=True)
     return None
 
 
-def _field(text: str, start: int, parsed: dict[str, ast.expr | None]) -> _Field | None:
+def _field(text: str, start: int, lexicon: _Lexicon) -> _Field | None:
     """Return the chain that begins at `start` and ends with a brace, if one does."""
     if not _NAME.match(text, start):
         return None
@@ -180,13 +196,13 @@ def _field(text: str, start: int, parsed: dict[str, ast.expr | None]) -> _Field 
             case "]" | ")":
                 depth -= 1
             case "}" | ":" | "!" if depth == 0:
-                return _ending(text, start, token.start(), parsed)
+                return _ending(text, start, token.start(), lexicon)
             case "{" | "}" | "\n" | "!":
                 return None
     return None
 
 
-def _ending(text: str, start: int, stop: int, parsed: dict[str, ast.expr | None]) -> _Field | None:
+def _ending(text: str, start: int, stop: int, lexicon: _Lexicon) -> _Field | None:
     ending = _ENDING.match(text, stop, stop + LONGEST)
     if not ending:
         return None
@@ -194,10 +210,8 @@ def _ending(text: str, start: int, stop: int, parsed: dict[str, ast.expr | None]
     if not (_SPEC.fullmatch(spec) or _DATE.fullmatch(spec) or _NESTED.match(spec)):
         return None
     source = text[start:stop]
-    if source not in parsed:
-        parsed[source] = chains.parse(source)
-    node = parsed[source]
-    return None if node is None else _Field(ending.end(), source, node, conversion, spec)
+    chain = lexicon.chain(source)
+    return chain and _Field(ending.end(), source, *chain, conversion, spec)
 
 
 @dataclass(slots=True)
@@ -214,7 +228,7 @@ class _Draft:
         """Add what stands at `place`: the value, the literal text, or what the user wrote."""
         if place.literal or place.field.is_nested:
             self.parts.append(place.raw)
-        elif chains.is_known(place.field.node, self.namespace):
+        elif place.field.is_known:
             self.parts.append(self._fill(place.field))
             self.filled.append(place.field.source)
         else:
