@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import resource
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from nbcodex.journal.entry import encode
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.records import Reply, Request
+from tests.kernels import kernel
 
 TEXT = "An answer of some length, as models give them. " * 20
 
@@ -46,21 +49,48 @@ async def life(journal: Journal, n: int) -> None:
     await journal.finish(asked.id, Reply(id=asked.id, text=TEXT, cost=0.001))
 
 
+@dataclass
+class Steps:
+    """What single steps on the loop took: by the wall, and of it what is ours.
+
+    A step that meets a full garbage collection takes as long as that, for it looks at every object
+    of the process: who asks how long the journal holds up the loop wants the rest.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    full: list[float] = field(default_factory=list)
+    collecting: float = 0.0
+
+    def collect(self, phase: str, info: dict[str, int]) -> None:
+        """Time a collection, as one of `gc.callbacks`."""
+        if phase == "start":
+            self._began = time.thread_time()
+            return
+        took = time.thread_time() - self._began
+        self.collecting += took
+        if info["generation"] == 2:
+            self.full.append(took)
+
+
 class Stepwise:
     """An awaitable whose steps on the loop are timed one by one."""
 
-    def __init__(self, inner: Coroutine[Any, Any, None], steps: list[float]) -> None:
+    def __init__(self, inner: Coroutine[Any, Any, None], steps: Steps) -> None:
         self._inner, self._steps = inner, steps
 
     def __await__(self) -> Generator[Any, None, None]:
+        steps = self._steps
         while True:
-            began = time.perf_counter()
+            began, cpu, collecting = time.perf_counter(), time.thread_time(), steps.collecting
             try:
                 waits_for = self._inner.send(None)
             except StopIteration:
                 return
             finally:
-                self._steps.append(time.perf_counter() - began)
+                spent = time.thread_time() - cpu
+                steps.wall.append(time.perf_counter() - began)
+                steps.own.append(max(0.0, spent - (steps.collecting - collecting)))
             yield waits_for
 
 
@@ -78,9 +108,9 @@ def on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]
     return costs
 
 
-def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]:
-    """Return the seconds for which the loop can do nothing else, step by step."""
-    steps: list[float] = []
+def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> Steps:
+    """Return for how long the loop can do nothing else, step by step."""
+    steps = Steps()
 
     async def stepwise(n: int) -> None:
         await Stepwise(life(journal, n), steps)
@@ -89,7 +119,9 @@ def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[
         for n in range(0, requests, at_once):
             await asyncio.gather(*[stepwise(n + i) for i in range(at_once)])
 
+    gc.callbacks.append(steps.collect)
     asyncio.run(main())
+    gc.callbacks.remove(steps.collect)
     return steps
 
 
@@ -121,6 +153,54 @@ def one_stream(journal: Journal, *, seconds: int = 50, size: int = 16_000) -> fl
     for _ in range(20):
         asyncio.run(main())
     return (time.process_time() - began) / 20
+
+
+IN_THE_KERNEL = """
+import time
+import nbcodex
+from nbcodex.client import current
+%load_ext nbcodex
+
+
+def share(way, prompt):
+    (journal,) = current()._journals.values()
+    writer = time.pthread_getcpuclockid(journal._writer._thread.ident)
+    whole, kept = time.process_time(), time.clock_gettime(writer)
+    way(prompt)
+    whole, kept = time.process_time() - whole, time.clock_gettime(writer) - kept
+    print(f"{kept / whole:.2%} ({kept * 1e3:.1f} ms of {whole * 1e3:.0f} ms)")
+
+
+def cell(prompt):
+    get_ipython().run_cell_magic("codex", "-o reply", prompt)
+
+
+cell("[[tokens=10]] to warm up")
+"""
+"""What measures the CPU of the journal's thread, and of the whole process, in a kernel."""
+
+
+def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> dict[str, str]:
+    """Return what share of a whole stream's CPU the journal's thread has, for each way to ask."""
+    command = [sys.executable, "-m", "nbcodex.simulator", "--tpm=none", f"--speed={speed}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        environ = {
+            "OPENAI_BASE_URL": f"{server.stdout.readline().strip()}/v1",
+            "OPENAI_API_KEY": "sk-benchmark",
+            "NBCODEX_MODEL": "gpt-5.6-sol",
+            "NBCODEX_HOME": str(place),
+            "JPY_SESSION_NAME": "benchmark.ipynb",
+        }
+        prompt = f"[[tokens={seconds * speed}]] a long one"
+        with kernel(**environ) as asking:
+            asking.run(IN_THE_KERNEL)
+            shares = {
+                way: asking.run(f"share({call}, {prompt!r})", timeout=120).stream.strip()
+                for way, call in (("%%codex", "cell"), ("ask", "nbcodex.ask"))
+            }
+        server.terminate()
+    return shares
 
 
 def fill(folder: Path, rows: int) -> None:
@@ -217,11 +297,16 @@ def main() -> None:
             costs = on_the_loop(journal, requests=3200, at_once=at_once)
             show(f"loop CPU per request of 5 calls, {at_once} at once", spread(costs))
             steps = steps_on_the_loop(journal, requests=3200, at_once=at_once)
-            show("  one step on the loop (by the wall)", spread(steps))
+            show("  one step on the loop (by the wall)", spread(steps.wall))
+            show("  its CPU, without garbage collections", spread(steps.own))
+            worst = f"{len(steps.full)}, the longest {max(steps.full, default=0.0) * 1e3:.1f} ms"
+            show("  full collections of the process meanwhile", worst)
         show("whole lives per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
         cost = one_stream(journal)
         show("CPU for keeping a 50 s stream of 16 kB, both threads", f"{cost * 1e3:.1f} ms")
         journal.close()
+        for way, share in shares_of_a_stream(Path(place) / "stream").items():
+            show(f"the journal's thread, of a 20 s stream's CPU, {way}", share)
         if rows:
             show(
                 f"filling in {rows:,} entries",
