@@ -355,13 +355,14 @@ def ask(prompt: str, **options: Any) -> Reply:
     """
     settings = around.settings()
     handle = current().handle(_composed(prompt, settings, options), settings)
-    return reply_of(around.follow(handle))
+    return reply_of(around.follow(handle), handle.request)
 
 
 async def aask(prompt: str, **options: Any) -> Reply:
     """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
     settings = around.settings()
-    return reply_of(await current().follow(_composed(prompt, settings, options), settings))
+    request = _composed(prompt, settings, options)
+    return reply_of(await current().follow(request, settings), request)
 
 
 def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:

@@ -280,7 +280,7 @@ class PendingReply(Reply):
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Reply))
 
 
-def reply_of(ending: Ending) -> Reply:
+def reply_of(ending: Ending, request: Request | None = None) -> Reply:
     """Return the answer that a request ended with, or raise why there is none.
 
     Raises
@@ -302,4 +302,6 @@ def reply_of(ending: Ending) -> Reply:
             raise cancelled
         case Interrupted(reply=reply):
             kept = "the text so far is kept" if reply.text else "nothing had arrived"
-            raise Stopped(f"Stopped; {kept}.", reply=reply, advice="Run it again to ask anew.")
+            go_on = f"`%codex resume {reply.id}` goes on with it."
+            advice = go_on if request and request.durable else "Run it again to ask anew."
+            raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)

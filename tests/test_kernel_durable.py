@@ -98,6 +98,8 @@ def test_stop_leaves_the_answer_to_the_server(simulator: Simulated, tmp_path: Pa
         running.interrupt()
         stopped = running.finish(asked)
         assert stopped.status == "error"
+        (entry,) = [line.split()[0] for line in running.run("%codex journal").stream.splitlines()]
+        assert f"`%codex resume {entry}` goes on with it." in " ".join(stopped.shown_error)
         ran = running.run("%codex resume " + running.run("print(reply.id)").stream.strip())
         assert ran.markdown.count(WORDS) == 1
         assert running.run("reply.status").plain == "'done'"

@@ -73,9 +73,12 @@ def test_a_killed_kernels_request_is_taken_up(server: Simulated, tmp_path: Path)
         os.kill(pid, signal.SIGKILL)
     with begin(server, tmp_path) as cell:
         assert "1 parked or abandoned here" in loaded(cell)
-        assert "abandoned" in cell.run("%codex journal").stream
+        listed = cell.run("%codex journal").stream
+        assert "abandoned" in listed
+        assert "(possibly paid)" in listed
         ran = cell.run("%codex resume")
         assert "may be paid twice" in ran.stream
+        assert "possibly paid twice" in ran.plain
         assert cell.run("a.status, len(a.text) > 2000").plain == "('done', True)"
 
 

@@ -98,10 +98,15 @@ class Entry:
 
     @property
     def possibly_paid(self) -> bool:
-        """Whether there is no answer yet, and an attempt was sent whose fate nobody knows."""
+        """Whether whoever resumes it may pay for what is paid already."""
+        return self.resumable and bool(self.doubt)
+
+    @property
+    def doubt(self) -> str:
+        """What nobody knows of its price, in two or three words; empty where all is known."""
         died = self.abandoned and self.status == "running" and self.response_id is None
-        noted = {SENT_IN_VAIN, POSSIBLY_PAID}.intersection(self.reply.notes)
-        return died or (self.resumable and bool(noted))
+        noted = [note for note in (POSSIBLY_PAID, SENT_IN_VAIN) if note in self.reply.notes]
+        return next(iter(noted), SENT_IN_VAIN if died else "")
 
 
 NOTHING = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)

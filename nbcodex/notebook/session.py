@@ -96,7 +96,8 @@ class Session:
     def answer(self, handle: Handle, view: View = PLAIN) -> Reply:
         """Follow a request below the cell, bind its variable, and return the reply or raise."""
         then = partial(self.bind, handle.request.origin.variable)
-        return reply_of(self._shown(handle, self._screen(handle, view), then=then))
+        ending = self._shown(handle, self._screen(handle, view), then=then)
+        return reply_of(ending, handle.request)
 
     def insert_code(self, reply: Reply, view: View) -> None:
         """Put the code of an answer, where that was asked for, into a new cell; it is not run.

@@ -112,6 +112,9 @@ class Entries(Room):
                 "No such request is under way in this kernel.",
                 advice="`%codex journal` lists them.",
             )
+        if id_ != "all" and len(live) > 1:
+            ids = ", ".join(handle.request.id for handle in live)
+            raise NbcodexError(f"{id_[:40]!r} may be {ids}.", advice="Give more of the id.")
         for handle in live:
             handle.order(what)
             handle.wait()
@@ -127,12 +130,14 @@ def _line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = time_of_day(entry.added_at, now=now)
     until = f" (can go at {time_of_day(entry.resume_at, now=now)})" if entry.resume_at else ""
-    return f"{entry.id}  {state:<11} {when:<16} {brief(entry.request.prompt, 60)}{until}"
+    doubt = f" ({entry.doubt})" if entry.doubt else ""
+    return f"{entry.id}  {state:<11} {when:<16} {brief(entry.request.prompt, 60)}{until}{doubt}"
 
 
 def _whole(entry: Entry) -> str:
     told = [
         f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
+        f"{entry.doubt}: it was sent, and what became of it is not known" if entry.doubt else "",
         f"notebook: {entry.notebook}" if entry.notebook else "",
         f"variable: {entry.variable}" if entry.variable else "",
         f"\n{printable(entry.request.prompt)}\n",
