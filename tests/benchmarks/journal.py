@@ -136,25 +136,6 @@ def commits(journal: Journal, *, requests: int) -> float:
     return requests / (time.perf_counter() - began)
 
 
-def one_stream(journal: Journal, *, seconds: int = 50, size: int = 16_000) -> float:
-    """Return the CPU seconds, of all threads, that keeping one long answer costs."""
-
-    async def main() -> None:
-        asked = Request(prompt="p")
-        await journal.add(asked)
-        await journal.begin(asked.id, 1)
-        text = (TEXT * 20)[:size]
-        for second in range(seconds):
-            await journal.keep(asked.id, text[: size * second // seconds])
-        await journal.finish(asked.id, Reply(id=asked.id, text=text))
-
-    asyncio.run(main())
-    began = time.process_time()
-    for _ in range(20):
-        asyncio.run(main())
-    return (time.process_time() - began) / 20
-
-
 IN_THE_KERNEL = """
 import time
 import nbcodex
@@ -302,8 +283,6 @@ def main() -> None:
             worst = f"{len(steps.full)}, the longest {max(steps.full, default=0.0) * 1e3:.1f} ms"
             show("  full collections of the process meanwhile", worst)
         show("whole lives per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
-        cost = one_stream(journal)
-        show("CPU for keeping a 50 s stream of 16 kB, both threads", f"{cost * 1e3:.1f} ms")
         journal.close()
         for way, share in shares_of_a_stream(Path(place) / "stream").items():
             show(f"the journal's thread, of a 20 s stream's CPU, {way}", share)
