@@ -10,6 +10,7 @@ from nbcodex.shapes import MisfitError
 from nbcodex.wire.pieces import Completed
 
 ASKED_AGAIN = "asked again, for the answer did not fit"
+REFUSED = "the model refuses"
 FILTERED = "content_filter"
 UNFIT = "not what was asked for"
 """What the figures of such an answer say."""

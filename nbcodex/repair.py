@@ -46,6 +46,8 @@ async def fitted(story: Story, answer: Completed, ask: Asking) -> object:
     """
     story.answer = answer
     fitting.check_given(answer)
+    if answer.refused:
+        story.partial.note(fitting.REFUSED)
     schema = story.request.schema
     if schema is None:
         return None

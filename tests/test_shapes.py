@@ -211,6 +211,13 @@ def test_what_asking_again_cannot_mend(act: Any, asked: Any, says: str) -> None:
     assert len(stage.wire.seen) == 1
 
 
+def test_a_refusal_without_a_schema_is_an_answer() -> None:
+    """The model's own words stay, and the figures say what they are."""
+    heard, _ = play(cut("I will not.", refused=True), schema=None)
+    assert ending(heard).reply
+    assert ending(heard).reply.notes == ("the model refuses",)
+
+
 def test_a_cut_answer_without_a_schema_is_finished() -> None:
     """What the filter let through is an answer that says where it was cut."""
     heard, _ = play(cut("Half of", cut="content_filter"), schema=None)

@@ -134,3 +134,23 @@ def test_an_answer_cannot_take_over_a_terminal(tmp_path: Path, simulator: Simula
     assert "evil" in shown
     assert "\x1bc" not in shown
     assert "\x1b[2J" not in shown
+
+
+def test_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) -> None:
+    """Whatever was asked for, a terminal gets the answer's own words, and code is never run."""
+    path = tmp_path / "cell.ipy"
+    cells = {
+        "code": "Try\\n```python\\nprint(6 * 7)\\n```",
+        "json": '{\\"a\\": 1}',
+        "html": "<b>bold</b>",
+    }
+    asked = "".join(
+        f"get_ipython().run_cell_magic('codex', '-f {form}', \"[[echo: {text}]]\")\n"
+        for form, text in cells.items()
+    )
+    path.write_text(f"%load_ext nbcodex\n{asked}%codex insert\n")
+    shown = in_terminal(path, simulator, tmp_path)
+    for part in ("```python", "print(6 * 7)", '{"a": 1}', "<b>bold</b>"):
+        assert part in shown
+    assert "42" not in shown
+    assert "Copy" not in shown

@@ -75,7 +75,9 @@ class Codex(Configurable):
     ).tag(config=True)
 
     aliases = Dict(
-        help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them."
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them.",
     ).tag(config=True)
 
     budget = Unicode(

@@ -20,6 +20,7 @@ from nbcodex.notebook.session import View
 if TYPE_CHECKING:
     from nbcodex.engine import Order
     from nbcodex.journal.entry import Entry
+    from nbcodex.records import Request
 
 
 class Entries(Room):
@@ -62,7 +63,7 @@ class Entries(Room):
             tell("Nothing is parked or abandoned here.")
         handles = [self._taken_up(entry, later="--at-reset" in flags) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
-            view = View(heading=f"{entry.id} · {brief(entry.request.prompt, 60)}")
+            view = _view(entry.request, f"{entry.id} · {brief(entry.request.prompt, 60)}")
             if "--at-reset" in flags:
                 self._session.answer_later(handle, view)
                 continue
@@ -95,7 +96,7 @@ class Entries(Room):
             request, origin=identity.origin(self._session.shell, variable=variable)
         )
         handle = current().handle(again, self._settings)
-        self._session.answer(handle, View(heading=brief(request.prompt, 60)))
+        self._session.answer(handle, _view(request, brief(request.prompt, 60)))
 
     def cancel(self, id: str = "all") -> None:  # noqa: A002
         """End requests that are under way in this kernel: cancel [ID|all]."""
@@ -124,6 +125,11 @@ class Entries(Room):
         """Erase an entry, or the whole journal, for good: forget ID|all."""
         erased = loop.running().submit(self._session.journal.forget(None if id == "all" else id))
         tell(f"{erased.result()} erased.")
+
+
+def _view(request: Request, heading: str) -> View:
+    """Return how an answer of the journal is shown: of formats, it knows JSON alone."""
+    return View(form="json" if request.schema else "markdown", heading=heading)
 
 
 def _line(entry: Entry, now: float) -> str:
