@@ -14,7 +14,7 @@ from typing import Any
 from IPython.display import display, update_display
 
 from nbcodex.clock import Clock
-from nbcodex.notebook.formats import printable
+from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.panel import PanelState, status
 from nbcodex.notebook.text import Text
 

@@ -1,7 +1,6 @@
 """What stays of an answer in the notebook, by the format that was asked for. Pure.
 
-Owns that an answer runs nothing and fetches nothing, whatever it holds and whoever renders it. The
-one script that it may leave is our own: it copies a block of code when its button is pressed.
+Owns that an answer runs nothing and fetches nothing, whatever it holds and whoever renders it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from nbcodex import shapes
 from nbcodex.markdown import code_blocks, harmless, inline
+from nbcodex.notebook.hypertext import listing, printable, sanitized
 from nbcodex.records import Reply
 
 Bundle = dict[str, Any]
@@ -36,41 +36,8 @@ _DEEPEST = 100
 _THOUGHT = 20_000
 """Characters of a thought that stay, its end."""
 
-_TAGS = frozenset(
-    re.findall(
-        r"\w+",
-        """a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn
-        div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q rp rt
-        ruby s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var
-        wbr""",
-    )
-)
-_ATTRIBUTES = {
-    "a": {"href"},
-    "img": {"src", "alt", "width", "height"},
-    "col": {"span"},
-    "colgroup": {"span"},
-    "ol": {"start"},
-    "td": {"align", "colspan", "rowspan"},
-    "th": {"align", "colspan", "rowspan", "scope"},
-}
-_LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:\\]*")
-_PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
-_REMOTE = re.compile(r"(?i:https?:)?//\S+")
-
-# In what nh3 writes, every attribute is quoted, and no quote is within one.
-_IMAGE = re.compile(r'<img(?: [a-z]+="[^"]*")*>')
-_ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
-
 _MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
-
-_COPY = (
-    '<button type="button" class="nbcodex-copy" onclick="((b)=>{const c=b.nextElementSibling,'
-    "done=()=>{b.textContent='Copied'},old=()=>{const s=getSelection();s.selectAllChildren(c);"
-    "document.execCommand('copy');s.removeAllRanges();done()};navigator.clipboard?"
-    'navigator.clipboard.writeText(c.textContent).then(done,old):old()})(this)">Copy</button>'
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +107,6 @@ def blocks_of(text: str) -> list[str]:
     return fenced or ([text.strip("\n")] if _is_python(text) else [])
 
 
-def printable(text: str) -> str:
-    """Return `text` without the control characters that could take over a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
-
-
 def _markdown(sheet: Sheet) -> tuple[Bundle, ...]:
     text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
     return (sheet.markdown(_folded(sheet.thought) + text), *_pictures(sheet.reply))
@@ -186,15 +146,6 @@ def _fix(sheet: Sheet) -> tuple[Bundle, ...]:
     return (*_markdown(sheet), *([copies] if blocks and sheet.reply else []))
 
 
-def listing(blocks: list[str]) -> str:
-    """Return blocks of code as HTML, each with a button that copies it."""
-    return "".join(
-        f'<div style="margin-top: 8px">{_COPY}'
-        f"<pre><code>{html.escape(printable(code))}</code></pre></div>"
-        for code in blocks
-    )
-
-
 def _json(sheet: Sheet) -> tuple[Bundle, ...]:
     value = sheet.reply.parsed
     if hasattr(value, "model_dump_json"):
@@ -213,7 +164,9 @@ def _json(sheet: Sheet) -> tuple[Bundle, ...]:
 
 def _html(sheet: Sheet) -> tuple[Bundle, ...]:
     dropped: list[str] = []
-    text = _sanitized(_unfenced(sheet.reply.text), sheet.remote_images, dropped.append)
+    text = sanitized(
+        _unfenced(sheet.reply.text), remote_images=sheet.remote_images, drop=dropped.append
+    )
     images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
     return (sheet.hypertext(text, *filter(None, [images])),)
 
@@ -254,40 +207,6 @@ def _pictures(reply: Reply) -> list[Bundle]:
         }
         for number, image in enumerate(reply.images)
     ]
-
-
-def _sanitized(text: str, remote_images: bool, drop: Callable[[str], None]) -> str:
-    """Return HTML of which only the harmless is left; `drop` hears of each image taken out."""
-    import nh3  # only for this format
-
-    def allowed(tag: str, name: str, value: str) -> str | None:
-        if (tag, name) == ("a", "href"):
-            return value if _LINK.fullmatch(value) else None
-        if (tag, name) != ("img", "src"):
-            return value
-        if _PICTURE.fullmatch(value) or (remote_images and _REMOTE.fullmatch(value)):
-            return value
-        drop(value)
-        return None
-
-    cleaned = nh3.clean(
-        text,
-        tags=set(_TAGS),
-        attributes=_ATTRIBUTES,
-        url_schemes={"http", "https", "mailto", "data"},
-        attribute_filter=allowed,
-        clean_content_tags={"script", "style", "title", "template", "noscript"},
-    )
-    return _IMAGE.sub(_put_in_words, cleaned)
-
-
-def _put_in_words(found: re.Match[str]) -> str:
-    """Return an image that has nothing to show as what it was to show, in brackets."""
-    attributes = dict(_ATTRIBUTE.findall(found[0]))
-    if "src" in attributes:
-        return found[0]
-    alt = html.unescape(attributes.get("alt", ""))
-    return f"[{html.escape(alt)}]" if alt else ""
 
 
 def _unfenced(text: str) -> str:

@@ -14,7 +14,7 @@ from nbcodex.handle import Handle
 from nbcodex.notebook import identity, mapped
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import figures
-from nbcodex.notebook.formats import printable
+from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.session import View
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.formats import printable
+from nbcodex.notebook.hypertext import printable
 from nbcodex.settings import Secret
 
 
