@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL, folder_of
@@ -51,13 +50,17 @@ class _Matcher:
         self.__qualname__ = "codex"
 
     def __call__(self, context: Any) -> dict[str, Any]:
+        from IPython.core.completer import SimpleCompletion  # whoever calls has it already
+
         try:
             names, word = self._offered(context)
         except Exception:  # a wrong setting, or no journal: Tab is not the place to say so
             names, word = [], ""
         # Ours are all that makes sense here: Jedi would take the line for Python.
         return {
-            "completions": [_Completion(name) for name in names if name.startswith(word)],
+            "completions": [
+                SimpleCompletion(text=name, type="magic") for name in names if name.startswith(word)
+            ],
             "matched_fragment": word,
             "suppress": bool(names),
             "ordered": True,
@@ -76,14 +79,6 @@ class _Matcher:
         if magic == "%codex":
             return list(_of_line(words, self._shell, self._config)), words[-1]
         return [], ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """What IPython wants of one: its text, and a word for what it is."""
-
-    text: str
-    type: str = "magic"
 
 
 def _of_cell(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:

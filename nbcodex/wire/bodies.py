@@ -55,7 +55,7 @@ _REASONING = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 """Starts of the names of OpenAI's models that reason. For others OpenAI refuses
 ``reasoning.encrypted_content``; a name that is missing here costs only the reasoning carried on."""
 
-_SCHEMA_MODES = {"response_format": ("response_format",), "text": ("text.format", "text_format")}
+_SCHEMA_MODES = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
 """Our parameters for a schema, and how refusals name them: of whatever kind such a refusal is, the
 answer can be had without."""
 
