@@ -53,5 +53,5 @@ def unfit(
     why = f" It could not be asked again: {brief(then.message, 120)}" if then else ""
     return AnswerError(
         f"The answer does not fit {wanted}{often}. {misfit}{why}",
-        advice="It stands above, whole, and in the Reply of -o.",
+        advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
     )

@@ -72,6 +72,13 @@ def test_an_option_works(cell: Kernel, line: str, prompt: str, mime: str, shows:
     assert shows in "".join(found)
 
 
+def test_a_base_url_works(cell: Kernel, server: Simulated) -> None:
+    """`--api-base` asks the server that is named, in another path of the same host."""
+    ran = cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]")
+    assert "there" in ran.markdown
+    assert server.core.log[-1].path.startswith("/openai/v1")
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

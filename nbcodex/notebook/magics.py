@@ -84,7 +84,7 @@ class CodexMagics(Magics):
             images=[*prompt.images, *pictures(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)
-        view = View(form=wish.form, notes=[*prompt.notes, *joined.notes])
+        view = View(form=wish.form, notes=[*prompt.notes, *joined.notes, *wish.notes])
         if chosen.dry_run:
             session.rehearse(joined.request, view.notes)
             return

@@ -15,6 +15,8 @@ from nbcodex.records import Schema
 from nbcodex.shapes import ANY_JSON, declare
 from nbcodex.wire import pictures
 
+_INSERT = "`%codex insert` puts it into a cell"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
@@ -26,6 +28,8 @@ class Wish:
         What the answer stays as.
     system, params, api, schema
         As `compose` takes them.
+    notes : tuple of str
+        What is said beside the figures.
     """
 
     form: Format
@@ -33,6 +37,7 @@ class Wish:
     params: Mapping[str, Any] | None
     api: str | None
     schema: Schema | None
+    notes: tuple[str, ...] = ()
 
 
 def read(chosen: Namespace, variables: Mapping[str, Any]) -> Wish:
@@ -59,6 +64,7 @@ def read(chosen: Namespace, variables: Mapping[str, Any]) -> Wish:
         params=params,
         api=api,
         schema=schema or (ANY_JSON if form == "json" else None),
+        notes=(_INSERT,) if form == "code" and chosen.background else (),
     )
 
 
