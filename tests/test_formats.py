@@ -80,6 +80,13 @@ def test_json_is_shown_as_json(text: str, value: Any) -> None:
     json.dumps(main, ensure_ascii=False).encode()
 
 
+def test_a_heading_is_not_lost_apart() -> None:
+    """Where the figures stand below, what stands above an answer elsewhere is said with them."""
+    reply = Reply(id="1", text="[1]")
+    _, below = shown(Sheet(reply=reply, line="m-1", heading="3f2a · What?"), "json")
+    assert below["text/plain"] == "3f2a · What? · m-1"
+
+
 def test_an_instance_is_shown_as_json() -> None:
     """What a schema's class made of the answer is shown, not only what the answer said."""
 

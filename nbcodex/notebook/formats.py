@@ -12,7 +12,7 @@ import re
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nbcodex import shapes
@@ -90,8 +90,9 @@ class Sheet:
 
     def figures(self, text: str = "", *notes: str) -> Bundle:
         """Return the figures by themselves, below what stands apart."""
-        bundle = self.markdown(text, *notes)
-        return bundle | {"text/plain": f"{printable(text)}\n\n{self.line}".lstrip()}
+        line = f"{self.heading} · {self.line}" if self.heading else self.line
+        bundle = replace(self, heading="", line=line).markdown(text, *notes)
+        return bundle | {"text/plain": f"{printable(text)}\n\n{line}".lstrip()}
 
 
 def shown(sheet: Sheet, form: Format) -> tuple[Bundle, ...]:
