@@ -154,3 +154,18 @@ def test_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) ->
         assert part in shown
     assert "42" not in shown
     assert "Copy" not in shown
+
+
+def test_a_map_in_a_terminal_is_one_line_that_is_rewritten(
+    tmp_path: Path, simulator: Simulated
+) -> None:
+    """It tells how far the map has come, and one line of figures stays."""
+    script = tmp_path / "map.ipy"
+    script.write_text(
+        "%load_ext nbcodex\nimport nbcodex\n"
+        "r = nbcodex.map('[[tokens=300]] {}', list(range(40)))\nprint('after', all(r))\n"
+    )
+    shown = in_terminal(script, simulator, tmp_path)
+    assert re.search(r"\r\x1b\[K\d+ of 40 rows answered", shown)
+    assert re.search(r"\r\x1b\[Kmap m\w{8} · 40 answered · gpt-5.6-sol · ", shown)
+    assert "after True" in shown
