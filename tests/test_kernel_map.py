@@ -66,6 +66,46 @@ def test_settings_and_display_hold_before_the_first_magic(
         assert cell.run("nbcodex.ask('hi')").error == "ModelError"
 
 
+def test_a_dear_map_asks_in_the_notebook(server: Simulated, tmp_path: Path) -> None:
+    """Yes goes on, no is an error; where there is no input line, it says what to do."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("from nbcodex.wire import prices\nprices.cost = lambda *_: 0.75")
+        for said, error in (("y", ""), ("n", "NbcodexError")):
+            asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
+            question = cell.client.get_stdin_msg(timeout=20)["content"]["prompt"]
+            assert "~$1.50" in question
+            cell.client.input(said)
+            assert cell.finish(asked).error == error
+        known = len(server.prompts)
+        cell.client.allow_stdin = False
+        ran = cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'])")
+        assert "confirm=True" in "".join(ran.shown_error)
+        assert len(server.prompts) == known == 2
+        assert cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'], confirm=True)").error == ""
+
+
+def test_stop_ends_a_loop_and_an_await(server: Simulated, tmp_path: Path) -> None:
+    """Over an iterator and on the kernel's own loop, rows under way are parked; it lives."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        server.core.change(rpm=5)
+        for code in (
+            "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
+            "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
+        ):
+            known = answered(server)
+            asked = cell.start(code)
+            wait_until(lambda known=known: len(server.prompts) > known + 5)  # type: ignore[misc]
+            time.sleep(0.5)
+            cell.interrupt()
+            ran = cell.finish(asked)
+            assert ran.error in {"Stopped", "KeyboardInterrupt", "CancelledError"}
+            assert ran.seconds < 5
+            assert cell.lives()
+        assert "95 parked" in cell.run("%codex journal").stream
+
+
 def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> None:
     """In the same kernel the variable is bound to all, and nothing is paid twice."""
     with begin(server, tmp_path) as cell:

@@ -84,23 +84,8 @@ class Batches:
         EntryError
             If there are several.
         """
-        start = storable(prefix.strip()) or ""
-
-        def work(connection: sqlite3.Connection) -> list[str]:
-            rows = connection.execute(
-                """SELECT DISTINCT batch FROM entries WHERE batch IS NOT NULL AND batch >= ?
-                AND batch < ? LIMIT 8""",
-                (start, start + "\U0010ffff"),
-            )
-            return [row["batch"] for row in rows]
-
-        nothing: list[str] = []
-        found = self._writer.ask(work, default=nothing) if start else nothing
-        if len(found) > 1:
-            raise EntryError(
-                f"{prefix[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
-            )
-        return found[0] if found else None
+        nothing: str | None = None
+        return self._writer.ask(lambda connection: named(connection, prefix), default=nothing)
 
     def entries(self, batch: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
@@ -145,6 +130,29 @@ class Batches:
             return list(found.values())
 
         return self._writer.ask(work, default=[])
+
+
+def named(connection: sqlite3.Connection, prefix: str) -> str | None:
+    """Return the id of the map that begins with `prefix`; None where there is none.
+
+    Raises
+    ------
+    EntryError
+        If there are several.
+    """
+    if not (start := storable(prefix.strip())):
+        return None
+    rows = connection.execute(
+        """SELECT DISTINCT batch FROM entries WHERE batch IS NOT NULL AND batch >= ?
+        AND batch < ? LIMIT 8""",
+        (start, start + "\U0010ffff"),
+    )
+    found = [str(row["batch"]) for row in rows]
+    if len(found) > 1:
+        raise EntryError(
+            f"{prefix[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
+        )
+    return found[0] if found else None
 
 
 def _answered(connection: sqlite3.Connection, keys: list[bytes]) -> set[bytes]:

@@ -252,8 +252,19 @@ def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: C
     return taken.rowcount == 1
 
 
-def erase(connection: Connection, *, id_: str | None = None, before: float | None = None) -> int:
-    """Erase one entry, those added before an instant, or all; return how many."""
+def erase(
+    connection: Connection,
+    *,
+    id_: str | None = None,
+    batch: str | None = None,
+    before: float | None = None,
+) -> int:
+    """Erase one entry, the rows of a map, what was added before an instant, or all.
+
+    Returns how many were erased.
+    """
+    if batch is not None:
+        return connection.execute("DELETE FROM entries WHERE batch = ?", (batch,)).rowcount
     if id_ is not None:
         return connection.execute("DELETE FROM entries WHERE id = ?", (storable(id_),)).rowcount
     if before is not None:

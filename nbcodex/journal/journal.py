@@ -16,7 +16,7 @@ from typing import Self
 from nbcodex.clock import BootClock, Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal import changes, queries, spending
-from nbcodex.journal.batches import Batches
+from nbcodex.journal.batches import Batches, named
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.elsewhere import Elsewhere, look
 from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
@@ -254,7 +254,7 @@ class Journal:
         )
 
     async def forget(self, prefix: str | None = None, *, before: float | None = None) -> int:
-        """Erase the entry that `prefix` names, or those added before an instant, or all.
+        """Erase the entry or the map that `prefix` names, or those added before an instant, or all.
 
         The text is overwritten in the file and leaves its write-ahead log too, at the latest when
         the last process that reads it is done. Counters stay.
@@ -273,8 +273,11 @@ class Journal:
         def work(connection: Connection) -> int:
             if self._database.fallen:
                 raise EntryError(f"Nothing can be erased now. {self.trouble}")
-            id_ = self._find(connection, prefix).id if prefix is not None else None
-            return changes.erase(connection, id_=id_, before=before)
+            if prefix is None:
+                return changes.erase(connection, before=before)
+            if batch := named(connection, prefix):
+                return changes.erase(connection, batch=batch)
+            return changes.erase(connection, id_=self._find(connection, prefix).id)
 
         erased = await self._writer.run(work, level=Level.SAFE, default=0)
         await self._writer.run(self._upkeep.checkpoint, level=Level.BARE, default=None)

@@ -130,3 +130,13 @@ def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
     (folder / JOURNAL).unlink()
     add(journal, row(1))
     assert [entry.id for entry in journal.batches.entries("m1234")] == ["m1234-0", "m1234-1"]
+
+
+def test_a_map_is_forgotten_as_one(journal: Journal) -> None:
+    """Its rows go, one of them by its own id or all by the map's; nothing else does."""
+    other = added(journal)
+    for number in range(3):
+        add(journal, row(number))
+    assert run(journal.forget("m1234-1")) == 1
+    assert run(journal.forget("m12")) == 2
+    assert [entry.id for entry in journal.entries()] == [other.id]
