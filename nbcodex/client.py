@@ -76,23 +76,26 @@ class Client:
         self._desks: dict[tuple[Path, Secret | None], Desk] = {}
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
-        self._opening = threading.Lock()
+        self._opening, self._making = threading.Lock(), threading.Lock()
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._conversations = Conversations()
 
     def engine(self) -> Engine:
-        """Return the engine, made at the first call, on the loop's thread."""
-        if self._engine is None:
-            from nbcodex.engine import Engine
-            from nbcodex.wire.attempt import Wire
+        """Return the engine, made at the first call, whoever calls."""
+        with self._making:
+            return self._engine or self._make()
 
-            atexit.register(self.close)
-            self._engine = Engine(
-                wire=Wire(clock=self.clock, transport=self._transport),
-                journal=self.journal,
-                desk=self.desk,
-                clock=self.clock,
-            )
+    def _make(self) -> Engine:
+        from nbcodex.engine import Engine
+        from nbcodex.wire.attempt import Wire
+
+        atexit.register(self.close)
+        self._engine = Engine(
+            wire=Wire(clock=self.clock, transport=self._transport),
+            journal=self.journal,
+            desk=self.desk,
+            clock=self.clock,
+        )
         return self._engine
 
     def desk(self, settings: Settings) -> Desk:

@@ -62,6 +62,8 @@ def test_settings_and_display_hold_before_the_first_magic(
         loaded(cell)
         ran = cell.run("r = nbcodex.map('[[echo: {}]]', ['a', 'b'])")
         assert "2 answered" in ran.plain
+        assert "from now on prompts and answers are kept" in ran.plain
+        assert "from now on" not in cell.run("r = nbcodex.map('[[echo: {}]]', ['c'])").plain
         cell.run("%config Codex.model = 'no-such-model'")
         assert cell.run("nbcodex.ask('hi')").error == "ModelError"
 
@@ -70,7 +72,10 @@ def test_a_dear_map_asks_in_the_notebook(server: Simulated, tmp_path: Path) -> N
     """Yes goes on, no is an error; where there is no input line, it says what to do."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
-        cell.run("from nbcodex.wire import prices\nprices.cost = lambda *_: 0.75")
+        cell.run(
+            "from nbcodex.wire import prices\n"
+            "prices.cost, prices.seller = lambda *_: 0.75, lambda _: 'openai'"
+        )
         for said, error in (("y", ""), ("n", "NbcodexError")):
             asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
             question = cell.client.get_stdin_msg(timeout=20)["content"]["prompt"]

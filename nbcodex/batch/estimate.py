@@ -115,6 +115,18 @@ def estimate(
     )
 
 
+def is_priced(recipe: Recipe, client: Client, settings: Settings) -> bool:
+    """Return whether prices are known where the rows go; no function is called for it.
+
+    Raises
+    ------
+    ConfigurationError
+        If a setting is wrong, or no key is known.
+    """
+    somewhere = Request(prompt="?", api_base=recipe.options.get("api_base"))
+    return prices.seller(client.engine().wire.endpoint(somewhere, settings).base_url) is not None
+
+
 def have_agreed(told: Estimate, *, above: float, ask: Callable[[str], bool | None]) -> None:
     """Have the user agree to what a map may cost, if that is more than `above` dollars.
 

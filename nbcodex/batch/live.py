@@ -99,8 +99,9 @@ class Live:
 
     def park(self) -> None:
         """Keep for later what is under way."""
-        for handle in list(self._handles.values()):
-            handle.order("park")
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and has parked them
+            for handle in list(self._handles.values()):
+                handle.order("park")
 
     def ended(self, *, within: float) -> list[Ending]:
         """Return the last events that have come, waiting for one at most `within` seconds."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from nbcodex.batch import drive
 from nbcodex.batch.course import Course, Item, OnError
-from nbcodex.batch.estimate import Estimate, estimate, have_agreed
+from nbcodex.batch.estimate import Estimate, estimate, have_agreed, is_priced
 from nbcodex.batch.last import Last
 from nbcodex.batch.live import way
 from nbcodex.batch.recipe import RowKey, Words, recipe
@@ -20,6 +20,7 @@ from nbcodex.batch.shapes import List, Row, shape_of
 from nbcodex.batch.shelf import settled
 from nbcodex.client import around, current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
+from nbcodex.journal.queries import UNDER_WAY
 from nbcodex.records import Origin
 
 SETTLING = 5.0
@@ -54,7 +55,7 @@ def map(  # noqa: A001 - it is nbcodex.map
         ``"Translate {text} to {lang}"`` with the names of columns; ``{}`` or ``{item}`` is a plain
         item itself. Or a function of an item (of a frame: of a dict of the row's columns) that
         returns a prompt, or a dict of ``prompt`` and options for this row. It is called in this
-        thread.
+        thread; for some rows twice, where the cost of all is estimated first.
     data : list, tuple, dict, pandas or polars frame or series, or iterator
         The rows. An iterator is read only as far as there is something to do, and not kept.
     limit : int or None
@@ -177,7 +178,7 @@ def prepare(
     answering = way(asked.engine, client, settings)
     if asked.dry_run:
         return estimate(shape, made, client, settings)
-    if shape.total and asked.confirm is not True:
+    if shape.total and asked.confirm is not True and is_priced(made, client, settings):
         told = estimate(shape, made, client, settings, sample=True)
         have_agreed(told, above=settings.ask_above, ask=around.confirm)
     course = Course(
@@ -214,6 +215,10 @@ def go_on(prefix: str) -> Course | None:
     if course is not None and not settled(course, within=SETTLING):
         raise NbcodexError(f"The map {batch} is under way.", advice="Stop it first, or wait.")
     entries = {entry.id: entry for entry in batches.entries(batch)}
+    if any(entry.status in UNDER_WAY and not entry.abandoned for entry in entries.values()):
+        raise NbcodexError(
+            f"The map {batch} is under way in another kernel.", advice="Wait for it."
+        )
     if course is None or not course.kept:
         course = _from_the_journal(batch, list(entries.values()))
     course.take_up(entries)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.display import display, update_display
 
 from nbcodex.clock import Clock
+from nbcodex.errors import brief
 from nbcodex.markdown import inline
 from nbcodex.notebook.output import shows_widgets
 from nbcodex.notebook.progress import MapState, failures, reduce, status, summary
@@ -50,12 +51,19 @@ class Chart:
         Tells the time of day.
     preview : callable
         Returns what stands above the figures in the end: as plain text, or else as Markdown.
+    news : callable
+        Returns what the user has to be told besides.
     """
 
     def __init__(
-        self, place: Place, clock: Clock, *, preview: Callable[[bool], str] = lambda _: ""
+        self,
+        place: Place,
+        clock: Clock,
+        *,
+        preview: Callable[[bool], str] = lambda _: "",
+        news: Callable[[], str] = lambda: "",
     ) -> None:
-        self._place, self._clock, self._preview = place, clock, preview
+        self._place, self._clock, self._preview, self._news = place, clock, preview, news
         self._state: MapState | None = None
 
     def __call__(self, progress: Progress) -> None:
@@ -70,7 +78,8 @@ class Chart:
             log.exception("the display failed")
 
     def _bundle(self, state: MapState) -> dict[str, Any]:
-        line, lines = summary(state), failures(state.now)
+        line = " · ".join(filter(None, (summary(state), brief(self._news()))))
+        lines = failures(state.now)
         done = state.now.outcome == "done"
         plain, above = (self._preview(as_text) if done else "" for as_text in (True, False))
         gap = "\n\n" if above else ""

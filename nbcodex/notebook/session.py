@@ -139,7 +139,7 @@ class Session:
         from nbcodex.notebook import chart
 
         place = chart.place(self.shell, self.settings.display)
-        return chart.Chart(place, current().clock, preview=preview)
+        return chart.Chart(place, current().clock, preview=preview, news=self._news)
 
     def bind(self, name: str | None, value: object) -> None:
         """Give a variable of the notebook a value, which is the cell's as well."""
@@ -183,10 +183,14 @@ class Session:
         return ending
 
     def _note_the_journal(self, screen: Screen) -> None:
-        """Say what cannot be kept, and once, that prompts are kept at all."""
-        news, current().news = current().news, ""
-        if told := self.journal.trouble or news:
+        """Say what the user has to know of the journal."""
+        if told := self._news():
             screen.note(told)
+
+    def _news(self) -> str:
+        """Return what cannot be kept, or once, that prompts are kept at all."""
+        news, current().news = current().news, ""
+        return self.journal.trouble or news
 
     def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
         orders: dict[ActionName, Callable[[], None]] = {

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -13,16 +18,26 @@ import polars
 import pytest
 
 import nbcodex
-from nbcodex import client
+from nbcodex import client, loop
 from nbcodex.batch import drive
 from nbcodex.batch.estimate import Estimate
 from nbcodex.batch.mapping import go_on
-from nbcodex.errors import ConfigurationError, CredentialsError, NbcodexError, Stopped
+from nbcodex.errors import (
+    ConfigurationError,
+    CredentialsError,
+    MissingKeyError,
+    NbcodexError,
+    Stopped,
+)
+from nbcodex.records import Origin, Request
+from nbcodex.settings import Settings
 from nbcodex.simulator import Fault
+from tests.simulated import KEY
 
 from .conftest import Room, texts
 
 ECHO = "[[echo: {}]]"
+ROOT = Path(__file__).parents[2]
 
 
 def last() -> Any:
@@ -286,6 +301,41 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     assert go_on("nothing-like-it") is None
 
 
+def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
+    """Going on with it would ask its rows twice."""
+    origin = Origin(batch="m77", item=0, of=1)
+    request = Request(prompt="[[echo: x]]", id="m77-0", origin=origin)
+    journal = room.client.journal(client.around.settings())
+    loop.running().submit(journal.add(request)).result()
+    with pytest.raises(NbcodexError, match="another kernel"):
+        go_on("m77")
+    assert room.prompts == []
+
+
+def test_a_missing_key_is_told_before_anything(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a thousand failed rows."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(MissingKeyError):
+        nbcodex.map(ECHO, list(range(1_000)))
+    with pytest.raises(MissingKeyError):
+        list(nbcodex.map(ECHO, iter(range(1_000))))
+
+
+def test_a_function_is_called_once_where_no_price_is_known(room: Room) -> None:
+    """Of a compatible server nobody can tell the cost, so no row is made for it."""
+    called = []
+
+    def prompt(item: str) -> str:
+        called.append(item)
+        return f"[[echo: {item}]]"
+
+    client.around.settings = lambda: replace(
+        Settings.read(), base_url="https://gateway.example.org/v1"
+    )
+    assert texts(nbcodex.map(prompt, ["a", "b"])) == ["a", "b"]
+    assert called == ["a", "b"]
+
+
 def test_rows_wait_as_long_as_it_takes(room: Room) -> None:
     """A limit parks no row, unless there is a patience: then it is parked, and told."""
     room.simulator.script([Fault("requests_per_minute", seconds=0.05)] * 3)
@@ -306,3 +356,25 @@ def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
     assert (end.total, end.done, end.reused, end.failed, end.sent) == (3, 2, 1, 1, 0)
     assert end.output_tokens > 0
     assert end.failures[0][0] == "2"
+
+
+def test_a_loop_that_was_left_says_nothing_at_exit(tmp_path: Path) -> None:
+    """An iterator that nobody finished ends with its process, without a traceback."""
+    script = (
+        "import nbcodex\nfrom nbcodex import client\nfrom nbcodex.clock import BootClock\n"
+        "from nbcodex.simulator import Knobs, Simulator\n"
+        "from nbcodex.simulator.transport import SimulatorTransport as T\n"
+        "core = Simulator(Knobs(tpm=None, rpm=None, latency=0.01), clock=BootClock())\n"
+        "client._current = client.Client(transport=T(core))\n"
+        "replies = nbcodex.map('[[echo: {}]]', iter(range(1000)))\n"
+        "print(next(replies).text)\n"
+    )
+    environ = {"OPENAI_API_KEY": KEY, "NBCODEX_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.stdout, ran.stderr) == ("0\n", "")
