@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from nbcodex.clock import BootClock
 from nbcodex.errors import LimitError
-from nbcodex.events import BackingOff, Cancelled, Delta, Event, Finished, Queued, Sent
+from nbcodex.events import BackingOff, Cancelled, Delta, Event, Finished, Held, Queued, Sent
 from nbcodex.notebook.panel import ActionName, PanelState, figures, reduce
 from nbcodex.notebook.widgets import WidgetDisplay
 from nbcodex.records import Limit, Reply, Usage
@@ -45,6 +45,13 @@ def refused(seconds: float, after: float = 0.1) -> Step:
     error = LimitError("Too many tokens.", limit=LIMIT)
     return after, lambda at: BackingOff(
         request_id="3f2a", at=at, error=error, attempt=1, resume_at=at + seconds, waited=0.0
+    )
+
+
+def held(seconds: float, after: float = 0.1) -> Step:
+    """Another request has met the limit, for so many seconds."""
+    return after, lambda at: Held(
+        request_id="3f2a", at=at, limit=LIMIT, resume_at=at + seconds, waited=0.0
     )
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.browser
 Ask = Callable[[str], Notebook]
 
 REFUSED = "tokens_per_minute"
+WORDS = {"Cancel": "Cancelled", "Park": "Parked by you", "Stop": "Stopped"}
 KEPT = "this is not the whole answer"
 
 
@@ -83,24 +84,35 @@ def test_countdown_ends_when_the_request_is_sent(ask: Ask, simulator: Simulated)
 
 
 @pytest.mark.parametrize("phase", ["waiting", "streaming"])
-@pytest.mark.parametrize("way", ["Cancel", "Stop"])
+@pytest.mark.parametrize("way", ["Cancel", "Park", "Stop"])
 def test_cell_can_be_ended(ask: Ask, simulator: Simulated, way: str, phase: str) -> None:
-    """Cancel and the notebook's Stop end the cell within a second; the text so far is kept."""
+    """Cancel, Park and the notebook's Stop end the cell within a second, and keep the text."""
     if phase == "waiting":
         simulator.core.script([Fault("error_event", after=30), Fault(REFUSED, seconds=60.0)])
     nb = ask("%%codex -o answer\nHello [[tokens=2000]]")
     in_stream(nb)
     in_phase(nb, phase)
-    nb.press("Cancel") if way == "Cancel" else nb.interrupt()
+    nb.interrupt() if way == "Stop" else nb.press(way)
     nb.wait()
     assert nb.seconds_from_click() < 1.0
     shown, error = nb.outputs(1)
     assert KEPT in shown["data"]["text/markdown"]
     assert "simulated answer" in shown["data"]["text/markdown"]
-    assert ("Cancelled" if way == "Cancel" else "Stopped") in "".join(error["traceback"])
+    assert WORDS[way] in "".join(error["traceback"])
     nb.run(2)
     nb.wait()
-    assert re.match(r"(cancelled|interrupted) \d\d", nb.text(2))
+    assert re.match(r"(cancelled|parked|interrupted) \d\d", nb.text(2))
+
+
+def test_cell_can_be_stopped_before_the_first_word(ask: Ask, simulator: Simulated) -> None:
+    """While a request is sent and nothing has come, Stop ends the cell within a second, too."""
+    simulator.core.change(latency=30.0)
+    nb = ask("%%codex -o answer\nHello")
+    in_phase(nb, "sending")
+    nb.interrupt()
+    nb.wait()
+    assert nb.seconds_from_click() < 1.0
+    assert "Stopped" in "".join(nb.outputs(1)[-1]["traceback"])
 
 
 def test_retry_now_sends_at_once(ask: Ask, simulator: Simulated) -> None:

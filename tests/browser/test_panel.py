@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser import axe
 from tests.browser.lab import Lab, Notebook
 
 pytestmark = pytest.mark.browser
@@ -19,7 +20,7 @@ PLAY = "from tests.browser.play import *\nprint('pressed', play([queued(), sent(
 WAIT = PLAY.format("refused(20), sent(2, 20)")
 DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
-    "import nbcodex.notebook.widgets as w\nw._hear_while_blocked = lambda panel: None\nprint",
+    "import nbcodex.notebook.widgets as w\nw.hear_while_blocked = lambda panel: None\nprint",
 )
 
 
@@ -257,4 +258,80 @@ def test_only_phases_are_announced(notebook: Open, page: Page) -> None:
     page.wait_for_timeout(500)
     assert live.text_content() == spoken
     expect(nb.panel.get_by_role("timer")).to_have_attribute("aria-live", "off")
+    nb.press("Cancel")
+
+
+STATES = {
+    "queued": "queued(), said('', 20)",
+    "held": "held(20), said('', 20)",
+    "sending": "sent(2), said('', 20)",
+    "thinking": "said('Hm, ', 0.1, reasoning=True), said('', 20, reasoning=True)",
+    "streaming": "said('Half an answer', 0.1), said('.', 20)",
+    "waiting": "said('Half an answer', 0.1), refused(20), sent(2, 20)",
+}
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_nothing(notebook: Open, theme: str) -> None:
+    """In each state, in both themes, no rule of axe-core is broken."""
+    nb = notebook(*(PLAY.format(steps) for steps in STATES.values()))
+    nb.use_theme(f"JupyterLab {theme}")
+    for index, phase in enumerate(STATES):
+        nb.run(index)
+        in_phase(nb, phase)
+        assert axe.violations(nb.page, ".nbcodex-panel") == [], phase
+        nb.press("Cancel")
+        nb.wait()
+
+
+def test_buttons_say_what_they_do(notebook: Open) -> None:
+    """Each says in a few words, and whole in its title, what it keeps, costs and leads to."""
+    nb = notebook(WAIT)
+    nb.run(0)
+    in_phase(nb, "waiting")
+    for label, words, title in [
+        ("Cancel", "keeps the text", "text so far stays below the cell"),
+        ("Retry now", "may be refused, at no cost", "the countdown goes on as it was"),
+        ("Park", "%codex resume 3f2a", "until you run %codex resume 3f2a"),
+    ]:
+        button = nb.panel.get_by_role("button", name=label)
+        expect(button).to_contain_text(words)
+        expect(button).to_have_attribute("title", re.compile(re.escape(title)))
+    nb.press("Cancel")
+
+
+def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> None:
+    """The figures name the wait, not once more as the time in all; what does not fit is said so."""
+    nb = notebook(PLAY.format("refused(20, 0.1), sent(2, 20)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    expect(nb.panel).to_contain_text(re.compile("does not fit into the limit"))
+    expect(nb.panel).to_contain_text("request 12,528 (prompt + the output it may use)")
+    expect(nb.panel.locator(".nbcodex-foot")).to_contain_text("of 10 min patience")
+    expect(nb.panel.locator(".nbcodex-foot")).not_to_contain_text("in all")
+    nb.press("Cancel")
+
+
+def test_nothing_below_moves(notebook: Open, page: Page) -> None:
+    """While a request waits, is sent and streams, the panel's end stays where it was."""
+    nb = notebook(PLAY.format("refused(1.0), sent(2, 1.0), said('Hello', 0.4), said('.', 20)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    heights = {nb.panel.bounding_box()["height"]}
+    while nb.panel.get_attribute("data-phase") != "streaming":
+        heights.add(nb.panel.bounding_box()["height"])
+        page.wait_for_timeout(50)
+    heights.add(nb.panel.bounding_box()["height"])
+    assert max(heights) - min(heights) <= 1
+    nb.press("Cancel")
+
+
+def test_reduced_motion_is_respected(notebook: Open, page: Page) -> None:
+    """Who asked for less motion sees whole seconds, and nothing breathes."""
+    page.emulate_media(reduced_motion="reduce")
+    nb = notebook(PLAY.format("refused(8), sent(2, 8)"))
+    nb.run(0)
+    in_phase(nb, "waiting")
+    expect(nb.panel.locator(".nbcodex-number")).to_have_text(re.compile(r"^[5-8]$"))
+    assert nb.panel.evaluate("(e) => e.getAnimations({ subtree: true }).length") == 0
     nb.press("Cancel")

@@ -182,7 +182,7 @@ function makeTable() {
     body.replaceChildren(...sums.map(([name, ...figures]) =>
       make("tr", "", {}, cell(name, "th", { scope: "row" }), ...figures.map((f) => cell(f || "–", "td")))));
   };
-  return { node: make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": "Totals" }, table), show };
+  return { node: make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": "Totals" }, table), show };
 }
 
 function openView(feed, model, el) {
@@ -192,13 +192,13 @@ function openView(feed, model, el) {
   const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
   const [table, plot] = [makeTable(), makePlot()];
   const scroll = (label, ...children) =>
-    make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": label }, ...children);
+    make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": label }, ...children);
   const part = (name, title, ...children) => make("div", `part nbcodex-part-${name}`, {}, make("div", "caption", {}, ...[title].flat()), ...children);
   const note = make("div", "note", { role: "status", hidden: "" });
   const live = make("div", "live", { "aria-live": "polite" });
   const root = make(
-    "section", "monitor", { "aria-label": "Codex monitor" },
-    make("header", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others), note,
+    "div", "monitor", { role: "group", "aria-label": "Codex monitor" },
+    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others), note,
     part("limits", "Limits", buckets, unlimited),
     make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
     part("open", ["Open requests", make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),

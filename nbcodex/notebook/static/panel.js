@@ -165,7 +165,7 @@ function makeRing() {
 /* The answer so far: it follows its end unless the reader has scrolled up. */
 function makeLog() {
   const node = make("div", "log", {
-    ...OWN_KEYS, tabindex: "0", role: "region", "aria-label": "Answer so far",
+    ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": "Answer so far",
   });
   let block, size;
   const begin = (text) => {
@@ -223,9 +223,9 @@ function openView(feed, model, el) {
   const note = make("div", "note", { role: "status", hidden: "" });
   const live = make("div", "live", { "aria-live": "polite" });
   const root = make(
-    "section", "panel", { "aria-label": "Codex request" },
-    make("header", "head", {}, icon, title, name, tries, buttons),
-    body, make("footer", "foot", {}, ...facts), note, live,
+    "div", "panel", { role: "group", "aria-label": "Codex request" },
+    make("div", "head", {}, icon, title, name, tries, buttons),
+    body, make("div", "foot", {}, ...facts), note, live,
   );
   const shown = new Map();
   let phase = null, pressed = null, gone = false, width = 0;

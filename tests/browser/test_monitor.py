@@ -1,0 +1,205 @@
+"""The monitor in a real JupyterLab, while cells block the kernel and requests wait."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from nbcodex.simulator import Fault
+from tests.browser import axe
+from tests.browser.lab import Notebook
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.browser
+
+REFUSED = "tokens_per_minute"
+MANY = """import asyncio, nbcodex
+asked = [asyncio.ensure_future(nbcodex.aask(f"Question {n} [[tokens=40]]")) for n in range(COUNT)]
+None"""
+BLOCK = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: time.sleep(0.02)"
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulated]:
+    """A simulator that answers at the pace of a model."""
+    with simulated(tpm=1_000_000, rpm=5_000, latency=0.05, speed=60.0) as running:
+        yield running
+
+
+@pytest.fixture
+def watched(notebook: Callable[..., Notebook], simulator: Simulated) -> Callable[..., Notebook]:
+    """Return a function that opens a notebook with a monitor, and starts its requests."""
+
+    def start(*cells: str) -> Notebook:
+        nb = notebook(simulator.setup, "%codex monitor", *cells)
+        for index in (0, 1):
+            nb.run(index)
+            nb.wait()
+        expect(monitor(nb)).to_contain_text("no open requests")
+        return nb
+
+    return start
+
+
+def monitor(nb: Notebook) -> Locator:
+    """Return the monitor."""
+    return nb.page.locator(".nbcodex-monitor").first
+
+
+def rows(nb: Notebook) -> Locator:
+    """Return the open requests in it."""
+    return monitor(nb).locator(".nbcodex-row")
+
+
+def shown(view: Locator) -> dict[str, Any]:
+    """Return what a view says, but for what ticks."""
+    found: dict[str, Any] = view.evaluate(
+        """(e) => ({
+          totals: e.querySelector('.nbcodex-sums').innerText,
+          ids: [...e.querySelectorAll('.nbcodex-row .nbcodex-id')].map((n) => n.innerText),
+          phases: [...e.querySelectorAll('.nbcodex-row')].map((n) => n.dataset.phase),
+          due: [...e.querySelectorAll('.nbcodex-row .nbcodex-time')].map((n) => n.innerText),
+          log: e.querySelector('.nbcodex-entries').innerText,
+        })"""
+    )
+    return found
+
+
+def create_view(nb: Notebook, index: int) -> None:
+    """Show the cell's output in a view of its own, beside the notebook."""
+    nb.page.evaluate(
+        """(index) => {
+          const app = window.jupyterapp;
+          app.shell.currentWidget.content.activeCellIndex = index;
+          return app.commands.execute('notebook:create-output-view');
+        }""",
+        index,
+    )
+
+
+def test_monitor_is_live_while_a_cell_blocks(
+    watched: Callable[..., Notebook], simulator: Simulated
+) -> None:
+    """Requests of a blocking cell appear, wait, count down, answer a click, and end in the totals.
+
+    Two views of it, one beside the notebook, agree in everything; axe finds nothing to blame.
+    """
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = watched("%%codex -o answer\nHello [[tokens=20]]")
+    create_view(nb, 1)
+    views = nb.page.locator(".nbcodex-monitor")
+    expect(views).to_have_count(2)
+    nb.page.evaluate(
+        """() => window.jupyterapp.shell.activateById(
+          [...window.jupyterapp.shell.widgets('main')].find((w) => w.content?.activeCell).id)"""
+    )
+    nb.run(2)
+    for view in views.all():
+        row = view.locator(".nbcodex-row")
+        expect(row).to_have_attribute("data-phase", "waiting")
+        expect(row).to_contain_text("tokens per minute (TPM)")
+        expect(row.locator(".nbcodex-time")).to_have_text(re.compile(r"^in 5\d s$"))
+        expect(view.locator(".nbcodex-shut")).to_contain_text("closed for 5")
+        expect(view.locator(".nbcodex-entry")).to_contain_text("attempt 1 refused, again in 1 min")
+    first, second = map(shown, views.all())
+    assert first == second or abs(_seconds(first) - _seconds(second)) <= 1
+    before = _seconds(first)
+    nb.page.wait_for_timeout(2000)
+    assert 1 <= before - _seconds(shown(views.first)) <= 3
+    assert axe.violations(nb.page, ".nbcodex-monitor") == []
+    rows(nb).get_by_role("button", name="Retry now").click()
+    nb.wait()
+    assert nb.seconds_from_click() < 3.0
+    for view in views.all():
+        expect(view.locator(".nbcodex-row")).to_have_count(0)
+        expect(view.get_by_role("row", name="Last request")).to_contain_text("2 attempts")
+        expect(view.get_by_role("img")).to_have_attribute("aria-label", re.compile("met once"))
+    assert axe.violations(nb.page, ".nbcodex-monitor") == []
+    first, second = map(shown, views.all())
+    assert first == second
+
+
+def _seconds(told: dict[str, Any]) -> float:
+    return float(told["due"][0].split()[1])
+
+
+@pytest.mark.parametrize("label", ["Cancel", "Park"])
+def test_buttons_act_on_their_row(
+    watched: Callable[..., Notebook], simulator: Simulated, label: str
+) -> None:
+    """With the kernel blocked by something else, a button ends its own request within a second."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
+    nb = watched(MANY.replace("COUNT", "3"), BLOCK)
+    nb.run(2)
+    nb.wait()
+    nb.run(3)
+    expect(rows(nb)).to_have_count(3)
+    second = rows(nb).nth(1)
+    name = second.locator(".nbcodex-id").inner_text()
+    second.get_by_role("button", name=label).click()
+    expect(rows(nb)).to_have_count(2, timeout=1000)
+    expect(monitor(nb).locator(".nbcodex-row", has_text=name)).to_have_count(0)
+    expect(monitor(nb).get_by_role("status")).to_contain_text(f"{label} {name}")
+    nb.interrupt()
+    nb.wait()
+
+
+def test_reloaded_page_shows_the_same_monitor(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated
+) -> None:
+    """After a reload the monitor lives on, with a countdown that did not restart."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = watched(MANY.replace("COUNT", "1"))
+    nb.run(2)
+    nb.wait()
+    expect(rows(nb)).to_have_attribute("data-phase", "waiting")
+    nb.save()
+    page.wait_for_timeout(3000)
+    nb.reload()
+    expect(rows(nb)).to_have_attribute("data-phase", "waiting")
+    expect(rows(nb).locator(".nbcodex-time")).to_have_text(re.compile(r"^in [345]\d s$"))
+    rows(nb).get_by_role("button", name="Cancel").click()
+    expect(rows(nb)).to_have_count(0)
+
+
+def test_other_kernels_are_seen(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated
+) -> None:
+    """What another notebook's kernel has under way is told in words, and gone when it is gone."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = watched(
+        "import subprocess, sys\nother = subprocess.Popen([sys.executable, '-c', "
+        "'import nbcodex; nbcodex.ask(\"Hello\")'])",
+        "other.kill()\nother.wait()\nNone",
+    )
+    nb.run(2)
+    nb.wait()
+    expect(monitor(nb)).to_contain_text(
+        re.compile("other kernels: 1 has 1 under way, 1 waiting, the next at "), timeout=20_000
+    )
+    nb.run(3)
+    nb.wait()
+    expect(monitor(nb)).to_contain_text("other kernels: nothing under way", timeout=20_000)
+
+
+def test_monitor_is_usable_where_it_is_narrow(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated
+) -> None:
+    """On a small screen nothing is cut off sideways, and buttons work by keyboard."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)] * 2)
+    nb = watched(MANY.replace("COUNT", "2"))
+    page.set_viewport_size({"width": 480, "height": 800})
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    nb.run(2)
+    nb.wait()
+    expect(rows(nb)).to_have_count(2)
+    for part in (".nbcodex-monitor", ".nbcodex-part-open .nbcodex-scroll", ".nbcodex-row >> nth=0"):
+        assert page.locator(part).evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    cancel = rows(nb).first.get_by_role("button", name="Cancel")
+    cancel.focus()
+    page.keyboard.press("Enter")
+    expect(rows(nb)).to_have_count(1)
