@@ -381,6 +381,22 @@ def test_only_new_text_is_sent(stage: Stage) -> None:
     assert stage.texts == [(1, "a", True), (2, "b", False), (3, "c", False)]
 
 
+def test_painting_is_one_message(stage: Stage) -> None:
+    """In mid-answer the figures travel with the text; when it pauses, a view counts the last."""
+    state = after(queued(), sent(1), said(2, "first"))
+    stage.open(state)
+    stage.paint(state)
+    stage.views.clear()
+    for _ in range(5):
+        state = reduce(state, said(2, "word " * 4))
+        stage.paint(state)
+    assert stage.views == []
+    assert stage.sent[-1]["news"] == {"tokens_out": "~27"}
+    for _ in range(5):
+        stage.paint(state, later=0.5)
+    assert [view["seq"] for view in stage.views] == [6]
+
+
 def test_restart_is_sent_whole(stage: Stage) -> None:
     """A restarted answer replaces what the browser shows."""
     state = after(queued(), sent(1), said(2, "Hel"))

@@ -19,7 +19,7 @@ from nbcodex.clock import time_of_day
 from nbcodex.errors import EntryError, brief
 from nbcodex.markdown import inline
 from nbcodex.notebook.commands.room import tell
-from nbcodex.notebook.formats import printable
+from nbcodex.notebook.hypertext import printable
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry

@@ -4,8 +4,9 @@ Owns the traits, the messages of `static/panel.js` and the display id. What they
 `panel`. Imports anywidget, and is therefore imported only when a widget is to be shown.
 
 The trait ``view`` holds everything but the text, which travels as messages ``{type: "text", seq,
-text, whole}``: the browser asks for the whole when one is missing. Figures that only time moves
-(countdown, elapsed) are sent once, and tick in the browser.
+text, whole, news}``: the browser asks for the whole when one is missing. In mid-answer `news` are
+the entries of ``view`` that have changed, so that each painting is one message. Figures that only
+time moves (countdown, elapsed) are sent once, and tick in the browser.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from nbcodex.notebook.text import Text
 STATIC = Path(__file__).parent / "static"
 PACE = 0.09
 """Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
+
+FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
+"""What changes with every piece of an answer, and travels with its text."""
 
 MOST = 400_000
 """Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
@@ -114,6 +118,7 @@ class WidgetDisplay(Display):
         self._state = PanelState()
         self._text = Text()
         self._seq = 0
+        self._uncounted = False
         self._painted_at = float("-inf")
         # The painter and the thread that hears the browser both send; the browser counts.
         self._sending = threading.RLock()
@@ -146,12 +151,17 @@ class WidgetDisplay(Display):
             before, self._state = self._state, state
             slept = ASLEEP < now - self._painted_at < float("inf")
             self._painted_at = now
-            told = self._seq
-            self._send_text(state.text)
-            # A view follows each text, for its number: else nobody would miss the last one.
-            news = slept or self._seq != told or before.resume_at != state.resume_at
-            if news or _picture(before, self._offers) != _picture(state, self._offers):
+            old, new = _picture(before, self._offers), _picture(state, self._offers)
+            news = {name: value for name, value in new.items() if value != old[name]}
+            calm = news.keys() <= FIGURES and before.resume_at == state.resume_at and not slept
+            texts = self._seq
+            self._send_text(state.text, news=news if calm else None)
+            told = self._seq != texts
+            # Nobody misses the last text but by a view that counts it.
+            if not calm or (not told and (news or self._uncounted)):
                 self._panel.view = self._view()
+                told = False
+            self._uncounted = told
 
     def close(self, bundle: dict[str, Any]) -> None:
         """Put the MIME bundle in the panel's place, and let go of the widget."""
@@ -168,7 +178,9 @@ class WidgetDisplay(Display):
             self._panel.close()
             self._panel = None
 
-    def _send_text(self, text: Text, *, whole: bool = False) -> None:
+    def _send_text(
+        self, text: Text, *, whole: bool = False, news: dict[str, Any] | None = None
+    ) -> None:
         nothing_new = text is self._text or not (len(text) or len(self._text))
         if self._panel is None or (nothing_new and not whole):
             return
@@ -178,7 +190,8 @@ class WidgetDisplay(Display):
             whole, more = True, f"…{more[-MOST:]}"
         self._text = text
         self._seq += 1
-        self._panel.send({"type": "text", "seq": self._seq, "text": more, "whole": whole})
+        message = {"type": "text", "seq": self._seq, "text": more, "whole": whole}
+        self._panel.send(message | ({"news": news} if news else {}))
 
     def _view(self) -> dict[str, Any]:
         now, wall = self._clock.now(), self._clock.wall()

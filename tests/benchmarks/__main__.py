@@ -7,6 +7,7 @@ journal     what keeping prompts and answers costs
 map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
 redis       the same between four hosts that share a key, and what Redis costs
+browser     what a page gets and takes: one answer, and a monitor of fifty requests
 
 Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
 """
@@ -17,7 +18,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis")
+NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis", "browser")
 
 
 def main() -> int:

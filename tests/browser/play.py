@@ -72,16 +72,19 @@ def play(
             cancelled.set()
 
     screen, state = WidgetDisplay(act, clock, offers=offers), PanelState()
-    opened = False
+    opened, painted_at = False, 0.0
     for after, make in steps:
         end = time.monotonic() + after
         while time.monotonic() < end and not cancelled.is_set():
             time.sleep(0.02)
+            if opened and time.monotonic() > painted_at + (screen.tick or 0.0):
+                painted_at = time.monotonic()
+                screen.paint(state)
         if cancelled.is_set():
             break
         state = reduce(state, make(clock.now()))
         (screen.paint if opened else screen.open)(state)
-        opened = True
+        opened, painted_at = True, time.monotonic()
     text = str(state.text)
     reply = Reply(id="3f2a", text=text, status="cancelled") if cancelled.is_set() else REPLY
     kind = Cancelled if cancelled.is_set() else Finished

@@ -37,11 +37,14 @@ function openFeed(model) {
     if (Math.abs(apart - before) > PARTED_MS && !feed.view.ended) askForAll();
   };
 
-  function hearText({ seq, text, whole }) {
-    if (!whole && seq !== feed.seq + 1) return; // the view that follows it asks for all
+  function hearText({ seq, text, whole, news }) {
+    if (!whole && seq !== feed.seq + 1) return askForAll();
     feed.text = (whole ? text : feed.text + text).slice(-MOST);
     feed.seq = seq;
     tell("addText", { text, whole });
+    if (!news) return;
+    feed.view = { ...feed.view, ...news };
+    tell("show");
   }
 
   function hear(message) {
