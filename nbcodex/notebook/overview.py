@@ -140,13 +140,13 @@ def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
     }
 
 
-COLUMNS = ["requests", "input", "cached", "output", "reasoning", "cost", "waited"]
+COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
 
 
 def _columns(total: Sums) -> list[str]:
     least = "≥ " if total.unknown else ""
     return [
-        f"{total.requests:,}",
+        f"{total.answers:,}",
         *_counted(total.usage, least),
         cost(total),
         spell(total.waited) if total.waited else "",
@@ -163,9 +163,8 @@ def _last(state: MonitorState) -> list[str]:
         return [""] * len(COLUMNS)
     about = "~" if reply.usage.estimated else ""
     price = "" if reply.cost is None else about + money(reply.cost)
-    tries = f"{reply.attempts} attempt{'s' * (reply.attempts > 1)}"
     return [
-        tries,
+        f"attempt {reply.attempts}",
         *_counted(reply.usage, about),
         price,
         spell(reply.waited) if reply.waited else "",

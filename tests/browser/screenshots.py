@@ -29,6 +29,13 @@ LIMIT = (
 )
 
 
+LOAD = """import asyncio, nbcodex
+ask = lambda n: nbcodex.aask(f"Review {n}: … [[tokens={90 + 37 * n % 200}]]", max_output=900)
+asked = [asyncio.ensure_future(ask(n)) for n in range(50)]
+None"""
+WIDE, NARROW = 870, 470
+
+
 def main() -> None:
     """Make all pictures."""
     FOLDER.mkdir(exist_ok=True)
@@ -40,38 +47,73 @@ def main() -> None:
     ):
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for theme in ("Light", "Dark"):
-            shoot(chromium, lab, simulator, theme)
+            with opened(chromium, lab, simulator, theme) as nb:
+                shoot(nb, simulator, theme.lower())
+        with opened(chromium, lab, simulator, "Light", width=NARROW) as nb:
+            wait(nb, simulator)
+            take(nb, "waiting-narrow.png")
+            nb.press("Park")
+            nb.wait()
+        simulator.core.change(tpm=20_000)
+        for theme in ("Light", "Dark"):
+            with opened(chromium, lab, simulator, theme, cell="%codex monitor") as nb:
+                watch(nb, f"monitor-{theme.lower()}.png")
         chromium.close()
 
 
-def shoot(chromium: Browser, lab: Lab, simulator: Simulated, theme: str) -> None:
-    """Take the pictures of one theme: a cell that waits, streams, and has its answer."""
-    suffix = f"{theme.lower()}.png"
-    with opened(chromium, lab, simulator, theme) as nb:
-        refusal = Fault("tokens_per_minute", seconds=11.054, message=LIMIT)
-        # A picture of a stream needs one that stands still for a moment.
-        simulator.core.script([refusal, Fault("stalled", after=110, seconds=4.0)])
-        nb.run(2)
-        expect(nb.panel).to_have_attribute("data-phase", "waiting")
-        expect(nb.panel.locator(".nbcodex-number")).to_have_text(re.compile(r"^8\.\d"))
-        take(nb, f"waiting-{suffix}")
-        if theme == "Light":
-            nb.press("Retry now")
-            expect(nb.panel.locator(".nbcodex-log")).to_contain_text("requested:")
-            take(nb, f"streaming-{suffix}")
-            nb.wait()
-            take(nb, f"answer-{suffix}")
-        else:
-            nb.press("Cancel")
-            nb.wait()
+def wait(nb: Notebook, simulator: Simulated) -> None:
+    """Have the cell wait for a limit, until eight seconds are left."""
+    refusal = Fault("tokens_per_minute", seconds=11.054, message=LIMIT)
+    # A picture of a stream needs one that stands still for a moment.
+    simulator.core.script([refusal, Fault("stalled", after=110, seconds=4.0)])
+    nb.run(2)
+    expect(nb.panel).to_have_attribute("data-phase", "waiting")
+    expect(nb.panel.locator(".nbcodex-number")).to_have_text(re.compile(r"^8\.\d"))
+
+
+def shoot(nb: Notebook, simulator: Simulated, theme: str) -> None:
+    """Take the pictures of a cell that waits; in the light, also streaming, answered and parked."""
+    wait(nb, simulator)
+    take(nb, f"waiting-{theme}.png")
+    if theme == "dark":
+        nb.press("Cancel")
+        nb.wait()
+        return
+    nb.press("Retry now")
+    expect(nb.panel.locator(".nbcodex-log")).to_contain_text("requested:")
+    take(nb, f"streaming-{theme}.png")
+    nb.wait()
+    take(nb, f"answer-{theme}.png")
+    wait(nb, simulator)
+    nb.press("Park")
+    nb.wait()
+    take(nb, f"parked-{theme}.png")
+
+
+def watch(nb: Notebook, name: str) -> None:
+    """Take the picture of a monitor some seconds after fifty requests were asked at once."""
+    nb.run(2)
+    nb.wait()
+    nb.run(3)
+    nb.wait()
+    nb.page.wait_for_timeout(3_000)
+    take(nb, name)
 
 
 @contextlib.contextmanager
-def opened(chromium: Browser, lab: Lab, simulator: Simulated, theme: str) -> Iterator[Notebook]:
-    """Open a notebook whose third cell is the prompt; what is said once has been said before."""
-    context = chromium.new_context(viewport={"width": 870, "height": 1300}, device_scale_factor=2)
-    name = f"{theme}.ipynb"
-    lab.write(name, simulator.setup, WARM_UP, PROMPT)
+def opened(
+    chromium: Browser,
+    lab: Lab,
+    simulator: Simulated,
+    theme: str,
+    *,
+    cell: str = PROMPT,
+    width: int = WIDE,
+) -> Iterator[Notebook]:
+    """Open a notebook whose third cell is `cell`; what is said once has been said before."""
+    context = chromium.new_context(viewport={"width": width, "height": 1300}, device_scale_factor=2)
+    name = f"{theme}-{width}.ipynb"
+    lab.write(name, simulator.setup, WARM_UP, cell, LOAD)
     nb = Notebook(context.new_page(), lab, name).open()
     nb.use_theme(f"JupyterLab {theme}")
     nb.page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")

@@ -305,7 +305,7 @@ def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> No
     nb = notebook(PLAY.format("refused(20, 0.1), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
-    expect(nb.panel).to_contain_text(re.compile("does not fit into the limit"))
+    expect(nb.panel).to_contain_text(re.compile("would exceed the limit now"))
     expect(nb.panel).to_contain_text("request 12,528 (prompt + the output it may use)")
     expect(nb.panel.locator(".nbcodex-foot")).to_contain_text("of 10 min patience")
     expect(nb.panel.locator(".nbcodex-foot")).not_to_contain_text("in all")

@@ -101,11 +101,11 @@ async function interrupt(kernelId) {
 /* The countdown's digits and their unit, as they stand in the ring. */
 function digits(ms, calm) {
   const s = Math.max(0, ms) / 1000;
-  if (s < 9.95 && !calm) return [s.toFixed(1), "seconds left"];
+  if (s < 9.95 && !calm) return [s.toFixed(1), "s left"];
   const whole = Math.ceil(s), two = (n) => String(n).padStart(2, "0");
-  if (whole < 60) return [String(whole), whole === 1 ? "second left" : "seconds left"];
-  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "minutes left"];
-  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "hours left"];
+  if (whole < 60) return [String(whole), "s left"];
+  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "min left"];
+  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "h left"];
 }
 
 /* How full the server's bucket is, and how much of this request does not fit. */
@@ -137,7 +137,7 @@ function makeMeter() {
 function met(cause) {
   if (!cause || !("limit" in cause)) return "";
   const { limit, used, requested } = cause;
-  return used < limit && used + requested > limit ? "does not fit into the limit: " : "limit reached: ";
+  return used < limit && used + requested > limit ? "would exceed the limit now: " : "limit reached: ";
 }
 
 function makeRing() {

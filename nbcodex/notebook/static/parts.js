@@ -42,7 +42,7 @@ const ICONS = {
 const BUTTONS = {
   cancel: ["Cancel", "Cancelling…", "ends it, keeps the text", "End request ID now. The text so far stays below the cell, and in the variable of -o."],
   retry: ["Retry now", "Retrying…", "may be refused, at no cost", "Send it now, without waiting for the countdown. The server may refuse again: that costs nothing, and the countdown goes on as it was."],
-  park: ["Park", "Parking…", "resume: %codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID."],
+  park: ["Park", "Parking…", "%codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID."],
 };
 const aboutButton = (name, id) => BUTTONS[name][3].replaceAll("ID", id);
 
