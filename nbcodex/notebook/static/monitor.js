@@ -28,7 +28,7 @@ function openFeed(model) {
   });
   model.on("change:view", () => look(true));
   look(false);
-  model.send({ type: "sync" });
+  for (const ms of KNOCKS_MS) setTimeout(() => model.send({ type: "sync" }), ms);
   return feed;
 }
 

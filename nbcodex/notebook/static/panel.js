@@ -4,7 +4,6 @@
  * as markup. Times count down here, by the page's own clock, which nobody can set.
  */
 
-const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
 const PARTED_MS = 1000; // between the page's clock and the wall's: one was set, or the machine slept
 const REACH_MS = 2000; // for Python to answer at all while its cell runs
 const MOST = 400_000; // characters of its end that a long answer is shown with

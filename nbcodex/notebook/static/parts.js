@@ -6,6 +6,7 @@
 
 // Lab's command mode would take a letter pressed here for an order to the notebook.
 const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
+const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
 const GRACE_MS = 400; // for Python to say that it has heard a click
 
 const PHASES = {
