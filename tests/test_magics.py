@@ -238,7 +238,7 @@ def test_the_reply_is_bound(ip: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["usage", "limits", "budget", "models", "doctor", "version", "help"]
+    "word", ["usage", "monitor", "limits", "budget", "models", "doctor", "version", "help"]
 )
 def test_commands_answer(ip: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command that only tells prints something, and no key."""

@@ -31,6 +31,8 @@ from nbcodex.notebook.overview import ROWS, picture, status
 from nbcodex.notebook.watch import Watch
 from nbcodex.pacing.ledger import Hold
 from nbcodex.records import Gauge, Limit, Reply, Request, Snapshot, Usage
+from tests.kernels import kernel
+from tests.simulated import Simulated
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 LIMIT = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
@@ -373,3 +375,15 @@ def test_monitor_is_text_where_widgets_are_not(board: Any) -> None:
 def test_one_monitor_per_process() -> None:
     """`nbcodex.monitor` returns the same one."""
     assert nbcodex.monitor() is nbcodex.monitor()
+
+
+@pytest.mark.kernel
+def test_monitor_in_a_kernel_without_widgets(simulator: Simulated) -> None:
+    """Nbclient and papermill leave its lines in the notebook, with what was used so far."""
+    with kernel(**simulator.environ) as cell:
+        cell.run("%load_ext nbcodex")
+        assert cell.run("%%codex\n[[echo: hello]]").status == "ok"
+        for ran in (cell.run("%codex monitor"), cell.run("import nbcodex\nnbcodex.monitor()")):
+            assert ran.plain.startswith("Codex monitor\n")
+            assert "this session: 1 request, 1 answered" in ran.plain
+            assert "no open requests" in ran.plain

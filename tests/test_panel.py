@@ -16,6 +16,7 @@ from jupyter_client.manager import start_new_kernel
 from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.notebook import widgets
+from nbcodex.notebook.display import MOST
 from nbcodex.notebook.panel import PanelState, figures, reduce, refusal, status
 from nbcodex.records import Limit, Reply, Usage
 
@@ -395,6 +396,16 @@ def test_painting_is_one_message(stage: Stage) -> None:
     for _ in range(5):
         stage.paint(state, later=0.5)
     assert [view["seq"] for view in stage.views] == [6]
+
+
+def test_flood_is_sent_in_part(stage: Stage) -> None:
+    """Of more than anybody reads while it arrives, the end is sent, in place of what was shown."""
+    state = after(queued(), sent(1), said(2, "first"))
+    stage.open(state)
+    stage.paint(state)
+    stage.paint(reduce(state, said(3, "x" * 1_000_000 + "end")))
+    _seq, text, whole = stage.texts[-1]
+    assert (len(text), text[0], text[-3:], whole) == (MOST + 1, "…", "end", True)
 
 
 def test_restart_is_sent_whole(stage: Stage) -> None:

@@ -68,9 +68,9 @@ class Monitor:
             return self._board
 
     def _view(self) -> dict[str, Any]:
-        clock = self._client.clock
+        state, clock = self._watch.look(around.settings()), self._client.clock
         now, wall = clock.now(), clock.wall()
-        self._sent = picture(self._watch.look(around.settings()), now, wall)
+        self._sent = picture(state, now, wall)
         return self._sent | {"now": round(now * 1000), "wall": round(wall * 1000)}
 
     def _keep_up(self, board: Board) -> None:

@@ -20,6 +20,9 @@ from nbcodex.notebook.text import Text
 
 Bundle = dict[str, Any]
 
+MOST = 400_000
+"""Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
+
 
 class Display:
     """A place where a request is shown; what a place has no use for, it leaves as it is here."""
@@ -82,7 +85,9 @@ class TextDisplay(Display):
 
     def _twin(self, state: PanelState) -> str:
         line = status(state, self._clock.now(), self._clock.wall())
-        return f"{printable(str(state.text))}\n\n[{line}]".lstrip()
+        text = str(state.text)
+        text = text if len(text) <= MOST else f"…{text[-MOST:]}"
+        return f"{printable(text)}\n\n[{line}]".lstrip()
 
 
 class TerminalDisplay(Display):

@@ -70,7 +70,7 @@ def _open(state: MonitorState, now: float, wall: float) -> list[str]:
 def sums(total: Sums) -> str:
     """Return what many requests came to, on one line."""
     told = [
-        f"{total.requests:,} requests, {total.answers:,} answered",
+        f"{total.requests:,} request{'s' * (total.requests != 1)}, {total.answers:,} answered",
         *tokens(total.usage),
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         cost(total),

@@ -25,7 +25,7 @@ from ipywidgets import Layout  # type: ignore[import-untyped]
 
 from nbcodex.clock import Clock, spell, time_of_day
 from nbcodex.errors import brief
-from nbcodex.notebook.display import Display
+from nbcodex.notebook.display import MOST, Display
 from nbcodex.notebook.figures import money
 from nbcodex.notebook.panel import ACTIONS, ActionName, PanelState, refusal, status
 from nbcodex.notebook.text import Text
@@ -36,9 +36,6 @@ PACE = 0.09
 
 FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 """What changes with every piece of an answer, and travels with its text."""
-
-MOST = 400_000
-"""Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
 
 ASLEEP = 3.0
 """Seconds without painting, though that is wanted twice in one, from which on the machine slept: a

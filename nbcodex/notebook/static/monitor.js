@@ -5,6 +5,7 @@
  */
 
 const TICK_MS = 250;
+const NOTED_MS = 4000; // for a reader to see that a click was heard
 const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
 const LATE = "No button is heard while a cell runs in this kernel: it will be when the cell has ended. The notebook's own Stop (■) works at once.";
 
@@ -194,11 +195,11 @@ function openView(feed, model, el) {
   const scroll = (label, ...children) =>
     make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": label }, ...children);
   const part = (name, title, ...children) => make("div", `part nbcodex-part-${name}`, {}, make("div", "caption", {}, ...[title].flat()), ...children);
-  const note = make("div", "note", { role: "status", hidden: "" });
+  const note = make("span", "note", { role: "status", hidden: "" });
   const live = make("div", "live", { "aria-live": "polite" });
   const root = make(
     "div", "monitor", { role: "group", "aria-label": "Codex monitor" },
-    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others), note,
+    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others, note),
     part("limits", "Limits", buckets, unlimited),
     make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
     part("open", ["Open requests", make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
@@ -219,6 +220,7 @@ function openView(feed, model, el) {
     feed.acks.set(id, () => {
       clearTimeout(late);
       put(note, `${ASKS[action]} ${request}: on its way.`);
+      setTimeout(() => put(note, ""), NOTED_MS);
     });
     model.send({ type: "action", name: action, request, id });
   }
