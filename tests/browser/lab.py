@@ -118,6 +118,8 @@ def serve(root: Path) -> Iterator[Lab]:
         f"--IdentityProvider.token={lab.token}",
         "--ServerApp.jpserver_extensions={'jupyterlab': True, 'notebook': True}",
         "--JupyterNotebookApp.expose_app_in_browser=True",
+        # A fifth of the usual: what a fast machine meets is met on a slow one, too.
+        "--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=200",
         "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.news_url=",

@@ -212,6 +212,32 @@ def test_lost_text_is_asked_for(notebook: Open, text: int, view: bool) -> None:
     nb.press("Cancel")
 
 
+FLOOD = """
+from tests.browser.play import *
+import nbcodex.notebook.widgets as w
+send = w.Panel.send
+def flood(panel, content, buffers=None):
+    noise = 1500 if content.get("text") in ("3 ", "4 ") else 0
+    for n in range(noise):
+        send(panel, {"type": "noise", "n": n})
+    send(panel, content, buffers)
+w.Panel.send = flood
+play([queued(), sent(), *(said(f"{n} ", 0.3) for n in range(30)), said("end", 20)])
+"""
+
+
+def test_server_that_drops_messages_loses_no_text(notebook: Open, page: Page) -> None:
+    """In a flood the server drops messages, ours among them; when it is over all text is there."""
+    came: list[bool] = []
+    page.on("websocket", lambda s: s.on("framereceived", lambda f: came.append("noise" in str(f))))
+    nb = notebook(FLOOD)
+    nb.run(0)
+    whole = " ".join(str(n) for n in range(30))
+    expect(nb.panel.locator(".nbcodex-log")).to_have_text(whole, timeout=40_000)
+    assert 0 < sum(came) < 3_000
+    nb.press("Cancel")
+
+
 def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
     """A view that comes late shows the whole text, and a countdown that did not start anew."""
     nb = notebook(PLAY.format("said('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
