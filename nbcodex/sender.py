@@ -96,6 +96,7 @@ class Sender:
         await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
         try:
             await self._begin()
+            self._usher.sent()
             stream = self._wire.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
         except LimitError:

@@ -7,6 +7,7 @@ nor what an answer says.
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 
 from nbcodex import events, parking
@@ -110,6 +111,7 @@ class Usher:
         if isinstance(leave, Hold):
             return leave
         self._given = leave
+        leave.sent_at = math.inf  # it has yet to be put down in the journal
         return None
 
     def _withdraw(self, now: float, ledger: Ledger) -> None:
@@ -183,6 +185,11 @@ class Usher:
     def forgo(self) -> None:
         """The next attempt draws on no limit."""
         self._given = None
+
+    def sent(self) -> None:
+        """The request goes now."""
+        if self._given:
+            self._given.sent_at = self._clock.now()
 
     def admit(self, snapshot: Snapshot | None) -> None:
         """The server let the request in."""

@@ -96,6 +96,7 @@ class Bucket:
             bucket=name,
             cost=cost,
             at=at,
+            sent_at=at,
             number=self.sent,
             probe=probe,
             marks=self.tokens.admit(tokens, cost.output, at),
@@ -226,12 +227,13 @@ class Bucket:
             tank.adopt(limit, rate, now=now, since=since)
 
     def _gone(self, reservation: Reservation, snapshot: Snapshot) -> float:
-        """Return the seconds between the send and the admission that the snapshot shows."""
+        """Return the seconds between the leave and the admission that the snapshot shows."""
+        readying = reservation.sent_at - reservation.at
         if snapshot.processing is not None:
-            way = max(0.0, snapshot.at - reservation.at - snapshot.processing)
+            way = max(0.0, snapshot.at - reservation.sent_at - snapshot.processing)
             self.rtt = min(self.rtt * 1.01, way)
-            return way / 2
-        return self.rtt / 2 if self.rtt < math.inf else 0.0
+            return readying + way / 2
+        return readying + (self.rtt / 2 if self.rtt < math.inf else 0.0)
 
     def _learn(
         self, reservation: Reservation, told: Told, until: float, now: float, *, fresh: bool
@@ -241,7 +243,7 @@ class Bucket:
         of_requests = told.resource == "requests"
         tank = self.requests if of_requests else self.tokens.tank
         steady = tank.known and abs(tank.limit - told.gauge.limit) <= 1e-3 * tank.limit
-        gone = (now - reservation.at) / 2
+        gone = (now + reservation.sent_at) / 2 - reservation.at
         errors = None
         if of_requests:
             # A request that is refused for its number is not counted.

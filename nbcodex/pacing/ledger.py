@@ -245,7 +245,7 @@ class Ledger:
         # The server had it before those requests came in that were on their way meanwhile.
         since = now - (rtt if rtt < math.inf else 0.0)
         for other in self._row(reservation.bucket).recent:
-            if other.at > since and not other.heard:
+            if other.sent_at > since and not other.heard:
                 other.shift(back)
 
     def cancel(self, reservation: Reservation, now: float) -> None:

@@ -45,6 +45,8 @@ class Reservation:
         The input as it was charged here, the fit included.
     heard, closed : bool
         Whether the server has answered; whether it is over.
+    sent_at : float
+        When it really went: infinite as long as whoever has it is not ready.
     home, born : int
         The bucket that it was taken from, and the share of its holder in which it is counted.
     astray : bool
@@ -61,6 +63,7 @@ class Reservation:
     tokens: float
     heard: bool = False
     closed: bool = False
+    sent_at: float = 0.0
     home: int = 0
     born: int = 0
     astray: bool = False

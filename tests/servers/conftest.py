@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,13 @@ def llmock_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
 
 
 @pytest.fixture
-def connect(shared_kernel: Kernel) -> Iterator[Connect]:
+def connect(shared_kernel: Kernel, tmp_path: Path) -> Iterator[Connect]:
     """Return a function that makes a kernel ask the server that an environment names."""
 
     def connected(environ: Mapping[str, str]) -> Kernel:
         ran = shared_kernel.run(
             f"import os\nos.environ.update({dict(environ)!r})\n"
+            f"os.environ['NBCODEX_HOME'] = {str(tmp_path / 'kernel')!r}\n"
             "%reload_ext nbcodex\n"
             "%config Codex.idle_timeout = '60s'\n"
             # A new session knows nothing of a server that failed in the last one.
