@@ -8,6 +8,7 @@ map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
 redis       the same between four hosts that share a key, and what Redis costs
 browser     what a page gets and takes: one answer, and a monitor of fifty requests
+peers       how well others use them (installs them from PyPI, takes hours; only if it is named)
 
 Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 
 NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis", "browser")
+LONG = ("peers",)
 
 
 def main() -> int:
@@ -28,9 +30,11 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="some of " + ", ".join((*NAMES, *LONG))
+    )
     names = parser.parse_args().names or NAMES
-    if unknown := sorted(set(names) - set(NAMES)):
+    if unknown := sorted(set(names) - {*NAMES, *LONG}):
         parser.error(f"there is no benchmark {unknown[0]!r}")
     failed = 0
     for name in names:

@@ -28,18 +28,10 @@ from nbcodex.simulator.transport import SimulatorTransport
 from nbcodex.wire import tokens
 from nbcodex.wire.attempt import Completed, Opened, Wire
 from tests.benchmarks.oracle import Oracle
-from tests.benchmarks.world import START, Heap, Prompt, World, workload
+from tests.benchmarks.prompts import KNOBS, MODEL, text_of, written
+from tests.benchmarks.world import START, Heap, Prompt, World
 from tests.simulated import KEY
 from tests.virtual import LoopClock, run_virtual
-
-MODEL = "gpt-5.6-sol"
-KNOBS = Knobs(tpm=600_000, rpm=20_000, sigma=0.4, chunk=10_000)
-
-
-def text_of(prompt: Prompt) -> str:
-    """Return a text of the prompt's tokens that asks for the prompt's output."""
-    head = f"{prompt.number} [[tokens={prompt.output}]] "
-    return head + "x" * max(0, prompt.tokens * 4 - len(head))
 
 
 class Crowd:
@@ -132,8 +124,7 @@ def main() -> None:
         rows = []
         for seed in range(options.seeds):
             knobs = replace(KNOBS, policy=policy, seed=seed)
-            prompts = workload(options.prompts, seed)
-            prompts = [replace(p, tokens=max(p.tokens, 8)) for p in prompts]
+            prompts = written(options.prompts, seed)
             seconds, refused, wrong = run_virtual(ours(knobs, prompts, seed))
             rows.append((best(knobs, prompts, seed) / seconds, refused, wrong))
         medians = [statistics.median(row[i] for row in rows) for i in range(3)]

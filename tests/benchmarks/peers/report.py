@@ -1,0 +1,231 @@
+"""The table and the plot of what came of the runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from nbcodex.simulator.knobs import Policy
+from tests.benchmarks.peers.roster import ALL, Peer
+from tests.benchmarks.peers.stage import Outcome
+from tests.benchmarks.table import table
+
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+TABLE = Path(__file__).parents[1] / "peers.md"
+PLOT = Path(__file__).parents[3] / "notebooks" / "images" / "peers.png"
+OURS = ALL[0].name
+Size = tuple[int, int]
+"""How many prompts, at how many tokens a minute."""
+FEW = 10.0
+"""Percent of prompts given up beyond which a time says nothing."""
+INTRODUCTION = """\
+# Measured: pacing, beside what others do
+
+```console
+python -m tests.benchmarks peers
+```
+
+Efficiency: the time that a first-come-first-served oracle takes (it knows limits, policy and level,
+not the outputs) over the time taken, with the same prompts and latencies, from a full bucket on.
+The server keeps the charge for `max_output`, or refunds what was not used, or charges what was
+used. Medians, lowest and highest. Virtual time; libraries as PyPI has them. A time in brackets is that of a run that gave some prompts
+up; one that gave up more than 10 % has none. nbcodex is told nothing; who is told means has them
+from the prompts themselves, which nobody has beforehand. 429s for each policy in turn. CPU
+includes the simulated server's.
+
+![efficiency of each](../../notebooks/images/peers.png)"""
+REAL = """\
+## In real time
+
+Some of it again, with real clocks and sockets and the limits scaled, so that it takes two minutes
+at most: `python -m tests.benchmarks.peers --real --tpm 1200000 --prompts 4000`. Beside it, the same
+in virtual time.
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An outcome, and the seconds that the oracle takes for the same."""
+
+    outcome: Outcome
+    oracle: float
+
+    @property
+    def efficiency(self) -> float:
+        """The oracle's time over the peer's; it says nothing where prompts were given up."""
+        return self.oracle / self.outcome.seconds
+
+    @property
+    def refused(self) -> float:
+        """Percent of all requests that met a 429."""
+        return 100 * self.outcome.refused / self.outcome.requests
+
+    @property
+    def failed(self) -> float:
+        """Percent of the prompts that were given up."""
+        return 100 * self.outcome.failed / self.outcome.count
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU for 1,000 prompts, the simulated server's included."""
+        return 1000 * self.outcome.cpu / self.outcome.count
+
+
+def _cell(runs: Sequence[Run]) -> str:
+    """Return the median efficiency of some seeds, with its range; or that prompts were given up."""
+    if not runs:
+        return "-"
+    values = [run.efficiency for run in runs]
+    figure = f"{statistics.median(values):.3f}"
+    if len(values) > 1:
+        figure += f" ({min(values):.3f} to {max(values):.3f})"
+    if failed := max(run.failed for run in runs):
+        return f"gave up {failed:.2g} %" if failed > FEW else f"[{figure}], gave up {failed:.2g} %"
+    return figure
+
+
+def _mean(runs: Iterable[Run], of: str) -> float:
+    return statistics.fmean(getattr(run, of) for run in runs)
+
+
+def _row(peer: Peer, runs: Sequence[Run], missing: Mapping[str, str]) -> list[str]:
+    by = {policy: [r for r in runs if r.outcome.policy == policy] for policy in POLICIES}
+    seeds = "/".join(str(len(by[policy])) for policy in POLICIES)
+    if not runs:
+        return [peer.name, peer.told, missing[peer.name], *[""] * 6]
+    refused = " / ".join(f"{_mean(by[p], 'refused'):.2g}" if by[p] else "-" for p in POLICIES)
+    twice = max(run.outcome.twice for run in runs)
+    cpu = _mean(runs, "cpu")
+    cells = [_cell(by[policy]) for policy in POLICIES]
+    return [peer.name, peer.told, *cells, refused, str(twice), f"{cpu:.2g}", seeds]
+
+
+def worst(runs: Sequence[Run]) -> float | None:
+    """Return the least of the medians under the policies; None unless all answered everything."""
+    by = [[r for r in runs if r.outcome.policy == policy] for policy in POLICIES]
+    if not all(by) or any(run.failed for run in runs):
+        return None
+    return min(statistics.median(r.efficiency for r in rows) for rows in by)
+
+
+def of(runs: Iterable[Run], peer: str, size: Size) -> list[Run]:
+    """Return a peer's runs in virtual time of one size."""
+    return [
+        run
+        for run in runs
+        if run.outcome.peer == peer
+        and not run.outcome.real
+        and (run.outcome.count, run.outcome.tpm) == size
+    ]
+
+
+def sizes(runs: Iterable[Run]) -> list[Size]:
+    """Return the sizes of the comparisons, those with most peers first; a pair is none."""
+    peers: dict[Size, set[str]] = {}
+    for run in runs:
+        if not run.outcome.real:
+            size = run.outcome.count, run.outcome.tpm
+            peers.setdefault(size, set()).add(run.outcome.peer)
+    compared = [size for size, names in peers.items() if len(names) > 3]
+    return sorted(compared, key=lambda size: (-len(peers[size]), -size[0]))
+
+
+def write(runs: Sequence[Run], missing: Mapping[str, str]) -> None:
+    """Write the tables."""
+    parts = [INTRODUCTION]
+    for size in sizes(runs):
+        heads = ["peer", "told", *POLICIES, "429s, %", "twice", "CPU, s/1,000", "seeds"]
+        rows = [
+            _row(peer, found, missing)
+            for peer in ALL
+            if (found := of(runs, peer.name, size)) or peer.name in missing
+        ]
+        parts.append(f"## {size[0]:,} prompts at {size[1]:,} tokens a minute")
+        parts += [table(heads, rows), _verdict(runs, size)]
+    ways = [[peer.name, peer.how] for peer in ALL]
+    parts += [_checks(runs), "## How each is used", table(["peer", "use"], ways)]
+    TABLE.write_text("\n\n".join(parts) + "\n")
+
+
+def _verdict(runs: Sequence[Run], size: Size) -> str:
+    """Say who wins where, and what the bounds come to."""
+    lines = []
+    least = {p.name: w for p in ALL if (w := worst(of(runs, p.name, size))) is not None}
+    if ours := least.pop(OURS, None):
+        name = max(least, key=least.__getitem__, default="")
+        if name:
+            lines.append(
+                f"In the worst of the three policies: {OURS} {ours:.3f}; the best peer, {name}, "
+                f"{least[name]:.3f}: {100 * (ours - least[name]):+.1f} points."
+            )
+    for policy in POLICIES:
+        medians = {
+            peer.name: statistics.median(r.efficiency for r in found)
+            for peer in ALL
+            if (found := [r for r in of(runs, peer.name, size) if r.outcome.policy == policy])
+            and not any(r.failed for r in found)
+        }
+        if (mine := medians.pop(OURS, None)) is not None and medians:
+            name = max(medians, key=medians.__getitem__)
+            lines.append(
+                f"Under *{policy}* the best peer is {name} with {medians[name]:.3f}, {OURS} has "
+                f"{mine:.3f}: {100 * (mine - medians[name]):+.1f} points."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _checks(runs: Sequence[Run]) -> str:
+    """Set each run in real time beside the same one in virtual time."""
+    rows = []
+    for run in runs:
+        o = run.outcome
+        if not o.real:
+            continue
+        virtual = [
+            v
+            for v in runs
+            if not v.outcome.real
+            and (v.outcome.peer, v.outcome.policy, v.outcome.seed) == (o.peer, o.policy, o.seed)
+            and (v.outcome.count, v.outcome.tpm) == (o.count, o.tpm)
+        ]
+        there = virtual[0] if virtual else None
+        beside = [f"{there.efficiency:.3f}", f"{there.refused:.2g}"] if there else ["-", "-"]
+        size = f"{o.count:,} at {o.tpm:,}"
+        real = [f"{run.efficiency:.3f}", f"{run.refused:.2g}", str(o.failed)]
+        rows.append([o.peer, o.policy, size, *real, *beside])
+    heads = ["peer", "policy", "prompts, TPM", "real", "429s, %", "given up", "virtual", "429s, %"]
+    return REAL + table(heads, rows)
+
+
+def plot(runs: Sequence[Run]) -> None:
+    """Draw the efficiency of each peer under each policy; hollow where prompts were given up."""
+    import matplotlib as mpl
+
+    size = sizes(runs)[0]
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [peer for peer in ALL if of(runs, peer.name, size)]
+    figure, axes = plt.subplots(figsize=(7.5, 0.32 * len(shown) + 1.1), layout="constrained")
+    for policy, shape, colour in zip(POLICIES, "os^", ("C0", "C1", "C2"), strict=True):
+        for place, peer in enumerate(shown):
+            found = [r for r in of(runs, peer.name, size) if r.outcome.policy == policy]
+            if not found or max(r.failed for r in found) > FEW:
+                continue
+            value = statistics.median(r.efficiency for r in found)
+            face = "none" if any(r.failed for r in found) else colour
+            axes.plot(value, -place, shape, color=colour, mfc=face, ms=6, clip_on=False)
+        axes.plot([], [], shape, color=colour, label=policy)
+    axes.set_yticks([-i for i in range(len(shown))], [peer.name for peer in shown])
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("efficiency: the oracle's time over the time taken")
+    axes.axvline(1, color="0.7", lw=0.8, zorder=0)
+    axes.grid(axis="both", color="0.92")
+    axes.legend(title="the server's policy", loc="upper left", fontsize=8, title_fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PLOT, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,76 @@
+"""OpenAI's cookbook script ``api_request_parallel_processor.py``, in the packaged form of parareq.
+
+The package imports a private module of its author's and tiktoken, whose tables are fetched: both
+are stood in for, tokens by the true count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+from tests.benchmarks.peers.stage import KEY, MODEL, Stage
+from tests.benchmarks.prompts import text_of
+
+
+async def run(stage: Stage, *, share: float) -> None:
+    """Process a file of requests, at a share of the limits."""
+    sys.modules["synthgpt"] = types.ModuleType("synthgpt")
+    secret = types.ModuleType("synthgpt.secret")
+    secret.OPENAI_API_KEY = KEY  # type: ignore[attr-defined]
+    sys.modules["synthgpt.secret"] = secret
+    sys.modules["tiktoken"] = types.ModuleType("tiktoken")
+    from parareq import parareq
+
+    # Its own way to find the endpoint knows https alone.
+    parareq.api_endpoint_from_url = lambda url: url.partition("/v1/")[2]
+    parareq.num_tokens_consumed_from_request = _cost
+    with tempfile.TemporaryDirectory() as folder:
+        asked = _named(folder)
+        lines = [f"{json.dumps(line)}\n" for line in _lines(stage)]
+        processor = parareq.APIRequestProcessor(
+            requests_filepath=str(asked),
+            save_filepath=str(Path(folder, "answers.jsonl")),
+            request_url=f"{stage.base_url}/chat/completions",
+            api_key=KEY,
+            max_requests_per_minute=share * stage.knobs.rpm,
+            max_tokens_per_minute=share * stage.knobs.tpm,
+            max_attempts=5,
+        )
+        stage.begin()
+        await processor._process_api_requests_from_file(
+            iter(lines),
+            asyncio.Queue(),
+            parareq.task_id_generator_function(),
+            parareq.StatusTracker(),
+        )
+        stage.end()
+
+
+def _named(folder: str) -> Path:
+    """Return the file that the script wants to exist, though its lines come from memory."""
+    path = Path(folder, "asked.jsonl")
+    path.touch()
+    return path
+
+
+def _lines(stage: Stage) -> list[dict[str, object]]:
+    return [
+        {
+            "model": MODEL,
+            "max_tokens": prompt.max_output,
+            "messages": [{"role": "user", "content": text_of(prompt)}],
+        }
+        for prompt in stage.prompts
+    ]
+
+
+def _cost(request: dict[str, object], *_: object) -> int:
+    messages, bound = request["messages"], request["max_tokens"]
+    assert isinstance(messages, list)
+    assert isinstance(bound, int)
+    return round(len(messages[0]["content"]) / 4) + bound
