@@ -14,8 +14,9 @@ from nbcodex import events, parking
 from nbcodex.errors import LimitError
 from nbcodex.keeper import Keeper
 from nbcodex.pacing.desk import Desk
-from nbcodex.pacing.ledger import Hold, Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold, Ticket
 from nbcodex.records import Request, Snapshot, Usage
 from nbcodex.story import Story
 from nbcodex.wire import tokens

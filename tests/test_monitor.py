@@ -29,7 +29,7 @@ from nbcodex.notebook.monitor import (
 )
 from nbcodex.notebook.overview import ROWS, picture, status
 from nbcodex.notebook.watch import Watch
-from nbcodex.pacing.ledger import Hold
+from nbcodex.pacing.row import Hold
 from nbcodex.records import Gauge, Limit, Reply, Request, Snapshot, Usage
 from tests.kernels import kernel
 from tests.simulated import Simulated

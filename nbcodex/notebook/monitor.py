@@ -16,7 +16,7 @@ from nbcodex.errors import brief
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import panel
 from nbcodex.notebook.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.pacing.ledger import Hold
+from nbcodex.pacing.row import Hold
 from nbcodex.pacing.told import told_by
 from nbcodex.records import MINUTE, Gauge, Reply, Snapshot, Usage
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nbcodex import events, loop
 from nbcodex.notebook.monitor import Grown, Limits, MonitorState, Observed, Sums, reduce
-from nbcodex.pacing.ledger import Hold
+from nbcodex.pacing.row import Hold
 from nbcodex.records import Snapshot, Usage
 
 if TYPE_CHECKING:

@@ -6,18 +6,17 @@ moment, and the others are woken when it is their turn, so nobody wakes as a her
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
 from nbcodex.pacing.moment import GAP, never
 from nbcodex.pacing.prior import Known, Prior, begin, known
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold, Row, Ticket
 from nbcodex.pacing.shares import Shared
 from nbcodex.pacing.stores import Store
 from nbcodex.pacing.stores.memory import MemoryStore
@@ -27,91 +26,6 @@ T = TypeVar("T")
 
 FAR = 60.0
 """Seconds after which one who waits behind others looks again, though it is woken before."""
-WORTH = 1.0
-"""Seconds that a bucket must be closed for before those far back in the row hear of it."""
-RECENT = 32
-"""How many of the last sends an answer's end may still be on the way with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """No leave to send yet: when to come back, and the limit that closes the bucket.
-
-    `queued` means that it is nobody's fault: the limit is used fully, and others come first.
-    `due_at` is when there is capacity, as it is reckoned now; None where nobody can say.
-    `inherited` means that this process has not met the limit itself.
-    """
-
-    until: float
-    limit: Limit | None = None
-    queued: bool = False
-    due_at: float | None = None
-    inherited: bool = False
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A place in the row of a bucket. One who is refused keeps it, and so comes first again."""
-
-    bucket: str
-    cost: Cost
-    wake: Callable[[], None]
-    place: int
-    waiting: bool = False
-
-
-@dataclass(slots=True)
-class _Row:
-    """Those who wait here for one bucket, and what is under way.
-
-    `promised`: the server has said when it lets one in, which goes then, whatever is reckoned.
-    """
-
-    heap: list[tuple[int, Ticket]] = field(default_factory=list)
-    asked: float = 0.0
-    hold: Hold | None = None
-    under_way: int = 0
-    promised: bool = False
-    met_until: float = -math.inf
-    recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
-
-    def head(self) -> Ticket | None:
-        """Return the first of those who wait."""
-        while self.heap and not self.heap[0][1].waiting:
-            heapq.heappop(self.heap)
-        return self.heap[0][1] if self.heap else None
-
-    def enter(self, ticket: Ticket) -> None:
-        if not ticket.waiting:
-            ticket.waiting = True
-            self.asked += ticket.cost.tokens + ticket.cost.output
-            heapq.heappush(self.heap, (ticket.place, ticket))
-
-    def leave(self, ticket: Ticket) -> None:
-        if ticket.waiting:
-            ticket.waiting = False
-            self.asked -= ticket.cost.tokens + ticket.cost.output
-
-    def wake(self) -> None:
-        if head := self.head():
-            head.wake()
-
-    def close(self, hold: Hold, now: float) -> None:
-        """Let everybody know who waits, if it is for long enough to be worth a word."""
-        news = hold.until > max(now + WORTH, self.hold.until if self.hold else now)
-        self.hold = hold
-        if news:
-            for _, ticket in self.heap:
-                if ticket.waiting:
-                    ticket.wake()
-
-    def open(self) -> None:
-        """Let everybody look again who was told of a hold."""
-        if self.hold is not None:
-            self.hold = None
-            for _, ticket in self.heap:
-                if ticket.waiting:
-                    ticket.wake()
 
 
 class Ledger:
@@ -128,7 +42,7 @@ class Ledger:
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
         self._store = store or MemoryStore()
         self._holder = holder
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Row] = {}
         self._places = itertools.count()
 
     @property
@@ -136,13 +50,16 @@ class Ledger:
         """What makes the buckets' names, the same for all who share the store."""
         return self._store.salt
 
-    def _row(self, name: str) -> _Row:
-        return self._rows.setdefault(name, _Row())
+    def _row(self, name: str) -> Row:
+        return self._rows.setdefault(name, Row())
 
     def listen(self, name: str, cost: Cost, wake: Callable[[], None]) -> Ticket:
         """Take a place in the row; `wake` is called when it is worth asking."""
-        ticket = Ticket(name, cost, wake, next(self._places))
-        self._row(name).enter(ticket)
+        row = self._row(name)
+        if row.head() is None:
+            row.rank = row.longest = 0.0
+        ticket = Ticket(name, cost, wake, next(self._places), row.rank)
+        row.enter(ticket)
         return ticket
 
     def again(self, ticket: Ticket) -> None:
@@ -172,13 +89,19 @@ class Ledger:
         answer = self._store.deal(ticket.bucket, lambda s: self._reserve(s, row, ticket, now))
         if isinstance(answer, Reservation):
             self._sent(row, ticket, answer)
+        elif row.head() is not ticket:
+            row.wake()
         return answer
 
-    def _reserve(self, shared: Shared, row: _Row, ticket: Ticket, now: float) -> Reservation | Hold:
+    def _reserve(self, shared: Shared, row: Row, ticket: Ticket, now: float) -> Reservation | Hold:
         bucket, cost = shared.bucket, ticket.cost
         limit = never(bucket, cost)
         if limit is not None:
             raise _too_large(cost.tokens * bucket.fit, limit)
+        if bucket.tokens.policy == "refunded" and row.ends(bucket.tokens.tank.limit):
+            row.arrange(bucket.tokens.tank.limit)
+            if row.head() is not ticket:
+                return Hold(now + FAR, queued=True)
         moment = shared.moment(self._holder, cost, now, asked=row.asked)
         if row.promised:
             moment = min(moment, max(now, bucket.until, bucket.sent_at + GAP))
@@ -199,7 +122,7 @@ class Ledger:
         self._sent(self._row(name), ticket, reservation)
         return reservation
 
-    def _sent(self, row: _Row, ticket: Ticket, reservation: Reservation) -> None:
+    def _sent(self, row: Row, ticket: Ticket, reservation: Reservation) -> None:
         row.promised = False
         row.recent.append(reservation)
         row.under_way += 1

@@ -15,8 +15,9 @@ from fnmatch import fnmatch
 from typing import Any
 
 from nbcodex.pacing import backoff
-from nbcodex.pacing.ledger import Hold, Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold, Ticket
 from nbcodex.records import MINUTE, Limit, Snapshot, Usage
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs

@@ -17,8 +17,9 @@ from dataclasses import replace
 from nbcodex.clock import Clock
 from nbcodex.errors import LimitError, TransientError
 from nbcodex.pacing import backoff
-from nbcodex.pacing.ledger import Hold, Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold, Ticket
 from nbcodex.records import Request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator.answers import latency

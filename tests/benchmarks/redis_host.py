@@ -16,8 +16,9 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nbcodex.clock import BootClock
-from nbcodex.pacing.ledger import Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Ticket
 from nbcodex.pacing.shares import Shared
 from nbcodex.pacing.stores import Store
 from nbcodex.pacing.stores.fallback import Fallback

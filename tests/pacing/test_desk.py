@@ -20,8 +20,9 @@ import pytest
 from nbcodex.clock import BootClock
 from nbcodex.pacing import desk as desks
 from nbcodex.pacing.desk import SharedDesk
-from nbcodex.pacing.ledger import Ledger, Ticket
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Ticket
 from nbcodex.pacing.stores import StoreError, open_store, sqlite
 from nbcodex.records import Gauge, Snapshot, Usage
 from nbcodex.settings import LEDGER

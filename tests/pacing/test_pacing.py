@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
-from nbcodex.pacing.ledger import Hold, Ledger
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold
 from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.records import Gauge, Limit, Snapshot, Usage
 from nbcodex.simulator.knobs import Knobs
@@ -85,6 +87,16 @@ def test_a_limit_that_changes_is_followed(policy: Any) -> None:
     figures = measure(case, 3000, 0)
     assert figures["oracle"] >= 0.97
     assert figures["429%"] <= 1
+
+
+def test_the_end_of_a_long_job_goes_by_size() -> None:
+    """Of the last minute's worth, small prompts go first; of all before, nobody passes anybody."""
+    world, client, _ = crowd(replace(TOKENS, policy="refunded"), workload(5000, 1))
+    finish(world, client)
+    order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
+    sizes = [client.errands[number].prompt.tokens for number in order]
+    assert all(abs(place - number) <= 50 for place, number in enumerate(order[:4400]))
+    assert statistics.median(sizes[-50:]) > 3 * statistics.median(sizes[4600:4650])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -15,9 +15,10 @@ import pytest
 
 from nbcodex.clock import BootClock
 from nbcodex.errors import ConfigurationError
-from nbcodex.pacing.ledger import Hold, Ledger
+from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.packing import pack
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold
 from nbcodex.pacing.shares import LEASE, Shared
 from nbcodex.pacing.stores import StoreError, UnreachableError, open_store
 from nbcodex.pacing.stores import redis as module

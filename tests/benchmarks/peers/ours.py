@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from nbcodex.pacing.observed import Ledger
+
 from nbcodex.records import Request
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Wire
