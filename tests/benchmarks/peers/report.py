@@ -31,10 +31,10 @@ python -m tests.benchmarks peers
 Efficiency: the time that a first-come-first-served oracle takes (it knows limits, policy and level,
 not the outputs) over the time taken, with the same prompts and latencies, from a full bucket on.
 The server keeps the charge for `max_output`, or refunds what was not used, or charges what was
-used. Medians, lowest and highest. Virtual time; libraries as PyPI has them. A time in brackets is that of a run that gave some prompts
-up; one that gave up more than 10 % has none. nbcodex is told nothing; who is told means has them
-from the prompts themselves, which nobody has beforehand. 429s for each policy in turn. CPU
-includes the simulated server's.
+used. Medians, lowest and highest. Virtual time; libraries as PyPI has them. A time in brackets is
+that of a run that gave some prompts up; one that gave up more than 10 % has none. nbcodex is told
+nothing; who is told means has them from the prompts themselves, which nobody has beforehand. 429s
+for each policy in turn. CPU includes the simulated server's.
 
 ![efficiency of each](../../notebooks/images/peers.png)"""
 REAL = """\
