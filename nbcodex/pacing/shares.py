@@ -17,6 +17,9 @@ from nbcodex.pacing.reservation import Cost, Reservation
 
 LATE = 0.3
 """Seconds after its moment when a holder that has not come loses its turn."""
+GONE = 3.0
+"""Seconds after its moment when it has no claim any more to what it did not get: on a busy machine
+all are late now and then, and whoever is not would get the turns of the others for good."""
 LEASE = 5.0
 """Seconds without a sign of life after which a holder is taken for dead."""
 COURTESY = 4
@@ -97,7 +100,7 @@ class Shared:
         """Return when the holder's first request may go, and keep its place until then."""
         mine = self.share(holder, now)
         others = [s for n, s in self.holders.items() if n != holder and s.waits(now)]
-        if not mine.waits(now) and others:
+        if mine.due_at + GONE < now and others:
             # Who comes back has no claim on what it did not ask for.
             mine.served = max(mine.served, min(s.served for s in others))
         before = [Cost(s.tokens, s.output) for s in others if s.served < mine.served]
