@@ -135,7 +135,11 @@ def active() -> list[str]:
         log = here.core.log
         began, last = min(s.at for s in log), max(s.at for s in at.values())
         bound = (sum(s.charged for s in log) - LIMIT) / RATE / (last - began)
-        until = min(max(s.at for n, s in at.items() if n % HOSTS == i) for i in range(HOSTS))
+        ended = [
+            max((s.at for n, s in at.items() if n % HOSTS == i), default=began)
+            for i in range(HOSTS)
+        ]
+        until = min(ended)
         fair = jain(
             [
                 sum(s.charged for n, s in at.items() if n % HOSTS == i and s.at <= until)
@@ -143,6 +147,8 @@ def active() -> list[str]:
             ]
         )
         refused = refusals(here)
+    each = {t["index"]: (t["finished"], t["deeds"]) for t in told}
+    print(f"answered and deeds by host {each}; last sent {[round(e - began) for e in ended]} s")
     finished, twice = sum(t["finished"] for t in told), sum(t["twice"] for t in told)
     print(
         f"{finished} answered, {twice} twice, in {last - began:.1f} s; token bound {bound:.3f}, "
