@@ -51,8 +51,9 @@ def progress_of(course: Course) -> Progress:
 
 def limits_of(course: Course, model: str | None) -> tuple[float | None, float | None]:
     """Return the tokens and the requests a minute that the server allows, as far as it told."""
-    if model is None or loop.running().is_mine:
-        return None, None  # nothing is sent yet; and on the loop nobody waits for anything
+    if model is None or course.outcome or loop.running().is_mine:
+        # Nothing is sent yet, or any more; and on the loop nobody waits for anything.
+        return None, None
     known = loop.running().submit(course.client.limits(course.settings)).result()
     for label, each in known.items():
         if label.partition(" at ")[0] == model:

@@ -208,6 +208,17 @@ class Scene:
         """Return the requests for an answer that reached the server."""
         return [seen for seen in self.server.core.log if seen.api and seen.prompt == asked.prompt]
 
+    def warm_up(self) -> None:
+        """Let a kernel ask once: there is a journal, and the limits are known to all after it.
+
+        Before that, one request goes ahead of all others.
+        """
+        child, _ = self.kernel()
+        ran = child.run("ask(('--no-history', 'hello'))")
+        assert ran.status == "ok", ran.shown_error
+        self.nursery.part_with(child)
+        self.server.core.log.clear()
+
     def resume(self) -> Ran:
         """Let another kernel of the notebook resume everything; return what it shows."""
         child, _ = self.kernel()

@@ -53,6 +53,7 @@ def scene(kernels: Nursery, tmp_path: Path) -> Iterator[Scene]:
     """A notebook with a journal of its own, and a server that answers at a model's pace."""
     with simulated(tpm=10**7, rpm=10**5, latency=0.02, speed=80.0) as server:
         scene = Scene(kernels, server, tmp_path)
+        scene.warm_up()
         yield scene
         print(f"\n{scene.counts}")
 
@@ -103,8 +104,8 @@ def statuses(scene: Scene, asked: list[Asked]) -> list[str]:
 
 def test_killed_before_the_commit(scene: Scene) -> None:
     """Nothing was sent either."""
-    scene.resume()  # so that there is a journal to be locked
-    life = Life(scene, *LINES)
+    # A conversation is read from the journal, and so waits for whoever has it locked.
+    life = Life(scene, *(f"{line} --no-history" for line in LINES))
     with locked(scene.home):
         life.begin("ask_apart")
         life.until_told("Queued")
