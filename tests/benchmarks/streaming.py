@@ -62,7 +62,7 @@ def sdk(prompt):
 
 
 def cell(prompt):
-    get_ipython().run_cell_magic("codex", "-o reply", prompt)
+    get_ipython().run_cell_magic("codex", "--new -o reply", prompt)
     return reply.text
 
 
