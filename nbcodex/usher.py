@@ -136,8 +136,11 @@ class Usher:
 
     def _is_news(self, hold: Hold) -> bool:
         """Whether a wait for capacity is to be told: it lasts, or its end is known better now."""
+        # However near its end: until it is told, whoever waits looks up when the silence is over.
+        if not self._queued and self._clock.now() >= self._quiet_until:
+            return True
         if hold.due_at is None:
-            return not self._queued and self._clock.now() >= self._quiet_until
+            return False
         known = self._clock.now() if self._due is None else self._due
         return abs(hold.due_at - known) > WORTH
 
