@@ -198,7 +198,8 @@ class Responses:
             case "nested":
                 return self._event("error", error=error)
             case _:
-                return self._event("error", **error)
+                told = {name: error[name] for name in ("code", "message", "param")}
+                return self._event("error", **told)
 
 
 class Chat:
