@@ -82,9 +82,11 @@ def _charge(bucket: Bucket, cost: Cost) -> float:
 
 def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
     """Return what answers will be charged at their end, which is reserved as well."""
-    if bucket.tokens.policy != "actual":
-        return 0.0
-    asked = bucket.output.asked_under_way + sum(cost.output for cost in costs)
+    asked = bucket.output.asked_under_way
+    if bucket.tokens.policy == "actual":
+        asked += sum(cost.output for cost in costs)
+    elif bucket.blind or not bucket.tokens.may_owe:
+        return 0.0  # without headers nothing would ever speak against it
     return min(bucket.output.share(now) * asked, OWED * bucket.tokens.tank.usable)
 
 

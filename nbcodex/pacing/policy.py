@@ -14,16 +14,17 @@ from nbcodex.pacing.tank import Mark, Tank
 
 Policy = Literal["kept", "refunded", "actual"]
 POLICIES: tuple[Policy, ...] = ("kept", "refunded", "actual")
-KEPT = 0
-"""Index of the policy that is safe under every server."""
+KEPT, ACTUAL = 0, 2
+"""Index of the policy that is safe under every server, and of the one that charges later."""
 
 WINDOW, STALE = 0.4, 5.0
 """Seconds of snapshots that are judged together: order on the way is noise, and evens out. A window
 that says nothing for longer is begun anew."""
 APART = 3.0
 """How many usual requests the ledgers must differ by before a window says anything."""
-MEMORY, CONVINCED = 0.8, 1.5
-"""What a judgement is worth one window later; the lead in judgements that changes the policy."""
+MEMORY, CONVINCED, DISMISSED = 0.8, 1.5, 0.5
+"""What a judgement is worth one window later; the lead in judgements that changes the policy, and
+the one by which what speaks against a policy is believed."""
 
 
 @dataclass(slots=True)
@@ -62,6 +63,14 @@ class Shadows:
     def tank(self) -> Tank:
         """The ledger believed in."""
         return self.tanks[self.chosen]
+
+    @property
+    def may_owe(self) -> bool:
+        """Whether answers may yet be charged at their end: no evidence speaks against it.
+
+        Snapshots put right what a wrong policy has reckoned, but not what has not been charged yet.
+        """
+        return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED
 
     def admit(self, tokens: float, output: float, now: float) -> tuple[Mark, ...]:
         """Enter a request of `tokens` input and at most `output` output."""

@@ -1,0 +1,20 @@
+"""When a request may go, while it is not known yet what the server charges."""
+
+from __future__ import annotations
+
+from nbcodex.pacing.bucket import Bucket
+from nbcodex.pacing.moment import moment
+from nbcodex.pacing.policy import ACTUAL
+from nbcodex.pacing.reservation import Cost
+from nbcodex.records import Gauge, Snapshot
+
+
+def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
+    """A level that stands high because output is charged at the end is not taken for free room."""
+    bucket, cost = Bucket(), Cost(10, 90)
+    sent = bucket.take("b", cost, 100.0)
+    level = Gauge(limit=1000, remaining=180, full_in=49.2)
+    bucket.admit(sent, Snapshot(at=100.1, tokens=level), 100.1)
+    assert moment(bucket, cost, 100.2) > 100.2
+    bucket.tokens.scores[ACTUAL] = 1.0
+    assert moment(bucket, cost, 100.2) == 100.2
