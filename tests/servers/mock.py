@@ -81,13 +81,13 @@ class Mock:
 
 
 @contextmanager
-def mocked(folder: Path) -> Iterator[Mock]:
+def mocked(folder: Path, *, rpm: int = REQUESTS_PER_MINUTE) -> Iterator[Mock]:
     """Start an llmock with limits; stop it afterwards."""
     port = free_port()
     options = {
         "--host": "127.0.0.1",
         "--port": port,
-        "--rpm": REQUESTS_PER_MINUTE,
+        "--rpm": rpm,
         "--stream-chunk-delay-ms": PACE,
         "--log-level": "warning",
     }
