@@ -18,11 +18,11 @@ def reserved(stage: Stage, prompt: Prompt, *, whole: bool) -> int:
     return prompt.tokens + (prompt.max_output if whole else stage.mean_output)
 
 
-async def with_aiolimiter(stage: Stage, *, whole: bool) -> None:
+async def with_aiolimiter(stage: Stage, *, whole: bool, retries: int = RETRIES) -> None:
     """https://aiolimiter.readthedocs.io: two leaky buckets, one for each limit."""
     from aiolimiter import AsyncLimiter
 
-    client = await stage.client(max_retries=RETRIES)
+    client = await stage.client(max_retries=retries)
     tokens, requests = AsyncLimiter(stage.knobs.tpm, 60), AsyncLimiter(stage.knobs.rpm, 60)
 
     async def ask_in_turn(prompt: Prompt) -> None:
@@ -49,14 +49,14 @@ async def with_llama_index(stage: Stage, *, whole: bool) -> None:
     await stage.each(ask_in_turn, at_once=FEW)
 
 
-async def with_token_throttle(stage: Stage) -> None:
+async def with_token_throttle(stage: Stage, *, retries: int = RETRIES) -> None:
     """https://github.com/Elijas/token-throttle, "Any provider (manual usage)", in memory.
 
     Its own counter needs tiktoken's tables, which are fetched: it is given the true count instead.
     """
     import token_throttle as tt
 
-    client = await stage.client(max_retries=RETRIES)
+    client = await stage.client(max_retries=retries)
     limits = [
         tt.Quota(metric="requests", limit=stage.knobs.rpm, per_seconds=60),
         tt.Quota(metric="tokens", limit=stage.knobs.tpm, per_seconds=60),
