@@ -17,7 +17,7 @@ from nbcodex.records import Limit
 
 WORTH = 1.0
 """Seconds that a bucket must be closed for before those far back in the row hear of it."""
-LONG, END, LARGE = 8.0, 1.0, 0.05
+LONG, END, LARGE = 8.0, 4.0, 0.05
 """In limits: a row that was `LONG` and has shrunk to its `END` is arranged anew, but for what is
 `LARGE`."""
 RECENT = 32
@@ -98,7 +98,8 @@ class Row:
 
         Where the server refunds: fewer answers are then under way at the very end, when nobody is
         left to use what they give back. Nobody is passed by more than `END`, after having waited
-        for seven times that; what is large keeps its place, and who comes later goes last.
+        for as much: at most, a wait is doubled. What is large keeps its place, and who comes later
+        goes last.
         """
         self.longest, self.rank = 0.0, math.inf
         for *_, ticket in self.heap:

@@ -90,13 +90,13 @@ def test_a_limit_that_changes_is_followed(policy: Any) -> None:
 
 
 def test_the_end_of_a_long_job_goes_by_size() -> None:
-    """Of the last minute's worth, small prompts go first; of all before, nobody passes anybody."""
+    """Of the last four buckets' worth, small prompts go first; before that, nobody is passed."""
     world, client, _ = crowd(replace(TOKENS, policy="refunded"), workload(5000, 1))
     finish(world, client)
     order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
     sizes = [client.errands[number].prompt.tokens for number in order]
-    assert all(abs(place - number) <= 50 for place, number in enumerate(order[:4400]))
-    assert statistics.median(sizes[-50:]) > 3 * statistics.median(sizes[4600:4650])
+    assert all(abs(place - number) <= 50 for place, number in enumerate(order[:3100]))
+    assert statistics.median(sizes[-50:]) > 3 * statistics.median(sizes[3300:3350])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
