@@ -40,7 +40,7 @@ More than 1 is possible, by another order than that given: aiolimiter and token-
 fits go first, so the large prompts wait until the end of the job, however early they came. An
 oracle that asks by size is faster than this one by 2 to 4 points where the server refunds (2,000
 prompts, four seeds), as fewer answers are under way at the end. We keep the order, but for the last
-bucket's worth of a long job.
+four buckets' worth of a long job, and let nobody's wait be more than doubled.
 
 ![efficiency of each](../../notebooks/images/peers.png)"""
 REAL = """\
@@ -102,7 +102,7 @@ def _row(peer: Peer, runs: Sequence[Run], missing: Mapping[str, str]) -> list[st
     by = {policy: [r for r in runs if r.outcome.policy == policy] for policy in POLICIES}
     seeds = "/".join(str(len(by[policy])) for policy in POLICIES)
     if not runs:
-        return [peer.name, peer.told, missing[peer.name], *[""] * 6]
+        return [peer.name, peer.told, missing.get(peer.name, "not run"), *[""] * 6]
     refused = " / ".join(f"{_mean(by[p], 'refused'):.2g}" if by[p] else "-" for p in POLICIES)
     twice = max(run.outcome.twice for run in runs)
     cpu = _mean(runs, "cpu")
@@ -148,7 +148,7 @@ def write(runs: Sequence[Run], missing: Mapping[str, str]) -> None:
         rows = [
             _row(peer, found, missing)
             for peer in ALL
-            if (found := of(runs, peer.name, size)) or peer.name in missing
+            if (found := of(runs, peer.name, size)) or size == sizes(runs)[0]
         ]
         parts.append(f"## {size[0]:,} prompts at {size[1]:,} tokens a minute")
         parts += [table(heads, rows), _verdict(runs, size)]
