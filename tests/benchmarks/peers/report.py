@@ -34,7 +34,8 @@ The server keeps the charge for `max_output`, or refunds what was not used, or c
 used. Medians, lowest and highest. Virtual time; libraries as PyPI has them. A time in brackets is
 that of a run that gave some prompts up; one that gave up more than 10 % has none. nbcodex is told
 nothing; who is told means has them from the prompts themselves, which nobody has beforehand. 429s
-for each policy in turn. CPU includes the simulated server's.
+for each policy in turn. CPU includes the simulated server's. "Not run" is for want of time. With
+fewer prompts and a limit as much smaller, a job has as many buckets.
 
 More than 1 is possible, by another order than that given: aiolimiter and token-throttle let whoever
 fits go first, so the large prompts wait until the end of the job, however early they came. An
@@ -165,8 +166,8 @@ def _verdict(runs: Sequence[Run], size: Size) -> str:
         name = max(least, key=least.__getitem__, default="")
         if name:
             lines.append(
-                f"In the worst of the three policies: {OURS} {ours:.3f}; the best peer, {name}, "
-                f"{least[name]:.3f}: {100 * (ours - least[name]):+.1f} points."
+                f"In the worst policy, among those that answer everything: {OURS} {ours:.3f}; "
+                f"{name} {least[name]:.3f}: {100 * (ours - least[name]):+.1f} points."
             )
     for policy in POLICIES:
         medians = {
