@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nbcodex.pacing.observed import Ledger
+from nbcodex.pacing.ledger import Ledger
 
 from nbcodex.records import Request
 from nbcodex.settings import Secret, Settings
