@@ -168,6 +168,7 @@ class Budget:
         self._kept: tuple[Cap, ...] = ()
         self._read_at = float("-inf")
         self._day = ""
+        self._reading = asyncio.Lock()
         self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
         self._warned: set[tuple[Cap, float]] = set()
         self._answers = self._output = 0
@@ -267,6 +268,10 @@ class Budget:
 
     async def _refresh(self, journal: Journal) -> None:
         """Read what other kernels have used and set."""
+        async with self._reading:  # in which those who come wait in the order in which they came
+            await self._read(journal)
+
+    async def _read(self, journal: Journal) -> None:
         now, today = self._clock.now(), self._today()
         if now - self._read_at < FRESH and today == self._day:
             return

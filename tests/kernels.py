@@ -9,10 +9,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+
+OPEN_ALL = """
+from nbcodex import loop
+from nbcodex.client import around, current
+from nbcodex.pacing.shares import Shared
+
+async def _open_all():
+    def deed(ledger):
+        for name, row in ledger._rows.items():
+            row.open()
+            row.met_until = 0.0
+            ledger._store.deal(name, lambda shared: shared.__init__())
+    await current().desk(around.settings()).do(deed)
+
+loop.running().submit(_open_all()).result()
+"""
+"""A cell that lets a kernel forget what it knows of limits, holds included."""
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -136,7 +154,16 @@ def take(ran: Ran, kind: str, content: dict[str, Any]) -> None:
 
 @contextmanager
 def kernel(**environ: str) -> Iterator[Kernel]:
-    """Start a kernel with these environment variables, and nobody's keys; end it afterwards."""
+    """Start a kernel with these environment variables; end it afterwards.
+
+    It has nobody's keys, and unless it is given one, a home of its own.
+    """
+    with TemporaryDirectory(prefix="nbcodex-") as home:
+        own = os.environ.get("NBCODEX_HOME", f"{home}/kept")
+        yield from _kernel({"NBCODEX_HOME": own, **environ})
+
+
+def _kernel(environ: dict[str, str]) -> Iterator[Kernel]:
     nobodys = {
         name: value
         for name, value in os.environ.items()

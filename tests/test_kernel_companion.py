@@ -151,10 +151,10 @@ def test_broken_json_is_shown_before_its_error(cell: Kernel) -> None:
 
 def test_a_schema_gives_an_instance(cell: Kernel) -> None:
     """`--schema` binds the validated object; one round of repair is said in the figures."""
-    ran = cell.run("%%codex --schema Pet -o pet\n[[echo: not even JSON]]")
+    ran = cell.run("%%codex --no-history --schema Pet -o pet\n[[echo: not even JSON]]")
     assert "asked again" in ran.markdown
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
-    again = cell.run("%%codex --schema Pet -o pet --reuse\n[[echo: not even JSON]]")
+    again = cell.run("%%codex --no-history --schema Pet -o pet --reuse\n[[echo: not even JSON]]")
     assert "reused" in again.markdown
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
 

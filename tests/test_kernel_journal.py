@@ -12,7 +12,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.simulator import Fault
-from tests.kernels import Kernel, kernel
+from tests.kernels import OPEN_ALL, Kernel, kernel
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -44,7 +44,7 @@ def shared(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def cell(shared: Kernel, server: Simulated) -> Kernel:
     """The kernel of the notebook, with an empty journal and no limits in its way."""
     shared.run(f"os.environ['JPY_SESSION_NAME'] = {NOTEBOOK!r}\n%codex forget all")
-    shared.run("from nbcodex.client import current; current().engine().ledger._buckets.clear()")
+    assert shared.run(OPEN_ALL).status == "ok"
     server.core._faults.clear()
     return shared
 
@@ -54,7 +54,7 @@ def park(cell: Kernel, server: Simulated, text: str, *, seconds: float = 5000.0)
     server.core.script([Fault("requests_per_day", seconds=seconds)])
     ran = cell.run(f"%%codex -o reply --patience 100ms\n[[echo: {text}]]")
     assert ran.error == "ParkedError", ran
-    cell.run("current().engine().ledger._buckets.clear()")
+    cell.run(OPEN_ALL)
     return cell.run("%codex journal").stream.split()[0]
 
 
@@ -65,7 +65,7 @@ def test_resume_at_reset_sends_by_itself(cell: Kernel, server: Simulated) -> Non
     asked = cell.start("%codex resume --at-reset")
     ran = cell.finish(asked)
     assert ran.seconds < 0.5
-    assert "held" in ran.plain
+    assert "held" in cell.run("%codex monitor").plain
     assert len(server.prompts) == known
     assert " parked " in cell.run("%codex journal").stream
     assert cell.run("reply.text, reply.status").plain == "('in its time', 'done')"

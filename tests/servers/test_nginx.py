@@ -30,7 +30,7 @@ def ask(kernel: Kernel, options: str = "") -> Ran:
 def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> None:
     """Check that the answer is whole, and there once."""
     assert ran.status == "ok", ran.shown_error
-    assert ran.markdown.count("one") == 1
+    assert ran.markdown.count(ANSWER) == 1
     told = kernel.run("bool(reply), reply.text, reply.attempts").plain
     assert told == repr((True, ANSWER, attempts))
 

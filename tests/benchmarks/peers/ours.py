@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from nbcodex.pacing.ledger import Ledger
-
 from nbcodex.records import Request
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Wire
