@@ -252,7 +252,6 @@ class Budget:
 
     async def look(self, journal: Journal, caps: Iterable[Cap]) -> list[Standing]:
         """Return how far the caps in force are used up, other kernels included."""
-        self._read_at = float("-inf")
         await self._refresh(journal)
         return self.standings(caps)
 

@@ -19,7 +19,6 @@ from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import dashboard, widgets
 from nbcodex.notebook.monitor import (
     LOGGED,
-    Budget,
     Grown,
     MonitorState,
     Observed,
@@ -140,12 +139,10 @@ def test_reused_answers_use_nothing() -> None:
 
 def test_observations_that_were_not_made_change_nothing() -> None:
     """What is looked up rarely stays as it was seen last; a budget that is gone is gone."""
-    seen = Observed(
-        at=1, ever=Sums(requests=9), elsewhere=Elsewhere(), budget=Budget(spent=1, cap=2)
-    )
+    seen = Observed(at=1, ever=Sums(requests=9), elsewhere=Elsewhere(), budgets=("half of it",))
     state = after(seen, Observed(at=2, session=Sums(requests=1)))
     assert (state.ever, state.session) == (Sums(requests=9), Sums(requests=1))
-    assert state.budget is None
+    assert state.budgets == ()
 
 
 def test_batch_of_many_requests_is_cheap() -> None:
@@ -188,7 +185,7 @@ last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0
 this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
 all time: 70 requests, 60 answered · $12.00
 last hour: 1,243 tokens, at most 1,243 a minute, a limit met once
-budget: $1.50 of $5.00 spent
+budget: $1.50 of $5.00 for this session used (30%)
 other kernels: 1 has 3 under way, 2 waiting, the next at 14:00:20
 14:00:02  3f2a  attempt 1 refused, again in 13.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528"""  # noqa: E501 - as it is read
 
@@ -201,7 +198,7 @@ def busy() -> MonitorState:
         session=totals,
         ever=Sums(requests=70, answers=60, cost=12.0),
         elsewhere=Elsewhere(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
-        budget=Budget(spent=1.5, cap=5.0),
+        budgets=("$1.50 of $5.00 for this session used (30%)",),
     )
     hold = Hold(until=15.0, limit=LIMIT)
     return after(

@@ -64,14 +64,6 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """The user's own cap, in US dollars, and what of it is spent."""
-
-    spent: float
-    cap: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """What no event tells, as it was at the instant `at`; None where it was not looked up.
 
@@ -83,8 +75,8 @@ class Observed:
         The totals of this process, and of all time.
     elsewhere : Elsewhere or None
         What other kernels have under way.
-    budget : Budget or None
-        The user's cap, if one is set.
+    budgets : tuple of str
+        How far the user's own caps are used up, in words.
     """
 
     at: float
@@ -92,7 +84,7 @@ class Observed:
     session: Sums | None = None
     ever: Sums | None = None
     elsewhere: Elsewhere | None = None
-    budget: Budget | None = None
+    budgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +112,7 @@ class MonitorState:
     ----------
     open : mapping
         The requests that have not ended, by id, oldest first; without their text.
-    limits, session, ever, elsewhere, budget
+    limits, session, ever, elsewhere, budgets
         As last observed.
     last : Reply or None
         What the last request came to, without its text.
@@ -135,7 +127,7 @@ class MonitorState:
     session: Sums = field(default_factory=Sums)
     ever: Sums | None = None
     elsewhere: Elsewhere | None = None
-    budget: Budget | None = None
+    budgets: tuple[str, ...] = ()
     last: Reply | None = None
     minutes: Mapping[int, Minute] = field(default_factory=dict)
     log: tuple[Logged, ...] = ()
@@ -152,7 +144,7 @@ def reduce(state: MonitorState, heard: Iterable[events.Event | Observed]) -> Mon
 def _observe(state: MonitorState, seen: Observed) -> MonitorState:
     names = ("limits", "session", "ever", "elsewhere")
     news = {name: value for name in names if (value := getattr(seen, name)) is not None}
-    return replace(state, budget=seen.budget, **news)
+    return replace(state, budgets=seen.budgets, **news)
 
 
 def _hear(state: MonitorState, event: events.Event) -> MonitorState:

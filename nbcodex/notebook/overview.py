@@ -14,7 +14,6 @@ from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import panel
 from nbcodex.notebook.figures import figures, money, tokens
 from nbcodex.notebook.monitor import (
-    Budget,
     Logged,
     MonitorState,
     Sums,
@@ -40,7 +39,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
         f"this session: {sums(state.session)}",
         f"{_ever(state).lower()}: {sums(state.ever)}" if state.ever else "",
         hour(state, now),
-        f"budget: {budget(state.budget)}" if state.budget else "",
+        *(f"budget: {told}" for told in state.budgets),
         f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
         *(f"{when(line, now, wall)}  {line.request_id}  {line.what}" for line in state.log),
     ]
@@ -94,11 +93,6 @@ def hour(state: MonitorState, now: float) -> str:
     return f"last hour: {total:,} tokens, at most {most:,} a minute, {met}"
 
 
-def budget(figure: Budget) -> str:
-    """Return what is left of the user's cap."""
-    return f"{money(figure.spent)} of {money(figure.cap)} spent"
-
-
 def others(seen: Elsewhere, wall: float) -> str:
     """Return what other kernels do, in words; an empty one has nothing under way."""
     if not seen.kernels:
@@ -134,7 +128,7 @@ def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
         "columns": COLUMNS,
         "minutes": [[m.tokens, m.hits] for m in last_hour(state, now)],
         "hour": hour(state, now),
-        "budget": budget(state.budget) if state.budget else "",
+        "budget": "; ".join(state.budgets),
         "others": others(state.elsewhere, wall) if state.elsewhere else "",
         "log": [[when(line, now, wall), line.request_id, line.what] for line in state.log],
     }

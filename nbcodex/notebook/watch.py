@@ -72,12 +72,15 @@ class Watch:
 
     async def _on_loop(self, seen: Observed, settings: Settings) -> MonitorState:
         known = await self._client.limits(settings)
-        return self._looked(seen, _limits(known, self._client.clock.now()))
+        budgets = tuple(map(str, await self._client.standings(settings)))
+        return self._looked(seen, _limits(known, self._client.clock.now()), budgets)
 
-    def _looked(self, seen: Observed, limits: Limits | None) -> MonitorState:
+    def _looked(
+        self, seen: Observed, limits: Limits | None, budgets: tuple[str, ...] = ()
+    ) -> MonitorState:
         client, now = self._client, self._client.clock.now()
         totals = client.totals.by_model.values()
-        here = Observed(at=now, limits=limits, session=_session(totals))
+        here = Observed(at=now, limits=limits, session=_session(totals), budgets=budgets)
         self._heard += [*self._grown(now), seen, here]
         self._catch_up()
         return self._state
