@@ -195,6 +195,21 @@ def test_a_reload_keeps_what_was_typed_in(
     assert simulator.core.log[-1].status == 200
 
 
+def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its high limits take the place of the low ones, and the other way round; it says which."""
+    told = []
+    for switch in ("", "calm", "", "off"):
+        ip.run_line_magic("codex", f"demo {switch}")
+        told.append(capsys.readouterr().out)
+        if switch == "calm":
+            ip.run_cell_magic("codex", "--max-output 20k -o large", "[[echo: there is room]]")
+    assert ["3,000 tokens" in out for out in told] == [True, False, True, False]
+    assert "no limit is met" in told[1]
+    assert ip.user_ns["large"].attempts == 1
+    with pytest.raises(UsageError, match="on, calm or off"):
+        ip.run_line_magic("codex", "demo loud")
+
+
 def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:
     """IPython expands neither `$` nor braces in a prompt."""
     ip.user_ns["x"] = 1

@@ -18,7 +18,11 @@ _RECENT = 50
 
 _WITH_ID = {"journal", "resume", "retry", "cancel", "park", "forget"}
 _WITH_ALL = {"resume", "cancel", "park", "forget"}
-_SWITCHES = {"demo": ("on", "off"), "budget": ("off",), "resume": ("--everywhere", "--at-reset")}
+_SWITCHES = {
+    "demo": ("on", "calm", "off"),
+    "budget": ("off",),
+    "resume": ("--everywhere", "--at-reset"),
+}
 
 
 def install(shell: InteractiveShell, config: Codex) -> None:

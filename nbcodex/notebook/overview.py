@@ -37,7 +37,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
         *_open(state, now, wall),
         f"last request: {figures(state.last)}" if state.last else "",
         f"this session: {sums(state.session)}",
-        f"{_ever(state).lower()}: {sums(state.ever)}" if state.ever else "",
+        f"{_ever(state).lower()}: {_all_time(state, state.ever)}" if state.ever else "",
         hour(state, now),
         *(f"budget: {told}" for told in state.budgets),
         f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
@@ -68,8 +68,13 @@ def _open(state: MonitorState, now: float, wall: float) -> list[str]:
 
 def sums(total: Sums) -> str:
     """Return what many requests came to, on one line."""
+    asked = f"{total.requests:,} request{'s' * (total.requests != 1)}"
+    return f"{asked}, {_answered(total)}"
+
+
+def _answered(total: Sums) -> str:
     told = [
-        f"{total.requests:,} request{'s' * (total.requests != 1)}, {total.answers:,} answered",
+        f"{total.answers:,} answered",
         *tokens(total.usage),
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         cost(total),
@@ -145,6 +150,11 @@ def _columns(total: Sums) -> list[str]:
         cost(total),
         spell(total.waited) if total.waited else "",
     ]
+
+
+def _all_time(state: MonitorState, ever: Sums) -> str:
+    """Return the counters of all time; whether a request is simulated shows in its answer alone."""
+    return _answered(ever) if state.last and state.last.simulated else sums(ever)
 
 
 def _ever(state: MonitorState) -> str:

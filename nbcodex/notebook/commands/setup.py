@@ -61,18 +61,18 @@ class Setup(Room):
         tell(f"The key for {host} is kept in memory until the kernel ends.")
 
     def demo(self, switch: str = "on") -> None:
-        """Ask a simulator with low limits from now on, no key needed: demo [off]."""
-        if switch not in {"on", "off"}:
-            raise UsageError("%codex demo: on or off")
+        """Ask a simulator with low limits, or with high ones, no key needed: demo [calm|off]."""
+        if switch not in {"on", "calm", "off"}:
+            raise UsageError("%codex demo: on, calm or off")
         from nbcodex.notebook import demo
 
-        if switch == "on":
-            self._config.demo = demo.start()
-            tell(demo.WELCOME)
-        else:
+        if switch == "off":
             self._config.demo = None
             demo.stop()
             tell("The demo is off: requests go to the real API.")
+        else:
+            self._config.demo = demo.start(calm=switch == "calm")
+            tell(demo.welcome(calm=switch == "calm"))
 
     def doctor(self) -> None:
         """Tell which settings are in force, and what to do about those that do not fit."""

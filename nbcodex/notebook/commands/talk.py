@@ -29,14 +29,18 @@ class Talk(Room):
             seen = f" [{len(turn.images)} images]" if turn.images else ""
             tell(f"{number:>3}  {brief(turn.prompt, 70)}{seen}\n     → {brief(turn.answer, 70)}")
         if not turns:
-            tell(f"Nothing has been said yet{_named(thread)}: the next cell sees no earlier turn.")
+            tell(f"Nothing has been said yet{_within(thread)}: the next cell sees no earlier turn.")
             return
         size, count = sum(map(tokens.of_turn, turns)), len(turns)
         tell(
-            f"{count} turn{'s' * (count > 1)}{_named(thread)}, about {size:,} tokens; "
-            "`%codex new` leaves them."
+            f"{count} turn{'s' * (count > 1)}{_within(thread)}, about {size:,} tokens; "
+            f"`%codex new{_named(thread)}` leaves them."
         )
 
 
 def _named(thread: str) -> str:
     return "" if thread == MAIN else f" {brief(thread, 60)}"
+
+
+def _within(thread: str) -> str:
+    return "" if thread == MAIN else f" in the conversation{_named(thread)}"
