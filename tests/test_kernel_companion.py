@@ -22,9 +22,10 @@ def server() -> Iterator[Simulated]:
 
 
 @pytest.fixture(scope="module")
-def cell(server: Simulated) -> Iterator[Kernel]:
+def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     """A kernel with the extension loaded, and a class to ask for."""
-    with kernel(**server.environ) as started:
+    home = str(tmp_path_factory.mktemp("home"))
+    with kernel(**server.environ, NBCODEX_HOME=home) as started:
         assert started.run("%load_ext nbcodex").status == "ok"
         pet = "from pydantic import BaseModel\nclass Pet(BaseModel):\n    name: str\n    legs: int"
         assert started.run(pet).status == "ok"
@@ -151,10 +152,10 @@ def test_broken_json_is_shown_before_its_error(cell: Kernel) -> None:
 
 def test_a_schema_gives_an_instance(cell: Kernel) -> None:
     """`--schema` binds the validated object; one round of repair is said in the figures."""
-    ran = cell.run("%%codex --no-history --schema Pet -o pet\n[[echo: not even JSON]]")
+    ran = cell.run("%%codex --schema Pet -o pet\n[[echo: not even JSON]]", cell="pet")
     assert "asked again" in ran.markdown
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
-    again = cell.run("%%codex --no-history --schema Pet -o pet --reuse\n[[echo: not even JSON]]")
+    again = cell.run("%%codex --schema Pet -o pet --reuse\n[[echo: not even JSON]]", cell="pet")
     assert "reused" in again.markdown
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
 
