@@ -105,7 +105,7 @@ class Conversations:
         thread = threads.find(request.origin.notebook, request.thread)
         place = self._place(request, thread, threads)
         place = replace(place, begins=anew)
-        turns = threads.turns(before(thread.slots, place))
+        turns = threads.turns(_newest(before(thread.slots, place), settings.max_history))
         kept = fitting(turns, request, model=request.model or _usual(settings))
         origin = replace(request.origin, place=place)
         request = replace(request, turns=tuple(kept), origin=origin)
@@ -116,12 +116,14 @@ class Conversations:
         course = _Course(threads.begin_anew(notebook, thread), is_new=True, replayed=None)
         self._courses[notebook, thread] = course
 
-    def turns(self, notebook: str | None, thread: str, threads: Threads) -> list[Turn]:
-        """Return the turns that the next new cell would see, if all of them fit."""
+    def turns(
+        self, notebook: str | None, thread: str, threads: Threads, *, most: int | None = None
+    ) -> list[Turn]:
+        """Return the turns that the next new cell would see, `most` at most, if all of them fit."""
         found = threads.find(notebook, thread)
         chapter = self._course(notebook, thread).chapter
         place = Place(chapter=found.chapter if chapter is None else chapter)
-        return threads.turns(before(found.slots, place))
+        return threads.turns(_newest(before(found.slots, place), most))
 
     def _course(self, notebook: str | None, thread: str) -> _Course:
         return self._courses.setdefault((notebook, thread), _Course())
@@ -162,6 +164,10 @@ def before(slots: Sequence[Slot], place: Place) -> list[int]:
                 done[slot.number] = slot
     start = max((number for number, slot in newest.items() if slot.begins), default=0)
     return [done[number].entry for number in sorted(done) if number >= start]
+
+
+def _newest(entries: list[int], most: int | None) -> list[int]:
+    return entries if most is None else entries[max(0, len(entries) - most) :]
 
 
 def fitting(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:

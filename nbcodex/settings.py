@@ -139,6 +139,8 @@ class Settings:
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     aliases
         Short names of models, and what they stand for.
+    max_history
+        How many earlier turns a request sees at most; None: as many as fit.
     redis_url
         ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
     """
@@ -165,6 +167,7 @@ class Settings:
     ask_above: float = 1.0
     home: Path | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    max_history: int | None = None
     redis_url: Secret | None = None
 
     @classmethod

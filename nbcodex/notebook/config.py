@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as AnyTrait
-from traitlets import Bool, Dict, Enum, Float, TraitError, Unicode, validate
+from traitlets import Bool, Dict, Enum, Float, Integer, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
 from nbcodex.errors import ConfigurationError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MINE = {
     "aliases",
+    "max_history",
     "display",
     "patience",
     "journal",
@@ -78,6 +79,13 @@ class Codex(Configurable):
         key_trait=Unicode(),
         value_trait=Unicode(),
         help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them.",
+    ).tag(config=True)
+
+    max_history = Integer(
+        None,
+        allow_none=True,
+        min=0,
+        help="How many earlier turns a cell sees at most; None: as many as the model holds.",
     ).tag(config=True)
 
     budget = Unicode(

@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import keyword
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -32,6 +33,9 @@ _PROVIDERS = _OPENAI | {
 
 FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
 """How an answer may be shown."""
+
+_PARAMS = ("-p", "--params", "--model-parameters")
+_BARE = re.compile(rf"(?<!\S)({'|'.join(_PARAMS)})(?:\s+|=)(?=\{{)")
 
 _EPILOG = """\
 {name} in the prompt is filled in from the notebook; --raw leaves it alone. Examples:
@@ -118,51 +122,76 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of a cell's options."""
     cell = _Parser(
         prog="%%codex",
+        usage="%%%%codex [MODEL] [options]",
         add_help=False,
         allow_abbrev=False,
         description="Ask a model; the text below the first line is the prompt.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = cell.add_argument
+    for title, add_options in _GROUPS.items():
+        add_options(cell.add_argument_group(title).add_argument)
+    return cell
+
+
+def _question(add: Callable[..., object]) -> None:
     add("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask")
     add("-m", "--model", type=_model, metavar="MODEL", help="the same, as an option")
+    add("--system", metavar="TEXT", help="instructions to stand before the prompt")
+    add(
+        "--image", action="append", default=[], metavar="EXPR", help="picture: a path or a variable"
+    )
+    add("--map", type=_name, metavar="NAME", help="ask for each row of a variable: {column}, {}")
+    add("--eval", action="store_true", help="run the cell: what it prints is the prompt")
+    add("--raw", action="store_true", help="leave {…} in the prompt alone")
+    add("--max-output", type=_count, metavar="N", help="upper bound on output tokens")
+    add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
+    add(
+        *_PARAMS,
+        type=_params,
+        metavar="JSON",
+        help="further parameters of the API: '{\"temperature\": 0}'",
+    )
+
+
+def _answer(add: Callable[..., object]) -> None:
+    add("-o", "--out", type=_name, metavar="NAME", help="variable that the Reply is bound to")
     add(
         "-f",
         "--format",
         choices=FORMATS,
-        help="how the answer is shown; code goes into a new cell, and is never run",
+        metavar="FORMAT",
+        help=f"how it is shown: {', '.join(FORMATS)}; code goes into a new cell, and is never run",
     )
     add("--schema", type=_name, metavar="NAME", help="variable: a pydantic class or JSON schema")
-    add("--eval", action="store_true", help="run the cell: what it prints is the prompt")
-    add("-o", "--out", type=_name, metavar="NAME", help="variable that the Reply is bound to")
-    add("--system", metavar="TEXT", help="instructions to stand before the prompt")
-    add("--max-output", type=_count, metavar="N", help="upper bound on output tokens")
-    add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
-    add(
-        "-p",
-        "--params",
-        "--model-parameters",
-        type=_params,
-        metavar="JSON",
-        help="further parameters of the API",
-    )
-    add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
-    add("--api", choices=["auto", "responses", "chat"], help="API to speak")
-    add("--api-base", type=_url, metavar="URL", help="base URL for this request")
-    add("--map", type=_name, metavar="NAME", help="ask for each row of a variable: {column}, {}")
+
+
+def _conversation(add: Callable[..., object]) -> None:
+    add("--thread", metavar="NAME", type=_thread, help="conversation to join (usually: main)")
+    add("--new", action="store_true", help="start the conversation afresh with this cell")
+    add("--no-history", action="store_true", help="neither see the conversation nor join it")
+
+
+def _course(add: Callable[..., object]) -> None:
     add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
+    add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
+    add("--dry-run", action="store_true", help="tell tokens and cost, and send nothing")
     add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
     add("--durable", action="store_true", help="have the server keep the answer until it is here")
-    add("--dry-run", action="store_true", help="tell tokens and cost, and send nothing")
-    add(
-        "--image", action="append", default=[], metavar="EXPR", help="picture: a path or a variable"
-    )
-    add("--new", action="store_true", help="start the conversation afresh with this cell")
-    add("--thread", metavar="NAME", type=_thread, help="conversation to join (usually: main)")
-    add("--no-history", action="store_true", help="neither see the conversation nor join it")
-    add("--raw", action="store_true", help="leave {…} in the prompt alone")
-    return cell
+
+
+def _server(add: Callable[..., object]) -> None:
+    add("--api-base", type=_url, metavar="URL", help="base URL for this request")
+    add("--api", choices=["auto", "responses", "chat"], help="API to speak")
+
+
+_GROUPS = {
+    "the question": _question,
+    "the answer": _answer,
+    "the conversation": _conversation,
+    "waiting and paying": _course,
+    "the server": _server,
+}
 
 
 def read(line: str) -> argparse.Namespace:
@@ -174,7 +203,7 @@ def read(line: str) -> argparse.Namespace:
         If they make no sense; it says which one, and names the nearest that exists.
     """
     try:
-        words = shlex.split(line)
+        words = shlex.split(_quoted(line))
     except ValueError as error:
         raise UsageError(f"%%codex: {error} in the options: {line.strip()[:80]}") from None
     cell = parser()
@@ -185,13 +214,31 @@ def read(line: str) -> argparse.Namespace:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
     if options.no_history and (options.new or options.thread):
         raise UsageError("%%codex: --no-history joins no conversation: drop it, or --new, --thread")
-    options.model = options.model or options.MODEL
-    options.model = _plain(options.model or options.MODEL)
+    options.model = plain(options.model or options.MODEL)
     return options
 
 
-def _plain(model: str | None) -> str | None:
-    """Return a model's name, or say what stands for the provider before it in `%%ai`."""
+def _quoted(line: str) -> str:
+    """Return a line with the JSON that stands there without quotes, as `%%ai` takes it, in them."""
+    for found in _BARE.finditer(line):
+        try:
+            shlex.split(line[: found.start()])  # fails inside of quotes
+            _, end = json.JSONDecoder().raw_decode(line, found.end())
+        except (ValueError, RecursionError):
+            continue
+        rest = _quoted(line[end:])
+        return f"{line[: found.start()]}{found[1]} {shlex.quote(line[found.end() : end])}{rest}"
+    return line
+
+
+def plain(model: str | None) -> str | None:
+    """Return a model's name, or say what stands for the provider before it in `%%ai`.
+
+    Raises
+    ------
+    UsageError
+        If a provider stands before it.
+    """
     provider, colon, name = (model or "").partition(":")
     if not colon or provider not in _PROVIDERS:
         return model

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _HISTORIES = ("In", "Out", "Err")
 
 
+class _Results(dict[int, object]):
+    """`Out`, which says what is missing."""
+
+    def __missing__(self, number: object) -> object:
+        raise KeyError(f"cell {number} showed no result")
+
+
 def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
     """Return the notebook's own variables: `exit`, `open` and what else IPython adds are none.
 
@@ -29,12 +36,14 @@ def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
     """
     added, nothing = shell.user_ns_hidden, object()
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
-    errors = {"Err": heard} if "Err" in named else {}
-    return errors | {
+    histories: dict[str, object] = {"Err": heard} if "Err" in named else {}
+    if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
+        histories["Out"] = _Results(results)
+    return {
         name: value
         for name, value in shell.user_ns.items()
         if name in named or value is not added.get(name, nothing)
-    }
+    } | histories
 
 
 def pictures(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]:

@@ -25,7 +25,9 @@ NO_KEY = Secret("none")
 """What is sent to a host whose entry in the keys is empty: it needs none."""
 
 _SALT = secrets.token_bytes(16)
-_WAYS_OUT = "`%codex login` takes one, or set OPENAI_API_KEY; `nbcodex demo` needs none."
+_WAYS_OUT = (
+    "`%codex login` takes one, or set OPENAI_API_KEY; `%codex demo` (`nbcodex demo`) needs none."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

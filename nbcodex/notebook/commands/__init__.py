@@ -27,9 +27,12 @@ class About(Room):
 
     def help(self) -> None:
         """List the commands."""
-        for word, (_, deed) in words().items():
-            tell(f"%codex {word:<8} {inspect.getdoc(deed)}")
-        tell("%%codex? explains the cell magic, %config Codex the settings.")
+        for room in ROOMS:
+            tell(f"\n{inspect.getdoc(room)}")
+            for word, deed in _deeds(room):
+                if deed.__name__ == word:  # a second name is told with the first
+                    tell(_explained(word, deed))
+        tell("\n%%codex? explains the cell magic, %config Codex the settings.")
 
     def version(self) -> None:
         """Tell the versions in use."""
@@ -39,6 +42,9 @@ class About(Room):
 
 
 ROOMS: tuple[type[Room], ...] = (Entries, Talk, Code, Figures, Setup, About)
+
+_COLUMN = 32
+"""Where in a line of help it is told what a word does."""
 
 _SYNONYMS = {"list": "models", "register": "alias", "delete": "dealias", "error": "fix"}
 """Words of `%ai` that mean the same."""
@@ -70,6 +76,16 @@ def run(session: Session, line: str) -> None:
     except TypeError:
         raise UsageError(f"%codex {word}: {deed.__doc__}") from None
     deed(room(session), *rest)
+
+
+def _explained(word: str, deed: Deed) -> str:
+    """Return a word with what it takes, and what it does, from its line of help."""
+    does, _, takes = (inspect.getdoc(deed) or "").removesuffix(".").rpartition(": ")
+    if takes.split()[:1] != [word]:
+        does, takes = f"{does}: {takes}" if does else takes, word
+    usage = f"  %codex {takes}"
+    gap = " " * (_COLUMN - len(usage)) if len(usage) < _COLUMN else "\n" + " " * _COLUMN
+    return f"{usage}{gap}{does}"
 
 
 def _deeds(room: type[Room]) -> Iterator[tuple[str, Any]]:

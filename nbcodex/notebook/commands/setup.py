@@ -10,6 +10,7 @@ from IPython.core.error import UsageError
 from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError
+from nbcodex.notebook import options
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.hypertext import printable
 from nbcodex.settings import Secret
@@ -19,7 +20,7 @@ class Setup(Room):
     """How requests reach a server."""
 
     def models(self) -> None:
-        """List the models that the server offers to this key, and the aliases; also list."""
+        """List the models that the server offers to this key, and the aliases: models (also list)."""
         names = loop.running().submit(current().models(self._settings)).result()
         self._config.offered = tuple(names)
         tell("\n".join(map(printable, names)) or "The server names none.")
@@ -30,6 +31,7 @@ class Setup(Room):
         """Let a short name stand for a model in this session: alias NAME TARGET."""
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
             raise UsageError("%codex alias: a name of letters, digits, '.', '_' and '-'")
+        options.plain(target)
         if name == target or target in self._config.aliases:
             raise UsageError(f"%codex alias: {target} is an alias itself: name the model")
         self._config.aliases = {**self._config.aliases, name: target}

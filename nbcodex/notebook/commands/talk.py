@@ -13,7 +13,7 @@ class Talk(Room):
     """The conversation of this notebook."""
 
     def new(self, thread: str = MAIN) -> None:
-        """Start the conversation afresh, also said as reset: new [THREAD]."""
+        """Start the conversation afresh: new [THREAD] (also reset)."""
         session = self._session
         current().conversations.begin_anew(session.notebook, thread, session.journal.threads)
         tell(f"The conversation{_named(thread)} starts afresh: what was said is not sent any more.")
@@ -24,7 +24,8 @@ class Talk(Room):
         """Tell what the next cell would be told of the conversation: history [THREAD]."""
         session = self._session
         threads = session.journal.threads
-        turns = current().conversations.turns(session.notebook, thread, threads)
+        most = self._settings.max_history
+        turns = current().conversations.turns(session.notebook, thread, threads, most=most)
         for number, turn in enumerate(turns, start=1):
             seen = f" [{len(turn.images)} images]" if turn.images else ""
             tell(f"{number:>3}  {brief(turn.prompt, 70)}{seen}\n     → {brief(turn.answer, 70)}")
