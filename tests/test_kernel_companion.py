@@ -205,6 +205,20 @@ def test_fix_survives_its_own_failure(cell: Kernel, server: Simulated) -> None:
     assert "ZeroDivisionError" in server.prompts[-1]
 
 
+def test_fix_is_not_led_astray_by_us(cell: Kernel, server: Simulated) -> None:
+    """Mistyped magics and requests that failed since do not hide the user's error."""
+    cell.run("undefined_here")
+    for mistake in (
+        "%codex fxi",
+        "%%codex --frmat code\nx",
+        "%%codex -m nobody\nhello",
+        "%%codex\n",
+    ):
+        assert cell.run(mistake).status == "error"
+    assert cell.run("%codex fix").status == "ok"
+    assert "name 'undefined_here' is not defined" in server.prompts[-1]
+
+
 def test_fix_of_another_cell_is_refused(cell: Kernel) -> None:
     """Only the last error can be explained; it is said whose that is."""
     cell.run("1/0")

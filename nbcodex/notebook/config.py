@@ -144,7 +144,7 @@ class Codex(Configurable):
     """The answer whose code `%codex insert` takes: the newest one."""
 
     failure: Failure | None = None
-    """The error that `%codex fix` was asked about last: its own failures are not to hide it."""
+    """The user's last error, for `%codex fix`: failures of our magics are not to hide it."""
 
     offered: tuple[str, ...] = ()
     """The models that the server named last, for Tab."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from IPython.core.error import UsageError
+
 from nbcodex.errors import NbcodexError, Stopped
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def last(shell: InteractiveShell) -> Failure | None:
     """Return the last error that reached the user; None if there is none, or it is our own."""
     error = getattr(sys, "last_value", None)
     if not isinstance(error, BaseException) or isinstance(error, NbcodexError | Stopped):
+        return None
+    if isinstance(error, UsageError) and str(error).lstrip("%").startswith("codex"):
         return None
     return of_error(shell, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class CodexMagics(Magics):
     @_documented
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
         __tracebackhide__ = True  # of an error in a cell that --eval runs, only that cell is shown
+        self._remember_failure()
         chosen = options.read(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
@@ -101,7 +103,15 @@ class CodexMagics(Magics):
         from nbcodex.notebook import commands
         from nbcodex.notebook.session import Session
 
+        self._remember_failure()
         commands.run(Session(self._shell, self._config), line)
+
+    def _remember_failure(self) -> None:
+        """Keep the user's last error for `%codex fix`, before one of ours takes its place."""
+        if getattr(sys, "last_value", None) is not None:
+            from nbcodex.notebook import failure
+
+            self._config.failure = failure.last(self._shell) or self._config.failure
 
     def _evaluated(self, cell: str) -> Filled:
         from nbcodex.notebook.evaluation import told

@@ -39,13 +39,12 @@ class Code(Room):
 
     def fix(self, cell: str = "") -> None:
         """Have the last error explained, and the mended cell put below, not run: fix [CELL]."""
-        found = failure.last(self._session.shell) or self._config.failure
+        found = self._config.failure
         if found is None:
             raise NbcodexError(
                 "There is no error to explain.",
                 advice="`%codex fix` takes the last one that a cell raised.",
             )
-        self._config.failure = found
         if cell and cell != str(found.count):
             raise UsageError(f"%codex fix: the last error is that of cell {found.count}")
         origin = identity.origin(self._session.shell)

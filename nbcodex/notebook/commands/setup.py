@@ -20,7 +20,7 @@ class Setup(Room):
     """How requests reach a server."""
 
     def models(self) -> None:
-        """List the models that the server offers to this key, and the aliases: models (also list)."""
+        """List the models that the server offers, and the aliases: models (also list)."""
         names = loop.running().submit(current().models(self._settings)).result()
         self._config.offered = tuple(names)
         tell("\n".join(map(printable, names)) or "The server names none.")
