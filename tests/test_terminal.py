@@ -156,6 +156,21 @@ def test_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) ->
     assert "Copy" not in shown
 
 
+def test_a_terminal_says_an_answer_once_below_its_heading(
+    tmp_path: Path, simulator: Simulated
+) -> None:
+    """`fix` names the error, then streams; a picture that cannot be shown is told of."""
+    path = tmp_path / "cell.ipy"
+    path.write_text(
+        "%load_ext nbcodex\nget_ipython().run_cell('1/0', store_history=True)\n%codex fix\n"
+        "get_ipython().run_cell_magic('codex', '-f image', 'a cat')\n"
+    )
+    shown = in_terminal(path, simulator, tmp_path)
+    assert shown.count("This is a simulated answer") == 1
+    assert shown.index("division by zero in cell") < shown.index("This is a simulated answer")
+    assert re.search(r"no pictures in a terminal: .images\[0\].data is image/png, \d+ bytes", shown)
+
+
 def test_a_map_in_a_terminal_is_one_line_that_is_rewritten(
     tmp_path: Path, simulator: Simulated
 ) -> None:

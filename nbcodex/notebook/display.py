@@ -95,8 +95,9 @@ class TerminalDisplay(Display):
 
     single = True
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, heading: str = "") -> None:
         self._clock = clock
+        self._heading = f"{heading}\n\n" if heading else ""
         self._text = Text()
         self._line = ""
         self._at_start = True
@@ -115,7 +116,7 @@ class TerminalDisplay(Display):
             self._text = Text()
         if more := state.text.since(len(self._text)):
             self._wipe()
-            self._write(printable(more))
+            self._write(("" if len(self._text) else self._heading) + printable(more))
             self._text = state.text
         elif state.phase != "streaming" and not state.ended:
             self._show(status(state, self._clock.now(), self._clock.wall()))
@@ -124,7 +125,7 @@ class TerminalDisplay(Display):
         """Print what the answer lacks, and the figures."""
         self._wipe()
         text = bundle["text/plain"]
-        printed = printable(str(self._text))
+        printed = self._heading + printable(str(self._text)) if len(self._text) else ""
         if len(printed) > len(text):  # the bundle holds only the beginning of a very long answer
             text, printed = "\n\n" + text.rpartition("\n\n")[2], ""
         elif not text.startswith(printed):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from nbcodex import shapes
 from nbcodex.markdown import code_blocks, harmless, inline
 from nbcodex.notebook.hypertext import listing, printable, sanitized
-from nbcodex.records import Reply
+from nbcodex.records import Image, Reply
 
 Bundle = dict[str, Any]
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
@@ -200,11 +200,23 @@ _FORMS: Mapping[Format, Callable[[Sheet], tuple[Bundle, ...]]] = {
 }
 
 
+def unseen(reply: Reply) -> list[str]:
+    """Return where the pictures are that a terminal cannot show."""
+    return [
+        f"no pictures in a terminal: .images[{number}].data is {_described(image)}"
+        for number, image in enumerate(reply.images)
+    ]
+
+
+def _described(image: Image) -> str:
+    return f"{image.media_type}, {len(image.data):,} bytes"
+
+
 def _pictures(reply: Reply) -> list[Bundle]:
     return [
         {
             image.media_type: b64encode(image.data).decode("ascii"),
-            "text/plain": f"[{image.media_type}, {len(image.data):,} bytes: .images[{number}]]",
+            "text/plain": f"[{_described(image)}: .images[{number}]]",
         }
         for number, image in enumerate(reply.images)
     ]

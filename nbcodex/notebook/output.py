@@ -178,12 +178,15 @@ class Screen:
         sheet = formats.Sheet(
             reply=reply,
             line=line,
-            heading=brief(self._heading, 80),
+            heading=shortened(self._heading),
             remote_images=self._remote_images,
             thought=str(self._state.thought),
         )
-        if self._lazily or self._place.single:
-            return ({"text/plain": sheet.line if self._lazily else sheet.plain},)
+        if self._lazily:
+            return ({"text/plain": sheet.line},)
+        if self._place.single:
+            unseen = formats.unseen(reply)
+            return ({"text/plain": replace(sheet, line=" · ".join([line, *unseen])).plain},)
         try:
             return formats.shown(sheet, form)
         except Exception:
@@ -202,6 +205,11 @@ class Screen:
             log.exception("the display failed")
 
 
+def shortened(heading: str) -> str:
+    """Return what stands above an answer, on one line."""
+    return brief(heading, 80)
+
+
 def _show(bundle: Bundle, **where: str) -> None:
     display(bundle, raw=True, **where)  # type: ignore[no-untyped-call]
 
@@ -213,6 +221,7 @@ def place(
     choice: str,
     on_action: Callable[[str], None],
     offers: Collection[ActionName],
+    heading: str = "",
     later: bool = False,
 ) -> Display:
     """Return the display for where this code runs.
@@ -229,11 +238,13 @@ def place(
         Called with the name of a button that was pressed, in another thread.
     offers : collection of str
         The buttons to show.
+    heading : str
+        What stands above the answer.
     later : bool
         Whether the answer comes while the user does something else.
     """
     if not hasattr(shell, "kernel"):
-        return NoticeDisplay() if later else TerminalDisplay(clock)
+        return NoticeDisplay() if later else TerminalDisplay(clock, shortened(heading))
     if shows_widgets(shell, choice):
         try:
             from nbcodex.notebook.widgets import WidgetDisplay

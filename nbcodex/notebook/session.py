@@ -204,6 +204,7 @@ class Session:
             choice=self.settings.display,
             on_action=lambda action: orders[cast("ActionName", action)](),
             offers=tuple(orders),
+            heading=view.heading,
             later=later,
         )
         return Screen(
