@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from IPython.core.error import UsageError
 
 from nbcodex.errors import NbcodexError, Stopped
+from nbcodex.notebook.mishaps import by_cell
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -59,7 +60,7 @@ def of_error(shell: InteractiveShell, error: BaseException) -> Failure:
         code = error.text or ""
     frames = traceback.TracebackException.from_exception(error)
     _leave_out_ipython(frames)
-    told = _ANSI.sub("", "".join(frames.format()))
+    told = by_cell(_ANSI.sub("", "".join(frames.format())))
     count = counts[0] if counts else None
     return Failure(count=count, code=_shortened(code), traceback=_shortened(told))
 

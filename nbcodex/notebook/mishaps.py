@@ -76,7 +76,12 @@ def _formatted(error: BaseException) -> str:
     while frames and frames.tb_frame.f_code.co_filename.startswith(_SHELL):
         frames = frames.tb_next
     lines = traceback.format_exception(type(error), error, frames, limit=-FRAMES)
-    return _FILE.sub(_cell_of, "".join(lines).rstrip())
+    return by_cell("".join(lines).rstrip())
+
+
+def by_cell(text: str) -> str:
+    """Return a traceback with its cells' numbers in the place of their files."""
+    return _FILE.sub(_cell_of, text)
 
 
 def _cell_of(line: re.Match[str]) -> str:
