@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -46,7 +47,9 @@ Wait = Callable[[str, str], Notebook]
 
 
 @pytest.fixture
-def waiting(page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated) -> Wait:
+def waiting(
+    page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated, tmp_path: Path
+) -> Wait:
     """Return a function that has a cell wait for a limit, in that kernel and front end."""
 
     def start(version: str, face: str) -> Notebook:
@@ -55,7 +58,9 @@ def waiting(page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated)
             give_up(f"pip could not install ipykernel {version}")
         name = f"{os.urandom(3).hex()}.ipynb"
         show = "import ipykernel\nprint(ipykernel.__version__)"
-        setup = f"{simulator.setup}\n%config Codex.display = 'widget'\n{show}"
+        # No other test's hold: kernels of one home share what they know of limits.
+        home = f"import os\nos.environ['NBCODEX_HOME'] = {str(tmp_path / 'kept')!r}\n"
+        setup = f"{home}{simulator.setup}\n%config Codex.display = 'widget'\n{show}"
         lab.write(name, setup, "%%codex\nHello [[tokens=20]]", kernel=kernels[version])
         nb = Notebook(page, lab, name).open(FACES[face])
         simulator.core.script([Fault("tokens_per_minute", seconds=60.0)])
