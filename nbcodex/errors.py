@@ -93,7 +93,7 @@ class NbcodexError(Exception):
 class ConfigurationError(NbcodexError):
     """A setting is missing or makes no sense; nothing was sent."""
 
-    title = "Not sent"
+    title = "Not done"
 
 
 class MissingKeyError(ConfigurationError):

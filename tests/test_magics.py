@@ -296,6 +296,18 @@ def test_a_sites_budget_stays(ip: Any, capsys: pytest.CaptureFixture[str]) -> No
     assert "Codex.budget" in capsys.readouterr().out
 
 
+def test_dollars_in_config_are_not_taken_for_tokens(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IPython makes `5` of `$5` there: that is refused, and what held before holds on."""
+    ip.run_line_magic("config", "Codex.budget = '6usd/day'")
+    ip.run_line_magic("config", "Codex.budget = '5/day'")
+    for _ in range(2):
+        ip.run_line_magic("codex", "budget")
+        assert "of $6.00 for today" in capsys.readouterr().out
+        ip.run_line_magic("reload_ext", "nbcodex")
+
+
 def test_an_unknown_command_names_the_nearest(ip: Any) -> None:
     """A mistyped command is one line with a hint."""
     with pytest.raises(UsageError, match="did you mean usage"):

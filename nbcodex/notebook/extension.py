@@ -29,12 +29,7 @@ _NAMES = {"line": "codex", "cell": "codex"}
 def load(shell: InteractiveShell) -> None:
     """Register the magics and `%config Codex`."""
     unload(shell)
-    try:
-        config = Codex(parent=shell)
-    except TraitError as error:
-        raise ConfigurationError(
-            f"A setting of Codex is wrong: {error}", advice="Mend it in ipython_config.py."
-        ) from None
+    config = _configured(shell)
     if _before:
         config.take_over(_before.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
@@ -43,6 +38,24 @@ def load(shell: InteractiveShell) -> None:
     completion.install(shell, config)
     if config.journal:
         _tell_of_the_unfinished(shell, config)
+
+
+def _configured(shell: InteractiveShell) -> Codex:
+    try:
+        return Codex(parent=shell)
+    except TraitError as error:
+        if not _before:
+            raise ConfigurationError(
+                f"A setting of Codex is wrong: {error}", advice="Mend it in ipython_config.py."
+            ) from None
+    # `%config` leaves in the shell's configuration what we have refused: what held, holds on.
+    chosen: Any = shell.config.Codex
+    for name in chosen:
+        try:
+            Codex(**{name: chosen[name]})
+        except TraitError:
+            chosen[name] = getattr(_before[0], name)
+    return Codex(parent=shell)
 
 
 def surround() -> None:
