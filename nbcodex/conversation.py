@@ -105,7 +105,7 @@ class Conversations:
         thread = threads.find(request.origin.notebook, request.thread)
         place = self._place(request, thread, threads)
         place = replace(place, begins=anew)
-        turns = threads.turns(_newest(before(thread.slots, place), settings.max_history))
+        turns = _newest(threads.turns(before(thread.slots, place)), settings.max_history)
         kept = fitting(turns, request, model=request.model or _usual(settings))
         origin = replace(request.origin, place=place)
         request = replace(request, turns=tuple(kept), origin=origin)
@@ -123,7 +123,7 @@ class Conversations:
         found = threads.find(notebook, thread)
         chapter = self._course(notebook, thread).chapter
         place = Place(chapter=found.chapter if chapter is None else chapter)
-        return threads.turns(_newest(before(found.slots, place), most))
+        return _newest(threads.turns(before(found.slots, place)), most)
 
     def _course(self, notebook: str | None, thread: str) -> _Course:
         return self._courses.setdefault((notebook, thread), _Course())
@@ -166,8 +166,8 @@ def before(slots: Sequence[Slot], place: Place) -> list[int]:
     return [done[number].entry for number in sorted(done) if number >= start]
 
 
-def _newest(entries: list[int], most: int | None) -> list[int]:
-    return entries if most is None else entries[max(0, len(entries) - most) :]
+def _newest(turns: list[Turn], most: int | None) -> list[Turn]:
+    return turns if most is None else turns[max(0, len(turns) - most) :]
 
 
 def fitting(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:

@@ -210,6 +210,18 @@ def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> No
         ip.run_line_magic("codex", "demo loud")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "asked"), [("gpt-5.6-mini", "gpt-5.6-mini"), ("gpt-4o", "gpt-5.6-sol")]
+)
+def test_the_demo_heeds_the_models_it_has(ip: Any, chosen: str, asked: str) -> None:
+    """`Codex.model` holds in the demo as well, unless the simulator has no such model."""
+    ip.run_line_magic("config", f"Codex.model = {chosen!r}")
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
+    ip.run_line_magic("codex", "demo off")
+    assert ip.user_ns["r"].model == asked
+
+
 def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:
     """IPython expands neither `$` nor braces in a prompt."""
     ip.user_ns["x"] = 1

@@ -240,6 +240,7 @@ def test_a_history_of_n_exchanges(cell: Kernel, server: Simulated, most: str, se
     cell.run(f"%codex new\n%config Codex.max_history = {most}")
     for prompt in ("one", "two", "three"):
         cell.run(f"%%codex\n{prompt}")
+    cell.run("%%codex -f image\nA picture, which says nothing, is no exchange")
     assert f"{seen} turn" in (listed := cell.run("%codex history").stream) or not seen
     assert "two" not in listed or seen > 1
     cell.run("%%codex\nfour")

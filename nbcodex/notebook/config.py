@@ -174,5 +174,9 @@ class Codex(Configurable):
         chosen["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
         if self.demo is None:
             return Settings.read(chosen)
+        from nbcodex.simulator import Knobs
+
         kept = {name: value for name, value in chosen.items() if name in _MINE}
+        if self.model in Knobs().models:  # of others the simulator knows nothing
+            kept["model"] = self.model
         return replace(self.demo, **Settings.typed(kept))
