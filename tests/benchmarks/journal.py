@@ -140,16 +140,53 @@ IN_THE_KERNEL = """
 import time
 import nbcodex
 from nbcodex.client import current
+from nbcodex.journal.journal import Journal
 %load_ext nbcodex
+
+
+class Timed:
+    spent = 0.0
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __await__(self):
+        steps, value = self.inner.__await__(), None
+        while True:
+            began = time.thread_time()
+            try:
+                waits_for = steps.send(value)
+            except StopIteration as end:
+                return end.value
+            finally:
+                Timed.spent += time.thread_time() - began
+            value = yield waits_for
+
+
+def timed(name):
+    deed = getattr(Journal, name)
+
+    async def step_by_step(*args, **named):
+        return await Timed(deed(*args, **named))
+
+    setattr(Journal, name, step_by_step)
+
+
+for name in ("add", "begin", "wait", "keep", "finish", "spending"):
+    timed(name)
 
 
 def share(way, prompt):
     (journal,) = current()._journals.values()
     writer = time.pthread_getcpuclockid(journal._writer._thread.ident)
-    whole, kept = time.process_time(), time.clock_gettime(writer)
+    whole, kept, Timed.spent = time.process_time(), time.clock_gettime(writer), 0.0
     way(prompt)
     whole, kept = time.process_time() - whole, time.clock_gettime(writer) - kept
-    print(f"{kept / whole:.2%} ({kept * 1e3:.1f} ms of {whole * 1e3:.0f} ms)")
+    loop = Timed.spent
+    print(
+        f"on the loop {loop / whole:.2%} ({loop * 1e3:.2f} ms), "
+        f"on its thread {kept / whole:.2%} ({kept * 1e3:.1f} ms), of {whole * 1e3:.0f} ms"
+    )
 
 
 def cell(prompt):
@@ -158,11 +195,11 @@ def cell(prompt):
 
 cell("[[tokens=10]] to warm up")
 """
-"""What measures the CPU of the journal's thread, and of the whole process, in a kernel."""
+"""What measures the CPU of the journal, on the loop and on its thread, and of the process."""
 
 
 def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> dict[str, str]:
-    """Return what share of a whole stream's CPU the journal's thread has, for each way to ask."""
+    """Return what share of a whole stream's CPU the journal has, for each way to ask."""
     command = [sys.executable, "-m", "nbcodex.simulator", "--tpm=none", f"--speed={speed}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -285,7 +322,7 @@ def main() -> None:
         show("whole lives per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
         journal.close()
         for way, share in shares_of_a_stream(Path(place) / "stream").items():
-            show(f"the journal's thread, of a 20 s stream's CPU, {way}", share)
+            show(f"the journal, of a 20 s stream's CPU, {way}", share)
         if rows:
             show(
                 f"filling in {rows:,} entries",
