@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -170,6 +170,7 @@ class Budget:
         self._day = ""
         self._reading = asyncio.Lock()
         self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
+        self._aside = Spent()
         self._warned: set[tuple[Cap, float]] = set()
         self._answers = self._output = 0
 
@@ -186,8 +187,9 @@ class Budget:
         journal: Journal,
         model: str | None,
         base_url: str,
+        share: float = 1.0,
     ) -> None:
-        """Set aside what the request may come to.
+        """Set aside what the request may come to, at a share of the usual price.
 
         Raises
         ------
@@ -201,9 +203,12 @@ class Budget:
         if any(cap.unit == "dollars" for cap in caps):
             await asyncio.to_thread(prices.load)
         expected = estimate(request, model=model, base_url=base_url, usual=self.usual)
+        if expected.cost is not None:
+            expected = replace(expected, cost=expected.cost * share)
         for cap in caps:
             self._check(request, expected, cap, base_url)
         self._open[request.id] = expected, caps
+        self._aside = self._aside.plus(expected.spent)
 
     def _check(self, request: Request, expected: Estimate, cap: Cap, base_url: str) -> None:
         if cap.unit == "dollars" and expected.cost is None:
@@ -228,6 +233,8 @@ class Budget:
     def settle(self, request_id: str, reply: Reply) -> tuple[str, ...]:
         """Count what a request came to; return warnings, each once, in a few words."""
         expected, caps = self._open.pop(request_id, (None, ()))
+        if expected is not None:
+            self._aside = self._aside.minus(expected.spent) if self._open else Spent()
         if reply.reused or not reply.attempts:
             return ()
         if reply:
@@ -280,8 +287,7 @@ class Budget:
         self._kept = (read(text),) if text else ()
 
     def _in_use(self, cap: Cap) -> float:
-        set_aside = sum(expected.spent.of(cap.unit) for expected, _ in self._open.values())
-        return self._used[cap.period].of(cap.unit) + set_aside
+        return self._used[cap.period].of(cap.unit) + self._aside.of(cap.unit)
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()

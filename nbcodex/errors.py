@@ -4,7 +4,8 @@
 
     NbcodexError
     ├── ConfigurationError        a setting is missing or wrong
-    │   └── MissingKeyError
+    │   ├── MissingKeyError
+    │   └── NoBatchesError        the server takes no batches
     ├── TransientError            worth another attempt
     │   ├── LimitError            the server's rate limit; says which, and when it resets
     │   ├── OverloadedError       the server is too busy for anybody
@@ -100,6 +101,12 @@ class MissingKeyError(ConfigurationError):
     """No key is known for the host that the request would go to."""
 
     title = "No API key"
+
+
+class NoBatchesError(ConfigurationError):
+    """The server has no Batch API, or takes no batch of this kind."""
+
+    title = "No batches"
 
 
 class TransientError(NbcodexError):

@@ -62,6 +62,8 @@ class Origin:
         The map that it is an item of.
     item, of : int or None
         Its position in that map, from 0, and how many there are, where that is known.
+    engine : str
+        How the map is answered: ``live`` or ``batch``.
     place : Place
         Where the answer stands, if it joins a conversation.
     """
@@ -72,6 +74,7 @@ class Origin:
     batch: str | None = None
     item: int | None = None
     of: int | None = None
+    engine: str = "live"
     place: Place = Place()
 
 

@@ -86,6 +86,21 @@ def insert(
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
+def enter(connection: Connection, request: Request, *, owner: Owner, at: float, key: bytes) -> None:
+    """Add a row of a map as `pending`; the same one again changes nothing."""
+    where = request.origin
+    insert(
+        connection,
+        request,
+        owner=owner,
+        at=at,
+        notebook=where.notebook,
+        cell=where.cell,
+        variable=where.variable,
+        key=key,
+    )
+
+
 def shelve(
     connection: Connection,
     requests: Iterable[tuple[Request, bytes]],
@@ -95,17 +110,7 @@ def shelve(
 ) -> None:
     """Add requests as `parked` that were never begun, each with its key."""
     for request, key in requests:
-        where = request.origin
-        insert(
-            connection,
-            request,
-            owner=owner,
-            at=at,
-            notebook=where.notebook,
-            cell=where.cell,
-            variable=where.variable,
-            key=key,
-        )
+        enter(connection, request, owner=owner, at=at, key=key)
         connection.execute(
             "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
             (storable(request.id),),

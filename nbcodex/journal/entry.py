@@ -58,6 +58,8 @@ class Entry:
         Why there is no answer.
     response_id, sequence : str or None, int or None
         The durable response at the server, and the last event of it that is in the text.
+    part : str or None
+        The part of its map with which it was handed in.
     """
 
     request: Request
@@ -73,6 +75,7 @@ class Entry:
     error: str | None = None
     response_id: str | None = None
     sequence: int | None = None
+    part: str | None = None
 
     @property
     def id(self) -> str:

@@ -8,7 +8,6 @@ because a disk is full or a file is damaged; `trouble` says so instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -19,8 +18,9 @@ from nbcodex.journal import changes, queries, spending
 from nbcodex.journal.batches import Batches, named
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.elsewhere import Elsewhere, look
-from nbcodex.journal.entry import NOTHING, Entry, Totals, counted
+from nbcodex.journal.entry import Entry, Totals, counted
 from nbcodex.journal.jobs import Level
+from nbcodex.journal.parts import Parts
 from nbcodex.journal.spending import Spent
 from nbcodex.journal.turns import Threads
 from nbcodex.journal.upkeep import Upkeep
@@ -78,6 +78,11 @@ class Journal:
     def batches(self) -> Batches:
         """The maps, whose rows are entries."""
         return Batches(self._writer, self._upkeep, self._clock)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of maps that are with a provider."""
+        return Parts(self._writer, self._upkeep, self._clock)
 
     @property
     def session(self) -> Totals:
@@ -228,7 +233,7 @@ class Journal:
         entry = await self._writer.run(
             lambda connection: queries.answered(connection, key), level=Level.READ, default=None
         )
-        return _reused(entry.reply) if entry else None
+        return queries.reused(entry.reply) if entry else None
 
     async def spending(self, today: str) -> tuple[str, Spent, Spent]:
         """Return the kept budget, and what was used on this day and in its month.
@@ -347,8 +352,3 @@ class Journal:
 
     def _find(self, connection: Connection, prefix: str) -> Entry:
         return queries.find(connection, prefix, owner=self._upkeep.owner, clock=self._clock)
-
-
-def _reused(reply: Reply) -> Reply:
-    cheap = replace(reply, usage=NOTHING, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
-    return replace(cheap, reused=True, notes=())

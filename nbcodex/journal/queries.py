@@ -14,7 +14,7 @@ from typing import TypeVar, get_args
 
 from nbcodex.clock import Clock
 from nbcodex.errors import EntryError
-from nbcodex.journal.entry import Entry, Totals, decode, storable
+from nbcodex.journal.entry import NOTHING, Entry, Totals, decode, storable
 from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
 from nbcodex.journal.turns import place_of, with_words
 from nbcodex.records import Limit, Origin, Reply, Request, Status, Usage
@@ -34,6 +34,12 @@ def answered(connection: Connection, key: bytes) -> Entry | None:
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         return next((_entry(row, is_abandoned=False) for row in rows), None)
     return None
+
+
+def reused(reply: Reply, *, id_: str | None = None) -> Reply:
+    """Return an answer as one that is given again, at no cost."""
+    cheap = replace(reply, usage=NOTHING, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+    return replace(cheap, reused=True, notes=(), id=id_ or reply.id)
 
 
 def newest(
@@ -178,6 +184,7 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         error=row["error"],
         response_id=row["response_id"],
         sequence=row["sequence"],
+        part=row["part"],
     )
 
 

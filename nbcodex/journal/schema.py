@@ -110,6 +110,23 @@ MIGRATIONS: list[list[str]] = [
             FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
         "PRAGMA user_version = 4",
     ],
+    [
+        # The part of a map with which a row went to a provider's Batch API.
+        "ALTER TABLE entries ADD COLUMN part TEXT",
+        "CREATE INDEX entries_part ON entries (part) WHERE part IS NOT NULL",
+        """CREATE INDEX entries_away ON entries (key)
+            WHERE part IS NOT NULL AND status IN ('waiting', 'parked')""",
+        """CREATE TABLE parts (
+            tag TEXT PRIMARY KEY,
+            remote TEXT,
+            base_url TEXT NOT NULL
+        )""",
+        "DROP VIEW book",
+        """CREATE VIEW book AS
+            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
+        "PRAGMA user_version = 5",
+    ],
 ]
 
 

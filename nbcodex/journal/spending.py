@@ -35,6 +35,10 @@ class Spent:
         """Return both together."""
         return Spent(tokens=self.tokens + other.tokens, dollars=self.dollars + other.dollars)
 
+    def minus(self, other: Spent) -> Spent:
+        """Return what is left without the other, which is a part of it."""
+        return Spent(tokens=self.tokens - other.tokens, dollars=self.dollars - other.dollars)
+
     def of(self, unit: Literal["tokens", "dollars"]) -> float:
         """Return the amount in one unit."""
         return self.tokens if unit == "tokens" else self.dollars

@@ -150,19 +150,24 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, *, owner: int 
     rows = source.execute(
         """SELECT id, status, owner, notebook, cell, variable, key, added_at, updated_at, attempts,
         resume_at, limits, error, response_id, sequence, request, reply, text, batch, item,
-        listed FROM entries
+        listed, part FROM entries
         WHERE :owner IS NULL OR (owner = :owner AND status <> 'done') ORDER BY seq""",
         {"owner": owner},
     )
     target.executemany(
         """INSERT INTO entries (id, status, owner, notebook, cell, variable, key, added_at,
         updated_at, attempts, resume_at, limits, error, response_id, sequence, request, reply, text,
-        batch, item, listed)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        batch, item, listed, part)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at,
         attempts = excluded.attempts, resume_at = excluded.resume_at, limits = excluded.limits,
         error = excluded.error, response_id = excluded.response_id, sequence = excluded.sequence,
-        reply = excluded.reply, text = excluded.text
+        reply = excluded.reply, text = excluded.text, part = excluded.part
         WHERE owner = excluded.owner OR (excluded.status = 'done' AND status <> 'done')""",
         [tuple(row) for row in rows],
+    )
+    target.executemany(
+        """INSERT INTO parts VALUES (?, ?, ?)
+        ON CONFLICT (tag) DO UPDATE SET remote = coalesce(excluded.remote, remote)""",
+        [tuple(row) for row in source.execute("SELECT tag, remote, base_url FROM parts")],
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, brief
@@ -31,6 +31,8 @@ DISCOUNT = 0.5
 LONGEST_LINE = 32_000_000
 _PATHS: dict[Spoken, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_QUEUE_FULL = "token_limit_exceeded"
+_SIMULATED = "x-nbcodex-simulated"
 _STREAMING = ("stream", "stream_options")
 
 
@@ -53,6 +55,8 @@ class Batch:
         The file that was handed in.
     trouble : str
         Why it failed as a whole.
+    codes : tuple of str
+        The same in the server's words for programs.
     tags : mapping
         What it was tagged with.
     """
@@ -65,12 +69,18 @@ class Batch:
     files: tuple[str, ...] = ()
     source: str | None = None
     trouble: str = ""
+    codes: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self.status in _ENDED
+
+    @property
+    def is_queue_full(self) -> bool:
+        """Whether it failed because too much of this key's waits already."""
+        return self.status == "failed" and _QUEUE_FULL in self.codes
 
 
 class Batches:
@@ -86,6 +96,11 @@ class Batches:
         self._wire = wire
         self._dialects = wire.dialects
 
+    def api(self, request: Request, settings: Settings) -> Spoken:
+        """Return the API that a request is put in; those of one batch have it in common."""
+        endpoint = self._wire.endpoint(request, settings)
+        return self._dialects.question(request, settings, endpoint, "").api
+
     def line(self, request: Request, settings: Settings, *, model: str) -> bytes:
         """Return a request as a line of a batch's file; its id is the answer's name."""
         endpoint = self._wire.endpoint(request, settings)
@@ -99,33 +114,42 @@ class Batches:
         }
         return json.dumps(asked, separators=(",", ":")).encode("ascii") + b"\n"
 
-    async def hand_in(
-        self, data: bytes, request: Request, settings: Settings, *, tags: Mapping[str, str]
+    async def upload(self, data: bytes, request: Request, settings: Settings) -> str:
+        """Hand in a file of lines, at most `MOST_REQUESTS` and `MOST_BYTES`; return its name.
+
+        `request` is any of them: here and below it names the server.
+        """
+        client, redactor = await self._reach(request, settings)
+        try:
+            file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
+            return str(file.id)
+        except Exception as error:
+            failure, cause = self._wire.translated(error, redactor)
+            raise failure from cause
+
+    async def start(
+        self, file: str, request: Request, settings: Settings, *, tags: Mapping[str, str]
     ) -> Batch:
-        """Hand requests in.
+        """Have a file answered, whose lines are of one API and one model.
 
         Parameters
         ----------
-        data : bytes
-            Their lines, of one API: at most `MOST_REQUESTS` and `MOST_BYTES`.
-        request : Request
-            Any of them: it names the server and the API.
+        file : str
+            As `upload` returned it.
         tags : mapping
             Texts by which `find` finds the batch again, however this ends.
 
         Raises
         ------
         NbcodexError
-            Nothing else. After a `TransientError`, ask `find` before handing it in again.
+            Nothing else. After a `TransientError`, ask `find` before starting it again.
         """
-        endpoint = self._wire.endpoint(request, settings)
-        api = self._dialects.question(request, settings, endpoint, "").api
+        path = _PATHS[self.api(request, settings)]
 
-        async def deed(client: AsyncOpenAI) -> Any:
-            file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
-            return await client.batches.create(
-                input_file_id=file.id,
-                endpoint=_PATHS[api],  # type: ignore[arg-type]  # a Literal there
+        def deed(client: AsyncOpenAI) -> Awaitable[Any]:
+            return client.batches.create(
+                input_file_id=file,
+                endpoint=path,  # type: ignore[arg-type]  # a Literal there
                 completion_window="24h",
                 metadata=dict(tags),
             )
@@ -164,9 +188,13 @@ class Batches:
         for file in batch.files:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
+                    simulated = response.headers.get(_SIMULATED) == "true"
                     async for line in _lines(response.iter_bytes()):
                         if told := self._read(line, redactor):
-                            yield told
+                            id_, verdict = told
+                            if simulated and isinstance(verdict, Completed):
+                                verdict = replace(verdict, simulated=True)
+                            yield id_, verdict
             except Exception as error:
                 failure, cause = self._wire.translated(error, redactor)
                 raise failure from cause
@@ -178,6 +206,8 @@ class Batches:
             try:
                 await client.files.delete(file)
             except Exception as error:
+                if getattr(error, "status_code", 0) == 404:
+                    continue  # it is gone already
                 failure, cause = self._wire.translated(error, redactor)
                 raise failure from cause
 
@@ -256,6 +286,7 @@ def _batch(told: dict[str, Any], redactor: Redactor) -> Batch:
         failed=_count(counts, "failed"),
         files=tuple(file for file in files if isinstance(file, str)),
         source=told["input_file_id"] if isinstance(told.get("input_file_id"), str) else None,
+        codes=tuple(str(each.get("code")) for each in troubles[:3]),
         trouble="; ".join(brief(redactor.clean(_words(e)), 200) for e in troubles[:3]),
         tags={k: v for k, v in metadata.items() if isinstance(v, str)}
         if isinstance(metadata, dict)

@@ -81,6 +81,8 @@ class Completed:
         The pictures that the model made.
     refused : bool
         Whether the model says that it will not answer.
+    simulated : bool
+        Whether it is known here that the simulator answered; of a stream, `Opened` says so.
     """
 
     text: str
@@ -91,6 +93,7 @@ class Completed:
     reasoning: tuple[dict[str, Any], ...] = ()
     images: tuple[Image, ...] = ()
     refused: bool = False
+    simulated: bool = False
 
 
 Piece = Opened | Mark | Anew | Text | Thought | Note | Completed
