@@ -44,6 +44,8 @@ class Progress:
         The model that answers.
     simulated : bool
         Whether the simulator answers.
+    stage : str
+        Where the provider is with what was handed in, in a few words.
     outcome : str
         How the map ended; empty while it goes on.
     failures : tuple of (str, str)
@@ -69,6 +71,7 @@ class Progress:
     requests_per_minute: float | None = None
     model: str | None = None
     simulated: bool = False
+    stage: str = ""
     outcome: Outcome = ""
     failures: tuple[tuple[str, str], ...] = ()
 

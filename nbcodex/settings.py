@@ -135,6 +135,8 @@ class Settings:
         The user's own caps, such as ``200k`` or ``$5/day``: all of them hold.
     ask_above
         US dollars that a map may be estimated to cost before it asks whether to go on.
+    keep_files
+        Whether the files of batches stay with the provider when their answers are here.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     aliases
@@ -165,6 +167,7 @@ class Settings:
     reuse: bool = False
     budgets: tuple[str, ...] = ()
     ask_above: float = 1.0
+    keep_files: bool = False
     home: Path | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_history: int | None = None

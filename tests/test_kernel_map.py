@@ -157,6 +157,52 @@ def test_a_killed_kernels_map_pays_only_for_what_is_missing(
         assert answered(server) == ROWS
 
 
+def test_a_map_at_the_batch_api_survives_its_kernel(server: Simulated, tmp_path: Path) -> None:
+    """Killed after handing in; the next kernel lists it, fetches it, and nothing is paid twice.
+
+    There, Stop leaves another one with the provider, and `%codex cancel` ends it.
+    """
+    server.core.change(batch_seconds=6.0)
+    code = "back = nbcodex.map('[[echo: WORD {}]]', list(range(30)), engine='batch')"
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        cell.start(code.replace("WORD", "one"))
+        wait_until(lambda: made(server) == 1)
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path) as cell:
+        said = loaded(cell)
+        assert "1 parked or abandoned here (map m" in said
+        map_id = said.partition("(map ")[2].partition(")")[0]
+        ran = cell.run(f"%codex resume {map_id}")
+        assert "30 answered" in ran.plain
+        assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
+        assert (made(server), handed_in(server)) == (1, 30)
+        assert server.core.library._files == {}
+        server.core.change(batch_seconds=60.0)
+        asked = cell.start(code.replace("WORD", "two"))
+        wait_until(lambda: made(server) == 2)
+        time.sleep(1.0)
+        cell.interrupt()
+        ran = cell.finish(asked)
+        assert ran.error == "Stopped"
+        assert "%codex cancel m" in "".join(ran.shown_error)
+        ran = cell.run("%codex cancel " + cell.run("nbcodex.map.last.id").plain.strip("'"))
+        assert "parked" in ran.plain
+        assert server.core.library._files == {}
+        assert made(server) == 2
+
+
+def made(server: Simulated) -> int:
+    """Return how many batches were made."""
+    return sum((s.method, s.path) == ("POST", "/v1/batches") for s in server.core.log)
+
+
+def handed_in(server: Simulated) -> int:
+    """Return how many rows were answered in batches."""
+    return sum(seen.method == "BATCH" for seen in server.core.log)
+
+
 def answered(server: Simulated) -> int:
     """Return how many requests were let in."""
     return sum(seen.api is not None and seen.status == 200 for seen in server.core.log)

@@ -16,10 +16,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_snippets_run(simulator: Simulated, tmp_path: Path) -> None:
-    """Both, one after the other, in a notebook; the second pays nothing new but for its options."""
+    """One after the other, in a notebook; the last at half the price."""
     section = README.partition("## Many prompts")[2].partition("\n## ")[0]
     cells = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(cells) == 2
+    assert len(cells) == 3
     with kernel(**simulator.environ, NBCODEX_HOME=str(tmp_path / "kept")) as cell:
         cell.run("%load_ext nbcodex\nimport nbcodex")
         ran = cell.run(cells[0])
@@ -28,6 +28,9 @@ def test_the_snippets_run(simulator: Simulated, tmp_path: Path) -> None:
         ran = cell.run(cells[1])
         assert ran.error == ""
         assert "answer_2" in check(cell, "translated")
+        ran = cell.run(cells[2])
+        assert (ran.error, "2 answered" in ran.plain) == ("", True)
+        assert simulator.core.library._files == {}
 
 
 def check(cell: Kernel, name: str) -> str:

@@ -19,6 +19,7 @@ from nbcodex.errors import (
     MissingKeyError,
     ModelError,
     NbcodexError,
+    NoBatchesError,
     QuotaError,
     Stopped,
 )
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 OnError = Literal["keep", "raise"]
 
-WINDOW = 1024
-"""Rows of an iterator between the one that is to be given next and the last one begun."""
 TOLD = 0.25
 """Seconds between two reports to the watcher."""
 ALIKE = 8
@@ -173,7 +172,8 @@ class Course:
     def _next(self) -> Item | None:
         if self._again:
             return self._again.popleft()
-        if not self.kept and len(self._window) >= WINDOW:
+        if not self.kept and len(self._window) >= self.way.window:
+            self.way.complete()
             return None
         if (row := next(self._rows, None)) is None:
             self._read = True
@@ -217,7 +217,9 @@ class Course:
             if not (self.outcome and isinstance(ending, Parked)):  # else it is our own doing
                 self._fail(item, error, raises=not isinstance(ending, Parked))
             self._alike = self._alike + 1 if isinstance(error, _OF_ALL) else 0
-            if self._alike >= ALIKE:
+            if isinstance(error, NoBatchesError):
+                self._fatal = error
+            elif self._alike >= ALIKE:
                 self._fatal = self._fatal or self._with_a_way_on(error)
         else:
             self._alike = 0

@@ -46,6 +46,12 @@ def stopped(course: Course) -> Stopped:
     advice = "Run the loop again: what is answered costs nothing."
     if course.kept:
         advice = f"`%codex resume {course.id}` goes on; nbcodex.map.last holds what is finished."
+    if course.origin.engine == "batch":
+        advice = (
+            f"`%codex resume {course.id}` fetches it, `%codex cancel {course.id}` ends it there."
+        )
+        told = f"Stopped: {course.way.tally.done:,}{of} rows are answered, the provider goes on."
+        return Stopped(told, advice=advice)
     told = f"Stopped: {course.way.tally.done:,}{of} rows are answered, the rest is parked."
     return Stopped(told, advice=advice)
 

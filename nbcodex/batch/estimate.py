@@ -17,6 +17,7 @@ from nbcodex.journal.key import equality_key
 from nbcodex.records import Request, Usage
 from nbcodex.settings import DEFAULT_MODEL, Settings
 from nbcodex.wire import prices, tokens
+from nbcodex.wire.batches import DISCOUNT
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
@@ -49,6 +50,8 @@ class Estimate:
         The model that is asked, if it is known without asking the server.
     bounded : bool
         Whether `max_output` bounds the output.
+    halved : bool
+        Whether the cost is that of the Batch API.
     """
 
     rows: int
@@ -59,6 +62,7 @@ class Estimate:
     cost: float | None = None
     model: str | None = None
     bounded: bool = False
+    halved: bool = False
 
     def __str__(self) -> str:
         most = "at most " if self.bounded else ""
@@ -69,6 +73,7 @@ class Estimate:
             f"~{self.input_tokens:,} in",
             f"{most}~{self.output_tokens:,} out" + ("" if self.bounded else " (500 a row assumed)"),
             "price unknown" if self.cost is None else f"{most}~${self.cost:,.2f}",
+            "half the usual price" if self.halved and self.cost else "",
             self.model or "",
         ]
         return " · ".join(filter(None, told))
@@ -102,6 +107,8 @@ def estimate(
                 asked_in += tokens.of_request(request)
                 asked_out += request.max_output or ASSUMED
     times = (shape.total or rows) / max(rows, 1) if sample else 1.0
+    halved = recipe.origin.engine == "batch"
+    share = times * DISCOUNT if halved else times
     model = (usual and usual.model) or settings.model or _default(base_url)
     return Estimate(
         rows=shape.total if shape.total is not None else rows,
@@ -109,9 +116,10 @@ def estimate(
         refused=round(refused * times),
         input_tokens=round(asked_in * times),
         output_tokens=round(asked_out * times),
-        cost=_cost(asked_in, asked_out, rows - answered - refused, model, base_url, times),
+        cost=_cost(asked_in, asked_out, rows - answered - refused, model, base_url, share),
         model=model,
         bounded=bool(usual and usual.max_output),
+        halved=halved,
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from nbcodex.batch.bulk import Bulk
 from nbcodex.batch.tally import Tally
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending, Event
@@ -36,9 +38,17 @@ class Way(Protocol):
     ----------
     tally : Tally
         Hears every event of the rows.
+    window : int
+        Rows of an iterator between the one that is to be given next and the last one begun.
     """
 
     tally: Tally
+    window: int
+
+    @property
+    def stage(self) -> str:
+        """Where the server is with all of them, in a few words; empty where each goes alone."""
+        ...
 
     def room(self) -> int:
         """Return how many more rows it takes now."""
@@ -49,7 +59,7 @@ class Way(Protocol):
         ...
 
     def complete(self) -> None:
-        """No more rows will come."""
+        """For now no more rows will come: what was held back may go."""
         ...
 
     def park(self) -> None:
@@ -71,6 +81,8 @@ class Way(Protocol):
 
 class Live:
     """Each row is a request of its own, paced with all others of this process."""
+
+    window, stage = 1024, ""
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self.tally = Tally()
@@ -95,7 +107,7 @@ class Live:
         handle.start()
 
     def complete(self) -> None:
-        """No more rows will come: nothing is held back that could go now."""
+        """For now no more rows will come: nothing is held back that could go."""
 
     def park(self) -> None:
         """Keep for later what is under way."""
@@ -136,12 +148,12 @@ def way(name: str, client: Client, settings: Settings) -> Way:
         If there is none.
     """
     if name not in WAYS:
-        told = "is not there yet" if name == "batch" else "is unknown"
         raise ConfigurationError(
-            f"engine={name!r} {told}.", advice="engine='live' asks row by row."
+            f"engine={name!r} is unknown.",
+            advice="'live' asks row by row, 'batch' hands all in together.",
         )
     return WAYS[name](client, settings)
 
 
-WAYS: dict[str, type[Live]] = {"live": Live}
+WAYS: dict[str, Callable[[Client, Settings], Way]] = {"live": Live, "batch": Bulk}
 """Ways by the name that `nbcodex.map(engine=…)` knows them by."""

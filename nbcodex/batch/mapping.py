@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nbcodex.batch import drive
+from nbcodex.batch.bulk import Bulk
 from nbcodex.batch.course import Course, Item, OnError
 from nbcodex.batch.estimate import Estimate, estimate, have_agreed, is_priced
 from nbcodex.batch.last import Last
@@ -69,8 +70,10 @@ def map(  # noqa: A001 - it is nbcodex.map
     on_error : {"keep", "raise"}
         Whether a row without an answer is kept as a false reply that says why in `error`, or ends
         the map; the rest is then parked.
-    engine : {"live"}
-        How rows are answered.
+    engine : {"live", "batch"}
+        How rows are answered: each for itself now, or all handed in to the provider's Batch API,
+        at half the price and within a day. A map that is with the provider survives the kernel:
+        run it again, or ``%codex resume ID``.
     confirm : bool or None
         True asks nobody whether to go on where the estimate is above ``Codex.ask_above`` dollars.
     **options
@@ -170,7 +173,11 @@ def prepare(
     client, settings = current(), around.settings()
     shape = shape_of(data, limit=asked.limit)
     origin = replace(
-        around.origin(), variable=variable, batch=f"m{secrets.token_hex(4)}", of=shape.total
+        around.origin(),
+        variable=variable,
+        batch=f"m{secrets.token_hex(4)}",
+        of=shape.total,
+        engine=asked.engine,
     )
     made = recipe(
         template, shape, asked.options, row_key=asked.row_key, settings=settings, origin=origin
@@ -195,10 +202,11 @@ def prepare(
     return course
 
 
-def go_on(prefix: str) -> Course | None:
+def go_on(prefix: str, *, ending: bool = False) -> Course | None:
     """Return the map that `prefix` names, ready to be gone through again; None if there is none.
 
-    A map of this process goes on with its data, one of another with its rows in the journal.
+    A map of this process goes on with its data, one of another with its rows in the journal. With
+    `ending`, what is with a provider is ended there, and what it has answered is fetched.
 
     Raises
     ------
@@ -221,6 +229,12 @@ def go_on(prefix: str) -> Course | None:
         )
     if course is None or not course.kept:
         course = _from_the_journal(batch, list(entries.values()))
+    if isinstance(course.way, Bulk):
+        course.way.begin_anew(ending=ending)
+    elif ending:
+        raise NbcodexError(
+            f"Nothing of the map {batch} is with a provider.", advice="Nothing of it is under way."
+        )
     course.take_up(entries)
     if not course.left:
         raise EntryError(f"Nothing of the map {batch} is left to be done.")
@@ -235,7 +249,7 @@ def _from_the_journal(batch: str, entries: Sequence[Any]) -> Course:
     origin = entries[0].request.origin if entries else Origin(batch=batch)
     rows = 1 + max((entry.request.origin.item or 0 for entry in entries), default=-1)
     shape = Remembered(max(rows, origin.of or 0))
-    answering = way("live", client, settings)
+    answering = way(origin.engine, client, settings)
     course = Course(shape, None, answering, origin=origin, client=client, settings=settings)
     for entry in entries:
         index = entry.request.origin.item or 0

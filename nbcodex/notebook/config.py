@@ -27,6 +27,7 @@ _MINE = {
     "remote_images",
     "budgets",
     "ask_above",
+    "keep_files",
 }
 """What stays as the user has set it while the demo is on."""
 
@@ -115,6 +116,10 @@ class Codex(Configurable):
 
     ask_above = Float(
         1.0, min=0.0, help="US dollars that a map may be estimated to cost before it asks first."
+    ).tag(config=True)
+
+    keep_files = Bool(
+        False, help="Whether the files of batches stay with the provider when all is answered."
     ).tag(config=True)
 
     @validate("patience", "idle_timeout")

@@ -99,9 +99,12 @@ def table(course: Course, replies: list[Any], as_text: bool) -> str:
     return "\n".join(["| row | answer |", "| --- | --- |", *lines])
 
 
-def resumed(session: Session, which: str) -> bool:
-    """Go on with the map that `which` names; return whether there is one."""
-    course = go_on(which)
+def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
+    """Go on with the map that `which` names; return whether there is one.
+
+    With `ending`, what is with a provider is ended there, and what it has answered is fetched.
+    """
+    course = go_on(which, ending=ending)
     if course is None:
         return False
     go_through(session, course)

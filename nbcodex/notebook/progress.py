@@ -115,6 +115,7 @@ def status(state: MapState, wall: float) -> str:
             (
                 counted(now),
                 holding(state, wall),
+                brief(now.stage, 120),
                 f"{now.sent:,} at the server" if now.sent else "",
                 f"{now.waiting:,} waiting" if now.waiting else "",
                 f"{state.speed:,.0f} tokens/s" if state.speed >= 1 else "",
@@ -205,7 +206,7 @@ def view(state: MapState, wall: float) -> dict[str, Any]:
         "tokens": f"{now.input_tokens:,} in · {now.output_tokens:,} out",
         "cost": cost(state),
         "left": "" if left is None else f"about {spell_roughly(left)}",
-        "held": held,
+        "held": held or brief(now.stage, 120),
         "elapsed": spell_roughly(state.elapsed),
         "failures": failures(now),
         "line": status(state, wall),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from nbcodex import events
-from nbcodex.batch.course import WINDOW, Course
+from nbcodex.batch.course import Course
 from nbcodex.batch.live import AHEAD, MOST, Live
 from nbcodex.batch.recipe import recipe
 from nbcodex.batch.shapes import shape_of
@@ -16,9 +16,13 @@ from nbcodex.settings import Settings
 
 from .conftest import Room
 
+WINDOW = Live.window
+
 
 class Hand:
     """A way on which rows end when the test says so."""
+
+    window, stage = WINDOW, ""
 
     def __init__(self, room: int = 10_000) -> None:
         self.tally, self.most = Tally(), room

@@ -194,7 +194,6 @@ def test_what_would_meet_every_row_ends_the_map(room: Room) -> None:
         (None, ["a"], {}, "NoneType"),
         ("{}", ["a"], {"limit": 0}, "limit"),
         ("{}", ["a"], {"on_error": "ignore"}, "on_error"),
-        ("{}", ["a"], {"engine": "batch"}, "not there yet"),
         ("{}", ["a"], {"engine": "diesel"}, "unknown"),
         ("{}", ["a"], {"modle": "x"}, "did you mean 'model'"),
         ("{}", ["a"], {"max_output": 0}, "max_output"),

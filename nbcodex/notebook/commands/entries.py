@@ -99,8 +99,9 @@ class Entries(Room):
         self._session.answer(handle, _view(request, brief(request.prompt, 60)))
 
     def cancel(self, id: str = "all") -> None:  # noqa: A002
-        """End requests that are under way in this kernel: cancel [ID|all]."""
-        self._order("cancel", id)
+        """End what is under way in this kernel, or a map at the Batch API: cancel [ID|all]."""
+        if not (id.startswith("m") and mapped.resumed(self._session, id, ending=True)):
+            self._order("cancel", id)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
         """Keep requests that are under way for later: park [ID|all]."""
