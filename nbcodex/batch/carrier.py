@@ -12,13 +12,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbcodex import events, repair
 from nbcodex.batch import outcome
 from nbcodex.batch.fetching import TOGETHER, Fetcher
 from nbcodex.batch.packing import BREATH, Packer
-from nbcodex.batch.provider import Part, Provider
+from nbcodex.batch.provider import Part, Provider, only
 from nbcodex.batch.register import Group, Register, Row
 from nbcodex.errors import EntryError, NbcodexError
 from nbcodex.journal.key import equality_key
@@ -213,6 +214,7 @@ class Carrier:
             await self._clock.wait(self._clock.now() + delay, unless=self._freed)
             delay = min(delay * 2, FULLER)
         self._stage = ""
+        await self._parts.rest(self._batch)
 
     def _parked(self, request: Request, why: str = "Not handed in.") -> events.Ending:
         return outcome.parked(request, why, clock=self._clock)
@@ -222,7 +224,8 @@ class Carrier:
         self._away[part.tag] = part
         await self._parts.begin(part.tag, part.requests.values(), base_url=part.base_url)
         try:
-            part.batch = await self._provider.hand_in(part, data)
+            noted = partial(self._note_file, part.tag)
+            part.batch = await self._provider.hand_in(part, data, noted=noted)
         except NbcodexError as error:
             del self._away[part.tag]
             await self._parts.release(part.tag)
@@ -231,7 +234,7 @@ class Carrier:
                 [outcome.failed(request, error, clock=self._clock) for request in requests]
             )
             return True
-        await self._parts.name(part.tag, part.batch.id)
+        await self._parts.name(part.tag, remote=part.batch.id)
         self._tell_sent(part)
         self._stage = ""
         try:
@@ -244,6 +247,9 @@ class Carrier:
             return False
         self._spawn(self._bring_back(part))
         return True
+
+    async def _note_file(self, tag: str, file: str) -> None:
+        await self._parts.name(tag, file=file)
 
     def _tell_sent(self, part: Part) -> None:
         self._engine.load_prices(part.base_url)
@@ -285,10 +291,11 @@ class Carrier:
             await self._lose(part, error)
             return
         if part.batch is None:
+            part.batch = only(held.file)
             await self._give_back(part)
             await self._free(tag)
             return
-        await self._parts.name(tag, part.batch.id)
+        await self._parts.name(tag, remote=part.batch.id)
         self._tell_sent(part)
         await self._bring_back(part)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nbcodex.batch import outcome
-from nbcodex.batch.provider import Part, Provider
+from nbcodex.batch.provider import Part, Provider, only
 from nbcodex.batch.register import Register
 from nbcodex.errors import ConfigurationError, NbcodexError, RequestError
 from nbcodex.events import Ending
@@ -110,7 +110,9 @@ class Fetcher:
             part = Part(held.tag, {}, asking, held.base_url)
             with contextlib.suppress(NbcodexError):
                 self.check_server(part)
-                part.batch = await batches.look(held.remote or "", asking, self._settings)
+                part.batch = only(held.file)
+                if held.remote:
+                    part.batch = await batches.look(held.remote, asking, self._settings)
                 await self._provider.cancel(part)
                 if part.batch.ended and await self._provider.erase(part.batch, asking):
                     await self._parts.close(held.tag, is_gone=True)

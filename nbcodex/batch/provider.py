@@ -86,8 +86,12 @@ class Provider:
         self.hitch = ""
         self._settings, self._clock, self._chance = settings, engine.clock, engine.chance
 
-    async def hand_in(self, part: Part, data: bytes) -> Batch:
+    async def hand_in(
+        self, part: Part, data: bytes, *, noted: Callable[[str], Awaitable[None]]
+    ) -> Batch:
         """Hand a part in; what an earlier try has brought about is found, not repeated.
+
+        `noted` writes down the name of its file, so that it can be erased whatever happens.
 
         Raises
         ------
@@ -108,10 +112,11 @@ class Provider:
         file = ""
         try:
             file = await self._patiently(lambda: self.batches.upload(data, part.asking, settings))
+            await noted(file)
             return await self._patiently(start)
         except NbcodexError as error:
             if file:
-                await self.erase(Batch(id=part.tag, status="failed", source=file), part.asking)
+                await self.erase(only(file), part.asking)
             if isinstance(error, RequestError | ModelError):
                 raise NoBatchesError(
                     f"The server takes no such batch. {error.message}",
@@ -210,6 +215,11 @@ class Provider:
         self.hitch = brief(error.message, 100)
         await self.pause(max(asked, delay + self._chance.uniform(0.0, delay)))
         self.hitch = ""
+
+
+def only(file: str | None) -> Batch:
+    """Return the batch that was never made of a file."""
+    return Batch(id="", status="failed", source=file)
 
 
 def _tags(tag: str) -> dict[str, str]:

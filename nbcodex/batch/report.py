@@ -44,7 +44,7 @@ def progress_of(course: Course) -> Progress:
         requests_per_minute=requests,
         model=tally.model,
         simulated=tally.simulated,
-        stage=course.way.stage,
+        stage="" if course.outcome else course.way.stage,
         outcome=course.outcome,
         failures=tuple(itertools.islice(course.failures.items(), TOLD)),
     )

@@ -32,17 +32,18 @@ class Held:
     ----------
     tag : str
         Its name, by which the provider finds it again.
-    remote : str or None
-        The provider's name for it; None where nobody noted one.
     base_url : str
         The provider.
+    file, remote : str or None
+        The provider's names for its file and its batch, as far as they were noted.
     requests : tuple of Request
         Its rows that have no answer yet.
     """
 
     tag: str
-    remote: str | None
     base_url: str
+    file: str | None
+    remote: str | None
     requests: tuple[Request, ...] = ()
 
 
@@ -122,7 +123,7 @@ class Parts:
         """Commit that rows of ours are about to be handed in as the part `tag`."""
 
         def work(connection: Connection) -> None:
-            connection.execute("INSERT INTO parts VALUES (?, NULL, ?)", (tag, base_url))
+            connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
             connection.executemany(
                 """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
                 updated_at = ? WHERE id = ? AND owner = ?""",
@@ -135,13 +136,18 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def name(self, tag: str, remote: str) -> None:
-        """Commit the provider's name for a part."""
-        name = storable(remote)
-        await self._safely(
-            lambda c: c.execute("UPDATE parts SET remote = ? WHERE tag = ?", (name, tag)).rowcount,
-            0,
-        )
+    async def name(self, tag: str, *, file: str | None = None, remote: str | None = None) -> None:
+        """Commit the provider's name for a part's file, or for its batch."""
+        names = storable(file), storable(remote), tag
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote) "
+                "WHERE tag = ?",
+                names,
+            )
+
+        await self._safely(work, None)
 
     async def take_up(self, tag: str) -> Held | None:
         """Claim what is open of a part; None where there is no such part."""
@@ -164,7 +170,7 @@ class Parts:
                 (tag, owner.id),
             )
             self._upkeep.busy(connection, tag)
-            return Held(tag=tag, remote=part["remote"], base_url=part["base_url"], requests=won)
+            return _held(part, won)
 
         return await self._safely(work, None)
 
@@ -237,23 +243,30 @@ class Parts:
 
         await self._safely(work, None)
 
+    async def rest(self, batch: str) -> None:
+        """Note that each row of a map is in a part now, or has ended."""
+        await self._safely(lambda _: self._upkeep.idle(batch), None)
+
     async def over(self) -> list[Held]:
         """Return the parts whose rows have all ended, but whose files were not erased yet."""
 
         def work(connection: Connection) -> list[Held]:
             rows = connection.execute(
-                """SELECT * FROM parts WHERE remote IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
+                """SELECT * FROM parts WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
                 entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""
             )
-            return [
-                Held(tag=row["tag"], remote=row["remote"], base_url=row["base_url"]) for row in rows
-            ]
+            return [_held(row) for row in rows]
 
         nothing: list[Held] = []
         return await self._writer.run(work, level=Level.READ, default=nothing)
 
     async def _safely(self, work: Callable[[Connection], T], default: T) -> T:
         return await self._writer.run(work, level=Level.SAFE, default=default)
+
+
+def _held(row: sqlite3.Row, requests: tuple[Request, ...] = ()) -> Held:
+    names = {name: row[name] for name in ("tag", "base_url", "file", "remote")}
+    return Held(requests=requests, **names)
 
 
 def _map_of(request: Request) -> str:

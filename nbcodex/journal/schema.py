@@ -118,8 +118,9 @@ MIGRATIONS: list[list[str]] = [
             WHERE part IS NOT NULL AND status IN ('waiting', 'parked')""",
         """CREATE TABLE parts (
             tag TEXT PRIMARY KEY,
-            remote TEXT,
-            base_url TEXT NOT NULL
+            base_url TEXT NOT NULL,
+            file TEXT,
+            remote TEXT
         )""",
         "DROP VIEW book",
         """CREATE VIEW book AS

@@ -167,7 +167,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, *, owner: int 
         [tuple(row) for row in rows],
     )
     target.executemany(
-        """INSERT INTO parts VALUES (?, ?, ?)
-        ON CONFLICT (tag) DO UPDATE SET remote = coalesce(excluded.remote, remote)""",
-        [tuple(row) for row in source.execute("SELECT tag, remote, base_url FROM parts")],
+        """INSERT INTO parts VALUES (?, ?, ?, ?) ON CONFLICT (tag) DO UPDATE
+        SET file = coalesce(excluded.file, file), remote = coalesce(excluded.remote, remote)""",
+        [tuple(row) for row in source.execute("SELECT tag, base_url, file, remote FROM parts")],
     )

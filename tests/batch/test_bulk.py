@@ -419,6 +419,24 @@ async def test_files_that_a_dead_process_left_are_erased_by_the_next_map() -> No
 
 
 @virtually
+async def test_a_file_of_which_no_batch_was_made_is_erased() -> None:
+    """The process died between the two; its rows are handed in as another one."""
+    place = Place()
+    died, rows = place.carrier(), requests(2)
+    place.gate.before = lambda call: httpx2.Response(503) if call == "POST /v1/batches" else None
+    died.take([Row(request) for request in rows])
+    died.flush()
+    await place.until(lambda: place.gate.count("POST /v1/batches") >= 2)
+    await died.park()
+    assert place.files == 1
+    place.again()
+    place.gate.before = lambda _: None
+    await place.ended(place.carrier(), rows, **place.entries())
+    assert len(place.asked) == 2
+    assert place.files == 0
+
+
+@virtually
 async def test_files_are_kept_where_the_user_wants_it() -> None:
     """Questions and answers stay with the provider."""
     place = Place()
