@@ -214,6 +214,13 @@ def test_text_twin(state: MonitorState, text: str) -> None:
     assert status(state, now, WALL + now) == text
 
 
+def test_simulated_requests_are_not_called_real() -> None:
+    """While the demo answers, the counters of all time tell only what was really answered."""
+    ever = Observed(at=2, ever=Sums(requests=70, answers=60))
+    state = after(queued(), finished(1, reply=replace(REPLY, simulated=True)), ever)
+    assert "all time, real: 60 answered" in status(state, 3, WALL)
+
+
 def test_gauges_refill_to_their_limit_and_no_further() -> None:
     """The level is projected from the last headers: 500 tokens a second, up to the limit."""
     state = after(limits(100))
