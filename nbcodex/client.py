@@ -46,6 +46,9 @@ _FIRST_USE = (
     "(%codex forget erases, %config Codex.journal = False keeps none)"
 )
 
+RESTART = 5.0
+"""Seconds that a front end gives a kernel to end after the interrupt of a restart."""
+
 
 class Client:
     """All requests of a process: one engine, one set of listeners.
@@ -247,7 +250,7 @@ class Client:
             handle.part()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
-            journal.close()
+            journal.end(within=RESTART)
         for desk in self._desks.values():
             desk.close()
 

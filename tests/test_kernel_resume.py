@@ -154,6 +154,20 @@ def test_a_kernels_end_parks_what_is_under_way(server: Simulated, tmp_path: Path
         assert " parked " in cell.run("%codex journal").stream
 
 
+def test_a_restart_parks_the_cell_that_runs(server: Simulated, tmp_path: Path) -> None:
+    """The interrupt that comes before a restart is no Stop: the next kernel says what is left."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        asked = cell.start("%%codex -o r\n[[tokens=2000]] slow")
+        cell.wait_for(asked, "tokens/s")
+        cell.manager.shutdown_kernel(now=False)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        server.core.change(speed=10_000.0)
+        assert cell.run("%codex resume").status == "ok"
+        assert cell.run("r.status").plain == "'done'"
+
+
 def test_forget_erases(server: Simulated, tmp_path: Path) -> None:
     """What was forgotten is in no file any more."""
     with begin(server, tmp_path) as cell:
@@ -182,7 +196,22 @@ def test_a_journal_that_cannot_be_used_is_said(server: Simulated, tmp_path: Path
         b"this is no database, but it is long enough" * 50
     )
     with begin(server, tmp_path) as cell:
-        loaded(cell)
+        assert "is damaged" in loaded(cell)
+        assert "is damaged" in cell.run("%codex resume").stream
         ran = cell.run("%%codex\n[[echo: hello]]")
         assert "hello" in ran.markdown
         assert "in memory" in ran.plain
+
+
+def test_names_that_are_no_text_stop_no_loading(server: Simulated, tmp_path: Path) -> None:
+    """A file whose schema is damaged is said when the extension is loaded, not raised."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex\n[[echo: hello]]")
+        cell.manager.shutdown_kernel(now=False)
+    path = tmp_path / "kept" / "journal.sqlite3"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE entries", b"CREATE T\xa8BLE entries"))
+    with begin(server, tmp_path) as cell:
+        ran = cell.run("%load_ext nbcodex")
+        assert ran.status == "ok", ran.shown_error
+        assert "is damaged" in ran.stream

@@ -241,6 +241,20 @@ def finish(
         spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
 
 
+def keep_what_the_end_stopped(
+    connection: Connection, *, owner: Owner, at: float, within: float
+) -> None:
+    """Park what was interrupted in the last `within` seconds of its process.
+
+    A restart interrupts the kernel before it ends it: nobody pressed Stop.
+    """
+    connection.execute(
+        """UPDATE entries SET status = 'parked', updated_at = ?
+        WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
+        (at, owner.id, at - within),
+    )
+
+
 def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:
     """Take over a parked, abandoned, interrupted or failed entry; of several, one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()

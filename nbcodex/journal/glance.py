@@ -26,5 +26,5 @@ def may_be_unfinished(path: Path, notebook: str) -> bool:
         with closing(sqlite3.connect(path, timeout=0.05)) as connection:
             connection.execute("PRAGMA query_only = 1")
             return connection.execute(_UNDER_WAY, (notebook,)).fetchone() is not None
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):  # names of tables that are no text any more
         return True

@@ -60,6 +60,7 @@ class Journal:
         self._database = Database(folder, clock=self._clock, keeper=self._upkeep, patience=patience)
         self._writer = Writer(self._database)
         self._session = Totals()
+        self._interrupted = False
 
     @classmethod
     def at_home(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
@@ -206,6 +207,7 @@ class Journal:
             )
             self._upkeep.idle(id_)
 
+        self._interrupted |= reply.status == "interrupted"
         await self._writer.run(work, level=Level.SAFE, default=None)
         if not reply.reused:
             self._session = self._session.plus(counted(reply))
@@ -337,6 +339,19 @@ class Journal:
             lambda connection: look(connection, owner=self._upkeep.owner, clock=self._clock),
             default=Elsewhere(),
         )
+
+    def end(self, *, within: float) -> None:
+        """Close because the process ends: what was interrupted just before is parked.
+
+        Parameters
+        ----------
+        within : float
+            Seconds before the end in which an interrupt belongs to it.
+        """
+        if self._interrupted:
+            deed = partial(changes.keep_what_the_end_stopped, within=within)
+            self._writer.post(self._owned(deed))
+        self.close()
 
     def close(self) -> None:
         """Let the file go; what is still under way here is abandoned from now on."""

@@ -85,6 +85,8 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
             f"{len(left)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
             "`%codex journal` lists them."
         )
+    elif trouble := session.journal.trouble:
+        print(trouble)  # noqa: T201 - else nobody would know of what is parked in the file
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -192,6 +192,21 @@ def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> Non
     assert [entry.id for entry in journal.resumable()] == [here.id, there.id]
 
 
+def test_what_the_end_of_the_process_stopped_is_parked(
+    journal: Journal, clock: Any, open_journal: Open
+) -> None:
+    """A restart interrupts first; a Stop of earlier stays one, and so do answers."""
+    long_ago = added(journal, status="interrupted", text="half", notebook="a")
+    clock.pass_(60.0)
+    just_now = added(journal, status="interrupted", text="half", notebook="a")
+    answered = added(journal, status="done", notebook="a")
+    journal.end(within=5.0)
+    entries = {entry.id: entry for entry in open_journal().entries()}
+    statuses = [entries[asked.id].status for asked in (long_ago, just_now, answered)]
+    assert statuses == ["interrupted", "parked", "done"]
+    assert entries[just_now.id].reply.text == "half"
+
+
 def test_an_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
     """`answered` returns the newest answer, marked, at no cost and without tokens."""
     key = equality_key(request(), base_url="https://a/v1")

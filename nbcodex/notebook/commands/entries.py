@@ -61,6 +61,8 @@ class Entries(Room):
             entries = [journal.entry(which)]
         if not (entries or maps):
             tell("Nothing is parked or abandoned here.")
+            if journal.trouble:  # and so nobody knows what the file holds
+                tell(journal.trouble)
         handles = [self._taken_up(entry, later="--at-reset" in flags) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
             view = _view(entry.request, f"{entry.id} · {brief(entry.request.prompt, 60)}")
