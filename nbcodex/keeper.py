@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from nbcodex import parking
 from nbcodex.clock import Clock
 from nbcodex.errors import EntryError
 from nbcodex.events import Ending
@@ -87,11 +88,7 @@ class Keeper:
             If another kernel was faster, or there is nothing left to do.
         """
         if not await self._journal.claim(self._request.id):
-            raise EntryError(
-                f"Request {self._request.id} cannot be resumed: another kernel has it, or it is "
-                "done.",
-                advice=f"`%codex journal {self._request.id}` tells.",
-            )
+            raise parking.not_to_resume(self._request.id)
 
     async def begin(self, attempt: int) -> None:
         """Note that an attempt is about to be sent: it asks, or picks up what has a mark."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nbcodex.clock import Clock, spell, time_of_day
-from nbcodex.errors import LimitError, ParkedError, TransientError
+from nbcodex.errors import EntryError, LimitError, ParkedError, TransientError
 from nbcodex.records import Limit, Request
 
 
@@ -36,6 +36,14 @@ def for_want_of_patience(
         advice=_how_to_go_on(request, f" after {moment}"),
         cause=cause,
         resume_at=wall + wait,
+    )
+
+
+def not_to_resume(id_: str) -> EntryError:
+    """Return the error of a request that there is nothing to resume of."""
+    return EntryError(
+        f"Request {id_} cannot be resumed: it is under way, or it is done.",
+        advice=f"`%codex journal {id_}` tells.",
     )
 
 

@@ -97,6 +97,38 @@ def test_two_kernels_resume_at_once(server: Simulated, tmp_path: Path) -> None:
     assert len(server.prompts) == known + 1
 
 
+def test_what_is_done_or_under_way_keeps_its_variable(server: Simulated, tmp_path: Path) -> None:
+    """To resume what needs no resuming is an error that takes no answer away."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -o good\n[[echo: an answer]]")
+        cell.run("%%codex -b -o later\n[[tokens=200]] slow")
+        for name in ("good", "later"):
+            entry = cell.run(f"print({name}.id)").stream.strip()
+            ran = cell.run(f"%codex resume {entry}")
+            assert "cannot be resumed" in " ".join(ran.shown_error)
+        assert cell.run("good.text, good.status").plain == "('an answer', 'done')"
+        assert cell.run("len(later.text) > 100, later.status").plain == "(True, 'done')"
+
+
+def test_who_comes_too_late_keeps_what_the_variable_held(
+    server: Simulated, tmp_path: Path
+) -> None:
+    """Of two kernels that resume, the slower one's variable is not emptied."""
+    with begin(server, tmp_path) as one, begin(server, tmp_path) as two:
+        loaded(one), loaded(two)
+        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+        assert two.run("b = 'mine'").status == "ok"
+        entry = one.run("%codex journal").stream.split()[0]
+        asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+        ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+        assert sorted(ends) == ["error", "ok"]
+        held = {"ok": "done", "error": "parked"}
+        assert one.run("b.status").plain == repr(held[ends[0]])
+        if ends[1] == "error":
+            assert two.run("b").plain == "'mine'"
+
+
 def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:
     """With reuse on, a restarted notebook sends nothing; what was changed is sent."""
     cells = [f"%%codex -o r{n}\n[[echo: prompt {n}]]" for n in range(10)]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from nbcodex import loop
 from nbcodex.client import around, current
-from nbcodex.errors import Stopped, brief
-from nbcodex.events import Ending
+from nbcodex.errors import EntryError, Stopped, brief
+from nbcodex.events import Ending, Failed
 from nbcodex.handle import Handle, PendingReply, reply_of
 from nbcodex.notebook import formats, identity, output
 from nbcodex.notebook.output import Screen
@@ -169,7 +169,9 @@ class Session:
             ending = handle.follow(screen.paint, tick=lambda: screen.tick)
         except Stopped as error:
             stopped = error
-        reply = ending.reply if stopped is None else stopped.reply
+            reply = error.reply
+        else:
+            reply = None if _never_ours(ending) else ending.reply
 
         def leave() -> None:
             self._note_the_journal(screen)
@@ -225,6 +227,11 @@ def _confirmed(question: str) -> bool | None:
         return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
     except Exception:  # whatever a front end without an input line has for it
         return None
+
+
+def _never_ours(ending: Ending) -> bool:
+    """Whether another took the request up, so that nothing here is to lose its value to it."""
+    return isinstance(ending, Failed) and isinstance(ending.error, EntryError)
 
 
 def _surely(deed: Callable[[], None]) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
-from nbcodex import loop
+from nbcodex import loop, parking
 from nbcodex.client import current
 from nbcodex.clock import time_of_day
 from nbcodex.errors import NbcodexError, Stopped, brief, render
@@ -59,6 +59,8 @@ class Entries(Room):
             return
         else:
             entries = [journal.entry(which)]
+            if not entries[0].resumable:
+                raise parking.not_to_resume(entries[0].id)
         if not (entries or maps):
             tell("Nothing is parked or abandoned here.")
             if journal.trouble:  # and so nobody knows what the file holds
