@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -111,9 +112,7 @@ def test_what_is_done_or_under_way_keeps_its_variable(server: Simulated, tmp_pat
         assert cell.run("len(later.text) > 100, later.status").plain == "(True, 'done')"
 
 
-def test_who_comes_too_late_keeps_what_the_variable_held(
-    server: Simulated, tmp_path: Path
-) -> None:
+def test_who_comes_too_late_keeps_what_the_variable_held(server: Simulated, tmp_path: Path) -> None:
     """Of two kernels that resume, the slower one's variable is not emptied."""
     with begin(server, tmp_path) as one, begin(server, tmp_path) as two:
         loaded(one), loaded(two)
@@ -127,6 +126,20 @@ def test_who_comes_too_late_keeps_what_the_variable_held(
         assert one.run("b.status").plain == repr(held[ends[0]])
         if ends[1] == "error":
             assert two.run("b").plain == "'mine'"
+
+
+def test_a_resumption_without_a_word_leaves_the_text(server: Simulated, tmp_path: Path) -> None:
+    """Parked before anything arrives, the variable holds what an earlier try brought."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+        time.sleep(1.0)
+        cell.run("%codex park")
+        text = cell.run("r.text").plain
+        assert len(text) > 50
+        entry = cell.run("print(r.id)").stream.strip()
+        parked(cell, server, f"%codex resume {entry}")
+        assert cell.run("r.text").plain == text
 
 
 def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:

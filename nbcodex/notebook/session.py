@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -93,9 +93,17 @@ class Session:
         """Return the maps of this notebook with parked or abandoned rows."""
         return self.journal.batches.unfinished(notebook=self.notebook)
 
-    def answer(self, handle: Handle, view: View = PLAIN) -> Reply:
-        """Follow a request below the cell, bind its variable, and return the reply or raise."""
-        then = partial(self.bind, handle.request.origin.variable)
+    def answer(self, handle: Handle, view: View = PLAIN, *, kept: str = "") -> Reply:
+        """Follow a request below the cell, bind its variable, and return the reply or raise.
+
+        `kept` is the text of an earlier try, which a reply that ends without a word leaves.
+        """
+
+        def then(reply: Reply) -> None:
+            wordless = kept and not reply.text and reply.status != "done"
+            value = replace(reply, text=kept) if wordless else reply
+            self.bind(handle.request.origin.variable, value)
+
         ending = self._shown(handle, self._screen(handle, view), then=then)
         return reply_of(ending, handle.request)
 

@@ -72,7 +72,7 @@ class Entries(Room):
                 self._session.answer_later(handle, view)
                 continue
             try:
-                self._session.answer(handle, view)
+                self._session.answer(handle, view, kept=entry.reply.text)
             except Stopped:
                 for other in handles[number:]:
                     other.order("stop")
