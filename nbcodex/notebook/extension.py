@@ -14,11 +14,10 @@ from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook
 from nbcodex.notebook.magics import CodexMagics
-from nbcodex.notebook.mishaps import heard
 from nbcodex.settings import JOURNAL, folder_of
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 _before: list[Any] = []
 """The settings of the time before an unload: `%reload_ext` forgets nothing that was typed in."""
@@ -34,10 +33,18 @@ def load(shell: InteractiveShell) -> None:
         config.take_over(_before.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
     shell.register_magics(CodexMagics(shell, config))
-    shell.events.register("post_run_cell", heard.note)
+    shell.events.register("post_run_cell", _note)
     completion.install(shell, config)
     if config.journal:
         _tell_of_the_unfinished(shell, config)
+
+
+def _note(result: ExecutionResult) -> None:
+    """Keep what went wrong in a cell, for ``{Err[3]}``."""
+    if not result.success:
+        from nbcodex.notebook.mishaps import heard
+
+        heard.note(result)
 
 
 def _configured(shell: InteractiveShell) -> Codex:
@@ -91,8 +98,9 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
 
 def unload(shell: InteractiveShell) -> None:
     """Take them away again; requests on their way go on to their ends."""
-    if heard.note in shell.events.callbacks["post_run_cell"]:
-        shell.events.unregister("post_run_cell", heard.note)
+    notes = [n for n in shell.events.callbacks["post_run_cell"] if n.__qualname__ == _note.__name__]
+    for note in notes:
+        shell.events.unregister("post_run_cell", note)
     completion.uninstall(shell)
     for kind, name in _NAMES.items():
         shell.magics_manager.magics[kind].pop(name, None)

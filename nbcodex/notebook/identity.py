@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from nbcodex.records import Origin
 
 
-_TERMINAL = f"{os.getpid()}-{secrets.token_hex(4)}"
+_TERMINAL = f"{os.getpid()}-{os.urandom(4).hex()}"
 """Stands for this process: its number alone will be another's one day, in a container soon."""
 
 

@@ -11,7 +11,6 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from nbcodex.errors import Stopped
-from nbcodex.notebook import options
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -21,8 +20,14 @@ if TYPE_CHECKING:
 
 
 def _documented(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
-    """Give the magic the help of its options, for ``%%codex?``."""
-    magic.__doc__ = options.parser().format_help()
+    """Give the magic the help of its options, made when somebody asks for it: ``%%codex?``."""
+
+    def help_of_options() -> str:
+        from nbcodex.notebook import options
+
+        return options.parser().format_help()
+
+    magic.getdoc = help_of_options  # type: ignore[attr-defined]  # where IPython looks first
     return magic
 
 
@@ -40,6 +45,8 @@ class CodexMagics(Magics):
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
         __tracebackhide__ = True  # of an error in a cell that --eval runs, only that cell is shown
         self._remember_failure()
+        from nbcodex.notebook import options
+
         chosen = options.read(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
