@@ -81,6 +81,8 @@ class Setup(Room):
         from nbcodex import doctor
         from nbcodex.notebook import checkup
 
+        if self._config.demo is not None:
+            tell("The demo is on: server and key below are its own, not those of the environment.")
         for finding in doctor.report(self._settings, current()):
             tell(str(finding))
         for finding in checkup.report(self._session.shell, self._settings):
