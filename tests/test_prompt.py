@@ -17,9 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbcodex.composition import compose
 from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.prompt import fill
 from nbcodex.notebook.tables import COLUMNS, LARGEST, ROWS
+from nbcodex.settings import Secret, Settings
+from nbcodex.simulator import Knobs, Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from nbcodex.wire.attempt import Wire
+from tests.virtual import LoopClock, run_virtual
 
 EXAMPLES = int(os.environ.get("PROMPT_EXAMPLES", "3000"))
 
@@ -266,6 +272,25 @@ def test_a_hundred_thousand_prompts_pass_byte_for_byte() -> None:
         done = fill(text, known)
         changed += (done.text, done.filled, done.images) != (text, (), ())
     assert changed == 0
+
+
+def test_prompts_reach_the_server_byte_for_byte() -> None:
+    """From the body to the server nothing touches them either, by either API."""
+    chance = random.Random(8)
+    prompts = [p for p in ("".join(chance.choices(PIECES, k=9)) for _ in range(500)) if p.strip()]
+    settings = Settings(api_key=Secret("sk-x"), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
+
+    async def main() -> list[str]:
+        clock = LoopClock()
+        core = Simulator(Knobs(tpm=None, rpm=None, latency=0.0, speed=1e6), clock=clock)
+        wire = Wire(clock=clock, transport=SimulatorTransport(core))
+        for number, prompt in enumerate(prompts):
+            request = compose(prompt, settings, api=("responses", "chat")[number % 2])
+            async for _ in wire.stream(request, settings, model="gpt-5.6-sol"):
+                pass
+        return [seen.prompt for seen in core.log]
+
+    assert run_virtual(main()) == prompts
 
 
 def _calm(text: str) -> bool:
