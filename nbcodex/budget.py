@@ -169,6 +169,7 @@ class Budget:
         self._read_at = float("-inf")
         self._day = ""
         self._reading = asyncio.Lock()
+        self._coming: asyncio.Task[None] | None = None
         self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
         self._aside = Spent()
         self._warned: set[tuple[Cap, float]] = set()
@@ -178,6 +179,14 @@ class Budget:
     def usual(self) -> int:
         """Output tokens of this session's usual answer."""
         return self._output // self._answers if self._answers else USUAL
+
+    def foresee(self, journal: Journal) -> None:
+        """Have read by the time of `admit` what that will ask for, if it is not known.
+
+        Called before the request is committed, it does not wait for the disk.
+        """
+        if not self._is_fresh() and (self._coming is None or self._coming.done()):
+            self._coming = asyncio.get_running_loop().create_task(self._refresh(journal))
 
     async def admit(
         self,
@@ -278,13 +287,16 @@ class Budget:
             await self._read(journal)
 
     async def _read(self, journal: Journal) -> None:
-        now, today = self._clock.now(), self._today()
-        if now - self._read_at < FRESH and today == self._day:
+        if self._is_fresh():
             return
+        now, today = self._clock.now(), self._today()
         text, day, month = await journal.spending(today)
         self._read_at, self._day = now, today
         self._used["day"], self._used["month"] = day, month
         self._kept = (read(text),) if text else ()
+
+    def _is_fresh(self) -> bool:
+        return self._clock.now() - self._read_at < FRESH and self._today() == self._day
 
     def _in_use(self, cap: Cap) -> float:
         return self._used[cap.period].of(cap.unit) + self._aside.of(cap.unit)

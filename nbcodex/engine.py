@@ -208,6 +208,7 @@ class Run:
         """Put the request into the journal before anything is sent; return an answer to reuse."""
         base_url = self._engine.wire.endpoint(self._request, self._settings).base_url
         self._story.base_url = base_url
+        self._engine.allowance.foresee(self._engine.journal(self._settings))
         if self._resumption is None:
             reused = await self._keeper.admit(base_url)
             self._keeper.once_settled(self._kept)
