@@ -110,7 +110,8 @@ class Ledger:
         if bucket.until > now:
             row.hold = Hold(bucket.until, bucket.limit)
             inherited = bucket.until > row.met_until
-            return Hold(moment, bucket.limit, inherited=inherited)
+            # What comes after it is reckoned then: who goes first may find more than was thought.
+            return Hold(bucket.until, bucket.limit, inherited=inherited)
         return Hold(shared.look_at(moment, now), queued=True, due_at=moment)
 
     def probe(self, ticket: Ticket, now: float) -> Reservation:

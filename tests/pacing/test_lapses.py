@@ -9,9 +9,10 @@ import pytest
 
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
+from nbcodex.pacing.row import Hold
 from nbcodex.pacing.shares import LEASE, Shared
 from nbcodex.pacing.stores.memory import MemoryStore
-from nbcodex.records import Gauge, Snapshot, Usage
+from nbcodex.records import Gauge, Limit, Snapshot, Usage
 
 SNAPSHOT = Snapshot(at=1.5, tokens=Gauge(limit=600.0, remaining=500.0))
 USAGE = Usage(input_tokens=10, output_tokens=40)
@@ -77,3 +78,21 @@ def test_a_deed_that_is_done_again_counts_once() -> None:
         ledger.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
         ends.append((store.deal("b", lambda shared: shared.bucket), other.marks))
     assert ends[0] == ends[1]
+
+
+def test_a_hold_lasts_as_long_for_other_holders() -> None:
+    """What a refusal seems to leave in debt is reckoned after the hold, not on top of it."""
+    store = MemoryStore()
+    refused, other = Ledger(store, holder="me"), Ledger(store, holder="another")
+    given = taken(refused, 1.0)
+    full = Gauge(limit=600.0, remaining=0.0, full_in=60.0)
+    refused.refuse(
+        given,
+        until=9.0,
+        limit=Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100),
+        snapshot=Snapshot(at=1.1, tokens=full),
+        now=1.1,
+    )
+    held = other.reserve(other.listen("b", Cost(10, 90), lambda: None), 2.0)
+    assert isinstance(held, Hold)
+    assert held.until == 9.0
