@@ -181,8 +181,8 @@ def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_p
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=300]] slow")
-        asked = cell.start("r.text")
-        cell.wait_for(asked, "r.text")
+        asked = cell.start("print('reading')\nr.text")
+        cell.wait_for(asked, "'text': 'reading")  # printed, and not the cell as it was sent
         cell.interrupt()
         assert cell.finish(asked).error == "KeyboardInterrupt"
         assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"

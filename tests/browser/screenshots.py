@@ -21,7 +21,7 @@ from tests.browser.lab import CHROMIUM, FLAGS, REPOSITORY, Lab, Notebook, serve
 from tests.simulated import Simulated, simulated
 
 FOLDER = REPOSITORY / "notebooks" / "images"
-WARM_UP = "%%codex\nHello [[tokens=9]]"
+WARM_UP = "%%codex --no-history\nHello [[tokens=9]]"
 PROMPT = "%%codex -o answer\nExplain what a token bucket is, with an example in Python."
 LIMIT = (
     "Rate limit reached for gpt-5.6-sol in organization org-simulated on tokens per min (TPM): "
