@@ -18,7 +18,7 @@ from nbcodex.journal.key import equality_key
 from nbcodex.partial import Partial
 from nbcodex.records import Limit, Mark, Reply, Request
 
-EVERY = 0.9
+EVERY = 0.8
 """Seconds between two writes of the text so far: of what was shown, at most a second is lost."""
 
 
