@@ -12,6 +12,7 @@ from nbcodex import shapes
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, QuotaError, TransportError
 from nbcodex.events import Event, Failed, Finished
 from nbcodex.journal import entry
+from nbcodex.pacing.moment import GAP
 from nbcodex.records import Request, Usage
 from nbcodex.shapes import MisfitError
 from nbcodex.wire.attempt import Completed, Text
@@ -165,7 +166,7 @@ def test_a_misfit_is_asked_again_once() -> None:
     assert reply.parsed == Pet(name="Rex", legs=3)
     assert reply.usage == Usage(input_tokens=20, output_tokens=10)
     assert "asked again" in reply.notes[0]
-    assert reply.waited == pytest.approx(5.0, abs=0.01)  # paid from the patience
+    assert reply.waited == pytest.approx(5.0 + GAP)  # paid from the patience
 
 
 @pytest.mark.parametrize(
