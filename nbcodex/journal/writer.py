@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
 import queue
 import threading
 import weakref
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from nbcodex import forking
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.jobs import Job, Jobs, Level, groups_of, resolve, take
 
@@ -36,6 +36,7 @@ class Writer:
         self._database = database
         self._reset()
         _writers.add(self)
+        forking.attend(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -81,11 +82,7 @@ class Writer:
             thread.join(JOIN)
 
     def pause(self) -> bool:
-        """Before a fork: wait until the thread is out of SQLite, and keep it out.
-
-        SQLite has locks that all its databases share; a child that is forked while one is held
-        could never use SQLite again.
-        """
+        """Before a fork: wait until the thread is out of SQLite, and keep it out."""
         return self._at_work.acquire(timeout=PAUSE)
 
     def go_on(self) -> None:
@@ -127,22 +124,6 @@ class Writer:
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
-_paused: list[Writer] = []
-
-
-def _pause_all() -> None:
-    _paused.extend(writer for writer in list(_writers) if writer.pause())
-
-
-def _go_on_all() -> None:
-    while _paused:
-        _paused.pop().go_on()
-
-
-def _forsake_all() -> None:
-    _paused.clear()
-    for writer in list(_writers):
-        writer.forsake()
 
 
 def _close_all() -> None:
@@ -151,5 +132,3 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_pause_all, after_in_parent=_go_on_all, after_in_child=_forsake_all)

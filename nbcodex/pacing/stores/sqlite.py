@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import os
 import random
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from nbcodex import forking
 from nbcodex.clock import boot
 from nbcodex.folder import ForeignError, on_network, prepare
 from nbcodex.pacing.packing import pack, shape, unpack
@@ -94,7 +93,7 @@ class SqliteStore:
             self.salt = self._begin()
         except sqlite3.Error as error:
             raise self._unusable(error) from None
-        _stores.add(self)
+        forking.attend(self)
 
     def _begin(self) -> bytes:
         # Losing the last moments to a power cut costs nothing: boot changes then. SQLite's own busy
@@ -161,11 +160,7 @@ class SqliteStore:
             self._connection.close()
 
     def pause(self) -> bool:
-        """Before a fork: wait until no deed is being done, and let none begin.
-
-        SQLite has locks that all its databases share; a child that is forked while one is held
-        could never use SQLite again.
-        """
+        """Before a fork: wait until no deed is being done, and let none begin."""
         return self._at_work.acquire(timeout=PAUSE)
 
     def go_on(self) -> None:
@@ -190,26 +185,3 @@ def _insist(step: Callable[[], object]) -> None:
         else:
             return
         time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes, hides nothing
-
-
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_paused: list[SqliteStore] = []
-
-
-def _pause_all() -> None:
-    _paused.extend(store for store in list(_stores) if store.pause())
-
-
-def _go_on_all() -> None:
-    while _paused:
-        _paused.pop().go_on()
-
-
-def _forsake_all() -> None:
-    _paused.clear()
-    for store in list(_stores):
-        store.forsake()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_pause_all, after_in_parent=_go_on_all, after_in_child=_forsake_all)
