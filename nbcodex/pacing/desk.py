@@ -182,9 +182,7 @@ class SharedDesk(Desk):
     def _serve(self) -> None:
         self._open()
         while (jobs := self._next()) is not None:
-            for job in jobs:
-                self._perform(job)
-            self._beat()
+            self._perform_all(jobs)
             self._hand_over()
         self._leave()
 
@@ -195,6 +193,17 @@ class SharedDesk(Desk):
             return self._jobs.get(timeout=wait)
         except queue.Empty:
             return []
+
+    def _perform_all(self, jobs: list[_Job]) -> None:
+        store = self._store
+        try:
+            with contextlib.nullcontext() if store is None else store.together():
+                for job in jobs:
+                    self._perform(job)
+                self._beat()
+        except StoreError as error:
+            if store is self._store:
+                self._fall_back(error)
 
     def _perform(self, job: _Job) -> None:
         now = self._clock.now()

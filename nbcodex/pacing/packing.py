@@ -6,21 +6,24 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+_PLAIN = frozenset({float, int, bool, str, type(None)})
+
 
 def pack(value: Any) -> Any:
     """Return a dataclass as a list of its fields' values, all the way down."""
-    if isinstance(value, (float, int, str, type(None))):
-        return value
-    if isinstance(value, list):
-        return [pack(item) for item in value]
-    if isinstance(value, dict):
-        return {key: pack(item) for key, item in value.items()}
     kind: Any = type(value)
-    return [pack(getattr(value, name)) for name in _names(kind)]
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return [pack(item) for item in value]
+    if kind is dict:
+        return {key: pack(item) for key, item in value.items()}
+    return _writer(kind)(value)
 
 
 def unpack(kind: type[T], data: Any) -> T:
@@ -49,6 +52,22 @@ def _form(kind: Any) -> str:
 
 
 @cache
+def _writer(kind: Any) -> Callable[[Any], list[Any]]:
+    """Return what makes a list of an instance of the dataclass `kind`."""
+    names, hints = _names(kind), get_type_hints(kind)
+    inner = [place for place, name in enumerate(names) if hints[name] not in _PLAIN]
+    get = attrgetter(names[0], *names)  # one name alone would give no tuple
+
+    def write(value: Any) -> list[Any]:
+        _, *values = get(value)
+        for place in inner:
+            values[place] = pack(values[place])
+        return values
+
+    return write
+
+
+@cache
 def _names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
@@ -74,7 +93,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
 def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     names = _names(kind)
-    plain = {n for n in names if hints[n] in (float, int, bool, str)}
+    plain = {n for n in names if hints[n] in _PLAIN}
     readers = [(n, None if n in plain else _reader(hints[n])) for n in names]
 
     def read(data: Any) -> Any:

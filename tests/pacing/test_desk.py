@@ -24,6 +24,7 @@ from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.row import Ticket
 from nbcodex.pacing.stores import StoreError, open_store, sqlite
+from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.records import Gauge, Snapshot, Usage
 from nbcodex.settings import LEDGER
 
@@ -192,6 +193,26 @@ def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: P
             return shared.bucket.output.under_way, shared.bucket.unheard
 
     assert run(main()) == (0, 0)
+
+
+def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
+    """Where what was done together cannot be kept, the asker goes on, and its user is told."""
+
+    class Full(MemoryStore):
+        @contextmanager
+        def together(self) -> Iterator[None]:
+            yield
+            raise StoreError("The disk is full.")
+
+    async def main() -> None:
+        kernel = Kernel(Full)
+        try:
+            assert (await kernel.ask()).closed
+            assert [told.split(" So ")[0] for told in kernel.told] == ["The disk is full."]
+        finally:
+            kernel.desk.close()
+
+    run(main())
 
 
 def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:

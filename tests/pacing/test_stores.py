@@ -51,6 +51,29 @@ def test_a_deed_stays_done(store: Store) -> None:
     assert [store.deal("b", take) for _ in range(3)] == [1, 2, 3]
 
 
+def test_deeds_that_are_done_together_stay_done(store: Store) -> None:
+    """Several in one write see one another, and all of them are there afterwards."""
+    with store.together():
+        assert [store.deal("b", take) for _ in range(3)] == [1, 2, 3]
+    assert store.deal("b", take) == 4
+
+
+@pytest.mark.parametrize("store", COMMITTING, indirect=True)
+def test_of_deeds_done_together_one_fails_alone(store: Store) -> None:
+    """A deed that raises leaves no trace; those beside it do."""
+
+    def fail(shared: Shared) -> None:
+        take(shared)
+        raise KeyError("no")
+
+    with store.together():
+        store.deal("b", take)
+        with pytest.raises(KeyError):
+            store.deal("b", fail)
+        assert store.deal("b", take) == 2
+    assert store.deal("b", take) == 3
+
+
 def test_buckets_are_apart(store: Store) -> None:
     """What happens to one bucket does not touch another."""
     store.deal("a", take)

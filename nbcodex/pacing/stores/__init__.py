@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -42,6 +43,16 @@ class Store(Protocol):
         ------
         StoreError
             If the store cannot be used.
+        """
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a block in which deeds may share one write.
+
+        Raises
+        ------
+        StoreError
+            At its end, if that fails: none of them is kept then.
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 from nbcodex.pacing.shares import LEASE, Shared
@@ -77,6 +78,10 @@ class Fallback:
                 return result
         self._fall_back()
         return self._local.deal(name, deed)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Each deed is done by itself: where one ends in, the next may not."""
+        return nullcontext()
 
     def close(self) -> None:
         """Close both for good."""

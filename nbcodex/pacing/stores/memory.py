@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from nbcodex.pacing.shares import Shared
@@ -21,6 +22,10 @@ class MemoryStore:
     def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
         """Let `deed` read and change the bucket `name`, and return what it returns."""
         return deed(self._kept.setdefault(name, Shared()))
+
+    def together(self) -> AbstractContextManager[None]:
+        """Each deed is done at once, whatever stands around it."""
+        return nullcontext()
 
     def close(self) -> None:
         """There is nothing to let go of."""

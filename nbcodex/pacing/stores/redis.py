@@ -18,6 +18,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -170,6 +171,10 @@ class RedisStore:
         """
         self.close()
         self._deal(CHECK, lambda _: None)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Each deed is a script of its own."""
+        return nullcontext()
 
     def close(self) -> None:
         """Close the connection; the next deed opens another one."""

@@ -1,7 +1,7 @@
 """Observed buckets of all processes of one machine and key, in a SQLite file.
 
-A deed is one `BEGIN IMMEDIATE` transaction over one row. Blocks, so it is used off the event loop,
-and from one thread. Owns what becomes of the file in a forked child.
+Deeds are done in `BEGIN IMMEDIATE` transactions, one row a bucket. Blocks, so it is used off the
+event loop, and from one thread. Owns what becomes of the file in a forked child.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nbcodex import forking
 from nbcodex.clock import boot
@@ -41,7 +41,11 @@ _SCHEMA = (
     "INSERT OR IGNORE INTO salt VALUES (1, randomblob(16))",
 )
 _SELECT = f"SELECT boot, state FROM {_TABLE} WHERE name = ?"  # noqa: S608 - a constant
-_REPLACE = f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
+_WRITE = (
+    f"INSERT INTO {_TABLE} VALUES (?, ?, ?) ON CONFLICT (name) "  # noqa: S608 - the same
+    "DO UPDATE SET boot = excluded.boot, state = excluded.state"
+)
+_encoded = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
 
@@ -83,8 +87,10 @@ class SqliteStore:
 
     def __init__(self, path: Path, *, boot: str) -> None:
         self._path, self._boot = path, boot
-        self._at_work = threading.Lock()
+        self._at_work = threading.RLock()
+        self._is_open = False
         self._read: dict[str, Shared] = {}
+        self._changed: dict[str, Any] = {}
         self._version: int | None = None
         try:
             self._connection = sqlite3.connect(
@@ -111,30 +117,70 @@ class SqliteStore:
         StoreError
             If the file cannot be used; nothing has changed then.
         """
-        run = self._connection.execute
-        with self._at_work:
+        with self.together():
             try:
-                run("BEGIN IMMEDIATE")
                 shared = self._current(name)
                 result = deed(shared)
-                run(_REPLACE, (name, self._boot, json.dumps(pack(shared))))
-                run("COMMIT")
             except BaseException as error:
-                self._read.clear()
-                with contextlib.suppress(sqlite3.Error):
-                    if self._connection.in_transaction:
-                        run("ROLLBACK")
+                self._undo(name)
                 if isinstance(error, sqlite3.Error):
                     raise self._unusable(error) from None
                 raise
+            self._changed[name] = pack(shared)
         return result
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let the deeds within be one transaction; one that fails is undone by itself.
+
+        Raises
+        ------
+        StoreError
+            At the end, if the file cannot be used: none of them is kept then.
+        """
+        with self._at_work:
+            if self._is_open:
+                yield
+                return
+            self._is_open = True
+            try:
+                yield
+                self._commit()
+            except BaseException as error:
+                self._roll_back()
+                if isinstance(error, sqlite3.Error):
+                    raise self._unusable(error) from None
+                raise
+            finally:
+                self._is_open = False
+                self._changed.clear()
+
+    def _commit(self) -> None:
+        for name, packed in self._changed.items():
+            self._connection.execute(_WRITE, (name, self._boot, _encoded(packed)))
+        if self._connection.in_transaction:
+            self._connection.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        self._read.clear()
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _undo(self, name: str) -> None:
+        """Forget what a deed that failed has done to a bucket."""
+        self._read.pop(name, None)
+        if name in self._changed:
+            self._read[name] = unpack(Shared, self._changed[name])
 
     def _current(self, name: str) -> Shared:
         """Return a bucket; it is read again only if another process has written meanwhile."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        if version != self._version:
-            self._version = version
-            self._read.clear()
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version != self._version:
+                self._version = version
+                self._read.clear()
         if name not in self._read:
             self._read[name] = self._load(name)
         return self._read[name]
