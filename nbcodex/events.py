@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError, ParkedError, TransientError
-    from nbcodex.records import Limit, Reply
+    from nbcodex.records import Limit, Rates, Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,15 @@ class Held(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent(Event):
-    """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate."""
+    """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate.
+
+    `rates` is what its tokens cost; None where that is unknown, or not looked up yet.
+    """
 
     attempt: int
     model: str | None
     input_tokens: int
+    rates: Rates | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -347,6 +347,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """US dollars for a token of input and of output, as price lists have them; nothing cached."""
+
+    input: float
+    output: float
+
+    def of(self, usage: Usage) -> float:
+        """Return US dollars for what is known of a usage."""
+        output = self.output * (usage.output_tokens or 0)
+        return self.input * (usage.input_tokens or 0) + output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one request. Cached is a part of input, reasoning a part of output.
 

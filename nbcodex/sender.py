@@ -14,11 +14,11 @@ from nbcodex import events
 from nbcodex.errors import GoneError, LimitError
 from nbcodex.keeper import Keeper
 from nbcodex.partial import ASKED_ANEW
-from nbcodex.records import Mark, Usage
+from nbcodex.records import Mark, Rates, Usage
 from nbcodex.settings import Settings
 from nbcodex.story import Story
 from nbcodex.usher import Usher
-from nbcodex.wire import tokens
+from nbcodex.wire import prices, tokens
 from nbcodex.wire.attempt import Anew, Completed, Note, Opened, Piece, Text, Thought, Wire
 
 
@@ -84,7 +84,7 @@ class Sender:
     async def _pick_up(self, mark: Mark) -> Completed:
         """Go on where the stream broke; that draws on no limit, so nothing is reserved."""
         self._usher.forgo()
-        await self._begin()
+        await self._begin(rates=None)
         text = self._partial.resume(mark)
         return await self._read(
             self._wire.pick_up(self._request, self._settings, mark=mark, text=text)
@@ -95,7 +95,7 @@ class Sender:
         await self._permit()
         await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
         try:
-            await self._begin()
+            await self._begin(rates=prices.rates(model, self._story.base_url))
             self._usher.sent()
             stream = self._wire.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
@@ -110,7 +110,7 @@ class Sender:
         self._usher.settle(self._partial.usage(self._request, "done", completed))
         return completed
 
-    async def _begin(self) -> None:
+    async def _begin(self, *, rates: Rates | None) -> None:
         """Have the journal know, and tell, that an attempt is under way."""
         story = self._story
         story.attempts += 1
@@ -121,6 +121,7 @@ class Sender:
             attempt=story.attempts,
             model=story.model,
             input_tokens=tokens.of_request(self._story.asking),
+            rates=rates,
         )
         self.sent = True
         self._under_way(story.base_url)

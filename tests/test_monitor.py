@@ -16,7 +16,7 @@ from nbcodex import events
 from nbcodex.client import Client
 from nbcodex.errors import LimitError, OverloadedError, ParkedError
 from nbcodex.journal.elsewhere import Elsewhere
-from nbcodex.notebook import dashboard, widgets
+from nbcodex.notebook import bridge, dashboard
 from nbcodex.notebook.monitor import (
     LOGGED,
     Grown,
@@ -179,7 +179,7 @@ BUSY = """\
 Codex monitor
 gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM)
 2 open requests:
-  3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in
+  3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
   77aa  queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
 this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
@@ -265,7 +265,7 @@ def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     """A monitor whose widget is never told anything by a thread, and what the widget sends."""
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
     sent: list[Any] = []
-    monkeypatch.setattr(widgets.Board, "send", lambda _, content: sent.append(content))
+    monkeypatch.setattr(bridge.Board, "send", lambda _, content: sent.append(content))
     monkeypatch.setattr(dashboard.Monitor, "_keep_up", lambda *_: None)
     client = Client()
     monitor = dashboard.Monitor(client)

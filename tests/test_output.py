@@ -8,7 +8,7 @@ import pytest
 
 from nbcodex.clock import BootClock
 from nbcodex.notebook.display import Display, TerminalDisplay
-from nbcodex.notebook.output import RENDERED, Screen
+from nbcodex.notebook.output import RENDERED, TWIN, Screen
 from nbcodex.notebook.panel import PanelState
 from nbcodex.notebook.text import Text
 from nbcodex.records import Reply
@@ -35,6 +35,28 @@ def test_long_answer_is_rendered_whole(size: int) -> None:
     bundle, *_ = Screen(Display()).bundles(Reply(id="3f2a", text="x" * size))
     assert "x" * size in bundle["text/markdown"]
     assert "more characters" not in bundle["text/plain"]
+
+
+class Rendering(Display):
+    """A place that surely shows Markdown."""
+
+    renders = True
+
+
+def test_text_twin_is_brief_where_markdown_is_shown() -> None:
+    """The answer goes into the file once: its twin is the beginning, and says where the rest is."""
+    reply = Reply(id="3f2a", text="x" * (TWIN + 1), seconds=3.9)
+    bundle, *_ = Screen(Rendering()).bundles(reply)
+    assert reply.text in bundle["text/markdown"]
+    more = "… 1 more characters: this output's Markdown holds them all"
+    assert bundle["text/plain"] == f"{'x' * TWIN}{more}\n\n3.9 s"
+
+
+@pytest.mark.parametrize(("place", "size"), [(Rendering(), TWIN), (Display(), 10 * TWIN)])
+def test_text_twin_is_whole(place: Display, size: int) -> None:
+    """A short answer, and one that may be read as text alone, is text from its start to its end."""
+    reply = Reply(id="3f2a", text="x" * size, seconds=3.9)
+    assert Screen(place).bundles(reply)[0]["text/plain"] == f"{'x' * size}\n\n3.9 s"
 
 
 def test_figures_stand_outside_of_code_that_was_cut() -> None:

@@ -18,7 +18,7 @@ from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestErro
 from nbcodex.notebook import widgets
 from nbcodex.notebook.display import MOST
 from nbcodex.notebook.panel import PanelState, figures, reduce, refusal, status
-from nbcodex.records import Limit, Reply, Usage
+from nbcodex.records import Limit, Rates, Reply, Usage
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 LIMIT = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
@@ -40,10 +40,15 @@ def queued(at: float = 0.0) -> events.Queued:
     return events.Queued(request_id="3f2a", at=at, model="gpt-5.6-sol", patience=600.0)
 
 
-def sent(at: float, attempt: int = 1) -> events.Sent:
+def sent(at: float, attempt: int = 1, rates: Rates | None = None) -> events.Sent:
     """Return the event of an attempt that begins."""
     return events.Sent(
-        request_id="3f2a", at=at, attempt=attempt, model="gpt-5.6-sol", input_tokens=812
+        request_id="3f2a",
+        at=at,
+        attempt=attempt,
+        model="gpt-5.6-sol",
+        input_tokens=812,
+        rates=rates,
     )
 
 
@@ -198,6 +203,35 @@ def test_buttons(stream: list[events.Event], action: Any, possible: bool) -> Non
     assert (refusal(after(*stream), action) == "") is possible
 
 
+# The cost.
+
+RATES = Rates(input=1e-6, output=1e-5)
+
+
+def test_cost_grows_with_the_answer() -> None:
+    """While it streams, the tokens estimated are reckoned at their price."""
+    state = after(queued(), sent(1, rates=RATES), said(2, "x" * 400))
+    assert state.price == "~$0.0018 so far"
+    assert status(state, 2.0, WALL).endswith("~100 out · ~$0.0018 so far")
+
+
+def test_cost_of_a_broken_attempt_stays() -> None:
+    """What broke off was paid for, too: the next attempt's cost comes on top of it."""
+    broken = after(queued(), sent(1, rates=RATES), said(2, "x" * 400), refused(3, 5))
+    assert broken.price == "~$0.0018 so far"
+    again = broken
+    for event in (sent(5, 2, RATES), restarted(6), said(6, "x" * 400)):
+        again = reduce(again, event)
+    assert again.price == "~$0.0036 so far"
+
+
+def test_refused_request_has_cost_nothing() -> None:
+    """Whom a limit refuses is charged nothing; of a fault, and of no price, nothing is said."""
+    assert after(queued(), sent(1), refused(2, 5)).price == "no cost so far"
+    assert after(queued(), sent(1), refused(2, 5, OverloadedError("later"))).price == ""
+    assert after(queued(), sent(1), said(2, "x" * 400)).price == ""
+
+
 # The words.
 
 
@@ -210,19 +244,19 @@ def test_buttons(stream: list[events.Event], action: Any, possible: bool) -> Non
             [queued(), sent(1), refused(2, 9.4)],
             2.0,
             "waiting 7.4 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528"
-            " · attempt 2 · ~812 in",
+            " · attempt 2 · ~812 in · no cost so far",
         ),
         (
             [queued(), sent(1), refused(2, 74)],
             2.0,
             "waiting 1 min 12 s (until 14:01:12) · tokens per minute (TPM): limit 30,000,"
-            " used 22,999, requested 12,528 · attempt 2 · ~812 in",
+            " used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far",
         ),
         (
             [queued(), held(1, 3)],
             8.0,
             "held, due now · tokens per minute (TPM): limit 30,000, used 22,999,"
-            " requested 12,528 (met by another request)",
+            " requested 12,528 (met by another request) · no cost so far",
         ),
         (
             [queued(), sent(1), refused(2, 9, OverloadedError("Come\x1b[31m back\nlater."))],
@@ -406,6 +440,29 @@ def test_flood_is_sent_in_part(stage: Stage) -> None:
     stage.paint(reduce(state, said(3, "x" * 1_000_000 + "end")))
     _seq, text, whole = stage.texts[-1]
     assert (len(text), text[0], text[-3:], whole) == (MOST + 1, "…", "end", True)
+
+
+def test_no_faster_than_anybody_reads(stage: Stage) -> None:
+    """Of an answer at full speed so much is sent in a second; the rest follows in pauses."""
+    state = after(queued(), sent(1), said(2, "first "))
+    stage.open(state)
+    stage.paint(state)
+    state = reduce(state, said(3, "word " * 1_000))
+    for _ in range(10):
+        stage.paint(state)
+    assert sum(len(text) for _, text, _ in stage.texts) == len("first ") + widgets.FAST
+    stage.paint(state, later=0.5)
+    assert "".join(text for _, text, _ in stage.texts) == "first " + "word " * 1_000
+
+
+def test_held_back_text_is_sent_when_the_stream_breaks(stage: Stage) -> None:
+    """A request that waits shows all that there is of its answer."""
+    state = after(queued(), sent(1), said(2, "word " * 1_000))
+    stage.open(state)
+    stage.paint(state)
+    assert stage.texts[-1][1] < "word " * 1_000
+    stage.paint(reduce(state, refused(3, 20)))
+    assert "".join(text for _, text, _ in stage.texts) == "word " * 1_000
 
 
 def test_restart_is_sent_whole(stage: Stage) -> None:

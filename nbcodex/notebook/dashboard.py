@@ -22,7 +22,7 @@ from nbcodex.notebook.watch import LOOK, watch_of
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.handle import Handle
-    from nbcodex.notebook.widgets import Board
+    from nbcodex.notebook.bridge import Board
 
 PACE = 0.5
 """Seconds between two messages to the browser, where everything that ticks does so by itself."""
@@ -56,10 +56,10 @@ class Monitor:
         """Return the widget, which is kept up to date from now on."""
         with self._making:
             if self._board is None or self._board.comm is None:
-                from nbcodex.notebook.widgets import Board, hear_while_blocked
+                from nbcodex.notebook.bridge import Board
 
                 self._board = board = Board(view=self._view())
-                hear_while_blocked(board)
+                board.hear_while_blocked()
                 board.on_msg(self._hear)
                 keeper = threading.Thread(
                     target=self._keep_up, args=(board,), name="codex-monitor", daemon=True

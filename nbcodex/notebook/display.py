@@ -33,6 +33,9 @@ class Display:
     single = False
     """Whether all that stays is one text, printed."""
 
+    renders = False
+    """Whether Markdown is surely shown as such there, so that nobody depends on its text twin."""
+
     def prepare(self, state: PanelState) -> None:
         """Make ready what takes time to make, while the network is waited for; show nothing."""
 

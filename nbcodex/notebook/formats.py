@@ -56,6 +56,8 @@ class Sheet:
         Whether images in it may be fetched.
     thought : str
         The summary of its reasoning, where the server told one.
+    twin : int or None
+        Characters of the answer in the text twin of what is rendered; None: all of it.
     """
 
     reply: Reply
@@ -63,12 +65,25 @@ class Sheet:
     heading: str = ""
     remote_images: bool = False
     thought: str = ""
+    twin: int | None = None
 
     @property
     def plain(self) -> str:
         """All of it as text, without what could take over a terminal."""
+        return self._plain(self.reply.text)
+
+    @property
+    def brief(self) -> str:
+        """What stands beside the rendered answer, for those who can show text alone."""
+        text = self.reply.text
+        if self.twin is None or len(text) <= self.twin:
+            return self.plain
+        more = f"… {len(text) - self.twin:,} more characters: this output's Markdown holds them all"
+        return self._plain(f"{text[: self.twin]}{more}")
+
+    def _plain(self, text: str) -> str:
         gap = "\n\n" if self.heading else ""
-        return f"{self.heading}{gap}{printable(self.reply.text)}\n\n{self.line}".lstrip()
+        return f"{self.heading}{gap}{printable(text)}\n\n{self.line}".lstrip()
 
     def markdown(self, text: str, *notes: str) -> Bundle:
         """Return Markdown with the heading above and the figures below."""
@@ -76,7 +91,7 @@ class Sheet:
         line = inline(" · ".join([self.line, *notes]))
         return {
             "text/markdown": f"{head}{text}\n\n<sub>{line}</sub>".lstrip(),
-            "text/plain": self.plain,
+            "text/plain": self.brief,
         }
 
     def hypertext(self, text: str, *notes: str) -> Bundle:

@@ -1,4 +1,4 @@
-"""A map as a Jupyter widget: one trait, one button, and its place in the cell's output.
+"""A map as a Jupyter widget: one button, and its place in the cell's output.
 
 Imports anywidget, and is therefore imported only when a widget is to be shown.
 """
@@ -9,36 +9,11 @@ import _thread
 import uuid
 from typing import Any
 
-import anywidget
-import traitlets
 from IPython.display import display, update_display
 
+from nbcodex.notebook import bridge
+from nbcodex.notebook.bridge import Meter
 from nbcodex.notebook.progress import MapState, view
-from nbcodex.notebook.widgets import STATIC, _kernel_id, _layout, hear_while_blocked
-
-
-class Meter(anywidget.AnyWidget):
-    """Traits, and nothing else.
-
-    Parameters
-    ----------
-    view : dict
-        What `progress.view` returns.
-    kernel_id : str
-        The kernel's id at the server; empty where unknown, and Stop then has no second way.
-    """
-
-    _esm = STATIC / "progress.js"
-    _css = STATIC / "progress.css"
-
-    view = traitlets.Dict().tag(sync=True)
-    kernel_id = traitlets.Unicode().tag(sync=True)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is not None:
-            bundle[0]["text/plain"] = self.view.get("line", "")
-        return bundle
 
 
 class MeterPlace:
@@ -54,8 +29,10 @@ class MeterPlace:
         if self._meter is not None:
             self._meter.view = view(state, wall)
             return
-        self._meter = Meter(view=view(state, wall), kernel_id=_kernel_id(), layout=_layout())
-        hear_while_blocked(self._meter)
+        self._meter = Meter(
+            view=view(state, wall), kernel_id=bridge.kernel_id(), layout=bridge.layout()
+        )
+        self._meter.hear_while_blocked()
         self._meter.on_msg(self._hear)
         display(self._meter, display_id=self._display_id)  # type: ignore[no-untyped-call]
         self._shown = True

@@ -51,6 +51,10 @@ RENDERED = 200_000
 """Characters of an answer that stay below its cell: rendering takes time, and the page's patience.
 The `Reply` holds it all."""
 
+TWIN = 1_000
+"""Characters of an answer's text twin, where its Markdown is shown: else all of it would travel to
+the page with it, and into the file."""
+
 _WHOLE = ("json", "html", "code", "math")
 """Formats that make no sense of a part."""
 _APART = ("json", "image", "fix")
@@ -181,6 +185,7 @@ class Screen:
             heading=shortened(self._heading),
             remote_images=self._remote_images,
             thought=str(self._state.thought),
+            twin=TWIN if self._place.renders else None,
         )
         if self._lazily:
             return ({"text/plain": sheet.line},)

@@ -13,9 +13,9 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.clock import spell, time_of_day
 from nbcodex.errors import brief
-from nbcodex.notebook.figures import figures, tokens
+from nbcodex.notebook.figures import figures, money, tokens
 from nbcodex.notebook.text import Text
-from nbcodex.records import DAY, MINUTE, Limit, Reply, Usage
+from nbcodex.records import DAY, MINUTE, Limit, Rates, Reply, Usage
 
 __all__ = ["ACTIONS", "ActionName", "PanelState", "figures", "reduce", "refusal", "status"]
 
@@ -73,8 +73,13 @@ class PanelState:
         Since when the present wait is not yet in `waited`; None outside of waits.
     usage : Usage
         Tokens; estimates until the server counts.
+    rates : Rates or None
+        What a token costs; None while unknown.
     cost : float or None
-        US dollars; None while unknown.
+        US dollars, the attempts that broke off included; estimated until it has ended, and None
+        while unknown.
+    spent : float
+        US dollars that earlier attempts have cost, by the same estimate.
     text, thought : Text
         The answer so far, and what the model thinks aloud before it.
     stale : bool
@@ -99,7 +104,9 @@ class PanelState:
     waits_from: float | None = None
     patience: float = 0.0
     usage: Usage = field(default_factory=lambda: Usage(estimated=True))
+    rates: Rates | None = None
     cost: float | None = None
+    spent: float = 0.0
     text: Text = field(default_factory=Text)
     thought: Text = field(default_factory=Text)
     stale: bool = False
@@ -129,6 +136,17 @@ class PanelState:
         """Return the seconds of waiting until `now`, the present wait included."""
         return self.waited + (0.0 if self.waits_from is None else max(0.0, now - self.waits_from))
 
+    @property
+    def price(self) -> str:
+        """What it has cost so far, or in the end; empty where nobody knows."""
+        if self.ended:
+            return "" if self.cost is None else money(self.cost)
+        if self.cost:
+            return f"~{money(self.cost)} so far"
+        # Whom a limit refuses at the door is charged nothing, whatever the price.
+        refused = self.phase == "held" or (self.phase == "waiting" and self.limit is not None)
+        return "no cost so far" if refused and not len(self.text) else ""
+
     def left(self, now: float) -> float | None:
         """Return the seconds still to wait at `now`, never negative; None outside of waits."""
         if self.resume_at is None or not math.isfinite(self.resume_at):
@@ -149,7 +167,8 @@ def reduce(state: PanelState, event: events.Event) -> PanelState:
         case events.BackingOff(limit=limit, error=error, attempt=attempt):
             reason = "" if limit else f"{error.title}: {brief(error.message)}"
             waiting = _wait(state, event, "waiting", limit=limit, reason=reason)
-            return replace(waiting, attempt=attempt, stale=len(state.text) > 0)
+            spent = state.spent if state.cost is None else state.cost
+            return replace(waiting, attempt=attempt, stale=len(state.text) > 0, spent=spent)
         case events.Sent():
             return _send(state, event)
         case events.Delta():
@@ -202,6 +221,7 @@ def _send(state: PanelState, event: events.Sent) -> PanelState:
         waited=state.waited_by(event.at),
         waits_from=None,
         usage=Usage(input_tokens=event.input_tokens, estimated=True),
+        rates=event.rates,
         thought=Text(),
         first_at=None,
         last_at=None,
@@ -213,6 +233,7 @@ def _grow(state: PanelState, event: events.Delta) -> PanelState:
     text = state.text if event.reasoning else state.text + event.text
     thought = state.thought + event.text if event.reasoning else state.thought
     size = thought.size + (0 if state.stale else text.size)
+    usage = replace(state.usage, output_tokens=math.ceil(size / BYTES_PER_TOKEN))
     return replace(
         state,
         phase=phase,
@@ -222,7 +243,8 @@ def _grow(state: PanelState, event: events.Delta) -> PanelState:
         thought=thought,
         first_at=event.at if state.first_at is None else state.first_at,
         last_at=event.at,
-        usage=replace(state.usage, output_tokens=math.ceil(size / BYTES_PER_TOKEN)),
+        usage=usage,
+        cost=state.cost if state.rates is None else state.spent + state.rates.of(usage),
     )
 
 
@@ -277,6 +299,7 @@ def status(state: PanelState, now: float, wall: float) -> str:
             _tries(state),
             *tokens(state.usage),
             speed,
+            state.price,
         ]
     return " · ".join(filter(None, told))
 

@@ -1,6 +1,6 @@
 """The panel as a Jupyter widget: its wire format, and its place in the cell's output.
 
-Owns the traits, the messages of `static/panel.js` and the display id. What they mean is decided in
+Owns the messages of `static/panel.js`, their pace and the display id. What they mean is decided in
 `panel`. Imports anywidget, and is therefore imported only when a widget is to be shown.
 
 The trait ``view`` holds everything but the text, which travels as messages ``{type: "text", seq,
@@ -11,31 +11,30 @@ time moves (countdown, elapsed) are sent once, and tick in the browser.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
-import anywidget
-import traitlets
 from IPython.display import display, update_display
-from ipywidgets import Layout  # type: ignore[import-untyped]
 
 from nbcodex.clock import Clock, spell, time_of_day
 from nbcodex.errors import brief
+from nbcodex.notebook import bridge
+from nbcodex.notebook.bridge import Panel
 from nbcodex.notebook.display import MOST, Display
-from nbcodex.notebook.figures import money
 from nbcodex.notebook.panel import ACTIONS, ActionName, PanelState, refusal, status
 from nbcodex.notebook.text import Text
 
-STATIC = Path(__file__).parent / "static"
 PACE = 0.09
 """Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
 
 FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 """What changes with every piece of an answer, and travels with its text."""
+
+FAST = 4_000
+"""Characters of an answer that are sent in a second, at most: nobody reads a tenth as fast. What is
+held back comes when the answer pauses, or stays below the cell anyway when it ends."""
 
 ASLEEP = 3.0
 """Seconds without painting, though that is wanted twice in one, from which on the machine slept: a
@@ -43,44 +42,6 @@ browser's clock stood still meanwhile, and its countdown with it."""
 
 THOUGHT = 160
 """Characters of its latest thought that a thinking model is shown with."""
-
-
-def _static(*names: str) -> str:
-    """Return these files as one: a widget's module has no address to import others from."""
-    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
-
-
-class Panel(anywidget.AnyWidget):
-    """Traits, and nothing else.
-
-    Parameters
-    ----------
-    view : dict
-        What `picture` and `_moving` return.
-    kernel_id : str
-        The kernel's id at the server; empty where unknown, and Cancel then has no second way.
-    """
-
-    _esm = _static("parts.js", "panel.js")
-    _css = _static("parts.css", "panel.css")
-
-    view = traitlets.Dict().tag(sync=True)
-    kernel_id = traitlets.Unicode().tag(sync=True)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is not None:
-            bundle[0]["text/plain"] = self.view.get("line", "")
-        return bundle
-
-
-class Board(anywidget.AnyWidget):
-    """The monitor's traits: `view` is what `overview.picture` returns, and the kernel's clocks."""
-
-    _esm = _static("parts.js", "monitor.js")
-    _css = _static("parts.css", "monitor.css")
-
-    view = traitlets.Dict().tag(sync=True)
 
 
 class WidgetDisplay(Display):
@@ -96,6 +57,7 @@ class WidgetDisplay(Display):
         The buttons to show.
     """
 
+    renders = True
     tick: float | None = 0.5
     """Seconds after which it wants to be painted anew: for what came too soon to be sent."""
 
@@ -114,6 +76,7 @@ class WidgetDisplay(Display):
         self._panel: Panel | None = None
         self._state = PanelState()
         self._text = Text()
+        self._unsent = ""
         self._seq = 0
         self._uncounted = False
         self._painted_at = float("-inf")
@@ -123,8 +86,8 @@ class WidgetDisplay(Display):
     def prepare(self, state: PanelState) -> None:
         """Make the widget, while there is nothing to be shown yet and the network is waited for."""
         self._state = state
-        self._panel = Panel(view=self._view(), kernel_id=_kernel_id(), layout=_layout())
-        hear_while_blocked(self._panel)
+        self._panel = Panel(view=self._view(), kernel_id=bridge.kernel_id(), layout=bridge.layout())
+        self._panel.hear_while_blocked()
         self._panel.on_msg(self._hear)
 
     def open(self, state: PanelState) -> None:
@@ -132,8 +95,10 @@ class WidgetDisplay(Display):
         if self._panel is None:
             self.prepare(state)
         else:
-            self._state = state
-            self._panel.view = self._view()
+            before, self._state = self._state, state
+            # Times that the page has, it counts on by itself.
+            if state.resume_at is not None or self._shows(before) != self._shows(state):
+                self._panel.view = self._view()
         display(self._panel, display_id=self._display_id)  # type: ignore[no-untyped-call]
         self._shown = True
 
@@ -146,13 +111,15 @@ class WidgetDisplay(Display):
             return
         with self._sending:
             before, self._state = self._state, state
-            slept = ASLEEP < now - self._painted_at < float("inf")
+            passed = PACE if self._painted_at == float("-inf") else now - self._painted_at
+            slept = passed > ASLEEP
             self._painted_at = now
-            old, new = _picture(before, self._offers), _picture(state, self._offers)
+            old, new = self._shows(before), self._shows(state)
             news = {name: value for name, value in new.items() if value != old[name]}
             calm = news.keys() <= FIGURES and before.resume_at == state.resume_at and not slept
             texts = self._seq
-            self._send_text(state.text, news=news if calm else None)
+            most = round(FAST * min(1.0, passed)) if state.phase == "streaming" else MOST
+            self._send_text(state.text, news=news if calm else None, most=most)
             told = self._seq != texts
             # Nobody misses the last text but by a view that counts it.
             if not calm or (not told and (news or self._uncounted)):
@@ -176,24 +143,36 @@ class WidgetDisplay(Display):
             self._panel = None
 
     def _send_text(
-        self, text: Text, *, whole: bool = False, news: dict[str, Any] | None = None
+        self,
+        text: Text,
+        *,
+        whole: bool = False,
+        news: dict[str, Any] | None = None,
+        most: int = MOST,
     ) -> None:
-        nothing_new = text is self._text or not (len(text) or len(self._text))
+        """Send at most so much of what the browser has not got, or the whole."""
+        nothing_new = not self._unsent and (
+            text is self._text or not (len(text) or len(self._text))
+        )
         if self._panel is None or (nothing_new and not whole):
             return
         whole = whole or not text.grew_from(self._text)
-        more = str(text) if whole else text.since(len(self._text))
+        more = str(text) if whole else self._unsent + text.since(len(self._text))
         if len(more) > MOST:
             whole, more = True, f"…{more[-MOST:]}"
+            most = len(more)
         self._text = text
+        more, self._unsent = more[:most], more[most:]
         self._seq += 1
         message = {"type": "text", "seq": self._seq, "text": more, "whole": whole}
         self._panel.send(message | ({"news": news} if news else {}))
 
+    def _shows(self, state: PanelState) -> dict[str, Any]:
+        return _picture(state, self._offers)
+
     def _view(self) -> dict[str, Any]:
         now, wall = self._clock.now(), self._clock.wall()
-        picture = _picture(self._state, self._offers)
-        return picture | _moving(self._state, now, wall) | {"seq": self._seq}
+        return self._shows(self._state) | _moving(self._state, now, wall) | {"seq": self._seq}
 
     def _hear(self, _panel: object, content: object, _buffers: object) -> None:
         """Take a message from the browser, in whatever thread the kernel has for it."""
@@ -230,7 +209,7 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
         "tokens_in": "" if usage.input_tokens is None else f"{about}{usage.input_tokens:,}",
         "tokens_out": "" if usage.output_tokens is None else f"{about}{usage.output_tokens:,}",
         "speed": f"~{state.speed:.0f}" if state.speed else "",
-        "cost": "" if state.cost is None else money(state.cost),
+        "cost": state.price,
         "thought": _latest(state.thought) if state.phase == "thinking" else "",
         "actions": [{"name": name, "refusal": refusal(state, name)} for name in offers],
     }
@@ -270,33 +249,3 @@ def _latest(thought: Text) -> str:
     """Return the end of a thought, cut at a word."""
     tail = " ".join(thought.since(max(0, len(thought) - THOUGHT)).split())
     return tail if len(tail) <= THOUGHT else "…" + tail[-THOUGHT:].partition(" ")[2]
-
-
-_shared: Layout | None = None
-
-
-def _layout() -> Layout:
-    """Return the layout that all panels share: with one of its own, each would be two widgets."""
-    global _shared
-    if _shared is None or _shared.comm is None:
-        _shared = Layout()
-    return _shared
-
-
-def _kernel_id() -> str:
-    """Return the id that the Jupyter server knows this kernel by; empty where nobody can say."""
-    with contextlib.suppress(Exception):
-        from ipykernel.connect import get_connection_file
-
-        return str(uuid.UUID(Path(get_connection_file()).stem.removeprefix("kernel-")))
-    return ""
-
-
-def hear_while_blocked(panel: Panel | Board) -> None:
-    """Have clicks served beside the blocked cell.
-
-    ipykernel 7.4 routes a comm's incoming messages to the shell that last sent on it, which is the
-    blocked one; 7.0 to 7.3 leave them on the subshell that the browser chose, as this does.
-    """
-    if hasattr(panel.comm, "_reply_subshell_for"):
-        panel.comm._reply_subshell_for = lambda _data, default: default

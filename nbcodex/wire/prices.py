@@ -7,10 +7,15 @@ the same name.
 from __future__ import annotations
 
 import contextlib
+import threading
+from functools import cache
 from typing import Literal
 from urllib.parse import urlsplit
 
-from nbcodex.records import Usage
+from nbcodex.records import Rates, Usage
+
+_MANY = 1_000
+"""Tokens of which one's price is taken."""
 
 _OPENAI = ("api.openai.com", ".api.openai.com")
 _AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
@@ -45,6 +50,25 @@ def load() -> None:
     """Import the tables, which takes 0.16 s: for a thread, while an answer is under way."""
     with contextlib.suppress(Exception):
         import genai_prices  # noqa: F401
+
+        _loaded.set()
+
+
+_loaded = threading.Event()
+
+
+def rates(model: str | None, base_url: str) -> Rates | None:
+    """Return what a token costs, at once; None where nobody knows, or the tables are not loaded."""
+    return _rates(model, base_url) if _loaded.is_set() else None
+
+
+@cache
+def _rates(model: str | None, base_url: str) -> Rates | None:
+    of_input = expected(_MANY, 0, model=model, base_url=base_url)
+    of_output = expected(0, _MANY, model=model, base_url=base_url)
+    if of_input is None or of_output is None:
+        return None
+    return Rates(input=of_input / _MANY, output=of_output / _MANY)
 
 
 def may_be_free(base_url: str) -> bool:

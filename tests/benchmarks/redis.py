@@ -25,14 +25,17 @@ from nbcodex.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.server import SimulatorServer
 from tests.benchmarks.kernels import jain
+from tests.benchmarks.level import Level
 from tests.benchmarks.network import Host, Network, network
 from tests.benchmarks.table import table
 from tests.redis_server import RedisServer, redis_server
 
-LIMIT = 150_000
-"""Tokens a minute: little enough that not the machine's own processors are what limits."""
+LIMIT = 600_000
+"""Tokens a minute."""
 RATE = LIMIT / 60
 HOSTS = 4
+LONGEST = 500.0
+"""Seconds for all that hosts do in one part."""
 PASSWORD = "a-password-of-redis"
 TOGETHER = 0.5
 """Seconds between the moment when the last host is ready and that when all begin."""
@@ -81,7 +84,7 @@ def begin(processes: list[subprocess.Popen[str]]) -> None:
 def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     """Return what each process tells at its end; end them all, whatever happens."""
     try:
-        told = [process.communicate(timeout=180)[0] for process in processes]
+        told = [process.communicate(timeout=LONGEST)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -126,7 +129,7 @@ def active() -> list[str]:
     """Four hosts that all have much to ask."""
     with stage(policy="refunded") as here:
         runs = [
-            here.run(host, index=i, prompts=600, seconds=150)
+            here.run(host, index=i, prompts=6_000, seconds=400)
             for i, host in enumerate(here.network.hosts)
         ]
         begin(runs)
@@ -174,8 +177,8 @@ def heavy() -> list[str]:
                 here.run(
                     host,
                     index=i,
-                    prompts=4_000 if i == 0 else 400,
-                    seconds=60,
+                    prompts=16_000 if i == 0 else 400,
+                    seconds=90,
                     every=0.0 if i == 0 else 3.0,
                 )
                 for i, host in enumerate(here.network.hosts)
@@ -198,40 +201,25 @@ def heavy() -> list[str]:
 
 def killed() -> list[str]:
     """Four busy hosts, one of which is killed."""
-    with stage(policy="refunded") as here:
+    with stage(policy="refunded") as here, Level(here.core) as level:
         runs = [
-            here.run(host, index=i, prompts=4_000, seconds=60)
+            here.run(host, index=i, prompts=8_000, seconds=105)
             for i, host in enumerate(here.network.hosts)
         ]
         begin(runs)
-        time.sleep(30)
+        time.sleep(60)
         runs[0].kill()
         dead_at = here.core.clock.now()
         told = ends(runs)
-        seen = [s for s in here.core.log if s.status == 200]
         refused = refusals(here)
-    after = [s for s in seen if int(s.prompt.split()[0]) % HOSTS]
-    steps = [
-        (second, sum(s.charged for s in after if 0 <= s.at - dead_at - second < 5) / 5 / RATE)
-        for second in range(21)
-    ]
-    back = next((second for second, rate in steps if rate >= 0.95), None)
-    began = min(s.at for s in seen)
+    steps = [level.used(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
+    tail = level.used(dead_at + 10, dead_at + 40)
     print(
-        "rate from the start, in steps of 5 s: "
-        + ", ".join(
-            f"{sum(s.charged for s in seen if 0 <= s.at - began - step < 5) / 5 / RATE:.2f}"
-            for step in range(0, 60, 5)
-        )
-        + f"; killed after {dead_at - began:.1f} s, 429s {100 * refused:.2f} %"
+        f"{sum(t['finished'] for t in told)} answered by those who live; of the refill are used, "
+        f"from 5 s before the kill on, in steps of 5 s {', '.join(f'{s:.2f}' for s in steps)}; "
+        f"from 10 s after it on {tail:.3f}; 429s {100 * refused:.2f} %"
     )
-    tail = sum(s.charged for s in after if 10 <= s.at - dead_at < 25) / 15 / RATE
-    print(
-        f"{sum(t['finished'] for t in told)} answered by those who live; after the kill the others "
-        f"are at {', '.join(f'{r:.2f}' for _, r in steps[:11])} of the rate (5 s from each second "
-        f"on); back after {back} s; 10 to 25 s after it {tail:.3f}"
-    )
-    return _missed(("full rate within 10 s", back is not None and back <= 10 and tail >= 0.95))
+    return _missed(("full rate within 10 s", tail >= 0.95))
 
 
 def _missed(*checks: tuple[str, bool]) -> list[str]:

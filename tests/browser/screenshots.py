@@ -22,6 +22,8 @@ from tests.simulated import Simulated, simulated
 
 FOLDER = REPOSITORY / "notebooks" / "images"
 WARM_UP = "%%codex --no-history\nHello [[tokens=9]]"
+PRICES = "import nbcodex.wire.prices\nnbcodex.wire.prices.seller = lambda url: 'openai'"
+"""Gives the simulator's tokens OpenAI's price, so that the pictures show one."""
 PROMPT = "%%codex -o answer\nExplain what a token bucket is, with an example in Python."
 LIMIT = (
     "Rate limit reached for gpt-5.6-sol in organization org-simulated on tokens per min (TPM): "
@@ -113,7 +115,7 @@ def opened(
     """Open a notebook whose third cell is `cell`; what is said once has been said before."""
     context = chromium.new_context(viewport={"width": width, "height": 1300}, device_scale_factor=2)
     name = f"{theme}-{width}.ipynb"
-    lab.write(name, simulator.setup, WARM_UP, cell, LOAD)
+    lab.write(name, f"{simulator.setup}\n{PRICES}", WARM_UP, cell, LOAD)
     nb = Notebook(context.new_page(), lab, name).open()
     nb.use_theme(f"JupyterLab {theme}")
     nb.page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")

@@ -20,7 +20,7 @@ PLAY = "from tests.browser.play import *\nprint('pressed', play([queued(), sent(
 WAIT = PLAY.format("refused(20), sent(2, 20)")
 DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
-    "import nbcodex.notebook.widgets as w\nw.hear_while_blocked = lambda panel: None\nprint",
+    "import nbcodex.notebook.widgets as w\nw.Panel.hear_while_blocked = lambda panel: None\nprint",
 )
 
 

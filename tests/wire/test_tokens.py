@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -85,3 +86,21 @@ def test_importing_the_wire_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_rates_are_known_once_the_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a token costs is told without waiting for the tables: not before they are loaded."""
+    monkeypatch.setattr(prices, "_loaded", threading.Event())
+    assert prices.rates("gpt-5", OPENAI) is None
+    prices.load()
+    rates = prices.rates("gpt-5", OPENAI)
+    usage = Usage(input_tokens=1000, output_tokens=100)
+    assert rates is not None
+    assert rates.of(usage) == pytest.approx(prices.cost(usage, "gpt-5", OPENAI))
+
+
+@pytest.mark.parametrize(("model", "base_url"), [("gpt-5", "http://127.0.0.1/v1"), ("x", OPENAI)])
+def test_no_rates_where_nobody_knows(model: str, base_url: str) -> None:
+    """A price is of a seller and a model that are in the tables."""
+    prices.load()
+    assert prices.rates(model, base_url) is None

@@ -9,7 +9,6 @@ const REACH_MS = 2000; // for Python to answer at all while its cell runs
 const MOST = 400_000; // characters of its end that a long answer is shown with
 const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
 const DEAF = "This kernel hears no button while a cell runs.";
-const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 const now = () => performance.now();
 
@@ -79,22 +78,6 @@ function openFeed(model) {
     tell("show");
   }, REACH_MS));
   return feed;
-}
-
-/* Ask the page's own server to interrupt the kernel; returns whether it did. */
-async function interrupt(kernelId) {
-  const config = document.querySelector("script#jupyter-config-data")?.textContent;
-  const base = config ? JSON.parse(config).baseUrl : document.body.dataset.baseUrl;
-  if (!base || !UUID.test(kernelId)) return false;
-  const root = new URL(base.endsWith("/") ? base : `${base}/`, location.href);
-  const url = new URL(`api/kernels/${kernelId}/interrupt`, root);
-  if (url.origin !== location.origin) return false;
-  const xsrf = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]*)/);
-  const headers = xsrf ? { "X-XSRFToken": decodeURIComponent(xsrf[1]) } : {};
-  const answer = await fetch(url, {
-    method: "POST", headers, credentials: "same-origin", redirect: "error",
-  });
-  return answer.ok;
 }
 
 /* The countdown's digits and their unit, as they stand in the ring. */

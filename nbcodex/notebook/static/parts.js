@@ -1,4 +1,4 @@
-/* What the panel and the monitor have in common: words, icons, and how nodes are made.
+/* What our widgets have in common: words, icons, how nodes are made, and how a kernel is stopped.
  *
  * A widget's module has no address to import from, so this file is put before each of them. What a
  * server or a model says is put in as text, never as markup.
@@ -8,6 +8,7 @@
 const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
 const KNOCKS_MS = [0, 250, 1000]; // Lab's first messages miss the subshell that it is still making
 const GRACE_MS = 400; // for Python to say that it has heard a click
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 const PHASES = {
   queued: ["Queued", "Waiting for its turn to be sent"],
@@ -73,4 +74,20 @@ function span(ms) {
   const whole = Math.round(s), two = (n) => String(n).padStart(2, "0");
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
   return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+}
+
+/* Ask the page's own server to interrupt the kernel; returns whether it did. */
+async function interrupt(kernelId) {
+  const config = document.querySelector("script#jupyter-config-data")?.textContent;
+  const base = config ? JSON.parse(config).baseUrl : document.body.dataset.baseUrl;
+  if (!base || !UUID.test(kernelId)) return false;
+  const root = new URL(base.endsWith("/") ? base : `${base}/`, location.href);
+  const url = new URL(`api/kernels/${kernelId}/interrupt`, root);
+  if (url.origin !== location.origin) return false;
+  const xsrf = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]*)/);
+  const headers = xsrf ? { "X-XSRFToken": decodeURIComponent(xsrf[1]) } : {};
+  const answer = await fetch(url, {
+    method: "POST", headers, credentials: "same-origin", redirect: "error",
+  });
+  return answer.ok;
 }

@@ -3,64 +3,27 @@
  * Everything in `view` comes from a server or from data: it is put in as text, never as markup.
  */
 
-const GRACE_MS = 400; // for Python to say that it has heard a click
-const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const PARTS = {
   done: "answered", reused: "reused", failed: "failed", parked: "parked", sent: "at the server",
 };
 
-/* Ask the page's own server to interrupt the kernel; returns whether it did. */
-async function interrupt(kernelId) {
-  const config = document.querySelector("script#jupyter-config-data")?.textContent;
-  const base = config ? JSON.parse(config).baseUrl : document.body.dataset.baseUrl;
-  if (!base || !UUID.test(kernelId)) return false;
-  const root = new URL(base.endsWith("/") ? base : `${base}/`, location.href);
-  const url = new URL(`api/kernels/${kernelId}/interrupt`, root);
-  if (url.origin !== location.origin) return false;
-  const xsrf = document.cookie.match(/(?:^|;\s*)_xsrf=([^;]*)/);
-  const headers = xsrf ? { "X-XSRFToken": decodeURIComponent(xsrf[1]) } : {};
-  const answer = await fetch(url, {
-    method: "POST", headers, credentials: "same-origin", redirect: "error",
-  });
-  return answer.ok;
-}
-
-function make(tag, name, ...children) {
-  const node = document.createElement(tag);
-  node.className = `nbcodex-map-${name}`;
-  node.append(...children);
-  return node;
-}
-
-const put = (node, text) => {
-  if (node.textContent !== text) node.textContent = text;
-  node.hidden = !text;
-};
-
 function render({ model, el }) {
-  const rows = make("span", "rows"), name = make("span", "model");
-  const stop = make("button", "stop", "Stop");
-  stop.type = "button";
-  stop.title = "Park the rest, keep what is answered; %codex resume goes on";
-  const bar = make("div", "bar"), keys = make("div", "keys");
-  bar.setAttribute("role", "progressbar");
-  bar.setAttribute("aria-label", "Rows answered");
-  const parts = Object.keys(PARTS).map((part) => [part, make("span", `part-${part}`)]);
-  bar.append(...parts.map(([, node]) => node));
-  const legend = [...Object.entries(PARTS), ["waiting", "waiting"]].map(([part, label]) => {
-    const node = make("span", `key nbcodex-map-key-${part}`);
-    keys.append(node);
-    return [part, label, node];
-  });
-  const held = make("div", "held"), figures = make("div", "figures");
-  const told = ["speed", "tokens", "cost", "left", "elapsed"].map((key) => {
-    const node = make("span", key);
-    figures.append(node);
-    return [key, node];
-  });
-  const failures = make("ul", "failures");
-  const root = make("div", "box", make("div", "head", rows, name, stop), bar, keys, held, figures, failures);
-  root.className = "nbcodex-map";
+  const rows = make("span", "map-rows"), name = make("span", "model");
+  const stop = make("button", "button nbcodex-map-stop", {
+    ...OWN_KEYS, type: "button", title: "Park the rest, keep what is answered; %codex resume goes on",
+  }, "Stop");
+  const parts = Object.keys(PARTS).map((part) => [part, make("span", `map-part-${part}`)]);
+  const bar = make(
+    "div", "map-bar", { role: "progressbar", "aria-label": "Rows answered" }, ...parts.map(([, node]) => node),
+  );
+  const legend = [...Object.entries(PARTS), ["waiting", "waiting"]].map(([part, label]) => [
+    part, label, make("span", `map-key nbcodex-map-key-${part}`),
+  ]);
+  const keys = make("div", "map-keys", {}, ...legend.map(([, , node]) => node));
+  const told = ["speed", "tokens", "cost", "left", "elapsed"].map((key) => [key, make("span", key)]);
+  const held = make("div", "map-held"), failures = make("ul", "map-failures");
+  const figures = make("div", "map-figures", {}, ...told.map(([, node]) => node));
+  const root = make("div", "map", {}, make("div", "map-head", {}, rows, name, stop), bar, keys, held, figures, failures);
   const say = {
     speed: (v) => v && `${v} tokens/s`, tokens: (v) => v, cost: (v) => v,
     left: (v) => v && `${v} left`, elapsed: (v) => v && `${v} so far`,
@@ -83,11 +46,7 @@ function render({ model, el }) {
     put(held, view.held);
     for (const [key, node] of told) put(node, say[key](view[key]));
     failures.hidden = !view.failures.length;
-    failures.replaceChildren(...view.failures.map((line) => {
-      const item = document.createElement("li");
-      item.textContent = line;
-      return item;
-    }));
+    failures.replaceChildren(...view.failures.map((line) => make("li", "", {}, line)));
   }
 
   let clicks = 0, timer = null;
@@ -118,4 +77,4 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+export default () => ({ render });
