@@ -229,7 +229,7 @@ class Run:
             self._note_the_gap(SENT_IN_VAIN)
         story = self._story
         if self._order == "park":
-            error = parking.by_user(self._request)
+            error = parking.by_user(self._request, story.wait, clock=self._clock)
             return story.event(events.Parked, error=error, reply=story.reply("parked"))
         if self._order == "cancel":
             return story.event(events.Cancelled, reply=story.reply("cancelled"))

@@ -229,12 +229,12 @@ class EntryError(NbcodexError):
 
 
 class ParkedError(NbcodexError):
-    """The request is kept for later, because the wait is longer than the user's patience.
+    """The request is kept for later: the wait is longer than the user's patience, or they say so.
 
     Parameters
     ----------
     cause : TransientError or None
-        The failure that asks for the wait; None where the user parked the request.
+        The failure that asks for a wait; None where it did not wait when its user parked it.
     resume_at : float or None
         The earliest moment at which it can go, in seconds since the epoch.
     """

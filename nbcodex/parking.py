@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nbcodex.clock import Clock, spell, time_of_day
 from nbcodex.errors import EntryError, LimitError, ParkedError, TransientError
 from nbcodex.records import Limit, Request
 
 
-def by_user(request: Request) -> ParkedError:
-    """Return the error of a request that its user parked."""
-    return ParkedError("Parked by you.", advice=_how_to_go_on(request))
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a request waits for.
+
+    Parameters
+    ----------
+    cause : TransientError
+        Why.
+    until : float
+        An instant of the engine's clock.
+    unpaid : bool
+        Whether it has surely cost nothing yet.
+    """
+
+    cause: TransientError
+    until: float
+    unpaid: bool
+
+
+def by_user(request: Request, wait: Wait | None, *, clock: Clock) -> ParkedError:
+    """Return the error of a request that its user parked, in the wait if it was in one."""
+    now, wall = clock.now(), clock.wall()
+    if wait is None or wait.until <= now:
+        return ParkedError("Parked by you.", advice=_how_to_go_on(request))
+    left = wait.until - now
+    moment = time_of_day(wall + left, now=wall)
+    unpaid = " It has cost nothing so far." if wait.unpaid else ""
+    return ParkedError(
+        f"Parked by you. {wait.cause.message} It can go at {moment} (in {spell(left)}).{unpaid}",
+        advice=_how_to_go_on(request, f" after {moment}"),
+        cause=wait.cause,
+        resume_at=wall + left,
+    )
 
 
 def for_want_of_patience(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from nbcodex import parking
 from nbcodex.clock import Clock
 from nbcodex.errors import ParkedError, TransientError
-from nbcodex.events import Event
+from nbcodex.events import BackingOff, Event, Held, Sent
 from nbcodex.partial import Partial
 from nbcodex.records import Carried, Reply, Request, Status
 from nbcodex.wire import prices
@@ -50,6 +50,8 @@ class Story:
         The finished answer.
     simulated : bool
         Whether the simulator answers.
+    wait : Wait or None
+        What it waits for now.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Story:
         self.asking = request
         self.answer: Completed | None = None
         self.simulated = False
+        self.wait: parking.Wait | None = None
         self._listener = listener
         self._born_at = clock.now()
 
@@ -72,6 +75,14 @@ class Story:
 
     def say(self, event: Event) -> None:
         """Tell the listener; whatever it raises is its own affair."""
+        match event:
+            case BackingOff(error=error, resume_at=until, limit=limit):
+                refused_at_once = limit is not None and self.attempts == 1 and not self.partial.text
+                self.wait = parking.Wait(error, until, unpaid=refused_at_once)
+            case Held(limit=limit, resume_at=float(until), queued=False):
+                self.wait = parking.Wait(parking.closed(limit), until, unpaid=not self.attempts)
+            case Sent() | Held():
+                self.wait = None
         try:
             self._listener(event)
         except Exception:

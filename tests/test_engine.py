@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ def play(*acts: Any, request: Request | None = None, orders: Any = ()) -> tuple[
 
 def kinds(heard: list[Event]) -> list[str]:
     return [type(event).__name__ for event in heard]
+
+
+def test_parked_in_a_wait_says_what_it_waited_for() -> None:
+    """Who parks a request reads which limit it is, when it can go, and that nothing was paid."""
+    heard, _ = play([refusal(11.0)], orders=[(2.0, "park")])
+    error = heard[-1].error  # type: ignore[attr-defined]
+    assert isinstance(heard[-1], Parked)
+    assert error.limit == TPM
+    assert error.resume_at - EPOCH - heard[-1].at == pytest.approx(9.0, abs=0.6)
+    assert re.fullmatch(
+        r"Parked by you\. Rate limit reached\. It can go at \d\d:\d\d:\d\d \(in \d+\.\d s\)\. "
+        r"It has cost nothing so far\.",
+        error.message,
+    )
 
 
 def test_an_answer_is_told_in_order() -> None:

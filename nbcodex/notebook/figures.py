@@ -12,6 +12,9 @@ from nbcodex.errors import brief
 from nbcodex.fitting import FILTERED
 from nbcodex.records import Reply, Usage
 
+LEAST = 0.05
+"""Seconds that are worth a word."""
+
 
 def figures(reply: Reply) -> str:
     """Return the line under an answer, as plain text.
@@ -24,7 +27,7 @@ def figures(reply: Reply) -> str:
         brief(reply.model, 80) if reply.model else "",
         *tokens(reply.usage),
         _price(reply),
-        spell(reply.seconds) if reply.seconds > 0 else "",
+        spell(reply.seconds) if reply.seconds >= LEAST else "",
         ", ".join(filter(None, (tries, waited))),
         _cut(reply.cut),
         "" if reply.status == "done" else reply.status,

@@ -59,7 +59,7 @@ def main() -> None:
         simulator.core.change(tpm=20_000)
         for theme in ("Light", "Dark"):
             with opened(chromium, lab, simulator, theme, cell="%codex monitor") as nb:
-                watch(nb, f"monitor-{theme.lower()}.png")
+                watch(nb, simulator, f"monitor-{theme.lower()}.png")
         chromium.close()
 
 
@@ -92,13 +92,14 @@ def shoot(nb: Notebook, simulator: Simulated, theme: str) -> None:
     take(nb, f"parked-{theme}.png")
 
 
-def watch(nb: Notebook, name: str) -> None:
+def watch(nb: Notebook, simulator: Simulated, name: str) -> None:
     """Take the picture of a monitor some seconds after fifty requests were asked at once."""
+    simulator.core.script([*[None] * 6, Fault("tokens_per_minute", seconds=25.0)])
     nb.run(2)
     nb.wait()
     nb.run(3)
     nb.wait()
-    nb.page.wait_for_timeout(3_000)
+    nb.page.wait_for_timeout(6_000)
     take(nb, name)
 
 

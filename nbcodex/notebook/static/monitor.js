@@ -5,6 +5,7 @@
  */
 
 const TICK_MS = 250;
+const UNITS = { tokens: "tokens (TPM)", requests: "requests (RPM)" };
 const NOTED_MS = 4000; // for a reader to see that a click was heard
 const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
 const LATE = "No button is heard while a cell runs in this kernel: it will be when the cell has ended. The notebook's own Stop (■) works at once.";
@@ -71,7 +72,7 @@ function makeGauge(feed) {
     const left = Math.min(gauge.size, gauge.left + gauge.rate * passed);
     const percent = Math.max(0, Math.round((1000 * left) / gauge.size) / 10);
     if (percent !== width) fill.style.width = `${(width = percent)}%`;
-    put(words, `~${count(Math.max(0, left))} of ${count(gauge.size)} ${gauge.kind} left`);
+    put(words, `~${count(Math.max(0, left))} of ${count(gauge.size)} ${UNITS[gauge.kind] ?? gauge.kind} left`);
     const full = (1000 * (gauge.size - left)) / gauge.rate;
     put(until, left < gauge.size ? `full in ${brisk(full)}` : "full");
   };
