@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nbcodex.clock import Clock, spell, time_of_day
 from nbcodex.errors import EntryError, LimitError, ParkedError, TransientError
@@ -32,16 +33,18 @@ def by_user(request: Request, wait: Wait | None, *, clock: Clock) -> ParkedError
     """Return the error of a request that its user parked, in the wait if it was in one."""
     now, wall = clock.now(), clock.wall()
     if wait is None or wait.until <= now:
-        return ParkedError("Parked by you.", advice=_how_to_go_on(request))
+        return _by_user(request, "It is in the journal.")
     left = wait.until - now
     moment = time_of_day(wall + left, now=wall)
     unpaid = " It has cost nothing so far." if wait.unpaid else ""
-    return ParkedError(
-        f"Parked by you. {wait.cause.message} It can go at {moment} (in {spell(left)}).{unpaid}",
-        advice=_how_to_go_on(request, f" after {moment}"),
-        cause=wait.cause,
-        resume_at=wall + left,
-    )
+    told = f"{wait.cause.message} It can go at {moment} (in {spell(left)}).{unpaid}"
+    return _by_user(request, told, cause=wait.cause, resume_at=wall + left)
+
+
+def _by_user(request: Request, message: str, **details: Any) -> ParkedError:
+    error = ParkedError(message, advice=f"`%codex resume {request.id}` goes on with it.", **details)
+    error.title = "Parked by you"
+    return error
 
 
 def for_want_of_patience(

@@ -51,10 +51,10 @@ def test_parked_in_a_wait_says_what_it_waited_for() -> None:
     heard, _ = play([refusal(11.0)], orders=[(2.0, "park")])
     error = heard[-1].error  # type: ignore[attr-defined]
     assert isinstance(heard[-1], Parked)
-    assert error.limit == TPM
+    assert (error.title, error.limit) == ("Parked by you", TPM)
     assert error.resume_at - EPOCH - heard[-1].at == pytest.approx(9.0, abs=0.6)
     assert re.fullmatch(
-        r"Parked by you\. Rate limit reached\. It can go at \d\d:\d\d:\d\d \(in \d+\.\d s\)\. "
+        r"Rate limit reached\. It can go at \d\d:\d\d:\d\d \(in \d+\.\d s\)\. "
         r"It has cost nothing so far\.",
         error.message,
     )

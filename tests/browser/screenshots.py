@@ -16,6 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from nbcodex.records import MINUTE
 from nbcodex.simulator import Fault
 from tests.browser.lab import CHROMIUM, FLAGS, REPOSITORY, Lab, Notebook, serve
 from tests.simulated import Simulated, simulated
@@ -32,7 +33,7 @@ LIMIT = (
 
 
 LOAD = """import asyncio, nbcodex
-ask = lambda n: nbcodex.aask(f"Review {n}: … [[tokens={90 + 37 * n % 200}]]", max_output=900)
+ask = lambda n: nbcodex.aask(f"Review {n}: … [[tokens={90 + 37 * n % 200}]]", max_output=6_000)
 asked = [asyncio.ensure_future(ask(n)) for n in range(50)]
 None"""
 WIDE, NARROW = 870, 470
@@ -94,13 +95,21 @@ def shoot(nb: Notebook, simulator: Simulated, theme: str) -> None:
 
 def watch(nb: Notebook, simulator: Simulated, name: str) -> None:
     """Take the picture of a monitor some seconds after fifty requests were asked at once."""
-    simulator.core.script([*[None] * 6, Fault("tokens_per_minute", seconds=25.0)])
     nb.run(2)
     nb.wait()
+    use_up(simulator, but=300)
     nb.run(3)
     nb.wait()
     nb.page.wait_for_timeout(6_000)
     take(nb, name)
+
+
+def use_up(simulator: Simulated, *, but: int) -> None:
+    """Take all tokens of the minute but some, as somebody else on the key would."""
+    core = simulator.core
+    seen, now = core.log[-1], core.clock.now()
+    account = core.account(seen.key, seen.model)
+    account.charge(round(account.tokens[MINUTE].level_at(now)) - but, now)
 
 
 @contextlib.contextmanager

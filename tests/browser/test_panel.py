@@ -316,8 +316,8 @@ def test_buttons_say_what_they_do(notebook: Open) -> None:
     nb.run(0)
     in_phase(nb, "waiting")
     for label, words, title in [
-        ("Cancel", "keeps the text", "text so far stays below the cell"),
-        ("Retry now", "may be refused, at no cost", "the countdown goes on as it was"),
+        ("Cancel", "keeps any text", "text so far stays below the cell"),
+        ("Retry now", "may be refused, no charge", "the countdown goes on as it was"),
         ("Park", "%codex resume 3f2a", "until you run %codex resume 3f2a"),
     ]:
         button = nb.panel.get_by_role("button", name=label)

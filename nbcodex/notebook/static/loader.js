@@ -19,10 +19,15 @@ export default () => {
       side.initialize?.(given);
     },
     render(given) {
-      const style = document.createElement("style");
-      style.textContent = side.css;
-      given.el.append(style);
-      return side.render(given);
+      // No element of the output: whoever looks through an answer's outputs finds no style in them.
+      const sheet = new CSSStyleSheet();
+      sheet.replaceSync(side.css);
+      document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+      const leave = side.render(given);
+      return () => {
+        leave();
+        document.adoptedStyleSheets = document.adoptedStyleSheets.filter((each) => each !== sheet);
+      };
     },
   };
 };

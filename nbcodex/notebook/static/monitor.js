@@ -102,7 +102,7 @@ function makeBucket(feed) {
   return { node, show, tick };
 }
 
-const LEGEND = "Retry now may be refused, at no cost · Park: resume it later · Cancel keeps the text so far";
+const LEGEND = "Retry now may be refused, no charge · Park: for %codex resume · Cancel keeps the text so far";
 const ASKS = { retry: "Retry now", park: "Park", cancel: "Cancel" };
 
 function makeRow(feed, press, id) {

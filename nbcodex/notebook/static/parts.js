@@ -42,9 +42,9 @@ const ICONS = {
 
 // Label, label once pressed, visible words, and the whole of it for the title; ID is the request's.
 const BUTTONS = {
-  cancel: ["Cancel", "Cancelling…", "ends it, keeps the text", "End request ID now. The text so far stays below the cell, and in the variable of -o."],
-  retry: ["Retry now", "Retrying…", "may be refused, at no cost", "Send it now, without waiting for the countdown. The server may refuse again: that costs nothing, and the countdown goes on as it was."],
-  park: ["Park", "Parking…", "%codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID."],
+  cancel: ["Cancel", "Cancelling…", "ends it, keeps any text", "End request ID now. The text so far stays below the cell, and in the variable of -o."],
+  retry: ["Retry now", "Retrying…", "may be refused, no charge", "Send it now, without waiting for the countdown. The server may refuse again: that costs nothing, and the countdown goes on as it was."],
+  park: ["Park", "Parking…", "for later: %codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID."],
 };
 const aboutButton = (name, id) => BUTTONS[name][3].replaceAll("ID", id);
 
