@@ -166,21 +166,17 @@ class Bucket:
             self.until, self.limit = until, limit
         if admitted:
             return
-        self._void(reservation, now)
+        # What a later one has told includes already that this one was never charged.
+        is_news = reservation.number > self.newest
+        if is_news:
+            self.tokens.void(reservation.tokens, reservation.cost.output, now)
         if reservation.probe:
             return
         told = refused(limit, snapshot)
         if told is not None:
-            self._learn(reservation, told, until, now, fresh=fresh)
+            self._learn(reservation, told, until, now, fresh=fresh, is_news=is_news)
         elif limit is None or limit.window in (None, MINUTE):
             self._guess(now, fresh=fresh)
-
-    def _void(self, reservation: Reservation, now: float) -> None:
-        """Take a refused request out of the ledgers, as if its marks had been made before it."""
-        cost, tokens = reservation.cost, reservation.tokens
-        self.tokens.void(tokens, cost.output, now)
-        whole = tokens + cost.output
-        reservation.shift((whole, whole, tokens))
 
     # What is learnt.
 
@@ -236,7 +232,14 @@ class Bucket:
         return readying + (self.rtt / 2 if self.rtt < math.inf else 0.0)
 
     def _learn(
-        self, reservation: Reservation, told: Told, until: float, now: float, *, fresh: bool
+        self,
+        reservation: Reservation,
+        told: Told,
+        until: float,
+        now: float,
+        *,
+        fresh: bool,
+        is_news: bool,
     ) -> None:
         """Adopt the figures of a refusal; where they surprise, keep back more."""
         self.window = None
@@ -245,13 +248,14 @@ class Bucket:
         steady = tank.known and abs(tank.limit - told.gauge.limit) <= 1e-3 * tank.limit
         gone = (now + reservation.sent_at) / 2 - reservation.at
         errors = None
-        if of_requests:
-            # A request that is refused for its number is not counted.
-            turn = Mark(reservation.turn.level + 1, reservation.turn.shift)
-            self.requests.take(-1, now)
-            self._observe_requests(turn, told.gauge, gone, reservation.at, now)
-        else:
-            errors = self._observe_tokens(reservation, told.gauge, gone, now)
+        if is_news:
+            self.newest = reservation.number
+            if of_requests:
+                # A request that is refused for its number is not counted.
+                self.requests.give_back(1, now)
+                self._observe_requests(reservation.turn, told.gauge, gone, reservation.at, now)
+            else:
+                errors = self._observe_tokens(reservation, told.gauge, gone, now)
         if told.hidden:
             hidden = told.requested - max(0.0, until - now) * tank.rate
             for each in (self.requests,) if of_requests else self.tokens.tanks:

@@ -88,10 +88,9 @@ class Shadows:
 
     def void(self, tokens: float, output: float, now: float) -> None:
         """Take a request out again that was never charged."""
-        for tank, amount in zip(
-            self.tanks, (tokens + output, tokens + output, tokens), strict=True
-        ):
-            tank.take(-amount, now)
+        whole = tokens + output
+        for tank, amount in zip(self.tanks, (whole, whole, tokens), strict=True):
+            tank.give_back(amount, now)
 
     def observe(
         self,

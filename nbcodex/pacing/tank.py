@@ -98,6 +98,12 @@ class Tank:
         self.at = max(self.at, now)
         return Mark(self.level, self.shift)
 
+    def give_back(self, amount: float, now: float) -> None:
+        """Give back what was never taken: later marks were made without it, and are put right."""
+        self.level = min(self.limit, self.level_at(now) + amount)
+        self.at = max(self.at, now)
+        self.shift += amount
+
     def error(self, mark: Mark, remaining: float, *, gone: float) -> float:
         """Return how much more a snapshot shows than was reckoned.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nbcodex.pacing.bucket import Bucket
 from nbcodex.pacing.output import Output
 from nbcodex.pacing.reservation import Cost
 from nbcodex.pacing.shares import Shared
@@ -66,3 +67,47 @@ def test_who_was_idle_has_no_claim() -> None:
     shared.moment("busy", Cost(10, 90), 20.0, asked=200)
     shared.moment("idle", Cost(10, 90), 20.0, asked=200)
     assert shared.holders["idle"].served == shared.holders["busy"].served
+
+
+def known_bucket(*, tokens: float, requests: float) -> Bucket:
+    """Return a full bucket whose limits are known."""
+    bucket = Bucket()
+    first = bucket.take("b", Cost(0, 0), 0.0)
+    gauges = [Gauge(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)]
+    bucket.admit(first, Snapshot(at=0.0, tokens=gauges[0], requests=gauges[1]), 0.0)
+    bucket.cancel(first, 0.0)
+    return bucket
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
+def test_refused_together_all_tell_of_one_level(order: list[int]) -> None:
+    """Of several that a stranger's tokens keep out, none was charged: the level is what is told."""
+    bucket = known_bucket(tokens=60_000, requests=600)
+    sent = [bucket.take("b", Cost(100, 9_900), 100.0 + n / 100) for n in range(4)]
+    limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
+    for number in order:
+        bucket.refuse(sent[number], until=110.0, limit=limit, snapshot=None, now=100.1)
+    assert bucket.tokens.tank.level_at(100.1) == pytest.approx(500, abs=100)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
+def test_refused_for_their_number_all_tell_of_one_level(order: list[int]) -> None:
+    """A request that is refused for its number is not counted, nor are those beside it."""
+    bucket = known_bucket(tokens=60_000, requests=600)
+    sent = [bucket.take("b", Cost(1, 9), 100.0 + n / 100) for n in range(4)]
+    limit = Limit(resource="requests", window=60.0, limit=600, used=600, requested=1)
+    for number in order:
+        bucket.refuse(sent[number], until=101.0, limit=limit, snapshot=None, now=100.1)
+    assert bucket.requests.level_at(100.1) == pytest.approx(0, abs=1.5)
+
+
+def test_headers_from_before_a_refusal_are_old_news() -> None:
+    """Who was let in before the refused one, and is heard of later, does not undo what it told."""
+    bucket = known_bucket(tokens=60_000, requests=600)
+    before = bucket.take("b", Cost(100, 900), 100.0)
+    refused_one = bucket.take("b", Cost(100, 9_900), 100.02)
+    limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
+    bucket.refuse(refused_one, until=110.0, limit=limit, snapshot=None, now=100.1)
+    gauge = Gauge(limit=60_000, remaining=500, full_in=59.5)
+    bucket.admit(before, Snapshot(at=100.5, tokens=gauge), 100.5)
+    assert bucket.tokens.tank.level_at(100.5) == pytest.approx(900, abs=200)
