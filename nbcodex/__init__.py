@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from nbcodex.asking import aask, ask
     from nbcodex.batch.mapping import amap, map  # noqa: A004 - it is nbcodex.map
-    from nbcodex.client import aask, ask
     from nbcodex.errors import NbcodexError
     from nbcodex.notebook.dashboard import monitor
     from nbcodex.records import Reply, Usage
@@ -26,9 +26,9 @@ _HOMES = {
     "NbcodexError": "nbcodex.errors",
     "Reply": "nbcodex.records",
     "Usage": "nbcodex.records",
-    "aask": "nbcodex.client",
+    "aask": "nbcodex.asking",
     "amap": "nbcodex.batch.mapping",
-    "ask": "nbcodex.client",
+    "ask": "nbcodex.asking",
     "map": "nbcodex.batch.mapping",
     "monitor": "nbcodex.notebook.dashboard",
 }
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _HOMES[name] in {"nbcodex.client", "nbcodex.batch.mapping"}:
+    if extension and _HOMES[name] in {"nbcodex.asking", "nbcodex.batch.mapping"}:
         # Python asks before any cell did: it is to know the notebook and its settings all the same.
         extension.surround()
     return found

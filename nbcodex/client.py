@@ -10,24 +10,20 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
-import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from nbcodex import loop
 from nbcodex.clock import BootClock, Clock
-from nbcodex.composition import compose
 from nbcodex.conversation import Conversations, Joined
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.events import Ending
-from nbcodex.handle import Handle, Listener, reply_of
-from nbcodex.progress import Watcher
-from nbcodex.records import POSSIBLY_PAID, Origin, Reply, Request, Resumption, new_id
+from nbcodex.handle import Handle, Listener
+from nbcodex.records import POSSIBLY_PAID, Origin, Request, Resumption, new_id
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Secret, Settings, folder_of
 from nbcodex.totals import Totals
 
@@ -274,42 +270,6 @@ class Client:
         return await self.engine().wire.models(settings, api_base=api_base)
 
 
-def _in_the_terminal(question: str) -> bool | None:
-    """Ask whoever sits at the terminal, if this is one."""
-    if not (sys.stdin and sys.stdin.isatty()):
-        return None
-    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What whoever hosts this process adds to the client: a notebook, say.
-
-    Parameters
-    ----------
-    settings : callable
-        Returns the settings in force now.
-    follow : callable
-        Starts a handle and waits for its ending, showing what it likes.
-    notebook : callable
-        Returns the notebook that threads belong to.
-    origin : callable
-        Returns where something is asked now.
-    watch : callable
-        Returns who hears how far a map has come, in the thread that asked.
-    confirm : callable
-        Puts a question to the user; None where nobody can be asked.
-    """
-
-    settings: Callable[[], Settings] = Settings.read
-    follow: Callable[[Handle], Ending] = Handle.follow
-    notebook: Callable[[], str | None] = lambda: None
-    origin: Callable[[], Origin] = Origin
-    watch: Callable[[], Watcher] = lambda: lambda _: None
-    confirm: Callable[[str], bool | None] = _in_the_terminal
-
-
-around = Surroundings()
 _current: Client | None = None
 
 
@@ -329,52 +289,3 @@ def _forget_the_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
-
-
-def ask(prompt: str, **options: Any) -> Reply:
-    """Ask, and wait for the answer, whatever limits stand in its way.
-
-    Parameters
-    ----------
-    prompt : str
-        The text.
-    **options
-        ``model``, ``system``, ``max_output`` (tokens), ``effort``, ``params`` (mapping of further
-        API parameters), ``patience`` (seconds, or text like ``"10m"``), ``api`` (``"auto"``,
-        ``"responses"`` or ``"chat"``), ``api_base``, ``reuse`` (whether an equal request's answer
-        in the journal will do), ``durable`` (whether the server shall keep the answer, so that a
-        broken stream or a restarted kernel goes on with it and pays nothing again), ``schema`` (a
-        pydantic class, or a JSON schema as a dict: `Reply.parsed` is the instance, or the dict),
-        ``images`` (paths, bytes, `Image` records, matplotlib figures or PIL images), ``thread``
-        (name of the conversation that the answer joins; without one, it sees and joins none).
-
-    Returns
-    -------
-    Reply
-        The finished answer.
-
-    Raises
-    ------
-    NbcodexError
-        If there is none; `ParkedError` where it would take longer than the patience,
-        `AnswerError` where it does not fit the schema, asked for twice.
-    """
-    settings = around.settings()
-    handle = current().handle(_composed(prompt, settings, options), settings)
-    return reply_of(around.follow(handle), handle.request)
-
-
-async def aask(prompt: str, **options: Any) -> Reply:
-    """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
-    settings = around.settings()
-    request = _composed(prompt, settings, options)
-    return reply_of(await current().follow(request, settings), request)
-
-
-def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:
-    request = compose(prompt, settings, **options)
-    if request.thread is None:
-        return request
-    # No cell: a loop in one of them makes many turns.
-    request = replace(request, origin=Origin(notebook=around.notebook()))
-    return current().join(request, settings).request

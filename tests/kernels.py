@@ -17,7 +17,8 @@ from jupyter_client.manager import KernelManager
 
 OPEN_ALL = """
 from nbcodex import loop
-from nbcodex.client import around, current
+from nbcodex.client import current
+from nbcodex.surroundings import around
 from nbcodex.pacing.shares import Shared
 
 async def _open_all():

@@ -19,10 +19,11 @@ from nbcodex.batch.live import way
 from nbcodex.batch.recipe import RowKey, Words, recipe
 from nbcodex.batch.shapes import List, Row, shape_of
 from nbcodex.batch.shelf import settled
-from nbcodex.client import around, current
+from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
 from nbcodex.journal.queries import UNDER_WAY
 from nbcodex.records import Origin
+from nbcodex.surroundings import around
 
 SETTLING = 5.0
 """Seconds that going on waits for what Stop left under way."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
 
-from nbcodex.client import around, current
+from nbcodex.client import current
 from nbcodex.notebook import output
 from nbcodex.notebook.overview import picture, status
 from nbcodex.notebook.panel import ACTIONS
 from nbcodex.notebook.watch import LOOK, watch_of
+from nbcodex.surroundings import around
 
 if TYPE_CHECKING:
     from nbcodex.client import Client

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from nbcodex import loop
-from nbcodex.client import around, current
+from nbcodex.client import current
 from nbcodex.errors import EntryError, Stopped, brief
 from nbcodex.events import Ending, Failed
 from nbcodex.handle import Handle, PendingReply, reply_of
@@ -23,6 +23,7 @@ from nbcodex.notebook.watch import watch_of
 from nbcodex.progress import Watcher
 from nbcodex.records import Reply, Request
 from nbcodex.settings import Settings
+from nbcodex.surroundings import around
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

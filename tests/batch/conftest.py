@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nbcodex import client, loop
-from nbcodex.client import Client, Surroundings
+from nbcodex.client import Client
 from nbcodex.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
+from nbcodex.surroundings import Surroundings
 from tests.simulated import KEY
 
 
@@ -47,8 +48,9 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     )
     made = Room(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
-    monkeypatch.setattr(client, "around", surroundings := Surroundings(confirm=lambda _: True))
-    monkeypatch.setattr("nbcodex.batch.mapping.around", surroundings)
+    around = Surroundings(confirm=lambda _: True)
+    for room in ("surroundings", "asking", "batch.mapping"):
+        monkeypatch.setattr(f"nbcodex.{room}.around", around)
     yield made
     made.client.close()
     loop.running().submit(made.client.engine().wire.close()).result()

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 import nbcodex
-from nbcodex import client
+from nbcodex import surroundings
 from nbcodex.batch import drive
 from nbcodex.batch.bulk import Bulk
 from nbcodex.batch.mapping import go_on
@@ -108,7 +108,7 @@ def test_stop_leaves_it_with_the_provider_and_resume_fetches(
     assert f"%codex cancel {stopped}" in caught.value.advice
     if elsewhere:
         room.again()
-    journal = room.client.journal(client.around.settings())
+    journal = room.client.journal(surroundings.around.settings())
     assert [batch.id for batch in journal.batches.unfinished()] == [stopped]
     course = go_on(stopped)
     assert course is not None
@@ -174,7 +174,7 @@ def test_it_costs_half(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what is told before, in what is asked about, and in what is counted."""
     monkeypatch.setattr("nbcodex.wire.prices.cost", lambda *_: 0.5)
     questions: list[str] = []
-    client.around.confirm = lambda question: bool(questions.append(question)) or True
+    surroundings.around.confirm = lambda question: bool(questions.append(question)) or True
     told = nbcodex.map(ECHO, ["a", "b", "c"], engine="batch", dry_run=True)
     assert told.cost == 0.75
     assert "half the usual price" in str(told)
@@ -187,7 +187,7 @@ def test_the_watcher_hears_where_the_provider_is(room: Room) -> None:
     """Validating, in progress, and how many are done."""
     room.simulator.change(batch_seconds=1.5)
     heard: list[Any] = []
-    client.around.watch = lambda: heard.append
+    surroundings.around.watch = lambda: heard.append
     nbcodex.map(ECHO, list(range(20)), engine="batch")
     stages = [report.stage for report in heard]
     assert any(stage.startswith("in progress") and stage.endswith("of 20") for stage in stages)

@@ -18,7 +18,7 @@ import polars
 import pytest
 
 import nbcodex
-from nbcodex import client, loop
+from nbcodex import loop, surroundings
 from nbcodex.batch import drive
 from nbcodex.batch.estimate import Estimate
 from nbcodex.batch.mapping import go_on
@@ -243,7 +243,7 @@ def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> N
         return next(answers)
 
     monkeypatch.setattr("nbcodex.wire.prices.cost", lambda *_: 0.5)
-    client.around.confirm = ask
+    surroundings.around.confirm = ask
     with pytest.raises(NbcodexError, match="Not begun"):
         nbcodex.map(ECHO, ["a", "b", "c"])
     with pytest.raises(ConfigurationError, match=r"confirm=True"):
@@ -304,7 +304,7 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     """Going on with it would ask its rows twice."""
     origin = Origin(batch="m77", item=0, of=1)
     request = Request(prompt="[[echo: x]]", id="m77-0", origin=origin)
-    journal = room.client.journal(client.around.settings())
+    journal = room.client.journal(surroundings.around.settings())
     loop.running().submit(journal.add(request)).result()
     with pytest.raises(NbcodexError, match="another kernel"):
         go_on("m77")
@@ -328,7 +328,7 @@ def test_a_function_is_called_once_where_no_price_is_known(room: Room) -> None:
         called.append(item)
         return f"[[echo: {item}]]"
 
-    client.around.settings = lambda: replace(
+    surroundings.around.settings = lambda: replace(
         Settings.read(), base_url="https://gateway.example.org/v1"
     )
     assert texts(nbcodex.map(prompt, ["a", "b"])) == ["a", "b"]
@@ -348,7 +348,7 @@ def test_rows_wait_as_long_as_it_takes(room: Room) -> None:
 def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
     """The last report is the whole; figures only grow."""
     heard: list[Any] = []
-    client.around.watch = lambda: heard.append
+    surroundings.around.watch = lambda: heard.append
     nbcodex.map("{}", ["[[echo: a]]", "[[echo: a]]", "[[fault=too_large]] x"])
     assert [report.outcome for report in heard].index("done") == len(heard) - 1
     end = heard[-1]
