@@ -44,19 +44,8 @@ def compose(
     ConfigurationError
         If an option makes no sense; nothing is sent.
     """
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
     words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
-    for name, value in {**words, "thread": thread}.items():
-        if not isinstance(value, str | None):
-            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
-    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
-    if max_output is not None and not whole:
-        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
-    if not isinstance(params, Mapping | None):
-        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
-    if not isinstance(patience, str | int | float | None):
-        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
+    _check(prompt, {**words, "thread": thread}, max_output, params, patience)
     if (api := api or settings.api) not in _APIS:
         raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
     if thread is not None and not is_thread(thread):
@@ -79,6 +68,28 @@ def compose(
         durable=durable,
         origin=origin or Origin(),
     )
+
+
+def _check(
+    prompt: object,
+    words: Mapping[str, object],
+    max_output: object,
+    params: object,
+    patience: object,
+) -> None:
+    """Raise a ConfigurationError where an option is of a kind that it cannot be."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
+    for name, value in words.items():
+        if not isinstance(value, str | None):
+            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
+    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
+    if max_output is not None and not whole:
+        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
+    if not isinstance(params, Mapping | None):
+        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
+    if not isinstance(patience, str | int | float | None):
+        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
 
 
 def is_thread(name: str) -> bool:
