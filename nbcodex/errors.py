@@ -74,6 +74,8 @@ class NbcodexError(Exception):
     reply: Reply | None = None
     snapshot: Snapshot | None = None
     """The limits as the headers of the refusal told them, where it came with headers."""
+    simulated: bool = False
+    """Whether the simulator refused, so that nothing of it counts."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)

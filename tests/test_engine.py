@@ -60,6 +60,14 @@ def test_parked_in_a_wait_says_what_it_waited_for() -> None:
     )
 
 
+def test_what_the_simulator_refuses_is_no_use_of_anything() -> None:
+    """A request that was only ever refused by the simulator ends as a simulated one."""
+    refused = refusal(11.0)
+    refused.simulated = True
+    heard, _ = play([refused], orders=[(2.0, "cancel")])
+    assert ending(heard).reply.simulated
+
+
 def test_an_answer_is_told_in_order() -> None:
     """Without limits a request is queued, sent, streamed and finished."""
     heard, _ = play(answer("hi"))

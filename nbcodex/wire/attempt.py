@@ -284,6 +284,8 @@ class Wire:
             failure.snapshot = headers.snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
+        if response is not None:
+            failure.simulated = headers.is_simulated(response.headers)
         if failure is error:
             return failure, error.__cause__
         shown = " ".join(failures.chain(error))

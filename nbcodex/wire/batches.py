@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbcodex.errors import NbcodexError, ServerError, TransientError, brief
 from nbcodex.records import Request
 from nbcodex.settings import Settings
-from nbcodex.wire import answers, exchange, failures
+from nbcodex.wire import answers, exchange, failures, headers
 from nbcodex.wire.dialects import Spoken
 from nbcodex.wire.pieces import Completed
 from nbcodex.wire.redaction import Redactor
@@ -32,7 +32,6 @@ LONGEST_LINE = 32_000_000
 _PATHS: dict[Spoken, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _QUEUE_FULL = "token_limit_exceeded"
-_SIMULATED = "x-nbcodex-simulated"
 _STREAMING = ("stream", "stream_options")
 
 
@@ -188,7 +187,7 @@ class Batches:
         for file in batch.files:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
-                    simulated = response.headers.get(_SIMULATED) == "true"
+                    simulated = headers.is_simulated(response.headers)
                     async for line in _lines(response.iter_bytes()):
                         if told := self._read(line, redactor):
                             id_, verdict = told

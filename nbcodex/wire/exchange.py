@@ -87,7 +87,7 @@ def opened(
         api=api,
         model=model,
         snapshot=headers.snapshot(sent, at=clock.now(), clean=redactor.clean),
-        simulated=sent.get("x-nbcodex-simulated") == "true",
+        simulated=headers.is_simulated(sent),
         request_id=brief(request_id, 100) or None,
     )
 

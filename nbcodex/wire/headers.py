@@ -26,6 +26,11 @@ _UNITS["ns"] = 1e-9
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
 
 
+def is_simulated(headers: Headers) -> bool:
+    """Return whether the simulator answers: it says so in every response."""
+    return headers.get("x-nbcodex-simulated") == "true"
+
+
 def number(text: str | None) -> float | None:
     """Return a finite number that is not negative; None for anything else."""
     if not text or len(text) > _LONGEST:

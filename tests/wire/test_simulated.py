@@ -103,3 +103,11 @@ def test_limits_are_told_apart(kind: str, resource: str, window: float) -> None:
     assert isinstance(error, LimitError)
     assert (error.limit.resource, error.limit.window) == (resource, window)
     assert error.wait == pytest.approx(7.0, abs=1.0)
+
+
+@pytest.mark.parametrize("kind", ["http", "tokens_per_minute", "quota"])
+def test_a_simulated_refusal_says_so(kind: str) -> None:
+    """What the simulator refuses counts as little as what it answers."""
+    with pytest.raises(NbcodexError) as refusal:
+        ask(Fault(kind), api="responses")
+    assert refusal.value.simulated
