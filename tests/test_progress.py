@@ -43,6 +43,14 @@ def test_one_line_tells_all_that_matters() -> None:
     )
 
 
+def test_a_hold_comes_before_the_time_left() -> None:
+    """What is closed for a while takes that while longer."""
+    open_ = after({**HALF, "sent": 0})
+    held = after({**HALF, "sent": 0, "held_until": 172.0, "limit": TPM})
+    assert held.held > 0
+    assert held.left == pytest.approx((open_.left or 0.0) + held.held)
+
+
 def test_the_time_left_is_told_by_the_limit_where_that_is_slower() -> None:
     """While a full bucket is being spent, the pace is faster than it can stay."""
     limited = after(HALF | {"tokens_per_minute": 12_000.0})

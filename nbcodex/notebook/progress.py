@@ -71,7 +71,7 @@ class MapState:
         """Seconds that the rest will take, about; None where nobody can say.
 
         Both by the pace so far and by the limits, whichever takes longer: a full bucket is spent
-        faster than it fills, and a slow server does not use up its limit.
+        faster than it fills, and a slow server does not use up its limit. A hold comes first.
         """
         now, paid = self.now, self.now.paid - self.paid_before
         if now.total is None or paid < 3 or now.outcome or self.elapsed <= 0:
@@ -82,7 +82,7 @@ class MapState:
             times.append(rest * self.tokens / now.paid / now.tokens_per_minute * MINUTE)
         if now.requests_per_minute:
             times.append(rest / now.requests_per_minute * MINUTE)
-        return max(times)
+        return self.held + max(times)
 
     @property
     def expected(self) -> float | None:
