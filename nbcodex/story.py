@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from nbcodex import parking
 from nbcodex.clock import Clock
 from nbcodex.errors import ParkedError, TransientError
-from nbcodex.events import BackingOff, Event, Held, Sent
+from nbcodex.events import BackingOff, Delta, Event, Held, Sent
 from nbcodex.partial import Partial
 from nbcodex.records import Carried, Reply, Request, Status
 from nbcodex.wire import prices
@@ -66,6 +66,7 @@ class Story:
         self.answer: Completed | None = None
         self.simulated = False
         self.wait: parking.Wait | None = None
+        self._begun = False
         self._listener = listener
         self._born_at = clock.now()
 
@@ -77,12 +78,14 @@ class Story:
         """Tell the listener; whatever it raises is its own affair."""
         match event:
             case BackingOff(error=error, resume_at=until, limit=limit):
-                refused_at_once = limit is not None and self.attempts == 1 and not self.partial.text
-                self.wait = parking.Wait(error, until, unpaid=refused_at_once)
+                at_the_door = limit is not None and self.attempts == 1 and not self._begun
+                self.wait = parking.Wait(error, until, unpaid=at_the_door)
             case Held(limit=limit, resume_at=float(until), queued=False):
                 self.wait = parking.Wait(parking.closed(limit), until, unpaid=not self.attempts)
             case Sent() | Held():
                 self.wait = None
+            case Delta():
+                self._begun = True
         try:
             self._listener(event)
         except Exception:

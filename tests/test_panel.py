@@ -229,6 +229,9 @@ def test_refused_request_has_cost_nothing() -> None:
     """Whom a limit refuses is charged nothing; of a fault, and of no price, nothing is said."""
     assert after(queued(), sent(1), refused(2, 5)).price == "no cost so far"
     assert after(queued(), sent(1), refused(2, 5, OverloadedError("later"))).price == ""
+    thought = said(2, "Hm", reasoning=True)
+    assert after(queued(), sent(1), thought, refused(3, 5)).price == ""
+    assert after(queued(), sent(1), refused(2, 5, OverloadedError("x")), held(5, 9)).price == ""
     assert after(queued(), sent(1), said(2, "x" * 400)).price == ""
 
 

@@ -143,9 +143,11 @@ class PanelState:
             return "" if self.cost is None else money(self.cost)
         if self.cost:
             return f"~{money(self.cost)} so far"
-        # Whom a limit refuses at the door is charged nothing, whatever the price.
-        refused = self.phase == "held" or (self.phase == "waiting" and self.limit is not None)
-        return "no cost so far" if refused and not len(self.text) else ""
+        # Whom a limit refuses at the door is charged nothing, whatever the price; of an attempt
+        # before that, which failed otherwise, nobody knows.
+        refused = self.phase == "waiting" and self.limit is not None and self.attempt == 1
+        unsent = self.phase == "held" and not self.attempt
+        return "no cost so far" if (refused or unsent) and self.first_at is None else ""
 
     def left(self, now: float) -> float | None:
         """Return the seconds still to wait at `now`, never negative; None outside of waits."""
