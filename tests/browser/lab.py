@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import zmq
 from playwright.sync_api import Locator, Page
 
 from nbcodex.clock import BootClock
@@ -90,6 +92,33 @@ class Lab:
         """End every kernel, so that one test leaves the next an idle machine."""
         for session in json.loads(self._call("GET", "api/sessions")):
             self._call("DELETE", f"api/sessions/{session['id']}")
+
+    @contextlib.contextmanager
+    def kept_awake(self) -> Iterator[None]:
+        """Connect to each kernel four times a second.
+
+        The shell channel of ipykernel 7.0 to 7.3 can leave a request unread until another client
+        connects (https://github.com/ipython/ipykernel/issues/1554): one start in sixty hangs.
+        """
+        done = threading.Event()
+        thread = threading.Thread(target=self._knock_until, args=(done,))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _knock_until(self, done: threading.Event) -> None:
+        with zmq.Context() as context:
+            context.linger = 0
+            while not done.wait(0.25):
+                for file in (self.folder.parent / "runtime").glob("kernel-*.json"):
+                    with contextlib.suppress(OSError, ValueError):
+                        told = json.loads(file.read_text())
+                        with context.socket(zmq.DEALER) as client:
+                            client.connect(f"tcp://{told['ip']}:{told['shell_port']}")
+                            done.wait(0.05)
 
     def _call(self, method: str, path: str) -> bytes:
         headers = {"Authorization": f"token {self.token}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.browser
 FACES = {"lab": "lab/tree", "notebook": "notebooks"}
 HEARS = {"6.31.0": False, "7.3.0": True, "installed": True}
 """The versions of ipykernel, and whether a click arrives while a cell runs."""
+DROWSY = {"7.3.0"}
+"""Those that may not hear a request (`Lab.kept_awake`)."""
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,16 @@ Wait = Callable[[str, str], Notebook]
 @pytest.fixture
 def waiting(
     page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated, tmp_path: Path
-) -> Wait:
+) -> Iterator[Wait]:
     """Return a function that has a cell wait for a limit, in that kernel and front end."""
+    stack = contextlib.ExitStack()
 
     def start(version: str, face: str) -> Notebook:
         if version not in kernels:
             give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
             give_up(f"pip could not install ipykernel {version}")
+        if version in DROWSY:
+            stack.enter_context(lab.kept_awake())
         name = f"{os.urandom(3).hex()}.ipynb"
         show = "import ipykernel\nprint(ipykernel.__version__)"
         # No other test's hold: kernels of one home share what they know of limits.
@@ -71,7 +77,8 @@ def waiting(
         expect(nb.panel).to_have_attribute("data-phase", "waiting")
         return nb
 
-    return start
+    with stack:
+        yield start
 
 
 MATRIX = [(version, face) for version in HEARS for face in FACES]
