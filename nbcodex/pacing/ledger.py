@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
-from nbcodex.pacing.moment import GAP, never
+from nbcodex.pacing.moment import after_gap, never
 from nbcodex.pacing.prior import Known, Prior, begin, known
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.row import Hold, Row, Ticket
@@ -104,7 +104,7 @@ class Ledger:
                 return Hold(now + FAR, queued=True)
         moment = shared.moment(self._holder, cost, now, asked=row.asked)
         if row.promised:
-            moment = min(moment, max(now, bucket.until, bucket.sent_at + GAP))
+            moment = min(moment, after_gap(bucket, now))
         if moment <= now:
             return shared.take(ticket.bucket, self._holder, cost, now)
         if bucket.until > now:

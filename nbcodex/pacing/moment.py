@@ -11,6 +11,9 @@ from nbcodex.pacing.tank import Tank
 
 GAP = 0.004
 """Seconds between two sends: a burst that the network and the server's doors bear."""
+BURST = 4.0
+"""How many times a limit's own rate a burst may have, where that is more: the gap must never be
+what bounds a job."""
 TAIL = 0.02
 """What is kept back is at most this share of what still waits: the end of a job spends it."""
 PROBE = 10.0
@@ -50,7 +53,7 @@ def moment(
     guests : int
         Usual requests that shall find room at once, should they come.
     """
-    first = max(now, bucket.until, bucket.sent_at + GAP)
+    first = after_gap(bucket, now)
     if bucket.blind and bucket.tokens.tank.known:
         bucket.tokens.hope(now)
         gap = _charge(bucket, cost) / (HASTE * bucket.tokens.tank.rate)
@@ -68,6 +71,15 @@ def moment(
             spare = min(spare, TAIL * waiting / bucket.tokens.usual)
         first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
     return first
+
+
+def after_gap(bucket: Bucket, now: float) -> float:
+    """Return the earliest instant at which anything may go: no hold, and a gap since the last."""
+    rates = [bucket.requests.rate] if bucket.requests.known else []
+    if bucket.tokens.tank.known and bucket.tokens.usual:
+        rates.append(bucket.tokens.tank.rate / bucket.tokens.usual)
+    gap = min(GAP, 1 / (BURST * min(rates))) if rates and min(rates) > 0 else GAP
+    return max(now, bucket.until, bucket.sent_at + gap)
 
 
 def _need(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nbcodex.pacing.bucket import Bucket
-from nbcodex.pacing.moment import moment
+from nbcodex.pacing.moment import GAP, moment
 from nbcodex.pacing.policy import ACTUAL
 from nbcodex.pacing.reservation import Cost
 from nbcodex.records import Gauge, Snapshot
@@ -18,3 +20,19 @@ def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
     assert moment(bucket, cost, 100.2) > 100.2
     bucket.tokens.scores[ACTUAL] = 1.0
     assert moment(bucket, cost, 100.2) == 100.2
+
+
+@pytest.mark.parametrize(("requests", "tokens"), [(60_000, 1e9), (1e9, 6e6)])
+def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, tokens: float) -> None:
+    """Where the server lets more than 250 go in a second, so do we: by requests or by tokens."""
+    bucket, cost = Bucket(), Cost(10, 90)
+    sent = bucket.take("b", cost, 100.0)
+    full = Snapshot(
+        at=100.1,
+        tokens=Gauge(limit=tokens, remaining=tokens - 100, full_in=0.1),
+        requests=Gauge(limit=requests, remaining=requests - 1, full_in=0.1),
+    )
+    bucket.admit(sent, full, 100.1)
+    bucket.take("b", cost, 100.2)
+    gap = moment(bucket, cost, 100.2) - 100.2
+    assert 0 < gap < 1 / 1000 < GAP
