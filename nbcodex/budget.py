@@ -168,8 +168,7 @@ class Budget:
         self._kept: tuple[Cap, ...] = ()
         self._read_at = float("-inf")
         self._day = ""
-        self._reading = asyncio.Lock()
-        self._coming: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
         self._aside = Spent()
         self._warned: set[tuple[Cap, float]] = set()
@@ -185,8 +184,8 @@ class Budget:
 
         Called before the request is committed, it does not wait for the disk.
         """
-        if not self._is_fresh() and (self._coming is None or self._coming.done()):
-            self._coming = asyncio.get_running_loop().create_task(self._refresh(journal))
+        if not self._is_fresh():
+            self._begin_to_read(journal)
 
     async def admit(
         self,
@@ -282,13 +281,17 @@ class Budget:
         self._read_at = float("-inf")
 
     async def _refresh(self, journal: Journal) -> None:
-        """Read what other kernels have used and set."""
-        async with self._reading:  # in which those who come wait in the order in which they came
-            await self._read(journal)
+        """Read what other kernels have used and set, once for all who come meanwhile."""
+        if not self._is_fresh():
+            # A lock would let them go one by one, and with many under way it never gets free.
+            await asyncio.shield(self._begin_to_read(journal))
+
+    def _begin_to_read(self, journal: Journal) -> asyncio.Task[None]:
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.get_running_loop().create_task(self._read(journal))
+        return self._reading
 
     async def _read(self, journal: Journal) -> None:
-        if self._is_fresh():
-            return
         now, today = self._clock.now(), self._today()
         text, day, month = await journal.spending(today)
         self._read_at, self._day = now, today

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -184,6 +185,23 @@ def test_a_kept_cap_holds_in_every_kernel() -> None:
                     model="m",
                     base_url=LOCAL,
                 )
+        finally:
+            journal.close()
+
+    asyncio.run(main())
+
+
+def test_those_who_wait_for_the_journal_go_on_together() -> None:
+    """Fifty who come at once need one reading, and are not let through one by one."""
+
+    async def main() -> None:
+        journal, budget = Journal(None), Budget(BootClock())
+        ask = partial(budget.admit, caps=[], journal=journal, model="m", base_url=LOCAL)
+        try:
+            those = [asyncio.create_task(ask(Request(prompt="hello"))) for _ in range(50)]
+            await asyncio.wait(those, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            assert all(one.done() for one in those)
         finally:
             journal.close()
 
