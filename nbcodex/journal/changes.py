@@ -15,12 +15,21 @@ from nbcodex.clock import Clock
 from nbcodex.journal import spending
 from nbcodex.journal.entry import RESUMABLE, Totals, counted, encode, finite, storable, whole
 from nbcodex.journal.owner import Owner
-from nbcodex.journal.queries import abandoned, salted
+from nbcodex.journal.queries import abandoned
 from nbcodex.journal.spending import Spent
 from nbcodex.journal.turns import join, without_words
 from nbcodex.records import Limit, Reply, Request
 
 Connection = sqlite3.Connection
+
+
+_INSERT = """INSERT INTO entries
+    (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request, batch, item,
+    listed)
+    VALUES (:id, 'pending', :owner, :notebook, :cell, :variable,
+    salted(:key, (SELECT value FROM salt)), :at, :at, :request, :batch, :item,
+    NOT EXISTS (SELECT 1 FROM entries WHERE batch = :batch))
+    ON CONFLICT (id) DO NOTHING"""
 
 
 def beat(connection: Connection, owner: Owner, *, clock: Clock) -> None:
@@ -54,33 +63,25 @@ def insert(
 ) -> None:
     """Add a request as `pending`; the same one again changes nothing."""
     id_, origin = storable(request.id), request.origin
-    if connection.execute(
-        "SELECT 1 FROM entries WHERE id = ? AND owner = ?", (id_, owner.id)
-    ).fetchone():
-        return
-    # Eight digits collide once in a while among a million entries: the older one steps aside.
-    connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
-    connection.execute(
-        """INSERT INTO entries
-        (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request, batch,
-        item, listed)
-        VALUES (?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
-        NOT EXISTS (SELECT 1 FROM entries WHERE batch = ?))""",
-        (
-            id_,
-            owner.id,
-            storable(notebook),
-            storable(cell),
-            storable(variable),
-            None if key is None else salted(connection, key),
-            at,
-            at,
-            encode(without_words(request)),
-            storable(origin.batch),
-            origin.item,
-            storable(origin.batch),
-        ),
-    )
+    values = {
+        "id": id_,
+        "owner": owner.id,
+        "notebook": storable(notebook),
+        "cell": storable(cell),
+        "variable": storable(variable),
+        "key": key,
+        "at": at,
+        "request": encode(without_words(request)),
+        "batch": storable(origin.batch),
+        "item": origin.item,
+    }
+    if not connection.execute(_INSERT, values).rowcount:
+        row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
+        if row["owner"] == owner.id:
+            return
+        # Eight digits collide once in a while among a million entries: the older one steps aside.
+        connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
+        connection.execute(_INSERT, values)
     if request.thread is not None:
         join(connection, request)
     connection.execute("UPDATE totals SET requests = requests + 1")

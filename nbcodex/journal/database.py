@@ -28,6 +28,9 @@ class Keeper(Protocol):
     def opened(self, connection: Connection) -> None:
         """Begin with a connection."""
 
+    def undone(self) -> None:
+        """Hear that the last transaction was rolled back."""
+
     def due(self) -> float | None:
         """Return seconds until `step` is wanted; None for never."""
 
@@ -100,6 +103,7 @@ class Database:
             self._try_again()
             results = self._transact(jobs)
         except Exception as error:  # whatever it is, the engine goes on
+            self._keeper.undone()
             if self._fall_back(error):
                 self.perform(jobs)
             elif len(jobs) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -40,11 +41,15 @@ Jobs = queue.SimpleQueue[Job | None]
 """Jobs in order; None is the word to stop."""
 
 
-def take(jobs: Jobs, wait: float | None) -> list[Job | None]:
-    """Return what is in the queue, after at most `wait` seconds."""
+def take(jobs: Jobs, wait: float | None, *, not_before: float) -> list[Job | None]:
+    """Return what is in the queue, after at most `wait` seconds.
+
+    Before an instant of `time.monotonic` nothing is taken, so that more can share a transaction.
+    """
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
         taken.append(jobs.get(timeout=wait))
+        time.sleep(max(0.0, not_before - time.monotonic()))
         while taken[-1] is not None and len(taken) < TOGETHER:
             taken.append(jobs.get_nowait())
     return taken

@@ -6,6 +6,7 @@ is done with the connection.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sqlite3
 import time
@@ -77,11 +78,17 @@ def primary(error: sqlite3.Error) -> int:
 def _connect(target: str, *, patience: float) -> sqlite3.Connection:
     connection = sqlite3.connect(target, timeout=patience, isolation_level=None)
     connection.row_factory = sqlite3.Row
+    connection.create_function("salted", 2, _salted, deterministic=True)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+def _salted(key: bytes | None, salt: bytes) -> bytes | None:
+    """Do what `salted` does in SQL: a statement of its own costs more than the hash."""
+    return key and hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
 
 
 def _choose_mode(connection: sqlite3.Connection, *, network: bool) -> None:

@@ -7,7 +7,6 @@ is damaged is left out, never guessed at. Must not know threads, files or loops.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from dataclasses import replace
 from typing import TypeVar, get_args
@@ -128,8 +127,8 @@ def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, b
 
 def salted(connection: Connection, key: bytes) -> bytes:
     """Return `key` as it is stored: of no use outside this journal."""
-    salt = connection.execute("SELECT value FROM salt").fetchone()[0]
-    return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
+    found: bytes = connection.execute("SELECT salted(?, value) FROM salt", (key,)).fetchone()[0]
+    return found
 
 
 def entries_of(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[Entry]:

@@ -60,6 +60,11 @@ class Upkeep:
             (self._clock.wall() - STALE,),
         )
         self._expiring = self._retention is not None
+        self.undone()
+
+    def undone(self) -> None:
+        """What was written last is not there: nobody can rely on the heartbeat."""
+        self._beat_at = 0.0
 
     def busy(
         self,
@@ -73,7 +78,8 @@ class Upkeep:
         With `insert` it can be written anew where the file cannot even be read any more.
         """
         self._busy[id_] = insert
-        self._beat(connection)
+        if self._clock.now() >= self._beat_at:
+            self._beat(connection)
 
     def idle(self, id_: str) -> None:
         """Count an entry as no longer under way here."""
@@ -127,6 +133,7 @@ class Upkeep:
         _copy(memory, file, owner=None)
         missed = totals(memory)
         changes.count(file, missed, requests=missed.requests)
+        self.undone()
         if self._busy:
             self._beat(file)
 
@@ -139,6 +146,7 @@ class Upkeep:
         self._owner = None
         self._busy.clear()
         self._expiring, self._checkpoint_at = False, None
+        self.undone()
 
     def _beat(self, connection: sqlite3.Connection) -> None:
         changes.beat(connection, self.owner, clock=self._clock)

@@ -11,19 +11,25 @@ import atexit
 import contextlib
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nbcodex import forking
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.jobs import Job, Jobs, Level, groups_of, resolve, take
 
 T = TypeVar("T")
+Outcomes = dict[asyncio.AbstractEventLoop, list[tuple[Any, Any, Exception | None]]]
 
 JOIN = 30.0
 """Seconds for which `Writer.close` waits at most for what is in the queue."""
+
+GATHER = 0.004
+"""Seconds between two transactions of a file, while jobs come without end: one for several of them
+saves the disk's work, and their thread's quarrel with the event loop's over the interpreter."""
 
 PAUSE = 2.0
 """Seconds for which a fork waits at most: longer only if another process holds the file locked."""
@@ -43,6 +49,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._jobs: Jobs = queue.SimpleQueue()
         self._at_work = threading.Lock()
+        self._outcomes: Outcomes = {}
 
     async def run(
         self, work: Callable[[Connection], T], *, level: Level = Level.WRITE, default: T
@@ -56,8 +63,7 @@ class Writer:
         future: asyncio.Future[T] = loop.create_future()
 
         def settle(result: T, error: Exception | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                loop.call_soon_threadsafe(resolve, future, result, error)
+            self._outcomes.setdefault(loop, []).append((future, result, error))
 
         self._put(Job(work, level, default, settle))
         return await future
@@ -98,6 +104,7 @@ class Writer:
         with self._lock:
             if self._thread is None and not self._start():
                 job.settle(job.default, None)
+                self._hand_over()
             else:
                 self._jobs.put(job)
 
@@ -113,14 +120,30 @@ class Writer:
 
     def _serve(self, jobs: Jobs) -> None:
         wait: float | None = None
+        not_before = 0.0
         while True:
-            taken = take(jobs, wait)
+            taken = take(jobs, wait, not_before=not_before)
             with self._at_work:
                 for group in groups_of([job for job in taken if job is not None]):
                     self._database.perform(group)
+                    self._hand_over()
                 if None in taken:
                     return self._database.leave()
                 wait = self._database.look_after()
+            if self._database.folder is not None:
+                not_before = time.monotonic() + GATHER
+
+    def _hand_over(self) -> None:
+        """Give each loop what came of its jobs, in one call."""
+        outcomes, self._outcomes = self._outcomes, {}
+        for loop, settled in outcomes.items():
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(_deliver, settled)
+
+
+def _deliver(settled: list[tuple[Any, Any, Exception | None]]) -> None:
+    for outcome in settled:
+        resolve(*outcome)
 
 
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()

@@ -11,6 +11,7 @@ import contextlib
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -30,6 +31,9 @@ RETRY = 60.0
 """Seconds after which a store that failed is tried again, at first."""
 LINGER = 0.01
 """Seconds that a deed may wait for others which nobody waits for: to wake the thread costs more."""
+GATHER = 0.004
+"""Seconds between two transactions, while deeds come without end: one for several of them spares
+their thread's quarrel with the event loop's over the interpreter."""
 JOIN = 2.0
 """Seconds for which `SharedDesk.close` waits for what is being done."""
 
@@ -139,6 +143,7 @@ class SharedDesk(Desk):
         self._store: Store | None = None
         self._retry_at, self._retry_after = 0.0, RETRY
         self._beat_at: float | None = None
+        self._not_before = 0.0
         self._thread = threading.Thread(target=self._serve, name="nbcodex-ledger", daemon=True)
         self._thread.start()
 
@@ -184,15 +189,24 @@ class SharedDesk(Desk):
         while (jobs := self._next()) is not None:
             self._perform_all(jobs)
             self._hand_over()
+            self._not_before = time.monotonic() + GATHER
         self._leave()
 
     def _next(self) -> list[_Job] | None:
         """Return jobs; none where it is time for a sign of life, None at the end."""
         wait = None if self._beat_at is None else max(0.0, self._beat_at - self._clock.now())
         try:
-            return self._jobs.get(timeout=wait)
+            taken = self._jobs.get(timeout=wait)
+            time.sleep(max(0.0, self._not_before - time.monotonic()))
+            while taken is not None and not self._jobs.empty():
+                more = self._jobs.get()
+                if more is None:
+                    self._jobs.put(None)
+                    break
+                taken += more
         except queue.Empty:
             return []
+        return taken
 
     def _perform_all(self, jobs: list[_Job]) -> None:
         store = self._store

@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from nbcodex.errors import EntryError
+from nbcodex.journal import jobs
 from nbcodex.journal.entry import Totals, decode, encode
+from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.records import Limit, Mark, Reply, Usage
@@ -321,6 +324,15 @@ def test_many_writes_share_a_commit(journal: Journal) -> None:
     asyncio.run(crowd())
     assert len(journal.entries(1000)) == 300
     assert commits < 100
+
+
+def test_what_comes_while_a_file_rests_shares_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits between two transactions takes what has come meanwhile."""
+    queue: jobs.Jobs = SimpleQueue()
+    first, second = (Job(lambda _: None, Level.SAFE, None, lambda *_: None) for _ in range(2))
+    queue.put(first)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: queue.put(second))
+    assert jobs.take(queue, 1.0, not_before=0.0) == [first, second]
 
 
 def test_records_come_back_as_they_were() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import sqlite3
@@ -352,6 +353,22 @@ def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
     assert journal.trouble is None
     theirs = other.entry(asked.id)
     assert (theirs.status, theirs.reply.text) == ("running", "")
+
+
+def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> None:
+    """Else what is under way here would seem abandoned to another kernel."""
+
+    def fail(_: sqlite3.Connection) -> None:
+        raise ValueError("this job alone is to blame")
+
+    async def together() -> None:
+        await asyncio.gather(journal.add(request()), journal._writer.run(fail, default=None))
+
+    asyncio.run(together())
+    beats = journal._writer.ask(
+        lambda c: c.execute("SELECT count(*) FROM owners").fetchone()[0], default=0
+    )
+    assert beats == 1
 
 
 def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:

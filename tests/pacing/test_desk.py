@@ -215,6 +215,34 @@ def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
     run(main())
 
 
+def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
+    """However many come at once, the file is written two or three times."""
+    begun = []
+
+    class Counting(sqlite.SqliteStore):
+        @contextmanager
+        def together(self) -> Iterator[None]:
+            begun.append(not self._is_open)
+            with super().together():
+                yield
+
+    def opening() -> Counting:
+        return Counting(tmp_path / LEDGER, boot="b")
+
+    async def main() -> None:
+        made = Kernel(opening)
+        try:
+            await made.desk.do(lambda ledger: ledger.known(0.0, "b"))
+            begun.clear()
+            deeds = (made.desk.do(lambda ledger: ledger.known(0.0, "b")) for _ in range(50))
+            await asyncio.gather(*deeds)
+        finally:
+            made.desk.close()
+
+    run(main())
+    assert sum(begun) <= 3
+
+
 def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:
     """An error that is none of the store's reaches whoever asked, and the thread goes on."""
 
