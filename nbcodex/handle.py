@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -226,14 +227,38 @@ class Handle:
         """Start the request and wait for its ending on the caller's event loop."""
         try:
             self.start()
-            ending = asyncio.wrap_future(self._ending)
-            while not ending.done():
-                # A kernel's loop takes an interrupt only when it wakes.
-                await asyncio.wait([ending], timeout=AWAKE)
-            return ending.result()
+            with _awake(asyncio.get_running_loop()):
+                return await asyncio.shield(asyncio.wrap_future(self._ending))
         finally:
             if not self._ending.done():
                 self._stop()
+
+
+_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
+_ticking: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def _awake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Have a loop wake now and then: a kernel's takes an interrupt only when it does.
+
+    However many wait, one timer does it.
+    """
+    _waiting[loop] = _waiting.get(loop, 0) + 1
+    if loop not in _ticking:
+        _ticking.add(loop)
+        _tick(loop)
+    try:
+        yield
+    finally:
+        _waiting[loop] -= 1
+
+
+def _tick(loop: asyncio.AbstractEventLoop) -> None:
+    if _waiting.get(loop):
+        loop.call_later(AWAKE, _tick, loop)
+    else:
+        _ticking.discard(loop)
 
 
 class PendingReply(Reply):
