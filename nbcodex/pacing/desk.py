@@ -32,8 +32,8 @@ RETRY = 60.0
 LINGER = 0.01
 """Seconds that a deed may wait for others which nobody waits for: to wake the thread costs more."""
 GATHER = 0.004
-"""Seconds between two transactions, while deeds come without end: one for several of them spares
-their thread's quarrel with the event loop's over the interpreter."""
+"""Seconds between two transactions, while several deeds are waited for at once: one for all of them
+spares their thread's quarrel with the event loop's over the interpreter."""
 JOIN = 2.0
 """Seconds for which `SharedDesk.close` waits for what is being done."""
 
@@ -189,7 +189,8 @@ class SharedDesk(Desk):
         while (jobs := self._next()) is not None:
             self._perform_all(jobs)
             self._hand_over()
-            self._not_before = time.monotonic() + GATHER
+            crowded = sum(job.future is not None for job in jobs) > 1
+            self._not_before = time.monotonic() + GATHER if crowded else 0.0
         self._leave()
 
     def _next(self) -> list[_Job] | None:
@@ -197,15 +198,15 @@ class SharedDesk(Desk):
         wait = None if self._beat_at is None else max(0.0, self._beat_at - self._clock.now())
         try:
             taken = self._jobs.get(timeout=wait)
-            time.sleep(max(0.0, self._not_before - time.monotonic()))
-            while taken is not None and not self._jobs.empty():
-                more = self._jobs.get()
-                if more is None:
-                    self._jobs.put(None)
-                    break
-                taken += more
         except queue.Empty:
             return []
+        time.sleep(max(0.0, self._not_before - time.monotonic()))
+        while taken is not None and not self._jobs.empty():
+            more = self._jobs.get()
+            if more is None:
+                self._jobs.put(None)  # the end comes next
+                break
+            taken += more
         return taken
 
     def _perform_all(self, jobs: list[_Job]) -> None:
