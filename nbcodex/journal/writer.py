@@ -28,7 +28,7 @@ JOIN = 30.0
 """Seconds for which `Writer.close` waits at most for what is in the queue."""
 
 GATHER = 0.004
-"""Seconds between two transactions of a file, while jobs come without end: one for several of them
+"""Seconds between two transactions of a file, while several jobs come at once: one for all of them
 saves the disk's work, and their thread's quarrel with the event loop's over the interpreter."""
 
 PAUSE = 2.0
@@ -130,8 +130,8 @@ class Writer:
                 if None in taken:
                     return self._database.leave()
                 wait = self._database.look_after()
-            if self._database.folder is not None:
-                not_before = time.monotonic() + GATHER
+            crowded = len(taken) > 1 and self._database.folder is not None
+            not_before = time.monotonic() + GATHER if crowded else 0.0
 
     def _hand_over(self) -> None:
         """Give each loop what came of its jobs, in one call."""

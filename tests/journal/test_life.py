@@ -335,6 +335,24 @@ def test_what_comes_while_a_file_rests_shares_a_commit(monkeypatch: pytest.Monke
     assert jobs.take(queue, 1.0, not_before=0.0) == [first, second]
 
 
+def test_a_request_alone_waits_for_no_other(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where several jobs were taken at once does the file rest before the next."""
+    rests: list[float] = []
+    monkeypatch.setattr(jobs.time, "sleep", rests.append)
+    first = request()
+    run(journal.add(first), journal.begin(first.id, 1))
+    assert not any(rests)
+
+    async def crowd() -> None:
+        await asyncio.gather(*(journal.add(request()) for _ in range(20)))
+        await journal.begin(first.id, 2)
+
+    asyncio.run(crowd())
+    assert any(rests)
+
+
 def test_records_come_back_as_they_were() -> None:
     """Nested records, bytes and tuples survive; what is no record of ours stays a plain mapping."""
     odd: Any = ({"b": b"\x00", "l": [1], "deep": {"__record__": "os.system"}},)

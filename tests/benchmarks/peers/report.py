@@ -176,12 +176,19 @@ def _verdict(runs: Sequence[Run], size: Size) -> str:
             if (found := [r for r in of(runs, peer.name, size) if r.outcome.policy == policy])
             and not any(r.failed for r in found)
         }
-        if (mine := medians.pop(OURS, None)) is not None and medians:
-            name = max(medians, key=medians.__getitem__)
-            lines.append(
-                f"Under *{policy}* the best peer is {name} with {medians[name]:.3f}, {OURS} has "
-                f"{mine:.3f}: {100 * (mine - medians[name]):+.1f} points."
+        mine = medians.pop(OURS, None)
+        fair = [peer.name for peer in ALL if peer.name in medians and "mean" not in peer.told]
+        if mine is not None and fair:
+            name = max(fair, key=medians.__getitem__)
+            line = (
+                f"Under *{policy}* the best peer that is told the limits is {name} with "
+                f"{medians[name]:.3f}, {OURS} has {mine:.3f}: "
+                f"{100 * (mine - medians[name]):+.1f} points."
             )
+            first = max(medians, key=medians.__getitem__)
+            if medians[first] > medians[name]:
+                line += f" Told means, too, {first} has {medians[first]:.3f}."
+            lines.append(line)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -212,6 +219,8 @@ def plot(runs: Sequence[Run]) -> None:
     """Draw the efficiency of each peer under each policy; hollow where prompts were given up."""
     import matplotlib as mpl
 
+    if not runs:
+        return
     size = sizes(runs)[0]
     mpl.use("Agg")
     from matplotlib import pyplot as plt
