@@ -88,7 +88,9 @@ def _connect(target: str, *, patience: float) -> sqlite3.Connection:
 
 def _salted(key: bytes | None, salt: bytes) -> bytes | None:
     """Do what `salted` does in SQL: a statement of its own costs more than the hash."""
-    return key and hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
+    if key is None:
+        return None
+    return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
 
 
 def _choose_mode(connection: sqlite3.Connection, *, network: bool) -> None:

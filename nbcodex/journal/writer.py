@@ -65,7 +65,8 @@ class Writer:
         def settle(result: T, error: Exception | None) -> None:
             self._outcomes.setdefault(loop, []).append((future, result, error))
 
-        self._put(Job(work, level, default, settle))
+        if not self._put(Job(work, level, default, settle)):
+            return default
         return await future
 
     def post(self, work: Callable[[Connection], None]) -> None:
@@ -75,8 +76,8 @@ class Writer:
     def ask(self, work: Callable[[Connection], T], *, default: T, level: Level = Level.READ) -> T:
         """Have it done on the writer thread while the calling thread waits; no loop is needed."""
         future: Future[T] = Future()
-        self._put(Job(work, level, default, lambda *outcome: resolve(future, *outcome)))
-        return future.result()
+        job = Job(work, level, default, lambda *outcome: resolve(future, *outcome))
+        return future.result() if self._put(job) else default
 
     def close(self) -> None:
         """Finish what is waiting, and let the file go. A later call opens it again."""
@@ -100,13 +101,13 @@ class Writer:
         self._database.forsake()
         self._reset()
 
-    def _put(self, job: Job) -> None:
+    def _put(self, job: Job) -> bool:
+        """Hand a job to the thread; False where there can be none any more."""
         with self._lock:
             if self._thread is None and not self._start():
-                job.settle(job.default, None)
-                self._hand_over()
-            else:
-                self._jobs.put(job)
+                return False
+            self._jobs.put(job)
+        return True
 
     def _start(self) -> bool:
         """Start the thread; False once the interpreter is shutting down."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -160,42 +159,21 @@ def secrets_of(client: AsyncOpenAI) -> list[str]:
 def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
     import httpx2
 
-    options: dict[str, Any] = {
-        "transport": transport,
-        "follow_redirects": False,
-        "timeout": httpx2.Timeout(None, connect=CONNECT, write=WRITE),
-        "limits": httpx2.Limits(max_connections=1000, max_keepalive_connections=100),
-        "event_hooks": {"response": [_bound]},
-    }
     try:
-        if not _has_proxy():
-            return _lean(options)
-        # A key for this machine is not for the proxy.
-        mounts = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
-        return httpx2.AsyncClient(mounts=mounts, **options)
+        return httpx2.AsyncClient(
+            transport=transport,
+            follow_redirects=False,
+            timeout=httpx2.Timeout(None, connect=CONNECT, write=WRITE),
+            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100),
+            # A key for this machine is not for the proxy.
+            mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+            event_hooks={"response": [_bound]},
+        )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
         raise ConfigurationError(
             f"The proxy or certificate settings of the environment fail ({type(error).__name__}).",
             advice="Look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.",
         ) from None
-
-
-def _has_proxy() -> bool:
-    return bool(urllib.request.getproxies().keys() - {"no"})
-
-
-def _lean(options: dict[str, Any]) -> httpx2.AsyncClient:
-    """Return a pool on aiohttp, whose parser is no Python: it takes half of the CPU.
-
-    Only where no proxy is to be used: it knows no SOCKS, and no certificates for a proxy.
-    """
-    import httpx2
-    import openai
-
-    try:
-        return openai.DefaultAioHttpClient(**options)
-    except RuntimeError:  # there is no aiohttp that the SDK takes
-        return httpx2.AsyncClient(**options)
 
 
 def _make(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:

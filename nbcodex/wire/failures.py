@@ -7,7 +7,6 @@ server says is hostile: read only so far, put on one short line, and cleaned of 
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -116,10 +115,16 @@ def from_exception(
             return from_status(
                 response.status_code, response.headers, _content(response), wall=wall, clean=clean
             )
+        case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
+            failure = broken("The server did not answer in time.")
+            failure.was_sent = not _is_unconnected(error)
+            return failure
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
-            return _lost(error, clean)
-        case _ if _of_aiohttp(error):
-            return _lost(error, clean)
+            why = _why(error, clean)
+            advice = _CERTIFICATES if "CERTIFICATE" in why else ""
+            failure = broken(f"The connection to the server failed{why}.", advice=advice)
+            failure.was_sent = not _is_unconnected(error)
+            return failure
         case openai.APIError():
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)
         case FailedError():
@@ -137,41 +142,12 @@ def from_exception(
             return nonsense(f"The answer makes no sense ({type(error).__name__}).")
 
 
-def _lost(error: BaseException, clean: Clean) -> TransportError:
-    """Return the error of a connection that failed, or on which nothing came in time."""
+def _is_unconnected(error: BaseException) -> bool:
+    """Whether there was no connection yet, so that nothing can have been sent."""
     import httpx2
-    import openai
 
-    late: tuple[type[BaseException], ...]
-    late = (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError)
-    early: tuple[type[BaseException], ...]
-    early = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-    found = [error, error.__cause__]
-    if said := _of_aiohttp(error):
-        import aiohttp
-
-        found, late = [said], (TimeoutError,)
-        early = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-    if isinstance(found[0], late):
-        failure = broken("The server did not answer in time.")
-    else:
-        why = _why(error, clean)
-        advice = _CERTIFICATES if "CERTIFICATE" in why else ""
-        failure = broken(f"The connection to the server failed{why}.", advice=advice)
-    # Where there was no connection yet, nothing can have been sent.
-    failure.was_sent = not any(isinstance(one, early) for one in found)
-    return failure
-
-
-def _of_aiohttp(error: BaseException) -> BaseException | None:
-    """Return what aiohttp has raised, if it has.
-
-    The SDK's adapter calls most of it a timeout of the connection attempt, also where a server hung
-    up on a request that it had read, and lets the rest pass.
-    """
-    if aiohttp := sys.modules.get("aiohttp"):
-        return next((e for e in causes(error) if isinstance(e, aiohttp.ClientError)), None)
-    return None
+    unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
+    return isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
 
 
 def is_known(error: Exception) -> bool:
@@ -179,8 +155,9 @@ def is_known(error: Exception) -> bool:
     import httpx2
     import openai
 
-    known = NbcodexError | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError
-    return isinstance(error, known) or _of_aiohttp(error) is not None
+    return isinstance(
+        error, NbcodexError | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError
+    )
 
 
 def broken(message: str, *, advice: str = "") -> TransportError:
@@ -294,17 +271,12 @@ def _content(response: Any) -> bytes:
 
 def chain(error: BaseException) -> list[str]:
     """Return what an exception and its causes say, the deepest last."""
-    return [str(cause) for cause in causes(error)]
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """Return an exception and its causes, the deepest last."""
-    found: list[BaseException] = []
+    said: list[str] = []
     cause: BaseException | None = error
-    while cause is not None and len(found) < _DEEPEST:
-        found.append(cause)
+    while cause is not None and len(said) < _DEEPEST:
+        said.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    return found
+    return said
 
 
 def _why(error: BaseException, clean: Clean) -> str:

@@ -29,15 +29,12 @@ Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Behaviour = Callable[[Reader, Writer], Awaitable[None]]
 
 
-@pytest.fixture(params=["aiohttp", "httpx2"], autouse=True)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each claim holds with the usual one, and with that which serves where there is a proxy."""
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees no proxy."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    if request.param == "httpx2":
-        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # not for this machine
-    return str(request.param)
 
 
 @asynccontextmanager
@@ -185,6 +182,29 @@ def test_an_answer_that_breaks_off_keeps_its_text(
     with pytest.raises(TransportError):
         asyncio.run(run())
     assert [p.text for p in pieces if isinstance(p, Text)] == ["Because"]
+
+
+def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
+    """The end of the text may come between two reads, and the connection's without a goodbye."""
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await read(reader)
+        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for part in (delta("a"), delta("b"), completed()):
+            writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+            await writer.drain()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    pieces: list[Piece] = []
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            await ask(wire, url, pieces)
+
+    asyncio.run(run())
+    assert isinstance(pieces[-1], Completed)
+    assert pieces[-1].text == "ab"
 
 
 def test_text_comes_when_it_is_written() -> None:
