@@ -49,7 +49,8 @@ def take(jobs: Jobs, wait: float | None, *, not_before: float) -> list[Job | Non
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
         taken.append(jobs.get(timeout=wait))
-        time.sleep(max(0.0, not_before - time.monotonic()))
+        if (rest := not_before - time.monotonic()) > 0:
+            time.sleep(rest)
         while taken[-1] is not None and len(taken) < TOGETHER:
             taken.append(jobs.get_nowait())
     return taken

@@ -200,7 +200,8 @@ class SharedDesk(Desk):
             taken = self._jobs.get(timeout=wait)
         except queue.Empty:
             return []
-        time.sleep(max(0.0, self._not_before - time.monotonic()))
+        if (rest := self._not_before - time.monotonic()) > 0:
+            time.sleep(rest)
         while taken is not None and not self._jobs.empty():
             more = self._jobs.get()
             if more is None:
