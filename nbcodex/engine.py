@@ -26,6 +26,7 @@ from nbcodex.errors import (
     ParkedError,
     TooLargeError,
     TransientError,
+    brief,
 )
 from nbcodex.journal.journal import Journal
 from nbcodex.keeper import Keeper
@@ -43,6 +44,9 @@ Listener = Callable[[events.Event], None]
 Order = Literal["stop", "cancel", "park"]
 
 log = logging.getLogger(__name__)
+
+TOLD = 60
+"""Characters of a prompt that are told, for people to know the request by."""
 
 
 class Engine:
@@ -79,6 +83,7 @@ class Engine:
         self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
         self.allowance = budget.Budget(clock)
         self._loading: threading.Thread | None = None
+        self.simulators: set[str] = set()
         self._budgets: dict[str, backoff.RetryBudget] = {}
 
     def start(
@@ -129,7 +134,7 @@ class Run:
         self._engine, self._clock, self._kept = engine, engine.clock, kept
         self._request, self._settings = request, settings
         self._resumption = resumption
-        self._story = Story(request, listener, clock=engine.clock)
+        self._story = Story(request, listener, clock=engine.clock, simulators=engine.simulators)
         self._partial = self._story.partial
         self._keeper = Keeper(engine.journal(settings), request, self._partial, engine.clock)
         desk, resumed = engine.desk(settings), resumption is not None
@@ -164,7 +169,12 @@ class Run:
     async def live(self) -> None:
         """Live from `Queued` to an ending. Every failure ends in an event, never in a traceback."""
         self._living = True
-        self._story.tell(events.Queued, model=self._story.model, patience=self._request.patience)
+        self._story.tell(
+            events.Queued,
+            model=self._story.model,
+            patience=self._request.patience,
+            prompt=brief(self._request.prompt, TOLD),
+        )
         ending = await self._ending()
         self._living = False  # what has ended is not to be ended otherwise
         ending = self._accounted(ending)
@@ -195,7 +205,8 @@ class Run:
         except ParkedError as error:
             return story.event(events.Parked, error=error, reply=story.reply("parked"))
         except NbcodexError as error:
-            story.simulated |= error.simulated
+            if error.simulated:
+                story.hear_simulator()
             if isinstance(error, AnswerError):
                 self._partial.note(fitting.UNFIT)
             if isinstance(error, TooLargeError) and self._request.turns:
@@ -278,7 +289,8 @@ class Run:
         """Return the seconds to wait after a failed attempt."""
         error, now = _failure(state), self._clock.now()
         self._sender.sent = False
-        self._story.simulated |= error.simulated
+        if error.simulated:
+            self._story.hear_simulator()
         if self._sender.opened or getattr(error, "was_sent", False):
             self._note_the_gap(POSSIBLY_PAID)
         stated = None if error.wait is None else backoff.stated(error.wait, self._engine.chance)

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbcodex.records import Limit, Reply, Snapshot
 
-LINES, WIDTH, LONGEST = 6, 100, 400
+LINES, WIDTH, LONGEST = 6, 84, 400
 
 
 def brief(text: str, longest: int = LONGEST) -> str:

@@ -24,10 +24,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(Event):
-    """The request exists; nothing has been sent. `patience` is in seconds."""
+    """The request exists; nothing has been sent. `patience` is in seconds.
+
+    `prompt` is how the prompt begins, for people to know it by.
+    """
 
     model: str | None
     patience: float
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +52,15 @@ class Held(Event):
 class Sent(Event):
     """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate.
 
-    `rates` is what its tokens cost; None where that is unknown, or not looked up yet.
+    `rates` is what its tokens cost; None where that is unknown, or not looked up yet. `simulated`:
+    the server is known to be a simulator.
     """
 
     attempt: int
     model: str | None
     input_tokens: int
     rates: Rates | None = None
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,6 +122,7 @@ class Sender:
             model=story.model,
             input_tokens=tokens.of_request(self._story.asking),
             rates=rates,
+            simulated=story.simulated,
         )
         self.sent = True
         self._under_way(story.base_url)
@@ -133,7 +134,9 @@ class Sender:
                 self.heard_at = story.clock.now()
                 match piece:
                     case Opened():
-                        self.opened, story.simulated = True, piece.simulated
+                        self.opened = True
+                        if piece.simulated:
+                            story.hear_simulator()
                         self._usher.admit(piece.snapshot)
                     case Mark():
                         self._partial.reach(piece)

@@ -35,6 +35,8 @@ class Story:
         Hears the events.
     clock : Clock
         Dates them.
+    simulators : set of str or None
+        Base URLs at which a simulator answers, as far as anybody has heard from one.
 
     Attributes
     ----------
@@ -48,14 +50,17 @@ class Story:
         The request as it is put now.
     answer : Completed or None
         The finished answer.
-    simulated : bool
-        Whether the simulator answers.
     wait : Wait or None
         What it waits for now.
     """
 
     def __init__(
-        self, request: Request, listener: Callable[[Event], None], *, clock: Clock
+        self,
+        request: Request,
+        listener: Callable[[Event], None],
+        *,
+        clock: Clock,
+        simulators: set[str] | None = None,
     ) -> None:
         self.request, self.clock = request, clock
         self.partial = Partial()
@@ -64,11 +69,20 @@ class Story:
         self.model: str | None = request.model
         self.asking = request
         self.answer: Completed | None = None
-        self.simulated = False
         self.wait: parking.Wait | None = None
         self._begun = False
+        self._simulators = set() if simulators is None else simulators
         self._listener = listener
         self._born_at = clock.now()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a simulator answers at the server's address, so that nothing of it counts."""
+        return self.base_url in self._simulators
+
+    def hear_simulator(self) -> None:
+        """The server has said that it is a simulator."""
+        self._simulators.add(self.base_url)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
         """Return an event of this request that happens now."""

@@ -68,6 +68,32 @@ def test_what_the_simulator_refuses_is_no_use_of_anything() -> None:
     assert ending(heard).reply.simulated
 
 
+def test_who_never_reached_a_simulator_is_simulated_all_the_same() -> None:
+    """Where one request has heard that the server is a simulator, another's wait is no real one."""
+    refused = refusal(11.0)
+    refused.simulated = True
+
+    async def main() -> Any:
+        stage = Stage([refused])
+        first = stage.start(Request(id="first", prompt="hello"))
+        await asyncio.sleep(1.0)
+        heard = await stage.play(Request(id="second", prompt="hello"), (2.0, "cancel"))
+        first.order("cancel")
+        await asyncio.wait([first.task])
+        return ending(heard).reply
+
+    reply = run_virtual(main())
+    assert (reply.attempts, reply.simulated) == (0, True)
+
+
+def test_a_request_is_known_by_its_prompts_beginning() -> None:
+    """The first event tells how the prompt begins, on one line and briefly."""
+    heard, _ = play(answer("hi"), request=Request(prompt="Write\na poem " + "about it " * 20))
+    assert isinstance(heard[0], events.Queued)
+    assert heard[0].prompt.startswith("Write a poem about it ")
+    assert len(heard[0].prompt) == 60
+
+
 def test_an_answer_is_told_in_order() -> None:
     """Without limits a request is queued, sent, streamed and finished."""
     heard, _ = play(answer("hi"))

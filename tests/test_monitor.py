@@ -41,6 +41,7 @@ REPLY = Reply(
     id="3f2a", text="Hello", model="gpt-5.6-sol", usage=USED, cost=0.0052, attempts=2, waited=7.4
 )
 BUCKET = "https://api.openai.com/v1 org gpt-5.6-sol"
+PROMPT = "Write a poem about the sea, and make it rhyme in every line"
 
 
 def queued(at: float = 0.0, id_: str = "3f2a") -> events.Queued:
@@ -180,7 +181,7 @@ Codex monitor
 gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM)
 2 open requests:
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
-  77aa  queued 10.0 s
+  77aa  “Write a poem about the sea, and make it…” · queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
 this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
 all time: 70 requests, 60 answered · $12.00
@@ -203,7 +204,7 @@ def busy() -> MonitorState:
     hold = Hold(until=15.0, limit=LIMIT)
     return after(
         *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
-        *(queued(0, "77aa"), limits(0, hold), seen),
+        *(replace(queued(0, "77aa"), prompt=PROMPT), limits(0, hold), seen),
     )
 
 

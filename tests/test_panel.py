@@ -40,7 +40,16 @@ def queued(at: float = 0.0) -> events.Queued:
     return events.Queued(request_id="3f2a", at=at, model="gpt-5.6-sol", patience=600.0)
 
 
-def sent(at: float, attempt: int = 1, rates: Rates | None = None) -> events.Sent:
+def simulator() -> OverloadedError:
+    """Return what a simulator refuses with."""
+    error = OverloadedError("Later.")
+    error.simulated = True
+    return error
+
+
+def sent(
+    at: float, attempt: int = 1, rates: Rates | None = None, *, simulated: bool = False
+) -> events.Sent:
     """Return the event of an attempt that begins."""
     return events.Sent(
         request_id="3f2a",
@@ -49,6 +58,7 @@ def sent(at: float, attempt: int = 1, rates: Rates | None = None) -> events.Sent
         model="gpt-5.6-sol",
         input_tokens=812,
         rates=rates,
+        simulated=simulated,
     )
 
 
@@ -270,6 +280,16 @@ def test_refused_request_has_cost_nothing() -> None:
             [queued(), sent(1), said(2, "x" * 40), said(4, "x" * 40)],
             4.0,
             "answering · ~812 in · ~20 out · ~10 tokens/s",
+        ),
+        (
+            [queued(), sent(1, simulated=True), said(2, "x" * 40)],
+            2.0,
+            "answering · ~812 in · ~10 out · simulated",
+        ),
+        (
+            [queued(), sent(1), refused(2, 9, simulator())],
+            2.0,
+            "waiting 7.0 s · Server overloaded: Later. · attempt 2 · ~812 in · simulated",
         ),
         (
             [queued(), ended(events.Cancelled, reply=Reply(id="3f2a", status="cancelled"))],

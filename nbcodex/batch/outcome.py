@@ -31,7 +31,9 @@ def ending_of(
     if isinstance(told, NbcodexError):
         return failed(request, told, clock=clock)
     story = Story(request, lambda _: None, clock=clock)
-    story.base_url, story.attempts, story.simulated = base_url, 1, told.simulated
+    story.base_url, story.attempts = base_url, 1
+    if told.simulated:
+        story.hear_simulator()
     story.model, story.answer = model or request.model, told
     try:
         parsed = _parsed(request, told)

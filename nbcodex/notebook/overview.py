@@ -6,6 +6,7 @@ draws, as instants of the kernel's clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from nbcodex.clock import spell, time_of_day
@@ -24,6 +25,9 @@ from nbcodex.notebook.monitor import (
 )
 from nbcodex.notebook.panel import ACTIONS, PanelState
 from nbcodex.records import Usage
+
+PROMPT = 40
+"""Characters of a prompt that its row begins with."""
 
 ROWS = 50
 """Open requests that are listed one by one."""
@@ -62,7 +66,11 @@ def _open(state: MonitorState, now: float, wall: float) -> list[str]:
     if not state.open:
         return ["no open requests"]
     head = f"{len(state.open)} open request{'s' * (len(state.open) > 1)}:"
-    lines = [f"  {id_}  {panel.status(row, now, wall)}" for id_, row in state.open.items()]
+    lines = [
+        f"  {id_}  {prompt}{panel.status(row, now, wall)}"
+        for id_, row in state.open.items()
+        for prompt in [f"“{brief(row.prompt, PROMPT)}” · " if row.prompt else ""]
+    ]
     return [head, *lines[:ROWS], *([f"  and {len(lines) - ROWS} more"] * (len(lines) > ROWS))]
 
 
@@ -125,8 +133,10 @@ def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
         "limits": [_bucket(state, name) for name in state.limits],
         "rows": [_row(id_, row) for id_, row in rows[:ROWS]],
         "open": len(rows),
+        "phases": Counter(row.phase for _, row in rows),
+        "simulated": _simulated(state),
         "sums": [
-            ["Last request", *_last(state)],
+            [_last_name(state), *_last(state)],
             ["This session", *_columns(state.session)],
             [_ever(state), *(_columns(state.ever) if state.ever else [""] * len(COLUMNS))],
         ],
@@ -153,13 +163,24 @@ def _columns(total: Sums) -> list[str]:
 
 
 def _all_time(state: MonitorState, ever: Sums) -> str:
-    """Return the counters of all time; whether a request is simulated shows in its answer alone."""
-    return _answered(ever) if state.last and state.last.simulated else sums(ever)
+    """Return the counters of all time; of requests, nobody knows which were the simulator's."""
+    return _answered(ever) if _simulated(state) else sums(ever)
 
 
 def _ever(state: MonitorState) -> str:
     """Return what the counters of all time are called: they leave out what the simulator made."""
-    return "All time, real" if state.last and state.last.simulated else "All time"
+    return "All time, real" if _simulated(state) else "All time"
+
+
+def _simulated(state: MonitorState) -> bool:
+    """Return whether it is a simulator that is asked, as far as that is known."""
+    last = state.last is not None and state.last.simulated
+    return last or any(row.simulated for row in state.open.values())
+
+
+def _last_name(state: MonitorState) -> str:
+    attempts = 0 if state.last is None else state.last.attempts
+    return f"Last request, attempt {attempts}" if attempts > 1 else "Last request"
 
 
 def _last(state: MonitorState) -> list[str]:
@@ -168,7 +189,7 @@ def _last(state: MonitorState) -> list[str]:
     about = "~" if reply.usage.estimated else ""
     price = "" if reply.cost is None else about + money(reply.cost)
     return [
-        f"attempt {reply.attempts}",
+        "1" if reply.status == "done" else "0",
         *_counted(reply.usage, about),
         price,
         spell(reply.waited) if reply.waited else "",
@@ -206,14 +227,14 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
     limited = row.limit.name if row.limit else row.reason
     return {
         "id": id_,
-        "model": brief(row.model, 80) if row.model else "",
+        "prompt": brief(row.prompt, PROMPT),
         "phase": row.phase,
         "why": limited,
         "about": panel.cause(row),
-        "due": _ms(row.resume_at) if row.waits else None,
+        "due": _ms(row.resume_at),
         "since": _ms(row.since),
         "attempt": row.attempt,
-        "tokens": " · ".join(tokens(row.usage)),
+        "tokens": " · ".join(tokens(row.usage)).replace(" in", " tokens in", 1),
         "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
     }
 

@@ -51,6 +51,10 @@ class PanelState:
     ----------
     id : str
         The request's, by which it is resumed.
+    prompt : str
+        How the prompt begins.
+    simulated : bool
+        Whether it is known that a simulator answers.
     phase : str
         What is going on.
     since, began : float
@@ -91,6 +95,8 @@ class PanelState:
     """
 
     id: str = ""
+    prompt: str = ""
+    simulated: bool = False
     phase: Phase = "queued"
     since: float = 0.0
     began: float = 0.0
@@ -159,8 +165,9 @@ class PanelState:
 def reduce(state: PanelState, event: events.Event) -> PanelState:
     """Return the state after `event`; what that costs does not depend on the answer's length."""
     match event:
-        case events.Queued(request_id=id_, model=model, patience=patience, at=at):
-            return PanelState(id=id_, since=at, began=at, model=model, patience=patience)
+        case events.Queued(request_id=id_, at=at):
+            queued = PanelState(id=id_, since=at, began=at, prompt=event.prompt)
+            return replace(queued, model=event.model, patience=event.patience)
         case events.Held(queued=True):
             queued = _wait(state, event, "queued", limit=None, reason=CAPACITY)
             return replace(queued, waits_from=None)
@@ -170,7 +177,8 @@ def reduce(state: PanelState, event: events.Event) -> PanelState:
             reason = "" if limit else f"{error.title}: {brief(error.message)}"
             waiting = _wait(state, event, "waiting", limit=limit, reason=reason)
             spent = state.spent if state.cost is None else state.cost
-            return replace(waiting, attempt=attempt, stale=len(state.text) > 0, spent=spent)
+            stale, simulated = len(state.text) > 0, state.simulated or error.simulated
+            return replace(waiting, attempt=attempt, stale=stale, spent=spent, simulated=simulated)
         case events.Sent():
             return _send(state, event)
         case events.Delta():
@@ -216,6 +224,7 @@ def _send(state: PanelState, event: events.Sent) -> PanelState:
         phase="sending",
         since=event.at,
         model=event.model or state.model,
+        simulated=event.simulated,
         limit=None,
         reason="",
         resume_at=None,
@@ -258,6 +267,7 @@ def _end(state: PanelState, event: events.Ending) -> PanelState:
         phase=_ENDS[type(event)],
         since=event.at,
         model=reply.model or state.model,
+        simulated=reply.simulated,
         limit=getattr(error, "limit", None),
         reason=f"{error.title}: {brief(error.message)}" if error else "",
         resume_at=None,
@@ -302,6 +312,7 @@ def status(state: PanelState, now: float, wall: float) -> str:
             *tokens(state.usage),
             speed,
             state.price,
+            "simulated" if state.simulated else "",
         ]
     return " · ".join(filter(None, told))
 

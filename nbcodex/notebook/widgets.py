@@ -202,7 +202,7 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
         "phase": state.phase,
         "ended": state.ended,
         "stale": state.stale,
-        "model": brief(state.model, 80) if state.model else "",
+        "model": _named(state),
         "cause": _cause(state),
         "attempt": state.attempt,
         "patience": f"{spell(state.patience).removesuffix(' 00 s')} patience",
@@ -213,6 +213,11 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
         "thought": _latest(state.thought) if state.phase == "thinking" else "",
         "actions": [{"name": name, "refusal": refusal(state, name)} for name in offers],
     }
+
+
+def _named(state: PanelState) -> str:
+    model = brief(state.model, 80) if state.model else ""
+    return " · ".join(filter(None, (model, "simulated" if state.simulated else "")))
 
 
 def _moving(state: PanelState, now: float, wall: float) -> dict[str, Any]:

@@ -170,14 +170,14 @@ def _shape(prompt: str, earlier: str, chance: random.Random) -> str:
         topic=f"*{topic}*",
         earlier=f" Before that, it was *{_topic(earlier)}*." if earlier else "",
         used=chance.randrange(20_000, 30_000),
-        requested=chance.randrange(1_000, 20_000),
+        requested=chance.randrange(10_000, 20_000),
     )
 
 
 def _topic(prompt: str) -> str:
     """Return the first words of the prompt, with nothing in them that Markdown would heed."""
     words = _WORD.findall(_ECHO.sub("", _DIRECTIVE.sub("", prompt)))
-    return " ".join(words[:8]) or "nothing"
+    return " ".join(words[:8]) + (" …" * (len(words) > 8)) or "nothing"
 
 
 def _filler(length: int, chance: random.Random) -> list[str]:

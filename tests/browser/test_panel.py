@@ -317,7 +317,7 @@ def test_buttons_say_what_they_do(notebook: Open) -> None:
     in_phase(nb, "waiting")
     for label, words, title in [
         ("Cancel", "keeps any text", "text so far stays below the cell"),
-        ("Retry now", "may be refused, no charge", "the countdown goes on as it was"),
+        ("Retry now", "costs a request, no tokens", "the countdown goes on as it was"),
         ("Park", "%codex resume 3f2a", "until you run %codex resume 3f2a"),
     ]:
         button = nb.panel.get_by_role("button", name=label)
@@ -331,7 +331,8 @@ def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> No
     nb = notebook(PLAY.format("refused(20, 0.1), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
-    expect(nb.panel).to_contain_text(re.compile("would exceed the limit now"))
+    expect(nb.panel).to_contain_text(re.compile("would exceed the limit: "))
+    expect(nb.panel).to_contain_text("too many when it was asked")
     expect(nb.panel).to_contain_text("request 12,528 (prompt + the output it may use)")
     expect(nb.panel.locator(".nbcodex-foot")).to_contain_text("of 10 min patience")
     expect(nb.panel.locator(".nbcodex-foot")).not_to_contain_text("in all")

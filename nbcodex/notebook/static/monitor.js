@@ -102,26 +102,28 @@ function makeBucket(feed) {
   return { node, show, tick };
 }
 
-const LEGEND = "Retry now may be refused, no charge · Park: for %codex resume · Cancel keeps the text so far";
-const ASKS = { retry: "Retry now", park: "Park", cancel: "Cancel" };
+const LEGEND = "Cancel keeps the text so far · Retry now, if refused, costs a request, no tokens · Park: for %codex resume";
+const ASKS = { cancel: "Cancel", retry: "Retry now", park: "Park" };
 
 function makeRow(feed, press, id) {
   const path = draw("path", {});
   const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
   const [phase, why, time, tokens] = ["phase", "why", "time", "tokens"].map((name) => make("span", name));
+  const prompt = make("span", "prompt");
   const buttons = Object.entries(ASKS).map(([action, label]) => {
     const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${id}` }, label);
     node.addEventListener("click", () => press(action, id, row.refusals[action]));
     return [action, node];
   });
   const node = make(
-    "li", "row", {}, icon, make("code", "id", {}, id), phase, time, why, tokens,
+    "li", "row", {}, icon, make("code", "id", {}, id), phase, time, make("span", "about", {}, prompt, why), tokens,
     make("span", "deeds", {}, ...buttons.map(([, button]) => button)),
   );
   let row;
   const tick = () => {
     const waits = row.due !== null, ms = waits ? row.due - feed.now() : feed.now() - row.since;
-    put(time, waits && ms <= 0 ? "due now" : waits ? `in ${brisk(ms)}` : brisk(ms));
+    const due = row.phase === "queued" ? "soon" : "due now", when = { held: "after", queued: "in ~" }[row.phase] ?? "in";
+    put(time, !waits ? brisk(ms) : ms <= 0 ? due : `${when} ${brisk(ms)}`);
   };
   const show = (item) => {
     row = item;
@@ -132,6 +134,7 @@ function makeRow(feed, press, id) {
       phase.title = about;
     }
     put(phase, label);
+    put(prompt, item.prompt);
     put(why, item.why);
     why.title = item.about;
     put(tokens, [item.attempt > 1 && `attempt ${item.attempt}`, item.tokens].filter(Boolean).join(" · "));
@@ -153,7 +156,7 @@ function makePlot() {
   const picture = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", preserveAspectRatio: "none" }, grid, bars, hits);
   const most = make("span", "most"), mark = make("span", "key-hit");
   const axis = make("div", "axis", { "aria-hidden": "true" }, make("span", "", {}, "1 h ago"), mark, make("span", "", {}, "now"));
-  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens per minute", most), picture, axis);
+  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens used here, by minute", most), picture, axis);
   const show = ({ minutes, hour }) => {
     const top = Math.max(1, ...minutes.map(([tokens]) => tokens));
     const met = minutes.reduce((sum, [, n]) => sum + n, 0);
@@ -166,7 +169,7 @@ function makePlot() {
     bars.setAttribute("d", drawn);
     hits.setAttribute("d", marked);
     picture.setAttribute("aria-label", hour);
-    put(most, top > 1 ? `top line: ${count(top)}` : "none in the last hour");
+    put(most, top > 1 ? `most: ${count(top)}` : "none in the last hour");
     put(mark, met ? `▼ limit met (${count(met)})` : "no limit met");
   };
   return { node, show };
@@ -189,7 +192,7 @@ function makeTable() {
 
 function openView(feed, model, el) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const open = make("span", "open"), others = make("span", "soft"), budget = make("span", "budget");
+  const open = make("span", "open"), simulated = make("span", "soft"), others = make("span", "soft"), budget = make("span", "budget");
   const [buckets, rows, log] = [make("ul", "buckets"), make("ul", "rows"), make("ol", "entries")];
   const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
   const [table, plot] = [makeTable(), makePlot()];
@@ -200,7 +203,7 @@ function openView(feed, model, el) {
   const live = make("div", "live", { "aria-live": "polite" });
   const root = make(
     "div", "monitor", { role: "group", "aria-label": "Codex monitor" },
-    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, budget, others, note),
+    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, simulated, budget, others, note),
     part("limits", "Limits", buckets, unlimited),
     make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
     part("open", ["Open requests", make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
@@ -228,9 +231,13 @@ function openView(feed, model, el) {
 
   function show() {
     const view = feed.view;
-    const waiting = view.rows.filter((row) => row.due !== null).length;
-    const told = view.open ? `${some(view.open, "open request")}${waiting ? `, ${count(waiting)} waiting` : ""}` : "no open requests";
-    put(open, told);
+    const [waiting, held] = ["waiting", "held"].map((phase) => view.phases[phase] ?? 0);
+    const told = [
+      view.open ? some(view.open, "open request") : "no open requests",
+      waiting && `${count(waiting)} waiting to retry`, held && `${count(held)} held back, sent in turn`,
+    ];
+    put(open, told.filter(Boolean).join(" · "));
+    put(simulated, view.simulated && "simulated: nothing of it is paid");
     put(others, view.others && `other kernels: ${view.others}`);
     put(budget, view.budget && `budget: ${view.budget}`);
     ticking = [...listBuckets(view.limits, (b) => `${b.model} ${b.server}`), ...listRows(view.rows, (row) => row.id)];
@@ -241,7 +248,7 @@ function openView(feed, model, el) {
     table.show(view);
     plot.show(view);
     // Who listens hears that waiting begins or ends, and not how many of fifty wait just now.
-    const news = `${view.open ? "requests are open" : "nothing is open"}${waiting ? ", some wait" : ""}`;
+    const news = `${view.open ? "requests are open" : "nothing is open"}${waiting + held ? ", some wait" : ""}`;
     if (news !== spoken) put(live, (spoken = news));
   }
 

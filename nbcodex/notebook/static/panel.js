@@ -8,6 +8,7 @@ const PARTED_MS = 1000; // between the page's clock and the wall's: one was set,
 const REACH_MS = 2000; // for Python to answer at all while its cell runs
 const MOST = 400_000; // characters of its end that a long answer is shown with
 const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
+const BEGUN = new Set(["sending", "thinking", "streaming"]); // an attempt is under way
 const DEAF = "This kernel hears no button while a cell runs.";
 
 const now = () => performance.now();
@@ -109,7 +110,7 @@ function makeMeter() {
     const reserve = resource === "tokens" ? " (prompt + the output it may use)" : "";
     put(words[1], `${ours ? "this" : "that"} request ${n(requested)}${reserve}`);
     put(words[2], `limit ${n(limit)}`);
-    put(over, ours && used + requested > limit ? `${n(used + requested - limit)} too many` : "");
+    put(over, ours && used + requested > limit ? `${n(used + requested - limit)} too many when it was asked` : "");
     return true;
   };
   return { node, show };
@@ -119,7 +120,7 @@ function makeMeter() {
 function met(cause) {
   if (!cause || !("limit" in cause)) return "";
   const { limit, used, requested } = cause;
-  return used < limit && used + requested > limit ? "would exceed the limit now: " : "limit reached: ";
+  return used < limit && used + requested > limit ? "would exceed the limit: " : "limit reached: ";
 }
 
 function makeRing() {
@@ -127,7 +128,7 @@ function makeRing() {
   const arc = draw("circle", { ...circle, class: "nbcodex-arc" });
   // A wedge, as on a kitchen timer: what is left of the wait, never what is done of it.
   const wedge = draw("circle", { ...circle, r: 15, class: "nbcodex-wedge" });
-  const hand = draw("path", { class: "nbcodex-hand", d: "M61 40H79" });
+  const hand = draw("path", { class: "nbcodex-hand", d: "M62 40H76" });
   const number = make("span", "number"), unit = make("span", "unit");
   const timer = make("div", "timer", { role: "timer", "aria-live": "off" }, number, unit);
   const picture = draw(
@@ -178,15 +179,15 @@ function makeLog() {
 
 /* One button, which can always be reached: where it would do nothing, it says why. */
 function makeButton(name, press) {
-  const [label, busy, hint] = BUTTONS[name];
+  const [label, busy, hint, , midway] = BUTTONS[name];
   const [words, gloss] = [make("span", "label", {}, label), make("small", "gloss", { "aria-hidden": "true" })];
   const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": label }, words, gloss);
   let refusal = "";
   node.addEventListener("click", () => press(name, refusal));
-  const show = (why, pressed, brief, id) => {
+  const show = (why, pressed, brief, id, begun) => {
     refusal = why;
     put(words, pressed ? busy : label);
-    put(gloss, why ? brief : hint.replace("ID", id));
+    put(gloss, why ? brief : (begun && midway || hint).replace("ID", id));
     node.title = why ? `${label} is not possible now. ${why}` : aboutButton(name, id);
     node.setAttribute("aria-disabled", String(Boolean(why || pressed)));
   };
@@ -279,7 +280,7 @@ function openView(feed, model, el) {
       const deaf = action.name !== "cancel" && feed.reached === false && !view.ended;
       const why = deaf ? DEAF : action.refusal;
       const brief = deaf ? "unheard by this kernel" : view.ended ? "it has ended" : "it is not waiting";
-      shown.get(action.name).show(why, pressed === action.name, brief, view.id);
+      shown.get(action.name).show(why, pressed === action.name, brief, view.id, BEGUN.has(view.phase));
     }
   }
 
