@@ -23,6 +23,10 @@ CONNECT, WRITE = 15.0, 60.0
 """Seconds for a connection to be made, and for it to take more of the request. Reading is bounded
 by the attempt itself, which knows whether an answer has begun."""
 
+IDLE = 20
+"""Connections that stay open while they carry nothing: each is looked at whenever a request comes
+or goes, so a hundred of them cost as much as half a request."""
+
 REFUSAL_BYTES = 65_536
 """How much of a refusal is read; compressed, it may be a thousand times as much."""
 
@@ -164,7 +168,7 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
             transport=transport,
             follow_redirects=False,
             timeout=httpx2.Timeout(None, connect=CONNECT, write=WRITE),
-            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100),
+            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=IDLE),
             # A key for this machine is not for the proxy.
             mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
             event_hooks={"response": [_bound]},
