@@ -6,7 +6,9 @@ further entry at the end.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 
 from nbcodex.journal.trouble import UnusableError
 
@@ -139,15 +141,23 @@ def migrate(connection: sqlite3.Connection) -> None:
     UnusableError
         If a newer nbcodex wrote the file, or another program.
     """
-    if _pending(connection):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+    with _transaction(connection, "BEGIN"):  # of one moment: another process may be at it
+        pending = _pending(connection)
+    if pending:
+        with _transaction(connection, "BEGIN IMMEDIATE"):
             for statement in [s for step in _pending(connection) for s in step]:
                 connection.execute(statement)
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def _pending(connection: sqlite3.Connection) -> list[list[str]]:

@@ -18,7 +18,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.journal.opening import wait_for
-from nbcodex.journal.schema import MIGRATIONS
+from nbcodex.journal.schema import MIGRATIONS, migrate
 from nbcodex.records import Reply
 from nbcodex.settings import JOURNAL
 
@@ -399,3 +399,19 @@ def test_only_a_lock_is_waited_for(code: str, patience: float, tries: int) -> No
     with nullcontext() if tries == 3 else pytest.raises(sqlite3.OperationalError, match=code):
         assert wait_for(step, patience=patience) == "done"
     assert len(calls) == tries
+
+
+def test_two_that_make_the_file_at_once_do_not_take_it_for_anothers(tmp_path: Path) -> None:
+    """Whoever looks at a new file while another process fills it, sees one state of it."""
+    connections = [sqlite3.connect(tmp_path / "new", isolation_level=None) for _ in range(2)]
+    with closing(connections[0]) as ours, closing(connections[1]) as theirs:
+        ours.execute("PRAGMA journal_mode = WAL")
+
+        def meanwhile(statement: str) -> None:
+            if "sqlite_master" in statement:
+                ours.set_trace_callback(None)
+                migrate(theirs)
+
+        ours.set_trace_callback(meanwhile)
+        migrate(ours)
+        assert ours.execute("SELECT count(*) FROM totals").fetchone() == (1,)
