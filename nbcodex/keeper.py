@@ -6,8 +6,10 @@ Owns when the journal is written. Must not know attempts or waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from nbcodex import parking
 from nbcodex.clock import Clock
@@ -17,6 +19,10 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.partial import Partial
 from nbcodex.records import Limit, Mark, Reply, Request
+
+AT_ONCE = 0.02
+"""Seconds within which a request is in the journal; sent before that, it gets there as it is sent:
+what is new, and that it is under way, in one commit."""
 
 EVERY = 0.8
 """Seconds between two writes of the text so far: of what was shown, at most a second is lost."""
@@ -41,25 +47,29 @@ class Keeper:
         self._journal, self._request, self._clock = journal, request, clock
         self._partial = partial
         self._remembered: str | None = None
+        self._add: Callable[..., Coroutine[Any, Any, None]] | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._adding: asyncio.Future[None] | None = None
+        self._once_added: list[Callable[[], object]] = []
         self._keeping: asyncio.Task[None] | None = None
 
     async def admit(self, base_url: str) -> Reply | None:
-        """Have the request committed as pending, and return the answer of an equal one to reuse.
+        """Have the request committed within moments; return the answer of an equal one to reuse.
 
-        Nothing may be sent before `settled` or `begin` has returned: the commit goes on meanwhile.
+        Nothing may be sent before `settled` or `begin` has returned.
         """
         request, origin = self._request, self._request.origin
         key = equality_key(request, base_url=base_url)
-        adding = self._journal.add(
+        self._add = partial(
+            self._journal.add,
             request,
             notebook=origin.notebook,
             cell=origin.cell,
             variable=origin.variable,
             key=key,
         )
-        self._adding = asyncio.ensure_future(adding)
         if not request.reuse:
+            self._soon = asyncio.get_running_loop().call_later(AT_ONCE, self._add_now)
             return None
         await self.settled()
         found = await self._journal.answered(key)
@@ -67,13 +77,30 @@ class Keeper:
 
     def once_settled(self, deed: Callable[[], object]) -> None:
         """Have a deed done on the loop as soon as the request is in the journal."""
-        if self._adding is None:
+        self._once_added.append(deed)
+        if self._add is None and self._adding is None:
+            self._added()
+
+    def _added(self, _: object = None) -> None:
+        deeds, self._once_added = self._once_added, []
+        for deed in deeds:
             deed()
-        else:
-            self._adding.add_done_callback(lambda _: deed())
+
+    def _to_add(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
+        """Return what puts the request into the journal, once."""
+        add, self._add = self._add, None
+        if self._soon is not None:
+            self._soon.cancel()
+        return add
+
+    def _add_now(self) -> None:
+        if add := self._to_add():
+            self._adding = asyncio.ensure_future(add())
+            self._adding.add_done_callback(self._added)
 
     async def settled(self) -> None:
         """Return when the request is in the journal."""
+        self._add_now()
         if self._adding is not None:
             # An order may cancel whoever waits here; the ending waits for the same commit.
             await asyncio.shield(self._adding)
@@ -92,6 +119,11 @@ class Keeper:
 
     async def begin(self, attempt: int) -> None:
         """Note that an attempt is about to be sent: it asks, or picks up what has a mark."""
+        if add := self._to_add():
+            # Cancelled here, it is done all the same, and before whatever is written next.
+            await add(attempt=attempt)
+            self._added()
+            return
         picks_up = self._partial.mark is not None
         begun = self._journal.begin(self._request.id, attempt, picks_up=picks_up)
         # Both in one go: to wait for one thread twice would take as long as the commits do.

@@ -71,6 +71,8 @@ class InstantJournal:
 
     async def add(self, request: Request, **where: Any) -> None:
         self.written.append(("add", request))
+        if attempt := where.get("attempt"):
+            self.written.append(("begin", attempt))
 
     async def answered(self, key: bytes) -> Reply | None:
         return self.answers.get(key)

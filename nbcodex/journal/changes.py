@@ -24,9 +24,9 @@ Connection = sqlite3.Connection
 
 
 _INSERT = """INSERT INTO entries
-    (id, status, owner, notebook, cell, variable, key, added_at, updated_at, request, batch, item,
-    listed)
-    VALUES (:id, 'pending', :owner, :notebook, :cell, :variable,
+    (id, status, attempts, owner, notebook, cell, variable, key, added_at, updated_at, request,
+    batch, item, listed)
+    VALUES (:id, :status, :attempts, :owner, :notebook, :cell, :variable,
     salted(:key, (SELECT value FROM salt)), :at, :at, :request, :batch, :item,
     NOT EXISTS (SELECT 1 FROM entries WHERE batch = :batch))
     ON CONFLICT (id) DO NOTHING"""
@@ -60,11 +60,17 @@ def insert(
     cell: str | None,
     variable: str | None,
     key: bytes | None,
+    attempt: int | None = None,
 ) -> None:
-    """Add a request as `pending`; the same one again changes nothing."""
+    """Add a request as `pending`, or as `running` where an attempt is about to be sent.
+
+    The same one again changes nothing.
+    """
     id_, origin = storable(request.id), request.origin
     values = {
         "id": id_,
+        "status": "pending" if attempt is None else "running",
+        "attempts": whole(attempt or 0),
         "owner": owner.id,
         "notebook": storable(notebook),
         "cell": storable(cell),

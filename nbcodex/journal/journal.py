@@ -103,6 +103,7 @@ class Journal:
         cell: str | None = None,
         variable: str | None = None,
         key: bytes | None = None,
+        attempt: int | None = None,
     ) -> None:
         """Commit `request` as pending: when this returns, it may be sent.
 
@@ -112,6 +113,8 @@ class Journal:
             Where it was asked, and the name that the answer is to be bound to.
         key : bytes or None
             `equality_key` of the request, under which `answered` finds its answer.
+        attempt : int or None
+            The attempt that is about to be sent, where one is: as if `begin` were called, too.
         """
         insert = partial(
             changes.insert,
@@ -121,6 +124,7 @@ class Journal:
             cell=cell,
             variable=variable,
             key=key,
+            attempt=attempt,
         )
 
         def work(connection: Connection) -> None:
@@ -128,8 +132,8 @@ class Journal:
             own_insert(connection)
             self._upkeep.busy(connection, request.id, insert=own_insert)
 
-        await self._writer.run(work, level=Level.SAFE, default=None)
         self._session = self._session.plus(Totals(requests=1))
+        await self._writer.run(work, level=Level.SAFE, default=None)
 
     async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
         """Note that attempt number `attempt`, counted from 1, is about to be sent.

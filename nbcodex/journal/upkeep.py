@@ -77,9 +77,8 @@ class Upkeep:
 
         With `insert` it can be written anew where the file cannot even be read any more.
         """
-        begins = not self._busy
         self._busy[id_] = insert
-        if begins or self._clock.now() >= self._beat_at:
+        if self._clock.now() >= self._beat_at:
             self._beat(connection)
 
     def idle(self, id_: str) -> None:
