@@ -79,6 +79,7 @@ class Handle:
         self._run: Run | None = None
         self._kept = threading.Event()
         self._ending: Future[Ending] = Future()
+        self._ending.set_running_or_notify_cancel()  # whoever gives up waiting cancels nothing
 
     def start(self) -> None:
         """Set the request going, unless it is."""
@@ -113,7 +114,7 @@ class Handle:
                 log.exception("a listener failed on %s", type(event).__name__)
         if not isinstance(event, Queued):
             self._kept.set()
-        if isinstance(event, Ending) and self._ending.set_running_or_notify_cancel():
+        if isinstance(event, Ending) and not self._ending.done():
             self._ending.set_result(event)
 
     def order(self, what: Order) -> None:
@@ -228,7 +229,7 @@ class Handle:
         try:
             self.start()
             with _awake(asyncio.get_running_loop()):
-                return await asyncio.shield(asyncio.wrap_future(self._ending))
+                return await asyncio.wrap_future(self._ending)
         finally:
             if not self._ending.done():
                 self._stop()
