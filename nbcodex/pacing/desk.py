@@ -139,6 +139,7 @@ class SharedDesk(Desk):
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._later: list[_Job] = []
+        self._lingering: asyncio.TimerHandle | None = None
         self._post = _Post()
         self._store: Store | None = None
         self._retry_at, self._retry_after = 0.0, RETRY
@@ -163,11 +164,14 @@ class SharedDesk(Desk):
     def post(self, deed: Deed[object]) -> None:
         """Do a deed on the thread within moments, and wait for nothing."""
         if not self._later:
-            self._loop.call_later(LINGER, self._send)
+            self._lingering = self._loop.call_later(LINGER, self._send)
         self._later.append(_Job(deed, None))
 
     def _send(self) -> None:
         """Have the thread do what has gathered."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         if self._later:
             later, self._later = self._later, []
             self._jobs.put(later)
