@@ -40,7 +40,10 @@ LINES, WIDTH, LONGEST = 6, 84, 400
 
 def brief(text: str, longest: int = LONGEST) -> str:
     """Return `text` on one line, without control characters, and no longer than `longest`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: longest * 8]).split())
+    text = text[: longest * 8]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(text.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

@@ -23,7 +23,7 @@ CONNECT, WRITE = 15.0, 60.0
 """Seconds for a connection to be made, and for it to take more of the request. Reading is bounded
 by the attempt itself, which knows whether an answer has begun."""
 
-IDLE = 20
+IDLE = 10
 """Connections that stay open while they carry nothing: each is looked at whenever a request comes
 or goes, so a hundred of them cost as much as half a request."""
 

@@ -81,7 +81,7 @@ def opened(
     model: str | None,
 ) -> Opened:
     """Return what the headers tell."""
-    sent = response.headers
+    sent = dict(response.headers.items())  # each look into the original goes through all of it
     request_id = redactor.clean(sent.get("x-request-id", ""))
     return Opened(
         api=api,
