@@ -46,6 +46,13 @@ def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) ->
     assert (entry.notebook, entry.cell, entry.variable) == ("a.ipynb", "c1", "answer")
 
 
+def test_a_request_can_be_added_as_it_is_sent(journal: Journal) -> None:
+    """With the attempt that is about to be sent, it is as if that had begun, in one commit."""
+    asked = added(journal, attempt=1)
+    entry = journal.entry(asked.id)
+    assert (entry.status, entry.reply.attempts) == ("running", 1)
+
+
 def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
     """Another process reads the reply with every figure."""
     asked = added(journal)

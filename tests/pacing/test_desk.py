@@ -243,6 +243,25 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
     assert sum(begun) <= 3
 
 
+def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Path) -> None:
+    """After a deed that took the others along, the next one that lingers has its whole time."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with kernel(tmp_path) as alone:
+            alone.desk.post(lambda _: None)
+            first = alone.desk._lingering
+            await alone.desk.do(lambda _: None)
+            alone.desk.post(lambda _: None)
+            second = alone.desk._lingering
+            assert first is not None
+            assert second is not None
+            assert first.cancelled()
+            assert second.when() >= loop.time()
+
+    run(main())
+
+
 def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:
     """An error that is none of the store's reaches whoever asked, and the thread goes on."""
 
