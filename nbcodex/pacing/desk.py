@@ -29,7 +29,7 @@ BEAT = 1.0
 """Seconds between two signs of life, while anything is under way."""
 RETRY = 60.0
 """Seconds after which a store that failed is tried again, at first."""
-LINGER = 0.01
+LINGER = 0.004
 """Seconds that a deed may wait for others which nobody waits for: to wake the thread costs more."""
 GATHER = 0.004
 """Seconds between two transactions, while several deeds are waited for at once: one for all of them

@@ -15,12 +15,14 @@ import contextlib
 import json
 import multiprocessing
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ AT_ONCE, RATE, WARM = 64, 200.0, 100
 WAYS = {
     "plain": "`AsyncOpenAI().responses.create()`",
     "streamed": "`AsyncOpenAI().responses.create(stream=True)`, typed events, deltas joined",
+    "floor": "the SDK's raw response, streamed; before and after it a commit to each of two files",
     "ours": "`nbcodex.aask`, journal and shared ledger on",
 }
 
@@ -148,6 +151,44 @@ def streamed() -> Callable[[int], Awaitable[int]]:
     return ask
 
 
+def floor() -> Callable[[int], Awaitable[int]]:
+    """Return the least that a journal, a ledger and the SDK take, with nothing around them.
+
+    Each file has a thread and a connection of its own; the journal's commits wait for the disk.
+    """
+    from openai import AsyncOpenAI
+
+    client, home = AsyncOpenAI(max_retries=0), Path(os.environ["NBCODEX_HOME"])
+
+    def opened(name: str, synchronous: str) -> tuple[ThreadPoolExecutor, sqlite3.Connection]:
+        file = sqlite3.connect(home / name, isolation_level=None, check_same_thread=False)
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute(f"PRAGMA synchronous = {synchronous}")
+        file.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, text TEXT)")
+        return ThreadPoolExecutor(1), file
+
+    files = [opened("journal", "FULL"), opened("ledger", "NORMAL")]
+
+    async def commit(statement: str, *values: Any) -> None:
+        loop = asyncio.get_running_loop()
+
+        def deed(file: sqlite3.Connection) -> None:
+            file.execute(statement, values)  # a transaction of its own
+
+        await asyncio.gather(*(loop.run_in_executor(pool, deed, file) for pool, file in files))
+
+    async def ask(number: int) -> int:
+        asked = {"model": MODEL, "input": prompt_of(number), "stream": True}
+        await commit("INSERT OR REPLACE INTO entries VALUES (?, ?)", number, asked["input"])
+        async with client.responses.with_streaming_response.create(extra_body=asked) as response:
+            events = [line async for line in response.iter_lines() if line.startswith("data: ")]
+        answer = json.loads(events[-1][6:])["response"]["output"][0]["content"][0]["text"]
+        await commit("UPDATE entries SET text = ?2 WHERE id = ?1", number, answer)
+        return len(answer)
+
+    return ask
+
+
 def ours() -> Callable[[int], Awaitable[int]]:
     """Return our way: each request in the journal, paced by the shared ledger."""
     from nbcodex.client import current
@@ -191,7 +232,7 @@ def run(way: str, count: int, rate: float | None) -> None:
     """Be the process that asks in one way; print CPU and wall seconds."""
 
     async def main() -> None:
-        ask = {"plain": plain, "streamed": streamed, "ours": ours}[way]()
+        ask = {"plain": plain, "streamed": streamed, "floor": floor, "ours": ours}[way]()
         await many(ask, WARM, rate)
         began, cpu = time.perf_counter(), time.process_time()
         await many(ask, count, rate)
