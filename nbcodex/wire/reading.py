@@ -23,10 +23,8 @@ AFTERMATH = 5.0
 """Seconds to wait for what may follow the last word, or a failure: figures, or reasons."""
 
 GATHER = 0.02
-"""Seconds to let packets gather once text has begun: to wake for each costs as much as for many."""
-
-NETWORK = 0.0001
-"""Seconds that only a read which waits for the network takes; what is there is read at once."""
+"""Seconds to let packets gather once text has begun: to wake for each costs as much as for many.
+What has come already is read at once."""
 
 DRAIN = 0.1
 """Seconds to wait for the end of a body, so that its connection can be used again."""
@@ -68,7 +66,7 @@ class Reading:
         self._begun, self._withheld = begun, ""
         self._mark = reader.mark
         self.is_whole = False
-        self._read_took = 0.0
+        self._waited = False
         self._fault: Exception | None = None
         self._told: FailedError | None = None  # a failure whose reason may follow
 
@@ -134,7 +132,7 @@ class Reading:
                 break
             if any(is_alive(*e) for e in events) or self._decoder.pending > pending:
                 deadline = self._deadline()
-            if self._said and self._read_took > NETWORK:
+            if self._said and self._waited:
                 await asyncio.sleep(GATHER)
             chunk = await self._next(deadline)
         else:
@@ -157,12 +155,14 @@ class Reading:
 
     async def _next(self, deadline: float) -> bytes:
         """Return the next chunk; none at the end, or where a lost connection costs no text."""
-        chunk, began = b"", asyncio.get_running_loop().time()
+        chunk, self._waited = b"", False
+        # Where the loop takes a turn before the chunk is here, the network was waited for. No clock
+        # tells that: on a busy machine, what is there takes as long as what comes.
+        turn = asyncio.get_running_loop().call_soon(self._note_turn)
         try:
             async with asyncio.timeout_at(deadline):
                 while not chunk:
                     chunk = await anext(self._chunks)
-            self._read_took = asyncio.get_running_loop().time() - began
         except StopAsyncIteration:
             return b""
         except TimeoutError:
@@ -171,7 +171,12 @@ class Reading:
         except Exception:
             if not (self._reader.finished or self._told):
                 raise
+        finally:
+            turn.cancel()
         return chunk
+
+    def _note_turn(self) -> None:
+        self._waited = True
 
     def _take(self, events: list[tuple[str, str]]) -> tuple[str, str] | None:
         """Return what events add; a fault in them is kept until that has been shown."""

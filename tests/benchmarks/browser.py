@@ -1,9 +1,9 @@
 """What the face costs: bytes and long tasks of one answer, and a monitor of fifty requests.
 
-A real JupyterLab in Chromium, a simulator in this process. The answer's bytes are the payloads of
-all websocket frames that the page receives while the cell runs; long tasks are what the page's
-PerformanceObserver sees. The monitor's load is the CPU of the page's renderer and of the kernel,
-from `/proc`, against the same requests without a monitor.
+A real JupyterLab in Chromium; the answer comes from a simulator in another process. Its bytes are
+the payloads of all websocket frames that the page receives while the cell runs; long tasks are what
+the page's PerformanceObserver sees. The monitor's load is the CPU of the page's renderer and of the
+kernel, from `/proc`, against the same requests without a monitor.
 
 Run with ``python -m tests.benchmarks.browser [--rounds N]``.
 """
@@ -25,7 +25,7 @@ from nbcodex.markdown import harmless
 from nbcodex.simulator import Fault
 from tests.benchmarks.table import spread, table
 from tests.browser.lab import CHROMIUM, FLAGS, Lab, Notebook, serve
-from tests.simulated import Simulated, simulated
+from tests.simulated import Served, simulated, simulated_apart
 
 TOKENS = 4_000
 """Tokens of the answer, of four characters each."""
@@ -92,7 +92,7 @@ def main() -> None:
 
 @contextmanager
 def opened(
-    chromium: Browser, lab: Lab, simulator: Simulated, *cells: str
+    chromium: Browser, lab: Lab, simulator: Served, *cells: str
 ) -> Iterator[tuple[Notebook, Frames]]:
     """Open a notebook that is ready to ask, and count what its page receives."""
     context = chromium.new_context(viewport={"width": 1100, "height": 900})
@@ -149,7 +149,7 @@ def _answer(
 ) -> tuple[int, int, int, float, bool]:
     """Return bytes of text and of frames, the busiest second, the longest task, what was lost."""
     with (
-        simulated(tpm=10_000_000, latency=0.3, **knobs) as simulator,
+        simulated_apart(tpm=10_000_000, latency=0.3, **knobs) as simulator,
         opened(chromium, lab, simulator, ANSWER, "print(answer.text)") as found,
     ):
         nb, frames = found

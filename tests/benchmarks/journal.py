@@ -24,6 +24,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.records import Reply, Request
 from tests.kernels import kernel
+from tests.simulated import simulated_apart
 
 TEXT = "An answer of some length, as models give them. " * 20
 
@@ -200,24 +201,15 @@ cell("[[tokens=10]] to warm up")
 
 def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> dict[str, str]:
     """Return what share of a whole stream's CPU the journal has, for each way to ask."""
-    command = [sys.executable, "-m", "nbcodex.simulator", "--tpm=none", f"--speed={speed}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        environ = {
-            "OPENAI_BASE_URL": f"{server.stdout.readline().strip()}/v1",
-            "OPENAI_API_KEY": "sk-benchmark",
-            "NBCODEX_MODEL": "gpt-5.6-sol",
-            "NBCODEX_HOME": str(place),
-            "JPY_SESSION_NAME": "benchmark.ipynb",
-        }
+    with simulated_apart(tpm="none", speed=speed) as server:
+        places = {"NBCODEX_HOME": str(place), "JPY_SESSION_NAME": "benchmark.ipynb"}
         prompt = f"[[tokens={seconds * speed}]] a long one"
-        with kernel(**environ) as asking:
+        with kernel(**server.environ, **places) as asking:
             asking.run(IN_THE_KERNEL)
             shares = {
                 way: asking.run(f"share({call}, {prompt!r})", timeout=120).stream.strip()
                 for way, call in (("%%codex", "cell"), ("ask", "nbcodex.ask"))
             }
-        server.terminate()
     return shares
 
 
