@@ -77,7 +77,7 @@ def wait(nb: Notebook, simulator: Simulated) -> None:
     """Have the cell wait for a limit, until eight seconds are left."""
     refusal = Fault("tokens_per_minute", seconds=11.054, message=LIMIT)
     # A picture of a stream needs one that stands still for a moment.
-    simulator.core.script([refusal, Fault("stalled", after=110, seconds=4.0)])
+    simulator.core.script([refusal, Fault("stalled", after=125, seconds=4.0)])
     nb.run(2)
     expect(nb.panel).to_have_attribute("data-phase", "waiting")
     expect(nb.panel.locator(".nbcodex-number")).to_have_text(re.compile(r"^8\.\d"))
