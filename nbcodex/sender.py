@@ -135,8 +135,7 @@ class Sender:
                 match piece:
                     case Opened():
                         self.opened = True
-                        if piece.simulated:
-                            story.hear_simulator()
+                        story.hear_server(simulated=piece.simulated)
                         self._usher.admit(piece.snapshot)
                     case Mark():
                         self._partial.reach(piece)

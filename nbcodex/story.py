@@ -80,9 +80,9 @@ class Story:
         """Whether a simulator answers at the server's address, so that nothing of it counts."""
         return self.base_url in self._simulators
 
-    def hear_simulator(self) -> None:
-        """The server has said that it is a simulator."""
-        self._simulators.add(self.base_url)
+    def hear_server(self, *, simulated: bool) -> None:
+        """The server has said whether it is a simulator."""
+        (self._simulators.add if simulated else self._simulators.discard)(self.base_url)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
         """Return an event of this request that happens now."""

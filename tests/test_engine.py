@@ -86,6 +86,14 @@ def test_who_never_reached_a_simulator_is_simulated_all_the_same() -> None:
     assert (reply.attempts, reply.simulated) == (0, True)
 
 
+def test_who_answers_in_a_simulators_place_is_none() -> None:
+    """An address at which a simulator once was is believed anew with every answer."""
+    refused = refusal(11.0)
+    refused.simulated = True
+    heard, _ = play([refused], answer("hi"))
+    assert not ending(heard).reply.simulated
+
+
 def test_a_request_is_known_by_its_prompts_beginning() -> None:
     """The first event tells how the prompt begins, on one line and briefly."""
     heard, _ = play(answer("hi"), request=Request(prompt="Write\na poem " + "about it " * 20))

@@ -32,8 +32,7 @@ def ending_of(
         return failed(request, told, clock=clock)
     story = Story(request, lambda _: None, clock=clock)
     story.base_url, story.attempts = base_url, 1
-    if told.simulated:
-        story.hear_simulator()
+    story.hear_server(simulated=told.simulated)
     story.model, story.answer = model or request.model, told
     try:
         parsed = _parsed(request, told)
