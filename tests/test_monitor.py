@@ -178,7 +178,7 @@ last hour: 0 tokens, at most 0 a minute, limits met 0 times"""
 
 BUSY = """\
 Codex monitor
-gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM)
+gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens: 42.0 s at most, if nobody else asks
 2 open requests:
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
   77aa  “Write a poem about the sea, and make it…” · queued 10.0 s
@@ -200,6 +200,7 @@ def busy() -> MonitorState:
         ever=Sums(requests=70, answers=60, cost=12.0),
         elsewhere=Elsewhere(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         budgets=("$1.50 of $5.00 for this session used (30%)",),
+        lines={BUCKET: (3, 45_000.0)},
     )
     hold = Hold(until=15.0, limit=LIMIT)
     return after(

@@ -29,6 +29,9 @@ LOGGED = 50
 Limits = Mapping[str, tuple[Snapshot | None, Hold | None]]
 """By bucket what the last headers told, and whether it is closed."""
 
+Lines = Mapping[str, tuple[int, float]]
+"""By bucket how many requests wait for their turn, and the tokens that they may use."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown(events.Event):
@@ -69,8 +72,8 @@ class Observed:
 
     Parameters
     ----------
-    limits : mapping or None
-        The buckets of this process.
+    limits, lines : mapping or None
+        The buckets of this process, and who waits for them.
     session, ever : Sums or None
         The totals of this process, and of all time.
     elsewhere : Elsewhere or None
@@ -81,6 +84,7 @@ class Observed:
 
     at: float
     limits: Limits | None = None
+    lines: Lines | None = None
     session: Sums | None = None
     ever: Sums | None = None
     elsewhere: Elsewhere | None = None
@@ -112,7 +116,7 @@ class MonitorState:
     ----------
     open : mapping
         The requests that have not ended, by id, oldest first; without their text.
-    limits, session, ever, elsewhere, budgets
+    limits, lines, session, ever, elsewhere, budgets
         As last observed.
     last : Reply or None
         What the last request came to, without its text.
@@ -124,6 +128,7 @@ class MonitorState:
 
     open: Mapping[str, PanelState] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
+    lines: Lines = field(default_factory=dict)
     session: Sums = field(default_factory=Sums)
     ever: Sums | None = None
     elsewhere: Elsewhere | None = None
@@ -142,7 +147,7 @@ def reduce(state: MonitorState, heard: Iterable[events.Event | Observed]) -> Mon
 
 
 def _observe(state: MonitorState, seen: Observed) -> MonitorState:
-    names = ("limits", "session", "ever", "elsewhere")
+    names = ("limits", "lines", "session", "ever", "elsewhere")
     news = {name: value for name in names if (value := getattr(seen, name)) is not None}
     return replace(state, budgets=seen.budgets, **news)
 

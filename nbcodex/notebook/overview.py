@@ -59,7 +59,25 @@ def _limit(state: MonitorState, name: str, now: float) -> str:
     if hold and hold.until > now:
         why = f": {hold.limit.name}" if hold.limit else ""
         told.append(f"closed for another {spell(min(hold.until - now, panel.FAR))}{why}")
-    return f"{' at '.join(place(name))}: {' · '.join(told) or 'no limits told'}"
+    told.append(_line(state, name))
+    return f"{' at '.join(place(name))}: {' · '.join(filter(None, told)) or 'no limits told'}"
+
+
+def _line(state: MonitorState, name: str) -> str:
+    """Return who waits for a bucket, and for how long if all of it is used that may be."""
+    waiting, asked = state.lines.get(name, (0, 0.0))
+    if not waiting:
+        return ""
+    line = f"{waiting:,} in line for up to {asked:,.0f} tokens"
+    snapshot, hold = state.limits[name]
+    gauge = snapshot and snapshot.tokens
+    if not snapshot or not gauge:
+        return line
+    _, rate, left = level(gauge, 0.0)
+    if rate <= 0:
+        return line
+    seconds = max((asked - left) / rate, (hold.until if hold else 0.0) - snapshot.at, 0.0)
+    return f"{line}: {spell(min(seconds, panel.FAR))} at most, if nobody else asks"
 
 
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:
@@ -220,6 +238,7 @@ def _bucket(state: MonitorState, name: str) -> dict[str, Any]:
         "gauges": drawn,
         "closed_until": _ms(hold.until) if hold else None,
         "why": hold.limit.name if hold and hold.limit else "",
+        "line": _line(state, name),
     }
 
 
@@ -234,9 +253,16 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
         "due": _ms(row.resume_at),
         "since": _ms(row.since),
         "attempt": row.attempt,
-        "tokens": " · ".join(tokens(row.usage)).replace(" in", " tokens in", 1),
+        "tokens": _tokens(row.usage),
         "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
     }
+
+
+def _tokens(usage: Usage) -> str:
+    about = "~" if usage.estimated else ""
+    named = (("prompt", usage.input_tokens), ("answer", usage.output_tokens))
+    told = [f"{name} {about}{count:,}" for name, count in named if count is not None]
+    return f"{', '.join(told)} tokens" if told else ""
 
 
 def _ms(at: float | None) -> int | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbcodex import events, loop
-from nbcodex.notebook.monitor import Grown, Limits, MonitorState, Observed, Sums, reduce
+from nbcodex.notebook.monitor import Grown, Limits, Lines, MonitorState, Observed, Sums, reduce
 from nbcodex.pacing.row import Hold
 from nbcodex.records import Snapshot, Usage
 
@@ -67,21 +68,22 @@ class Watch:
         """
         seen, here = self._seen(settings), loop.running()
         if here.is_mine:
-            return self._looked(seen, None)
+            return self._looked(seen)
         return here.submit(self._on_loop(seen, settings)).result()
 
     async def _on_loop(self, seen: Observed, settings: Settings) -> MonitorState:
         known = await self._client.limits(settings)
         budgets = tuple(map(str, await self._client.standings(settings)))
-        return self._looked(seen, _limits(known, self._client.clock.now()), budgets)
+        now = self._client.clock.now()
+        return self._looked(
+            replace(seen, limits=_limits(known, now), lines=_lines(known), budgets=budgets)
+        )
 
-    def _looked(
-        self, seen: Observed, limits: Limits | None, budgets: tuple[str, ...] = ()
-    ) -> MonitorState:
+    def _looked(self, seen: Observed) -> MonitorState:
         client, now = self._client, self._client.clock.now()
         totals = client.totals.by_model.values()
-        here = Observed(at=now, limits=limits, session=_session(totals), budgets=budgets)
-        self._heard += [*self._grown(now), seen, here]
+        here = replace(seen, at=now, session=_session(totals))
+        self._heard += [*self._grown(now), here]
         self._catch_up()
         return self._state
 
@@ -119,11 +121,20 @@ def _limits(known: Mapping[str, Known], now: float) -> Limits:
     """Return what is known of the limits as it stands at an instant."""
     found: dict[str, tuple[Snapshot | None, Hold | None]] = {}
     for label, each in known.items():
-        model, _, server = label.rpartition(" at ")
         snapshot = Snapshot(at=now, tokens=each.tokens, requests=each.requests)
         hold = None if each.hold is None else Hold(each.hold, each.limit)
-        found[f"{server} {model}"] = snapshot, hold
+        found[_name(label)] = snapshot, hold
     return found
+
+
+def _lines(known: Mapping[str, Known]) -> Lines:
+    """Return who waits for the buckets."""
+    return {_name(label): (each.waiting, each.asked) for label, each in known.items()}
+
+
+def _name(label: str) -> str:
+    model, _, server = label.rpartition(" at ")
+    return f"{server} {model}"
 
 
 def _session(totals: Iterable[Total]) -> Sums:

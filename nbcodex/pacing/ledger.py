@@ -191,9 +191,12 @@ class Ledger:
         def deed(shared: Shared) -> Known:
             return known(shared.bucket, now, others=shared.others(self._holder, now))
 
-        return {
-            name: self._store.deal(name, deed) for name in {**self._rows, **dict.fromkeys(more)}
-        }
+        found = {}
+        for name in {**self._rows, **dict.fromkeys(more)}:
+            row = self._rows.get(name, Row())
+            there = self._store.deal(name, deed)
+            found[name] = replace(there, waiting=row.waiting, asked=row.asked)
+        return found
 
     def beat(self, now: float) -> bool:
         """Give a sign of life, due every second or two; return whether anything is under way."""

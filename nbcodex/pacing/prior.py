@@ -63,6 +63,8 @@ class Known:
         What the next job can begin with.
     earlier : float or None
         The limit on tokens before the machine was started anew, where it is not told yet.
+    waiting, asked : int, float
+        Requests of this process that wait for their turn, and the tokens that they may use.
     """
 
     tokens: Gauge | None
@@ -78,6 +80,8 @@ class Known:
     limit: Limit | None
     learnt: Prior | None
     earlier: float | None = None
+    waiting: int = 0
+    asked: float = 0.0
 
 
 def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:

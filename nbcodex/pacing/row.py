@@ -69,6 +69,11 @@ class Row:
     met_until: float = -math.inf
     recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(ticket.waiting for *_, ticket in self.heap)
+
     def head(self) -> Ticket | None:
         """Return the first of those who wait."""
         while self.heap and not self.heap[0][-1].waiting:

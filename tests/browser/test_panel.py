@@ -317,7 +317,7 @@ def test_buttons_say_what_they_do(notebook: Open) -> None:
     in_phase(nb, "waiting")
     for label, words, title in [
         ("Cancel", "keeps any text", "text so far stays below the cell"),
-        ("Retry now", "costs a request, no tokens", "the countdown goes on as it was"),
+        ("Retry now", "1 request, no tokens", "the countdown goes on as it was"),
         ("Park", "%codex resume 3f2a", "until you run %codex resume 3f2a"),
     ]:
         button = nb.panel.get_by_role("button", name=label)

@@ -388,3 +388,22 @@ def test_a_store_error_says_why(tmp_path: Path) -> None:
     damaged(tmp_path)
     with pytest.raises(StoreError, match=r"ledger\.sqlite cannot be used: file is not a database"):
         open_store(tmp_path)
+
+
+def test_it_is_known_who_waits(tmp_path: Path) -> None:
+    """Those who have no leave yet are counted, with the tokens that they may use."""
+
+    async def main() -> tuple[int, float]:
+        with kernel(tmp_path) as alone:
+
+            def ask(ledger: Ledger) -> Any:
+                return ledger.reserve(ledger.listen("b", COST, lambda: None), alone.clock.now())
+
+            for _ in range(5):  # the first goes, to find out what the limits are
+                await alone.desk.do(ask)
+            (known,) = (await alone.desk.known(alone.clock.now(), "b")).values()
+            return known.waiting, known.asked
+
+    waiting, asked = run(main())
+    assert 0 < waiting < 5
+    assert asked == 100 * waiting

@@ -81,8 +81,8 @@ function makeGauge(feed) {
 
 function makeBucket(feed) {
   const model = make("strong", "name"), server = make("span", "soft"), shut = make("span", "shut");
-  const levels = make("div", "levels"), nothing = make("span", "soft");
-  const node = make("li", "bucket", {}, make("div", "who", {}, model, server, shut), levels, nothing);
+  const levels = make("div", "levels"), nothing = make("span", "soft"), line = make("div", "line");
+  const node = make("li", "bucket", {}, make("div", "who", {}, model, server, shut), levels, nothing, line);
   const list = makeList(levels, () => makeGauge(feed));
   let bucket, parts = [];
   const tick = () => {
@@ -95,6 +95,7 @@ function makeBucket(feed) {
     bucket = item;
     put(model, item.model);
     put(server, `at ${item.server}`);
+    put(line, item.line);
     put(nothing, item.gauges.length ? "" : "The server's answers tell no limits.");
     parts = list(item.gauges, (gauge) => gauge.kind);
     tick();

@@ -44,8 +44,8 @@ const ICONS = {
 // an attempt is under way, where they differ; ID is the request's.
 const BUTTONS = {
   cancel: ["Cancel", "Cancelling…", "ends it, keeps any text", "End request ID now. The text so far stays below the cell, and in the variable of -o."],
-  retry: ["Retry now", "Retrying…", "if refused: costs a request, no tokens", "Send it now, without waiting for the countdown. The server may refuse again: that costs no tokens, but counts as a request, and the countdown goes on as it was."],
-  park: ["Park", "Parking…", "for later: %codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID, which asks anew where an answer had begun, unless it was asked for with --durable.", "stops it; asked anew by %codex resume ID"],
+  retry: ["Retry now", "Retrying…", "if refused: 1 request, no tokens", "Send it now, without waiting for the countdown. The server may refuse again: that costs no tokens, but counts as a request, and the countdown goes on as it was."],
+  park: ["Park", "Parking…", "for later: %codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID, which asks anew, and pays anew, where an answer had begun, unless it was asked for with --durable.", "asked anew: %codex resume ID"],
 };
 const aboutButton = (name, id) => BUTTONS[name][3].replaceAll("ID", id);
 
