@@ -55,9 +55,7 @@ async def aask(prompt: str, **options: Any) -> Reply:
 
 
 def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:
-    request = compose(prompt, settings, **options)
-    if request.thread is None:
-        return request
     # No cell: a loop in one of them makes many turns.
-    request = replace(request, origin=Origin(notebook=around.notebook()))
-    return current().join(request, settings).request
+    origin = Origin(notebook=around.notebook())
+    request = replace(compose(prompt, settings, **options), origin=origin)
+    return request if request.thread is None else current().join(request, settings).request

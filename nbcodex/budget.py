@@ -24,6 +24,8 @@ from nbcodex.wire import prices, tokens
 Unit = Literal["tokens", "dollars"]
 Period = Literal["session", "day", "month"]
 
+LEAST = 100
+"""Tokens below which a cap is a mistake: a dollar sign was forgotten, or eaten by `%config`."""
 WARNINGS = (0.75, 0.90, 0.95)
 """Shares of a cap at which its user is told."""
 USUAL = 500

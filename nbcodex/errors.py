@@ -36,13 +36,15 @@ if TYPE_CHECKING:
     from nbcodex.records import Limit, Reply, Snapshot
 
 LINES, WIDTH, LONGEST = 6, 84, 400
+_JOINERS = "\u200c\u200d"
+"""What emoji and several scripts are held together, or apart, with."""
 
 
 def brief(text: str, longest: int = LONGEST) -> str:
     """Return `text` on one line, without control characters, and no longer than `longest`."""
     text = text[: longest * 8]
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else " " for c in text)
+        text = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
     line = " ".join(text.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 

@@ -86,7 +86,7 @@ def closed(limit: Limit | None) -> LimitError:
     """Return a hold as the error that set it."""
     limit = limit or Limit()
     figures = f" ({limit.figures})" if limit.figures else ""
-    return LimitError(f"{limit.name.capitalize()} reached{figures}.", limit=limit)
+    return LimitError(f"{limit.name[0].upper()}{limit.name[1:]} reached{figures}.", limit=limit)
 
 
 def _how_to_go_on(request: Request, after: str = "") -> str:

@@ -34,7 +34,7 @@ class Surroundings:
     follow : callable
         Starts a handle and waits for its ending, showing what it likes.
     notebook : callable
-        Returns the notebook that threads belong to.
+        Returns the notebook that what is asked belongs to.
     origin : callable
         Returns where something is asked now.
     watch : callable

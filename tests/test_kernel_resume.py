@@ -176,6 +176,41 @@ def test_background_answers_land_in_their_cells(server: Simulated, tmp_path: Pat
         assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
 
 
+def test_a_background_cell_says_why_it_has_no_answer(server: Simulated, tmp_path: Path) -> None:
+    """No cell fails of it, so its place tells: which limit or budget, and how to go on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        server.core.script([Fault("requests_per_day", seconds=5000)])
+        for cap, why in (("off", "Requests per day (RPD) reached"), ("500", "budget")):
+            cell.run(f"%codex budget {cap}")
+            cell.start("%%codex -b -o r --max-output 3000\n[[tokens=20]]")
+            told = ""
+            while "parked" not in told:
+                message = cell.client.get_iopub_msg(timeout=10)
+                if message["msg_type"] in {"display_data", "update_display_data"}:
+                    told = str(message["content"]["data"])
+            assert why in told
+            assert "%codex resume" in told
+
+
+def test_what_a_killed_kernels_ask_left_is_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """What `nbcodex.ask` asked belongs to its notebook, as cells do."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os, nbcodex; os.getpid()").plain)
+        known = len(server.prompts)
+        cell.start("nbcodex.ask('[[tokens=1500]] a long one')")
+        end = time.monotonic() + 10.0
+        while len(server.prompts) == known and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert loaded(cell) == ""
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        assert "a long one" in cell.run("%codex resume").markdown
+
+
 def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_path: Path) -> None:
     """Reading `.text` early waits; Stop ends that wait, and the request goes on."""
     with begin(server, tmp_path) as cell:

@@ -122,6 +122,14 @@ def test_retries_are_logged() -> None:
     assert many.log[-1].at == 3 * LOGGED - 1
 
 
+def test_a_refusal_that_parks_is_a_limit_met() -> None:
+    """Where the wait is longer than the patience, the plot has its mark all the same."""
+    error = ParkedError("Later.", cause=LimitError("Too many.", limit=LIMIT))
+    parked = events.Parked(request_id="3f2a", at=4, error=error, reply=REPLY)
+    assert sum(m.hits for m in after(queued(), sent(1), parked).minutes.values()) == 1
+    assert sum(m.hits for m in after(queued(), refused(1, 9), parked).minutes.values()) == 1
+
+
 def test_last_hour_by_minutes() -> None:
     """Tokens count in the minute in which their answer ended; after an hour they are forgotten."""
     state = after(finished(30), refused(59, 61), refused(61, 62), finished(3600 + 59))
@@ -179,7 +187,7 @@ last hour: 0 tokens, at most 0 a minute, limits met 0 times"""
 BUSY = """\
 Codex monitor
 gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens: 42.0 s at most, if nobody else asks
-2 open requests:
+2 open requests · 1 waiting to retry:
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
   77aa  “Write a poem about the sea, and make it…” · queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s

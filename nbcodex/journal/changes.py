@@ -242,7 +242,7 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
-    if not (reply.simulated or reply.reused):
+    if reply.attempts and not (reply.simulated or reply.reused):
         count(connection, counted(reply))
         spent = Spent.by(reply, otherwise=Spent())
         spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())

@@ -32,10 +32,6 @@ _MINE = {
 """What stays as the user has set it while the demo is on."""
 
 
-_LEAST = 100
-"""Tokens below which a cap is a mistake: of ``$5``, `%config` leaves ``5``."""
-
-
 class Codex(Configurable):
     """Settings of nbcodex. What is not set here comes from the environment, else is the default."""
 
@@ -101,13 +97,13 @@ class Codex(Configurable):
     def _is_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.budget import read
+            from nbcodex.budget import LEAST, read
 
             try:
                 cap = read(text)
             except ConfigurationError as error:
                 raise TraitError(f"Codex.budget: {error}") from None
-            if cap.unit == "tokens" and cap.amount < _LEAST:
+            if cap.unit == "tokens" and cap.amount < LEAST:
                 raise TraitError(
                     f"Codex.budget: {cap.words(cap.amount)} let nothing through. %config takes $5 "
                     "for a variable: write 5usd instead of $5, and 5k for 5,000 tokens."

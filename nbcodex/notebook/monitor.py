@@ -23,6 +23,8 @@ from nbcodex.records import MINUTE, Gauge, Reply, Snapshot, Usage
 HOUR = 60
 """Minutes that the plot goes back."""
 
+_SENT = {"sending", "thinking", "streaming"}
+
 LOGGED = 50
 """Retries that are remembered."""
 
@@ -157,7 +159,7 @@ def _hear(state: MonitorState, event: events.Event) -> MonitorState:
     row = rows.get(event.request_id)
     if isinstance(event, events.Ending):
         rows.pop(event.request_id, None)
-        return _end(state, event)
+        return _end(state, event, refused=row is not None and row.phase in _SENT)
     if isinstance(event, Grown):
         if row is not None:
             rows[event.request_id] = _grow(row, event)
@@ -179,11 +181,13 @@ def _grow(row: PanelState, event: Grown) -> PanelState:
     )
 
 
-def _end(state: MonitorState, event: events.Ending) -> MonitorState:
+def _end(state: MonitorState, event: events.Ending, *, refused: bool) -> MonitorState:
+    """Return the state after an ending; `refused`: a limit in it has met an attempt just now."""
     reply = event.reply
     if isinstance(event, events.Parked | events.Failed):
         kind = "parked" if isinstance(event, events.Parked) else "failed"
-        state = _log(state, event, f"{kind}: {brief(event.error.message)}")
+        hits = refused and getattr(event.error, "limit", None) is not None
+        state = _log(state, event, f"{kind}: {brief(event.error.message)}", hits=hits)
     if not reply.attempts:
         return state
     used = reply.usage

@@ -105,6 +105,7 @@ class Screen:
         self._notes, self._heading = list(notes), heading
         self._state = PanelState(since=began, began=began)
         self._open = self._prepared = False
+        self._later, self._why = later, ""
         self._made_at = time.monotonic()
 
     @property
@@ -131,6 +132,9 @@ class Screen:
         """Show what `events` change."""
         for event in events:
             self._state = reduce(self._state, event)
+            if self._later and (error := getattr(event, "error", None)) and self._state.ended:
+                # No cell fails of it: its place is where it is said.
+                self._why = f"{error.title}: {error}"
         if self._state.ended:
             return
         if self._open:
@@ -173,7 +177,7 @@ class Screen:
 
     def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
-        line = " · ".join([self._told(reply), *map(brief, self._notes)])
+        line = " · ".join(filter(None, [self._told(reply), *map(brief, [self._why, *self._notes])]))
         form, rest = self._form, len(reply.text) - RENDERED
         if rest > 0:
             line = f"{rest:,} more characters: the Reply's text holds them all · {line}"

@@ -37,6 +37,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
     told = [
         "Codex monitor",
+        "simulated: nothing of it is paid" if _simulated(state) else "",
         *(_limit(state, name, now) for name in state.limits),
         *_open(state, now, wall),
         f"last request: {figures(state.last)}" if state.last else "",
@@ -83,7 +84,11 @@ def _line(state: MonitorState, name: str) -> str:
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:
     if not state.open:
         return ["no open requests"]
-    head = f"{len(state.open)} open request{'s' * (len(state.open) > 1)}:"
+    head = f"{len(state.open)} open request{'s' * (len(state.open) > 1)}"
+    phases = Counter(row.phase for row in state.open.values())
+    waiting = f"{phases['waiting']} waiting to retry" if phases["waiting"] else ""
+    held = f"{phases['held']} held back, sent in turn" if phases["held"] else ""
+    head = " · ".join(filter(None, (head, waiting, held))) + ":"
     lines = [
         f"  {id_}  {prompt}{panel.status(row, now, wall)}"
         for id_, row in state.open.items()
@@ -252,7 +257,7 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
         "about": panel.cause(row),
         "due": _ms(row.resume_at),
         "since": _ms(row.since),
-        "attempt": row.attempt,
+        "attempt": row.attempt + row.waits,
         "tokens": _tokens(row.usage),
         "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
     }

@@ -330,7 +330,8 @@ def _going_on(state: PanelState, now: float, wall: float) -> str:
         return f"queued for capacity {lasted}{due}"
     if left is not None:
         until = f" (until {time_of_day(wall + left, now=wall)})" if left > MINUTE else ""
-        return f"{state.phase} {spell(left)}{until}" if left else f"{state.phase}, due now"
+        phase = "held for another" if state.phase == "held" else state.phase
+        return f"{phase} {spell(left)}{until}" if left else f"{state.phase}, due now"
     if state.phase == "sending":
         return f"sent, no word yet for {lasted}"
     return "answering" if state.phase == "streaming" else f"{state.phase} {lasted}"

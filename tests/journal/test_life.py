@@ -53,6 +53,13 @@ def test_a_request_can_be_added_as_it_is_sent(journal: Journal) -> None:
     assert (entry.status, entry.reply.attempts) == ("running", 1)
 
 
+def test_what_was_never_sent_counts_nowhere(journal: Journal) -> None:
+    """A request that was held and given up adds to no total, waits included."""
+    asked = added(journal)
+    run(journal.finish(asked.id, Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
+    assert journal.totals() == Totals(requests=1)
+
+
 def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
     """Another process reads the reply with every figure."""
     asked = added(journal)

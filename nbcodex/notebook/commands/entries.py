@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
     from nbcodex.records import Request
 
+LISTED = 20
+"""Entries that the journal's list shows."""
+
 
 class Entries(Room):
     """What was asked."""
@@ -35,11 +38,13 @@ class Entries(Room):
         if id:
             tell(_whole(self._session.journal.entry(id)))
             return
-        entries = self._session.journal.entries(20)
+        entries = self._session.journal.entries(LISTED)
         now = current().clock.wall()
         for entry in entries:
             batch = entry.request.origin.batch
             tell(mapped.line(self._session, batch, entry, now) if batch else _line(entry, now))
+        if len(entries) == LISTED:
+            tell(f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is.")
         if not entries:
             tell("The journal is empty.")
         if trouble := self._session.journal.trouble:
@@ -115,7 +120,9 @@ class Entries(Room):
         live = [h for h in current().live() if id_ == "all" or h.request.id.startswith(id_)]
         if not live:
             raise NbcodexError(
-                "No such request is under way in this kernel.",
+                "No such request is under way in this kernel."
+                if id_ != "all"
+                else "Nothing is under way in this kernel.",
                 advice="`%codex journal` lists them.",
             )
         if id_ != "all" and len(live) > 1:

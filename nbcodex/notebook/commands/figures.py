@@ -10,6 +10,7 @@ from IPython.display import display
 from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.clock import spell
+from nbcodex.errors import ConfigurationError
 from nbcodex.notebook import limits
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import money
@@ -32,7 +33,7 @@ class Figures(Room):
 
     def budget(self, *amount: str) -> None:
         """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
-        from nbcodex.budget import read
+        from nbcodex.budget import LEAST, read
 
         text = "".join(amount)
         if text.lower() == "off":
@@ -40,6 +41,11 @@ class Figures(Room):
             self._keep(None)
         elif text:
             cap = read(text)
+            if cap.unit == "tokens" and cap.amount < LEAST:
+                raise ConfigurationError(
+                    f"{cap.words(cap.amount)} let nothing through.",
+                    advice="Dollars are written as $5; tokens as 5000, 5k or 2M.",
+                )
             if cap.period == "session":
                 self._config.own_budget = text
             else:
@@ -82,13 +88,13 @@ class Figures(Room):
 
 def _total(total: Total) -> str:
     told: Iterable[str] = (
-        f"{total.requests} requests, {total.finished} answered",
+        f"{total.requests} request{'s' * (total.requests != 1)}, {total.finished} answered",
         f"{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
         f"{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         money(total.cost) if total.cost else "",
         f"cost of {total.unpriced} unknown" if total.unpriced else "",
-        f"{total.limits} limits met" if total.limits else "",
+        f"limits met {total.limits} time{'s' * (total.limits != 1)}" if total.limits else "",
         f"waited {spell(total.waited)}" if total.waited else "",
     )
     return " · ".join(filter(None, told))

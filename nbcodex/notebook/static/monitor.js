@@ -123,8 +123,8 @@ function makeRow(feed, press, id) {
   let row;
   const tick = () => {
     const waits = row.due !== null, ms = waits ? row.due - feed.now() : feed.now() - row.since;
-    const due = row.phase === "queued" ? "soon" : "due now", when = { held: "after", queued: "in ~" }[row.phase] ?? "in";
-    put(time, !waits ? brisk(ms) : ms <= 0 ? due : `${when} ${brisk(ms)}`);
+    const due = row.phase === "queued" ? "soon" : "due now", when = { held: "after ", queued: "in ~" }[row.phase] ?? "in ";
+    put(time, !waits ? brisk(ms) : ms <= 0 ? due : when + brisk(ms));
   };
   const show = (item) => {
     row = item;
