@@ -219,7 +219,7 @@ def plot(runs: Sequence[Run]) -> None:
     """Draw the efficiency of each peer under each policy; hollow where prompts were given up."""
     import matplotlib as mpl
 
-    if not runs:
+    if not sizes(runs):
         return
     size = sizes(runs)[0]
     mpl.use("Agg")
