@@ -205,8 +205,6 @@ class Run:
         except ParkedError as error:
             return story.event(events.Parked, error=error, reply=story.reply("parked"))
         except NbcodexError as error:
-            if error.simulated:
-                story.hear_server(simulated=True)
             if isinstance(error, AnswerError):
                 self._partial.note(fitting.UNFIT)
             if isinstance(error, TooLargeError) and self._request.turns:
@@ -289,8 +287,6 @@ class Run:
         """Return the seconds to wait after a failed attempt."""
         error, now = _failure(state), self._clock.now()
         self._sender.sent = False
-        if error.simulated:
-            self._story.hear_server(simulated=True)
         if self._sender.opened or getattr(error, "was_sent", False):
             self._note_the_gap(POSSIBLY_PAID)
         stated = None if error.wait is None else backoff.stated(error.wait, self._engine.chance)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
-from nbcodex.errors import GoneError, LimitError
+from nbcodex.errors import GoneError, LimitError, NbcodexError
 from nbcodex.keeper import Keeper
 from nbcodex.partial import ASKED_ANEW
 from nbcodex.records import Mark, Rates, Usage
@@ -67,6 +67,14 @@ class Sender:
 
     async def attempt(self) -> Completed:
         """Send the request once, or go on with its durable answer, and read to the end."""
+        try:
+            return await self._attempt()
+        except NbcodexError as error:
+            if error.simulated:
+                self._story.hear_server(simulated=True)
+            raise
+
+    async def _attempt(self) -> Completed:
         self.heard_at = self._story.clock.now()
         if not (self._request.model or self._settings.model):
             await self._keeper.settled()  # for to name one, the server may have to be asked
