@@ -23,8 +23,12 @@ there, and as it was asked again."""
 
 
 def new_id() -> str:
-    """Return a fresh request id: eight hexadecimal digits, of which any unique start will do."""
-    return secrets.token_hex(4)
+    """Return a fresh request id: twelve hexadecimal digits, of which any unique start will do.
+
+    Of a million requests in one journal, two have the same with a probability of 0.2 %; of eight
+    digits, a map with 100,000 rows would have a pair more often than not.
+    """
+    return secrets.token_hex(6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

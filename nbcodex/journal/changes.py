@@ -85,7 +85,7 @@ def insert(
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
         if row["owner"] == owner.id:
             return
-        # Eight digits collide once in a while among a million entries: the older one steps aside.
+        # Ids are random: should two processes draw the same, the older entry steps aside.
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
         connection.execute(_INSERT, values)
     if request.thread is not None:

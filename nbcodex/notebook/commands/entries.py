@@ -130,7 +130,7 @@ class Entries(Room):
             raise NbcodexError(f"{id_[:40]!r} may be {ids}.", advice="Give more of the id.")
         for handle in live:
             handle.order(what)
-            handle.wait()
+        for handle in live:
             tell(f"{handle.request.id}: {handle.wait().reply.status}")
 
     def forget(self, id: str) -> None:  # noqa: A002
