@@ -1,158 +1,29 @@
-"""The user's own caps: what may be used, what is used, and what is refused before it is sent.
+"""The user's own caps at work: what is used, and what is refused before it is sent.
 
-Owns how a cap is written, the estimates that requests are held against, and the warnings. The
-counters of days and months are the journal's. A cap is a help against mistakes: whoever can change
-the settings can lift it.
+Owns what this process has set aside, and the warnings. The counters of days and months are the
+journal's. A cap is a help against mistakes: whoever can change the settings can lift it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Literal
 
+from nbcodex.cap import Cap, Period, Standing, read
 from nbcodex.clock import Clock, spell
-from nbcodex.errors import BudgetError, ConfigurationError
+from nbcodex.errors import BudgetError
+from nbcodex.estimate import USUAL, Estimate, estimate
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
 from nbcodex.records import Reply, Request
-from nbcodex.wire import prices, tokens
+from nbcodex.wire import prices
 
-Unit = Literal["tokens", "dollars"]
-Period = Literal["session", "day", "month"]
-
-LEAST = 100
-"""Tokens below which a cap is a mistake: a dollar sign was forgotten, or eaten by `%config`."""
 WARNINGS = (0.75, 0.90, 0.95)
 """Shares of a cap at which its user is told."""
-USUAL = 500
-"""Output tokens that an answer is taken for, until this session's own answers tell."""
 FRESH = 5.0
 """Seconds after which another kernel may have changed the caps that the journal keeps."""
-
-_CAP = re.compile(
-    r"(?P<sign>\$)?(?P<number>\d[\d,_]*\.?\d*|\.\d+)(?P<scale>[km])?"
-    r"(?P<unit>\$|usd|dollars?|tokens?)?(?:(?:/|per)(?P<period>day|month|session))?",
-    re.IGNORECASE,
-)
-_SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
-_OF = {"session": "for this session", "day": "for today", "month": "for this month"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
-    """How much may be used, and over what time.
-
-    Parameters
-    ----------
-    amount : float
-        Tokens, input and output together, or US dollars.
-    unit : {"tokens", "dollars"}
-        What is counted.
-    period : {"session", "day", "month"}
-        Until the kernel ends, or by the calendar.
-    """
-
-    amount: float
-    unit: Unit
-    period: Period = "session"
-
-    def __str__(self) -> str:
-        return f"{self.words(self.amount)} {_OF[self.period]}"
-
-    @property
-    def text(self) -> str:
-        """The cap as `read` takes it."""
-        return f"{self.amount}{'usd' if self.unit == 'dollars' else ''}/{self.period}"
-
-    def words(self, amount: float) -> str:
-        """Return an amount in the cap's unit, as people write it."""
-        if self.unit == "tokens":
-            return f"{amount:,.0f} tokens"
-        return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
-
-
-def read(text: str) -> Cap:
-    """Return the cap that is written as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is none.
-    """
-    found = _CAP.fullmatch("".join(text.split()))
-    amount = 0.0
-    if found:
-        number = found["number"].replace(",", "").replace("_", "")
-        amount = float(number) * _SCALES[(found["scale"] or "").lower()]
-    if not found or not amount or (found["sign"] and (found["unit"] or "").startswith("tok")):
-        raise ConfigurationError(
-            f"{text[:40]!r} is no budget.",
-            advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
-        )
-    in_dollars = found["sign"] or (found["unit"] or "").lower().startswith(("$", "usd", "dol"))
-    period = (found["period"] or "session").lower()
-    return Cap(amount=amount, unit="dollars" if in_dollars else "tokens", period=period)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a request may come to.
-
-    Parameters
-    ----------
-    input_tokens, output_tokens : int
-        Estimates; the output is `max_output` where there is one, else that of a usual answer.
-    bounded : bool
-        Whether the output cannot be longer.
-    cost : float or None
-        US dollars; None where no price is known.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    bounded: bool = False
-    cost: float | None = None
-
-    def __str__(self) -> str:
-        longest = "at most " if self.bounded else "perhaps "
-        told = f"~{self.input_tokens:,} in, {longest}{self.output_tokens:,} out"
-        return f"{told}, about ${self.cost:.4f}" if self.cost else told
-
-    @property
-    def spent(self) -> Spent:
-        """The estimate as if it were used."""
-        return Spent(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
-
-
-def estimate(request: Request, *, model: str | None, base_url: str, usual: int = USUAL) -> Estimate:
-    """Return what `request` may come to; reads the price tables, which takes 0.2 s at first."""
-    given, output = tokens.of_request(request), request.max_output or usual
-    return Estimate(
-        input_tokens=given,
-        output_tokens=output,
-        bounded=request.max_output is not None,
-        cost=prices.expected(given, output, model=model, base_url=base_url),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a cap is used up."""
-
-    cap: Cap
-    used: float
-
-    @property
-    def share(self) -> float:
-        """Between 0 and 1, or more."""
-        return self.used / self.cap.amount
-
-    def __str__(self) -> str:
-        return f"{self.cap.words(self.used)} of {self.cap} used ({self.share:.0%})"
 
 
 class Budget:
@@ -274,12 +145,7 @@ class Budget:
 
     async def keep(self, journal: Journal, cap: Cap | None) -> None:
         """Let every kernel of this user hold to `cap` from now on; None lifts it."""
-        text = (
-            ""
-            if cap is None
-            else f"{cap.amount}{'usd' if cap.unit == 'dollars' else ''}/{cap.period}"
-        )
-        await journal.keep_budget(text)
+        await journal.keep_budget("" if cap is None else cap.text)
         self._read_at = float("-inf")
 
     async def _refresh(self, journal: Journal) -> None:

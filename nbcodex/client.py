@@ -30,8 +30,9 @@ from nbcodex.totals import Totals
 if TYPE_CHECKING:
     import httpx2
 
-    from nbcodex.budget import Cap, Estimate, Standing
+    from nbcodex.cap import Cap, Standing
     from nbcodex.engine import Engine
+    from nbcodex.estimate import Estimate
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.pacing.desk import Desk
@@ -131,9 +132,9 @@ class Client:
 
     async def standings(self, settings: Settings) -> list[Standing]:
         """Return how far the user's caps are used up."""
-        from nbcodex import budget
+        from nbcodex import cap
 
-        caps = [budget.read(text) for text in settings.budgets]
+        caps = [cap.read(text) for text in settings.budgets]
         return await self.engine().allowance.look(self.journal(settings), caps)
 
     async def keep_cap(self, settings: Settings, cap: Cap | None) -> None:
@@ -142,7 +143,7 @@ class Client:
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may come to."""
-        from nbcodex import budget
+        from nbcodex import estimate
         from nbcodex.wire import prices
 
         wire = self.engine().wire
@@ -150,7 +151,7 @@ class Client:
         model = await wire.model(request, settings)
         await asyncio.to_thread(prices.load)
         usual = self.engine().allowance.usual
-        return model, budget.estimate(request, model=model, base_url=base_url, usual=usual)
+        return model, estimate.estimate(request, model=model, base_url=base_url, usual=usual)
 
     @property
     def conversations(self) -> Conversations:

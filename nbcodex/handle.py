@@ -33,7 +33,8 @@ from nbcodex.records import Reply, Request, Resumption, Status
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.engine import Engine, Order, Run
+    from nbcodex.engine import Engine
+    from nbcodex.run import Order, Run
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,11 @@ class Handle:
         if self._run is not None:
             return
         try:
-            self._run = self._engine().start(
+            engine = self._engine()
+            from nbcodex import run  # with all that it takes, not before it is needed
+
+            self._run = run.start(
+                engine,
                 self.request,
                 self._settings,
                 self._hear,

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.engine import Engine, Order, Run
+from nbcodex.engine import Engine
 from nbcodex.events import Ending, Event
 from nbcodex.journal.spending import Spent
 from nbcodex.pacing.desk import Desk
 from nbcodex.records import Reply, Request, Usage
+from nbcodex.run import Order, Run, start
 from nbcodex.settings import Secret, Settings
 from nbcodex.wire.attempt import Completed, Opened, Piece, Text
 from nbcodex.wire.providers import Endpoint, resolve
@@ -120,7 +121,7 @@ class Stage:
     def start(self, request: Request) -> Run:
         """Start a request; its events are gathered under its id."""
         heard = self.events.setdefault(request.id, [])
-        return self.engine.start(request, SETTINGS, heard.append)
+        return start(self.engine, request, SETTINGS, heard.append)
 
     async def play(self, request: Request, *orders: tuple[float, Order]) -> list[Event]:
         """Run a request to its ending, giving orders at their seconds; return its events."""

@@ -17,6 +17,7 @@ from nbcodex.events import Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
 from nbcodex.records import Reply, Request, Usage
+from nbcodex.run import start
 from nbcodex.wire.attempt import Completed, Text
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
 from tests.virtual import LoopClock, run_virtual
@@ -58,7 +59,7 @@ def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[A
         for _ in acts:
             asked = replace(request or Request(prompt="hello"), id=f"r{len(endings)}")
             heard: list[Any] = []
-            run = stage.engine.start(asked, replace(SETTINGS, budgets=(cap,)), heard.append)
+            run = start(stage.engine, asked, replace(SETTINGS, budgets=(cap,)), heard.append)
             await asyncio.wait([run.task])
             endings.append(ending(heard))
         return endings, stage

@@ -18,6 +18,7 @@ from nbcodex.pacing.backoff import PAD
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.records import Limit, Request, Resumption
+from nbcodex.run import start
 from tests.scripted import SETTINGS, Stage, answer
 from tests.virtual import EPOCH, run_virtual
 
@@ -84,7 +85,7 @@ class Bench:
             state = reduce(state, event)
 
         self.events: list[Event] = []
-        run = self.stage.engine.start(request, SETTINGS, hear, **options)
+        run = start(self.stage.engine, request, SETTINGS, hear, **options)
         loop = asyncio.get_running_loop()
         for after, deed in jumps:
             loop.call_later(after, deed, self.machine)

@@ -21,6 +21,7 @@ from nbcodex.errors import (
 )
 from nbcodex.events import BackingOff, Delta, Event, Finished, Held, Parked, Restarted, Sent
 from nbcodex.records import Limit, Request, Resumption, Usage
+from nbcodex.run import start
 from nbcodex.wire.attempt import Completed, Text
 from tests.scripted import OPENED, SETTINGS, Stage, answer, ending
 from tests.virtual import EPOCH, run_virtual
@@ -329,7 +330,7 @@ def test_a_raising_listener_disturbs_nobody() -> None:
             heard.append(event)
             raise RuntimeError("painted into a corner")
 
-        run = stage.engine.start(Request(prompt="x"), SETTINGS, listen)
+        run = start(stage.engine, Request(prompt="x"), SETTINGS, listen)
         await asyncio.wait([run.task])
         return heard
 
@@ -387,8 +388,11 @@ def test_the_journal_is_a_gate() -> None:
         stage = Stage(answer("hi"))
         log: list[str] = []
         stage.journal.written = _Tee(log)  # type: ignore[assignment]
-        run = stage.engine.start(
-            Request(prompt="x"), SETTINGS, lambda event: log.append(type(event).__name__)
+        run = start(
+            stage.engine,
+            Request(prompt="x"),
+            SETTINGS,
+            lambda event: log.append(type(event).__name__),
         )
         await asyncio.wait([run.task])
         return log
@@ -434,8 +438,8 @@ def test_an_entry_of_another_kernel_is_not_sent() -> None:
         stage = Stage(answer("hi"))
         stage.journal.claimable = False
         heard: list[Event] = stage.events.setdefault("", [])
-        run = stage.engine.start(
-            Request(prompt="x"), SETTINGS, heard.append, resumption=Resumption()
+        run = start(
+            stage.engine, Request(prompt="x"), SETTINGS, heard.append, resumption=Resumption()
         )
         await asyncio.wait([run.task])
         return stage

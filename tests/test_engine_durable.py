@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.engine import Engine, Order, Run
+from nbcodex.engine import Engine
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
 from nbcodex.notebook.panel import PanelState, reduce
@@ -18,6 +18,7 @@ from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost
 from nbcodex.partial import ASKED_ANEW
 from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
+from nbcodex.run import Order, Run, start
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -88,7 +89,7 @@ class Kernel:
         )
 
     def start(self, asked: Request, **options: Any) -> Run:
-        return self.engine.start(asked, SETTINGS, self.events.append, **options)
+        return start(self.engine, asked, SETTINGS, self.events.append, **options)
 
     async def run(self, asked: Request, *orders: tuple[float, Order], **options: Any) -> Reply:
         run = self.start(asked, **options)
@@ -185,7 +186,7 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
             if isinstance(event, Delta):
                 names.extend(name for verb, name in written if verb == "remember")
 
-        await asyncio.wait([kernel.engine.start(request(), SETTINGS, listen).task])
+        await asyncio.wait([start(kernel.engine, request(), SETTINGS, listen).task])
         assert names
         assert set(names) == {kernel.simulator.log[0].response_id}
 

@@ -17,6 +17,7 @@ from nbcodex.pacing.desk import Desk
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.records import Gauge, Limit, Reply, Request, Resumption, Snapshot
+from nbcodex.run import start
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -65,7 +66,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
             clock=clock,
         )
         # The SDK's first request runs a thread, in which virtual time would jump.
-        await engine.start(Request(prompt="hi", max_output=16), SETTINGS, lambda _: None).task
+        await start(engine, Request(prompt="hi", max_output=16), SETTINGS, lambda _: None).task
         simulator.log.clear()
         result, began, runs = Crowd(simulator), clock.now(), []
         for number in range(count):
@@ -73,7 +74,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
             asked = Request(
                 prompt=f"{number} [[tokens=100]] " + "x" * 800, max_output=200, patience=patience
             )
-            runs.append(engine.start(asked, SETTINGS, heard.append))
+            runs.append(start(engine, asked, SETTINGS, heard.append))
         await asyncio.wait([run.task for run in runs])
         result.seconds = clock.now() - began
         return result
@@ -186,7 +187,7 @@ def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> N
         other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
         heard: list[Event] = []
         request = Request(prompt="x", model=name)
-        run = stage.engine.start(request, SETTINGS, heard.append, resumption=resumption)
+        run = start(stage.engine, request, SETTINGS, heard.append, resumption=resumption)
         await asyncio.wait([run.task])
         return heard
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nbcodex import events
-from nbcodex.engine import Order
 from nbcodex.errors import LimitError
 from nbcodex.records import Limit, Request
+from nbcodex.run import Order
 from tests.scripted import InstantJournal, Stage, answer, ending
 from tests.virtual import run_virtual
 

@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING
 
-from nbcodex import budget
+from nbcodex import cap
 from nbcodex.batch import outcome
 from nbcodex.batch.provider import Part
 from nbcodex.batch.register import Register, Row
@@ -74,7 +74,7 @@ class Packer:
         """Return a row's line, if its user's budget allows it."""
         await self._engine.allowance.admit(
             request,
-            caps=map(budget.read, self._settings.budgets),
+            caps=map(cap.read, self._settings.budgets),
             journal=self._engine.journal(self._settings),
             model=part.model,
             base_url=part.base_url,

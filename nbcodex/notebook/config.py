@@ -97,7 +97,7 @@ class Codex(Configurable):
     def _is_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.budget import LEAST, read
+            from nbcodex.cap import LEAST, read
 
             try:
                 cap = read(text)

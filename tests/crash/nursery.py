@@ -124,10 +124,10 @@ def main() -> None:
     import ipykernel.ipkernel  # noqa: F401
     import openai.resources.responses  # noqa: F401
 
-    import nbcodex.engine
     import nbcodex.journal.journal
     import nbcodex.notebook.commands
-    import nbcodex.notebook.magics  # noqa: F401
+    import nbcodex.notebook.magics
+    import nbcodex.run  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are buried at once
     while order := sys.stdin.readline():

@@ -18,9 +18,9 @@ from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.session import View
 
 if TYPE_CHECKING:
-    from nbcodex.engine import Order
     from nbcodex.journal.entry import Entry
     from nbcodex.records import Request
+    from nbcodex.run import Order
 
 LISTED = 20
 """Entries that the journal's list shows."""

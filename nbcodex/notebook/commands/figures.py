@@ -16,7 +16,7 @@ from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import money
 
 if TYPE_CHECKING:
-    from nbcodex.budget import Cap
+    from nbcodex.cap import Cap
     from nbcodex.totals import Total
 
 
@@ -33,7 +33,7 @@ class Figures(Room):
 
     def budget(self, *amount: str) -> None:
         """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
-        from nbcodex.budget import LEAST, read
+        from nbcodex.cap import LEAST, read
 
         text = "".join(amount)
         if text.lower() == "off":
