@@ -65,10 +65,14 @@ class Sent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(Event):
-    """More of the answer; with `reasoning`, of the model's thinking aloud before it."""
+    """More of the answer; with `reasoning`, of the model's thinking aloud before it.
+
+    `simulated`: it is known by now that a simulator answers.
+    """
 
     text: str
     reasoning: bool = False
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

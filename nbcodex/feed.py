@@ -11,6 +11,7 @@ import os
 import queue
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from nbcodex.events import Delta, Event
 
@@ -72,10 +73,7 @@ def _joined(events: Iterable[Event]) -> list[Event]:
 
     def close() -> None:
         if run:
-            last, text = run[-1], "".join(delta.text for delta in run)
-            joined.append(
-                Delta(request_id=last.request_id, at=last.at, text=text, reasoning=last.reasoning)
-            )
+            joined.append(replace(run[-1], text="".join(delta.text for delta in run)))
             run.clear()
 
     for event in events:

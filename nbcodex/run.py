@@ -179,7 +179,7 @@ class Run:
         if mark := self._resumption.mark:
             self._partial.take_up(mark, self._resumption.text)
             if self._partial.text:
-                self._story.tell(events.Delta, text=self._partial.text)
+                self._story.grow(self._partial.text)
         return None
 
     def _ended_as_ordered(self) -> events.Ending:

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
-from nbcodex.errors import GoneError, LimitError, NbcodexError
+from nbcodex.errors import GoneError, LimitError, NbcodexError, PermanentError
 from nbcodex.keeper import Keeper
 from nbcodex.partial import ASKED_ANEW
 from nbcodex.records import Mark, Rates, Usage
@@ -108,7 +108,12 @@ class Sender:
             stream = self._wire.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
         except LimitError:
+            self._story.refused += not self.opened
             raise  # the engine closes the bucket before anybody else can be let in
+        except PermanentError:
+            self._story.refused += not self.opened
+            self._usher.settle(Usage())
+            raise
         except asyncio.CancelledError:
             self._usher.settle(self._partial.usage(self._request, "interrupted", None))
             raise
@@ -153,10 +158,10 @@ class Sender:
                     case Text(text):
                         if self._partial.add(text):
                             story.tell(events.Restarted)
-                        story.tell(events.Delta, text=text)
+                        story.grow(text)
                         self._keeper.keep_soon()
                     case Thought(text):
-                        story.tell(events.Delta, text=text, reasoning=True)
+                        story.grow(text, reasoning=True)
                     case Note(text):
                         self._partial.note(text)
                     case Completed():

@@ -15,13 +15,16 @@ from nbcodex.clock import Clock
 from nbcodex.errors import ParkedError, TransientError
 from nbcodex.events import BackingOff, Delta, Event, Held, Sent
 from nbcodex.partial import Partial
-from nbcodex.records import Carried, Reply, Request, Status
+from nbcodex.records import Carried, Reply, Request, Status, Usage
 from nbcodex.wire import prices
 from nbcodex.wire.pieces import Completed
 
 E = TypeVar("E", bound=Event)
 
 log = logging.getLogger(__name__)
+
+NOTHING = Usage(input_tokens=0, output_tokens=0)
+"""What a request has used that was refused whenever it was sent."""
 
 
 class Story:
@@ -44,6 +47,8 @@ class Story:
         What there is of the answer.
     attempts, waited : int, float
         HTTP tries, and the seconds of patience that are used up.
+    refused : int
+        Tries that the server has refused before any answer, which costs nothing.
     base_url, model : str, str or None
         The server and the model, as far as they are known.
     asking : Request
@@ -64,7 +69,7 @@ class Story:
     ) -> None:
         self.request, self.clock = request, clock
         self.partial = Partial()
-        self.attempts, self.waited = 0, 0.0
+        self.attempts, self.waited, self.refused = 0, 0.0, 0
         self.base_url = ""
         self.model: str | None = request.model
         self.asking = request
@@ -105,6 +110,10 @@ class Story:
         except Exception:
             log.exception("a listener failed on %s", type(event).__name__)
 
+    def grow(self, text: str, *, reasoning: bool = False) -> None:
+        """Tell the listener of more of the answer, or of the thinking before it."""
+        self.tell(Delta, text=text, reasoning=reasoning, simulated=self.simulated)
+
     def tell(self, kind: Callable[..., Event], **details: Any) -> None:
         """Tell the listener what happens now."""
         self.say(self.event(kind, **details))
@@ -112,6 +121,8 @@ class Story:
     def reply(self, status: Status, completed: Completed | None = None) -> Reply:
         """Return what there is of an answer."""
         usage = self.partial.usage(self.request, status, completed)
+        if usage == Usage() and 0 < self.attempts == self.refused:
+            usage = NOTHING
         model = (completed and completed.model) or self.model
         return Reply(
             id=self.request.id,

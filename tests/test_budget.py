@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from nbcodex import budget
-from nbcodex.budget import Budget, Cap, read
+from nbcodex.budget import Budget
+from nbcodex.cap import Cap, read
 from nbcodex.clock import BootClock
-from nbcodex.errors import BudgetError, ConfigurationError
+from nbcodex.errors import BudgetError, ConfigurationError, LimitError
 from nbcodex.events import Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
-from nbcodex.records import Reply, Request, Usage
+from nbcodex.records import Limit, Reply, Request, Usage
 from nbcodex.run import start
 from nbcodex.wire.attempt import Completed, Text
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
@@ -164,6 +165,15 @@ def test_an_answer_without_figures_counts_as_estimated() -> None:
     """Where the server tells no usage, what was set aside is taken as used."""
     own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
     assert own.standings([read("500")])[0].used > 10
+
+
+def test_what_a_limit_refused_is_not_used() -> None:
+    """A request that was refused at the door and parked leaves the cap to the others."""
+    limit = Limit(resource="tokens", window=60.0, limit=30_000)
+    refused = LimitError("Rate limit reached.", limit=limit, wait=3600.0)
+    small = Request(prompt="hello", max_output=50)
+    endings, _ = played([refused], answer("hi"), cap="70", request=small)
+    assert [type(e) for e in endings] == [Parked, Finished]
 
 
 def test_a_kept_cap_holds_in_every_kernel() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from nbcodex.errors import (
     NbcodexError,
     OverloadedError,
     QuotaError,
+    RequestError,
     ServerError,
     TooLargeError,
     TransportError,
@@ -85,6 +87,30 @@ def test_who_never_reached_a_simulator_is_simulated_all_the_same() -> None:
 
     reply = run_virtual(main())
     assert (reply.attempts, reply.simulated) == (0, True)
+
+
+def test_a_simulator_is_known_from_its_first_word() -> None:
+    """Not at the end of the first answer, when its reader has long taken it for a real one."""
+    heard, _ = play([replace(OPENED, simulated=True), *list(answer("hi"))[1:]])
+    assert [event.simulated for event in heard if isinstance(event, Delta)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("acts", "orders", "used"),
+    [
+        ([[refusal(11.0)]], [(2.0, "cancel")], 0),
+        ([[RequestError("It cannot be.")]], [], 0),
+        ([[ServerError("It broke.")], [refusal(11.0)]], [(5.0, "cancel")], None),
+        ([[refusal(11.0)], [30.0]], [(20.0, "cancel")], None),
+        ([[OPENED, refusal(11.0)]], [(2.0, "cancel")], None),
+    ],
+)
+def test_who_was_only_refused_has_used_nothing(
+    acts: list[Any], orders: list[Any], used: int | None
+) -> None:
+    """Whatever else befell an attempt, nobody knows what it has used without an answer."""
+    heard, _ = play(*acts, orders=orders)
+    assert ending(heard).reply.usage.total_tokens == used
 
 
 def test_who_answers_in_a_simulators_place_is_none() -> None:

@@ -377,8 +377,8 @@ def test_two_views_are_one_widget(board: Any, monkeypatch: pytest.MonkeyPatch) -
     ).replace("this session: 0 requests, 0 answered", ZEROS)
 
 
-ZEROS = """this session: 0 requests, 0 answered · 0 in · 0 out
-all time: 0 requests, 0 answered · 0 in · 0 out"""
+ZEROS = """this session: 0 requests, 0 answered · 0 tokens
+all time: 0 requests, 0 answered · 0 tokens"""
 
 
 def test_monitor_is_text_where_widgets_are_not(board: Any) -> None:

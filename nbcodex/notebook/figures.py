@@ -39,6 +39,8 @@ def figures(reply: Reply) -> str:
 
 def tokens(usage: Usage) -> list[str]:
     """Return the tokens as people read them, such as ``812 in (512 cached)`` and ``~431 out``."""
+    if usage.total_tokens == 0:
+        return ["0 tokens"]
     about = "~" if usage.estimated else ""
     told = []
     if usage.input_tokens is not None:
@@ -60,6 +62,8 @@ def money(dollars: float) -> str:
 def _price(reply: Reply) -> str:
     if reply.reused:
         return "reused, 0 tokens"
+    if reply.usage.total_tokens == 0:
+        return ""
     if reply.cost is not None:
         return ("~" if reply.usage.estimated else "") + money(reply.cost)
     counted = reply.usage.total_tokens is not None and not reply.simulated

@@ -41,6 +41,7 @@ class Grown(events.Event):
 
     size: int
     reasoning: bool = False
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +177,7 @@ def _grow(row: PanelState, event: Grown) -> PanelState:
     return replace(
         row,
         phase=phase,
+        simulated=event.simulated or row.simulated,
         since=row.since if phase == row.phase else event.at,
         usage=replace(row.usage, output_tokens=(row.usage.output_tokens or 0) + more),
     )

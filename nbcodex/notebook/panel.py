@@ -248,6 +248,7 @@ def _grow(state: PanelState, event: events.Delta) -> PanelState:
     return replace(
         state,
         phase=phase,
+        simulated=event.simulated or state.simulated,
         since=state.since if phase == state.phase else event.at,
         stale=state.stale and event.reasoning,
         text=text,

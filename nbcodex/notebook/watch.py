@@ -45,13 +45,13 @@ class Watch:
         self._client = client
         self._state = MonitorState()
         self._heard: list[Heard] = []
-        self._sizes: dict[tuple[str, bool], int] = {}
+        self._sizes: dict[tuple[str, bool, bool], int] = {}
         self._looked_at = float("-inf")
 
     def __call__(self, event: events.Event) -> None:
         """Hear an event, on the loop's thread."""
         if isinstance(event, events.Delta):
-            key = (event.request_id, event.reasoning)
+            key = (event.request_id, event.reasoning, event.simulated)
             self._sizes[key] = self._sizes.get(key, 0) + len(event.text.encode(errors="replace"))
         else:
             self._heard += self._grown(event.at)
@@ -94,8 +94,8 @@ class Watch:
     def _grown(self, at: float) -> list[Heard]:
         sizes, self._sizes = self._sizes, {}
         return [
-            Grown(request_id=id_, at=at, size=size, reasoning=reasoning)
-            for (id_, reasoning), size in sizes.items()
+            Grown(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
+            for (id_, reasoning, simulated), size in sizes.items()
         ]
 
     def _seen(self, settings: Settings) -> Observed:
