@@ -143,6 +143,25 @@ class Budget:
         await self._refresh(journal)
         return self.standings(caps)
 
+    async def outlook(
+        self, journal: Journal, caps: Iterable[Cap], expected: Spent, *, watched: bool
+    ) -> list[str]:
+        """Return in words what is left of each cap in force for what is `expected` to be used.
+
+        Not `watched`: its cost is unknown, and not sure to be nothing.
+        """
+        await self._refresh(journal)
+        return [self._outlook(cap, expected, watched=watched) for cap in (*caps, *self._kept)]
+
+    def _outlook(self, cap: Cap, expected: Spent, *, watched: bool) -> str:
+        if cap.unit == "dollars" and not watched:
+            return f"your budget of {cap} lets nothing through whose price is unknown"
+        used = self._in_use(cap)
+        if used + expected.of(cap.unit) > cap.amount:
+            left = cap.words(max(0.0, cap.amount - used))
+            return f"more than is left of your budget: {left} of {cap}"
+        return f"budget: {Standing(cap, used)}"
+
     async def keep(self, journal: Journal, cap: Cap | None) -> None:
         """Let every kernel of this user hold to `cap` from now on; None lifts it."""
         await journal.keep_budget("" if cap is None else cap.text)

@@ -137,6 +137,19 @@ class Client:
         caps = [cap.read(text) for text in settings.budgets]
         return await self.engine().allowance.look(self.journal(settings), caps)
 
+    async def outlook(
+        self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
+    ) -> list[str]:
+        """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
+        from nbcodex import cap
+        from nbcodex.journal.spending import Spent
+        from nbcodex.wire import prices
+
+        caps, expected = map(cap.read, settings.budgets), Spent(tokens=tokens, dollars=cost or 0.0)
+        watched = cost is not None or prices.may_be_free(base_url)
+        allowance, journal = self.engine().allowance, self.journal(settings)
+        return await allowance.outlook(journal, caps, expected, watched=watched)
+
     async def keep_cap(self, settings: Settings, cap: Cap | None) -> None:
         """Let all kernels that share the journal hold to a cap; None lifts it."""
         await self.engine().allowance.keep(self.journal(settings), cap)

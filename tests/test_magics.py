@@ -286,6 +286,18 @@ def test_a_dry_run_sends_nothing(
     assert "dry" not in ip.user_ns
 
 
+def test_a_dry_run_tells_what_is_left_of_a_budget(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a prompt would pass it, too, which its user would else learn by sending it."""
+    ip.run_line_magic("codex", "budget 200")
+    ip.run_cell_magic("codex", "--dry-run --max-output 40", "hello")
+    assert "budget: 0 tokens of 200 tokens for this session used" in capsys.readouterr().out
+    ip.run_cell_magic("codex", "--dry-run --max-output 400", "hello")
+    told = capsys.readouterr().out
+    assert "more than is left of your budget: 200 tokens of 200 tokens for this session" in told
+
+
 def test_a_budget_refuses_before_sending(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:

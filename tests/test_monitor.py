@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import nbcodex
 from nbcodex import events
 from nbcodex.client import Client
-from nbcodex.errors import LimitError, OverloadedError, ParkedError
+from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import bridge, dashboard
 from nbcodex.notebook.monitor import (
@@ -117,9 +117,22 @@ def test_retries_are_logged() -> None:
         "attempt 1 refused, again in 1.0 s · Server overloaded: Come [31m back later.",
         "parked: Later.",
     ]
-    many = after(*(refused(at, at + 1) for at in range(3 * LOGGED)))
+    many = after(*(refused(at, 2 * at) for at in range(3 * LOGGED)))
     assert len(many.log) == LOGGED
     assert many.log[-1].at == 3 * LOGGED - 1
+
+
+def test_what_befalls_many_in_a_row_is_one_line() -> None:
+    """Fifty that a budget keeps back do not push the retries out of the log."""
+    kept = [
+        events.Parked(
+            request_id=f"r{n}", at=4 + n, error=BudgetError(f"{n} are used."), reply=REPLY
+        )
+        for n in range(50)
+    ]
+    state = after(queued(), refused(1, 9), *kept, refused(60, 68))
+    assert [(line.times, line.at) for line in state.log] == [(1, 1), (50, 53), (1, 60)]
+    assert "r0  parked: it would pass your budget (50 times)\n" in status(state, 60, 60)
 
 
 def test_a_refusal_that_parks_is_a_limit_met() -> None:

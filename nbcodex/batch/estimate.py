@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from nbcodex import loop
 from nbcodex.batch.recipe import Recipe
 from nbcodex.batch.shapes import Row, Shape
 from nbcodex.errors import ConfigurationError, NbcodexError
@@ -52,6 +53,8 @@ class Estimate:
         Whether `max_output` bounds the output.
     halved : bool
         Whether the cost is that of the Batch API.
+    budgets : tuple of str
+        What is left of the user's own caps for it, in words.
     """
 
     rows: int
@@ -63,6 +66,7 @@ class Estimate:
     model: str | None = None
     bounded: bool = False
     halved: bool = False
+    budgets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         most = "at most " if self.bounded else ""
@@ -75,6 +79,7 @@ class Estimate:
             "price unknown" if self.cost is None else f"{most}~${self.cost:,.2f}",
             "half the usual price" if self.halved and self.cost else "",
             self.model or "",
+            *self.budgets,
         ]
         return " · ".join(filter(None, told))
 
@@ -110,7 +115,7 @@ def estimate(
     halved = recipe.origin.engine == "batch"
     share = times * DISCOUNT if halved else times
     model = (usual and usual.model) or settings.model or _default(base_url)
-    return Estimate(
+    told = Estimate(
         rows=shape.total if shape.total is not None else rows,
         answered=round(answered * times),
         refused=round(refused * times),
@@ -121,6 +126,9 @@ def estimate(
         bounded=bool(usual and usual.max_output),
         halved=halved,
     )
+    used = told.input_tokens + told.output_tokens
+    budgets = client.outlook(settings, base_url, tokens=used, cost=told.cost)
+    return replace(told, budgets=tuple(loop.running().submit(budgets).result()))
 
 
 def is_priced(recipe: Recipe, client: Client, settings: Settings) -> bool:

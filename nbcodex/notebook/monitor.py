@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from nbcodex import events
 from nbcodex.clock import spell
-from nbcodex.errors import brief
+from nbcodex.errors import BudgetError, brief
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import panel
 from nbcodex.notebook.panel import BYTES_PER_TOKEN, PanelState
@@ -96,11 +96,15 @@ class Observed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """A line of the log: what befell a request at an instant of the events' clock."""
+    """A line of the log: what befell a request, and last at which instant of the events' clock.
+
+    Others that met the same right after it are counted in `times`.
+    """
 
     at: float
     request_id: str
     what: str
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +193,9 @@ def _end(state: MonitorState, event: events.Ending, *, refused: bool) -> Monitor
     if isinstance(event, events.Parked | events.Failed):
         kind = "parked" if isinstance(event, events.Parked) else "failed"
         hits = refused and getattr(event.error, "limit", None) is not None
-        state = _log(state, event, f"{kind}: {brief(event.error.message)}", hits=hits)
+        over = isinstance(event.error, BudgetError)  # its figures are another in each
+        why = "it would pass your budget" if over else brief(event.error.message)
+        state = _log(state, event, f"{kind}: {why}", hits=hits)
     if not reply.attempts:
         return state
     used = reply.usage
@@ -209,6 +215,9 @@ def _refusal(event: events.BackingOff) -> str:
 def _log(state: MonitorState, event: events.Event, what: str, *, hits: int = 0) -> MonitorState:
     _count(state, event.at, hits=hits)
     line = Logged(at=event.at, request_id=event.request_id, what=what)
+    if state.log and state.log[-1].what == what:
+        *before, last = state.log
+        return replace(state, log=(*before, replace(last, at=event.at, times=last.times + 1)))
     return replace(state, log=(*state.log, line)[-LOGGED:])
 
 

@@ -46,7 +46,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
         hour(state, now),
         *(f"budget: {told}" for told in state.budgets),
         f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
-        *(f"{when(line, now, wall)}  {line.request_id}  {line.what}" for line in state.log),
+        *(f"{when(line, now, wall)}  {line.request_id}  {befell(line)}" for line in state.log),
     ]
     return "\n".join(filter(None, told))
 
@@ -146,6 +146,11 @@ def when(line: Logged, now: float, wall: float) -> str:
     return time_of_day(wall - (now - line.at), now=wall)
 
 
+def befell(line: Logged) -> str:
+    """Return what a line of the log tells, and how often it was so in a row."""
+    return f"{line.what} ({line.times:,} times)" if line.times > 1 else line.what
+
+
 # What the widget draws.
 
 
@@ -168,7 +173,7 @@ def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
         "hour": hour(state, now),
         "budget": "; ".join(state.budgets),
         "others": others(state.elsewhere, wall) if state.elsewhere else "",
-        "log": [[when(line, now, wall), line.request_id, line.what] for line in state.log],
+        "log": [[when(line, now, wall), line.request_id, befell(line)] for line in state.log],
     }
 
 

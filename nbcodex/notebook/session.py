@@ -132,11 +132,16 @@ class Session:
 
     def rehearse(self, request: Request, notes: Collection[str] = ()) -> None:
         """Tell what a request would come to; nothing is sent."""
-        model, estimate = loop.running().submit(current().estimate(request, self.settings)).result()
+        here, client = loop.running(), current()
+        model, estimate = here.submit(client.estimate(request, self.settings)).result()
+        base_url = client.engine().wire.endpoint(request, self.settings).base_url
+        tokens = estimate.input_tokens + estimate.output_tokens
+        budgets = client.outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
         told = [
             brief(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
+            *here.submit(budgets).result(),
             *notes,
         ]
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer

@@ -233,6 +233,13 @@ def test_a_dry_run_sends_nothing(room: Room) -> None:
     assert len(room.prompts) == 1
 
 
+def test_a_dry_run_tells_what_is_left_of_a_budget(room: Room) -> None:
+    """A map that would pass it says so before any row is sent."""
+    surroundings.around.settings = lambda: replace(Settings.read(), budgets=("1000 tokens",))
+    told = str(nbcodex.map(ECHO, ["a", "b", "c"], dry_run=True, max_output=1_000))
+    assert "more than is left of your budget: 1,000 tokens of 1,000 tokens" in told
+
+
 def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """No is an error, nobody there is an error that says what to do, yes and `confirm` go on."""
     answers: Iterator[bool | None] = iter([False, None, True])
