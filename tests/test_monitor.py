@@ -202,7 +202,7 @@ Codex monitor
 gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens: 42.0 s at most, if nobody else asks
 2 open requests · 1 waiting to retry:
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
-  77aa  “Write a poem about the sea, and make it…” · queued 10.0 s
+  77aa  “Write a poem about the sea, and make it rhyme in every line” · queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
 this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
 all time: 70 requests, 60 answered · $12.00
@@ -357,7 +357,7 @@ def test_messages_of_the_browser(board: Any, content: Any, answers: Any) -> None
 
 
 def test_buttons_reach_their_request(board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each button gives its own order to the request of its row, and to no other."""
+    """Each button orders about the request of its row and no other, or all; none probes for all."""
     _, monitor, widget, _ = board
     orders: list[Any] = []
 
@@ -375,7 +375,11 @@ def test_buttons_reach_their_request(board: Any, monkeypatch: pytest.MonkeyPatch
         patch.setattr(Client, "live", lambda _: [Handle("a"), Handle("b")])
         for name in ("cancel", "retry", "park"):
             monitor._hear(widget, {"type": "action", "name": name, "request": "b", "id": 1}, [])
-    assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]
+        assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]
+        orders.clear()
+        for name in ("cancel", "retry", "park"):
+            monitor._hear(widget, {"type": "action", "name": name, "request": "all", "id": 1}, [])
+    assert orders == [("a", "cancel"), ("b", "cancel"), ("a", "park"), ("b", "park")]
 
 
 def test_two_views_are_one_widget(board: Any, monkeypatch: pytest.MonkeyPatch) -> None:

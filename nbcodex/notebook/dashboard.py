@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PACE = 0.5
 """Seconds between two messages to the browser, where everything that ticks does so by itself."""
 
+ALL = "all"
+"""In place of a request's id: every one that is open here."""
+
 log = logging.getLogger(__name__)
 
 
@@ -95,15 +98,18 @@ class Monitor:
         """Take a message from the browser, in whatever thread the kernel has for it."""
         match content:
             case {"type": "action", "name": str(name), "request": str(id_), "id": int(number)}:
-                if name in ACTIONS and (handle := self._handle(id_)):
+                for handle in self._meant(name, id_):
                     _deeds(handle)[name]()
                 board.send({"type": "heard", "id": number})
             case {"type": "sync"}:
                 board.send({"type": "heard", "id": 0})
                 board.view = self._view()
 
-    def _handle(self, id_: str) -> Handle | None:
-        return next((h for h in self._client.live() if h.request.id == id_), None)
+    def _meant(self, name: str, id_: str) -> list[Handle]:
+        """Return whom a click is about; probes of all at once would only meet the limit again."""
+        if name not in ACTIONS or (id_ == ALL and name == "retry"):
+            return []
+        return [h for h in self._client.live() if id_ in (h.request.id, ALL)]
 
 
 def _deeds(handle: Handle) -> dict[str, Any]:

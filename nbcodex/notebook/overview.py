@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any
 
 from nbcodex.clock import spell, time_of_day
-from nbcodex.errors import brief
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.notebook import panel
 from nbcodex.notebook.figures import figures, money, tokens
@@ -25,9 +24,6 @@ from nbcodex.notebook.monitor import (
 )
 from nbcodex.notebook.panel import ACTIONS, PanelState
 from nbcodex.records import Usage
-
-PROMPT = 40
-"""Characters of a prompt that its row begins with."""
 
 ROWS = 50
 """Open requests that are listed one by one."""
@@ -92,7 +88,7 @@ def _open(state: MonitorState, now: float, wall: float) -> list[str]:
     lines = [
         f"  {id_}  {prompt}{panel.status(row, now, wall)}"
         for id_, row in state.open.items()
-        for prompt in [f"“{brief(row.prompt, PROMPT)}” · " if row.prompt else ""]
+        for prompt in [f"“{row.prompt}” · " if row.prompt else ""]
     ]
     return [head, *lines[:ROWS], *([f"  and {len(lines) - ROWS} more"] * (len(lines) > ROWS))]
 
@@ -256,7 +252,7 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
     limited = row.limit.name if row.limit else row.reason
     return {
         "id": id_,
-        "prompt": brief(row.prompt, PROMPT),
+        "prompt": row.prompt,
         "phase": row.phase,
         "why": limited,
         "about": panel.cause(row),

@@ -148,6 +148,56 @@ def test_buttons_act_on_their_row(
     nb.wait()
 
 
+@pytest.mark.parametrize(("label", "status"), [("Cancel all", "cancelled"), ("Park all", "parked")])
+def test_two_clicks_end_all(
+    watched: Callable[..., Notebook], simulator: Simulated, label: str, status: str
+) -> None:
+    """With the kernel blocked: the first click asks and ends nothing, the second ends all."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
+    nb = watched(
+        MANY.replace("COUNT", "3"),
+        BLOCK,
+        "await asyncio.wait(asked)\nprint(*(type(a.exception()).__name__ for a in asked))",
+    )
+    nb.run(2)
+    nb.wait()
+    nb.run(3)
+    expect(rows(nb)).to_have_count(3)
+    assert axe.violations(nb.page, ".nbcodex-monitor") == []
+    monitor(nb).get_by_role("button", name=label).click()
+    assert rows(nb).count() == 3
+    monitor(nb).get_by_role("button", name=f"{label} 3?").click()
+    expect(rows(nb)).to_have_count(0, timeout=1000)
+    expect(monitor(nb).get_by_role("button", name=label)).to_be_hidden()
+    nb.interrupt()
+    nb.wait()
+    nb.run(4)
+    nb.wait()
+    assert " ".join([f"{status.capitalize()}Error"] * 3) in nb.text(4)
+
+
+def test_a_slip_of_the_mouse_ends_nothing(
+    watched: Callable[..., Notebook], simulator: Simulated
+) -> None:
+    """A second click that comes much later, or when others are open, only asks again."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
+    nb = watched(MANY.replace("COUNT", "3"))
+    nb.run(2)
+    nb.wait()
+    expect(rows(nb)).to_have_count(3)
+    button = monitor(nb).locator(".nbcodex-caption .nbcodex-button").first
+    button.click()
+    expect(button).to_have_text("Cancel all 3?")
+    rows(nb).first.get_by_role("button", name="Park").click()
+    expect(rows(nb)).to_have_count(2)
+    expect(button).to_have_text("Cancel all")
+    button.click()
+    expect(button).to_have_text("Cancel all 2?")
+    nb.page.wait_for_timeout(4500)
+    expect(button).to_have_text("Cancel all")
+    expect(rows(nb)).to_have_count(2)
+
+
 def test_reloaded_page_shows_the_same_monitor(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:

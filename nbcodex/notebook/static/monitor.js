@@ -8,6 +8,7 @@ const TICK_MS = 250;
 const UNITS = { tokens: "tokens (TPM)", requests: "requests (RPM)" };
 const NOTED_MS = 4000; // for a reader to see that a click was heard
 const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
+const ARMED_MS = 4000; // in which a second click means what the first one asked
 const LATE = "No button is heard while a cell runs in this kernel: it will be when the cell has ended. The notebook's own Stop (■) works at once.";
 
 function openFeed(model) {
@@ -103,7 +104,7 @@ function makeBucket(feed) {
   return { node, show, tick };
 }
 
-const LEGEND = "Cancel keeps the text so far · Retry now, if refused, costs a request, no tokens · Park: for %codex resume";
+const LEGEND = "Cancel keeps any text · Retry now, if refused: 1 request, no tokens · Park: for %codex resume";
 const ASKS = { cancel: "Cancel", retry: "Retry now", park: "Park" };
 
 function makeRow(feed, press, id) {
@@ -112,12 +113,12 @@ function makeRow(feed, press, id) {
   const [phase, why, time, tokens] = ["phase", "why", "time", "tokens"].map((name) => make("span", name));
   const prompt = make("span", "prompt");
   const buttons = Object.entries(ASKS).map(([action, label]) => {
-    const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${id}` }, label);
+    const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${short(id)}` }, label);
     node.addEventListener("click", () => press(action, id, row.refusals[action]));
     return [action, node];
   });
   const node = make(
-    "li", "row", {}, icon, make("code", "id", {}, id), phase, time, make("span", "about", {}, prompt, why), tokens,
+    "li", "row", {}, icon, make("code", "id", { title: id }, short(id)), phase, time, make("span", "about", {}, prompt, why), tokens,
     make("span", "deeds", {}, ...buttons.map(([, button]) => button)),
   );
   let row;
@@ -147,6 +148,33 @@ function makeRow(feed, press, id) {
     tick();
   };
   return { node, show, tick };
+}
+
+/* A button for all that is open. One click on it may be a slip: it asks, and the second one means it. */
+function makeWhole(action, press) {
+  const label = `${ASKS[action]} all`;
+  const node = make("button", "button", { ...OWN_KEYS, type: "button", hidden: "" }, label);
+  let armed, open = 0;
+  const ease = () => {
+    clearTimeout(armed);
+    armed = undefined;
+    put(node, label);
+  };
+  node.addEventListener("click", () => {
+    if (armed) {
+      ease();
+      press(action, "all", "");
+    } else {
+      put(node, `${label} ${count(open)}?`);
+      armed = setTimeout(ease, ARMED_MS);
+    }
+  });
+  const show = (now) => {
+    if (now !== open && armed) ease(); // what was asked about is another thing by now
+    open = now;
+    node.hidden = open < 2;
+  };
+  return { node, show };
 }
 
 /* Tokens in each minute of the last hour; a triangle stands over those in which a limit was met. */
@@ -197,6 +225,7 @@ function openView(feed, model, el) {
   const [buckets, rows, log] = [make("ul", "buckets"), make("ul", "rows"), make("ol", "entries")];
   const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
   const [table, plot] = [makeTable(), makePlot()];
+  const whole = ["cancel", "park"].map((action) => makeWhole(action, press));
   const scroll = (label, ...children) =>
     make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": label }, ...children);
   const part = (name, title, ...children) => make("div", `part nbcodex-part-${name}`, {}, make("div", "caption", {}, ...[title].flat()), ...children);
@@ -207,13 +236,13 @@ function openView(feed, model, el) {
     make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, simulated, budget, others, note),
     part("limits", "Limits", buckets, unlimited),
     make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
-    part("open", ["Open requests", make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
+    part("open", ["Open requests", make("span", "deeds", {}, ...whole.map(({ node }) => node)), make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
     part("log", "Retries", scroll("Retries", log, quiet)), live,
   );
   const listBuckets = makeList(buckets, () => makeBucket(feed));
   const listRows = makeList(rows, (row) => makeRow(feed, press, row.id));
   const listLog = makeList(log, ([when, id, what]) => ({
-    node: make("li", "entry", {}, make("time", "", {}, when), make("code", "id", {}, id), make("span", "", {}, what)), show() {},
+    node: make("li", "entry", {}, make("time", "", {}, when), make("code", "id", { title: id }, short(id)), make("span", "", {}, what)), show() {},
   }));
   let ticking = [], spoken = "";
 
@@ -224,7 +253,7 @@ function openView(feed, model, el) {
     const late = setTimeout(() => put(note, LATE), GRACE_MS);
     feed.acks.set(id, () => {
       clearTimeout(late);
-      put(note, `${ASKS[action]} ${request}: on its way.`);
+      put(note, `${ASKS[action]} ${short(request)}: on its way.`);
       setTimeout(() => put(note, ""), NOTED_MS);
     });
     model.send({ type: "action", name: action, request, id });
@@ -242,6 +271,7 @@ function openView(feed, model, el) {
     put(others, view.others && `other kernels: ${view.others}`);
     put(budget, view.budget && `budget: ${view.budget}`);
     ticking = [...listBuckets(view.limits, (b) => `${b.model} ${b.server}`), ...listRows(view.rows, (row) => row.id)];
+    whole.forEach((button) => button.show(view.open));
     listLog([...view.log].reverse(), (line) => line.join(" "));
     put(unlimited, view.limits.length ? "" : "No answer has told any limits yet.");
     put(idle, view.open > view.rows.length ? `and ${count(view.open - view.rows.length)} more` : view.open ? "" : "Nothing is under way.");

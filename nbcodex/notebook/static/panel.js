@@ -187,7 +187,7 @@ function makeButton(name, press) {
   const show = (why, pressed, brief, id, begun) => {
     refusal = why;
     put(words, pressed ? busy : label);
-    put(gloss, why ? brief : (begun && midway || hint).replace("ID", id));
+    put(gloss, why ? brief : (begun && midway || hint).replace("ID", short(id)));
     node.title = why ? `${label} is not possible now. ${why}` : aboutButton(name, id);
     node.setAttribute("aria-disabled", String(Boolean(why || pressed)));
   };
