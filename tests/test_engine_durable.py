@@ -490,3 +490,14 @@ class _Gone:
 
         raise GoneError("gone")
         yield Opened  # an async generator, as the real one
+
+
+def test_a_durable_answer_that_may_not_be_streamed_is_fetched() -> None:
+    """It is made at the server, asked for again until it is there, and paid once."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request(patience=600.0))
+        assert (reply.status, WORDS in reply.text) == ("done", True)
+        assert asked(kernel.simulator) == 1
+
+    play(deed, streams=False)

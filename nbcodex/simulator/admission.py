@@ -15,6 +15,7 @@ from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.record import Seen
 from nbcodex.simulator.refusals import (
     SERVER_ERROR,
+    UNVERIFIED,
     Failure,
     Style,
     figures,
@@ -109,6 +110,18 @@ def check_model(asked: Asked, knobs: Knobs) -> None:
         raise Failure(404, message, type=None, code="DeploymentNotFound")
     message = f"The model `{asked.model}` does not exist or you do not have access to it."
     raise Failure(404, message, code="model_not_found", param="model")
+
+
+def check_stream(asked: Asked, knobs: Knobs) -> None:
+    """Let a request pass whose answer may be streamed, or need not be.
+
+    Raises
+    ------
+    Failure
+        400, in the words of those who have not shown who they are.
+    """
+    if asked.stream and not knobs.streams:
+        raise Failure(400, UNVERIFIED, code="unsupported_value", param="stream")
 
 
 def broken_text(applicant: Applicant, knobs: Knobs, cost: int) -> str:

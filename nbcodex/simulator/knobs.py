@@ -51,6 +51,8 @@ class Knobs:
         The keys that are accepted; empty: any.
     require_key : bool
         Whether a request without a key is a 401.
+    streams : bool
+        Whether the organization may have answers streamed; else that is a 400.
     context : int
         Tokens that input and output may have together.
     batch_seconds : float
@@ -84,6 +86,7 @@ class Knobs:
     apis: tuple[str, ...] = ("responses", "chat")
     keys: tuple[str, ...] = ()
     require_key: bool = True
+    streams: bool = True
     context: int = 400_000
     batch_seconds: float = 5.0
     batch_queue: int | None = None

@@ -24,6 +24,11 @@ QUOTA = (
     "https://platform.openai.com/docs/guides/error-codes/api-errors."
 )
 OVERLOADED = "Our servers are currently overloaded. Please try again later."
+UNVERIFIED = (
+    "Your organization must be verified to stream this model. Please go to: "
+    "https://platform.openai.com/settings/organization/general and click on Verify Organization. "
+    "If you just verified, it can take up to 15 minutes for access to propagate."
+)
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
     "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank "

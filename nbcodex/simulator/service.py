@@ -15,7 +15,15 @@ from typing import Any
 
 from nbcodex.clock import BootClock, Clock
 from nbcodex.simulator import headers
-from nbcodex.simulator.admission import Applicant, admit, broken_text, check_model, refuse, style
+from nbcodex.simulator.admission import (
+    Applicant,
+    admit,
+    broken_text,
+    check_model,
+    check_stream,
+    refuse,
+    style,
+)
 from nbcodex.simulator.answers import plan
 from nbcodex.simulator.asked import Api, read, read_body
 from nbcodex.simulator.background import Stored
@@ -165,6 +173,7 @@ class Simulator:
         seen.model, seen.prompt = asked.model, asked.prompt
         seen.stream, seen.background = asked.stream, asked.background
         check_model(asked, self.knobs)
+        check_stream(asked, self.knobs)
         planned = plan(asked, self.knobs)
         seen.input_tokens = planned.input_tokens
         fault = fault or planned.fault or self._mishap()

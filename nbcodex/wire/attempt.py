@@ -35,7 +35,7 @@ from nbcodex.wire import (
 from nbcodex.wire.dialects import Dialects, Question
 from nbcodex.wire.pieces import Anew, Completed, Note, Opened, Piece, Text, Thought
 from nbcodex.wire.providers import Endpoint
-from nbcodex.wire.reading import BEFORE_TEXT, whole_body
+from nbcodex.wire.reading import BEFORE_TEXT, BEFORE_WHOLE, whole_body
 from nbcodex.wire.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ class Wire:
             raise failure from cause
         if request.durable and reading.mark is None and self.dialects.forgo(question):
             yield Note(durable.NOT_KEPT)
+        if question.in_one_piece:
+            yield Note(bodies.UNSTREAMED)
         if question.in_words:
             yield Note(bodies.NO_MODE)
         yield exchange.completed(reading.text, reader.ending, redactor)
@@ -237,7 +239,8 @@ class Wire:
         """Send the request; in another way, where the server turns out not to take the first."""
         while True:
             try:
-                async with asyncio.timeout(settings.idle_timeout * BEFORE_TEXT):
+                patience = BEFORE_WHOLE if question.in_one_piece else BEFORE_TEXT
+                async with asyncio.timeout(settings.idle_timeout * patience):
                     return await stack.enter_async_context(_call(client, question))
             except Exception as error:
                 if question.rephrase(error):

@@ -6,6 +6,7 @@ Also what servers have taught about themselves, for "compatible" means something
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
@@ -72,6 +73,11 @@ _UNSUPPORTED = (
     "extra_forbidden",
 )
 
+_NO_STREAM = re.compile(r"verified to stream|^stream |\bstream(ing)?\b.{0,40}\bnot (supported|all)")
+"""How a refusal to stream is worded: OpenAI's, where an organization is not verified, which names
+``stream`` as its parameter too; and that of servers which stream nothing."""
+
+UNSTREAMED = "in one piece: this model is not streamed to you"
 NO_MODE = "the server takes no JSON schema: told in words, and checked here"
 
 _KEEPING = ("background", "store", "retention")
@@ -135,6 +141,8 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if "stream" in avoid:
+        avoid |= {"stream_options"}
     if request.max_output is not None:
         names = ["max_completion_tokens", "max_tokens"]
         usual = names[kind == "compatible"]
@@ -219,6 +227,8 @@ def objection(told: str, request: Request, body: Body) -> str | None:
     ``store`` is not among them: without it the server would keep what was asked.
     """
     told = told.lower()
+    if "stream" in body and "stream_options" not in told and _NO_STREAM.search(told):
+        return "stream"
     if "encrypted" in told and "include" in body and "include" not in request.params:
         return "include"
     for name, words in _SCHEMA_MODES.items():

@@ -58,6 +58,11 @@ class Question:
         )
 
     @property
+    def in_one_piece(self) -> bool:
+        """Whether the answer is not streamed, as the server would refuse that."""
+        return "stream" in self.avoid
+
+    @property
     def in_words(self) -> bool:
         """Whether the schema is told in words, for want of a mode for it."""
         mode = "response_format" if self.api == "chat" else "text"

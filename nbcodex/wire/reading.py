@@ -19,6 +19,9 @@ from nbcodex.wire.redaction import Redactor
 BEFORE_TEXT = 5
 """How many times the idle timeout a model may think before its first word."""
 
+BEFORE_WHOLE = 10
+"""How many times the idle timeout an answer may take that comes in one piece."""
+
 AFTERMATH = 5.0
 """Seconds to wait for what may follow the last word, or a failure: figures, or reasons."""
 

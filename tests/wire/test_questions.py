@@ -10,7 +10,7 @@ import pytest
 
 from nbcodex.errors import ConfigurationError, NbcodexError, TransientError
 from nbcodex.records import Request
-from nbcodex.wire.attempt import Wire
+from nbcodex.wire.attempt import Note, Text, Wire
 from tests.virtual import LoopClock, run_virtual
 from tests.wire.scripted import (
     DONE,
@@ -144,6 +144,45 @@ def test_a_server_that_rejects_stream_options_goes_without() -> None:
     )
     played_twice(server, api="chat")
     assert ["stream_options" in b for b in server.sent] == [True, False, False]
+
+
+UNVERIFIED = (
+    "Your organization must be verified to stream this model. Please go to: https://platform"
+    ".openai.com/settings/organization/general and click on Verify Organization."
+)
+SAID = {"type": "output_text", "text": "hi"}
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (UNVERIFIED, None),
+        ("That value cannot be had.", "stream"),
+        ("Streaming is not supported for this model.", None),
+    ],
+)
+def test_who_may_not_stream_gets_the_answer_in_one_piece(
+    api: Any, message: str, param: str | None
+) -> None:
+    """An organization that is not verified is answered, told why all comes at once, and so on."""
+    whole = {
+        "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
+        "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
+    }[api]
+    server = Server(
+        refusal(400, message, param=param), Script([json.dumps({"model": MODEL} | whole).encode()])
+    )
+    played_twice(server, api=api)
+    assert [b.get("stream", False) for b in server.sent] == [True, False, False]
+    assert "stream_options" not in server.sent[1]
+    pieces = play(
+        Server(refusal(400, message, param=param), server.answers[0]), chosen=settings(api=api)
+    )
+    assert [p.text for p in pieces if isinstance(p, Note | Text)] == [
+        "hi",
+        "in one piece: this model is not streamed to you",
+    ]
 
 
 def test_the_name_of_the_output_bound_is_learnt() -> None:

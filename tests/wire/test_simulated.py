@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nbcodex.errors import LimitError, NbcodexError
@@ -46,9 +48,9 @@ OUTCOMES = {
 }
 
 
-def ask(fault: Fault | None, *, api: str) -> list[Piece]:
+def ask(fault: Fault | None, *, api: str, **knobs: Any) -> list[Piece]:
     async def run() -> list[Piece]:
-        simulator = Simulator(Knobs(), clock=LoopClock())
+        simulator = Simulator(Knobs(**knobs), clock=LoopClock())
         simulator.script([fault])
         wire = Wire(clock=LoopClock(), transport=SimulatorTransport(simulator))
         request, chosen = Request(prompt=PROMPT), settings(api=api)
@@ -111,3 +113,9 @@ def test_a_simulated_refusal_says_so(kind: str) -> None:
     with pytest.raises(NbcodexError) as refusal:
         ask(Fault(kind), api="responses")
     assert refusal.value.simulated
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_an_answer_in_one_piece_may_take_minutes(api: str) -> None:
+    """Where none may be streamed, nobody hears of a model that reasons, and its answer comes."""
+    assert ending_of(ask(None, api=api, streams=False, latency=400.0)).text == TEXT
