@@ -103,7 +103,7 @@ class Ledger:
             if row.head() is not ticket:
                 return Hold(now + FAR, queued=True)
         moment = shared.moment(self._holder, cost, now, asked=row.asked)
-        if row.promised:
+        if row.promised or shared.inherits(self._holder, cost):
             moment = min(moment, after_gap(bucket, now))
         if moment <= now:
             return shared.take(ticket.bucket, self._holder, cost, now)
@@ -143,6 +143,8 @@ class Ledger:
 
         def deed(shared: Shared) -> Hold:
             shared.bucket.refuse(reservation, until=until, limit=limit, snapshot=snapshot, now=now)
+            if not reservation.probe and shared.bucket.until > now:
+                shared.keep_promise(self._holder, reservation.cost)
             return Hold(shared.bucket.until, shared.bucket.limit)
 
         hold = self._follow(reservation, deed, now)

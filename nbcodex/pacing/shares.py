@@ -78,11 +78,23 @@ class Share:
 
 @dataclass(slots=True)
 class Shared:
-    """A bucket and who holds parts of it; `born` tells it from one that was lost or elsewhere."""
+    """A bucket and who holds parts of it.
+
+    Parameters
+    ----------
+    bucket, holders : Bucket, dict
+        What is known, and the parts by the holders' names.
+    born : int
+        Tells it from one that was lost or elsewhere.
+    promise, promised_to : float, str
+        Tokens that the server has said it lets in when the hold ends, and the holder it was told.
+    """
 
     bucket: Bucket = field(default_factory=Bucket)
     holders: dict[str, Share] = field(default_factory=dict)
     born: int = field(default_factory=_birth)
+    promise: float = 0.0
+    promised_to: str = ""
 
     def share(self, holder: str, now: float) -> Share:
         """Return a holder's part, which is a sign of its life; drop those of the dead."""
@@ -117,6 +129,15 @@ class Shared:
         lives = [n for n, share in self.holders.items() if share.seen_at + LEASE >= now]
         return len({*lives} - {holder})
 
+    def keep_promise(self, holder: str, cost: Cost) -> None:
+        """Note that the server lets this holder's request in when the hold ends."""
+        self.promise, self.promised_to = cost.tokens + cost.output, holder
+
+    def inherits(self, holder: str, cost: Cost) -> bool:
+        """Whether the server has promised room for a request to a holder that is gone by now."""
+        gone = self.promised_to not in {*self.holders} - {holder}
+        return gone and cost.tokens + cost.output <= self.promise
+
     def look_at(self, due_at: float, now: float) -> float:
         """Return when one who waits for `due_at` shall ask again."""
         return due_at if len(self.holders) < 2 else min(due_at, now + LOOK)
@@ -134,6 +155,8 @@ class Shared:
         mine.unheard += 1
         mine.asked_under_way += cost.output
         mine.starts += now
+        if holder == self.promised_to or self.inherits(holder, cost):
+            self.promise, self.promised_to = 0.0, ""
         reservation = self.bucket.take(name, cost, now, probe=probe)
         reservation.home, reservation.born = self.born, mine.born
         return reservation

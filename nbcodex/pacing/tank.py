@@ -85,10 +85,15 @@ class Tank:
             return now
         # What is larger than the whole goes when it is full: the server decides.
         amount = min(amount + self.floor, self.limit * (1 - FULL))
-        rate = max(self.rate - self.leak, self.rate / 10)
-        level = self.level - self.leak * min(UNSEEN, max(0.0, self.at - self.seen_at))
-        level = min(self.limit, level + max(0.0, now - self.at) * rate)
-        return now if level >= amount else now + (amount - level) / rate
+        unseen = min(UNSEEN, max(0.0, now - self.seen_at))
+        level = self.level + max(0.0, now - self.at) * self.rate - self.leak * unseen
+        missing = amount - min(self.limit, level)
+        if missing <= 0:
+            return now
+        watchful, rate = UNSEEN - unseen, self.rate - self.leak
+        if missing <= watchful * rate:
+            return now + missing / rate
+        return now + watchful + (missing - watchful * rate) / self.rate
 
     def take(self, amount: float, now: float) -> Mark:
         """Take `amount` (a negative one is given back), and return the mark of the moment after."""

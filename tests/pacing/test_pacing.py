@@ -290,6 +290,38 @@ def test_one_goes_when_the_server_said() -> None:
     assert later.until > 140.0
 
 
+@pytest.mark.parametrize(("output", "goes"), [(5_000, True), (5_001, False)])
+def test_what_was_promised_to_a_dead_kernel_is_the_next_one_s(output: float, goes: bool) -> None:
+    """At a hold's end the server has room for what it refused, whoever asks for that now."""
+    store = Watched()
+    dead, alive = (Ledger(store, holder=name) for name in ("dead", "alive"))
+    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 5_000), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    dead.admit(sent, Snapshot(at=100.2, tokens=Gauge(limit=6_000, remaining=6_000)), 100.2)
+    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 5_000), lambda: None), 100.3)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
+    dead.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
+    ticket = alive.listen(BUCKET, Cost(10, output), lambda: None)
+    assert isinstance(alive.reserve(ticket, 103.0), Hold)
+    assert isinstance(alive.reserve(ticket, 110.0), Reservation if goes else Hold)
+
+
+def test_a_promise_is_kept_to_whom_it_was_made() -> None:
+    """As long as that one lives, others wait until there is room for both."""
+    store = Watched()
+    first, other = (Ledger(store, holder=name) for name in ("first", "other"))
+    ticket = first.listen(BUCKET, Cost(10, 5_000), lambda: None)
+    sent = first.reserve(ticket, 100.0)
+    assert isinstance(sent, Reservation)
+    limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
+    first.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
+    first.again(ticket)
+    first.beat(108.0)
+    assert isinstance(other.reserve(other.listen(BUCKET, Cost(10, 5_000), int), 110.0), Hold)
+    assert isinstance(first.reserve(ticket, 110.0), Reservation)
+
+
 def test_a_lonely_refusal_without_figures_only_closes() -> None:
     """One request that a gateway refuses waits for the hold, and not for a pace made up from it."""
     store = Watched()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcodex.pacing.tank import Tank
+from nbcodex.pacing.tank import UNSEEN, Tank
 
 amounts = st.floats(0, 1000)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=30)
@@ -99,3 +99,14 @@ def test_somebody_else_is_noticed() -> None:
         tank.correct(tank.error(mark, 7 * (second - 100.0), gone=0), second, taken_at=second)
     assert tank.leak == pytest.approx(3, rel=0.1)
     assert math.isclose(tank.has_at(tank.level + 70, 159), 159 + 10, rel_tol=0.01)
+
+
+def test_somebody_else_is_not_relied_on_for_long() -> None:
+    """One large surprise slows nobody for longer than it is a habit unseen."""
+    tank = full()
+    mark = tank.take(0, 100)
+    tank.correct(tank.error(mark, 0, gone=0), 100, taken_at=100)
+    assert tank.leak == tank.rate / 2
+    assert tank.has_at(30, 100) == pytest.approx(106)
+    assert tank.has_at(600, 100) == pytest.approx(160 + UNSEEN / 2, rel=1e-3)
+    assert tank.has_at(600, 150) == pytest.approx(160 + UNSEEN / 2, rel=1e-3)
