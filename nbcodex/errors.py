@@ -81,6 +81,8 @@ class NbcodexError(Exception):
     """The limits as the headers of the refusal told them, where it came with headers."""
     simulated: bool = False
     """Whether the simulator refused, so that nothing of it counts."""
+    refused: bool = False
+    """Whether it costs nothing where it comes before any answer."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -142,6 +144,7 @@ class LimitError(TransientError):
     """
 
     title = "Rate limit"
+    refused = True
 
     def __init__(
         self, message: str, *, limit: Limit, advice: str = "", wait: float | None = None
@@ -154,6 +157,7 @@ class OverloadedError(TransientError):
     """The server is too busy for anybody; nobody's limit is reached."""
 
     title = "Server overloaded"
+    refused = True
 
 
 class ServerError(TransientError):
@@ -180,6 +184,7 @@ class PermanentError(NbcodexError):
     """The same request can never succeed; it is not sent again."""
 
     title = "Refused"
+    refused = True
 
 
 class QuotaError(PermanentError):

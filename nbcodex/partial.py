@@ -84,11 +84,20 @@ class Partial:
         if completed and completed.usage != Usage():
             return completed.usage
         goes_on = self.mark is not None and status in {"parked", "interrupted", "failed"}
-        text = completed.text if completed else self.text
-        if goes_on or not text:
+        if goes_on:
             return Usage()
-        return Usage(
-            input_tokens=tokens.of_request(request),
-            output_tokens=tokens.of_text(text),
-            estimated=True,
-        )
+        return _estimate(request, completed.text) if completed else self.so_far(request)
+
+    def so_far(self, request: Request) -> Usage:
+        """Return what the attempt under way has used by the text that it has brought."""
+        return _estimate(request, "" if self._stale else self.text)
+
+
+def _estimate(request: Request, text: str) -> Usage:
+    if not text:
+        return Usage()
+    return Usage(
+        input_tokens=tokens.of_request(request),
+        output_tokens=tokens.of_text(text),
+        estimated=True,
+    )

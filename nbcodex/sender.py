@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
-from nbcodex.errors import GoneError, LimitError, NbcodexError, PermanentError
+from nbcodex.errors import GoneError, LimitError, NbcodexError
 from nbcodex.keeper import Keeper
 from nbcodex.partial import ASKED_ANEW
 from nbcodex.records import Mark, Rates, Usage
@@ -63,7 +63,7 @@ class Sender:
         self._story, self._keeper, self._usher = story, keeper, usher
         self._request, self._partial = story.request, story.partial
         self.heard_at = story.clock.now()
-        self.opened = self.sent = False
+        self.opened = self.sent = self._broken = False
 
     async def attempt(self) -> Completed:
         """Send the request once, or go on with its durable answer, and read to the end."""
@@ -99,6 +99,9 @@ class Sender:
         )
 
     async def _ask(self, model: str, bucket: str) -> Completed:
+        if self._broken:
+            self._broken = False
+            self._story.lose(self._partial.so_far(self._story.asking))
         self._partial.ask_anew()
         await self._permit()
         await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
@@ -107,11 +110,11 @@ class Sender:
             self._usher.sent()
             stream = self._wire.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
-        except LimitError:
-            self._story.refused += not self.opened
+        except LimitError as error:
+            self._end_in_vain(error)
             raise  # the engine closes the bucket before anybody else can be let in
-        except PermanentError:
-            self._story.refused += not self.opened
+        except NbcodexError as error:
+            self._end_in_vain(error)
             self._usher.settle(Usage())
             raise
         except asyncio.CancelledError:
@@ -122,6 +125,10 @@ class Sender:
             raise
         self._usher.settle(self._partial.usage(self._request, "done", completed))
         return completed
+
+    def _end_in_vain(self, error: NbcodexError) -> None:
+        self._broken = self.opened
+        self._story.refused += error.refused and not self.opened
 
     async def _begin(self, *, rates: Rates | None) -> None:
         """Have the journal know, and tell, that an attempt is under way."""

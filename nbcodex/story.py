@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from nbcodex import parking
@@ -49,6 +50,8 @@ class Story:
         HTTP tries, and the seconds of patience that are used up.
     refused : int
         Tries that the server has refused before any answer, which costs nothing.
+    broken : Usage
+        What tries have used that broke off, as far as text has come of it; an estimate.
     base_url, model : str, str or None
         The server and the model, as far as they are known.
     asking : Request
@@ -70,6 +73,7 @@ class Story:
         self.request, self.clock = request, clock
         self.partial = Partial()
         self.attempts, self.waited, self.refused = 0, 0.0, 0
+        self.broken = NOTHING
         self.base_url = ""
         self.model: str | None = request.model
         self.asking = request
@@ -88,6 +92,11 @@ class Story:
     def hear_server(self, *, simulated: bool) -> None:
         """The server has said whether it is a simulator."""
         (self._simulators.add if simulated else self._simulators.discard)(self.base_url)
+
+    def lose(self, usage: Usage) -> None:
+        """Count what an attempt has used that broke off: it is paid, and no server tells of it."""
+        if usage != Usage():
+            self.broken = self.broken.plus(usage)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
         """Return an event of this request that happens now."""
@@ -120,9 +129,7 @@ class Story:
 
     def reply(self, status: Status, completed: Completed | None = None) -> Reply:
         """Return what there is of an answer."""
-        usage = self.partial.usage(self.request, status, completed)
-        if usage == Usage() and 0 < self.attempts == self.refused:
-            usage = NOTHING
+        usage = self._usage(self.partial.usage(self.request, status, completed))
         model = (completed and completed.model) or self.model
         return Reply(
             id=self.request.id,
@@ -139,6 +146,19 @@ class Story:
             simulated=self.simulated,
             notes=self.partial.notes,
             carried=self._carried(completed),
+        )
+
+    def _usage(self, last: Usage) -> Usage:
+        """Return what all tries have used, of which the `last` one may be known."""
+        if last == Usage() and 0 < self.attempts == self.refused:
+            return NOTHING
+        if self.broken == NOTHING:
+            return last
+        return replace(
+            last,
+            input_tokens=(last.input_tokens or 0) + (self.broken.input_tokens or 0),
+            output_tokens=(last.output_tokens or 0) + (self.broken.output_tokens or 0),
+            estimated=True,
         )
 
     def _carried(self, completed: Completed | None) -> Carried | None:

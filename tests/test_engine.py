@@ -113,6 +113,29 @@ def test_who_was_only_refused_has_used_nothing(
     assert ending(heard).reply.usage.total_tokens == used
 
 
+BROKEN = [OPENED, Text("word " * 40), TransportError("It broke.")]
+"""An attempt that brings about 50 tokens and breaks off."""
+
+
+@pytest.mark.parametrize(
+    ("acts", "orders", "output"),
+    [
+        ([BROKEN, answer("hi")], [], 50 + 5),
+        ([BROKEN, BROKEN, answer("hi")], [], 2 * 50 + 5),
+        ([BROKEN], [(0.5, "cancel")], 50),
+        ([BROKEN, [refusal(60.0)]], [(30.0, "park")], 50),
+        ([BROKEN, [30.0]], [(20.0, "cancel")], 50),
+        ([[OPENED, TransportError("It broke.")], answer("hi")], [], 5),
+    ],
+)
+def test_what_broke_off_is_counted_too(acts: list[Any], orders: list[Any], output: int) -> None:
+    """Tokens that were generated are paid, whether or not the attempt came to an end: once each."""
+    heard, _ = play(*acts, orders=orders)
+    usage = ending(heard).reply.usage
+    assert usage.output_tokens == output
+    assert usage.estimated is (output != 5)
+
+
 def test_who_answers_in_a_simulators_place_is_none() -> None:
     """An address at which a simulator once was is believed anew with every answer."""
     refused = refusal(11.0)

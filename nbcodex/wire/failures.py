@@ -202,7 +202,10 @@ def _verdict(told: Complaint, headers: Headers, wall: float) -> NbcodexError:
     if (status is not None and 400 <= status < 500) or _is_request(told):
         return _permanent(RequestError, told, "The server rejects the request")
     message = _sentence("The server failed", told)
-    return ServerError(message, advice=ADVICE[ServerError], wait=wait)
+    failure = ServerError(message, advice=ADVICE[ServerError], wait=wait)
+    # Behind a gateway that gives up, the server may have made an answer for all that.
+    failure.refused = status in {500, 501}
+    return failure
 
 
 def _is_request(told: Complaint) -> bool:

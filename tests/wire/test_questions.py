@@ -129,6 +129,14 @@ def test_a_missing_model_is_no_missing_api() -> None:
     assert type(fails(server, chosen=settings(api="auto"))).__name__ == "ModelError"
 
 
+@pytest.mark.parametrize(
+    ("status", "refused"), [(500, True), (503, True), (502, False), (504, False)]
+)
+def test_what_a_gateway_gives_up_may_have_been_answered(status: int, refused: bool) -> None:
+    """A server that fails at once has made no answer; behind a gateway nobody knows."""
+    assert fails(Server(refusal(status))).refused is refused
+
+
 def test_openai_is_not_probed() -> None:
     """A 404 of OpenAI is about the model."""
     server = Server(refusal(404), Script([DONE]))
