@@ -7,16 +7,16 @@ journal's. A cap is a help against mistakes: whoever can change the settings can
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from nbcodex.cap import Cap, Period, Standing, read
+from nbcodex.cap import Cap, Standing, read
 from nbcodex.clock import Clock, spell
 from nbcodex.errors import BudgetError
 from nbcodex.estimate import USUAL, Estimate, estimate
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import Spending, Spent
 from nbcodex.records import Reply, Request
 from nbcodex.wire import prices
 
@@ -24,6 +24,7 @@ WARNINGS = (0.75, 0.90, 0.95)
 """Shares of a cap at which its user is told."""
 FRESH = 5.0
 """Seconds after which another kernel may have changed the caps that the journal keeps."""
+NOTHING = Spent()
 
 
 class Budget:
@@ -37,13 +38,14 @@ class Budget:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._used: dict[Period, Spent] = {"session": Spent(), "day": Spent(), "month": Spent()}
+        self._session = NOTHING
+        self._kernels = Spending()
         self._kept: tuple[Cap, ...] = ()
         self._read_at = float("-inf")
         self._day = ""
         self._reading: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[Estimate, tuple[Cap, ...]]] = {}
-        self._aside = Spent()
+        self._open: dict[str, tuple[Spent, tuple[Cap, ...]]] = {}
+        self._aside = NOTHING
         self._warned: set[tuple[Cap, float]] = set()
         self._answers = self._output = 0
 
@@ -69,8 +71,11 @@ class Budget:
         model: str | None,
         base_url: str,
         share: float = 1.0,
+        so_far: Spent = NOTHING,
     ) -> None:
         """Set aside what the request may come to, at a share of the usual price.
+
+        That is its next answer and what it has used `so_far`, in attempts that broke off.
 
         Raises
         ------
@@ -79,29 +84,56 @@ class Budget:
         """
         await self._refresh(journal)
         caps = (*caps, *self._kept)
-        if not caps or request.id in self._open:
+        if not caps or (request.id in self._open and so_far == NOTHING):
             return
         if any(cap.unit == "dollars" for cap in caps):
             await asyncio.to_thread(prices.load)
         expected = estimate(request, model=model, base_url=base_url, usual=self.usual)
         if expected.cost is not None:
             expected = replace(expected, cost=expected.cost * share)
-        for cap in caps:
-            self._check(request, expected, cap, base_url)
-        self._open[request.id] = expected, caps
-        self._aside = self._aside.plus(expected.spent)
+        # Of a server on this machine the unknown price is nothing.
+        free = expected.cost is None and prices.may_be_free(base_url)
+        watched = [cap for cap in caps if not (free and cap.unit == "dollars")]
+        self._drop(request.id)
+        amount = expected.spent.plus(so_far)
+        for cap in watched:
+            self._check_price(request, expected, cap)
+            if cap.period == "session":
+                self._check(request, expected, amount, cap)
+        self._open[request.id] = amount, caps
+        self._aside = self._aside.plus(amount)
+        try:
+            if lasting := [cap for cap in watched if cap.period != "session"]:
+                await self._set_aside(request.id, amount, lasting, journal)
+            for cap in lasting:
+                self._check(request, expected, amount, cap)
+        except BaseException:
+            self._drop(request.id)
+            raise
 
-    def _check(self, request: Request, expected: Estimate, cap: Cap, base_url: str) -> None:
+    async def _set_aside(
+        self, id_: str, amount: Spent, caps: Sequence[Cap], journal: Journal
+    ) -> None:
+        """Set an amount aside for all kernels, if the caps allow it that count them all."""
+
+        def allowed(seen: Spending) -> bool:
+            return all(_fits(amount, cap, _used(seen, cap)) for cap in caps)
+
+        today = self._today()
+        self._kernels = await journal.set_aside(id_, amount, today=today, allowed=allowed)
+
+    def _check_price(self, request: Request, expected: Estimate, cap: Cap) -> None:
         if cap.unit == "dollars" and expected.cost is None:
-            if prices.may_be_free(base_url):
-                return
             raise BudgetError(
                 f"No price is known for this model, so your budget of {cap} cannot be watched.",
                 advice=f"Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`), "
                 f"then `%codex resume {request.id}`.",
             )
+
+    def _check(self, request: Request, expected: Estimate, amount: Spent, cap: Cap) -> None:
         used = self._in_use(cap)
-        if used + expected.spent.of(cap.unit) > cap.amount:
+        if not _fits(amount, cap, used):
+            used += amount.minus(expected.spent).of(cap.unit)
             reset = self._reset(cap)
             anew = f"; it starts anew in {spell(reset - self._clock.wall())}" if reset else ""
             raise BudgetError(
@@ -113,30 +145,43 @@ class Budget:
 
     def settle(self, request_id: str, reply: Reply) -> tuple[str, ...]:
         """Count what a request came to; return warnings, each once, in a few words."""
-        expected, caps = self._open.pop(request_id, (None, ()))
-        if expected is not None:
-            self._aside = self._aside.minus(expected.spent) if self._open else Spent()
+        aside, caps = self.aside_for(request_id), self._drop(request_id)
         if reply.reused or not reply.attempts:
             return ()
         if reply:
             self._answers += 1
             self._output += reply.usage.output_tokens or 0
-        spent = Spent.by(reply, otherwise=expected.spent if expected else Spent())
-        for period, used in self._used.items():
-            if period == "session" or not reply.simulated:
-                self._used[period] = used.plus(spent)
+        spent = Spent.by(reply, otherwise=aside)
+        self._session = self._session.plus(spent)
+        if not reply.simulated:
+            day, month = self._kernels.day.plus(spent), self._kernels.month.plus(spent)
+            self._kernels = replace(self._kernels, day=day, month=month)
         return tuple(filter(None, map(self._warning, caps)))
 
+    def aside_for(self, request_id: str) -> Spent:
+        """Return what is set aside for a request."""
+        amount, _ = self._open.get(request_id, (NOTHING, ()))
+        return amount
+
+    def _drop(self, request_id: str) -> tuple[Cap, ...]:
+        """Set nothing aside any more for a request; return the caps that it was held against."""
+        amount, caps = self._open.pop(request_id, (NOTHING, ()))
+        self._aside = self._aside.minus(amount) if self._open else NOTHING
+        return caps
+
     def _warning(self, cap: Cap) -> str:
-        standing = Standing(cap, self._used[cap.period].of(cap.unit))
+        standing = self._standing(cap)
         passed = [w for w in WARNINGS if standing.share >= w and (cap, w) not in self._warned]
         self._warned |= {(cap, level) for level in passed}
         return str(standing) if passed else ""
 
     def standings(self, caps: Iterable[Cap]) -> list[Standing]:
         """Return how far the caps in force are used up, as far as is known."""
-        everything = (*caps, *self._kept)
-        return [Standing(cap, self._used[cap.period].of(cap.unit)) for cap in everything]
+        return [self._standing(cap) for cap in (*caps, *self._kept)]
+
+    def _standing(self, cap: Cap) -> Standing:
+        used = self._session if cap.period == "session" else _since(self._kernels, cap)
+        return Standing(cap, used.of(cap.unit))
 
     async def look(self, journal: Journal, caps: Iterable[Cap]) -> list[Standing]:
         """Return how far the caps in force are used up, other kernels included."""
@@ -157,7 +202,7 @@ class Budget:
         if cap.unit == "dollars" and not watched:
             return f"your budget of {cap} lets nothing through whose price is unknown"
         used = self._in_use(cap)
-        if used + expected.of(cap.unit) > cap.amount:
+        if not _fits(expected, cap, used):
             left = cap.words(max(0.0, cap.amount - used))
             return f"more than is left of your budget: {left} of {cap}"
         return f"budget: {Standing(cap, used)}"
@@ -180,16 +225,17 @@ class Budget:
 
     async def _read(self, journal: Journal) -> None:
         now, today = self._clock.now(), self._today()
-        text, day, month = await journal.spending(today)
+        self._kernels = await journal.spending(today)
         self._read_at, self._day = now, today
-        self._used["day"], self._used["month"] = day, month
-        self._kept = (read(text),) if text else ()
+        self._kept = (read(self._kernels.budget),) if self._kernels.budget else ()
 
     def _is_fresh(self) -> bool:
         return self._clock.now() - self._read_at < FRESH and self._today() == self._day
 
     def _in_use(self, cap: Cap) -> float:
-        return self._used[cap.period].of(cap.unit) + self._aside.of(cap.unit)
+        if cap.period == "session":
+            return self._session.of(cap.unit) + self._aside.of(cap.unit)
+        return _used(self._kernels, cap)
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
@@ -204,3 +250,17 @@ class Budget:
         if cap.period == "day":
             return (today + timedelta(days=1)).timestamp()
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
+
+
+def _since(seen: Spending, cap: Cap) -> Spent:
+    """Return what all kernels have used in the time that the cap is about."""
+    return seen.day if cap.period == "day" else seen.month
+
+
+def _used(seen: Spending, cap: Cap) -> float:
+    """Return what all kernels have used and set aside."""
+    return _since(seen, cap).of(cap.unit) + seen.aside.of(cap.unit)
+
+
+def _fits(expected: Spent, cap: Cap, used: float) -> bool:
+    return used + expected.of(cap.unit) <= cap.amount

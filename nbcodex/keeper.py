@@ -17,6 +17,7 @@ from nbcodex.errors import EntryError
 from nbcodex.events import Ending
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
+from nbcodex.journal.spending import Spent
 from nbcodex.partial import Partial
 from nbcodex.records import Limit, Mark, Reply, Request
 
@@ -162,8 +163,11 @@ class Keeper:
         if self._partial.mark is not None:
             await self._keep()
 
-    async def finish(self, ending: Ending) -> None:
-        """Commit what the request came to; when this returns, it may be told."""
+    async def finish(self, ending: Ending, *, otherwise: Spent) -> None:
+        """Commit what the request came to; when this returns, it may be told.
+
+        It counts as `otherwise` where nobody knows what it has used.
+        """
         if self._keeping is not None:
             self._keeping.cancel()
         error = getattr(ending, "error", None)
@@ -176,4 +180,5 @@ class Keeper:
             ending.reply,
             error=str(error) if error else None,
             resume_at=getattr(error, "resume_at", None),
+            otherwise=otherwise,
         )

@@ -125,8 +125,9 @@ class Run:
         )
         ending = await self._ending()
         self._living = False  # what has ended is not to be ended otherwise
+        aside = self._engine.allowance.aside_for(self._request.id)
         ending = self._accounted(ending)
-        await self._keeper.finish(ending)
+        await self._keeper.finish(ending, otherwise=aside)
         self._story.say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
             await self._engine.wire.cancel(self._request, self._settings, mark=mark)
@@ -214,6 +215,7 @@ class Run:
             journal=self._engine.journal(self._settings),
             model=self._story.model,
             base_url=self._story.base_url,
+            so_far=self._story.spent,
         )
 
     async def _completed(self) -> Completed:

@@ -15,6 +15,7 @@ from nbcodex import parking
 from nbcodex.clock import Clock
 from nbcodex.errors import ParkedError, TransientError
 from nbcodex.events import BackingOff, Delta, Event, Held, Sent
+from nbcodex.journal.spending import Spent
 from nbcodex.partial import Partial
 from nbcodex.records import Carried, Reply, Request, Status, Usage
 from nbcodex.wire import prices
@@ -97,6 +98,14 @@ class Story:
         """Count what an attempt has used that broke off: it is paid, and no server tells of it."""
         if usage != Usage():
             self.broken = self.broken.plus(usage)
+
+    @property
+    def spent(self) -> Spent:
+        """What attempts have come to that broke off."""
+        if self.broken == NOTHING:
+            return Spent()
+        cost = prices.cost(self.broken, self.model, self.base_url)
+        return Spent(tokens=self.broken.total_tokens or 0, dollars=cost or 0.0)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
         """Return an event of this request that happens now."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.engine import Engine
 from nbcodex.events import Ending, Event
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import Spending, Spent
 from nbcodex.pacing.desk import Desk
 from nbcodex.records import Reply, Request, Usage
 from nbcodex.run import Order, Run, start
@@ -82,8 +82,13 @@ class InstantJournal:
         self.written.append(("claim", id_))
         return self.claimable
 
-    async def spending(self, today: str) -> tuple[str, Spent, Spent]:
-        return self.budget, Spent(), Spent()
+    async def spending(self, today: str) -> Spending:
+        return Spending(budget=self.budget)
+
+    async def set_aside(
+        self, id_: str, amount: Spent, *, today: str, allowed: Callable[[Spending], bool]
+    ) -> Spending:
+        return Spending(budget=self.budget)
 
     async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
         self.written.append(("begin", attempt))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from nbcodex import budget
 from nbcodex.budget import Budget
 from nbcodex.cap import Cap, read
 from nbcodex.clock import BootClock
-from nbcodex.errors import BudgetError, ConfigurationError, LimitError
+from nbcodex.errors import BudgetError, ConfigurationError, LimitError, TransportError
 from nbcodex.events import Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
@@ -176,6 +178,16 @@ def test_what_a_limit_refused_is_not_used() -> None:
     assert [type(e) for e in endings] == [Parked, Finished]
 
 
+def test_attempts_that_broke_off_count_against_the_cap() -> None:
+    """A request whose streams break again and again is parked before it passes the cap."""
+    broken = [OPENED, Text("word " * 40), TransportError("It broke.")]
+    small = Request(prompt="hello", max_output=50)
+    endings, stage = played(*[broken] * 5, cap="200", request=small)
+    assert all(isinstance(each.error, BudgetError) for each in endings)
+    assert 150 < endings[0].reply.usage.total_tokens <= 200
+    assert len(stage.wire.seen) == 3
+
+
 def test_a_kept_cap_holds_in_every_kernel() -> None:
     """A cap for the day lies in the journal, and counts what other kernels have used."""
 
@@ -196,6 +208,85 @@ def test_a_kept_cap_holds_in_every_kernel() -> None:
                     model="m",
                     base_url=LOCAL,
                 )
+        finally:
+            journal.close()
+
+    asyncio.run(main())
+
+
+async def admitted(budget: Budget, journal: Journal, id_: str) -> bool:
+    """Return whether a cap lets a request of about 50 tokens through."""
+    request = Request(prompt="hello", id=id_, max_output=41)
+    try:
+        await budget.admit(request, caps=[], journal=journal, model="m", base_url=LOCAL)
+    except BudgetError:
+        return False
+    return True
+
+
+def test_what_other_kernels_have_under_way_is_set_aside(tmp_path: Path) -> None:
+    """Two kernels that ask at the same moment do not pass a day's cap together."""
+
+    async def main() -> None:
+        journals = [Journal(tmp_path) for _ in range(2)]
+        budgets = [Budget(BootClock()) for _ in journals]
+        try:
+            await budgets[0].keep(journals[0], read("260/day"))
+            asked = [admitted(budgets[n % 2], journals[n % 2], f"{n}") for n in range(12)]
+            assert sum(await asyncio.gather(*asked)) == 5
+            done = Reply(id="0", usage=Usage(input_tokens=2, output_tokens=1))
+            for number in range(12):
+                journal, budget = journals[number % 2], budgets[number % 2]
+                reply = replace(done, id=f"{number}")
+                budget.settle(reply.id, reply)
+                await journal.finish(reply.id, reply)
+            # 36 tokens are used by now, and nothing is set aside.
+            assert (
+                sum([await admitted(budgets[n % 2], journals[n % 2], f"x{n}") for n in range(12)])
+                == 4
+            )
+        finally:
+            for journal in journals:
+                journal.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_kernel_that_is_gone_had_set_aside_is_free(tmp_path: Path) -> None:
+    """A kernel that ends leaves the cap to the others."""
+
+    async def main() -> None:
+        here, gone = Journal(tmp_path), Journal(tmp_path)
+        budget = Budget(BootClock())
+        try:
+            await budget.keep(here, read("60/day"))
+            assert await admitted(Budget(BootClock()), gone, "theirs")
+            assert not await admitted(budget, here, "ours")
+            gone.close()
+            assert await admitted(budget, here, "ours")
+        finally:
+            here.close()
+            gone.close()
+
+    asyncio.run(main())
+
+
+def test_a_day_counts_what_the_session_counts() -> None:
+    """Where nobody knows what was used, both take what was set aside."""
+
+    async def main() -> None:
+        journal, own = Journal(None), Budget(BootClock())
+        reply = Reply(id="a", attempts=1, status="cancelled")
+        request = Request(prompt="hello", id="a", max_output=41)
+        try:
+            await own.admit(request, caps=[read("9k")], journal=journal, model="m", base_url=LOCAL)
+            await journal.add(request)
+            aside = own.aside_for("a")
+            own.settle("a", reply)
+            await journal.finish("a", reply, otherwise=aside)
+            seen = await journal.spending(date.today().isoformat())
+            assert seen.day == aside == Spent(tokens=50)
+            assert own.standings([read("9k")])[0].used == 50
         finally:
             journal.close()
 

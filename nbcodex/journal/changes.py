@@ -218,8 +218,9 @@ def finish(
     reply: Reply,
     error: str | None,
     resume_at: float | None,
+    otherwise: Spent | None = None,
 ) -> None:
-    """Write what came of the request.
+    """Write what came of the request, and count what it used: `otherwise`, where nobody knows.
 
     An answer is kept even if another kernel has claimed the entry meanwhile, unless that one was
     faster; anything less is then the new owner's to say. Whoever resumes a request and ends without
@@ -242,9 +243,10 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
+    aside = spending.release(connection, storable(id_))
     if reply.attempts and not (reply.simulated or reply.reused):
         count(connection, counted(reply))
-        spent = Spent.by(reply, otherwise=Spent())
+        spent = Spent.by(reply, otherwise=otherwise or aside or Spent())
         spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
 
 

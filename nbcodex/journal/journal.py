@@ -18,10 +18,10 @@ from nbcodex.journal import changes, queries, spending
 from nbcodex.journal.batches import Batches, named
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.elsewhere import Elsewhere, look
-from nbcodex.journal.entry import Entry, Totals, counted
+from nbcodex.journal.entry import Entry, Totals, counted, storable
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.parts import Parts
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import Spending, Spent
 from nbcodex.journal.turns import Threads
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
@@ -186,6 +186,7 @@ class Journal:
         *,
         error: str | None = None,
         resume_at: float | None = None,
+        otherwise: Spent | None = None,
     ) -> None:
         """Commit what came of the request: when this returns, the answer may be shown.
 
@@ -197,6 +198,8 @@ class Journal:
             Why there is no answer.
         resume_at : float or None
             When a parked request may go, in seconds since the epoch.
+        otherwise : Spent or None
+            What it counts for where the reply does not tell what it used.
         """
 
         def work(connection: Connection) -> None:
@@ -208,6 +211,7 @@ class Journal:
                 reply=reply,
                 error=error,
                 resume_at=resume_at,
+                otherwise=otherwise,
             )
             self._upkeep.idle(id_)
 
@@ -241,22 +245,34 @@ class Journal:
         )
         return queries.reused(entry.reply) if entry else None
 
-    async def spending(self, today: str) -> tuple[str, Spent, Spent]:
-        """Return the kept budget, and what was used on this day and in its month.
+    async def spending(self, today: str) -> Spending:
+        """Return the kept budget, and what was used on this day (an ISO date) and in its month."""
+        return await self._writer.run(
+            lambda connection: spending.seen(connection, today=today),
+            level=Level.READ,
+            default=Spending(),
+        )
 
-        Parameters
-        ----------
-        today : str
-            An ISO date.
+    async def set_aside(
+        self, id_: str, amount: Spent, *, today: str, allowed: Callable[[Spending], bool]
+    ) -> Spending:
+        """Set aside what a request may come to until `finish`, if that is `allowed`.
+
+        Of all kernels one at a time is asked, by what they all have used and set aside; returns
+        that as it was before.
         """
 
-        def work(connection: Connection) -> tuple[str, Spent, Spent]:
-            day = spending.spent(connection, since=today)
-            month = spending.spent(connection, since=today[:8] + "01")
-            return spending.kept(connection), day, month
+        def work(connection: Connection) -> Spending:
+            self._upkeep.bury(connection)
+            spending.release(connection, storable(id_))
+            before = spending.seen(connection, today=today)
+            if allowed(before):
+                owner = self._upkeep.owner.id
+                spending.set_aside(connection, storable(id_), amount, owner=owner)
+                self._upkeep.alive(connection)
+            return before
 
-        nothing = ("", Spent(), Spent())
-        return await self._writer.run(work, level=Level.READ, default=nothing)
+        return await self._writer.run(work, level=Level.WRITE, default=Spending())
 
     async def keep_budget(self, budget: str) -> None:
         """Keep the budget that all kernels hold to; an empty one lifts it."""

@@ -117,12 +117,18 @@ def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, b
     if row["host"] is None:
         return True
     if row["owner"] not in known:
-        names = ("host", "boot", "space", "pid", "start")
-        owner = Owner(id=row["owner"], **{name: row[name] for name in names})
-        last = Beat(at=row["beat_at"], now=row["beat_now"])
-        dead = provably_dead(owner, here=here)
-        known[row["owner"]] = dead or silent(owner, last, here=here, clock=clock)
+        known[row["owner"]] = is_gone(row, here=here, clock=clock)
     return known[row["owner"]]
+
+
+def is_gone(row: sqlite3.Row, *, here: Owner, clock: Clock) -> bool:
+    """Return whether the owner that a row tells of is no more."""
+    if row["host"] is None:
+        return True
+    names = ("host", "boot", "space", "pid", "start")
+    owner = Owner(id=row["owner"], **{name: row[name] for name in names})
+    last = Beat(at=row["beat_at"], now=row["beat_now"])
+    return provably_dead(owner, here=here) or silent(owner, last, here=here, clock=clock)
 
 
 def salted(connection: Connection, key: bytes) -> bytes:

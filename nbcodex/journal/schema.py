@@ -130,6 +130,16 @@ MIGRATIONS: list[list[str]] = [
             FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
         "PRAGMA user_version = 5",
     ],
+    [
+        # What is set aside for requests under way, where a cap is kept for all kernels.
+        """CREATE TABLE asides (
+            id TEXT PRIMARY KEY,
+            owner INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            dollars REAL NOT NULL
+        )""",
+        "PRAGMA user_version = 6",
+    ],
 ]
 
 

@@ -1,6 +1,7 @@
-"""What was used on which day, and the budget that all kernels of a user hold to.
+"""What was used on which day, what is set aside, and the budget that all kernels hold to.
 
-Owns the counters by day and the kept budget, each as one function on a connection.
+Owns the counters by day, what requests under way may come to, and the kept budget, each as one
+function on a connection.
 """
 
 from __future__ import annotations
@@ -42,6 +43,53 @@ class Spent:
     def of(self, unit: Literal["tokens", "dollars"]) -> float:
         """Return the amount in one unit."""
         return self.tokens if unit == "tokens" else self.dollars
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What all kernels of a user have used, and may come to use.
+
+    Parameters
+    ----------
+    budget : str
+        The kept budget as its user wrote it; empty where there is none.
+    day, month : Spent
+        What was used today, and this month.
+    aside : Spent
+        What requests under way may come to; but for those of kernels that are gone.
+    """
+
+    budget: str = ""
+    day: Spent = Spent()
+    month: Spent = Spent()
+    aside: Spent = Spent()
+
+
+def seen(connection: Connection, *, today: str) -> Spending:
+    """Return what was used and is set aside; `today` is an ISO date."""
+    row = connection.execute("SELECT total(tokens), total(dollars) FROM asides").fetchone()
+    return Spending(
+        budget=kept(connection),
+        day=spent(connection, since=today),
+        month=spent(connection, since=today[:8] + "01"),
+        aside=Spent(tokens=int(row[0]), dollars=row[1]),
+    )
+
+
+def set_aside(connection: Connection, id_: str | None, amount: Spent, *, owner: int) -> None:
+    """Set aside what a request may come to."""
+    connection.execute(
+        "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
+        (id_, owner, amount.tokens, amount.dollars),
+    )
+
+
+def release(connection: Connection, id_: str | None) -> Spent | None:
+    """Set nothing aside for a request any more; return what was."""
+    row = connection.execute(
+        "DELETE FROM asides WHERE id = ? RETURNING tokens, dollars", (id_,)
+    ).fetchone()
+    return Spent(tokens=row[0], dollars=row[1]) if row else None
 
 
 def spend(connection: Connection, spent: Spent, *, day: str) -> None:

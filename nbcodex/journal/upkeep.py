@@ -13,7 +13,7 @@ from collections.abc import Callable
 from nbcodex.clock import Clock
 from nbcodex.journal import changes
 from nbcodex.journal.owner import BEAT, Owner
-from nbcodex.journal.queries import totals
+from nbcodex.journal.queries import is_gone, totals
 
 FEW = 100
 """Entries that one step of retention erases: milliseconds, so that nobody waits for it."""
@@ -78,8 +78,23 @@ class Upkeep:
         With `insert` it can be written anew where the file cannot even be read any more.
         """
         self._busy[id_] = insert
+        self.alive(connection)
+
+    def alive(self, connection: sqlite3.Connection) -> None:
+        """Give a sign of life, if one is due."""
         if self._clock.now() >= self._beat_at:
             self._beat(connection)
+
+    def bury(self, connection: sqlite3.Connection) -> None:
+        """Release what owners had set aside that are gone."""
+        rows = connection.execute(
+            """SELECT DISTINCT a.owner, o.host, o.boot, o.space, o.pid, o.start, o.beat_at,
+            o.beat_now FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner
+            WHERE a.owner <> ?""",
+            (self.owner.id,),
+        ).fetchall()
+        gone = [(r["owner"],) for r in rows if is_gone(r, here=self.owner, clock=self._clock)]
+        connection.executemany("DELETE FROM asides WHERE owner = ?", gone)
 
     def idle(self, id_: str) -> None:
         """Count an entry as no longer under way here."""
