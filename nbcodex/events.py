@@ -52,14 +52,15 @@ class Held(Event):
 class Sent(Event):
     """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate.
 
-    `rates` is what its tokens cost; None where that is unknown, or not looked up yet. `simulated`:
-    the server is known to be a simulator.
+    `rates` is what its tokens cost; None where that is not looked up yet, or `unpriced`: nobody
+    knows. `simulated`: the server is known to be a simulator.
     """
 
     attempt: int
     model: str | None
     input_tokens: int
     rates: Rates | None = None
+    unpriced: bool = False
     simulated: bool = False
 
 

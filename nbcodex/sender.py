@@ -106,7 +106,9 @@ class Sender:
         await self._permit()
         await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
         try:
-            await self._begin(rates=prices.rates(model, self._story.base_url))
+            base_url = self._story.base_url
+            rates, unpriced = prices.rates(model, base_url), prices.are_unknown(model, base_url)
+            await self._begin(rates=rates, unpriced=unpriced)
             self._usher.sent()
             stream = self._wire.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
@@ -130,7 +132,7 @@ class Sender:
         self._broken = self.opened
         self._story.refused += error.refused and not self.opened
 
-    async def _begin(self, *, rates: Rates | None) -> None:
+    async def _begin(self, *, rates: Rates | None, unpriced: bool = False) -> None:
         """Have the journal know, and tell, that an attempt is under way."""
         story = self._story
         story.attempts += 1
@@ -142,6 +144,7 @@ class Sender:
             model=story.model,
             input_tokens=tokens.of_request(self._story.asking),
             rates=rates,
+            unpriced=unpriced,
             simulated=story.simulated,
         )
         self.sent = True

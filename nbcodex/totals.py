@@ -11,7 +11,10 @@ from nbcodex.records import Reply
 
 @dataclass(slots=True)
 class Total:
-    """Sums for one model. Unknown figures are counted in `unknown`, never taken for zero."""
+    """Sums for one model. Unknown figures are counted in `unknown`, never taken for zero.
+
+    Those that are estimates are counted in `estimated`.
+    """
 
     requests: int = 0
     finished: int = 0
@@ -25,6 +28,7 @@ class Total:
     cost: float = 0.0
     unpriced: int = 0
     waited: float = 0.0
+    estimated: int = 0
 
     def add(self, reply: Reply) -> None:
         """Add what one request came to."""
@@ -39,7 +43,8 @@ class Total:
         self.reasoning_tokens += usage.reasoning_tokens or 0
         self.unknown += usage.total_tokens is None
         self.cost += reply.cost or 0.0
-        self.unpriced += reply.cost is None and not reply.simulated
+        self.unpriced += reply.cost is None and not reply.simulated and usage.total_tokens != 0
+        self.estimated += usage.estimated
 
 
 class Totals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -236,13 +237,21 @@ def test_cost_of_a_broken_attempt_stays() -> None:
 
 
 def test_refused_request_has_cost_nothing() -> None:
-    """Whom a limit refuses is charged nothing; of a fault, and of no price, nothing is said."""
+    """Whom a limit refuses is charged nothing; of a fault, nothing is said."""
     assert after(queued(), sent(1), refused(2, 5)).price == "no cost so far"
     assert after(queued(), sent(1), refused(2, 5, OverloadedError("later"))).price == ""
     thought = said(2, "Hm", reasoning=True)
     assert after(queued(), sent(1), thought, refused(3, 5)).price == ""
     assert after(queued(), sent(1), refused(2, 5, OverloadedError("x")), held(5, 9)).price == ""
     assert after(queued(), sent(1), said(2, "x" * 400)).price == ""
+
+
+def test_an_unknown_price_is_said_to_be_unknown() -> None:
+    """As soon as there is something to pay, and where it is sure that nobody knows."""
+    begun = replace(sent(1), unpriced=True)
+    assert after(queued(), begun).price == ""
+    assert after(queued(), begun, said(2, "x" * 400)).price == "cost unknown"
+    assert after(queued(), replace(begun, simulated=True), said(2, "x" * 400)).price == ""
 
 
 # The words.

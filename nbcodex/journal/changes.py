@@ -318,7 +318,8 @@ def count(connection: Connection, more: Totals, *, requests: int = 0) -> None:
         """UPDATE totals SET requests = requests + ?, answers = answers + ?,
         input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,
         output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?,
-        cost = cost + ?, waited = waited + ?""",
+        cost = cost + ?, waited = waited + ?, unknown = unknown + ?, unpriced = unpriced + ?,
+        estimated = estimated + ?""",
         (
             requests,
             more.answers,
@@ -328,6 +329,9 @@ def count(connection: Connection, more: Totals, *, requests: int = 0) -> None:
             usage.reasoning_tokens,
             more.cost,
             more.waited,
+            more.unknown,
+            more.unpriced,
+            more.estimated,
         ),
     )
 

@@ -129,6 +129,8 @@ class Totals:
         US dollars.
     waited : float
         Seconds spent waiting because of limits and faults.
+    unknown, unpriced, estimated : int
+        Requests whose tokens, or whose price, nobody knows; those whose tokens are an estimate.
     """
 
     requests: int = 0
@@ -136,6 +138,9 @@ class Totals:
     usage: Usage = NOTHING
     cost: float = 0.0
     waited: float = 0.0
+    unknown: int = 0
+    unpriced: int = 0
+    estimated: int = 0
 
     def plus(self, other: Totals) -> Totals:
         """Return both together."""
@@ -151,6 +156,9 @@ class Totals:
             ),
             cost=self.cost + other.cost,
             waited=self.waited + other.waited,
+            unknown=self.unknown + other.unknown,
+            unpriced=self.unpriced + other.unpriced,
+            estimated=self.estimated + other.estimated,
         )
 
 
@@ -167,6 +175,9 @@ def counted(reply: Reply) -> Totals:
         ),
         cost=finite(reply.cost) or 0.0,
         waited=finite(reply.waited) or 0.0,
+        unknown=int(usage.total_tokens is None),
+        unpriced=int(reply.cost is None and usage.total_tokens != 0),
+        estimated=int(usage.estimated),
     )
 
 

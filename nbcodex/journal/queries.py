@@ -104,6 +104,9 @@ def totals(connection: Connection) -> Totals:
         usage=Usage(**{name: row[name] for name in names}),
         cost=row["cost"],
         waited=row["waited"],
+        unknown=row["unknown"],
+        unpriced=row["unpriced"],
+        estimated=row["estimated"],
     )
 
 

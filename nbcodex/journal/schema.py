@@ -138,6 +138,9 @@ MIGRATIONS: list[list[str]] = [
             tokens INTEGER NOT NULL,
             dollars REAL NOT NULL
         )""",
+        "ALTER TABLE totals ADD COLUMN unknown INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE totals ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE totals ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0",
         "PRAGMA user_version = 6",
     ],
 ]

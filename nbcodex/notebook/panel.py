@@ -79,6 +79,8 @@ class PanelState:
         Tokens; estimates until the server counts.
     rates : Rates or None
         What a token costs; None while unknown.
+    unpriced : bool
+        Whether it is sure that nobody knows what a token costs.
     cost : float or None
         US dollars, the attempts that broke off included; estimated until it has ended, and None
         while unknown.
@@ -111,6 +113,7 @@ class PanelState:
     patience: float = 0.0
     usage: Usage = field(default_factory=lambda: Usage(estimated=True))
     rates: Rates | None = None
+    unpriced: bool = False
     cost: float | None = None
     spent: float = 0.0
     text: Text = field(default_factory=Text)
@@ -149,6 +152,8 @@ class PanelState:
             return "" if self.cost is None else money(self.cost)
         if self.cost:
             return f"~{money(self.cost)} so far"
+        if self.first_at is not None and self.unpriced and not self.simulated:
+            return "cost unknown"
         # Whom a limit refuses at the door is charged nothing, whatever the price; of an attempt
         # before that, which failed otherwise, nobody knows.
         refused = self.phase == "waiting" and self.limit is not None and self.attempt == 1
@@ -233,6 +238,7 @@ def _send(state: PanelState, event: events.Sent) -> PanelState:
         waits_from=None,
         usage=Usage(input_tokens=event.input_tokens, estimated=True),
         rates=event.rates,
+        unpriced=event.unpriced,
         thought=Text(),
         first_at=None,
         last_at=None,

@@ -148,6 +148,7 @@ def _session(totals: Iterable[Total]) -> Sums:
             cached_tokens=sum(t.cached_tokens for t in every),
             output_tokens=sum(t.output_tokens for t in every),
             reasoning_tokens=sum(t.reasoning_tokens for t in every),
+            estimated=any(t.estimated for t in every),
         ),
         cost=sum(t.cost for t in every),
         waited=sum(t.waited for t in every),
@@ -160,7 +161,9 @@ def _ever(kept: Kept) -> Sums:
     return Sums(
         requests=kept.requests,
         answers=kept.answers,
-        usage=kept.usage,
+        usage=replace(kept.usage, estimated=kept.estimated > 0),
         cost=kept.cost,
         waited=kept.waited,
+        unknown=kept.unknown,
+        unpriced=kept.unpriced,
     )

@@ -228,6 +228,7 @@ def _moving(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         "line": status(state, now, wall),
         "elapsed_ms": round((ending - state.began) * 1000),
         "waited_ms": round(state.waited_by(now) * 1000),
+        "waits": state.waits_from is not None,
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
         "total_ms": None if left is None else round((left + now - state.since) * 1000),

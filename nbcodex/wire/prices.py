@@ -62,6 +62,11 @@ def rates(model: str | None, base_url: str) -> Rates | None:
     return _rates(model, base_url) if _loaded.is_set() else None
 
 
+def are_unknown(model: str | None, base_url: str) -> bool:
+    """Return whether it is sure that no price is known."""
+    return seller(base_url) is None or (_loaded.is_set() and _rates(model, base_url) is None)
+
+
 @cache
 def _rates(model: str | None, base_url: str) -> Rates | None:
     of_input = expected(_MANY, 0, model=model, base_url=base_url)

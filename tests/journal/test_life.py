@@ -269,6 +269,19 @@ def test_counters_are_kept_for_the_session_and_for_all_time(
     assert (journal.session.requests, journal.session.answers) == (2, 2)
 
 
+def test_counters_tell_what_nobody_knows(journal: Journal, open_journal: Open) -> None:
+    """Totals of all time say of how many requests tokens or price are unknown, or estimates."""
+    replies = [
+        replace(FULL, usage=Usage(), cost=None),
+        replace(FULL, usage=Usage(input_tokens=3, output_tokens=4, estimated=True)),
+        replace(FULL, usage=Usage(input_tokens=0, output_tokens=0), cost=None),
+    ]
+    for reply in replies:
+        run(journal.finish((asked := added(journal)).id, replace(reply, id=asked.id)))
+    totals = open_journal().totals()
+    assert (totals.unknown, totals.unpriced, totals.estimated) == (1, 1, 1)
+
+
 def test_the_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> None:
     """A read needs no loop: one that hangs does not make the notebook hang."""
     asked = added(journal)

@@ -87,12 +87,13 @@ class Figures(Room):
 
 
 def _total(total: Total) -> str:
+    about = "~" if total.estimated else ""
     told: Iterable[str] = (
         f"{total.requests} request{'s' * (total.requests != 1)}, {total.finished} answered",
-        f"{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
-        f"{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
+        f"{about}{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
+        f"{about}{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
         f"tokens of {total.unknown} unknown" if total.unknown else "",
-        money(total.cost) if total.cost else "",
+        f"{about}{money(total.cost)}" if total.cost else "",
         f"cost of {total.unpriced} unknown" if total.unpriced else "",
         f"limits met {total.limits} time{'s' * (total.limits != 1)}" if total.limits else "",
         f"waited {spell(total.waited)}" if total.waited else "",

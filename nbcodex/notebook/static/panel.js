@@ -300,7 +300,7 @@ function openView(feed, model, el) {
   function tick() {
     const view = feed.view, age = view.ended ? 0 : now() - feed.born;
     if (feed.due !== null) ring.show(feed.due - now(), view.total_ms, calm);
-    const waited = view.waited_ms + (feed.due === null ? 0 : age);
+    const waited = view.waited_ms + (view.waits ? age : 0);
     const worked = view.elapsed_ms + age - waited;
     put(facts[4], waited > 0 && worked < 1000 ? "" : `${span(view.elapsed_ms + age)} in all`);
     put(facts[5], waited > 0 ? `waited ${span(waited)} of ${view.patience}` : "");
