@@ -292,9 +292,12 @@ function openView(feed, model, el) {
     put(cause, `${met(view.cause)}${view.cause?.name || "waiting"}`);
     const drawn = meter.show(view.cause ?? {}, !held);
     put(figures, drawn ? "" : (view.cause?.figures ?? ""));
-    const turn = held ? "Met by another request; this one is sent" : "It is sent";
-    const what = view.phase === "waiting" ? `Attempt ${view.attempt + 1} starts` : turn;
-    put(next, feed.due === null ? "" : `${what} by itself at ${view.until}.`);
+    // What another request has met, and what is only reckoned, promises no moment.
+    const what = {
+      waiting: `Attempt ${view.attempt + 1} starts by itself at`,
+      held: "Met by another request; this one is sent by itself in its turn, not before",
+    }[view.phase] ?? "It is sent by itself at about";
+    put(next, feed.due === null ? "" : `${what} ${view.until}.`);
   }
 
   function tick() {
