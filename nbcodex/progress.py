@@ -8,7 +8,7 @@ from typing import Literal
 
 from nbcodex.records import Limit
 
-Outcome = Literal["", "done", "stopped", "failed"]
+Outcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

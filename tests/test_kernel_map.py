@@ -134,6 +134,33 @@ def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> Non
         assert "Nothing is parked" in cell.run("%codex resume").stream
 
 
+def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path) -> None:
+    """By its id or a beginning of it, or with all; one line says so, and a resume goes on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run(f"import asyncio\nROWS = list(range({30 * ROWS}))")
+        server.core.change(latency=0.5)
+        for order, which, error in (
+            ("cancel", "MAP", "CancelledError"),
+            ("park", "MAP[:5]", "ParkedError"),
+            ("cancel", "'all'", "CancelledError"),
+        ):
+            code = f"asyncio.create_task(nbcodex.amap('[[echo: {{}}]] {len(which)}', ROWS))"
+            cell.run(f"nbcodex.map.last = None\ntask = {code}")
+            cell.run("while not any(nbcodex.map.last or ()): await asyncio.sleep(0.05)")
+            map_id = cell.run("MAP = nbcodex.map.last.id; MAP").plain.strip("'")
+            said = cell.run(f"get_ipython().run_line_magic('codex', '{order} ' + {which})").stream
+            assert said.startswith(f"{map_id}: {order}")
+            assert said.count("\n") == 1
+            assert f"`%codex resume {map_id}` goes on" in said
+            known = len(server.prompts)
+            assert cell.run("await task").error == error
+            assert len(server.prompts) == known
+            assert "under way" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
+        server.core.change(latency=0.01)
+        assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
+
+
 def test_a_killed_kernels_map_pays_only_for_what_is_missing(
     server: Simulated, tmp_path: Path
 ) -> None:

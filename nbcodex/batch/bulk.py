@@ -22,6 +22,7 @@ from nbcodex.settings import Settings
 from nbcodex.wire.batches import MOST_REQUESTS
 
 if TYPE_CHECKING:
+    from nbcodex.batch.course import Order
     from nbcodex.client import Client
     from nbcodex.journal.entry import Entry
 
@@ -86,7 +87,7 @@ class Bulk:
         rows, self._rows = self._rows, []
         loop.running().call(self._carrier.take, rows)
 
-    def park(self) -> None:
+    def order(self, _what: Order, /) -> None:
         """Keep for later what is under way; the provider goes on with what it has."""
         self._pass_on()
         carrier, self._carrier, self._reading = self._carrier, None, False

@@ -23,7 +23,7 @@ from nbcodex.errors import (
     QuotaError,
     Stopped,
 )
-from nbcodex.events import Ending, Parked
+from nbcodex.events import Cancelled, Ending, Parked
 from nbcodex.handle import reply_of
 from nbcodex.journal.key import equality_key
 from nbcodex.progress import Outcome, Watcher
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
+Order = Literal["cancel", "park"]
 
 TOLD = 0.25
 """Seconds between two reports to the watcher."""
@@ -77,6 +78,11 @@ class Course:
         Where it was asked, and its id.
     on_error : {"keep", "raise"}
         Whether the first row without an answer ends it.
+
+    Attributes
+    ----------
+    ordered : {"cancel", "park"} or None
+        How its user ends it; nothing more is begun then. Any thread may set it.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Course:
         self.replies: dict[int, Reply] = {}
         self.failures: dict[str, str] = {}
         self.outcome: Outcome = ""
+        self.ordered: Order | None = None
         self._recipe, self._on_error = recipe, on_error
         self._rows: Iterator[Row] = shape.rows()
         self._again: deque[Item] = deque()
@@ -122,19 +129,22 @@ class Course:
         """
         self.note(self.way.ended(within=0.0))
         room = self.way.room()
-        while room > 0 and self._fatal is None and (item := self._next()):
+        while room > 0 and self._may_begin and (item := self._next()):
             room -= self._begin(item)
         if self._fatal is not None:
             raise self._fatal
         self._tell()
         return bool(self._under_way or self._window)
 
+    @property
+    def _may_begin(self) -> bool:
+        return self._fatal is None and self.ordered is None
+
     def ready(self) -> Iterator[Reply]:
-        """Yield the replies whose turn it is, going on meanwhile."""
+        """Yield the replies whose turn it is; between two of them the course may go on."""
         while self._window and (reply := self._window[0].reply) is not None:
             self._window.popleft()
             yield reply
-            self.advance()
 
     @property
     def left(self) -> bool:
@@ -214,7 +224,7 @@ class Course:
     def _settle(self, item: Item, ending: Ending) -> None:
         reply, error = _outcome_of(ending)
         if error is not None:
-            if not (self.outcome and isinstance(ending, Parked)):  # else it is our own doing
+            if not (self._ends and isinstance(ending, Parked | Cancelled)):  # else it is our doing
                 self._fail(item, error, raises=not isinstance(ending, Parked))
             self._alike = self._alike + 1 if isinstance(error, _OF_ALL) else 0
             if isinstance(error, NoBatchesError):
@@ -228,6 +238,10 @@ class Course:
             self._leaders.discard(item.key)
             self._again.extend(self._followers.pop(item.key, ()))
 
+    @property
+    def _ends(self) -> bool:
+        return bool(self.outcome or self.ordered)
+
     def _refuse(self, item: Item, error: NbcodexError) -> None:
         """A row makes no request. A function that fails at once was not meant so."""
         self.refused += 1
@@ -240,7 +254,7 @@ class Course:
     def _fail(self, item: Item, error: NbcodexError, *, raises: bool) -> None:
         if self.kept or len(self.failures) < LISTED:
             self.failures[item.label] = str(error)
-        if raises and self._on_error == "raise" and not self.outcome:
+        if raises and self._on_error == "raise" and not self._ends:
             self._fatal = self._fatal or self._with_a_way_on(error)
 
     def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
@@ -274,7 +288,8 @@ class Course:
         self.way.tally.take_up()
         for held in (self._under_way, self._leaders, self._followers):
             held.clear()
-        self.outcome, self._fatal, self.refused, self._alike = "", None, 0, 0
+        self.outcome, self.ordered = "", None
+        self._fatal, self.refused, self._alike = None, 0, 0
         self._again = deque(self._undone[index] for index in sorted(self._undone))
         for item in self._again:
             entry = entries.get(f"{self.id}-{item.index}")

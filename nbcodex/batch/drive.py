@@ -1,6 +1,7 @@
 """Goes through a course to its end: waiting in a thread or on a loop, giving all or one by one.
 
-Owns the waits, and that a course is put away whatever ends it. Must not know rows.
+Owns the waits, that a course is put away whatever ends it, and what is said then. Must not know
+rows.
 """
 
 from __future__ import annotations
@@ -10,83 +11,122 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nbcodex.batch.course import TOLD, Course
-from nbcodex.errors import Stopped
+from nbcodex.batch.course import TOLD, Course, Order
+from nbcodex.batch.passage import OUTCOMES, OrderedError, Passage, through
+from nbcodex.errors import CancelledError, NbcodexError, ParkedError, Stopped
 
 PULSE = 0.02
 """Seconds after which a caller's loop looks for endings, and for an interrupt."""
 
 
 @contextmanager
-def _to_its_end(course: Course) -> Iterator[None]:
+def _to_its_end(course: Course) -> Iterator[Passage]:
     """Finish a course, or put it away.
 
     Raises
     ------
     Stopped
         In the place of an interrupt.
+    CancelledError, ParkedError
+        If its user has ended it by an order. No interrupt: on an event loop that would not end
+        the task alone, but the loop.
     """
-    try:
-        yield
-        course.finish()
-    except KeyboardInterrupt:
-        _surely(lambda: course.stop("stopped"))
-        raise stopped(course) from None
-    except (GeneratorExit, asyncio.CancelledError):
-        _surely(lambda: course.stop("stopped"))
-        raise
-    except BaseException:
-        _surely(lambda: course.stop("failed"))
-        raise
+    with through(course) as passage:
+        try:
+            yield passage
+            course.finish()
+        except OrderedError:
+            order = passage.ordered or "park"
+            _surely(lambda: passage.put_away(OUTCOMES[order]))
+            raise ended(course, order) from None
+        except KeyboardInterrupt:
+            _surely(lambda: passage.put_away("stopped"))
+            raise stopped(course) from None
+        except (GeneratorExit, asyncio.CancelledError):
+            _surely(lambda: passage.put_away("stopped"))
+            raise
+        except BaseException:
+            _surely(lambda: passage.put_away("failed"))
+            raise
 
 
 def stopped(course: Course) -> Stopped:
     """Return what is raised after Stop."""
-    of = f" of {course.shape.total:,}" if course.kept else ""
-    advice = "Run the loop again: what is answered costs nothing."
-    if course.kept:
-        advice = f"`%codex resume {course.id}` goes on; nbcodex.map.last holds what is finished."
+    return Stopped(f"Stopped: {_answered(course)}, {_rest(course)}.", advice=way_on(course))
+
+
+def ended(course: Course, order: Order) -> NbcodexError:
+    """Return what is raised where an order has ended a map, as it is for a single request."""
+    told = f"{_answered(course)}, {_rest(course, order)}."
+    if order == "cancel":
+        return CancelledError(f"Cancelled by you: {told}", advice=way_on(course))
+    error = ParkedError(told, advice=way_on(course))
+    error.title = "Parked by you"
+    return error
+
+
+def line(course: Course, order: Order) -> str:
+    """Return what an order has come to, in one line."""
+    if course.outcome == "done":
+        return f"{course.id}: {_answered(course)}."
+    told = f"{_answered(course)}, {_rest(course, order)}. {way_on(course)}"
+    return f"{course.id}: {OUTCOMES[order]}; {told}"
+
+
+def way_on(course: Course) -> str:
+    """Return how a map goes on that was put away."""
     if course.origin.engine == "batch":
-        advice = (
-            f"`%codex resume {course.id}` fetches it, `%codex cancel {course.id}` ends it there."
-        )
-        told = f"Stopped: {course.way.tally.done:,}{of} rows are answered, the provider goes on."
-        return Stopped(told, advice=advice)
-    told = f"Stopped: {course.way.tally.done:,}{of} rows are answered, the rest is parked."
-    return Stopped(told, advice=advice)
+        return f"`%codex resume {course.id}` fetches it, `%codex cancel {course.id}` ends it there."
+    if course.kept:
+        return f"`%codex resume {course.id}` goes on; nbcodex.map.last holds what is finished."
+    return "Run the loop again: what is answered costs nothing."
+
+
+def _answered(course: Course) -> str:
+    of = f" of {course.shape.total:,}" if course.kept else ""
+    return f"{course.way.tally.done:,}{of} rows are answered"
+
+
+def _rest(course: Course, order: Order = "park") -> str:
+    if course.origin.engine == "batch":
+        return "the provider goes on"
+    return "nothing is lost" if order == "cancel" else "the rest is parked"
 
 
 def run(course: Course) -> Any:
     """Answer all rows; return them as the kind of data that was given."""
-    with _to_its_end(course):
-        while course.advance():
+    with _to_its_end(course) as passage:
+        while passage.advance():
             course.note(course.way.ended(within=TOLD))
     return course.result
 
 
 async def arun(course: Course) -> Any:
     """Do as `run` does, on the caller's event loop."""
-    with _to_its_end(course):
-        while course.advance():
+    with _to_its_end(course) as passage:
+        while passage.advance():
             await _pulse()
     return course.result
 
 
 def stream(course: Course) -> Iterator[Any]:
     """Yield the replies in order, reading the data as far as there is something to do."""
-    with _to_its_end(course):
-        while course.advance():
-            yield from course.ready()
+    with _to_its_end(course) as passage:
+        while passage.advance():
+            for reply in course.ready():
+                yield reply
+                passage.advance()
             if course.waits:
                 course.note(course.way.ended(within=TOLD))
 
 
 async def astream(course: Course) -> AsyncIterator[Any]:
     """Do as `stream` does, on the caller's event loop."""
-    with _to_its_end(course):
-        while course.advance():
+    with _to_its_end(course) as passage:
+        while passage.advance():
             for reply in course.ready():
                 yield reply
+                passage.advance()
             await _pulse()
 
 

@@ -19,6 +19,7 @@ from nbcodex.records import Request
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
+    from nbcodex.batch.course import Order
     from nbcodex.client import Client
     from nbcodex.handle import Handle
     from nbcodex.journal.entry import Entry
@@ -62,8 +63,8 @@ class Way(Protocol):
         """For now no more rows will come: what was held back may go."""
         ...
 
-    def park(self) -> None:
-        """Keep for later what is under way."""
+    def order(self, what: Order, /) -> None:
+        """End what is under way; what a provider has, it goes on with."""
         ...
 
     def ended(self, *, within: float) -> list[Ending]:
@@ -109,11 +110,11 @@ class Live:
     def complete(self) -> None:
         """For now no more rows will come: nothing is held back that could go."""
 
-    def park(self) -> None:
-        """Keep for later what is under way."""
+    def order(self, what: Order, /) -> None:
+        """End what is under way."""
         with contextlib.suppress(RuntimeError):  # the interpreter ends, and has parked them
             for handle in list(self._handles.values()):
-                handle.order("park")
+                handle.order(what)
 
     def ended(self, *, within: float) -> list[Ending]:
         """Return the last events that have come, waiting for one at most `within` seconds."""

@@ -16,6 +16,7 @@ from nbcodex.batch.course import Course, Item, OnError
 from nbcodex.batch.estimate import Estimate, estimate, have_agreed, is_priced
 from nbcodex.batch.last import Last
 from nbcodex.batch.live import way
+from nbcodex.batch.passage import under_way
 from nbcodex.batch.recipe import RowKey, Words, recipe
 from nbcodex.batch.shapes import List, Row, shape_of
 from nbcodex.batch.shelf import settled
@@ -102,6 +103,9 @@ def map(  # noqa: A001 - it is nbcodex.map
     Stopped
         If the user pressed Stop: ``%codex resume ID`` goes on, and ``nbcodex.map.last`` holds what
         is finished.
+    CancelledError, ParkedError
+        If the user ended it otherwise: by ``%codex cancel ID`` or ``park ID``, or in the monitor.
+        It goes on as after Stop.
     """
     asked = Asked(limit, dry_run, row_key, on_error, engine, confirm, options)
     made = prepare(template, data, asked)
@@ -221,8 +225,11 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
     if batch is None:
         return None
     course = _held.get(batch)
-    if course is not None and not settled(course, within=SETTLING):
-        raise NbcodexError(f"The map {batch} is under way.", advice="Stop it first, or wait.")
+    goes = any(passage.course.id == batch for passage in under_way())
+    if goes or (course is not None and not settled(course, within=SETTLING)):
+        raise NbcodexError(
+            f"The map {batch} is under way.", advice=f"`%codex park {batch}` ends it, or wait."
+        )
     entries = {entry.id: entry for entry in batches.entries(batch)}
     if any(entry.status in UNDER_WAY and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(

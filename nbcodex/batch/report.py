@@ -22,7 +22,9 @@ def progress_of(course: Course) -> Progress:
     """Return how far a course has come."""
     tally = course.way.tally
     failed, total = tally.failed + course.refused, course.shape.total
-    put_away = course.outcome in {"stopped", "failed"} and total is not None
+    if course.ordered != "cancel":  # else those are of the rest, with which a resume goes on
+        failed += tally.cancelled
+    put_away = course.outcome not in {"", "done"} and total is not None
     tokens, requests = limits_of(course, tally.model)
     return Progress(
         batch=course.id,

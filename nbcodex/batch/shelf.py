@@ -27,7 +27,7 @@ def put_away(course: Course) -> None:
 
     What is left is known to this process alone, which can go on with it.
     """
-    course.way.park()
+    course.way.order(course.ordered or "park")
     settled(course, within=ENDING)
     if course.kept and course.settings.journal:
         _shelve(course, until=time.monotonic() + SHELVING)

@@ -32,7 +32,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.ended = self.done = self.reused = self.failed = self.parked = 0
+        self.ended = self.done = self.reused = self.failed = self.parked = self.cancelled = 0
         self.input_tokens = self.output_tokens = self.unpriced = 0
         self.cost = 0.0
         self.model: str | None = None
@@ -43,7 +43,7 @@ class Tally:
 
     def take_up(self) -> None:
         """Begin again with what had no answer."""
-        self.failed = self.parked = 0
+        self.failed = self.parked = self.cancelled = 0
 
     def know(self) -> None:
         """Count a row whose answer is known from before."""
@@ -80,6 +80,8 @@ class Tally:
                 self.reused += reply.reused
             case Parked():
                 self.parked += 1
+            case Cancelled():
+                self.cancelled += 1
             case _:
                 self.failed += 1
         self.charge(reply)

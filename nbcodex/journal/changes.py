@@ -13,7 +13,7 @@ from datetime import date
 
 from nbcodex.clock import Clock
 from nbcodex.journal import spending
-from nbcodex.journal.entry import RESUMABLE, Totals, counted, encode, finite, storable, whole
+from nbcodex.journal.entry import Totals, counted, encode, finite, may_be_claimed, storable, whole
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.queries import abandoned
 from nbcodex.journal.spending import Spent
@@ -265,10 +265,11 @@ def keep_what_the_end_stopped(
 
 
 def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:
-    """Take over a parked, abandoned, interrupted or failed entry; of several, one succeeds."""
+    """Take over an entry that is resumable; of several who would, one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
     if row is None or not (
-        row["status"] in RESUMABLE or abandoned(row, here=owner, clock=clock, known={})
+        may_be_claimed(row["status"], of_map=row["batch"] is not None)
+        or abandoned(row, here=owner, clock=clock, known={})
     ):
         return False
     # The one statement that decides: it finds the entry as it was judged, or nothing.

@@ -90,7 +90,7 @@ class Entry:
     @property
     def resumable(self) -> bool:
         """Whether `claim` may have it."""
-        return self.abandoned or self.status in RESUMABLE
+        return self.abandoned or may_be_claimed(self.status, of_map=bool(self.request.origin.batch))
 
     @property
     def mark(self) -> Mark | None:
@@ -110,6 +110,11 @@ class Entry:
         died = self.abandoned and self.status == "running" and self.response_id is None
         noted = [note for note in (POSSIBLY_PAID, SENT_IN_VAIN) if note in self.reply.notes]
         return next(iter(noted), SENT_IN_VAIN if died else "")
+
+
+def may_be_claimed(status: str, *, of_map: bool) -> bool:
+    """Whether a request can be taken up; cancelled, it is a row that its map still wants."""
+    return status in RESUMABLE or (of_map and status == "cancelled")
 
 
 NOTHING = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
 
+from nbcodex.batch.passage import OUTCOMES, under_way
 from nbcodex.client import current
 from nbcodex.notebook import output
 from nbcodex.notebook.overview import picture, status
@@ -98,6 +99,9 @@ class Monitor:
         """Take a message from the browser, in whatever thread the kernel has for it."""
         match content:
             case {"type": "action", "name": str(name), "request": str(id_), "id": int(number)}:
+                if id_ == ALL and name in OUTCOMES:
+                    for passage in under_way():  # before its rows, or it would begin the next ones
+                        passage.order(name)
                 for handle in self._meant(name, id_):
                     _deeds(handle)[name]()
                 board.send({"type": "heard", "id": number})

@@ -221,4 +221,4 @@ def spell_roughly(seconds: float) -> str:
 
 
 def _goes_on(now: Progress) -> bool:
-    return now.total is not None and (now.outcome in {"stopped", "failed"} or now.parked > 0)
+    return now.total is not None and (now.outcome not in {"", "done"} or now.parked > 0)

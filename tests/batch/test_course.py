@@ -39,7 +39,7 @@ class Hand:
     def complete(self) -> None:
         self.over = True
 
-    def park(self) -> None: ...
+    def order(self, what: Any, /) -> None: ...
 
     def missed(self) -> list[events.Ending]:
         return []

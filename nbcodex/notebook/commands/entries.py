@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from IPython.core.error import UsageError
 
 from nbcodex import loop, parking
+from nbcodex.batch import drive
+from nbcodex.batch.passage import Passage, under_way
 from nbcodex.client import current
 from nbcodex.clock import time_of_day
 from nbcodex.errors import NbcodexError, Stopped, brief, render
@@ -18,12 +20,15 @@ from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.session import View
 
 if TYPE_CHECKING:
+    from nbcodex.batch.course import Order
     from nbcodex.journal.entry import Entry
     from nbcodex.records import Request
-    from nbcodex.run import Order
 
 LISTED = 20
 """Entries that the journal's list shows."""
+
+PUTTING_AWAY = 3.0
+"""Seconds that a command waits for a map of another thread to be put away."""
 
 
 class Entries(Room):
@@ -109,34 +114,56 @@ class Entries(Room):
 
     def cancel(self, id: str = "all") -> None:  # noqa: A002
         """End what is under way in this kernel, or a map at the Batch API: cancel [ID|all]."""
-        if not (id.startswith("m") and mapped.resumed(self._session, id, ending=True)):
-            self._order("cancel", id)
+        under_way = any(_named(id))
+        if not under_way and id.startswith("m") and mapped.resumed(self._session, id, ending=True):
+            return
+        for passage in self._order("cancel", id):
+            if passage.over and passage.course.origin.engine == "batch":
+                mapped.resumed(self._session, passage.course.id, ending=True)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
-        """Keep requests that are under way for later: park [ID|all]."""
+        """Keep requests that are under way, or a map, for later: park [ID|all]."""
         self._order("park", id)
 
-    def _order(self, what: Order, id_: str) -> None:
-        live = [h for h in current().live() if id_ == "all" or h.request.id.startswith(id_)]
-        if not live:
+    def _order(self, what: Order, id_: str) -> list[Passage]:
+        """End what an id means, and tell it; return the maps among it."""
+        maps, alone = _named(id_)
+        found = [passage.course.id for passage in maps] + [h.request.id for h in alone]
+        if not found:
             raise NbcodexError(
                 "No such request is under way in this kernel."
                 if id_ != "all"
                 else "Nothing is under way in this kernel.",
                 advice="`%codex journal` lists them.",
             )
-        if id_ != "all" and len(live) > 1:
-            ids = ", ".join(handle.request.id for handle in live)
-            raise NbcodexError(f"{id_[:40]!r} may be {ids}.", advice="Give more of the id.")
-        for handle in live:
+        if id_ != "all" and len(found) > 1:
+            raise NbcodexError(
+                f"{id_[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
+            )
+        for passage in maps:
+            passage.order(what)
+        for handle in alone:
             handle.order(what)
-        for handle in live:
+        for passage in maps:
+            passage.wait(within=PUTTING_AWAY)
+            tell(drive.line(passage.course, passage.ordered or what))
+        for handle in alone:
             tell(f"{handle.request.id}: {handle.wait().reply.status}")
+        return maps
 
     def forget(self, id: str) -> None:  # noqa: A002
         """Erase an entry, or the whole journal, for good: forget ID|all."""
         erased = loop.running().submit(self._session.journal.forget(None if id == "all" else id))
         tell(f"{erased.result()} erased.")
+
+
+def _named(id_: str) -> tuple[list[Passage], list[Handle]]:
+    """Return the maps under way that `id_` names, or begins, and requests that are not of these."""
+    maps = [each for each in under_way() if id_ == "all" or each.course.id.startswith(id_)]
+    rows_of = {passage.course.id for passage in maps}
+    live = [each for each in current().live() if each.request.origin.batch not in rows_of]
+    alone = [each for each in live if id_ == "all" or each.request.id.startswith(id_)]
+    return maps, [each for each in alone if each.request.id == id_] or alone
 
 
 def _view(request: Request, heading: str) -> View:
