@@ -6,6 +6,7 @@ calls the user's functions; how rows are answered is a `Way`. Waits for nothing:
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ class Course:
         self._undone: dict[int, Item] = {}
         self._leaders: set[bytes] = set()
         self._followers: dict[bytes, list[Item]] = {}
-        self._read = False
+        self._read, self._taken = False, 0
         self.refused = self._alike = 0
         self._fatal: NbcodexError | None = None
         self._told_at = float("-inf")
@@ -159,7 +160,8 @@ class Course:
     def rest(self) -> Iterator[Item]:
         """Yield what may not be in the journal yet: what was not sent, and not even begun."""
         for item in list(self._undone.values()):
-            if item.request is not None and (item.reply is None or not item.reply.attempts):
+            refused = item.request is None and item.reply is not None
+            if not refused and (item.reply is None or not item.reply.attempts):
                 yield item
         while (begun := self._next()) is not None:
             yield begun
@@ -190,6 +192,7 @@ class Course:
             self.way.complete()
             return None
         item = self._undone[row.index] = Item(row.index, row.label, row=row)
+        self._taken = row.index + 1  # only now, so that an interrupt loses no row
         if not self.kept:
             self._window.append(item)
         return item
@@ -280,6 +283,8 @@ class Course:
     def stop(self, outcome: Outcome) -> None:
         """Park what is under way, and as much of the rest as a moment allows."""
         self.outcome = outcome
+        if self.kept:  # an interrupt within what reads the rows has ended that
+            self._rows = itertools.islice(self.shape.rows(), self._taken, None)
         shelf.put_away(self)
         self._tell(now=True)
 

@@ -307,6 +307,44 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     assert go_on("nothing-like-it") is None
 
 
+class Struck(dict[str, str]):
+    """A row that is interrupted where the test says so, once."""
+
+    at = ""
+
+    def strike(self, at: str) -> None:
+        if self.at == at:
+            self.at = ""
+            raise KeyboardInterrupt
+
+    def items(self) -> Any:
+        self.strike("row")
+        return super().items()
+
+
+@pytest.mark.parametrize("at", ["row", "prompt", "key"])
+def test_stop_loses_no_row_wherever_it_strikes(room: Room, at: str) -> None:
+    """That whose row, prompt or key was being made is parked like those behind it."""
+    rows = [Struck(n=str(n)) for n in range(300)]
+    rows[7].at = at
+
+    def prompt(row: Struck) -> str:
+        row.strike("prompt")
+        return ECHO.format(row["n"])
+
+    def key(row: Struck) -> str:
+        row.strike("key")
+        return row["n"]
+
+    with pytest.raises(Stopped):
+        nbcodex.map(prompt, rows, row_key=key, confirm=True)
+    journal = room.client.journal(surroundings.around.settings())
+    assert journal.batches.look(last().id).rows == 300
+    course = go_on(last().id)
+    assert course is not None
+    assert texts(drive.run(course)) == [row["n"] for row in rows]
+
+
 def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     """Going on with it would ask its rows twice."""
     origin = Origin(batch="m77", item=0, of=1)
