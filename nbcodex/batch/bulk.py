@@ -39,7 +39,7 @@ class Bulk:
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self.tally, self._ending = Tally(), False
-        self._client, self._settings = client, settings
+        self._client, self.settings = client, settings
         self._carrier: Carrier | None = None
         self._rows: list[Row] = []
         self._known: set[str] = set()
@@ -82,7 +82,7 @@ class Bulk:
             return
         if self._carrier is None:
             self._carrier = Carrier(
-                self._client.engine(), self._settings, self._hear, ending=self._ending
+                self._client.engine(), self.settings, self._hear, ending=self._ending
             )
         rows, self._rows = self._rows, []
         loop.running().call(self._carrier.take, rows)

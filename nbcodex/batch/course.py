@@ -288,8 +288,12 @@ class Course:
         shelf.put_away(self)
         self._tell(now=True)
 
-    def take_up(self, entries: dict[str, Entry]) -> None:
-        """Begin again with what has no answer; `entries` are those of the journal, by id."""
+    def take_up(self, entries: dict[str, Entry], settings: Settings) -> None:
+        """Begin again with what has no answer, with the settings in force now.
+
+        `entries` are those of the journal, by id. What rows ask stays as it was.
+        """
+        self.settings = self.way.settings = settings
         self.way.tally.take_up()
         for held in (self._under_way, self._leaders, self._followers):
             held.clear()

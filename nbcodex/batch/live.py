@@ -37,12 +37,15 @@ class Way(Protocol):
 
     Attributes
     ----------
+    settings : Settings
+        How the server is reached by the rows that are begun from now on.
     tally : Tally
         Hears every event of the rows.
     window : int
         Rows of an iterator between the one that is to be given next and the last one begun.
     """
 
+    settings: Settings
     tally: Tally
     window: int
 
@@ -87,7 +90,7 @@ class Live:
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self.tally = Tally()
-        self._client, self._settings = client, settings
+        self._client, self.settings = client, settings
         self._handles: dict[str, Handle] = {}
         self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
         self._started = 0
@@ -100,9 +103,9 @@ class Live:
     def start(self, request: Request, entry: Entry | None = None) -> None:
         """Begin with a request, or take up one that is in the journal."""
         if entry is None:
-            handle = self._client.handle(request, self._settings, listener=self._hear)
+            handle = self._client.handle(request, self.settings, listener=self._hear)
         else:
-            handle = self._client.resume(entry, self._settings, listener=self._hear)
+            handle = self._client.resume(entry, self.settings, listener=self._hear)
         self._handles[request.id] = handle
         self._started += 1
         handle.start()

@@ -243,7 +243,7 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
         raise NbcodexError(
             f"Nothing of the map {batch} is with a provider.", advice="Nothing of it is under way."
         )
-    course.take_up(entries)
+    course.take_up(entries, settings)
     if not course.left:
         raise EntryError(f"Nothing of the map {batch} is left to be done.")
     course.watcher = around.watch()

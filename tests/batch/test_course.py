@@ -25,7 +25,7 @@ class Hand:
     window, stage = WINDOW, ""
 
     def __init__(self, room: int = 10_000) -> None:
-        self.tally, self.most = Tally(), room
+        self.settings, self.tally, self.most = Settings(), Tally(), room
         self.started: list[str] = []
         self.over = False
         self._endings: list[events.Ending] = []

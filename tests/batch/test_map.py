@@ -30,7 +30,7 @@ from nbcodex.errors import (
     Stopped,
 )
 from nbcodex.records import Origin, Request
-from nbcodex.settings import Settings
+from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
 from tests.simulated import KEY
 
@@ -343,6 +343,23 @@ def test_stop_loses_no_row_wherever_it_strikes(room: Room, at: str) -> None:
     course = go_on(last().id)
     assert course is not None
     assert texts(drive.run(course)) == [row["n"] for row in rows]
+
+
+def test_going_on_obeys_the_settings_in_force_now(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that was raised since, or a key that was changed, counts for all that is left."""
+    settings = replace(Settings.read(), budgets=("1 token",))
+    surroundings.around.settings = lambda: settings
+    rows = [str(n) for n in range(900)]
+    interrupted(monkeypatch, after=0)
+    with pytest.raises(Stopped):
+        nbcodex.map(ECHO, rows)
+    settings = replace(settings, budgets=(), api_key=Secret("sk-another-key-0123456789"))
+    room.simulator.change(keys=("sk-another-key-0123456789",))
+    course = go_on(last().id)
+    assert course is not None
+    assert texts(drive.run(course)) == rows
 
 
 def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
