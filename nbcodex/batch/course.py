@@ -113,7 +113,7 @@ class Course:
         self._undone: dict[int, Item] = {}
         self._leaders: set[bytes] = set()
         self._followers: dict[bytes, list[Item]] = {}
-        self._read, self._taken = False, 0
+        self._read, self._taken = recipe is None, 0
         self.refused = self._alike = 0
         self._fatal: NbcodexError | None = None
         self._told_at = float("-inf")

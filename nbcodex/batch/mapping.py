@@ -245,7 +245,9 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
         )
     course.take_up(entries, settings)
     if not course.left:
-        raise EntryError(f"Nothing of the map {batch} is left to be done.")
+        raise EntryError(
+            f"Nothing of the map {batch} is left to be done.", advice=unknown_rows(course)
+        )
     course.watcher = around.watch()
     _remember(course)
     return course
@@ -256,7 +258,8 @@ def _from_the_journal(batch: str, entries: Sequence[Any]) -> Course:
     client, settings = current(), around.settings()
     origin = entries[0].request.origin if entries else Origin(batch=batch)
     rows = 1 + max((entry.request.origin.item or 0 for entry in entries), default=-1)
-    shape = Remembered(max(rows, origin.of or 0))
+    known = {entry.request.origin.item or 0 for entry in entries}
+    shape = Remembered(max(rows, origin.of or 0), known=len(known))
     answering = way(origin.engine, client, settings)
     course = Course(shape, None, answering, origin=origin, client=client, settings=settings)
     for entry in entries:
@@ -269,13 +272,24 @@ def _from_the_journal(batch: str, entries: Sequence[Any]) -> Course:
 class Remembered(List):
     """The rows of a map that the journal holds; there is nothing more to be read."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, known: int) -> None:
         super().__init__((), None)
-        self.total = total
+        self.total, self.unknown = total, total - known
 
     def rows(self) -> Iterator[Row]:
         """Return nothing: what there is has been remembered."""
         return iter(())
+
+
+def unknown_rows(course: Course) -> str:
+    """Return what has to be said of rows that only the map's data knows; empty where none are."""
+    shape = course.shape
+    if not (isinstance(shape, Remembered) and shape.unknown):
+        return ""
+    return (
+        f"{shape.unknown:,} of its {shape.total:,} rows never reached the journal: run the map "
+        "again, with its data; what is answered costs nothing."
+    )
 
 
 _held: dict[str, Course] = {}

@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 from nbcodex.batch import drive
 from nbcodex.batch.course import Course
 from nbcodex.batch.estimate import Estimate
-from nbcodex.batch.mapping import Asked, go_on, prepare
+from nbcodex.batch.mapping import Asked, go_on, prepare, unknown_rows
 from nbcodex.clock import time_of_day
 from nbcodex.errors import EntryError, brief
 from nbcodex.markdown import inline
@@ -108,6 +108,8 @@ def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
     if course is None:
         return False
     go_through(session, course)
+    if told := unknown_rows(course):
+        tell(f"{course.id}: {told}")
     if not course.origin.variable:
         tell("nbcodex.map.last.result holds the result.")
     return True
@@ -125,6 +127,8 @@ def line(session: Session, batch: str, entry: Entry, now: float) -> str:
     """Return the line of the journal's list that stands for all rows of a map."""
     counts = session.journal.batches.look(batch).counts
     told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
+    if (of := entry.request.origin.of or 0) > counts.total():
+        told += f" of {of:,} rows"
     when = time_of_day(entry.added_at, now=now)
     return f"{batch} map: {told}  {when}  {brief(entry.request.prompt, 40)}"
 

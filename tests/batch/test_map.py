@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -29,6 +30,7 @@ from nbcodex.errors import (
     NbcodexError,
     Stopped,
 )
+from nbcodex.notebook import mapped
 from nbcodex.records import Origin, Request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
@@ -371,6 +373,31 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     with pytest.raises(NbcodexError, match="another kernel"):
         go_on("m77")
     assert room.prompts == []
+
+
+def test_rows_that_never_reached_the_journal_are_told(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed kernel had not begun them: a resume cannot, and says what can."""
+    journal = room.client.journal(surroundings.around.settings())
+    for item in (0, 3):
+        origin = Origin(batch="m77", item=item, of=1_500)
+        request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
+        journal.batches.shelve([(request, b"%d" % item)])
+    session: Any = SimpleNamespace(
+        watcher=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
+    )
+    assert mapped.resumed(session, "m77")
+    assert [reply.text for reply in last() if reply] == ["0", "3"]
+    said = "1,498 of its 1,500 rows never reached the journal: run the map again"
+    assert f"m77: {said}" in capsys.readouterr().out
+    room.again()
+    with pytest.raises(NbcodexError, match="Nothing of the map m77 is left") as caught:
+        go_on("m77")
+    assert caught.value.advice.startswith(said)
+    journal = session.journal = room.client.journal(surroundings.around.settings())
+    (entry,) = journal.entries()
+    assert "m77 map: 2 done of 1,500 rows" in mapped.line(session, "m77", entry, 0.0)
 
 
 def test_a_missing_key_is_told_before_anything(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
