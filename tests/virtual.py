@@ -1,20 +1,21 @@
 """Virtual time: an event loop on which an hour passes in no time, and a clock that reads it.
 
 The loop never sleeps: where it would, it adds the wait to its own time. It does wait, in real
-time, for what `loop.run_in_executor` (so `asyncio.to_thread`) has under way. It cannot know about
-other threads, nor about sockets: give those `grace`, the real seconds that each wait listens for
-them before it jumps.
+time, for what `loop.run_in_executor` (so `asyncio.to_thread`) has under way, and for a journal's
+thread if `let_time_wait` was told of it. It cannot know about other threads, nor about sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nbcodex.clock import pause
+from nbcodex.journal.journal import Journal
 
 T = TypeVar("T")
 
@@ -33,9 +34,8 @@ class StuckError(RuntimeError):
 class JumpingSelector(selectors.BaseSelector):
     """A selector that moves its loop's time on instead of sleeping."""
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self) -> None:
         self._real = selectors.DefaultSelector()
-        self._grace = grace
         self.at = START
         self.threads = 0
 
@@ -59,7 +59,7 @@ class JumpingSelector(selectors.BaseSelector):
         """Return what is ready; if nothing is, let `timeout` pass at once."""
         if self.threads or timeout is None:
             return self._listen(timeout)
-        ready = self._real.select(self._grace if timeout > 0 else 0)
+        ready = self._real.select(0)
         if not ready and timeout > 0:
             self.at += timeout
         return ready
@@ -72,16 +72,10 @@ class JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time is a number.
+    """An event loop whose time is a number."""
 
-    Parameters
-    ----------
-    grace : float
-        Real seconds that each wait listens to threads and sockets before time jumps.
-    """
-
-    def __init__(self, *, grace: float = 0.0) -> None:
-        self._jumping = JumpingSelector(grace)
+    def __init__(self) -> None:
+        self._jumping = JumpingSelector()
         super().__init__(self._jumping)
         # Sums of floats miss a timer by less than this, which must not become a wait of its own.
         self._clock_resolution = 1e-6
@@ -96,6 +90,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping.threads += 1
         future.add_done_callback(self._thread_is_done)
         return future
+
+    @contextmanager
+    def stands_still(self) -> Iterator[None]:
+        """Let time stand still while a thread of somebody's own is waited for."""
+        self._jumping.threads += 1
+        try:
+            yield
+        finally:
+            self._jumping.threads -= 1
 
     def _thread_is_done(self, _: asyncio.Future[Any]) -> None:
         self._jumping.threads -= 1
@@ -128,7 +131,20 @@ class LoopClock:
         return unless is not None and unless.is_set()
 
 
-def run_virtual(main: Coroutine[Any, Any, T], *, grace: float = 0.0) -> T:
+def let_time_wait(journal: Journal) -> None:
+    """Let virtual time stand still whenever a journal's thread is waited for."""
+    run = journal._writer.run
+
+    async def awaited(*args: Any, **options: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        with loop.stands_still():
+            return await run(*args, **options)
+
+    journal._writer.run = awaited  # type: ignore[method-assign]
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` in virtual time and return what it returns; like `asyncio.run` otherwise."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(grace=grace)) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

@@ -24,10 +24,9 @@ from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
 from nbcodex.wire.attempt import Wire
 from tests.simulated import KEY
-from tests.virtual import LoopClock, run_virtual
+from tests.virtual import LoopClock, let_time_wait, run_virtual
 
 SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
-GRACE = 0.004
 HOUR = 3_600.0
 
 
@@ -65,6 +64,7 @@ class Place:
         self.core = Simulator(Knobs(**knobs), clock=self.clock)
         self.gate = Gate(self.core)
         self.journal = Journal()
+        let_time_wait(self.journal)
         self.events: list[events.Event] = []
         self._heard = asyncio.Event()
 
@@ -133,7 +133,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], No
     """Run a test in virtual time."""
 
     def run() -> None:
-        run_virtual(test(), grace=GRACE)
+        run_virtual(test())
 
     run.__doc__, run.__name__ = test.__doc__, test.__name__
     return run
