@@ -86,10 +86,11 @@ def set_aside(connection: Connection, id_: str | None, amount: Spent, *, owner: 
 
 def release(connection: Connection, id_: str | None) -> Spent | None:
     """Set nothing aside for a request any more; return what was."""
-    row = connection.execute(
-        "DELETE FROM asides WHERE id = ? RETURNING tokens, dollars", (id_,)
-    ).fetchone()
-    return Spent(tokens=row[0], dollars=row[1]) if row else None
+    row = connection.execute("SELECT tokens, dollars FROM asides WHERE id = ?", (id_,)).fetchone()
+    if row is None:
+        return None
+    connection.execute("DELETE FROM asides WHERE id = ?", (id_,))
+    return Spent(tokens=row[0], dollars=row[1])
 
 
 def spend(connection: Connection, spent: Spent, *, day: str) -> None:
