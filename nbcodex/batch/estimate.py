@@ -29,6 +29,9 @@ ASSUMED = 500
 """Output tokens of a row, where `max_output` sets no bound."""
 TOGETHER = 2_000
 """Rows that are looked at in one go."""
+MOST = 1_000_000
+"""Rows that are remembered to find equal ones by, some 100 bytes each; what is equal to others
+behind these is counted as if it were not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class Estimate:
         Its rows.
     answered : int
         Those of them that were answered before and cost nothing.
+    equal : int
+        Those that ask the same as one before them, and get its answer.
     refused : int
         Those that make no request.
     input_tokens, output_tokens : int
@@ -59,6 +64,7 @@ class Estimate:
 
     rows: int
     answered: int = 0
+    equal: int = 0
     refused: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -73,6 +79,7 @@ class Estimate:
         told = [
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
+            f"{self.equal:,} equal to others" if self.equal else "",
             f"{self.refused:,} make no request" if self.refused else "",
             f"~{self.input_tokens:,} in",
             f"{most}~{self.output_tokens:,} out" + ("" if self.bounded else " (500 a row assumed)"),
@@ -94,34 +101,42 @@ def estimate(
 
     An iterator is read to its end.
     """
-    step = -(-shape.total // SAMPLE) if sample and shape.total else 1
-    rows = answered = refused = asked_in = asked_out = 0
+    few, apart = _sampled(shape, recipe) if sample else (shape.rows(), 0)
+    rows = answered = equal = refused = asked_in = asked_out = 0
     usual: Request | None = None
     base_url = ""
-    for few in _in_parts(itertools.islice(shape.rows(), 0, None, step)):
-        rows += len(few)
-        requests = list(_requests(recipe, few))
-        refused += len(few) - len(requests)
+    seen: set[int] = set()
+    for part in _in_parts(few):
+        rows += len(part)
+        requests = list(_requests(recipe, part))
+        refused += len(part) - len(requests)
         if requests and not base_url:
             usual = requests[0]
             base_url = client.engine().wire.endpoint(usual, settings).base_url
-        known = _known(requests, base_url, client, settings)
-        for request, is_known in zip(requests, known, strict=True):
-            answered += is_known
-            if not is_known:
+        keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in requests]
+        known = client.journal(settings).batches.answered(filter(None, keys))
+        for request, key in zip(requests, keys, strict=True):
+            if key in known:
+                answered += 1
+            elif key and not _is_new(hash(key), seen):
+                equal += 1
+            else:
                 asked_in += tokens.of_request(request)
                 asked_out += request.max_output or ASSUMED
-    times = (shape.total or rows) / max(rows, 1) if sample else 1.0
+    times = apart / max(rows, 1) if sample else 1.0
     halved = recipe.origin.engine == "batch"
     share = times * DISCOUNT if halved else times
     model = (usual and usual.model) or settings.model or _default(base_url)
+    total = rows if shape.total is None else shape.total
+    asked = rows - answered - equal - refused
     told = Estimate(
-        rows=shape.total if shape.total is not None else rows,
+        rows=total,
         answered=round(answered * times),
+        equal=round(equal * times) + (total - apart if sample else 0),
         refused=round(refused * times),
         input_tokens=round(asked_in * times),
         output_tokens=round(asked_out * times),
-        cost=_cost(asked_in, asked_out, rows - answered - refused, model, base_url, share),
+        cost=_cost(asked_in, asked_out, asked, model, base_url, share),
         model=model,
         bounded=bool(usual and usual.max_output),
         halved=halved,
@@ -180,13 +195,30 @@ def _requests(recipe: Recipe, rows: Iterable[Row]) -> Iterator[Request]:
             continue
 
 
-def _known(
-    requests: list[Request], base_url: str, client: Client, settings: Settings
-) -> list[bool]:
-    """Return which requests were answered before."""
-    keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in requests]
-    known = client.journal(settings).batches.answered(key for key in keys if key)
-    return [key in known for key in keys]
+def _sampled(shape: Shape, recipe: Recipe) -> tuple[list[Row], int]:
+    """Return some of the rows that differ, taken evenly, and how many rows differ."""
+    seen: set[int] = set()
+    few: list[Row] = []
+    apart, step = 0, 1
+    for row in shape.rows():
+        mark = recipe.mark(row)
+        if mark is not None and not _is_new(mark, seen):
+            continue
+        if apart % step == 0:
+            few.append(row)
+        if len(few) > 2 * SAMPLE:
+            few, step = few[::2], step * 2
+        apart += 1
+    return few, apart
+
+
+def _is_new(mark: int, seen: set[int]) -> bool:
+    """Return whether a mark is not among those that were seen, and remember it."""
+    if mark in seen:
+        return False
+    if len(seen) < MOST:
+        seen.add(mark)
+    return True
 
 
 def _default(base_url: str) -> str | None:

@@ -129,6 +129,20 @@ class Recipe:
         request = compose(prompt, self.settings, **options, origin=where)
         return replace(request, id=f"{where.batch}-{row.index}", row=self._key(row))
 
+    def mark(self, row: Row) -> int | None:
+        """Return the same number for rows that ask the same; None where nobody can say.
+
+        No function of the user's is called for it.
+        """
+        if not isinstance(self.words, Template) or callable(self.row_key):
+            return None
+        if not self.options["reuse"]:  # then equal rows are asked one by one
+            return None
+        try:
+            return hash((self.words.fill(row.values), self._key(row)))
+        except NbcodexError:
+            return None
+
     def _prompt(self, row: Row) -> object:
         if isinstance(self.words, Template):
             return self.words.fill(row.values)

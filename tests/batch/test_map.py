@@ -21,8 +21,10 @@ import pytest
 import nbcodex
 from nbcodex import loop, surroundings
 from nbcodex.batch import drive
-from nbcodex.batch.estimate import Estimate
+from nbcodex.batch.estimate import Estimate, estimate
 from nbcodex.batch.mapping import go_on
+from nbcodex.batch.recipe import recipe
+from nbcodex.batch.shapes import shape_of
 from nbcodex.errors import (
     ConfigurationError,
     CredentialsError,
@@ -233,6 +235,45 @@ def test_a_dry_run_sends_nothing(room: Room) -> None:
     assert (told.rows, told.answered, told.output_tokens) == (3, 1, 1_000)
     assert "1 answered before" in str(told)
     assert len(room.prompts) == 1
+
+
+@pytest.mark.parametrize("words", [ECHO, ECHO.format])
+def test_equal_rows_are_reckoned_with_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch, words: Any
+) -> None:
+    """As they are asked: in a dry run, and in the question about a dear map, told by a sample."""
+    monkeypatch.setattr("nbcodex.wire.prices.cost", lambda *_: 0.5)
+    rows = [f"city {n % 5}" for n in range(1_000)]
+    told = nbcodex.map(words, rows, dry_run=True, max_output=16)
+    assert (told.rows, told.equal, told.output_tokens, told.cost) == (1_000, 995, 80, 2.5)
+    assert "1,000 rows · 995 equal to others · " in str(told)
+    apart = nbcodex.map(words, rows, dry_run=True, max_output=16, reuse=False)
+    assert (apart.equal, apart.cost) == (0, 500.0)
+    questions: list[str] = []
+    surroundings.around.confirm = lambda question: bool(questions.append(question)) or True
+    nbcodex.map(words, rows)
+    assert len(room.prompts) == 5
+    # What only a function can tell is told by the rows that it was called for.
+    assert ("$2.50" if words is ECHO else "$10.00") in questions[0]
+
+
+def test_a_large_map_is_estimated_by_some_of_its_rows(room: Room) -> None:
+    """They are taken evenly of those that differ, so that the estimate fits all."""
+    called = []
+
+    def prompt(item: int) -> str:
+        called.append(item)
+        return "x" * item
+
+    rows = list(range(1, 5_001))
+    made = recipe(prompt, shape_of(rows), {}, row_key=None, settings=Settings(), origin=Origin())
+    settings = Settings.read()
+    told = estimate(shape_of(rows), made, room.client, settings, sample=True)
+    assert len(called) < 500
+    whole = estimate(shape_of(rows), made, room.client, settings)
+    assert told.rows == whole.rows == 5_000
+    assert told.input_tokens == pytest.approx(whole.input_tokens, rel=0.02)
+    assert told.output_tokens == pytest.approx(whole.output_tokens, rel=0.02)
 
 
 def test_a_dry_run_tells_what_is_left_of_a_budget(room: Room) -> None:
