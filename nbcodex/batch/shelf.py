@@ -52,9 +52,7 @@ def _shelve(course: Course, *, until: float) -> None:
                 request = course.request_of(item)
                 few.append((request, key_of(course, request)))
             except NbcodexError:
-                pass  # it is refused again, and told, when the course goes on
-            if time.monotonic() >= until:  # what makes the rows may take its time
-                break
+                continue  # it is refused again, and told, when the course goes on
         if not few:
             return
         batches.shelve(few)
