@@ -18,7 +18,9 @@ from nbcodex.batch import drive
 from nbcodex.batch.mapping import go_on
 from nbcodex.batch.passage import Passage, under_way
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError
+from nbcodex.notebook.commands.entries import _named
 from nbcodex.notebook.dashboard import Monitor
+from nbcodex.records import Origin, Request
 
 from .conftest import Room, texts
 
@@ -81,6 +83,8 @@ def test_a_map_of_another_thread_is_ended_and_goes_on(
     assert texts(drive.run(course)) == ROWS
     asked = room.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
+    journal = room.client.journal(surroundings.around.settings())
+    assert journal.batches.look(course.id).counts == {"done": len(ROWS)}
 
 
 @either
@@ -164,6 +168,36 @@ def test_the_monitors_buttons_for_all_end_a_map(room: Room, order: Order) -> Non
     Monitor(room.client)._hear(cast(Any, board), click, [])
     assert isinstance(told.exception(timeout=5), ERRORS[order])
     assert len(room.prompts) < len(ROWS)
+
+
+def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beginning of the map's is that of all its rows, too, and means the map."""
+    passage, told = begun(room)
+    map_id = passage.course.id
+    rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(batch=map_id)) for n in (1, 10)]
+    handles = [SimpleNamespace(request=row) for row in rows]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(room.client), "live", lambda _: handles)
+        assert _named(map_id[:5]) == ([passage], [])
+        assert _named(map_id) == ([passage], [])
+        assert _named(f"{map_id}-1") == ([], handles[:1])
+    passage.order("park")
+    told.exception(timeout=5)
+
+
+@either
+def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
+    """As by Stop; going on fetches it, or ends it there."""
+    room.simulator.change(batch_seconds=0.5)
+    passage, told = begun(room, answers=0, engine="batch")
+    wait_until(lambda: passage.course.way.tally.sent == len(ROWS))
+    passage.order(order)
+    error = told.exception(timeout=5)
+    assert isinstance(error, ERRORS[order])
+    assert "the provider goes on" in str(error)
+    course = go_on(passage.course.id)
+    assert course is not None
+    assert texts(drive.run(course)) == ROWS
 
 
 def test_one_row_that_is_cancelled_ends_nothing_else(room: Room) -> None:
