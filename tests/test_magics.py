@@ -12,8 +12,10 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.testing.globalipapp import start_ipython
 
+from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.notebook import options
+from nbcodex.notebook.watch import watch_of
 from tests.simulated import KEY, Simulated
 
 _SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
@@ -311,6 +313,16 @@ def test_a_budget_refuses_before_sending(
     ip.run_line_magic("codex", "budget off")
     ip.run_line_magic("codex", "resume all")
     assert len(simulator.prompts) == 1
+
+
+@pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
+def test_a_new_budget_is_shown_at_once(ip: Any, words: str, changed: bool) -> None:
+    """The monitor looks again when a cap was set or lifted, and need not when it was asked for."""
+    watch = watch_of(current())
+    watch.changed.clear()
+    ip.run_line_magic("codex", f"budget {words}")
+    assert watch.changed.is_set() == changed
+    ip.run_line_magic("codex", "budget off")
 
 
 def test_a_sites_budget_stays(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.notebook import limits
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.figures import money
+from nbcodex.notebook.watch import watch_of
 
 if TYPE_CHECKING:
     from nbcodex.cap import Cap
@@ -50,6 +51,8 @@ class Figures(Room):
                 self._config.own_budget = text
             else:
                 self._keep(cap)
+        if text:
+            watch_of(current()).changed.set()
         settings = self._config.settings()
         standings = loop.running().submit(current().standings(settings)).result()
         for standing in standings:
