@@ -16,20 +16,25 @@ from nbcodex import events
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.elsewhere import Elsewhere
-from nbcodex.notebook import bridge, dashboard
+from nbcodex.notebook import bridge, dashboard, panel, widgets
 from nbcodex.notebook.monitor import (
     LOGGED,
     Grown,
+    Line,
     MonitorState,
     Observed,
     Sums,
     last_hour,
+    last_turn,
     reduce,
 )
 from nbcodex.notebook.overview import ROWS, picture, status
-from nbcodex.notebook.watch import Watch
+from nbcodex.notebook.watch import Watch, _lines
+from nbcodex.pacing.bucket import Bucket
+from nbcodex.pacing.prior import known
 from nbcodex.pacing.row import Hold
 from nbcodex.records import Gauge, Limit, Reply, Request, Snapshot, Usage
+from nbcodex.totals import Total
 from tests.kernels import kernel
 from tests.simulated import Simulated
 
@@ -40,7 +45,8 @@ USED = Usage(input_tokens=812, cached_tokens=512, output_tokens=431, reasoning_t
 REPLY = Reply(
     id="3f2a", text="Hello", model="gpt-5.6-sol", usage=USED, cost=0.0052, attempts=2, waited=7.4
 )
-BUCKET = "https://api.openai.com/v1 org gpt-5.6-sol"
+MODEL = "gpt-5.6-sol"
+BUCKET = f"https://api.openai.com/v1 org {MODEL}"
 PROMPT = "Write a poem about the sea, and make it rhyme in every line"
 
 
@@ -199,13 +205,13 @@ last hour: 0 tokens, at most 0 a minute, limits met 0 times"""
 
 BUSY = """\
 Codex monitor
-gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens: 42.0 s at most, if nobody else asks
+gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens, the last in ~32.0 s at the earliest
 2 open requests · 1 waiting to retry:
-  3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far
+  3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · ~812 in · no cost so far
   77aa  “Write a poem about the sea, and make it rhyme in every line” · queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
 this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s
-all time: 70 requests, 60 answered · $12.00
+all time: 60 answered · $12.00
 last hour: 1,243 tokens, at most 1,243 a minute, a limit met once
 budget: $1.50 of $5.00 for this session used (30%)
 other kernels: 1 has 3 under way, 2 waiting, the next at 14:00:20
@@ -221,7 +227,7 @@ def busy() -> MonitorState:
         ever=Sums(requests=70, answers=60, cost=12.0),
         elsewhere=Elsewhere(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         budgets=("$1.50 of $5.00 for this session used (30%)",),
-        lines={BUCKET: (3, 45_000.0)},
+        lines={BUCKET: Line(waiting=3, asked=45_000.0)},
     )
     hold = Hold(until=15.0, limit=LIMIT)
     return after(
@@ -242,6 +248,123 @@ def test_simulated_requests_are_not_called_real() -> None:
     ever = Observed(at=2, ever=Sums(requests=70, answers=60))
     state = after(queued(), finished(1, reply=replace(REPLY, simulated=True)), ever)
     assert "all time, real: 60 answered" in status(state, 3, WALL)
+
+
+def test_all_time_tells_no_number_of_requests() -> None:
+    """The journal's counter of requests holds the simulator's, too: it stands beside no answers."""
+    ever = Observed(at=2, ever=Sums(requests=4_031, answers=18, cost=12.0))
+    assert "all time: 18 answered · $12.00\n" in status(after(ever), 3, WALL)
+
+
+def in_line(*more: Any, kept: bool = True, hold: Hold | None = None) -> MonitorState:
+    """Return a state in which three ask for 45,000 tokens where 24,000 are left, at second 100."""
+    line = Line(waiting=3, asked=45_000.0, kept=kept)
+    return after(limits(100, hold), Observed(at=100, lines={BUCKET: line}), *more)
+
+
+def told(at: float, resume_at: float | None, **details: Any) -> events.Held:
+    """Return the event of a request that is told when its turn comes."""
+    return events.Held(
+        **{"request_id": "77aa", "at": at, "limit": LIMIT, "resume_at": resume_at, "waited": 0.0}
+        | details
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "at"),
+    [
+        (in_line(), 142.0),
+        (in_line(kept=False), None),
+        (in_line(hold=Hold(until=150.0, limit=LIMIT)), 150.0),
+        (in_line(queued(90), told(91, 160), kept=False), 160.0),
+        (in_line(queued(90), told(91, 160, limit=None, queued=True), kept=False), 160.0),
+        (in_line(queued(90), told(91, None, limit=None, queued=True), kept=False), None),
+        (in_line(queued(90), told(91, 130)), 142.0),
+        (in_line(hold=Hold(until=float("inf"), limit=LIMIT)), 142.0),
+    ],
+    ids=["limit", "refunds", "hold", "held", "queued", "unknown", "sooner", "for ever"],
+)
+def test_the_last_in_line_is_told_only_what_is_certain(state: MonitorState, at: float) -> None:
+    """Its turn comes after every instant that is known: of the limit, the hold, and those before.
+
+    Where the server gives back what was not used, the limit alone says nothing.
+    """
+    assert last_turn(state, BUCKET) == at
+    assert picture(state, 110, WALL)["limits"][0]["line"]["last"] == (at and at * 1000)
+    words = f", the last in ~{at - 110:.1f} s at the earliest" if at else ""
+    assert status(state, 110, WALL).splitlines()[1].endswith(f"for up to 45,000 tokens{words}")
+
+
+def test_a_wait_that_its_user_chose_is_nobody_elses() -> None:
+    """What is resumed at a moment, or waits at another model, is in no line of this one."""
+    later = told(91, 9_000, limit=None)
+    other = replace(queued(90, "88bb"), model="gpt-5.6-luna")
+    elsewhere = told(91, 9_000, request_id="88bb")
+    assert last_turn(in_line(queued(90), later, other, elsewhere), BUCKET) == 142.0
+
+
+def test_one_model_at_two_servers_is_not_confused() -> None:
+    """Where a request may wait in either of two lines, its moment is told of neither."""
+    twin = {BUCKET: Line(waiting=3, asked=1.0), f"elsewhere {MODEL}": Line(waiting=1, asked=1.0)}
+    state = after(queued(), told(1, 60), Observed(at=2, lines=twin))
+    assert [last_turn(state, name) for name in twin] == [None, None]
+
+
+def test_a_line_that_ends_is_said_without_a_moment() -> None:
+    """Once nothing is certain any more, no time is told."""
+    assert "3 in line for up to 45,000 tokens\n" in status(in_line(), 142, WALL)
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"cost": 0.039, "unpriced": 1}, "≥ $0.039"),
+        ({"cost": 0.039}, "$0.039"),
+        ({"unpriced": 2}, "unknown"),
+        ({}, ""),
+    ],
+)
+def test_cost_in_the_table(known: dict[str, Any], told: str) -> None:
+    """A sum without some of its parts is at least so much; without all of them it is unknown."""
+    state = after(Observed(at=0, session=Sums(requests=2, **known)))
+    drawn = picture(state, 1, WALL)
+    assert drawn["sums"][1][1 + drawn["columns"].index("cost")] == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "$0.0052"),
+        ({"cost": None}, "unknown"),
+        ({"cost": None, "simulated": True}, ""),
+        ({"cost": None, "usage": Usage()}, ""),
+        ({"cost": None, "usage": Usage(input_tokens=0, output_tokens=0)}, ""),
+    ],
+)
+def test_cost_of_the_last_request(changes: dict[str, Any], told: str) -> None:
+    """Tokens that were counted have cost something, known or not; simulated ones nothing."""
+    drawn = picture(after(queued(), finished(1, reply=replace(REPLY, **changes))), 2, WALL)
+    assert drawn["sums"][0][1 + drawn["columns"].index("cost")] == told
+
+
+@pytest.mark.parametrize(
+    "heard", [(), (refused(2, 9),), (refused(2, 9), sent(9, attempt=2)), (told(2, 9),)]
+)
+def test_attempts_are_counted_as_in_the_panel(heard: Any) -> None:
+    """The monitor and the cell's own panel say the same number: of tries so far."""
+    heard = (queued(), sent(1), *(replace(event, request_id="3f2a") for event in heard))
+    state = after(*heard)
+    row = state.open["3f2a"]
+    shown = widgets._picture(row, ())["attempt"]
+    assert picture(state, 3, WALL)["rows"][0]["attempt"] == shown
+    assert f"attempt {shown + 1}" not in panel.status(row, 3, WALL)
+    assert ("attempt 2 " in panel.status(row, 3, WALL)) == (shown == 2)
+
+
+def test_row_tells_its_tokens_as_the_line_of_figures() -> None:
+    """In a row as under an answer: how many in, how many out."""
+    state = after(queued(), sent(1), Grown(request_id="3f2a", at=2, size=400))
+    assert picture(state, 3, WALL)["rows"][0]["tokens"] == "~812 in, ~100 out"
 
 
 def test_gauges_refill_to_their_limit_and_no_further() -> None:
@@ -332,6 +455,27 @@ def test_only_news_are_sent(board: Any) -> None:
     assert [view["open"] for view in views] == [1]
 
 
+def test_what_was_only_refused_has_no_unknown_cost() -> None:
+    """Nothing was used, so nothing was paid: the sum of the others is no less certain for it."""
+    total = Total()
+    nothing = Usage(input_tokens=0, output_tokens=0)
+    total.add(Reply(id="a", status="parked", usage=nothing, attempts=1))
+    assert total.unpriced == 0
+    total.add(Reply(id="b", usage=USED, attempts=1))
+    assert total.unpriced == 1
+
+
+def test_who_waits_in_line_is_looked_up() -> None:
+    """A line knows whether the server keeps what it was asked for: only if it tells of limits."""
+    bucket = Bucket()
+    blind = replace(known(bucket, 0.0), waiting=2, asked=90.0)
+    lines = _lines({f"{MODEL} at x": replace(blind, told=True), "other at x": blind})
+    assert lines == {
+        f"x {MODEL}": Line(waiting=2, asked=90.0),
+        "x other": Line(waiting=2, asked=90.0, kept=False),
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "answers"),
     [
@@ -395,7 +539,7 @@ def test_two_views_are_one_widget(board: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 ZEROS = """this session: 0 requests, 0 answered · 0 tokens
-all time: 0 requests, 0 answered · 0 tokens"""
+all time: 0 answered · 0 tokens"""
 
 
 def test_monitor_is_text_where_widgets_are_not(board: Any) -> None:

@@ -266,13 +266,13 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
             [queued(), sent(1), refused(2, 9.4)],
             2.0,
             "waiting 7.4 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528"
-            " · attempt 2 · ~812 in · no cost so far",
+            " · ~812 in · no cost so far",
         ),
         (
             [queued(), sent(1), refused(2, 74)],
             2.0,
             "waiting 1 min 12 s (until 14:01:12) · tokens per minute (TPM): limit 30,000,"
-            " used 22,999, requested 12,528 · attempt 2 · ~812 in · no cost so far",
+            " used 22,999, requested 12,528 · ~812 in · no cost so far",
         ),
         (
             [queued(), held(1, 3)],
@@ -283,7 +283,7 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
         (
             [queued(), sent(1), refused(2, 9, OverloadedError("Come\x1b[31m back\nlater."))],
             2.0,
-            "waiting 7.0 s · Server overloaded: Come [31m back later. · attempt 2 · ~812 in",
+            "waiting 7.0 s · Server overloaded: Come [31m back later. · ~812 in",
         ),
         (
             [queued(), sent(1), said(2, "x" * 40), said(4, "x" * 40)],
@@ -298,7 +298,7 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
         (
             [queued(), sent(1), refused(2, 9, simulator())],
             2.0,
-            "waiting 7.0 s · Server overloaded: Later. · attempt 2 · ~812 in · simulated",
+            "waiting 7.0 s · Server overloaded: Later. · ~812 in · simulated",
         ),
         (
             [queued(), ended(events.Cancelled, reply=Reply(id="3f2a", status="cancelled"))],

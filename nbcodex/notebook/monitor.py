@@ -31,8 +31,28 @@ LOGGED = 50
 Limits = Mapping[str, tuple[Snapshot | None, Hold | None]]
 """By bucket what the last headers told, and whether it is closed."""
 
-Lines = Mapping[str, tuple[int, float]]
-"""By bucket how many requests wait for their turn, and the tokens that they may use."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Who waits for their turn at a bucket.
+
+    Parameters
+    ----------
+    waiting : int
+        How many requests.
+    asked : float
+        The tokens that they may use.
+    kept : bool
+        Whether the server is believed to charge all of these, used or not.
+    """
+
+    waiting: int
+    asked: float
+    kept: bool = True
+
+
+Lines = Mapping[str, Line]
+"""By bucket who waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +269,43 @@ def gauges(snapshot: Snapshot | None) -> list[tuple[str, Gauge]]:
         return []
     named = (("tokens", snapshot.tokens), ("requests", snapshot.requests))
     return [(kind, gauge) for kind, gauge in named if gauge is not None]
+
+
+def last_turn(state: MonitorState, bucket: str) -> float | None:
+    """Return the instant before which the last in line surely has no turn; None if unknown.
+
+    That is no forecast: who goes when is the ledger's affair, and others on the same key come
+    between. It is the latest of what is certain as things stand: what those in line have been told,
+    the end of the hold, and when the limit will have held all that is asked for.
+    """
+    line = state.lines.get(bucket)
+    if line is None or not line.waiting:
+        return None
+    snapshot, hold = state.limits.get(bucket, (None, None))
+    instants = [row.resume_at for row in state.open.values() if _is_in_line(state, bucket, row)]
+    if hold is not None:
+        instants.append(hold.until)
+    if line.kept and snapshot is not None and snapshot.tokens is not None:
+        _, rate, left = level(snapshot.tokens, 0.0)
+        if rate > 0:
+            instants.append(snapshot.at + (line.asked - left) / rate)
+    return max((at for at in instants if at is not None and math.isfinite(at)), default=None)
+
+
+def _is_in_line(state: MonitorState, bucket: str, row: PanelState) -> bool:
+    """Return whether a request surely waits for that bucket; a row knows its model, no server."""
+    if row.phase != "queued" and not (row.phase == "held" and row.limit is not None):
+        return False  # what is held by no limit waits for the moment that its user chose
+    names = [
+        name
+        for name, line in state.lines.items()
+        if line.waiting and row.model in (None, _model(name))
+    ]
+    return names == [bucket]
+
+
+def _model(bucket: str) -> str:
+    return bucket.rpartition(" ")[2]
 
 
 def place(bucket: str) -> tuple[str, str]:

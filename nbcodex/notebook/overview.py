@@ -19,11 +19,12 @@ from nbcodex.notebook.monitor import (
     Sums,
     gauges,
     last_hour,
+    last_turn,
     level,
     place,
 )
 from nbcodex.notebook.panel import ACTIONS, PanelState
-from nbcodex.records import Usage
+from nbcodex.records import Reply, Usage
 
 ROWS = 50
 """Open requests that are listed one by one."""
@@ -38,7 +39,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
         *_open(state, now, wall),
         f"last request: {figures(state.last)}" if state.last else "",
         f"this session: {sums(state.session)}",
-        f"{_ever(state).lower()}: {_all_time(state, state.ever)}" if state.ever else "",
+        f"{_ever(state).lower()}: {_answered(state.ever)}" if state.ever else "",
         hour(state, now),
         *(f"budget: {told}" for told in state.budgets),
         f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
@@ -56,25 +57,19 @@ def _limit(state: MonitorState, name: str, now: float) -> str:
     if hold and hold.until > now:
         why = f": {hold.limit.name}" if hold.limit else ""
         told.append(f"closed for another {spell(min(hold.until - now, panel.FAR))}{why}")
-    told.append(_line(state, name))
+    told.append(_line(state, name, now))
     return f"{' at '.join(place(name))}: {' · '.join(filter(None, told)) or 'no limits told'}"
 
 
-def _line(state: MonitorState, name: str) -> str:
-    """Return who waits for a bucket, and for how long if all of it is used that may be."""
-    waiting, asked = state.lines.get(name, (0, 0.0))
-    if not waiting:
+def _line(state: MonitorState, name: str, now: float) -> str:
+    """Return who waits for a bucket, and how long the last of them waits at least."""
+    line, last = state.lines.get(name), last_turn(state, name)
+    if line is None or not line.waiting:
         return ""
-    line = f"{waiting:,} in line for up to {asked:,.0f} tokens"
-    snapshot, hold = state.limits[name]
-    gauge = snapshot and snapshot.tokens
-    if not snapshot or not gauge:
-        return line
-    _, rate, left = level(gauge, 0.0)
-    if rate <= 0:
-        return line
-    seconds = max((asked - left) / rate, (hold.until if hold else 0.0) - snapshot.at, 0.0)
-    return f"{line}: {spell(min(seconds, panel.FAR))} at most, if nobody else asks"
+    told = f"{line.waiting:,} in line for up to {line.asked:,.0f} tokens"
+    if last is None or last <= now:
+        return told
+    return f"{told}, the last in ~{spell(min(last - now, panel.FAR))} at the earliest"
 
 
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:
@@ -181,18 +176,23 @@ def _columns(total: Sums) -> list[str]:
     return [
         f"{total.answers:,}",
         *_counted(total.usage, least),
-        cost(total),
+        _least_cost(total),
         spell(total.waited) if total.waited else "",
     ]
 
 
-def _all_time(state: MonitorState, ever: Sums) -> str:
-    """Return the counters of all time; of requests, nobody knows which were the simulator's."""
-    return _answered(ever) if _simulated(state) else sums(ever)
+def _least_cost(total: Sums) -> str:
+    """Return what it cost in the width of a column: at least so much, where some is unknown."""
+    if total.unpriced and not total.cost:
+        return "unknown"
+    return ("≥ " if total.unpriced else "") + money(total.cost) if total.cost else ""
 
 
 def _ever(state: MonitorState) -> str:
-    """Return what the counters of all time are called: they leave out what the simulator made."""
+    """Return what the counters of all time are called: they leave out what the simulator made.
+
+    Their number of requests does not, and is therefore never told.
+    """
     return "All time, real" if _simulated(state) else "All time"
 
 
@@ -211,13 +211,17 @@ def _last(state: MonitorState) -> list[str]:
     if (reply := state.last) is None:
         return [""] * len(COLUMNS)
     about = "~" if reply.usage.estimated else ""
-    price = "" if reply.cost is None else about + money(reply.cost)
     return [
         "1" if reply.status == "done" else "0",
         *_counted(reply.usage, about),
-        price,
+        about + money(reply.cost) if reply.cost is not None else _no_price(reply),
         spell(reply.waited) if reply.waited else "",
     ]
+
+
+def _no_price(reply: Reply) -> str:
+    """Return what is told of a cost that is not known: nothing, where there can be none."""
+    return "unknown" if reply.usage.total_tokens and not reply.simulated else ""
 
 
 def _counted(usage: Usage, about: str) -> list[str]:
@@ -244,8 +248,16 @@ def _bucket(state: MonitorState, name: str) -> dict[str, Any]:
         "gauges": drawn,
         "closed_until": _ms(hold.until) if hold else None,
         "why": hold.limit.name if hold and hold.limit else "",
-        "line": _line(state, name),
+        "line": _drawn_line(state, name),
     }
+
+
+def _drawn_line(state: MonitorState, name: str) -> dict[str, Any] | None:
+    line = state.lines.get(name)
+    if line is None or not line.waiting:
+        return None
+    last = _ms(last_turn(state, name))
+    return {"waiting": line.waiting, "asked": round(line.asked), "last": last}
 
 
 def _row(id_: str, row: PanelState) -> dict[str, Any]:
@@ -258,17 +270,10 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
         "about": panel.cause(row),
         "due": _ms(row.resume_at),
         "since": _ms(row.since),
-        "attempt": row.attempt + row.waits,
-        "tokens": _tokens(row.usage),
+        "attempt": row.attempt,
+        "tokens": ", ".join(tokens(row.usage)),
         "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
     }
-
-
-def _tokens(usage: Usage) -> str:
-    about = "~" if usage.estimated else ""
-    named = (("prompt", usage.input_tokens), ("answer", usage.output_tokens))
-    told = [f"{name} {about}{count:,}" for name, count in named if count is not None]
-    return f"{', '.join(told)} tokens" if told else ""
 
 
 def _ms(at: float | None) -> int | None:

@@ -356,5 +356,4 @@ def cause(state: PanelState) -> str:
 
 
 def _tries(state: PanelState) -> str:
-    number = state.attempt + state.waits
-    return f"attempt {number}" if number > 1 else ""
+    return f"attempt {state.attempt}" if state.attempt > 1 else ""

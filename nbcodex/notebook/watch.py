@@ -12,7 +12,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbcodex import events, loop
-from nbcodex.notebook.monitor import Grown, Limits, Lines, MonitorState, Observed, Sums, reduce
+from nbcodex.notebook.monitor import (
+    Grown,
+    Limits,
+    Line,
+    Lines,
+    MonitorState,
+    Observed,
+    Sums,
+    reduce,
+)
 from nbcodex.pacing.row import Hold
 from nbcodex.records import Snapshot, Usage
 
@@ -129,7 +138,12 @@ def _limits(known: Mapping[str, Known], now: float) -> Limits:
 
 def _lines(known: Mapping[str, Known]) -> Lines:
     """Return who waits for the buckets."""
-    return {_name(label): (each.waiting, each.asked) for label, each in known.items()}
+    return {
+        _name(label): Line(
+            waiting=each.waiting, asked=each.asked, kept=each.policy == "kept" and each.told
+        )
+        for label, each in known.items()
+    }
 
 
 def _name(label: str) -> str:

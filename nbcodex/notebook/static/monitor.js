@@ -42,6 +42,14 @@ const brisk = (ms) => {
   return s < 60 ? `${s} s` : span(s * 1000);
 };
 
+/* Who waits for a limit; a moment is told only as what it surely is not before. */
+function inLine(line, now) {
+  if (!line) return "";
+  const ms = line.last === null ? 0 : line.last - now;
+  const least = ms > 0 ? `, the last in ~${brisk(ms)} at the earliest` : "";
+  return `${count(line.waiting)} in line for up to ${some(line.asked, "token")}${least}`;
+}
+
 /* Keep as many nodes as there are items: each is shown in its place, and none is made twice. */
 function makeList(parent, build) {
   const kept = new Map();
@@ -90,13 +98,13 @@ function makeBucket(feed) {
     const left = bucket.closed_until === null ? 0 : bucket.closed_until - feed.now();
     const why = bucket.why && ` · ${bucket.why}`;
     put(shut, left > 0 ? `closed for ${brisk(left)}${why}` : "");
+    put(line, inLine(bucket.line, feed.now()));
     parts.forEach((part) => part.tick());
   };
   const show = (item) => {
     bucket = item;
     put(model, item.model);
     put(server, `at ${item.server}`);
-    put(line, item.line);
     put(nothing, item.gauges.length ? "" : "The server's answers tell no limits.");
     parts = list(item.gauges, (gauge) => gauge.kind);
     tick();
