@@ -47,8 +47,9 @@ const BUTTONS = {
   retry: ["Retry now", "Retrying…", "if refused: 1 request, no tokens", "Send it now, without waiting for the countdown. The server may refuse again: that costs no tokens, but counts as a request, and the countdown goes on as it was."],
   park: ["Park", "Parking…", "for later: %codex resume ID", "Put the request aside and free the cell; nothing is lost. It stays in the journal until you run %codex resume ID, which asks anew, and pays anew, where an answer had begun, unless it was asked for with --durable.", "asked anew: %codex resume ID"],
 };
-// Commands take any start of an id; where room is dear, this much of it is told.
-const short = (id) => id.slice(0, 8);
+// Commands take any start of an id; where room is dear, this much of it is told. Rows of a map begin
+// alike: their ids are told whole.
+const short = (id) => (/^[0-9a-f]{12}$/.test(id) ? id.slice(0, 8) : id);
 const aboutButton = (name, id) => BUTTONS[name][3].replaceAll("ID", id);
 
 function make(tag, name, attributes = {}, ...children) {
