@@ -69,7 +69,7 @@ def _line(state: MonitorState, name: str, now: float) -> str:
     told = f"{line.waiting:,} in line for up to {line.asked:,.0f} tokens"
     if last is None or last <= now:
         return told
-    return f"{told}, the last in ~{spell(min(last - now, panel.FAR))} at the earliest"
+    return f"{told}, the last in ≥ {spell(min(last - now, panel.FAR))}"
 
 
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:
@@ -262,6 +262,8 @@ def _drawn_line(state: MonitorState, name: str) -> dict[str, Any] | None:
 
 def _row(id_: str, row: PanelState) -> dict[str, Any]:
     limited = row.limit.name if row.limit else row.reason
+    if row.phase == "queued":
+        limited = limited.partition(": ")[2]  # the phase says the rest
     return {
         "id": id_,
         "prompt": row.prompt,

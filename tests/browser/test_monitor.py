@@ -59,7 +59,7 @@ def shown(view: Locator) -> dict[str, Any]:
     """Return what a view says, but for what ticks."""
     found: dict[str, Any] = view.evaluate(
         """(e) => ({
-          totals: e.querySelector('.nbcodex-sums').innerText,
+          totals: [...e.querySelectorAll('.nbcodex-sums :is(th, td)')].map((n) => n.innerText),
           ids: [...e.querySelectorAll('.nbcodex-row .nbcodex-id')].map((n) => n.innerText),
           phases: [...e.querySelectorAll('.nbcodex-row')].map((n) => n.dataset.phase),
           due: [...e.querySelectorAll('.nbcodex-row .nbcodex-time')].map((n) => n.innerText),
@@ -152,7 +152,10 @@ def test_buttons_act_on_their_row(
 def test_two_clicks_end_all(
     watched: Callable[..., Notebook], simulator: Simulated, label: str, status: str
 ) -> None:
-    """With the kernel blocked: the first click asks and ends nothing, the second ends all."""
+    """With the kernel blocked: the first click asks and ends nothing, the second ends all.
+
+    What it asks follows the number of those that are open, and who presses keys keeps the focus.
+    """
     simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
     nb = watched(
         MANY.replace("COUNT", "3"),
@@ -164,11 +167,16 @@ def test_two_clicks_end_all(
     nb.run(3)
     expect(rows(nb)).to_have_count(3)
     assert axe.violations(nb.page, ".nbcodex-monitor") == []
-    monitor(nb).get_by_role("button", name=label).click()
-    assert rows(nb).count() == 3
-    monitor(nb).get_by_role("button", name=f"{label} 3?").click()
+    button = monitor(nb).get_by_role("button", name=label)
+    button.press("Enter")
+    expect(button).to_have_text(f"{label} 3?")
+    rows(nb).first.get_by_role("button", name=label.split()[0]).click()
+    expect(rows(nb)).to_have_count(2)
+    expect(button).to_have_text(f"{label} 2?")
+    nb.page.wait_for_timeout(500)
+    button.press("Enter")
     expect(rows(nb)).to_have_count(0, timeout=1000)
-    expect(monitor(nb).get_by_role("button", name=label)).to_be_hidden()
+    expect(button).to_be_focused()
     nb.interrupt()
     nb.wait()
     nb.run(4)
@@ -176,26 +184,134 @@ def test_two_clicks_end_all(
     assert " ".join([f"{status.capitalize()}Error"] * 3) in nb.text(4)
 
 
-def test_a_slip_of_the_mouse_ends_nothing(
-    watched: Callable[..., Notebook], simulator: Simulated
-) -> None:
-    """A second click that comes much later, or when others are open, only asks again."""
+def test_a_slip_ends_nothing(watched: Callable[..., Notebook], simulator: Simulated) -> None:
+    """A double click, a key that is held, and a second click that comes much later only ask."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
     nb = watched(MANY.replace("COUNT", "3"))
     nb.run(2)
     nb.wait()
     expect(rows(nb)).to_have_count(3)
-    button = monitor(nb).locator(".nbcodex-caption .nbcodex-button").first
+    button = monitor(nb).get_by_role("button", name="Cancel all")
+    button.dblclick()
+    expect(button).to_have_text("Cancel all 3?")
+    nb.page.wait_for_timeout(4200)
+    expect(button).to_have_text("Cancel all")
+    for _ in range(5):
+        nb.page.keyboard.down("Enter")
+        nb.page.wait_for_timeout(300)
+    nb.page.keyboard.up("Enter")
+    expect(button).to_have_text("Cancel all 3?")
+    nb.page.wait_for_timeout(4200)
     button.click()
     expect(button).to_have_text("Cancel all 3?")
-    rows(nb).first.get_by_role("button", name="Park").click()
-    expect(rows(nb)).to_have_count(2)
-    expect(button).to_have_text("Cancel all")
-    button.click()
-    expect(button).to_have_text("Cancel all 2?")
-    nb.page.wait_for_timeout(4500)
-    expect(button).to_have_text("Cancel all")
-    expect(rows(nb)).to_have_count(2)
+    expect(rows(nb)).to_have_count(3)
+
+
+def test_buttons_for_all_say_why_they_are_off(watched: Callable[..., Notebook]) -> None:
+    """With nothing open they stay where they are, and a click on them asks nothing."""
+    nb = watched()
+    for label in ("Cancel all", "Park all"):
+        button = monitor(nb).get_by_role("button", name=label)
+        expect(button).to_have_attribute("aria-disabled", "true")
+        expect(button).to_have_attribute("title", re.compile("not possible now. Nothing is under"))
+        button.click(force=True)
+        expect(button).to_have_text(label)
+        expect(monitor(nb).get_by_role("status")).to_have_text("Nothing is under way.")
+    assert axe.violations(nb.page, ".nbcodex-monitor") == []
+
+
+@pytest.mark.parametrize("width", [1400, 1100, 900])
+def test_nothing_moves_below_what_comes_and_goes(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated, width: int
+) -> None:
+    """Where the open requests stand does not depend on what is told of limits, lines and clicks."""
+    simulator.core.script([None, Fault(REFUSED, seconds=60.0)])
+    nb = watched("%%codex\nHello [[tokens=9]]", MANY.replace("COUNT", "9"))
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    nb.run(2)
+    nb.wait()
+    expect(monitor(nb)).to_contain_text("nobody in line")
+    calm = places(nb)
+    nb.run(3)
+    nb.wait()
+    expect(monitor(nb).locator(".nbcodex-shut")).to_contain_text("closed for")
+    expect(monitor(nb).locator(".nbcodex-line")).to_contain_text("in line for up to")
+    assert places(nb) == calm
+    rows(nb).last.get_by_role("button", name="Cancel").click()
+    expect(monitor(nb).get_by_role("status")).to_contain_text("on its way")
+    assert places(nb) == calm
+    rows(nb).first.get_by_role("button", name="Retry now").click()
+    expect(monitor(nb)).to_contain_text("no open requests", timeout=20_000)
+    assert places(nb) == calm
+
+
+def places(nb: Notebook) -> list[float]:
+    """Return where the parts of the monitor begin, from its top."""
+    found: list[float] = monitor(nb).evaluate(
+        """(e) => [...e.querySelectorAll('.nbcodex-part, .nbcodex-scroll')].map(
+          (n) => Math.round(n.getBoundingClientRect().top - e.getBoundingClientRect().top))"""
+    )
+    return found
+
+
+def test_what_is_certain_of_a_line_counts_down(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated
+) -> None:
+    """Who waits in line is told no end, but a moment before which none comes; it ticks."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = watched(MANY.replace("COUNT", "4"))
+    nb.run(2)
+    nb.wait()
+    line = monitor(nb).locator(".nbcodex-line")
+    expect(line).to_have_text(
+        re.compile(r"^[34] in line for up to [\d,]+ tokens · the last in ≥ 5\d s$")
+    )
+    before = int(line.inner_text().split()[-2])
+    page.wait_for_timeout(2000)
+    assert 1 <= before - int(line.inner_text().split()[-2]) <= 3
+
+
+def test_time_that_passes_is_told_from_time_that_is_left(
+    watched: Callable[..., Notebook], simulator: Simulated
+) -> None:
+    """An answer has been coming *for* so long; only countdowns are set in bold."""
+    nb = watched("%%codex\nHello [[tokens=400]]")
+    nb.run(2)
+    expect(rows(nb)).to_have_attribute("data-phase", "streaming")
+    elapsed = rows(nb).locator(".nbcodex-time")
+    expect(elapsed).to_have_text(re.compile(r"^for \d s$"))
+    expect(elapsed).to_have_css("font-weight", "400")
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    rows(nb).get_by_role("button", name="Cancel").click()
+    nb.wait()
+    nb.run(2)
+    expect(rows(nb)).to_have_attribute("data-phase", "waiting")
+    expect(rows(nb).locator(".nbcodex-time")).to_have_css("font-weight", "600")
+    rows(nb).get_by_role("button", name="Cancel").click()
+    nb.wait()
+
+
+def test_rows_of_a_map_are_told_apart(
+    watched: Callable[..., Notebook], simulator: Simulated
+) -> None:
+    """Their ids begin alike, so a button's name tells the whole of its row's."""
+    simulator.core.script([Fault(REFUSED, seconds=60.0)])
+    nb = watched("rows = ['one', 'two', 'three']", "%%codex --map rows\nTell me about {}.")
+    nb.run(2)
+    nb.wait()
+    nb.run(3)
+    expect(rows(nb)).to_have_count(3)
+    names = (
+        rows(nb)
+        .get_by_role("button", name="Cancel")
+        .evaluate_all("(nodes) => nodes.map((n) => n.getAttribute('aria-label'))")
+    )
+    assert sorted(name.rpartition("-")[2] for name in names) == ["0", "1", "2"]
+    monitor(nb).get_by_role("button", name="Park all").click()
+    nb.page.wait_for_timeout(500)
+    monitor(nb).get_by_role("button", name="Park all").click()
+    nb.wait()
 
 
 def test_reloaded_page_shows_the_same_monitor(
@@ -234,6 +350,67 @@ def test_other_kernels_are_seen(
     nb.run(3)
     nb.wait()
     expect(monitor(nb)).to_contain_text("other kernels: nothing under way", timeout=20_000)
+
+
+@pytest.mark.parametrize("width", [1400, 1100, 900, 600, 420])
+def test_everything_can_be_read_at_every_width(
+    watched: Callable[..., Notebook], page: Page, simulator: Simulated, width: int
+) -> None:
+    """Nothing is cut off sideways, nothing overlaps, and rows stand in columns."""
+    simulator.core.script([None, Fault("overloaded"), Fault(REFUSED, seconds=60.0)])
+    nb = watched("%%codex\nHello [[tokens=9]]", *(MANY.replace("COUNT", n) for n in "18"))
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    nb.run(2)
+    nb.wait()
+    nb.run(3)
+    nb.wait()
+    expect(rows(nb).first).to_contain_text("attempt 2")
+    expect(rows(nb).first).to_contain_text("tokens per minute (TPM)")
+    nb.run(4)
+    nb.wait()
+    expect(rows(nb).last).to_have_attribute("data-phase", "held")
+    for part in (".nbcodex-monitor", ".nbcodex-scroll", ".nbcodex-bucket", ".nbcodex-row"):
+        for node in monitor(nb).locator(f"{part} >> visible=true").all() or [monitor(nb)]:
+            assert node.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), part
+    assert page.evaluate(_CUT) == []
+    assert page.evaluate(_OVERLAPS) == []
+    for part in ("phase", "time", "prompt", "why"):
+        boxes = [cell.bounding_box() for cell in rows(nb).locator(f".nbcodex-{part}").all()]
+        assert len({box["x"] for box in boxes if box}) == 1
+    assert axe.violations(page, ".nbcodex-monitor") == []
+
+
+# Words that are cut, and those that lie on others, in rows of open requests.
+_CUT = """() => [...document.querySelectorAll('.nbcodex-row span')]
+  .filter((e) => !e.hidden && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"""
+_OVERLAPS = """() => [...document.querySelectorAll('.nbcodex-row')].flatMap((row) => {
+  const cells = [...row.querySelectorAll('svg, code, button, span')].filter(
+    (e) => !e.hidden && !e.matches('.nbcodex-more, .nbcodex-deeds'));
+  const boxes = cells.map((e) => [e.textContent, e.getBoundingClientRect()]);
+  return boxes.flatMap(([a, x], i) => boxes.slice(i + 1).filter(([, y]) =>
+    x.left < y.right - 1 && y.left < x.right - 1 && x.top < y.bottom - 1 && y.top < x.bottom - 1,
+  ).map(([b]) => `${a} on ${b}`));
+})"""
+
+
+@pytest.mark.parametrize("width", [600, 420])
+def test_totals_are_turned_where_it_is_narrow(
+    watched: Callable[..., Notebook], page: Page, width: int
+) -> None:
+    """Cost and time waited are in view; it is still a table, with its rows and their names."""
+    nb = watched()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    table = monitor(nb).get_by_role("table")
+    expect(table.get_by_role("columnheader", name="waited")).to_be_in_viewport(ratio=1)
+    expect(table.get_by_role("row", name="All time").get_by_role("cell")).to_have_count(7)
+    cost, waited = (table.get_by_role("columnheader", name=name) for name in ("cost", "waited"))
+    above, below = cost.bounding_box(), waited.bounding_box()
+    assert above
+    assert below
+    assert above["y"] < below["y"]
+    assert table.evaluate("e => e.parentNode.scrollWidth <= e.parentNode.clientWidth")
 
 
 def test_monitor_is_usable_where_it_is_narrow(

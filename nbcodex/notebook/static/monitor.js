@@ -9,7 +9,9 @@ const UNITS = { tokens: "tokens (TPM)", requests: "requests (RPM)" };
 const NOTED_MS = 4000; // for a reader to see that a click was heard
 const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
 const ARMED_MS = 4000; // in which a second click means what the first one asked
-const LATE = "No button is heard while a cell runs in this kernel: it will be when the cell has ended. The notebook's own Stop (■) works at once.";
+const SLIP_MS = 500; // after which a second click is no double click
+const IDLE = "Nothing is under way.";
+const LATE = "This kernel hears a button only when its cell has ended. The notebook's own Stop (■) works at once.";
 
 function openFeed(model) {
   const feed = { view: {}, born: 0, clicks: 0, views: new Set(), acks: new Map() };
@@ -42,11 +44,15 @@ const brisk = (ms) => {
   return s < 60 ? `${s} s` : span(s * 1000);
 };
 
+const mark = (node, name, value) => {
+  if (node.dataset[name] !== String(value)) node.dataset[name] = value;
+};
+
 /* Who waits for a limit; a moment is told only as what it surely is not before. */
 function inLine(line, now) {
-  if (!line) return "";
+  if (!line) return "nobody in line";
   const ms = line.last === null ? 0 : line.last - now;
-  const least = ms > 0 ? `, the last in ~${brisk(ms)} at the earliest` : "";
+  const least = ms > 0 ? ` · the last in ≥ ${brisk(ms)}` : "";
   return `${count(line.waiting)} in line for up to ${some(line.asked, "token")}${least}`;
 }
 
@@ -57,8 +63,10 @@ function makeList(parent, build) {
     const keys = new Set(items.map(key));
     for (const [name, part] of kept) {
       if (keys.has(name)) continue;
+      const focused = part.node.contains(part.node.getRootNode().activeElement);
       part.node.remove();
       kept.delete(name);
+      if (focused) parent.closest("[tabindex]")?.focus({ preventScroll: true });
     }
     items.forEach((item, place) => {
       const name = key(item);
@@ -74,7 +82,7 @@ function makeList(parent, build) {
 function makeGauge(feed) {
   const fill = make("i", "left"), bar = make("div", "gauge", { "aria-hidden": "true" }, fill);
   const words = make("span", "words"), until = make("span", "soft");
-  const node = make("div", "level", {}, bar, make("div", "says", {}, words, until));
+  const node = make("div", "level", {}, bar, until, words);
   let gauge, width;
   const tick = () => {
     const passed = Math.max(0, feed.now() - gauge.at) / 1000;
@@ -89,15 +97,17 @@ function makeGauge(feed) {
 }
 
 function makeBucket(feed) {
-  const model = make("strong", "name"), server = make("span", "soft"), shut = make("span", "shut");
-  const levels = make("div", "levels"), nothing = make("span", "soft"), line = make("div", "line");
-  const node = make("li", "bucket", {}, make("div", "who", {}, model, server, shut), levels, nothing, line);
+  const model = make("strong", "name"), server = make("span", "soft");
+  const levels = make("div", "levels"), nothing = make("span", "soft");
+  const shut = make("span", "shut"), line = make("span", "line", { title: ABOUT_LINE }), state = make("div", "state", {}, shut, line);
+  const node = make("li", "bucket", {}, make("div", "who", {}, model, server), make("div", "told", {}, levels, nothing), state);
   const list = makeList(levels, () => makeGauge(feed));
   let bucket, parts = [];
   const tick = () => {
     const left = bucket.closed_until === null ? 0 : bucket.closed_until - feed.now();
     const why = bucket.why && ` · ${bucket.why}`;
-    put(shut, left > 0 ? `closed for ${brisk(left)}${why}` : "");
+    mark(node, "closed", left > 0);
+    put(shut, left > 0 ? `closed for ${brisk(left)}${why}` : "open");
     put(line, inLine(bucket.line, feed.now()));
     parts.forEach((part) => part.tick());
   };
@@ -112,28 +122,33 @@ function makeBucket(feed) {
   return { node, show, tick };
 }
 
+const ABOUT_LINE = "A bound and no forecast: what this limit, its hold, and those who come before it leave no doubt of, as things stand.";
 const LEGEND = "Cancel keeps any text · Retry now, if refused: 1 request, no tokens · Park: for %codex resume";
 const ASKS = { cancel: "Cancel", retry: "Retry now", park: "Park" };
+const ABOUT_ALL = {
+  cancel: "End all open requests of this kernel; text so far is kept. Asks once more.",
+  park: "Put all open requests of this kernel aside for %codex resume. Asks once more.",
+};
 
 function makeRow(feed, press, id) {
   const path = draw("path", {});
   const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
-  const [phase, why, time, tokens] = ["phase", "why", "time", "tokens"].map((name) => make("span", name));
-  const prompt = make("span", "prompt");
+  const [phase, time, used, prompt, why] = ["phase", "time", "used", "prompt", "why"].map((name) => make("span", name));
+  used.title = "Tokens of this attempt: in the prompt, and of the answer so far";
   const buttons = Object.entries(ASKS).map(([action, label]) => {
     const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${short(id)}` }, label);
     node.addEventListener("click", () => press(action, id, row.refusals[action]));
     return [action, node];
   });
   const node = make(
-    "li", "row", {}, icon, make("code", "id", { title: id }, short(id)), phase, time, make("span", "about", {}, prompt, why), tokens,
+    "li", "row", {}, icon, make("code", "id", { title: id }, short(id)), phase, time, prompt, make("span", "more", {}, used, why),
     make("span", "deeds", {}, ...buttons.map(([, button]) => button)),
   );
   let row;
   const tick = () => {
     const waits = row.due !== null, ms = waits ? row.due - feed.now() : feed.now() - row.since;
     const due = row.phase === "queued" ? "soon" : "due now", when = { held: "after ", queued: "in ~" }[row.phase] ?? "in ";
-    put(time, !waits ? brisk(ms) : ms <= 0 ? due : when + brisk(ms));
+    put(time, !waits ? `for ${brisk(ms)}` : ms <= 0 ? due : when + brisk(ms));
   };
   const show = (item) => {
     row = item;
@@ -143,11 +158,13 @@ function makeRow(feed, press, id) {
       path.setAttribute("d", ICONS[item.phase] ?? CLOCK);
       phase.title = about;
     }
+    mark(node, "waits", item.due !== null);
     put(phase, label);
     put(prompt, item.prompt);
+    prompt.title = item.prompt;
     put(why, item.why);
     why.title = item.about;
-    put(tokens, [item.attempt > 1 && `attempt ${item.attempt}`, item.tokens].filter(Boolean).join(" · "));
+    put(used, [item.attempt > 1 && `attempt ${item.attempt}`, item.tokens].filter(Boolean).join(" · "));
     for (const [action, button] of buttons) {
       const refusal = item.refusals[action];
       button.title = refusal ? `${ASKS[action]} is not possible now. ${refusal}` : aboutButton(action, id);
@@ -158,29 +175,36 @@ function makeRow(feed, press, id) {
   return { node, show, tick };
 }
 
-/* A button for all that is open. One click on it may be a slip: it asks, and the second one means it. */
+/* A button for all that is open. One click on it may be a slip: it asks, and a second one means it,
+ * unless it is the same slip: a double click, or a key that is held down. */
 function makeWhole(action, press) {
   const label = `${ASKS[action]} all`;
-  const node = make("button", "button", { ...OWN_KEYS, type: "button", hidden: "" }, label);
-  let armed, open = 0;
+  const node = make("button", "button", { ...OWN_KEYS, type: "button" }, label);
+  let armed, askedAt, open = 0;
+  const name = () => put(node, armed ? `${label} ${count(open)}?` : label);
   const ease = () => {
     clearTimeout(armed);
     armed = undefined;
-    put(node, label);
+    name();
   };
-  node.addEventListener("click", () => {
-    if (armed) {
+  node.addEventListener("keydown", (event) => event.repeat && event.preventDefault());
+  node.addEventListener("click", (event) => {
+    if (!open) {
+      press(action, "all", IDLE);
+    } else if (!armed) {
+      askedAt = event.timeStamp;
+      armed = setTimeout(ease, ARMED_MS);
+      name();
+    } else if (event.timeStamp - askedAt >= SLIP_MS) {
       ease();
       press(action, "all", "");
-    } else {
-      put(node, `${label} ${count(open)}?`);
-      armed = setTimeout(ease, ARMED_MS);
     }
   });
   const show = (now) => {
-    if (now !== open && armed) ease(); // what was asked about is another thing by now
-    open = now;
-    node.hidden = open < 2;
+    open = now; // while it asks, too: with many under way the number never stands still
+    node.title = open ? ABOUT_ALL[action] : `${label} is not possible now. ${IDLE}`;
+    node.setAttribute("aria-disabled", String(!open));
+    (open ? name : ease)();
   };
   return { node, show };
 }
@@ -193,7 +217,7 @@ function makePlot() {
   const picture = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", preserveAspectRatio: "none" }, grid, bars, hits);
   const most = make("span", "most"), mark = make("span", "key-hit");
   const axis = make("div", "axis", { "aria-hidden": "true" }, make("span", "", {}, "1 h ago"), mark, make("span", "", {}, "now"));
-  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens used here, by minute", most), picture, axis);
+  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens by minute", most), picture, axis);
   const show = ({ minutes, hour }) => {
     const top = Math.max(1, ...minutes.map(([tokens]) => tokens));
     const met = minutes.reduce((sum, [, n]) => sum + n, 0);
@@ -206,30 +230,32 @@ function makePlot() {
     bars.setAttribute("d", drawn);
     hits.setAttribute("d", marked);
     picture.setAttribute("aria-label", hour);
-    put(most, top > 1 ? `most: ${count(top)}` : "none in the last hour");
+    put(most, top > 1 ? `most: ${count(top)}` : "none so far");
     put(mark, met ? `▼ limit met (${count(met)})` : "no limit met");
   };
   return { node, show };
 }
 
 function makeTable() {
-  const head = make("thead"), body = make("tbody");
-  const table = make("table", "sums", {}, head, body);
-  const cell = (text, tag, attributes = {}) => make(tag, "", attributes, text);
+  // The roles are those that a table has anyway: it loses them where the style turns it.
+  const cell = (tag, role, text, attributes = {}) => make(tag, "", { role, ...attributes }, text);
+  const row = (...cells) => make("tr", "", { role: "row" }, ...cells);
+  const head = make("thead", "", { role: "rowgroup" }), body = make("tbody", "", { role: "rowgroup" });
+  const table = make("table", "sums", { role: "table" }, head, body);
   const show = ({ columns, sums }) => {
     const told = JSON.stringify(sums);
     if (table.dataset.told === told) return;
     table.dataset.told = told;
-    head.replaceChildren(make("tr", "", {}, make("td"), ...columns.map((c) => cell(c, "th", { scope: "col" }))));
+    head.replaceChildren(row(cell("td", "cell", ""), ...columns.map((c) => cell("th", "columnheader", c, { scope: "col" }))));
     body.replaceChildren(...sums.map(([name, ...figures]) =>
-      make("tr", "", {}, cell(name, "th", { scope: "row" }), ...figures.map((f) => cell(f || "–", "td")))));
+      row(cell("th", "rowheader", name, { scope: "row" }), ...figures.map((f) => cell("td", "cell", f || "–")))));
   };
   return { node: make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": "Totals" }, table), show };
 }
 
 function openView(feed, model, el) {
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const open = make("span", "open"), simulated = make("span", "soft"), others = make("span", "soft"), budget = make("span", "budget");
+  const [open, simulated, others, budget] = ["open", "simulated", "others", "budget"].map((name) => make("span", name));
   const [buckets, rows, log] = [make("ul", "buckets"), make("ul", "rows"), make("ol", "entries")];
   const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
   const [table, plot] = [makeTable(), makePlot()];
@@ -241,10 +267,10 @@ function openView(feed, model, el) {
   const live = make("div", "live", { "aria-live": "polite" });
   const root = make(
     "div", "monitor", { role: "group", "aria-label": "Codex monitor" },
-    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, simulated, budget, others, note),
+    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, make("i", "break"), simulated, others, budget),
     part("limits", "Limits", buckets, unlimited),
     make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
-    part("open", ["Open requests", make("span", "deeds", {}, ...whole.map(({ node }) => node)), make("span", "legend", {}, LEGEND)], scroll("Open requests", rows, idle)),
+    part("open", ["Open requests", make("span", "say", {}, note, make("span", "legend", {}, LEGEND)), make("span", "deeds", {}, ...whole.map(({ node }) => node))], scroll("Open requests", rows, idle)),
     part("log", "Retries", scroll("Retries", log, quiet)), live,
   );
   const listBuckets = makeList(buckets, () => makeBucket(feed));
@@ -252,17 +278,22 @@ function openView(feed, model, el) {
   const listLog = makeList(log, ([when, id, what]) => ({
     node: make("li", "entry", {}, make("time", "", {}, when), make("code", "id", { title: id }, short(id)), make("span", "", {}, what)), show() {},
   }));
-  let ticking = [], spoken = "";
+  let ticking = [], spoken = "", noted;
+
+  function say(what, ms) {
+    clearTimeout(noted);
+    put(note, what);
+    if (ms) noted = setTimeout(() => put(note, ""), ms);
+  }
 
   function press(action, request, refusal) {
-    put(note, refusal);
+    say(refusal, NOTED_MS);
     if (refusal) return;
     const id = ++feed.clicks;
-    const late = setTimeout(() => put(note, LATE), GRACE_MS);
+    const late = setTimeout(() => say(LATE), GRACE_MS);
     feed.acks.set(id, () => {
       clearTimeout(late);
-      put(note, `${ASKS[action]} ${short(request)}: on its way.`);
-      setTimeout(() => put(note, ""), NOTED_MS);
+      say(`${ASKS[action]} ${short(request)}: on its way.`, NOTED_MS);
     });
     model.send({ type: "action", name: action, request, id });
   }
@@ -272,17 +303,19 @@ function openView(feed, model, el) {
     const [waiting, held] = ["waiting", "held"].map((phase) => view.phases[phase] ?? 0);
     const told = [
       view.open ? some(view.open, "open request") : "no open requests",
-      waiting && `${count(waiting)} waiting to retry`, held && `${count(held)} held back, sent in turn`,
+      waiting && `${count(waiting)} waiting to retry`, held && `${count(held)} held back`,
     ];
     put(open, told.filter(Boolean).join(" · "));
     put(simulated, view.simulated && "simulated: nothing of it is paid");
     put(others, view.others && `other kernels: ${view.others}`);
     put(budget, view.budget && `budget: ${view.budget}`);
     ticking = [...listBuckets(view.limits, (b) => `${b.model} ${b.server}`), ...listRows(view.rows, (row) => row.id)];
+    // Ids are of one width in all rows, so that what follows them stands in columns.
+    rows.style.setProperty("--id", Math.max(8, ...view.rows.map((row) => short(row.id).length)));
     whole.forEach((button) => button.show(view.open));
     listLog([...view.log].reverse(), (line) => line.join(" "));
     put(unlimited, view.limits.length ? "" : "No answer has told any limits yet.");
-    put(idle, view.open > view.rows.length ? `and ${count(view.open - view.rows.length)} more` : view.open ? "" : "Nothing is under way.");
+    put(idle, view.open > view.rows.length ? `and ${count(view.open - view.rows.length)} more` : view.open ? "" : IDLE);
     put(quiet, view.log.length ? "" : "No attempt has been refused.");
     table.show(view);
     plot.show(view);
