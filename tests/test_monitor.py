@@ -320,6 +320,7 @@ def test_a_line_that_ends_is_said_without_a_moment() -> None:
     [
         ({"cost": 0.039, "unpriced": 1}, "≥ $0.039"),
         ({"cost": 0.039}, "$0.039"),
+        ({"cost": 0.039, "usage": Usage(estimated=True)}, "~$0.039"),
         ({"unpriced": 2}, "unknown"),
         ({}, ""),
     ],
@@ -329,6 +330,14 @@ def test_cost_in_the_table(known: dict[str, Any], told: str) -> None:
     state = after(Observed(at=0, session=Sums(requests=2, **known)))
     drawn = picture(state, 1, WALL)
     assert drawn["sums"][1][1 + drawn["columns"].index("cost")] == told
+
+
+def test_sums_of_estimates_are_estimates() -> None:
+    """Where an answer broke off, nobody has counted: what is added up is about so much."""
+    about = Sums(requests=2, answers=1, usage=replace(USED, estimated=True), cost=0.5)
+    state = after(Observed(at=0, session=about))
+    assert picture(state, 1, WALL)["sums"][1][2:5] == ["~812", "~512", "~431"]
+    assert "~812 in (512 cached) · ~431 out (64 reasoning) · ~$0.50\n" in status(state, 1, WALL)
 
 
 @pytest.mark.parametrize(

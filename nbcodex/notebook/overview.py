@@ -108,7 +108,8 @@ def _answered(total: Sums) -> str:
 def cost(total: Sums) -> str:
     """Return what it cost, as far as that is known."""
     unknown = f"cost of {total.unpriced} unknown" if total.unpriced else ""
-    return ", ".join(filter(None, (money(total.cost) if total.cost else "", unknown)))
+    about = "~" if total.usage.estimated else ""
+    return ", ".join(filter(None, (about + money(total.cost) if total.cost else "", unknown)))
 
 
 def hour(state: MonitorState, now: float) -> str:
@@ -172,7 +173,7 @@ COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"
 
 
 def _columns(total: Sums) -> list[str]:
-    least = "≥ " if total.unknown else ""
+    least = "≥ " if total.unknown else "~" if total.usage.estimated else ""
     return [
         f"{total.answers:,}",
         *_counted(total.usage, least),
@@ -185,7 +186,8 @@ def _least_cost(total: Sums) -> str:
     """Return what it cost in the width of a column: at least so much, where some is unknown."""
     if total.unpriced and not total.cost:
         return "unknown"
-    return ("≥ " if total.unpriced else "") + money(total.cost) if total.cost else ""
+    about = "≥ " if total.unpriced else "~" if total.usage.estimated else ""
+    return about + money(total.cost) if total.cost else ""
 
 
 def _ever(state: MonitorState) -> str:
