@@ -41,11 +41,11 @@ texts = [
     "colours fade in the sun after a week", "would buy it again for the whole family",
 ]
 ask = lambda n, most=1_600: nbcodex.aask(
-    f"Review {n}: {texts[n % 4]}\\n[[tokens={590 + 37 * n % 200}]]", max_output=most
+    f"Review {n}: {texts[n % 4]}. Sum it up in one line.\\n[[tokens={590 + 37 * n % 200}]]", max_output=most
 )
 await asyncio.gather(*map(ask, range(9)))
 None"""
-WIDE, NARROW = 870, 470
+WIDER, WIDE, NARROW = 1150, 870, 470
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
             nb.wait()
         simulator.core.change(tpm=20_000)
         for theme in ("Light", "Dark"):
-            with opened(chromium, lab, simulator, theme, cell="%codex monitor") as nb:
+            with opened(chromium, lab, simulator, theme, cell="%codex monitor", width=WIDER) as nb:
                 watch(nb, simulator, f"monitor-{theme.lower()}.png")
         chromium.close()
 
