@@ -205,7 +205,7 @@ last hour: 0 tokens, at most 0 a minute, limits met 0 times"""
 
 BUSY = """\
 Codex monitor
-gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens, the last in ≥ 32.0 s
+gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 requests left · closed for another 5.0 s: tokens per minute (TPM) · 3 in line for up to 45,000 tokens, the last in 32.0 s or more
 2 open requests · 1 waiting to retry:
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · ~812 in · no cost so far
   77aa  “Write a poem about the sea, and make it rhyme in every line” · queued 10.0 s
@@ -291,7 +291,7 @@ def test_the_last_in_line_is_told_only_what_is_certain(state: MonitorState, at: 
     """
     assert last_turn(state, BUCKET) == at
     assert picture(state, 110, WALL)["limits"][0]["line"]["last"] == (at and at * 1000)
-    words = f", the last in ≥ {at - 110:.1f} s" if at else ""
+    words = f", the last in {at - 110:.1f} s or more" if at else ""
     assert status(state, 110, WALL).splitlines()[1].endswith(f"for up to 45,000 tokens{words}")
 
 

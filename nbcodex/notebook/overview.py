@@ -69,7 +69,7 @@ def _line(state: MonitorState, name: str, now: float) -> str:
     told = f"{line.waiting:,} in line for up to {line.asked:,.0f} tokens"
     if last is None or last <= now:
         return told
-    return f"{told}, the last in ≥ {spell(min(last - now, panel.FAR))}"
+    return f"{told}, the last in {spell(min(last - now, panel.FAR))} or more"
 
 
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:

@@ -40,8 +40,9 @@ texts = [
     "it came a day late, with the box open", "fits as it should, and is quiet at night",
     "colours fade in the sun after a week", "would buy it again for the whole family",
 ]
+tell = lambda n: f"Review {n}: {texts[n % 4]}. Sum it up in one line."
 ask = lambda n, most=1_600: nbcodex.aask(
-    f"Review {n}: {texts[n % 4]}. Sum it up in one line.\\n[[tokens={590 + 37 * n % 200}]]", max_output=most
+    f"{tell(n)}\\n[[tokens={590 + 37 * n % 200}]]", max_output=most
 )
 await asyncio.gather(*map(ask, range(9)))
 None"""

@@ -52,7 +52,7 @@ const mark = (node, name, value) => {
 function inLine(line, now) {
   if (!line) return "nobody in line";
   const ms = line.last === null ? 0 : line.last - now;
-  const least = ms > 0 ? ` · the last in ≥ ${brisk(ms)}` : "";
+  const least = ms > 0 ? ` · the last in ${brisk(ms)} or more` : "";
   return `${count(line.waiting)} in line for up to ${some(line.asked, "token")}${least}`;
 }
 
