@@ -59,9 +59,9 @@ telling(Journal, "finish", "finished")
 
 def halt(name, *, after):
     deed = getattr(Keeper, name)
-    async def halted(self, *args):
+    async def halted(self, *args, **kwargs):
         if after:
-            await deed(self, *args)
+            await deed(self, *args, **kwargs)
         tell("halted", self._request.id)
         await asyncio.Event().wait()
     setattr(Keeper, name, halted)
