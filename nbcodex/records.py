@@ -413,7 +413,7 @@ class Reply:
     model : str or None
         The model that answered, in the server's words.
     usage : Usage
-        Tokens; estimates are marked.
+        Tokens of all tries. Of those that broke off they are estimates, and marked so.
     cost : float or None
         US dollars; None where no price is known.
     attempts : int
