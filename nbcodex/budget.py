@@ -120,6 +120,7 @@ class Budget:
             return all(_fits(amount, cap, _used(seen, cap)) for cap in caps)
 
         today = self._today()
+        # That is as it was before: each cap is held against it once more, to say which refuses.
         self._kernels = await journal.set_aside(id_, amount, today=today, allowed=allowed)
 
     def _check_price(self, request: Request, expected: Estimate, cap: Cap) -> None:

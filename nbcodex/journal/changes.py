@@ -243,10 +243,10 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
-    aside = spending.release(connection, storable(id_))
+    aside = spending.release(connection, storable(id_)) or Spent()
     if reply.attempts and not (reply.simulated or reply.reused):
         count(connection, counted(reply))
-        spent = Spent.by(reply, otherwise=otherwise or aside or Spent())
+        spent = Spent.by(reply, otherwise=aside if otherwise is None else otherwise)
         spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
 
 

@@ -246,7 +246,7 @@ class Journal:
         return queries.reused(entry.reply) if entry else None
 
     async def spending(self, today: str) -> Spending:
-        """Return the kept budget, and what was used on this day (an ISO date) and in its month."""
+        """Return what was used on this day (an ISO date) and its month, and what is set aside."""
         return await self._writer.run(
             lambda connection: spending.seen(connection, today=today),
             level=Level.READ,
