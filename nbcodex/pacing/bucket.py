@@ -201,7 +201,8 @@ class Bucket:
     ) -> None:
         limit, rate, remaining = told_by(gauge)
         error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
-        self.requests.correct(error, now, taken_at=taken_at, usual=not self.blind)
+        usual = not self.blind and self.requests.has_limit(limit)
+        self.requests.correct(error, now, taken_at=taken_at, usual=usual)
         self.requests.adopt(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
@@ -210,8 +211,9 @@ class Bucket:
         limit, rate, remaining = told_by(gauge)
         taken_at = reservation.at + gone
         marks = reservation.marks
+        usual = not self.blind and self.tokens.tank.has_limit(limit)
         errors = self.tokens.observe(
-            marks, remaining, gone=gone, taken_at=taken_at, now=now, usual=not self.blind
+            marks, remaining, gone=gone, taken_at=taken_at, now=now, usual=usual
         )
         self._adopt(limit, rate, now=now, since=taken_at)
         self.tokens.judge(taken_at, patient=self.blind)
@@ -245,7 +247,7 @@ class Bucket:
         self.window = None
         of_requests = told.resource == "requests"
         tank = self.requests if of_requests else self.tokens.tank
-        steady = tank.known and abs(tank.limit - told.gauge.limit) <= 1e-3 * tank.limit
+        steady = tank.has_limit(told.gauge.limit)
         gone = (now + reservation.sent_at) / 2 - reservation.at
         errors = None
         if is_news:

@@ -125,7 +125,7 @@ class Shadows:
             self._open(at)
             return False
         age, apart = at - self.since, max(self.drift) - min(self.drift)
-        if age < WINDOW or apart < APART * self.usual:
+        if age < WINDOW or apart <= APART * self.usual:
             if age > STALE and not patient:
                 self._open(at)
             return False

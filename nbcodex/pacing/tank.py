@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FULL = 1e-6
-"""Share of the limit by which a full bucket may seem not to be."""
+FULL, SAME = 1e-6, 1e-3
+"""Share of the limit by which a full bucket may seem not to be; by which two are taken for one."""
 LEARN, UNSEEN = 0.1, 10.0
 """What of an error counts, each second, as somebody else's doing: 10 s make a habit; for no longer
 than so many seconds is a habit relied on unseen."""
@@ -70,6 +70,10 @@ class Tank:
         """Whether the limit is known."""
         return self.limit < math.inf
 
+    def has_limit(self, limit: float) -> bool:
+        """Whether a stated limit is the one that is known."""
+        return self.known and abs(self.limit - limit) <= SAME * self.limit
+
     @property
     def usable(self) -> float:
         """How much can be used at once when it is full."""
@@ -127,7 +131,8 @@ class Tank:
     def correct(self, error: float, now: float, *, taken_at: float, usual: bool = True) -> None:
         """Put the level right by the `error` that a snapshot taken at an instant shows.
 
-        One that is `usual` tells of somebody else, too; one that only refusals bring does not.
+        One that is `usual` tells of somebody else, too. One that only refusals bring does not, nor
+        one of another limit than the error was reckoned with.
         """
         if self.known and usual:
             passed = max(0.0, taken_at - self.seen_at)
@@ -148,6 +153,7 @@ class Tank:
         else:
             self.at = min(since, now)
         self.limit, self.rate = limit, rate
+        self.leak = min(self.leak, rate / 2)
 
     def hide(self, floor: float) -> None:
         """A shorter window that nobody tells of keeps `floor` from being used."""

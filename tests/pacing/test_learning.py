@@ -111,3 +111,23 @@ def test_headers_from_before_a_refusal_are_old_news() -> None:
     gauge = Gauge(limit=60_000, remaining=500, full_in=59.5)
     bucket.admit(before, Snapshot(at=100.5, tokens=gauge), 100.5)
     assert bucket.tokens.tank.level_at(100.5) == pytest.approx(900, abs=200)
+
+
+def test_a_limit_that_has_fallen_is_no_stranger_s_doing() -> None:
+    """What a smaller limit has taken away at once, nobody is expected to go on taking."""
+    bucket = known_bucket(tokens=1_000_000, requests=5_000)
+    sent = bucket.take("b", Cost(13, 700), 100.0)
+    tokens, requests = Gauge(limit=3_000, remaining=2_287), Gauge(limit=60, remaining=59)
+    bucket.admit(sent, Snapshot(at=100.0, tokens=tokens, requests=requests), 100.0)
+    assert bucket.tokens.tank.has_at(2_787, 100.0) == pytest.approx(110)
+    assert bucket.requests.has_at(59.5, 100.0) == pytest.approx(100.5)
+
+
+def test_nobody_is_expected_to_take_more_than_half_of_a_smaller_limit() -> None:
+    """A stranger's habit is no larger than what flows, also after a limit has fallen."""
+    bucket = known_bucket(tokens=1_000_000, requests=5_000)
+    for at, limit, left in ((100.0, 1_000_000, 0), (200.0, 3_000, 0)):
+        sent = bucket.take("b", Cost(0, 0), at)
+        gauge = Gauge(limit=limit, remaining=left)
+        bucket.admit(sent, Snapshot(at=at, tokens=gauge), at)
+    assert bucket.tokens.tank.leak == bucket.tokens.tank.rate / 2
