@@ -73,7 +73,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._engine: Engine | None = None
-        self._desks: dict[tuple[Path, Secret | None], Desk] = {}
+        self._desks: dict[tuple[Path, Secret | None] | None, Desk] = {}
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
@@ -104,16 +104,20 @@ class Client:
         What is known of limits is shared by all who have the folder or the Redis of `settings` in
         common, also where prompts are not kept: numbers alone, under names that are hashes.
         """
-        from nbcodex.pacing.desk import SharedDesk
+        from nbcodex.pacing.desk import Desk, SharedDesk
         from nbcodex.pacing.stores import open_store
 
-        place = folder_of(settings), settings.redis_url
-        if place not in self._desks:
-            opening = partial(
-                open_store, place[0], redis_url=settings.redis_url, say=self._announce
-            )
-            self._desks[place] = SharedDesk(opening, clock=self.clock, tell=self._announce)
-        return self._desks[place]
+        place = None if settings.alone else (folder_of(settings), settings.redis_url)
+        if place in self._desks:
+            return self._desks[place]
+        if place is None:
+            desk = Desk()
+        else:
+            folder, url = place
+            opening = partial(open_store, folder, redis_url=url, say=self._announce)
+            desk = SharedDesk(opening, clock=self.clock, tell=self._announce)
+        self._desks[place] = desk
+        return desk
 
     def _announce(self, news: str) -> None:
         self.news = f"{self.news} {news}".strip()

@@ -145,6 +145,9 @@ class Settings:
         How many earlier turns a request sees at most; None: as many as fit.
     redis_url
         ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
+    alone
+        Whether nobody else can meet the server's limits, as it is one of this process's own: what
+        is known of them is then kept in memory, and shared with nobody.
     """
 
     api_key: Secret | None = None
@@ -172,6 +175,7 @@ class Settings:
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_history: int | None = None
     redis_url: Secret | None = None
+    alone: bool = False
 
     @classmethod
     def read(

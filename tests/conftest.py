@@ -19,6 +19,7 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         if name.startswith(("OPENAI_", "AZURE_OPENAI_", "NBCODEX_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
 

@@ -212,6 +212,15 @@ def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> No
         ip.run_line_magic("codex", "demo loud")
 
 
+def test_the_demo_leaves_nothing_behind(ip: Any, tmp_path: Path) -> None:
+    """What is simulated comes neither into the user's journal nor into the ledger of limits."""
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
+    ip.run_line_magic("codex", "demo off")
+    assert ip.user_ns["r"].text == "hello"
+    assert not [*tmp_path.rglob("*.sqlite*")]
+
+
 @pytest.mark.parametrize(
     ("chosen", "asked"), [("gpt-5.6-mini", "gpt-5.6-mini"), ("gpt-4o", "gpt-5.6-sol")]
 )

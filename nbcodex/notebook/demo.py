@@ -45,12 +45,14 @@ def start(*, calm: bool = False) -> Settings:
         simulator.script(() if calm else _OTHERS)
         _server = SimulatorServer(simulator)
     address = f"{_server.url or _server.start()}/v1"
-    # What is simulated stays out of the user's own journal.
+    # What is simulated stays out of the user's own journal and ledger. The address is not this
+    # simulator's for good: the next one may have its port, and other limits.
     return Settings(
         api_key=Secret("no-key-is-needed-here"),
         base_url=address,
         model=DEFAULT_MODEL,
         journal=False,
+        alone=True,
     )
 
 
