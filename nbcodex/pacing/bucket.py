@@ -231,7 +231,9 @@ class Bucket:
             way = max(0.0, snapshot.at - reservation.sent_at - snapshot.processing)
             self.rtt = min(self.rtt * 1.01, way)
             return readying + way / 2
-        return readying + (self.rtt / 2 if self.rtt < math.inf else 0.0)
+        # A way that was long once may be short now.
+        passed = max(0.0, snapshot.at - reservation.sent_at)
+        return readying + (min(self.rtt / 2, passed) if self.rtt < math.inf else 0.0)
 
     def _learn(
         self,

@@ -16,6 +16,7 @@ from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.row import Hold
 from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.pacing.tank import UNSEEN
 from nbcodex.records import Gauge, Limit, Snapshot, Usage
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.kernels import beat, fairness
@@ -244,14 +245,14 @@ limits = st.none() | st.builds(
 )
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["admit", "refuse", "settle", "cancel"]), snapshots, limits),
-        max_size=12,
-    )
+histories = st.lists(
+    st.tuples(st.sampled_from(["admit", "refuse", "settle", "cancel"]), snapshots, limits),
+    max_size=12,
 )
-def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any]]) -> None:
-    """No header and no message makes the ledger raise, or wait for ever."""
+
+
+def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[Ledger, float]:
+    """Return a ledger that was told all this, one thing every 100 s, and the time."""
     ledger, now = Ledger(), 1000.0
     for what, snapshot, limit in says:
         now += 100
@@ -266,8 +267,30 @@ def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any
             case "refuse":
                 sent.probe = False
                 ledger.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
-    leave = ledger.reserve(ledger.listen("b", Cost(1e-9, 10), lambda: None), now + 100)
+    return ledger, now + 100
+
+
+@given(histories)
+def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any]]) -> None:
+    """No header and no message makes the ledger raise, or wait for ever."""
+    ledger, now = lived_through(says)
+    leave = ledger.reserve(ledger.listen("b", Cost(1e-9, 10), lambda: None), now)
     assert isinstance(leave, Reservation) or now < leave.until < math.inf
+
+
+@given(histories, st.floats(0, 1), st.floats(0, 1))
+def test_whatever_a_server_has_said_the_truth_outweighs_it(
+    says: list[tuple[str, Any, Any]], left: float, asked: float
+) -> None:
+    """Headers that tell the truth are believed: nobody waits longer than a bucket takes to fill."""
+    ledger, now = lived_through(says)
+    sent = ledger.probe(ledger.listen("b", Cost(20, 80), lambda: None), now)
+    tokens = Gauge(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
+    requests = Gauge(limit=60, remaining=30, full_in=30)
+    ledger.admit(sent, Snapshot(at=now, tokens=tokens, requests=requests), now)
+    ledger.settle(sent, Usage(input_tokens=20, output_tokens=80), now)
+    leave = ledger.reserve(ledger.listen("b", Cost(0, asked * 3_000), lambda: None), now)
+    assert isinstance(leave, Reservation) or leave.until <= now + 60 + UNSEEN
 
 
 def test_one_goes_when_the_server_said() -> None:
