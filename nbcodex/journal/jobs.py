@@ -44,12 +44,13 @@ Jobs = queue.SimpleQueue[Job | None]
 def take(jobs: Jobs, wait: float | None, *, not_before: float) -> list[Job | None]:
     """Return what is in the queue, after at most `wait` seconds.
 
-    Before an instant of `time.monotonic` nothing is taken, so that more can share a transaction.
+    Before an instant of `time.monotonic` nothing is written, so that more can share a transaction.
     """
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
-        taken.append(jobs.get(timeout=wait))
-        if (rest := not_before - time.monotonic()) > 0:
+        taken.append(first := jobs.get(timeout=wait))
+        writes = first is not None and first.level is not Level.READ
+        if writes and (rest := not_before - time.monotonic()) > 0:
             time.sleep(rest)
         while taken[-1] is not None and len(taken) < TOGETHER:
             taken.append(jobs.get_nowait())

@@ -27,9 +27,10 @@ Outcomes = dict[asyncio.AbstractEventLoop, list[tuple[Any, Any, Exception | None
 JOIN = 30.0
 """Seconds for which `Writer.close` waits at most for what is in the queue."""
 
-GATHER = 0.004
-"""Seconds between two transactions of a file, while several jobs come at once: one for all of them
-saves the disk's work, and their thread's quarrel with the event loop's over the interpreter."""
+GATHER = 0.008
+"""Seconds between two transactions of a file while jobs come thick and fast: one for all of them
+saves the disk's work, and their thread's quarrel with the event loop's over the interpreter. Who
+comes alone, or only reads, waits for nobody."""
 
 PAUSE = 2.0
 """Seconds for which a fork waits at most: longer only if another process holds the file locked."""
@@ -121,9 +122,10 @@ class Writer:
 
     def _serve(self, jobs: Jobs) -> None:
         wait: float | None = None
-        not_before = 0.0
+        not_before = ended_at = 0.0
         while True:
             taken = take(jobs, wait, not_before=not_before)
+            crowded = len(taken) > 1 or time.monotonic() < ended_at + 2 * GATHER
             with self._at_work:
                 for group in groups_of([job for job in taken if job is not None]):
                     self._database.perform(group)
@@ -131,8 +133,9 @@ class Writer:
                 if None in taken:
                     return self._database.leave()
                 wait = self._database.look_after()
-            crowded = len(taken) > 1 and self._database.folder is not None
-            not_before = time.monotonic() + GATHER if crowded else 0.0
+            ended_at = time.monotonic()
+            gathers = crowded and self._database.folder is not None
+            not_before = ended_at + GATHER if gathers else 0.0
 
     def _hand_over(self) -> None:
         """Give each loop what came of its jobs, in one call."""

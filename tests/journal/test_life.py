@@ -362,10 +362,19 @@ def test_what_comes_while_a_file_rests_shares_a_commit(monkeypatch: pytest.Monke
     assert jobs.take(queue, 1.0, not_before=float("inf")) == [first, second]
 
 
+def test_who_reads_waits_for_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only reads is done at once, also while a file rests between two transactions."""
+    queue: jobs.Jobs = SimpleQueue()
+    reading = Job(lambda _: None, Level.READ, None, lambda *_: None)
+    queue.put(reading)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: pytest.fail("it waited"))
+    assert jobs.take(queue, 1.0, not_before=float("inf")) == [reading]
+
+
 def test_a_request_alone_waits_for_no_other(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where several jobs were taken at once does the file rest before the next."""
+    """Only where jobs come thick and fast does the file rest before the next."""
     rests: list[float] = []
     monkeypatch.setattr(jobs.time, "sleep", rests.append)
     first = request()
