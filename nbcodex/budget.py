@@ -94,34 +94,46 @@ class Budget:
         # Of a server on this machine the unknown price is nothing.
         free = expected.cost is None and prices.may_be_free(base_url)
         watched = [cap for cap in caps if not (free and cap.unit == "dollars")]
+        lasting = [cap for cap in watched if cap.period != "session"]
         self._drop(request.id)
         amount = expected.spent.plus(so_far)
         for cap in watched:
             self._check_price(request, expected, cap)
-            if cap.period == "session":
+            if cap not in lasting:
                 self._check(request, expected, amount, cap)
         self._open[request.id] = amount, caps
         self._aside = self._aside.plus(amount)
         try:
-            if lasting := [cap for cap in watched if cap.period != "session"]:
-                await self._set_aside(request.id, amount, lasting, journal)
-            for cap in lasting:
-                self._check(request, expected, amount, cap)
+            if lasting:
+                await self._set_aside(request, expected, amount, lasting, journal)
         except BaseException:
             self._drop(request.id)
             raise
 
     async def _set_aside(
-        self, id_: str, amount: Spent, caps: Sequence[Cap], journal: Journal
+        self,
+        request: Request,
+        expected: Estimate,
+        amount: Spent,
+        caps: Sequence[Cap],
+        journal: Journal,
     ) -> None:
-        """Set an amount aside for all kernels, if the caps allow it that count them all."""
+        """Set an amount aside for all kernels, if the caps allow it that count them all.
+
+        Raises
+        ------
+        BudgetError
+            If one does not.
+        """
 
         def allowed(seen: Spending) -> bool:
             return all(_fits(amount, cap, _used(seen, cap)) for cap in caps)
 
         today = self._today()
         # That is as it was before: each cap is held against it once more, to say which refuses.
-        self._kernels = await journal.set_aside(id_, amount, today=today, allowed=allowed)
+        self._kernels = await journal.set_aside(request.id, amount, today=today, allowed=allowed)
+        for cap in caps:
+            self._check(request, expected, amount, cap)
 
     def _check_price(self, request: Request, expected: Estimate, cap: Cap) -> None:
         if cap.unit == "dollars" and expected.cost is None:

@@ -14,6 +14,7 @@ from nbcodex import loop
 from nbcodex.batch.recipe import Recipe
 from nbcodex.batch.shapes import Row, Shape
 from nbcodex.errors import ConfigurationError, NbcodexError
+from nbcodex.estimate import USUAL
 from nbcodex.journal.key import equality_key
 from nbcodex.records import Request, Usage
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 200
 """Rows of which the cost of all is estimated, where nobody asked for more."""
-ASSUMED = 500
-"""Output tokens of a row, where `max_output` sets no bound."""
 TOGETHER = 2_000
 """Rows that are looked at in one go."""
 MOST = 1_000_000
@@ -76,13 +75,14 @@ class Estimate:
 
     def __str__(self) -> str:
         most = "at most " if self.bounded else ""
+        assumed = "" if self.bounded else f" ({USUAL} a row assumed)"
         told = [
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
             f"{self.equal:,} equal to others" if self.equal else "",
             f"{self.refused:,} make no request" if self.refused else "",
             f"~{self.input_tokens:,} in",
-            f"{most}~{self.output_tokens:,} out" + ("" if self.bounded else " (500 a row assumed)"),
+            f"{most}~{self.output_tokens:,} out{assumed}",
             "price unknown" if self.cost is None else f"{most}~${self.cost:,.2f}",
             "half the usual price" if self.halved and self.cost else "",
             self.model or "",
@@ -94,6 +94,25 @@ class Estimate:
         return f"<Estimate {self}>"
 
 
+@dataclass(slots=True)
+class _Count:
+    """What some rows ask, counted one by one."""
+
+    rows: int = 0
+    answered: int = 0
+    equal: int = 0
+    refused: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    first: Request | None = None
+    base_url: str = ""
+
+    @property
+    def asked(self) -> int:
+        """Rows that are sent."""
+        return self.rows - self.answered - self.equal - self.refused
+
+
 def estimate(
     shape: Shape, recipe: Recipe, client: Client, settings: Settings, *, sample: bool = False
 ) -> Estimate:
@@ -102,48 +121,50 @@ def estimate(
     An iterator is read to its end.
     """
     few, apart = _sampled(shape, recipe) if sample else (shape.rows(), 0)
-    rows = answered = equal = refused = asked_in = asked_out = 0
-    usual: Request | None = None
-    base_url = ""
-    seen: set[int] = set()
-    for part in _in_parts(few):
-        rows += len(part)
-        requests = list(_requests(recipe, part))
-        refused += len(part) - len(requests)
-        if requests and not base_url:
-            usual = requests[0]
-            base_url = client.engine().wire.endpoint(usual, settings).base_url
-        keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in requests]
-        known = client.journal(settings).batches.answered(filter(None, keys))
-        for request, key in zip(requests, keys, strict=True):
-            if key in known:
-                answered += 1
-            elif key and not _is_new(hash(key), seen):
-                equal += 1
-            else:
-                asked_in += tokens.of_request(request)
-                asked_out += request.max_output or ASSUMED
-    times = apart / max(rows, 1) if sample else 1.0
+    count = _counted(few, recipe, client, settings)
+    total = count.rows if shape.total is None else shape.total
+    times = apart / max(count.rows, 1) if sample else 1.0
     halved = recipe.origin.engine == "batch"
-    share = times * DISCOUNT if halved else times
-    model = (usual and usual.model) or settings.model or _default(base_url)
-    total = rows if shape.total is None else shape.total
-    asked = rows - answered - equal - refused
+    model = (count.first and count.first.model) or settings.model or _default(count.base_url)
+    cost = _cost(count, model)
     told = Estimate(
         rows=total,
-        answered=round(answered * times),
-        equal=round(equal * times) + (total - apart if sample else 0),
-        refused=round(refused * times),
-        input_tokens=round(asked_in * times),
-        output_tokens=round(asked_out * times),
-        cost=_cost(asked_in, asked_out, asked, model, base_url, share),
+        answered=round(count.answered * times),
+        equal=round(count.equal * times) + (total - apart if sample else 0),
+        refused=round(count.refused * times),
+        input_tokens=round(count.input_tokens * times),
+        output_tokens=round(count.output_tokens * times),
+        cost=None if cost is None else cost * times * (DISCOUNT if halved else 1.0),
         model=model,
-        bounded=bool(usual and usual.max_output),
+        bounded=bool(count.first and count.first.max_output),
         halved=halved,
     )
     used = told.input_tokens + told.output_tokens
-    budgets = client.outlook(settings, base_url, tokens=used, cost=told.cost)
+    budgets = client.outlook(settings, count.base_url, tokens=used, cost=told.cost)
     return replace(told, budgets=tuple(loop.running().submit(budgets).result()))
+
+
+def _counted(rows: Iterable[Row], recipe: Recipe, client: Client, settings: Settings) -> _Count:
+    """Return what the rows ask of the server; what is equal, or answered, asks nothing."""
+    count, seen = _Count(), set[int]()
+    for part in _in_parts(rows):
+        requests = list(_requests(recipe, part))
+        count.rows += len(part)
+        count.refused += len(part) - len(requests)
+        if requests and count.first is None:
+            count.first = requests[0]
+            count.base_url = client.engine().wire.endpoint(count.first, settings).base_url
+        keys = [equality_key(r, base_url=count.base_url) if r.reuse else b"" for r in requests]
+        known = client.journal(settings).batches.answered(filter(None, keys))
+        for request, key in zip(requests, keys, strict=True):
+            if key in known:
+                count.answered += 1
+            elif key and not _is_new(hash(key), seen):
+                count.equal += 1
+            else:
+                count.input_tokens += tokens.of_request(request)
+                count.output_tokens += request.max_output or USUAL
+    return count
 
 
 def is_priced(recipe: Recipe, client: Client, settings: Settings) -> bool:
@@ -225,12 +246,13 @@ def _default(base_url: str) -> str | None:
     return DEFAULT_MODEL if prices.seller(base_url) == "openai" else None
 
 
-def _cost(
-    asked_in: int, asked_out: int, rows: int, model: str | None, base_url: str, times: float
-) -> float | None:
-    """Return the cost of all rows by that of the mean one: a long prompt's price is another."""
-    if rows <= 0:
-        return 0.0 if prices.seller(base_url) or not base_url else None
-    mean = Usage(input_tokens=asked_in // rows, output_tokens=asked_out // rows)
-    each = prices.cost(mean, model, base_url)
-    return None if each is None else each * rows * times
+def _cost(count: _Count, model: str | None) -> float | None:
+    """Return the cost of what was counted by that of the mean row: a long prompt's is another."""
+    if count.asked <= 0:
+        return 0.0 if prices.seller(count.base_url) or not count.base_url else None
+    mean = Usage(
+        input_tokens=count.input_tokens // count.asked,
+        output_tokens=count.output_tokens // count.asked,
+    )
+    each = prices.cost(mean, model, count.base_url)
+    return None if each is None else each * count.asked
