@@ -95,7 +95,7 @@ class Ledger:
 
     def _reserve(self, shared: Shared, row: Row, ticket: Ticket, now: float) -> Reservation | Hold:
         bucket, cost = shared.bucket, ticket.cost
-        limit = never(bucket, cost)
+        limit = never(bucket, cost, now)
         if limit is not None:
             raise _too_large(cost.tokens * bucket.fit, limit)
         if bucket.tokens.policy == "refunded" and row.ends(bucket.tokens.tank.limit):

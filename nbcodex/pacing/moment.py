@@ -23,6 +23,8 @@ HASTE = 3.0
 hope so meets few refusals before the first of them is heard of."""
 ERR = 1.2
 """By how much an estimate of the input may err."""
+LATELY = 600.0
+"""Seconds for which a limit that was told is sure to hold: an account may be given a larger one."""
 OWED = 0.5
 """Share of the bucket that may be reserved for answers under way; the rest lets others begin."""
 
@@ -106,13 +108,13 @@ def _spare(bucket: Bucket, tank: Tank) -> float:
     return min(bucket.margin * tank.limit, WIDEST * tank.usable)
 
 
-def never(bucket: Bucket, cost: Cost) -> float | None:
+def never(bucket: Bucket, cost: Cost, now: float) -> float | None:
     """Return the limit that the request is too large for at any time; None if it can fit.
 
-    Estimates err, and some servers state nonsense: nothing is refused here that is not clearly
-    larger, nor what the server has let in before.
+    Estimates err, limits change, and some servers state nonsense: nothing is refused here that is
+    not clearly larger, nor what the server has let in before, nor by a limit told long ago.
     """
-    limit = bucket.tokens.tank.limit
+    tank = bucket.tokens.tank
     least = cost.tokens * bucket.fit
-    clearly = least > ERR * limit and least > bucket.largest and not bucket.guessed
-    return limit if clearly else None
+    clearly = least > ERR * tank.limit and least > bucket.largest and not bucket.guessed
+    return tank.limit if clearly and now - tank.seen_at <= LATELY else None

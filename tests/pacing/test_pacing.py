@@ -210,6 +210,17 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
         ledger.reserve(ledger.listen("b", Cost(5000, 90), lambda: None), 101.0)
 
 
+def test_a_limit_told_long_ago_refuses_nothing_here() -> None:
+    """The account may have been given a larger limit meanwhile: the server decides."""
+    ledger = Ledger()
+    sent = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Reservation)
+    ledger.admit(sent, Snapshot(at=101.0, tokens=Gauge(limit=1000, remaining=900)), 101.0)
+    ledger.settle(sent, Usage(input_tokens=10, output_tokens=90), 102.0)
+    leave = ledger.reserve(ledger.listen("b", Cost(5000, 90), lambda: None), 4000.0)
+    assert isinstance(leave, Reservation)
+
+
 def test_what_was_let_in_once_is_not_refused_here() -> None:
     """A server that states a limit smaller than what it lets in is not believed."""
     ledger = Ledger()
