@@ -135,6 +135,8 @@ class Bucket:
             return (0.0,) * len(POLICIES)
         used = min(float(usage.output_tokens), cost.output)
         self.output.end(cost.output, used, now - reservation.at)
+        if reservation.astray:
+            return (0.0,) * len(POLICIES)  # nothing was taken from these ledgers
         if usage.input_tokens and cost.tokens and not usage.estimated:
             ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
             self.fit += (ratio - self.fit) * 0.02
@@ -158,13 +160,14 @@ class Bucket:
     ) -> None:
         """A limit has refused a request: close the bucket until an instant, and learn from it.
 
-        What was let in and broken off later is closed for, too, but teaches nothing.
+        What was let in and broken off later is closed for, too, but teaches nothing; nor does what
+        was taken from a bucket that is lost.
         """
         fresh, admitted = now >= self.until, reservation.heard
         self.cancel(reservation, now)
         if not reservation.probe and until > self.until:
             self.until, self.limit = until, limit
-        if admitted:
+        if admitted or reservation.astray:
             return
         # What a later one has told includes already that this one was never charged.
         is_news = reservation.number > self.newest

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
@@ -97,7 +98,7 @@ class Ledger:
         bucket, cost = shared.bucket, ticket.cost
         limit = never(bucket, cost, now)
         if limit is not None:
-            raise _too_large(cost.tokens * bucket.fit, limit)
+            raise _too_large(cost.tokens * min(1.0, bucket.fit), limit)
         if bucket.tokens.policy == "refunded" and row.ends(bucket.tokens.tank.limit):
             row.arrange(bucket.tokens.tank.limit)
             if row.head() is not ticket:
@@ -201,10 +202,16 @@ class Ledger:
         return found
 
     def beat(self, now: float) -> bool:
-        """Give a sign of life, due every second or two; return whether anything is under way."""
-        busy = [name for name, row in self._rows.items() if row.under_way or row.head()]
-        for name in busy:
-            self._store.deal(name, lambda shared: shared.share(self._holder, now))
+        """Give a sign of life, due every second or two; return whether anything is under way.
+
+        Who waits for a hold's end hears of one that another process has found to be over.
+        """
+        busy = [(name, row) for name, row in self._rows.items() if row.under_way or row.head()]
+        for name, row in busy:
+            deed = partial(Shared.beat, holder=self._holder, now=now, waits=row.head() is not None)
+            until = self._store.deal(name, deed)
+            if row.hold is not None and until <= now < row.hold.until:
+                row.open()
         return bool(busy)
 
     def use(self, store: Store) -> None:

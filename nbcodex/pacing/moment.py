@@ -112,9 +112,10 @@ def never(bucket: Bucket, cost: Cost, now: float) -> float | None:
     """Return the limit that the request is too large for at any time; None if it can fit.
 
     Estimates err, limits change, and some servers state nonsense: nothing is refused here that is
-    not clearly larger, nor what the server has let in before, nor by a limit told long ago.
+    not clearly larger, nor what the server has let in before, nor by a limit told long ago. That
+    short prompts count for more than they seem to says nothing of a long one.
     """
     tank = bucket.tokens.tank
-    least = cost.tokens * bucket.fit
+    least = cost.tokens * min(1.0, bucket.fit)
     clearly = least > ERR * tank.limit and least > bucket.largest and not bucket.guessed
     return tank.limit if clearly and now - tank.seen_at <= LATELY else None

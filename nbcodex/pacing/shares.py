@@ -86,6 +86,8 @@ class Shared:
         What is known, and the parts by the holders' names.
     born : int
         Tells it from one that was lost or elsewhere.
+    turn : float
+        Tokens that whoever went last had been given, on the scale of all: where a newcomer begins.
     promise, promised_to : float, str
         Tokens that the server has said it lets in when the hold ends, and the holder it was told.
     """
@@ -93,6 +95,7 @@ class Shared:
     bucket: Bucket = field(default_factory=Bucket)
     holders: dict[str, Share] = field(default_factory=dict)
     born: int = field(default_factory=_birth)
+    turn: float = 0.0
     promise: float = 0.0
     promised_to: str = ""
 
@@ -108,13 +111,23 @@ class Shared:
         mine.seen_at = now
         return mine
 
+    def beat(self, holder: str, now: float, *, waits: bool) -> float:
+        """Take a holder's sign of life, and whether it has anybody waiting; return the hold's end.
+
+        What it asked for, and does not any more, keeps nobody waiting.
+        """
+        mine = self.share(holder, now)
+        if not waits:
+            mine.due_at, mine.asked = -1e18, 0.0
+        return self.bucket.until
+
     def moment(self, holder: str, cost: Cost, now: float, *, asked: float) -> float:
         """Return when the holder's first request may go, and keep its place until then."""
         mine = self.share(holder, now)
         others = [s for n, s in self.holders.items() if n != holder and s.waits(now)]
-        if mine.due_at + GONE < now and others:
+        if mine.due_at + GONE < now:
             # Who comes back has no claim on what it did not ask for.
-            mine.served = max(mine.served, min(s.served for s in others))
+            mine.served = max(mine.served, self.turn)
         before = [Cost(s.tokens, s.output) for s in others if s.served < mine.served]
         waiting = asked + sum(s.asked for s in others)
         has_many = asked > cost.tokens + cost.output
@@ -147,6 +160,7 @@ class Shared:
     ) -> Reservation:
         """Let the holder's request go."""
         mine = self.share(holder, now)
+        self.turn = max(self.turn, mine.served)
         mine.served += cost.tokens + cost.output
         mine.asked = max(0.0, mine.asked - cost.tokens - cost.output)
         if not mine.asked:

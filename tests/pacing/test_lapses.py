@@ -39,6 +39,23 @@ def counts(store: MemoryStore) -> tuple[int, int, float]:
     return bucket.unheard, bucket.output.under_way, bucket.output.starts
 
 
+def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
+    """Its number and its marks mean nothing in the new one, which goes on learning from its own."""
+    ledger = Ledger(MemoryStore(), holder="me")
+    for second in range(50):
+        given = taken(ledger, float(second))
+        ledger.admit(given, SNAPSHOT, float(second))
+        ledger.settle(given, USAGE, float(second))
+    astray, store = taken(ledger, 60.0), MemoryStore()
+    ledger.use(store)
+    limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
+    ledger.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
+    fresh = taken(ledger, 62.0)
+    ledger.admit(fresh, Snapshot(at=62.0, tokens=Gauge(limit=60.0, remaining=50.0)), 62.0)
+    bucket = store.deal("b", lambda shared: shared.bucket)
+    assert (bucket.tokens.tank.limit, bucket.tokens.tank.level) == (60, 50)
+
+
 @pytest.mark.parametrize("witness", ["me", "another"])
 def test_a_holder_that_was_silent_for_too_long_loses_no_news(witness: str) -> None:
     """It was taken for dead, by itself or another; its answer tells of the limits all the same."""

@@ -66,7 +66,20 @@ def test_who_was_idle_has_no_claim() -> None:
     shared.share("idle", 19.0)
     shared.moment("busy", Cost(10, 90), 20.0, asked=200)
     shared.moment("idle", Cost(10, 90), 20.0, asked=200)
-    assert shared.holders["idle"].served == shared.holders["busy"].served
+    assert shared.holders["idle"].served == shared.holders["busy"].served - 100
+
+
+def test_who_was_served_alone_owes_nothing() -> None:
+    """A newcomer begins where the one that went last did, also if that has nobody waiting then."""
+    shared = Shared()
+    for second in range(600):
+        shared.moment("old", Cost(10, 90), float(second), asked=100)
+        shared.take("b", "old", Cost(10, 90), float(second))
+    shared.moment("new", Cost(10, 90), 602.0, asked=60_000)
+    for _ in range(2):
+        shared.take("b", "new", Cost(10, 90), 602.0)
+    shared.moment("old", Cost(10, 90), 602.1, asked=100)
+    assert shared.holders["old"].served < shared.holders["new"].served
 
 
 def known_bucket(*, tokens: float, requests: float) -> Bucket:

@@ -221,6 +221,17 @@ def test_a_limit_told_long_ago_refuses_nothing_here() -> None:
     assert isinstance(leave, Reservation)
 
 
+def test_what_short_prompts_count_for_refuses_no_long_one() -> None:
+    """A fixed charge on each prompt makes short ones count fourfold, and a long one hardly more."""
+    ledger, gauge = Ledger(), Gauge(limit=30_000, remaining=29_000, full_in=2.0)
+    for second in range(100, 200):
+        sent = ledger.reserve(ledger.listen("b", Cost(12, 50), lambda: None), second)
+        assert isinstance(sent, Reservation)
+        ledger.admit(sent, Snapshot(at=second, tokens=gauge), second)
+        ledger.settle(sent, Usage(input_tokens=52, output_tokens=5), second)
+    ledger.reserve(ledger.listen("b", Cost(12_000, 50), lambda: None), 201.0)
+
+
 def test_what_was_let_in_once_is_not_refused_here() -> None:
     """A server that states a limit smaller than what it lets in is not believed."""
     ledger = Ledger()
@@ -462,6 +473,45 @@ def test_what_was_learnt_outlives_the_bucket() -> None:
     assert bucket.tokens.policy == "actual"
     assert bucket.output.share(0.0) == pytest.approx(told.learnt.share, rel=0.5)
     assert bucket.fit == pytest.approx(1.15, rel=0.05)
+
+
+def test_a_hold_that_another_kernel_found_over_is_over() -> None:
+    """Its probe was let in: whoever waits for the hold's end elsewhere looks again at once."""
+    store, woken = MemoryStore(), []
+    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
+    ticket = first.listen("b", Cost(10, 90), lambda: None)
+    refused = first.reserve(ticket, 100.0)
+    assert isinstance(refused, Reservation)
+    first.refuse(refused, until=3700.0, limit=Limit(), snapshot=None, now=100.0)
+    other = second.listen("b", Cost(10, 90), lambda: woken.append(True))
+    assert isinstance(second.reserve(other, 101.0), Hold)
+    second.beat(102.0)
+    assert not woken
+    first.again(ticket)
+    full = Snapshot(at=110.0, tokens=Gauge(limit=6_000, remaining=5_000))
+    first.admit(first.probe(ticket, 110.0), full, 110.0)
+    second.beat(111.0)
+    assert woken
+    assert isinstance(second.reserve(other, 111.0), Reservation)
+
+
+def test_who_gives_up_its_place_keeps_no_other_kernel_waiting() -> None:
+    """What an interrupted request asked for is nobody's claim, also if its kernel lives on."""
+    store = MemoryStore()
+    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
+    for at, ledger, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
+        sent = ledger.reserve(ledger.listen("b", Cost(10, 990), lambda: None), at)
+        assert isinstance(sent, Reservation)
+        gauge = Gauge(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
+        ledger.admit(sent, Snapshot(at=at, tokens=gauge), at)
+    given_up = first.listen("b", Cost(50_000, 1_000), lambda: None)
+    first.reserve(given_up, 101.0)
+    first.leave(given_up)
+    first.beat(102.0)
+    waits = second.reserve(second.listen("b", Cost(1_000, 1_000), lambda: None), 102.0)
+    assert isinstance(waits, Hold)
+    assert waits.due_at is not None
+    assert waits.due_at < 120
 
 
 def test_those_far_back_hear_of_a_hold() -> None:

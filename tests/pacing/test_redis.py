@@ -86,6 +86,7 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
         *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
         *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier", "first_level")),
         *(f"holders.{f}" for f in ("served", "tokens", "output", "asked", "asked_under_way")),
+        "turn",
         "promise",
     }
     assert set(instants(Shared)) == moved | still
