@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from nbcodex.pacing.output import Output
 from nbcodex.pacing.policy import KEPT, POLICIES, Shadows
 from nbcodex.pacing.reservation import Cost, Reservation
-from nbcodex.pacing.tank import Mark, Tank
+from nbcodex.pacing.tank import LATELY, Mark, Tank
 from nbcodex.pacing.told import Told, refused, told_by
 from nbcodex.records import MINUTE, Gauge, Limit, Snapshot, Usage
 
@@ -24,6 +24,9 @@ GROWTH, FASTER = 0.004, 0.02
 limit is known."""
 FEW = 3
 """Requests under way that tell no pace: refused without figures, they wait, and go one by one."""
+BUSY = 4.0
+"""How many usual requests may have flowed in since the last one went, for the pace to be what holds
+them up: it is tried out only where it is used."""
 CUT = 0.85
 """What is left of a pace that was refused, where the server tells no figures."""
 
@@ -50,8 +53,11 @@ class Bucket:
         Whether answers carry no limits; whether not even refusals do, and the limit is a guess.
     sent, unheard : int
         Requests that went, and those of them without a verdict.
-    first_at, first_level, sent_at : float
-        When the first one went after a minute of rest, and what there was; when the last one went.
+    sent_at : float
+        When the last one went.
+    first_at, first_level, later_at, later_level : float
+        When one went after a minute of rest, or a minute or two ago, and what there was; the same
+        of a minute later.
     newest : int
         Number of the last request whose headers were read; those of earlier ones are old news.
     rtt : float
@@ -74,8 +80,10 @@ class Bucket:
     blind: bool = False
     guessed: bool = False
     sent_at: float = -math.inf
-    first_at: float = math.inf
+    first_at: float = -math.inf
     first_level: float = 0.0
+    later_at: float = -math.inf
+    later_level: float = 0.0
     sent: int = 0
     newest: int = -1
     rtt: float = math.inf
@@ -88,8 +96,11 @@ class Bucket:
         tokens = cost.tokens * self.fit
         self.sent += 1
         self.unheard += 1
-        if at > self.sent_at + MINUTE:
-            self.first_at, self.first_level = at, self.tokens.tank.level_at(at)
+        if at > self.later_at + MINUTE:
+            has_rested, level = at > self.sent_at + MINUTE, self.tokens.tank.level_at(at)
+            self.first_at = at if has_rested else self.later_at
+            self.first_level = level if has_rested else self.later_level
+            self.later_at, self.later_level = at, level
         self.sent_at = max(self.sent_at, at)
         self.output.begin(cost.output, at)
         return Reservation(
@@ -113,6 +124,7 @@ class Bucket:
             self.until = min(self.until, now)
         if reservation.astray:
             return  # taken from a bucket that is lost: its marks mean nothing here
+        self._lose_sight(reservation, snapshot, now)
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known
@@ -264,13 +276,22 @@ class Bucket:
             else:
                 errors = self._observe_tokens(reservation, told.gauge, gone, now)
         if told.hidden:
-            hidden = told.requested - max(0.0, until - now) * tank.rate
+            hidden = max(0.0, told.requested - max(0.0, until - now) * tank.rate)
             for each in (self.requests,) if of_requests else self.tokens.tanks:
-                each.hide(told.gauge.remaining - hidden)
+                each.hide(told.gauge.remaining - hidden, now)
         elif steady and fresh and not self.blind:
             self._widen()
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.doubt()
+
+    def _lose_sight(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
+        """Rely no more on a limit that headers told long ago, and do not tell any more."""
+        tokens, requests = self.tokens.tank, self.requests
+        if not (snapshot and snapshot.tokens) and tokens.known and not self.blind:
+            self.blind = self.guessed = now - tokens.seen_at > LATELY
+        was_full = reservation.turn.level >= requests.limit - 1
+        if not (snapshot and snapshot.requests) and was_full and now - requests.seen_at > LATELY:
+            self.requests = Tank(at=now)
 
     def _widen(self) -> None:
         self.margin = min(WIDEST, self.margin * WIDER)
@@ -299,7 +320,10 @@ class Bucket:
         """Let time heal: keep back less, and try more where no headers tell what there is."""
         passed = max(0.0, now - self.sent_at) if self.sent else 0.0
         self.margin = max(MARGIN, self.margin * NARROWER**passed)
-        if self.blind:
+        if self.guessed and passed > LATELY:
+            self.guessed, self.window = False, 1
+            self.tokens.tanks = [Tank(at=now) for _ in POLICIES]
+        if self.blind and passed * self.tokens.tank.rate <= BUSY * self.tokens.usual:
             growth = FASTER if self.guessed else GROWTH
             for tank in (*self.tokens.tanks, self.requests):
                 tank.rate *= 1 + min(0.1, growth * passed)

@@ -262,6 +262,8 @@ class SharedDesk(Desk):
             self._store = self._opening()
         except StoreError as error:
             self._fall_back(error)
+        except Exception as error:  # or the thread would end, and everybody wait for ever
+            self._fall_back(StoreError(f"The ledger cannot be opened ({type(error).__name__})."))
         else:
             self._ledger.use(self._store)
             self.trouble, self._retry_after = None, RETRY

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nbcodex.pacing.bucket import WIDEST, Bucket
 from nbcodex.pacing.reservation import Cost
-from nbcodex.pacing.tank import Tank
+from nbcodex.pacing.tank import LATELY, Tank
 
 GAP = 0.004
 """Seconds between two sends: a burst that the network and the server's doors bear."""
@@ -23,8 +23,6 @@ HASTE = 3.0
 hope so meets few refusals before the first of them is heard of."""
 ERR = 1.2
 """By how much an estimate of the input may err."""
-LATELY = 600.0
-"""Seconds for which a limit that was told is sure to hold: an account may be given a larger one."""
 OWED = 0.5
 """Share of the bucket that may be reserved for answers under way; the rest lets others begin."""
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 FULL, SAME = 1e-6, 1e-3
 """Share of the limit by which a full bucket may seem not to be; by which two are taken for one."""
+LATELY = 600.0
+"""Seconds for which what was learnt of a limit is relied on, if nothing bears it out: an account
+may be given a larger one, and some refusals are odd."""
 LEARN, UNSEEN = 0.1, 10.0
 """What of an error counts, each second, as somebody else's doing: 10 s make a habit; for no longer
 than so many seconds is a habit relied on unseen."""
@@ -51,6 +54,8 @@ class Tank:
         What is there and cannot be used, and the least that it ever was. A shorter window that the
         server does not tell of fills and empties together with the one that it tells of, so their
         levels differ by this much as long as neither is full.
+    hid_at : float
+        When a refusal told of that window last.
     leak, seen_at : float
         What somebody else takes in a second, on average, and since when it is not accounted for.
     """
@@ -62,6 +67,7 @@ class Tank:
     shift: float = 0.0
     floor: float = 0.0
     least_floor: float = math.inf
+    hid_at: float = -math.inf
     leak: float = 0.0
     seen_at: float = 0.0
 
@@ -101,8 +107,10 @@ class Tank:
 
     def take(self, amount: float, now: float) -> Mark:
         """Take `amount` (a negative one is given back), and return the mark of the moment after."""
-        if self.floor > self.least_floor and self.level_at(now) >= self.limit * (1 - FULL):
-            self.floor = self.least_floor
+        if self.floor and self.level_at(now) >= self.limit * (1 - FULL):
+            is_old = now - self.hid_at > LATELY
+            self.least_floor = math.inf if is_old else self.least_floor
+            self.floor = 0.0 if is_old else self.least_floor
         self.level = min(self.limit, self.level_at(now) - amount)
         self.at = max(self.at, now)
         return Mark(self.level, self.shift)
@@ -155,7 +163,7 @@ class Tank:
         self.limit, self.rate = limit, rate
         self.leak = min(self.leak, rate / 2)
 
-    def hide(self, floor: float) -> None:
+    def hide(self, floor: float, now: float) -> None:
         """A shorter window that nobody tells of keeps `floor` from being used."""
-        self.floor = max(0.0, floor)
+        self.floor, self.hid_at = max(0.0, floor), now
         self.least_floor = min(self.least_floor, self.floor)

@@ -367,6 +367,82 @@ def test_a_promise_is_kept_to_whom_it_was_made() -> None:
     assert isinstance(first.reserve(ticket, 110.0), Reservation)
 
 
+def refused_without_figures(ledger: Ledger, at: float, count: int) -> None:
+    """Send some at once, all of which are refused for ten seconds by a server without a word."""
+    tickets = [ledger.listen(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
+    sent = [ledger.probe(ticket, at) for ticket in tickets]
+    for each in sent:
+        each.probe = False
+        ledger.refuse(each, until=at + 10, limit=None, snapshot=None, now=at)
+
+
+def let_in(ledger: Ledger, at: float, snapshot: Snapshot | None = None) -> None:
+    """Send one that is let in, and answered at once."""
+    sent = ledger.probe(ledger.listen(BUCKET, Cost(500, 500), lambda: None), at)
+    ledger.admit(sent, snapshot, at)
+    ledger.settle(sent, Usage(input_tokens=500, output_tokens=500), at)
+
+
+def test_a_pace_that_is_not_used_does_not_grow() -> None:
+    """A server without headers: what now and then one request bears out is tried out by nobody."""
+    ledger = Ledger(store := Watched())
+    for second in range(100, 110):
+        let_in(ledger, float(second))
+    refused_without_figures(ledger, 110.0, 5)
+    before = store.bucket().tokens.tank.rate
+    for number in range(100):
+        let_in(ledger, 130.0 + 20 * number)
+    assert store.bucket().tokens.tank.rate == before
+
+
+def test_a_guess_is_not_kept_over_a_long_rest() -> None:
+    """What was guessed in a bad hour slows nobody down the next day."""
+    ledger = Ledger(store := Watched())
+    let_in(ledger, 100.0)
+    refused_without_figures(ledger, 110.0, 5)
+    assert store.bucket().tokens.tank.known
+    let_in(ledger, 90_000.0)
+    assert not store.bucket().tokens.tank.known
+
+
+def test_a_guess_is_made_from_the_last_minutes() -> None:
+    """Hours of light use do not make the pace small that a burst then shows."""
+    ledger = Ledger(store := Watched())
+    for number in range(500):
+        let_in(ledger, 100.0 + 50 * number)
+    at = 100.0 + 50 * 500
+    for number in range(100):
+        let_in(ledger, at + number / 10)
+    refused_without_figures(ledger, at + 10, 5)
+    assert store.bucket().tokens.tank.rate > 500
+
+
+def test_an_odd_refusal_is_forgotten() -> None:
+    """A full bucket that has refused once is used fully again when some time has passed."""
+    ledger = Ledger()
+    full = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
+    let_in(ledger, 100.0, Snapshot(at=100.0, tokens=full))
+    odd = ledger.probe(ledger.listen(BUCKET, Cost(500, 500), lambda: None), 110.0)
+    odd.probe = False
+    limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
+    ledger.refuse(odd, until=130.0, limit=limit, snapshot=None, now=110.0)
+    let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=full))
+    for number in range(40):
+        ticket = ledger.listen(BUCKET, Cost(500, 500), lambda: None)
+        assert isinstance(ledger.reserve(ticket, 5_001.0 + number / 100), Reservation)
+
+
+def test_a_limit_that_headers_tell_no_more_is_forgotten() -> None:
+    """Requests a minute were told once; now only tokens are, and nothing else bounds a job."""
+    ledger = Ledger()
+    tokens = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
+    let_in(ledger, 100.0, Snapshot(at=100.0, tokens=tokens, requests=Gauge(limit=3, remaining=2)))
+    let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=tokens))
+    for number in range(20):
+        ticket = ledger.listen(BUCKET, Cost(10, 10), lambda: None)
+        assert isinstance(ledger.reserve(ticket, 5_001.0 + number / 100), Reservation)
+
+
 def test_a_lonely_refusal_without_figures_only_closes() -> None:
     """One request that a gateway refuses waits for the hold, and not for a pace made up from it."""
     store = Watched()

@@ -69,14 +69,16 @@ def instants(kind: type, path: str = "") -> Iterator[str]:
             yield path + name
 
 
+MOVED = {"at", "seen_at", "hid_at"}
 RELATIVE = {"limit", "rate", "level", "shift", "floor", "least_floor", "leak"}
 
 
 def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
     """A field that is added must be said to move with the clock, or not to."""
     moved = {
-        *(f"bucket.{tank}.{f}" for tank in ("tokens.tanks", "requests") for f in ("at", "seen_at")),
-        *("bucket.tokens.since", "bucket.until", "bucket.sent_at", "bucket.first_at"),
+        *(f"bucket.{tank}.{f}" for tank in ("tokens.tanks", "requests") for f in MOVED),
+        *("bucket.tokens.since", "bucket.until", "bucket.sent_at"),
+        *("bucket.first_at", "bucket.later_at"),
         *("bucket.output.starts", "holders.seen_at", "holders.due_at", "holders.starts"),
     }
     still = {
@@ -84,7 +86,8 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
         *(f"bucket.tokens.{f}" for f in ("scores", "drift", "usual")),
         *(f"bucket.output.{f}" for f in ("asked", "used", "took", "asked_under_way")),
         *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
-        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier", "first_level")),
+        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier")),
+        *("bucket.first_level", "bucket.later_level"),
         *(f"holders.{f}" for f in ("served", "tokens", "output", "asked", "asked_under_way")),
         "turn",
         "promise",
@@ -93,10 +96,12 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
     shared = Shared()
     shared.take("b", "me", Cost(1, 2), 100.0)
     shared.bucket.tokens.since = shared.bucket.until = shared.holders["me"].due_at = 100.0
+    for tank in (*shared.bucket.tokens.tanks, shared.bucket.requests):
+        tank.hid_at = 100.0
     before = pack(shared)
     move(shared, 1.0)
     differ = sum(a != b for a, b in zip(numbers(before), numbers(pack(shared)), strict=True))
-    assert differ == len(moved) + 2 * 2  # three tanks of tokens
+    assert differ == len(moved) + 2 * len(MOVED)  # three tanks of tokens
     move(shared, -1.0)
     assert pack(shared) == before
 

@@ -14,11 +14,13 @@ def move(shared: Shared, by: float) -> None:
     for tank in (*bucket.tokens.tanks, bucket.requests):
         tank.at += by
         tank.seen_at += by
+        tank.hid_at += by
     if bucket.tokens.since is not None:
         bucket.tokens.since += by
     bucket.until += by
     bucket.sent_at += by
     bucket.first_at += by
+    bucket.later_at += by
     bucket.output.starts += by * bucket.output.under_way
     for share in shared.holders.values():
         share.seen_at += by
