@@ -14,7 +14,8 @@ from nbcodex.pacing.policy import KEPT, POLICIES, Shadows
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.tank import LATELY, Mark, Tank
 from nbcodex.pacing.told import Told, refused, told_by
-from nbcodex.records import MINUTE, Gauge, Limit, Snapshot, Usage
+from nbcodex.pacing.window import Window, is_another, key_of
+from nbcodex.records import MINUTE, Gauge, Limit, Resource, Snapshot, Usage
 
 MARGIN, WIDEST, WIDER, NARROWER = 0.005, 0.1, 1.5, 0.99
 """Share of the limit kept back; its bound; its growth by a refusal that nobody can explain, and how
@@ -39,6 +40,8 @@ class Bucket:
     ----------
     tokens, requests : Shadows and Tank
         Tokens and requests a minute.
+    windows : dict
+        Limits that only refusals tell of.
     output : Output
         How much output answers use.
     fit : float
@@ -70,6 +73,7 @@ class Bucket:
 
     tokens: Shadows = field(default_factory=Shadows)
     requests: Tank = field(default_factory=Tank)
+    windows: dict[str, Window] = field(default_factory=dict)
     output: Output = field(default_factory=Output)
     fit: float = 1.0
     until: float = -math.inf
@@ -103,6 +107,9 @@ class Bucket:
             self.later_at, self.later_level = at, level
         self.sent_at = max(self.sent_at, at)
         self.output.begin(cost.output, at)
+        self.windows = {key: w for key, w in self.windows.items() if not w.is_stale(at)}
+        for window in self.windows.values():
+            window.take(1, self.charge(cost), at)
         return Reservation(
             bucket=name,
             cost=cost,
@@ -152,7 +159,15 @@ class Bucket:
         if usage.input_tokens and cost.tokens and not usage.estimated:
             ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
             self.fit += (ratio - self.fit) * 0.02
-        return self.tokens.settle(cost.output, used, now)
+        back = self.tokens.settle(cost.output, used, now)
+        for window in self.windows.values():
+            window.take(0, -back[self.tokens.chosen], now)
+        return back
+
+    def charge(self, cost: Cost) -> float:
+        """Return the tokens that the server takes at admission."""
+        tokens = cost.tokens * self.fit
+        return tokens if self.tokens.policy == "actual" else tokens + cost.output
 
     def cancel(self, reservation: Reservation, now: float) -> None:  # noqa: ARG002
         """A request has ended without a verdict; what it was charged, snapshots will tell."""
@@ -185,7 +200,9 @@ class Bucket:
         is_news = reservation.number > self.newest
         if is_news:
             self.tokens.void(reservation.tokens, reservation.cost.output, now)
-        if reservation.probe:
+            for window in self.windows.values():
+                window.take(-1, -self.charge(reservation.cost), now)
+        if reservation.probe or self._meet(limit, reservation, until, now, is_news=is_news):
             return
         told = refused(limit, snapshot)
         if told is not None:
@@ -199,6 +216,35 @@ class Bucket:
         if not reservation.heard:
             reservation.heard = True
             self.unheard -= 1
+
+    def _meet(
+        self,
+        limit: Limit | None,
+        reservation: Reservation,
+        until: float,
+        now: float,
+        *,
+        is_news: bool,
+    ) -> bool:
+        """Whether a refusal speaks of a window that headers do not tell; learn from it then."""
+        of_requests = limit is not None and limit.resource == "requests"
+        shown = self.requests if of_requests else self.tokens.tank
+        if limit is None or (self.blind and shown.known) or not is_another(limit, shown):
+            return False
+        seconds, resource = limit.window or MINUTE, limit.resource or "tokens"
+        window = self.windows.setdefault(key_of(limit), Window(resource, seconds))
+        window.meet(limit, reservation.number, until=until, now=now)
+        if of_requests and is_news:
+            self.requests.give_back(1, now)  # a request that is refused for its number counts not
+        return True
+
+    def _show(self, resource: Resource, limit: float) -> None:
+        """Headers tell of a limit: what refusals told of it is needed no more."""
+        self.windows = {
+            key: window
+            for key, window in self.windows.items()
+            if window.resource != resource or not window.tank.has_limit(limit)
+        }
 
     def _observe(self, reservation: Reservation, snapshot: Snapshot, now: float) -> None:
         """Put the ledgers right by the headers of a request that was let in."""
@@ -215,6 +261,7 @@ class Bucket:
         self, turn: Mark, gauge: Gauge, gone: float, at: float, now: float
     ) -> None:
         limit, rate, remaining = told_by(gauge)
+        self._show("requests", limit)
         error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
         usual = not self.blind and self.requests.has_limit(limit)
         self.requests.correct(error, now, taken_at=taken_at, usual=usual)
@@ -224,6 +271,7 @@ class Bucket:
         self, reservation: Reservation, gauge: Gauge, gone: float, now: float
     ) -> tuple[float, ...]:
         limit, rate, remaining = told_by(gauge)
+        self._show("tokens", limit)
         taken_at = reservation.at + gone
         marks = reservation.marks
         usual = not self.blind and self.tokens.tank.has_limit(limit)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
-from nbcodex.pacing.moment import after_gap, never
+from nbcodex.pacing.moment import after_gap, never, used_up
 from nbcodex.pacing.prior import Known, Prior, begin, known
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.row import Hold, Row, Ticket
@@ -113,6 +113,8 @@ class Ledger:
             inherited = bucket.until > row.met_until
             # What comes after it is reckoned then: who goes first may find more than was thought.
             return Hold(bucket.until, bucket.limit, inherited=inherited)
+        if closed := used_up(bucket, cost, now):
+            return Hold(*closed, inherited=True)
         return Hold(shared.look_at(moment, now), queued=True, due_at=moment)
 
     def probe(self, ticket: Ticket, now: float) -> Reservation:

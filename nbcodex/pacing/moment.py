@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 from nbcodex.pacing.bucket import WIDEST, Bucket
 from nbcodex.pacing.reservation import Cost
 from nbcodex.pacing.tank import LATELY, Tank
+from nbcodex.records import DAY, MINUTE, Limit, Resource
 
 GAP = 0.004
 """Seconds between two sends: a burst that the network and the server's doors bear."""
@@ -23,6 +25,8 @@ HASTE = 3.0
 hope so meets few refusals before the first of them is heard of."""
 ERR = 1.2
 """By how much an estimate of the input may err."""
+LONG = 2 * MINUTE
+"""Seconds over which a limit counts that a request is rather told of than made to wait for."""
 OWED = 0.5
 """Share of the bucket that may be reserved for answers under way; the rest lets others begin."""
 
@@ -56,7 +60,7 @@ def moment(
     first = after_gap(bucket, now)
     if bucket.blind and bucket.tokens.tank.known:
         bucket.tokens.hope(now)
-        gap = _charge(bucket, cost) / (HASTE * bucket.tokens.tank.rate)
+        gap = bucket.charge(cost) / (HASTE * bucket.tokens.tank.rate)
         first = max(first, bucket.sent_at + gap)
     if bucket.window is not None and bucket.unheard >= bucket.window:
         first = max(first, bucket.sent_at + PROBE)
@@ -70,7 +74,37 @@ def moment(
         if bucket.tokens.usual:
             spare = min(spare, TAIL * waiting / bucket.tokens.usual)
         first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
+    for window in bucket.windows.values():
+        tokens = sum(map(bucket.charge, (cost, *before)))
+        first = max(first, window.tank.has_at(window.charge(1 + len(before), tokens), now))
     return first
+
+
+def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | None:
+    """Return until when a limit over hours is used up, and which one; None if none is, for long.
+
+    To wait for one is no queueing, but what its user may not want to do.
+    """
+    tokens = bucket.charge(cost)
+    found: list[tuple[Resource, Tank, float]] = [
+        ("requests", bucket.requests, 1.0),
+        ("tokens", bucket.tokens.tank, tokens),
+    ]
+    found += [(w.resource, w.tank, w.charge(1, tokens)) for w in bucket.windows.values()]
+    closed: list[tuple[float, Limit]] = []
+    for resource, tank, need in found:
+        seconds = tank.limit / tank.rate if tank.known else 0.0
+        until = tank.has_at(need, now)
+        if seconds > LONG and until > now + MINUTE:
+            limit = Limit(
+                resource=resource,
+                window=DAY if 0.8 < seconds / DAY < 1.25 else seconds,
+                limit=tank.limit,
+                used=tank.limit - tank.level_at(now),
+                requested=need,
+            )
+            closed.append((until, limit))
+    return max(closed, key=itemgetter(0), default=None)
 
 
 def after_gap(bucket: Bucket, now: float) -> float:
@@ -83,13 +117,7 @@ def after_gap(bucket: Bucket, now: float) -> float:
 
 
 def _need(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
-    return sum(_charge(bucket, cost) for cost in costs) + _owed(bucket, costs, now)
-
-
-def _charge(bucket: Bucket, cost: Cost) -> float:
-    """Return what the server takes at admission."""
-    tokens = cost.tokens * bucket.fit
-    return tokens if bucket.tokens.policy == "actual" else tokens + cost.output
+    return sum(bucket.charge(cost) for cost in costs) + _owed(bucket, costs, now)
 
 
 def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:

@@ -11,10 +11,13 @@ from nbcodex.pacing.shares import Shared
 def move(shared: Shared, by: float) -> None:
     """Add `by` seconds to every instant in a bucket; what is relative to them stays."""
     bucket = shared.bucket
-    for tank in (*bucket.tokens.tanks, bucket.requests):
+    windows = bucket.windows.values()
+    for tank in (*bucket.tokens.tanks, bucket.requests, *(w.tank for w in windows)):
         tank.at += by
         tank.seen_at += by
         tank.hid_at += by
+    for window in windows:
+        window.met_at += by
     if bucket.tokens.since is not None:
         bucket.tokens.since += by
     bucket.until += by
