@@ -22,13 +22,15 @@ from nbcodex.pacing.row import Hold
 from nbcodex.pacing.shares import LEASE, Shared
 from nbcodex.pacing.stores import StoreError, UnreachableError, open_store
 from nbcodex.pacing.stores import redis as module
+from nbcodex.pacing.stores.fallback import Fallback
 from nbcodex.pacing.stores.instants import move
 from nbcodex.pacing.stores.keys import key_of
+from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.pacing.stores.offset import DRIFT, Offset
 from nbcodex.pacing.stores.redis import RedisStore
 from nbcodex.pacing.stores.sqlite import SqliteStore
 from nbcodex.pacing.window import Window
-from nbcodex.records import Limit
+from nbcodex.records import Gauge, Limit, Snapshot, Usage
 from nbcodex.settings import Secret, Settings
 from tests.redis_server import RedisServer, redis_server
 
@@ -258,6 +260,37 @@ def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("what", ["reserve", "settle"])
+def test_a_deed_whose_answer_is_lost_is_not_done_twice(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Redis has kept it, but did not say so in time: whoever comes again has its result."""
+    host = Host(redis, "a")
+    store = Fallback(host.store, MemoryStore(), say=lambda _: None)
+    ledger, ask, lost = Ledger(store, holder="a"), host.store._ask, []
+
+    def losing(*words: str | bytes) -> Any:
+        answer = ask(*words)
+        if lost and answer[0][0] == 1:
+            raise TimeoutError(lost.pop())
+        return answer
+
+    monkeypatch.setattr(host.store, "_ask", losing)
+    for _ in range(2):
+        lost.extend([what] if what == "reserve" else [])
+        now = host.now() + 10
+        sent = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), now)
+        assert isinstance(sent, Reservation)
+        ledger.admit(sent, Snapshot(at=now, tokens=Gauge(limit=6_000, remaining=5_000)), now)
+        lost.extend([what] if what == "settle" else [])
+        ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
+    bucket = host.store.deal("b", lambda shared: shared.bucket)
+    assert not lost
+    assert (bucket.sent, bucket.unheard) == (2, 0)
+    assert (bucket.output.ended, bucket.output.under_way) == (2, 0)
+    store.close()
+
+
 def test_redis_holds_no_names_and_no_secrets(redis: RedisServer) -> None:
     """Neither keys nor values tell the base URL, the model or the API key."""
     name = "https://api.example.org/v1 sk-secret-key gpt-model"

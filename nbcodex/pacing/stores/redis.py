@@ -92,6 +92,15 @@ class _Kept:
     claimed: bool = False
 
 
+@dataclass(slots=True)
+class _Doubt:
+    """A deed of which nobody knows whether Redis has kept it: its answer was lost."""
+
+    deed: Callable[[Shared], Any]
+    version: bytes
+    result: Any
+
+
 class RedisStore:
     """Keeps buckets in a Redis that several hosts use at once. Connects at the first deed.
 
@@ -121,6 +130,7 @@ class RedisStore:
         self._me = secrets.token_hex(8)
         self._steady = True
         self._kept: dict[str, _Kept] = {}
+        self._doubts: dict[str, _Doubt] = {}
         self.conflicts = 0
 
     def __repr__(self) -> str:
@@ -139,16 +149,23 @@ class RedisStore:
         Raises
         ------
         UnreachableError
-            If Redis cannot be used; whether the last deed was kept is unknown then.
+            If Redis cannot be used; whether the deed was kept is unknown then. Who comes again with
+            the same one is given its result, if it was.
         """
         return self._deal(key_of(name), deed)
 
     def _deal(self, key: str, deed: Callable[[Shared], T]) -> T:
-        kept = self._kept.pop(key, None) or self._read(key)
+        kept, doubt = self._kept.pop(key, None), self._doubts.pop(key, None)
+        kept = kept or self._read(key)
+        if doubt and doubt.deed is deed and doubt.version == kept.version:
+            self._kept[key] = kept
+            return doubt.result  # type: ignore[no-any-return]
         end = time.monotonic() + BUSY
         for tries in itertools.count(1):
-            result = self._do(kept, deed)
-            newer = self._commit(key, kept, claim=tries > TRIES)
+            result, version = self._do(kept, deed), secrets.token_bytes(8)
+            self._doubts[key] = _Doubt(deed, version, result)
+            newer = self._commit(key, kept, version, claim=tries > TRIES)
+            del self._doubts[key]
             if newer is None:
                 break
             if time.monotonic() > end:
@@ -199,9 +216,8 @@ class RedisStore:
     def _read(self, key: str) -> _Kept:
         return self._kept_in(self._run(key, b"", b"", ""))
 
-    def _commit(self, key: str, kept: _Kept, *, claim: bool) -> _Kept | None:
+    def _commit(self, key: str, kept: _Kept, version: bytes, *, claim: bool) -> _Kept | None:
         """Keep what a deed has made; return what is there instead, if another was faster."""
-        version = secrets.token_bytes(8)
         answer = self._run(key, kept.version, version, self._packed(kept.shared), claim=claim)
         if answer[0] != 1:
             return self._kept_in(answer)
