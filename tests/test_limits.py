@@ -14,6 +14,7 @@ from nbcodex.records import Gauge, Limit
 KNOWN = Known(
     tokens=Gauge(limit=600_000, remaining=300_000, full_in=30.0),
     requests=None,
+    windows=(),
     policy="kept",
     told=True,
     hidden=None,
@@ -28,6 +29,7 @@ KNOWN = Known(
 NOTHING = replace(KNOWN, tokens=None, told=False, used=False)
 LEARNT = Prior(policy="refunded", share=0.25, fit=1.0)
 TPM = Limit(resource="tokens", window=60.0)
+RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,10 @@ TPM = Limit(resource="tokens", window=60.0)
         (replace(KNOWN, hold=110.0, limit=TPM), "closed for another 10.0 s (tokens per minute"),
         (replace(KNOWN, told=False), "found out by trial"),
         (replace(KNOWN, hidden=5_000.0), "no more than about 5,000 tokens"),
+        (
+            replace(KNOWN, windows=(RPD,)),
+            "requests per day (RPD): limit 200, used 30, by a refusal",
+        ),
         (replace(KNOWN, leak=100.0), "somebody else takes about 6,000 tokens a minute"),
         (replace(KNOWN, others=1), "shared with 1 other active kernel"),
         (replace(KNOWN, others=2), "shared with 2 other active kernels"),

@@ -20,6 +20,7 @@ def lines(label: str, known: Known, now: float) -> list[str]:
     """Return what is known of one model's limits at an instant, a few lines; none if nothing is."""
     gauges = (("tokens", known.tokens), ("requests", known.requests))
     told = [_gauge(kind, gauge) for kind, gauge in gauges if gauge]
+    told += [f"{each.name}: {each.figures}, by a refusal" for each in known.windows]
     if known.hidden is not None and math.isfinite(known.hidden):
         told.append(f"at once no more than about {known.hidden:,.0f} tokens: a shorter window")
     if known.hold is not None:

@@ -131,6 +131,7 @@ class Bucket:
             self.until = min(self.until, now)
         if reservation.astray:
             return  # taken from a bucket that is lost: its marks mean nothing here
+        self._refute(reservation, now)
         self._lose_sight(reservation, snapshot, now)
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
@@ -331,6 +332,14 @@ class Bucket:
             self._widen()
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.doubt()
+
+    def _refute(self, reservation: Reservation, now: float) -> None:
+        """Believe in no limit that would not have let in what the server did."""
+        for key, window in list(self.windows.items()):
+            if window.charge(1, self.charge(reservation.cost)) > window.tank.limit:
+                del self.windows[key]
+            elif (level := window.tank.level_at(now)) < 0:
+                window.tank.give_back(-level, now)
 
     def _lose_sight(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
         """Rely no more on a limit that headers told long ago, and do not tell any more."""

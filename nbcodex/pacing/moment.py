@@ -9,7 +9,8 @@ from operator import itemgetter
 from nbcodex.pacing.bucket import WIDEST, Bucket
 from nbcodex.pacing.reservation import Cost
 from nbcodex.pacing.tank import LATELY, Tank
-from nbcodex.records import DAY, MINUTE, Limit, Resource
+from nbcodex.pacing.window import limit_of
+from nbcodex.records import MINUTE, Limit, Resource
 
 GAP = 0.004
 """Seconds between two sends: a burst that the network and the server's doors bear."""
@@ -28,7 +29,8 @@ ERR = 1.2
 LONG = 2 * MINUTE
 """Seconds over which a limit counts that a request is rather told of than made to wait for."""
 OWED = 0.5
-"""Share of the bucket that may be reserved for answers under way; the rest lets others begin."""
+"""Share of the bucket that is reserved for answers under way at most, as long as more flows in by
+their end; the rest lets others begin."""
 
 
 def moment(
@@ -67,8 +69,7 @@ def moment(
     if bucket.tokens.tank.known:
         spare = _spare(bucket, bucket.tokens.tank) + guests * bucket.tokens.usual
         spare = min(spare, TAIL * waiting)
-        need = _need(bucket, (cost, *before), now) + spare
-        first = max(first, bucket.tokens.tank.has_at(need, now))
+        first = max(first, _has_tokens_at(bucket, (cost, *before), spare, now))
     if bucket.requests.known:
         spare = _spare(bucket, bucket.requests)
         if bucket.tokens.usual:
@@ -96,14 +97,7 @@ def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | Non
         seconds = tank.limit / tank.rate if tank.known else 0.0
         until = tank.has_at(need, now)
         if seconds > LONG and until > now + MINUTE:
-            limit = Limit(
-                resource=resource,
-                window=DAY if 0.8 < seconds / DAY < 1.25 else seconds,
-                limit=tank.limit,
-                used=tank.limit - tank.level_at(now),
-                requested=need,
-            )
-            closed.append((until, limit))
+            closed.append((until, limit_of(resource, tank, now, requested=need)))
     return max(closed, key=itemgetter(0), default=None)
 
 
@@ -116,8 +110,13 @@ def after_gap(bucket: Bucket, now: float) -> float:
     return max(now, bucket.until, bucket.sent_at + gap)
 
 
-def _need(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
-    return sum(bucket.charge(cost) for cost in costs) + _owed(bucket, costs, now)
+def _has_tokens_at(bucket: Bucket, costs: Sequence[Cost], spare: float, now: float) -> float:
+    """Return when the tokens are there that requests and the answers under way are charged."""
+    tank, owed = bucket.tokens.tank, _owed(bucket, costs, now)
+    need = sum(map(bucket.charge, costs)) + owed + spare
+    # What no bucket holds at once flows in while answers end.
+    over = min(owed - OWED * tank.usable, need - tank.usable)
+    return tank.has_at(need, now) + max(0.0, over) / tank.rate
 
 
 def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
@@ -127,7 +126,11 @@ def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
         asked += sum(cost.output for cost in costs)
     elif bucket.blind or not bucket.tokens.may_owe:
         return 0.0  # without headers nothing would ever speak against it
-    return min(bucket.output.share(now) * asked, OWED * bucket.tokens.tank.usable)
+    owed, tank = bucket.output.share(now) * asked, bucket.tokens.tank
+    if not bucket.output.ended or tank.floor:
+        return min(owed, OWED * tank.usable)
+    # Beyond that, what they are charged must have flowed in by the time they end.
+    return min(owed, max(OWED * tank.usable, owed - tank.rate * bucket.output.lasts(now)))
 
 
 def _spare(bucket: Bucket, tank: Tank) -> float:

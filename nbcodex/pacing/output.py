@@ -53,6 +53,16 @@ class Output:
             self.asked, self.used, self.took = self.asked / 2, self.used / 2, self.took / 2
             self.ended //= 2
 
+    def lasts(self, now: float) -> float:
+        """Return for how long the answers under way go on, by the mean of those that have ended.
+
+        Where they began one after another, they end so, too: the last of them after the whole mean.
+        """
+        if not self.ended or not self.under_way:
+            return 0.0
+        whole, age = self.took / self.ended, now - self.starts / self.under_way
+        return max(0.0, min(whole, 2 * (whole - age)))
+
     def share(self, now: float) -> float:
         """Return the share of its bound that an answer uses, on average."""
         if not self.ended or not self.asked:

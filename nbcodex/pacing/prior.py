@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from nbcodex.pacing.bucket import Bucket
 from nbcodex.pacing.policy import POLICIES, Policy
 from nbcodex.pacing.tank import Tank
+from nbcodex.pacing.window import limit_of
 from nbcodex.records import Gauge, Limit
 
 ANSWERS = 50
@@ -41,6 +42,8 @@ class Known:
     ----------
     tokens, requests : Gauge or None
         Limit and level as they are reckoned; None while the limit is unknown.
+    windows : tuple of Limit
+        Limits that only refusals tell of, as they are reckoned.
     policy : {"kept", "refunded", "actual"}
         What the server is believed to charge.
     told : bool
@@ -69,6 +72,7 @@ class Known:
 
     tokens: Gauge | None
     requests: Gauge | None
+    windows: tuple[Limit, ...]
     policy: Policy
     told: bool
     hidden: float | None
@@ -90,6 +94,7 @@ def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:
     return Known(
         tokens=_gauge(tank, now),
         requests=_gauge(bucket.requests, now),
+        windows=tuple(limit_of(w.resource, w.tank, now) for w in bucket.windows.values()),
         policy=bucket.tokens.policy,
         told=tank.known and not bucket.blind,
         hidden=tank.usable if tank.floor else None,

@@ -165,5 +165,5 @@ class Tank:
 
     def hide(self, floor: float, now: float) -> None:
         """A shorter window that nobody tells of keeps `floor` from being used."""
-        self.floor, self.hid_at = max(0.0, floor), now
+        self.floor, self.hid_at = min(self.limit, max(0.0, floor)), now
         self.least_floor = min(self.least_floor, self.floor)

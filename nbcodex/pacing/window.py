@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 from nbcodex.pacing.tank import LATELY, Tank
-from nbcodex.records import MINUTE, Limit, Resource
+from nbcodex.pacing.told import LEAST
+from nbcodex.records import DAY, MINUTE, Limit, Resource
 
 
 @dataclass(slots=True)
@@ -62,6 +63,16 @@ class Window:
         return now - self.met_at > LATELY and self.tank.level_at(now) >= self.tank.limit
 
 
+def limit_of(
+    resource: Resource, tank: Tank, now: float, *, requested: float | None = None
+) -> Limit:
+    """Return a tank's figures as a refusal would tell them."""
+    seconds = tank.limit / tank.rate
+    usual = next((each for each in (MINUTE, DAY) if 0.8 < seconds / each < 1.25), seconds)
+    used = tank.limit - tank.level_at(now)
+    return Limit(resource=resource, window=usual, limit=tank.limit, used=used, requested=requested)
+
+
 def key_of(limit: Limit) -> str:
     """Return what names the window that a refusal speaks of."""
     return f"{limit.resource} {limit.window or MINUTE:g}"
@@ -69,7 +80,9 @@ def key_of(limit: Limit) -> str:
 
 def is_another(limit: Limit | None, shown: Tank) -> bool:
     """Whether a refusal speaks of another window than the one that `shown` is reckoned by."""
-    if limit is None or not limit.limit or limit.used is None or limit.resource is None:
+    if limit is None or limit.used is None or limit.resource is None:
+        return False
+    if limit.limit is None or limit.limit < LEAST:
         return False
     seconds = limit.window or MINUTE
     if not shown.known:

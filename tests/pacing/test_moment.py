@@ -36,3 +36,20 @@ def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, token
     bucket.take("b", cost, 100.2)
     gap = moment(bucket, cost, 100.2) - 100.2
     assert 0 < gap < 1 / 1000 < GAP
+
+
+def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
+    """Long answers, charged at their end: no more begin than the bucket and its flow will pay."""
+    bucket, now = Bucket(), 1000.0
+    first = bucket.take("b", Cost(100, 2_000), now)
+    gauge = Gauge(limit=200_000, remaining=199_900, full_in=0.1)
+    bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
+    bucket.tokens.chosen = ACTUAL
+    output = bucket.output
+    output.drop(2_000, now)
+    output.asked, output.used, output.took, output.ended = 2e6, 2e6, 20_000.0, 1_000
+    sent, now = 0, now + 0.01
+    while moment(bucket, Cost(100, 2_000), now) <= now and sent < 1_000:
+        bucket.take("b", Cost(100, 2_000), now)
+        sent, now = sent + 1, now + 0.01
+    assert 100 < sent < (200_000 + 20 * 200_000 / 60) / 2_000

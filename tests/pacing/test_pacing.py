@@ -300,7 +300,17 @@ def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any
     assert isinstance(leave, Reservation) or now < leave.until < math.inf
 
 
-@given(histories, st.floats(0, 1), st.floats(0, 1))
+of_a_minute = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "refuse", "settle", "cancel"]),
+        snapshots,
+        limits.filter(lambda limit: limit is None or limit.window in (None, 60.0)),
+    ),
+    max_size=12,
+)
+
+
+@given(of_a_minute, st.floats(0, 1), st.floats(0, 1))
 def test_whatever_a_server_has_said_the_truth_outweighs_it(
     says: list[tuple[str, Any, Any]], left: float, asked: float
 ) -> None:
