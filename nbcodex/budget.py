@@ -156,9 +156,15 @@ class Budget:
                 resume_at=reset,
             )
 
-    def settle(self, request_id: str, reply: Reply) -> tuple[str, ...]:
-        """Count what a request came to; return warnings, each once, in a few words."""
-        aside, caps = self.aside_for(request_id), self._drop(request_id)
+    def settle(
+        self, request_id: str, reply: Reply, *, otherwise: Spent | None = None
+    ) -> tuple[str, ...]:
+        """Count what a request came to; return warnings, each once, in a few words.
+
+        Where nobody knows, it counts as `otherwise`, or as what was set aside for it.
+        """
+        aside = self.aside_for(request_id) if otherwise is None else otherwise
+        caps = self._drop(request_id)
         if reply.reused or not reply.attempts:
             return ()
         if reply:

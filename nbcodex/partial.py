@@ -76,6 +76,10 @@ class Partial:
             return ""
         return self.text
 
+    def goes_on(self, status: Status) -> bool:
+        """Whether the answer of a request that ends like this goes on at the server."""
+        return self.mark is not None and status in {"parked", "interrupted", "failed"}
+
     def usage(self, request: Request, status: Status, completed: Completed | None) -> Usage:
         """Return what the answer has used: the server's figures, else an estimate marked so.
 
@@ -83,8 +87,7 @@ class Partial:
         """
         if completed and completed.usage != Usage():
             return completed.usage
-        goes_on = self.mark is not None and status in {"parked", "interrupted", "failed"}
-        if goes_on:
+        if self.goes_on(status):
             return Usage()
         return _estimate(request, completed.text) if completed else self.so_far(request)
 

@@ -26,6 +26,7 @@ from nbcodex.errors import (
     TransientError,
     brief,
 )
+from nbcodex.journal.spending import Spent
 from nbcodex.keeper import Keeper
 from nbcodex.pacing import backoff
 from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Reply, Request, Resumption
@@ -125,17 +126,20 @@ class Run:
         )
         ending = await self._ending()
         self._living = False  # what has ended is not to be ended otherwise
-        aside = self._engine.allowance.aside_for(self._request.id)
-        ending = self._accounted(ending)
-        await self._keeper.finish(ending, otherwise=aside)
+        # What goes on at the server counts when it is picked up.
+        goes_on = self._partial.goes_on(ending.reply.status)
+        otherwise = Spent() if goes_on else self._engine.allowance.aside_for(self._request.id)
+        ending = self._accounted(ending, otherwise)
+        await self._keeper.finish(ending, otherwise=otherwise)
         self._story.say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
             await self._engine.wire.cancel(self._request, self._settings, mark=mark)
 
-    def _accounted(self, ending: events.Ending) -> events.Ending:
+    def _accounted(self, ending: events.Ending, otherwise: Spent) -> events.Ending:
         """Count what the request has used, and warn where its user's budget runs out."""
         reply = ending.reply
-        warnings = self._engine.allowance.settle(self._request.id, reply)
+        allowance = self._engine.allowance
+        warnings = allowance.settle(self._request.id, reply, otherwise=otherwise)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
     async def _ending(self) -> events.Ending:

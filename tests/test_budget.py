@@ -15,11 +15,11 @@ from nbcodex import budget
 from nbcodex.budget import Budget
 from nbcodex.cap import Cap, read
 from nbcodex.clock import BootClock
-from nbcodex.errors import BudgetError, ConfigurationError, LimitError, TransportError
-from nbcodex.events import Finished, Parked
+from nbcodex.errors import BudgetError, ConfigurationError, LimitError, RequestError, TransportError
+from nbcodex.events import Failed, Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
-from nbcodex.records import Limit, Reply, Request, Usage
+from nbcodex.records import Limit, Mark, Reply, Request, Usage
 from nbcodex.run import start
 from nbcodex.wire.attempt import Completed, Text
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
@@ -176,6 +176,14 @@ def test_what_a_limit_refused_is_not_used() -> None:
     small = Request(prompt="hello", max_output=50)
     endings, _ = played([refused], answer("hi"), cap="70", request=small)
     assert [type(e) for e in endings] == [Parked, Finished]
+
+
+def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
+    """A durable answer that failed on the way leaves the cap to the others until then."""
+    lost = [OPENED, Mark("resp_1", 1), Text("hi"), RequestError("It makes no sense.")]
+    durable = Request(prompt="hello", max_output=50, durable=True)
+    endings, _ = played(lost, answer("hi"), cap="70", request=durable)
+    assert [type(e) for e in endings] == [Failed, Finished]
 
 
 def test_attempts_that_broke_off_count_against_the_cap() -> None:

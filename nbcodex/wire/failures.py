@@ -117,13 +117,15 @@ def from_exception(
             )
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
             failure = broken("The server did not answer in time.")
-            failure.was_sent = not _is_unconnected(error)
+            failure.refused = _is_unconnected(error)
+            failure.was_sent = not failure.refused
             return failure
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             why = _why(error, clean)
             advice = _CERTIFICATES if "CERTIFICATE" in why else ""
             failure = broken(f"The connection to the server failed{why}.", advice=advice)
-            failure.was_sent = not _is_unconnected(error)
+            failure.refused = _is_unconnected(error)
+            failure.was_sent = not failure.refused
             return failure
         case openai.APIError():
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)

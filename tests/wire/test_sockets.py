@@ -117,6 +117,7 @@ def test_a_server_that_hangs_up_may_have_read_it(said: bytes, reset: bool) -> No
     error, _ = fails(after(said, reset=reset))
     assert isinstance(error, TransportError)
     assert error.was_sent
+    assert not error.refused
     assert "in time" not in error.message
 
 
@@ -132,6 +133,7 @@ def test_where_nobody_listens_nothing_was_sent() -> None:
     with pytest.raises(TransportError, match="connection to the server failed") as caught:
         asyncio.run(run())
     assert not caught.value.was_sent
+    assert caught.value.refused
 
 
 def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +151,7 @@ def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.Monk
             with pytest.raises(TransportError, match="in time") as caught:
                 asyncio.run(run())
     assert not caught.value.was_sent
+    assert caught.value.refused
 
 
 @pytest.mark.parametrize("reset", [False, True])
