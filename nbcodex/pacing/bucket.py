@@ -14,8 +14,8 @@ from nbcodex.pacing.policy import KEPT, POLICIES, Shadows
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.tank import LATELY, Mark, Tank
 from nbcodex.pacing.told import Told, refused, told_by
-from nbcodex.pacing.window import Window, is_another, key_of
-from nbcodex.records import MINUTE, Gauge, Limit, Resource, Snapshot, Usage
+from nbcodex.pacing.window import Windows, is_another
+from nbcodex.records import MINUTE, Gauge, Limit, Snapshot, Usage
 
 MARGIN, WIDEST, WIDER, NARROWER = 0.005, 0.1, 1.5, 0.99
 """Share of the limit kept back; its bound; its growth by a refusal that nobody can explain, and how
@@ -40,7 +40,7 @@ class Bucket:
     ----------
     tokens, requests : Shadows and Tank
         Tokens and requests a minute.
-    windows : dict
+    windows : Windows
         Limits that only refusals tell of.
     output : Output
         How much output answers use.
@@ -73,7 +73,7 @@ class Bucket:
 
     tokens: Shadows = field(default_factory=Shadows)
     requests: Tank = field(default_factory=Tank)
-    windows: dict[str, Window] = field(default_factory=dict)
+    windows: Windows = field(default_factory=Windows)
     output: Output = field(default_factory=Output)
     fit: float = 1.0
     until: float = -math.inf
@@ -107,9 +107,7 @@ class Bucket:
             self.later_at, self.later_level = at, level
         self.sent_at = max(self.sent_at, at)
         self.output.begin(cost.output, at)
-        self.windows = {key: w for key, w in self.windows.items() if not w.is_stale(at)}
-        for window in self.windows.values():
-            window.take(1, self.charge(cost), at)
+        self.windows.take(self.charge(cost), at)
         return Reservation(
             bucket=name,
             cost=cost,
@@ -131,7 +129,7 @@ class Bucket:
             self.until = min(self.until, now)
         if reservation.astray:
             return  # taken from a bucket that is lost: its marks mean nothing here
-        self._refute(reservation, now)
+        self.windows.refute(self.charge(reservation.cost), now)
         self._lose_sight(reservation, snapshot, now)
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
@@ -161,8 +159,7 @@ class Bucket:
             ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
             self.fit += (ratio - self.fit) * 0.02
         back = self.tokens.settle(cost.output, used, now)
-        for window in self.windows.values():
-            window.take(0, -back[self.tokens.chosen], now)
+        self.windows.give_back(0, back[self.tokens.chosen], now)
         return back
 
     def charge(self, cost: Cost) -> float:
@@ -201,8 +198,7 @@ class Bucket:
         is_news = reservation.number > self.newest
         if is_news:
             self.tokens.void(reservation.tokens, reservation.cost.output, now)
-            for window in self.windows.values():
-                window.take(-1, -self.charge(reservation.cost), now)
+            self.windows.give_back(1, self.charge(reservation.cost), now)
         if reservation.probe or self._meet(limit, reservation, until, now, is_news=is_news):
             return
         told = refused(limit, snapshot)
@@ -232,20 +228,10 @@ class Bucket:
         shown = self.requests if of_requests else self.tokens.tank
         if limit is None or (self.blind and shown.known) or not is_another(limit, shown):
             return False
-        seconds, resource = limit.window or MINUTE, limit.resource or "tokens"
-        window = self.windows.setdefault(key_of(limit), Window(resource, seconds))
-        window.meet(limit, reservation.number, until=until, now=now)
+        self.windows.meet(limit, reservation.number, until=until, now=now)
         if of_requests and is_news:
             self.requests.give_back(1, now)  # a request that is refused for its number counts not
         return True
-
-    def _show(self, resource: Resource, limit: float) -> None:
-        """Headers tell of a limit: what refusals told of it is needed no more."""
-        self.windows = {
-            key: window
-            for key, window in self.windows.items()
-            if window.resource != resource or not window.tank.has_limit(limit)
-        }
 
     def _observe(self, reservation: Reservation, snapshot: Snapshot, now: float) -> None:
         """Put the ledgers right by the headers of a request that was let in."""
@@ -262,7 +248,7 @@ class Bucket:
         self, turn: Mark, gauge: Gauge, gone: float, at: float, now: float
     ) -> None:
         limit, rate, remaining = told_by(gauge)
-        self._show("requests", limit)
+        self.windows.show("requests", limit)
         error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
         usual = not self.blind and self.requests.has_limit(limit)
         self.requests.correct(error, now, taken_at=taken_at, usual=usual)
@@ -272,7 +258,7 @@ class Bucket:
         self, reservation: Reservation, gauge: Gauge, gone: float, now: float
     ) -> tuple[float, ...]:
         limit, rate, remaining = told_by(gauge)
-        self._show("tokens", limit)
+        self.windows.show("tokens", limit)
         taken_at = reservation.at + gone
         marks = reservation.marks
         usual = not self.blind and self.tokens.tank.has_limit(limit)
@@ -332,14 +318,6 @@ class Bucket:
             self._widen()
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.doubt()
-
-    def _refute(self, reservation: Reservation, now: float) -> None:
-        """Believe in no limit that would not have let in what the server did."""
-        for key, window in list(self.windows.items()):
-            if window.charge(1, self.charge(reservation.cost)) > window.tank.limit:
-                del self.windows[key]
-            elif (level := window.tank.level_at(now)) < 0:
-                window.tank.give_back(-level, now)
 
     def _lose_sight(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
         """Rely no more on a limit that headers told long ago, and do not tell any more."""

@@ -75,10 +75,8 @@ def moment(
         if bucket.tokens.usual:
             spare = min(spare, TAIL * waiting / bucket.tokens.usual)
         first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
-    for window in bucket.windows.values():
-        tokens = sum(map(bucket.charge, (cost, *before)))
-        first = max(first, window.tank.has_at(window.charge(1 + len(before), tokens), now))
-    return first
+    tokens = sum(map(bucket.charge, (cost, *before)))
+    return max(first, bucket.windows.have_at(1 + len(before), tokens, now))
 
 
 def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | None:
@@ -91,7 +89,7 @@ def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | Non
         ("requests", bucket.requests, 1.0),
         ("tokens", bucket.tokens.tank, tokens),
     ]
-    found += [(w.resource, w.tank, w.charge(1, tokens)) for w in bucket.windows.values()]
+    found += [(w.resource, w.tank, w.charge(1, tokens)) for w in bucket.windows]
     closed: list[tuple[float, Limit]] = []
     for resource, tank, need in found:
         seconds = tank.limit / tank.rate if tank.known else 0.0

@@ -94,7 +94,7 @@ def known(bucket: Bucket, now: float, *, others: int = 0) -> Known:
     return Known(
         tokens=_gauge(tank, now),
         requests=_gauge(bucket.requests, now),
-        windows=tuple(limit_of(w.resource, w.tank, now) for w in bucket.windows.values()),
+        windows=tuple(limit_of(w.resource, w.tank, now) for w in bucket.windows),
         policy=bucket.tokens.policy,
         told=tank.known and not bucket.blind,
         hidden=tank.usable if tank.floor else None,

@@ -6,6 +6,7 @@ Pure arithmetic: every function is told the time. Must not know who waits.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nbcodex.pacing.tank import LATELY, Tank
@@ -63,6 +64,56 @@ class Window:
         return now - self.met_at > LATELY and self.tank.level_at(now) >= self.tank.limit
 
 
+@dataclass(slots=True)
+class Windows:
+    """All such limits of one model, by name."""
+
+    kept: dict[str, Window] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Window]:
+        return iter(self.kept.values())
+
+    def take(self, tokens: float, now: float) -> None:
+        """Take what a request is charged; forget what is stale."""
+        self.kept = {key: w for key, w in self.kept.items() if not w.is_stale(now)}
+        for window in self:
+            window.take(1, tokens, now)
+
+    def give_back(self, requests: int, tokens: float, now: float) -> None:
+        """Give back what was never charged, or is not any more."""
+        for window in self:
+            window.take(-requests, -tokens, now)
+
+    def meet(self, limit: Limit, number: int, *, until: float, now: float) -> None:
+        """Learn from the refusal of the request of that number."""
+        window = Window(limit.resource or "tokens", limit.window or MINUTE)
+        key = f"{window.resource} {window.seconds:g}"
+        self.kept.setdefault(key, window).meet(limit, number, until=until, now=now)
+
+    def show(self, resource: Resource, limit: float) -> None:
+        """Headers tell of a limit, which is reckoned by them from now on."""
+        same = [
+            key
+            for key, window in self.kept.items()
+            if window.resource == resource and window.tank.has_limit(limit)
+        ]
+        for key in same:
+            del self.kept[key]
+
+    def refute(self, tokens: float, now: float) -> None:
+        """The server has let a request in: believe in no limit that would not have."""
+        for key, window in list(self.kept.items()):
+            if window.charge(1, tokens) > window.tank.limit:
+                del self.kept[key]
+            elif (level := window.tank.level_at(now)) < 0:
+                window.tank.give_back(-level, now)
+
+    def have_at(self, requests: int, tokens: float, now: float) -> float:
+        """Return the earliest instant at which all of them have so much left."""
+        moments = (w.tank.has_at(w.charge(requests, tokens), now) for w in self)
+        return max(moments, default=now)
+
+
 def limit_of(
     resource: Resource, tank: Tank, now: float, *, requested: float | None = None
 ) -> Limit:
@@ -71,11 +122,6 @@ def limit_of(
     usual = next((each for each in (MINUTE, DAY) if 0.8 < seconds / each < 1.25), seconds)
     used = tank.limit - tank.level_at(now)
     return Limit(resource=resource, window=usual, limit=tank.limit, used=used, requested=requested)
-
-
-def key_of(limit: Limit) -> str:
-    """Return what names the window that a refusal speaks of."""
-    return f"{limit.resource} {limit.window or MINUTE:g}"
 
 
 def is_another(limit: Limit | None, shown: Tank) -> bool:

@@ -71,7 +71,7 @@ def instants(kind: type, path: str = "") -> Iterator[str]:
             yield path + name
 
 
-TANKS = ("tokens.tanks", "requests", "windows.tank")
+TANKS = ("tokens.tanks", "requests", "windows.kept.tank")
 MOVED = {"at", "seen_at", "hid_at"}
 RELATIVE = {"limit", "rate", "level", "shift", "floor", "least_floor", "leak"}
 
@@ -80,14 +80,14 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
     """A field that is added must be said to move with the clock, or not to."""
     moved = {
         *(f"bucket.{tank}.{f}" for tank in TANKS for f in MOVED),
-        "bucket.windows.met_at",
+        "bucket.windows.kept.met_at",
         *("bucket.tokens.since", "bucket.until", "bucket.sent_at"),
         *("bucket.first_at", "bucket.later_at"),
         *("bucket.output.starts", "holders.seen_at", "holders.due_at", "holders.starts"),
     }
     still = {
         *(f"bucket.{tank}.{f}" for tank in TANKS for f in RELATIVE),
-        "bucket.windows.seconds",
+        "bucket.windows.kept.seconds",
         *(f"bucket.tokens.{f}" for f in ("scores", "drift", "usual")),
         *(f"bucket.output.{f}" for f in ("asked", "used", "took", "asked_under_way")),
         *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
@@ -101,7 +101,7 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
     shared = Shared()
     shared.take("b", "me", Cost(1, 2), 100.0)
     shared.bucket.tokens.since = shared.bucket.until = shared.holders["me"].due_at = 100.0
-    window = shared.bucket.windows["w"] = Window("requests", 86_400.0, met_at=100.0)
+    window = shared.bucket.windows.kept["w"] = Window("requests", 86_400.0, met_at=100.0)
     for tank in (*shared.bucket.tokens.tanks, shared.bucket.requests, window.tank):
         tank.hid_at = 100.0
     before = pack(shared)

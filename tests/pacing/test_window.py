@@ -106,7 +106,7 @@ def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
     assert isinstance(leave, Reservation)
     limit = Limit(resource="tokens", window=DAY, limit=1_000_000, used=999_900, requested=200)
     ledger.refuse(leave, until=110.0, limit=limit, snapshot=None, now=110.0)
-    (window,) = bucket.windows.values()
+    (window,) = bucket.windows
     window.tank.level = 1_000.0
     answered = ask(ledger, 111.0)
     assert isinstance(answered, Reservation)

@@ -11,7 +11,7 @@ from nbcodex.pacing.shares import Shared
 def move(shared: Shared, by: float) -> None:
     """Add `by` seconds to every instant in a bucket; what is relative to them stays."""
     bucket = shared.bucket
-    windows = bucket.windows.values()
+    windows = [*bucket.windows]
     for tank in (*bucket.tokens.tanks, bucket.requests, *(w.tank for w in windows)):
         tank.at += by
         tank.seen_at += by
