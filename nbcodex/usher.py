@@ -108,7 +108,7 @@ class Usher:
         if self._probing:
             self._probing, self._given = False, ledger.probe(ticket, now)
             return None
-        leave = ledger.reserve(ticket, now)
+        leave = ledger.reserve(ticket, now, hopeful=self._resumed)
         if isinstance(leave, Hold):
             return leave
         self._given = leave

@@ -75,8 +75,11 @@ class Ledger:
         if first:
             row.wake()
 
-    def reserve(self, ticket: Ticket, now: float) -> Reservation | Hold:
+    def reserve(self, ticket: Ticket, now: float, *, hopeful: bool = False) -> Reservation | Hold:
         """Return leave to send now, or when to come back.
+
+        Who is `hopeful` wants to know whether a hold that others have met is over: while the first
+        in the row finds out, it waits.
 
         Raises
         ------
@@ -85,8 +88,10 @@ class Ledger:
         """
         row = self._row(ticket.bucket)
         if row.head() is not ticket:
-            closed = row.hold is not None and row.hold.until > now
-            return row.hold if closed and row.hold else Hold(now + FAR, queued=True)
+            hold = row.hold if row.hold is not None and row.hold.until > now else None
+            if hold is None or (hopeful and hold.inherited):
+                return Hold(now + FAR, queued=True)
+            return hold
         answer = self._store.deal(ticket.bucket, lambda s: self._reserve(s, row, ticket, now))
         if isinstance(answer, Reservation):
             self._sent(row, ticket, answer)
@@ -109,10 +114,10 @@ class Ledger:
         if moment <= now:
             return shared.take(ticket.bucket, self._holder, cost, now)
         if bucket.until > now:
-            row.hold = Hold(bucket.until, bucket.limit)
-            inherited = bucket.until > row.met_until
             # What comes after it is reckoned then: who goes first may find more than was thought.
-            return Hold(bucket.until, bucket.limit, inherited=inherited)
+            inherited = bucket.until > row.met_until
+            row.hold = Hold(bucket.until, bucket.limit, inherited=inherited)
+            return row.hold
         if closed := used_up(bucket, cost, now):
             return Hold(*closed, inherited=True)
         return Hold(shared.look_at(moment, now), queued=True, due_at=moment)

@@ -119,7 +119,8 @@ class Row:
 
     def close(self, hold: Hold, now: float) -> None:
         """Let everybody know who waits, if it is for long enough to be worth a word."""
-        news = hold.until > max(now + WORTH, self.hold.until if self.hold else now)
+        longer = hold.until > max(now + WORTH, self.hold.until if self.hold else now)
+        news = longer or (self.hold is not None and self.hold.inherited)
         self.hold = hold
         if news:
             for *_, ticket in self.heap:

@@ -581,6 +581,34 @@ def test_a_hold_that_another_kernel_found_over_is_over() -> None:
     assert isinstance(second.reserve(other, 111.0), Reservation)
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_one_finds_out_for_all_whether_a_hold_is_over(*, over: bool) -> None:
+    """Of those taken up again in another kernel, the first asks the server, and the others wait."""
+    store, woken = MemoryStore(), set[int]()
+    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
+    refused = first.reserve(first.listen("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(refused, Reservation)
+    first.refuse(refused, until=8_000.0, limit=Limit(), snapshot=None, now=100.0)
+    places = [second.listen("b", Cost(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
+    holds = [second.reserve(place, 3_600.0, hopeful=True) for place in places]
+    assert [isinstance(h, Hold) and (h.inherited, h.queued) for h in holds] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    probe = second.probe(places[0], 3_600.0)
+    woken.clear()
+    if over:
+        full = Snapshot(at=3_601.0, tokens=Gauge(limit=6_000, remaining=5_000))
+        second.admit(probe, full, 3_601.0)
+    else:
+        second.refuse(probe, until=8_000.0, limit=Limit(), snapshot=None, now=3_601.0)
+    assert {1, 2} <= woken
+    leave = second.reserve(places[1], 3_601.0, hopeful=True)
+    assert isinstance(leave, Reservation if over else Hold)
+    assert over or not (leave.inherited or leave.queued)
+
+
 def test_who_gives_up_its_place_keeps_no_other_kernel_waiting() -> None:
     """What an interrupted request asked for is nobody's claim, also if its kernel lives on."""
     store = MemoryStore()

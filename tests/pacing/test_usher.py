@@ -36,7 +36,7 @@ class Postponing:
     def again(self, _: object) -> None:
         pass
 
-    def reserve(self, _: object, now: float) -> object:
+    def reserve(self, _: object, now: float, **_how: object) -> object:
         while self._turns and self._turns[0] <= now:
             self._turns.pop(0)
         if not self._turns:
