@@ -77,7 +77,7 @@ def insert(
         "variable": storable(variable),
         "key": key,
         "at": at,
-        "request": encode(without_words(request)),
+        "request": encode(without_words(connection, request)),
         "batch": storable(origin.batch),
         "item": origin.item,
     }

@@ -19,6 +19,11 @@ from nbcodex.journal.schema import migrate
 from nbcodex.journal.trouble import DAMAGED, UnusableError
 
 T = TypeVar("T")
+
+FAR = 2**40
+"""Where memory begins to number entries and chapters, beyond those of files: a number from before a
+file failed, or served again, then names nothing of anybody else's."""
+
 _SIZES = ("count", "size")
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
@@ -54,6 +59,8 @@ def open_memory() -> sqlite3.Connection:
     """Return a connection to a new journal that ends with it."""
     connection = _connect(":memory:", patience=0.0)
     migrate(connection)
+    numbered = [("entries", FAR), ("chapters", FAR)]
+    connection.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", numbered)
     return connection
 
 

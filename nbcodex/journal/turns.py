@@ -158,18 +158,24 @@ def join(connection: Connection, request: Request) -> None:
     )
 
 
-def without_words(request: Request) -> Request:
-    """Return a request whose turns name their entries, instead of saying them again."""
+def without_words(connection: Connection, request: Request) -> Request:
+    """Return a request whose turns name their entries, instead of saying them again.
+
+    Those that are not in this journal, which may have failed since they were read, are said.
+    """
     if not any(turn.entry for turn in request.turns):
         return request
-    named = (Turn(prompt="", answer="", entry=t.entry) if t.entry else t for t in request.turns)
+    named = (
+        Turn(prompt="", answer="", entry=turn.entry) if _is_kept(connection, turn) else turn
+        for turn in request.turns
+    )
     return replace(request, turns=tuple(named))
 
 
 def with_words(connection: Connection, request: Request) -> Request:
     """Return a request as it was asked; turns that were forgotten are gone."""
     said = [
-        _turn(connection, turn.entry) if turn.entry else turn
+        _turn(connection, turn.entry) if turn.entry and not turn.answer else turn
         for turn in request.turns
         if isinstance(turn, Turn)
     ]
@@ -179,6 +185,15 @@ def with_words(connection: Connection, request: Request) -> Request:
 def place_of(row: sqlite3.Row) -> Place:
     """Return the place of an entry."""
     return Place(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
+
+
+def _is_kept(connection: Connection, turn: Turn) -> bool:
+    """Return whether the entry that a turn names holds its answer."""
+    where = turn.entry, storable(turn.answer)
+    found = connection.execute(
+        "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?", where
+    )
+    return found.fetchone() is not None
 
 
 def _turn(connection: Connection, entry: int) -> Turn | None:

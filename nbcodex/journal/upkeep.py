@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable
 
 from nbcodex.clock import Clock
-from nbcodex.journal import changes
+from nbcodex.journal import changes, transfer
 from nbcodex.journal.owner import BEAT, Owner
 from nbcodex.journal.queries import is_gone, totals
 
@@ -44,6 +44,7 @@ class Upkeep:
         self._beat_at = 0.0
         self._expiring = False
         self._checkpoint_at: float | None = None
+        self._chapter = 0
 
     @property
     def owner(self) -> Owner:
@@ -135,9 +136,7 @@ class Upkeep:
     def to_memory(self, file: sqlite3.Connection, memory: sqlite3.Connection) -> None:
         """Take what is ours and unanswered along, as far as the file can still be read."""
         with contextlib.suppress(sqlite3.Error):
-            salt = file.execute("SELECT value FROM salt").fetchone()
-            memory.execute("UPDATE salt SET value = ?", tuple(salt))
-            _copy(file, memory, owner=self.owner.id)
+            self._chapter = transfer.to_memory(file, memory, owner=self.owner.id)
         for insert in filter(None, self._busy.values()):
             insert(memory)
         if self._busy:
@@ -145,7 +144,7 @@ class Upkeep:
 
     def to_file(self, memory: sqlite3.Connection, file: sqlite3.Connection) -> None:
         """Bring everything back that was kept in memory meanwhile."""
-        _copy(memory, file, owner=None)
+        transfer.to_file(memory, file, chapter=self._chapter)
         missed = totals(memory)
         changes.count(file, missed, requests=missed.requests)
         self.undone()
@@ -166,31 +165,3 @@ class Upkeep:
     def _beat(self, connection: sqlite3.Connection) -> None:
         changes.beat(connection, self.owner, clock=self._clock)
         self._beat_at = self._clock.now() + BEAT
-
-
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection, *, owner: int | None) -> None:
-    """Copy entries, all or one owner's unanswered ones; what another owner claimed stays his."""
-    rows = source.execute(
-        """SELECT id, status, owner, notebook, cell, variable, key, added_at, updated_at, attempts,
-        resume_at, limits, error, response_id, sequence, request, reply, text, batch, item,
-        listed, part FROM entries
-        WHERE :owner IS NULL OR (owner = :owner AND status <> 'done') ORDER BY seq""",
-        {"owner": owner},
-    )
-    target.executemany(
-        """INSERT INTO entries (id, status, owner, notebook, cell, variable, key, added_at,
-        updated_at, attempts, resume_at, limits, error, response_id, sequence, request, reply, text,
-        batch, item, listed, part)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at,
-        attempts = excluded.attempts, resume_at = excluded.resume_at, limits = excluded.limits,
-        error = excluded.error, response_id = excluded.response_id, sequence = excluded.sequence,
-        reply = excluded.reply, text = excluded.text, part = excluded.part
-        WHERE owner = excluded.owner OR (excluded.status = 'done' AND status <> 'done')""",
-        [tuple(row) for row in rows],
-    )
-    target.executemany(
-        """INSERT INTO parts VALUES (?, ?, ?, ?) ON CONFLICT (tag) DO UPDATE
-        SET file = coalesce(excluded.file, file), remote = coalesce(excluded.remote, remote)""",
-        [tuple(row) for row in source.execute("SELECT tag, base_url, file, remote FROM parts")],
-    )

@@ -1,0 +1,164 @@
+"""What goes along when a file fails and memory stands in for it, and what is brought back."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.journal.journal import Journal
+from nbcodex.records import Origin, Place, Reply, Request, Turn
+from nbcodex.settings import JOURNAL
+
+from .conftest import HandClock, run
+
+Open = Callable[..., Journal]
+OURS = "ours"
+
+
+@pytest.fixture
+def journal(open_journal: Open) -> Journal:
+    """A journal that does not wait for whoever holds its file locked."""
+    return open_journal(patience=0.0)
+
+
+@pytest.fixture
+def locked(folder: Path, journal: Journal, clock: HandClock) -> Callable[[], Any]:
+    """Return what locks the file for a while, and then has it tried again."""
+
+    @contextmanager
+    def lock() -> Iterator[None]:
+        with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            assert "locked" in (journal.trouble or "")
+            other.execute("ROLLBACK")
+        clock.pass_(61)
+        journal.totals()
+        assert journal.trouble is None
+
+    return lock
+
+
+def ask(
+    journal: Journal,
+    prompt: str,
+    *turns: Turn,
+    status: Any = "done",
+    notebook: str = OURS,
+    place: Place | None = None,
+) -> Request:
+    """Return a request that was asked in a conversation, and came to its end."""
+    origin = Origin(notebook=notebook, place=place or Place())
+    request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
+    reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
+    run(journal.add(request, notebook=notebook), journal.finish(request.id, reply))
+    return request
+
+
+def said(journal: Journal) -> list[Turn]:
+    """Return what was said in our notebook's latest chapter, in order."""
+    thread = journal.threads.find(OURS, "main")
+    slots = [slot for slot in thread.slots if slot.chapter == thread.chapter and slot.is_done]
+    return journal.threads.turns(s.entry for s in sorted(slots, key=lambda slot: slot.number))
+
+
+def prompts(turns: Any) -> list[str]:
+    return [turn.prompt for turn in turns]
+
+
+def test_a_request_parked_in_memory_keeps_its_own_turns(journal: Journal, locked: Any) -> None:
+    """In the file other notebooks' entries have the numbers that its turns had in memory."""
+    for number in range(3):
+        ask(journal, f"secret {number}", notebook="another")
+    with locked():
+        ask(journal, "first")
+        parked = ask(journal, "second", *said(journal), status="parked")
+    assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+
+
+def test_the_words_of_a_turn_come_back_as_its_name(
+    journal: Journal, locked: Any, folder: Path
+) -> None:
+    """So that they go when the turn is forgotten."""
+    ask(journal, "before")
+    earlier = said(journal)
+    with locked():
+        ask(journal, "meanwhile")
+        later = ask(journal, "later", *earlier, *said(journal))
+    assert prompts(journal.entry(later.id).request.turns) == ["before", "meanwhile"]
+    with closing(sqlite3.connect(folder / JOURNAL)) as file:
+        requests = [row[0] for row in file.execute("SELECT request FROM entries")]
+    assert [sum(word in text for text in requests) for word in ("before", "meanwhile")] == [1, 1]
+
+
+def test_a_parked_request_has_its_turns_while_the_file_is_locked(
+    journal: Journal, locked: Any
+) -> None:
+    """They stand in the file, which nobody may read then."""
+    ask(journal, "first")
+    parked = ask(journal, "second", *said(journal), status="parked")
+    with locked():
+        ask(journal, "unrelated", notebook="another")
+        assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+
+
+def test_a_request_that_meets_the_lock_keeps_its_turns(journal: Journal, locked: Any) -> None:
+    """Its turns were read while the file still served."""
+    ask(journal, "secret", notebook="another")
+    ask(journal, "first")
+    turns = said(journal)
+    with locked():
+        parked = ask(journal, "second", *turns, status="parked")
+        assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+
+
+def test_what_was_asked_meanwhile_is_part_of_the_conversation(
+    journal: Journal, locked: Any
+) -> None:
+    """In order, and whoever was asked again meanwhile keeps his place."""
+    ask(journal, "first")
+    with locked():
+        ask(journal, "second")
+        number = journal.threads.find(OURS, "main").slots[-1].number
+        ask(journal, "third")
+        ask(journal, "second again", place=Place(number=number))
+    ask(journal, "fourth")
+    found = ["first", "second", "second again", "third", "fourth"]
+    assert prompts(said(journal)) == found
+    numbers = [slot.number for slot in journal.threads.find(OURS, "main").slots]
+    assert len(set(numbers)) == 4
+
+
+def test_a_chapter_that_was_opened_meanwhile_goes_on(journal: Journal, locked: Any) -> None:
+    """Under the number by which its process knows it, and as the latest."""
+    ask(journal, "first")
+    with locked():
+        ask(journal, "unrelated", notebook="another")
+        chapter = journal.threads.begin_anew(OURS, "main")
+    assert journal.threads.find(OURS, "main").chapter == chapter
+    assert said(journal) == []
+
+
+def test_the_chapters_of_the_file_are_known_while_it_is_locked(
+    journal: Journal, locked: Any
+) -> None:
+    """Else what is asked meanwhile would join a conversation that its user has left."""
+    ask(journal, "first")
+    chapter = journal.threads.begin_anew(OURS, "main")
+    with locked():
+        ask(journal, "unrelated", notebook="another")
+        assert journal.threads.find(OURS, "main").chapter == chapter
+
+
+def test_numbers_of_the_file_name_nothing_in_memory(journal: Journal, locked: Any) -> None:
+    """A turn that was found before the lock is missing then, and nobody else's."""
+    ask(journal, "first")
+    before = journal.threads.find(OURS, "main").slots[0].entry
+    with locked():
+        ask(journal, "secret", notebook="another")
+        assert journal.threads.turns([before]) == []
