@@ -1,13 +1,13 @@
 """What was used on which day, what is set aside, and the budget that all kernels hold to.
 
 Owns the counters by day, what requests under way may come to, and the kept budget, each as one
-function on a connection.
+function on a connection; and that all of them hold while memory stands in for the file.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from nbcodex.journal.entry import finite, whole
@@ -63,6 +63,22 @@ class Spending:
     day: Spent = Spent()
     month: Spent = Spent()
     aside: Spent = Spent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """What memory was told when it began to stand in for the file.
+
+    Parameters
+    ----------
+    budget : str
+        The kept budget.
+    days : dict
+        What was used by then on each day, an ISO date.
+    """
+
+    budget: str = ""
+    days: dict[str, Spent] = field(default_factory=dict)
 
 
 def seen(connection: Connection, *, today: str) -> Spending:
@@ -121,3 +137,41 @@ def kept(connection: Connection) -> str:
     """Return the kept budget as its user wrote it; empty where there is none."""
     row = connection.execute("SELECT text FROM budget").fetchone()
     return str(row[0]) if row else ""
+
+
+def lend(file: Connection, memory: Connection) -> Lent:
+    """Tell memory what the file knows; return that part of it which may change there."""
+    lent = Lent(budget=kept(file), days=_days(file))
+    asides = file.execute("SELECT id, owner, tokens, dollars FROM asides").fetchall()
+    owners = file.execute(
+        """SELECT id, host, boot, space, pid, start, beat_at, beat_now FROM owners
+        WHERE id IN (SELECT owner FROM asides)"""
+    ).fetchall()
+    memory.executemany("INSERT INTO asides VALUES (?, ?, ?, ?)", asides)
+    memory.executemany("INSERT INTO owners VALUES (?, ?, ?, ?, ?, ?, ?, ?)", owners)
+    keep(memory, lent.budget)
+    for day, amount in lent.days.items():
+        spend(memory, amount, day=day)
+    return lent
+
+
+def give_back(memory: Connection, file: Connection, lent: Lent | None, *, owner: int) -> None:
+    """Tell the file what has changed in memory since that was `lent`; None: it never was."""
+    before = lent or Lent()
+    if (budget := kept(memory)) != before.budget:
+        keep(file, budget)
+    for day, amount in _days(memory).items():
+        spend(file, amount.minus(before.days.get(day, Spent())), day=day)
+    if lent is not None:
+        file.execute("DELETE FROM asides WHERE owner = ?", (owner,))
+    file.executemany(
+        "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
+        memory.execute("SELECT id, owner, tokens, dollars FROM asides WHERE owner = ?", (owner,)),
+    )
+
+
+def _days(connection: Connection) -> dict[str, Spent]:
+    rows = connection.execute(
+        "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
+    )
+    return {str(day): Spent(tokens=tokens, dollars=dollars) for day, tokens, dollars in rows}

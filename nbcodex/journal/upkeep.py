@@ -11,9 +11,10 @@ import sqlite3
 from collections.abc import Callable
 
 from nbcodex.clock import Clock
-from nbcodex.journal import changes, transfer
+from nbcodex.journal import changes, spending, transfer
 from nbcodex.journal.owner import BEAT, Owner
 from nbcodex.journal.queries import is_gone, totals
+from nbcodex.journal.spending import Lent
 
 FEW = 100
 """Entries that one step of retention erases: milliseconds, so that nobody waits for it."""
@@ -44,6 +45,7 @@ class Upkeep:
         self._beat_at = 0.0
         self._expiring = False
         self._checkpoint_at: float | None = None
+        self._lent: Lent | None = None
         self._chapter = 0
 
     @property
@@ -134,7 +136,10 @@ class Upkeep:
         self._checkpoint_at = self._clock.now() + AGAIN if blocked else None
 
     def to_memory(self, file: sqlite3.Connection, memory: sqlite3.Connection) -> None:
-        """Take what is ours and unanswered along, as far as the file can still be read."""
+        """Take along what is ours and unanswered, and the caps, as far as the file can be read."""
+        self._lent, self._chapter = None, 0
+        with contextlib.suppress(sqlite3.Error):
+            self._lent = spending.lend(file, memory)
         with contextlib.suppress(sqlite3.Error):
             self._chapter = transfer.to_memory(file, memory, owner=self.owner.id)
         for insert in filter(None, self._busy.values()):
@@ -145,6 +150,7 @@ class Upkeep:
     def to_file(self, memory: sqlite3.Connection, file: sqlite3.Connection) -> None:
         """Bring everything back that was kept in memory meanwhile."""
         transfer.to_file(memory, file, chapter=self._chapter)
+        spending.give_back(memory, file, self._lent, owner=self.owner.id)
         missed = totals(memory)
         changes.count(file, missed, requests=missed.requests)
         self.undone()
@@ -160,6 +166,7 @@ class Upkeep:
         self._owner = None
         self._busy.clear()
         self._expiring, self._checkpoint_at = False, None
+        self._lent, self._chapter = None, 0
         self.undone()
 
     def _beat(self, connection: sqlite3.Connection) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.records import Origin, Place, Reply, Request, Turn
+from nbcodex.journal.spending import Spending, Spent
+from nbcodex.records import Origin, Place, Reply, Request, Turn, Usage
 from nbcodex.settings import JOURNAL
 
-from .conftest import HandClock, run
+from .conftest import HandClock, added, run
 
 Open = Callable[..., Journal]
 OURS = "ours"
@@ -162,3 +164,76 @@ def test_numbers_of_the_file_name_nothing_in_memory(journal: Journal, locked: An
     with locked():
         ask(journal, "secret", notebook="another")
         assert journal.threads.turns([before]) == []
+
+
+def today(clock: HandClock) -> str:
+    return date.fromtimestamp(clock.wall()).isoformat()
+
+
+def set_aside(journal: Journal, id_: str, clock: HandClock, *, tokens: int = 100) -> None:
+    amount, day = Spent(tokens=tokens), today(clock)
+    run(journal.set_aside(id_, amount, today=day, allowed=lambda _: True))
+
+
+def use(journal: Journal, tokens: int) -> None:
+    """Have a request answered that used so many."""
+    asked = added(journal)
+    usage = Usage(input_tokens=tokens, output_tokens=0)
+    run(journal.finish(asked.id, Reply(id=asked.id, text="yes", attempts=1, usage=usage)))
+
+
+def seen(journal: Journal, clock: HandClock) -> Spending:
+    found: Spending = run(journal.spending(today(clock)))
+    return found
+
+
+def test_a_cap_holds_while_the_file_is_locked(
+    journal: Journal, open_journal: Open, locked: Any, clock: HandClock
+) -> None:
+    """So does what was used by then, and what others have under way."""
+    run(journal.keep_budget("2k/day"))
+    use(journal, 900)
+    set_aside(open_journal(), "theirs", clock)
+    with locked():
+        set_aside(journal, "ours", clock)
+        spent = Spent(tokens=900)
+        aside = Spent(tokens=200)
+        assert seen(journal, clock) == Spending(
+            budget="2k/day", day=spent, month=spent, aside=aside
+        )
+
+
+def test_what_was_used_meanwhile_is_counted_once(
+    journal: Journal, locked: Any, clock: HandClock
+) -> None:
+    """With what was used before, each time that the file fails."""
+    use(journal, 1)
+    for tokens in (20, 300):
+        with locked():
+            use(journal, tokens)
+    assert seen(journal, clock).day == Spent(tokens=321)
+
+
+@pytest.mark.parametrize("budget", ["5k/day", ""])
+def test_a_budget_that_was_changed_meanwhile_stays(
+    journal: Journal, locked: Any, clock: HandClock, budget: str
+) -> None:
+    """Lifted or replaced."""
+    run(journal.keep_budget("2k/day"))
+    with locked():
+        run(journal.keep_budget(budget))
+    assert seen(journal, clock).budget == budget
+
+
+def test_what_is_set_aside_follows_what_became_of_it_meanwhile(
+    journal: Journal, open_journal: Open, locked: Any, clock: HandClock
+) -> None:
+    """What has ended counts no more, what was begun does, and others' is theirs."""
+    theirs, ended = open_journal(), added(journal)
+    set_aside(theirs, "theirs", clock, tokens=1)
+    set_aside(journal, ended.id, clock, tokens=20)
+    set_aside(journal, "goes on", clock, tokens=300)
+    with locked():
+        run(journal.finish(ended.id, Reply(id=ended.id, status="cancelled")))
+        set_aside(journal, "begun", clock, tokens=4000)
+    assert seen(journal, clock).aside == Spent(tokens=4301)
