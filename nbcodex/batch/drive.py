@@ -75,7 +75,7 @@ def line(course: Course, order: Order) -> str:
 
 def way_on(course: Course) -> str:
     """Return how a map goes on that was put away."""
-    if course.origin.engine == "batch":
+    if _is_away(course):
         return f"`%codex resume {course.id}` fetches it, `%codex cancel {course.id}` ends it there."
     if course.kept:
         return f"`%codex resume {course.id}` goes on; nbcodex.map.last holds what is finished."
@@ -88,9 +88,16 @@ def _answered(course: Course) -> str:
 
 
 def _rest(course: Course, order: Order = "park") -> str:
-    if course.origin.engine == "batch":
+    if _is_away(course):
         return "the provider goes on"
     return "nothing is lost" if order == "cancel" else "the rest is parked"
+
+
+def _is_away(course: Course) -> bool:
+    """Return whether a provider has rows of a map, and goes on with them."""
+    if course.origin.engine != "batch":
+        return False
+    return course.client.journal(course.settings).batches.is_away(course.id)
 
 
 def run(course: Course) -> Any:

@@ -103,6 +103,19 @@ class Batches:
         found = self._counted("batch = ?", batch)
         return found[0] if found else Batch(id=batch)
 
+    def is_away(self, batch: str) -> bool:
+        """Return whether rows of a map are with a provider, or may be."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            found = connection.execute(
+                """SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
+                AND status IN ('running', 'waiting', 'parked') LIMIT 1""",
+                (batch,),
+            )
+            return found.fetchone() is not None
+
+        return self._writer.ask(work, default=False)
+
     def unfinished(self, *, notebook: str | None = None) -> list[Batch]:
         """Return the maps with parked or abandoned rows: of one notebook, or of all."""
         found = self._counted(

@@ -224,7 +224,10 @@ class Parts:
         self._upkeep.idle(tag)
 
     async def park(self, tags: Iterable[str], ids: Iterable[str], *, batch: str) -> None:
-        """Commit that nobody waits any more for these parts, and for these rows of a map."""
+        """Commit that nobody waits any more for these parts, and for these rows of a map.
+
+        What is with a provider may be used all the same: that stays set aside.
+        """
         held, waiting = list(tags), list(ids)
 
         def work(connection: Connection) -> None:
@@ -237,6 +240,11 @@ class Parts:
             connection.executemany(
                 f"{set_parked} ('pending', 'running') AND id = ?",
                 [(owner, storable(id_)) for id_ in waiting],
+            )
+            connection.executemany(
+                """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
+                WHERE entries.id = asides.id AND part IS NOT NULL)""",
+                [(storable(id_),) for id_ in waiting],
             )
             for name in (batch, *held):
                 self._upkeep.idle(name)

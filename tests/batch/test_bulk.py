@@ -385,6 +385,42 @@ async def test_a_budget_holds_rows_back() -> None:
     assert len(place.asked) == 5 - len(parked)
 
 
+async def set_aside(place: Place) -> int:
+    """Return how many tokens are set aside for all kernels."""
+    return (await place.journal.spending("2030-01-01")).aside.tokens
+
+
+@virtually
+async def test_nothing_stays_set_aside_for_rows_that_no_provider_took() -> None:
+    """Else a day's budget would refuse what comes, though nothing is under way."""
+    place = Place(batch_queue=2)
+    await place.journal.keep_budget("90k/day")
+    stopped = place.carrier()
+    stopped.take([Row(request) for request in requests(12)])
+    stopped.flush()
+    await place.until(lambda: stopped.stage == "the provider's queue is full")
+    assert await set_aside(place) > 0
+    await stopped.park()
+    assert await set_aside(place) == 0
+
+
+@virtually
+async def test_what_the_provider_goes_on_with_stays_set_aside() -> None:
+    """Until it is fetched."""
+    place = Place()
+    await place.journal.keep_budget("90k/day")
+    stopped, rows = place.carrier(), requests(3)
+    stopped.take([Row(request) for request in rows])
+    stopped.flush()
+    await place.until(lambda: stopped.stage.startswith("in progress"))
+    before = await set_aside(place)
+    await stopped.park()
+    assert await set_aside(place) == before > 0
+    place.again()
+    await place.ended(place.carrier(), rows, **place.entries())
+    assert await set_aside(place) == 0
+
+
 @virtually
 async def test_another_server_is_not_asked_for_what_it_does_not_have() -> None:
     """The rows stay where they are, and the error says where that is."""

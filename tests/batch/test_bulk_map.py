@@ -81,17 +81,29 @@ def test_a_function_that_fails_for_a_row_stops_nobody(room: Room) -> None:
     assert asked(room) == 1
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Press Stop while the provider is at it."""
+def interrupted(monkeypatch: pytest.MonkeyPatch, *, stage: str = "in progress") -> None:
+    """Press Stop while the provider is at it, or at another stage."""
     real = Bulk.ended
 
     def ended(self: Bulk, *, within: float) -> Any:
-        if within and self.stage.startswith("in progress"):
+        if within and self.stage.startswith(stage):
             monkeypatch.setattr(Bulk, "ended", real)
             raise KeyboardInterrupt
         return real(self, within=min(within, 0.01))
 
     monkeypatch.setattr(Bulk, "ended", ended)
+
+
+def test_stop_says_that_the_provider_has_nothing(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was taken, nothing goes on there, and there is nothing to cancel."""
+    room.simulator.change(batch_queue=1)
+    interrupted(monkeypatch, stage="the provider's queue is full")
+    with pytest.raises(Stopped, match="the rest is parked") as caught:
+        nbcodex.map(ECHO, [f"row {n}" for n in range(50)], engine="batch")
+    assert f"`%codex resume {last().id}` goes on" in caught.value.advice
+    assert "cancel" not in caught.value.advice
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
