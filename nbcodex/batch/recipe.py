@@ -28,8 +28,8 @@ Words = str | Callable[[Any], object]
 _OPTIONS = frozenset(inspect.signature(compose).parameters) - {"prompt", "settings", "origin"}
 
 
-def checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that all rows share, completed.
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that say anything.
 
     Raises
     ------
@@ -44,8 +44,12 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
                 + (f"; did you mean {near[0]!r}?" if near else "."),
                 advice="Options are those of nbcodex.ask.",
             )
-    given = {name: value for name, value in options.items() if value is not None}
-    return {"patience": PATIENCE, "reuse": True, **given}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def completed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that all rows share: what is `given`, and what holds where nothing is."""
+    return {"patience": PATIENCE, "reuse": True, **given(options)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Recipe:
         A template, or a function that returns a row's prompt, or a mapping of ``prompt`` and
         options for this row.
     options : mapping
-        Options of all rows, `checked`.
+        Options of all rows, `completed`.
     row_key : str, callable or None
         Names a row: a column, or a function of the item.
     settings : Settings
@@ -119,7 +123,7 @@ class Recipe:
         prompt, options = self._prompt(row), self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
-            prompt, options = own.pop("prompt", None), {**options, **checked(own), **own}
+            prompt, options = own.pop("prompt", None), {**options, **given(own)}
         if not isinstance(prompt, str):
             raise ConfigurationError(
                 f"The function returned {type(prompt).__name__}, not a prompt.",
@@ -194,6 +198,6 @@ def recipe(
         raise ConfigurationError(
             f"The template is {type(words).__name__}.", advice="Give a text or a function of a row."
         )
-    made = Recipe(parsed, checked(options), row_key, settings, origin)
+    made = Recipe(parsed, completed(options), row_key, settings, origin)
     made.check(shape)
     return made

@@ -132,6 +132,22 @@ def test_a_function_runs_in_the_callers_thread(room: Room) -> None:
     assert threads == {threading.current_thread()}
 
 
+def test_a_rows_own_options_leave_those_of_all_rows(room: Room) -> None:
+    """A dict of its own says what differs in it; the rest is as the map says."""
+
+    def prompt(item: str) -> Any:
+        return {"prompt": ECHO.format(item), "max_output": 100}
+
+    for _ in range(2):
+        nbcodex.map(prompt, ["a", "b"], reuse=False)
+    assert len(room.prompts) == 4
+    shape = shape_of(["a"])
+    made = recipe(
+        prompt, shape, {"patience": 1.0}, row_key=None, settings=Settings(), origin=Origin()
+    )
+    assert made.request(next(shape.rows())).patience == 1.0
+
+
 def test_equal_rows_are_asked_once_unless_their_keys_differ(room: Room) -> None:
     """Duplicates share an answer; a row key tells them apart."""
     assert texts(nbcodex.map(ECHO, ["a", "a", "a"])) == ["a", "a", "a"]
