@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbcodex.batch import shelf
 from nbcodex.batch.report import progress_of
 from nbcodex.errors import (
+    AnswerError,
     CredentialsError,
     MissingKeyError,
     ModelError,
     NbcodexError,
     NoBatchesError,
+    PermanentError,
     QuotaError,
     Stopped,
 )
@@ -49,11 +51,15 @@ LISTED = 1_000
 """Failed rows of an iterator that are remembered."""
 
 _OF_ALL = (MissingKeyError, CredentialsError, QuotaError, ModelError)
+_OF_ONE = (PermanentError, AnswerError)
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One row on its way: `row` until there is a `request`; `entry` if it is in the journal."""
+    """One row on its way: `row` until there is a `request`; `entry` if it is in the journal.
+
+    It is `answered` where an equal row has an answer, which it finds in the journal.
+    """
 
     index: int
     label: str
@@ -61,6 +67,7 @@ class Item:
     request: Request | None = None
     entry: Entry | None = None
     key: bytes | None = None
+    answered: bool = False
     reply: Reply | None = None
 
 
@@ -112,7 +119,7 @@ class Course:
         self._under_way: dict[str, Item] = {}
         self._undone: dict[int, Item] = {}
         self._leaders: set[bytes] = set()
-        self._followers: dict[bytes, list[Item]] = {}
+        self._followers: dict[bytes, deque[Item]] = {}
         self._read, self._taken = recipe is None, 0
         self.refused = self._alike = 0
         self._fatal: NbcodexError | None = None
@@ -160,8 +167,8 @@ class Course:
     def rest(self) -> Iterator[Item]:
         """Yield what may not be in the journal yet: what was not sent, and not even begun."""
         for item in list(self._undone.values()):
-            refused = item.request is None and item.reply is not None
-            if not refused and (item.reply is None or not item.reply.attempts):
+            reply = item.reply  # one that failed unasked is told, and does not belong there
+            if reply is None or not (reply.attempts or reply.status == "failed"):
                 yield item
         while (begun := self._next()) is not None:
             yield begun
@@ -205,9 +212,9 @@ class Course:
             self._refuse(item, error)
             return False
         if request.reuse and item.entry is None:
-            item.key = equality_key(request, base_url="")
-            if item.key in self._leaders:  # an equal row is under way: its answer will do
-                self._followers.setdefault(item.key, []).append(item)
+            item.key = item.key or equality_key(request, base_url="")
+            if item.key in self._leaders and not item.answered:  # an equal row is under way
+                self._followers.setdefault(item.key, deque()).append(item)
                 return False
             self._leaders.add(item.key)
         self._under_way[request.id] = item
@@ -237,9 +244,30 @@ class Course:
         else:
             self._alike = 0
         self._give(item, reply)
-        if item.key is not None:  # those that are equal find the answer in the journal
+        if item.key is not None:
             self._leaders.discard(item.key)
-            self._again.extend(self._followers.pop(item.key, ()))
+            self._release(item.key, reply, shared=_is_shared(error))
+
+    def _release(self, key: bytes, reply: Reply, *, shared: bool) -> None:
+        """Let rows go on that followed an equal one, which has ended; none of them waits twice."""
+        equal = self._followers.pop(key, deque())
+        if reply:
+            for item in equal:
+                item.answered = True
+            self._again.extend(equal)
+        elif shared:
+            for item in equal:
+                self._pass_over(item, reply.error or reply.status)
+        elif equal:  # the next one leads
+            self._again.append(equal.popleft())
+            self._followers[key] = equal
+
+    def _pass_over(self, item: Item, why: str) -> None:
+        """A row fails as an equal one did, without being asked."""
+        self.refused += 1
+        self._list(item, why)
+        id_ = f"{self.id}-{item.index}"
+        self._give(item, Reply(id=id_, status="failed", attempts=0, error=why))
 
     @property
     def _ends(self) -> bool:
@@ -255,10 +283,13 @@ class Course:
         self._give(item, Reply(id=id_, status="failed", attempts=0, error=str(error)))
 
     def _fail(self, item: Item, error: NbcodexError, *, raises: bool) -> None:
-        if self.kept or len(self.failures) < LISTED:
-            self.failures[item.label] = str(error)
+        self._list(item, str(error))
         if raises and self._on_error == "raise" and not self._ends:
             self._fatal = self._fatal or self._with_a_way_on(error)
+
+    def _list(self, item: Item, why: str) -> None:
+        if self.kept or len(self.failures) < LISTED:
+            self.failures[item.label] = why
 
     def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
@@ -303,7 +334,7 @@ class Course:
         for item in self._again:
             entry = entries.get(f"{self.id}-{item.index}")
             item.entry = entry if entry and entry.resumable else None
-            item.reply = None
+            item.answered, item.reply = False, None
 
     def remember(self, item: Item, reply: Reply) -> None:
         """Put in what is known already of a row: an answer, or that it is to be taken up."""
@@ -333,6 +364,11 @@ class Course:
         if now or time.monotonic() - self._told_at >= TOLD:
             self._told_at = time.monotonic()
             self.watcher(progress_of(self))
+
+
+def _is_shared(error: NbcodexError | None) -> bool:
+    """Whether a row failed by what it asks, as all that are equal would, and no others."""
+    return isinstance(error, _OF_ONE) and not isinstance(error, _OF_ALL)
 
 
 def _outcome_of(ending: Ending) -> tuple[Reply, NbcodexError | None]:

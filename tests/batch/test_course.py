@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
+import pytest
+
 from nbcodex import events
-from nbcodex.batch.course import Course
+from nbcodex.batch.course import Course, Item
 from nbcodex.batch.live import AHEAD, MOST, Live
 from nbcodex.batch.recipe import recipe
 from nbcodex.batch.shapes import shape_of
 from nbcodex.batch.tally import Tally
-from nbcodex.errors import PermanentError
+from nbcodex.errors import NbcodexError, ParkedError, PermanentError
 from nbcodex.records import Origin, Reply, Request
 from nbcodex.settings import Settings
 
@@ -50,13 +53,16 @@ class Hand:
         found, self._endings = self._endings, []
         return found
 
-    def end(self, *numbers: int, error: PermanentError | None = None) -> None:
+    def end(self, *numbers: int, error: NbcodexError | None = None) -> None:
         """Let rows end."""
         for number in numbers:
             id_ = f"m1-{number}"
             reply = Reply(id=id_, text=str(number), status="failed" if error else "done")
             ending: events.Ending = events.Finished(request_id=id_, at=0.0, reply=reply)
-            if error is not None:
+            if isinstance(error, ParkedError):
+                reply = Reply(id=id_, status="parked")
+                ending = events.Parked(request_id=id_, at=0.0, error=error, reply=reply)
+            elif error is not None:
                 ending = events.Failed(request_id=id_, at=0.0, error=error, reply=reply)
             self.tally(ending)
             self._endings.append(ending)
@@ -126,14 +132,57 @@ def test_an_ending_that_is_told_twice_counts_once(room: Room) -> None:
 
 
 def test_equal_rows_follow_the_first(room: Room) -> None:
-    """They are started when it has ended, to find its answer; if it failed, they are asked."""
+    """They are started when it has ended, all of them, to find its answer."""
     way = Hand()
-    course = course_of(["a", "a", "b"], room, way)
+    course = course_of(["a", "a", "b", "a"], room, way)
     course.advance()
     assert way.started == ["m1-0", "m1-2"]
-    way.end(0, error=PermanentError("no"))
+    way.end(0)
     course.advance()
-    assert way.started == ["m1-0", "m1-2", "m1-1"]
+    assert way.started == ["m1-0", "m1-2", "m1-1", "m1-3"]
+
+
+@pytest.mark.parametrize("kind", [PermanentError, ParkedError])
+def test_no_row_waits_for_an_equal_one_twice(
+    room: Room, monkeypatch: pytest.MonkeyPatch, kind: type[NbcodexError]
+) -> None:
+    """What many equal rows cost is told by how many there are, whatever the first came to."""
+    begun: list[int] = []
+    real = Course._begin
+
+    def begin(self: Course, item: Item) -> bool:
+        begun.append(item.index)
+        return real(self, item)
+
+    monkeypatch.setattr(Course, "_begin", begin)
+    way = Hand(room=10)
+    course, ended = course_of(["a", "b"] * 50, room, way), 0
+    while course.advance():
+        numbers = [int(id_.partition("-")[2]) for id_ in way.started[ended:]]
+        way.end(*numbers, error=None if ended else kind("no"))
+        ended = len(way.started)
+    assert max(Counter(begun).values()) <= 2
+
+
+def test_equal_rows_fail_together(room: Room) -> None:
+    """What is refused for what it asks would be refused again: it is asked once."""
+    way = Hand()
+    course = course_of(["a", "a", "a"], room, way)
+    course.advance()
+    way.end(0, error=PermanentError("no"))
+    assert not course.advance()
+    assert way.started == ["m1-0"]
+    assert [reply.error for reply in course.all_replies()] == ["no", "no", "no"]
+
+
+def test_the_next_of_equal_rows_is_asked_where_the_first_was_parked(room: Room) -> None:
+    """That may have been for a reason of its own; the others go on waiting."""
+    way = Hand()
+    course = course_of(["a", "a", "a"], room, way)
+    course.advance()
+    way.end(0, error=ParkedError("later"))
+    course.advance()
+    assert way.started == ["m1-0", "m1-1"]
 
 
 def test_an_iterators_failures_are_not_remembered_for_ever(room: Room) -> None:
