@@ -89,6 +89,8 @@ class Course:
 
     Attributes
     ----------
+    failures : dict
+        What each row is called that has no answer, and why it has none, by position.
     ordered : {"cancel", "park"} or None
         How its user ends it; nothing more is begun then. Any thread may set it.
     """
@@ -109,7 +111,7 @@ class Course:
         self.id, self.kept = origin.batch or "", shape.total is not None
         self.watcher: Watcher = lambda _: None
         self.replies: dict[int, Reply] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[int, tuple[str, str]] = {}
         self.outcome: Outcome = ""
         self.ordered: Order | None = None
         self._recipe, self._on_error = recipe, on_error
@@ -289,7 +291,7 @@ class Course:
 
     def _list(self, item: Item, why: str) -> None:
         if self.kept or len(self.failures) < LISTED:
-            self.failures[item.label] = why
+            self.failures[item.index] = (item.label, why)
 
     def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
@@ -300,7 +302,7 @@ class Course:
         if self.kept:
             self.replies[item.index] = reply
         if reply:
-            self.failures.pop(item.label, None)
+            self.failures.pop(item.index, None)
         if reply or not self.kept:
             self._undone.pop(item.index, None)
 

@@ -31,8 +31,14 @@ class Last(Sequence[Reply]):
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why there is no answer, by row: its row key, or else its index, key or position."""
-        return dict(self._course.failures)
+        """Why there is no answer, by row: its row key, or else its index, key or position.
+
+        Of rows that are called the same, all but the first are told apart by their position.
+        """
+        told: dict[str, str] = {}
+        for index, (label, why) in sorted(self._course.failures.items()):
+            told[f"{label} (row {index})" if label in told else label] = why
+        return told
 
     def __len__(self) -> int:
         return self._course.shape.total or 0

@@ -48,7 +48,7 @@ def progress_of(course: Course) -> Progress:
         simulated=tally.simulated,
         stage="" if course.outcome else course.way.stage,
         outcome=course.outcome,
-        failures=tuple(itertools.islice(course.failures.items(), TOLD)),
+        failures=tuple(itertools.islice(course.failures.values(), TOLD)),
     )
 
 

@@ -183,6 +183,13 @@ def test_failed_rows_stop_nobody(room: Room) -> None:
     assert "1 of 3 answered, 2 failed" in repr(last())
 
 
+def test_a_failed_row_is_listed_whatever_others_are_called(room: Room) -> None:
+    """Neither an answer nor a failure of the same name takes its place."""
+    rows = ["[[fault=too_large]] x", "[[echo: ok]]", "[[fault=too_large]] y"]
+    nbcodex.map("{}", pandas.Series(rows, index=[0, 0, 0]))
+    assert last().failed.keys() == {"0", "0 (row 2)"}
+
+
 def test_on_error_raise_ends_at_the_first_failure(room: Room) -> None:
     """The rest is parked, and the error says how to go on."""
     with pytest.raises(NbcodexError) as caught:
