@@ -297,6 +297,30 @@ def test_a_dry_run_sends_nothing(
     assert "dry" not in ip.user_ns
 
 
+@pytest.mark.parametrize("line", ["-f json", "--eval", "--thread t", "--new", "--raw", "-b"])
+def test_what_means_nothing_for_a_map_is_refused(ip: Any, simulator: Simulated, line: str) -> None:
+    """An option that would change nothing is no option; no row is asked."""
+    ip.user_ns["words"] = ["one", "two"]
+    with pytest.raises(UsageError, match="does not go with --map"):
+        ip.run_cell_magic("codex", f"--map words {line}", "[[echo: {}]]")
+    assert simulator.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("--schema Wanted", "json_schema"), ("--image dot", "input_image")]
+)
+def test_a_maps_schema_and_pictures_go_with_every_row(
+    ip: Any, simulator: Simulated, line: str, says: str
+) -> None:
+    """They are options of a row as they are of a single prompt."""
+    ip.user_ns["words"] = ["one", "two"]
+    ip.user_ns["Wanted"] = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    ip.user_ns["dot"] = b"\x89PNG\r\n\x1a\n" + bytes(50)
+    ip.run_cell_magic("codex", f"--map words -o back {line}", "{}")
+    sent = [str(seen.body) for seen in simulator.core.log if seen.api]
+    assert [says in body for body in sent] == [True, True]
+
+
 def test_a_dry_run_tells_what_is_left_of_a_budget(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,8 +18,10 @@ from nbcodex.batch.mapping import Asked, go_on, prepare, unknown_rows
 from nbcodex.clock import time_of_day
 from nbcodex.errors import EntryError, brief
 from nbcodex.markdown import inline
+from nbcodex.notebook import wishes
 from nbcodex.notebook.commands.room import tell
 from nbcodex.notebook.hypertext import printable
+from nbcodex.notebook.variables import pictures
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
@@ -39,6 +41,8 @@ _OPTIONS = (
     "api_base",
     "durable",
 )
+_OF_A_CELL = ("background", "raw", "eval", "format", "thread", "new")
+"""What is said of one prompt and its answer: a map is no conversation, and shows a table."""
 
 
 def ask(session: Session, chosen: Namespace, template: str) -> None:
@@ -49,12 +53,15 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     UsageError
         If there is no such variable, or an option does not go with it.
     """
-    for option in ("background", "raw"):
+    for option in _OF_A_CELL:
         if getattr(chosen, option):
             raise UsageError(f"%%codex: --{option} does not go with --map")
-    if chosen.map not in session.shell.user_ns:
+    names = session.shell.user_ns
+    if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     options = {name: getattr(chosen, name) or None for name in _OPTIONS}
+    options["schema"] = wishes.read(chosen, names).schema
+    options["images"] = pictures(chosen.image, session.shell)
     asked = Asked(
         limit=None,
         dry_run=getattr(chosen, "dry_run", False),
@@ -64,7 +71,7 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
         confirm=None,
         options=options,
     )
-    made = prepare(template, session.shell.user_ns[chosen.map], asked, variable=chosen.out)
+    made = prepare(template, names[chosen.map], asked, variable=chosen.out)
     if isinstance(made, Estimate):
         tell(str(made))
         return
