@@ -16,6 +16,8 @@ from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.notebook import options
 from nbcodex.notebook.watch import watch_of
+from nbcodex.records import Origin, Request
+from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
 
 _SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
@@ -295,6 +297,20 @@ def test_a_dry_run_sends_nothing(
     assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", told)
     assert simulator.prompts == []
     assert "dry" not in ip.user_ns
+
+
+def test_a_map_does_not_go_on_when_a_limit_resets(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, it is refused, for it would wait in this cell; among all, it is told of and left."""
+    origin = Origin(batch="m77", item=0, of=1)
+    request = Request(prompt="hello", id="m77-0", origin=origin)
+    current().journal(Settings.read()).batches.shelve([(request, b"m77")])
+    with pytest.raises(UsageError, match="--at-reset does not go with a map"):
+        ip.run_line_magic("codex", "resume m77 --at-reset")
+    ip.run_line_magic("codex", "resume --everywhere --at-reset")
+    assert "m77 is left" in capsys.readouterr().out
+    assert simulator.prompts == []
 
 
 @pytest.mark.parametrize("line", ["-f json", "--eval", "--thread t", "--new", "--raw", "-b"])

@@ -15,8 +15,9 @@ from nbcodex.batch import drive
 from nbcodex.batch.course import Course
 from nbcodex.batch.estimate import Estimate
 from nbcodex.batch.mapping import Asked, go_on, prepare, unknown_rows
+from nbcodex.batch.passage import under_way
 from nbcodex.clock import time_of_day
-from nbcodex.errors import EntryError, brief
+from nbcodex.errors import EntryError, NbcodexError, brief, render
 from nbcodex.markdown import inline
 from nbcodex.notebook import wishes
 from nbcodex.notebook.commands.room import tell
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ROWS, WIDTH = 5, 120
 """How many answers a cell shows of its map, and how much of each."""
+
+NOT_LATER = "--at-reset does not go with a map, which waits for its limits as it goes on"
 
 _OPTIONS = (
     "model",
@@ -122,11 +125,32 @@ def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
     return True
 
 
-def all_resumed(session: Session, notebook: str | None) -> int:
-    """Go on with all maps of a notebook, or of all, that are not finished; return how many."""
-    unfinished = session.journal.batches.unfinished(notebook=notebook)
+def all_resumed(
+    session: Session, notebook: str | None, *, alone: bool = False, later: bool = False
+) -> int:
+    """Go on with all maps of a notebook, or of all, that are not finished; return how many.
+
+    One that cannot go on is told of, and the next one goes on. With `later` none does: a map that
+    goes on waits for its limits by itself.
+
+    Raises
+    ------
+    NbcodexError
+        If the only one cannot go on, and it is `alone`: nothing else is to be gone on with.
+    """
+    going = {passage.course.id for passage in under_way()}
+    batches = session.journal.batches.unfinished(notebook=notebook)
+    unfinished = [batch.id for batch in batches if batch.id not in going]
     for batch in unfinished:
-        resumed(session, batch.id)
+        if later:
+            tell(f"{batch} is left: {NOT_LATER}. `%codex resume {batch}` goes on with it.")
+            continue
+        try:
+            resumed(session, batch)
+        except NbcodexError as error:
+            if alone and len(unfinished) == 1:
+                raise
+            tell("\n".join(render(f"{batch}: {error.title}", error.message, error.advice)))
     return len(unfinished)
 
 

@@ -439,6 +439,46 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     assert room.prompts == []
 
 
+def session_of(journal: Any) -> Any:
+    """Return as much of a notebook's session as a map needs that goes on."""
+    return SimpleNamespace(
+        watcher=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
+    )
+
+
+def shelved(journal: Any, batch: str) -> Request:
+    """Return a row in the journal that is all of a map, and was never begun."""
+    origin = Origin(batch=batch, item=0, of=1)
+    request = Request(prompt=f"[[echo: {batch}]]", id=f"{batch}-0", origin=origin)
+    journal.batches.shelve([(request, batch.encode())])
+    return request
+
+
+def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where all are to go on, what keeps one of them is told, and the next goes on."""
+    journal = room.client.journal(surroundings.around.settings())
+    held = shelved(journal, "m77")
+    held = replace(held, id="m77-1", origin=replace(held.origin, item=1))
+    loop.running().submit(journal.add(held)).result()  # which another kernel is at
+    shelved(journal, "m78")
+    assert mapped.all_resumed(session_of(journal), None, alone=True) == 2
+    assert room.prompts == ["[[echo: m78]]"]
+    assert "The map m77 is under way in another kernel" in capsys.readouterr().out
+
+
+def test_a_map_that_is_under_way_here_is_nothing_to_go_on_with(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has parked rows while others are on their way; nobody is bothered with that."""
+    journal = room.client.journal(surroundings.around.settings())
+    shelved(journal, "m77")
+    passage = SimpleNamespace(course=SimpleNamespace(id="m77"))
+    monkeypatch.setattr(mapped, "under_way", lambda: [passage])
+    assert mapped.all_resumed(session_of(journal), None) == 0
+
+
 def test_rows_that_never_reached_the_journal_are_told(
     room: Room, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,9 +488,7 @@ def test_rows_that_never_reached_the_journal_are_told(
         origin = Origin(batch="m77", item=item, of=1_500)
         request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
         journal.batches.shelve([(request, b"%d" % item)])
-    session: Any = SimpleNamespace(
-        watcher=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
-    )
+    session = session_of(journal)
     assert mapped.resumed(session, "m77")
     assert [reply.text for reply in last() if reply] == ["0", "3"]
     said = "1,498 of its 1,500 rows never reached the journal: run the map again"

@@ -60,11 +60,13 @@ class Entries(Room):
         flags = (which, *flags) if which.startswith("--") else flags
         if unknown := set(flags) - {"--everywhere", "--at-reset"}:
             raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-        journal, maps = self._session.journal, 0
+        journal, maps, later = self._session.journal, 0, "--at-reset" in flags
         if which == "all" or which.startswith("--"):
             here = None if "--everywhere" in flags else self._session.notebook
             entries = journal.resumable(notebook=here)
-            maps = mapped.all_resumed(self._session, here)
+            maps = mapped.all_resumed(self._session, here, alone=not entries, later=later)
+        elif later and mapped.rows_of(self._session, which):
+            raise UsageError(f"%codex resume: {mapped.NOT_LATER}")
         elif mapped.resumed(self._session, which):
             return
         else:
@@ -75,10 +77,10 @@ class Entries(Room):
             tell("Nothing is parked or abandoned here.")
             if journal.trouble:  # and so nobody knows what the file holds
                 tell(journal.trouble)
-        handles = [self._taken_up(entry, later="--at-reset" in flags) for entry in entries]
+        handles = [self._taken_up(entry, later=later) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
             view = _view(entry.request, f"{entry.id} · {brief(entry.request.prompt, 60)}")
-            if "--at-reset" in flags:
+            if later:
                 self._session.answer_later(handle, view)
                 continue
             try:
