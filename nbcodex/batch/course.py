@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from nbcodex import repair
 from nbcodex.batch import shelf
 from nbcodex.batch.report import progress_of
 from nbcodex.errors import (
@@ -321,22 +322,30 @@ class Course:
         shelf.put_away(self)
         self._tell(now=True)
 
-    def take_up(self, entries: dict[str, Entry], settings: Settings) -> None:
+    def take_up(self, entries: dict[str, Entry], settings: Settings) -> bool:
         """Begin again with what has no answer, with the settings in force now.
 
-        `entries` are those of the journal, by id. What rows ask stays as it was.
+        `entries` are those of the journal, by id. What rows ask stays as it was. Returns whether
+        there is anything new: answers that somebody else has got meanwhile, or rows left to ask.
         """
         self.settings = self.way.settings = settings
         self.way.tally.take_up()
-        for held in (self._under_way, self._leaders, self._followers):
+        for held in (self._under_way, self._leaders, self._followers, self._again):
             held.clear()
         self.outcome, self.ordered = "", None
         self._fatal, self.refused, self._alike = None, 0, 0
-        self._again = deque(self._undone[index] for index in sorted(self._undone))
-        for item in self._again:
+        undone = [self._undone[index] for index in sorted(self._undone)]
+        for item in undone:
             entry = entries.get(f"{self.id}-{item.index}")
             item.entry = entry if entry and entry.resumable else None
             item.answered, item.reply = False, None
+            if entry and entry.reply:
+                asked = item.request or entry.request
+                self._give(item, repair.reused(asked, entry.reply) or entry.reply)
+                self.way.tally.know()
+            else:
+                self._again.append(item)
+        return len(self._again) < len(undone) or self.left
 
     def remember(self, item: Item, reply: Reply) -> None:
         """Put in what is known already of a row: an answer, or that it is to be taken up."""

@@ -243,8 +243,7 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
         raise NbcodexError(
             f"Nothing of the map {batch} is with a provider.", advice="Nothing of it is under way."
         )
-    course.take_up(entries, settings)
-    if not course.left:
+    if not course.take_up(entries, settings):
         raise EntryError(
             f"Nothing of the map {batch} is left to be done.", advice=unknown_rows(course)
         )

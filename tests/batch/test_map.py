@@ -20,11 +20,12 @@ import pytest
 
 import nbcodex
 from nbcodex import loop, surroundings
-from nbcodex.batch import drive
+from nbcodex.batch import drive, mapping
 from nbcodex.batch.estimate import Estimate, estimate
 from nbcodex.batch.mapping import go_on
 from nbcodex.batch.recipe import recipe
 from nbcodex.batch.shapes import shape_of
+from nbcodex.client import Client
 from nbcodex.errors import (
     ConfigurationError,
     CredentialsError,
@@ -36,6 +37,7 @@ from nbcodex.notebook import mapped
 from nbcodex.records import Origin, Request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
+from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulated import KEY
 
 from .conftest import Room, texts
@@ -371,6 +373,31 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     with pytest.raises(NbcodexError, match="Nothing"):
         go_on(stopped.id)
     assert go_on("nothing-like-it") is None
+
+
+def test_what_was_answered_elsewhere_is_not_asked_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another kernel went on with the map; here, going on takes its answers, and pays nothing."""
+    rows = [f"row {n}" for n in range(100)]
+    interrupted(monkeypatch, after=0)
+    with pytest.raises(Stopped):
+        nbcodex.map(ECHO, rows, reuse=False)
+    here, other = last(), Client(transport=SimulatorTransport(room.simulator))
+    journal = room.client.journal(surroundings.around.settings())
+    assert journal.batches.look(here.id).rows == 100  # which waits until they are written
+    with monkeypatch.context() as away:
+        away.setattr("nbcodex.client._current", other)
+        away.setattr(mapping, "_held", {})
+        elsewhere = go_on(here.id)
+        assert elsewhere is not None
+        drive.run(elsewhere)
+        other.close()
+    asked = len(room.prompts)
+    course = go_on(here.id)
+    assert course is not None
+    assert texts(drive.run(course)) == rows
+    assert len(room.prompts) == asked
 
 
 class Struck(dict[str, str]):
