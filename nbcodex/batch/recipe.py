@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ PATIENCE = 365 * DAY
 RowKey = str | Callable[[Any], object] | None
 Words = str | Callable[[Any], object]
 
-_OPTIONS = frozenset(inspect.signature(compose).parameters) - {"prompt", "settings", "origin"}
+_OF_ONE = {"prompt", "settings", "origin", "thread", "turns"}
+_OPTIONS = frozenset(inspect.signature(compose).parameters) - _OF_ONE
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,9 +43,12 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"There is no option {name[:40]!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "."),
-                advice="Options are those of nbcodex.ask.",
+                advice="Options are those of nbcodex.ask without a thread: rows do not converse.",
             )
-    return {name: value for name, value in options.items() if value is not None}
+    said = {name: value for name, value in options.items() if value is not None}
+    if isinstance(images := said.get("images"), Iterator):  # which would reach one row alone
+        said["images"] = tuple(images)
+    return said
 
 
 def completed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +174,13 @@ class Recipe:
             raise ConfigurationError(f"The row key failed: {told}") from error
 
 
+def _known(shape: Shape) -> Collection[str]:
+    """Return the columns of the data, as far as it can be looked at without being used up."""
+    if shape.columns is not None or shape.total is None:
+        return shape.columns or ()
+    return next((row.values.keys() for row in shape.rows()), ())
+
+
 def recipe(
     words: Words,
     shape: Shape,
@@ -191,7 +202,7 @@ def recipe(
     if isinstance(words, str):
         if not words.strip():
             raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-        parsed: Template | Callable[[Any], object] = Template(words, shape.columns or ())
+        parsed: Template | Callable[[Any], object] = Template(words, _known(shape))
     elif callable(words):
         parsed = words
     else:

@@ -192,6 +192,27 @@ def test_a_failed_row_is_listed_whatever_others_are_called(room: Room) -> None:
     assert last().failed.keys() == {"0", "0 (row 2)"}
 
 
+@pytest.mark.parametrize("option", ["thread", "turns"])
+def test_rows_are_no_conversation(room: Room, option: str) -> None:
+    """They would not see it, and each would become a turn of it."""
+    with pytest.raises(ConfigurationError, match="without a thread"):
+        nbcodex.map(ECHO, ["a"], **{option: "t"})
+
+
+def test_pictures_of_a_generator_reach_every_row(room: Room) -> None:
+    """It can be read but once."""
+    dot = b"\x89PNG\r\n\x1a\n" + bytes(50)
+    nbcodex.map(ECHO, ["a", "b"], images=(each for each in [dot]))
+    sent = [str(seen.body).count("input_image") for seen in room.simulator.log if seen.api]
+    assert sent == [1, 1]
+
+
+def test_a_key_with_a_space_is_a_column(room: Room) -> None:
+    """Of a dict as of a frame, whatever is known to be there may stand in braces."""
+    rows = [{"first name": "Ann"}, {"first name": "Bob"}]
+    assert texts(nbcodex.map("[[echo: {first name}]]", rows)) == ["Ann", "Bob"]
+
+
 def test_on_error_raise_ends_at_the_first_failure(room: Room) -> None:
     """The rest is parked, and the error says how to go on."""
     with pytest.raises(NbcodexError) as caught:
