@@ -86,7 +86,7 @@ class Course:
     origin : Origin
         Where it was asked, and its id.
     on_error : {"keep", "raise"}
-        Whether the first row without an answer ends it.
+        Whether the first row that fails ends it.
 
     Attributes
     ----------

@@ -70,8 +70,8 @@ def map(  # noqa: A001 - it is nbcodex.map
         What a row is called in listings and errors: a column, or a function of an item. Two rows
         that ask the same are asked apart if their keys differ.
     on_error : {"keep", "raise"}
-        Whether a row without an answer is kept as a false reply that says why in `error`, or ends
-        the map; the rest is then parked.
+        Whether a row that fails is kept as a false reply that says why in `error`, or ends the
+        map; the rest is then parked. A row that is parked itself has not failed, and ends nothing.
     engine : {"live", "batch"}
         How rows are answered: each for itself now, or all handed in to the provider's Batch API,
         at half the price and within a day. A map that is with the provider survives the kernel:

@@ -175,6 +175,15 @@ def test_equal_rows_fail_together(room: Room) -> None:
     assert [reply.error for reply in course.all_replies()] == ["no", "no", "no"]
 
 
+def test_a_parked_row_is_no_failure_that_ends_a_map(room: Room) -> None:
+    """It is kept for later, also where the first failure is to end all."""
+    way = Hand()
+    course = course_of(["a", "b"], room, way, on_error="raise")
+    course.advance()
+    way.end(0, error=ParkedError("later"))
+    assert course.advance()
+
+
 def test_the_next_of_equal_rows_is_asked_where_the_first_was_parked(room: Room) -> None:
     """That may have been for a reason of its own; the others go on waiting."""
     way = Hand()
