@@ -73,8 +73,11 @@ class Keeper:
             self._soon = asyncio.get_running_loop().call_later(AT_ONCE, self._add_now)
             return None
         await self.settled()
+        return await self._answered(key)
+
+    async def _answered(self, key: bytes) -> Reply | None:
         found = await self._journal.answered(key)
-        return found and replace(found, id=request.id)
+        return found and replace(found, id=self._request.id)
 
     def once_settled(self, deed: Callable[[], object]) -> None:
         """Have a deed done on the loop as soon as the request is in the journal."""
@@ -107,8 +110,8 @@ class Keeper:
             await asyncio.shield(self._adding)
             self._adding = None
 
-    async def take_up(self) -> None:
-        """Claim the entry, which is in the journal already.
+    async def take_up(self, base_url: str) -> Reply | None:
+        """Claim the entry, which is in the journal already; return an answer to reuse.
 
         Raises
         ------
@@ -117,6 +120,9 @@ class Keeper:
         """
         if not await self._journal.claim(self._request.id):
             raise parking.not_to_resume(self._request.id)
+        if not self._request.reuse:
+            return None
+        return await self._answered(equality_key(self._request, base_url=base_url))
 
     async def begin(self, attempt: int) -> None:
         """Note that an attempt is about to be sent: it asks, or picks up what has a mark."""

@@ -178,7 +178,9 @@ class Run:
             return reused
         if (wall := self._resumption.not_before) is not None:
             await self._usher.sit_out(self._clock.now() + wall - self._clock.wall())
-        await self._keeper.take_up()
+        reused = await self._keeper.take_up(base_url)
+        if reused and not self._resumption.mark:
+            return reused
         for note in self._resumption.notes:
             self._partial.note(note)
         if mark := self._resumption.mark:

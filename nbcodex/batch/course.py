@@ -214,7 +214,7 @@ class Course:
         except NbcodexError as error:
             self._refuse(item, error)
             return False
-        if request.reuse and item.entry is None:
+        if request.reuse and self._asks_anew(item):
             item.key = item.key or equality_key(request, base_url="")
             if item.key in self._leaders and not item.answered:  # an equal row is under way
                 self._followers.setdefault(item.key, deque()).append(item)
@@ -223,6 +223,10 @@ class Course:
         self._under_way[request.id] = item
         self.way.start(request, item.entry)
         return True
+
+    def _asks_anew(self, item: Item) -> bool:
+        """Whether nobody is answering the row yet, so that an equal one's answer will do."""
+        return item.entry is None or (item.entry.part is None and self.origin.engine != "batch")
 
     # Endings.
 

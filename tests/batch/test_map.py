@@ -396,6 +396,24 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     assert go_on("nothing-like-it") is None
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_equal_rows_are_asked_once_when_a_map_goes_on(
+    room: Room, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+) -> None:
+    """Stop parked each of them; the first answer does for those that ask the same."""
+    rows = [f"row {n % 3}" for n in range(300)]
+    interrupted(monkeypatch, after=0)
+    with pytest.raises(Stopped):
+        nbcodex.map(ECHO, rows)
+    before = {row: room.prompts.count(ECHO.format(row)) for row in set(rows)}
+    if elsewhere:
+        room.again()
+    course = go_on(last().id)
+    assert course is not None
+    assert texts(drive.run(course)) == rows
+    assert all(room.prompts.count(ECHO.format(row)) <= n + 1 for row, n in before.items())
+
+
 def test_what_was_answered_elsewhere_is_not_asked_again(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
