@@ -6,6 +6,7 @@ draw on. Shapes: OpenAI's reference of the Batch and the Files API.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,7 @@ class Library:
     ) -> None:
         self._knobs, self._clock, self._answering, self._life = knobs, clock, answering, life
         self._files: dict[str, File] = {}
+        self._numbers = itertools.count(1)
         self._batches: dict[str, Batch] = {}
 
     def serve(self, call: Call, where: Route, owner: str) -> dict[str, Any] | bytes:
@@ -125,7 +127,7 @@ class Library:
         return self._filed(name, data, owner=owner, purpose=purpose).shown()
 
     def _filed(self, name: str, data: bytes, *, owner: str, purpose: str) -> File:
-        id_ = f"file-{self._life}{len(self._files) + 1:06x}"
+        id_ = f"file-{self._life}{next(self._numbers):06x}"
         made = File(
             id=id_,
             owner=owner,

@@ -158,3 +158,17 @@ def test_a_file_is_its_owners() -> None:
             await desk.sdk.files.content(batch.input_file_id)
 
     run_virtual(main())
+
+
+def test_a_files_name_is_never_another_s() -> None:
+    """What is handed in after a file was deleted takes the place of none that is there."""
+
+    async def main() -> None:
+        desk = Desk()
+        first, second = [await desk.hand_in(line(n, f"[[echo: {n}]]")) for n in range(2)]
+        await desk.sdk.files.delete(first.input_file_id)
+        third = await desk.hand_in(line(3, "[[echo: 3]]"))
+        assert third.input_file_id != second.input_file_id
+        assert [t["custom_id"] for t in await desk.lines(second.input_file_id)] == ["row-1"]
+
+    run_virtual(main())
