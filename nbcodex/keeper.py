@@ -110,8 +110,8 @@ class Keeper:
             await asyncio.shield(self._adding)
             self._adding = None
 
-    async def take_up(self, base_url: str) -> Reply | None:
-        """Claim the entry, which is in the journal already; return an answer to reuse.
+    async def take_up(self, base_url: str, *, reuse: bool) -> Reply | None:
+        """Claim the entry, which is in the journal; return an answer to `reuse`, if there is one.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Keeper:
         """
         if not await self._journal.claim(self._request.id):
             raise parking.not_to_resume(self._request.id)
-        if not self._request.reuse:
+        if not (reuse and self._request.reuse):
             return None
         return await self._answered(equality_key(self._request, base_url=base_url))
 

@@ -178,8 +178,8 @@ class Run:
             return reused
         if (wall := self._resumption.not_before) is not None:
             await self._usher.sit_out(self._clock.now() + wall - self._clock.wall())
-        reused = await self._keeper.take_up(base_url)
-        if reused and not self._resumption.mark:
+        goes_on = self._resumption.mark is not None
+        if reused := await self._keeper.take_up(base_url, reuse=not goes_on):
             return reused
         for note in self._resumption.notes:
             self._partial.note(note)

@@ -50,7 +50,7 @@ class Story:
     attempts, waited : int, float
         HTTP tries, and the seconds of patience that are used up.
     refused : int
-        Tries that the server has refused before any answer, which costs nothing.
+        Tries that cost nothing: the server refused them before any answer, or never had them.
     broken : Usage
         What tries have used that broke off, as far as text has come of it; an estimate.
     base_url, model : str, str or None

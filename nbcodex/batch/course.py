@@ -214,7 +214,7 @@ class Course:
         except NbcodexError as error:
             self._refuse(item, error)
             return False
-        if request.reuse and self._asks_anew(item):
+        if request.reuse and self._may_follow(item):
             item.key = item.key or equality_key(request, base_url="")
             if item.key in self._leaders and not item.answered:  # an equal row is under way
                 self._followers.setdefault(item.key, deque()).append(item)
@@ -224,9 +224,9 @@ class Course:
         self.way.start(request, item.entry)
         return True
 
-    def _asks_anew(self, item: Item) -> bool:
+    def _may_follow(self, item: Item) -> bool:
         """Whether nobody is answering the row yet, so that an equal one's answer will do."""
-        return item.entry is None or (item.entry.part is None and self.origin.engine != "batch")
+        return item.entry is None or item.entry.part is None
 
     # Endings.
 
@@ -256,7 +256,7 @@ class Course:
             self._release(item.key, reply, shared=_is_shared(error))
 
     def _release(self, key: bytes, reply: Reply, *, shared: bool) -> None:
-        """Let rows go on that followed an equal one, which has ended; none of them waits twice."""
+        """Let rows go on that followed an equal one, which has ended."""
         equal = self._followers.pop(key, deque())
         if reply:
             for item in equal:

@@ -44,7 +44,8 @@ Jobs = queue.SimpleQueue[Job | None]
 def take(jobs: Jobs, wait: float | None, *, not_before: float) -> list[Job | None]:
     """Return what is in the queue, after at most `wait` seconds.
 
-    Before an instant of `time.monotonic` nothing is written, so that more can share a transaction.
+    Before an instant of `time.monotonic` no writing is begun with, so that more can share a
+    transaction; a reading takes along what is behind it.
     """
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):

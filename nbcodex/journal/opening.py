@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from nbcodex.journal.trouble import DAMAGED, UnusableError
 T = TypeVar("T")
 
 FAR = 2**40
-"""Where memory begins to number entries and chapters, beyond those of files: a number from before a
-file failed, or served again, then names nothing of anybody else's."""
+"""Where memory begins to number entries and chapters, at the least, beyond those of files: a number
+from before a file failed, or served again, then names nothing of anybody else's. Each memory begins
+elsewhere, as several kernels may fall back at once."""
 
 _SIZES = ("count", "size")
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -59,7 +61,8 @@ def open_memory() -> sqlite3.Connection:
     """Return a connection to a new journal that ends with it."""
     connection = _connect(":memory:", patience=0.0)
     migrate(connection)
-    numbered = [("entries", FAR), ("chapters", FAR)]
+    begin = FAR + (secrets.randbits(20) << 20)
+    numbered = [("entries", begin), ("chapters", begin)]
     connection.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", numbered)
     return connection
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nbcodex.clock import Clock
 from nbcodex.journal.entry import decode, storable
 from nbcodex.journal.jobs import Level
+from nbcodex.journal.opening import FAR
 from nbcodex.records import Carried, Place, Reply, Request, Turn
 
 if TYPE_CHECKING:
@@ -161,12 +162,15 @@ def join(connection: Connection, request: Request) -> None:
 def without_words(connection: Connection, request: Request) -> Request:
     """Return a request whose turns name their entries, instead of saying them again.
 
-    Those that are not in this journal, which may have failed since they were read, are said.
+    Those that another journal has numbered, which failed since they were read, are said.
     """
     if not any(turn.entry for turn in request.turns):
         return request
+    here = _is_far(connection)
     named = (
-        Turn(prompt="", answer="", entry=turn.entry) if _is_kept(connection, turn) else turn
+        Turn(prompt="", answer="", entry=turn.entry)
+        if turn.entry and (turn.entry >= FAR) == here
+        else turn
         for turn in request.turns
     )
     return replace(request, turns=tuple(named))
@@ -187,13 +191,10 @@ def place_of(row: sqlite3.Row) -> Place:
     return Place(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
 
 
-def _is_kept(connection: Connection, turn: Turn) -> bool:
-    """Return whether the entry that a turn names holds its answer."""
-    where = turn.entry, storable(turn.answer)
-    found = connection.execute(
-        "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?", where
-    )
-    return found.fetchone() is not None
+def _is_far(connection: Connection) -> bool:
+    """Return whether this journal is in memory, and numbers entries as no file does."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entries'").fetchone()
+    return row is not None and row["seq"] >= FAR
 
 
 def _turn(connection: Connection, entry: int) -> Turn | None:

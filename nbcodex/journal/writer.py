@@ -32,6 +32,10 @@ GATHER = 0.008
 saves the disk's work, and their thread's quarrel with the event loop's over the interpreter. Who
 comes alone, or only reads, waits for nobody."""
 
+IN_VAIN = 0.25
+"""Seconds for which a file does not rest again when nothing has come while it did: whoever writes
+one after another would wait each time."""
+
 PAUSE = 2.0
 """Seconds for which a fork waits at most: longer only if another process holds the file locked."""
 
@@ -122,10 +126,14 @@ class Writer:
 
     def _serve(self, jobs: Jobs) -> None:
         wait: float | None = None
-        not_before = ended_at = 0.0
+        not_before = ended_at = rests_from = 0.0
         while True:
             taken = take(jobs, wait, not_before=not_before)
-            crowded = len(taken) > 1 or time.monotonic() < ended_at + 2 * GATHER
+            began_at = time.monotonic()
+            if len(taken) == 1 and not_before <= began_at < not_before + GATHER / 4:
+                rests_from = began_at + IN_VAIN
+            in_row = rests_from <= began_at < ended_at + 2 * GATHER
+            crowded = len(taken) > 1 or in_row
             with self._at_work:
                 for group in groups_of([job for job in taken if job is not None]):
                     self._database.perform(group)

@@ -53,14 +53,15 @@ class Bucket:
     window : int or None
         How many requests may be without a verdict, while the limits are unknown; None once known.
     blind, guessed : bool
-        Whether answers carry no limits; whether not even refusals do, and the limit is a guess.
+        Whether answers carry no limits; whether not even refusals do, and the limit is a guess, or
+        was told long ago.
     sent, unheard : int
         Requests that went, and those of them without a verdict.
     sent_at : float
         When the last one went.
     first_at, first_level, later_at, later_level : float
-        When one went after a minute of rest, or a minute or two ago, and what there was; the same
-        of a minute later.
+        The stretch over which a pace is measured: when it began, one to two minutes ago or after a
+        rest, and what there was; and the same of its middle, where the next one begins.
     newest : int
         Number of the last request whose headers were read; those of earlier ones are old news.
     rtt : float
@@ -137,7 +138,9 @@ class Bucket:
             if self.window is not None:
                 self.window += 1
             return
-        self.blind, self.window = False, None
+        if snapshot.tokens or not self.tokens.tank.known:
+            self.blind = False
+        self.window = None
         self.largest = max(self.largest, reservation.tokens)
         self._observe(reservation, snapshot, now)
 
@@ -167,8 +170,13 @@ class Bucket:
         tokens = cost.tokens * self.fit
         return tokens if self.tokens.policy == "actual" else tokens + cost.output
 
-    def cancel(self, reservation: Reservation, now: float) -> None:  # noqa: ARG002
-        """A request has ended without a verdict; what it was charged, snapshots will tell."""
+    def cancel(self, reservation: Reservation, now: float) -> None:
+        """A request has ended without a verdict; what it was charged, snapshots will tell.
+
+        Of limits that no snapshot tells of, it is taken not to have been.
+        """
+        if not (reservation.heard or reservation.astray):
+            self.windows.give_back(1, self.charge(reservation.cost), now)
         self._hear(reservation)
         if not reservation.closed:
             reservation.closed = True
@@ -198,7 +206,6 @@ class Bucket:
         is_news = reservation.number > self.newest
         if is_news:
             self.tokens.void(reservation.tokens, reservation.cost.output, now)
-            self.windows.give_back(1, self.charge(reservation.cost), now)
         if reservation.probe or self._meet(limit, reservation, until, now, is_news=is_news):
             return
         told = refused(limit, snapshot)

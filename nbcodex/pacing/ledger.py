@@ -78,8 +78,8 @@ class Ledger:
     def reserve(self, ticket: Ticket, now: float, *, hopeful: bool = False) -> Reservation | Hold:
         """Return leave to send now, or when to come back.
 
-        Who is `hopeful` wants to know whether a hold that others have met is over: while the first
-        in the row finds out, it waits.
+        Who is `hopeful` wants to know whether a hold that others have met is over: while another
+        one finds out, it waits.
 
         Raises
         ------
@@ -94,7 +94,11 @@ class Ledger:
             return hold
         answer = self._store.deal(ticket.bucket, lambda s: self._reserve(s, row, ticket, now))
         if isinstance(answer, Reservation):
+            if row.hold is not None and row.hold.reckoned:
+                row.hold = None
             self._sent(row, ticket, answer)
+        elif hopeful and answer.inherited and row.probes:
+            return Hold(now + FAR, queued=True)
         elif row.head() is not ticket:
             row.wake()
         return answer
@@ -118,8 +122,11 @@ class Ledger:
             inherited = bucket.until > row.met_until
             row.hold = Hold(bucket.until, bucket.limit, inherited=inherited)
             return row.hold
+        if row.hold is not None and row.hold.reckoned:
+            row.hold = None
         if closed := used_up(bucket, cost, now):
-            return Hold(*closed, inherited=True)
+            row.hold = Hold(*closed, inherited=True, reckoned=True)
+            return row.hold
         return Hold(shared.look_at(moment, now), queued=True, due_at=moment)
 
     def probe(self, ticket: Ticket, now: float) -> Reservation:
@@ -128,7 +135,9 @@ class Ledger:
         reservation = self._store.deal(
             name, lambda shared: shared.take(name, self._holder, cost, now, probe=True)
         )
-        self._sent(self._row(name), ticket, reservation)
+        row = self._row(name)
+        row.probes += 1
+        self._sent(row, ticket, reservation)
         return reservation
 
     def _sent(self, row: Row, ticket: Ticket, reservation: Reservation) -> None:
@@ -217,7 +226,11 @@ class Ledger:
         for name, row in busy:
             deed = partial(Shared.beat, holder=self._holder, now=now, waits=row.head() is not None)
             until = self._store.deal(name, deed)
-            if row.hold is not None and until <= now < row.hold.until:
+            if row.hold is None or not until <= now < row.hold.until:
+                continue
+            if row.hold.reckoned:  # the first in the row looks whether it still is used up
+                row.wake()
+            else:
                 row.open()
         return bool(busy)
 
@@ -243,7 +256,9 @@ class Ledger:
             return result
 
         row, ended = self._row(reservation.bucket), reservation.closed
+        heard = reservation.heard
         result = self._store.deal(reservation.bucket, whole)
+        row.probes -= reservation.probe and reservation.heard and not heard
         row.under_way -= reservation.closed and not ended
         row.wake()
         return result

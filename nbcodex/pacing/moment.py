@@ -112,9 +112,13 @@ def _has_tokens_at(bucket: Bucket, costs: Sequence[Cost], spare: float, now: flo
     """Return when the tokens are there that requests and the answers under way are charged."""
     tank, owed = bucket.tokens.tank, _owed(bucket, costs, now)
     need = sum(map(bucket.charge, costs)) + owed + spare
-    # What no bucket holds at once flows in while answers end.
+    at = tank.has_at(need, now)
+    if not bucket.output.under_way:
+        return at
+    # What no bucket holds at once flows in while answers end: of what is owed beyond the usual
+    # share, that much.
     over = min(owed - OWED * tank.usable, need - tank.usable)
-    return tank.has_at(need, now) + max(0.0, over) / tank.rate
+    return at + max(0.0, over) / tank.rate
 
 
 def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:

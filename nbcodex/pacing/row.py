@@ -30,7 +30,8 @@ class Hold:
 
     `queued` means that it is nobody's fault: the limit is used fully, and others come first.
     `due_at` is when there is capacity, as it is reckoned now; None where nobody can say.
-    `inherited` means that this process has not met the limit itself.
+    `inherited` means that this process has not met the limit itself; `reckoned`, that nobody has
+    met it lately: it is a limit over hours that is used up, as far as is known.
     """
 
     until: float
@@ -38,6 +39,7 @@ class Hold:
     queued: bool = False
     due_at: float | None = None
     inherited: bool = False
+    reckoned: bool = False
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Row:
     """Those who wait here for one bucket, and what is under way.
 
     `promised`: the server has said when it lets one in, which goes then, whatever is reckoned.
+    `probes`: how many under way go through a hold.
     """
 
     heap: list[tuple[float, int, Ticket]] = field(default_factory=list)
@@ -66,6 +69,7 @@ class Row:
     hold: Hold | None = None
     under_way: int = 0
     promised: bool = False
+    probes: int = 0
     met_until: float = -math.inf
     recent: deque[Reservation] = field(default_factory=lambda: deque(maxlen=RECENT))
 

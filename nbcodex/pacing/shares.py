@@ -87,7 +87,8 @@ class Shared:
     born : int
         Tells it from one that was lost or elsewhere.
     turn : float
-        Tokens that whoever went last had been given, on the scale of all: where a newcomer begins.
+        Tokens that those who went had been given before, at the most, on the scale of all: where a
+        newcomer begins.
     promise, promised_to : float, str
         Tokens that the server has said it lets in when the hold ends, and the holder it was told.
     """

@@ -106,6 +106,22 @@ def test_stop_says_that_the_provider_has_nothing(
     assert "cancel" not in caught.value.advice
 
 
+def test_equal_rows_that_nobody_took_are_handed_in_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on, the first answer does for those that ask the same, as it would have before Stop."""
+    room.simulator.change(batch_queue=1)
+    interrupted(monkeypatch, stage="the provider's queue is full")
+    rows = [f"row {n % 3}" for n in range(30)]
+    with pytest.raises(Stopped):
+        nbcodex.map(ECHO, rows, engine="batch")
+    room.simulator.change(batch_queue=None)
+    course = go_on(last().id)
+    assert course is not None
+    assert texts(drive.run(course)) == rows
+    assert asked(room) == 3
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_stop_leaves_it_with_the_provider_and_resume_fetches(
     room: Room, monkeypatch: pytest.MonkeyPatch, elsewhere: bool

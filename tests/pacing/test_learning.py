@@ -144,3 +144,12 @@ def test_nobody_is_expected_to_take_more_than_half_of_a_smaller_limit() -> None:
         gauge = Gauge(limit=limit, remaining=left)
         bucket.admit(sent, Snapshot(at=at, tokens=gauge), at)
     assert bucket.tokens.tank.leak == bucket.tokens.tank.rate / 2
+
+
+def test_tokens_that_headers_tell_no_more_are_found_out_anew() -> None:
+    """Also where they go on telling of requests: what was told of tokens long ago binds nobody."""
+    bucket = known_bucket(tokens=600, requests=500)
+    sent = bucket.take("b", Cost(10, 90), 5_000.0)
+    bucket.admit(sent, Snapshot(at=5_000.0, requests=Gauge(limit=500, remaining=400)), 5_000.0)
+    assert bucket.blind
+    assert bucket.guessed

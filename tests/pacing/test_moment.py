@@ -8,7 +8,7 @@ from nbcodex.pacing.bucket import Bucket
 from nbcodex.pacing.moment import GAP, moment
 from nbcodex.pacing.policy import ACTUAL
 from nbcodex.pacing.reservation import Cost
-from nbcodex.records import Gauge, Snapshot
+from nbcodex.records import Gauge, Snapshot, Usage
 
 
 def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
@@ -53,3 +53,15 @@ def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
         bucket.take("b", Cost(100, 2_000), now)
         sent, now = sent + 1, now + 0.01
     assert 100 < sent < (200_000 + 20 * 200_000 / 60) / 2_000
+
+
+def test_a_bound_that_no_bucket_holds_lets_a_request_go() -> None:
+    """Whatever its output may be: with nothing else under way, it goes when the bucket is full."""
+    bucket, now = Bucket(), 1000.0
+    first = bucket.take("b", Cost(100, 1_000), now)
+    gauge = Gauge(limit=30_000, remaining=29_900, full_in=0.2)
+    bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
+    bucket.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
+    bucket.tokens.chosen = ACTUAL
+    large = Cost(100, 50_000)
+    assert moment(bucket, large, now + 100) == now + 100

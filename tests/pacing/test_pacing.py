@@ -597,6 +597,9 @@ def test_one_finds_out_for_all_whether_a_hold_is_over(*, over: bool) -> None:
         (False, True),
     ]
     probe = second.probe(places[0], 3_600.0)
+    next_ = second.reserve(places[1], 3_600.0, hopeful=True)
+    assert isinstance(next_, Hold)
+    assert next_.queued
     woken.clear()
     if over:
         full = Snapshot(at=3_601.0, tokens=Gauge(limit=6_000, remaining=5_000))

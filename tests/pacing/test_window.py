@@ -7,6 +7,7 @@ import pytest
 from nbcodex.pacing.ledger import Ledger
 from nbcodex.pacing.reservation import Cost, Reservation
 from nbcodex.pacing.row import Hold
+from nbcodex.pacing.stores.memory import MemoryStore
 from nbcodex.records import DAY, Gauge, Limit, Snapshot, Usage
 
 COST = Cost(50, 150)
@@ -112,3 +113,48 @@ def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
     assert isinstance(answered, Reservation)
     ledger.settle(answered, Usage(input_tokens=50, output_tokens=10), 111.0)
     assert window.tank.level_at(111.0) == pytest.approx(1_000 - 50 - 10, abs=20)
+
+
+def a_day_used_up(*, store: MemoryStore | None = None) -> Ledger:
+    """Return a ledger of which a refusal at 110 has told that a day's 200 requests are used up."""
+    ledger = Ledger(store, holder="a")
+    let_in(ledger, 100.0, Snapshot(at=100.0, requests=Gauge(limit=500, remaining=400)))
+    refused(ledger, 110.0, seconds=DAY, limit=200, wait=1.0)
+    let_in(ledger, 112.0, Snapshot(at=112.0, requests=Gauge(limit=500, remaining=500)))
+    return ledger
+
+
+def test_whoever_waits_for_a_day_s_limit_is_told() -> None:
+    """Not only the first in the row: nobody queues for hours."""
+    ledger = a_day_used_up()
+    for _ in range(3):
+        hold = ledger.reserve(ledger.listen("b", COST, lambda: None), 120.0)
+        assert isinstance(hold, Hold)
+        assert not hold.queued
+
+
+def test_what_another_kernel_finds_open_wakes_the_first_in_the_row() -> None:
+    """A day's limit that headers come to tell of larger keeps nobody here until its old moment."""
+    store, woken = MemoryStore(), []
+    other = a_day_used_up(store=store)
+    ledger = Ledger(store, holder="b")
+    ticket = ledger.listen("b", COST, lambda: woken.append(True))
+    assert isinstance(ledger.reserve(ticket, 120.0), Hold)
+    probe = other.probe(other.listen("b", COST, lambda: None), 121.0)
+    gauge = Gauge(limit=200, remaining=150, full_in=50 * DAY / 200)
+    other.admit(probe, Snapshot(at=121.0, requests=gauge), 121.0)
+    ledger.beat(122.0)
+    assert woken
+    assert isinstance(ledger.reserve(ticket, 122.0), Reservation)
+
+
+def test_what_never_reached_the_server_is_charged_to_no_window() -> None:
+    """Offline, a day's limit is not used up by attempts, and a late refusal is given back, too."""
+    ledger = a_minute_s_limit_met()
+    bucket = ledger._store.deal("b", lambda shared: shared.bucket)
+    (window,) = bucket.windows
+    for number in range(20):
+        leave = ask(ledger, 200.0 + number / 10)
+        assert isinstance(leave, Reservation)
+        ledger.cancel(leave, 200.0 + number / 10)
+    assert window.tank.level_at(202.0) == 30

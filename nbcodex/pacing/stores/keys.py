@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from nbcodex.pacing.shares import Share, Shared
+from nbcodex.pacing.window import Window
 from nbcodex.records import Limit
 
 _SALT = b"nbcodex, a bucket's name in Redis"
@@ -33,7 +34,9 @@ def key_of(name: str) -> str:
 @cache
 def _layout() -> str:
     """Return a name for how a bucket is packed."""
-    return hashlib.blake2b(_form([Shared(), Share(), Limit()]).encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(
+        _form([Shared(), Share(), Window("tokens", 0.0), Limit()]).encode(), digest_size=4
+    ).hexdigest()
 
 
 def _form(value: Any) -> str:

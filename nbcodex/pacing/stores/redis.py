@@ -150,7 +150,7 @@ class RedisStore:
         ------
         UnreachableError
             If Redis cannot be used; whether the deed was kept is unknown then. Who comes again with
-            the same one is given its result, if it was.
+            the same one is given its result, if it was and nobody was faster since.
         """
         return self._deal(key_of(name), deed)
 
