@@ -6,6 +6,7 @@ reading of answers, which are as hostile here as anywhere. Never tries twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from nbcodex.settings import Settings
 from nbcodex.wire import answers, exchange, failures, headers
 from nbcodex.wire.dialects import Spoken
 from nbcodex.wire.pieces import Completed
+from nbcodex.wire.reading import let_go
 from nbcodex.wire.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -188,12 +190,13 @@ class Batches:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
                     simulated = headers.is_simulated(response.headers)
-                    async for line in _lines(response.iter_bytes()):
-                        if told := self._read(line, redactor):
-                            id_, verdict = told
-                            if simulated and isinstance(verdict, Completed):
-                                verdict = replace(verdict, simulated=True)
-                            yield id_, verdict
+                    async with contextlib.aclosing(_lines(response.iter_bytes())) as lines:
+                        async for line in lines:
+                            if told := self._read(line, redactor):
+                                id_, verdict = told
+                                if simulated and isinstance(verdict, Completed):
+                                    verdict = replace(verdict, simulated=True)
+                                yield id_, verdict
             except Exception as error:
                 failure, cause = self._wire.translated(error, redactor)
                 raise failure from cause
@@ -254,17 +257,20 @@ class Batches:
         return exchange.completed(redactor.clean(reader.ending.text), reader.ending, redactor)
 
 
-async def _lines(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _lines(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """Yield lines; only a newline ends one, for JSON may contain every other line separator."""
     rest = bytearray()
-    async for block in blocks:
-        *whole, last = block.split(b"\n")
-        for part in whole:
-            yield bytes(rest + part)
-            rest.clear()
-        rest += last
-        if len(rest) > LONGEST_LINE:
-            raise ServerError("The server sent a line without an end.")
+    try:
+        async for block in blocks:
+            *whole, last = block.split(b"\n")
+            for part in whole:
+                yield bytes(rest + part)
+                rest.clear()
+            rest += last
+            if len(rest) > LONGEST_LINE:
+                raise ServerError("The server sent a line without an end.")
+    finally:
+        await let_go(blocks)
     if rest:
         yield bytes(rest)
 

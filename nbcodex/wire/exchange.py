@@ -95,7 +95,9 @@ def opened(
 async def pieces(reading: Reading, redactor: Redactor) -> AsyncGenerator[Piece]:
     """Yield what a reading brings: a durable answer's name before its text, its mark behind it."""
     last = reading.mark
-    async with contextlib.aclosing(reading.pieces()) as brought:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(reading.close)
+        brought = await stack.enter_async_context(contextlib.aclosing(reading.pieces()))
         async for text, thought in brought:
             mark = reading.mark
             if mark and redactor.clean(mark.response_id) != mark.response_id:

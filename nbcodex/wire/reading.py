@@ -113,6 +113,10 @@ class Reading:
             yield rest
         await self._drain()
 
+    async def close(self) -> None:
+        """Let go of the body."""
+        await let_go(self._chunks)
+
     async def _first(self) -> bytes:
         """Return the first chunk that is not blank, which tells what kind of body it is."""
         deadline = self._deadline()
@@ -266,6 +270,13 @@ class Reading:
                 left = 65_536
                 while left > 0:
                     left -= len(await anext(self._chunks))
+
+
+async def let_go(chunks: AsyncIterator[bytes]) -> None:
+    """Close a body where it was left: else the collector does, at any moment and on any thread."""
+    if isinstance(chunks, AsyncGenerator):
+        with contextlib.suppress(Exception):
+            await chunks.aclose()
 
 
 async def whole_body(chunks: AsyncIterator[bytes]) -> bytes:

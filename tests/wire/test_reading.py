@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nbcodex.wire import answers
+from nbcodex.wire import answers, exchange
 from nbcodex.wire.reading import GATHER, Reading
 from nbcodex.wire.redaction import Redactor
 from tests.virtual import run_virtual
@@ -18,17 +18,21 @@ PIECES = [b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n']
 END = b'data: {"type": "response.completed", "response": {"status": "completed"}}\n\n'
 
 
-async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
-    """Return the text of a stream, and the seconds that its reading took."""
-    began = asyncio.get_running_loop().time()
-    made = Reading(
+def reading(chunks: AsyncIterator[bytes]) -> Reading:
+    """Return the reading of a stream."""
+    return Reading(
         chunks,
         answers.reader("responses", durable=False),
         redactor=Redactor([]),
         thoughts=Redactor([]),
         idle=60.0,
     )
-    text = "".join([said async for said, _ in made.pieces()])
+
+
+async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
+    """Return the text of a stream, and the seconds that its reading took."""
+    began = asyncio.get_running_loop().time()
+    text = "".join([said async for said, _ in reading(chunks).pieces()])
     return text, asyncio.get_running_loop().time() - began
 
 
@@ -63,3 +67,25 @@ def test_packets_gather() -> None:
     text, took = run_virtual(read(packet_by_packet()))
     assert text == "word " * COUNT
     assert took > COUNT * GATHER
+
+
+def test_a_body_is_closed_where_it_was_left() -> None:
+    """Whoever stops in the middle leaves nothing open, for the collector to close at any moment."""
+    closed: list[bool] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield PIECES[0]
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        body = endless()
+        pieces = exchange.pieces(reading(body), Redactor([]))
+        await anext(pieces)
+        await pieces.aclose()
+        assert closed
+        assert body
+
+    run_virtual(main())
