@@ -282,9 +282,12 @@ async def let_go(chunks: AsyncIterator[bytes]) -> None:
 async def whole_body(chunks: AsyncIterator[bytes]) -> bytes:
     """Return a whole body, or raise a ServerError if it is larger than any answer."""
     parts, size = [], 0
-    async for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > sse.LARGEST:
-            raise nonsense(f"The server sent more than {sse.LARGEST >> 20} MB.")
+    try:
+        async for chunk in chunks:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > sse.LARGEST:
+                raise nonsense(f"The server sent more than {sse.LARGEST >> 20} MB.")
+    finally:
+        await let_go(chunks)
     return b"".join(parts)
