@@ -50,7 +50,7 @@ class Bucket:
         The hold: nobody may send until then, because of this limit.
     margin : float
         Share of the limit that is kept back.
-    window : int or None
+    at_once : int or None
         How many requests may be without a verdict, while the limits are unknown; None once known.
     blind, guessed : bool
         Whether answers carry no limits; whether not even refusals do, and the limit is a guess, or
@@ -80,7 +80,7 @@ class Bucket:
     until: float = -math.inf
     limit: Limit | None = None
     margin: float = MARGIN
-    window: int | None = 1
+    at_once: int | None = 1
     unheard: int = 0
     blind: bool = False
     guessed: bool = False
@@ -135,12 +135,12 @@ class Bucket:
         gauges = snapshot and (snapshot.tokens or snapshot.requests)
         if snapshot is None or gauges is None:
             self.blind = self.blind or not self.tokens.tank.known
-            if self.window is not None:
-                self.window += 1
+            if self.at_once is not None:
+                self.at_once += 1
             return
         if snapshot.tokens or not self.tokens.tank.known:
             self.blind = False
-        self.window = None
+        self.at_once = None
         self.largest = max(self.largest, reservation.tokens)
         self._observe(reservation, snapshot, now)
 
@@ -303,7 +303,7 @@ class Bucket:
         is_news: bool,
     ) -> None:
         """Adopt the figures of a refusal; where they surprise, keep back more."""
-        self.window = None
+        self.at_once = None
         of_requests = told.resource == "requests"
         tank = self.requests if of_requests else self.tokens.tank
         steady = tank.has_limit(told.gauge.limit)
@@ -348,11 +348,11 @@ class Bucket:
         if not fresh:
             return
         if self.output.under_way < FEW:
-            self.window = self.window if tank.known else 1
+            self.at_once = self.at_once if tank.known else 1
             return
         taken = (self.first_level - tank.level_at(now)) / max(1.0, now - self.first_at)
         rate = CUT * (tank.rate if tank.known else max(1.0, taken))
-        self.window = None
+        self.at_once = None
         self._adopt(rate * MINUTE, rate, now=now, since=now)
         self.guessed = self.blind = True
         for each in self.tokens.tanks:
@@ -363,7 +363,7 @@ class Bucket:
         passed = max(0.0, now - self.sent_at) if self.sent else 0.0
         self.margin = max(MARGIN, self.margin * NARROWER**passed)
         if self.guessed and passed > LATELY:
-            self.guessed, self.window = False, 1
+            self.guessed, self.at_once = False, 1
             self.tokens.tanks = [Tank(at=now) for _ in POLICIES]
         if self.blind and passed * self.tokens.tank.rate <= BUSY * self.tokens.usual:
             growth = FASTER if self.guessed else GROWTH

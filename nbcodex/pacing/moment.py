@@ -64,7 +64,7 @@ def moment(
         bucket.tokens.hope(now)
         gap = bucket.charge(cost) / (HASTE * bucket.tokens.tank.rate)
         first = max(first, bucket.sent_at + gap)
-    if bucket.window is not None and bucket.unheard >= bucket.window:
+    if bucket.at_once is not None and bucket.unheard >= bucket.at_once:
         first = max(first, bucket.sent_at + PROBE)
     if bucket.tokens.tank.known:
         spare = _spare(bucket, bucket.tokens.tank) + guests * bucket.tokens.usual

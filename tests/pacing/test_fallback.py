@@ -158,7 +158,7 @@ def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
     shaky.up = False
     ledger.admit(given, None, 2.0)
     ledger.cancel(given, 3.0)
-    told = own.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.window))
+    told = own.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.at_once))
     assert told == (0, 0, 1)
 
 
