@@ -116,17 +116,11 @@ def from_exception(
                 response.status_code, response.headers, _content(response), wall=wall, clean=clean
             )
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
-            failure = broken("The server did not answer in time.")
-            failure.refused = _is_unconnected(error)
-            failure.was_sent = not failure.refused
-            return failure
+            return _cut_off(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             why = _why(error, clean)
             advice = _CERTIFICATES if "CERTIFICATE" in why else ""
-            failure = broken(f"The connection to the server failed{why}.", advice=advice)
-            failure.refused = _is_unconnected(error)
-            failure.was_sent = not failure.refused
-            return failure
+            return _cut_off(error, f"The connection to the server failed{why}.", advice=advice)
         case openai.APIError():
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)
         case FailedError():
@@ -142,6 +136,14 @@ def from_exception(
             return nonsense("The server sent something that is no valid JSON.")
         case _:
             return nonsense(f"The answer makes no sense ({type(error).__name__}).")
+
+
+def _cut_off(error: BaseException, message: str, *, advice: str = "") -> TransportError:
+    """Return the error of a connection that failed; before there was one, nothing is paid."""
+    failure = broken(message, advice=advice)
+    failure.refused = _is_unconnected(error)
+    failure.was_sent = not failure.refused
+    return failure
 
 
 def _is_unconnected(error: BaseException) -> bool:
