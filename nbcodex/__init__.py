@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.asking import aask, ask
-    from nbcodex.batch.mapping import amap, map  # noqa: A004 - it is nbcodex.map
+    from nbcodex.api import aask, ask
     from nbcodex.errors import NbcodexError
+    from nbcodex.mapping.mapping import amap, map  # noqa: A004 - it is nbcodex.map
+    from nbcodex.models import Reply, Usage
     from nbcodex.notebook.dashboard import monitor
-    from nbcodex.records import Reply, Usage
 
 __all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "monitor"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "NbcodexError": "nbcodex.errors",
-    "Reply": "nbcodex.records",
-    "Usage": "nbcodex.records",
-    "aask": "nbcodex.asking",
-    "amap": "nbcodex.batch.mapping",
-    "ask": "nbcodex.asking",
-    "map": "nbcodex.batch.mapping",
+    "Reply": "nbcodex.models",
+    "Usage": "nbcodex.models",
+    "aask": "nbcodex.api",
+    "amap": "nbcodex.mapping.mapping",
+    "ask": "nbcodex.api",
+    "map": "nbcodex.mapping.mapping",
     "monitor": "nbcodex.notebook.dashboard",
 }
 
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _HOMES[name] in {"nbcodex.asking", "nbcodex.batch.mapping"}:
+    if extension and _HOMES[name] in {"nbcodex.api", "nbcodex.mapping.mapping"}:
         # Python asks before any cell did: it is to know the notebook and its settings all the same.
         extension.surround()
     return found

@@ -17,26 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from nbcodex import loop
-from nbcodex.clock import BootClock, Clock
-from nbcodex.conversation import Conversations, Joined
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.events import Ending
-from nbcodex.handle import Handle, Listener
-from nbcodex.records import POSSIBLY_PAID, Origin, Request, Resumption, new_id
+from nbcodex.models import POSSIBLY_PAID, Origin, Request, Resumption, new_id
+from nbcodex.requests.conversation import Conversations, Joined
+from nbcodex.requests.handle import Handle, Listener
+from nbcodex.requests.usage_totals import Totals
+from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Secret, Settings, folder_of
-from nbcodex.totals import Totals
 
 if TYPE_CHECKING:
     import httpx2
 
-    from nbcodex.cap import Cap, Standing
-    from nbcodex.engine import Engine
-    from nbcodex.estimate import Estimate
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
-    from nbcodex.pacing.desk import Desk
-    from nbcodex.pacing.prior import Known
+    from nbcodex.ratelimit.desk import Desk
+    from nbcodex.ratelimit.prior import Known
+    from nbcodex.requests.cost_estimate import Estimate
+    from nbcodex.requests.services import Engine
+    from nbcodex.requests.spending_cap import Cap, Standing
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -86,8 +86,8 @@ class Client:
             return self._engine or self._make()
 
     def _make(self) -> Engine:
-        from nbcodex.engine import Engine
-        from nbcodex.wire.attempt import Wire
+        from nbcodex.openai_api.attempt import Wire
+        from nbcodex.requests.services import Engine
 
         atexit.register(self.close)
         self._engine = Engine(
@@ -104,8 +104,8 @@ class Client:
         What is known of limits is shared by all who have the folder or the Redis of `settings` in
         common, also where prompts are not kept: numbers alone, under names that are hashes.
         """
-        from nbcodex.pacing.desk import Desk, SharedDesk
-        from nbcodex.pacing.stores import open_store
+        from nbcodex.ratelimit.desk import Desk, SharedDesk
+        from nbcodex.ratelimit.stores import open_store
 
         place = None if settings.alone else (folder_of(settings), settings.redis_url)
         if place in self._desks:
@@ -136,20 +136,23 @@ class Client:
 
     async def standings(self, settings: Settings) -> list[Standing]:
         """Return how far the user's caps are used up."""
-        from nbcodex import cap
+        from nbcodex.requests import spending_cap
 
-        caps = [cap.read(text) for text in settings.budgets]
+        caps = [spending_cap.read(text) for text in settings.budgets]
         return await self.engine().allowance.look(self.journal(settings), caps)
 
     async def outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
-        from nbcodex import cap
         from nbcodex.journal.spending import Spent
-        from nbcodex.wire import prices
+        from nbcodex.openai_api import prices
+        from nbcodex.requests import spending_cap
 
-        caps, expected = map(cap.read, settings.budgets), Spent(tokens=tokens, dollars=cost or 0.0)
+        caps, expected = (
+            map(spending_cap.read, settings.budgets),
+            Spent(tokens=tokens, dollars=cost or 0.0),
+        )
         watched = cost is not None or prices.may_be_free(base_url)
         allowance, journal = self.engine().allowance, self.journal(settings)
         return await allowance.outlook(journal, caps, expected, watched=watched)
@@ -160,15 +163,15 @@ class Client:
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may come to."""
-        from nbcodex import estimate
-        from nbcodex.wire import prices
+        from nbcodex.openai_api import prices
+        from nbcodex.requests import cost_estimate
 
         wire = self.engine().wire
         base_url = wire.endpoint(request, settings).base_url
         model = await wire.model(request, settings)
         await asyncio.to_thread(prices.load)
         usual = self.engine().allowance.usual
-        return model, estimate.estimate(request, model=model, base_url=base_url, usual=usual)
+        return model, cost_estimate.estimate(request, model=model, base_url=base_url, usual=usual)
 
     @property
     def conversations(self) -> Conversations:
@@ -228,7 +231,7 @@ class Client:
         ConfigurationError
             On the loop's own thread, where whoever waits would wait for ever.
         """
-        if loop.running().is_mine:
+        if event_loop.running().is_mine:
             raise ConfigurationError(
                 "This would wait for itself: it runs on nbcodex's own event loop.",
                 advice="Use `await nbcodex.aask(…)` there.",

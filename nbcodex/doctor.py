@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from nbcodex import loop
-from nbcodex.clock import spell
 from nbcodex.errors import (
     ConfigurationError,
     CredentialsError,
@@ -24,12 +22,14 @@ from nbcodex.errors import (
     NbcodexError,
     TransportError,
 )
-from nbcodex.records import Request
+from nbcodex.models import Request
+from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import spell
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Settings, folder_of
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.wire.providers import Endpoint
+    from nbcodex.openai_api.providers import Endpoint
 
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -202,7 +202,7 @@ def _served(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[
     """Ask the server for its models, and yield what that tells."""
     quick = replace(settings, idle_timeout=min(settings.idle_timeout, LONGEST))
     try:
-        names = loop.running().submit(client.models(quick)).result()
+        names = event_loop.running().submit(client.models(quick)).result()
     except NbcodexError as error:
         yield _unserved(error, endpoint)
     else:
@@ -247,7 +247,7 @@ def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
 
 def _learnt(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Yield what answers have told about limits, and what is believed to be charged."""
-    known = loop.running().submit(client.limits(settings)).result()
+    known = event_loop.running().submit(client.limits(settings)).result()
     mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
     if not mine:
         yield Finding("limits", "nothing asked yet")

@@ -33,7 +33,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbcodex.records import Limit, Reply, Snapshot
+    from nbcodex.models import Limit, Reply, Snapshot
 
 LINES, WIDTH, LONGEST = 6, 84, 400
 _JOINERS = "\u200c\u200d"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError, ParkedError, TransientError
-    from nbcodex.records import Limit, Rates, Reply
+    from nbcodex.models import Limit, Rates, Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from nbcodex.records import Limit
+from nbcodex.models import Limit
 
 Outcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 

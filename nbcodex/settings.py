@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from nbcodex.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from nbcodex.records import Api
+    from nbcodex.models import Api
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-5.6-sol"

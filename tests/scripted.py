@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.engine import Engine
 from nbcodex.events import Ending, Event
 from nbcodex.journal.spending import Spending, Spent
-from nbcodex.pacing.desk import Desk
-from nbcodex.records import Reply, Request, Usage
-from nbcodex.run import Order, Run, start
+from nbcodex.models import Reply, Request, Usage
+from nbcodex.openai_api.attempt import Completed, Opened, Piece, Text
+from nbcodex.openai_api.providers import Endpoint, resolve
+from nbcodex.ratelimit.desk import Desk
+from nbcodex.requests.runner import Order, Run, start
+from nbcodex.requests.services import Engine
 from nbcodex.settings import Secret, Settings
-from nbcodex.wire.attempt import Completed, Opened, Piece, Text
-from nbcodex.wire.providers import Endpoint, resolve
 from tests.virtual import LoopClock
 
 Act = Iterable[Piece | Exception | float]
@@ -34,7 +34,7 @@ def answer(text: str) -> Act:
 
 @dataclass
 class ScriptedWire:
-    """Stands in for `nbcodex.wire.attempt.Wire`; `seen` holds each request as it was sent."""
+    """Stands in for `nbcodex.openai_api.attempt.Wire`; `seen` holds each request as it was sent."""
 
     acts: list[Act]
     seen: list[tuple[float, Request]] = field(default_factory=list)

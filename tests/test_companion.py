@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from nbcodex.notebook.hypertext import printable
+from nbcodex.rendering.html import printable
 from tests.companion import PATH, Player, read, said
 
 pytestmark = pytest.mark.kernel

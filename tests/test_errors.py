@@ -9,7 +9,7 @@ import pytest
 
 from nbcodex import errors
 from nbcodex.errors import LimitError, NbcodexError, ParkedError, Stopped
-from nbcodex.records import Limit, Reply
+from nbcodex.models import Limit, Reply
 
 LIMIT = Limit(resource="tokens", window=60.0, limit=30_000)
 KINDS = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels import Kernel, kernel
+from tests.kernel_client import Kernel, kernel
 from tests.simulated import Simulated
 
 pytestmark = pytest.mark.kernel

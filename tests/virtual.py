@@ -14,8 +14,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from nbcodex.clock import pause
 from nbcodex.journal.journal import Journal
+from nbcodex.runtime.clock import pause
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """A `nbcodex.clock.Clock` that reads the running loop: virtual on a virtual loop."""
+    """A `nbcodex.runtime.clock.Clock` that reads the running loop: virtual on a virtual loop."""
 
     def now(self) -> float:
         """Return the running loop's time."""

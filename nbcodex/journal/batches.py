@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nbcodex.clock import Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal import changes
 from nbcodex.journal.entry import Entry, storable
 from nbcodex.journal.queries import abandoned, entries_of, salted
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
-from nbcodex.records import Request
+from nbcodex.models import Request
+from nbcodex.runtime.clock import Clock
 
 MANY = 400
 """Keys that one statement asks for: SQLite allows 999 variables in its older builds."""

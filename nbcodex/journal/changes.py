@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
 
-from nbcodex.clock import Clock
 from nbcodex.journal import spending
 from nbcodex.journal.entry import Totals, counted, encode, finite, may_be_claimed, storable, whole
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.queries import abandoned
 from nbcodex.journal.spending import Spent
 from nbcodex.journal.turns import join, without_words
-from nbcodex.records import Limit, Reply, Request
+from nbcodex.models import Limit, Reply, Request
+from nbcodex.runtime.clock import Clock
 
 Connection = sqlite3.Connection
 

@@ -12,11 +12,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Protocol
 
-from nbcodex.clock import LOOK_AGAIN, Clock
 from nbcodex.errors import NbcodexError
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.opening import open_file, open_memory
 from nbcodex.journal.trouble import RETRY, UnusableError, VanishedError, diagnose
+from nbcodex.runtime.clock import LOOK_AGAIN, Clock
 from nbcodex.settings import JOURNAL
 
 Connection = sqlite3.Connection

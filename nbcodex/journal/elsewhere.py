@@ -8,9 +8,9 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from nbcodex.clock import Clock
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.queries import abandoned
+from nbcodex.runtime.clock import Clock
 
 _OPEN = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
     sum(e.status = 'waiting') AS waiting,

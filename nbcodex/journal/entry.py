@@ -1,6 +1,6 @@
 """An entry as its readers see it, and how requests and replies become text and come back.
 
-Owns the words of the journal. What comes back is data only: no class outside `nbcodex.records` is
+Owns the words of the journal. What comes back is data only: no class outside `nbcodex.models` is
 ever built, whatever the file says.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex import records
-from nbcodex.records import (
+from nbcodex import models
+from nbcodex.models import (
     POSSIBLY_PAID,
     SENT_IN_VAIN,
     Limit,
@@ -31,7 +31,7 @@ RESUMABLE: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
 _RECORD, _BYTES = "__record__", "__bytes__"
 _KINDS = {
     kind.__name__: kind
-    for kind in vars(records).values()
+    for kind in vars(models).values()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbcodex import folder as folders
-from nbcodex.folder import on_network
 from nbcodex.journal.trouble import UnusableError
+from nbcodex.runtime import paths as folders
+from nbcodex.runtime.paths import on_network
 from nbcodex.settings import JOURNAL
 
 __all__ = ["on_network", "prepare"]

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from nbcodex.clock import BootClock, Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal import changes, queries, spending
 from nbcodex.journal.batches import Batches, named
@@ -25,7 +24,8 @@ from nbcodex.journal.spending import Spending, Spent
 from nbcodex.journal.turns import Threads
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
-from nbcodex.records import DAY, Limit, Reply, Request
+from nbcodex.models import DAY, Limit, Reply, Request
+from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import Settings, folder_of
 
 RETENTION = 90 * DAY

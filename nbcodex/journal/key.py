@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nbcodex.records import Request
+from nbcodex.models import Request
 
 _NOT_ASKED = frozenset(
     {"id", "created_at", "origin", "patience", "reuse", "durable", "model", "api", "api_base"}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbcodex.clock import Clock
+from nbcodex.runtime.clock import Clock
 
 BEAT = 10.0
 """Seconds between two heartbeats."""

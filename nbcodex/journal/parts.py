@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from nbcodex.clock import Clock
 from nbcodex.journal import changes
 from nbcodex.journal.entry import storable
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.queries import abandoned, answered, entries_of, reused, salted
 from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
-from nbcodex.records import Reply, Request
+from nbcodex.models import Reply, Request
+from nbcodex.runtime.clock import Clock
 
 T = TypeVar("T")
 Connection = sqlite3.Connection

@@ -11,12 +11,12 @@ import sqlite3
 from dataclasses import replace
 from typing import TypeVar, get_args
 
-from nbcodex.clock import Clock
 from nbcodex.errors import EntryError
 from nbcodex.journal.entry import NOTHING, Entry, Totals, decode, storable
 from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
 from nbcodex.journal.turns import place_of, with_words
-from nbcodex.records import Limit, Origin, Reply, Request, Status, Usage
+from nbcodex.models import Limit, Origin, Reply, Request, Status, Usage
+from nbcodex.runtime.clock import Clock
 
 R = TypeVar("R")
 Connection = sqlite3.Connection

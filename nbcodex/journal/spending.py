@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from nbcodex.journal.entry import finite, whole
-from nbcodex.records import Reply
+from nbcodex.models import Reply
 
 Connection = sqlite3.Connection
 

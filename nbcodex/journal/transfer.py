@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from nbcodex.journal.entry import decode, encode
 from nbcodex.journal.turns import with_words, without_words
-from nbcodex.records import Request
+from nbcodex.models import Request
 
 Connection = sqlite3.Connection
 

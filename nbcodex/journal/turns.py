@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbcodex.clock import Clock
 from nbcodex.journal.entry import decode, storable
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.opening import FAR
-from nbcodex.records import Carried, Place, Reply, Request, Turn
+from nbcodex.models import Carried, Place, Reply, Request, Turn
+from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from nbcodex.journal.writer import Writer

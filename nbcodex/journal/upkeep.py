@@ -10,11 +10,11 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 
-from nbcodex.clock import Clock
 from nbcodex.journal import changes, spending, transfer
 from nbcodex.journal.owner import BEAT, Owner
 from nbcodex.journal.queries import is_gone, totals
 from nbcodex.journal.spending import Lent
+from nbcodex.runtime.clock import Clock
 
 FEW = 100
 """Entries that one step of retention erases: milliseconds, so that nobody waits for it."""

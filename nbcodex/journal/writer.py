@@ -17,9 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from nbcodex import forking
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.jobs import Job, Jobs, Level, groups_of, resolve, take
+from nbcodex.runtime import fork_safety
 
 T = TypeVar("T")
 Outcomes = dict[asyncio.AbstractEventLoop, list[tuple[Any, Any, Exception | None]]]
@@ -47,7 +47,7 @@ class Writer:
         self._database = database
         self._reset()
         _writers.add(self)
-        forking.attend(self)
+        fork_safety.attend(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.display import display, update_display
 
-from nbcodex.clock import Clock
 from nbcodex.errors import brief
-from nbcodex.markdown import inline
 from nbcodex.notebook.output import shows_widgets
 from nbcodex.notebook.progress import MapState, failures, reduce, status, summary
 from nbcodex.progress import Progress
+from nbcodex.rendering.markdown import inline
+from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

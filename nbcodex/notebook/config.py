@@ -14,8 +14,8 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.settings import Secret, Settings
 
 if TYPE_CHECKING:
+    from nbcodex.models import Reply
     from nbcodex.notebook.failure import Failure
-    from nbcodex.records import Reply
 
 _MINE = {
     "aliases",
@@ -97,7 +97,7 @@ class Codex(Configurable):
     def _is_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.cap import LEAST, read
+            from nbcodex.requests.spending_cap import LEAST, read
 
             try:
                 cap = read(text)

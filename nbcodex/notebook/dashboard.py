@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
 
-from nbcodex.batch.passage import OUTCOMES, under_way
 from nbcodex.client import current
+from nbcodex.host import around
+from nbcodex.mapping.passage import OUTCOMES, under_way
 from nbcodex.notebook import output
 from nbcodex.notebook.overview import picture, status
 from nbcodex.notebook.panel import ACTIONS
 from nbcodex.notebook.watch import LOOK, watch_of
-from nbcodex.surroundings import around
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.handle import Handle
     from nbcodex.notebook.bridge import Board
+    from nbcodex.requests.handle import Handle
 
 PACE = 0.5
 """Seconds between two messages to the browser, where everything that ticks does so by itself."""

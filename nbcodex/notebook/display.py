@@ -13,10 +13,10 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.clock import Clock
-from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.panel import PanelState, status
 from nbcodex.notebook.text import Text
+from nbcodex.rendering.html import printable
+from nbcodex.runtime.clock import Clock
 
 Bundle = dict[str, Any]
 

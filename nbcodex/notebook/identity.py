@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.records import Origin
+    from nbcodex.models import Origin
 
 
 _TERMINAL = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -45,6 +45,6 @@ def number(shell: InteractiveShell) -> int:
 
 def origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
     """Return where the request that is asked now comes from."""
-    from nbcodex.records import Origin
+    from nbcodex.models import Origin
 
     return Origin(notebook=notebook(shell), cell=cell(shell), variable=variable)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from nbcodex.clock import spell
-from nbcodex.pacing.policy import Policy
-from nbcodex.pacing.prior import Known
-from nbcodex.records import MINUTE, Gauge
+from nbcodex.models import MINUTE, Gauge
+from nbcodex.ratelimit.policy import Policy
+from nbcodex.ratelimit.prior import Known
+from nbcodex.runtime.clock import spell
 
 _CHARGES: dict[Policy, str] = {
     "kept": "input and the whole of max_output, whatever the answer uses of it",

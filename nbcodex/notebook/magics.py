@@ -60,11 +60,11 @@ class CodexMagics(Magics):
     def _ask(self, chosen: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
-        from nbcodex.composition import compose
-        from nbcodex.conversation import MAIN
         from nbcodex.notebook import identity, wishes
         from nbcodex.notebook.session import Session, View
         from nbcodex.notebook.variables import pictures
+        from nbcodex.requests.conversation import MAIN
+        from nbcodex.requests.options import compose
 
         session = Session(self._shell, self._config)
         if chosen.map:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcodex.batch import drive
-from nbcodex.batch.course import Course
-from nbcodex.batch.estimate import Estimate
-from nbcodex.batch.mapping import Asked, go_on, prepare, unknown_rows
-from nbcodex.batch.passage import under_way
-from nbcodex.clock import time_of_day
 from nbcodex.errors import EntryError, NbcodexError, brief, render
-from nbcodex.markdown import inline
+from nbcodex.mapping import drive
+from nbcodex.mapping.course import Course
+from nbcodex.mapping.estimate import Estimate
+from nbcodex.mapping.mapping import Asked, go_on, prepare, unknown_rows
+from nbcodex.mapping.passage import under_way
 from nbcodex.notebook import wishes
 from nbcodex.notebook.commands.room import tell
-from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.variables import pictures
+from nbcodex.rendering.html import printable
+from nbcodex.rendering.markdown import inline
+from nbcodex.runtime.clock import time_of_day
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nbcodex import events
-from nbcodex.clock import spell
 from nbcodex.errors import BudgetError, brief
 from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.models import MINUTE, Gauge, Reply, Snapshot, Usage
 from nbcodex.notebook import panel
 from nbcodex.notebook.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.pacing.row import Hold
-from nbcodex.pacing.told import told_by
-from nbcodex.records import MINUTE, Gauge, Reply, Snapshot, Usage
+from nbcodex.ratelimit.row import Hold
+from nbcodex.ratelimit.told import told_by
+from nbcodex.runtime.clock import spell
 
 HOUR = 60
 """Minutes that the plot goes back."""

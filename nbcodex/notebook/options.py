@@ -78,13 +78,13 @@ def _params(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"is not JSON ({brief(str(error), 80)})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
-    from nbcodex.wire.bodies import check_params
+    from nbcodex.openai_api.bodies import check_params
 
     return _checked(check_params, value)
 
 
 def _url(text: str) -> str:
-    from nbcodex.wire.addresses import parse_url
+    from nbcodex.openai_api.addresses import parse_url
 
     return _checked(lambda url: parse_url(url, "This"), text)
 
@@ -99,7 +99,7 @@ def _checked(check: Callable[[T], object], value: T) -> T:
 
 
 def _thread(text: str) -> str:
-    from nbcodex.composition import LONGEST_NAME, is_thread
+    from nbcodex.requests.options import LONGEST_NAME, is_thread
 
     if not is_thread(text):
         raise argparse.ArgumentTypeError(f"is a name of at most {LONGEST_NAME} characters")

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING
 
 from IPython.display import display, update_display
 
-from nbcodex.clock import Clock
 from nbcodex.errors import brief
 from nbcodex.events import Event
-from nbcodex.fitting import UNFIT
-from nbcodex.notebook import formats
+from nbcodex.models import Reply
 from nbcodex.notebook.display import (
     Bundle,
     Display,
@@ -28,10 +26,12 @@ from nbcodex.notebook.display import (
     TerminalDisplay,
     TextDisplay,
 )
-from nbcodex.notebook.figures import figures
-from nbcodex.notebook.formats import Format
 from nbcodex.notebook.panel import PanelState, reduce
-from nbcodex.records import Reply
+from nbcodex.rendering import formats
+from nbcodex.rendering.figures import figures
+from nbcodex.rendering.formats import Format
+from nbcodex.requests.fitting import UNFIT
+from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from nbcodex.clock import spell, time_of_day
 from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.models import Reply, Usage
 from nbcodex.notebook import panel
-from nbcodex.notebook.figures import figures, money, tokens
 from nbcodex.notebook.monitor import (
     Logged,
     MonitorState,
@@ -24,7 +23,8 @@ from nbcodex.notebook.monitor import (
     place,
 )
 from nbcodex.notebook.panel import ACTIONS, PanelState
-from nbcodex.records import Reply, Usage
+from nbcodex.rendering.figures import figures, money, tokens
+from nbcodex.runtime.clock import spell, time_of_day
 
 ROWS = 50
 """Open requests that are listed one by one."""

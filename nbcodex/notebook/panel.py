@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from nbcodex import events
-from nbcodex.clock import spell, time_of_day
 from nbcodex.errors import brief
-from nbcodex.notebook.figures import figures, money, tokens
+from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
 from nbcodex.notebook.text import Text
-from nbcodex.records import DAY, MINUTE, Limit, Rates, Reply, Usage
+from nbcodex.rendering.figures import figures, money, tokens
+from nbcodex.runtime.clock import spell, time_of_day
 
 __all__ = ["ACTIONS", "ActionName", "PanelState", "figures", "reduce", "refusal", "status"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbcodex.clock import spell, time_of_day
 from nbcodex.errors import brief
-from nbcodex.notebook.figures import money
+from nbcodex.models import DAY, MINUTE
 from nbcodex.progress import Progress
-from nbcodex.records import DAY, MINUTE
+from nbcodex.rendering.figures import money
+from nbcodex.runtime.clock import spell, time_of_day
 
 RECENT = 10.0
 """Seconds over which the speed is taken."""

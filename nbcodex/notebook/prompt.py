@@ -16,7 +16,7 @@ from typing import Any
 from nbcodex.errors import ConfigurationError, brief
 from nbcodex.notebook import chains
 from nbcodex.notebook.tables import table
-from nbcodex.pictures import is_drawing
+from nbcodex.requests.images import is_drawing
 
 LONGEST = 500
 """Characters between two braces beyond which nobody means a name."""

@@ -12,18 +12,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.errors import EntryError, Stopped, brief
 from nbcodex.events import Ending, Failed
-from nbcodex.handle import Handle, PendingReply, reply_of
-from nbcodex.notebook import formats, identity, output
+from nbcodex.host import around
+from nbcodex.models import Reply, Request
+from nbcodex.notebook import identity, output
 from nbcodex.notebook.output import Screen
 from nbcodex.notebook.watch import watch_of
 from nbcodex.progress import Watcher
-from nbcodex.records import Reply, Request
+from nbcodex.rendering import formats
+from nbcodex.requests.handle import Handle, PendingReply, reply_of
+from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
-from nbcodex.surroundings import around
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.notebook.config import Codex
-    from nbcodex.notebook.formats import Format
     from nbcodex.notebook.panel import ActionName
+    from nbcodex.rendering.formats import Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ class Session:
 
     def rehearse(self, request: Request, notes: Collection[str] = ()) -> None:
         """Tell what a request would come to; nothing is sent."""
-        here, client = loop.running(), current()
+        here, client = event_loop.running(), current()
         model, estimate = here.submit(client.estimate(request, self.settings)).result()
         base_url = client.engine().wire.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from nbcodex.errors import ConfigurationError, brief
 from nbcodex.notebook import chains
 from nbcodex.notebook.mishaps import heard
-from nbcodex.pictures import picture
+from nbcodex.requests.images import picture
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.records import Image
+    from nbcodex.models import Image
 
 _HISTORIES = ("In", "Out", "Err")
 

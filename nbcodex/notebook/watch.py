@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nbcodex import events, loop
+from nbcodex import events
+from nbcodex.models import Snapshot, Usage
 from nbcodex.notebook.monitor import (
     Grown,
     Limits,
@@ -22,15 +23,15 @@ from nbcodex.notebook.monitor import (
     Sums,
     reduce,
 )
-from nbcodex.pacing.row import Hold
-from nbcodex.records import Snapshot, Usage
+from nbcodex.ratelimit.row import Hold
+from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Totals as Kept
-    from nbcodex.pacing.prior import Known
+    from nbcodex.ratelimit.prior import Known
+    from nbcodex.requests.usage_totals import Total
     from nbcodex.settings import Settings
-    from nbcodex.totals import Total
 
 LOOK = 5.0
 """Seconds between two looks at the journal, where other kernels are seen."""
@@ -75,7 +76,7 @@ class Watch:
 
         The journal is asked every `LOOK` seconds at most, in the calling thread.
         """
-        seen, here = self._seen(settings), loop.running()
+        seen, here = self._seen(settings), event_loop.running()
         if here.is_mine:
             return self._looked(seen)
         return here.submit(self._on_loop(seen, settings)).result()

@@ -18,13 +18,13 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.clock import Clock, spell, time_of_day
 from nbcodex.errors import brief
 from nbcodex.notebook import bridge
 from nbcodex.notebook.bridge import Panel
 from nbcodex.notebook.display import MOST, Display
 from nbcodex.notebook.panel import ACTIONS, ActionName, PanelState, refusal, status
 from nbcodex.notebook.text import Text
+from nbcodex.runtime.clock import Clock, spell, time_of_day
 
 PACE = 0.09
 """Seconds between two messages of one phase: ten a second, and a painter need not be exact."""

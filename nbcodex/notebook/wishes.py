@@ -10,10 +10,10 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.notebook.formats import INSTRUCTIONS, Format
-from nbcodex.records import Schema
-from nbcodex.shapes import ANY_JSON, declare
-from nbcodex.wire import pictures
+from nbcodex.models import Schema
+from nbcodex.openai_api import pictures
+from nbcodex.rendering.formats import INSTRUCTIONS, Format
+from nbcodex.requests.structured_output import ANY_JSON, declare
 
 _INSERT = "`%codex insert` puts it into a cell"
 

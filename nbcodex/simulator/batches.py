@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.clock import Clock
+from nbcodex.runtime.clock import Clock
 from nbcodex.simulator.asked import read_body
 from nbcodex.simulator.generation import encode
 from nbcodex.simulator.knobs import Knobs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from nbcodex.records import DAY, MINUTE, Resource
+from nbcodex.models import DAY, MINUTE, Resource
 from nbcodex.simulator.knobs import Knobs
 
 ROUNDING = 1e-9

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from nbcodex.clock import Clock
+from nbcodex.runtime.clock import Clock
 from nbcodex.simulator.buckets import Account, Charge
 from nbcodex.simulator.faults import DELIVERY, GENERATION, Dropped, Fault
 from nbcodex.simulator.generation import Making, Piece, Wire, encode, told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nbcodex.records import DAY, MINUTE
+from nbcodex.models import DAY, MINUTE
 from nbcodex.simulator.buckets import Account, Bucket
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.refusals import go_duration

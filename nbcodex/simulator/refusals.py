@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
-from nbcodex.records import DAY, MINUTE, Limit
+from nbcodex.models import DAY, MINUTE, Limit
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.faults import Fault
 from nbcodex.simulator.knobs import Knobs, RetryAfter

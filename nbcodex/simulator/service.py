@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from nbcodex.clock import BootClock, Clock
+from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.simulator import headers
 from nbcodex.simulator.admission import (
     Applicant,

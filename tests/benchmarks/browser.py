@@ -21,7 +21,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from nbcodex.markdown import harmless
+from nbcodex.rendering.markdown import harmless
 from nbcodex.simulator import Fault
 from tests.benchmarks.table import spread, table
 from tests.browser.lab import CHROMIUM, FLAGS, Lab, Notebook, serve

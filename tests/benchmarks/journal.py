@@ -22,8 +22,8 @@ from typing import Any
 from nbcodex.journal.entry import encode
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
-from nbcodex.records import Reply, Request
-from tests.kernels import kernel
+from nbcodex.models import Reply, Request
+from tests.kernel_client import kernel
 from tests.simulated import simulated_apart
 
 TEXT = "An answer of some length, as models give them. " * 20

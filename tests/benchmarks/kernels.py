@@ -9,8 +9,8 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.pacing.stores.memory import MemoryStore
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.stores.memory import MemoryStore
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.pacing import TOKENS, Client
 from tests.benchmarks.world import START, Heap, Prompt, World, workload

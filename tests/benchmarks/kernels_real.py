@@ -40,8 +40,8 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
     """Be one kernel: ask everything at once, or one after the other."""
     os.environ.update(environ)
     from nbcodex.client import current
-    from nbcodex.composition import compose
     from nbcodex.events import Finished
+    from nbcodex.requests.options import compose
     from nbcodex.settings import Settings
 
     settings = Settings.read()

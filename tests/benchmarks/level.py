@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_left
 from types import TracebackType
 
-from nbcodex.records import MINUTE
+from nbcodex.models import MINUTE
 from nbcodex.simulator import Simulator
 
 EVERY = 0.05

@@ -23,7 +23,7 @@ from pathlib import Path
 from jupyter_client.manager import KernelManager
 
 from tests.benchmarks.table import spread, table
-from tests.kernels import Kernel
+from tests.kernel_client import Kernel
 
 PEER = "jupyter_ai_magics"
 PEERS = [f"{PEER}==2.31.7", "ipykernel"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbcodex
 from nbcodex import client
 from nbcodex.client import Client
-from nbcodex.clock import BootClock
+from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
 from tests.benchmarks.table import table

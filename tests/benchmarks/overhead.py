@@ -206,8 +206,8 @@ def floor() -> Callable[[int], Awaitable[int]]:
 def ours() -> Callable[[int], Awaitable[int]]:
     """Return our way: each request in the journal, paced by the shared ledger."""
     from nbcodex.client import current
-    from nbcodex.composition import compose
     from nbcodex.events import Finished
+    from nbcodex.requests.options import compose
     from nbcodex.settings import Settings
 
     settings = Settings.read()
@@ -257,12 +257,12 @@ def run(way: str, count: int, rate: float | None) -> None:
 
 def reservations(count: int = 2000) -> list[float]:
     """Return the seconds that each reservation takes on an idle desk, thread and file included."""
-    from nbcodex.clock import BootClock
-    from nbcodex.pacing.desk import SharedDesk
-    from nbcodex.pacing.ledger import Ledger
-    from nbcodex.pacing.reservation import Cost, Reservation
-    from nbcodex.pacing.stores import open_store
-    from nbcodex.records import Usage
+    from nbcodex.models import Usage
+    from nbcodex.ratelimit.desk import SharedDesk
+    from nbcodex.ratelimit.ledger import Ledger
+    from nbcodex.ratelimit.reservation import Cost, Reservation
+    from nbcodex.ratelimit.stores import open_store
+    from nbcodex.runtime.clock import BootClock
 
     clock, took = BootClock(), []
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from nbcodex.pacing import backoff
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.pacing.reservation import Cost, Reservation
-from nbcodex.pacing.row import Hold, Ticket
-from nbcodex.records import MINUTE, Limit, Snapshot, Usage
+from nbcodex.models import MINUTE, Limit, Snapshot, Usage
+from nbcodex.ratelimit import backoff
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.row import Hold, Ticket
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle

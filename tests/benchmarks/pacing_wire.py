@@ -14,20 +14,20 @@ import statistics
 from collections import Counter
 from dataclasses import replace
 
-from nbcodex.clock import Clock
 from nbcodex.errors import LimitError, TransientError
-from nbcodex.pacing import backoff
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.pacing.reservation import Cost, Reservation
-from nbcodex.pacing.row import Hold, Ticket
-from nbcodex.records import Request
+from nbcodex.models import Request
+from nbcodex.openai_api import tokens
+from nbcodex.openai_api.attempt import Completed, Opened, Wire
+from nbcodex.ratelimit import backoff
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.row import Hold, Ticket
+from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator.answers import latency
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.service import Simulator
 from nbcodex.simulator.transport import SimulatorTransport
-from nbcodex.wire import tokens
-from nbcodex.wire.attempt import Completed, Opened, Wire
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.prompts import KNOBS, MODEL, text_of, written
 from tests.benchmarks.world import START, Heap, Prompt, World

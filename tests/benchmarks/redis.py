@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbcodex.clock import BootClock
+from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.server import SimulatorServer
 from tests.benchmarks.kernels import jain

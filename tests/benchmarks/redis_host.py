@@ -15,17 +15,17 @@ from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from nbcodex.clock import BootClock
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.pacing.reservation import Cost, Reservation
-from nbcodex.pacing.row import Ticket
-from nbcodex.pacing.shares import Shared
-from nbcodex.pacing.stores import Store
-from nbcodex.pacing.stores.fallback import Fallback
-from nbcodex.pacing.stores.memory import MemoryStore
-from nbcodex.pacing.stores.redis import RedisStore
+from nbcodex.openai_api.attempt import Wire
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.row import Ticket
+from nbcodex.ratelimit.shares import Shared
+from nbcodex.ratelimit.stores import Store
+from nbcodex.ratelimit.stores.fallback import Fallback
+from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
-from nbcodex.wire.attempt import Wire
 from tests.benchmarks.pacing_wire import Crowd
 from tests.benchmarks.world import Prompt, workload
 from tests.simulated import KEY

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from tests.benchmarks.table import spread, table
-from tests.kernels import Kernel, kernel
+from tests.kernel_client import Kernel, kernel
 
 EVENTS, RATE = 4_000, 2_000
 SHORT = 300

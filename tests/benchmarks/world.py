@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nbcodex.records import MINUTE, Gauge, Limit, Snapshot
+from nbcodex.models import MINUTE, Gauge, Limit, Snapshot
 from nbcodex.simulator.buckets import Account, Charge, Refusal, opening_charge
 from nbcodex.simulator.knobs import Knobs
 

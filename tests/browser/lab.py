@@ -22,7 +22,7 @@ import nbformat
 import zmq
 from playwright.sync_api import Locator, Page
 
-from nbcodex.clock import BootClock
+from nbcodex.runtime.clock import BootClock
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM = Path(os.environ.get("NBCODEX_TEST_CHROMIUM", "/usr/bin/chromium"))

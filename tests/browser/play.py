@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from nbcodex.clock import BootClock
 from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, Delta, Event, Finished, Held, Queued, Sent
+from nbcodex.models import Limit, Reply, Usage
 from nbcodex.notebook.panel import ActionName, PanelState, figures, reduce
 from nbcodex.notebook.widgets import WidgetDisplay
-from nbcodex.records import Limit, Reply, Usage
+from nbcodex.runtime.clock import BootClock
 
 LIMIT = Limit(
     resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528, model="gpt-5.6-sol"

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from nbcodex.records import MINUTE
+from nbcodex.models import MINUTE
 from nbcodex.simulator import Fault
 from tests.browser.lab import CHROMIUM, FLAGS, REPOSITORY, Lab, Notebook, serve
 from tests.simulated import Simulated, simulated
 
 FOLDER = REPOSITORY / "notebooks" / "images"
 WARM_UP = "%%codex --no-history\nHello [[tokens=9]]"
-PRICES = "import nbcodex.wire.prices\nnbcodex.wire.prices.seller = lambda url: 'openai'"
+PRICES = "import nbcodex.openai_api.prices\nnbcodex.wire.prices.seller = lambda url: 'openai'"
 """Gives the simulator's tokens OpenAI's price, so that the pictures show one."""
 PROMPT = "%%codex -o answer\nExplain what a token bucket is, with an example in Python."
 LIMIT = (

@@ -21,7 +21,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
-from tests.kernels import Kernel, Ran, take
+from tests.kernel_client import Kernel, Ran, take
 
 
 class Child(Kernel):
@@ -127,7 +127,7 @@ def main() -> None:
     import nbcodex.journal.journal
     import nbcodex.notebook.commands
     import nbcodex.notebook.magics
-    import nbcodex.run  # noqa: F401
+    import nbcodex.requests.runner  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are buried at once
     while order := sys.stdin.readline():

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbcodex.clock import BootClock
 from nbcodex.journal.entry import Entry
 from nbcodex.journal.journal import Journal
+from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator.record import Seen
 from tests.crash.nursery import Child, Nursery
-from tests.kernels import Ran
+from tests.kernel_client import Ran
 from tests.simulated import Simulated
 
 EYES = """
@@ -28,7 +28,7 @@ import asyncio, json, os, threading
 from nbcodex import events
 from nbcodex.client import current
 from nbcodex.journal.journal import Journal
-from nbcodex.keeper import Keeper
+from nbcodex.requests.keeper import Keeper
 %load_ext nbcodex
 %config Codex.display = "text"
 _eyes = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.records import Reply, Request
+from nbcodex.models import Reply, Request
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +103,7 @@ PRELUDE = """
 import asyncio, os, sys, time
 from pathlib import Path
 from nbcodex.journal.journal import Journal
-from nbcodex.records import Reply, Request
+from nbcodex.models import Reply, Request
 folder = Path(sys.argv[1])
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

@@ -12,7 +12,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal import schema
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
-from nbcodex.records import Origin, Reply, Request
+from nbcodex.models import Origin, Reply, Request
 from nbcodex.settings import JOURNAL
 
 from .conftest import HandClock, added, run

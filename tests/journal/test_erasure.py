@@ -11,7 +11,7 @@ import pytest
 
 from nbcodex.errors import EntryError
 from nbcodex.journal.journal import RETENTION, Journal
-from nbcodex.records import DAY, Reply
+from nbcodex.models import DAY, Reply
 from nbcodex.settings import JOURNAL
 
 from .conftest import HandClock, added, request, run

@@ -17,7 +17,7 @@ from nbcodex.journal.entry import Totals, decode, encode
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
-from nbcodex.records import Limit, Mark, Reply, Usage
+from nbcodex.models import Limit, Mark, Reply, Usage
 
 from .conftest import HandClock, added, request, run
 

@@ -14,7 +14,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import Beat, Owner, look, provably_dead, silent
-from nbcodex.records import POSSIBLY_PAID, SENT_IN_VAIN, Reply
+from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Reply
 
 from .conftest import HandClock, added, fall_silent, output, request, run
 

@@ -13,7 +13,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spending, Spent
-from nbcodex.records import Origin, Place, Reply, Request, Turn, Usage
+from nbcodex.models import Origin, Place, Reply, Request, Turn, Usage
 from nbcodex.settings import JOURNAL
 
 from .conftest import HandClock, added, run

@@ -19,7 +19,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.journal.opening import wait_for
 from nbcodex.journal.schema import MIGRATIONS, migrate
-from nbcodex.records import Reply
+from nbcodex.models import Reply
 from nbcodex.settings import JOURNAL
 
 from .conftest import HandClock, added, fall_silent, request, run

@@ -15,7 +15,7 @@ import pytest
 from nbcodex.journal.entry import encode
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS
-from nbcodex.records import Origin, Reply, Request, Turn
+from nbcodex.models import Origin, Reply, Request, Turn
 from nbcodex.settings import JOURNAL
 
 Open = Callable[..., Journal]

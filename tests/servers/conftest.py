@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels import Kernel
+from tests.kernel_client import Kernel
 from tests.servers.mock import Mock, mocked
 
 Connect = Callable[[Mapping[str, str]], Kernel]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nbcodex.client import Client
 from nbcodex.events import BackingOff, Ending, Event, Sent
-from nbcodex.records import Request
+from nbcodex.models import Request
 from nbcodex.settings import Settings
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernels import Kernel, Ran
+from tests.kernel_client import Kernel, Ran
 from tests.servers.conftest import Connect
 from tests.servers.mock import ANSWER, TOKENS_PER_MINUTE, Mock
 

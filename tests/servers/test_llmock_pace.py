@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nbcodex.client import Client
-from nbcodex.composition import compose
 from nbcodex.events import Finished
-from nbcodex.records import MINUTE, Request
+from nbcodex.models import MINUTE, Request
+from nbcodex.requests.options import compose
 from nbcodex.settings import Secret, Settings
 from tests.servers.mock import ANSWER, KEY, MODEL, TOKENS_PER_MINUTE, Mock, mocked
 from tests.servers.racing import Racer, warm_up

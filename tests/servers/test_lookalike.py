@@ -19,10 +19,10 @@ import pytest
 import nbcodex
 from nbcodex import client
 from nbcodex.client import Client
-from nbcodex.composition import compose
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted
-from nbcodex.handle import reply_of
-from nbcodex.records import Reply, Request
+from nbcodex.models import Reply, Request
+from nbcodex.requests.handle import reply_of
+from nbcodex.requests.options import compose
 from nbcodex.settings import Secret, Settings
 from tests.servers.lookalike import AGAIN_IN, MODEL
 from tests.servers.metering import MINUTE, Policy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.kernels import Kernel, Ran
+from tests.kernel_client import Kernel, Ran
 from tests.servers.conftest import Connect
 from tests.servers.gateway import gateway
 from tests.servers.processes import free_port

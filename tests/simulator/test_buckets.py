@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbcodex.records import DAY, MINUTE
+from nbcodex.models import DAY, MINUTE
 from nbcodex.simulator.buckets import Account, Bucket, opening_charge
 from nbcodex.simulator.knobs import Knobs
 

@@ -6,11 +6,12 @@ from IPython.core.error import UsageError
 from IPython.display import display
 
 from nbcodex.client import current
-from nbcodex.composition import compose
 from nbcodex.errors import NbcodexError
-from nbcodex.notebook import failure, formats, hypertext, identity
+from nbcodex.notebook import failure, identity
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.session import View
+from nbcodex.rendering import formats, html
+from nbcodex.requests.options import compose
 
 
 class Code(Room):
@@ -31,10 +32,10 @@ class Code(Room):
         code = blocks[int(number) - 1]
         self._session.shell.set_next_input(code, replace=False)
         if not hasattr(self._session.shell, "kernel"):
-            tell(hypertext.printable(code))
+            tell(html.printable(code))
             return
         # Front ends that put nothing into cells, such as VS Code and Colab, still let it be copied.
-        shown = {"text/html": hypertext.listing([code]), "text/plain": hypertext.printable(code)}
+        shown = {"text/html": html.listing([code]), "text/plain": html.printable(code)}
         display(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def fix(self, cell: str = "") -> None:

@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
-from nbcodex import loop, parking
-from nbcodex.batch import drive
-from nbcodex.batch.passage import Passage, under_way
 from nbcodex.client import current
-from nbcodex.clock import time_of_day
 from nbcodex.errors import NbcodexError, Stopped, brief, render
-from nbcodex.handle import Handle
+from nbcodex.mapping import drive
+from nbcodex.mapping.passage import Passage, under_way
 from nbcodex.notebook import identity, mapped
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.figures import figures
-from nbcodex.notebook.hypertext import printable
 from nbcodex.notebook.session import View
+from nbcodex.rendering.figures import figures
+from nbcodex.rendering.html import printable
+from nbcodex.requests import parking
+from nbcodex.requests.handle import Handle
+from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import time_of_day
 
 if TYPE_CHECKING:
-    from nbcodex.batch.course import Order
     from nbcodex.journal.entry import Entry
-    from nbcodex.records import Request
+    from nbcodex.mapping.course import Order
+    from nbcodex.models import Request
 
 LISTED = 20
 """Entries that the journal's list shows."""
@@ -155,7 +156,9 @@ class Entries(Room):
 
     def forget(self, id: str) -> None:  # noqa: A002
         """Erase an entry, or the whole journal, for good: forget ID|all."""
-        erased = loop.running().submit(self._session.journal.forget(None if id == "all" else id))
+        erased = event_loop.running().submit(
+            self._session.journal.forget(None if id == "all" else id)
+        )
         tell(f"{erased.result()} erased.")
 
 

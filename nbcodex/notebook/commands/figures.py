@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from IPython.display import display
 
-from nbcodex import loop
 from nbcodex.client import current
-from nbcodex.clock import spell
 from nbcodex.errors import ConfigurationError
 from nbcodex.notebook import limits
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.figures import money
 from nbcodex.notebook.watch import watch_of
+from nbcodex.rendering.figures import money
+from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import spell
 
 if TYPE_CHECKING:
-    from nbcodex.cap import Cap
-    from nbcodex.totals import Total
+    from nbcodex.requests.spending_cap import Cap
+    from nbcodex.requests.usage_totals import Total
 
 
 class Figures(Room):
@@ -34,7 +34,7 @@ class Figures(Room):
 
     def budget(self, *amount: str) -> None:
         """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
-        from nbcodex.cap import LEAST, read
+        from nbcodex.requests.spending_cap import LEAST, read
 
         text = "".join(amount)
         if text.lower() == "off":
@@ -54,7 +54,7 @@ class Figures(Room):
         if text:
             watch_of(current()).changed.set()
         settings = self._config.settings()
-        standings = loop.running().submit(current().standings(settings)).result()
+        standings = event_loop.running().submit(current().standings(settings)).result()
         for standing in standings:
             tell(str(standing))
         if not standings:
@@ -63,7 +63,7 @@ class Figures(Room):
             tell("This one is set by Codex.budget (%config, or ipython_config.py).")
 
     def _keep(self, cap: Cap | None) -> None:
-        loop.running().submit(current().keep_cap(self._settings, cap)).result()
+        event_loop.running().submit(current().keep_cap(self._settings, cap)).result()
 
     def monitor(self) -> None:
         """Show all requests, live: gauges, totals, countdowns with their buttons, retries."""
@@ -78,7 +78,7 @@ class Figures(Room):
     def limits(self) -> None:
         """Tell the limits as they are known: what is left, refill, what is charged, holds."""
         client = current()
-        known = loop.running().submit(client.limits(self._settings)).result()
+        known = event_loop.running().submit(client.limits(self._settings)).result()
         now = client.clock.now()
         told = [limits.lines(label, each, now) for label, each in known.items()]
         for lines in filter(None, told):

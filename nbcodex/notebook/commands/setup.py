@@ -7,12 +7,12 @@ import re
 
 from IPython.core.error import UsageError
 
-from nbcodex import loop
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError
 from nbcodex.notebook import options
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.hypertext import printable
+from nbcodex.rendering.html import printable
+from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret
 
 
@@ -21,7 +21,7 @@ class Setup(Room):
 
     def models(self) -> None:
         """List the models that the server offers, and the aliases: models (also list)."""
-        names = loop.running().submit(current().models(self._settings)).result()
+        names = event_loop.running().submit(current().models(self._settings)).result()
         self._config.offered = tuple(names)
         tell("\n".join(map(printable, names)) or "The server names none.")
         for name, target in self._config.aliases.items():
@@ -47,7 +47,7 @@ class Setup(Room):
 
     def login(self, host: str = "") -> None:
         """Ask for an API key without echo, and keep it in memory: login [HOST]."""
-        from nbcodex.wire.providers import host_of
+        from nbcodex.openai_api.providers import host_of
 
         host = (host or host_of(self._settings)).lower()
         try:

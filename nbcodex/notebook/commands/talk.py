@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nbcodex.client import current
-from nbcodex.conversation import MAIN
 from nbcodex.errors import brief
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.wire import tokens
+from nbcodex.openai_api import tokens
+from nbcodex.requests.conversation import MAIN
 
 
 class Talk(Room):

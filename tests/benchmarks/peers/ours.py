@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from nbcodex.pacing.ledger import Ledger
-from nbcodex.records import Request
+from nbcodex.models import Request
+from nbcodex.openai_api.attempt import Wire
+from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.settings import Secret, Settings
-from nbcodex.wire.attempt import Wire
 from tests.benchmarks.pacing_wire import Crowd
 from tests.benchmarks.peers.stage import KEY, MODEL, Stage
 from tests.virtual import LoopClock

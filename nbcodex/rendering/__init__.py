@@ -1,0 +1,1 @@
+"""Pure functions that turn answers and figures into Markdown, HTML and text."""

@@ -1,0 +1,78 @@
+"""What a request has used, in words: tokens, cost, time and tries, on one line.
+
+Nothing unknown is ever shown as zero, and every estimate carries a ``~``.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nbcodex.errors import brief
+from nbcodex.models import Reply, Usage
+from nbcodex.requests.fitting import FILTERED
+from nbcodex.runtime.clock import spell
+
+LEAST = 0.05
+"""Seconds that are worth a word."""
+
+
+def figures(reply: Reply) -> str:
+    """Return the line under an answer, as plain text.
+
+    The model's name in it comes from the server: escape the line for whatever renders it.
+    """
+    tries = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
+    waited = f"waited {spell(reply.waited)}" if reply.waited > 0 else ""
+    told = [
+        brief(reply.model, 80) if reply.model else "",
+        *tokens(reply.usage),
+        _price(reply),
+        spell(reply.seconds) if reply.seconds >= LEAST else "",
+        ", ".join(filter(None, (tries, waited))),
+        _cut(reply.cut),
+        "" if reply.status == "done" else reply.status,
+        "simulated" if reply.simulated else "",
+        *reply.notes,
+    ]
+    return " · ".join(filter(None, told))
+
+
+def tokens(usage: Usage) -> list[str]:
+    """Return the tokens as people read them, such as ``812 in (512 cached)`` and ``~431 out``."""
+    if usage.total_tokens == 0:
+        return ["0 tokens"]
+    about = "~" if usage.estimated else ""
+    told = []
+    if usage.input_tokens is not None:
+        cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
+        told.append(f"{about}{usage.input_tokens:,} in{cached}")
+    if usage.output_tokens is not None:
+        thought = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
+        told.append(f"{about}{usage.output_tokens:,} out{thought}")
+    return told
+
+
+def money(dollars: float) -> str:
+    """Return US dollars with two digits that mean something: ``$0.0052``, ``$1.37``."""
+    if dollars >= 1 or dollars <= 0:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
+
+
+def _price(reply: Reply) -> str:
+    if reply.reused:
+        return "reused, 0 tokens"
+    if reply.usage.total_tokens == 0:
+        return ""
+    if reply.cost is not None:
+        return ("~" if reply.usage.estimated else "") + money(reply.cost)
+    counted = reply.usage.total_tokens is not None and not reply.simulated
+    return "cost unknown" if counted else ""
+
+
+def _cut(why: str | None) -> str:
+    if not why:
+        return ""
+    if why == FILTERED:
+        return f"cut by {FILTERED}: this is not the whole answer"
+    return f"cut {'at' if why.startswith('max') else 'by'} {brief(why, 40)}"

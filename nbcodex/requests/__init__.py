@@ -1,0 +1,1 @@
+"""One request from its options to its ending: attempts, waits, conversation, schema and budget."""

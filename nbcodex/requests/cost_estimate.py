@@ -1,0 +1,53 @@
+"""What a request may come to, before it is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbcodex.journal.spending import Spent
+from nbcodex.models import Request
+from nbcodex.openai_api import prices, tokens
+
+USUAL = 500
+"""Output tokens that an answer is taken for, until this session's own answers tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a request may come to.
+
+    Parameters
+    ----------
+    input_tokens, output_tokens : int
+        Estimates; the output is `max_output` where there is one, else that of a usual answer.
+    bounded : bool
+        Whether the output cannot be longer.
+    cost : float or None
+        US dollars; None where no price is known.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    bounded: bool = False
+    cost: float | None = None
+
+    def __str__(self) -> str:
+        longest = "at most " if self.bounded else "perhaps "
+        told = f"~{self.input_tokens:,} in, {longest}{self.output_tokens:,} out"
+        return f"{told}, about ${self.cost:.4f}" if self.cost else told
+
+    @property
+    def spent(self) -> Spent:
+        """The estimate as if it were used."""
+        return Spent(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
+
+
+def estimate(request: Request, *, model: str | None, base_url: str, usual: int = USUAL) -> Estimate:
+    """Return what `request` may come to; reads the price tables, which takes 0.2 s at first."""
+    given, output = tokens.of_request(request), request.max_output or usual
+    return Estimate(
+        input_tokens=given,
+        output_tokens=output,
+        bounded=request.max_output is not None,
+        cost=prices.expected(given, output, model=model, base_url=base_url),
+    )

@@ -1,0 +1,179 @@
+"""Sends one request, and reads what comes back to its end or to an error.
+
+Owns what the attempts of a request have in common. Whether there is another one is the engine's
+affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from nbcodex import events
+from nbcodex.errors import GoneError, LimitError, NbcodexError
+from nbcodex.models import Mark, Rates, Usage
+from nbcodex.openai_api import prices, tokens
+from nbcodex.openai_api.attempt import Anew, Completed, Note, Opened, Piece, Text, Thought, Wire
+from nbcodex.requests.keeper import Keeper
+from nbcodex.requests.partial import ASKED_ANEW
+from nbcodex.requests.story import Story
+from nbcodex.requests.usher import Usher
+from nbcodex.settings import Settings
+
+
+class Sender:
+    """One request's way to the server.
+
+    Parameters
+    ----------
+    wire : Wire
+        The way.
+    settings : Settings
+        How the server is reached.
+    story, keeper, usher
+        Of the request: what is told of it, kept of it, and who lets it go.
+    under_way : callable
+        Told the base URL when an attempt is.
+    permit : callable
+        Raises where the request may not be sent, before the ledger is asked.
+
+    Attributes
+    ----------
+    heard_at : float
+        When the attempt under way was heard of last.
+    opened : bool
+        Whether the server has let it in.
+    sent : bool
+        Whether an attempt is under way that the server may know of.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        settings: Settings,
+        story: Story,
+        keeper: Keeper,
+        usher: Usher,
+        under_way: Callable[[str], None],
+        permit: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._wire, self._settings = wire, settings
+        self._under_way, self._permit = under_way, permit
+        self._story, self._keeper, self._usher = story, keeper, usher
+        self._request, self._partial = story.request, story.partial
+        self.heard_at = story.clock.now()
+        self.opened = self.sent = self._broken = False
+
+    async def attempt(self) -> Completed:
+        """Send the request once, or go on with its durable answer, and read to the end."""
+        try:
+            return await self._attempt()
+        except NbcodexError as error:
+            if error.simulated:
+                self._story.hear_server(simulated=True)
+            raise
+
+    async def _attempt(self) -> Completed:
+        self.heard_at = self._story.clock.now()
+        if not (self._request.model or self._settings.model):
+            await self._keeper.settled()  # for to name one, the server may have to be asked
+        self._story.model = model = await self._wire.model(self._request, self._settings)
+        endpoint = self._wire.endpoint(self._request, self._settings)
+        # That of a client made by a factory is known only now.
+        self._story.base_url = endpoint.base_url
+        if mark := self._partial.mark:
+            with contextlib.suppress(GoneError):
+                return await self._pick_up(mark)
+            self._partial.note(ASKED_ANEW)
+        salt = await self._usher.salt()
+        return await self._ask(model, self._wire.bucket(endpoint, model, salt=salt))
+
+    async def _pick_up(self, mark: Mark) -> Completed:
+        """Go on where the stream broke; that draws on no limit, so nothing is reserved."""
+        self._usher.forgo()
+        await self._begin(rates=None)
+        text = self._partial.resume(mark)
+        return await self._read(
+            self._wire.pick_up(self._request, self._settings, mark=mark, text=text)
+        )
+
+    async def _ask(self, model: str, bucket: str) -> Completed:
+        if self._broken:
+            self._broken = False
+            self._story.lose(self._partial.so_far(self._story.asking))
+        self._partial.ask_anew()
+        await self._permit()
+        await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
+        try:
+            base_url = self._story.base_url
+            rates, unpriced = prices.rates(model, base_url), prices.are_unknown(model, base_url)
+            await self._begin(rates=rates, unpriced=unpriced)
+            self._usher.sent()
+            stream = self._wire.stream(self._story.asking, self._settings, model=model)
+            completed = await self._read(stream)
+        except LimitError as error:
+            self._end_in_vain(error)
+            raise  # the engine closes the bucket before anybody else can be let in
+        except NbcodexError as error:
+            self._end_in_vain(error)
+            self._usher.settle(Usage())
+            raise
+        except asyncio.CancelledError:
+            self._usher.settle(self._partial.usage(self._request, "interrupted", None))
+            raise
+        except BaseException:
+            self._usher.settle(Usage())
+            raise
+        self._usher.settle(self._partial.usage(self._request, "done", completed))
+        return completed
+
+    def _end_in_vain(self, error: NbcodexError) -> None:
+        self._broken = self.opened
+        self._story.refused += error.refused and not self.opened
+
+    async def _begin(self, *, rates: Rates | None, unpriced: bool = False) -> None:
+        """Have the journal know, and tell, that an attempt is under way."""
+        story = self._story
+        story.attempts += 1
+        self.heard_at, self.opened = story.clock.now(), False
+        await self._keeper.begin(story.attempts)
+        story.tell(
+            events.Sent,
+            attempt=story.attempts,
+            model=story.model,
+            input_tokens=tokens.of_request(self._story.asking),
+            rates=rates,
+            unpriced=unpriced,
+            simulated=story.simulated,
+        )
+        self.sent = True
+        self._under_way(story.base_url)
+
+    async def _read(self, pieces: AsyncGenerator[Piece]) -> Completed:
+        story = self._story
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                self.heard_at = story.clock.now()
+                match piece:
+                    case Opened():
+                        self.opened = True
+                        story.hear_server(simulated=piece.simulated)
+                        self._usher.admit(piece.snapshot)
+                    case Mark():
+                        self._partial.reach(piece)
+                        await self._keeper.remember(piece)
+                    case Anew():
+                        self._partial.replace()
+                    case Text(text):
+                        if self._partial.add(text):
+                            story.tell(events.Restarted)
+                        story.grow(text)
+                        self._keeper.keep_soon()
+                    case Thought(text):
+                        story.grow(text, reasoning=True)
+                    case Note(text):
+                        self._partial.note(text)
+                    case Completed():
+                        return piece
+        raise AssertionError("the wire ends a stream with Completed or an error")

@@ -1,0 +1,64 @@
+"""What all requests of a process share."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+from nbcodex.journal.journal import Journal
+from nbcodex.openai_api import prices
+from nbcodex.openai_api.attempt import Wire
+from nbcodex.ratelimit import backoff
+from nbcodex.ratelimit.desk import Desk
+from nbcodex.requests import budget
+from nbcodex.runtime.clock import Clock
+from nbcodex.settings import Settings
+
+
+class Engine:
+    """The way to the server, the journal, the desks and the budgets.
+
+    Parameters
+    ----------
+    wire : Wire
+        The way to the server.
+    journal : callable
+        Returns what survives the process, by the settings: awaited before anything is sent, and
+        before anything is told to have ended.
+    desk : callable
+        Returns where it is asked who may send, and when, by the settings.
+    clock : Clock
+        The time.
+    chance : random.Random
+        Source of jitter.
+    """
+
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        journal: Callable[[Settings], Journal],
+        desk: Callable[[Settings], Desk],
+        clock: Clock,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.wire = wire
+        self.journal = journal
+        self.desk = desk
+        self.clock = clock
+        self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
+        self.allowance = budget.Budget(clock)
+        self._loading: threading.Thread | None = None
+        self.simulators: set[str] = set()
+        self._budgets: dict[str, backoff.RetryBudget] = {}
+
+    def load_prices(self, base_url: str) -> None:
+        """Have the price tables ready by the end of the first answer, if they will be needed."""
+        if not self._loading and prices.seller(base_url):
+            self._loading = threading.Thread(target=prices.load, daemon=True)
+            self._loading.start()
+
+    def budget(self, base_url: str) -> backoff.RetryBudget:
+        """Return the retry budget that all requests to one server share."""
+        return self._budgets.setdefault(base_url, backoff.RetryBudget())

@@ -1,0 +1,292 @@
+"""What `%%ai` users have, in a real kernel under the names they know; and a wrong use of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.kernel_client import Kernel, Ran, kernel, take
+from tests.simulated import KEY, Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A simulator for all tests of this module."""
+    with simulated(tpm=10_000_000, rpm=100_000, latency=0.01, speed=5_000.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel with the extension loaded, and a class to ask for."""
+    home = str(tmp_path_factory.mktemp("home"))
+    with kernel(**server.environ, NBCODEX_HOME=home) as started:
+        assert started.run("%load_ext nbcodex").status == "ok"
+        pet = "from pydantic import BaseModel\nclass Pet(BaseModel):\n    name: str\n    legs: int"
+        assert started.run(pet).status == "ok"
+        yield started
+
+
+def inserted(cell: Kernel, code: str) -> tuple[Ran, list[str]]:
+    """Run a cell; return what came of it, and what it put into new cells."""
+    asked, ran = cell.start(code), Ran()
+    for message in cell.messages(asked):
+        take(ran, message["msg_type"], message["content"])
+    reply = cell.client.get_shell_msg(timeout=10)
+    while reply["parent_header"].get("msg_id") != asked:
+        reply = cell.client.get_shell_msg(timeout=10)
+    ran.status = reply["content"]["status"]
+    payload = reply["content"].get("payload", [])
+    return ran, [p["text"] for p in payload if p["source"] == "set_next_input"]
+
+
+FENCED = "[[echo: Here:\n```python\nran = 1\n```\nor\n```bash\nls\n```]]"
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt", "mime", "shows"),
+    [
+        ("-f markdown", "[[echo: *hi*]]", "text/markdown", "*hi*"),
+        ("-f md", "[[echo: *hi*]]", "text/markdown", "*hi*"),
+        ("-f text", "[[echo: *hi*]]", "text/plain", "*hi*"),
+        ("--format json", '[[echo: {"a": 1}]]', "application/json", "{'a': 1}"),
+        ("-f html", "[[echo: <b>hi</b>]]", "text/html", "<b>hi</b>"),
+        ("-f math --raw", "[[echo: $$\\frac{1}{2}$$]]", "text/latex", "\\frac{1}{2}"),
+        ("-f image", "a cat", "image/png", "iVBORw0KGgo"),
+        ("-f code", FENCED, "text/html", "ran = 1"),
+        ("--model-parameters '{\"temperature\": 0}'", "[[echo: ok]]", "text/markdown", "ok"),
+        ("--eval", "print('[[echo: from print]]')", "text/markdown", "from print"),
+        ("--eval", "'[[echo: the value]]'", "text/markdown", "the value"),
+        ("--schema Pet", "Which?", "application/json", "'name': 'simulated'"),
+    ],
+)
+def test_an_option_works(cell: Kernel, line: str, prompt: str, mime: str, shows: str) -> None:
+    """Each of `%%ai`'s formats and options shows what it promises."""
+    ran = cell.run(f"%%codex {line}\n{prompt}")
+    assert ran.status == "ok", ran.shown_error
+    found = [str(o["data"][mime]) for o in ran.outputs if mime in o.get("data", {})]
+    assert shows in "".join(found)
+
+
+def test_a_base_url_works(cell: Kernel, server: Simulated) -> None:
+    """`--api-base` asks the server that is named, in another path of the same host."""
+    ran = cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]")
+    assert "there" in ran.markdown
+    assert server.core.log[-1].path.startswith("/openai/v1")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("-f pdf", "invalid choice"),
+        ("-m '{\"temperature\": 0}'", "-p/--params"),
+        ("--model-parameters '[1]'", "JSON object"),
+        ("-p '{\"store\": true}'", "--durable"),
+        ("-p '{\"background\": true}'", "--durable"),
+        ("-f image --api chat", "Responses API"),
+        ("-f code --schema Pet", "leave -f code out"),
+        ("--schema Nowhere", "no such variable"),
+        ("--schema KEY", "pydantic class or a JSON schema"),
+        ("openai-chat:gpt-4o", "write gpt-4o without openai-chat:"),
+        ("anthropic-chat:claude", "--api-base URL -m claude"),
+        ("--api-base nowhere", "https://"),
+    ],
+)
+def test_a_wrong_option_is_said(cell: Kernel, server: Simulated, line: str, says: str) -> None:
+    """A wrong use is a short error that says what to do, and sends nothing."""
+    cell.run(f"KEY = {KEY!r}")
+    before = len(server.prompts)
+    ran = cell.run(f"%%codex {line}\nhello")
+    told = ran.stream + "".join(ran.shown_error)
+    assert says in told.replace("\n     ", " ")
+    assert len(told.splitlines()) <= 6
+    assert len(server.prompts) == before
+
+
+def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
+    """`-f code` inserts the first block without its fence, and runs nothing."""
+    ran, cells = inserted(cell, f"%%codex -f code\n{FENCED}")
+    assert cells == ["ran = 1"]
+    assert "Copy</button>" in ran.data("text/html")
+    assert cell.run("'ran' in globals()").plain == "False"
+
+
+def test_insert_takes_another_block(cell: Kernel) -> None:
+    """`%codex insert N` puts block N into a cell, and shows it to be copied."""
+    cell.run(f"%%codex\n{FENCED}")
+    ran, cells = inserted(cell, "%codex insert 2")
+    assert cells == ["ls"]
+    assert "Copy</button>" in ran.data("text/html")
+    ran, cells = inserted(cell, "%codex insert 3")
+    assert cells == []
+    assert "a number from 1 to 2" in ran.stream
+
+
+def test_insert_takes_from_the_background(cell: Kernel) -> None:
+    """A background answer's code inserts nothing by itself, and is there for `insert`."""
+    _, cells = inserted(cell, f"%%codex -f code -b -o late\n{FENCED}")
+    assert cells == []
+    cell.run("late.text")
+    assert inserted(cell, "%codex insert")[1] == ["ran = 1"]
+
+
+def test_insert_without_code(cell: Kernel) -> None:
+    """An answer without code says so."""
+    cell.run("%%codex\n[[echo: no code here, sorry]]")
+    assert "holds no code" in "".join(cell.run("%codex insert").shown_error)
+
+
+def test_broken_json_is_shown_before_its_error(cell: Kernel) -> None:
+    """The paid text is shown in full and kept, then the cell fails."""
+    ran = cell.run('%%codex -f json -o bad\n[[echo: {"a": nope}]]')
+    assert ran.error == "AnswerError"
+    assert ran.plain.startswith('{"a": nope}\n\n')
+    kept = cell.run("(bad.text, bool(bad), bad.parsed)").plain
+    assert kept == "('{\"a\": nope}', False, None)"
+
+
+def test_a_schema_gives_an_instance(cell: Kernel) -> None:
+    """`--schema` binds the validated object; one round of repair is said in the figures."""
+    ran = cell.run("%%codex --schema Pet -o pet\n[[echo: not even JSON]]", cell="pet")
+    assert "asked again" in ran.markdown
+    assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
+    again = cell.run("%%codex --schema Pet -o pet --reuse\n[[echo: not even JSON]]", cell="pet")
+    assert "reused" in again.markdown
+    assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
+
+
+def test_a_picture_is_bound(cell: Kernel) -> None:
+    """The file itself is in `Reply.images`."""
+    cell.run("%%codex -f image -o cat\na cat")
+    assert cell.run("cat.images[0].data[:4]").plain == r"b'\x89PNG'"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"), [("1/0", "ZeroDivisionError"), ("import sys; print(1, file=sys.stderr)", "")]
+)
+def test_eval_that_says_nothing_sends_nothing(
+    cell: Kernel, server: Simulated, body: str, error: str
+) -> None:
+    """An error in the cell is the cell's own; what goes to stderr is no prompt."""
+    before = len(server.prompts)
+    ran = cell.run(f"%%codex --eval\n{body}")
+    assert ran.error == error
+    assert error or "printed nothing" in ran.stream
+    assert len(server.prompts) == before
+
+
+def test_fix_explains_the_last_error(cell: Kernel, server: Simulated) -> None:
+    """`%codex fix` asks with the cell and the plain traceback, and inserts the mended cell."""
+    cell.run("def f():\n    return undefined_name\nf()")
+    ran, cells = inserted(cell, "%codex fix")
+    asked = server.prompts[-1]
+    assert "def f():\n    return undefined_name\nf()" in asked
+    assert "NameError: name 'undefined_name' is not defined" in asked
+    assert "\x1b" not in asked
+    assert "IPython/core" not in asked
+    assert len(cells) == 1
+    assert cells[0].startswith("def wait(")
+    assert "Copy</button>" in ran.data("text/html")
+    assert "text/markdown" in ran.outputs[0]["data"]
+
+
+def test_fix_survives_its_own_failure(cell: Kernel, server: Simulated) -> None:
+    """After a fix that could not be asked, the user's error is still the one that is meant."""
+    cell.run("1/0")
+    cell.run("import os; saved = os.environ.pop('OPENAI_API_KEY')")
+    assert cell.run("%codex fix").error == "MissingKeyError"
+    cell.run("os.environ['OPENAI_API_KEY'] = saved")
+    assert cell.run("%codex fix").status == "ok"
+    assert "ZeroDivisionError" in server.prompts[-1]
+
+
+def test_fix_is_not_led_astray_by_us(cell: Kernel, server: Simulated) -> None:
+    """Mistyped magics and requests that failed since do not hide the user's error."""
+    cell.run("undefined_here")
+    for mistake in (
+        "%codex fxi",
+        "%%codex --frmat code\nx",
+        "%%codex -m nobody\nhello",
+        "%%codex\n",
+    ):
+        assert cell.run(mistake).status == "error"
+    assert cell.run("%codex fix").status == "ok"
+    assert "name 'undefined_here' is not defined" in server.prompts[-1]
+
+
+def test_fix_of_another_cell_is_refused(cell: Kernel) -> None:
+    """Only the last error can be explained; it is said whose that is."""
+    cell.run("1/0")
+    assert "the last error is that of cell" in cell.run("%codex fix 1").stream
+
+
+@pytest.mark.parametrize("word", ["list", "models"])
+def test_list_names_models(cell: Kernel, word: str) -> None:
+    """`%codex list` is `%codex models`."""
+    assert "gpt-5.6-mini" in cell.run(f"%codex {word}").stream
+
+
+def test_an_alias_is_a_model(cell: Kernel, server: Simulated) -> None:
+    """`alias` gives a short name, `dealias` takes it away; both say what is wrong."""
+    assert "→ gpt-5.6-mini" in cell.run("%codex alias mini gpt-5.6-mini").stream
+    cell.run("%%codex mini\nhello")
+    assert server.core.log[-1].model == "gpt-5.6-mini"
+    assert "an alias itself" in cell.run("%codex alias tiny mini").stream
+    assert "stands for nothing" in cell.run("%codex dealias mini").stream
+    assert "there is no alias mini" in cell.run("%codex dealias mini").stream
+    assert "Model not found" in "".join(cell.run("%%codex mini\nhello").shown_error)
+
+
+@pytest.mark.parametrize("word", ["help", "version"])
+def test_words_that_tell(cell: Kernel, word: str) -> None:
+    """`help` and `version` answer, and refuse what they do not take."""
+    assert cell.run(f"%codex {word}").stream
+    assert cell.run(f"%codex {word} me").stream.startswith("UsageError")
+
+
+def test_help_is_worth_reading(cell: Kernel) -> None:
+    """`%%codex?` shows every option, and examples."""
+    asked = cell.start("%%codex?")
+    list(cell.messages(asked))
+    reply = cell.client.get_shell_msg(timeout=10)
+    while reply["parent_header"].get("msg_id") != asked:
+        reply = cell.client.get_shell_msg(timeout=10)
+    (page,) = reply["content"]["payload"]
+    for part in ("--schema", "--eval", "-f", "Examples:", "%codex help"):
+        assert part in page["data"]["text/plain"]
+
+
+@pytest.mark.parametrize(
+    ("code", "offered"),
+    [
+        ("%%codex --pat", {"--patience"}),
+        ("%%codex -f j", {"json"}),
+        ("%%codex -m gpt-5.6-s", {"gpt-5.6-sol"}),
+        ("%%codex --api res", {"responses"}),
+        ("%codex dea", {"dealias"}),
+        ("%codex demo o", {"on", "off"}),
+    ],
+)
+def test_tab_completes(cell: Kernel, code: str, offered: set[str]) -> None:
+    """Options, values, models and words, in little time and with no others among them."""
+    began = time.monotonic()
+    told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
+    assert set(told["matches"]) == offered
+    assert time.monotonic() - began < 1.0
+
+
+def test_tab_completes_entries(cell: Kernel) -> None:
+    """IDs of the journal, but nothing in the cell's body."""
+    cell.run("%%codex -o one\n[[echo: hi]]")
+    code = f"%codex journal {cell.run('one.id').plain[1:4]}"
+    told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
+    assert all(code.endswith(match[:3]) for match in told["matches"])
+    assert told["matches"]
+    body = "%%codex\n--pat"
+    told = cell.client.complete(body, len(body), reply=True, timeout=10)["content"]
+    assert "--patience" not in told["matches"]

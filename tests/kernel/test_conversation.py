@@ -1,0 +1,329 @@
+"""Prompts that see the notebook and its conversation, in real kernels, as migrants try them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.kernel_client import Kernel, Ran, kernel
+from tests.simulated import KEY, Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+REASONS = '--effort low -p \'{"include": ["reasoning.encrypted_content"]}\''
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A simulator for all tests of this module."""
+    with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel for the tests that leave it as they found it."""
+    home = str(tmp_path_factory.mktemp("home"))
+    with kernel(**server.environ, NBCODEX_HOME=home) as started:
+        assert started.run("%load_ext nbcodex").status == "ok"
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def afresh(request: pytest.FixtureRequest) -> None:
+    """Each test begins a conversation of its own."""
+    if "cell" in request.fixturenames:
+        request.getfixturevalue("cell").run("%codex new")
+
+
+def sent(server: Simulated) -> list[Any]:
+    """Return the messages of the last request."""
+    asked = server.core.log[-1].body["input"]
+    return asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+
+
+def said(server: Simulated) -> list[str]:
+    """Return the prompts of the last request, earlier turns first."""
+    return [item["content"] for item in sent(server) if item.get("role") == "user"]
+
+
+def figures(ran: Ran) -> str:
+    assert ran.status == "ok", ran.shown_error
+    return ran.plain.splitlines()[-1]
+
+
+def test_names_in_out_and_err(cell: Kernel, server: Simulated) -> None:
+    """`{name}`, `{In[n]}`, `{Out[n]}` and `{Err[n]}` are filled in, and the figures say so."""
+    number = int(cell.run("x = 6\nlen(In) - 1").plain)
+    cell.run("x * 7")
+    assert cell.run("{}['lost']").error == "KeyError"
+    ran = cell.run(
+        f"%%codex --no-history\n{{x}}|{{In[{number + 1}]}}|{{Out[{number + 1}]}}|"
+        f"{{Err[{number + 2}]}}|{{nobody}}"
+    )
+    assert "filled in" in figures(ran)
+    assert "{nobody} not found" in figures(ran)
+    (prompt,) = said(server)
+    assert prompt.startswith("6|x * 7|42|{}['lost']\n\nTraceback")
+    assert prompt.endswith("KeyError: 'lost'|{nobody}")
+
+
+def test_an_answer_is_an_output(cell: Kernel, server: Simulated) -> None:
+    """`{Out[n]}` of a `%%codex` cell is its answer."""
+    number = int(cell.run("len(In) - 1").plain) + 1
+    cell.run("%%codex --no-history\n[[echo: forty-two]]")
+    cell.run(f"%%codex --no-history\nwhy {{Out[{number}]}}?")
+    assert said(server) == ["why forty-two?"]
+
+
+@pytest.mark.parametrize("wrong", ["{x.nothing}", "{Out[99999]}", "{Err[99999]}", "{In[99999]}"])
+def test_a_name_that_fails_sends_nothing(cell: Kernel, server: Simulated, wrong: str) -> None:
+    """An expression that fails is an error in a few lines, and nothing is sent."""
+    cell.run("x = 6")
+    before = len(server.prompts)
+    ran = cell.run(f"%%codex\nexplain {wrong}")
+    assert ran.error == "ConfigurationError"
+    assert wrong in "".join(ran.shown_error)
+    assert len(ran.shown_error) <= 6
+    assert len(server.prompts) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'foo': 'bar'}",
+        '{"a": {"x": [1, {}]}}',
+        r"\frac{x}{2} ${x} {{missing}}",
+        "{ x } {x; y} type T = {x: string}",
+        "[a-z]{2,3} {x:{x}} 🦉{}",
+    ],
+)
+def test_braces_of_others_arrive_as_they_are(cell: Kernel, server: Simulated, text: str) -> None:
+    """JSON, LaTeX, TypeScript and regular expressions reach the server to the letter."""
+    cell.run("x = 6")
+    assert cell.run(f"%%codex --no-history\n{text}").status == "ok"
+    assert said(server) == [text]
+
+
+def test_a_cell_sees_the_conversation(cell: Kernel, server: Simulated) -> None:
+    """Cells join one conversation; `--no-history` neither sees nor joins; the figures tell."""
+    assert "earlier" not in figures(cell.run("%%codex\nmy name is Ada"))
+    assert "1 earlier turn" in figures(cell.run("%%codex\nwho am I?"))
+    assert said(server) == ["my name is Ada", "who am I?"]
+    cell.run("%%codex --no-history\nalone")
+    assert said(server) == ["alone"]
+    cell.run("%%codex --thread other\nelsewhere")
+    assert said(server) == ["elsewhere"]
+    told = cell.run("%codex history").stream
+    assert "my name is Ada" in told
+    assert "alone" not in told
+    assert "2 turns, about" in told
+    assert "elsewhere" in cell.run("%codex history other").stream
+
+
+@pytest.mark.parametrize("word", ["new", "reset"])
+def test_new_and_reset_start_afresh(cell: Kernel, server: Simulated, word: str) -> None:
+    """`%codex new`, also said as `reset`, and `--new` leave what was said behind."""
+    cell.run("%%codex\na")
+    assert "starts afresh" in cell.run(f"%codex {word}").stream
+    assert "Nothing has been said" in cell.run("%codex history").stream
+    cell.run("%%codex\nb")
+    assert said(server) == ["b"]
+    cell.run("%%codex --new\nc")
+    cell.run("%%codex\nd")
+    assert said(server) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("%%codex --no-history --new\nhi", "--no-history joins no conversation"),
+        ("%%codex --thread ''\nhi", "is a name"),
+        ("%codex history a b", "history [THREAD]"),
+        ("%codex reset a b", "new [THREAD]"),
+        ("%codex histroy", "did you mean history"),
+    ],
+)
+def test_wrong_words_about_it_are_one_line(cell: Kernel, code: str, says: str) -> None:
+    """What cannot be meant is a line that says what can."""
+    ran = cell.run(code)
+    assert ran.status == "error"
+    assert says in ran.stream
+    assert ran.stream.count("\n") == 1
+
+
+def test_a_cell_that_runs_again_replaces_its_turn(cell: Kernel, server: Simulated) -> None:
+    """Cells with ids keep their places; a failure leaves the old turn there."""
+    for name in ("a", "b", "c"):
+        cell.run(f"%%codex\n{name}", cell=name)
+    cell.run("%%codex\nagain", cell="b")
+    assert said(server) == ["a", "again"]
+    assert cell.run("%%codex --api-base http://x.example\nlost", cell="a").error
+    cell.run("%%codex\nd", cell="d")
+    assert said(server) == ["a", "again", "c", "d"]
+
+
+def test_a_background_cell_joins_when_it_is_answered(cell: Kernel, server: Simulated) -> None:
+    """It sees what was said when it began; what is asked meanwhile does not see it."""
+    cell.run("%%codex\na", cell="a")
+    cell.run("%%codex -b -o later\n[[tokens=2000]] slow", cell="b")
+    cell.run("%%codex\nc", cell="c")
+    assert said(server) == ["a", "c"]
+    cell.run("later.text")
+    cell.run("%%codex\nd", cell="d")
+    assert said(server) == ["a", "[[tokens=2000]] slow", "c", "d"]
+
+
+def test_ask_joins_only_a_thread_that_it_names(cell: Kernel, server: Simulated) -> None:
+    """`nbcodex.ask` sees no history; with `thread=` it shares the cells' one of that name."""
+    cell.run("%%codex --thread shared\na")
+    cell.run("import nbcodex\nnbcodex.ask('b')")
+    assert said(server) == ["b"]
+    cell.run("nbcodex.ask('c', thread='shared')\nnbcodex.ask('d', thread='shared')")
+    assert said(server) == ["a", "c", "d"]
+    assert cell.run("nbcodex.ask('e', thread='')").error == "ConfigurationError"
+
+
+def test_python_may_begin_the_conversation(server: Simulated, tmp_path: Path) -> None:
+    """`ask` before any cell asked knows the notebook, its settings and its conversation."""
+    with kernel(**server.environ, NBCODEX_HOME=str(tmp_path)) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.model = 'gpt-5.6-mini'\nimport nbcodex")
+        assert cell.run("nbcodex.ask('a', thread='main').model").plain == "'gpt-5.6-mini'"
+        cell.run("%%codex\nb")
+        assert said(server) == ["a", "b"]
+
+
+def test_a_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) -> None:
+    """What is asked again from the journal sees and takes the place that it had."""
+    cell.run("%%codex\na", cell="a")
+    cell.run("%%codex -o b\nb", cell="b")
+    cell.run("%%codex\nc", cell="c")
+    assert cell.run("get_ipython().run_line_magic('codex', f'retry {b.id}')").status == "ok"
+    assert said(server) == ["a", "b"]
+    cell.run("%%codex\nd", cell="d")
+    assert said(server) == ["a", "b", "c", "d"]
+
+
+def test_reasoning_goes_back_to_its_own_model(cell: Kernel, server: Simulated) -> None:
+    """Encrypted reasoning is sent before its answer, and to no other model."""
+    cell.run(f"%%codex {REASONS}\na")
+    cell.run("%%codex\nb")
+    kinds = [item.get("type", item.get("role")) for item in sent(server)]
+    assert kinds == ["user", "reasoning", "assistant", "user"]
+    assert set(sent(server)[1]) == {"id", "type", "summary", "encrypted_content"}
+    cell.run("%%codex -m gpt-5.6-mini\nc")
+    assert "reasoning" not in [item.get("type") for item in sent(server)]
+
+
+def test_a_conversation_too_long_says_what_to_do(tmp_path: Path) -> None:
+    """Where the server finds it too long, the error names the ways out, and they work."""
+    with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0, context=3000) as small:
+        environ = {**small.environ, "NBCODEX_HOME": str(tmp_path)}
+        with kernel(**environ) as cell:
+            cell.run("%load_ext nbcodex")
+            cell.run("%%codex\n" + "word " * 1500)
+            ran = cell.run("%%codex\n" + "more " * 1000)
+            assert ran.error == "TooLargeError"
+            assert "`%codex new`" in " ".join(ran.shown_error)
+            assert cell.run("%%codex --new\n" + "more " * 1000).status == "ok"
+
+
+def notebook(server: Simulated, home: Path) -> Any:
+    environ = {**server.environ, "NBCODEX_HOME": str(home), "JPY_SESSION_NAME": "/ten.ipynb"}
+    return kernel(**environ)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["cell ids", "no cell ids"])
+def test_restart_and_run_all_sends_nothing(server: Simulated, tmp_path: Path, named: bool) -> None:
+    """With reuse on, ten prompts of one conversation cost nothing after a restart."""
+    prompts = [f"%%codex -o r{n} {REASONS}\nquestion {n} after {{x}}" for n in range(10)]
+    counts = []
+    for _ in range(3):
+        before = len(server.prompts)
+        with notebook(server, tmp_path) as cell:
+            cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
+            cell.run("%config Codex.reuse = True\nx = 5")
+            for number, code in enumerate(prompts):
+                ran = cell.run(code, cell=f"c{number}" if named else None)
+                assert ran.status == "ok", ran.shown_error
+            assert cell.run("r9.text != r8.text").plain == "True"
+        counts.append(len(server.prompts) - before)
+    assert counts == [10, 0, 0]
+
+
+def test_a_resumed_answer_joins_at_its_cells_place(server: Simulated, tmp_path: Path) -> None:
+    """What was parked is no turn; answered after a restart, it stands where its cell stands."""
+    with notebook(server, tmp_path) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
+        cell.run("%%codex\na", cell="a")
+        server.core.script([Fault("requests_per_day", seconds=5000)])
+        assert cell.run("%%codex -m gpt-5.6-mini -o p\nparked", cell="b").error == "ParkedError"
+        cell.run("%%codex\nc", cell="c")
+        assert said(server) == ["a", "c"]
+    with notebook(server, tmp_path) as cell:
+        cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
+        assert cell.run("%codex resume").status == "ok"
+        assert said(server) == ["a", "parked"]
+        cell.run("%%codex\nd", cell="d")
+        assert said(server) == ["a", "parked", "c", "d"]
+
+
+def test_what_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
+    """Under `--reuse` a changed image, thread, parameter or base URL is another question."""
+    png = "b'\\x89PNG\\r\\n\\x1a\\n' + b'{}' * 9"
+    cell.run(f"one = {png.format(1)}; two = {png.format(2)}")
+
+    def asks(line: str) -> int:
+        before = len(server.core.log)
+        ran = cell.run(f"%%codex --reuse --no-history {line}\nsame")
+        assert ran.status == "ok", ran.shown_error
+        return len(server.core.log) - before
+
+    lines = [
+        "",
+        "--image one",
+        "--image two",
+        "--image one --image two",
+        "--max-output 999",
+        "-p '{\"temperature\": 0.5}'",
+        "--system Brief.",
+        "-m gpt-5.6-mini",
+    ]
+    assert [asks(line) for line in lines] == [1] * len(lines)
+    assert [asks(line) for line in lines] == [0] * len(lines)
+    with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0) as other:
+        host = other.url.removeprefix("http://")
+        cell.run(f"%config Codex.keys = {{'{host}': '{KEY}x'}}")
+        ran = cell.run(f"%%codex --reuse --no-history --api-base {other.url}/v1\nsame")
+        assert ran.status == "ok", ran.shown_error
+        assert len(other.prompts) == 1
+
+
+def test_a_thread_that_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
+    """The same prompt after other turns, or in another thread, is another question."""
+    cell.run("%%codex --reuse\nsame", cell="s")
+    before = len(server.prompts)
+    cell.run("%%codex --reuse\nsame", cell="s")
+    assert len(server.prompts) == before
+    cell.run("%%codex --reuse\nsame", cell="t")
+    cell.run("%%codex --reuse --thread another\nsame", cell="t")
+    assert len(server.prompts) == before + 2
+
+
+def test_a_figure_goes_along(cell: Kernel, server: Simulated) -> None:
+    """A matplotlib figure of the notebook is sent as a PNG, in a prompt or by `--image`."""
+    pytest.importorskip("matplotlib")
+    cell.run(
+        "from matplotlib.figure import Figure\n"
+        "fig = Figure(figsize=(2, 2)); fig.subplots().plot([1, 2])"
+    )
+    ran = cell.run("%%codex --no-history --image fig\nand {fig}?")
+    assert ran.status == "ok", ran.shown_error
+    content = sent(server)[0]["content"]
+    assert [part["type"] for part in content] == ["input_text", "input_image", "input_image"]
+    assert content[0]["text"] == "and [image 1]?"
+    assert cell.run("%%codex --image nobody\nlook").error == "ConfigurationError"

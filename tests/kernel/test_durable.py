@@ -1,0 +1,106 @@
+"""`--durable` in real kernels: broken streams, killed kernels, one answer, paid once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.kernel_client import Kernel, kernel
+from tests.simulated import Simulated
+
+pytestmark = pytest.mark.kernel
+
+WORDS = " ".join(f"word{n}" for n in range(60))
+CELL = f"%%codex --durable -o reply\n[[echo: {WORDS}]]"
+
+
+def environment(simulator: Simulated, home: Path) -> dict[str, str]:
+    # Both kernels stand for the same notebook.
+    return {
+        **simulator.environ,
+        "NBCODEX_HOME": str(home),
+        "JPY_SESSION_NAME": str(home / "n.ipynb"),
+    }
+
+
+def kill(running: Kernel) -> None:
+    """End the kernel as the out-of-memory killer does."""
+    os.kill(running.manager.provisioner.pid, signal.SIGKILL)
+
+
+def until_shown(simulator: Simulated, tokens: int) -> None:
+    """Wait until the server has sent so many tokens of its first answer."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        stored = list(simulator.core._stored.values())
+        if stored and stored[0].run.tokens >= tokens:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the server has sent nothing")
+
+
+def paid(simulator: Simulated) -> list[int]:
+    """What each request was charged, where it was."""
+    return [seen.charged for seen in simulator.core.log if seen.charged]
+
+
+def test_a_broken_stream_goes_on(simulator: Simulated, tmp_path: Path) -> None:
+    """A stream that is dropped twice becomes one answer, in one piece, paid once."""
+    simulator.core.script([Fault("dropped", after=20), Fault("cut", after=20)])
+    with kernel(**environment(simulator, tmp_path)) as running:
+        running.run("%load_ext nbcodex")
+        ran = running.run(CELL)
+        assert ran.status == "ok", ran.shown_error
+        assert ran.markdown.count(WORDS) == 1
+        assert running.run("reply.attempts, reply.notes").plain == "(3, ())"
+    assert len(paid(simulator)) == 1
+    assert simulator.core.charged == simulator.core.log[0].charged
+
+
+def test_a_killed_kernel_costs_no_second_answer(simulator: Simulated, tmp_path: Path) -> None:
+    """After SIGKILL in mid-stream the next kernel has the whole answer, at no further charge."""
+    simulator.core.change(speed=40.0)
+    with kernel(**environment(simulator, tmp_path)) as first:
+        first.run("%load_ext nbcodex")
+        first.start(CELL)
+        until_shown(simulator, 80)
+        kill(first)
+    with kernel(**environment(simulator, tmp_path)) as second:
+        told = second.run("%load_ext nbcodex").stream
+        assert "%codex resume" in told
+        ran = second.run("%codex resume")
+        assert ran.status == "ok", ran.shown_error
+        assert "may be paid twice" not in ran.stream
+        assert ran.markdown.count(WORDS) == 1
+        text = second.run("print(reply.text)").stream
+        assert text.count(WORDS) == 1
+        assert second.run("print(reply.usage.output_tokens)").stream.strip() == str(
+            simulator.core.log[0].output_tokens
+        )
+    assert len(paid(simulator)) == 1
+    assert simulator.prompts == [f"[[echo: {WORDS}]]"]
+    picked_up = simulator.core.log[-1]
+    assert "starting_after=" in picked_up.path
+
+
+def test_stop_leaves_the_answer_to_the_server(simulator: Simulated, tmp_path: Path) -> None:
+    """After Stop, `%codex resume` goes on with the same answer."""
+    simulator.core.change(speed=40.0)
+    with kernel(**environment(simulator, tmp_path)) as running:
+        running.run("%load_ext nbcodex")
+        asked = running.start(CELL)
+        until_shown(simulator, 40)
+        running.interrupt()
+        stopped = running.finish(asked)
+        assert stopped.status == "error"
+        (entry,) = [line.split()[0] for line in running.run("%codex journal").stream.splitlines()]
+        assert f"`%codex resume {entry}` goes on with it." in " ".join(stopped.shown_error)
+        ran = running.run("%codex resume " + running.run("print(reply.id)").stream.strip())
+        assert ran.markdown.count(WORDS) == 1
+        assert running.run("reply.status").plain == "'done'"
+    assert len(paid(simulator)) == 1

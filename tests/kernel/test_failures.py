@@ -1,0 +1,97 @@
+"""All failure shapes, on both APIs, before and after some text, through a real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.kernel_client import Kernel, Ran
+from tests.simulated import Simulated
+
+pytestmark = pytest.mark.kernel
+
+RECOVERS = {
+    "1 status 500": Fault("http", status=500),
+    "1 status 503 overloaded": Fault("overloaded"),
+    "1 tokens per minute": Fault("tokens_per_minute", seconds=0.3),
+    "1 requests per minute": Fault("requests_per_minute", seconds=0.3),
+    "1 Azure's 429": Fault("azure", seconds=1),
+    "1 gateway's 429": Fault("html_429"),
+    "2 nested error event": Fault("error_event", seconds=0.3),
+    "3 flat error event": Fault("flat_error_event", seconds=0.3),
+    "4 response.failed": Fault("failed", seconds=0.3),
+    "5 Azure's response.failed": Fault("azure_failed", seconds=1),
+    "6 clean end too early": Fault("truncated"),
+    "7 connection dropped": Fault("dropped"),
+    "7 connection cut in a chunk": Fault("cut"),
+    "8 broken JSON": Fault("malformed"),
+    "9 HTML 502": Fault("html_502"),
+    "10 silence": Fault("stalled"),
+}
+# These come instead of a stream, never after text.
+INSTEAD = {name for name in RECOVERS if name[0] in "19" and name[1] == " "}
+ENDS = {
+    "quota": (Fault("quota"), "Quota exhausted"),
+    "too large": (Fault("too_large"), "Too large"),
+    "a day's limit": (Fault("requests_per_day", seconds=7 * 3600), "Parked"),
+    "401": (Fault("http", status=401, code="invalid_api_key"), "Not allowed"),
+    "400": (Fault("http", status=400, code="invalid_prompt"), "Request rejected"),
+    "404": (Fault("http", status=404, code="model_not_found"), "Model not found"),
+    "redirect": (Fault("redirect"), ""),
+}
+
+
+@pytest.fixture
+def cell(shared_kernel: Kernel, simulator: Simulated) -> Iterator[Kernel]:
+    """A kernel that asks the simulator, and waits no longer than a test should."""
+    variables = "".join(f"os.environ[{k!r}] = {v!r}\n" for k, v in simulator.environ.items())
+    shared_kernel.run(f"import os\n{variables}%reload_ext nbcodex\n")
+    shared_kernel.run("%config Codex.idle_timeout = '200ms'")
+    yield shared_kernel
+    shared_kernel.run("%reset -f")
+
+
+def ask(kernel: Kernel, api: str) -> Ran:
+    return kernel.run(f"%%codex --api {api} -o reply\n[[echo: one two three four five six]]")
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize(
+    ("shape", "after"),
+    [pytest.param(shape, -1, id=f"{shape}, before text") for shape in RECOVERS]
+    + [
+        pytest.param(shape, 3, id=f"{shape}, after text")
+        for shape in RECOVERS
+        if shape not in INSTEAD
+    ],
+)
+def test_the_answer_is_complete_and_not_doubled(
+    cell: Kernel, simulator: Simulated, shape: str, api: str, after: int
+) -> None:
+    """After each transient failure the whole answer stands in the cell, once."""
+    simulator.core.script([replace(RECOVERS[shape], after=after)])
+    ran = ask(cell, api)
+    assert ran.status == "ok", ran.shown_error
+    assert ran.markdown.count("one two three four five six") == 1
+    assert len(simulator.prompts) == 2
+    assert len(set(simulator.prompts)) == 1
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize("case", ENDS)
+def test_what_cannot_go_on_ends_in_a_short_error(
+    cell: Kernel, simulator: Simulated, case: str, api: str
+) -> None:
+    """A request that cannot be answered now ends after one attempt, in six lines at the most."""
+    fault, title = ENDS[case]
+    simulator.core.script([fault])
+    ran = ask(cell, api)
+    assert ran.status == "error"
+    assert ran.shown_error[0].startswith(title)
+    assert len(ran.shown_error) <= 6
+    assert any("→" in line for line in ran.shown_error)
+    assert len(simulator.prompts) == 1
+    assert cell.lives()

@@ -1,0 +1,205 @@
+"""What `%codex` does with the journal's entries, and a journal that cannot be written to."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from nbcodex.journal.journal import Journal
+from nbcodex.simulator import Fault
+from tests.kernel_client import OPEN_ALL, Kernel, kernel
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+NOTEBOOK = "/lessons/one.ipynb"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A simulator for all tests of this module."""
+    with simulated(tpm=10**7, rpm=10**5, latency=0.02, speed=200.0) as running:
+        yield running
+
+
+def begin(server: Simulated, home: Path) -> Iterator[Kernel]:
+    """Yield a kernel with the extension loaded, whose journal is in `home`."""
+    with kernel(**server.environ, NBCODEX_HOME=str(home), JPY_SESSION_NAME=NOTEBOOK) as cell:
+        cell.run("import os\n%load_ext nbcodex\n%config Codex.display = 'text'")
+        yield cell
+
+
+@pytest.fixture(scope="module")
+def shared(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """One kernel for the commands."""
+    yield from begin(server, tmp_path_factory.mktemp("journal") / "kept")
+
+
+@pytest.fixture
+def cell(shared: Kernel, server: Simulated) -> Kernel:
+    """The kernel of the notebook, with an empty journal and no limits in its way."""
+    shared.run(f"os.environ['JPY_SESSION_NAME'] = {NOTEBOOK!r}\n%codex forget all")
+    assert shared.run(OPEN_ALL).status == "ok"
+    server.core._faults.clear()
+    return shared
+
+
+def park(cell: Kernel, server: Simulated, text: str, *, seconds: float = 5000.0) -> str:
+    """Ask something that a limit parks; return its id."""
+    server.core.script([Fault("requests_per_day", seconds=seconds)])
+    ran = cell.run(f"%%codex -o reply --patience 100ms\n[[echo: {text}]]")
+    assert ran.error == "ParkedError", ran
+    cell.run(OPEN_ALL)
+    return cell.run("%codex journal").stream.split()[0]
+
+
+def test_resume_at_reset_sends_by_itself(cell: Kernel, server: Simulated) -> None:
+    """The cell returns at once; the request goes when its limit resets, and no sooner."""
+    park(cell, server, "in its time", seconds=2.0)
+    known, reset = len(server.prompts), server.core.log[-1].at + 2.0
+    asked = cell.start("%codex resume --at-reset")
+    ran = cell.finish(asked)
+    assert ran.seconds < 0.5
+    assert "held" in cell.run("%codex monitor").plain
+    assert len(server.prompts) == known
+    assert " parked " in cell.run("%codex journal").stream
+    assert cell.run("reply.text, reply.status").plain == "('in its time', 'done')"
+    (sent,) = server.core.log[known:]
+    assert reset <= sent.at <= reset + 1.5
+    assert " done " in cell.run("%codex journal").stream
+
+
+def test_retry_asks_the_same_anew(cell: Kernel, server: Simulated) -> None:
+    """A new entry with an answer of its own; the variable has it, the old one stays."""
+    first = park(cell, server, "once more")
+    ran = cell.run(f"%codex retry {first[:5]}")
+    assert "once more" in ran.markdown
+    listed = cell.run("%codex journal").stream.splitlines()
+    assert [line.split()[1] for line in listed] == ["done", "parked"]
+    assert cell.run("reply.text, reply.id").plain == str(("once more", listed[0].split()[0]))
+    assert server.prompts[-2:] == ["[[echo: once more]]"] * 2
+
+
+def test_resume_all_is_of_this_notebook_unless_everywhere(cell: Kernel, server: Simulated) -> None:
+    """What another notebook parked is left to it, and `--everywhere` takes it up."""
+    park(cell, server, "from one")
+    cell.run("os.environ['JPY_SESSION_NAME'] = '/lessons/two.ipynb'")
+    park(cell, server, "from two")
+    here = cell.run("%codex resume all").markdown
+    assert "from two" in here
+    assert "from one" not in here
+    assert "Nothing is parked" in cell.run("%codex resume all").stream
+    assert "from one" in cell.run("%codex resume all --everywhere").markdown
+    assert "Nothing is parked" in cell.run("%codex resume all --everywhere").stream
+
+
+@pytest.fixture
+def waiting(cell: Kernel, server: Simulated) -> Iterator[list[str]]:
+    """Requests that wait for a limit: their ids, of which two have one first digit at least."""
+    server.core.script([Fault("requests_per_day", seconds=5000)] * 20)
+    cell.run(
+        "%config Codex.patience = '2h'\n"
+        "for n in range(17):\n    get_ipython().run_cell_magic('codex', '-b', f'waits {n}')"
+    )
+    yield [line.split()[0] for line in cell.run("%codex journal").stream.splitlines()]
+    server.core._faults.clear()
+    cell.run("%codex cancel all\n%config Codex.patience = '10m'")
+
+
+def test_an_ambiguous_id_is_refused(cell: Kernel, server: Simulated, waiting: list[str]) -> None:
+    """All that it may be are named; nothing is sent, ended or erased."""
+    digits = [id_[0] for id_ in waiting]
+    digit = next(each for each in digits if digits.count(each) > 1)
+    cell.run("%codex limits")
+    known = len(server.prompts)
+    for command in ("resume", "retry", "journal", "forget", "cancel", "park"):
+        told = "\n".join(cell.run(f"%codex {command} {digit}").shown_error)
+        assert "Give more of the id" in told, command
+        assert [id_ in told for id_ in waiting if id_[0] == digit][:7].count(False) == 0
+    listed = cell.run("%codex journal").stream.splitlines()
+    assert [line.split()[1] for line in listed] == ["waiting"] * 17
+    assert len(server.prompts) == known
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], None] | None]:
+    """Put the journal's folder on a disk of 1 MB, and return what mounts it anew; None: cannot."""
+    folder, mount = tmp_path / "kept", shutil.which("mount") or "mount"
+    folder.mkdir(mode=0o700)
+    options = "size=1m,mode=0700"
+
+    def run(how: str) -> bool:
+        command = [mount, "-t", "tmpfs", "-o", how, "none", str(folder)]
+        with suppress(OSError):
+            return subprocess.run(command, capture_output=True).returncode == 0
+        return False
+
+    if not run(options):
+        yield None
+        return
+    yield lambda how: run(f"remount,{how},{options}") or pytest.fail("it cannot be mounted anew")
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+"""
+"""Where no disk can be made small: no file of this kernel grows any more."""
+
+
+def test_a_full_disk_is_said_once_a_cell(
+    server: Simulated, tmp_path: Path, disk: Callable[[str], None] | None
+) -> None:
+    """The prompt is answered all the same, and one line says what is not kept."""
+    for cell in begin(server, tmp_path / "kept"):
+        cell.run("%%codex\n[[echo: kept]]")
+        if disk:
+            with suppress(OSError), (tmp_path / "kept" / "filler").open("wb", 0) as filler:
+                while filler.write(b"x" * 4096):
+                    pass
+        else:
+            cell.run(FULL)
+        words = " ".join(f"word{n}" for n in range(3000))
+        server.core.change(speed=50_000.0)
+        for _ in range(2):
+            ran = cell.run(f"%%codex -o reply\n[[echo: {words}]]")
+            assert ran.status == "ok", ran.shown_error
+        check_untroubled(cell, ran.plain, words)
+        if disk:
+            assert "is full" in ran.plain
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_cannot_be_written_is_said(
+    server: Simulated, tmp_path: Path, disk: Callable[[str], None] | None, exists: bool
+) -> None:
+    """The same on a read-only file system, whether or not a journal is there."""
+    if disk is None:
+        pytest.skip("this user cannot mount a read-only file system")
+    if exists:
+        journal = Journal(tmp_path / "kept")
+        journal.totals()
+        journal.close()
+    disk("ro")
+    for cell in begin(server, tmp_path / "kept"):
+        ran = cell.run("%%codex -o reply\n[[echo: answered]]")
+        assert ran.status == "ok", ran.shown_error
+        check_untroubled(cell, ran.plain, "answered")
+
+
+def check_untroubled(cell: Kernel, shown: str, answer: str) -> None:
+    """The answer is there, the journal works in memory, and that is said in one line."""
+    assert cell.run(f"reply.text == {answer!r}, reply.status").plain == "(True, 'done')"
+    lines = [line for line in shown.splitlines() if "in memory only" in line]
+    assert len(lines) == 1
+    listed = cell.run("%codex journal").stream.splitlines()
+    assert " done " in listed[0]
+    assert "in memory only" in listed[-1]
+    assert cell.lives()

@@ -1,0 +1,304 @@
+"""What `%%ai` offers, row by row, and what users ask of such tools: each under its name, here.
+
+One kernel serves all rows. Each row of `%%ai` is followed by a wrong use of it, which is one short
+error and sends nothing. What users asked for elsewhere is named by its issue, with the test that
+answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel_client import Kernel, Ran, kernel, take
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A simulator with limits that nobody meets."""
+    with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel in which a few cells ran, as numbered in `EARLIER`."""
+    home = str(tmp_path_factory.mktemp("home"))
+    with kernel(**server.environ, NBCODEX_HOME=home) as started:
+        for number, code in EARLIER.items():
+            started.run(code)
+            assert started.run("len(In) - 1").plain == str(2 * number)
+        yield started
+
+
+EARLIER = {
+    1: "%load_ext nbcodex",
+    2: "x = 41; import sys; loaded = set(sys.modules)",
+    3: "x + 1",
+    4: "1 / 0",
+}
+"""Cells of the kernel: number n is `In[2n - 1]`, for each is followed by one that counts them."""
+
+
+def told(ran: Ran) -> str:
+    """Return all that a reader sees of a cell, on one line."""
+    return " ".join((ran.stream + ran.plain + "\n" + "\n".join(ran.shown_error)).split())
+
+
+# A row: its name in `%%ai`, a cell that uses it, what is seen; a wrong use, what is said.
+ROWS = {
+    "%%ai MODEL": (
+        "%%codex gpt-5.6-mini\nhello",
+        "gpt-5.6-mini · ",
+        "%%codex openai-chat:gpt-5.6-mini\nhello",
+        "write gpt-5.6-mini without openai-chat:",
+    ),
+    "-f code": ("%%codex -f code\nA loop", "def wait(", "%%codex -f cod\nA loop", "invalid choice"),
+    "-f html": (
+        "%%codex -f html\n[[echo: <b>bold</b>]]",
+        "<b>bold</b>",
+        "%%codex -f htm\nhello",
+        "invalid choice: 'htm'",
+    ),
+    "-f image": (
+        "%%codex -f image\nA cat",
+        "[image/png",
+        "%%codex -f image --api chat\nA cat",
+        "Responses API",
+    ),
+    "-f json": (
+        '%%codex -f json\n[[echo: {"a": 1}]]',
+        '"a": 1',
+        "%%codex -f json --schema x\nhello",
+        "pydantic class or a JSON schema",
+    ),
+    "-f markdown": (
+        "%%codex -f markdown\n[[echo: *hi*]]",
+        "*hi*",
+        "%%codex -f\nhello",
+        "expected one argument",
+    ),
+    "-f md": ("%%codex -f md\n[[echo: *hi*]]", "*hi*", "%%codex -f mdx\nhello", "'mdx'"),
+    "-f math": (
+        "%%codex -f math --raw\n[[echo: $$x^2$$]]",
+        "x^2",
+        "%%codex -f latex\nhello",
+        "'latex'",
+    ),
+    "-f text": (
+        "%%codex --format text\n[[echo: plain]]",
+        "plain",
+        "%%codex --format=plain\nhello",
+        "'markdown', 'md'",
+    ),
+    "-m, --model-parameters": (
+        '%%codex --model-parameters {"temperature": 0.25}\n[[echo: cool]]',
+        "cool",
+        '%%codex -m {"temperature": 0.25}\nhello',
+        "API parameters go to -p/--params",
+    ),
+    "--model-parameters, wrong JSON": (
+        "%%codex -p '{\"top_p\": 1}'\n[[echo: all]]",
+        "all",
+        '%%codex --model-parameters {"temperature": }\nhello',
+        "is not JSON",
+    ),
+    "--eval": (
+        "%%codex --eval\nprint(f'[[echo: {x + 1} apples]]')",
+        "42 apples",
+        "%%codex --eval\npass",
+        "printed nothing",
+    ),
+    "%ai help": ("%codex help", "%codex resume [ID|all]", "%codex help me", "List the commands"),
+    "%ai version": ("%codex version", "nbcodex 0.", "%codex version 2", "Tell the versions"),
+    "%ai list": ("%codex list", "gpt-5.6-sol", "%codex list openai", "models (also list)"),
+    "%ai alias": (
+        "%codex alias other gpt-5.6-mini",
+        "other → gpt-5.6-mini",
+        "%codex alias other openai:gpt-5.6-mini",
+        "without openai:",
+    ),
+    "an alias in use": (
+        "%%codex other\nhello",
+        "gpt-5.6-mini · ",
+        "%codex alias other",
+        "alias NAME TARGET",
+    ),
+    "%ai dealias": (
+        "%codex dealias other",
+        "stands for nothing",
+        "%codex dealias other",
+        "there is no alias other (known: none)",
+    ),
+    "%ai fix": (
+        "%codex fix",
+        "ZeroDivisionError",
+        "%codex fix 2",
+        "the last error is that of cell",
+    ),
+    "%ai error": (
+        "%codex error",
+        "ZeroDivisionError",
+        "%codex errors",
+        "there is no command errors",
+    ),
+    "%ai reset": (
+        "%codex reset",
+        "starts afresh",
+        "%codex reset main now",
+        "new [THREAD] (also reset)",
+    ),
+    "{var}": ("%%codex\n[[echo: {x}!]]", "41! ", "%%codex\n{x.nothing}", "has no attribute"),
+    "{In[3]}": ("%%codex\n[[echo: {In[3]}]]", "x = 41", "%%codex\n{In[999]}", "In[999]"),
+    "{Out[5]}": (
+        "%%codex\n[[echo: {Out[5]}]]",
+        "42 ",
+        "%%codex\n{Out[3]}",
+        "cell 3 showed no result",
+    ),
+    "{Err[7]}": (
+        "%%codex\n[[echo: {Err[7]}]]",
+        "ZeroDivisionError: division by zero",
+        "%%codex\n{Err[3]}",
+        "no error of cell 3 is known",
+    ),
+    "{'foo': 'bar'}": (
+        "%%codex\n[[echo: {'foo': 'bar'} and {{x}}]]",
+        "{'foo': 'bar'} and {x}",
+        "%%codex\n ",
+        "prompt is empty",
+    ),
+    "%config": (
+        "%config Codex.model = 'gpt-5.6-mini'\n%config Codex.model",
+        "'gpt-5.6-mini'",
+        "%config Codex.max_history = -2",
+        "max_history",
+    ),
+    "%config, back": (
+        "%config Codex.model = ''\n%config Codex.model",
+        "''",
+        "%config Codex.display = 'loud'",
+        "display",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_ai(cell: Kernel, server: Simulated, name: str) -> None:
+    """Each thing that `%%ai` has works here; a wrong use is said in few lines and sends nothing."""
+    right, shown, wrong, says = ROWS[name]
+    ran = cell.run(right)
+    seen = told(ran) + " ".join(" ".join(map(str, o.get("data", {}).values())) for o in ran.outputs)
+    assert ran.status == "ok", told(ran)
+    assert shown in seen
+    sent = len(server.prompts)
+    ran = cell.run(wrong)
+    assert says in told(ran)
+    assert len((ran.stream + "\n".join(ran.shown_error)).splitlines()) <= 6 or "%config" in wrong
+    assert len(server.prompts) == sent
+
+
+def test_parameters_reach_the_server(cell: Kernel, server: Simulated) -> None:
+    """`--model-parameters` takes JSON without quotes, as `%%ai` does."""
+    cell.run('%%codex --model-parameters {"temperature": 0.25, "metadata": {"a": "b c"}}\nhello')
+    assert server.core.log[-1].body["temperature"] == 0.25
+    assert server.core.log[-1].body["metadata"] == {"a": "b c"}
+
+
+def test_a_base_url(cell: Kernel, server: Simulated) -> None:
+    """`--api-base` asks there; what is no URL is refused."""
+    assert "there" in told(cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]"))
+    assert server.core.log[-1].path.startswith("/openai/v1")
+    sent = len(server.prompts)
+    assert "https://" in told(cell.run("%%codex --api-base nowhere\nhello"))
+    assert len(server.prompts) == sent
+
+
+def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
+    """`-f code` puts the code below, and runs nothing."""
+    asked, ran = cell.start("%%codex -f code\n[[echo: ```python\nran = 1\n```]]"), Ran()
+    for message in cell.messages(asked):
+        take(ran, message["msg_type"], message["content"])
+    reply = cell.client.get_shell_msg(timeout=10)
+    while reply["parent_header"].get("msg_id") != asked:
+        reply = cell.client.get_shell_msg(timeout=10)
+    inserted = [p for p in reply["content"]["payload"] if p["source"] == "set_next_input"]
+    assert [p["text"] for p in inserted] == ["ran = 1"]
+    assert cell.run("'ran' in globals()").plain == "False"
+
+
+@pytest.mark.parametrize(("most", "seen"), [("None", 3), ("2", 2), ("1", 1), ("0", 0)])
+def test_a_history_of_n_exchanges(cell: Kernel, server: Simulated, most: str, seen: int) -> None:
+    """`Codex.max_history` is how many earlier turns a cell sees; without it, all of them."""
+    cell.run(f"%codex new\n%config Codex.max_history = {most}")
+    for prompt in ("one", "two", "three"):
+        cell.run(f"%%codex\n{prompt}")
+    cell.run("%%codex -f image\nA picture, which says nothing, is no exchange")
+    assert f"{seen} turn" in (listed := cell.run("%codex history").stream) or not seen
+    assert "two" not in listed or seen > 1
+    cell.run("%%codex\nfour")
+    cell.run("%config Codex.max_history = None")
+    asked = server.core.log[-1].body["input"]
+    said = [item["content"] for item in asked if item["role"] == "user"] if seen else [asked]
+    assert said == [*["one", "two", "three"][3 - seen :], "four"]
+
+
+def test_loading_is_light(cell: Kernel) -> None:
+    """`%load_ext nbcodex` loads neither the SDK nor the widgets; they come when they are needed."""
+    heavy = "{'openai', 'httpx2', 'anywidget', 'ipywidgets', 'pydantic'}"
+    assert cell.run(f"loaded & {heavy}").plain == "set()"
+
+
+ASKS = {
+    "stream in the cell (jupyter-ai#960)": "test_a_broken_answer_is_not_shown_twice_as_one",
+    "tokens and bill of each request (jupyter-ai#356)": "test_figures",
+    "ask before a dear one (llm#625)": "test_a_dear_map_asks_in_the_notebook",
+    "history across cells (jupyter-ai#392)": "test_a_cell_sees_the_conversation",
+    "one notebook, one conversation (jupyter-ai#972)": "test_threads_and_notebooks_are_apart",
+    "the answer in a variable (jupyter-ai#603)": "test_the_reply_is_bound",
+    "many inputs in one magic (jupyter-ai#774)": "test_a_cell_is_asked_for_each_row",
+    "braces in prompts (jupyter-ai#27)": "test_braces_of_others_arrive_as_they_are",
+    "model parameters (jupyter-ai#121, #1452)": "test_parameters_reach_the_server",
+    "errors that name the cause (jupyter-ai#315, #469)": (
+        "test_what_cannot_go_on_ends_in_a_short_error"
+    ),
+    "fast load (jupyter-ai#1115)": "test_loading_is_light",
+    "a plain console (jupyter-ai#1560)": "test_a_terminal_shows_the_answer_and_its_figures",
+    "code in VS Code and Colab (jupyter-ai#1244)": "test_insert_takes_another_block",
+    "cancel (jupyter-ai#965)": "test_cell_can_be_ended",
+    "usage of an aborted stream (tiktoken#418)": "test_a_stopped_answer_is_estimated",
+    "background cells with cancel (beakerx#6907)": "test_ten_answers_land_in_their_own_cells",
+    "resumable batches (polar_llama#75)": "test_a_killed_kernels_map_pays_only_for_what_is_missing",
+    "each retry visible (openai-ruby#242, crush#3024)": "test_monitor_is_live_while_a_cell_blocks",
+    "go on after a 429 (magenta.nvim#59)": "test_the_demo_shows_a_limit_and_its_recovery",
+    "a countdown that tells the truth (vscode-copilot-release#4571, #10327)": (
+        "test_the_countdown_tells_the_truth"
+    ),
+    "no wait of -9223372036 s (vscode-copilot-release#13693)": "test_stated_waits",
+    "quota told apart from rate limit (coder#26200)": (
+        "test_mistake_4_an_exhausted_quota_is_never_transient"
+    ),
+    "a spend cap (github/app#2591, instructor#2296)": "test_what_would_pass_the_cap_is_not_sent",
+    "bounded auto-resume (codex#34188)": "test_a_wait_longer_than_the_patience_parks_at_once",
+    "resume at the reset (codex#34188)": "test_resume_at_reset_sends_by_itself",
+    "which limit was hit (codex#10055)": "test_a_terminal_counts_down_on_one_line",
+    "a log of retries (codex#10094)": "test_retries_are_logged",
+    "retry now (codex#41438)": "test_retry_now_sends_at_once",
+    "a limiter that concurrent runs share (codex#42685)": "test_two_kernels_share_a_limit",
+    "what can never fit, said at once (codex#34465)": "test_what_can_never_fit_fails_at_once",
+}
+"""What users of such tools asked for, and the test that answers it."""
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_what_was_asked_for_is_tested(ask: str) -> None:
+    """Each wish of users has a test that exists under the name in this table."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    assert any(f"def {ASKS[ask]}(" in file.read_text(encoding="utf-8") for file in files)

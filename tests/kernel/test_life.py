@@ -1,0 +1,176 @@
+"""What goes on around a request in a kernel: reloads, forks, threads, loops, subshells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel_client import Kernel, kernel
+from tests.simulated import KEY, Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A simulator for all tests of this module."""
+    with simulated(tpm=10_000_000, rpm=100_000, latency=0.01, speed=500.0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cell(server: Simulated) -> Iterator[Kernel]:
+    """A kernel with the extension loaded."""
+    with kernel(**server.environ) as started:
+        assert started.run("%load_ext nbcodex\nimport nbcodex").status == "ok"
+        yield started
+
+
+def test_reload_ext(cell: Kernel) -> None:
+    """`%reload_ext` leaves working magics and one `%config Codex`."""
+    cell.run("%config Codex.patience = '5m'")
+    ran = cell.run("%reload_ext nbcodex")
+    assert ran.status == "ok"
+    assert "hello" in cell.run("%%codex\n[[echo: hello]]").markdown
+    assert (
+        cell.run("sum(type(c).__name__ == 'Codex' for c in get_ipython().configurables)").plain
+        == "1"
+    )
+
+
+def test_autoreload(cell: Kernel) -> None:
+    """`%autoreload 2` with changed modules of ours does not break a later cell."""
+    cell.run("%load_ext autoreload\n%autoreload 2")
+    cell.run(
+        "import importlib.util, os, time, pathlib\n"
+        "for name in ('client', 'loop', 'records', 'events', 'errors', 'notebook.magics'):\n"
+        "    path = importlib.util.find_spec('nbcodex.' + name).origin\n"
+        "    os.utime(path, (time.time() + 5, time.time() + 5))"
+    )
+    for _ in range(2):
+        ran = cell.run("%%codex -o reply\n[[echo: reloaded]]")
+        assert ran.status == "ok", ran.shown_error
+        assert "reloaded" in ran.markdown
+    assert cell.run("nbcodex.ask('[[echo: too]]').text.count('too')").plain == "1"
+    cell.run("%autoreload 0")
+
+
+def test_fork(cell: Kernel) -> None:
+    """A forked child asks on a loop and connections of its own, and so does its parent after."""
+    ran = cell.run(
+        "import multiprocessing\n"
+        "def child(queue):\n"
+        "    queue.put(nbcodex.ask('[[echo: from the child]]').text)\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "queue = context.Queue()\n"
+        "process = context.Process(target=child, args=(queue,)); process.start()\n"
+        "said = queue.get(timeout=20); process.join(20)\n"
+        "print(said, process.exitcode); print(nbcodex.ask('[[echo: parent]]').text)"
+    )
+    assert "from the child" in ran.stream
+    assert "parent" in ran.stream
+
+
+def test_another_thread(cell: Kernel) -> None:
+    """`ask` works from any thread, several at once."""
+    ran = cell.run(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    said = list(pool.map(lambda n: nbcodex.ask(f'[[echo: number {n}]]').text, range(8)))\n"
+        "print([f'number {n}' in text for n, text in enumerate(said)])"
+    )
+    assert ran.stream.strip() == str([True] * 8)
+
+
+def test_our_own_loop(cell: Kernel) -> None:
+    """`ask` in a callback on our loop is told so, and does not wait for itself for ever."""
+    ran = cell.run(
+        "from nbcodex import loop\n"
+        "async def inside():\n    return nbcodex.ask('x')\n"
+        "loop.running().submit(inside()).result(timeout=5)"
+    )
+    assert ran.error == "ConfigurationError"
+    assert "aask" in "".join(ran.shown_error)
+    assert cell.lives()
+
+
+def test_the_kernels_loop(cell: Kernel) -> None:
+    """`aask` is awaited on the kernel's loop, which goes on meanwhile."""
+    ran = cell.run(
+        "import asyncio\nticks = 0\n"
+        "async def tick():\n    global ticks\n    while True:\n"
+        "        ticks += 1; await asyncio.sleep(0.01)\n"
+        "ticking = asyncio.create_task(tick())\n"
+        "replies = await asyncio.gather(*(nbcodex.aask(f'[[tokens=100]] {n}') for n in range(3)))\n"
+        "ticking.cancel(); print([bool(r) for r in replies], ticks > 5)"
+    )
+    assert ran.stream.strip() == "[True, True, True] True"
+
+
+def test_cancelling_aask(cell: Kernel, server: Simulated) -> None:
+    """Cancelling the task that awaits `aask` ends the request."""
+    ran = cell.run(
+        "task = asyncio.create_task(nbcodex.aask('[[tokens=5000]] long'))\n"
+        "await asyncio.sleep(0.2); task.cancel()\n"
+        "try:\n    await task\nexcept asyncio.CancelledError: print('cancelled')"
+    )
+    assert ran.stream.strip() == "cancelled"
+
+
+def test_a_subshell(cell: Kernel) -> None:
+    """A cell that runs in a subshell's thread asks while another cell blocks the main one."""
+    control = cell.client.session.msg("create_subshell_request", {})
+    cell.client.control_channel.send(control)
+    made = cell.client.control_channel.get_msg(timeout=5)
+    while made["msg_type"] != "create_subshell_reply":
+        made = cell.client.control_channel.get_msg(timeout=5)
+    blocked = cell.start("import time; time.sleep(1.5)")
+    message = cell.client.session.msg(
+        "execute_request",
+        {"code": "%%codex\n[[echo: from below]]", "silent": False, "allow_stdin": False},
+    )
+    message["header"]["subshell_id"] = made["content"]["subshell_id"]
+    cell.client.shell_channel.send(message)
+    seen = []
+    while len(seen) < 2:
+        reply = cell.client.get_shell_msg(timeout=10)
+        seen.append(reply["parent_header"]["msg_id"])
+        assert reply["content"]["status"] == "ok"
+    assert seen[0] == message["header"]["msg_id"]
+    assert blocked in seen
+
+
+def test_two_cells_at_once(cell: Kernel) -> None:
+    """Two `%%codex` in one process keep to their own answers."""
+    ran = cell.run(
+        "from threading import Thread\n"
+        "def one(n): get_ipython().run_cell_magic('codex', f'-o r{n}', f'[[echo: I am {n}]]')\n"
+        "threads = [Thread(target=one, args=(n,)) for n in range(2)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "print('I am 0' in r0.text, 'I am 1' in r1.text)"
+    )
+    assert "True True" in ran.stream
+
+
+def test_a_process_that_ends_in_mid_stream(server: Simulated, tmp_path: Path) -> None:
+    """A script whose main thread ends while a request runs ends quietly, and at once."""
+    import subprocess
+    import sys
+
+    script = (
+        "import threading, nbcodex, time\n"
+        "threading.Thread(target=nbcodex.ask, args=('[[tokens=9000]]',), daemon=True).start()\n"
+        "time.sleep(1.5)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**server.environ, "PATH": "/usr/bin", "NBCODEX_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert KEY not in ended.stdout

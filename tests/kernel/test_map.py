@@ -1,0 +1,242 @@
+"""Maps in real kernels: frames, Stop and resume, and what a killed kernel leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.kernel_client import Kernel, kernel
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+ROWS = 40
+
+
+@pytest.fixture
+def server() -> Iterator[Simulated]:
+    """A simulator that answers at once, until a test gives it a limit."""
+    with simulated(tpm=None, rpm=None, latency=0.05, speed=5_000.0, chunk=100) as running:
+        yield running
+
+
+def begin(server: Simulated, home: Path) -> AbstractContextManager[Kernel]:
+    return kernel(
+        **server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME="/lessons/one.ipynb"
+    )
+
+
+def loaded(cell: Kernel) -> str:
+    said = cell.run("%load_ext nbcodex\nimport nbcodex").stream
+    cell.run("%config Codex.display = 'text'")
+    return said
+
+
+def test_a_cell_is_asked_for_each_row(server: Simulated, tmp_path: Path) -> None:
+    """`--map` binds a frame with answers, and shows the first of them and one line of figures."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("import pandas as pd\nframe = pd.DataFrame({'word': ['one', 'two', None]})")
+        ran = cell.run("%%codex --map frame -o back\n[[echo: <{word}>]]")
+        assert ran.status == "ok"
+        assert "2 of 3 rows answered · 1 failed" in ran.plain
+        assert "nothing in its column" in ran.plain
+        assert "<one>" not in ran.markdown  # it would be a tag
+        assert "one" in ran.markdown
+        assert cell.run("list(back['answer'].dropna())").plain == "['<one>', '<two>']"
+        assert "there is no such variable" in str(cell.run("%%codex --map x\nhi {}").outputs)
+        assert cell.run("%%codex --map frame\n{wrod}").error == "ConfigurationError"
+
+
+def test_settings_and_display_hold_before_the_first_magic(
+    server: Simulated, tmp_path: Path
+) -> None:
+    """`nbcodex.map` and `ask` obey `%config Codex` as soon as the extension is loaded."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        ran = cell.run("r = nbcodex.map('[[echo: {}]]', ['a', 'b'])")
+        assert "2 answered" in ran.plain
+        assert "from now on prompts and answers are kept" in ran.plain
+        assert "from now on" not in cell.run("r = nbcodex.map('[[echo: {}]]', ['c'])").plain
+        cell.run("%config Codex.model = 'no-such-model'")
+        assert cell.run("nbcodex.ask('hi')").error == "ModelError"
+
+
+def test_a_dear_map_asks_in_the_notebook(server: Simulated, tmp_path: Path) -> None:
+    """Yes goes on, no is an error; where there is no input line, it says what to do."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run(
+            "from nbcodex.openai_api import prices\n"
+            "prices.cost, prices.seller = lambda *_: 0.75, lambda _: 'openai'"
+        )
+        for said, error in (("y", ""), ("n", "NbcodexError")):
+            asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
+            question = cell.client.get_stdin_msg(timeout=20)["content"]["prompt"]
+            assert "~$1.50" in question
+            cell.client.input(said)
+            assert cell.finish(asked).error == error
+        known = len(server.prompts)
+        cell.client.allow_stdin = False
+        ran = cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'])")
+        assert "confirm=True" in "".join(ran.shown_error)
+        assert len(server.prompts) == known == 2
+        assert cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'], confirm=True)").error == ""
+
+
+def test_stop_ends_a_loop_and_an_await(server: Simulated, tmp_path: Path) -> None:
+    """Over an iterator and on the kernel's own loop, rows under way are parked; it lives."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        server.core.change(latency=5.0)
+        for code in (
+            "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
+            "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
+        ):
+            known = answered(server)
+            asked = cell.start(code)
+            wait_until(lambda known=known: len(server.prompts) > known)  # type: ignore[misc]
+            time.sleep(0.5)
+            cell.interrupt()
+            ran = cell.finish(asked)
+            assert ran.error in {"Stopped", "KeyboardInterrupt", "CancelledError"}
+            assert ran.seconds < 5
+            assert cell.lives()
+        assert "100 parked" in cell.run("%codex journal").stream
+
+
+def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> None:
+    """In the same kernel the variable is bound to all, and nothing is paid twice."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run(f"rows = [f'row {{n}}' for n in range({ROWS})]")
+        server.core.change(rpm=ROWS // 2)
+        asked = cell.start("%%codex --map rows -o back\n[[echo: {}]]")
+        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
+        time.sleep(1.0)  # until none is under way: the next one is let in after three seconds
+        cell.interrupt()
+        ran = cell.finish(asked)
+        assert ran.error == "Stopped"
+        assert any("%codex resume m" in line for line in ran.shown_error)
+        assert int(cell.run("sum(map(bool, nbcodex.map.last))").plain) >= ROWS // 2 - 1
+        assert "parked" in cell.run("%codex journal").stream
+        server.core.change(rpm=100_000)
+        ran = cell.run("%codex resume")
+        assert f"{ROWS} answered" in ran.plain
+        assert cell.run("[r.text for r in back] == rows").plain == "True"
+        assert answered(server) == ROWS
+        assert "Nothing is parked" in cell.run("%codex resume").stream
+
+
+def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path) -> None:
+    """By its id or a beginning of it, or with all; one line says so, and a resume goes on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run(f"import asyncio\nROWS = list(range({30 * ROWS}))")
+        server.core.change(latency=0.5)
+        for order, which, error in (
+            ("cancel", "MAP", "CancelledError"),
+            ("park", "MAP[:5]", "ParkedError"),
+            ("cancel", "'all'", "CancelledError"),
+        ):
+            code = f"asyncio.create_task(nbcodex.amap('[[echo: {{}}]] {len(which)}', ROWS))"
+            cell.run(f"nbcodex.map.last = None\ntask = {code}")
+            cell.run("while not any(nbcodex.map.last or ()): await asyncio.sleep(0.05)")
+            map_id = cell.run("MAP = nbcodex.map.last.id; MAP").plain.strip("'")
+            said = cell.run(f"get_ipython().run_line_magic('codex', '{order} ' + {which})").stream
+            assert said.startswith(f"{map_id}: {order}")
+            assert said.count("\n") == 1
+            assert f"`%codex resume {map_id}` goes on" in said
+            known = len(server.prompts)
+            assert cell.run("await task").error == error
+            assert len(server.prompts) == known
+            assert "under way" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
+        server.core.change(latency=0.01)
+        assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
+
+
+def test_a_killed_kernels_map_pays_only_for_what_is_missing(
+    server: Simulated, tmp_path: Path
+) -> None:
+    """The next kernel says what was left; the same cell again asks the other rows alone."""
+    code = f"back = nbcodex.map('[[echo: {{}}]]', [f'row {{n}}' for n in range({ROWS})])"
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        server.core.change(rpm=ROWS // 2)
+        cell.start(code)
+        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+    server.core.change(rpm=100_000)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here (map m" in loaded(cell)
+        ran = cell.run(code)
+        assert f"{ROWS} answered" in ran.plain
+        assert "reused" in ran.plain
+        assert cell.run("[r.text for r in back][-1]").plain == f"'row {ROWS - 1}'"
+        assert answered(server) == ROWS
+
+
+def test_a_map_at_the_batch_api_survives_its_kernel(server: Simulated, tmp_path: Path) -> None:
+    """Killed after handing in; the next kernel lists it, fetches it, and nothing is paid twice.
+
+    There, Stop leaves another one with the provider, and `%codex cancel` ends it.
+    """
+    server.core.change(batch_seconds=6.0)
+    code = "back = nbcodex.map('[[echo: WORD {}]]', list(range(30)), engine='batch')"
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        cell.start(code.replace("WORD", "one"))
+        wait_until(lambda: made(server) == 1)
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path) as cell:
+        said = loaded(cell)
+        assert "1 parked or abandoned here (map m" in said
+        map_id = said.partition("(map ")[2].partition(")")[0]
+        ran = cell.run(f"%codex resume {map_id}")
+        assert "30 answered" in ran.plain
+        assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
+        assert (made(server), handed_in(server)) == (1, 30)
+        assert server.core.library._files == {}
+        server.core.change(batch_seconds=60.0)
+        asked = cell.start(code.replace("WORD", "two"))
+        wait_until(lambda: made(server) == 2)
+        time.sleep(1.0)
+        cell.interrupt()
+        ran = cell.finish(asked)
+        assert ran.error == "Stopped"
+        assert "%codex cancel m" in "".join(ran.shown_error)
+        ran = cell.run("%codex cancel " + cell.run("nbcodex.map.last.id").plain.strip("'"))
+        assert "parked" in ran.plain
+        assert server.core.library._files == {}
+        assert made(server) == 2
+
+
+def made(server: Simulated) -> int:
+    """Return how many batches were made."""
+    return sum((s.method, s.path) == ("POST", "/v1/batches") for s in server.core.log)
+
+
+def handed_in(server: Simulated) -> int:
+    """Return how many rows were answered in batches."""
+    return sum(seen.method == "BATCH" for seen in server.core.log)
+
+
+def answered(server: Simulated) -> int:
+    """Return how many requests were let in."""
+    return sum(seen.api is not None and seen.status == 200 for seen in server.core.log)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.02)

@@ -1,0 +1,110 @@
+"""Kernels on one key share its limit, through one file, and learn for one another."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbcodex.settings import LEDGER
+from tests.kernel_client import Kernel, kernel
+from tests.simulated import KEY, Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+ASK = """
+import asyncio, nbcodex
+async def many(count):
+    asked = [nbcodex.aask(f"{n} [[tokens=50]]" + "x" * 800, max_output=300) for n in range(count)]
+    return await asyncio.gather(*asked)
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Simulated]:
+    """A simulator whose limit a few prompts use up."""
+    with simulated(tpm=12_000, rpm=10_000, latency=0.1, speed=600.0) as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def started(cell: Kernel) -> Kernel:
+    assert cell.run(f"%load_ext nbcodex\n{ASK}").status == "ok"
+    assert cell.run("nbcodex.ask('hello', max_output=16).status").plain == "'done'"
+    return cell
+
+
+def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
+    """Together they use it up, and hardly ever meet it; each knows of the other."""
+    environ = {**server.environ, "NBCODEX_HOME": str(home)}
+    with kernel(**environ) as one, kernel(**environ) as two:
+        first, second = started(one), started(two)
+        server.core.log.clear()
+        asked = [
+            cell.start("[r.status for r in await many(20)].count('done')")
+            for cell in (first, second)
+        ]
+        time.sleep(3)
+        with kernel(**environ) as third:
+            third.run("%load_ext nbcodex")
+            told = third.run("%codex limits").stream
+        ran = [
+            cell.finish(id_, timeout=120) for cell, id_ in zip((first, second), asked, strict=True)
+        ]
+        assert [each.plain for each in ran] == ["20", "20"]
+        assert sum(seen.status == 429 for seen in server.core.log) <= 2
+    assert "of 12,000 tokens left, 12,000 a minute" in told
+    assert "shared with 2 other active kernels" in told
+    assert KEY.encode() not in (home / LEDGER).read_bytes()
+    assert b"127.0.0.1" not in (home / LEDGER).read_bytes()
+
+
+def test_a_killed_kernels_share_comes_back(server: Simulated, home: Path) -> None:
+    """Ten seconds after it was killed, nothing is kept for it."""
+    environ = {**server.environ, "NBCODEX_HOME": str(home)}
+    with kernel(**environ) as stays:
+        started(stays)
+        with kernel(**environ) as killed:
+            started(killed)
+            asked = killed.start("await many(60)")
+            killed.wait_for(asked, "await many")
+            time.sleep(2)
+            assert "shared with 1 other" in stays.run("%codex limits").stream
+            killed.manager.signal_kernel(signal.SIGKILL)
+            time.sleep(8)
+        assert "shared with" not in stays.run("%codex limits").stream
+        assert stays.run("nbcodex.ask('hello', max_output=16).status").plain == "'done'"
+
+
+def test_the_next_kernel_begins_with_what_was_learnt(home: Path) -> None:
+    """Limits and the charge policy outlive the kernel, and `%codex limits` tells them."""
+    with simulated(tpm=100_000, rpm=10_000, latency=0.02, speed=2_000.0) as server:
+        environ = {**server.environ, "NBCODEX_HOME": str(home)}
+        with kernel(**environ) as cell:
+            assert "before the first answer" in cell.run("%load_ext nbcodex\n%codex limits").stream
+            started(cell)
+            assert cell.run("len(await many(60))").plain == "60"
+        with kernel(**environ) as cell:
+            told = cell.run("%load_ext nbcodex\n%codex limits").stream
+    assert "of 100,000 tokens left" in told
+    assert "learnt from answers" in told
+    assert "kept back" in told
+
+
+def test_a_damaged_ledger_costs_no_answer(server: Simulated, home: Path) -> None:
+    """The prompt is answered, and it is said once that the pace is this kernel's own."""
+    home.mkdir(mode=0o700)
+    (home / LEDGER).write_bytes(b"no database, " * 1000)
+    with kernel(**server.environ, NBCODEX_HOME=str(home)) as cell:
+        cell.run("%load_ext nbcodex")
+        first, second = (cell.run("%%codex --max-output 16\nhello") for _ in range(2))
+        assert first.status == second.status == "ok"
+        assert (first.plain + second.plain).count("the pace is this kernel's own") == 1
+        assert "this kernel's own" in cell.run("%codex limits").stream

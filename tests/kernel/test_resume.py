@@ -1,0 +1,297 @@
+"""What one kernel leaves behind another takes up: nothing is lost, and nothing asked twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from nbcodex.simulator import Fault
+from tests.kernel_client import Kernel, kernel
+from tests.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.kernel
+
+NOTEBOOK = "/lessons/one.ipynb"
+
+
+@pytest.fixture
+def server() -> Iterator[Simulated]:
+    """A simulator whose answers take a moment."""
+    with simulated(tpm=10**7, rpm=10**5, latency=0.01, speed=200.0) as running:
+        yield running
+
+
+def begin(
+    server: Simulated, home: Path, notebook: str = NOTEBOOK
+) -> AbstractContextManager[Kernel]:
+    """Return a kernel of a notebook, as a context."""
+    return kernel(**server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME=notebook)
+
+
+def loaded(cell: Kernel) -> str:
+    """Load the extension; return what it says."""
+    said = cell.run("%load_ext nbcodex").stream
+    cell.run("%config Codex.display = 'text'")
+    return said
+
+
+def parked(cell: Kernel, server: Simulated, cellmagic: str) -> None:
+    """Ask something that a day's limit parks."""
+    server.core.script([Fault("requests_per_day", seconds=5000)])
+    assert cell.run(cellmagic).error == "ParkedError"
+
+
+def test_a_parked_request_is_told_and_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """The next kernel of the notebook says what is parked, and resuming binds its variable."""
+    with begin(server, tmp_path) as cell:
+        assert loaded(cell) == ""
+        parked(cell, server, "%%codex -o b\n[[echo: the answer]]")
+    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert loaded(cell) == ""
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        known = len(server.prompts)
+        ran = cell.run("%codex resume")
+        assert "the answer" in ran.markdown
+        assert cell.run("b.text").plain == "'the answer'"
+        assert len(server.prompts) == known + 1
+        assert "Nothing is parked" in cell.run("%codex resume").stream
+
+
+def test_a_killed_kernels_request_is_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """After SIGKILL in mid-stream the prompt is abandoned, its text kept, and its answer whole."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os; os.getpid()").plain)
+        asked = cell.start("%%codex -o a\n[[tokens=1500]] a long one")
+        cell.wait_for(asked, "tokens/s")
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        listed = cell.run("%codex journal").stream
+        assert "abandoned" in listed
+        assert "(possibly paid)" in listed
+        ran = cell.run("%codex resume")
+        assert "may be paid twice" in ran.stream
+        assert "possibly paid twice" in ran.plain
+        assert cell.run("a.status, len(a.text) > 2000").plain == "('done', True)"
+
+
+def test_two_kernels_resume_at_once(server: Simulated, tmp_path: Path) -> None:
+    """Of two that resume the same request, one sends it."""
+    with begin(server, tmp_path) as one:
+        loaded(one)
+        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+        entry = one.run("%codex journal").stream.split()[0]
+        with begin(server, tmp_path) as two:
+            loaded(two)
+            known = len(server.prompts)
+            asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+            ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+    assert sorted(ends) == ["error", "ok"]
+    assert len(server.prompts) == known + 1
+
+
+def test_what_is_done_or_under_way_keeps_its_variable(server: Simulated, tmp_path: Path) -> None:
+    """To resume what needs no resuming is an error that takes no answer away."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -o good\n[[echo: an answer]]")
+        cell.run("%%codex -b -o later\n[[tokens=200]] slow")
+        for name in ("good", "later"):
+            entry = cell.run(f"print({name}.id)").stream.strip()
+            ran = cell.run(f"%codex resume {entry}")
+            assert "cannot be resumed" in " ".join(ran.shown_error)
+        assert cell.run("good.text, good.status").plain == "('an answer', 'done')"
+        assert cell.run("len(later.text) > 100, later.status").plain == "(True, 'done')"
+
+
+def test_who_comes_too_late_keeps_what_the_variable_held(server: Simulated, tmp_path: Path) -> None:
+    """Of two kernels that resume, the slower one's variable is not emptied."""
+    with begin(server, tmp_path) as one, begin(server, tmp_path) as two:
+        loaded(one), loaded(two)
+        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+        assert two.run("b = 'mine'").status == "ok"
+        entry = one.run("%codex journal").stream.split()[0]
+        asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+        ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+        assert sorted(ends) == ["error", "ok"]
+        held = {"ok": "done", "error": "parked"}
+        assert one.run("b.status").plain == repr(held[ends[0]])
+        if ends[1] == "error":
+            assert two.run("b").plain == "'mine'"
+
+
+def test_a_resumption_without_a_word_leaves_the_text(server: Simulated, tmp_path: Path) -> None:
+    """Parked before anything arrives, the variable holds what an earlier try brought."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+        time.sleep(1.0)
+        cell.run("%codex park")
+        text = cell.run("r.text").plain
+        assert len(text) > 50
+        entry = cell.run("print(r.id)").stream.strip()
+        parked(cell, server, f"%codex resume {entry}")
+        assert cell.run("r.text").plain == text
+
+
+def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:
+    """With reuse on, a restarted notebook sends nothing; what was changed is sent."""
+    cells = [f"%%codex -o r{n}\n[[echo: prompt {n}]]" for n in range(10)]
+    for known in (10, 10):
+        with begin(server, tmp_path) as cell:
+            loaded(cell)
+            cell.run("%config Codex.reuse = True")
+            ran = [cell.run(each) for each in cells]
+            assert len(server.prompts) == known
+            if known == len(cells) and server.prompts and "reused" in ran[0].plain:
+                changed = [
+                    "%%codex\n[[echo: prompt 10]]",
+                    "%%codex --system other\n[[echo: prompt 0]]",
+                    "%%codex -m gpt-5.6-mini\n[[echo: prompt 0]]",
+                    "%%codex -p '{\"temperature\": 1}'\n[[echo: prompt 0]]",
+                ]
+                for each in changed:
+                    assert "reused" not in cell.run(each).plain
+                assert len(server.prompts) == known + len(changed)
+                return
+    raise AssertionError("nothing was reused")
+
+
+def test_background_answers_land_in_their_cells(server: Simulated, tmp_path: Path) -> None:
+    """Cells return at once; each answer replaces its own cell's output; variables fill."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        asked = {n: cell.run(f"%%codex -b -o r{n}\n[[tokens=120]] number {n}") for n in range(4)}
+        assert all(ran.seconds < 0.5 for ran in asked.values())
+        assert cell.run("type(r0).__name__, bool(r0)").plain == "('PendingReply', False)"
+        assert cell.run("all(len(r.text) > 100 for r in (r0, r1, r2, r3))").plain == "True"
+        assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
+
+
+def test_a_background_cell_says_why_it_has_no_answer(server: Simulated, tmp_path: Path) -> None:
+    """No cell fails of it, so its place tells: which limit or budget, and how to go on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        server.core.script([Fault("requests_per_day", seconds=5000)])
+        for cap, why in (("off", "Requests per day (RPD) reached"), ("500", "budget")):
+            cell.run(f"%codex budget {cap}")
+            cell.start("%%codex -b -o r --max-output 3000\n[[tokens=20]]")
+            told = ""
+            while "parked" not in told:
+                message = cell.client.get_iopub_msg(timeout=10)
+                if message["msg_type"] in {"display_data", "update_display_data"}:
+                    told = str(message["content"]["data"])
+            assert why in told
+            assert "%codex resume" in told
+
+
+def test_what_a_killed_kernels_ask_left_is_taken_up(server: Simulated, tmp_path: Path) -> None:
+    """What `nbcodex.ask` asked belongs to its notebook, as cells do."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        pid = int(cell.run("import os, nbcodex; os.getpid()").plain)
+        known = len(server.prompts)
+        cell.start("nbcodex.ask('[[tokens=1500]] a long one')")
+        end = time.monotonic() + 10.0
+        while len(server.prompts) == known and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert loaded(cell) == ""
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        assert "a long one" in cell.run("%codex resume").markdown
+
+
+def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_path: Path) -> None:
+    """Reading `.text` early waits; Stop ends that wait, and the request goes on."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=300]] slow")
+        asked = cell.start("print('reading')\nr.text")
+        cell.wait_for(asked, "'text': 'reading")  # printed, and not the cell as it was sent
+        cell.interrupt()
+        assert cell.finish(asked).error == "KeyboardInterrupt"
+        assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"
+
+
+def test_a_kernels_end_parks_what_is_under_way(server: Simulated, tmp_path: Path) -> None:
+    """A background request that a shutdown meets is parked, not abandoned."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+        cell.manager.shutdown_kernel(now=False)
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        assert " parked " in cell.run("%codex journal").stream
+
+
+def test_a_restart_parks_the_cell_that_runs(server: Simulated, tmp_path: Path) -> None:
+    """The interrupt that comes before a restart is no Stop: the next kernel says what is left."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        asked = cell.start("%%codex -o r\n[[tokens=2000]] slow")
+        cell.wait_for(asked, "tokens/s")
+        cell.manager.shutdown_kernel(now=False)
+    with begin(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in loaded(cell)
+        server.core.change(speed=10_000.0)
+        assert cell.run("%codex resume").status == "ok"
+        assert cell.run("r.status").plain == "'done'"
+
+
+def test_forget_erases(server: Simulated, tmp_path: Path) -> None:
+    """What was forgotten is in no file any more."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex\n[[echo: extraordinary secret]]")
+        assert "1 erased" in cell.run("%codex forget all").stream
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file():
+            assert b"extraordinary" not in path.read_bytes()
+
+
+def test_no_journal_leaves_no_file(server: Simulated, tmp_path: Path) -> None:
+    """`%config Codex.journal = False` keeps everything in memory."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%config Codex.journal = False")
+        assert "hello" in cell.run("%%codex\n[[echo: hello]]").markdown
+        assert "hello" in cell.run("%codex journal").stream
+    assert list(tmp_path.rglob("*.sqlite3")) == []
+
+
+def test_a_journal_that_cannot_be_used_is_said(server: Simulated, tmp_path: Path) -> None:
+    """Prompts work without it, and the cell says what is not kept."""
+    (tmp_path / "kept").mkdir(mode=0o700)
+    (tmp_path / "kept" / "journal.sqlite3").write_bytes(
+        b"this is no database, but it is long enough" * 50
+    )
+    with begin(server, tmp_path) as cell:
+        assert "is damaged" in loaded(cell)
+        assert "is damaged" in cell.run("%codex resume").stream
+        ran = cell.run("%%codex\n[[echo: hello]]")
+        assert "hello" in ran.markdown
+        assert "in memory" in ran.plain
+
+
+def test_names_that_are_no_text_stop_no_loading(server: Simulated, tmp_path: Path) -> None:
+    """A file whose schema is damaged is said when the extension is loaded, not raised."""
+    with begin(server, tmp_path) as cell:
+        loaded(cell)
+        cell.run("%%codex\n[[echo: hello]]")
+        cell.manager.shutdown_kernel(now=False)
+    path = tmp_path / "kept" / "journal.sqlite3"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE entries", b"CREATE T\xa8BLE entries"))
+    with begin(server, tmp_path) as cell:
+        ran = cell.run("%load_ext nbcodex")
+        assert ran.status == "ok", ran.shown_error
+        assert "is damaged" in ran.stream

@@ -1,0 +1,183 @@
+"""A real kernel for a test: run cells, interrupt them, and see what stays in the notebook."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+
+OPEN_ALL = """
+from nbcodex import loop
+from nbcodex.client import current
+from nbcodex.host import around
+from nbcodex.ratelimit.shares import Shared
+
+async def _open_all():
+    def deed(ledger):
+        for name, row in ledger._rows.items():
+            row.open()
+            row.met_until = 0.0
+            ledger._store.deal(name, lambda shared: shared.__init__())
+    await current().desk(around.settings()).do(deed)
+
+loop.running().submit(_open_all()).result()
+"""
+"""A cell that lets a kernel forget what it knows of limits, holds included."""
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Ran:
+    """What came of one cell: its reply, and its outputs as a saved notebook would hold them."""
+
+    status: str = "none"
+    error: str = ""
+    traceback: list[str] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def stream(self) -> str:
+        """What was printed."""
+        return "".join(o["text"] for o in self.outputs if o["type"] == "stream")
+
+    def data(self, mime: str) -> str:
+        """All displayed data of one MIME type, the last state of each display."""
+        return "\n".join(o["data"][mime] for o in self.outputs if mime in o.get("data", {}))
+
+    @property
+    def plain(self) -> str:
+        """The displayed text."""
+        return self.data("text/plain")
+
+    @property
+    def markdown(self) -> str:
+        """The displayed Markdown."""
+        return self.data("text/markdown")
+
+    @property
+    def shown_error(self) -> list[str]:
+        """The error's lines as a reader sees them."""
+        return ANSI.sub("", "\n".join(self.traceback)).splitlines()
+
+
+class Kernel:
+    """One kernel process and its client."""
+
+    def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
+        self.manager, self.client = manager, client
+        self._ran: dict[str, Ran] = {}
+
+    def start(self, code: str, *, cell: str | None = None) -> str:
+        """Begin a cell, that of a name where the front end names its cells; return its id."""
+        if cell is None:
+            return self.client.execute(code)
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
+
+    def messages(self, asked: str, timeout: float = 60.0) -> Iterator[dict[str, Any]]:
+        """Yield what the kernel publishes for a cell, until it is idle again."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                message = self.client.get_iopub_msg(timeout=max(end - time.monotonic(), 0.01))
+            except queue.Empty:
+                raise AssertionError(f"the cell did not end within {timeout} s") from None
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            take(self._ran.setdefault(asked, Ran()), message["msg_type"], message["content"])
+            yield message
+            if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                return
+
+    def finish(self, asked: str, timeout: float = 60.0) -> Ran:
+        """Wait for a cell's end; return what came of it."""
+        began = time.monotonic()
+        for _ in self.messages(asked, timeout):
+            pass
+        ran = self._ran.pop(asked)
+        reply = self.client.get_shell_msg(timeout=10)
+        while reply["parent_header"].get("msg_id") != asked:
+            reply = self.client.get_shell_msg(timeout=10)
+        ran.status = reply["content"]["status"]
+        ran.seconds = time.monotonic() - began
+        return ran
+
+    def run(self, code: str, timeout: float = 60.0, *, cell: str | None = None) -> Ran:
+        """Run a cell to its end."""
+        return self.finish(self.start(code, cell=cell), timeout)
+
+    def wait_for(self, asked: str, text: str, timeout: float = 20.0) -> None:
+        """Wait until the cell's output shows `text`."""
+        for message in self.messages(asked, timeout):
+            if text in str(message["content"]):
+                return
+        raise AssertionError(f"the cell ended without {text!r}")
+
+    def interrupt(self) -> None:
+        """Press Stop."""
+        self.manager.interrupt_kernel()
+
+    def lives(self) -> bool:
+        """Whether the kernel still works."""
+        return self.run("1+1").plain == "2"
+
+
+def take(ran: Ran, kind: str, content: dict[str, Any]) -> None:
+    """Add a published message to what came of a cell."""
+    display_id = content.get("transient", {}).get("display_id")
+    match kind:
+        case "stream":
+            ran.outputs.append({"type": "stream", "text": content["text"]})
+        case "display_data" | "execute_result":
+            ran.outputs.append({"type": kind, "data": content["data"], "id": display_id})
+        case "update_display_data":
+            for output in ran.outputs:
+                if output.get("id") == display_id:
+                    output["data"] = content["data"]
+        case "clear_output":
+            ran.outputs.clear()
+        case "error":
+            ran.error, ran.traceback = content["ename"], content["traceback"]
+
+
+@contextmanager
+def kernel(**environ: str) -> Iterator[Kernel]:
+    """Start a kernel with these environment variables; end it afterwards.
+
+    It has nobody's keys, and unless it is given one, a home of its own.
+    """
+    with TemporaryDirectory(prefix="nbcodex-") as home:
+        own = os.environ.get("NBCODEX_HOME", f"{home}/kept")
+        yield from _kernel({"NBCODEX_HOME": own, **environ})
+
+
+def _kernel(environ: dict[str, str]) -> Iterator[Kernel]:
+    nobodys = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENAI_", "AZURE_OPENAI_", "JPY_"))
+    }
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**nobodys, **environ})
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        yield Kernel(manager, client)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()

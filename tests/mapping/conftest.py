@@ -1,0 +1,67 @@
+"""A client of its own for each test, on a simulator without sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nbcodex import client
+from nbcodex.client import Client
+from nbcodex.host import Surroundings
+from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import BootClock
+from nbcodex.simulator import Knobs, Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from tests.simulated import KEY
+
+
+@dataclass
+class Room:
+    """A client and the simulator that it asks."""
+
+    simulator: Simulator
+    client: Client
+
+    @property
+    def prompts(self) -> list[str]:
+        """What was asked, refused requests included."""
+        return [seen.prompt for seen in self.simulator.log if seen.api]
+
+    def again(self) -> None:
+        """Go on as another process would: with the same files, and nothing in memory."""
+        from nbcodex.mapping import mapping
+
+        self.client.close()
+        mapping._held.clear()
+        self.client = client._current = Client(transport=SimulatorTransport(self.simulator))
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    """A client whose server has limits that nobody meets."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NBCODEX_MODEL", "gpt-5.6-sol")
+    core = Simulator(
+        Knobs(tpm=10**8, rpm=10**6, latency=0.005, speed=20_000.0, chunk=50), clock=BootClock()
+    )
+    made = Room(core, Client(transport=SimulatorTransport(core)))
+    monkeypatch.setattr(client, "_current", made.client)
+    around = Surroundings(confirm=lambda _: True)
+    for room in ("surroundings", "asking", "batch.mapping"):
+        monkeypatch.setattr(f"nbcodex.{room}.around", around)
+    yield made
+    made.client.close()
+    event_loop.running().submit(made.client.engine().wire.close()).result()
+
+
+def echo(text: str) -> str:
+    """Return a prompt that is answered with `text`."""
+    return f"[[echo: {text}]]"
+
+
+def texts(replies: Any) -> list[str]:
+    """Return the replies' texts."""
+    return [reply.text for reply in replies]

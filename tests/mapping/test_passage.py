@@ -1,0 +1,210 @@
+"""Maps that are ended by an order: cancelled or parked, in whatever thread they are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+import pytest
+
+import nbcodex
+from nbcodex import host
+from nbcodex.errors import CancelledError, NbcodexError, ParkedError
+from nbcodex.mapping import drive
+from nbcodex.mapping.mapping import go_on
+from nbcodex.mapping.passage import Passage, under_way
+from nbcodex.models import Origin, Request
+from nbcodex.notebook.commands.entries import _named
+from nbcodex.notebook.dashboard import Monitor
+
+from .conftest import Room, texts
+
+ECHO = "[[echo: {}]]"
+ROWS = [f"row {n}" for n in range(600)]
+ERRORS = {"cancel": CancelledError, "park": ParkedError}
+
+Order = Literal["cancel", "park"]
+either = pytest.mark.parametrize("order", ["cancel", "park"])
+
+
+@pytest.fixture
+def room(room: Room) -> Room:
+    """There are always rows under way, and rows that are not begun."""
+    room.simulator.change(latency=0.1)
+    return room
+
+
+def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[Passage, Future[Any]]:
+    """Return a map that another thread is at, when some of its rows are answered."""
+    told: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            told.set_result(nbcodex.map(ECHO, ROWS, **options))
+        except BaseException as error:
+            told.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    wait_until(lambda: any(each.course.way.tally.done >= answers for each in under_way()))
+    return under_way()[0], told
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.005)
+
+
+@either
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_map_of_another_thread_is_ended_and_goes_on(
+    room: Room, order: Order, elsewhere: bool
+) -> None:
+    """Nothing more is begun; here or in another process, going on asks what has no answer."""
+    passage, told = begun(room)
+    passage.order(order)
+    error = told.exception(timeout=5)
+    assert isinstance(error, ERRORS[order])
+    assert f"%codex resume {passage.course.id} goes on" in error.advice.replace("`", "")
+    known = len(room.prompts)
+    assert known < len(ROWS)
+    assert under_way() == []
+    done = [n for n, reply in enumerate(passage.course.all_replies()) if reply]
+    if elsewhere:
+        room.again()
+    course = go_on(passage.course.id)
+    assert course is not None
+    assert texts(drive.run(course)) == ROWS
+    asked = room.prompts.count
+    assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
+    journal = room.client.journal(host.around.settings())
+    assert journal.batches.look(course.id).counts == {"done": len(ROWS)}
+
+
+@either
+def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
+    """They end as a single request does; what was not begun is parked, whichever it is."""
+    passage, told = begun(room)
+    passage.order(order)
+    told.exception(timeout=5)
+    journal = room.client.journal(host.around.settings())
+    counts = journal.batches.look(passage.course.id).counts
+    assert counts.total() == len(ROWS)
+    assert (counts["cancelled"] > 0) is (order == "cancel")
+    assert counts["parked"] > 0
+    assert counts.keys() <= {"done", "parked", "cancelled"}
+
+
+def test_it_is_said_what_was_ended(room: Room) -> None:
+    """No row of it counts as failed, the map keeps what it has, and the last report says how."""
+    heard: list[Any] = []
+    host.around.watch = lambda: heard.append
+    passage, told = begun(room, on_error="raise")
+    passage.order("cancel")
+    error = told.exception(timeout=5)
+    assert isinstance(error, CancelledError)
+    assert error.message.startswith("Cancelled by you: ")
+    assert "of 600 rows are answered, nothing is lost." in error.message
+    assert (heard[-1].outcome, heard[-1].failed) == ("cancelled", 0)
+    assert heard[-1].done + heard[-1].parked == len(ROWS)
+    assert passage.course.failures == {}
+
+
+def test_a_map_that_is_under_way_is_not_gone_on_with(room: Room) -> None:
+    """Two who go through one course would each lose what the other hears."""
+    passage, told = begun(room)
+    with pytest.raises(NbcodexError, match="is under way"):
+        go_on(passage.course.id)
+    passage.order("park")
+    told.exception(timeout=5)
+
+
+def test_on_ones_own_loop_it_has_ended_at_once(room: Room) -> None:
+    """The error is no interrupt, which would end the loop; who wakes late leaves it alone."""
+
+    async def main() -> tuple[Any, Any]:
+        answered = asyncio.Event()
+        host.around.watch = lambda: lambda told: answered.set() if told.done else None
+        task = asyncio.ensure_future(nbcodex.amap(ECHO, ROWS))
+        await answered.wait()
+        (passage,) = under_way()
+        passage.order("cancel")
+        assert passage.course.outcome == "cancelled"
+        course = go_on(passage.course.id)
+        assert course is passage.course
+        back = drive.run(course)
+        return back, (await asyncio.gather(task, return_exceptions=True))[0]
+
+    back, error = asyncio.run(main())
+    assert texts(back) == ROWS
+    assert isinstance(error, CancelledError)
+
+
+def test_a_loop_that_is_between_two_replies_is_ended(room: Room) -> None:
+    """What it has begun is ended at once; it hears of it when it asks for the next reply."""
+    replies = nbcodex.map(ECHO, iter(ROWS))
+    assert next(replies).text == "row 0"
+    (passage,) = under_way()
+    passage.order("park")
+    assert passage.over
+    known = len(room.prompts)
+    with pytest.raises(ParkedError, match="the rest is parked"):
+        next(replies)
+    assert len(room.prompts) == known
+
+
+@either
+def test_the_monitors_buttons_for_all_end_a_map(room: Room, order: Order) -> None:
+    """Its rows alone would make room for the next ones."""
+    _, told = begun(room)
+    board = SimpleNamespace(send=lambda _: None)
+    click = {"type": "action", "name": order, "request": "all", "id": 1}
+    Monitor(room.client)._hear(cast(Any, board), click, [])
+    assert isinstance(told.exception(timeout=5), ERRORS[order])
+    assert len(room.prompts) < len(ROWS)
+
+
+def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beginning of the map's is that of all its rows, too, and means the map."""
+    passage, told = begun(room)
+    map_id = passage.course.id
+    rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(batch=map_id)) for n in (1, 10)]
+    handles = [SimpleNamespace(request=row) for row in rows]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(room.client), "live", lambda _: handles)
+        assert _named(map_id[:5]) == ([passage], [])
+        assert _named(map_id) == ([passage], [])
+        assert _named(f"{map_id}-1") == ([], handles[:1])
+    passage.order("park")
+    told.exception(timeout=5)
+
+
+@either
+def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
+    """As by Stop; going on fetches it, or ends it there."""
+    room.simulator.change(batch_seconds=0.5)
+    passage, told = begun(room, answers=0, engine="batch")
+    wait_until(lambda: passage.course.way.tally.sent == len(ROWS))
+    passage.order(order)
+    error = told.exception(timeout=5)
+    assert isinstance(error, ERRORS[order])
+    assert "the provider goes on" in str(error)
+    course = go_on(passage.course.id)
+    assert course is not None
+    assert texts(drive.run(course)) == ROWS
+
+
+def test_one_row_that_is_cancelled_ends_nothing_else(room: Room) -> None:
+    """The map goes on, and its row says why it has no answer."""
+    _, told = begun(room)
+    handle = room.client.live()[-1]
+    handle.order("cancel")
+    replies = told.result(timeout=20)
+    missing = [reply for reply in replies if not reply]
+    assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]

@@ -1,0 +1,71 @@
+"""Templates: what is a place for a column, and what is the user's own brace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas
+import pytest
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.mapping.template import Template
+
+ROW: dict[str, Any] = {
+    "text": "hello",
+    "price": 3.14159,
+    "item": ["a", {"b": 1}],
+    "when": pandas.Timestamp("2026-11-24"),
+    "Product name": "lamp",
+    "nothing": None,
+    "nan": float("nan"),
+    "na": pandas.NA,
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("Say {text}", "Say hello"),
+        ("{text!r} {text:>7}", "'hello'   hello"),
+        ("{price:.2f}", "3.14"),
+        ("{} {item[0]} {[0]} {item[1][b]}", "['a', {'b': 1}] a a 1"),
+        ("{when.year}", "2026"),
+        ("{Product name}", "lamp"),
+        ("{{text}}", "{text}"),
+        ('Answer as {"text": "…"}', 'Answer as {"text": "…"}'),
+        ('{"a": {"b": "{text}"}}', '{"a": {"b": "hello"}}'),
+        (r"\frac{text}{price} and ${text}", r"\frac{text}{price} and ${text}"),
+        ("{'foo': 1} {1} { text } {a, b} {foo: bar}", "{'foo': 1} {1} { text } {a, b} {foo: bar}"),
+        ("no braces", "no braces"),
+    ],
+)
+def test_a_template_is_filled(template: str, prompt: str) -> None:
+    """Names become values; JSON, LaTeX and doubled braces stay."""
+    assert Template(template, ROW).fill(ROW) == prompt
+
+
+def test_values_are_not_read_again() -> None:
+    """A value that looks like a place is a value."""
+    assert Template("{a}{b}").fill({"a": "{b}", "b": "x"}) == "{b}x"
+
+
+@pytest.mark.parametrize("name", ["nothing", "nan", "na"])
+def test_an_empty_value_is_an_error(name: str) -> None:
+    """Nobody pays for "Translate nan"."""
+    with pytest.raises(ConfigurationError, match="nothing in its column"):
+        Template(f"{{{name}}}").fill(ROW)
+
+
+@pytest.mark.parametrize("template", ["{text.nope}", "{item[9]}", "{text:d}", "{item[1][c]}"])
+def test_what_a_value_cannot_do_is_an_error(template: str) -> None:
+    """The message names the place and the failure."""
+    with pytest.raises(ConfigurationError, match="failed"):
+        Template(template).fill(ROW)
+
+
+def test_a_missing_column_is_told_with_those_there_are() -> None:
+    """The message names both, and how to write a brace."""
+    with pytest.raises(ConfigurationError) as caught:
+        Template("{lang} {text}").check(["text", "id"])
+    assert "has {lang}, the data has {text}, {id}" in caught.value.message
+    assert "{{name}}" in caught.value.advice

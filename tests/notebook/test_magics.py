@@ -1,0 +1,454 @@
+"""The magics as a user types them, in a real shell of this process, against the simulator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.testing.globalipapp import start_ipython
+
+from nbcodex.client import current
+from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
+from nbcodex.models import Origin, Request
+from nbcodex.notebook import options
+from nbcodex.notebook.watch import watch_of
+from nbcodex.settings import Settings
+from tests.simulated import KEY, Simulated
+
+_SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A shell with the extension loaded, that asks the simulator."""
+    for name, value in simulator.environ.items():
+        monkeypatch.setenv(name, value)
+    shell = _SHELL or InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "nbcodex")
+    yield shell
+    shell.run_line_magic("unload_ext", "nbcodex")
+    shell.config.pop("Codex", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--modle x", "did you mean --model?"),
+        ("-m '{\"temperature\": 0}'", "-p/--params"),
+        ("-p '[1]'", "JSON object"),
+        ("-p '{'", "not JSON"),
+        ("-p '{\"stream\": false}'", "stream"),
+        ("--max-output 1e400k", "not a number of tokens"),
+        ("--api-base notaurl", "does not begin with https://"),
+        ("-o class", "name of a variable"),
+        ("-o __builtins__", "name of a variable"),
+        ("--patience soon", "is not a duration"),
+        ("--patience -5s", "expected one argument"),
+        ("--max-output 0", "max-output"),
+        ("--max-output many", "max-output"),
+        ("-o 1x", "name of a variable"),
+        ("-f pdf", "invalid choice"),
+        ("--api soap", "invalid choice"),
+        ("a b", "there is no option b"),
+        ("a -m b", "two models"),
+        ("--system 'unclosed", "No closing quotation"),
+    ],
+)
+def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
+    """What cannot be meant raises exactly `UsageError`, which IPython shows as one line."""
+    with pytest.raises(UsageError) as caught:
+        options.read(line)
+    assert type(caught.value) is UsageError
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "wants"),
+    [
+        ("gpt-x", {"model": "gpt-x"}),
+        ("-m gpt-x", {"model": "gpt-x"}),
+        ("--model=gpt-x", {"model": "gpt-x"}),
+        ("--system 'Be brief.'", {"system": "Be brief."}),
+        ("--max-output 2k", {"max_output": 2000}),
+        ("-p '{\"temperature\": 0}'", {"params": {"temperature": 0}}),
+        ("-o answer -f text", {"out": "answer", "format": "text"}),
+        ("--patience 1h30m", {"patience": "1h30m"}),
+        ("--raw -b --reuse", {"raw": True, "background": True, "reuse": True}),
+    ],
+)
+def test_options_are_read(line: str, wants: dict[str, Any]) -> None:
+    """Each option gives the value that it names."""
+    got = vars(options.read(line))
+    assert {name: got[name] for name in wants} == wants
+
+
+def test_an_empty_prompt_is_refused(ip: Any, simulator: Simulated) -> None:
+    """A cell without a prompt sends nothing."""
+    with pytest.raises(UsageError, match="empty"):
+        ip.run_cell_magic("codex", "", " \n")
+    assert simulator.prompts == []
+
+
+def test_names_are_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{name}` is the variable's value; with `--raw` it stays as it is."""
+    ip.user_ns["who"] = "world"
+    ip.run_cell_magic("codex", "", "hello {who}")
+    ip.run_cell_magic("codex", "--raw", "hello {who}")
+    assert simulator.prompts == ["hello world", "hello {who}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{exit()}",
+        "{quit}",
+        '{open("x", "w")}',
+        '{get_ipython().system("touch x")}',
+        "{In}",
+        "{Out}",
+    ],
+)
+def test_what_ipython_adds_is_no_variable(ip: Any, simulator: Simulated, text: str) -> None:
+    """A prompt that quotes code cannot end the kernel, write files or send the history."""
+    ip.run_cell_magic("codex", "", text)
+    assert simulator.prompts == [text]
+
+
+def test_an_entry_of_the_history_is_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{Out[n]}` is what that cell showed."""
+    ip.user_ns["Out"][7] = "seven"
+    ip.run_cell_magic("codex", "", "explain {Out[7]}")
+    assert simulator.prompts == ["explain seven"]
+
+
+def test_an_error_is_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{Err[n]}` is the code of that cell and its traceback, without colours."""
+    ran = ip.run_cell("def broken():\n    return {}['k']\nbroken()", store_history=True)
+    number = ran.execution_count
+    ip.run_cell_magic("codex", "", f"explain {{Err[{number}]}}")
+    asked = simulator.prompts[0]
+    assert asked.startswith("explain def broken():")
+    assert asked.endswith("KeyError: 'k'")
+    assert "\x1b" not in asked
+    assert "interactiveshell" not in asked
+    assert f"Cell In[{number}], line 3, in <module>" in asked
+    with pytest.raises(ConfigurationError, match=r"no error of cell 99999 is known"):
+        ip.run_cell_magic("codex", "", "explain {Err[99999]}")
+    assert len(simulator.prompts) == 1
+
+
+@pytest.mark.parametrize("code", ["1 +", "%nosuchmagic", "raise KeyboardInterrupt", "%%codex\n"])
+def test_every_kind_of_error_is_kept(ip: Any, simulator: Simulated, code: str) -> None:
+    """Syntax errors, magics that do not exist, Stop and errors of ours are kept, too."""
+    ran = ip.run_cell(code, store_history=True)
+    ip.run_cell_magic("codex", "", "explain {Err[-1]}")
+    assert ran.error_in_exec is None or type(ran.error_in_exec).__name__ in simulator.prompts[0]
+    assert code.strip() in simulator.prompts[0]
+
+
+def test_pictures_are_sent(ip: Any, simulator: Simulated, tmp_path: Path) -> None:
+    """`--image` takes files and variables, and `{figure}` goes along with its place marked."""
+    png = b"\x89PNG\r\n\x1a\n" + b"0" * 8
+    (tmp_path / "a b.png").write_bytes(png)
+    ip.user_ns["figure"] = pytest.importorskip("matplotlib.figure").Figure()
+    ip.user_ns["Out"][8] = png
+    line = f"--image Out[8] --image '{tmp_path / 'a b.png'}'"
+    ip.run_cell_magic("codex", line, "what is {figure}?")
+    content = simulator.core.log[-1].body["input"][0]["content"]
+    assert content[0]["text"] == "what is [image 1]?"
+    urls = [part["image_url"] for part in content[1:]]
+    assert [url[:26] for url in urls] == ["data:image/png;base64,iVBO"] * 3
+    assert urls[1] == urls[2] != urls[0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("nobody", "The picture nobody cannot be read"),
+        ("number", "A int is no picture"),
+        ("number.x", "AttributeError"),
+        ("'exit()'", "cannot be read"),
+        ("/etc/passwd", "no picture that can be sent"),
+    ],
+)
+def test_a_wrong_picture_sends_nothing(
+    ip: Any, simulator: Simulated, expression: str, says: str
+) -> None:
+    """What is no picture is a clear error, and no code is run for it."""
+    ip.user_ns["number"] = 5
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        ip.run_cell_magic("codex", f"--image {expression}", "look")
+    assert simulator.prompts == []
+
+
+def test_a_reload_keeps_what_was_typed_in(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`%reload_ext` neither forgets a login nor turns the demo off in silence."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setattr("getpass.getpass", lambda _: KEY)
+    ip.run_line_magic("codex", "login")
+    ip.run_line_magic("reload_ext", "nbcodex")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+    assert simulator.core.log[-1].status == 200
+
+
+def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its high limits take the place of the low ones, and the other way round; it says which."""
+    told = []
+    for switch in ("", "calm", "", "off"):
+        ip.run_line_magic("codex", f"demo {switch}")
+        told.append(capsys.readouterr().out)
+        if switch == "calm":
+            ip.run_cell_magic("codex", "--max-output 20k -o large", "[[echo: there is room]]")
+    assert ["3,000 tokens" in out for out in told] == [True, False, True, False]
+    assert "no limit is met" in told[1]
+    assert ip.user_ns["large"].attempts == 1
+    with pytest.raises(UsageError, match="on, calm or off"):
+        ip.run_line_magic("codex", "demo loud")
+
+
+def test_the_demo_leaves_nothing_behind(ip: Any, tmp_path: Path) -> None:
+    """What is simulated comes neither into the user's journal nor into the ledger of limits."""
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
+    ip.run_line_magic("codex", "demo off")
+    assert ip.user_ns["r"].text == "hello"
+    assert not [*tmp_path.rglob("*.sqlite*")]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked"), [("gpt-5.6-mini", "gpt-5.6-mini"), ("gpt-4o", "gpt-5.6-sol")]
+)
+def test_the_demo_heeds_the_models_it_has(ip: Any, chosen: str, asked: str) -> None:
+    """`Codex.model` holds in the demo as well, unless the simulator has no such model."""
+    ip.run_line_magic("config", f"Codex.model = {chosen!r}")
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
+    ip.run_line_magic("codex", "demo off")
+    assert ip.user_ns["r"].model == asked
+
+
+def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:
+    """IPython expands neither `$` nor braces in a prompt."""
+    ip.user_ns["x"] = 1
+    ip.run_cell_magic("codex", "", "$x and {'foo': 'bar'}")
+    assert simulator.prompts == ["$x and {'foo': 'bar'}"]
+
+
+def test_every_option_reaches_the_server(ip: Any, simulator: Simulated) -> None:
+    """System text, bound, effort and parameters are in the body that is sent."""
+    ip.run_cell_magic(
+        "codex",
+        "gpt-5.6-mini --system Brief. --max-output 99 --effort low -p '{\"temperature\": 0}'",
+        "hello",
+    )
+    body = simulator.core.log[-1].body
+    assert body["model"] == "gpt-5.6-mini"
+    assert body["instructions"] == "Brief."
+    assert body["max_output_tokens"] == 99
+    assert body["reasoning"]["effort"] == "low"
+    assert body["temperature"] == 0
+    assert body["store"] is False
+
+
+def test_a_prompt_with_the_key_is_refused(ip: Any, simulator: Simulated) -> None:
+    """The key never becomes part of a prompt, filled in or not."""
+    ip.user_ns["key"] = KEY
+    with pytest.raises(ConfigurationError) as caught:
+        ip.run_cell_magic("codex", "", "what is {key}?")
+    assert KEY not in str(caught.value)
+    assert simulator.prompts == []
+
+
+def test_the_reply_is_bound(ip: Any) -> None:
+    """`-o` binds a true `Reply` with text, usage and model."""
+    ip.run_cell_magic("codex", "-o answer", "[[echo: hi]]")
+    answer = ip.user_ns["answer"]
+    assert answer
+    assert (answer.text, answer.status, answer.attempts) == ("hi", "done", 1)
+    assert answer.usage.output_tokens > 0
+    assert answer.simulated
+
+
+@pytest.mark.parametrize(
+    "word", ["usage", "monitor", "limits", "budget", "models", "doctor", "version", "help"]
+)
+def test_commands_answer(ip: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that only tells prints something, and no key."""
+    ip.run_line_magic("codex", word)
+    shown = capsys.readouterr().out
+    assert shown.strip()
+    assert KEY not in shown
+
+
+def test_a_dry_run_sends_nothing(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--dry-run` tells model and tokens, says that the cost is unknown, and sends no prompt."""
+    ip.run_cell_magic("codex", "--dry-run --max-output 40 -o dry", "hello")
+    told = capsys.readouterr().out
+    assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", told)
+    assert simulator.prompts == []
+    assert "dry" not in ip.user_ns
+
+
+def test_a_map_does_not_go_on_when_a_limit_resets(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, it is refused, for it would wait in this cell; among all, it is told of and left."""
+    origin = Origin(batch="m77", item=0, of=1)
+    request = Request(prompt="hello", id="m77-0", origin=origin)
+    current().journal(Settings.read()).batches.shelve([(request, b"m77")])
+    with pytest.raises(UsageError, match="--at-reset does not go with a map"):
+        ip.run_line_magic("codex", "resume m77 --at-reset")
+    ip.run_line_magic("codex", "resume --everywhere --at-reset")
+    assert "m77 is left" in capsys.readouterr().out
+    assert simulator.prompts == []
+
+
+@pytest.mark.parametrize("line", ["-f json", "--eval", "--thread t", "--new", "--raw", "-b"])
+def test_what_means_nothing_for_a_map_is_refused(ip: Any, simulator: Simulated, line: str) -> None:
+    """An option that would change nothing is no option; no row is asked."""
+    ip.user_ns["words"] = ["one", "two"]
+    with pytest.raises(UsageError, match="does not go with --map"):
+        ip.run_cell_magic("codex", f"--map words {line}", "[[echo: {}]]")
+    assert simulator.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("--schema Wanted", "json_schema"), ("--image dot", "input_image")]
+)
+def test_a_maps_schema_and_pictures_go_with_every_row(
+    ip: Any, simulator: Simulated, line: str, says: str
+) -> None:
+    """They are options of a row as they are of a single prompt."""
+    ip.user_ns["words"] = ["one", "two"]
+    ip.user_ns["Wanted"] = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    ip.user_ns["dot"] = b"\x89PNG\r\n\x1a\n" + bytes(50)
+    ip.run_cell_magic("codex", f"--map words -o back {line}", "{}")
+    sent = [str(seen.body) for seen in simulator.core.log if seen.api]
+    assert [says in body for body in sent] == [True, True]
+
+
+def test_a_dry_run_tells_what_is_left_of_a_budget(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a prompt would pass it, too, which its user would else learn by sending it."""
+    ip.run_line_magic("codex", "budget 10M")
+    ip.run_cell_magic("codex", "--dry-run --max-output 40", "hello")
+    told = capsys.readouterr().out
+    assert re.search(r"budget: [\d,]+ tokens of 10,000,000 tokens for this session used", told)
+    ip.run_cell_magic("codex", "--dry-run --max-output 10000000", "hello")
+    told = capsys.readouterr().out
+    assert re.search(r"more than is left of your budget: 9,[\d,]+ tokens of 10,000,000", told)
+
+
+def test_a_budget_refuses_before_sending(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`%codex budget` sets a cap that a prompt would pass, and `off` lets it go again."""
+    ip.run_line_magic("codex", "budget 100")
+    assert "of 100 tokens for this session used" in capsys.readouterr().out
+    with pytest.raises(BudgetError, match="resume"):
+        ip.run_cell_magic("codex", "--max-output 400", "hello")
+    assert simulator.prompts == []
+    ip.run_line_magic("codex", "budget off")
+    ip.run_line_magic("codex", "resume all")
+    assert len(simulator.prompts) == 1
+
+
+@pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
+def test_a_new_budget_is_shown_at_once(ip: Any, words: str, changed: bool) -> None:
+    """The monitor looks again when a cap was set or lifted, and need not when it was asked for."""
+    watch = watch_of(current())
+    watch.changed.clear()
+    ip.run_line_magic("codex", f"budget {words}")
+    assert watch.changed.is_set() == changed
+    ip.run_line_magic("codex", "budget off")
+
+
+def test_a_sites_budget_stays(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`budget off` lifts the user's own cap, and says who set the one that remains."""
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    config.budget = "5k"
+    ip.run_line_magic("codex", "budget off")
+    assert "Codex.budget" in capsys.readouterr().out
+
+
+def test_dollars_in_config_are_not_taken_for_tokens(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IPython makes `5` of `$5` there: that is refused, and what held before holds on."""
+    ip.run_line_magic("config", "Codex.budget = '6usd/day'")
+    ip.run_line_magic("config", "Codex.budget = '5/day'")
+    for _ in range(2):
+        ip.run_line_magic("codex", "budget")
+        assert "of $6.00 for today" in capsys.readouterr().out
+        ip.run_line_magic("reload_ext", "nbcodex")
+
+
+def test_an_unknown_command_names_the_nearest(ip: Any) -> None:
+    """A mistyped command is one line with a hint."""
+    with pytest.raises(UsageError, match="did you mean usage"):
+        ip.run_line_magic("codex", "useage")
+
+
+def test_too_many_words_are_refused(ip: Any) -> None:
+    """A command with words that it does not know says what it takes."""
+    with pytest.raises(UsageError, match="usage"):
+        ip.run_line_magic("codex", "usage everything")
+
+
+def test_login_keeps_the_key_in_memory(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was typed in is used for its host, and shown nowhere."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(MissingKeyError):
+        ip.run_cell_magic("codex", "", "hello")
+    monkeypatch.setattr("getpass.getpass", lambda _: f" {KEY}\n")
+    ip.run_line_magic("codex", "login")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+    assert simulator.core.log[-1].status == 200
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    assert config.keys
+    assert KEY not in repr(config.keys)
+
+
+def test_config_is_listed_without_secrets(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`%config Codex` shows the settings, and hides the keys."""
+    ip.run_line_magic("config", f"Codex.keys = {{'a.example': '{KEY}'}}")
+    ip.run_line_magic("config", "Codex")
+    shown = capsys.readouterr().out
+    assert "patience" in shown
+    assert KEY not in shown
+
+
+def test_a_wrong_setting_is_refused(ip: Any) -> None:
+    """A duration that is none is not taken, is said, and does not break the next load."""
+    with pytest.warns(UserWarning, match="is 10m: 'soon' is not a duration"):
+        ip.run_line_magic("config", "Codex.patience = 'soon'")
+    with pytest.warns(UserWarning, match="is 10m"):
+        ip.run_line_magic("reload_ext", "nbcodex")
+    ip.run_cell_magic("codex", "", "[[echo: hello]]")
+
+
+def test_the_help_of_the_magic_lists_its_options(ip: Any) -> None:
+    """`%%codex?` is worth reading."""
+    shown = ip.object_inspect("%%codex")["docstring"]
+    for option in ("--out", "--patience", "--max-output", "--background"):
+        assert option in shown
+
+
+def test_keeping_prompts_is_said_once(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first answer of a new journal says where prompts are kept; later ones do not."""
+    for _ in range(2):
+        ip.run_cell_magic("codex", "", "[[echo: hi]]")
+    assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1

@@ -1,0 +1,171 @@
+"""A server that says what a test tells it to: an httpx2 transport with a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import pytest
+
+from nbcodex.errors import NbcodexError
+from nbcodex.models import Request
+from nbcodex.openai_api.attempt import Completed, Opened, Piece, Text, Wire
+from nbcodex.settings import Secret, Settings
+from tests.virtual import LoopClock, run_virtual
+
+KEY = "sk-test-0123456789abcdefghij"
+DONE = b"data: [DONE]\n\n"
+BASE = "https://gateway.example/v1"
+MODEL = "gpt-5.6-sol"
+
+
+@dataclass
+class Silence:
+    """A pause of so many seconds in a body."""
+
+    seconds: float
+
+
+Part = bytes | Silence | Exception
+
+
+@dataclass
+class Script:
+    """One response: status, headers, and a body in parts."""
+
+    parts: Iterable[Part] = ()
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Body(httpx2.AsyncByteStream):
+    """A scripted body; says whether it was closed."""
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = parts
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, Silence):
+                await asyncio.sleep(part.seconds)
+            elif isinstance(part, Exception):
+                raise part
+            else:
+                yield part
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+Answer = Script | Exception | Callable[[httpx2.Request], Script]
+
+
+class Server(httpx2.AsyncBaseTransport):
+    """Gives its scripts one after another, the last one again and again; keeps what it was sent."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx2.Request] = []
+        self.bodies: list[Body] = []
+        self.asked = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await request.aread()
+        self.requests.append(request)
+        self.asked.set()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer = answer(request)
+        body = Body(answer.parts)
+        self.bodies.append(body)
+        return httpx2.Response(answer.status, headers=dict(answer.headers), stream=body)
+
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        return [json.loads(r.content) for r in self.requests]
+
+    @property
+    def sent_models(self) -> list[str]:
+        return [json.loads(r.content)["model"] for r in self.requests if r.content]
+
+
+def event(payload: object, name: str = "") -> bytes:
+    """Return one server-sent event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(payload)}\n\n".encode()
+
+
+def delta(text: str) -> bytes:
+    return event({"type": "response.output_text.delta", "delta": text})
+
+
+def completed(**response: Any) -> bytes:
+    return event({"type": "response.completed", "response": {"model": MODEL, **response}})
+
+
+def chunk(text: str | None = None, *, finish: str | None = None, **more: Any) -> bytes:
+    said = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": said, "finish_reason": finish}
+    return event({"model": "m", "id": "c", "choices": [choice], **more})
+
+
+def refusal(
+    status: int, message: str = "no", *, headers: Mapping[str, str] = {}, **error: Any
+) -> Script:
+    body = {"error": {"message": message, "type": None, "param": None, "code": None, **error}}
+    return Script(
+        [json.dumps(body).encode()], status, {"content-type": "application/json", **headers}
+    )
+
+
+def settings(**values: Any) -> Settings:
+    given = {"api_key": Secret(KEY), "base_url": BASE, "api": "responses", "model": MODEL}
+    return Settings(**{**given, **values})
+
+
+def play(
+    server: Server, *, chosen: Settings | None = None, wire: Wire | None = None, **options: Any
+) -> list[Piece]:
+    """Send one request in virtual time and return all pieces."""
+    chosen = chosen or settings()
+    request = Request(prompt=options.pop("prompt", "Why?"), **options)
+
+    async def run() -> list[Piece]:
+        reached = wire or Wire(clock=LoopClock(), transport=server)
+        model = await reached.model(request, chosen)
+        pieces = [p async for p in reached.stream(request, chosen, model=model)]
+        await reached.close()
+        return pieces
+
+    return run_virtual(run())
+
+
+def text_of(pieces: list[Piece]) -> str:
+    return "".join(p.text for p in pieces if isinstance(p, Text))
+
+
+def ending_of(pieces: list[Piece]) -> Completed:
+    assert isinstance(pieces[0], Opened)
+    assert isinstance(pieces[-1], Completed)
+    assert pieces[-1].text == text_of(pieces)
+    return pieces[-1]
+
+
+def failed(code: str | None, message: str = "") -> bytes:
+    error = code and {"code": code, "message": message}
+    return event({"type": "response.failed", "response": {"error": error, "usage": None}})
+
+
+def fails(server: Server, **options: Any) -> NbcodexError:
+    """Play, and return the error that must come."""
+    with pytest.raises(NbcodexError) as caught:
+        play(server, **options)
+    assert all(body.closed for body in server.bodies)
+    return caught.value

@@ -1,0 +1,397 @@
+"""One try: all the shapes in which an answer arrives, or fails to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from nbcodex.errors import LimitError, TransientError
+from nbcodex.models import Request, Usage
+from nbcodex.openai_api.attempt import Opened, Piece, Text, Thought, Wire
+from tests.openai_api.scripted import (
+    DONE,
+    MODEL,
+    Part,
+    Script,
+    Server,
+    Silence,
+    chunk,
+    completed,
+    delta,
+    ending_of,
+    event,
+    failed,
+    fails,
+    play,
+    refusal,
+    settings,
+)
+from tests.virtual import LoopClock, run_virtual
+
+TPM = (
+    "Rate limit reached for m in organization o on tokens per min (TPM): Limit 30000, "
+    "Used 22999, Requested 12528. Please try again in 11.054s."
+)
+FULL = {
+    "input_tokens": 9,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 5,
+    "output_tokens_details": {"reasoning_tokens": 2},
+}
+USAGE = Usage(input_tokens=9, cached_tokens=4, output_tokens=5, reasoning_tokens=2)
+CHAT_USAGE = {
+    "prompt_tokens": 9,
+    "prompt_tokens_details": {"cached_tokens": 4},
+    "completion_tokens": 5,
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+
+
+# Answers.
+
+
+def test_a_responses_answer() -> None:
+    """Deltas are the text; the terminal event gives usage, model and id."""
+    server = Server(
+        Script([delta("Be"), delta("cause."), completed(id="resp_1", usage=FULL), DONE])
+    )
+    ending = ending_of(play(server))
+    assert (ending.text, ending.usage, ending.model) == ("Because.", USAGE, MODEL)
+    assert (ending.response_id, ending.cut) == ("resp_1", None)
+    assert server.bodies[0].closed
+
+
+def test_a_chat_answer() -> None:
+    """Chunks are the text; the last one, without choices, gives the usage."""
+    usage = event({"choices": [], "usage": CHAT_USAGE})
+    server = Server(Script([chunk("Be"), chunk("cause."), chunk(finish="stop"), usage, DONE]))
+    ending = ending_of(play(server, chosen=settings(api="chat")))
+    assert (ending.text, ending.usage, ending.model, ending.cut) == ("Because.", USAGE, "m", None)
+
+
+@pytest.mark.parametrize(
+    ("api", "parts", "cut"),
+    [
+        (
+            "responses",
+            [
+                delta("a"),
+                event(
+                    {
+                        "type": "response.incomplete",
+                        "response": {"incomplete_details": {"reason": "max_output_tokens"}},
+                    }
+                ),
+            ],
+            "max_output_tokens",
+        ),
+        ("chat", [chunk("a", finish="length"), DONE], "max_output_tokens"),
+        ("chat", [chunk("a", finish="content_filter"), DONE], "content_filter"),
+        ("chat", [chunk("a", finish="stop"), DONE], None),
+        ("chat", [chunk("a"), DONE], None),
+    ],
+)
+def test_an_answer_that_is_cut_is_an_answer(api: str, parts: list[bytes], cut: str | None) -> None:
+    """An incomplete answer is finished, and says why it ends early."""
+    ending = ending_of(play(Server(Script(parts)), chosen=settings(api=api)))
+    assert (ending.text, ending.cut) == ("a", cut)
+
+
+@pytest.mark.parametrize(
+    ("api", "parts", "text"),
+    [
+        (
+            "responses",
+            [
+                completed(
+                    output=[
+                        {"type": "reasoning", "summary": []},
+                        {"type": "message", "content": [{"type": "output_text", "text": "hi"}]},
+                    ]
+                )
+            ],
+            "hi",
+        ),
+        (
+            "responses",
+            [event({"type": "response.output_text.done", "text": "hi"}), completed()],
+            "hi",
+        ),
+        (
+            "responses",
+            [event({"type": "response.refusal.delta", "delta": "No."}), completed()],
+            "No.",
+        ),
+        (
+            "chat",
+            [event({"choices": [{"delta": {"refusal": "No."}, "finish_reason": "stop"}]}), DONE],
+            "No.",
+        ),
+        ("chat", [event({"choices": [{"delta": {"content": [{"text": "hi"}]}}]}), DONE], "hi"),
+        ("responses", [b": hello\n\n", b"data: \n\n", delta("hi"), completed()], "hi"),
+        ("responses", [(delta("h") + delta("i") + completed()).replace(b"\n", b"\r\n")], "hi"),
+        ("responses", [bytes([b]) for b in delta("hé😀") + completed()], "hé😀"),
+        ("responses", [event({"delta": "hi"}, "response.output_text.delta"), completed()], "hi"),
+        ("responses", [completed()], ""),
+        (
+            "responses",
+            [b'{"output":[{"type":"message","content":[{"type":"output_text","text":"hi"}]}]}'],
+            "hi",
+        ),
+        (
+            "chat",
+            [b' {"choices":[{"message":{"content":"hi"},', b'"finish_reason":"stop"}]}'],
+            "hi",
+        ),
+    ],
+)
+def test_other_shapes_of_answers(api: str, parts: list[bytes], text: str) -> None:
+    """Text that comes at the end, refusals, comments, CRLF, single bytes, plain JSON: all text."""
+    assert ending_of(play(Server(Script(parts)), chosen=settings(api=api))).text == text
+
+
+def test_half_a_character_is_no_text() -> None:
+    """What could not be written to a file or sent to a browser does not come out."""
+    ending = ending_of(play(Server(Script([delta("a\ud83d"), completed()]))))
+    assert ending.text.encode() == b"a?"
+
+
+def test_a_body_is_read_to_its_end() -> None:
+    """A connection can be used again, if the end of the body follows the answer soon."""
+    read: list[str] = []
+
+    def body() -> Iterator[bytes]:
+        yield completed()
+        yield DONE
+        read.append("to the end")
+
+    play(Server(Script(body())))
+    assert read
+
+
+def test_thoughts_are_no_text() -> None:
+    """Thinking aloud is told apart from the answer, in both APIs."""
+    thinking = event({"type": "response.reasoning_summary_text.delta", "delta": "Hm."})
+    pieces = play(Server(Script([thinking, delta("hi"), completed()])))
+    assert [p for p in pieces if isinstance(p, Thought)] == [Thought("Hm.")]
+    assert ending_of(pieces).text == "hi"
+    said = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
+    pieces = play(Server(Script([said, chunk("hi"), DONE])), chosen=settings(api="chat"))
+    assert Thought("Hm.") in pieces
+
+
+def test_one_piece_for_each_network_chunk() -> None:
+    """A thousand deltas in one chunk are one piece."""
+    pieces = play(Server(Script([delta("a") * 1000, completed()])))
+    assert [p.text for p in pieces if isinstance(p, Text)] == ["a" * 1000]
+
+
+def test_opened_tells_the_headers_at_the_first_byte() -> None:
+    """The limits are known when the headers are there, dated, before any text."""
+    headers = {
+        "x-ratelimit-limit-tokens": "30000",
+        "x-ratelimit-remaining-tokens": "20000",
+        "x-request-id": "req_1",
+        "x-nbcodex-simulated": "true",
+    }
+    opened = play(Server(Script([Silence(9), completed()], headers=headers)))[0]
+    assert isinstance(opened, Opened)
+    assert (opened.api, opened.simulated, opened.request_id) == ("responses", True, "req_1")
+    assert opened.snapshot.at == 5000.0
+    assert opened.snapshot.tokens
+
+
+def test_a_lost_connection_after_the_last_word_costs_only_the_figures() -> None:
+    """After finish_reason the answer is whole, whatever happens to the usage."""
+    for after in (httpx2.ReadError("gone"), Silence(999), b"data: {broken\n\n", b""):
+        server = Server(Script([chunk("hi", finish="stop"), after, DONE]))
+        ending = ending_of(play(server, chosen=settings(api="chat")))
+        assert (ending.text, ending.usage) == ("hi", Usage())
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**53, 10**400, 1.5, True, "9", None, [], {}])
+def test_figures_that_make_no_sense_are_unknown(wrong: object) -> None:
+    """A usage is a whole number below 2**53, or None; never 0 for what is not known."""
+    told = {"input_tokens": wrong, "output_tokens": wrong, "input_tokens_details": wrong}
+    assert ending_of(play(Server(Script([completed(usage=told)])))).usage == Usage()
+
+
+# Failures, before any text and after.
+
+TEXT: dict[str, list[Part]] = {
+    "responses": [event({"type": "response.created", "response": {}}), delta("so far")],
+    "chat": [chunk("so far")],
+}
+LIMITED = {"code": "rate_limit_exceeded", "type": "tokens", "message": TPM}
+ENDS: list[tuple[str, str, list[Part], str, float | None]] = [
+    ("2 nested", "responses", [event({"type": "error", "error": LIMITED})], "LimitError", 11.054),
+    ("2 chat", "chat", [event({"error": LIMITED})], "LimitError", 11.054),
+    ("2 named", "chat", [event({"code": 500, "message": "x"}, "error")], "ServerError", None),
+    ("3 flat", "responses", [event({**LIMITED, "type": "error"})], "LimitError", 11.054),
+    ("4 failed", "responses", [failed("rate_limit_exceeded", TPM)], "LimitError", 11.054),
+    ("4 server", "responses", [failed("server_error")], "ServerError", None),
+    ("4 quota", "responses", [failed("insufficient_quota")], "QuotaError", None),
+    ("5 no reason", "responses", [failed(None)], "ServerError", None),
+    ("5 silent", "responses", [failed(None), Silence(999)], "ServerError", None),
+    ("5 broken", "responses", [failed(None), httpx2.ReadError("x")], "ServerError", None),
+    ("5 nonsense", "responses", [failed(None), b"data: {x\n\n"], "ServerError", None),
+    ("6 end", "responses", [], "TransportError", None),
+    ("6 chat", "chat", [], "TransportError", None),
+    ("6 done", "responses", [DONE], "TransportError", None),
+    ("6 half", "responses", [b'data: {"type": "resp'], "TransportError", None),
+    ("7 dropped", "responses", [httpx2.ReadError("x")], "TransportError", None),
+    ("7 chat", "chat", [httpx2.RemoteProtocolError("x")], "TransportError", None),
+    ("8 broken", "responses", [b"data: {x\n\n", completed()], "ServerError", None),
+    ("8 deep", "responses", [b"data: " + b"[" * 99999 + b"\n\n"], "ServerError", None),
+    ("8 digits", "responses", [b"data: " + b"9" * 9999 + b"\n\n"], "ServerError", None),
+    ("8 array", "chat", [b"data: []\n\n"], "ServerError", None),
+    ("10 silent", "responses", [Silence(999), completed()], "TransportError", None),
+    ("10 chat", "chat", [Silence(999), DONE], "TransportError", None),
+]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("api", "parts", "name", "wait"), [e[1:] for e in ENDS], ids=[e[0] for e in ENDS]
+)
+def test_failures_of_a_stream(
+    begun: bool, api: str, parts: list[Part], name: str, wait: float | None
+) -> None:
+    """Each shape is the same error before the first word and after it; the stream is closed."""
+    server = Server(Script([*(TEXT[api] if begun else []), *parts]))
+    error = fails(server, chosen=settings(api=api))
+    assert type(error).__name__ == name
+    assert getattr(error, "wait", None) == (wait and pytest.approx(wait))
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_failure_1_a_refusal_before_the_stream(api: str) -> None:
+    """A 429 is a limit with its figures, and brings the snapshot of its headers."""
+    headers = {"x-ratelimit-limit-tokens": "30000", "x-ratelimit-remaining-tokens": "7"}
+    error = fails(Server(refusal(429, TPM, headers=headers, code="x")), chosen=settings(api=api))
+    assert isinstance(error, LimitError)
+    assert (error.limit.limit, error.wait) == (30000, pytest.approx(11.054))
+    assert error.snapshot
+    assert error.snapshot.tokens
+    assert error.snapshot.tokens.remaining == 7
+
+
+def test_failure_5_the_wait_is_in_the_headers_of_the_200() -> None:
+    """Azure: failed without a reason, then an error event, the wait in Retry-After."""
+    reason = event({"type": "error", "error": {"code": "429", "message": "token rate limit"}})
+    script = Script([delta("a"), failed(None), reason], headers={"retry-after": "37"})
+    error = fails(Server(script))
+    assert isinstance(error, LimitError)
+    assert (error.wait, error.limit.resource) == (37.0, "tokens")
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_failure_9_a_web_page(status: int) -> None:
+    """A gateway's page is a failure of the server, and no part of it is shown."""
+    error = fails(Server(Script([b"\n<!DOCTYPE html><p>Sorry"], status)))
+    assert type(error).__name__ == "ServerError"
+    assert "Sorry" not in str(error)
+
+
+def test_no_connection() -> None:
+    """A server that cannot be reached is a transport error that says why."""
+    error = fails(Server(httpx2.ConnectError("[Errno -2] Name or service not known")))
+    assert type(error).__name__ == "TransportError"
+    assert "Name or service not known" in error.message
+
+
+@pytest.mark.parametrize(
+    ("parts", "seconds"),
+    [
+        ([Silence(9999)], 50.0),
+        ([delta("a"), Silence(9999)], 10.0),
+        ([delta("a"), Silence(8), delta("b"), Silence(9999)], 18.0),
+        ([delta("a"), *[Silence(4), b": ping\n\n"] * 99], 10.0),
+        ([delta("a"), *[Silence(4), event({"type": "keepalive"})] * 99], 10.0),
+        ([delta("a"), *[Silence(4), event({}, "ping")] * 99], 10.0),
+    ],
+)
+def test_silence(parts: list[Part], seconds: float) -> None:
+    """Silence ends a stream: longer before the first word; keep-alives are silence."""
+
+    async def run() -> float:
+        clock = LoopClock()
+        wire = Wire(clock=clock, transport=Server(Script(parts)))
+        chosen, request = settings(idle_timeout=10.0), Request(prompt="Why?")
+        await wire.model(request, chosen)
+        began = clock.now()
+        with pytest.raises(TransientError, match="silent"):
+            async for _ in wire.stream(request, chosen, model=MODEL):
+                pass
+        return clock.now() - began
+
+    assert run_virtual(run()) == pytest.approx(seconds)
+
+
+def test_a_long_event_on_a_slow_line_is_no_silence() -> None:
+    """As long as data arrives, the stream lives, even if no event is complete for long."""
+    text = delta("x" * 2000)
+    parts: list[Part] = [delta("a")]
+    for at in range(0, len(text), 100):
+        parts += [Silence(8), text[at : at + 100]]
+    server = Server(Script([*parts, completed()]))
+    assert len(ending_of(play(server, chosen=settings(idle_timeout=10.0))).text) == 2001
+
+
+def test_a_server_that_sends_no_headers_is_silent_too() -> None:
+    """The wait for headers is bounded like the wait for the first word."""
+
+    class Hanging(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            await asyncio.sleep(9999)
+            raise AssertionError
+
+    async def run() -> None:
+        wire = Wire(clock=LoopClock(), transport=Hanging())
+        async for _ in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
+            pass
+
+    with pytest.raises(TransientError, match="in time"):
+        run_virtual(run())
+
+
+def test_a_cancelled_reading_closes_the_stream() -> None:
+    """Cancelling the task ends the request at once, and releases its connection."""
+    server = Server(Script([delta("a"), Silence(50), completed()]))
+
+    async def run() -> None:
+        wire = Wire(clock=LoopClock(), transport=server)
+
+        async def read() -> None:
+            async for _ in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
+                pass
+
+        task = asyncio.create_task(read())
+        await server.asked.wait()
+        await asyncio.sleep(1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert server.bodies[0].closed
+
+    run_virtual(run())
+
+
+def test_the_stream_is_closed_before_the_answer_is_handed_over() -> None:
+    """Whoever leaves the loop at Completed leaves no connection behind."""
+    server = Server(Script([delta("a"), completed()]))
+
+    async def run() -> None:
+        wire = Wire(clock=LoopClock(), transport=server)
+        async for piece in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
+            last: Piece = piece
+            if not isinstance(piece, Opened | Text):
+                assert server.bodies[0].closed
+        assert last
+
+    run_virtual(run())

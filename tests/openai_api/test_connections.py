@@ -1,0 +1,258 @@
+"""The clients: what they send, to whom, and by which way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from nbcodex.errors import ConfigurationError, NbcodexError
+from nbcodex.models import Request
+from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api.connections import REFUSAL_BYTES, Connections
+from nbcodex.openai_api.providers import resolve
+from nbcodex.settings import Secret, Settings
+from tests.openai_api.scripted import KEY, MODEL, Script, Server, completed, play, settings
+from tests.virtual import LoopClock, run_virtual
+
+AZURE = "https://me.openai.azure.com"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees no proxy but its own."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def sent_to(chosen: Settings) -> httpx2.Request:
+    server = Server(Script([completed()]))
+    play(server, chosen=chosen, model=MODEL)
+    return server.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("azure", "url", "headers"),
+    [
+        (
+            {"azure_key": Secret(KEY), "api_version": "2025-04-01-preview"},
+            f"{AZURE}/openai/responses?api-version=2025-04-01-preview",
+            {"api-key": KEY},
+        ),
+        (
+            {"azure_ad_token": Secret(KEY), "api_version": "2025-04-01-preview"},
+            f"{AZURE}/openai/responses?api-version=2025-04-01-preview",
+            {"authorization": f"Bearer {KEY}"},
+        ),
+        (
+            {"azure_key": Secret(KEY)},
+            f"{AZURE}/openai/v1/responses",
+            {"authorization": f"Bearer {KEY}"},
+        ),
+    ],
+)
+def test_azure(azure: dict[str, Any], url: str, headers: dict[str, str]) -> None:
+    """The classic endpoint takes a version and a key or token, v1 does not."""
+    chosen = settings(api_key=None, base_url=None, azure_endpoint=AZURE, **azure)
+    request = sent_to(chosen)
+    assert str(request.url) == url
+    assert {n: request.headers[n] for n in headers} == headers
+
+
+def test_classic_azure_chat_names_the_deployment() -> None:
+    """In the classic API, chat has the deployment in its path."""
+    server = Server(Script([b"data: [DONE]\n\n"]))
+    chosen = settings(
+        api="chat", api_key=None, base_url=None, azure_endpoint=AZURE, azure_key=Secret(KEY),
+        api_version="2025-04-01-preview",
+    )  # fmt: skip
+    play(server, chosen=chosen, model="my-model")
+    assert server.requests[0].url.path == "/openai/deployments/my-model/chat/completions"
+
+
+def test_nothing_of_the_environment_leaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the SDK reads from the environment reaches no host that it is not for."""
+    secrets = {
+        "OPENAI_API_KEY": "sk-environment",
+        "OPENAI_ADMIN_KEY": "sk-admin",
+        "OPENAI_ORG_ID": "org-environment",
+        "OPENAI_PROJECT_ID": "proj-environment",
+        "OPENAI_CUSTOM_HEADERS": "Authorization: sk-custom\nX-Custom: sk-custom",
+        "AZURE_OPENAI_AD_TOKEN": "sk-entra",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine gateway.example login me password sk-netrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = sent_to(settings())
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    told = str(request.headers.multi_items())
+    assert not any(word in told for word in ("environment", "sk-admin", "custom", "netrc", "entra"))
+
+
+def test_openai_hears_of_organization_and_project() -> None:
+    """The account's parts go to OpenAI."""
+    request = sent_to(settings(base_url=None, organization="org", project="p"))
+    assert request.headers["openai-organization"] == "org"
+    assert request.headers["openai-project"] == "p"
+
+
+def test_one_client_for_an_endpoint_until_the_environment_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Connections are kept, and made anew when a proxy appears."""
+
+    async def run() -> None:
+        connections = Connections()
+        endpoint = resolve(settings(), Request(prompt=""))
+        one = connections.client(endpoint)
+        assert connections.client(endpoint) is one
+        assert one.max_retries == 0
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+        assert connections.client(endpoint) is not one
+        await connections.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "http://user:sk-proxy@x:nonsense"),
+        ("ALL_PROXY", "gopher://user:sk-proxy@x"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
+)
+def test_a_bad_environment_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """Variables that make no sense are a matter of configuration, and are not shown."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        Connections().client(resolve(settings(), Request(prompt="")))
+    assert "sk-proxy" not in str(caught.value)
+
+
+def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key for a server here does not travel to the proxy."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = completed()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        wire = Wire(clock=LoopClock())
+        chosen = settings(base_url=f"http://127.0.0.1:{port}/v1")
+        async for _ in wire.stream(Request(prompt="Why?"), chosen, model=MODEL):
+            pass
+        await wire.close()
+        server.close()
+        await server.wait_closed()
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    asyncio.run(run())
+
+
+def test_a_refusal_is_not_read_without_end() -> None:
+    """Of an endless refusal, a bounded part is read."""
+    read = 0
+
+    def endless() -> Any:
+        nonlocal read
+        while True:
+            read += 10_000
+            yield b"x" * 10_000
+
+    with pytest.raises(NbcodexError):
+        play(Server(Script(endless(), 400)))
+    assert read <= REFUSAL_BYTES + 20_000
+
+
+# Custom clients.
+
+
+def custom(server: Server, **options: Any) -> openai.AsyncOpenAI:
+    http = httpx2.AsyncClient(transport=server)
+    return openai.AsyncOpenAI(
+        api_key=KEY, base_url="https://private.example/v1", http_client=http, **options
+    )
+
+
+def test_a_custom_client_is_made_once_and_never_retries() -> None:
+    """A sync factory and an async one serve alike."""
+    made: list[openai.AsyncOpenAI] = []
+    server = Server(Script([], 500))
+
+    def factory() -> openai.AsyncOpenAI:
+        made.append(custom(server, max_retries=5))
+        return made[-1]
+
+    async def later() -> openai.AsyncOpenAI:
+        return factory()
+
+    async def run() -> None:
+        for maker in (factory, later):
+            chosen = Settings(client=maker, api="responses")
+            wire = Wire(clock=LoopClock())
+            request = Request(prompt="Why?", model="m")
+            for _ in range(2):
+                wire.endpoint(request, chosen)
+                assert await wire.model(request, chosen) == "m"
+                with contextlib.suppress(NbcodexError):
+                    async for _ in wire.stream(request, chosen, model="m"):
+                        pass
+            assert wire.endpoint(request, chosen).base_url == "https://private.example/v1"
+
+    run_virtual(run())
+    assert len(made) == 2
+    assert len(server.requests) == 4
+
+
+def test_a_custom_clients_key_is_a_secret_too() -> None:
+    """It is neither sent in a prompt nor shown when echoed."""
+    server = Server(Script([completed(model=KEY)]))
+    client = custom(server)
+    chosen = Settings(client=lambda: client, api="responses")
+    assert KEY not in repr(play(server, chosen=chosen, model="m"))
+    with pytest.raises(ConfigurationError, match="contains an API key"):
+        play(server, chosen=chosen, model="m", prompt=KEY)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda: openai.OpenAI(api_key=KEY),
+        lambda: "a client",
+        lambda: 1 / 0,
+        lambda: openai.AsyncOpenAI(api_key=None),
+        lambda: asyncio.sleep(0),
+    ],
+)
+def test_a_factory_of_anything_else(factory: Any) -> None:
+    """A sync client, no client, or an exception is a matter of configuration."""
+    with pytest.raises(ConfigurationError, match=r"Codex\.client"):
+        play(Server(Script()), chosen=Settings(client=factory), model="m")
+
+
+def test_a_token_provider_that_fails() -> None:
+    """What a user's own code raises in the middle of a call is not the server's fault."""
+
+    async def provider() -> str:
+        raise KeyError("secret")
+
+    client = openai.AsyncOpenAI(api_key=provider, base_url="https://private.example/v1")
+    with pytest.raises(ConfigurationError, match="KeyError"):
+        play(Server(Script()), chosen=Settings(client=lambda: client), model="m")

@@ -1,0 +1,129 @@
+"""What a conversation, pictures and a schema look like on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.models import Image, Request, Schema, Turn
+from nbcodex.openai_api import tokens
+from nbcodex.openai_api.answers import Ending
+from nbcodex.openai_api.bodies import chat_body, responses_body
+from nbcodex.openai_api.dialects import Dialects
+from nbcodex.openai_api.exchange import LARGEST, completed
+from nbcodex.openai_api.providers import Endpoint, check_texts
+from nbcodex.openai_api.redaction import Redactor
+from nbcodex.settings import Settings
+
+REASONING = {"type": "reasoning", "encrypted_content": "…"}
+TURN = Turn(prompt="one", answer="two", images=(Image(b"abc"),), carried=(REASONING,))
+REQUEST = Request(
+    prompt="three",
+    turns=(TURN,),
+    images=(Image(b"def", "image/jpeg"),),
+    schema=Schema(name="shape", definition={"type": "object"}),
+)
+
+
+def responses(request: Request) -> dict[str, object]:
+    return responses_body(request, model="m", kind="compatible", avoid=frozenset())
+
+
+def chat(request: Request) -> dict[str, object]:
+    return chat_body(request, model="m", kind="compatible", avoid=frozenset())
+
+
+def test_responses_carries_turns_reasoning_and_pictures() -> None:
+    """Each turn is the prompt with its pictures, what the server wants back, and the answer."""
+    first = [
+        {"type": "input_text", "text": "one"},
+        {"type": "input_image", "image_url": "data:image/png;base64,YWJj"},
+    ]
+    last = [
+        {"type": "input_text", "text": "three"},
+        {"type": "input_image", "image_url": "data:image/jpeg;base64,ZGVm"},
+    ]
+    assert responses(REQUEST)["input"] == [
+        {"role": "user", "content": first},
+        REASONING,
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": last},
+    ]
+
+
+def test_chat_carries_turns_and_pictures() -> None:
+    """Chat Completions gets the same conversation in its own words, without the reasoning."""
+    messages = chat(REQUEST)["messages"]
+    assert messages == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "one"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
+            ],
+        },
+        {"role": "assistant", "content": "two"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "three"},
+                {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,ZGVm"}},
+            ],
+        },
+    ]
+
+
+def test_both_name_the_schema() -> None:
+    """Structured output is asked for by each API's own mode."""
+    shape = {"name": "shape", "schema": {"type": "object"}, "strict": True}
+    assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
+    assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
+
+
+@pytest.mark.parametrize(
+    ("model", "base_url", "is_sent"),
+    [
+        (None, None, True),
+        ("m", "https://api.example/v1", True),
+        ("another", "https://api.example/v1", False),
+        ("m", "https://other.example/v1", False),
+    ],
+)
+def test_reasoning_goes_to_whose_it_is(
+    model: str | None, base_url: str | None, is_sent: bool
+) -> None:
+    """Encrypted reasoning is sent to the model and the server that gave it, and to no other."""
+    turn = replace(TURN, model=model, base_url=base_url)
+    endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
+    asked = replace(REQUEST, turns=(turn,))
+    question = Dialects().question(asked, Settings(), endpoint, "m")
+    assert (REASONING in question.body["input"]) is is_sent
+
+
+def test_hostile_reasoning_is_not_carried_on() -> None:
+    """What is not encrypted, holds a secret or is huge is left out, and unknown fields are cut."""
+    items = [
+        {"type": "reasoning", "encrypted_content": "good", "extra": "x"},
+        {"type": "reasoning", "summary": []},
+        {"type": "reasoning", "encrypted_content": "sk-a-secret-key"},
+        {"type": "reasoning", "encrypted_content": "x" * LARGEST},
+    ]
+    done = completed("text", Ending(reasoning=items), Redactor(["sk-a-secret-key"]))
+    assert done.reasoning == ({"type": "reasoning", "encrypted_content": "good"},)
+
+
+def test_a_conversation_with_the_key_is_refused() -> None:
+    """Earlier turns are looked at like the prompt."""
+    turn = replace(TURN, answer="it is sk-a-secret-key")
+    with pytest.raises(ConfigurationError, match="conversation contains an API key"):
+        check_texts(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
+
+
+@pytest.mark.parametrize("part", ["turns", "images", "schema"])
+def test_every_part_is_counted(part: str) -> None:
+    """Turns, pictures and schemas are input tokens, so the estimate holds them."""
+    plain = Request(prompt="three")
+    with_part = Request(prompt="three", **{part: getattr(REQUEST, part)})
+    assert tokens.of_request(with_part) > tokens.of_request(plain)

@@ -1,0 +1,247 @@
+"""Every way to fail becomes exactly one of our errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcodex import errors
+from nbcodex.errors import LONGEST, NbcodexError, TransientError
+from nbcodex.models import DAY
+from nbcodex.openai_api import failures
+
+WALL = 1_800_000_000.0
+TPM = (
+    "Rate limit reached for m in organization o on tokens per min (TPM): "
+    "Limit 30000, Used 22999, Requested 12528."
+)
+TOO_LARGE = (
+    "Request too large for m in organization o on tokens per min (TPM): Limit 30000, "
+    "Requested 36278. The input or output tokens must be reduced in order to run successfully."
+)
+
+
+def body(**error: Any) -> bytes:
+    return json.dumps({"error": {"message": "no", "type": None, "param": None, **error}}).encode()
+
+
+STATUSES = [
+    (429, body(type="tokens", code="rate_limit_exceeded", message=TPM), "LimitError"),
+    (429, body(type="requests", code="rate_limit_exceeded"), "LimitError"),
+    (429, body(code="429", message="exceeded token rate limit"), "LimitError"),
+    (429, b"<html><h1>429 Too Many Requests</h1><hr>nginx</html>", "LimitError"),
+    (429, b"", "LimitError"),
+    (403, body(code="rate_limit_exceeded"), "LimitError"),
+    (429, body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE), "TooLargeError"),
+    (429, body(type="insufficient_quota", code="insufficient_quota"), "QuotaError"),
+    (402, body(message="Insufficient Balance"), "QuotaError"),
+    (400, body(code="context_length_exceeded"), "TooLargeError"),
+    (400, body(message="This model's maximum context length is 4096 tokens."), "TooLargeError"),
+    (413, b"", "TooLargeError"),
+    (401, body(code="invalid_api_key"), "CredentialsError"),
+    (403, body(), "CredentialsError"),
+    (407, b"", "CredentialsError"),
+    (404, body(code="model_not_found"), "ModelError"),
+    (403, body(code="model_not_found"), "ModelError"),
+    (404, body(code="DeploymentNotFound"), "ModelError"),
+    (404, b"not found", "ModelError"),
+    (400, body(type="invalid_request_error", code="invalid_prompt"), "RequestError"),
+    (400, b'{"detail": [{"loc": ["body", "x"], "msg": "Extra inputs"}]}', "RequestError"),
+    (422, b'{"error": "just a string"}', "RequestError"),
+    (400, b"[" * 100_000, "RequestError"),
+    (302, b"", "RequestError"),
+    (503, body(type="service_unavailable_error", code="server_is_overloaded"), "OverloadedError"),
+    (429, body(code="slow_down"), "OverloadedError"),
+    (503, b"<html>", "OverloadedError"),
+    (529, b"", "OverloadedError"),
+    (500, body(type="server_error"), "ServerError"),
+    (500, body(message="the context window of the house is broken"), "ServerError"),
+    (502, b"<html>Bad Gateway</html>", "ServerError"),
+    (504, b"", "ServerError"),
+    (408, b"", "ServerError"),
+    (409, body(), "ServerError"),
+    (425, b"", "ServerError"),
+    (999, b"\x00\xff", "ServerError"),
+]
+
+
+@pytest.mark.parametrize(("status", "said", "name"), STATUSES)
+def test_statuses(status: int, said: bytes, name: str) -> None:
+    """A status and a body are one error, which says what happened and what to do."""
+    error = failures.from_status(status, {}, said, wall=WALL)
+    assert type(error).__name__ == name
+    assert error.message
+    assert error.advice
+    assert "<" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        (
+            {"type": "error", "error": {"code": "rate_limit_exceeded", "type": "tokens"}},
+            "LimitError",
+        ),
+        ({"type": "error", "code": "rate_limit_exceeded", "message": TPM}, "LimitError"),
+        (
+            {
+                "type": "response.failed",
+                "response": {"error": {"code": "rate_limit_exceeded", "message": TPM}},
+            },
+            "LimitError",
+        ),
+        ({"type": "response.failed", "response": {"id": "r", "error": None}}, "ServerError"),
+        ({"error": {"code": 429, "message": "slow"}}, "LimitError"),
+        ({"error": {"code": 502, "message": "upstream"}}, "ServerError"),
+        ({"error": {"code": 400, "message": "bad"}}, "RequestError"),
+        ({"error": {"code": "insufficient_quota"}}, "QuotaError"),
+        ({"error": {"code": "context_length_exceeded"}}, "TooLargeError"),
+        ({"error": {"code": "invalid_prompt"}}, "RequestError"),
+        ({"error": {"code": "cyber_policy"}}, "RequestError"),
+        ({"error": {"code": "server_error"}}, "ServerError"),
+        ({"error": {"code": "server_is_overloaded"}}, "OverloadedError"),
+        ({"error": {"code": "who knows"}}, "ServerError"),
+        ({"error": "words"}, "ServerError"),
+        ({"error": {"code": [1], "message": {"a": 1}, "type": 5}}, "ServerError"),
+        ([], "ServerError"),
+        (None, "ServerError"),
+        (17, "ServerError"),
+    ],
+)
+def test_events(payload: object, name: str) -> None:
+    """An error inside a stream has no status; its code and type decide alone."""
+    assert type(failures.from_event(payload, {}, wall=WALL)).__name__ == name
+
+
+REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (openai.APITimeoutError(REQUEST), "TransportError"),
+        (openai.APIConnectionError(request=REQUEST), "TransportError"),
+        (openai.APIError("x", REQUEST, body={"code": "rate_limit_exceeded"}), "LimitError"),
+        (openai.APIError("x", REQUEST, body=None), "ServerError"),
+        (openai.OpenAIError("Missing credentials"), "ConfigurationError"),
+        (httpx2.ReadError("gone"), "TransportError"),
+        (httpx2.RemoteProtocolError("peer closed"), "TransportError"),
+        (httpx2.ReadTimeout("slow"), "TransportError"),
+        (httpx2.DecodingError("bad gzip"), "TransportError"),
+        (ConnectionResetError(), "TransportError"),
+        (TimeoutError(), "TransportError"),
+        (json.JSONDecodeError("bad", "{", 1), "ServerError"),
+        (RecursionError(), "ServerError"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), "ServerError"),
+        (KeyError("x"), "ServerError"),
+        (errors.QuotaError("same"), "QuotaError"),
+    ],
+)
+def test_exceptions(error: Exception, name: str) -> None:
+    """Whatever the SDK, HTTP or a decoder raises is one of our errors."""
+    assert type(failures.from_exception(error, wall=WALL)).__name__ == name
+
+
+@pytest.mark.parametrize("status", [429, 500, None])
+def test_mistake_4_an_exhausted_quota_is_never_transient(status: int | None) -> None:
+    """insufficient_quota arrives as a 429, and can never succeed: it is not tried again."""
+    said = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
+    if status is None:
+        error = failures.from_event(json.loads(said), {"retry-after": "5"}, wall=WALL)
+    else:
+        error = failures.from_status(status, {"retry-after": "5"}, said, wall=WALL)
+    assert not isinstance(error, TransientError)
+
+
+def test_too_large_says_by_how_much() -> None:
+    """A request beyond the whole limit looks like a rate limit, and is none."""
+    said = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
+    error = failures.from_status(429, {"retry-after": "1"}, said, wall=WALL)
+    assert isinstance(error, errors.TooLargeError)
+    assert "6,278 over the limit of 30,000 tokens per minute" in error.message
+
+
+@pytest.mark.parametrize(
+    ("headers", "message", "wait"),
+    [
+        ({"retry-after-ms": "1500", "retry-after": "9"}, "Please try again in 5s.", 1.5),
+        ({"retry-after": "9"}, "Please try again in 5s.", 9.0),
+        ({}, f"{TPM} Please try again in 5s.", 5.0),
+        ({}, TPM, 11.054),
+        ({"retry-after": "nan"}, "No idea.", None),
+    ],
+)
+def test_the_order_of_waits(headers: dict[str, str], message: str, wait: float | None) -> None:
+    """Milliseconds, then seconds, then words, then arithmetic, then nothing."""
+    said = body(code="rate_limit_exceeded", message=message)
+    error = failures.from_status(429, headers, said, wall=WALL)
+    assert isinstance(error, TransientError)
+    assert error.wait == (wait and pytest.approx(wait, abs=1e-3))
+
+
+def test_an_overloaded_server_may_state_a_wait_too() -> None:
+    """Retry-After counts on a 503 as on a 429."""
+    error = failures.from_status(503, {"retry-after": "7"}, b"", wall=WALL)
+    assert isinstance(error, TransientError)
+    assert error.wait == 7.0
+
+
+def test_a_redirect_names_its_target_only() -> None:
+    """The host is named, without credentials that an address may carry."""
+    location = {"location": "https://user:pw@evil.example/path?q=1"}
+    error = failures.from_status(307, location, b"", wall=WALL)
+    assert "evil.example" in error.message
+    assert "pw" not in error.message
+
+
+def test_a_message_is_short_and_plain() -> None:
+    """Control characters, escapes and length of a server's message are not passed on."""
+    error = failures.from_status(
+        400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall=WALL
+    )
+    assert len(error.message) <= LONGEST
+    assert error.message.isprintable()
+
+
+def test_no_secret_is_shown() -> None:
+    """What the server echoes is cleaned, even where a cut would leave half a secret."""
+    key = "sk-0123456789"
+
+    def clean(text: str) -> str:
+        return text.replace(key, "*")
+
+    for gap in range(3960, 4010):
+        said = body(message=f"a{' ' * gap}{key}{key}", code=key, type=key)
+        error = failures.from_status(400, {"location": key}, said, wall=WALL, clean=clean)
+        assert "sk-0" not in str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "code", "type", "response", "detail", "x"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.integers(300, 600), JSON | st.binary(max_size=50), st.text(max_size=20))
+def test_garbage_is_one_of_our_errors(status: int, said: Any, header: str) -> None:
+    """No status and no body raises anything, and a wait is always sane."""
+    raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+    for error in (
+        failures.from_status(status, {"retry-after": header}, raw, wall=WALL),
+        failures.from_event(said, {"retry-after": header}, wall=WALL),
+    ):
+        assert isinstance(error, NbcodexError)
+        wait = getattr(error, "wait", None)
+        assert wait is None or 0 <= wait <= DAY

@@ -1,0 +1,157 @@
+"""Durations, waits and snapshots as headers state them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcodex.models import DAY
+from nbcodex.openai_api import headers
+
+WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1s", 1.0),
+        ("6m0s", 360.0),
+        ("17ms", 0.017),
+        ("8m51.438s", 531.438),
+        ("1h0m0s", 3600.0),
+        ("250µs", 250e-6),
+        ("250us", 250e-6),
+        ("12ns", 12e-9),
+        ("2m59.56s", 179.56),
+        ("33011.382867", 33011.382867),
+        ("0", 0.0),
+        (" 1s ", 1.0),
+        ("-1s", None),
+        ("-1", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e999", None),
+        ("", None),
+        (None, None),
+        ("soon", None),
+        ("1s or so", None),
+        ("1s" * 100, None),
+    ],
+)
+def test_go_durations(text: str | None, seconds: float | None) -> None:
+    """A reset is read as Go writes it, or as plain seconds; anything else is absent."""
+    assert headers.go_duration(text) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+@pytest.mark.parametrize(
+    ("given", "wait"),
+    [
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after-ms": "nonsense", "retry-after": "7"}, 7.0),
+        ({"retry-after": "0.25"}, 0.25),
+        ({"retry-after": "1m30s"}, 90.0),
+        ({"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}, 30.0),
+        # The server's clock is an hour ahead of ours.
+        (
+            {
+                "retry-after": "Fri, 15 Jan 2027 09:00:30 GMT",
+                "date": "Fri, 15 Jan 2027 09:00:00 GMT",
+            },
+            30.0,
+        ),
+        ({"retry-after": "Fri, 15 Jan 2027 07:00:00 GMT"}, None),
+        ({"retry-after": "Fri, 99 Foo 2027"}, None),
+        ({"retry-after": "0"}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e300"}, DAY),
+        ({"retry-after": "864000"}, DAY),
+        ({"retry-after-ms": "-1", "retry-after": "2"}, 2.0),
+        ({}, None),
+    ],
+)
+def test_stated_wait(given: dict[str, str], wait: float | None) -> None:
+    """The first header that states a sane wait counts; more than a day is a day."""
+    assert headers.stated_wait(given, wall=WALL) == (wait and pytest.approx(wait))
+
+
+def limits(resource: str, limit: str, remaining: str, reset: str = "") -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{resource}": limit,
+        f"x-ratelimit-remaining-{resource}": remaining,
+        f"x-ratelimit-reset-{resource}": reset,
+    }
+
+
+def test_snapshot_reads_both_buckets() -> None:
+    """One response gives level, limit and time to full of tokens and of requests."""
+    found = headers.snapshot(
+        {
+            **limits("tokens", "30000", "22999", "14.002s"),
+            **limits("requests", "500", "499", "120ms"),
+            "openai-processing-ms": "250",
+            "openai-organization": "org-x",
+        },
+        at=7.0,
+    )
+    assert (found.at, found.processing, found.organization) == (7.0, 0.25, "org-x")
+    assert found.tokens
+    assert (found.tokens.limit, found.tokens.remaining, found.tokens.full_in) == (
+        30000,
+        22999,
+        14.002,
+    )
+    assert found.requests
+    assert found.requests.full_in == pytest.approx(0.12)
+
+
+def test_the_tighter_of_plain_and_project_counts() -> None:
+    """Where a project has less left than its organization, the project's bucket is the one."""
+    found = headers.snapshot(
+        {**limits("tokens", "30000", "20000"), **limits("project-tokens", "9000", "100")}, at=0.0
+    )
+    assert found.tokens
+    assert (found.tokens.limit, found.tokens.remaining) == (9000, 100)
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining"),
+    [("-1", "5"), ("0", "0"), ("5", "-1"), ("nan", "1"), ("x", "y"), ("1e300", "1"), ("", "")],
+)
+def test_absurd_limits_are_absent(limit: str, remaining: str) -> None:
+    """What Azure and others write where they have no limit is no limit."""
+    assert headers.snapshot(limits("tokens", limit, remaining), at=0.0).tokens is None
+
+
+def test_a_reset_that_is_absurd_leaves_the_level() -> None:
+    """Limit and level are of use without the time to full."""
+    gauge = headers.snapshot(limits("tokens", "10", "5", "never"), at=0.0).tokens
+    assert gauge
+    assert gauge.full_in is None
+
+
+NAMES = [
+    *(
+        f"x-ratelimit-{w}-{r}"
+        for w in ("limit", "remaining", "reset")
+        for r in ("tokens", "requests")
+    ),
+    "retry-after",
+    "retry-after-ms",
+    "date",
+    "openai-processing-ms",
+    "openai-organization",
+]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=80)))
+def test_garbage_in_headers_never_raises(given: dict[str, str]) -> None:
+    """Whatever headers say, a wait is None or in (0, a day], and a snapshot comes out."""
+    wait = headers.stated_wait(given, wall=WALL)
+    assert wait is None or 0 < wait <= DAY
+    found = headers.snapshot(given, at=1.0)
+    for gauge in (found.tokens, found.requests):
+        assert gauge is None or 0 <= gauge.remaining <= gauge.limit <= headers.LARGEST

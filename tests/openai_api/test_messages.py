@@ -1,0 +1,133 @@
+"""Limits and waits as messages state them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nbcodex.models import DAY, MINUTE, Limit
+from nbcodex.openai_api import messages
+
+TPM = (
+    "Rate limit reached for gpt-5.6-sol in organization org-X on tokens per min (TPM): "
+    "Limit 30000, Used 22999, Requested 12528. Please try again in 11.054s. Visit https://x."
+)
+RPD = (
+    "Rate limit reached for m in organization o on requests per day (RPD): "
+    "Limit 200, Used 200, Requested 1. Please try again in 7m12s."
+)
+GROQ = (
+    "Rate limit reached for model `llama3-70b` in organization `o` service tier `on_demand` on "
+    "tokens per minute (TPM): Limit 6,000, Used 5,800, Requested 1,000. Please try again in 8s."
+)
+OLD = (
+    "Rate limit reached for default-x in organization o on requests per min. "
+    "Limit: 3 / min. Please try again in 20s."
+)
+AZURE = (
+    "Requests to the ChatCompletions_Create Operation have exceeded token rate limit of your "
+    "current OpenAI S0 pricing tier. Please retry after 37 seconds."
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "limit"),
+    [
+        (
+            TPM,
+            Limit(
+                resource="tokens",
+                window=MINUTE,
+                limit=30000,
+                used=22999,
+                requested=12528,
+                model="gpt-5.6-sol",
+            ),
+        ),
+        (
+            RPD,
+            Limit(resource="requests", window=DAY, limit=200, used=200, requested=1, model="m"),
+        ),
+        (
+            GROQ,
+            Limit(
+                resource="tokens",
+                window=MINUTE,
+                limit=6000,
+                used=5800,
+                requested=1000,
+                model="llama3-70b",
+            ),
+        ),
+        (OLD, Limit(resource="requests", window=MINUTE, limit=3, model="default-x")),
+        (AZURE, Limit(resource="tokens")),
+        ("Too many requests", Limit()),
+        ("", Limit()),
+    ],
+)
+def test_limits(message: str, limit: Limit) -> None:
+    """A message's resource, window, figures and model are found; what it does not tell is None."""
+    assert messages.limit(message) == limit
+
+
+def test_mistake_5_waits_are_understood_in_every_notation() -> None:
+    """80ms, 7m12s and 35 seconds are waits; none of them was one to the first Codex CLI."""
+    read = messages.stated_wait
+    assert read("Please try again in 80ms.") == pytest.approx(0.08)
+    assert read("Please try again in 7m12s.") == pytest.approx(432)
+    assert read("Please retry after 35 seconds.") == pytest.approx(35)
+
+
+@pytest.mark.parametrize(
+    ("message", "wait"),
+    [
+        (TPM, 11.054),
+        (AZURE, 37.0),
+        ("try again in 6h0m0s", 21600.0),
+        ("Try again in 1 minute and 20 seconds.", 80.0),
+        ("try again in 2 minutes, 5 secs", 125.0),
+        ("try again in about 5 minutes", 300.0),
+        ("Please retry in 35.5s", 35.5),
+        ("try again in 1 day", DAY),
+        ("try again in 9 days", DAY),
+        ("try again in 1m", 60.0),
+        ("try again in 0s", None),
+        ("try again in 999999999999h", DAY),
+        ("try again later", None),
+        ("try again in 5 moons", None),
+        ("in 5 seconds all is over", None),
+    ],
+)
+def test_stated_waits(message: str, wait: float | None) -> None:
+    """Any mix of units, as letters or as words, is a wait; a clamp keeps it sane."""
+    assert messages.stated_wait(message) == (wait and pytest.approx(wait))
+
+
+def test_arithmetic_of_the_message() -> None:
+    """Where no wait is stated, the figures give it: to the millisecond of the stated one."""
+    assert messages.reckoned_wait(messages.limit(TPM)) == pytest.approx(11.054, abs=1e-3)
+    assert messages.reckoned_wait(Limit(limit=10, used=5, requested=1, window=60)) is None
+    assert messages.reckoned_wait(Limit(limit=10, used=5)) is None
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "try again in ",
+        "1s",
+        "1" * 60,
+        " " * 60,
+        "Limit ",
+        "rate limit reached for a",
+        "1,",
+        "retry after 1m",
+    ],
+)
+def test_ten_megabytes_are_read_in_no_time(unit: str) -> None:
+    """No pattern is slow on a long hostile text, for the text is cut first."""
+    text = unit * (10_000_000 // len(unit))
+    before = time.process_time()
+    messages.limit(text)
+    messages.stated_wait(text)
+    assert time.process_time() - before < 0.5

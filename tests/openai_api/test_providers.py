@@ -1,0 +1,262 @@
+"""Where a request goes, and with which key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import ConfigurationError, MissingKeyError
+from nbcodex.models import Request
+from nbcodex.openai_api import bodies
+from nbcodex.openai_api.providers import Endpoint, host_of, resolve
+from nbcodex.settings import Settings
+
+KEY, OTHER = "sk-mine-0123456789", "sk-other-0123456789"
+AZURE = "https://me.openai.azure.com"
+
+
+def reached(
+    environ: Mapping[str, str], *, keys: Mapping[str, str] = {}, **request: Any
+) -> Endpoint:
+    settings = Settings.read({"keys": keys} if keys else {}, environ)
+    return resolve(settings, Request(**{"prompt": "Why?", **request}))
+
+
+def key_of(endpoint: Endpoint) -> str:
+    return endpoint.key.reveal() if endpoint.key else ""
+
+
+def test_openai_is_the_default() -> None:
+    """With a key and nothing else, OpenAI is asked, for the account that the settings name."""
+    found = reached({"OPENAI_API_KEY": KEY, "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "p"})
+    assert (found.kind, found.base_url) == ("openai", "https://api.openai.com/v1")
+    assert (found.host, found.scope) == ("api.openai.com", "org/p")
+
+
+def test_scopes_tell_accounts_apart_but_no_keys() -> None:
+    """Two keys are two scopes, the same key is one; neither contains the key."""
+    one, again = (reached({"OPENAI_API_KEY": KEY}) for _ in range(2))
+    other = reached({"OPENAI_API_KEY": OTHER})
+    assert one.scope == again.scope != other.scope
+    assert KEY not in f"{one!r}{one.scope}"
+
+
+@pytest.mark.parametrize(
+    ("environ", "kind", "base_url", "version", "entra"),
+    [
+        (
+            {
+                "AZURE_OPENAI_ENDPOINT": AZURE,
+                "AZURE_OPENAI_API_KEY": KEY,
+                "OPENAI_API_VERSION": "2025-04-01-preview",
+            },
+            "azure",
+            AZURE,
+            "2025-04-01-preview",
+            False,
+        ),
+        (
+            {"AZURE_OPENAI_ENDPOINT": f"{AZURE}/", "AZURE_OPENAI_API_KEY": KEY},
+            "azure",
+            f"{AZURE}/openai/v1",
+            None,
+            False,
+        ),
+        (
+            {
+                "AZURE_OPENAI_ENDPOINT": f"{AZURE}/openai/v1/",
+                "AZURE_OPENAI_AD_TOKEN": KEY,
+                "OPENAI_API_VERSION": "2025-04-01-preview",
+            },
+            "azure",
+            f"{AZURE}/openai/v1",
+            None,
+            True,
+        ),
+        (
+            {"OPENAI_BASE_URL": f"{AZURE}/openai/v1", "OPENAI_API_KEY": KEY},
+            "azure",
+            f"{AZURE}/openai/v1",
+            None,
+            False,
+        ),
+        (
+            {"OPENAI_BASE_URL": f"{AZURE}/openai/v1", "AZURE_OPENAI_API_KEY": KEY},
+            "azure",
+            f"{AZURE}/openai/v1",
+            None,
+            False,
+        ),
+        (
+            {
+                "AZURE_OPENAI_ENDPOINT": AZURE,
+                "AZURE_OPENAI_API_KEY": OTHER,
+                "OPENAI_API_KEY": KEY,
+            },
+            "openai",
+            "https://api.openai.com/v1",
+            None,
+            False,
+        ),
+    ],
+)
+def test_which_provider(
+    environ: dict[str, str], kind: str, base_url: str, version: str | None, entra: bool
+) -> None:
+    """Azure is chosen by its endpoint alone; a version makes it classic, anything else v1."""
+    found = reached(environ)
+    assert (found.kind, found.base_url, found.api_version) == (kind, base_url, version)
+    assert (key_of(found), found.entra) == (KEY, entra)
+
+
+def test_a_key_goes_only_to_its_own_host() -> None:
+    """Another base URL does not get the key that is configured, not even on this machine."""
+    for api_base in (
+        "https://evil.example/v1",
+        "http://localhost:8000/v1",
+        "https://api.openai.com:8443/v1",
+        "https://api.openai.com.evil.example/v1",
+    ):
+        with pytest.raises(MissingKeyError) as caught:
+            reached({"OPENAI_API_KEY": KEY}, api_base=api_base)
+        assert KEY not in str(caught.value)
+
+
+def test_a_key_by_host_opens_another_base_url() -> None:
+    """An entry among the keys serves its host, with the port or without."""
+    for name in ("gw.example:8443", "gw.example"):
+        found = reached(
+            {"OPENAI_API_KEY": KEY}, keys={name: OTHER}, api_base="https://gw.example:8443/v1"
+        )
+        assert (found.kind, key_of(found)) == ("compatible", OTHER)
+
+
+def test_a_key_by_host_wins() -> None:
+    """For the configured base URL, too."""
+    environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://gw.example/v1"}
+    assert key_of(reached(environ, keys={"gw.example": OTHER})) == OTHER
+
+
+def test_the_own_host_in_another_path_keeps_the_key() -> None:
+    """A base URL on the configured server is no other host."""
+    found = reached({"OPENAI_API_KEY": KEY}, api_base="https://API.openai.com/v2/")
+    assert (found.base_url, key_of(found)) == ("https://api.openai.com/v2", KEY)
+
+
+def test_a_server_without_keys_is_told_how_to_be_reached() -> None:
+    """Ollama and its like take any key; that none is set is said, with the value that will do."""
+    ollama = {"OPENAI_BASE_URL": "http://localhost:11434/v1"}
+    with pytest.raises(MissingKeyError, match="OPENAI_API_KEY=none"):
+        reached(ollama)
+    found = reached({**ollama, "OPENAI_API_KEY": "none"})
+    assert (found.kind, key_of(found), found.host) == ("compatible", "none", "localhost:11434")
+
+
+def test_without_a_key_the_ways_out_are_named() -> None:
+    """A missing key is said shortly, with what to do about it."""
+    with pytest.raises(MissingKeyError) as caught:
+        reached({})
+    for way in ("%codex login", "OPENAI_API_KEY", "nbcodex demo"):
+        assert way in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.openai.com/v1",
+        "ftp://x.example",
+        "https://",
+        "https://x y.example/v1",
+        "https://x.example/a b",
+        "https://user:pw@x.example/v1",
+        "https://x.example/v1?key=1",
+        "https://x.example:99999/v1",
+        "https://[::1/v1",
+        "https://x.example/v1/chat/completions",
+        "https://x.example/\x00",
+        "https://ex\u0430mple.com/v1",
+        "nonsense",
+    ],
+)
+def test_bad_base_urls(url: str) -> None:
+    """A base URL that cannot be one is refused, without showing what it may contain."""
+    with pytest.raises(ConfigurationError) as caught:
+        reached({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url})
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [f"Bearer {KEY}", f"{KEY}\nX-Evil: 1", f'"{KEY}"', f"{KEY}é"])
+def test_bad_keys(key: str) -> None:
+    """A key that cannot be one is refused, and not shown."""
+    with pytest.raises(ConfigurationError) as caught:
+        reached({"OPENAI_API_KEY": key})
+    assert KEY not in str(caught.value)
+
+
+def test_cleartext_needs_to_be_asked_for() -> None:
+    """http:// beyond this machine is refused, unless the host is named among the keys."""
+    environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "http://box.example:8000/v1"}
+    with pytest.raises(ConfigurationError, match="unencrypted"):
+        reached(environ)
+    assert key_of(reached(environ, keys={"box.example:8000": OTHER})) == OTHER
+    assert key_of(reached({**environ, "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1"})) == KEY
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"prompt": f"my key is {KEY}."},
+        {"system": KEY},
+        {"model": KEY},
+        {"params": {"metadata": {"a": ["b", {"c": KEY}]}}},
+        {"params": {"metadata": {KEY: 1}}},
+    ],
+)
+def test_a_request_with_a_secret_is_refused(where: dict[str, Any]) -> None:
+    """Nothing that contains a key in force is sent, and the refusal does not show it."""
+    with pytest.raises(ConfigurationError) as caught:
+        reached({"OPENAI_API_KEY": KEY}, **where)
+    assert KEY not in str(caught.value)
+
+
+def test_half_a_character_is_refused() -> None:
+    """A lone surrogate cannot be sent, and another attempt would not help."""
+    with pytest.raises(ConfigurationError, match="surrogate"):
+        reached({"OPENAI_API_KEY": KEY}, prompt="\ud800")
+
+
+def test_an_endpoint_does_not_show_its_key() -> None:
+    """Its repr is safe to log."""
+    assert KEY not in repr(reached({"OPENAI_API_KEY": KEY}))
+
+
+def test_the_host_of_a_login() -> None:
+    """A key typed in is for the host that requests go to."""
+    assert host_of(Settings.read({}, {})) == "api.openai.com"
+    assert host_of(Settings.read({}, {"AZURE_OPENAI_ENDPOINT": AZURE})) == "me.openai.azure.com"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"model": "x"},
+        {"input": "x"},
+        {"messages": []},
+        {"stream": False},
+        {"max_output_tokens": 5},
+        {"extra_headers": {"a": "b"}},
+        {"extra_query": {}},
+        {"timeout": 5},
+        {"base_url": "https://x"},
+        {"temperature": float("nan")},
+        {"x": object()},
+        {1: 2},
+    ],
+)
+def test_params_that_are_ours_are_refused(params: dict[Any, Any]) -> None:
+    """What has an option of its own, or reaches outside the body, is no parameter."""
+    with pytest.raises(ConfigurationError) as caught:
+        bodies.check_params(params)
+    assert caught.value.advice

@@ -1,0 +1,260 @@
+"""What is sent, in which words, and to which model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import ConfigurationError, NbcodexError, TransientError
+from nbcodex.models import Request
+from nbcodex.openai_api.attempt import Note, Text, Wire
+from tests.openai_api.scripted import (
+    DONE,
+    KEY,
+    MODEL,
+    Script,
+    Server,
+    chunk,
+    completed,
+    fails,
+    play,
+    refusal,
+    settings,
+)
+from tests.virtual import LoopClock, run_virtual
+
+
+def test_mistake_2_the_request_is_sent_again_as_it_was() -> None:
+    """Trying twice sends the same bytes twice."""
+    server = Server(refusal(429), Script([completed()]))
+    wire = Wire(clock=LoopClock(), transport=server)
+    request = Request(prompt="Why?", system="Be brief.")
+
+    async def run() -> None:
+        for _ in range(2):
+            with contextlib.suppress(TransientError):
+                async for _ in wire.stream(request, settings(), model=MODEL):
+                    pass
+
+    run_virtual(run())
+    assert server.sent[0] == server.sent[1]
+    assert server.sent[0]["input"] == "Why?"
+
+
+def test_the_body_of_responses() -> None:
+    """What is asked is in the body; the server keeps nothing; the user's params win."""
+    server = Server(Script([completed()]))
+    params = {"reasoning": {"summary": "auto"}, "temperature": 0.5}
+    play(server, system="S", max_output=7, effort="low", params=params)
+    assert server.sent == [
+        {
+            "model": MODEL,
+            "input": "Why?",
+            "instructions": "S",
+            "stream": True,
+            "store": False,
+            "max_output_tokens": 7,
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "temperature": 0.5,
+        }
+    ]
+
+
+def test_the_body_at_openai() -> None:
+    """OpenAI keeps nothing, so reasoning is carried on encrypted, where the model reasons."""
+    server = Server(Script([completed()]))
+    for model in (MODEL, "gpt-4o"):
+        play(server, chosen=settings(base_url=None), model=model)
+    assert [b.get("include") for b in server.sent] == [["reasoning.encrypted_content"], None]
+    assert [b["store"] for b in server.sent] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "name"), [(None, "max_completion_tokens"), ("https://gw.example", "max_tokens")]
+)
+def test_the_body_of_chat(base_url: str | None, name: str) -> None:
+    """The name of the output bound is the one that the server is likely to know."""
+    server = Server(Script([DONE]))
+    play(
+        server,
+        chosen=settings(api="chat", base_url=base_url),
+        system="S",
+        max_output=7,
+        effort="low",
+    )
+    assert server.sent == [
+        {
+            "model": MODEL,
+            "messages": [
+                {"role": "system", "content": "S"},
+                {"role": "user", "content": "Why?"},
+            ],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            name: 7,
+            "reasoning_effort": "low",
+        }
+    ]
+
+
+def played_twice(server: Server, **options: Any) -> list[str]:
+    """Ask twice over one wire, and return the paths that were called."""
+    chosen = settings(**options)
+    wire = Wire(clock=LoopClock(), transport=server)
+
+    async def run() -> None:
+        for _ in range(2):
+            request = Request(prompt="Why?", max_output=7)
+            async for _ in wire.stream(request, chosen, model=MODEL):
+                pass
+
+    run_virtual(run())
+    return [r.url.path for r in server.requests]
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_responses_is_asked_in_chat(status: int) -> None:
+    """`auto` probes once, and remembers."""
+    server = Server(refusal(status), Script([chunk("hi", finish="stop"), DONE]))
+    paths = played_twice(server, api="auto")
+    assert paths == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+def test_a_missing_model_is_no_missing_api() -> None:
+    """A 404 that names the model is final."""
+    server = Server(refusal(404, code="model_not_found"), Script([DONE]))
+    assert type(fails(server, chosen=settings(api="auto"))).__name__ == "ModelError"
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"), [(500, True), (503, True), (502, False), (504, False)]
+)
+def test_what_a_gateway_gives_up_may_have_been_answered(status: int, refused: bool) -> None:
+    """A server that fails at once has made no answer; behind a gateway nobody knows."""
+    assert fails(Server(refusal(status))).refused is refused
+
+
+def test_openai_is_not_probed() -> None:
+    """A 404 of OpenAI is about the model."""
+    server = Server(refusal(404), Script([DONE]))
+    error = fails(server, chosen=settings(api="auto", base_url=None))
+    assert type(error).__name__ == "ModelError"
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_rejects_stream_options_goes_without() -> None:
+    """A parameter that the server does not know is left out, and that is remembered."""
+    server = Server(
+        refusal(400, "Unrecognized request argument supplied: stream_options"), Script([DONE])
+    )
+    played_twice(server, api="chat")
+    assert ["stream_options" in b for b in server.sent] == [True, False, False]
+
+
+UNVERIFIED = (
+    "Your organization must be verified to stream this model. Please go to: https://platform"
+    ".openai.com/settings/organization/general and click on Verify Organization."
+)
+SAID = {"type": "output_text", "text": "hi"}
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        (UNVERIFIED, None),
+        ("That value cannot be had.", "stream"),
+        ("Streaming is not supported for this model.", None),
+    ],
+)
+def test_who_may_not_stream_gets_the_answer_in_one_piece(
+    api: Any, message: str, param: str | None
+) -> None:
+    """An organization that is not verified is answered, told why all comes at once, and so on."""
+    whole = {
+        "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
+        "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
+    }[api]
+    server = Server(
+        refusal(400, message, param=param), Script([json.dumps({"model": MODEL} | whole).encode()])
+    )
+    played_twice(server, api=api)
+    assert [b.get("stream", False) for b in server.sent] == [True, False, False]
+    assert "stream_options" not in server.sent[1]
+    pieces = play(
+        Server(refusal(400, message, param=param), server.answers[0]), chosen=settings(api=api)
+    )
+    assert [p.text for p in pieces if isinstance(p, Note | Text)] == [
+        "hi",
+        "in one piece: this model is not streamed to you",
+    ]
+
+
+def test_the_name_of_the_output_bound_is_learnt() -> None:
+    """A server that knows only the other name gets it."""
+    server = Server(
+        refusal(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+        Script([DONE]),
+    )
+    played_twice(server, api="chat")
+    names = [[n for n in b if n.startswith("max")] for b in server.sent]
+    assert names == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"]]
+
+
+def test_a_rejection_is_argued_with_only_so_often() -> None:
+    """A server that rejects everything is not asked for ever."""
+    server = Server(refusal(400, "unsupported max_tokens max_completion_tokens stream_options"))
+    error = fails(server, chosen=settings(api="chat"), max_output=5)
+    assert type(error).__name__ == "RequestError"
+    assert len(server.requests) <= 4
+
+
+def listing(*names: object) -> Script:
+    return Script([json.dumps({"data": [{"id": n} for n in names]}).encode()])
+
+
+def test_the_only_model_of_a_server_is_asked() -> None:
+    """Elsewhere than at OpenAI, with no model named, the only one is it."""
+    server = Server(listing("tiny"), Script([completed()]))
+    play(server, chosen=settings(model=None))
+    assert server.sent_models == ["tiny"]
+
+
+@pytest.mark.parametrize(("names", "said"), [(["b", "a"], "offers a, b"), ([], "offers no model")])
+def test_several_models_are_listed(names: list[str], said: str) -> None:
+    """The user has to choose, and sees from what."""
+    with pytest.raises(ConfigurationError, match=said):
+        play(Server(listing(*names)), chosen=settings(model=None))
+
+
+def test_the_default_model_is_openais_alone() -> None:
+    """OpenAI has a default; on Azure a deployment has to be named."""
+    server = Server(Script([completed()]))
+    play(server, chosen=settings(model=None, base_url=None))
+    assert server.sent_models == [MODEL]
+    azure = settings(model=None, base_url="https://me.openai.azure.com/openai/v1")
+    with pytest.raises(ConfigurationError, match="deployment"):
+        play(server, chosen=azure)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script([b"<html>"]),
+        Script([b"{}"]),
+        Script([b"[]"]),
+        listing(KEY, 5, None, "x" * 999, "\x1b"),
+    ],
+)
+def test_a_list_of_models_may_be_nonsense(script: Script) -> None:
+    """Names are short, plain and without our key; anything else is one of our errors."""
+
+    async def run() -> list[str]:
+        return await Wire(clock=LoopClock(), transport=Server(script)).models(settings())
+
+    with contextlib.suppress(NbcodexError):
+        names = run_virtual(run())
+        assert all(len(n) <= 100 and n.isprintable() and KEY not in n for n in names)

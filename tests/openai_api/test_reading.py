@@ -1,0 +1,91 @@
+"""How a stream is read: packets that come one by one gather, what is there is read at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nbcodex.openai_api import answers, exchange
+from nbcodex.openai_api.reading import GATHER, Reading
+from nbcodex.openai_api.redaction import Redactor
+from tests.virtual import run_virtual
+
+COUNT = 40
+PIECES = [b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n'] * COUNT
+END = b'data: {"type": "response.completed", "response": {"status": "completed"}}\n\n'
+
+
+def reading(chunks: AsyncIterator[bytes]) -> Reading:
+    """Return the reading of a stream."""
+    return Reading(
+        chunks,
+        answers.reader("responses", durable=False),
+        redactor=Redactor([]),
+        thoughts=Redactor([]),
+        idle=60.0,
+    )
+
+
+async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
+    """Return the text of a stream, and the seconds that its reading took."""
+    began = asyncio.get_running_loop().time()
+    text = "".join([said async for said, _ in reading(chunks).pieces()])
+    return text, asyncio.get_running_loop().time() - began
+
+
+def test_what_is_there_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one packet are not slept between, however long the machine takes for each."""
+    sleeps: list[float] = []
+
+    async def note(seconds: float) -> None:
+        sleeps.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+
+    async def one_packet() -> AsyncIterator[bytes]:
+        for piece in [*PIECES, END]:
+            busy_until = time.perf_counter() + 0.0005
+            while time.perf_counter() < busy_until:
+                pass
+            yield piece
+
+    text, _ = asyncio.run(read(one_packet()))
+    assert (text, sleeps) == ("word " * COUNT, [])
+
+
+def test_packets_gather() -> None:
+    """After a chunk that was waited for, others may come before the next is asked for."""
+
+    async def packet_by_packet() -> AsyncIterator[bytes]:
+        for piece in [*PIECES, END]:
+            await asyncio.sleep(0.001)
+            yield piece
+
+    text, took = run_virtual(read(packet_by_packet()))
+    assert text == "word " * COUNT
+    assert took > COUNT * GATHER
+
+
+def test_a_body_is_closed_where_it_was_left() -> None:
+    """Whoever stops in the middle leaves nothing open, for the collector to close at any moment."""
+    closed: list[bool] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield PIECES[0]
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        body = endless()
+        pieces = exchange.pieces(reading(body), Redactor([]))
+        await anext(pieces)
+        await pieces.aclose()
+        assert closed
+        assert body
+
+    run_virtual(main())

@@ -1,0 +1,69 @@
+"""A hostile server echoes our key, or lures it away."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import httpx2
+import pytest
+
+from nbcodex.openai_api.redaction import MASK
+from tests.openai_api.scripted import (
+    KEY,
+    Script,
+    Server,
+    completed,
+    delta,
+    event,
+    failed,
+    fails,
+    play,
+    refusal,
+    text_of,
+)
+
+
+def test_an_echoed_key_is_not_shown() -> None:
+    """A hostile server that sends our key back, in pieces or whole, shows it to nobody."""
+    half = len(KEY) // 2
+    thinking = event({"type": "response.reasoning_text.delta", "delta": f"{KEY}"})
+    script = Script(
+        [
+            thinking,
+            delta(f"Your key: {KEY[:half]}"),
+            delta(f"{KEY[half:]}!"),
+            completed(model=KEY, id=KEY),
+        ],
+        headers={"x-request-id": KEY, "openai-organization": KEY},
+    )
+    pieces = play(Server(script))
+    assert KEY not in repr(pieces)
+    assert text_of(pieces) == f"Your key: {MASK}!"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        refusal(401, f"Incorrect API key: {KEY}", code=KEY, type=KEY),
+        refusal(429, f"Rate limit reached for {KEY} on tokens per min (TPM): Limit 5, Used 5"),
+        Script([event({"type": "error", "error": {"code": KEY, "message": KEY}})]),
+        Script([failed(KEY, KEY)]),
+        Script([], 302, {"location": f"https://{KEY}.example/"}),
+        httpx2.RemoteProtocolError(f"illegal header line: {KEY}"),
+        Script([httpx2.RemoteProtocolError(f"illegal chunk: {KEY}")]),
+    ],
+)
+def test_an_echoed_key_is_in_no_error(script: Any) -> None:
+    """Neither the message nor the traceback, causes included, shows a key."""
+    error = fails(Server(script))
+    assert KEY not in "".join(traceback.format_exception(error))
+    assert KEY not in repr(vars(error))
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """Neither key nor prompt travel to a host that nobody configured; the error names it."""
+    server = Server(Script([], 307, {"location": "https://evil.example/v1/responses"}))
+    error = fails(server)
+    assert "evil.example" in error.message
+    assert [r.url.host for r in server.requests] == ["gateway.example"]

@@ -1,0 +1,138 @@
+"""Schemas and pictures on the wire: how they are asked for, and what servers make of that."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import ConfigurationError, ModelError, RequestError
+from nbcodex.models import Schema
+from nbcodex.openai_api import pictures
+from nbcodex.openai_api.attempt import Note
+from tests.openai_api.scripted import (
+    KEY,
+    Script,
+    Server,
+    chunk,
+    completed,
+    delta,
+    ending_of,
+    event,
+    fails,
+    play,
+    refusal,
+    settings,
+)
+
+SCHEMA = Schema(name="pet", definition={"type": "object", "properties": {"a": {}}})
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+
+
+def picture(data: bytes | str) -> dict[str, Any]:
+    result = data if isinstance(data, str) else b64encode(data).decode()
+    return {"type": "image_generation_call", "status": "completed", "result": result}
+
+
+@pytest.mark.parametrize(
+    ("api", "name", "message"),
+    [
+        ("responses", "text", "Unsupported parameter: 'text.format' is not supported."),
+        ("chat", "response_format", "response_format json_schema is unavailable for this model"),
+        ("chat", "response_format", "Invalid schema for response_format 'pet': 'a' is missing"),
+    ],
+)
+def test_a_server_without_schemas_is_told_in_words(api: Any, name: str, message: str) -> None:
+    """A 400 about the mode is retried without it, the schema among the instructions; it is said."""
+    good = completed() if api == "responses" else chunk("{}", finish="stop") + b"data: [DONE]\n\n"
+    server = Server(refusal(400, message), Script([delta("{}"), good][api == "chat" :]))
+    pieces = play(server, chosen=settings(api=api), schema=SCHEMA, system="Be brief.")
+    first, second = server.sent
+    assert name in first
+    assert name not in second
+    system = second.get("instructions") or second["messages"][0]["content"]
+    assert system.startswith("Be brief.")
+    assert '"properties"' in system
+    assert [p.text for p in pieces if isinstance(p, Note)] == [
+        "the server takes no JSON schema: told in words, and checked here"
+    ]
+
+
+def test_any_json_asks_for_no_mode() -> None:
+    """A schema that says nothing adds nothing to the body."""
+    server = Server(Script([delta("[1]"), completed()]))
+    play(server, schema=Schema(name="json", definition={}))
+    assert "text" not in server.sent[0]
+
+
+def test_a_key_in_a_schema_is_refused() -> None:
+    """A schema travels, so it holds no key."""
+    schema = Schema(name="x", definition={"type": "object", "description": KEY})
+    error = fails(Server(Script()), schema=schema)
+    assert isinstance(error, ConfigurationError)
+    assert KEY not in str(error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [event({"type": "response.refusal.delta", "delta": "No."}), completed()],
+        [
+            completed(
+                output=[{"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}]
+            )
+        ],
+    ],
+)
+def test_a_refusal_is_told_apart(said: list[bytes]) -> None:
+    """The model's refusal is the text, and marked as what it is."""
+    done = ending_of(play(Server(Script(said))))
+    assert (done.text, done.refused) == ("No.", True)
+
+
+def test_a_refusal_of_chat_is_told_apart() -> None:
+    """Chat Completions say a refusal in a field of its own."""
+    choice = {"index": 0, "delta": {"refusal": "No."}, "finish_reason": "stop"}
+    said = event({"choices": [choice]}) + b"data: [DONE]\n\n"
+    done = ending_of(play(Server(Script([said])), chosen=settings(api="chat")))
+    assert (done.text, done.refused) == ("No.", True)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_picture_arrives_once(twice: bool) -> None:
+    """Whether the ending repeats the picture or not, there is one."""
+    item = {"type": "response.output_item.done", "item": picture(PNG)}
+    end = completed(output=[picture(PNG)]) if twice else completed()
+    done = ending_of(play(Server(Script([event(item), end])), params=pictures.params()))
+    assert [(i.data, i.media_type) for i in done.images] == [(PNG, "image/png")]
+
+
+@pytest.mark.parametrize(
+    "data", [b"<svg onload=alert(1)>", "no base64!", "", b"", b"\x89PNX", b"<html>"]
+)
+def test_what_is_no_picture_is_left_out(data: Any) -> None:
+    """The first bytes decide: nothing that could run is ever taken for a picture."""
+    done = ending_of(play(Server(Script([completed(output=[picture(data)])]))))
+    assert done.images == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (refusal(400, "Tool 'image_generation' is not supported with this model."), RequestError),
+        (refusal(404, "Not Found"), ModelError),
+    ],
+)
+def test_a_server_without_pictures_says_so(answer: Script, kind: type) -> None:
+    """The error names the tool that is missing."""
+    error = fails(Server(answer), params=pictures.params())
+    assert isinstance(error, kind)
+    assert error.advice == pictures.CANNOT
+
+
+@pytest.mark.parametrize("name", ["store", "background"])
+def test_params_do_not_have_answers_kept(name: str) -> None:
+    """What the provider keeps is chosen in the open, with --durable."""
+    error = fails(Server(Script()), params={name: True})
+    assert "--durable" in str(error)

@@ -1,0 +1,121 @@
+"""The wire and the simulator, which were written apart, understand each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import LimitError, NbcodexError
+from nbcodex.models import DAY, MINUTE
+from nbcodex.openai_api.attempt import Completed, Opened, Piece
+from nbcodex.simulator import Fault, Knobs, Simulator
+from nbcodex.simulator.faults import KINDS
+from nbcodex.simulator.transport import SimulatorTransport
+from tests.openai_api.scripted import Request, Wire, ending_of, settings
+from tests.virtual import LoopClock, run_virtual
+
+PROMPT = "[[tokens=30]] [[echo: one two three four five six seven eight]]"
+TEXT = "one two three four five six seven eight"
+
+OUTCOMES = {
+    "http": "ServerError",
+    "tokens_per_minute": "LimitError",
+    "requests_per_minute": "LimitError",
+    "tokens_per_day": "LimitError",
+    "requests_per_day": "LimitError",
+    "too_large": "TooLargeError",
+    "quota": "QuotaError",
+    "azure": "LimitError",
+    "overloaded": "OverloadedError",
+    "html_429": "LimitError",
+    "html_502": "ServerError",
+    "redirect": "RequestError",
+    "refused": "TransportError",
+    "slow": "Completed",
+    "headers": "Completed",
+    "absurd_headers": "Completed",
+    "error_event": "LimitError",
+    "flat_error_event": "LimitError",
+    "failed": "LimitError",
+    "azure_failed": "LimitError",
+    "truncated": "TransportError",
+    "dropped": "TransportError",
+    "cut": "TransportError",
+    "malformed": "ServerError",
+    "stalled": "TransportError",
+    "huge_line": "Completed",
+}
+
+
+def ask(fault: Fault | None, *, api: str, **knobs: Any) -> list[Piece]:
+    async def run() -> list[Piece]:
+        simulator = Simulator(Knobs(**knobs), clock=LoopClock())
+        simulator.script([fault])
+        wire = Wire(clock=LoopClock(), transport=SimulatorTransport(simulator))
+        request, chosen = Request(prompt=PROMPT), settings(api=api)
+        model = await wire.model(request, chosen)
+        return [piece async for piece in wire.stream(request, chosen, model=model)]
+
+    return run_virtual(run())
+
+
+def outcome(fault: Fault, *, api: str) -> Piece | NbcodexError:
+    try:
+        return ask(fault, api=api)[-1]
+    except NbcodexError as error:
+        return error
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize("after", [-1, 0, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_fault(kind: str, after: int, api: str) -> None:
+    """Each of the simulator's faults, before any text and after, is the error that it plays."""
+    came = outcome(Fault(kind=kind, after=after), api=api)  # type: ignore[arg-type]
+    assert type(came).__name__ == OUTCOMES[kind]
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_an_answer(api: str) -> None:
+    """Text, usage, limits and the mark of the simulator arrive."""
+    pieces = ask(None, api=api)
+    ending, opened = ending_of(pieces), pieces[0]
+    assert isinstance(ending, Completed)
+    assert TEXT in ending.text
+    assert ending.usage.total_tokens
+    assert isinstance(opened, Opened)
+    assert opened.simulated
+    assert opened.snapshot.tokens
+    assert opened.snapshot.requests
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource", "window"),
+    [
+        ("tokens_per_minute", "tokens", MINUTE),
+        ("requests_per_minute", "requests", MINUTE),
+        ("tokens_per_day", "tokens", DAY),
+        ("requests_per_day", "requests", DAY),
+    ],
+)
+def test_limits_are_told_apart(kind: str, resource: str, window: float) -> None:
+    """What ran out, over which time, and for how long."""
+    error = outcome(Fault(kind=kind, seconds=7.0), api="responses")  # type: ignore[arg-type]
+    assert isinstance(error, LimitError)
+    assert (error.limit.resource, error.limit.window) == (resource, window)
+    assert error.wait == pytest.approx(7.0, abs=1.0)
+
+
+@pytest.mark.parametrize("kind", ["http", "tokens_per_minute", "quota"])
+def test_a_simulated_refusal_says_so(kind: str) -> None:
+    """What the simulator refuses counts as little as what it answers."""
+    with pytest.raises(NbcodexError) as refusal:
+        ask(Fault(kind), api="responses")
+    assert refusal.value.simulated
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_an_answer_in_one_piece_may_take_minutes(api: str) -> None:
+    """Where none may be streamed, nobody hears of a model that reasons, and its answer comes."""
+    assert ending_of(ask(None, api=api, streams=False, latency=400.0)).text == TEXT

@@ -1,0 +1,333 @@
+"""What real connections do, by either library that carries them: which fault it is, and what of it
+may have reached the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import NbcodexError, TransportError
+from nbcodex.models import Request
+from nbcodex.openai_api import connections
+from nbcodex.openai_api.attempt import Completed, Piece, Text, Wire
+from tests.openai_api.scripted import KEY, MODEL, completed, delta, settings
+from tests.virtual import LoopClock
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Behaviour = Callable[[Reader, Writer], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees no proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@asynccontextmanager
+async def server(behave: Behaviour) -> AsyncIterator[str]:
+    """A server that reads a request and behaves so; yields its base URL."""
+    served: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        served.add(asyncio.current_task())  # type: ignore[arg-type]
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await behave(reader, writer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    running = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}/v1"
+    finally:
+        running.close()
+        if served:
+            await asyncio.wait(served)
+
+
+async def read(reader: Reader) -> bytes:
+    """Read one request; return its head."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+    await reader.readexactly(size)
+    return head
+
+
+@asynccontextmanager
+async def wired() -> AsyncIterator[Wire]:
+    wire = Wire(clock=LoopClock())
+    try:
+        yield wire
+    finally:
+        await wire.close()
+
+
+async def ask(wire: Wire, url: str, pieces: list[Piece]) -> None:
+    request = Request(prompt="Why?")
+    stream = wire.stream(request, settings(base_url=url), model=MODEL)
+    pieces.extend([piece async for piece in stream])
+
+
+def fails(behave: Behaviour) -> tuple[NbcodexError, list[Piece]]:
+    """Ask a server that behaves so; return the error that must come, and what came before."""
+    pieces: list[Piece] = []
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            await ask(wire, url, pieces)
+
+    with pytest.raises(NbcodexError) as caught:
+        asyncio.run(run())
+    return caught.value, pieces
+
+
+def after(*parts: bytes, reset: bool = False) -> Behaviour:
+    """Return how a server behaves that reads a request, says so much, and hangs up."""
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await read(reader)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    return behave
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nConte", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_server_that_hangs_up_may_have_read_it(said: bytes, reset: bool) -> None:
+    """The connection failed; nobody knows whether the request is being worked on."""
+    error, _ = fails(after(said, reset=reset))
+    assert isinstance(error, TransportError)
+    assert error.was_sent
+    assert not error.refused
+    assert "in time" not in error.message
+
+
+def test_where_nobody_listens_nothing_was_sent() -> None:
+    """A connection that was refused has cost nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def run() -> None:
+        async with wired() as wire:
+            await ask(wire, f"http://127.0.0.1:{port}/v1", [])
+
+    with pytest.raises(TransportError, match="connection to the server failed") as caught:
+        asyncio.run(run())
+    assert not caught.value.was_sent
+    assert caught.value.refused
+
+
+def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is not made in time has cost nothing either."""
+    monkeypatch.setattr(connections, "CONNECT", 0.05)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        with socket.create_connection(full.getsockname()):  # the one that the kernel takes in
+
+            async def run() -> None:
+                async with wired() as wire:
+                    await ask(wire, f"http://127.0.0.1:{full.getsockname()[1]}/v1", [])
+
+            with pytest.raises(TransportError, match="in time") as caught:
+                asyncio.run(run())
+    assert not caught.value.was_sent
+    assert caught.value.refused
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    ("framing", "framed"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\n", lambda part: b"%x\r\n%s\r\n" % (len(part), part)),
+        (b"Content-Length: 100000\r\n\r\n", lambda part: part),
+    ],
+)
+def test_an_answer_that_breaks_off_keeps_its_text(
+    framing: bytes, framed: Callable[[bytes], bytes], reset: bool
+) -> None:
+    """What came before the break is there."""
+    released = asyncio.Event()
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await after(HEAD, framing, framed(delta("Because")), reset=reset)(reader, writer)
+        await released.wait()
+
+    pieces: list[Piece] = []
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            request = Request(prompt="Why?")
+            async for piece in wire.stream(request, settings(base_url=url), model=MODEL):
+                pieces.append(piece)
+                if isinstance(piece, Text):
+                    released.set()
+
+    with pytest.raises(TransportError):
+        asyncio.run(run())
+    assert [p.text for p in pieces if isinstance(p, Text)] == ["Because"]
+
+
+def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
+    """The end of the text may come between two reads, and the connection's without a goodbye."""
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await read(reader)
+        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for part in (delta("a"), delta("b"), completed()):
+            writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+            await writer.drain()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    pieces: list[Piece] = []
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            await ask(wire, url, pieces)
+
+    asyncio.run(run())
+    assert isinstance(pieces[-1], Completed)
+    assert pieces[-1].text == "ab"
+
+
+def test_text_comes_when_it_is_written() -> None:
+    """Nothing is held back until there is more of it: the server waits until it was heard."""
+    heard = asyncio.Event()
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await read(reader)
+        for part in (HEAD, b"Connection: close\r\n\r\n", delta("a")):
+            writer.write(part)
+        await heard.wait()
+        writer.write(completed())
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            request = Request(prompt="Why?")
+            async for piece in wire.stream(request, settings(base_url=url), model=MODEL):
+                if isinstance(piece, Text):
+                    heard.set()
+            assert isinstance(piece, Completed)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_cancelled_request_hangs_up() -> None:
+    """The server hears that nobody listens any more, and can stop at once."""
+    read_on, heard = asyncio.Event(), asyncio.Event()
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await read(reader)
+        writer.write(HEAD + b"Content-Length: 100000\r\n\r\n" + delta("a"))
+        read_on.set()
+        await reader.read()
+        heard.set()
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            task = asyncio.ensure_future(ask(wire, url, []))
+            await read_on.wait()
+            task.cancel()
+            await heard.wait()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_a_connection_is_used_again_unless_the_server_has_hung_up(hangs_up: bool) -> None:
+    """Between two requests a server may close it: the second one takes another."""
+    peers: list[Any] = []
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        body = completed()
+        while True:
+            await read(reader)
+            peers.append(writer.get_extra_info("peername"))
+            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            if hangs_up:
+                return
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            for _ in range(2):
+                await ask(wire, url, [])
+                for _ in range(10):
+                    await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert len(set(peers)) == 1 + hangs_up
+
+
+def test_what_is_sent_is_what_was_said() -> None:
+    """The key goes out once; nothing of the user's machine but the SDK's own headers does."""
+    heads: list[bytes] = []
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        heads.append(await read(reader))
+        writer.write(HEAD + b"Set-Cookie: a=b\r\nConnection: close\r\n\r\n" + completed())
+
+    async def run() -> None:
+        async with server(behave) as url, wired() as wire:
+            await ask(wire, url, [])
+
+    asyncio.run(run())
+    (head,) = heads
+    assert head.count(KEY.encode()) == 1
+    assert b"\r\nHost: 127.0.0.1:" in head.title()
+
+
+def test_a_process_ends_without_a_word(tmp_path: Path) -> None:
+    """Neither its end nor a forked child's complains of open connections, or harms the parent's."""
+    body = completed()
+    answer = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    code = f"""
+import gc, os, socketserver, threading
+import nbcodex
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while head := b"".join(iter(self.rfile.readline, b"\\r\\n")).lower():
+            self.rfile.read(int(head.split(b"content-length:")[1].split(b"\\r\\n")[0]))
+            self.wfile.write({answer!r})
+
+server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+server.daemon_threads = True
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["OPENAI_BASE_URL"] = "http://127.0.0.1:%d/v1" % server.server_address[1]
+for _ in range(2):
+    assert nbcodex.ask("Why?", model="m").status == "done"
+    if os.fork() == 0:
+        gc.collect()
+        assert nbcodex.ask("Why?", model="m").status == "done"
+        raise SystemExit
+    assert os.wait()[1] == 0
+assert nbcodex.ask("Why?", model="m").status == "done"
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
+        env={**os.environ, "OPENAI_API_KEY": KEY, "NBCODEX_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,98 @@
+"""Events from bytes, however they are cut."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcodex.errors import ServerError
+from nbcodex.openai_api.sse import Decoder
+
+
+def fed(*chunks: bytes) -> list[tuple[str, str]]:
+    decoder = Decoder()
+    return [e for chunk in chunks for e in decoder.feed(chunk)] + decoder.flush()
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"data: a\n\n", [("", "a")]),
+        (b"data: a\r\n\r\n", [("", "a")]),
+        (b"data: a\r\r", [("", "a")]),
+        (b"data: a\r\ndata: b\r\n\r\n", [("", "a\nb")]),
+        (b"event: e\ndata: a\n\n", [("e", "a")]),
+        (b"data: a\ndata: b\n\n", [("", "a\nb")]),
+        (b"data:a\n\n", [("", "a")]),
+        (b"data:  a\n\n", [("", " a")]),
+        (b"data\n\n", [("", "")]),
+        (b": comment\n\n: more\n\ndata: a\n\n", [("", "a")]),
+        (b"event: lonely\n\ndata: a\n\n", [("", "a")]),
+        (b"id: 1\nretry: 5\nwhatever: x\ndata: a\n\n", [("", "a")]),
+        (b"\xef\xbb\xbfdata: a\n\n", [("", "a")]),
+        (b"data: [DONE]\n\n", [("", "[DONE]")]),
+        (b'data: {"a":\n data\n\n', [("", '{"a":')]),
+        ("data: é€😀\n\n".encode(), [("", "é€😀")]),
+        (b"data: \xff\n\n", [("", "\ufffd")]),
+        ("data: a\u2028b\x0bc\n\n".encode(), [("", "a\u2028b\x0bc")]),
+        (b"data: unfinished", [("", "unfinished")]),
+        (b"data: a\n\n\n\n", [("", "a")]),
+    ],
+)
+def test_events_do_not_depend_on_the_chunks(stream: bytes, events: list[tuple[str, str]]) -> None:
+    """The same events come out of one chunk, of single bytes, and of every cut in two."""
+    assert fed(stream) == events
+    assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == events
+    for cut in range(len(stream)):
+        assert fed(stream[:cut], stream[cut:]) == events
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"data", b": ", b":", b"\r", b"\n", b"a", b"event", b"\xc3", b"\xef\xbb\xbf"]
+        )
+    ),
+    st.integers(1, 5),
+)
+def test_any_bytes_in_any_chunks_are_the_same_events(parts: list[bytes], size: int) -> None:
+    """How the network cuts a stream never changes what it says."""
+    stream = b"".join(parts)
+    assert fed(*(stream[i : i + size] for i in range(0, len(stream), size))) == fed(stream)
+
+
+def test_ten_megabytes_in_small_chunks_take_linear_time() -> None:
+    """A line of 10 MB in chunks of 64 bytes costs what its bytes cost, not their square."""
+    decoder = Decoder()
+    before = time.process_time()
+    decoder.feed(b"data: ")
+    for _ in range(10_000_000 // 64):
+        assert not decoder.feed(b"x" * 64)
+    [(_, data)] = decoder.feed(b"\n\n")
+    assert len(data) == 10_000_000 // 64 * 64
+    assert time.process_time() - before < 2.0
+
+
+@pytest.mark.parametrize("line", [b"x" * 100, b"data: " + b"x" * 90 + b"\n", b": " + b"x" * 90])
+def test_an_endless_event_is_refused(line: bytes) -> None:
+    """An event that grows beyond the bound is an error, not an ever larger memory."""
+    decoder = Decoder(largest=1000)
+
+    def endless() -> None:
+        for _ in range(100):
+            decoder.feed(line)
+
+    with pytest.raises(ServerError, match="event of more than"):
+        endless()
+
+
+def test_comments_are_no_pending_data() -> None:
+    """What is pending grows with data alone, so that keep-alive comments are no sign of life."""
+    decoder = Decoder()
+    decoder.feed(b": comment that has not end")
+    assert decoder.pending == 0
+    decoder.feed(b"ed\ndata: abc")
+    assert decoder.pending > 0

@@ -1,0 +1,106 @@
+"""Estimates of tokens, and prices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from nbcodex.models import Request, Usage
+from nbcodex.openai_api import prices, tokens
+
+OPENAI = "https://api.openai.com/v1"
+AZURE = "https://me.openai.azure.com/openai/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("", 0, 0),
+        ("word", 1, 2),
+        ("The quick brown fox jumps over the lazy dog. " * 100, 900, 1300),
+        ("敏捷的棕色狐狸跳过了懒狗" * 100, 900, 1400),
+        ("Быстрая коричневая лиса прыгает " * 100, 1000, 1700),
+        ("\ud800", 0, 2),
+    ],
+)
+def test_estimates_are_of_the_right_size(text: str, low: int, high: int) -> None:
+    """English, Chinese and Russian are each estimated near what o200k makes of them."""
+    assert low <= tokens.of_text(text) <= high
+
+
+def test_all_parts_of_a_request_count() -> None:
+    """The system prompt and the parameters are input as well."""
+    plain = tokens.of_request(Request(prompt="x" * 400))
+    assert 100 <= plain <= 120
+    assert tokens.of_request(Request(prompt="x" * 400, system="y" * 400)) >= plain + 100
+    assert tokens.of_request(Request(prompt="x" * 400, params={"a": "z" * 400})) >= plain + 100
+
+
+def test_a_known_model_has_a_price() -> None:
+    """Cached input is cheaper than input, and both than nothing known."""
+    full = prices.cost(Usage(input_tokens=1000, output_tokens=100), "gpt-5", OPENAI)
+    cached = prices.cost(
+        Usage(input_tokens=1000, cached_tokens=900, output_tokens=100), "gpt-5", OPENAI
+    )
+    assert full
+    assert cached
+    assert 0 < cached < full
+
+
+@pytest.mark.parametrize(
+    ("usage", "model", "base_url"),
+    [
+        (Usage(), "gpt-5", OPENAI),
+        (Usage(input_tokens=1000), "gpt-5", OPENAI),
+        (Usage(input_tokens=1, output_tokens=1), "no-such-model", OPENAI),
+        (Usage(input_tokens=1, output_tokens=1), None, OPENAI),
+        (Usage(input_tokens=1, output_tokens=1), "gpt-5", "http://localhost:11434/v1"),
+        (Usage(input_tokens=1, output_tokens=1), "gpt-5", "https://evil.example/api.openai.com"),
+        (Usage(input_tokens=1, output_tokens=1), "gpt-5", "https://[broken"),
+        (Usage(input_tokens=1, cached_tokens=5, output_tokens=1), "gpt-5", OPENAI),
+        (Usage(input_tokens=0, output_tokens=0), "gpt-5", OPENAI),
+        (Usage(input_tokens=9, output_tokens=9), "phi-4-reasoning:free", AZURE),
+    ],
+)
+def test_an_unknown_price_is_none(usage: Usage, model: str | None, base_url: str) -> None:
+    """Where no price is known it is None: never 0, never an error."""
+    assert prices.cost(usage, model, base_url) is None
+
+
+def test_azure_has_prices_of_its_own() -> None:
+    """Azure's hosts are priced as Azure."""
+    usage = Usage(input_tokens=1000, output_tokens=100)
+    assert prices.cost(usage, "gpt-4o", "https://me.openai.azure.com/openai/v1")
+
+
+def test_importing_the_wire_imports_nothing_heavy() -> None:
+    """The SDK, HTTP and the price table wait until they are needed."""
+    code = (
+        "import sys, pkgutil, importlib, nbcodex.openai_api as w\n"
+        "for m in pkgutil.iter_modules(w.__path__):\n"
+        "    importlib.import_module('nbcodex.openai_api.' + m.name)\n"
+        "print(sorted({'openai','httpx2','pydantic','genai_prices','anyio'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_rates_are_known_once_the_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a token costs is told without waiting for the tables: not before they are loaded."""
+    monkeypatch.setattr(prices, "_loaded", threading.Event())
+    assert prices.rates("gpt-5", OPENAI) is None
+    prices.load()
+    rates = prices.rates("gpt-5", OPENAI)
+    usage = Usage(input_tokens=1000, output_tokens=100)
+    assert rates is not None
+    assert rates.of(usage) == pytest.approx(prices.cost(usage, "gpt-5", OPENAI))
+
+
+@pytest.mark.parametrize(("model", "base_url"), [("gpt-5", "http://127.0.0.1/v1"), ("x", OPENAI)])
+def test_no_rates_where_nobody_knows(model: str, base_url: str) -> None:
+    """A price is of a seller and a model that are in the tables."""
+    prices.load()
+    assert prices.rates(model, base_url) is None

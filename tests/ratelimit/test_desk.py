@@ -1,0 +1,408 @@
+"""The desk: a ledger that other processes share, off the event loop, whatever its store does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from nbcodex.models import Gauge, Snapshot, Usage
+from nbcodex.ratelimit import desk as desks
+from nbcodex.ratelimit.desk import SharedDesk
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.row import Ticket
+from nbcodex.ratelimit.stores import StoreError, open_store, sqlite
+from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.runtime.clock import BootClock
+from nbcodex.settings import LEDGER
+
+T = TypeVar("T")
+COST = Cost(10, 90)
+SNAPSHOT = Snapshot(at=0.0, tokens=Gauge(limit=60_000, remaining=59_000, full_in=1.0))
+
+
+class Kernel:
+    """One process's desk, as the engine has it."""
+
+    def __init__(self, opening: Callable[[], Any]) -> None:
+        self.told: list[str] = []
+        self.clock = BootClock()
+        self.desk = SharedDesk(opening, clock=self.clock, tell=self.told.append)
+
+    async def ask(self) -> Reservation:
+        """Reserve, be let in, and be answered."""
+        now = self.clock.now()
+
+        def deed(ledger: Ledger) -> Ticket:
+            return ledger.listen("b", COST, lambda: None)
+
+        ticket = await self.desk.do(deed)
+        leave = await self.desk.do(lambda ledger: ledger.reserve(ticket, self.clock.now()))
+        while not isinstance(leave, Reservation):
+            await self.clock.wait(leave.until)
+            leave = await self.desk.do(lambda ledger: ledger.reserve(ticket, self.clock.now()))
+        given = leave
+        await self.desk.do(lambda ledger: ledger.admit(given, SNAPSHOT, self.clock.now()))
+        usage = Usage(input_tokens=10, output_tokens=20)
+        await self.desk.do(lambda ledger: ledger.settle(given, usage, self.clock.now()))
+        assert self.clock.now() - now < 1.0
+        return given
+
+
+@contextmanager
+def kernel(folder: Path) -> Iterator[Kernel]:
+    made = Kernel(partial(open_store, folder))
+    try:
+        yield made
+    finally:
+        made.desk.close()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(main)
+
+
+def test_kernels_share_what_is_known(tmp_path: Path) -> None:
+    """What one kernel is told, the other one knows before it has asked."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as first, kernel(tmp_path) as second:
+            await first.ask()
+            assert await first.desk.salt() == await second.desk.salt()
+            (known,) = (await second.desk.known(second.clock.now(), "b")).values()
+            assert known.tokens is not None
+            assert known.tokens.limit == 60_000
+            assert known.others == 1
+            assert second.told == []
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
+def test_the_file_is_the_user_s_own(tmp_path: Path) -> None:
+    """0600 in a folder of 0700, and no name of a bucket can be read in it."""
+
+    async def main() -> None:
+        with kernel(tmp_path / "home") as alone:
+            await alone.ask()
+
+    run(main())
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "home" / LEDGER).stat().st_mode) == 0o600
+
+
+def damaged(folder: Path) -> None:
+    (folder / LEDGER).write_bytes(b"no database, " * 1000)
+
+
+def foreign(folder: Path) -> None:
+    (folder / LEDGER).mkdir()
+
+
+def no_folder(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_text("a file where the folder should be")
+
+
+def writable(folder: Path) -> None:
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize("spoil", [damaged, foreign, no_folder, writable])
+def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """Requests go, paced by this kernel's own ledger, and it is said once."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    spoil(folder)
+
+    async def main() -> None:
+        with kernel(folder) as alone:
+            await alone.ask()
+            await alone.ask()
+            assert len(alone.told) == 1
+            assert "this kernel's own" in alone.told[0]
+            assert alone.desk.trouble == alone.told[0]
+
+    run(main())
+
+
+def test_a_network_file_system_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks lie there: the pace is this kernel's own, and that is said."""
+    monkeypatch.setattr(sqlite, "on_network", lambda _: True)
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            await alone.ask()
+            assert "network" in alone.told[0]
+
+    run(main())
+
+
+def test_a_locked_file_holds_nobody_up_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another program keeps locked is given up for memory, and taken up again later."""
+    monkeypatch.setattr(sqlite, "PATIENCE", 0.05)
+    monkeypatch.setattr(desks, "RETRY", 0.0)
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            await alone.ask()
+            with sqlite3.connect(tmp_path / LEDGER, isolation_level=None) as other:
+                other.execute("BEGIN EXCLUSIVE")
+                await alone.ask()
+                assert alone.desk.trouble
+                other.execute("ROLLBACK")
+            other.close()
+            await alone.ask()
+            assert alone.desk.trouble is None
+            (known,) = (await alone.desk.known(alone.clock.now())).values()
+            assert known.tokens is not None
+
+    run(main())
+
+
+def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: Path) -> None:
+    """A reservation of a lost store is settled in memory, and nothing is left under way."""
+
+    async def main() -> tuple[int, int]:
+        with kernel(tmp_path) as alone:
+            clock, desk = alone.clock, alone.desk
+            ticket = await desk.do(lambda ledger: ledger.listen("b", COST, lambda: None))
+            given = await desk.do(lambda ledger: ledger.reserve(ticket, clock.now()))
+            assert isinstance(given, Reservation)
+            desk._store._connection.close()  # type: ignore[union-attr]
+            await desk.do(lambda ledger: ledger.admit(given, SNAPSHOT, clock.now()))
+            usage = Usage(input_tokens=10, output_tokens=20)
+            await desk.do(lambda ledger: ledger.settle(given, usage, clock.now()))
+            (shared,) = desk._ledger._store._kept.values()  # type: ignore[attr-defined]
+            return shared.bucket.output.under_way, shared.bucket.unheard
+
+    assert run(main()) == (0, 0)
+
+
+def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
+    """Where what was done together cannot be kept, the asker goes on, and its user is told."""
+
+    class Full(MemoryStore):
+        @contextmanager
+        def together(self) -> Iterator[None]:
+            yield
+            raise StoreError("The disk is full.")
+
+    async def main() -> None:
+        kernel = Kernel(Full)
+        try:
+            assert (await kernel.ask()).closed
+            assert [told.split(" So ")[0] for told in kernel.told] == ["The disk is full."]
+        finally:
+            kernel.desk.close()
+
+    run(main())
+
+
+def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
+    """However many come at once, the file is written two or three times."""
+    begun = []
+
+    class Counting(sqlite.SqliteStore):
+        @contextmanager
+        def together(self) -> Iterator[None]:
+            begun.append(not self._is_open)
+            with super().together():
+                yield
+
+    def opening() -> Counting:
+        return Counting(tmp_path / LEDGER, boot="b")
+
+    async def main() -> None:
+        made = Kernel(opening)
+        try:
+            await made.desk.do(lambda ledger: ledger.known(0.0, "b"))
+            begun.clear()
+            deeds = (made.desk.do(lambda ledger: ledger.known(0.0, "b")) for _ in range(50))
+            await asyncio.gather(*deeds)
+        finally:
+            made.desk.close()
+
+    run(main())
+    assert sum(begun) <= 3
+
+
+def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Path) -> None:
+    """After a deed that took the others along, the next one that lingers has its whole time."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            alone.desk.post(lambda _: None)
+            first = alone.desk._lingering
+            await alone.desk.do(lambda _: None)
+            alone.desk.post(lambda _: None)
+            second = alone.desk._lingering
+            assert first is not None
+            assert second is not None
+            assert first.cancelled()
+            assert second.when() > first.when()
+
+    run(main())
+
+
+def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:
+    """An error that is none of the store's reaches whoever asked, and the thread goes on."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            with pytest.raises(ZeroDivisionError):
+                await alone.desk.do(lambda _: 1 // 0)
+            await alone.ask()
+            assert alone.told == []
+
+    run(main())
+
+
+def test_a_cancelled_wait_does_not_undo_the_deed(tmp_path: Path) -> None:
+    """Deeds are done in their order, whoever still waits for them."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            done: list[int] = []
+            gate = threading.Event()
+            alone.desk.post(lambda _: gate.wait(10))
+            waiting = asyncio.ensure_future(alone.desk.do(lambda _: done.append(1)))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            alone.desk.post(lambda _: done.append(2))
+            gate.set()
+            await alone.desk.do(lambda _: done.append(3))
+            assert done == [1, 2, 3]
+
+    run(main())
+
+
+def test_wakes_reach_the_loop(tmp_path: Path) -> None:
+    """Who is woken on the ledger's thread wakes on the loop."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            event = asyncio.Event()
+            wake = alone.desk.waker(event)
+            alone.desk.post(lambda _: wake())
+            await asyncio.wait_for(event.wait(), 5)
+
+    run(main())
+
+
+def test_a_kernel_that_ends_leaves_its_part(tmp_path: Path) -> None:
+    """What it held is the others' at once."""
+
+    async def main() -> None:
+        with kernel(tmp_path) as stays:
+            with kernel(tmp_path) as goes:
+                ticket = await goes.desk.do(lambda ledger: ledger.listen("b", COST, int))
+                await goes.desk.do(lambda ledger: ledger.reserve(ticket, goes.clock.now()))
+            (known,) = (await stays.desk.known(stays.clock.now(), "b")).values()
+            assert known.others == 0
+
+    run(main())
+
+
+def test_signs_of_life_are_given_while_anything_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that takes long keeps its share; where nothing is under way, the thread sleeps."""
+    monkeypatch.setattr(desks, "BEAT", 0.01)
+
+    async def main() -> None:
+        with kernel(tmp_path) as alone:
+            clock, desk = alone.clock, alone.desk
+            beats: list[bool] = []
+            beat = Ledger.beat
+            monkeypatch.setattr(
+                Ledger, "beat", lambda self, now: beats.append(beat(self, now)) or beats[-1]
+            )
+            ticket = await desk.do(lambda ledger: ledger.listen("b", COST, lambda: None))
+            given = await desk.do(lambda ledger: ledger.reserve(ticket, clock.now()))
+            assert isinstance(given, Reservation)
+            await asyncio.to_thread(_until, lambda: len(beats) >= 5)
+            assert all(beats)
+            await desk.do(lambda ledger: ledger.cancel(given, clock.now()))
+            await asyncio.to_thread(_until, lambda: desk._beat_at is None)
+
+    run(main())
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_deeds_leaves_both_in_order(tmp_path: Path) -> None:
+    """A child opens the same file anew, whatever its parent's thread was doing."""
+
+    async def main() -> int:
+        with kernel(tmp_path) as parent:
+            await parent.ask()
+            for _ in range(200):
+                parent.desk.post(lambda ledger: ledger.known(0.0))
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    code = _child(tmp_path)
+                finally:
+                    os._exit(code)
+            await parent.ask()
+            _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+            return os.waitstatus_to_exitcode(status)
+
+    assert run(main()) == 0
+
+
+def _child(folder: Path) -> int:
+    """Use the file in a forked child."""
+    store = open_store(folder)
+    return int(store.deal("b", lambda shared: shared.bucket.sent) < 1)
+
+
+def test_a_store_error_says_why(tmp_path: Path) -> None:
+    """The sentence names the file and what is wrong with it."""
+    damaged(tmp_path)
+    with pytest.raises(StoreError, match=r"ledger\.sqlite cannot be used: file is not a database"):
+        open_store(tmp_path)
+
+
+def test_it_is_known_who_waits(tmp_path: Path) -> None:
+    """Those who have no leave yet are counted, with the tokens that they may use."""
+
+    async def main() -> tuple[int, float]:
+        with kernel(tmp_path) as alone:
+
+            def ask(ledger: Ledger) -> Any:
+                return ledger.reserve(ledger.listen("b", COST, lambda: None), alone.clock.now())
+
+            for _ in range(5):  # the first goes, to find out what the limits are
+                await alone.desk.do(ask)
+            (known,) = (await alone.desk.known(alone.clock.now(), "b")).values()
+            return known.waiting, known.asked
+
+    waiting, asked = run(main())
+    assert 0 < waiting < 5
+    assert asked == 100 * waiting

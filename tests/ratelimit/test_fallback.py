@@ -1,0 +1,306 @@
+"""Redis comes and goes, and no request notices more than a moment of it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.shares import LEASE
+from nbcodex.ratelimit.stores import UnreachableError, fallback, open_store, redis
+from nbcodex.ratelimit.stores.fallback import Fallback
+from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.settings import Secret
+from tests.redis_server import RedisServer, redis_server
+from tests.servers.processes import free_port
+
+PATIENT = 20.0
+"""Seconds in which what must come by itself has come, on a busy machine."""
+LONGEST = 1.0
+"""Seconds that a deed may wait because of Redis, and what a busy machine adds."""
+BUSY = 1.0
+
+
+class Shaky(MemoryStore):
+    """A remote store that can be used or not, as the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.checks, self.done = True, 0, 0
+
+    def deal(self, name: str, deed: Callable[[Any], Any]) -> Any:
+        self.done += 1
+        result = super().deal(name, deed)
+        if not self.up:
+            raise UnreachableError("Redis cannot be reached.")
+        return result
+
+    def check(self) -> None:
+        self.checks += 1
+        if not self.up:
+            raise UnreachableError("Redis cannot be reached.")
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks for Redis follow fast on each other."""
+    monkeypatch.setattr(fallback, "RARELY", 0.1)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def shaky() -> Shaky:
+    return Shaky()
+
+
+@pytest.fixture
+def store(shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fallback]:
+    monkeypatch.setattr(fallback, "GRACE", 0.01)
+    with closing(Fallback(shaky, MemoryStore(), say=said.append, stay=0.0)) as made:
+        yield made
+
+
+def count(shared: Any) -> int:
+    shared.bucket.sent += 1
+    sent: int = shared.bucket.sent
+    return sent
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what comes by itself."""
+    end = time.monotonic() + PATIENT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_shared_store_is_used_as_long_as_it_can_be(store: Fallback, said: list[str]) -> None:
+    """Nothing is said, and nothing is done twice."""
+    assert [store.deal("b", count) for _ in range(3)] == [1, 2, 3]
+    assert said == []
+
+
+def test_without_the_shared_store_the_own_one_is_used(
+    shaky: Shaky, store: Fallback, said: list[str]
+) -> None:
+    """Deeds go on, and it is said once why."""
+    shaky.up = False
+    assert [store.deal("b", count) for _ in range(3)] == [1, 2, 3]
+    assert len(said) == 1
+    assert said[0].startswith("Redis cannot be reached.")
+
+
+def test_it_comes_back_by_itself(shaky: Shaky, store: Fallback, said: list[str]) -> None:
+    """When it answers again it is used again, and that is said."""
+    store.deal("b", count)
+    shaky.up = False
+    assert store.deal("b", count) == 1
+    shaky.up = True
+    before = shaky.done
+    until(lambda: store.deal("other", count) > 0 and shaky.done > before)
+    assert len(said) == 2
+    assert "again" in said[1]
+
+
+def test_a_store_that_comes_and_goes_is_spoken_of_once(
+    shaky: Shaky, store: Fallback, said: list[str]
+) -> None:
+    """A flood of messages helps nobody."""
+    for _ in range(5):
+        shaky.up = False
+        store.deal("b", count)
+        shaky.up = True
+        before = shaky.done
+        until(lambda before=before: store.deal("b", count) > 0 and shaky.done > before)  # type: ignore[misc]
+    assert len(said) == 2
+
+
+def test_who_has_fallen_back_stays_until_its_lease_is_over(
+    shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what it had under way there would be counted for ever."""
+    monkeypatch.setattr(fallback, "GRACE", 0.01)
+    assert fallback.STAY > LEASE
+    with closing(Fallback(shaky, MemoryStore(), say=said.append)) as store:
+        store.deal("b", count)
+        shaky.up = False
+        store.deal("b", count)
+        shaky.up, checks = True, shaky.checks
+        until(lambda: shaky.checks > checks)
+        done = shaky.done
+        store.deal("b", count)
+        assert shaky.done == done
+
+
+def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
+    shaky: Shaky, store: Fallback
+) -> None:
+    """A reservation of the shared store counts nothing in the own one, nor the other way round."""
+    own = store._local
+    ledger = Ledger(store, holder="me")
+    given = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 1.0)
+    assert isinstance(given, Reservation)
+    shaky.up = False
+    ledger.admit(given, None, 2.0)
+    ledger.cancel(given, 3.0)
+    told = own.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.at_once))
+    assert told == (0, 0, 1)
+
+
+# A real one.
+
+
+class Rig:
+    """A store that falls back from a real Redis, and how long its deeds took."""
+
+    def __init__(self, url: Secret) -> None:
+        self.said: list[str] = []
+        self.longest = 0.0
+        self.store = Fallback(RedisStore(url), MemoryStore(), say=self.said.append, stay=0.0)
+
+    def deal(self) -> int:
+        began = time.monotonic()
+        try:
+            return self.store.deal("b", count)
+        finally:
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    def fallen(self) -> bool:
+        self.deal()
+        return len(self.said) == 1
+
+    def back(self) -> bool:
+        self.deal()
+        return len(self.said) == 2
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has all the time it needs, so that it is not taken for one that hangs."""
+    monkeypatch.setattr(redis, "TIMEOUT", PATIENT)
+    monkeypatch.setattr(fallback, "FIRST", PATIENT)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.mark.server
+def test_a_killed_redis_is_done_without_until_it_is_started_again(own_redis: RedisServer) -> None:
+    """Killed in mid-run and started again: nothing fails, nothing waits long, both are said."""
+    rig = Rig(own_redis.url())
+    with closing(rig.store):
+        assert [rig.deal() for _ in range(3)] == [1, 2, 3]
+        own_redis.stop()
+        until(rig.fallen)
+        assert "cannot be reached" in rig.said[0]
+        own_redis.start()
+        until(rig.back)
+    assert rig.longest < LONGEST + BUSY
+
+
+@pytest.mark.server
+def test_a_redis_that_hangs_is_not_waited_for(own_redis: RedisServer) -> None:
+    """Stopped by a signal, it takes connections and answers none; then it goes on."""
+    rig = Rig(own_redis.url())
+    with closing(rig.store):
+        rig.deal()
+        own_redis.send(signal.SIGSTOP)
+        until(rig.fallen)
+        assert "does not answer" in rig.said[0]
+        own_redis.send(signal.SIGCONT)
+        until(rig.back)
+    assert rig.longest < LONGEST + BUSY
+
+
+@pytest.mark.server
+def test_a_dropped_connection_is_no_reason_to_fall_back(
+    own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that closes idle connections is connected to again, without a word."""
+    monkeypatch.setattr(fallback, "GRACE", PATIENT)
+    rig = Rig(own_redis.url())
+    with closing(rig.store):
+        rig.deal()
+        own_redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert rig.deal() == 2
+    assert rig.said == []
+
+
+def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
+    """Nobody listens there: this machine's own store is used, and it is said."""
+    rig = Rig(Secret(f"redis://127.0.0.1:{free_port()}"))
+    with closing(rig.store):
+        assert [rig.deal(), rig.deal()] == [1, 2]
+    assert len(rig.said) == 1
+    assert rig.longest < fallback.FIRST + BUSY
+
+
+def test_a_server_that_says_nothing_is_not_waited_for() -> None:
+    """One that takes the connection and never answers, from the start."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
+        with closing(rig.store):
+            rig.deal()
+    assert rig.longest < fallback.FIRST + BUSY
+
+
+FULL = ("CONFIG", "SET", "maxmemory", "1")
+EMPTY = ("CONFIG", "SET", "maxmemory", "0")
+LOCKED = ("CONFIG", "SET", "requirepass", "new")
+OPEN = ("-a", "new", "CONFIG", "SET", "requirepass", "")
+CUT = ("-a", "new", "CLIENT", "KILL", "TYPE", "normal")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("spoil", "mend", "word"),
+    [([FULL], EMPTY, "no memory"), ([LOCKED, CUT], OPEN, "refuses the password")],
+    ids=["full", "locked"],
+)
+def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
+    own_redis: RedisServer,
+    slow_machine: None,
+    spoil: list[tuple[str, ...]],
+    mend: tuple[str, ...],
+    word: str,
+) -> None:
+    """Memory runs out in mid-run, or a password is asked for; then it is mended."""
+    rig = Rig(own_redis.url())
+    with closing(rig.store):
+        rig.deal()
+        for words in spoil:
+            own_redis.ask(*words)
+        until(rig.fallen)
+        assert word in rig.said[0]
+        own_redis.ask(*mend)
+        until(rig.back)
+
+
+@pytest.mark.server
+def test_a_url_leads_to_redis(own_redis: RedisServer, tmp_path: Path) -> None:
+    """`open_store` returns a store that two hosts share."""
+    made = [
+        open_store(tmp_path / host, redis_url=own_redis.url(), say=pytest.fail) for host in "ab"
+    ]
+    assert [store.deal("b", count) for store in made] == [1, 2]
+    for store in made:
+        assert isinstance(store, Fallback)
+        store.close()

@@ -1,0 +1,394 @@
+"""What hosts share through Redis: their clocks, their secrets, and whatever else stands there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.models import Gauge, Limit, Snapshot, Usage
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.packing import pack
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.row import Hold
+from nbcodex.ratelimit.shares import LEASE, Shared
+from nbcodex.ratelimit.stores import StoreError, UnreachableError, open_store
+from nbcodex.ratelimit.stores import redis as module
+from nbcodex.ratelimit.stores.instants import move
+from nbcodex.ratelimit.stores.keys import key_of
+from nbcodex.ratelimit.stores.offset import DRIFT, Offset
+from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.stores.sqlite import SqliteStore
+from nbcodex.ratelimit.window import Window
+from nbcodex.runtime.clock import BootClock
+from nbcodex.settings import Secret, Settings
+from tests.redis_server import RedisServer, redis_server
+
+HOUR = 3600.0
+PASSWORD = "correct-horse-battery"
+
+
+class Host:
+    """A host whose clock is wrong by some seconds."""
+
+    def __init__(self, server: RedisServer, name: str, wrong: float = 0.0) -> None:
+        self.wrong, self.clock = wrong, BootClock()
+        self.store = RedisStore(server.url(), now=self.now)
+        self.ledger = Ledger(self.store, holder=name)
+
+    def now(self) -> float:
+        return self.clock.now() + self.wrong
+
+    def ask(self) -> Reservation | Hold:
+        ticket = self.ledger.listen("b", Cost(10, 90), lambda: None)
+        answer = self.ledger.reserve(ticket, self.now())
+        self.ledger.leave(ticket)
+        return answer
+
+    def close(self) -> None:
+        self.store.close()
+
+
+# Time.
+
+
+def instants(kind: type, path: str = "") -> Iterator[str]:
+    """Yield the paths of all numbers in a dataclass that may be instants."""
+    for name, hint in get_type_hints(kind).items():
+        inner = [k for k in (hint, *get_args(hint)) if dataclasses.is_dataclass(k)]
+        if inner:
+            yield from instants(inner[0], f"{path}{name}.")
+        elif float in (hint, *get_args(hint)):
+            yield path + name
+
+
+TANKS = ("tokens.tanks", "requests", "windows.kept.tank")
+MOVED = {"at", "seen_at", "hid_at"}
+RELATIVE = {"limit", "rate", "level", "shift", "floor", "least_floor", "leak"}
+
+
+def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
+    """A field that is added must be said to move with the clock, or not to."""
+    moved = {
+        *(f"bucket.{tank}.{f}" for tank in TANKS for f in MOVED),
+        "bucket.windows.kept.met_at",
+        *("bucket.tokens.since", "bucket.until", "bucket.sent_at"),
+        *("bucket.first_at", "bucket.later_at"),
+        *("bucket.output.starts", "holders.seen_at", "holders.due_at", "holders.starts"),
+    }
+    still = {
+        *(f"bucket.{tank}.{f}" for tank in TANKS for f in RELATIVE),
+        "bucket.windows.kept.seconds",
+        *(f"bucket.tokens.{f}" for f in ("scores", "drift", "usual")),
+        *(f"bucket.output.{f}" for f in ("asked", "used", "took", "asked_under_way")),
+        *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
+        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier")),
+        *("bucket.first_level", "bucket.later_level"),
+        *(f"holders.{f}" for f in ("served", "tokens", "output", "asked", "asked_under_way")),
+        "turn",
+        "promise",
+    }
+    assert set(instants(Shared)) == moved | still
+    shared = Shared()
+    shared.take("b", "me", Cost(1, 2), 100.0)
+    shared.bucket.tokens.since = shared.bucket.until = shared.holders["me"].due_at = 100.0
+    window = shared.bucket.windows.kept["w"] = Window("requests", 86_400.0, met_at=100.0)
+    for tank in (*shared.bucket.tokens.tanks, shared.bucket.requests, window.tank):
+        tank.hid_at = 100.0
+    before = pack(shared)
+    move(shared, 1.0)
+    differ = sum(a != b for a, b in zip(numbers(before), numbers(pack(shared)), strict=True))
+    assert differ == len(moved) + 2 * len(MOVED)  # three tanks of tokens
+    move(shared, -1.0)
+    assert pack(shared) == before
+
+
+def numbers(packed: Any) -> Iterator[Any]:
+    if isinstance(packed, (list, dict)):
+        for each in packed.values() if isinstance(packed, dict) else packed:
+            yield from numbers(each)
+    else:
+        yield packed
+
+
+@pytest.mark.parametrize("there", [0.0, 0.2])
+def test_an_offset_is_wrong_by_no_more_than_it_says(there: float) -> None:
+    """However unequal the ways are, the true offset lies within the bounds; they do not widen."""
+    offset, true, errors = Offset(), 1e9, []
+    for index in range(50):
+        sent = index * 1.0
+        received = sent + there + 0.01 * (index % 7 + 1)
+        assert offset.observe(sent + there + true, sent_at=sent, received_at=received)
+        errors.append(offset.error)
+        assert abs(offset.value - true) <= offset.error
+    assert max(errors[7:]) <= there / 2 + 0.005 + 7 * DRIFT
+
+
+def test_a_clock_that_jumps_is_noticed() -> None:
+    """What the old bounds exclude starts new ones."""
+    offset = Offset()
+    assert offset.observe(100.0, sent_at=0.0, received_at=0.1)
+    assert not offset.observe(3701.0, sent_at=1.0, received_at=1.1)
+    assert offset.value == pytest.approx(3699.95)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("wrong", [-HOUR, 0.0, HOUR])
+def test_hosts_whose_clocks_differ_agree_on_a_hold(redis: RedisServer, wrong: float) -> None:
+    """A model that one host closes for 30 s is closed for 30 s on the other, by its own clock."""
+    with closing(Host(redis, "a")) as one, closing(Host(redis, "b", wrong)) as other:
+        given = one.ask()
+        assert isinstance(given, Reservation)
+        until = one.now() + 30
+        one.ledger.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
+        held = other.ask()
+        assert isinstance(held, Hold)
+        assert held.until - other.now() > 29
+        told = other.store.deal("b", lambda shared: shared.bucket.until)
+        assert told - wrong == pytest.approx(until, abs=one.store.error + other.store.error + 1e-3)
+
+
+@pytest.mark.server
+def test_an_hour_that_redis_s_clock_is_put_back_closes_nothing(redis: RedisServer) -> None:
+    """What was written an hour in the future counts as written now."""
+    with closing(Host(redis, "a")) as host:
+        host.ask()
+        state = json.loads(redis.ask("--raw", "HGET", key_of("b"), "state"))
+        shared_at = state[0]
+        moved = Shared()
+        moved.bucket.until = shared_at + HOUR + 20
+        state = json.dumps([shared_at + HOUR, pack(moved)])
+        redis.ask("HSET", key_of("b"), "state", state, "version", "x")
+        until = host.store.deal("b", lambda shared: shared.bucket.until)
+        host.store.close()
+        until = host.store.deal("b", lambda shared: shared.bucket.until)
+        assert 15 < until - host.now() < 21
+
+
+@pytest.mark.server
+def test_a_dead_holder_gives_its_share_back(redis: RedisServer) -> None:
+    """Who gives no sign of life for the time of a lease has nothing under way any more."""
+    with closing(Host(redis, "dead")) as dead, closing(Host(redis, "live")) as live:
+        dead.ask()
+        live.store.deal("b", lambda shared: shared.share("live", live.now()))
+        live.store.deal("b", lambda shared: shared.share("live", live.now() + LEASE + 0.1))
+        left = live.store.deal("b", lambda s: (set(s.holders), s.bucket.output.under_way))
+        assert left == ({"live"}, 0)
+
+
+# What stands in Redis.
+
+HOSTILE = [
+    "",
+    "nonsense",
+    "[]",
+    "null",
+    "[1]",
+    "[1, [[1], {}]]",
+    "[" * 5000,
+    "[NaN, NaN]",
+    '["x", []]',
+    "\x00\xff",
+    "9" * 5000,
+    "x" * 1_000_001,
+]
+
+
+def spoilt(value: str) -> str:
+    """Return a state of the right form in which one number is none, in each place at once."""
+    shared = Shared()
+    shared.take("b", "other", Cost(1, 2), 100.0)
+    text = json.dumps([0.0, pack(shared)])
+    return text.replace("-1003.0", value).replace("0.0", value)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "state", [*HOSTILE, spoilt("NaN"), spoilt('"x"'), spoilt("null"), spoilt("[]"), spoilt("{}")]
+)
+def test_whatever_stands_there_is_learnt_again(redis: RedisServer, state: str) -> None:
+    """A damaged bucket, or one of another make, is begun anew, and then kept."""
+    with closing(Host(redis, "a")) as host:
+        import redis as client
+
+        with closing(client.Redis(port=redis.port)) as other:
+            other.hset(key_of("b"), mapping={"version": "v", "state": state})
+        given = host.ask()
+        assert isinstance(given, Reservation)
+        assert given.number == 1
+        host.store.close()
+        assert host.store.deal("b", lambda shared: shared.bucket.sent) == 1
+
+
+@pytest.mark.server
+def test_a_key_of_another_kind_is_replaced(redis: RedisServer) -> None:
+    """A string in the bucket's place is no reason to fail."""
+    redis.ask("SET", key_of("b"), "mine")
+    with closing(Host(redis, "a")) as host:
+        assert isinstance(host.ask(), Reservation)
+    assert redis.ask("TYPE", key_of("b")).strip() == b"hash"
+
+
+@pytest.mark.server
+def test_a_bucket_is_forgotten_after_its_last_use(redis: RedisServer) -> None:
+    """Nothing stays in Redis for good."""
+    with closing(Host(redis, "a")) as host:
+        host.ask()
+    assert 500_000 < int(redis.ask("PTTL", key_of("b"))) <= 600_000
+
+
+@pytest.mark.server
+def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
+    """What an answer that was under way then tells is not mixed up with the new numbers."""
+    with closing(Host(redis, "a")) as host:
+        given = host.ask()
+        assert isinstance(given, Reservation)
+        redis.ask("FLUSHALL")
+        host.ledger.cancel(given, host.now())
+        state = host.store.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way))
+        assert state == (0, 0)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("what", ["reserve", "settle"])
+def test_a_deed_whose_answer_is_lost_is_not_done_twice(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Redis has kept it, but did not say so in time: whoever comes again has its result."""
+    host = Host(redis, "a")
+    deal, ask, lost = host.store.deal, host.store._ask, []
+
+    def insisting(name: str, deed: Any) -> Any:
+        with contextlib.suppress(UnreachableError):
+            return deal(name, deed)
+        return deal(name, deed)
+
+    def losing(*words: str | bytes) -> Any:
+        answer = ask(*words)
+        if lost and answer[0][0] == 1:
+            raise TimeoutError(lost.pop())
+        return answer
+
+    monkeypatch.setattr(host.store, "_ask", losing)
+    monkeypatch.setattr(host.store, "deal", insisting)
+    for later in (10, 20):
+        lost.extend([what] if what == "reserve" else [])
+        now = host.now() + later
+        sent = host.ledger.reserve(host.ledger.listen("b", Cost(10, 90), lambda: None), now)
+        assert isinstance(sent, Reservation)
+        host.ledger.admit(sent, Snapshot(at=now, tokens=Gauge(limit=6_000, remaining=5_000)), now)
+        lost.extend([what] if what == "settle" else [])
+        host.ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
+    bucket = host.store.deal("b", lambda shared: shared.bucket)
+    assert not lost
+    assert (bucket.sent, bucket.unheard) == (2, 0)
+    assert (bucket.output.ended, bucket.output.under_way) == (2, 0)
+    host.close()
+
+
+def test_redis_holds_no_names_and_no_secrets(redis: RedisServer) -> None:
+    """Neither keys nor values tell the base URL, the model or the API key."""
+    name = "https://api.example.org/v1 sk-secret-key gpt-model"
+    with closing(RedisStore(redis.url())) as store:
+        ledger = Ledger(store, holder="f00")
+        ticket = ledger.listen(name, Cost(1, 2), lambda: None)
+        given = ledger.reserve(ticket, 1.0)
+        assert isinstance(given, Reservation)
+        limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")
+        ledger.refuse(given, until=9.0, limit=limit, snapshot=None, now=2.0)
+    keys = redis.ask("--raw", "KEYS", "*").split()
+    kept = b"".join([*keys, *(redis.ask("--raw", "HGETALL", key.decode()) for key in keys)])
+    assert b"tokens" in kept
+    for word in (b"example", b"sk-", b"gpt", b"http"):
+        assert word not in kept
+
+
+def test_a_bucket_s_keys_lie_on_one_node_of_a_cluster() -> None:
+    """The script is given one key; it has one tag in braces, which is all that places it."""
+    key = key_of("a name")
+    assert key.count("{") == key.count("}") == 1
+    assert len(key[key.index("{") + 1 : key.index("}")]) == 32
+    assert module._SCRIPT.count("KEYS[") == 1
+    assert key_of("a name") == key != key_of("another name")
+
+
+# What users see.
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://:{PASSWORD}@localhost",
+        f"redis://:{PASSWORD}@localhost:port",
+        f"redis://:x/{PASSWORD}@localhost:6379",
+        f"redis://:{PASSWORD}@localhost:99999999",
+        f"redis://:{PASSWORD}@localhost?nonsense=1",
+        f"redis://:{PASSWORD}@[::1",
+        PASSWORD,
+    ],
+)
+def test_a_wrong_url_is_said_and_not_shown(url: str) -> None:
+    """The error says how to write it; neither it nor what lies behind shows the password."""
+    with pytest.raises(ConfigurationError, match="redis://:PASSWORD@HOST") as caught:
+        RedisStore(Secret(url))
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    assert PASSWORD not in "".join(caught.value._render_traceback_())
+
+
+def test_without_redis_py_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL without the extra is a clear error."""
+    for name in [n for n in sys.modules if n == "redis" or n.startswith("redis.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigurationError, match=r"nbcodex\[redis\]"):
+        RedisStore(Secret("redis://localhost"))
+
+
+def test_without_a_url_nothing_of_redis_is_touched(tmp_path: Path) -> None:
+    """The machine's own store is returned as it is."""
+    store = open_store(tmp_path)
+    assert isinstance(store, SqliteStore)
+    store.close()
+
+
+def test_a_wrong_url_is_said_and_harms_nothing(tmp_path: Path) -> None:
+    """It is a store that cannot be used, for which memory stands in; its words give advice."""
+    with pytest.raises(StoreError, match="NBCODEX_REDIS_URL is not the URL of a Redis"):
+        open_store(tmp_path, redis_url=Secret("http://x"))
+
+
+def test_the_url_is_read_as_a_secret() -> None:
+    """Neither the settings nor their fields show it."""
+    settings = Settings.read(environ={"NBCODEX_REDIS_URL": f"redis://:{PASSWORD}@host"})
+    assert isinstance(settings.redis_url, Secret)
+    assert PASSWORD not in repr(settings)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("options", "login", "said"),
+    [
+        (["--requirepass", PASSWORD], "wrong-" + PASSWORD, "refuses the password"),
+        (["--requirepass", PASSWORD], "", "refuses the password"),
+        (["--maxmemory", "1"], "", "has no memory left"),
+        (["--replicaof", "127.0.0.1", "1"], "", "is a replica"),
+    ],
+)
+def test_what_keeps_redis_from_working_is_said(
+    tmp_path: Any, options: list[str], login: str, said: str
+) -> None:
+    """Each in our words, and without the password."""
+    with redis_server(tmp_path, *options) as server:
+        store = RedisStore(server.url(login))
+        with closing(store), pytest.raises(UnreachableError, match=said) as caught:
+            store.check()
+    assert PASSWORD not in repr(store) + "".join(traceback.format_exception(caught.value))

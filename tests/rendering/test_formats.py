@@ -1,0 +1,275 @@
+"""What stays of an answer in each format: what was asked for, and nothing that acts."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import time
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from nbcodex.models import Image, Reply
+from nbcodex.notebook import options
+from nbcodex.rendering import formats
+from nbcodex.rendering.formats import Format, Sheet, blocks_of, shown
+from nbcodex.requests.fitting import UNFIT
+from tests.hostile import HOSTILE, LEAK
+
+PNG = Image(b"\x89PNG\r\n\x1a\n", "image/png")
+
+
+def sheet(text: str, **more: Any) -> Sheet:
+    remote = more.pop("remote_images", False)
+    reply = Reply(id="1", text=text, **more)
+    return Sheet(reply=reply, line="m-1 · 3 out", remote_images=remote)
+
+
+def bundle(text: str, form: Format, **more: Any) -> dict[str, Any]:
+    """Return the first output."""
+    return shown(sheet(text, **more), form)[0]
+
+
+TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        (TWO, ["print(1)", "ls `pwd`"]),
+        ("1. item\n\n   ```python\n   if x:\n       y\n   ```", ["if x:\n    y"]),
+        ("````md\n```\ninner\n```\n````", ["```\ninner\n```"]),
+        ("```python\ncut of", ["cut of"]),
+        ("x = 1\nprint(x)", ["x = 1\nprint(x)"]),
+        ("No code at all, sorry.", []),
+        ("```\n\n```", []),
+        ("(" * 100_000, []),
+        ("", []),
+    ],
+)
+def test_code_is_found(text: str, blocks: list[str]) -> None:
+    """Fenced blocks without their fences; else the whole text, where it parses as Python."""
+    assert blocks_of(text) == blocks
+
+
+def test_code_can_be_copied() -> None:
+    """Each block has a Copy button, and is escaped."""
+    shown_ = bundle("```html\n<script>alert(1)</script>\n```\n```\nb\n```", "code")["text/html"]
+    assert shown_.count("<button") == 2
+    assert "&lt;script&gt;" in shown_
+    assert "`%codex insert 2`" in shown_
+    assert "m-1 · 3 out" in shown_
+
+
+def test_prose_instead_of_code_is_shown() -> None:
+    """An answer without code is not lost: it stays as Markdown, and says what it lacks."""
+    stays = bundle("I *cannot* do that.", "code")
+    assert "I *cannot* do that." in stays["text/markdown"]
+    assert "no code in it" in stays["text/markdown"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [('{"a": [1]}', {"a": [1]}), ("```json\n[1, 2]\n```", [1, 2]), ('"\\ud800"', "?")],
+)
+def test_json_is_shown_as_json(text: str, value: Any) -> None:
+    """The value for the viewer, and the figures below, in an output of their own."""
+    main, below = shown(sheet(text), "json")
+    assert main["application/json"] == value
+    assert below["text/plain"] == "m-1 · 3 out"
+    json.dumps(main, ensure_ascii=False).encode()
+
+
+def test_a_heading_is_not_lost_apart() -> None:
+    """Where the figures stand below, what stands above an answer elsewhere is said with them."""
+    reply = Reply(id="1", text="[1]")
+    _, below = shown(Sheet(reply=reply, line="m-1", heading="3f2a · What?"), "json")
+    assert below["text/plain"] == "3f2a · What? · m-1"
+
+
+def test_an_instance_is_shown_as_json() -> None:
+    """What a schema's class made of the answer is shown, not only what the answer said."""
+
+    class Pet(BaseModel):
+        name: str
+        legs: int = 4
+
+    main, _ = shown(sheet('{"name": "x"}', parsed=Pet(name="x")), "json")
+    assert main["application/json"] == {"name": "x", "legs": 4}
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[" * 150 + "]" * 150])
+def test_what_no_viewer_can_show_stays_text(text: str) -> None:
+    """Whole, with its figures."""
+    (stays,) = shown(sheet(text), "json")
+    assert stays == {"text/plain": f"{text}\n\nm-1 · 3 out"}
+
+
+@pytest.mark.parametrize("form", ["code", "json", "html", "math", "image"])
+def test_half_an_answer_stays_text(form: Format) -> None:
+    """What was interrupted, or does not fit, is shown in full as it is."""
+    stays = bundle("half <b>of", form, status="failed", notes=(UNFIT,))
+    assert stays == {"text/plain": "half <b>of\n\nm-1 · 3 out"}
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("$$\\frac{a}{b}$$", "\\frac{a}{b}"),
+        ("\\[ x^2 \\]", "x^2"),
+        ("```latex\n$$\nx\n\n= 1\n$$\n```", "x\n= 1"),
+        ("E = mc^2", "E = mc^2"),
+        ("$a < b$", "a \\lt  b"),
+    ],
+)
+def test_a_formula_is_displayed(text: str, formula: str) -> None:
+    """Whatever its delimiters, as display mathematics, in Markdown and as LaTeX."""
+    stays = bundle(text, "math")
+    assert stays["text/latex"] == f"$$\n{formula}\n$$"
+    assert stays["text/markdown"].startswith(f"$$\n{formula}\n$$\n\n<sub>")
+
+
+def test_prose_with_formulas_stays_prose() -> None:
+    """It is Markdown, whose formulas are rendered all the same."""
+    stays = bundle("Let $x$ be\n\n$$y$$", "math")
+    assert "text/latex" not in stays
+    assert "Let $x$ be" in stays["text/markdown"]
+
+
+def test_a_picture_is_an_image_output() -> None:
+    """In base64 under its own type, with text and figures below it."""
+    first, below = shown(sheet("A cat.", images=(PNG,)), "image")
+    assert first["image/png"] == "iVBORw0KGgo="
+    assert ".images[0]" in first["text/plain"]
+    assert "A cat." in below["text/markdown"]
+    assert "m-1 · 3 out" in below["text/markdown"]
+
+
+def test_a_missing_picture_is_said() -> None:
+    """The text that came instead is shown."""
+    stays = bundle("I cannot draw.", "image")
+    assert "I cannot draw." in stays["text/markdown"]
+    assert "no picture came" in stays["text/markdown"]
+
+
+KEPT = "<table><tbody><tr><td>1</td></tr></tbody></table>"
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        (f"```html\n{KEPT}\n```", KEPT),
+        ("<b onclick='x()'>hi</b>", "<b>hi</b>"),
+        ("<script>x()</script><p>ok", "<p>ok</p>"),
+        ("<a href=' java&#10;script:x()'>a</a>", ">a</a>"),
+        ("<a href='data:text/html,x'>a</a>", ">a</a>"),
+        ("<a href='//evil.example'>a</a>", ">a</a>"),
+        ("<a href='https://e.example/'>a</a>", 'href="https://e.example/"'),
+        (f"<img src='{LEAK}' alt='far &lt;b>'>", "<div>[far &lt;b&gt;]</div>"),
+        ("<img alt='><script>x()</script>'>", "[&gt;&lt;script&gt;x()&lt;/script&gt;]"),
+        ("<a href='/<img>'>z</a>", ">z</a>"),
+        ("<img src='//x/y' srcset='//x/z 2x'>", "<div></div>"),
+        ("<img src='/api/kernels'>", "<div></div>"),
+        ("<img src='data:image/svg+xml;base64,AA=='>", "<div></div>"),
+        ("<img src='data:image/png;base64,AA=='>", '<img src="data:image/png;base64,AA==">'),
+        ("<p style='background:url(//x)' class=jp-Dialog id=y>z</p>", "<p>z</p>"),
+        ("<svg><a xlink:href='javascript:x()'>z</a></svg>", "<div></div>"),
+        ("<math><mtext><img src=x onerror=x()>", "<div></div>"),
+    ],
+)
+def test_html_is_sanitized(text: str, stays: str) -> None:
+    """What acts or fetches is gone, what is harmless stays."""
+    found = bundle(text, "html")["text/html"]
+    assert stays in found
+    assert not acts(found)
+
+
+def test_remote_images_on_request() -> None:
+    """With `Codex.remote_images` they stay; otherwise it is said how many are not fetched."""
+    text = f"<img src='{LEAK}'><img src='{LEAK}'>"
+    assert bundle(text, "html", remote_images=True)["text/html"].count(LEAK) == 2
+    refused = bundle(text, "html")["text/html"]
+    assert LEAK not in refused
+    assert "2 images not fetched" in refused
+
+
+class Acting(html.parser.HTMLParser):
+    """Gathers what a browser would run, fetch or follow at a click."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if dict(attrs).get("class") == "nbcodex-copy":
+            return  # our own, which no answer can make: it may have no class
+        if tag in {"script", "iframe", "object", "embed", "link", "meta", "style", "video", "base"}:
+            self.found.append(tag)
+        for name, value in attrs:
+            scheme = (value or "").strip().partition(":")[0].lower()
+            fetches = tag == "img" and name in {"src", "srcset"} and scheme != "data"
+            if name.startswith("on") or fetches or scheme in {"javascript", "vbscript"}:
+                self.found.append(f"{tag} {name}={value}")
+
+
+def acts(text: str) -> list[str]:
+    """Return what acts in HTML."""
+    parser = Acting()
+    parser.feed(text)
+    return parser.found
+
+
+def test_the_detector_detects() -> None:
+    """The check of these tests finds what it is to find."""
+    assert acts("<img src=x onerror=y><script>")
+
+
+@pytest.mark.parametrize("form", get_args(Format))
+@pytest.mark.parametrize(
+    "text",
+    [
+        HOSTILE,
+        f"```html\n{HOSTILE}\n```",
+        json.dumps({"a": HOSTILE, HOSTILE[:500]: [HOSTILE]}),
+        f"$${HOSTILE}$$",
+        "</code></pre></div><script>x()</script>",
+        'x"class="nbcodex-copy"onclick="x()',
+        "<button class=nbcodex-copy onclick=x()>Copy</button>",
+    ],
+)
+def test_no_format_lets_anything_act(form: Format, text: str) -> None:
+    """Of a hostile answer, no output holds HTML that runs, fetches or waits for a click."""
+    allowed = {"text/plain", "text/markdown", "text/html", "text/latex", "application/json"}
+    for output in shown(sheet(text), form):
+        assert output.keys() <= allowed
+        assert not acts(output.get("text/html", ""))
+        assert "nbcodex-copy onclick=x" not in output.get("text/html", "")
+
+
+@pytest.mark.parametrize("form", get_args(Format))
+def test_huge_answers_take_no_time(form: Format) -> None:
+    """Ten thousand tags that nest, and a megabyte of text, are shown within seconds."""
+    began = time.process_time()
+    shown(sheet("<div>" * 10_000 + "x" * 1_000_000), form)
+    assert time.process_time() - began < 10.0
+
+
+def test_reasoning_is_folded_away() -> None:
+    """It opens at a click, before the answer; nothing in it can end the fold, or act."""
+    thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
+    reply = Reply(id="1", text="The *answer*.")
+    (stays,) = shown(Sheet(reply=reply, line="x", thought=thought), "markdown")
+    text = stays["text/markdown"]
+    fold, _, answer = text.partition("</details>")
+    assert fold.startswith("<details><summary>Reasoning</summary>\n\n**Reading**\n\nSome ")
+    assert "```" not in fold
+    assert not acts(fold)
+    assert answer.strip().startswith("The *answer*.")
+    assert stays["text/plain"] == "The *answer*.\n\nx"
+
+
+def test_every_format_can_be_asked_for() -> None:
+    """What the option offers is what there is, and `md` is a second name."""
+    assert set(options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}
+    assert formats.INSTRUCTIONS.keys() <= set(options.FORMATS)

@@ -1,0 +1,503 @@
+"""Durable answers in virtual time, engine and wire against the simulator: whole, and paid once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import TransportError
+from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
+from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
+from nbcodex.notebook.panel import PanelState, reduce
+from nbcodex.openai_api.attempt import Opened, Text, Wire
+from nbcodex.openai_api.durable import NOT_KEPT
+from nbcodex.ratelimit.desk import Desk
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost
+from nbcodex.requests.partial import ASKED_ANEW
+from nbcodex.requests.runner import Order, Run, start
+from nbcodex.requests.services import Engine
+from nbcodex.requests.usage_totals import Totals
+from nbcodex.settings import Secret, Settings
+from nbcodex.simulator import Fault, Knobs, Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from tests.scripted import OPENED, InstantJournal, Stage, answer, ending
+from tests.virtual import LoopClock, run_virtual
+
+WORDS = " ".join(f"word{n}" for n in range(40))
+SETTINGS = Settings(
+    api_key=Secret("sk-test-0123456789abcdef"),
+    base_url="https://simulated.test/v1",
+    model="gpt-5.6-sol",
+)
+
+
+def request(**options: Any) -> Request:
+    return Request(**{"prompt": f"[[echo: {WORDS}]]", "durable": True, **options})
+
+
+class Row(InstantJournal):
+    """A journal of one entry, which also keeps what it would say after a crash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.response_id: str | None = None
+        self.sequence: int | None = None
+        self.text = ""
+
+    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
+        await super().begin(id_, attempt)
+        if not picks_up:
+            self.response_id = self.sequence = None
+
+    async def remember_remote(self, id_: str, response_id: str) -> None:
+        await super().remember_remote(id_, response_id)
+        self.response_id = response_id
+
+    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+        await super().keep(id_, text)
+        self.text = text
+        self.sequence = self.sequence if sequence is None else sequence
+
+    async def finish(self, id_: str, reply: Reply, **why: Any) -> None:
+        await super().finish(id_, reply)
+        self.text = reply.text
+
+    @property
+    def resumption(self) -> Resumption:
+        """What another kernel would take up, as `nbcodex.client` makes it."""
+        mark = Mark(self.response_id, self.sequence) if self.response_id else None
+        return Resumption(mark=mark, text="" if self.sequence is None else self.text)
+
+
+class Kernel:
+    """An engine on a simulator; a second one may share its journal."""
+
+    def __init__(self, simulator: Simulator, journal: Row | None = None) -> None:
+        self.simulator, self.journal = simulator, journal or Row()
+        self.events: list[Event] = []
+        self.desk = Desk()
+        self.engine = Engine(
+            wire=Wire(clock=LoopClock(), transport=SimulatorTransport(simulator)),
+            journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            desk=lambda _: self.desk,
+            clock=LoopClock(),
+        )
+
+    def start(self, asked: Request, **options: Any) -> Run:
+        return start(self.engine, asked, SETTINGS, self.events.append, **options)
+
+    async def run(self, asked: Request, *orders: tuple[float, Order], **options: Any) -> Reply:
+        run = self.start(asked, **options)
+        for after, what in orders:
+            asyncio.get_running_loop().call_later(after, run.order, what)
+        await asyncio.wait([run.task])
+        reply: Reply = ending(self.events).reply
+        return reply
+
+    @property
+    def shown(self) -> str:
+        """The text as a listener has it in the end."""
+        text = ""
+        for event in self.events:
+            if isinstance(event, Restarted):
+                text = ""
+            elif isinstance(event, Delta) and not event.reasoning:
+                text += event.text
+        return text
+
+    def count(self, kind: type[Event]) -> int:
+        return len([event for event in self.events if isinstance(event, kind)])
+
+
+def play(deed: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: Any) -> None:
+    """Run `deed` with a kernel whose simulator has these faults in its script."""
+
+    async def main() -> None:
+        simulator = Simulator(Knobs(**knobs), clock=LoopClock())
+        simulator.script(faults)
+        await deed(Kernel(simulator))
+
+    run_virtual(main())
+
+
+def asked(simulator: Simulator) -> int:
+    """How many answers were asked for, and so paid."""
+    return len([seen for seen in simulator.log if seen.charged])
+
+
+@pytest.mark.parametrize("kind", ["dropped", "cut", "truncated", "malformed", "stalled"])
+@pytest.mark.parametrize("after", [0, 1, 20])
+def test_a_broken_stream_goes_on_where_it_stopped(kind: Any, after: int) -> None:
+    """No text is replaced or doubled, and one answer is paid."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request())
+        assert reply.status == "done"
+        assert reply.text == kernel.shown
+        assert WORDS in reply.text
+        assert kernel.count(Restarted) == 0
+        assert reply.attempts == kernel.count(Sent) == 2
+        assert asked(kernel.simulator) == 1
+        assert reply.usage.output_tokens == kernel.simulator.log[0].output_tokens
+        assert not reply.usage.estimated
+        assert reply.notes == ()
+
+    play(deed, Fault(kind, after=after))
+
+
+def test_what_goes_on_is_not_shown_as_stale() -> None:
+    """During the wait the panel's text may yet be replaced; when more of it comes, it stays."""
+
+    async def deed(kernel: Kernel) -> None:
+        await kernel.run(request())
+        states = list(accumulate(kernel.events, reduce, initial=PanelState()))
+        waited = [state.phase for state in states].index("waiting")
+        assert states[waited].stale
+        assert not states[-2].stale
+
+    play(deed, Fault("dropped", after=5))
+
+
+def test_an_ordinary_request_pays_twice() -> None:
+    """What durable saves: without it, the same fault costs a second answer."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request(durable=False))
+        assert reply.status == "done"
+        assert (asked(kernel.simulator), kernel.count(Restarted)) == (2, 1)
+        assert reply.notes == ()
+
+    play(deed, Fault("dropped", after=5))
+
+
+def test_the_name_is_kept_before_any_text_is_shown() -> None:
+    """Whoever sees a word of it knows that the answer can be picked up."""
+
+    async def deed(kernel: Kernel) -> None:
+        names: list[str] = []
+        written = kernel.journal.written
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Delta):
+                names.extend(name for verb, name in written if verb == "remember")
+
+        await asyncio.wait([start(kernel.engine, request(), SETTINGS, listen).task])
+        assert names
+        assert set(names) == {kernel.simulator.log[0].response_id}
+
+    play(deed)
+
+
+@pytest.mark.parametrize("at", [0.05, 0.6, 1.0, 1.5, 2.4, 3.0, 3.3, 30.0])
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_another_kernel_goes_on_from_the_journal(at: float, chunk: int) -> None:
+    """Wherever the first kernel dies, the second one has the whole answer, and nothing is doubled.
+
+    Only an answer of which not even the name had arrived is asked for again.
+    """
+
+    async def deed(first: Kernel) -> None:
+        run = first.start(question := request())
+        await asyncio.sleep(at)
+        run.task.cancel()  # as the death of its process: no ending, no last word to the journal
+        await asyncio.wait([run.task])
+        named = first.journal.response_id is not None
+        if any(verb == "finish" for verb, _ in first.journal.written):
+            return
+        second = Kernel(first.simulator, first.journal)
+        reply = await second.run(question, resumption=first.journal.resumption)
+        assert reply.status == "done"
+        assert reply.text == second.shown
+        assert reply.text.count(WORDS) == 1
+        assert second.count(Restarted) == 0
+        assert asked(first.simulator) == (1 if named else 2)
+
+    play(deed, latency=0.5, speed=60.0, chunk=chunk)
+
+
+def test_an_answer_that_was_finished_meanwhile_is_there_at_once() -> None:
+    """The server goes on while nobody reads; whoever comes back gets the rest."""
+
+    async def deed(first: Kernel) -> None:
+        run = first.start(question := request())
+        await asyncio.sleep(1.5)
+        run.task.cancel()
+        await asyncio.sleep(3600)
+        second = Kernel(first.simulator, first.journal)
+        known = first.journal.text
+        began = asyncio.get_running_loop().time()
+        reply = await second.run(question, resumption=first.journal.resumption)
+        assert reply.text.count(WORDS) == 1
+        assert asyncio.get_running_loop().time() - began < 0.1
+        assert next(event.text for event in second.events if isinstance(event, Delta)) == known
+        assert 0 < len(known) < len(WORDS)
+        assert "starting_after=" in first.simulator.log[-1].path
+        assert asked(first.simulator) == 1
+
+    play(deed)
+
+
+@pytest.mark.parametrize("order", ["stop", "park"])
+def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
+    """What was stopped can be resumed, is paid once, and is counted once."""
+
+    async def deed(first: Kernel) -> None:
+        question = request()
+        totals = Totals()
+        stopped = await first.run(question, (1.5, order))
+        assert 0 < len(stopped.text) < len(WORDS)
+        assert stopped.usage.total_tokens is None
+        second = Kernel(first.simulator, first.journal)
+        reply = await second.run(question, resumption=first.journal.resumption)
+        assert reply.text.count(WORDS) == 1
+        assert second.shown == reply.text
+        assert asked(first.simulator) == 1
+        for event in [*first.events, *second.events]:
+            totals(event)
+        counted = sum(total.output_tokens for total in totals.by_model.values())
+        assert counted == first.simulator.log[0].output_tokens
+
+    play(deed)
+
+
+def test_cancel_tells_the_server() -> None:
+    """What is cancelled is not generated to its end, and its usage is an estimate."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request(), (1.5, "cancel"))
+        assert reply.status == "cancelled"
+        assert reply.usage.estimated
+        await asyncio.sleep(60)
+        assert kernel.simulator.log[-1].path.endswith("/cancel")
+        assert not kernel.simulator.log[0].finished
+
+    play(deed)
+
+
+def test_cancel_waits_for_no_server() -> None:
+    """The user is told at once, whether or not the server can be."""
+
+    async def deed(kernel: Kernel) -> None:
+        async def deaf(*_: Any, **__: Any) -> None:
+            await asyncio.sleep(5)
+
+        kernel.engine.wire.cancel = deaf  # type: ignore[method-assign]
+        began = asyncio.get_running_loop().time()
+        await kernel.run(request(), (1.5, "cancel"))
+        assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
+
+    play(deed)
+
+
+def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
+    """Visibly: the new text replaces the old, and the figures say so."""
+
+    async def deed(kernel: Kernel) -> None:
+        run = kernel.start(request())
+        await asyncio.sleep(1.5)
+        kernel.simulator._stored.clear()
+        await asyncio.wait([run.task])
+        reply = ending(kernel.events).reply
+        assert reply.status == "done"
+        assert kernel.shown == reply.text
+        assert reply.text.count(WORDS) == 1
+        assert kernel.count(Restarted) == 1
+        assert reply.notes == (ASKED_ANEW,)
+        assert asked(kernel.simulator) == 2
+
+    play(deed, Fault("dropped", after=30))
+
+
+@pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
+def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
+    """After the wait that the failure asks for, and no other."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request())
+        assert reply.status == "done"
+        assert kernel.shown == reply.text
+        assert reply.text.count(WORDS) == 1
+        assert kernel.count(BackingOff) == 1
+        assert reply.notes == (ASKED_ANEW,)
+
+    play(deed, Fault(kind, after=5, seconds=1.0))
+
+
+def test_a_limit_on_the_question_is_waited_out_as_ever() -> None:
+    """A 429 on the POST closes the model and opens it again."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request())
+        assert reply.status == "done"
+        assert reply.waited >= 7.0
+        assert reply.notes == ()
+
+    play(deed, Fault("tokens_per_minute", seconds=7.0))
+
+
+def test_a_limit_on_picking_up_closes_nothing() -> None:
+    """It is waited out by the one that met it; the model stays open to the others."""
+
+    async def deed(kernel: Kernel) -> None:
+        run = kernel.start(request())
+        other = Kernel(kernel.simulator)
+        other.engine = kernel.engine
+        await asyncio.sleep(10.0)
+        began = asyncio.get_running_loop().time()
+        await other.run(request(prompt="hello", durable=False))
+        assert asyncio.get_running_loop().time() - began < 10.0
+        await asyncio.wait([run.task])
+        reply = ending(kernel.events).reply
+        assert reply.status == "done"
+        assert reply.waited >= 30.0
+        assert kernel.count(Restarted) == 0
+        assert asked(kernel.simulator) == 2
+
+    play(deed, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None)
+
+
+def test_picking_up_waits_for_no_hold() -> None:
+    """What is paid already needs no leave to be fetched."""
+
+    async def deed(kernel: Kernel) -> None:
+        run = kernel.start(request())
+        await asyncio.sleep(0.7)
+        closed = asyncio.get_running_loop().time() + 300.0
+
+        def close(ledger: Ledger) -> None:
+            now = closed - 300.0
+            (name,) = ledger.known(now)
+            sent = ledger.probe(ledger.listen(name, Cost(1, 1), lambda: None), now)
+            sent.probe = False
+            ledger.refuse(sent, until=closed, limit=None, snapshot=None, now=now)
+
+        kernel.desk.post(close)
+        await asyncio.wait([run.task])
+        assert isinstance(kernel.events[-1], Finished)
+        assert kernel.events[-1].at < closed
+
+    play(deed, Fault("dropped", after=20))
+
+
+def test_a_server_that_is_down_is_waited_for() -> None:
+    """Failures on the way to the answer do not lose it."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request())
+        assert reply.text.count(WORDS) == 1
+        assert (asked(kernel.simulator), kernel.count(Restarted)) == (1, 0)
+
+    down = [Fault("http", status=503), Fault("http", status=500), Fault("html_502"), "refused"]
+    play(deed, Fault("dropped", after=5), *down)
+
+
+def test_the_gap_before_the_name_is_reported() -> None:
+    """Sent, and broken off before the first event: perhaps it is paid twice, and that is said."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request())
+        assert reply.status == "done"
+        assert reply.notes == (POSSIBLY_PAID,)
+
+    play(deed, Fault("dropped", after=-1))
+
+
+@pytest.mark.parametrize(("after", "notes"), [(0.2, (SENT_IN_VAIN,)), (1.5, ())])
+def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> None:
+    """Stopped before the first event, an answer may be paid all the same; later it is known."""
+
+    async def deed(kernel: Kernel) -> None:
+        stopped = await kernel.run(request(), (after, "stop"))
+        assert stopped.notes == notes
+
+    play(deed)
+
+
+def test_a_doubt_is_told_with_the_answer() -> None:
+    """Whoever resumes what may be paid finds it in the figures."""
+
+    async def deed(kernel: Kernel) -> None:
+        resumption = Resumption(notes=(POSSIBLY_PAID,))
+        assert (await kernel.run(request(), resumption=resumption)).notes == (POSSIBLY_PAID,)
+
+    play(deed)
+
+
+def test_nothing_is_reported_where_nothing_was_sent() -> None:
+    """A refusal costs nothing, nor does a server that cannot be reached."""
+    unsent = TransportError("refused")
+    unsent.was_sent = False
+
+    async def main() -> tuple[str, ...]:
+        stage = Stage([unsent], answer("hi"))
+        heard = await stage.play(Request(prompt="x", durable=True))
+        notes: tuple[str, ...] = ending(heard).reply.notes
+        return notes
+
+    assert run_virtual(main()) == ()
+
+
+def test_it_is_said_that_the_server_keeps_nothing() -> None:
+    """A server with Chat Completions alone answers as ever, and the figures say it once."""
+
+    async def deed(kernel: Kernel) -> None:
+        first = await kernel.run(request())
+        kernel.events.clear()
+        second = await kernel.run(request())
+        assert (first.status, second.status) == ("done", "done")
+        assert (first.notes, second.notes) == ((NOT_KEPT,), ())
+
+    play(deed, apis=("chat",))
+
+
+def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
+    """While an old attempt's text is shown, the mark of the new one says: from the beginning."""
+
+    async def main() -> None:
+        opened: list[Any] = [OPENED, Mark("resp_1"), Text("old"), Mark("resp_1", 3)]
+        stage = Stage([*opened, 100.0])
+        journal = Row()
+        stage.engine.journal = lambda _: journal  # type: ignore[assignment,return-value]
+        asked = Request(prompt="x", durable=True)
+        gone = _Gone(stage)
+        stage.engine.wire = gone  # type: ignore[assignment]
+        stage.wire.acts = [[*opened, TransportError("cut")], [OPENED, Mark("resp_2", 0), 100.0]]
+        run = stage.start(asked)
+        await asyncio.sleep(10)
+        run.order("stop")
+        await asyncio.wait([run.task])
+        assert journal.resumption == Resumption(mark=Mark("resp_2"), text="")
+
+    run_virtual(main())
+
+
+class _Gone:
+    """A wire that has lost every durable answer."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._wire = stage.wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wire, name)
+
+    async def pick_up(self, *_: Any, **__: Any) -> Any:
+        from nbcodex.errors import GoneError
+
+        raise GoneError("gone")
+        yield Opened  # an async generator, as the real one
+
+
+def test_a_durable_answer_that_may_not_be_streamed_is_fetched() -> None:
+    """It is made at the server, asked for again until it is there, and paid once."""
+
+    async def deed(kernel: Kernel) -> None:
+        reply = await kernel.run(request(patience=600.0))
+        assert (reply.status, WORDS in reply.text) == ("done", True)
+        assert asked(kernel.simulator) == 1
+
+    play(deed, streams=False)

@@ -1,0 +1,122 @@
+"""Pictures: files, bytes and what can draw itself, told by what they are and not by their names."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import ConfigurationError
+from nbcodex.models import Image
+from nbcodex.requests import images
+from nbcodex.requests.images import picture
+from nbcodex.requests.options import compose
+from nbcodex.settings import Settings
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
+
+
+class Unnamed:
+    """Shows itself as a PNG, as a notebook's display objects do."""
+
+    def _repr_png_(self) -> bytes:
+        return PNG
+
+
+class Broken:
+    """A figure that cannot be drawn."""
+
+    def savefig(self, file: object, *, format: str) -> None:  # noqa: A002
+        raise RuntimeError("no backend")
+
+    def add_subplot(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (PNG, "image/png"),
+        (b"\xff\xd8\xff\xe0JFIF", "image/jpeg"),
+        (b"GIF89a...", "image/gif"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/webp"),
+    ],
+)
+def test_bytes_are_told_by_their_beginning(data: bytes, kind: str) -> None:
+    """The first bytes say what a picture is."""
+    assert picture(data) == Image(data, kind)
+    assert picture(bytearray(data)) == Image(data, kind)
+
+
+def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
+    """A path, as text or as a Path; its suffix does not count."""
+    path = tmp_path / "chart.txt"
+    path.write_bytes(PNG)
+    assert picture(str(path)) == picture(path) == Image(PNG, "image/png")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (b"BM6", "no picture that can be sent"),
+        (b"", "no picture that can be sent"),
+        ("nowhere.png", "cannot be read: No such file"),
+        (".", "cannot be read: Is a directory"),
+        ("a\0b", "cannot be read"),
+        (42, "A int is no picture"),
+        (None, "A NoneType is no picture"),
+        (Broken(), "cannot be drawn: no backend"),
+        (PNG + b"0" * images.LARGEST, "larger than 20 MiB"),
+        (Image(PNG + b"0" * images.LARGEST), "larger than 20 MiB"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_no_picture_is_said(value: Any, says: str) -> None:
+    """Anything else is a clear error, and nothing is sent."""
+    with pytest.raises(ConfigurationError, match=says):
+        picture(value)
+
+
+def test_a_display_object_gives_its_png() -> None:
+    """What a notebook would show as a PNG is that PNG."""
+    assert picture(Unnamed()) == Image(PNG, "image/png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "F", "P", "1"])
+def test_pillow_images_become_png(mode: str) -> None:
+    """Every mode arrives as a PNG of the same size, converted where a PNG cannot hold it."""
+    pil = pytest.importorskip("PIL.Image")
+    made = picture(pil.new(mode, (3, 2)))
+    assert pil.open(io.BytesIO(made.data)).size == (3, 2)
+    assert made.media_type == "image/png"
+
+
+def test_figures_and_axes_become_png() -> None:
+    """A matplotlib figure, and axes by their figure, without pyplot or a display."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    assert picture(figure).media_type == picture(axes).media_type == "image/png"
+
+
+def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
+    """`images=` of `ask` takes whatever a picture can be; one that is no list is refused."""
+    (tmp_path / "a").write_bytes(PNG)
+    request = compose("hi", Settings(), images=[tmp_path / "a", PNG, Image(PNG)])
+    assert request.images == (Image(PNG),) * 3
+    for wrong in ("a.png", PNG, 3):
+        with pytest.raises(ConfigurationError, match="a list of pictures"):
+            compose("hi", Settings(), images=wrong)  # type: ignore[arg-type]
+
+
+def test_no_library_is_imported_for_pictures() -> None:
+    """Neither matplotlib, Pillow nor numpy is loaded by telling pictures apart."""
+    code = (
+        "import sys; from nbcodex.requests.images import picture\n"
+        f"picture({PNG!r})\n"
+        "try: picture(object())\nexcept Exception: pass\n"
+        "print(*{'PIL', 'matplotlib', 'numpy'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""

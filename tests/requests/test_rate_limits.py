@@ -1,0 +1,279 @@
+"""Many requests through the engine at a limit, in virtual time: the limit is used, not met."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import LimitError, TooLargeError, TransportError
+from nbcodex.events import BackingOff, Event, Failed, Finished, Held, Parked, Sent
+from nbcodex.models import Gauge, Limit, Reply, Request, Resumption, Snapshot
+from nbcodex.notebook.panel import PanelState, reduce, status
+from nbcodex.openai_api.attempt import Opened, Text, Wire
+from nbcodex.ratelimit.desk import Desk
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.requests.runner import start
+from nbcodex.requests.services import Engine
+from nbcodex.settings import Secret, Settings
+from nbcodex.simulator import Knobs, Simulator
+from nbcodex.simulator.transport import SimulatorTransport
+from tests.scripted import OPENED, USAGE, InstantJournal, Stage, answer, ending
+from tests.virtual import LoopClock, run_virtual
+
+SETTINGS = Settings(
+    api_key=Secret("sk-test-0123456789abcdef"),
+    base_url="https://simulated.test/v1",
+    model="gpt-5.6-sol",
+)
+TPM = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
+
+
+@dataclass
+class Crowd:
+    """Requests that were asked at once, and what came of them."""
+
+    simulator: Simulator
+    events: dict[int, list[Event]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def refused(self) -> int:
+        return sum(seen.status == 429 for seen in self.simulator.log)
+
+    def replies(self) -> list[Reply]:
+        return [ending(heard).reply for heard in self.events.values()]
+
+    def count(self, kind: type[Event]) -> int:
+        return sum(isinstance(e, kind) for heard in self.events.values() for e in heard)
+
+
+@cache
+def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
+    """Ask `count` prompts at once, through engine and wire."""
+
+    async def main() -> Crowd:
+        clock, desk, journal = LoopClock(), Desk(), InstantJournal()
+        simulator = Simulator(Knobs(**knobs), clock=clock)
+        engine = Engine(
+            wire=Wire(clock=clock, transport=SimulatorTransport(simulator)),
+            journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+            desk=lambda _: desk,
+            clock=clock,
+        )
+        # The SDK's first request runs a thread, in which virtual time would jump.
+        await start(engine, Request(prompt="hi", max_output=16), SETTINGS, lambda _: None).task
+        simulator.log.clear()
+        result, began, runs = Crowd(simulator), clock.now(), []
+        for number in range(count):
+            heard = result.events.setdefault(number, [])
+            asked = Request(
+                prompt=f"{number} [[tokens=100]] " + "x" * 800, max_output=200, patience=patience
+            )
+            runs.append(start(engine, asked, SETTINGS, heard.append))
+        await asyncio.wait([run.task for run in runs])
+        result.seconds = clock.now() - began
+        return result
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("policy", ["kept", "refunded", "actual"])
+def test_a_limit_is_used_and_hardly_met(policy: Any) -> None:
+    """200 requests of four buckets' tokens take what the refill takes, with no 429 to speak of."""
+    asked = crowd(200, policy=policy, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    assert all(reply.status == "done" for reply in asked.replies())
+    assert asked.refused <= 2
+    charged = sum(seen.charged for seen in asked.simulator.log)
+    assert asked.seconds <= 1.1 * (charged - 20_000) / (20_000 / 60) + 10
+
+
+def test_queueing_uses_no_patience() -> None:
+    """Who waits for capacity longer than its patience is answered, in one attempt, unparked."""
+    asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    assert asked.seconds > 60.0
+    assert {reply.status for reply in asked.replies()} == {"done"}
+    assert {reply.attempts for reply in asked.replies()} == {1}
+    assert {reply.waited for reply in asked.replies()} == {0.0}
+
+
+def test_queueing_is_told_and_does_not_flood() -> None:
+    """Who waits for longer than a second hears that it is queued, and hears it few times."""
+    asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    for heard in asked.events.values():
+        queued = [e for e in heard if isinstance(e, Held)]
+        sent = next(e for e in heard if isinstance(e, Sent))
+        assert all(e.queued and e.limit is None for e in queued)
+        assert queued or sent.at - heard[0].at <= 1.0
+        assert len(queued) <= 4
+
+
+def test_a_burst_is_no_news() -> None:
+    """Requests that only keep the distance of milliseconds say nothing of it."""
+    asked = crowd(100, tpm=10_000_000, rpm=100_000, latency=0.1, speed=600.0)
+    assert asked.count(Held) == asked.refused == 0
+
+
+def play(*acts: Any, requests: list[Request], every: float = 1.0) -> list[list[Event]]:
+    """Play the acts for requests that come one after the other; return the events of each."""
+
+    async def main() -> list[list[Event]]:
+        stage = Stage(*acts)
+        runs = []
+        for request in requests:
+            runs.append(stage.start(request))
+            await asyncio.sleep(every)
+        await asyncio.wait([run.task for run in runs])
+        return list(stage.events.values())
+
+    return run_virtual(main())
+
+
+def test_what_is_too_much_for_now_closes_nothing() -> None:
+    """A refusal of many tokens that is parked leaves the model open to a smaller request."""
+    refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
+    large, small = play(
+        [refusal],
+        answer("small"),
+        requests=[Request(prompt="x", max_output=12_500, patience=60.0), Request(prompt="y")],
+    )
+    assert isinstance(ending(large), Parked)
+    assert isinstance(ending(small), Finished)
+    assert ending(small).at - small[0].at < 1.0
+
+
+def test_what_can_never_fit_fails_at_once() -> None:
+    """A prompt larger than the limit is not sent, once the limit is known."""
+    told = Snapshot(at=0.0, tokens=Gauge(limit=1_000, remaining=900, full_in=6.0))
+    opened = Opened(api="responses", model="m-1", snapshot=told, simulated=False, request_id=None)
+    first, large = play(
+        [opened, *list(answer("hi"))[1:]],
+        requests=[Request(prompt="x", max_output=16), Request(prompt="word " * 4_000)],
+    )
+    assert isinstance(ending(first), Finished)
+    assert isinstance(ending(large), Failed)
+    assert isinstance(ending(large).error, TooLargeError)
+    assert not [e for e in large if isinstance(e, Sent)]
+
+
+def test_a_refused_one_comes_first() -> None:
+    """After the hold the refused request goes before those that came after it."""
+    refusal = LimitError("Rate limit reached.", limit=TPM, wait=30.0)
+    first, second, third = play(
+        [refusal],
+        *[answer(word) for word in "abc"],
+        requests=[Request(prompt=word) for word in "123"],
+    )
+    sent = [[e.at for e in heard if isinstance(e, Sent)][-1] for heard in (first, second, third)]
+    assert sent == sorted(sent)
+
+
+@pytest.mark.parametrize(("resumption", "kind"), [(Resumption(), Finished), (None, Parked)])
+def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> None:
+    """A hold of hours that another kernel left is tried once by what its user takes up again."""
+
+    async def main() -> list[Event]:
+        stage = Stage(answer("hi"))
+        store = (await stage.desk.do(lambda ledger: ledger))._store
+        name, now = "m", asyncio.get_running_loop().time()
+        other = Ledger(store, holder="another kernel")
+        sent = other.reserve(other.listen(name, Cost(1, 1), lambda: None), now)
+        assert isinstance(sent, Reservation)
+        day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
+        other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
+        heard: list[Event] = []
+        request = Request(prompt="x", model=name)
+        run = start(stage.engine, request, SETTINGS, heard.append, resumption=resumption)
+        await asyncio.wait([run.task])
+        return heard
+
+    assert isinstance(ending(run_virtual(main())), kind)
+
+
+def test_a_probe_that_is_let_in_opens_the_model() -> None:
+    """Retry now ends the hold for everybody, where the server takes the request."""
+
+    async def main() -> list[list[Event]]:
+        refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
+        stage = Stage([refusal], answer("a"), answer("b"))
+        runs = [stage.start(Request(prompt="1"))]
+        await asyncio.sleep(1)
+        runs.append(stage.start(Request(prompt="2")))
+        await asyncio.sleep(1)
+        runs[0].retry_now()
+        await asyncio.wait([run.task for run in runs])
+        return list(stage.events.values())
+
+    first, second = run_virtual(main())
+    assert ending(second).at - ending(first).at < 1.0
+
+
+@pytest.mark.parametrize(
+    ("act", "order", "ended"),
+    [
+        (answer("hi"), None, 1),
+        ([OPENED, Text("partial"), 9.0], "stop", 1),
+        ([OPENED, 9.0], "stop", 0),
+        ([9.0], "cancel", 0),
+        ([OPENED, Text("par"), TransportError("cut")], "park", 0),
+        ([LimitError("Rate limit reached.", limit=TPM, wait=30.0)], "park", 0),
+    ],
+    ids=["answered", "stopped", "stopped before text", "cancelled", "broken", "refused"],
+)
+def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
+    """However a request ends, its reservation does, once, with what is known of its output."""
+
+    async def main() -> tuple[int, int, int]:
+        stage = Stage(act)
+        await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
+        (shared,) = (await stage.desk.do(lambda ledger: ledger._store))._kept.values()
+        output = shared.bucket.output
+        return output.under_way, shared.bucket.unheard, output.ended
+
+    assert run_virtual(main()) == (0, 0, ended)
+
+
+def test_leave_that_comes_too_late_is_given_back() -> None:
+    """A request that is stopped while the ledger lets it go leaves nothing reserved."""
+
+    class Slow(Desk):
+        async def do(self, deed: Any) -> Any:
+            result = deed(self._ledger)
+            await asyncio.sleep(1.0)
+            return result
+
+    async def main() -> tuple[int, int]:
+        stage = Stage(answer("hi"))
+        stage.desk = Slow()
+        await stage.play(Request(prompt="x", model="m"), (0.5, "stop"))
+        (shared,) = stage.desk._ledger._store._kept.values()  # type: ignore[attr-defined]
+        assert stage.wire.seen == []
+        return shared.bucket.output.under_way, shared.bucket.sent
+
+    assert run_virtual(main()) == (0, 1)
+
+
+def test_the_panel_says_queued_for_capacity() -> None:
+    """Waiting for one's turn is shown as that, not as a limit that was reached."""
+    asked = crowd(40, tpm=10_000, rpm=10_000, latency=0.5, speed=60.0)
+    heard = asked.events[39]
+    number = next(i for i, e in enumerate(heard) if isinstance(e, Held))
+    state = PanelState()
+    for event in heard[: number + 1]:
+        state = reduce(state, event)
+    line = status(state, state.since + 3.0, 1e9)
+    assert line.startswith("queued for capacity 3.0 s")
+    assert "limit" not in line
+    assert not state.waits
+    assert state.waited_by(state.since + 3.0) == 0.0
+    assert BackingOff not in {type(e) for e in heard}
+
+
+def test_usage_is_what_the_server_counts() -> None:
+    """An answer settles with the server's figures."""
+    heard = play(answer("hi"), requests=[Request(prompt="x")])[0]
+    assert ending(heard).reply.usage == USAGE

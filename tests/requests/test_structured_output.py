@@ -1,0 +1,241 @@
+"""Schemas: what is declared, what is read of an answer, and when it is asked for once more."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+
+from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, QuotaError, TransportError
+from nbcodex.events import Event, Failed, Finished
+from nbcodex.journal import entry
+from nbcodex.models import Request, Usage
+from nbcodex.openai_api.attempt import Completed, Text
+from nbcodex.ratelimit.moment import GAP
+from nbcodex.requests import structured_output
+from nbcodex.requests.structured_output import MisfitError
+from tests.scripted import OPENED, USAGE, Stage, answer, ending
+from tests.virtual import run_virtual
+
+
+class Pet(BaseModel):
+    name: str
+    legs: int = Field(default=4, ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_number(cls, name: str) -> str:
+        if name == "crash":
+            raise ZeroDivisionError("a user's own defect")
+        return name
+
+
+class Owner(BaseModel):
+    pets: list[Pet]
+    best: Pet | None = None
+
+
+class Open(BaseModel):
+    ages: dict[str, int]
+
+
+PET: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+
+def objects(part: Any) -> list[dict[str, Any]]:
+    """Return every object's schema within a schema."""
+    found = [part] if isinstance(part, dict) and part.get("type") == "object" else []
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return found + [o for i in inner for o in objects(i)]
+
+
+def declared(given: object) -> Any:
+    schema = structured_output.declare(given)
+    assert schema
+    return schema
+
+
+def test_a_class_becomes_a_strict_schema() -> None:
+    """All fields of all objects are required, and no others are allowed, as strict mode demands."""
+    schema = declared(Owner)
+    assert (schema.name, schema.strict, schema.model) == ("Owner", True, Owner)
+    assert len(objects(schema.definition)) == 2
+    for part in objects(schema.definition):
+        assert part["additionalProperties"] is False
+        assert part["required"] == list(part["properties"])
+        assert not any("default" in field for field in part["properties"].values())
+
+
+def test_open_objects_are_not_strict() -> None:
+    """A mapping of any names stays as it is: strict mode would refuse it."""
+    schema = declared(Open)
+    assert not schema.strict
+    assert schema.definition["properties"]["ages"]["additionalProperties"] == {"type": "integer"}
+
+
+def test_a_dict_is_copied() -> None:
+    """The user's own schema is not changed."""
+    before = json.dumps(PET)
+    assert declared(PET).definition["required"] == ["name"]
+    assert json.dumps(PET) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["Pet", 1, Pet(name="x"), {"type": "array"}, {}, int, {"type": "object", "x": {1, 2}}],
+)
+def test_what_is_no_schema_is_refused(wrong: object) -> None:
+    """Anything but a pydantic class or a JSON schema of an object says what to give."""
+    with pytest.raises(ConfigurationError) as caught:
+        structured_output.declare(wrong)
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize("fence", ["", "```json\n", "~~~\n", "```\n"])
+def test_an_answer_is_read(fence: str) -> None:
+    """The instance of a class, and the dict of a dict's schema; one fence around it is no harm."""
+    text = f'{fence}{{"name": "Rex", "legs": 3}}\n{fence[:3]}'
+    assert structured_output.read(declared(Pet), text) == Pet(name="Rex", legs=3)
+    assert structured_output.read(declared(PET), text) == {"name": "Rex", "legs": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "says"),
+    [
+        (Pet, "Rex", "Invalid JSON"),
+        (Pet, '{"name": "Rex", "legs": -1}', "legs"),
+        (Pet, '{"name": "crash"}', "ZeroDivisionError"),
+        (PET, "[1]", "a list, not a JSON object"),
+        (PET, "{}", "lacks name"),
+        (PET, '{"name": NaN}', "NaN"),
+        (PET, "[" * 200_000, "not valid JSON"),
+        (PET, "9" * 10_000, "not valid JSON"),
+    ],
+)
+def test_a_misfit_says_why(given: object, text: str, says: str) -> None:
+    """Whatever a model or a validator does, it is one error, and a short one."""
+    with pytest.raises(MisfitError, match=says) as caught:
+        structured_output.read(declared(given), text)
+    assert len(str(caught.value)) < 700
+
+
+def test_the_journal_holds_no_class() -> None:
+    """A request comes back from the journal with its schema, without the class."""
+    request = Request(prompt="?", schema=declared(Pet))
+    back = entry.decode(entry.encode(request))
+    assert back.schema == request.schema
+    assert back.schema.model is None
+
+
+# The life of a request with a schema.
+
+
+def play(*acts: Any, **asked: Any) -> tuple[list[Event], Stage]:
+    asked = {"prompt": "Which?", "schema": declared(Pet), **asked}
+
+    async def main() -> tuple[list[Event], Stage]:
+        stage = Stage(*acts)
+        return await stage.play(Request(**asked)), stage
+
+    return run_virtual(main())
+
+
+GOOD, BAD = '{"name": "Rex", "legs": 3}', '{"name": "Rex", "legs": -1}'
+
+
+def test_the_object_is_in_the_reply() -> None:
+    """`Reply.parsed` is the validated instance."""
+    heard, _ = play(answer(GOOD))
+    assert isinstance(ending(heard), Finished)
+    assert ending(heard).reply.parsed == Pet(name="Rex", legs=3)
+
+
+def test_a_misfit_is_asked_again_once() -> None:
+    """The second request holds the first answer and what is wrong; tokens are added up."""
+    heard, stage = play(answer(BAD), [5.0, *answer(GOOD)])
+    (_, first), (_, second) = stage.wire.seen
+    assert (first.prompt, second.turns[0].prompt, second.turns[0].answer) == (
+        "Which?",
+        "Which?",
+        BAD,
+    )
+    assert "legs" in second.prompt
+    reply = ending(heard).reply
+    assert reply.parsed == Pet(name="Rex", legs=3)
+    assert reply.usage == Usage(input_tokens=20, output_tokens=10)
+    assert "asked again" in reply.notes[0]
+    assert reply.waited == pytest.approx(5.0 + GAP)  # paid from the patience
+
+
+@pytest.mark.parametrize(
+    ("acts", "asked", "says"),
+    [
+        ((answer(BAD), answer(BAD)), {}, "asked twice"),
+        ((answer(BAD),), {"patience": 0.0}, "does not fit"),
+        ((answer(BAD), [QuotaError("No credit.")]), {}, "could not be asked again: No credit"),
+        ((answer(BAD), [TransportError("cut")] * 9), {"patience": 0.1}, "could not be asked"),
+        ((answer("no"),), {"schema": structured_output.ANY_JSON}, "does not fit JSON"),
+    ],
+)
+def test_an_unfit_answer_is_an_error_that_keeps_it(acts: Any, asked: Any, says: str) -> None:
+    """It fails in the end, with the last whole answer in the reply, which is not true."""
+    heard, _ = play(*acts, **asked)
+    last = ending(heard)
+    assert isinstance(last, Failed)
+    assert isinstance(last.error, AnswerError)
+    assert says in str(last.error)
+    assert last.reply.text in (BAD, "no")
+    assert last.reply.usage.output_tokens in (5, 10)
+    assert not last.reply
+
+
+def cut(text: str, **more: Any) -> list[Any]:
+    fields = {"usage": USAGE, "model": "m", "cut": None, "response_id": None, **more}
+    return [OPENED, *([Text(text)] if text else []), Completed(text=text, **fields)]
+
+
+@pytest.mark.parametrize(
+    ("act", "asked", "says"),
+    [
+        (cut("I will not.", refused=True), {}, "The model refuses: I will not."),
+        (cut('{"name": ', cut="max_output_tokens"), {}, "Raise --max-output"),
+        (cut("", cut="content_filter"), {"schema": None}, "content filter withheld"),
+        (cut("", cut="content_filter"), {}, "content filter withheld"),
+    ],
+)
+def test_what_asking_again_cannot_mend(act: Any, asked: Any, says: str) -> None:
+    """A refusal, a cut and a filtered answer are said as what they are, and asked once only."""
+    heard, stage = play(act, **asked)
+    assert says in str(ending(heard).error)
+    assert len(stage.wire.seen) == 1
+
+
+def test_a_refusal_without_a_schema_is_an_answer() -> None:
+    """The model's own words stay, and the figures say what they are."""
+    heard, _ = play(cut("I will not.", refused=True), schema=None)
+    assert ending(heard).reply
+    assert ending(heard).reply.notes == ("the model refuses",)
+
+
+def test_a_cut_answer_without_a_schema_is_finished() -> None:
+    """What the filter let through is an answer that says where it was cut."""
+    heard, _ = play(cut("Half of", cut="content_filter"), schema=None)
+    assert ending(heard).reply.cut == "content_filter"
+    assert ending(heard).reply
+
+
+def test_stop_in_the_second_round_ends_it() -> None:
+    """The user's order counts there as anywhere."""
+
+    async def main() -> list[Event]:
+        stage = Stage(answer(BAD), [60.0, *answer(GOOD)])
+        return await stage.play(Request(prompt="?", schema=declared(Pet)), (5.0, "stop"))
+
+    assert ending(run_virtual(main())).reply.status == "interrupted"
+
+
+def test_errors_have_a_root() -> None:
+    """Whoever catches `NbcodexError` catches this one."""
+    assert issubclass(AnswerError, NbcodexError)

@@ -1,0 +1,167 @@
+"""A machine that sleeps, and a wall clock that jumps: neither shortens a hold nor lengthens it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import LimitError, ServerError
+from nbcodex.events import BackingOff, Event, Held, Sent
+from nbcodex.models import Limit, Request, Resumption
+from nbcodex.notebook.panel import PanelState, reduce
+from nbcodex.ratelimit.backoff import PAD
+from nbcodex.ratelimit.ledger import Ledger
+from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.requests.runner import start
+from nbcodex.runtime.clock import LOOK_AGAIN, BootClock
+from tests.scripted import SETTINGS, Stage, answer
+from tests.virtual import EPOCH, run_virtual
+
+HOUR = 3600.0
+WAIT = 30.0
+"""Seconds that the server asks for."""
+
+
+@dataclass
+class Machine(BootClock):
+    """The real clock's way of waiting, on a machine whose sleep and wall clock a test commands.
+
+    The loop's own timers stand still while it sleeps, as asyncio's do.
+    """
+
+    slept: float = 0.0
+    set_by: float = 0.0
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() + self.slept
+
+    def wall(self) -> float:
+        return EPOCH + self.now() + self.set_by
+
+    def sleep(self, seconds: float) -> None:
+        """Close the lid for so long."""
+        self.slept += seconds
+
+    def turn(self, seconds: float) -> None:
+        """Set the wall clock, forwards or back."""
+        self.set_by += seconds
+
+
+Deed = Callable[[Machine], None]
+JUMPS: dict[str, list[tuple[float, Deed]]] = {
+    "nothing happens": [],
+    "an hour forwards": [(5.0, lambda m: m.turn(HOUR))],
+    "an hour back": [(5.0, lambda m: m.turn(-HOUR))],
+    "forwards and back": [(5.0, lambda m: m.turn(HOUR)), (12.0, lambda m: m.turn(-HOUR))],
+    "a short sleep": [(5.0, lambda m: m.sleep(10.0))],
+    "a sleep and a clock set meanwhile": [
+        (5.0, lambda m: m.sleep(10.0)),
+        (5.0, lambda m: m.turn(-HOUR)),
+    ],
+    "a sleep that outlasts the hold": [(5.0, lambda m: m.sleep(HOUR))],
+}
+
+
+class Bench:
+    """An engine on such a machine, and what a panel shows all the while."""
+
+    def __init__(self, *acts: Any) -> None:
+        self.machine, self.stage = Machine(), Stage(*acts)
+        self.stage.engine.clock = self.machine
+        self.readings: list[tuple[float, float]] = []
+
+    async def play(self, request: Request, jumps: list[tuple[float, Deed]], **options: Any) -> None:
+        """Take the request through its life while the clocks jump at their seconds."""
+        state = PanelState()
+
+        def hear(event: Event) -> None:
+            nonlocal state
+            self.events.append(event)
+            state = reduce(state, event)
+
+        self.events: list[Event] = []
+        run = start(self.stage.engine, request, SETTINGS, hear, **options)
+        loop = asyncio.get_running_loop()
+        for after, deed in jumps:
+            loop.call_later(after, deed, self.machine)
+        while not run.task.done():
+            now = self.machine.now()
+            if (left := state.left(now)) is not None:
+                self.readings.append((now, left))
+            await asyncio.sleep(0.25)
+
+    def sent(self) -> list[float]:
+        return [event.at for event in self.events if isinstance(event, Sent)]
+
+    def slept_through(self, moment: float) -> bool:
+        """Whether the machine slept at that moment, and could not keep to it."""
+        awake = [now for now, _ in self.readings]
+        return any(a < moment < b and b - a > 1.0 for a, b in itertools.pairwise(awake))
+
+    def check(self, due: float, sent: float) -> None:
+        """It was sent when it was due, or a second after waking; the countdown said so."""
+        woke = min((now for now, _ in self.readings if now >= due), default=due)
+        assert due <= sent <= woke + LOOK_AGAIN
+        if not self.slept_through(due):
+            assert sent == pytest.approx(due, abs=0.01)
+        told = [now + left for now, left in self.readings if left]
+        assert told == pytest.approx([due] * len(told))
+        assert len(told) > 10
+
+
+def play(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
+    async def main() -> Bench:
+        bench = bench_of()
+        await bench.play(*args, **options)
+        return bench
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
+@pytest.mark.parametrize("kind", ["limit", "fault"])
+def test_a_wait_lasts_as_long_as_it_was_said_to(jumps: Any, kind: str) -> None:
+    """After a limit as after a fault: whatever the clocks do, it is sent when that was said."""
+    limit = Limit(resource="requests", window=60.0)
+    error = LimitError("no", limit=limit) if kind == "limit" else ServerError("no")
+    error.wait = WAIT
+    bench = play(lambda: Bench([error], answer("hi")), Request(prompt="x"), jumps)
+    (backing_off,) = [event for event in bench.events if isinstance(event, BackingOff)]
+    first, second = bench.sent()
+    assert WAIT <= backing_off.resume_at - first <= WAIT * 1.5 + PAD
+    bench.check(backing_off.resume_at, second)
+
+
+@pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
+def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
+    """The shared hold is on the same clock."""
+
+    def bench_of() -> Bench:
+        bench = Bench(answer("hi"))
+        now = bench.machine.now()
+
+        def refused(ledger: Ledger) -> None:
+            leave = ledger.reserve(ledger.listen("m", Cost(10.0, 10.0), lambda: None), now)
+            assert isinstance(leave, Reservation)
+            limit = Limit(resource="tokens")
+            ledger.refuse(leave, until=now + WAIT, limit=limit, snapshot=None, now=now)
+
+        bench.stage.desk.post(refused)
+        return bench
+
+    bench = play(bench_of, Request(prompt="x"), jumps)
+    (held,) = [event for event in bench.events if isinstance(event, Held)]
+    bench.check(held.resume_at, bench.sent()[0])
+
+
+@pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
+def test_resume_at_reset_keeps_its_moment(jumps: Any) -> None:
+    """The reset's moment is known by the wall clock; once begun, the wait does not follow it."""
+    resumption = Resumption(not_before=EPOCH + 5_000.0 + WAIT)
+    bench = play(lambda: Bench(answer("hi")), Request(prompt="x"), jumps, resumption=resumption)
+    bench.check(5_000.0 + WAIT, bench.sent()[0])
