@@ -86,12 +86,12 @@ class Client:
             return self._engine or self._make()
 
     def _make(self) -> Engine:
-        from nbcodex.openai_api.attempt import Wire
+        from nbcodex.openai_api.api_client import ApiClient
         from nbcodex.requests.services import Engine
 
         atexit.register(self.close)
         self._engine = Engine(
-            wire=Wire(clock=self.clock, transport=self._transport),
+            api_client=ApiClient(clock=self.clock, transport=self._transport),
             journal=self.journal,
             desk=self.desk,
             clock=self.clock,
@@ -146,14 +146,14 @@ class Client:
     ) -> list[str]:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
         from nbcodex.journal.spending import Spent
-        from nbcodex.openai_api import prices
+        from nbcodex.openai_api import pricing
         from nbcodex.requests import spending_cap
 
         caps, expected = (
             map(spending_cap.read, settings.budgets),
             Spent(tokens=tokens, dollars=cost or 0.0),
         )
-        watched = cost is not None or prices.may_be_free(base_url)
+        watched = cost is not None or pricing.is_local_server(base_url)
         allowance, journal = self.engine().allowance, self.journal(settings)
         return await allowance.outlook(journal, caps, expected, watched=watched)
 
@@ -163,13 +163,13 @@ class Client:
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may come to."""
-        from nbcodex.openai_api import prices
+        from nbcodex.openai_api import pricing
         from nbcodex.requests import cost_estimate
 
-        wire = self.engine().wire
-        base_url = wire.endpoint(request, settings).base_url
-        model = await wire.model(request, settings)
-        await asyncio.to_thread(prices.load)
+        api_client = self.engine().api_client
+        base_url = api_client.endpoint(request, settings).base_url
+        model = await api_client.resolve_model(request, settings)
+        await asyncio.to_thread(pricing.load_prices)
         usual = self.engine().allowance.usual
         return model, cost_estimate.estimate(request, model=model, base_url=base_url, usual=usual)
 
@@ -277,18 +277,18 @@ class Client:
 
     async def limits(self, settings: Settings) -> dict[str, Known]:
         """Return what is known of the limits that this process met, or meets by default."""
-        desk, wire = self.desk(settings), self.engine().wire
+        desk, api_client = self.desk(settings), self.engine().api_client
         default: list[str] = []
         with contextlib.suppress(NbcodexError):
-            endpoint = wire.endpoint(Request(prompt="?"), settings)
+            endpoint = api_client.endpoint(Request(prompt="?"), settings)
             model = settings.model or DEFAULT_MODEL
-            default = [wire.bucket(endpoint, model, salt=await desk.salt())]
+            default = [api_client.bucket_id(endpoint, model, salt=await desk.salt())]
             desk.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
         return await desk.known(self.clock.now(), *default)
 
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that the server offers."""
-        return await self.engine().wire.models(settings, api_base=api_base)
+        return await self.engine().api_client.list_models(settings, api_base=api_base)
 
 
 _current: Client | None = None

@@ -29,7 +29,7 @@ from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Settings, folder_of
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.openai_api.providers import Endpoint
+    from nbcodex.openai_api.endpoints import Endpoint
 
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -81,7 +81,7 @@ def report(
     """
     endpoint = None
     try:
-        endpoint = client.engine().wire.endpoint(Request(prompt="?"), settings)
+        endpoint = client.engine().api_client.endpoint(Request(prompt="?"), settings)
     except NbcodexError as error:
         yield Finding("server", error.message, error.advice, wrong=True)
     else:
@@ -208,8 +208,8 @@ def _served(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[
     else:
         yield Finding("reached", f"{endpoint.host or 'the server'} names {len(names)} models")
         yield _model(settings, endpoint, names)
-    wire = client.engine().wire
-    spoken = "responses" if endpoint.kind == "openai" else wire.spoken(endpoint)
+    api_client = client.engine().api_client
+    spoken = "responses" if endpoint.kind == "openai" else api_client.detected_api(endpoint)
     told = spoken or "found out by the first request"
     yield Finding("API", told if settings.api == "auto" else f"{settings.api}, as set")
     yield from _learnt(settings, client, endpoint)

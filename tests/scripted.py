@@ -1,4 +1,4 @@
-"""A wire without a network: each attempt plays the next act of a script."""
+"""An API client without a network: each attempt plays the next act of a script."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from typing import Any
 from nbcodex.events import Ending, Event
 from nbcodex.journal.spending import Spending, Spent
 from nbcodex.models import Reply, Request, Usage
-from nbcodex.openai_api.attempt import Completed, Opened, Piece, Text
-from nbcodex.openai_api.providers import Endpoint, resolve
+from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.endpoints import Endpoint, resolve
 from nbcodex.ratelimit.desk import Desk
 from nbcodex.requests.runner import Order, Run, start
 from nbcodex.requests.services import Engine
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock
 
-Act = Iterable[Piece | Exception | float]
+Act = Iterable[StreamEvent | Exception | float]
 """What one attempt does: pieces that arrive, seconds that pass, an error that ends it."""
 
 SETTINGS = Settings(api_key=Secret("sk-test"))
 USAGE = Usage(input_tokens=10, output_tokens=5)
-OPENED = Opened(api="responses", model="m-1", snapshot=None, simulated=False, request_id=None)
+OPENED = ResponseStarted(
+    api="responses", model="m-1", snapshot=None, simulated=False, request_id=None
+)
 
 
 def answer(text: str) -> Act:
     """Return an act that answers with `text`."""
-    done = Completed(text=text, usage=USAGE, model="m-1", cut=None, response_id=None)
-    return [OPENED, Text(text), done]
+    done = CompletedAnswer(text=text, usage=USAGE, model="m-1", cut=None, response_id=None)
+    return [OPENED, TextDelta(text), done]
 
 
 @dataclass
-class ScriptedWire:
-    """Stands in for `nbcodex.openai_api.attempt.Wire`; `seen` holds each request as it was sent."""
+class ScriptedApiClient:
+    """Stands in for `ApiClient`; `seen` holds each request as it was sent."""
 
     acts: list[Act]
     seen: list[tuple[float, Request]] = field(default_factory=list)
@@ -42,15 +44,15 @@ class ScriptedWire:
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         return resolve(settings, request)
 
-    def bucket(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+    def bucket_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
         return model
 
-    async def model(self, request: Request, settings: Settings) -> str:
+    async def resolve_model(self, request: Request, settings: Settings) -> str:
         return request.model or "m"
 
     async def stream(
         self, request: Request, settings: Settings, *, model: str
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncIterator[StreamEvent]:
         self.seen.append((asyncio.get_running_loop().time(), request))
         for step in self.acts.pop(0):
             if isinstance(step, Exception):
@@ -109,14 +111,14 @@ class InstantJournal:
 
 
 class Stage:
-    """An engine on a scripted wire, in virtual time; must be made on the loop."""
+    """An engine on a scripted API client, in virtual time; must be made on the loop."""
 
     def __init__(self, *acts: Act) -> None:
-        self.wire = ScriptedWire(list(acts))
+        self.api_client = ScriptedApiClient(list(acts))
         self.journal = InstantJournal()
         self.desk = Desk()
         self.engine = Engine(
-            wire=self.wire,  # type: ignore[arg-type]
+            api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             desk=lambda _: self.desk,
             clock=LoopClock(),

@@ -16,7 +16,7 @@ from nbcodex.mapping.carrier import Carrier
 from nbcodex.mapping.register import Row
 from nbcodex.mapping.tally import Tally
 from nbcodex.models import Request
-from nbcodex.openai_api.batches import MOST_REQUESTS
+from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests.event_queue import SLICE
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
@@ -35,7 +35,7 @@ READING = 0.01
 class Bulk:
     """Rows are collected, handed in together, and heard of when the provider is done."""
 
-    window = MOST_REQUESTS
+    window = MAX_BATCH_REQUESTS
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self.tally, self._ending = Tally(), False

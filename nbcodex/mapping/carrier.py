@@ -24,7 +24,7 @@ from nbcodex.mapping.packing import BREATH, Packer
 from nbcodex.mapping.provider import Part, Provider, only
 from nbcodex.mapping.register import Group, Register, Row
 from nbcodex.models import Request
-from nbcodex.openai_api.batches import MOST_REQUESTS
+from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests import repair
 from nbcodex.settings import Settings
 
@@ -75,7 +75,7 @@ class Carrier:
         self._behind: dict[str, list[Row]] = {}
         self._away: dict[str, Part | None] = {}
         self._seen: set[str] = set()
-        self._most, self._stage = MOST_REQUESTS, ""
+        self._most, self._stage = MAX_BATCH_REQUESTS, ""
         self._orders: deque[list[Row] | None] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[None] | None = None
@@ -172,13 +172,13 @@ class Carrier:
 
     async def _prepared(self, row: Row) -> bool:
         """Find out where a row goes; one that goes nowhere ends here."""
-        wire, settings = self._engine.wire, self._settings
+        api_client, settings = self._engine.api_client, self._settings
         # A batch's answer lies in its file: to have it kept elsewhere, too, is of no use.
         request = row.request = replace(row.request, durable=False)
         try:
-            model = await wire.model(request, settings)
-            base_url = wire.endpoint(request, settings).base_url
-            row.group = base_url, self._provider.batches.api(request, settings), model
+            model = await api_client.resolve_model(request, settings)
+            base_url = api_client.endpoint(request, settings).base_url
+            row.group = base_url, self._provider.batches.api_for(request, settings), model
             row.key = equality_key(request, base_url=base_url)
         except NbcodexError as error:
             await self._register.settle([outcome.failed(request, error, clock=self._clock)])
@@ -206,7 +206,7 @@ class Carrier:
             self._stage = "handing in"
             part, data = await self._packer.pack(rows, self._most)
             if not part.requests or await self._hand_in(part, data):
-                delay, self._most = FULL, min(MOST_REQUESTS, self._most * 2)
+                delay, self._most = FULL, min(MAX_BATCH_REQUESTS, self._most * 2)
                 continue
             if not any(self._away.values()):  # perhaps it is too much even for an empty queue
                 self._most = max(1, len(part.requests) // 2)

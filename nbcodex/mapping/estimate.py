@@ -15,8 +15,8 @@ from nbcodex.journal.key import equality_key
 from nbcodex.mapping.recipe import Recipe
 from nbcodex.mapping.shapes import Row, Shape
 from nbcodex.models import Request, Usage
-from nbcodex.openai_api import prices, tokens
-from nbcodex.openai_api.batches import DISCOUNT
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.requests.cost_estimate import USUAL
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -134,7 +134,7 @@ def estimate(
         refused=round(count.refused * times),
         input_tokens=round(count.input_tokens * times),
         output_tokens=round(count.output_tokens * times),
-        cost=None if cost is None else cost * times * (DISCOUNT if halved else 1.0),
+        cost=None if cost is None else cost * times * (BATCH_PRICE_FACTOR if halved else 1.0),
         model=model,
         bounded=bool(count.first and count.first.max_output),
         halved=halved,
@@ -153,7 +153,7 @@ def _counted(rows: Iterable[Row], recipe: Recipe, client: Client, settings: Sett
         count.refused += len(part) - len(requests)
         if requests and count.first is None:
             count.first = requests[0]
-            count.base_url = client.engine().wire.endpoint(count.first, settings).base_url
+            count.base_url = client.engine().api_client.endpoint(count.first, settings).base_url
         keys = [equality_key(r, base_url=count.base_url) if r.reuse else b"" for r in requests]
         known = client.journal(settings).batches.answered(filter(None, keys))
         for request, key in zip(requests, keys, strict=True):
@@ -162,7 +162,7 @@ def _counted(rows: Iterable[Row], recipe: Recipe, client: Client, settings: Sett
             elif key and not _is_new(hash(key), seen):
                 count.equal += 1
             else:
-                count.input_tokens += tokens.of_request(request)
+                count.input_tokens += pricing.estimate_request_tokens(request)
                 count.output_tokens += request.max_output or USUAL
     return count
 
@@ -176,7 +176,10 @@ def is_priced(recipe: Recipe, client: Client, settings: Settings) -> bool:
         If a setting is wrong, or no key is known.
     """
     somewhere = Request(prompt="?", api_base=recipe.options.get("api_base"))
-    return prices.seller(client.engine().wire.endpoint(somewhere, settings).base_url) is not None
+    return (
+        pricing.provider_of(client.engine().api_client.endpoint(somewhere, settings).base_url)
+        is not None
+    )
 
 
 def have_agreed(told: Estimate, *, above: float, ask: Callable[[str], bool | None]) -> None:
@@ -243,16 +246,16 @@ def _is_new(mark: int, seen: set[int]) -> bool:
 
 
 def _default(base_url: str) -> str | None:
-    return DEFAULT_MODEL if prices.seller(base_url) == "openai" else None
+    return DEFAULT_MODEL if pricing.provider_of(base_url) == "openai" else None
 
 
 def _cost(count: _Count, model: str | None) -> float | None:
     """Return the cost of what was counted by that of the mean row: a long prompt's is another."""
     if count.asked <= 0:
-        return 0.0 if prices.seller(count.base_url) or not count.base_url else None
+        return 0.0 if pricing.provider_of(count.base_url) or not count.base_url else None
     mean = Usage(
         input_tokens=count.input_tokens // count.asked,
         output_tokens=count.output_tokens // count.asked,
     )
-    each = prices.cost(mean, model, count.base_url)
+    each = pricing.cost(mean, model, count.base_url)
     return None if each is None else each * count.asked

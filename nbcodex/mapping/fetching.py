@@ -16,7 +16,7 @@ from nbcodex.mapping import outcome
 from nbcodex.mapping.provider import Part, Provider, only
 from nbcodex.mapping.register import Register
 from nbcodex.models import Request
-from nbcodex.openai_api import prices
+from nbcodex.openai_api import pricing
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Fetcher:
 
     def check_server(self, part: Part) -> None:
         """Raise a ConfigurationError if the settings lead to another server than a part's."""
-        here = self._engine.wire.endpoint(part.asking, self._settings).base_url
+        here = self._engine.api_client.endpoint(part.asking, self._settings).base_url
         if here != part.base_url:
             raise ConfigurationError(
                 f"These rows are with {part.base_url}, but the server is {here} now.",
@@ -63,7 +63,7 @@ class Fetcher:
         NbcodexError
             If the provider does not give the answers out.
         """
-        await asyncio.to_thread(prices.load)
+        await asyncio.to_thread(pricing.load_prices)
         few: dict[str, Ending] = {}
         async with contextlib.aclosing(self._provider.results(part, part.requests)) as results:
             async for id_, told in results:
@@ -96,7 +96,7 @@ class Fetcher:
     def _unanswered(self, part: Part, answered: Iterable[str]) -> list[Ending]:
         """Return the ends of the rows about which the provider says nothing."""
         left = [request for id_, request in part.requests.items() if id_ not in answered]
-        status, trouble = (part.batch.status, part.batch.trouble) if part.batch else ("gone", "")
+        status, trouble = (part.batch.status, part.batch.error) if part.batch else ("gone", "")
         if status == "failed":
             error = RequestError(f"The provider refused the batch: {trouble or 'no reason given'}")
             return [outcome.failed(request, error, clock=self._clock) for request in left]
@@ -112,7 +112,7 @@ class Fetcher:
                 self.check_server(part)
                 part.batch = only(held.file)
                 if held.remote:
-                    part.batch = await batches.look(held.remote, asking, self._settings)
+                    part.batch = await batches.retrieve_batch(held.remote, asking, self._settings)
                 await self._provider.cancel(part)
                 if part.batch.ended and await self._provider.erase(part.batch, asking):
                     await self._parts.close(held.tag, is_gone=True)

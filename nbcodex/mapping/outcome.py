@@ -11,8 +11,8 @@ from nbcodex import events
 from nbcodex.errors import AnswerError, NbcodexError, ParkedError, TransientError
 from nbcodex.journal.entry import NOTHING
 from nbcodex.models import Reply, Request
-from nbcodex.openai_api.batches import DISCOUNT
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.requests import fitting, structured_output
 from nbcodex.requests.story import Story
 from nbcodex.runtime.clock import Clock
@@ -20,7 +20,7 @@ from nbcodex.runtime.clock import Clock
 
 def ending_of(
     request: Request,
-    told: Completed | NbcodexError,
+    told: CompletedAnswer | NbcodexError,
     *,
     model: str | None,
     base_url: str,
@@ -61,7 +61,7 @@ def parked(request: Request, why: str, *, clock: Clock, attempts: int = 0) -> ev
     return events.Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)
 
 
-def _parsed(request: Request, told: Completed) -> object:
+def _parsed(request: Request, told: CompletedAnswer) -> object:
     """Return the object that was asked for, if one was; a batch asks nobody twice."""
     fitting.check_given(told)
     if request.schema is None:
@@ -73,4 +73,4 @@ def _parsed(request: Request, told: Completed) -> object:
 
 
 def _at_half_price(reply: Reply) -> Reply:
-    return reply if reply.cost is None else replace(reply, cost=reply.cost * DISCOUNT)
+    return reply if reply.cost is None else replace(reply, cost=reply.cost * BATCH_PRICE_FACTOR)

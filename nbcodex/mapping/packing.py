@@ -16,7 +16,7 @@ from nbcodex.mapping import outcome
 from nbcodex.mapping.provider import Part
 from nbcodex.mapping.register import Register, Row
 from nbcodex.models import Reply, Request
-from nbcodex.openai_api.batches import DISCOUNT, MOST_BYTES, Batches
+from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES, BatchClient
 from nbcodex.requests import spending_cap
 from nbcodex.settings import Settings
 
@@ -41,7 +41,7 @@ class Packer:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, batches: Batches, register: Register
+        self, engine: Engine, settings: Settings, batches: BatchClient, register: Register
     ) -> None:
         self._engine, self._settings = engine, settings
         self._batches, self._register = batches, register
@@ -61,7 +61,7 @@ class Packer:
                 rows.popleft()
                 await self._register.settle([self._refused(request, error)])
                 continue
-            if part.requests and len(data) + len(line) > MOST_BYTES:
+            if part.requests and len(data) + len(line) > MAX_BATCH_BYTES:
                 break
             rows.popleft()
             data += line
@@ -78,10 +78,10 @@ class Packer:
             journal=self._engine.journal(self._settings),
             model=part.model,
             base_url=part.base_url,
-            share=DISCOUNT,
+            share=BATCH_PRICE_FACTOR,
         )
-        line = self._batches.line(request, self._settings, model=part.model or "")
-        if len(line) > MOST_BYTES:
+        line = self._batches.request_line(request, self._settings, model=part.model or "")
+        if len(line) > MAX_BATCH_BYTES:
             raise TooLargeError("The row is larger than a whole batch.")
         return line
 

@@ -20,8 +20,8 @@ from nbcodex.errors import (
     brief,
 )
 from nbcodex.models import Request
-from nbcodex.openai_api.batches import Batch, Batches
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
 from nbcodex.settings import Settings
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbcodex.requests.services import Engine
 
 T = TypeVar("T")
-Verdict = Completed | NbcodexError
+Verdict = CompletedAnswer | NbcodexError
 
 SOON, SLOWER, SELDOM = 3.0, 1.3, 60.0
 """Seconds between two looks at a batch: at first, by how much longer each time, at the longest."""
@@ -71,7 +71,7 @@ class Provider:
     Parameters
     ----------
     engine : Engine
-        Its wire, its clock and its chance.
+        Its api_client, its clock and its chance.
     settings : Settings
         How the server is reached.
 
@@ -82,7 +82,7 @@ class Provider:
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.batches = Batches(engine.wire)
+        self.batches = BatchClient(engine.api_client)
         self.hitch = ""
         self._settings, self._clock, self._chance = settings, engine.clock, engine.chance
 
@@ -107,11 +107,15 @@ class Provider:
             if tried and (found := await self._find(part)):
                 return found
             tried = True
-            return await self.batches.start(file, part.asking, settings, tags=_tags(part.tag))
+            return await self.batches.create_batch(
+                file, part.asking, settings, metadata=_tags(part.tag)
+            )
 
         file = ""
         try:
-            file = await self._patiently(lambda: self.batches.upload(data, part.asking, settings))
+            file = await self._patiently(
+                lambda: self.batches.upload_file(data, part.asking, settings)
+            )
             await noted(file)
             return await self._patiently(start)
         except NbcodexError as error:
@@ -129,12 +133,16 @@ class Provider:
         return await self._patiently(lambda: self._find(part))
 
     async def _find(self, part: Part) -> Batch | None:
-        found = await self.batches.find(part.asking, self._settings, tags=_tags(part.tag))
+        found = await self.batches.find_batches(
+            part.asking, self._settings, metadata=_tags(part.tag)
+        )
         return next(iter(found), None)
 
     async def look(self, id_: str, asking: Request) -> Batch:
         """Return how a batch stands."""
-        return await self._patiently(lambda: self.batches.look(id_, asking, self._settings))
+        return await self._patiently(
+            lambda: self.batches.retrieve_batch(id_, asking, self._settings)
+        )
 
     async def watch(self, part: Part, *, until_accepted: bool = False) -> Batch:
         """Look at a batch again and again, until it has ended, or was found to be in order."""
@@ -153,7 +161,7 @@ class Provider:
             return
         try:
             part.batch = await self._patiently(
-                lambda: self.batches.cancel(batch.id, part.asking, self._settings)
+                lambda: self.batches.cancel_batch(batch.id, part.asking, self._settings)
             )
         except RequestError:  # it has just ended
             part.batch = await self.look(batch.id, part.asking)
@@ -184,7 +192,7 @@ class Provider:
         """Have the files of a batch erased; return whether they are."""
         try:
             await self._patiently(
-                lambda: self.batches.discard(batch, asking, self._settings), tries=ERASING
+                lambda: self.batches.delete_files(batch, asking, self._settings), tries=ERASING
             )
         except NbcodexError as error:
             log.warning("files of %s were not erased: %s", batch.id, error)
@@ -219,7 +227,7 @@ class Provider:
 
 def only(file: str | None) -> Batch:
     """Return the batch that was never made of a file."""
-    return Batch(id="", status="failed", source=file)
+    return Batch(id="", status="failed", input_file=file)
 
 
 def _tags(tag: str) -> dict[str, str]:

@@ -66,5 +66,5 @@ def key_of(course: Course, request: Request) -> bytes:
     NbcodexError
         If nobody knows where it would go.
     """
-    wire = course.client.engine().wire
-    return equality_key(request, base_url=wire.endpoint(request, course.settings).base_url)
+    api_client = course.client.engine().api_client
+    return equality_key(request, base_url=api_client.endpoint(request, course.settings).base_url)

@@ -78,15 +78,15 @@ def _params(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"is not JSON ({brief(str(error), 80)})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
-    from nbcodex.openai_api.bodies import check_params
+    from nbcodex.openai_api.request_body import check_params
 
     return _checked(check_params, value)
 
 
 def _url(text: str) -> str:
-    from nbcodex.openai_api.addresses import parse_url
+    from nbcodex.openai_api.endpoints import parse_base_url
 
-    return _checked(lambda url: parse_url(url, "This"), text)
+    return _checked(lambda url: parse_base_url(url, "This"), text)
 
 
 def _checked(check: Callable[[T], object], value: T) -> T:

@@ -135,7 +135,7 @@ class Session:
         """Tell what a request would come to; nothing is sent."""
         here, client = event_loop.running(), current()
         model, estimate = here.submit(client.estimate(request, self.settings)).result()
-        base_url = client.engine().wire.endpoint(request, self.settings).base_url
+        base_url = client.engine().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
         budgets = client.outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
         told = [

@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Schema
-from nbcodex.openai_api import pictures
+from nbcodex.openai_api import request_body
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
 from nbcodex.requests.structured_output import ANY_JSON, declare
 
@@ -57,7 +57,7 @@ def read(chosen: Namespace, variables: Mapping[str, Any]) -> Wish:
     if form == "image":
         if api == "chat":
             raise UsageError("%%codex: -f image needs the Responses API: leave --api chat out")
-        params, api = {**pictures.params(), **(params or {})}, "responses"
+        params, api = {**request_body.image_generation_params(), **(params or {})}, "responses"
     return Wish(
         form=form,
         system=_system(chosen.system, form if schema is None else ""),

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, brief
 from nbcodex.models import Request
-from nbcodex.openai_api import answers, exchange, failures, headers
+from nbcodex.openai_api import api_errors, exchange, rate_limits, responses
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.dialects import Spoken
-from nbcodex.openai_api.pieces import Completed
-from nbcodex.openai_api.reading import let_go
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.stream import let_go
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from nbcodex.openai_api.attempt import Wire
+    from nbcodex.openai_api.api_client import ApiClient
 
-MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
+MAX_BATCH_REQUESTS, MAX_BATCH_BYTES = 50_000, 190_000_000
 """What one batch may hold (OpenAI allows 200 MB; a little is left for the form around it)."""
-DISCOUNT = 0.5
+BATCH_PRICE_FACTOR = 0.5
 """What an answer of a batch costs of one that is asked for at once (OpenAI's price list)."""
 LONGEST_LINE = 32_000_000
 _PATHS: dict[Spoken, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
@@ -52,13 +52,13 @@ class Batch:
         Its requests.
     files : tuple of str
         The files with answers and errors, as far as there are any.
-    source : str or None
+    input_file : str or None
         The file that was handed in.
-    trouble : str
+    error : str
         Why it failed as a whole.
-    codes : tuple of str
+    error_codes : tuple of str
         The same in the server's words for programs.
-    tags : mapping
+    metadata : mapping
         What it was tagged with.
     """
 
@@ -68,10 +68,10 @@ class Batch:
     answered: int = 0
     failed: int = 0
     files: tuple[str, ...] = ()
-    source: str | None = None
-    trouble: str = ""
-    codes: tuple[str, ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
+    input_file: str | None = None
+    error: str = ""
+    error_codes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -81,30 +81,30 @@ class Batch:
     @property
     def is_queue_full(self) -> bool:
         """Whether it failed because too much of this key's waits already."""
-        return self.status == "failed" and _QUEUE_FULL in self.codes
+        return self.status == "failed" and _QUEUE_FULL in self.error_codes
 
 
-class Batches:
+class BatchClient:
     """Batches at any server that has them.
 
     Parameters
     ----------
-    wire : Wire
+    api_client : ApiClient
         The way to the server.
     """
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._dialects = wire.dialects
+    def __init__(self, api_client: ApiClient) -> None:
+        self._api_client = api_client
+        self._dialects = api_client.dialects
 
-    def api(self, request: Request, settings: Settings) -> Spoken:
+    def api_for(self, request: Request, settings: Settings) -> Spoken:
         """Return the API that a request is put in; those of one batch have it in common."""
-        endpoint = self._wire.endpoint(request, settings)
+        endpoint = self._api_client.endpoint(request, settings)
         return self._dialects.question(request, settings, endpoint, "").api
 
-    def line(self, request: Request, settings: Settings, *, model: str) -> bytes:
+    def request_line(self, request: Request, settings: Settings, *, model: str) -> bytes:
         """Return a request as a line of a batch's file; its id is the answer's name."""
-        endpoint = self._wire.endpoint(request, settings)
+        endpoint = self._api_client.endpoint(request, settings)
         question = self._dialects.question(request, settings, endpoint, model)
         body = {name: v for name, v in question.body.items() if name not in _STREAMING}
         asked = {
@@ -115,7 +115,7 @@ class Batches:
         }
         return json.dumps(asked, separators=(",", ":")).encode("ascii") + b"\n"
 
-    async def upload(self, data: bytes, request: Request, settings: Settings) -> str:
+    async def upload_file(self, data: bytes, request: Request, settings: Settings) -> str:
         """Hand in a file of lines, at most `MOST_REQUESTS` and `MOST_BYTES`; return its name.
 
         `request` is any of them: here and below it names the server.
@@ -125,62 +125,62 @@ class Batches:
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
         except Exception as error:
-            failure, cause = self._wire.translated(error, redactor)
+            failure, cause = self._api_client.translate(error, redactor)
             raise failure from cause
 
-    async def start(
-        self, file: str, request: Request, settings: Settings, *, tags: Mapping[str, str]
+    async def create_batch(
+        self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> Batch:
         """Have a file answered, whose lines are of one API and one model.
 
         Parameters
         ----------
         file : str
-            As `upload` returned it.
-        tags : mapping
-            Texts by which `find` finds the batch again, however this ends.
+            As `upload_file` returned it.
+        metadata : mapping
+            Texts by which `find_batches` finds the batch again, however this ends.
 
         Raises
         ------
         NbcodexError
-            Nothing else. After a `TransientError`, ask `find` before starting it again.
+            Nothing else. After a `TransientError`, ask `find_batches` before starting it again.
         """
-        path = _PATHS[self.api(request, settings)]
+        path = _PATHS[self.api_for(request, settings)]
 
         def deed(client: AsyncOpenAI) -> Awaitable[Any]:
             return client.batches.create(
                 input_file_id=file,
                 endpoint=path,  # type: ignore[arg-type]  # a Literal there
                 completion_window="24h",
-                metadata=dict(tags),
+                metadata=dict(metadata),
             )
 
         return await self._told(request, settings, deed)
 
-    async def find(
-        self, request: Request, settings: Settings, *, tags: Mapping[str, str]
+    async def find_batches(
+        self, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> list[Batch]:
-        """Return this key's batches that have all of `tags`, among the newest hundred."""
+        """Return this key's batches that have all of `metadata`, among the newest hundred."""
         client, redactor = await self._reach(request, settings)
         try:
             page = await client.batches.list(limit=100)
             found = [_batch(made.to_dict(), redactor) for made in page.data]
         except Exception as error:
-            failure, cause = self._wire.translated(error, redactor)
+            failure, cause = self._api_client.translate(error, redactor)
             raise failure from cause
-        return [batch for batch in found if tags.items() <= batch.tags.items()]
+        return [batch for batch in found if metadata.items() <= batch.metadata.items()]
 
-    async def look(self, id_: str, request: Request, settings: Settings) -> Batch:
+    async def retrieve_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
         """Return how a batch stands."""
         return await self._told(request, settings, lambda sdk: sdk.batches.retrieve(id_))
 
-    async def cancel(self, id_: str, request: Request, settings: Settings) -> Batch:
+    async def cancel_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
         """End a batch; what is answered can be fetched when it has ended."""
         return await self._told(request, settings, lambda sdk: sdk.batches.cancel(id_))
 
     async def results(
         self, batch: Batch, request: Request, settings: Settings
-    ) -> AsyncGenerator[tuple[str, Completed | NbcodexError]]:
+    ) -> AsyncGenerator[tuple[str, CompletedAnswer | NbcodexError]]:
         """Yield each request's id with its answer, or with the reason why it has none.
 
         What the server says nothing about is not among them. Lines that make no sense are left out.
@@ -189,32 +189,32 @@ class Batches:
         for file in batch.files:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
-                    simulated = headers.is_simulated(response.headers)
+                    simulated = rate_limits.is_simulated(response.headers)
                     async with contextlib.aclosing(_lines(response.iter_bytes())) as lines:
                         async for line in lines:
                             if told := self._read(line, redactor):
                                 id_, verdict = told
-                                if simulated and isinstance(verdict, Completed):
+                                if simulated and isinstance(verdict, CompletedAnswer):
                                     verdict = replace(verdict, simulated=True)
                                 yield id_, verdict
             except Exception as error:
-                failure, cause = self._wire.translated(error, redactor)
+                failure, cause = self._api_client.translate(error, redactor)
                 raise failure from cause
 
-    async def discard(self, batch: Batch, request: Request, settings: Settings) -> None:
+    async def delete_files(self, batch: Batch, request: Request, settings: Settings) -> None:
         """Have the server erase the files of a batch, its questions and its answers."""
         client, redactor = await self._reach(request, settings)
-        for file in filter(None, (batch.source, *batch.files)):
+        for file in filter(None, (batch.input_file, *batch.files)):
             try:
                 await client.files.delete(file)
             except Exception as error:
                 if getattr(error, "status_code", 0) == 404:
                     continue  # it is gone already
-                failure, cause = self._wire.translated(error, redactor)
+                failure, cause = self._api_client.translate(error, redactor)
                 raise failure from cause
 
     async def _reach(self, request: Request, settings: Settings) -> tuple[AsyncOpenAI, Redactor]:
-        _, client = await self._wire.reach(request, settings)
+        _, client = await self._api_client.client_for(request, settings)
         return client, exchange.redactor_for(settings, client)
 
     async def _told(
@@ -225,10 +225,12 @@ class Batches:
         try:
             return _batch((await deed(client)).to_dict(), redactor)
         except Exception as error:
-            failure, cause = self._wire.translated(error, redactor)
+            failure, cause = self._api_client.translate(error, redactor)
             raise failure from cause
 
-    def _read(self, line: bytes, redactor: Redactor) -> tuple[str, Completed | NbcodexError] | None:
+    def _read(
+        self, line: bytes, redactor: Redactor
+    ) -> tuple[str, CompletedAnswer | NbcodexError] | None:
         """Return what a line of a result says."""
         try:
             told = json.loads(line)
@@ -236,22 +238,22 @@ class Batches:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
-    def _verdict(self, told: dict[str, Any], redactor: Redactor) -> Completed | NbcodexError:
+    def _verdict(self, told: dict[str, Any], redactor: Redactor) -> CompletedAnswer | NbcodexError:
         response = told.get("response")
         if not response:
             words = told.get("error") or {}
             message = brief(redactor.clean(str(words.get("message"))), 200)
             return TransientError(f"The batch ended before this request's turn: {message}")
         status, body = int(response["status_code"]), response["body"]
-        wall = self._wire.clock.wall()
+        wall = self._api_client.clock.wall()
         if status != 200:
             text = json.dumps(body)
-            return failures.from_status(status, {}, text, wall=wall, clean=redactor.clean)
-        reader = answers.reader("responses" if "output" in body else "chat")
+            return api_errors.from_status(status, {}, text, wall=wall, clean=redactor.clean)
+        reader = responses.reader("responses" if "output" in body else "chat")
         try:
             reader.whole(body)
-        except failures.FailedError as failed:
-            return failures.from_event(failed.payload, {}, wall=wall, clean=redactor.clean)
+        except api_errors.FailedError as failed:
+            return api_errors.from_event(failed.payload, {}, wall=wall, clean=redactor.clean)
         except NbcodexError as error:
             return error
         return exchange.completed(redactor.clean(reader.ending.text), reader.ending, redactor)
@@ -290,10 +292,10 @@ def _batch(told: dict[str, Any], redactor: Redactor) -> Batch:
         answered=_count(counts, "completed"),
         failed=_count(counts, "failed"),
         files=tuple(file for file in files if isinstance(file, str)),
-        source=told["input_file_id"] if isinstance(told.get("input_file_id"), str) else None,
-        codes=tuple(str(each.get("code")) for each in troubles[:3]),
-        trouble="; ".join(brief(redactor.clean(_words(e)), 200) for e in troubles[:3]),
-        tags={k: v for k, v in metadata.items() if isinstance(v, str)}
+        input_file=told["input_file_id"] if isinstance(told.get("input_file_id"), str) else None,
+        error_codes=tuple(str(each.get("code")) for each in troubles[:3]),
+        error="; ".join(brief(redactor.clean(_words(e)), 200) for e in troubles[:3]),
+        metadata={k: v for k, v in metadata.items() if isinstance(v, str)}
         if isinstance(metadata, dict)
         else {},
     )

@@ -21,7 +21,7 @@ _READ = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ErrorInfo:
     """A failure in the server's words, safe to show.
 
     Parameters
@@ -55,19 +55,19 @@ def parsed(body: bytes | str) -> object:
         return text
 
 
-def heard(payload: object, clean: Clean, *, status: int | None = None) -> Complaint:
+def heard(payload: object, clean: Clean, *, status: int | None = None) -> ErrorInfo:
     """Find code, type and message in any of the shapes that servers use."""
     if isinstance(payload, list) and payload:
         payload = payload[0]
     if isinstance(payload, str):
         page = payload.lstrip("\ufeff \t\r\n")[:1] == "<"
-        return Complaint(status=status, message="" if page else _line(payload, clean), page=page)
+        return ErrorInfo(status=status, message="" if page else _line(payload, clean), page=page)
     details = _details(payload)
     if isinstance(details, str):
-        return Complaint(status=status, message=_line(details, clean))
+        return ErrorInfo(status=status, message=_line(details, clean))
     code = _line(details.get("code"), clean)[:100]
     message = details.get("message") or details.get("detail") or details.get("msg")
-    return Complaint(
+    return ErrorInfo(
         status=status if status is not None else _as_status(code),
         code=code,
         kind=_line(details.get("type"), clean)[:100],

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, brief
-from nbcodex.openai_api.prices import seller
-from nbcodex.openai_api.providers import Endpoint, Kind, fingerprint
+from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
+from nbcodex.openai_api.pricing import provider_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -138,7 +138,7 @@ def endpoint_of(client: AsyncOpenAI, factory: object) -> Endpoint:
     import openai
 
     base_url = str(client.base_url).rstrip("/")
-    kind: Kind = seller(base_url) or "compatible"
+    kind: Kind = provider_of(base_url) or "compatible"
     if isinstance(client, openai.AsyncAzureOpenAI):
         kind = "azure"
     return Endpoint(

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nbcodex.models import Request
-from nbcodex.openai_api import bodies, codes
-from nbcodex.openai_api.providers import Endpoint
+from nbcodex.openai_api import codes, request_body
+from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.settings import Settings
 
 Spoken = Literal["responses", "chat"]
@@ -48,12 +48,12 @@ class Question:
     durable: bool = False
 
     @property
-    def body(self) -> bodies.Body:
+    def body(self) -> request_body.Body:
         """The body to send."""
         kind, avoid = self.endpoint.kind, self.avoid
         if self.api == "chat":
-            return bodies.chat_body(self.request, model=self.model, kind=kind, avoid=avoid)
-        return bodies.responses_body(
+            return request_body.chat_body(self.request, model=self.model, kind=kind, avoid=avoid)
+        return request_body.responses_body(
             self.request, model=self.model, kind=kind, avoid=avoid, durable=self.durable
         )
 
@@ -78,13 +78,15 @@ class Question:
             self.api, self.durable = "chat", False
             return True
         told = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}"
-        if self.durable and (no_call or (status in _DENIED and bodies.is_about_keeping(told))):
+        if self.durable and (
+            no_call or (status in _DENIED and request_body.is_about_keeping(told))
+        ):
             self.durable = False
             return True
         if status not in _REJECTED or self.lessons >= _LESSONS:
             return False
         self.lessons += 1
-        name = bodies.objection(told, self.request, self.body)
+        name = request_body.objection(told, self.request, self.body)
         if name is None:
             return False
         self.avoid |= {name}
@@ -118,7 +120,7 @@ class Dialects:
             and (endpoint.base_url, endpoint.scope, model) not in self._forgetful,
         )
 
-    def spoken(self, base_url: str) -> Spoken | None:
+    def detected_api(self, base_url: str) -> Spoken | None:
         """Return the API that a server has turned out to speak."""
         return self._apis.get(base_url)
 

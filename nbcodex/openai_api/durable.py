@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransportError
 from nbcodex.models import Mark
-from nbcodex.openai_api.failures import FailedError
+from nbcodex.openai_api.api_errors import FailedError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-
-NOT_KEPT = "not durable: this server keeps no answers"
 
 CANCELLING = 5.0
 """Seconds within which the server is to hear that an answer is not wanted any more."""

@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import brief
 from nbcodex.models import Mark
-from nbcodex.openai_api import answers, connections, headers
-from nbcodex.openai_api.pieces import Anew, Completed, Opened, Piece, Text, Thought
-from nbcodex.openai_api.reading import Reading
+from nbcodex.openai_api import connections, rate_limits, responses
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    ReasoningDelta,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.stream import Reading
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
@@ -33,10 +40,10 @@ _SENT_BACK = ("type", "id", "summary", "encrypted_content")
 
 async def go_on(
     call: Any, client: AsyncOpenAI, settings: Settings, *, clock: Clock, mark: Mark, text: str
-) -> AsyncGenerator[Piece]:
+) -> AsyncGenerator[StreamEvent]:
     """Yield what one call brings of a durable answer, whether that is its rest or all of it."""
     redactor = redactor_for(settings, client)
-    reader = answers.ResponsesReader(durable=True, mark=mark)
+    reader = responses.ResponsesReader(durable=True, mark=mark)
     async with contextlib.AsyncExitStack() as stack:
         async with asyncio.timeout(settings.idle_timeout):
             response = await stack.enter_async_context(call)
@@ -44,10 +51,10 @@ async def go_on(
         rest = begin(response, reader, client, settings, begun=bool(text))
         async with contextlib.aclosing(pieces(rest, redactor)) as brought:
             async for piece in brought:
-                if rest.is_whole and isinstance(piece, Text):
+                if rest.is_whole and isinstance(piece, TextDelta):
                     if not piece.text.startswith(text):
-                        yield Anew()
-                    piece = Text(piece.text.removeprefix(text))
+                        yield Reset()
+                    piece = TextDelta(piece.text.removeprefix(text))
                 yield piece
     said = rest.text if rest.is_whole else text + rest.text
     yield completed(said, reader.ending, redactor)
@@ -55,7 +62,7 @@ async def go_on(
 
 def begin(
     response: AsyncAPIResponse[Any],
-    reader: answers.Reader,
+    reader: responses.Reader,
     client: AsyncOpenAI,
     settings: Settings,
     *,
@@ -79,20 +86,20 @@ def opened(
     clock: Clock,
     api: str,
     model: str | None,
-) -> Opened:
+) -> ResponseStarted:
     """Return what the headers tell."""
     sent = dict(response.headers.items())  # each look into the original goes through all of it
     request_id = redactor.clean(sent.get("x-request-id", ""))
-    return Opened(
+    return ResponseStarted(
         api=api,
         model=model,
-        snapshot=headers.snapshot(sent, at=clock.now(), clean=redactor.clean),
-        simulated=headers.is_simulated(sent),
+        snapshot=rate_limits.snapshot(sent, at=clock.now(), clean=redactor.clean),
+        simulated=rate_limits.is_simulated(sent),
         request_id=brief(request_id, 100) or None,
     )
 
 
-async def pieces(reading: Reading, redactor: Redactor) -> AsyncGenerator[Piece]:
+async def pieces(reading: Reading, redactor: Redactor) -> AsyncGenerator[StreamEvent]:
     """Yield what a reading brings: a durable answer's name before its text, its mark behind it."""
     last = reading.mark
     async with contextlib.AsyncExitStack() as stack:
@@ -105,17 +112,17 @@ async def pieces(reading: Reading, redactor: Redactor) -> AsyncGenerator[Piece]:
             if mark and not last:
                 yield Mark(mark.response_id)
             if thought:
-                yield Thought(thought)
+                yield ReasoningDelta(thought)
             if text:
-                yield Text(text)
+                yield TextDelta(text)
             if mark and mark != last:
                 yield mark
             last = mark
 
 
-def completed(text: str, ending: answers.Ending, redactor: Redactor) -> Completed:
+def completed(text: str, ending: responses.Ending, redactor: Redactor) -> CompletedAnswer:
     """Return an answer that is whole."""
-    return Completed(
+    return CompletedAnswer(
         text=text,
         usage=ending.usage,
         model=redactor.clean(ending.model) if ending.model else None,

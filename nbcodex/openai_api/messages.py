@@ -12,7 +12,7 @@ from typing import cast
 
 from nbcodex.errors import brief
 from nbcodex.models import DAY, MINUTE, Limit, Resource
-from nbcodex.openai_api.headers import LARGEST, sane
+from nbcodex.openai_api.rate_limits import LARGEST, sane
 
 LONGEST = 4000
 """Characters of a message that are read."""

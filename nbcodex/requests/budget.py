@@ -15,7 +15,7 @@ from nbcodex.errors import BudgetError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spending, Spent
 from nbcodex.models import Reply, Request
-from nbcodex.openai_api import prices
+from nbcodex.openai_api import pricing
 from nbcodex.requests.cost_estimate import USUAL, Estimate, estimate
 from nbcodex.requests.spending_cap import Cap, Standing, read
 from nbcodex.runtime.clock import Clock, spell
@@ -87,12 +87,12 @@ class Budget:
         if not caps or (request.id in self._open and so_far == NOTHING):
             return
         if any(cap.unit == "dollars" for cap in caps):
-            await asyncio.to_thread(prices.load)
+            await asyncio.to_thread(pricing.load_prices)
         expected = estimate(request, model=model, base_url=base_url, usual=self.usual)
         if expected.cost is not None:
             expected = replace(expected, cost=expected.cost * share)
         # Of a server on this machine the unknown price is nothing.
-        free = expected.cost is None and prices.may_be_free(base_url)
+        free = expected.cost is None and pricing.is_local_server(base_url)
         watched = [cap for cap in caps if not (free and cap.unit == "dollars")]
         lasting = [cap for cap in watched if cap.period != "session"]
         self._drop(request.id)

@@ -13,7 +13,7 @@ from itertools import accumulate, takewhile
 
 from nbcodex.journal.turns import Slot, Thread, Threads
 from nbcodex.models import Place, Request, Turn
-from nbcodex.openai_api import prices, tokens
+from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
 MAIN = "main"
@@ -172,11 +172,11 @@ def _newest(turns: list[Turn], most: int | None) -> list[Turn]:
 
 def fitting(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:
     """Return the newest of `turns` that fit the model's context beside the request."""
-    own = tokens.of_request(replace(request, turns=()))
-    sizes = list(accumulate(map(tokens.of_turn, reversed(turns))))
+    own = pricing.estimate_request_tokens(replace(request, turns=()))
+    sizes = list(accumulate(map(pricing.estimate_turn_tokens, reversed(turns))))
     if not sizes or own + sizes[-1] <= SMALL:
         return list(turns)
-    context = prices.context(model) or UNKNOWN
+    context = pricing.context_window(model) or UNKNOWN
     answer = request.max_output or min(ANSWER, context // 8)
     room = context * SHARE - answer - own
     count = sum(1 for _ in takewhile(lambda size: size <= room, sizes))

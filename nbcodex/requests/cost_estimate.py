@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nbcodex.journal.spending import Spent
 from nbcodex.models import Request
-from nbcodex.openai_api import prices, tokens
+from nbcodex.openai_api import pricing
 
 USUAL = 500
 """Output tokens that an answer is taken for, until this session's own answers tell."""
@@ -44,10 +44,10 @@ class Estimate:
 
 def estimate(request: Request, *, model: str | None, base_url: str, usual: int = USUAL) -> Estimate:
     """Return what `request` may come to; reads the price tables, which takes 0.2 s at first."""
-    given, output = tokens.of_request(request), request.max_output or usual
+    given, output = pricing.estimate_request_tokens(request), request.max_output or usual
     return Estimate(
         input_tokens=given,
         output_tokens=output,
         bounded=request.max_output is not None,
-        cost=prices.expected(given, output, model=model, base_url=base_url),
+        cost=pricing.estimate_cost(given, output, model=model, base_url=base_url),
     )

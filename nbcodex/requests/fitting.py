@@ -6,7 +6,7 @@ from typing import Literal
 
 from nbcodex.errors import AnswerError, NbcodexError, brief
 from nbcodex.models import Request, Schema
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests.structured_output import MisfitError
 
 ASKED_AGAIN = "asked again, for the answer did not fit"
@@ -16,7 +16,7 @@ UNFIT = "not what was asked for"
 """What the figures of such an answer say."""
 
 
-def check_given(answer: Completed) -> None:
+def check_given(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if the provider has withheld all of an answer."""
     if answer.cut == FILTERED and not answer.text.strip():
         raise AnswerError(
@@ -25,7 +25,7 @@ def check_given(answer: Completed) -> None:
 
 
 def check_mendable(
-    request: Request, answer: Completed, misfit: MisfitError, *, waited: float
+    request: Request, answer: CompletedAnswer, misfit: MisfitError, *, waited: float
 ) -> None:
     """Raise an AnswerError if asking once more cannot help, or is not to be paid for."""
     schema = request.schema

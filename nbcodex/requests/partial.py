@@ -7,8 +7,8 @@ Must not know attempts, waits or the journal.
 from __future__ import annotations
 
 from nbcodex.models import Mark, Request, Status, Usage
-from nbcodex.openai_api import tokens
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import CompletedAnswer
 
 ASKED_ANEW = "the server lost the answer: asked anew"
 
@@ -80,7 +80,7 @@ class Partial:
         """Whether the answer of a request that ends like this goes on at the server."""
         return self.mark is not None and status in {"parked", "interrupted", "failed"}
 
-    def usage(self, request: Request, status: Status, completed: Completed | None) -> Usage:
+    def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
         """Return what the answer has used: the server's figures, else an estimate marked so.
 
         A durable answer that goes on at the server is charged when it is picked up, and only then.
@@ -100,7 +100,7 @@ def _estimate(request: Request, text: str) -> Usage:
     if not text:
         return Usage()
     return Usage(
-        input_tokens=tokens.of_request(request),
-        output_tokens=tokens.of_text(text),
+        input_tokens=pricing.estimate_request_tokens(request),
+        output_tokens=pricing.estimate_text_tokens(text),
         estimated=True,
     )

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from nbcodex.errors import NbcodexError
 from nbcodex.models import Reply, Request
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests import fitting, structured_output
 from nbcodex.requests.story import Story
 
-Asking = Callable[[], Awaitable[Completed]]
+Asking = Callable[[], Awaitable[CompletedAnswer]]
 
 
 def reused(request: Request, reply: Reply | None) -> Reply | None:
@@ -27,7 +27,7 @@ def reused(request: Request, reply: Reply | None) -> Reply | None:
         return None
 
 
-async def fitted(story: Story, answer: Completed, ask: Asking) -> object:
+async def fitted(story: Story, answer: CompletedAnswer, ask: Asking) -> object:
     """Return the object that was asked for, if one was; ask once more where it does not fit.
 
     Parameters
@@ -64,8 +64,8 @@ async def fitted(story: Story, answer: Completed, ask: Asking) -> object:
 
 
 async def _asked_again(
-    story: Story, answer: Completed, misfit: structured_output.MisfitError, ask: Asking
-) -> Completed:
+    story: Story, answer: CompletedAnswer, misfit: structured_output.MisfitError, ask: Asking
+) -> CompletedAnswer:
     """Return another answer; asking for it counts as waiting."""
     began, waited = story.clock.now(), story.waited
     story.asking = structured_output.again(story.request, answer.text, misfit)

@@ -27,7 +27,7 @@ from nbcodex.errors import (
 )
 from nbcodex.journal.spending import Spent
 from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Reply, Request, Resumption
-from nbcodex.openai_api.attempt import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit import backoff
 from nbcodex.requests import fitting, parking, repair, spending_cap
 from nbcodex.requests.keeper import Keeper
@@ -90,7 +90,7 @@ class Run:
         desk, resumed = engine.desk(settings), resumption is not None
         self._usher = Usher(desk, self._story, self._keeper, resumed=resumed)
         self._sender = Sender(
-            engine.wire,
+            engine.api_client,
             settings,
             self._story,
             self._keeper,
@@ -134,7 +134,7 @@ class Run:
         await self._keeper.finish(ending, otherwise=otherwise)
         self._story.say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
-            await self._engine.wire.cancel(self._request, self._settings, mark=mark)
+            await self._engine.api_client.cancel_response(self._request, self._settings, mark=mark)
 
     def _accounted(self, ending: events.Ending, otherwise: Spent) -> events.Ending:
         """Count what the request has used, and warn where its user's budget runs out."""
@@ -170,7 +170,7 @@ class Run:
 
     async def _admitted(self) -> Reply | None:
         """Put the request into the journal before anything is sent; return an answer to reuse."""
-        base_url = self._engine.wire.endpoint(self._request, self._settings).base_url
+        base_url = self._engine.api_client.endpoint(self._request, self._settings).base_url
         self._story.base_url = base_url
         self._engine.allowance.foresee(self._engine.journal(self._settings))
         if self._resumption is None:
@@ -225,7 +225,7 @@ class Run:
             so_far=self._story.spent,
         )
 
-    async def _completed(self) -> Completed:
+    async def _completed(self) -> CompletedAnswer:
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             wait=self._wait,
@@ -234,7 +234,7 @@ class Run:
             sleep=self._sleep,
             retry_error_callback=self._park,
         )
-        completed: Completed = await attempts(self._sender.attempt)
+        completed: CompletedAnswer = await attempts(self._sender.attempt)
         self._engine.budget(self._story.base_url).succeed(self._clock.now())
         return completed
 
@@ -280,7 +280,7 @@ class Run:
         if self._request.durable and self._partial.mark is None:
             self._partial.note(note)
 
-    async def _park(self, state: tenacity.RetryCallState) -> Completed:
+    async def _park(self, state: tenacity.RetryCallState) -> CompletedAnswer:
         """Give up for now."""
         error, now = _failure(state), self._clock.now()
         resume_at = now + state.upcoming_sleep

@@ -13,8 +13,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from nbcodex import events
 from nbcodex.errors import GoneError, LimitError, NbcodexError
 from nbcodex.models import Mark, Rates, Usage
-from nbcodex.openai_api import prices, tokens
-from nbcodex.openai_api.attempt import Anew, Completed, Note, Opened, Piece, Text, Thought, Wire
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Notice,
+    ReasoningDelta,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.story import Story
@@ -27,7 +36,7 @@ class Sender:
 
     Parameters
     ----------
-    wire : Wire
+    api_client : ApiClient
         The way.
     settings : Settings
         How the server is reached.
@@ -50,7 +59,7 @@ class Sender:
 
     def __init__(
         self,
-        wire: Wire,
+        api_client: ApiClient,
         settings: Settings,
         story: Story,
         keeper: Keeper,
@@ -58,14 +67,14 @@ class Sender:
         under_way: Callable[[str], None],
         permit: Callable[[], Awaitable[None]],
     ) -> None:
-        self._wire, self._settings = wire, settings
+        self._api_client, self._settings = api_client, settings
         self._under_way, self._permit = under_way, permit
         self._story, self._keeper, self._usher = story, keeper, usher
         self._request, self._partial = story.request, story.partial
         self.heard_at = story.clock.now()
         self.opened = self.sent = self._broken = False
 
-    async def attempt(self) -> Completed:
+    async def attempt(self) -> CompletedAnswer:
         """Send the request once, or go on with its durable answer, and read to the end."""
         try:
             return await self._attempt()
@@ -74,12 +83,14 @@ class Sender:
                 self._story.hear_server(simulated=True)
             raise
 
-    async def _attempt(self) -> Completed:
+    async def _attempt(self) -> CompletedAnswer:
         self.heard_at = self._story.clock.now()
         if not (self._request.model or self._settings.model):
             await self._keeper.settled()  # for to name one, the server may have to be asked
-        self._story.model = model = await self._wire.model(self._request, self._settings)
-        endpoint = self._wire.endpoint(self._request, self._settings)
+        self._story.model = model = await self._api_client.resolve_model(
+            self._request, self._settings
+        )
+        endpoint = self._api_client.endpoint(self._request, self._settings)
         # That of a client made by a factory is known only now.
         self._story.base_url = endpoint.base_url
         if mark := self._partial.mark:
@@ -87,18 +98,18 @@ class Sender:
                 return await self._pick_up(mark)
             self._partial.note(ASKED_ANEW)
         salt = await self._usher.salt()
-        return await self._ask(model, self._wire.bucket(endpoint, model, salt=salt))
+        return await self._ask(model, self._api_client.bucket_id(endpoint, model, salt=salt))
 
-    async def _pick_up(self, mark: Mark) -> Completed:
+    async def _pick_up(self, mark: Mark) -> CompletedAnswer:
         """Go on where the stream broke; that draws on no limit, so nothing is reserved."""
         self._usher.forgo()
         await self._begin(rates=None)
         text = self._partial.resume(mark)
         return await self._read(
-            self._wire.pick_up(self._request, self._settings, mark=mark, text=text)
+            self._api_client.resume_stream(self._request, self._settings, mark=mark, text=text)
         )
 
-    async def _ask(self, model: str, bucket: str) -> Completed:
+    async def _ask(self, model: str, bucket: str) -> CompletedAnswer:
         if self._broken:
             self._broken = False
             self._story.lose(self._partial.so_far(self._story.asking))
@@ -107,10 +118,13 @@ class Sender:
         await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
         try:
             base_url = self._story.base_url
-            rates, unpriced = prices.rates(model, base_url), prices.are_unknown(model, base_url)
+            rates, unpriced = (
+                pricing.token_rates(model, base_url),
+                pricing.is_price_unknown(model, base_url),
+            )
             await self._begin(rates=rates, unpriced=unpriced)
             self._usher.sent()
-            stream = self._wire.stream(self._story.asking, self._settings, model=model)
+            stream = self._api_client.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
         except LimitError as error:
             self._end_in_vain(error)
@@ -142,7 +156,7 @@ class Sender:
             events.Sent,
             attempt=story.attempts,
             model=story.model,
-            input_tokens=tokens.of_request(self._story.asking),
+            input_tokens=pricing.estimate_request_tokens(self._story.asking),
             rates=rates,
             unpriced=unpriced,
             simulated=story.simulated,
@@ -150,30 +164,30 @@ class Sender:
         self.sent = True
         self._under_way(story.base_url)
 
-    async def _read(self, pieces: AsyncGenerator[Piece]) -> Completed:
+    async def _read(self, pieces: AsyncGenerator[StreamEvent]) -> CompletedAnswer:
         story = self._story
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 self.heard_at = story.clock.now()
                 match piece:
-                    case Opened():
+                    case ResponseStarted():
                         self.opened = True
                         story.hear_server(simulated=piece.simulated)
                         self._usher.admit(piece.snapshot)
                     case Mark():
                         self._partial.reach(piece)
                         await self._keeper.remember(piece)
-                    case Anew():
+                    case Reset():
                         self._partial.replace()
-                    case Text(text):
+                    case TextDelta(text):
                         if self._partial.add(text):
                             story.tell(events.Restarted)
                         story.grow(text)
                         self._keeper.keep_soon()
-                    case Thought(text):
+                    case ReasoningDelta(text):
                         story.grow(text, reasoning=True)
-                    case Note(text):
+                    case Notice(text):
                         self._partial.note(text)
-                    case Completed():
+                    case CompletedAnswer():
                         return piece
         raise AssertionError("the wire ends a stream with Completed or an error")

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from nbcodex.journal.journal import Journal
-from nbcodex.openai_api import prices
-from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.desk import Desk
 from nbcodex.requests import budget
@@ -21,7 +21,7 @@ class Engine:
 
     Parameters
     ----------
-    wire : Wire
+    api_client : ApiClient
         The way to the server.
     journal : callable
         Returns what survives the process, by the settings: awaited before anything is sent, and
@@ -37,13 +37,13 @@ class Engine:
     def __init__(
         self,
         *,
-        wire: Wire,
+        api_client: ApiClient,
         journal: Callable[[Settings], Journal],
         desk: Callable[[Settings], Desk],
         clock: Clock,
         chance: random.Random | None = None,
     ) -> None:
-        self.wire = wire
+        self.api_client = api_client
         self.journal = journal
         self.desk = desk
         self.clock = clock
@@ -55,8 +55,8 @@ class Engine:
 
     def load_prices(self, base_url: str) -> None:
         """Have the price tables ready by the end of the first answer, if they will be needed."""
-        if not self._loading and prices.seller(base_url):
-            self._loading = threading.Thread(target=prices.load, daemon=True)
+        if not self._loading and pricing.provider_of(base_url):
+            self._loading = threading.Thread(target=pricing.load_prices, daemon=True)
             self._loading.start()
 
     def budget(self, base_url: str) -> backoff.RetryBudget:

@@ -15,8 +15,8 @@ from nbcodex.errors import ParkedError, TransientError
 from nbcodex.events import BackingOff, Delta, Event, Held, Sent
 from nbcodex.journal.spending import Spent
 from nbcodex.models import Carried, Reply, Request, Status, Usage
-from nbcodex.openai_api import prices
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests import parking
 from nbcodex.requests.partial import Partial
 from nbcodex.runtime.clock import Clock
@@ -78,7 +78,7 @@ class Story:
         self.base_url = ""
         self.model: str | None = request.model
         self.asking = request
-        self.answer: Completed | None = None
+        self.answer: CompletedAnswer | None = None
         self.wait: parking.Wait | None = None
         self._begun = False
         self._simulators = set() if simulators is None else simulators
@@ -104,7 +104,7 @@ class Story:
         """What attempts have come to that broke off."""
         if self.broken == NOTHING:
             return Spent()
-        cost = prices.cost(self.broken, self.model, self.base_url)
+        cost = pricing.cost(self.broken, self.model, self.base_url)
         return Spent(tokens=self.broken.total_tokens or 0, dollars=cost or 0.0)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
@@ -136,7 +136,7 @@ class Story:
         """Tell the listener what happens now."""
         self.say(self.event(kind, **details))
 
-    def reply(self, status: Status, completed: Completed | None = None) -> Reply:
+    def reply(self, status: Status, completed: CompletedAnswer | None = None) -> Reply:
         """Return what there is of an answer."""
         usage = self._usage(self.partial.usage(self.request, status, completed))
         model = (completed and completed.model) or self.model
@@ -146,7 +146,7 @@ class Story:
             status=status,
             model=model,
             usage=usage,
-            cost=prices.cost(usage, model, self.base_url),
+            cost=pricing.cost(usage, model, self.base_url),
             attempts=self.attempts,
             waited=self.waited,
             seconds=max(0.0, self.clock.now() - self._born_at - self.waited),
@@ -170,7 +170,7 @@ class Story:
             estimated=True,
         )
 
-    def _carried(self, completed: Completed | None) -> Carried | None:
+    def _carried(self, completed: CompletedAnswer | None) -> Carried | None:
         if completed is None or not completed.reasoning or not self.model:
             return None
         return Carried(items=completed.reasoning, model=self.model, base_url=self.base_url)

@@ -13,7 +13,7 @@ from functools import partial
 from nbcodex import events
 from nbcodex.errors import LimitError
 from nbcodex.models import Request, Snapshot, Usage
-from nbcodex.openai_api import tokens
+from nbcodex.openai_api import pricing
 from nbcodex.ratelimit.desk import Desk
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost, Reservation
@@ -227,4 +227,4 @@ class Usher:
 def cost_of(request: Request) -> Cost:
     """Return what a request asks of the limits."""
     output = ASSUMED if request.max_output is None else request.max_output
-    return Cost(float(tokens.of_request(request)), float(output))
+    return Cost(float(pricing.estimate_request_tokens(request)), float(output))

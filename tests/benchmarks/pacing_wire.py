@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from nbcodex.errors import LimitError, TransientError
 from nbcodex.models import Request
-from nbcodex.openai_api import tokens
-from nbcodex.openai_api.attempt import Completed, Opened, Wire
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost, Reservation
@@ -39,9 +40,14 @@ class Crowd:
     """Prompts that go through one ledger and one wire."""
 
     def __init__(
-        self, wire: Wire, ledger: Ledger, clock: Clock, settings: Settings, *, seed: int
+        self, api_client: ApiClient, ledger: Ledger, clock: Clock, settings: Settings, *, seed: int
     ) -> None:
-        self.wire, self.ledger, self.clock, self.settings = wire, ledger, clock, settings
+        self.api_client, self.ledger, self.clock, self.settings = (
+            api_client,
+            ledger,
+            clock,
+            settings,
+        )
         self.chance = random.Random(seed)
         self.finished: Counter[int] = Counter()
         self.last = 0.0
@@ -50,7 +56,7 @@ class Crowd:
         """Ask one prompt until it is answered."""
         request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
         event = asyncio.Event()
-        cost = Cost(tokens.of_request(request), prompt.max_output)
+        cost = Cost(pricing.estimate_request_tokens(request), prompt.max_output)
         ticket = self.ledger.listen("b", cost, event.set)
         while not await self._tried(request, ticket, event):
             self.ledger.again(ticket)
@@ -60,11 +66,11 @@ class Crowd:
     async def _tried(self, request: Request, ticket: Ticket, event: asyncio.Event) -> bool:
         reservation = await self._leave(ticket, event)
         try:
-            async for piece in self.wire.stream(request, self.settings, model=MODEL):
+            async for piece in self.api_client.stream(request, self.settings, model=MODEL):
                 match piece:
-                    case Opened():
+                    case ResponseStarted():
                         self.ledger.admit(reservation, piece.snapshot, self.clock.now())
-                    case Completed():
+                    case CompletedAnswer():
                         self.ledger.settle(reservation, piece.usage, self.clock.now())
                         return True
         except LimitError as error:
@@ -91,11 +97,11 @@ async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, f
     """Return the seconds it takes, the share of refusals, and how many were not asked once."""
     simulator = Simulator(knobs, clock=LoopClock())
     clock = LoopClock()
-    wire = Wire(clock=clock, transport=SimulatorTransport(simulator))
-    crowd = Crowd(wire, Ledger(), clock, Settings(api_key=Secret(KEY)), seed=seed)
+    api_client = ApiClient(clock=clock, transport=SimulatorTransport(simulator))
+    crowd = Crowd(api_client, Ledger(), clock, Settings(api_key=Secret(KEY)), seed=seed)
     # The SDK's first request runs a thread, in which virtual time would jump.
     simulator.change(tpm=None, rpm=None)
-    await anext(aiter(crowd.wire.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))
+    await anext(aiter(crowd.api_client.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))
     simulator.change(tpm=knobs.tpm, rpm=knobs.rpm)
     simulator.log.clear()
     began = crowd.clock.now()

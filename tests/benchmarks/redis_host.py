@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost, Reservation
 from nbcodex.ratelimit.row import Ticket
@@ -143,7 +143,7 @@ def main() -> None:
     keys = {place: Secret(KEY)}
     settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
     ledger = Ledger(store, holder=str(options.index))
-    host = Host(Wire(clock=clock), ledger, clock, settings, seed=options.index)
+    host = Host(ApiClient(clock=clock), ledger, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 
     wait_for_all(clock)

@@ -54,7 +54,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
         monkeypatch.setattr(f"nbcodex.{room}.around", around)
     yield made
     made.client.close()
-    event_loop.running().submit(made.client.engine().wire.close()).result()
+    event_loop.running().submit(made.client.engine().api_client.close()).result()
 
 
 def echo(text: str) -> str:

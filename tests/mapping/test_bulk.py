@@ -18,7 +18,7 @@ from nbcodex.mapping import carrier as carriers
 from nbcodex.mapping.carrier import Carrier
 from nbcodex.mapping.register import Row
 from nbcodex.models import Origin, Request
-from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.services import Engine
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
@@ -70,7 +70,7 @@ class Place:
 
     def carrier(self, settings: Settings = SETTINGS, *, ending: bool = False) -> Carrier:
         engine = Engine(
-            wire=Wire(clock=self.clock, transport=self.gate),
+            api_client=ApiClient(clock=self.clock, transport=self.gate),
             journal=lambda _: self.journal,
             desk=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
@@ -349,10 +349,10 @@ async def test_a_part_holds_so_many_rows_and_bytes_at_the_most() -> None:
     """What does not fit goes with the next one."""
     place = Place()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(carriers, "MOST_REQUESTS", 3)
+        patched.setattr(carriers, "MAX_BATCH_REQUESTS", 3)
         await place.ended(place.carrier(), requests(7))
-        patched.setattr("nbcodex.mapping.packing.MOST_BYTES", 700)
-        patched.setattr(carriers, "MOST_REQUESTS", 50)
+        patched.setattr("nbcodex.mapping.packing.MAX_BATCH_BYTES", 700)
+        patched.setattr(carriers, "MAX_BATCH_REQUESTS", 50)
         place.again()
         made = place.gate.count("POST /v1/files")
         assert made == 3

@@ -200,7 +200,7 @@ def test_a_server_without_batches_ends_the_map(room: Room, monkeypatch: pytest.M
 
 def test_it_costs_half(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what is told before, in what is asked about, and in what is counted."""
-    monkeypatch.setattr("nbcodex.openai_api.prices.cost", lambda *_: 0.5)
+    monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
     questions: list[str] = []
     host.around.confirm = lambda question: bool(questions.append(question)) or True
     told = nbcodex.map(ECHO, ["a", "b", "c"], engine="batch", dry_run=True)

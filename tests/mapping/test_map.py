@@ -289,7 +289,7 @@ def test_equal_rows_are_reckoned_with_once(
     room: Room, monkeypatch: pytest.MonkeyPatch, words: Any
 ) -> None:
     """As they are asked: in a dry run, and in the question about a dear map, told by a sample."""
-    monkeypatch.setattr("nbcodex.openai_api.prices.cost", lambda *_: 0.5)
+    monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
     rows = [f"city {n % 5}" for n in range(1_000)]
     told = nbcodex.map(words, rows, dry_run=True, max_output=16)
     assert (told.rows, told.equal, told.output_tokens, told.cost) == (1_000, 995, 80, 2.5)
@@ -339,7 +339,7 @@ def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> N
         questions.append(question)
         return next(answers)
 
-    monkeypatch.setattr("nbcodex.openai_api.prices.cost", lambda *_: 0.5)
+    monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
     host.around.confirm = ask
     with pytest.raises(NbcodexError, match="Not begun"):
         nbcodex.map(ECHO, ["a", "b", "c"])

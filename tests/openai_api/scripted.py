@@ -13,7 +13,8 @@ import pytest
 
 from nbcodex.errors import NbcodexError
 from nbcodex.models import Request
-from nbcodex.openai_api.attempt import Completed, Opened, Piece, Text, Wire
+from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock, run_virtual
 
@@ -131,15 +132,19 @@ def settings(**values: Any) -> Settings:
 
 
 def play(
-    server: Server, *, chosen: Settings | None = None, wire: Wire | None = None, **options: Any
-) -> list[Piece]:
+    server: Server,
+    *,
+    chosen: Settings | None = None,
+    api_client: ApiClient | None = None,
+    **options: Any,
+) -> list[StreamEvent]:
     """Send one request in virtual time and return all pieces."""
     chosen = chosen or settings()
     request = Request(prompt=options.pop("prompt", "Why?"), **options)
 
-    async def run() -> list[Piece]:
-        reached = wire or Wire(clock=LoopClock(), transport=server)
-        model = await reached.model(request, chosen)
+    async def run() -> list[StreamEvent]:
+        reached = api_client or ApiClient(clock=LoopClock(), transport=server)
+        model = await reached.resolve_model(request, chosen)
         pieces = [p async for p in reached.stream(request, chosen, model=model)]
         await reached.close()
         return pieces
@@ -147,13 +152,13 @@ def play(
     return run_virtual(run())
 
 
-def text_of(pieces: list[Piece]) -> str:
-    return "".join(p.text for p in pieces if isinstance(p, Text))
+def text_of(pieces: list[StreamEvent]) -> str:
+    return "".join(p.text for p in pieces if isinstance(p, TextDelta))
 
 
-def ending_of(pieces: list[Piece]) -> Completed:
-    assert isinstance(pieces[0], Opened)
-    assert isinstance(pieces[-1], Completed)
+def ending_of(pieces: list[StreamEvent]) -> CompletedAnswer:
+    assert isinstance(pieces[0], ResponseStarted)
+    assert isinstance(pieces[-1], CompletedAnswer)
     assert pieces[-1].text == text_of(pieces)
     return pieces[-1]
 

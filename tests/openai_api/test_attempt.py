@@ -11,7 +11,8 @@ import pytest
 
 from nbcodex.errors import LimitError, TransientError
 from nbcodex.models import Request, Usage
-from nbcodex.openai_api.attempt import Opened, Piece, Text, Thought, Wire
+from nbcodex.openai_api.answers import ReasoningDelta, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
 from tests.openai_api.scripted import (
     DONE,
     MODEL,
@@ -177,17 +178,17 @@ def test_thoughts_are_no_text() -> None:
     """Thinking aloud is told apart from the answer, in both APIs."""
     thinking = event({"type": "response.reasoning_summary_text.delta", "delta": "Hm."})
     pieces = play(Server(Script([thinking, delta("hi"), completed()])))
-    assert [p for p in pieces if isinstance(p, Thought)] == [Thought("Hm.")]
+    assert [p for p in pieces if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
     assert ending_of(pieces).text == "hi"
     said = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
     pieces = play(Server(Script([said, chunk("hi"), DONE])), chosen=settings(api="chat"))
-    assert Thought("Hm.") in pieces
+    assert ReasoningDelta("Hm.") in pieces
 
 
 def test_one_piece_for_each_network_chunk() -> None:
     """A thousand deltas in one chunk are one piece."""
     pieces = play(Server(Script([delta("a") * 1000, completed()])))
-    assert [p.text for p in pieces if isinstance(p, Text)] == ["a" * 1000]
+    assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["a" * 1000]
 
 
 def test_opened_tells_the_headers_at_the_first_byte() -> None:
@@ -199,7 +200,7 @@ def test_opened_tells_the_headers_at_the_first_byte() -> None:
         "x-nbcodex-simulated": "true",
     }
     opened = play(Server(Script([Silence(9), completed()], headers=headers)))[0]
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, ResponseStarted)
     assert (opened.api, opened.simulated, opened.request_id) == ("responses", True, "req_1")
     assert opened.snapshot.at == 5000.0
     assert opened.snapshot.tokens
@@ -320,12 +321,12 @@ def test_silence(parts: list[Part], seconds: float) -> None:
 
     async def run() -> float:
         clock = LoopClock()
-        wire = Wire(clock=clock, transport=Server(Script(parts)))
+        api_client = ApiClient(clock=clock, transport=Server(Script(parts)))
         chosen, request = settings(idle_timeout=10.0), Request(prompt="Why?")
-        await wire.model(request, chosen)
+        await api_client.resolve_model(request, chosen)
         began = clock.now()
         with pytest.raises(TransientError, match="silent"):
-            async for _ in wire.stream(request, chosen, model=MODEL):
+            async for _ in api_client.stream(request, chosen, model=MODEL):
                 pass
         return clock.now() - began
 
@@ -351,8 +352,8 @@ def test_a_server_that_sends_no_headers_is_silent_too() -> None:
             raise AssertionError
 
     async def run() -> None:
-        wire = Wire(clock=LoopClock(), transport=Hanging())
-        async for _ in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
+        api_client = ApiClient(clock=LoopClock(), transport=Hanging())
+        async for _ in api_client.stream(Request(prompt="Why?"), settings(), model=MODEL):
             pass
 
     with pytest.raises(TransientError, match="in time"):
@@ -364,10 +365,10 @@ def test_a_cancelled_reading_closes_the_stream() -> None:
     server = Server(Script([delta("a"), Silence(50), completed()]))
 
     async def run() -> None:
-        wire = Wire(clock=LoopClock(), transport=server)
+        api_client = ApiClient(clock=LoopClock(), transport=server)
 
         async def read() -> None:
-            async for _ in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
+            async for _ in api_client.stream(Request(prompt="Why?"), settings(), model=MODEL):
                 pass
 
         task = asyncio.create_task(read())
@@ -387,10 +388,10 @@ def test_the_stream_is_closed_before_the_answer_is_handed_over() -> None:
     server = Server(Script([delta("a"), completed()]))
 
     async def run() -> None:
-        wire = Wire(clock=LoopClock(), transport=server)
-        async for piece in wire.stream(Request(prompt="Why?"), settings(), model=MODEL):
-            last: Piece = piece
-            if not isinstance(piece, Opened | Text):
+        api_client = ApiClient(clock=LoopClock(), transport=server)
+        async for piece in api_client.stream(Request(prompt="Why?"), settings(), model=MODEL):
+            last: StreamEvent = piece
+            if not isinstance(piece, ResponseStarted | TextDelta):
                 assert server.bodies[0].closed
         assert last
 

@@ -11,9 +11,9 @@ import pytest
 
 from nbcodex.errors import ModelError, NbcodexError, TransientError
 from nbcodex.models import Request
-from nbcodex.openai_api.attempt import Wire
-from nbcodex.openai_api.batches import Batch, Batches
-from nbcodex.openai_api.pieces import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -30,26 +30,28 @@ class Desk:
     def __init__(self, transport: httpx2.AsyncBaseTransport | None = None, **knobs: Any) -> None:
         self.clock = LoopClock()
         self.core = Simulator(Knobs(batch_seconds=100.0, **knobs), clock=self.clock)
-        wire = Wire(clock=self.clock, transport=transport or SimulatorTransport(self.core))
-        self.batches = Batches(wire)
+        api_client = ApiClient(
+            clock=self.clock, transport=transport or SimulatorTransport(self.core)
+        )
+        self.batches = BatchClient(api_client)
 
-    async def hand_in(self, *requests: Request, tags: dict[str, str] | None = None) -> Batch:
-        data = b"".join(self.batches.line(r, SETTINGS, model=MODEL) for r in requests)
-        return await self.start(data, requests[0], tags or {})
+    async def hand_in(self, *requests: Request, metadata: dict[str, str] | None = None) -> Batch:
+        data = b"".join(self.batches.request_line(r, SETTINGS, model=MODEL) for r in requests)
+        return await self.start(data, requests[0], metadata or {})
 
     async def start(
-        self, data: bytes, request: Request, tags: dict[str, str] | None = None
+        self, data: bytes, request: Request, metadata: dict[str, str] | None = None
     ) -> Batch:
-        file = await self.batches.upload(data, request, SETTINGS)
-        return await self.batches.start(file, request, SETTINGS, tags=tags or {})
+        file = await self.batches.upload_file(data, request, SETTINGS)
+        return await self.batches.create_batch(file, request, SETTINGS, metadata=metadata or {})
 
-    async def results(self, batch: Batch) -> dict[str, Completed | NbcodexError]:
+    async def results(self, batch: Batch) -> dict[str, CompletedAnswer | NbcodexError]:
         request = Request(prompt="x")
         return {id_: told async for id_, told in self.batches.results(batch, request, SETTINGS)}
 
     async def ended(self, batch: Batch) -> Batch:
         await self.clock.wait(self.clock.now() + 101)
-        return await self.batches.look(batch.id, Request(prompt="x"), SETTINGS)
+        return await self.batches.retrieve_batch(batch.id, Request(prompt="x"), SETTINGS)
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
@@ -64,9 +66,9 @@ def test_answers_come_back_under_their_requests_ids(api: Any) -> None:
         assert (batch.status, batch.ended, batch.answered) == ("completed", True, 2)
         told = await desk.results(batch)
         assert {one.id: "one", two.id: "two"} == {
-            id_: answer.text for id_, answer in told.items() if isinstance(answer, Completed)
+            id_: answer.text for id_, answer in told.items() if isinstance(answer, CompletedAnswer)
         }
-        assert all(a.usage.total_tokens for a in told.values() if isinstance(a, Completed))
+        assert all(a.usage.total_tokens for a in told.values() if isinstance(a, CompletedAnswer))
         body = next(seen.body for seen in desk.core.log if seen.method == "BATCH")
         assert "stream" not in body
         assert body["model"] == MODEL
@@ -80,11 +82,11 @@ def test_what_fails_is_one_of_our_errors() -> None:
     async def main() -> None:
         desk = Desk(models=(MODEL,))
         good, bad = Request(prompt="[[echo: one]]"), Request(prompt="x")
-        data = desk.batches.line(good, SETTINGS, model=MODEL)
-        data += desk.batches.line(bad, SETTINGS, model="none")
+        data = desk.batches.request_line(good, SETTINGS, model=MODEL)
+        data += desk.batches.request_line(bad, SETTINGS, model="none")
         handed_in = await desk.start(data, good)
         told = await desk.results(await desk.ended(handed_in))
-        assert isinstance(told[good.id], Completed)
+        assert isinstance(told[good.id], CompletedAnswer)
         assert isinstance(told[bad.id], ModelError)
 
     run_virtual(main())
@@ -98,8 +100,8 @@ def test_what_a_batch_did_not_come_to_can_be_asked_again() -> None:
         one, two = Request(prompt="one"), Request(prompt="two")
         batch = await desk.hand_in(one, two)
         await desk.clock.wait(desk.clock.now() + 60)
-        told = await desk.results(await desk.batches.cancel(batch.id, one, SETTINGS))
-        assert isinstance(told[one.id], Completed)
+        told = await desk.results(await desk.batches.cancel_batch(batch.id, one, SETTINGS))
+        assert isinstance(told[one.id], CompletedAnswer)
         assert isinstance(told[two.id], TransientError)
 
     run_virtual(main())
@@ -111,9 +113,9 @@ def test_a_batch_is_found_by_its_tags() -> None:
     async def main() -> None:
         desk = Desk()
         request = Request(prompt="one")
-        mine = await desk.hand_in(request, tags={"nbcodex": "map-1"})
-        await desk.hand_in(request, tags={"nbcodex": "map-2"})
-        found = await desk.batches.find(request, SETTINGS, tags={"nbcodex": "map-1"})
+        mine = await desk.hand_in(request, metadata={"nbcodex": "map-1"})
+        await desk.hand_in(request, metadata={"nbcodex": "map-2"})
+        found = await desk.batches.find_batches(request, SETTINGS, metadata={"nbcodex": "map-1"})
         assert [batch.id for batch in found] == [mine.id]
 
     run_virtual(main())
@@ -128,7 +130,7 @@ def test_a_batch_that_fails_as_a_whole_says_why() -> None:
         handed_in = await desk.start(b"{\n", request)
         failed = await desk.ended(handed_in)
         assert failed.status == "failed"
-        assert failed.trouble == "This line is no request. (line 1)"
+        assert failed.error == "This line is no request. (line 1)"
 
     run_virtual(main())
 
@@ -140,7 +142,7 @@ def test_discarded_files_are_gone() -> None:
         desk = Desk()
         batch = await desk.ended(await desk.hand_in(Request(prompt="one")))
         for _ in range(2):  # what is gone already is no error
-            await desk.batches.discard(batch, Request(prompt="x"), SETTINGS)
+            await desk.batches.delete_files(batch, Request(prompt="x"), SETTINGS)
         assert desk.core.library._files == {}
         with pytest.raises(NbcodexError):
             await desk.results(batch)
@@ -190,7 +192,7 @@ def test_a_hostile_server_does_no_harm(body: bytes, status: int) -> None:
         desk = Desk(Liar(body, status))
         request, told = Request(prompt="x"), ""
         for deed in (
-            lambda: desk.batches.look("b", request, SETTINGS),
+            lambda: desk.batches.retrieve_batch("b", request, SETTINGS),
             lambda: desk.start(b"{}", request),
             lambda: desk.results(Batch(id="b", status="completed", files=("f",))),
         ):
@@ -212,7 +214,7 @@ def test_other_line_separators_end_no_line() -> None:
         line = {"custom_id": "a", "response": {"status_code": 200, "body": body}}
         desk = Desk(Liar(json.dumps(line, ensure_ascii=False).encode()))
         told = (await desk.results(Batch(id="b", status="completed", files=("f",))))["a"]
-        assert isinstance(told, Completed)
+        assert isinstance(told, CompletedAnswer)
         assert told.text == text
 
     run_virtual(main())

@@ -13,9 +13,9 @@ import pytest
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.models import Request
-from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.connections import REFUSAL_BYTES, Connections
-from nbcodex.openai_api.providers import resolve
+from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
 from tests.openai_api.scripted import KEY, MODEL, Script, Server, completed, play, settings
 from tests.virtual import LoopClock, run_virtual
@@ -154,11 +154,11 @@ def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyP
     async def run() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        wire = Wire(clock=LoopClock())
+        api_client = ApiClient(clock=LoopClock())
         chosen = settings(base_url=f"http://127.0.0.1:{port}/v1")
-        async for _ in wire.stream(Request(prompt="Why?"), chosen, model=MODEL):
+        async for _ in api_client.stream(Request(prompt="Why?"), chosen, model=MODEL):
             pass
-        await wire.close()
+        await api_client.close()
         server.close()
         await server.wait_closed()
 
@@ -206,15 +206,15 @@ def test_a_custom_client_is_made_once_and_never_retries() -> None:
     async def run() -> None:
         for maker in (factory, later):
             chosen = Settings(client=maker, api="responses")
-            wire = Wire(clock=LoopClock())
+            api_client = ApiClient(clock=LoopClock())
             request = Request(prompt="Why?", model="m")
             for _ in range(2):
-                wire.endpoint(request, chosen)
-                assert await wire.model(request, chosen) == "m"
+                api_client.endpoint(request, chosen)
+                assert await api_client.resolve_model(request, chosen) == "m"
                 with contextlib.suppress(NbcodexError):
-                    async for _ in wire.stream(request, chosen, model="m"):
+                    async for _ in api_client.stream(request, chosen, model="m"):
                         pass
-            assert wire.endpoint(request, chosen).base_url == "https://private.example/v1"
+            assert api_client.endpoint(request, chosen).base_url == "https://private.example/v1"
 
     run_virtual(run())
     assert len(made) == 2

@@ -8,13 +8,13 @@ import pytest
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
-from nbcodex.openai_api import tokens
-from nbcodex.openai_api.answers import Ending
-from nbcodex.openai_api.bodies import chat_body, responses_body
+from nbcodex.openai_api import pricing
 from nbcodex.openai_api.dialects import Dialects
+from nbcodex.openai_api.endpoints import Endpoint, check_texts
 from nbcodex.openai_api.exchange import LARGEST, completed
-from nbcodex.openai_api.providers import Endpoint, check_texts
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.request_body import chat_body, responses_body
+from nbcodex.openai_api.responses import Ending
 from nbcodex.settings import Settings
 
 REASONING = {"type": "reasoning", "encrypted_content": "…"}
@@ -126,4 +126,4 @@ def test_every_part_is_counted(part: str) -> None:
     """Turns, pictures and schemas are input tokens, so the estimate holds them."""
     plain = Request(prompt="three")
     with_part = Request(prompt="three", **{part: getattr(REQUEST, part)})
-    assert tokens.of_request(with_part) > tokens.of_request(plain)
+    assert pricing.estimate_request_tokens(with_part) > pricing.estimate_request_tokens(plain)

@@ -13,8 +13,15 @@ import pytest
 
 from nbcodex.errors import CredentialsError, GoneError, LimitError, NbcodexError, TransportError
 from nbcodex.models import Mark, Request, Usage
-from nbcodex.openai_api.attempt import Completed, Note, Opened, Piece, Text, Wire
-from nbcodex.openai_api.pieces import Anew
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Notice,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
 from tests.openai_api.scripted import (
@@ -41,8 +48,8 @@ class Reader:
 
     def __init__(self, transport: Any, **chosen: Any) -> None:
         self.settings = settings(**chosen)
-        self.wire = Wire(clock=LoopClock(), transport=transport)
-        self.pieces: list[Piece] = []
+        self.api_client = ApiClient(clock=LoopClock(), transport=transport)
+        self.pieces: list[StreamEvent] = []
 
     @property
     def text(self) -> str:
@@ -53,11 +60,11 @@ class Reader:
         return [piece for piece in self.pieces if isinstance(piece, Mark)][-1]
 
     async def ask(self, request: Request = REQUEST) -> NbcodexError | None:
-        return await self._gather(self.wire.stream(request, self.settings, model=MODEL))
+        return await self._gather(self.api_client.stream(request, self.settings, model=MODEL))
 
     async def go_on(self, mark: Mark | None = None, text: str | None = None) -> NbcodexError | None:
         return await self._gather(
-            self.wire.pick_up(
+            self.api_client.resume_stream(
                 REQUEST,
                 self.settings,
                 mark=mark or self.mark,
@@ -137,14 +144,14 @@ def test_the_body_asks_for_it() -> None:
 def test_the_name_comes_before_the_text_and_the_mark_behind_it() -> None:
     """Even where one network chunk brings both."""
 
-    async def deed(reader: Reader) -> list[Piece]:
+    async def deed(reader: Reader) -> list[StreamEvent]:
         await reader.ask()
         return reader.pieces
 
     pieces = with_server(deed, Server(Script([created() + said("Hi", 1), done(2)])))
-    assert isinstance(pieces[0], Opened)
-    assert pieces[1:4] == [Mark("resp_1"), Text("Hi"), Mark("resp_1", 1)]
-    assert isinstance(pieces[-1], Completed)
+    assert isinstance(pieces[0], ResponseStarted)
+    assert pieces[1:4] == [Mark("resp_1"), TextDelta("Hi"), Mark("resp_1", 1)]
+    assert isinstance(pieces[-1], CompletedAnswer)
 
 
 @pytest.mark.parametrize("after", [-1, 0, 1, 5, 9])
@@ -162,7 +169,7 @@ def test_a_broken_stream_goes_on(kind: Any, after: int) -> None:
         assert await reader.go_on() is None
         assert reader.text.count(WORDS) == 1
         ending = reader.pieces[-1]
-        assert isinstance(ending, Completed)
+        assert isinstance(ending, CompletedAnswer)
         assert ending.text == reader.text
         assert ending.usage.output_tokens
         asked, *picked_up = simulator.log
@@ -251,7 +258,7 @@ def test_a_whole_answer_that_differs_replaces_what_was_shown() -> None:
         assert await reader.go_on() is None
 
     pieces = with_server(_kept(deed), server).pieces
-    assert pieces[-3:-1] == [Anew(), Text("uno due")]
+    assert pieces[-3:-1] == [Reset(), TextDelta("uno due")]
     assert pieces[-1].text == "uno due"
 
 
@@ -404,7 +411,7 @@ def test_where_the_server_cannot_an_ordinary_request_goes(why: str) -> None:
     reader = with_server(_kept(deed), server)
     assert [sent.get("background") for sent in server.sent] == [True, None, None]
     assert [sent["store"] for sent in server.sent] == [True, False, False]
-    assert len([p for p in reader.pieces if isinstance(p, Note)]) == 1
+    assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
     assert not [p for p in reader.pieces if isinstance(p, Mark)]
 
 
@@ -418,7 +425,7 @@ def test_a_server_that_ignores_it_is_found_out(background: Any) -> None:
 
     pieces = with_server(_kept(deed), server).pieces
     assert not [p for p in pieces if isinstance(p, Mark)]
-    assert len([p for p in pieces if isinstance(p, Note)]) == 1
+    assert len([p for p in pieces if isinstance(p, Notice)]) == 1
 
 
 @pytest.mark.parametrize("api", ["chat", "auto"])
@@ -429,7 +436,7 @@ def test_chat_completions_keep_nothing(api: Any) -> None:
         simulator.change(apis=("chat",))
         reader.settings = settings(api=api)
         assert await reader.ask() is None
-        assert len([p for p in reader.pieces if isinstance(p, Note)]) == 1
+        assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
         assert "background" not in simulator.log[-1].body
 
     with_simulator(deed)
@@ -490,7 +497,7 @@ def test_a_cancelled_answer_ends_at_the_server() -> None:
         simulator.change(speed=1)
         reading = asyncio.create_task(reader.ask())
         await asyncio.sleep(3)
-        await reader.wire.cancel(REQUEST, reader.settings, mark=reader.mark)
+        await reader.api_client.cancel_response(REQUEST, reader.settings, mark=reader.mark)
         await reading
         assert simulator.log[-1].path.endswith("/cancel")
         assert not simulator.log[0].finished
@@ -505,7 +512,7 @@ def test_cancelling_is_tried_and_no_more(answer: Any) -> None:
 
     async def deed(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
-        await reader.wire.cancel(REQUEST, reader.settings, mark=Mark("resp_1", 1))
+        await reader.api_client.cancel_response(REQUEST, reader.settings, mark=Mark("resp_1", 1))
         return asyncio.get_running_loop().time() - began
 
     assert with_server(deed, Server(answer)) <= 5.0
@@ -519,7 +526,7 @@ def test_the_figures_come_once() -> None:
         assert await reader.go_on() is None
 
     server = Server(Script([created(), said("Hi", 1), BROKEN]), Script([said("!", 2), done(3)]))
-    endings = [p for p in with_server(_kept(deed), server).pieces if isinstance(p, Completed)]
+    endings = [p for p in with_server(_kept(deed), server).pieces if isinstance(p, CompletedAnswer)]
     assert [ending.usage for ending in endings] == [Usage(input_tokens=7, output_tokens=3)]
     assert endings[0].text == "Hi!"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nbcodex import errors
 from nbcodex.errors import LONGEST, NbcodexError, TransientError
 from nbcodex.models import DAY
-from nbcodex.openai_api import failures
+from nbcodex.openai_api import api_errors
 
 WALL = 1_800_000_000.0
 TPM = (
@@ -74,7 +74,7 @@ STATUSES = [
 @pytest.mark.parametrize(("status", "said", "name"), STATUSES)
 def test_statuses(status: int, said: bytes, name: str) -> None:
     """A status and a body are one error, which says what happened and what to do."""
-    error = failures.from_status(status, {}, said, wall=WALL)
+    error = api_errors.from_status(status, {}, said, wall=WALL)
     assert type(error).__name__ == name
     assert error.message
     assert error.advice
@@ -116,7 +116,7 @@ def test_statuses(status: int, said: bytes, name: str) -> None:
 )
 def test_events(payload: object, name: str) -> None:
     """An error inside a stream has no status; its code and type decide alone."""
-    assert type(failures.from_event(payload, {}, wall=WALL)).__name__ == name
+    assert type(api_errors.from_event(payload, {}, wall=WALL)).__name__ == name
 
 
 REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
@@ -145,7 +145,7 @@ REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
 )
 def test_exceptions(error: Exception, name: str) -> None:
     """Whatever the SDK, HTTP or a decoder raises is one of our errors."""
-    assert type(failures.from_exception(error, wall=WALL)).__name__ == name
+    assert type(api_errors.from_exception(error, wall=WALL)).__name__ == name
 
 
 @pytest.mark.parametrize("status", [429, 500, None])
@@ -153,16 +153,16 @@ def test_mistake_4_an_exhausted_quota_is_never_transient(status: int | None) -> 
     """insufficient_quota arrives as a 429, and can never succeed: it is not tried again."""
     said = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
     if status is None:
-        error = failures.from_event(json.loads(said), {"retry-after": "5"}, wall=WALL)
+        error = api_errors.from_event(json.loads(said), {"retry-after": "5"}, wall=WALL)
     else:
-        error = failures.from_status(status, {"retry-after": "5"}, said, wall=WALL)
+        error = api_errors.from_status(status, {"retry-after": "5"}, said, wall=WALL)
     assert not isinstance(error, TransientError)
 
 
 def test_too_large_says_by_how_much() -> None:
     """A request beyond the whole limit looks like a rate limit, and is none."""
     said = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
-    error = failures.from_status(429, {"retry-after": "1"}, said, wall=WALL)
+    error = api_errors.from_status(429, {"retry-after": "1"}, said, wall=WALL)
     assert isinstance(error, errors.TooLargeError)
     assert "6,278 over the limit of 30,000 tokens per minute" in error.message
 
@@ -180,14 +180,14 @@ def test_too_large_says_by_how_much() -> None:
 def test_the_order_of_waits(headers: dict[str, str], message: str, wait: float | None) -> None:
     """Milliseconds, then seconds, then words, then arithmetic, then nothing."""
     said = body(code="rate_limit_exceeded", message=message)
-    error = failures.from_status(429, headers, said, wall=WALL)
+    error = api_errors.from_status(429, headers, said, wall=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == (wait and pytest.approx(wait, abs=1e-3))
 
 
 def test_an_overloaded_server_may_state_a_wait_too() -> None:
     """Retry-After counts on a 503 as on a 429."""
-    error = failures.from_status(503, {"retry-after": "7"}, b"", wall=WALL)
+    error = api_errors.from_status(503, {"retry-after": "7"}, b"", wall=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == 7.0
 
@@ -195,14 +195,14 @@ def test_an_overloaded_server_may_state_a_wait_too() -> None:
 def test_a_redirect_names_its_target_only() -> None:
     """The host is named, without credentials that an address may carry."""
     location = {"location": "https://user:pw@evil.example/path?q=1"}
-    error = failures.from_status(307, location, b"", wall=WALL)
+    error = api_errors.from_status(307, location, b"", wall=WALL)
     assert "evil.example" in error.message
     assert "pw" not in error.message
 
 
 def test_a_message_is_short_and_plain() -> None:
     """Control characters, escapes and length of a server's message are not passed on."""
-    error = failures.from_status(
+    error = api_errors.from_status(
         400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall=WALL
     )
     assert len(error.message) <= LONGEST
@@ -218,7 +218,7 @@ def test_no_secret_is_shown() -> None:
 
     for gap in range(3960, 4010):
         said = body(message=f"a{' ' * gap}{key}{key}", code=key, type=key)
-        error = failures.from_status(400, {"location": key}, said, wall=WALL, clean=clean)
+        error = api_errors.from_status(400, {"location": key}, said, wall=WALL, clean=clean)
         assert "sk-0" not in str(error)
 
 
@@ -239,8 +239,8 @@ def test_garbage_is_one_of_our_errors(status: int, said: Any, header: str) -> No
     """No status and no body raises anything, and a wait is always sane."""
     raw = said if isinstance(said, bytes) else json.dumps(said).encode()
     for error in (
-        failures.from_status(status, {"retry-after": header}, raw, wall=WALL),
-        failures.from_event(said, {"retry-after": header}, wall=WALL),
+        api_errors.from_status(status, {"retry-after": header}, raw, wall=WALL),
+        api_errors.from_event(said, {"retry-after": header}, wall=WALL),
     ):
         assert isinstance(error, NbcodexError)
         wait = getattr(error, "wait", None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbcodex.errors import LONGEST, NbcodexError
 from nbcodex.models import DAY
-from nbcodex.openai_api.attempt import Completed
+from nbcodex.openai_api.answers import CompletedAnswer
 from tests.openai_api.scripted import Script, Server, chunk, completed, delta, play, settings
 
 WORDS = [
@@ -70,7 +70,7 @@ def test_garbage(status: int, headers: dict[str, str], parts: list[bytes], api: 
         outcome = play(Server(Script(parts, status, headers)), chosen=settings(api=api))[-1]
     except NbcodexError as error:
         outcome = error
-    if isinstance(outcome, Completed):
+    if isinstance(outcome, CompletedAnswer):
         outcome.text.encode()
         return
     wait = getattr(outcome, "wait", None)

@@ -9,8 +9,8 @@ import pytest
 
 from nbcodex.errors import ConfigurationError, MissingKeyError
 from nbcodex.models import Request
-from nbcodex.openai_api import bodies
-from nbcodex.openai_api.providers import Endpoint, host_of, resolve
+from nbcodex.openai_api import request_body
+from nbcodex.openai_api.endpoints import Endpoint, configured_host, resolve
 from nbcodex.settings import Settings
 
 KEY, OTHER = "sk-mine-0123456789", "sk-other-0123456789"
@@ -234,8 +234,11 @@ def test_an_endpoint_does_not_show_its_key() -> None:
 
 def test_the_host_of_a_login() -> None:
     """A key typed in is for the host that requests go to."""
-    assert host_of(Settings.read({}, {})) == "api.openai.com"
-    assert host_of(Settings.read({}, {"AZURE_OPENAI_ENDPOINT": AZURE})) == "me.openai.azure.com"
+    assert configured_host(Settings.read({}, {})) == "api.openai.com"
+    assert (
+        configured_host(Settings.read({}, {"AZURE_OPENAI_ENDPOINT": AZURE}))
+        == "me.openai.azure.com"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,5 +261,5 @@ def test_the_host_of_a_login() -> None:
 def test_params_that_are_ours_are_refused(params: dict[Any, Any]) -> None:
     """What has an option of its own, or reaches outside the body, is no parameter."""
     with pytest.raises(ConfigurationError) as caught:
-        bodies.check_params(params)
+        request_body.check_params(params)
     assert caught.value.advice

@@ -10,7 +10,8 @@ import pytest
 
 from nbcodex.errors import ConfigurationError, NbcodexError, TransientError
 from nbcodex.models import Request
-from nbcodex.openai_api.attempt import Note, Text, Wire
+from nbcodex.openai_api.answers import Notice, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
 from tests.openai_api.scripted import (
     DONE,
     KEY,
@@ -30,13 +31,13 @@ from tests.virtual import LoopClock, run_virtual
 def test_mistake_2_the_request_is_sent_again_as_it_was() -> None:
     """Trying twice sends the same bytes twice."""
     server = Server(refusal(429), Script([completed()]))
-    wire = Wire(clock=LoopClock(), transport=server)
+    api_client = ApiClient(clock=LoopClock(), transport=server)
     request = Request(prompt="Why?", system="Be brief.")
 
     async def run() -> None:
         for _ in range(2):
             with contextlib.suppress(TransientError):
-                async for _ in wire.stream(request, settings(), model=MODEL):
+                async for _ in api_client.stream(request, settings(), model=MODEL):
                     pass
 
     run_virtual(run())
@@ -103,12 +104,12 @@ def test_the_body_of_chat(base_url: str | None, name: str) -> None:
 def played_twice(server: Server, **options: Any) -> list[str]:
     """Ask twice over one wire, and return the paths that were called."""
     chosen = settings(**options)
-    wire = Wire(clock=LoopClock(), transport=server)
+    api_client = ApiClient(clock=LoopClock(), transport=server)
 
     async def run() -> None:
         for _ in range(2):
             request = Request(prompt="Why?", max_output=7)
-            async for _ in wire.stream(request, chosen, model=MODEL):
+            async for _ in api_client.stream(request, chosen, model=MODEL):
                 pass
 
     run_virtual(run())
@@ -187,7 +188,7 @@ def test_who_may_not_stream_gets_the_answer_in_one_piece(
     pieces = play(
         Server(refusal(400, message, param=param), server.answers[0]), chosen=settings(api=api)
     )
-    assert [p.text for p in pieces if isinstance(p, Note | Text)] == [
+    assert [p.text for p in pieces if isinstance(p, Notice | TextDelta)] == [
         "hi",
         "in one piece: this model is not streamed to you",
     ]
@@ -253,7 +254,7 @@ def test_a_list_of_models_may_be_nonsense(script: Script) -> None:
     """Names are short, plain and without our key; anything else is one of our errors."""
 
     async def run() -> list[str]:
-        return await Wire(clock=LoopClock(), transport=Server(script)).models(settings())
+        return await ApiClient(clock=LoopClock(), transport=Server(script)).list_models(settings())
 
     with contextlib.suppress(NbcodexError):
         names = run_virtual(run())

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nbcodex.openai_api import answers, exchange
-from nbcodex.openai_api.reading import GATHER, Reading
+from nbcodex.openai_api import exchange, responses
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.stream import GATHER, Reading
 from tests.virtual import run_virtual
 
 COUNT = 40
@@ -22,7 +22,7 @@ def reading(chunks: AsyncIterator[bytes]) -> Reading:
     """Return the reading of a stream."""
     return Reading(
         chunks,
-        answers.reader("responses", durable=False),
+        responses.reader("responses", durable=False),
         redactor=Redactor([]),
         thoughts=Redactor([]),
         idle=60.0,

@@ -9,8 +9,8 @@ import pytest
 
 from nbcodex.errors import ConfigurationError, ModelError, RequestError
 from nbcodex.models import Schema
-from nbcodex.openai_api import pictures
-from nbcodex.openai_api.attempt import Note
+from nbcodex.openai_api import request_body
+from nbcodex.openai_api.answers import Notice
 from tests.openai_api.scripted import (
     KEY,
     Script,
@@ -54,7 +54,7 @@ def test_a_server_without_schemas_is_told_in_words(api: Any, name: str, message:
     system = second.get("instructions") or second["messages"][0]["content"]
     assert system.startswith("Be brief.")
     assert '"properties"' in system
-    assert [p.text for p in pieces if isinstance(p, Note)] == [
+    assert [p.text for p in pieces if isinstance(p, Notice)] == [
         "the server takes no JSON schema: told in words, and checked here"
     ]
 
@@ -104,7 +104,9 @@ def test_a_picture_arrives_once(twice: bool) -> None:
     """Whether the ending repeats the picture or not, there is one."""
     item = {"type": "response.output_item.done", "item": picture(PNG)}
     end = completed(output=[picture(PNG)]) if twice else completed()
-    done = ending_of(play(Server(Script([event(item), end])), params=pictures.params()))
+    done = ending_of(
+        play(Server(Script([event(item), end])), params=request_body.image_generation_params())
+    )
     assert [(i.data, i.media_type) for i in done.images] == [(PNG, "image/png")]
 
 
@@ -126,9 +128,9 @@ def test_what_is_no_picture_is_left_out(data: Any) -> None:
 )
 def test_a_server_without_pictures_says_so(answer: Script, kind: type) -> None:
     """The error names the tool that is missing."""
-    error = fails(Server(answer), params=pictures.params())
+    error = fails(Server(answer), params=request_body.image_generation_params())
     assert isinstance(error, kind)
-    assert error.advice == pictures.CANNOT
+    assert error.advice == request_body.NO_IMAGES_ADVICE
 
 
 @pytest.mark.parametrize("name", ["store", "background"])

@@ -8,11 +8,11 @@ import pytest
 
 from nbcodex.errors import LimitError, NbcodexError
 from nbcodex.models import DAY, MINUTE
-from nbcodex.openai_api.attempt import Completed, Opened, Piece
+from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.faults import KINDS
 from nbcodex.simulator.transport import SimulatorTransport
-from tests.openai_api.scripted import Request, Wire, ending_of, settings
+from tests.openai_api.scripted import ApiClient, Request, ending_of, settings
 from tests.virtual import LoopClock, run_virtual
 
 PROMPT = "[[tokens=30]] [[echo: one two three four five six seven eight]]"
@@ -32,9 +32,9 @@ OUTCOMES = {
     "html_502": "ServerError",
     "redirect": "RequestError",
     "refused": "TransportError",
-    "slow": "Completed",
-    "headers": "Completed",
-    "absurd_headers": "Completed",
+    "slow": "CompletedAnswer",
+    "headers": "CompletedAnswer",
+    "absurd_headers": "CompletedAnswer",
     "error_event": "LimitError",
     "flat_error_event": "LimitError",
     "failed": "LimitError",
@@ -44,23 +44,23 @@ OUTCOMES = {
     "cut": "TransportError",
     "malformed": "ServerError",
     "stalled": "TransportError",
-    "huge_line": "Completed",
+    "huge_line": "CompletedAnswer",
 }
 
 
-def ask(fault: Fault | None, *, api: str, **knobs: Any) -> list[Piece]:
-    async def run() -> list[Piece]:
+def ask(fault: Fault | None, *, api: str, **knobs: Any) -> list[StreamEvent]:
+    async def run() -> list[StreamEvent]:
         simulator = Simulator(Knobs(**knobs), clock=LoopClock())
         simulator.script([fault])
-        wire = Wire(clock=LoopClock(), transport=SimulatorTransport(simulator))
+        api_client = ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator))
         request, chosen = Request(prompt=PROMPT), settings(api=api)
-        model = await wire.model(request, chosen)
-        return [piece async for piece in wire.stream(request, chosen, model=model)]
+        model = await api_client.resolve_model(request, chosen)
+        return [piece async for piece in api_client.stream(request, chosen, model=model)]
 
     return run_virtual(run())
 
 
-def outcome(fault: Fault, *, api: str) -> Piece | NbcodexError:
+def outcome(fault: Fault, *, api: str) -> StreamEvent | NbcodexError:
     try:
         return ask(fault, api=api)[-1]
     except NbcodexError as error:
@@ -81,10 +81,10 @@ def test_an_answer(api: str) -> None:
     """Text, usage, limits and the mark of the simulator arrive."""
     pieces = ask(None, api=api)
     ending, opened = ending_of(pieces), pieces[0]
-    assert isinstance(ending, Completed)
+    assert isinstance(ending, CompletedAnswer)
     assert TEXT in ending.text
     assert ending.usage.total_tokens
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, ResponseStarted)
     assert opened.simulated
     assert opened.snapshot.tokens
     assert opened.snapshot.requests

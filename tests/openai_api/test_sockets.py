@@ -20,7 +20,8 @@ import pytest
 from nbcodex.errors import NbcodexError, TransportError
 from nbcodex.models import Request
 from nbcodex.openai_api import connections
-from nbcodex.openai_api.attempt import Completed, Piece, Text, Wire
+from nbcodex.openai_api.answers import CompletedAnswer, StreamEvent, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
 from tests.openai_api.scripted import KEY, MODEL, completed, delta, settings
 from tests.virtual import LoopClock
 
@@ -68,27 +69,27 @@ async def read(reader: Reader) -> bytes:
 
 
 @asynccontextmanager
-async def wired() -> AsyncIterator[Wire]:
-    wire = Wire(clock=LoopClock())
+async def wired() -> AsyncIterator[ApiClient]:
+    api_client = ApiClient(clock=LoopClock())
     try:
-        yield wire
+        yield api_client
     finally:
-        await wire.close()
+        await api_client.close()
 
 
-async def ask(wire: Wire, url: str, pieces: list[Piece]) -> None:
+async def ask(api_client: ApiClient, url: str, pieces: list[StreamEvent]) -> None:
     request = Request(prompt="Why?")
-    stream = wire.stream(request, settings(base_url=url), model=MODEL)
+    stream = api_client.stream(request, settings(base_url=url), model=MODEL)
     pieces.extend([piece async for piece in stream])
 
 
-def fails(behave: Behaviour) -> tuple[NbcodexError, list[Piece]]:
+def fails(behave: Behaviour) -> tuple[NbcodexError, list[StreamEvent]]:
     """Ask a server that behaves so; return the error that must come, and what came before."""
-    pieces: list[Piece] = []
+    pieces: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
-            await ask(wire, url, pieces)
+        async with server(behave) as url, wired() as api_client:
+            await ask(api_client, url, pieces)
 
     with pytest.raises(NbcodexError) as caught:
         asyncio.run(run())
@@ -127,8 +128,8 @@ def test_where_nobody_listens_nothing_was_sent() -> None:
         port = free.getsockname()[1]
 
     async def run() -> None:
-        async with wired() as wire:
-            await ask(wire, f"http://127.0.0.1:{port}/v1", [])
+        async with wired() as api_client:
+            await ask(api_client, f"http://127.0.0.1:{port}/v1", [])
 
     with pytest.raises(TransportError, match="connection to the server failed") as caught:
         asyncio.run(run())
@@ -145,8 +146,8 @@ def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.Monk
         with socket.create_connection(full.getsockname()):  # the one that the kernel takes in
 
             async def run() -> None:
-                async with wired() as wire:
-                    await ask(wire, f"http://127.0.0.1:{full.getsockname()[1]}/v1", [])
+                async with wired() as api_client:
+                    await ask(api_client, f"http://127.0.0.1:{full.getsockname()[1]}/v1", [])
 
             with pytest.raises(TransportError, match="in time") as caught:
                 asyncio.run(run())
@@ -172,19 +173,19 @@ def test_an_answer_that_breaks_off_keeps_its_text(
         await after(HEAD, framing, framed(delta("Because")), reset=reset)(reader, writer)
         await released.wait()
 
-    pieces: list[Piece] = []
+    pieces: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
+        async with server(behave) as url, wired() as api_client:
             request = Request(prompt="Why?")
-            async for piece in wire.stream(request, settings(base_url=url), model=MODEL):
+            async for piece in api_client.stream(request, settings(base_url=url), model=MODEL):
                 pieces.append(piece)
-                if isinstance(piece, Text):
+                if isinstance(piece, TextDelta):
                     released.set()
 
     with pytest.raises(TransportError):
         asyncio.run(run())
-    assert [p.text for p in pieces if isinstance(p, Text)] == ["Because"]
+    assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["Because"]
 
 
 def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
@@ -199,14 +200,14 @@ def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
             for _ in range(20):
                 await asyncio.sleep(0)
 
-    pieces: list[Piece] = []
+    pieces: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
-            await ask(wire, url, pieces)
+        async with server(behave) as url, wired() as api_client:
+            await ask(api_client, url, pieces)
 
     asyncio.run(run())
-    assert isinstance(pieces[-1], Completed)
+    assert isinstance(pieces[-1], CompletedAnswer)
     assert pieces[-1].text == "ab"
 
 
@@ -222,12 +223,12 @@ def test_text_comes_when_it_is_written() -> None:
         writer.write(completed())
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
+        async with server(behave) as url, wired() as api_client:
             request = Request(prompt="Why?")
-            async for piece in wire.stream(request, settings(base_url=url), model=MODEL):
-                if isinstance(piece, Text):
+            async for piece in api_client.stream(request, settings(base_url=url), model=MODEL):
+                if isinstance(piece, TextDelta):
                     heard.set()
-            assert isinstance(piece, Completed)
+            assert isinstance(piece, CompletedAnswer)
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
@@ -244,8 +245,8 @@ def test_a_cancelled_request_hangs_up() -> None:
         heard.set()
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
-            task = asyncio.ensure_future(ask(wire, url, []))
+        async with server(behave) as url, wired() as api_client:
+            task = asyncio.ensure_future(ask(api_client, url, []))
             await read_on.wait()
             task.cancel()
             await heard.wait()
@@ -268,9 +269,9 @@ def test_a_connection_is_used_again_unless_the_server_has_hung_up(hangs_up: bool
                 return
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
+        async with server(behave) as url, wired() as api_client:
             for _ in range(2):
-                await ask(wire, url, [])
+                await ask(api_client, url, [])
                 for _ in range(10):
                     await asyncio.sleep(0)
 
@@ -287,8 +288,8 @@ def test_what_is_sent_is_what_was_said() -> None:
         writer.write(HEAD + b"Set-Cookie: a=b\r\nConnection: close\r\n\r\n" + completed())
 
     async def run() -> None:
-        async with server(behave) as url, wired() as wire:
-            await ask(wire, url, [])
+        async with server(behave) as url, wired() as api_client:
+            await ask(api_client, url, [])
 
     asyncio.run(run())
     (head,) = heads

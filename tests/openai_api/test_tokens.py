@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from nbcodex.models import Request, Usage
-from nbcodex.openai_api import prices, tokens
+from nbcodex.openai_api import pricing
 
 OPENAI = "https://api.openai.com/v1"
 AZURE = "https://me.openai.azure.com/openai/v1"
@@ -28,21 +28,26 @@ AZURE = "https://me.openai.azure.com/openai/v1"
 )
 def test_estimates_are_of_the_right_size(text: str, low: int, high: int) -> None:
     """English, Chinese and Russian are each estimated near what o200k makes of them."""
-    assert low <= tokens.of_text(text) <= high
+    assert low <= pricing.estimate_text_tokens(text) <= high
 
 
 def test_all_parts_of_a_request_count() -> None:
     """The system prompt and the parameters are input as well."""
-    plain = tokens.of_request(Request(prompt="x" * 400))
+    plain = pricing.estimate_request_tokens(Request(prompt="x" * 400))
     assert 100 <= plain <= 120
-    assert tokens.of_request(Request(prompt="x" * 400, system="y" * 400)) >= plain + 100
-    assert tokens.of_request(Request(prompt="x" * 400, params={"a": "z" * 400})) >= plain + 100
+    assert (
+        pricing.estimate_request_tokens(Request(prompt="x" * 400, system="y" * 400)) >= plain + 100
+    )
+    assert (
+        pricing.estimate_request_tokens(Request(prompt="x" * 400, params={"a": "z" * 400}))
+        >= plain + 100
+    )
 
 
 def test_a_known_model_has_a_price() -> None:
     """Cached input is cheaper than input, and both than nothing known."""
-    full = prices.cost(Usage(input_tokens=1000, output_tokens=100), "gpt-5", OPENAI)
-    cached = prices.cost(
+    full = pricing.cost(Usage(input_tokens=1000, output_tokens=100), "gpt-5", OPENAI)
+    cached = pricing.cost(
         Usage(input_tokens=1000, cached_tokens=900, output_tokens=100), "gpt-5", OPENAI
     )
     assert full
@@ -67,13 +72,13 @@ def test_a_known_model_has_a_price() -> None:
 )
 def test_an_unknown_price_is_none(usage: Usage, model: str | None, base_url: str) -> None:
     """Where no price is known it is None: never 0, never an error."""
-    assert prices.cost(usage, model, base_url) is None
+    assert pricing.cost(usage, model, base_url) is None
 
 
 def test_azure_has_prices_of_its_own() -> None:
     """Azure's hosts are priced as Azure."""
     usage = Usage(input_tokens=1000, output_tokens=100)
-    assert prices.cost(usage, "gpt-4o", "https://me.openai.azure.com/openai/v1")
+    assert pricing.cost(usage, "gpt-4o", "https://me.openai.azure.com/openai/v1")
 
 
 def test_importing_the_wire_imports_nothing_heavy() -> None:
@@ -90,17 +95,17 @@ def test_importing_the_wire_imports_nothing_heavy() -> None:
 
 def test_rates_are_known_once_the_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a token costs is told without waiting for the tables: not before they are loaded."""
-    monkeypatch.setattr(prices, "_loaded", threading.Event())
-    assert prices.rates("gpt-5", OPENAI) is None
-    prices.load()
-    rates = prices.rates("gpt-5", OPENAI)
+    monkeypatch.setattr(pricing, "_loaded", threading.Event())
+    assert pricing.token_rates("gpt-5", OPENAI) is None
+    pricing.load_prices()
+    rates = pricing.token_rates("gpt-5", OPENAI)
     usage = Usage(input_tokens=1000, output_tokens=100)
     assert rates is not None
-    assert rates.of(usage) == pytest.approx(prices.cost(usage, "gpt-5", OPENAI))
+    assert rates.of(usage) == pytest.approx(pricing.cost(usage, "gpt-5", OPENAI))
 
 
 @pytest.mark.parametrize(("model", "base_url"), [("gpt-5", "http://127.0.0.1/v1"), ("x", OPENAI)])
 def test_no_rates_where_nobody_knows(model: str, base_url: str) -> None:
     """A price is of a seller and a model that are in the tables."""
-    prices.load()
-    assert prices.rates(model, base_url) is None
+    pricing.load_prices()
+    assert pricing.token_rates(model, base_url) is None

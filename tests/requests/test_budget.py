@@ -16,7 +16,7 @@ from nbcodex.events import Failed, Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
 from nbcodex.models import Limit, Mark, Reply, Request, Usage
-from nbcodex.openai_api.attempt import Completed, Text
+from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests import budget
 from nbcodex.requests.budget import Budget
 from nbcodex.requests.runner import start
@@ -75,7 +75,7 @@ def test_what_would_pass_the_cap_is_not_sent() -> None:
     small = Request(prompt="hello", max_output=50)
     endings, stage = played(answer("hi"), answer("hi"), cap="70", request=small)
     assert [type(e) for e in endings] == [Finished, Parked]
-    assert len(stage.wire.seen) == 1
+    assert len(stage.api_client.seen) == 1
     told = str(endings[1].error)
     assert isinstance(endings[1].error, BudgetError)
     assert "70 tokens for this session: 15 tokens are used" in told
@@ -90,8 +90,8 @@ def test_what_would_pass_the_cap_is_not_sent() -> None:
 def test_a_warning_comes_with_the_answer(cap: str, warned: list[str]) -> None:
     """At 75, 90 and 95 per cent the figures line says how far the cap is used up."""
     usage = Usage(input_tokens=14_000, output_tokens=1_000)
-    done = Completed(text="hi", usage=usage, model="m", cut=None, response_id=None)
-    (only,), _ = played([OPENED, Text("hi"), done], cap=cap)
+    done = CompletedAnswer(text="hi", usage=usage, model="m", cut=None, response_id=None)
+    (only,), _ = played([OPENED, TextDelta("hi"), done], cap=cap)
     if warned:
         assert list(only.reply.notes) == warned
     else:
@@ -180,7 +180,7 @@ def test_what_a_limit_refused_is_not_used() -> None:
 
 def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
     """A durable answer that failed on the way leaves the cap to the others until then."""
-    lost = [OPENED, Mark("resp_1", 1), Text("hi"), RequestError("It makes no sense.")]
+    lost = [OPENED, Mark("resp_1", 1), TextDelta("hi"), RequestError("It makes no sense.")]
     durable = Request(prompt="hello", max_output=50, durable=True)
     endings, _ = played(lost, answer("hi"), cap="70", request=durable)
     assert [type(e) for e in endings] == [Failed, Finished]
@@ -188,12 +188,12 @@ def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
 
 def test_attempts_that_broke_off_count_against_the_cap() -> None:
     """A request whose streams break again and again is parked before it passes the cap."""
-    broken = [OPENED, Text("word " * 40), TransportError("It broke.")]
+    broken = [OPENED, TextDelta("word " * 40), TransportError("It broke.")]
     small = Request(prompt="hello", max_output=50)
     endings, stage = played(*[broken] * 5, cap="200", request=small)
     assert all(isinstance(each.error, BudgetError) for each in endings)
     assert 150 < endings[0].reply.usage.total_tokens <= 200
-    assert len(stage.wire.seen) == 3
+    assert len(stage.api_client.seen) == 3
 
 
 def test_a_kept_cap_holds_in_every_kernel() -> None:

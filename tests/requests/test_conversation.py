@@ -13,7 +13,7 @@ import pytest
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.models import Carried, Image, Origin, Reply, Request, Turn
-from nbcodex.openai_api import tokens
+from nbcodex.openai_api import pricing
 from nbcodex.requests import conversation
 from nbcodex.requests.conversation import Conversations, Joined
 from nbcodex.settings import Settings
@@ -273,7 +273,7 @@ def test_the_oldest_turns_are_left_out_first(book: Notebook) -> None:
     assert [turn.prompt[:2] for turn in joined.request.turns] == ["p5", "p6", "p7"]
     assert joined.left_out == 5
     assert joined.notes == ["3 earlier turns", "5 older turns left out: the context is full"]
-    assert tokens.of_request(joined.request) < conversation.UNKNOWN
+    assert pricing.estimate_request_tokens(joined.request) < conversation.UNKNOWN
     assert book.joined("c", "c", model="gpt-5.6-sol").left_out == 0
     assert book.joined("c", "c", model="gpt-4o").left_out == 0
 

@@ -13,8 +13,8 @@ from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
 from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
 from nbcodex.notebook.panel import PanelState, reduce
-from nbcodex.openai_api.attempt import Opened, Text, Wire
-from nbcodex.openai_api.durable import NOT_KEPT
+from nbcodex.openai_api.answers import ResponseStarted, TextDelta
+from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.desk import Desk
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost
@@ -82,7 +82,7 @@ class Kernel:
         self.events: list[Event] = []
         self.desk = Desk()
         self.engine = Engine(
-            wire=Wire(clock=LoopClock(), transport=SimulatorTransport(simulator)),
+            api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             desk=lambda _: self.desk,
             clock=LoopClock(),
@@ -286,7 +286,7 @@ def test_cancel_waits_for_no_server() -> None:
         async def deaf(*_: Any, **__: Any) -> None:
             await asyncio.sleep(5)
 
-        kernel.engine.wire.cancel = deaf  # type: ignore[method-assign]
+        kernel.engine.api_client.cancel_response = deaf  # type: ignore[method-assign]
         began = asyncio.get_running_loop().time()
         await kernel.run(request(), (1.5, "cancel"))
         assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
@@ -459,14 +459,17 @@ def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
     """While an old attempt's text is shown, the mark of the new one says: from the beginning."""
 
     async def main() -> None:
-        opened: list[Any] = [OPENED, Mark("resp_1"), Text("old"), Mark("resp_1", 3)]
+        opened: list[Any] = [OPENED, Mark("resp_1"), TextDelta("old"), Mark("resp_1", 3)]
         stage = Stage([*opened, 100.0])
         journal = Row()
         stage.engine.journal = lambda _: journal  # type: ignore[assignment,return-value]
         asked = Request(prompt="x", durable=True)
         gone = _Gone(stage)
-        stage.engine.wire = gone  # type: ignore[assignment]
-        stage.wire.acts = [[*opened, TransportError("cut")], [OPENED, Mark("resp_2", 0), 100.0]]
+        stage.engine.api_client = gone  # type: ignore[assignment]
+        stage.api_client.acts = [
+            [*opened, TransportError("cut")],
+            [OPENED, Mark("resp_2", 0), 100.0],
+        ]
         run = stage.start(asked)
         await asyncio.sleep(10)
         run.order("stop")
@@ -477,19 +480,19 @@ def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
 
 
 class _Gone:
-    """A wire that has lost every durable answer."""
+    """An API client that has lost every durable answer."""
 
     def __init__(self, stage: Stage) -> None:
-        self._wire = stage.wire
+        self._api_client = stage.api_client
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._wire, name)
+        return getattr(self._api_client, name)
 
-    async def pick_up(self, *_: Any, **__: Any) -> Any:
+    async def resume_stream(self, *_: Any, **__: Any) -> Any:
         from nbcodex.errors import GoneError
 
         raise GoneError("gone")
-        yield Opened  # an async generator, as the real one
+        yield ResponseStarted  # an async generator, as the real one
 
 
 def test_a_durable_answer_that_may_not_be_streamed_is_fetched() -> None:

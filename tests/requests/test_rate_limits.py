@@ -13,7 +13,8 @@ from nbcodex.errors import LimitError, TooLargeError, TransportError
 from nbcodex.events import BackingOff, Event, Failed, Finished, Held, Parked, Sent
 from nbcodex.models import Gauge, Limit, Reply, Request, Resumption, Snapshot
 from nbcodex.notebook.panel import PanelState, reduce, status
-from nbcodex.openai_api.attempt import Opened, Text, Wire
+from nbcodex.openai_api.answers import ResponseStarted, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.desk import Desk
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost, Reservation
@@ -54,13 +55,13 @@ class Crowd:
 
 @cache
 def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
-    """Ask `count` prompts at once, through engine and wire."""
+    """Ask `count` prompts at once, through engine and API client."""
 
     async def main() -> Crowd:
         clock, desk, journal = LoopClock(), Desk(), InstantJournal()
         simulator = Simulator(Knobs(**knobs), clock=clock)
         engine = Engine(
-            wire=Wire(clock=clock, transport=SimulatorTransport(simulator)),
+            api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
             desk=lambda _: desk,
             clock=clock,
@@ -149,7 +150,9 @@ def test_what_is_too_much_for_now_closes_nothing() -> None:
 def test_what_can_never_fit_fails_at_once() -> None:
     """A prompt larger than the limit is not sent, once the limit is known."""
     told = Snapshot(at=0.0, tokens=Gauge(limit=1_000, remaining=900, full_in=6.0))
-    opened = Opened(api="responses", model="m-1", snapshot=told, simulated=False, request_id=None)
+    opened = ResponseStarted(
+        api="responses", model="m-1", snapshot=told, simulated=False, request_id=None
+    )
     first, large = play(
         [opened, *list(answer("hi"))[1:]],
         requests=[Request(prompt="x", max_output=16), Request(prompt="word " * 4_000)],
@@ -216,10 +219,10 @@ def test_a_probe_that_is_let_in_opens_the_model() -> None:
     ("act", "order", "ended"),
     [
         (answer("hi"), None, 1),
-        ([OPENED, Text("partial"), 9.0], "stop", 1),
+        ([OPENED, TextDelta("partial"), 9.0], "stop", 1),
         ([OPENED, 9.0], "stop", 0),
         ([9.0], "cancel", 0),
-        ([OPENED, Text("par"), TransportError("cut")], "park", 0),
+        ([OPENED, TextDelta("par"), TransportError("cut")], "park", 0),
         ([LimitError("Rate limit reached.", limit=TPM, wait=30.0)], "park", 0),
     ],
     ids=["answered", "stopped", "stopped before text", "cancelled", "broken", "refused"],
@@ -251,7 +254,7 @@ def test_leave_that_comes_too_late_is_given_back() -> None:
         stage.desk = Slow()
         await stage.play(Request(prompt="x", model="m"), (0.5, "stop"))
         (shared,) = stage.desk._ledger._store._kept.values()  # type: ignore[attr-defined]
-        assert stage.wire.seen == []
+        assert stage.api_client.seen == []
         return shared.bucket.output.under_way, shared.bucket.sent
 
     assert run_virtual(main()) == (0, 1)

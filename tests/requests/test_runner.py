@@ -23,7 +23,7 @@ from nbcodex.errors import (
 )
 from nbcodex.events import BackingOff, Delta, Event, Finished, Held, Parked, Restarted, Sent
 from nbcodex.models import Limit, Request, Resumption, Usage
-from nbcodex.openai_api.attempt import Completed, Text
+from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests.runner import start
 from tests.scripted import OPENED, SETTINGS, Stage, answer, ending
 from tests.virtual import EPOCH, run_virtual
@@ -113,7 +113,7 @@ def test_who_was_only_refused_has_used_nothing(
     assert ending(heard).reply.usage.total_tokens == used
 
 
-BROKEN = [OPENED, Text("word " * 40), TransportError("It broke.")]
+BROKEN = [OPENED, TextDelta("word " * 40), TransportError("It broke.")]
 """An attempt that brings about 50 tokens and breaks off."""
 
 
@@ -163,7 +163,7 @@ def test_a_limit_is_waited_out() -> None:
     """After a 429 the same request goes again, never sooner than the server said."""
     heard, stage = play([refusal(11.0)], answer("hi"))
     assert kinds(heard) == ["Queued", "Sent", "BackingOff", "Sent", "Delta", "Finished"]
-    (first, _), (second, _) = stage.wire.seen
+    (first, _), (second, _) = stage.api_client.seen
     assert 11.0 <= second - first <= 11.0 * 1.05 + 0.1
 
 
@@ -171,19 +171,19 @@ def test_the_countdown_tells_the_truth() -> None:
     """The moment that `BackingOff` names is the moment at which the request is sent again."""
     heard, stage = play([refusal(11.0)], answer("hi"))
     (told,) = [e.resume_at for e in heard if isinstance(e, BackingOff)]
-    assert stage.wire.seen[1][0] == pytest.approx(told, abs=0.01)
+    assert stage.api_client.seen[1][0] == pytest.approx(told, abs=0.01)
 
 
 def test_the_prompt_is_sent_again_intact() -> None:
     """The retried request is the request, not an empty one."""
     asked = Request(prompt="the whole prompt", system="be brief")
-    _, stage = play([OPENED, Text("par"), refusal(1.0)], answer("hi"), request=asked)
-    assert [request for _, request in stage.wire.seen] == [asked, asked]
+    _, stage = play([OPENED, TextDelta("par"), refusal(1.0)], answer("hi"), request=asked)
+    assert [request for _, request in stage.api_client.seen] == [asked, asked]
 
 
 def test_a_sixth_stream_failure_is_survived() -> None:
     """Patience is a time, not a count: after the fifth broken stream it still goes on."""
-    broken = [[OPENED, Text("x"), TransportError("cut")] for _ in range(6)]
+    broken = [[OPENED, TextDelta("x"), TransportError("cut")] for _ in range(6)]
     heard, _ = play(*broken, answer("hi"))
     assert ending(heard).reply.attempts == 7
 
@@ -196,7 +196,7 @@ def test_opening_the_stream_again_is_protected() -> None:
 
 def test_text_is_replaced_not_repeated() -> None:
     """What a broken attempt showed is shown until the next one's text replaces it."""
-    heard, _ = play([OPENED, Text("Hello wor"), TransportError("cut")], answer("Hello world"))
+    heard, _ = play([OPENED, TextDelta("Hello wor"), TransportError("cut")], answer("Hello world"))
     assert kinds(heard)[-3:] == ["Restarted", "Delta", "Finished"]
     after = heard[[isinstance(e, Restarted) for e in heard].index(True) :]
     assert "".join(e.text for e in after if isinstance(e, Delta)) == "Hello world"
@@ -208,7 +208,7 @@ def test_what_can_never_succeed_stops_at_once(error: NbcodexError) -> None:
     """A permanent failure is told after one attempt, with no wait at all."""
     heard, stage = play([error])
     assert ending(heard).error is error
-    assert len(stage.wire.seen) == 1
+    assert len(stage.api_client.seen) == 1
     assert heard[-1].at == heard[0].at
 
 
@@ -219,7 +219,7 @@ def test_a_wait_longer_than_the_patience_parks_at_once() -> None:
     assert isinstance(parked, Parked)
     assert parked.at == heard[0].at
     assert parked.error.resume_at == pytest.approx(EPOCH + parked.at + 432.0, abs=10.0)
-    assert len(stage.wire.seen) == 1
+    assert len(stage.api_client.seen) == 1
     assert "7 min" in str(parked.error)
 
 
@@ -228,7 +228,7 @@ def test_patience_adds_up_over_attempts() -> None:
     acts = [[refusal(20.0)] for _ in range(9)]
     heard, stage = play(*acts, request=Request(prompt="x", patience=70.0))
     assert isinstance(ending(heard), Parked)
-    assert len(stage.wire.seen) == 4
+    assert len(stage.api_client.seen) == 4
     assert ending(heard).reply.waited <= 70.0
 
 
@@ -237,14 +237,14 @@ def test_a_silent_server_uses_up_patience() -> None:
     acts = [[OPENED, 50.0, TransportError("silent")] for _ in range(9)]
     heard, stage = play(*acts, request=Request(prompt="x", patience=120.0))
     assert isinstance(ending(heard), Parked)
-    assert len(stage.wire.seen) == 3
+    assert len(stage.api_client.seen) == 3
 
 
 def test_unstated_limits_back_off_exponentially() -> None:
     """Where the server says nothing, each wait is about twice the last."""
     acts = [[refusal(None)] for _ in range(5)]
     _, stage = play(*acts, answer("hi"))
-    sent = [at for at, _ in stage.wire.seen]
+    sent = [at for at, _ in stage.api_client.seen]
     waits = [b - a for a, b in itertools.pairwise(sent)]
     for number, wait in enumerate(waits):
         assert 2.0**number <= wait <= 2.0**number + 1.1
@@ -290,8 +290,8 @@ def test_nobody_wakes_as_a_herd() -> None:
         return stage
 
     stage = run_virtual(main())
-    start = stage.wire.seen[0][0]
-    assert len([at for at, _ in stage.wire.seen if at - start < 60.0]) == 2
+    start = stage.api_client.seen[0][0]
+    assert len([at for at, _ in stage.api_client.seen if at - start < 60.0]) == 2
 
 
 def test_retry_now_goes_through_the_hold() -> None:
@@ -305,7 +305,7 @@ def test_retry_now_goes_through_the_hold() -> None:
         return stage
 
     stage = run_virtual(main())
-    (first, _), (second, _) = stage.wire.seen
+    (first, _), (second, _) = stage.api_client.seen
     assert second - first == pytest.approx(5.0, abs=0.01)
 
 
@@ -323,7 +323,7 @@ def test_a_refused_probe_leaves_the_hold() -> None:
     (heard,) = stage.events.values()
     moments = {e.resume_at for e in heard if isinstance(e, BackingOff)}
     assert len(moments) == 1
-    assert stage.wire.seen[2][0] == pytest.approx(moments.pop(), abs=0.01)
+    assert stage.api_client.seen[2][0] == pytest.approx(moments.pop(), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_refused_probe_leaves_the_hold() -> None:
 )
 @pytest.mark.parametrize(
     "act",
-    [[refusal(100.0)], [OPENED, Text("partial"), 100.0], [100.0], [TransportError("cut")]],
+    [[refusal(100.0)], [OPENED, TextDelta("partial"), 100.0], [100.0], [TransportError("cut")]],
     ids=["countdown", "stream", "stall", "backoff"],
 )
 def test_orders_are_followed_at_once(act: Any, what: Any, kind: str) -> None:
@@ -340,7 +340,7 @@ def test_orders_are_followed_at_once(act: Any, what: Any, kind: str) -> None:
     heard, _ = play(act, request=Request(prompt="x"), orders=[(at, what)])
     assert type(ending(heard)).__name__ == kind
     assert heard[-1].at - heard[0].at == pytest.approx(at, abs=0.01)
-    assert ending(heard).reply.text == ("partial" if Text("partial") in act else "")
+    assert ending(heard).reply.text == ("partial" if TextDelta("partial") in act else "")
     assert not ending(heard).reply
 
 
@@ -357,12 +357,12 @@ def test_an_order_before_the_first_step_counts() -> None:
     stage = run_virtual(main())
     (heard,) = stage.events.values()
     assert kinds(heard) == ["Queued", "Interrupted"]
-    assert stage.wire.seen == []
+    assert stage.api_client.seen == []
 
 
 def test_a_stopped_answer_is_estimated() -> None:
     """What an aborted stream cost is an estimate, and marked so."""
-    heard, _ = play([OPENED, Text("partial"), 9.0], orders=[(1.0, "stop")])
+    heard, _ = play([OPENED, TextDelta("partial"), 9.0], orders=[(1.0, "stop")])
     usage = ending(heard).reply.usage
     assert usage.estimated
     assert usage.output_tokens >= 1
@@ -402,7 +402,7 @@ def test_an_outage_is_not_made_worse() -> None:
         return stage
 
     stage = run_virtual(main())
-    retries = len(stage.wire.seen) - 100
+    retries = len(stage.api_client.seen) - 100
     assert retries <= 10 + 0.1 * 125 + 1
 
 
@@ -418,15 +418,15 @@ def test_a_server_in_trouble_is_asked_ever_more_slowly() -> None:
     """A fault that states a short wait again and again still makes for growing waits."""
     acts = [[ServerError("503", wait=0.2)] for _ in range(5)]
     _, stage = play(*acts, answer("hi"))
-    sent = [at for at, _ in stage.wire.seen]
+    sent = [at for at, _ in stage.api_client.seen]
     for number, (one, two) in enumerate(itertools.pairwise(sent)):
         assert two - one >= 2.0**number
 
 
 def test_an_answer_without_figures_is_estimated() -> None:
     """A finished answer whose usage was lost is shown with an estimate, marked so."""
-    done = Completed(text="hi", usage=Usage(), model="m-1", cut=None, response_id=None)
-    heard, _ = play([OPENED, Text("hi"), done])
+    done = CompletedAnswer(text="hi", usage=Usage(), model="m-1", cut=None, response_id=None)
+    heard, _ = play([OPENED, TextDelta("hi"), done])
     assert ending(heard).reply.usage.estimated
 
 
@@ -471,7 +471,7 @@ def test_text_is_kept_every_second() -> None:
     """Of a stream that goes on for long, no more than a second's text is unwritten."""
     pieces: list[Any] = [OPENED]
     for _ in range(50):
-        pieces += [Text("x"), 0.1]
+        pieces += [TextDelta("x"), 0.1]
     _, stage = play([*pieces, TransportError("cut")], orders=[(4.95, "stop")])
     kept = [text for verb, text in stage.journal.written if verb == "keep"]
     assert len(kept) == 6
@@ -495,5 +495,5 @@ def test_an_entry_of_another_kernel_is_not_sent() -> None:
 
     stage = run_virtual(main())
     assert isinstance(stage.events[""][-1], events.Failed)
-    assert stage.wire.seen == []
+    assert stage.api_client.seen == []
     assert [verb for verb, _ in stage.journal.written] == ["claim"]

@@ -12,7 +12,7 @@ from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, QuotaE
 from nbcodex.events import Event, Failed, Finished
 from nbcodex.journal import entry
 from nbcodex.models import Request, Usage
-from nbcodex.openai_api.attempt import Completed, Text
+from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.ratelimit.moment import GAP
 from nbcodex.requests import structured_output
 from nbcodex.requests.structured_output import MisfitError
@@ -155,7 +155,7 @@ def test_the_object_is_in_the_reply() -> None:
 def test_a_misfit_is_asked_again_once() -> None:
     """The second request holds the first answer and what is wrong; tokens are added up."""
     heard, stage = play(answer(BAD), [5.0, *answer(GOOD)])
-    (_, first), (_, second) = stage.wire.seen
+    (_, first), (_, second) = stage.api_client.seen
     assert (first.prompt, second.turns[0].prompt, second.turns[0].answer) == (
         "Which?",
         "Which?",
@@ -193,7 +193,7 @@ def test_an_unfit_answer_is_an_error_that_keeps_it(acts: Any, asked: Any, says: 
 
 def cut(text: str, **more: Any) -> list[Any]:
     fields = {"usage": USAGE, "model": "m", "cut": None, "response_id": None, **more}
-    return [OPENED, *([Text(text)] if text else []), Completed(text=text, **fields)]
+    return [OPENED, *([TextDelta(text)] if text else []), CompletedAnswer(text=text, **fields)]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_asking_again_cannot_mend(act: Any, asked: Any, says: str) -> None:
     """A refusal, a cut and a filtered answer are said as what they are, and asked once only."""
     heard, stage = play(act, **asked)
     assert says in str(ending(heard).error)
-    assert len(stage.wire.seen) == 1
+    assert len(stage.api_client.seen) == 1
 
 
 def test_a_refusal_without_a_schema_is_an_answer() -> None:

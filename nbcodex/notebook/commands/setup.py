@@ -47,9 +47,9 @@ class Setup(Room):
 
     def login(self, host: str = "") -> None:
         """Ask for an API key without echo, and keep it in memory: login [HOST]."""
-        from nbcodex.openai_api.providers import host_of
+        from nbcodex.openai_api.endpoints import configured_host
 
-        host = (host or host_of(self._settings)).lower()
+        host = (host or configured_host(self._settings)).lower()
         try:
             key = getpass.getpass(f"API key for {host}: ")
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nbcodex.client import current
 from nbcodex.errors import brief
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.openai_api import tokens
+from nbcodex.openai_api import pricing
 from nbcodex.requests.conversation import MAIN
 
 
@@ -32,7 +32,7 @@ class Talk(Room):
         if not turns:
             tell(f"Nothing has been said yet{_within(thread)}: the next cell sees no earlier turn.")
             return
-        size, count = sum(map(tokens.of_turn, turns)), len(turns)
+        size, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
         tell(
             f"{count} turn{'s' * (count > 1)}{_within(thread)}, about {size:,} tokens; "
             f"`%codex new{_named(thread)}` leaves them."

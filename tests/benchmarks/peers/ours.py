@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from nbcodex.models import Request
-from nbcodex.openai_api.attempt import Wire
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.settings import Secret, Settings
 from tests.benchmarks.pacing_wire import Crowd
@@ -16,10 +16,10 @@ from tests.virtual import LoopClock
 async def run(stage: Stage) -> None:
     """Ask all prompts, told nothing of the limits."""
     clock = LoopClock()
-    wire = Wire(clock=clock, transport=stage.transport())
+    api_client = ApiClient(clock=clock, transport=stage.transport())
     settings = Settings(api_key=Secret(KEY), base_url=stage.base_url)
-    crowd = Crowd(wire, Ledger(), clock, settings, seed=stage.knobs.seed)
+    crowd = Crowd(api_client, Ledger(), clock, settings, seed=stage.knobs.seed)
     stage.open_doors()
-    await anext(aiter(wire.stream(Request(prompt="hi"), settings, model=MODEL)))
+    await anext(aiter(api_client.stream(Request(prompt="hi"), settings, model=MODEL)))
     await stage.each(crowd.ask, at_once=len(stage.prompts))
     await asyncio.sleep(0)

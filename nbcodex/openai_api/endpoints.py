@@ -6,6 +6,8 @@ Owns the rule that a key goes only to the host that it was configured for. Opens
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,8 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from nbcodex.errors import ConfigurationError, MissingKeyError
 from nbcodex.models import Request
-from nbcodex.openai_api.addresses import host, is_loopback, origin, parse_url, plain
-from nbcodex.openai_api.prices import seller
+from nbcodex.openai_api.pricing import provider_of
 from nbcodex.openai_api.redaction import worth_hiding
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
@@ -94,7 +95,7 @@ def _resolved(settings: Settings, api_base: str | None) -> Endpoint:
     if api_base is None:
         endpoint = own
     else:
-        url = parse_url(api_base, "The base URL of this request")
+        url = parse_base_url(api_base, "The base URL of this request")
         if origin(url) == origin(urlsplit(own.base_url)):
             # The same server in another path, and the same account.
             endpoint = own if plain(url) == own.base_url else _beside(own, url)
@@ -112,7 +113,7 @@ def is_azure(settings: Settings) -> bool:
     return bool(settings.azure_endpoint) and not (settings.api_key or settings.base_url)
 
 
-def host_of(settings: Settings) -> str:
+def configured_host(settings: Settings) -> str:
     """Return the host that requests go to unless they name another."""
     return _configured(settings).host
 
@@ -121,10 +122,10 @@ def _configured(settings: Settings) -> Endpoint:
     """Return the endpoint of the settings alone; its key is None where there is none."""
     if is_azure(settings):
         return _azure(settings)
-    url = parse_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
+    url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
     key = _entry(settings, url) or settings.api_key
     entra = False
-    if not key and seller(plain(url)) == "azure":
+    if not key and provider_of(plain(url)) == "azure":
         entra = not settings.azure_key and bool(settings.azure_ad_token)
         key = settings.azure_key or settings.azure_ad_token
     endpoint = _compatible(url, key or None, settings)
@@ -133,7 +134,7 @@ def _configured(settings: Settings) -> Endpoint:
 
 def _azure(settings: Settings) -> Endpoint:
     """Return the endpoint of an Azure resource: the classic API, or v1 where no version is set."""
-    url = parse_url(settings.azure_endpoint or "", "AZURE_OPENAI_ENDPOINT")
+    url = parse_base_url(settings.azure_endpoint or "", "AZURE_OPENAI_ENDPOINT")
     base, _, rest = url.path.partition("/openai")
     resource = f"{url.scheme}://{host(url)}{base.rstrip('/')}"
     version = None if rest.startswith("/v1") else settings.api_version
@@ -151,7 +152,7 @@ def _azure(settings: Settings) -> Endpoint:
 
 def _compatible(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
     """Return the endpoint at a base URL, whoever stands behind it."""
-    kind: Kind = seller(plain(url)) or "compatible"
+    kind: Kind = provider_of(plain(url)) or "compatible"
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None
     scope = "/".join(s for s in (organization, project) if s)
@@ -168,7 +169,7 @@ def _compatible(url: SplitResult, key: Secret | None, settings: Settings) -> End
     )
 
 
-def bucket(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+def bucket_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
     """Return a name for the limits of a model and account; with a common salt, a common name."""
     key, account = endpoint.key, endpoint.scope
     if key and account == fingerprint(key.reveal()):
@@ -278,3 +279,63 @@ def _strings(value: object, depth: int) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner, depth + 1)
+
+
+# Base URLs.
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_MISTAKEN_ENDS = ("/responses", "/chat/completions", "/completions", "/models")
+_ADVICE = "Write it like https://host.example/v1."
+
+
+def parse_base_url(text: str, name: str) -> SplitResult:
+    """Return a base URL in parts, or raise a ConfigurationError that says what is wrong with it."""
+    fault = ""
+    try:
+        url = urlsplit(text.strip())
+        port = url.port
+        if url.scheme not in {"http", "https"}:
+            fault = "does not begin with https://"
+        elif "@" in url.netloc:
+            # HTTP libraries turn it into credentials that replace the key.
+            fault = "contains a user name or password"
+        elif not _HOST.fullmatch(url.netloc.removesuffix(f":{port}")):
+            fault = "names no host"
+        elif url.query or url.fragment or not text.strip().isprintable() or " " in text.strip():
+            fault = "contains more than a host and a path"
+        elif url.path.rstrip("/").endswith(_MISTAKEN_ENDS):
+            fault = "names one call of the API; leave out the end"
+    except ValueError:
+        fault = "is no URL"
+    if fault:
+        raise ConfigurationError(f"{name} {fault}.", advice=_ADVICE)
+    return url
+
+
+def is_loopback(url: SplitResult) -> bool:
+    """Whether a URL leads to this machine only."""
+    host = (url.hostname or "").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def plain(url: SplitResult) -> str:
+    """Return a base URL without a slash at the end."""
+    return f"{url.scheme}://{host(url)}{url.path.rstrip('/')}"
+
+
+def host(url: SplitResult) -> str:
+    """Return the host in lower case, with its port unless that is the scheme's own."""
+    name = (url.hostname or "").lower()
+    name = f"[{name}]" if ":" in name else name
+    usual = 443 if url.scheme == "https" else 80
+    return name if url.port in {None, usual} else f"{name}:{url.port}"
+
+
+def origin(url: SplitResult) -> tuple[str, str]:
+    """Return what tells one server from another: scheme, and host with port."""
+    return url.scheme, host(url)

@@ -20,21 +20,25 @@ from nbcodex.errors import (
 )
 from nbcodex.models import Mark, Request
 from nbcodex.openai_api import (
-    answers,
-    bodies,
+    api_client,
+    api_errors,
     connections,
     durable,
+    endpoints,
     exchange,
-    failures,
-    headers,
-    pictures,
-    providers,
+    rate_limits,
+    request_body,
+    responses,
+)
+from nbcodex.openai_api.answers import (
+    Notice,
+    StreamEvent,
+    TextDelta,
 )
 from nbcodex.openai_api.dialects import Dialects, Question
-from nbcodex.openai_api.pieces import Anew, Completed, Note, Opened, Piece, Text, Thought
-from nbcodex.openai_api.providers import Endpoint
-from nbcodex.openai_api.reading import BEFORE_TEXT, BEFORE_WHOLE, whole_body
+from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.stream import BEFORE_TEXT, BEFORE_WHOLE, whole_body
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
@@ -43,10 +47,10 @@ if TYPE_CHECKING:
     from openai import AsyncAPIResponse, AsyncOpenAI
 
 
-__all__ = ["Anew", "Completed", "Note", "Opened", "Piece", "Text", "Thought", "Wire"]
+NOT_KEPT = "not durable: this server keeps no answers"
 
 
-class Wire:
+class ApiClient:
     """The way to every server. Belongs to one event loop.
 
     Parameters
@@ -66,7 +70,7 @@ class Wire:
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes; nothing is sent.
 
-        A client that an async factory makes is known only after `model` was awaited.
+        A client that an async factory makes is known only after `resolve_model` was awaited.
 
         Raises
         ------
@@ -74,29 +78,29 @@ class Wire:
             If a setting or a parameter makes no sense, no key is known, or the request contains
             one.
         """
-        bodies.check_params(request.params)
+        request_body.check_params(request.params)
         if settings.client is None or request.api_base is not None:
-            return providers.resolve(settings, request)
+            return endpoints.resolve(settings, request)
         client = self._connections.custom_now(settings.client)
         own = connections.secrets_of(client) if client else []
-        providers.check_texts(request, [*settings.secrets(), *own])
+        endpoints.check_texts(request, [*settings.secrets(), *own])
         if client is None:
             scope = connections.custom_scope(settings.client)
             return Endpoint(kind="compatible", base_url="", host="", scope=scope)
         return connections.endpoint_of(client, settings.client)
 
-    def bucket(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+    def bucket_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
         """Return the name of the limits that a request draws on: a hash that tells nothing of them.
 
         It is the same in all processes that have the same `salt`, but for custom clients.
         """
-        return providers.bucket(endpoint, model, salt=salt)
+        return endpoints.bucket_id(endpoint, model, salt=salt)
 
-    def spoken(self, endpoint: Endpoint) -> str | None:
+    def detected_api(self, endpoint: Endpoint) -> str | None:
         """Return which API a server was found to speak; None where it was not asked yet."""
-        return self.dialects.spoken(endpoint.base_url)
+        return self.dialects.detected_api(endpoint.base_url)
 
-    async def model(self, request: Request, settings: Settings) -> str:
+    async def resolve_model(self, request: Request, settings: Settings) -> str:
         """Return the model to ask, which the user, the settings or the server names.
 
         Raises
@@ -107,7 +111,7 @@ class Wire:
         named = request.model or settings.model
         if named and settings.client is None:
             return _checked(named)
-        endpoint, client = await self.reach(request, settings)
+        endpoint, client = await self.client_for(request, settings)
         if named:
             return _checked(named)
         if endpoint.kind == "openai":
@@ -120,15 +124,15 @@ class Wire:
             self._only[endpoint] = _only(await self._offered(client, settings), endpoint)
         return self._only[endpoint]
 
-    async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
+    async def list_models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that a server offers, sorted."""
         request = Request(prompt="", api_base=api_base)
-        _, client = await self.reach(request, settings)
+        _, client = await self.client_for(request, settings)
         return await self._offered(client, settings)
 
     async def stream(
         self, request: Request, settings: Settings, *, model: str
-    ) -> AsyncGenerator[Piece]:
+    ) -> AsyncGenerator[StreamEvent]:
         """Send a request once, and yield what comes back: `Opened`, text, at last `Completed`.
 
         Parameters
@@ -136,7 +140,7 @@ class Wire:
         request, settings
             What to send, and how.
         model : str
-            As `model` returned it.
+            As `resolve_model` returned it.
 
         Raises
         ------
@@ -144,16 +148,16 @@ class Wire:
             Nothing else, but for the CancelledError of asyncio. The connection is closed then, as
             it is before `Completed` is yielded.
         """
-        endpoint, client = await self.reach(request, settings)
+        endpoint, client = await self.client_for(request, settings)
         redactor = exchange.redactor_for(settings, client)
         question = self.dialects.question(request, settings, endpoint, _checked(model))
-        sent: headers.Headers | None = None
+        sent: rate_limits.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 response = await self._open(stack, client, question, settings)
                 sent = response.headers
                 self.dialects.learn(question)
-                reader = answers.reader(question.api, durable=question.durable)
+                reader = responses.reader(question.api, durable=question.durable)
                 yield exchange.opened(
                     response, redactor, clock=self.clock, api=question.api, model=question.model
                 )
@@ -162,21 +166,23 @@ class Wire:
                     async for piece in pieces:
                         yield piece
         except Exception as error:
-            failure, cause = self.translated(error, redactor, sent)
-            if pictures.wanted(request.params) and isinstance(failure, RequestError | ModelError):
-                failure.advice = pictures.CANNOT
+            failure, cause = self.translate(error, redactor, sent)
+            if request_body.asks_for_images(request.params) and isinstance(
+                failure, RequestError | ModelError
+            ):
+                failure.advice = request_body.NO_IMAGES_ADVICE
             raise failure from cause
         if request.durable and reading.mark is None and self.dialects.forgo(question):
-            yield Note(durable.NOT_KEPT)
+            yield Notice(api_client.NOT_KEPT)
         if question.in_one_piece:
-            yield Note(bodies.UNSTREAMED)
+            yield Notice(request_body.UNSTREAMED)
         if question.in_words:
-            yield Note(bodies.NO_MODE)
+            yield Notice(request_body.NO_MODE)
         yield exchange.completed(reading.text, reader.ending, redactor)
 
-    async def pick_up(
+    async def resume_stream(
         self, request: Request, settings: Settings, *, mark: Mark, text: str
-    ) -> AsyncGenerator[Piece]:
+    ) -> AsyncGenerator[StreamEvent]:
         """Go on with a durable answer, at no further charge; yield what `stream` yields.
 
         Parameters
@@ -195,7 +201,7 @@ class Wire:
         """
         if durable.usable(mark.response_id) is None:
             raise GoneError("The answer is lost: the journal has no name for it.")
-        _, client = await self.reach(request, settings)
+        _, client = await self.client_for(request, settings)
         redactor, start = exchange.redactor_for(settings, client), mark
         for call in (durable.streamed, durable.fetched):
             going_on = exchange.go_on(
@@ -207,25 +213,25 @@ class Wire:
                         match piece:
                             case Mark():
                                 mark = piece
-                            case Text(more):
+                            case TextDelta(more):
                                 text += more
                         yield piece
             except Exception as error:
-                failure, cause = self.translated(error, redactor)
+                failure, cause = self.translate(error, redactor)
                 is_open = durable.tells_nothing(error, failure, moved=mark != start)
                 if call is durable.streamed and is_open:
                     continue
-                if isinstance(error, failures.FailedError) or durable.refused(error):
+                if isinstance(error, api_errors.FailedError) or durable.refused(error):
                     raise GoneError(f"The answer is lost. {failure.message}") from cause
                 raise failure from cause
             else:
                 return
 
-    async def cancel(self, request: Request, settings: Settings, *, mark: Mark) -> None:
+    async def cancel_response(self, request: Request, settings: Settings, *, mark: Mark) -> None:
         """Tell the server that a durable answer is not wanted any more: it may never hear of it."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(durable.CANCELLING):
-                _, client = await self.reach(request, settings)
+                _, client = await self.client_for(request, settings)
                 async with durable.cancelled(client, mark):
                     pass
 
@@ -245,7 +251,7 @@ class Wire:
             except Exception as error:
                 if question.rephrase(error):
                     continue
-                if settings.client and not failures.is_known(error):
+                if settings.client and not api_errors.is_known(error):
                     raise connections.failed(error) from None
                 raise
 
@@ -253,7 +259,9 @@ class Wire:
         """Close every connection."""
         await self._connections.close()
 
-    async def reach(self, request: Request, settings: Settings) -> tuple[Endpoint, AsyncOpenAI]:
+    async def client_for(
+        self, request: Request, settings: Settings
+    ) -> tuple[Endpoint, AsyncOpenAI]:
         """Return the endpoint of a request, and the client for it."""
         if settings.client is None or request.api_base is not None:
             endpoint = self.endpoint(request, settings)
@@ -270,28 +278,28 @@ class Wire:
                 client.models.with_streaming_response.list() as response,
             ):
                 body = await whole_body(response.iter_bytes())
-            return [redactor.clean(name) for name in answers.model_names(body)]
+            return [redactor.clean(name) for name in responses.model_names(body)]
         except Exception as error:
-            failure, cause = self.translated(error, redactor)
+            failure, cause = self.translate(error, redactor)
             raise failure from cause
 
-    def translated(
-        self, error: Exception, redactor: Redactor, sent: headers.Headers | None = None
+    def translate(
+        self, error: Exception, redactor: Redactor, sent: rate_limits.Headers | None = None
     ) -> tuple[NbcodexError, BaseException | None]:
         """Return one of our errors, and what may be shown as its cause: nothing with a secret."""
-        failure = failures.from_exception(
+        failure = api_errors.from_exception(
             error, wall=self.clock.wall(), headers=sent, clean=redactor.clean
         )
         response = getattr(error, "response", None)
         if failure.snapshot is None and response is not None:
-            failure.snapshot = headers.snapshot(
+            failure.snapshot = rate_limits.snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
         if response is not None:
-            failure.simulated = headers.is_simulated(response.headers)
+            failure.simulated = rate_limits.is_simulated(response.headers)
         if failure is error:
             return failure, error.__cause__
-        shown = " ".join(failures.chain(error))
+        shown = " ".join(api_errors.chain(error))
         return failure, error if redactor.clean(shown) == shown else None
 
 

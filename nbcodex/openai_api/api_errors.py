@@ -38,8 +38,8 @@ from nbcodex.openai_api.codes import (
     TOO_LARGE,
     TOO_LARGE_WORDS,
 )
-from nbcodex.openai_api.complaints import Clean, Complaint, heard, parsed
-from nbcodex.openai_api.headers import Headers, stated_wait
+from nbcodex.openai_api.complaints import Clean, ErrorInfo, heard, parsed
+from nbcodex.openai_api.rate_limits import Headers, stated_wait
 
 _DEEPEST = 16
 _CERTIFICATES = "Name the file with your organisation's certificates in SSL_CERT_FILE."
@@ -174,7 +174,7 @@ def nonsense(message: str) -> ServerError:
     return ServerError(message, advice=ADVICE[ServerError])
 
 
-def _verdict(told: Complaint, headers: Headers, wall: float) -> NbcodexError:
+def _verdict(told: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     """Decide, the most particular first: what can never succeed must not be tried again."""
     names, status = told.names, told.status
     lower = told.message.lower()
@@ -212,7 +212,7 @@ def _verdict(told: Complaint, headers: Headers, wall: float) -> NbcodexError:
     return failure
 
 
-def _is_request(told: Complaint) -> bool:
+def _is_request(told: ErrorInfo) -> bool:
     """Whether an error without a status is the request's own fault."""
     if told.status is not None:
         return False
@@ -222,12 +222,12 @@ def _is_request(told: Complaint) -> bool:
     )
 
 
-def _permanent(kind: type[Any], told: Complaint, words: str) -> NbcodexError:
+def _permanent(kind: type[Any], told: ErrorInfo, words: str) -> NbcodexError:
     error: NbcodexError = kind(_sentence(words, told), advice=ADVICE[kind])
     return error
 
 
-def _too_large(told: Complaint, limit: Limit) -> TooLargeError:
+def _too_large(told: ErrorInfo, limit: Limit) -> TooLargeError:
     words = "The request is too large"
     if limit.limit and limit.requested and limit.requested > limit.limit:
         over = limit.requested - limit.limit
@@ -238,7 +238,7 @@ def _too_large(told: Complaint, limit: Limit) -> TooLargeError:
     return TooLargeError(message, advice=ADVICE[TooLargeError], limit=known)
 
 
-def _refusal(told: Complaint, limit: Limit) -> str:
+def _refusal(told: ErrorInfo, limit: Limit) -> str:
     """Say which limit was reached: in our words where its figures are known."""
     if limit.limit is None:
         return _sentence("The server's rate limit is reached", told)
@@ -246,7 +246,7 @@ def _refusal(told: Complaint, limit: Limit) -> str:
     return f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
 
 
-def _sentence(words: str, told: Complaint) -> str:
+def _sentence(words: str, told: ErrorInfo) -> str:
     """Return our words, then the server's."""
     status = f" (HTTP {told.status})" if told.status is not None else ""
     said = "it sent a web page instead of an answer" if told.page else told.message

@@ -11,10 +11,10 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from nbcodex.models import Mark
-from nbcodex.openai_api import failures, sse
-from nbcodex.openai_api.answers import Reader, decoded, is_alive
-from nbcodex.openai_api.failures import FailedError, nonsense
+from nbcodex.openai_api import api_errors, sse
+from nbcodex.openai_api.api_errors import FailedError, nonsense
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.responses import Reader, decoded, is_alive
 
 BEFORE_TEXT = 5
 """How many times the idle timeout a model may think before its first word."""
@@ -150,7 +150,7 @@ class Reading:
         if isinstance(fault, FailedError):
             raise fault
         if not self._reader.finished:
-            raise failures.broken("The stream ended before the answer was complete.")
+            raise api_errors.broken("The stream ended before the answer was complete.")
 
     def _deadline(self) -> float:
         """Return the instant, on the loop, until which the server may be silent from now on."""
@@ -174,7 +174,7 @@ class Reading:
             return b""
         except TimeoutError:
             if not (self._reader.finished or self._told):
-                raise failures.broken("The server fell silent.") from None
+                raise api_errors.broken("The server fell silent.") from None
         except Exception:
             if not (self._reader.finished or self._told):
                 raise

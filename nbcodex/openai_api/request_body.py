@@ -13,7 +13,7 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema
-from nbcodex.openai_api.providers import Kind
+from nbcodex.openai_api.endpoints import Kind
 
 Body = dict[str, Any]
 
@@ -239,3 +239,23 @@ def objection(told: str, request: Request, body: Body) -> str | None:
         return None
     names = [n for n in _OPTIONAL if n in told and n in body and n not in request.params]
     return names[0] if names else None
+
+
+# Pictures that a model makes (OpenAI's guide to image generation).
+
+IMAGE_TOOL = "image_generation"
+NO_IMAGES_ADVICE = (
+    "Pictures need the Responses API's tool image_generation: this model or server may lack it."
+)
+
+
+def image_generation_params() -> dict[str, Any]:
+    """Return the parameters that let the model make a picture, and nothing else."""
+    return {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
+
+
+def asks_for_images(params: Mapping[str, Any]) -> bool:
+    """Whether a request's parameters ask for pictures."""
+    tools = params.get("tools")
+    given = tools if isinstance(tools, list | tuple) else ()
+    return any(isinstance(tool, Mapping) and tool.get("type") == IMAGE_TOOL for tool in given)
