@@ -11,6 +11,16 @@ import pytest
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import Simulated, simulated
 
+NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that starts nothing and takes no second as quick."""
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in NOT_QUICK):
+            item.add_marker(pytest.mark.quick)
+
 
 @pytest.fixture(autouse=True)
 def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,7 @@ def test_an_answer_is_not_replaced_by_a_former_owner(
     assert other.entry(asked.id).reply.text == "first"
 
 
+@pytest.mark.slow
 def test_of_many_kernels_one_gets_the_entry(
     open_journal: Open, child: Callable[..., subprocess.Popen[str]]
 ) -> None:

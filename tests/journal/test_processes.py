@@ -15,6 +15,8 @@ from nbcodex.journal.journal import Journal
 
 from .conftest import output
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Journal]
 Child = Callable[..., subprocess.Popen[str]]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")

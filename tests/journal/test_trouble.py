@@ -205,6 +205,7 @@ def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
     assert journal.trouble
 
 
+@pytest.mark.slow
 def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
     """Wherever a bit is wrong: a request lives its whole life, in the file or in memory."""
     content, dice, troubles = written.read_bytes(), random.Random(7), 0

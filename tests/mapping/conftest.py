@@ -50,7 +50,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     made = Room(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
     around = Surroundings(confirm=lambda _: True)
-    for room in ("surroundings", "asking", "batch.mapping"):
+    for room in ("host", "api", "mapping.mapping"):
         monkeypatch.setattr(f"nbcodex.{room}.around", around)
     yield made
     made.client.close()

@@ -300,6 +300,7 @@ async def test_failures_of_rows_are_listed_and_the_rest_is_answered() -> None:
     assert place.entries()["m1-1"].status == "failed"
 
 
+@pytest.mark.slow
 @virtually
 async def test_what_a_batch_did_not_come_to_is_parked_and_handed_in_again() -> None:
     """An expired batch costs only what it answered."""

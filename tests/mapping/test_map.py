@@ -615,6 +615,7 @@ def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
     assert end.failures[0][0] == "2"
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_left_says_nothing_at_exit(tmp_path: Path) -> None:
     """An iterator that nobody finished ends with its process, without a traceback."""
     script = (

@@ -399,6 +399,7 @@ def test_no_moment_is_too_strange(at: float) -> None:
     assert "waiting" in status(state, 2.0, WALL)
 
 
+@pytest.mark.slow
 @given(st.text(), st.text())
 def test_no_name_is_too_strange(model: str, server: str) -> None:
     """Whatever servers and models call themselves fits on a line."""

@@ -233,6 +233,7 @@ WORDS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.one_of(WORDS, st.text(max_size=3)), max_size=25).map("".join))
 def test_text_without_known_names_passes_byte_for_byte(text: str) -> None:
@@ -241,6 +242,7 @@ def test_text_without_known_names_passes_byte_for_byte(text: str) -> None:
     assert (done.text, done.filled, done.images) == (text, (), ())
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.one_of(WORDS, st.text(max_size=3)), max_size=25).map("".join))
 def test_only_known_names_in_braces_are_touched(text: str) -> None:
@@ -274,6 +276,7 @@ def test_a_hundred_thousand_prompts_pass_byte_for_byte() -> None:
     assert changed == 0
 
 
+@pytest.mark.slow
 def test_prompts_reach_the_server_byte_for_byte() -> None:
     """From the body to the server nothing touches them either, by either API."""
     chance = random.Random(8)
@@ -465,6 +468,7 @@ def test_equal_expressions_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert calls == ["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [
@@ -483,6 +487,7 @@ def test_a_megabyte_of_braces_takes_a_moment(piece: str) -> None:
     assert times[1] < max(2.0, 30 * times[0])
 
 
+@pytest.mark.slow
 def test_many_different_names_take_a_moment() -> None:
     """Nor does it matter that each needs a parse of its own."""
     start = time.process_time()

@@ -52,6 +52,7 @@ HEADERS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @effort(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -297,6 +297,7 @@ def test_what_is_sent_is_what_was_said() -> None:
     assert b"\r\nHost: 127.0.0.1:" in head.title()
 
 
+@pytest.mark.slow
 def test_a_process_ends_without_a_word(tmp_path: Path) -> None:
     """Neither its end nor a forked child's complains of open connections, or harms the parent's."""
     body = completed()

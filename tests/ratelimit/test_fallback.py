@@ -244,6 +244,7 @@ def test_a_dropped_connection_is_no_reason_to_fall_back(
     assert rig.said == []
 
 
+@pytest.mark.slow
 def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
     """Nobody listens there: this machine's own store is used, and it is said."""
     rig = Rig(Secret(f"redis://127.0.0.1:{free_port()}"))

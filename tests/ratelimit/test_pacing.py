@@ -24,6 +24,8 @@ from tests.benchmarks.kernels import run as run_kernels
 from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, Errand, measure
 from tests.benchmarks.world import START, Heap, Prompt, World, workload
 
+pytestmark = pytest.mark.slow
+
 POLICIES = ("kept", "refunded", "actual")
 
 

@@ -132,6 +132,7 @@ def work(place: str, times: int) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMITTING)
 def test_processes_do_not_lose_each_other_s_deeds(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -247,6 +247,7 @@ def test_no_format_lets_anything_act(form: Format, text: str) -> None:
         assert "nbcodex-copy onclick=x" not in output.get("text/html", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", get_args(Format))
 def test_huge_answers_take_no_time(form: Format) -> None:
     """Ten thousand tags that nest, and a megabyte of text, are shown within seconds."""

@@ -322,6 +322,7 @@ PIECES = st.sampled_from([*ATTACKS, *GLUE, *GLUE, "|", "|-|-|", "\x00", "\ud800"
 DOCUMENTS = st.lists(PIECES, max_size=14).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(DOCUMENTS)
 def test_no_mixture_survives(document: str) -> None:
@@ -512,6 +513,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_megabyte_of_anything_takes_a_moment(piece: str) -> None:
     """Time grows with the length and no faster, whatever is repeated."""

@@ -26,6 +26,8 @@ from nbcodex.simulator.transport import SimulatorTransport
 from tests.scripted import OPENED, USAGE, InstantJournal, Stage, answer, ending
 from tests.virtual import LoopClock, run_virtual
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(
     api_key=Secret("sk-test-0123456789abcdef"),
     base_url="https://simulated.test/v1",
