@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError
     from nbcodex.mapping.mapping import amap, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.models import Reply, Usage
-    from nbcodex.notebook.dashboard import monitor
+    from nbcodex.notebook.monitor.widget import monitor
 
 __all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "monitor"]
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _HOMES = {
     "amap": "nbcodex.mapping.mapping",
     "ask": "nbcodex.api",
     "map": "nbcodex.mapping.mapping",
-    "monitor": "nbcodex.notebook.dashboard",
+    "monitor": "nbcodex.notebook.monitor.widget",
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbcodex.doctor import Finding
 from nbcodex.notebook import identity
-from nbcodex.notebook.output import shows_widgets
+from nbcodex.notebook.display.cell_output import shows_widgets
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -68,9 +68,9 @@ class CodexMagics(Magics):
 
         session = Session(self._shell, self._config)
         if chosen.map:
-            from nbcodex.notebook import mapped
+            from nbcodex.notebook import map_cells
 
-            mapped.ask(session, chosen, cell.removesuffix("\n"))
+            map_cells.ask(session, chosen, cell.removesuffix("\n"))
             return
         prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
         wish = wishes.read(chosen, self._shell.user_ns)

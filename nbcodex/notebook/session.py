@@ -17,9 +17,10 @@ from nbcodex.errors import EntryError, Stopped, brief
 from nbcodex.events import Ending, Failed
 from nbcodex.host import around
 from nbcodex.models import Reply, Request
-from nbcodex.notebook import identity, output
-from nbcodex.notebook.output import Screen
-from nbcodex.notebook.watch import watch_of
+from nbcodex.notebook import identity
+from nbcodex.notebook.display import cell_output
+from nbcodex.notebook.display.cell_output import Screen
+from nbcodex.notebook.monitor.collector import watch_of
 from nbcodex.progress import Watcher
 from nbcodex.rendering import formats
 from nbcodex.requests.handle import Handle, PendingReply, reply_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.notebook.config import Codex
-    from nbcodex.notebook.panel import ActionName
+    from nbcodex.notebook.display.panel import ActionName
     from nbcodex.rendering.formats import Format
 
 
@@ -151,10 +152,10 @@ class Session:
         """Return who shows below the cell how far a map has come."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
-        from nbcodex.notebook import chart
+        from nbcodex.notebook.display import map_output
 
-        place = chart.place(self.shell, self.settings.display)
-        return chart.Chart(place, current().clock, preview=preview, news=self._news)
+        place = map_output.place(self.shell, self.settings.display)
+        return map_output.Chart(place, current().clock, preview=preview, news=self._news)
 
     def bind(self, name: str | None, value: object) -> None:
         """Give a variable of the notebook a value, which is the cell's as well."""
@@ -215,7 +216,7 @@ class Session:
             "retry": handle.retry_now,
             "park": partial(handle.order, "park"),
         }
-        place = output.place(
+        place = cell_output.place(
             self.shell,
             current().clock,
             choice=self.settings.display,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, Delta, Event, Finished, Held, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
-from nbcodex.notebook.panel import ActionName, PanelState, figures, reduce
-from nbcodex.notebook.widgets import WidgetDisplay
+from nbcodex.notebook.display.panel import ActionName, PanelState, figures, reduce
+from nbcodex.notebook.display.widget import WidgetDisplay
 from nbcodex.runtime.clock import BootClock
 
 LIMIT = Limit(

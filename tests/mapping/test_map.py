@@ -34,7 +34,7 @@ from nbcodex.mapping.mapping import go_on
 from nbcodex.mapping.recipe import recipe
 from nbcodex.mapping.shapes import shape_of
 from nbcodex.models import Origin, Request
-from nbcodex.notebook import mapped
+from nbcodex.notebook import map_cells
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
@@ -530,7 +530,7 @@ def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
     held = replace(held, id="m77-1", origin=replace(held.origin, item=1))
     event_loop.running().submit(journal.add(held)).result()  # which another kernel is at
     shelved(journal, "m78")
-    assert mapped.all_resumed(session_of(journal), None, alone=True) == 2
+    assert map_cells.all_resumed(session_of(journal), None, alone=True) == 2
     assert room.prompts == ["[[echo: m78]]"]
     assert "The map m77 is under way in another kernel" in capsys.readouterr().out
 
@@ -542,8 +542,8 @@ def test_a_map_that_is_under_way_here_is_nothing_to_go_on_with(
     journal = room.client.journal(host.around.settings())
     shelved(journal, "m77")
     passage = SimpleNamespace(course=SimpleNamespace(id="m77"))
-    monkeypatch.setattr(mapped, "under_way", lambda: [passage])
-    assert mapped.all_resumed(session_of(journal), None) == 0
+    monkeypatch.setattr(map_cells, "under_way", lambda: [passage])
+    assert map_cells.all_resumed(session_of(journal), None) == 0
 
 
 def test_rows_that_never_reached_the_journal_are_told(
@@ -556,7 +556,7 @@ def test_rows_that_never_reached_the_journal_are_told(
         request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
         journal.batches.shelve([(request, b"%d" % item)])
     session = session_of(journal)
-    assert mapped.resumed(session, "m77")
+    assert map_cells.resumed(session, "m77")
     assert [reply.text for reply in last() if reply] == ["0", "3"]
     said = "1,498 of its 1,500 rows never reached the journal: run the map again"
     assert f"m77: {said}" in capsys.readouterr().out
@@ -566,7 +566,7 @@ def test_rows_that_never_reached_the_journal_are_told(
     assert caught.value.advice.startswith(said)
     journal = session.journal = room.client.journal(host.around.settings())
     (entry,) = journal.entries()
-    assert "m77 map: 2 done of 1,500 rows" in mapped.line(session, "m77", entry, 0.0)
+    assert "m77 map: 2 done of 1,500 rows" in map_cells.line(session, "m77", entry, 0.0)
 
 
 def test_a_missing_key_is_told_before_anything(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from nbcodex.mapping.mapping import go_on
 from nbcodex.mapping.passage import Passage, under_way
 from nbcodex.models import Origin, Request
 from nbcodex.notebook.commands.entries import _named
-from nbcodex.notebook.dashboard import Monitor
+from nbcodex.notebook.monitor.widget import Monitor
 
 from .conftest import Room, texts
 

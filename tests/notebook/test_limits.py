@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nbcodex.models import Gauge, Limit
-from nbcodex.notebook.limits import lines
+from nbcodex.notebook.monitor.limits_text import lines
 from nbcodex.ratelimit.prior import Known, Prior
 
 KNOWN = Known(

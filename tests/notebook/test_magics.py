@@ -16,7 +16,7 @@ from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import options
-from nbcodex.notebook.watch import watch_of
+from nbcodex.notebook.monitor.collector import watch_of
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
 

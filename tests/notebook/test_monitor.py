@@ -17,8 +17,12 @@ from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.models import Gauge, Limit, Reply, Request, Snapshot, Usage
-from nbcodex.notebook import bridge, dashboard, panel, widgets
-from nbcodex.notebook.monitor import (
+from nbcodex.notebook import widget_base
+from nbcodex.notebook.display import panel
+from nbcodex.notebook.display import widget as panel_widget
+from nbcodex.notebook.monitor import widget as monitor_widget
+from nbcodex.notebook.monitor.collector import Watch, _lines
+from nbcodex.notebook.monitor.state import (
     LOGGED,
     Grown,
     Line,
@@ -29,8 +33,7 @@ from nbcodex.notebook.monitor import (
     last_turn,
     reduce,
 )
-from nbcodex.notebook.overview import ROWS, picture, status
-from nbcodex.notebook.watch import Watch, _lines
+from nbcodex.notebook.monitor.view import ROWS, picture, status
 from nbcodex.ratelimit.bucket import Bucket
 from nbcodex.ratelimit.prior import known
 from nbcodex.ratelimit.row import Hold
@@ -364,7 +367,7 @@ def test_attempts_are_counted_as_in_the_panel(heard: Any) -> None:
     heard = (queued(), sent(1), *(replace(event, request_id="3f2a") for event in heard))
     state = after(*heard)
     row = state.open["3f2a"]
-    shown = widgets._picture(row, ())["attempt"]
+    shown = panel_widget._picture(row, ())["attempt"]
     assert picture(state, 3, WALL)["rows"][0]["attempt"] == shown
     assert f"attempt {shown + 1}" not in panel.status(row, 3, WALL)
     assert ("attempt 2 " in panel.status(row, 3, WALL)) == (shown == 2)
@@ -421,10 +424,10 @@ def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     """A monitor whose widget is never told anything by a thread, and what the widget sends."""
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
     sent: list[Any] = []
-    monkeypatch.setattr(bridge.Board, "send", lambda _, content: sent.append(content))
-    monkeypatch.setattr(dashboard.Monitor, "_keep_up", lambda *_: None)
+    monkeypatch.setattr(widget_base.Board, "send", lambda _, content: sent.append(content))
+    monkeypatch.setattr(monitor_widget.Monitor, "_keep_up", lambda *_: None)
     client = Client()
-    monitor = dashboard.Monitor(client)
+    monitor = monitor_widget.Monitor(client)
     yield client, monitor, monitor._shown(), sent
     client.close()
 
@@ -438,7 +441,7 @@ def test_deltas_cost_a_number(board: Any) -> None:
     for _ in range(1000):
         watch(events.Delta(request_id="3f2a", at=2, text="word"))
     assert len(watch._heard) == 2
-    assert "~1,000 out" in str(dashboard.Monitor(client))
+    assert "~1,000 out" in str(monitor_widget.Monitor(client))
 
 
 def test_nobody_looks_and_nothing_piles_up(board: Any) -> None:
@@ -539,7 +542,7 @@ def test_buttons_reach_their_request(board: Any, monkeypatch: pytest.MonkeyPatch
 def test_two_views_are_one_widget(board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shown twice, it is the same widget: its views cannot disagree. Its twin is text."""
     _, monitor, widget, _ = board
-    monkeypatch.setattr(dashboard.output, "shows_widgets", lambda *_: True)
+    monkeypatch.setattr(monitor_widget.cell_output, "shows_widgets", lambda *_: True)
     bundles = [monitor._repr_mimebundle_()[0] for _ in range(2)]
     views = [bundle["application/vnd.jupyter.widget-view+json"] for bundle in bundles]
     assert views[0]["model_id"] == views[1]["model_id"] == widget.model_id
@@ -554,7 +557,7 @@ all time: 0 answered · 0 tokens"""
 
 def test_monitor_is_text_where_widgets_are_not(board: Any) -> None:
     """In a terminal, nbclient and papermill it is its lines of text."""
-    assert set(dashboard.Monitor(board[0])._repr_mimebundle_()) == {"text/plain"}
+    assert set(monitor_widget.Monitor(board[0])._repr_mimebundle_()) == {"text/plain"}
 
 
 def test_one_monitor_per_process() -> None:

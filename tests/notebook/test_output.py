@@ -7,10 +7,10 @@ import time
 import pytest
 
 from nbcodex.models import Reply
-from nbcodex.notebook.display import Display, TerminalDisplay
-from nbcodex.notebook.output import RENDERED, TWIN, Screen
-from nbcodex.notebook.panel import PanelState
-from nbcodex.notebook.text import Text
+from nbcodex.notebook.display.cell_output import RENDERED, TWIN, Screen
+from nbcodex.notebook.display.growing_text import Text
+from nbcodex.notebook.display.panel import PanelState
+from nbcodex.notebook.display.text import Display, TerminalDisplay
 from nbcodex.runtime.clock import BootClock
 
 HUGE = "word **bold** <i>x</i> [a](b)\n" * 3_500_000

@@ -17,9 +17,9 @@ from jupyter_client.manager import start_new_kernel
 from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
-from nbcodex.notebook import widgets
-from nbcodex.notebook.display import MOST
-from nbcodex.notebook.panel import PanelState, figures, reduce, refusal, status
+from nbcodex.notebook.display import widget
+from nbcodex.notebook.display.panel import PanelState, figures, reduce, refusal, status
+from nbcodex.notebook.display.text import MOST
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 LIMIT = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
@@ -318,7 +318,7 @@ def test_no_moment_is_too_strange(resume_at: float) -> None:
     state = after(queued(), sent(1), refused(2, resume_at))
     assert "waiting" in status(state, 2.0, WALL)
     assert state.left(2.0) is None or state.left(2.0) >= 0
-    json.dumps(widgets._moving(state, 2.0, WALL), allow_nan=False)
+    json.dumps(widget._moving(state, 2.0, WALL), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -394,26 +394,26 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
         self.clock, self.pressed, self.sent, self.views = StillClock(), [], [], []
         self.shown: list[tuple[str, Any]] = []
-        monkeypatch.setattr(widgets.Panel, "send", lambda _, content: self.sent.append(content))
-        monkeypatch.setattr(widgets, "display", self._show("display", fails=fails))
-        monkeypatch.setattr(widgets, "update_display", self._show("update"))
-        self.display = widgets.WidgetDisplay(
+        monkeypatch.setattr(widget.Panel, "send", lambda _, content: self.sent.append(content))
+        monkeypatch.setattr(widget, "display", self._show("display", fails=fails))
+        monkeypatch.setattr(widget, "update_display", self._show("update"))
+        self.display = widget.WidgetDisplay(
             self.pressed.append, self.clock, offers=("cancel", "retry")
         )
 
     def _show(self, verb: str, *, fails: bool = False) -> Any:
         def show(thing: Any, **options: Any) -> None:
-            if fails and isinstance(thing, widgets.Panel):
+            if fails and isinstance(thing, widget.Panel):
                 raise RuntimeError("no display")
             self.shown.append((verb, thing))
 
         return show
 
-    def open(self, state: PanelState) -> widgets.Panel:
+    def open(self, state: PanelState) -> widget.Panel:
         """Open the display; return the panel that it shows."""
         self.display.open(state)
         panel = self.shown[0][1]
-        assert isinstance(panel, widgets.Panel)
+        assert isinstance(panel, widget.Panel)
         panel.observe(lambda change: self.views.append(change["new"]), "view")
         return panel
 
@@ -482,7 +482,7 @@ def test_no_faster_than_anybody_reads(stage: Stage) -> None:
     state = reduce(state, said(3, "word " * 1_000))
     for _ in range(10):
         stage.paint(state)
-    assert sum(len(text) for _, text, _ in stage.texts) == len("first ") + widgets.FAST
+    assert sum(len(text) for _, text, _ in stage.texts) == len("first ") + widget.FAST
     stage.paint(state, later=0.5)
     assert "".join(text for _, text, _ in stage.texts) == "first " + "word " * 1_000
 
@@ -622,8 +622,8 @@ def test_panel_has_a_text_twin(stage: Stage) -> None:
 BLOCKED = """
 import time
 from nbcodex.runtime.clock import BootClock
-from nbcodex.notebook.panel import PanelState
-from nbcodex.notebook.widgets import WidgetDisplay
+from nbcodex.notebook.display.panel import PanelState
+from nbcodex.notebook.display.widget import WidgetDisplay
 heard = []
 screen = WidgetDisplay(heard.append, BootClock())
 screen.open(PanelState())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Limit
-from nbcodex.notebook.progress import MapState, reduce, status, summary, view
+from nbcodex.notebook.display.map import MapState, reduce, status, summary, view
 from nbcodex.progress import Progress
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))

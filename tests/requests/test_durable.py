@@ -12,7 +12,7 @@ import pytest
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
 from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
-from nbcodex.notebook.panel import PanelState, reduce
+from nbcodex.notebook.display.panel import PanelState, reduce
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.desk import Desk

@@ -12,7 +12,7 @@ import pytest
 from nbcodex.errors import LimitError, TooLargeError, TransportError
 from nbcodex.events import BackingOff, Event, Failed, Finished, Held, Parked, Sent
 from nbcodex.models import Gauge, Limit, Reply, Request, Resumption, Snapshot
-from nbcodex.notebook.panel import PanelState, reduce, status
+from nbcodex.notebook.display.panel import PanelState, reduce, status
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.desk import Desk

@@ -13,7 +13,7 @@ import pytest
 from nbcodex.errors import LimitError, ServerError
 from nbcodex.events import BackingOff, Event, Held, Sent
 from nbcodex.models import Limit, Request, Resumption
-from nbcodex.notebook.panel import PanelState, reduce
+from nbcodex.notebook.display.panel import PanelState, reduce
 from nbcodex.ratelimit.backoff import PAD
 from nbcodex.ratelimit.ledger import Ledger
 from nbcodex.ratelimit.reservation import Cost, Reservation

@@ -10,7 +10,7 @@ from nbcodex.client import current
 from nbcodex.errors import NbcodexError, Stopped, brief, render
 from nbcodex.mapping import drive
 from nbcodex.mapping.passage import Passage, under_way
-from nbcodex.notebook import identity, mapped
+from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.session import View
 from nbcodex.rendering.figures import figures
@@ -37,7 +37,7 @@ class Entries(Room):
 
     def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
         """List what was asked, newest first; with an ID, tell all of one: journal [ID]."""
-        if id and (rows := mapped.rows_of(self._session, id)):
+        if id and (rows := map_cells.rows_of(self._session, id)):
             for row in rows:
                 tell(_line(row, current().clock.wall()))
             return
@@ -48,7 +48,7 @@ class Entries(Room):
         now = current().clock.wall()
         for entry in entries:
             batch = entry.request.origin.batch
-            tell(mapped.line(self._session, batch, entry, now) if batch else _line(entry, now))
+            tell(map_cells.line(self._session, batch, entry, now) if batch else _line(entry, now))
         if len(entries) == LISTED:
             tell(f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is.")
         if not entries:
@@ -65,10 +65,10 @@ class Entries(Room):
         if which == "all" or which.startswith("--"):
             here = None if "--everywhere" in flags else self._session.notebook
             entries = journal.resumable(notebook=here)
-            maps = mapped.all_resumed(self._session, here, alone=not entries, later=later)
-        elif later and mapped.rows_of(self._session, which):
-            raise UsageError(f"%codex resume: {mapped.NOT_LATER}")
-        elif mapped.resumed(self._session, which):
+            maps = map_cells.all_resumed(self._session, here, alone=not entries, later=later)
+        elif later and map_cells.rows_of(self._session, which):
+            raise UsageError(f"%codex resume: {map_cells.NOT_LATER}")
+        elif map_cells.resumed(self._session, which):
             return
         else:
             entries = [journal.entry(which)]
@@ -118,11 +118,15 @@ class Entries(Room):
     def cancel(self, id: str = "all") -> None:  # noqa: A002
         """End what is under way in this kernel, or a map at the Batch API: cancel [ID|all]."""
         under_way = any(_named(id))
-        if not under_way and id.startswith("m") and mapped.resumed(self._session, id, ending=True):
+        if (
+            not under_way
+            and id.startswith("m")
+            and map_cells.resumed(self._session, id, ending=True)
+        ):
             return
         for passage in self._order("cancel", id):
             if passage.over and passage.course.origin.engine == "batch":
-                mapped.resumed(self._session, passage.course.id, ending=True)
+                map_cells.resumed(self._session, passage.course.id, ending=True)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
         """Keep requests that are under way, or a map, for later: park [ID|all]."""

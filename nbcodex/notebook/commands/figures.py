@@ -9,9 +9,9 @@ from IPython.display import display
 
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError
-from nbcodex.notebook import limits
 from nbcodex.notebook.commands.room import Room, tell
-from nbcodex.notebook.watch import watch_of
+from nbcodex.notebook.monitor import limits_text
+from nbcodex.notebook.monitor.collector import watch_of
 from nbcodex.rendering.figures import money
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import spell
@@ -67,7 +67,7 @@ class Figures(Room):
 
     def monitor(self) -> None:
         """Show all requests, live: gauges, totals, countdowns with their buttons, retries."""
-        from nbcodex.notebook.dashboard import monitor
+        from nbcodex.notebook.monitor.widget import monitor
 
         shown = monitor()
         if hasattr(self._session.shell, "kernel"):
@@ -80,7 +80,7 @@ class Figures(Room):
         client = current()
         known = event_loop.running().submit(client.limits(self._settings)).result()
         now = client.clock.now()
-        told = [limits.lines(label, each, now) for label, each in known.items()]
+        told = [limits_text.lines(label, each, now) for label, each in known.items()]
         for lines in filter(None, told):
             tell("\n".join(lines))
         if not any(told):

@@ -13,8 +13,8 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.notebook.panel import PanelState, status
-from nbcodex.notebook.text import Text
+from nbcodex.notebook.display.growing_text import Text
+from nbcodex.notebook.display.panel import PanelState, status
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
 

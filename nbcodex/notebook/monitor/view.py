@@ -11,8 +11,9 @@ from typing import Any
 
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.models import Reply, Usage
-from nbcodex.notebook import panel
-from nbcodex.notebook.monitor import (
+from nbcodex.notebook.display import panel
+from nbcodex.notebook.display.panel import ACTIONS, PanelState
+from nbcodex.notebook.monitor.state import (
     Logged,
     MonitorState,
     Sums,
@@ -22,7 +23,6 @@ from nbcodex.notebook.monitor import (
     level,
     place,
 )
-from nbcodex.notebook.panel import ACTIONS, PanelState
 from nbcodex.rendering.figures import figures, money, tokens
 from nbcodex.runtime.clock import spell, time_of_day
 

@@ -19,14 +19,14 @@ from IPython.display import display, update_display
 from nbcodex.errors import brief
 from nbcodex.events import Event
 from nbcodex.models import Reply
-from nbcodex.notebook.display import (
+from nbcodex.notebook.display.panel import PanelState, reduce
+from nbcodex.notebook.display.text import (
     Bundle,
     Display,
     NoticeDisplay,
     TerminalDisplay,
     TextDisplay,
 )
-from nbcodex.notebook.panel import PanelState, reduce
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures
 from nbcodex.rendering.formats import Format
@@ -36,7 +36,7 @@ from nbcodex.runtime.clock import Clock
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.notebook.panel import ActionName
+    from nbcodex.notebook.display.panel import ActionName
 
 SOON = 0.05
 """Seconds after which a request that nobody has answered yet is shown all the same."""
@@ -256,7 +256,7 @@ def place(
         return NoticeDisplay() if later else TerminalDisplay(clock, shortened(heading))
     if shows_widgets(shell, choice):
         try:
-            from nbcodex.notebook.widgets import WidgetDisplay
+            from nbcodex.notebook.display.widget import WidgetDisplay
 
             return WidgetDisplay(on_action, clock, offers=offers)
         except Exception:

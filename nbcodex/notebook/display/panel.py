@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.errors import brief
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
-from nbcodex.notebook.text import Text
+from nbcodex.notebook.display.growing_text import Text
 from nbcodex.rendering.figures import figures, money, tokens
 from nbcodex.runtime.clock import spell, time_of_day
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nbcodex import events
 from nbcodex.models import Snapshot, Usage
-from nbcodex.notebook.monitor import (
+from nbcodex.notebook.monitor.state import (
     Grown,
     Limits,
     Line,

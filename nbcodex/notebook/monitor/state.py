@@ -14,8 +14,8 @@ from nbcodex import events
 from nbcodex.errors import BudgetError, brief
 from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.models import MINUTE, Gauge, Reply, Snapshot, Usage
-from nbcodex.notebook import panel
-from nbcodex.notebook.panel import BYTES_PER_TOKEN, PanelState
+from nbcodex.notebook.display import panel
+from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
 from nbcodex.ratelimit.row import Hold
 from nbcodex.ratelimit.told import told_by
 from nbcodex.runtime.clock import spell

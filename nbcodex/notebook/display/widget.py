@@ -19,11 +19,11 @@ from typing import Any
 from IPython.display import display, update_display
 
 from nbcodex.errors import brief
-from nbcodex.notebook import bridge
-from nbcodex.notebook.bridge import Panel
-from nbcodex.notebook.display import MOST, Display
-from nbcodex.notebook.panel import ACTIONS, ActionName, PanelState, refusal, status
-from nbcodex.notebook.text import Text
+from nbcodex.notebook import widget_base
+from nbcodex.notebook.display.growing_text import Text
+from nbcodex.notebook.display.panel import ACTIONS, ActionName, PanelState, refusal, status
+from nbcodex.notebook.display.text import MOST, Display
+from nbcodex.notebook.widget_base import Panel
 from nbcodex.runtime.clock import Clock, spell, time_of_day
 
 PACE = 0.09
@@ -86,7 +86,9 @@ class WidgetDisplay(Display):
     def prepare(self, state: PanelState) -> None:
         """Make the widget, while there is nothing to be shown yet and the network is waited for."""
         self._state = state
-        self._panel = Panel(view=self._view(), kernel_id=bridge.kernel_id(), layout=bridge.layout())
+        self._panel = Panel(
+            view=self._view(), kernel_id=widget_base.kernel_id(), layout=widget_base.layout()
+        )
         self._panel.hear_while_blocked()
         self._panel.on_msg(self._hear)
 

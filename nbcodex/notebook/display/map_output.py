@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.display import display, update_display
 
 from nbcodex.errors import brief
-from nbcodex.notebook.output import shows_widgets
-from nbcodex.notebook.progress import MapState, failures, reduce, status, summary
+from nbcodex.notebook.display.cell_output import shows_widgets
+from nbcodex.notebook.display.map import MapState, failures, reduce, status, summary
 from nbcodex.progress import Progress
 from nbcodex.rendering.markdown import inline
 from nbcodex.runtime.clock import Clock
@@ -142,7 +142,7 @@ def place(shell: InteractiveShell, choice: str) -> Place:
         return TerminalPlace()
     if shows_widgets(shell, choice):
         try:
-            from nbcodex.notebook.meter import MeterPlace
+            from nbcodex.notebook.display.map_widget import MeterPlace
 
             return MeterPlace()
         except Exception:

@@ -11,9 +11,9 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.notebook import bridge
-from nbcodex.notebook.bridge import Meter
-from nbcodex.notebook.progress import MapState, view
+from nbcodex.notebook import widget_base
+from nbcodex.notebook.display.map import MapState, view
+from nbcodex.notebook.widget_base import Meter
 
 
 class MeterPlace:
@@ -30,7 +30,7 @@ class MeterPlace:
             self._meter.view = view(state, wall)
             return
         self._meter = Meter(
-            view=view(state, wall), kernel_id=bridge.kernel_id(), layout=bridge.layout()
+            view=view(state, wall), kernel_id=widget_base.kernel_id(), layout=widget_base.layout()
         )
         self._meter.hear_while_blocked()
         self._meter.on_msg(self._hear)

@@ -16,14 +16,14 @@ from IPython.core.getipython import get_ipython
 from nbcodex.client import current
 from nbcodex.host import around
 from nbcodex.mapping.passage import OUTCOMES, under_way
-from nbcodex.notebook import output
-from nbcodex.notebook.overview import picture, status
-from nbcodex.notebook.panel import ACTIONS
-from nbcodex.notebook.watch import LOOK, watch_of
+from nbcodex.notebook.display import cell_output
+from nbcodex.notebook.display.panel import ACTIONS
+from nbcodex.notebook.monitor.collector import LOOK, watch_of
+from nbcodex.notebook.monitor.view import picture, status
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.notebook.bridge import Board
+    from nbcodex.notebook.widget_base import Board
     from nbcodex.requests.handle import Handle
 
 PACE = 0.5
@@ -52,7 +52,7 @@ class Monitor:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         text = {"text/plain": str(self)}
-        if not output.shows_widgets(get_ipython(), around.settings().display):
+        if not cell_output.shows_widgets(get_ipython(), around.settings().display):
             return text
         data, metadata = self._shown()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | text, metadata
@@ -61,7 +61,7 @@ class Monitor:
         """Return the widget, which is kept up to date from now on."""
         with self._making:
             if self._board is None or self._board.comm is None:
-                from nbcodex.notebook.bridge import Board
+                from nbcodex.notebook.widget_base import Board
 
                 self._board = board = Board(view=self._view())
                 board.hear_while_blocked()

@@ -1,0 +1,1 @@
+"""How one request or one map is shown below its cell, and what stays there."""

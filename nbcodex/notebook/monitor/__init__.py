@@ -1,0 +1,1 @@
+"""The monitor: all requests of a process, live."""
