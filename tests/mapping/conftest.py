@@ -50,8 +50,8 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     made = Room(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
     around = Surroundings(confirm=lambda _: True)
-    for room in ("host", "api", "mapping.mapping"):
-        monkeypatch.setattr(f"nbcodex.{room}.around", around)
+    for module in ("host", "api", "mapping.mapping"):
+        monkeypatch.setattr(f"nbcodex.{module}.around", around)
     yield made
     made.client.close()
     event_loop.running().submit(made.client.engine().api_client.close()).result()
