@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nbcodex.api import aask, ask
     from nbcodex.errors import NbcodexError
-    from nbcodex.mapping.mapping import amap, map  # noqa: A004 - it is nbcodex.map
+    from nbcodex.mapping.map_api import amap, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.models import Reply, Usage
     from nbcodex.notebook.monitor.widget import monitor
 
@@ -27,9 +27,9 @@ _HOMES = {
     "Reply": "nbcodex.models",
     "Usage": "nbcodex.models",
     "aask": "nbcodex.api",
-    "amap": "nbcodex.mapping.mapping",
+    "amap": "nbcodex.mapping.map_api",
     "ask": "nbcodex.api",
-    "map": "nbcodex.mapping.mapping",
+    "map": "nbcodex.mapping.map_api",
     "monitor": "nbcodex.notebook.monitor.widget",
 }
 
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _HOMES[name] in {"nbcodex.api", "nbcodex.mapping.mapping"}:
+    if extension and _HOMES[name] in {"nbcodex.api", "nbcodex.mapping.map_api"}:
         # Python asks before any cell did: it is to know the notebook and its settings all the same.
         extension.surround()
     return found

@@ -12,9 +12,9 @@ import queue
 from typing import TYPE_CHECKING
 
 from nbcodex.events import Ending, Event
-from nbcodex.mapping.carrier import Carrier
-from nbcodex.mapping.register import Row
-from nbcodex.mapping.tally import Tally
+from nbcodex.mapping.pending_rows import Row
+from nbcodex.mapping.stats import StatsCounter
+from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Request
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests.event_queue import SLICE
@@ -24,7 +24,7 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Entry
-    from nbcodex.mapping.course import Order
+    from nbcodex.mapping.map_run import EndAction
 
 CHUNK = 5_000
 """Rows that go to the loop, and into the journal, in one go."""
@@ -32,15 +32,15 @@ READING = 0.01
 """Seconds for which endings are waited for while there are rows to read."""
 
 
-class Bulk:
+class BatchBackend:
     """Rows are collected, handed in together, and heard of when the provider is done."""
 
     window = MAX_BATCH_REQUESTS
 
     def __init__(self, client: Client, settings: Settings) -> None:
-        self.tally, self._ending = Tally(), False
+        self.tally, self._ending = StatsCounter(), False
         self._client, self.settings = client, settings
-        self._carrier: Carrier | None = None
+        self._carrier: BatchUploader | None = None
         self._rows: list[Row] = []
         self._known: set[str] = set()
         self._told: dict[str, Ending] = {}
@@ -81,13 +81,13 @@ class Bulk:
         if not self._rows:
             return
         if self._carrier is None:
-            self._carrier = Carrier(
+            self._carrier = BatchUploader(
                 self._client.engine(), self.settings, self._hear, ending=self._ending
             )
         rows, self._rows = self._rows, []
         event_loop.running().call(self._carrier.take, rows)
 
-    def order(self, _what: Order, /) -> None:
+    def order(self, _what: EndAction, /) -> None:
         """Keep for later what is under way; the provider goes on with what it has."""
         self._pass_on()
         carrier, self._carrier, self._reading = self._carrier, None, False

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.journal.key import equality_key
-from nbcodex.mapping.recipe import Recipe
-from nbcodex.mapping.shapes import Row, Shape
+from nbcodex.mapping.inputs import InputData, Row
+from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
@@ -114,7 +114,12 @@ class _Count:
 
 
 def estimate(
-    shape: Shape, recipe: Recipe, client: Client, settings: Settings, *, sample: bool = False
+    shape: InputData,
+    recipe: RowRequests,
+    client: Client,
+    settings: Settings,
+    *,
+    sample: bool = False,
 ) -> Estimate:
     """Return what the rows will use; with `sample`, told by some of them.
 
@@ -144,7 +149,9 @@ def estimate(
     return replace(told, budgets=tuple(event_loop.running().submit(budgets).result()))
 
 
-def _counted(rows: Iterable[Row], recipe: Recipe, client: Client, settings: Settings) -> _Count:
+def _counted(
+    rows: Iterable[Row], recipe: RowRequests, client: Client, settings: Settings
+) -> _Count:
     """Return what the rows ask of the server; what is equal, or answered, asks nothing."""
     count, seen = _Count(), set[int]()
     for part in _in_parts(rows):
@@ -167,7 +174,7 @@ def _counted(rows: Iterable[Row], recipe: Recipe, client: Client, settings: Sett
     return count
 
 
-def is_priced(recipe: Recipe, client: Client, settings: Settings) -> bool:
+def is_priced(recipe: RowRequests, client: Client, settings: Settings) -> bool:
     """Return whether prices are known where the rows go; no function is called for it.
 
     Raises
@@ -211,7 +218,7 @@ def _in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield few
 
 
-def _requests(recipe: Recipe, rows: Iterable[Row]) -> Iterator[Request]:
+def _requests(recipe: RowRequests, rows: Iterable[Row]) -> Iterator[Request]:
     for row in rows:
         try:
             yield recipe.request(row)
@@ -219,7 +226,7 @@ def _requests(recipe: Recipe, rows: Iterable[Row]) -> Iterator[Request]:
             continue
 
 
-def _sampled(shape: Shape, recipe: Recipe) -> tuple[list[Row], int]:
+def _sampled(shape: InputData, recipe: RowRequests) -> tuple[list[Row], int]:
     """Return some of the rows that differ, taken evenly, and how many rows differ."""
     seen: set[int] = set()
     few: list[Row] = []

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.mapping.shapes import Row, Shape
+from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.template import ITEM
 from nbcodex.models import Reply
 
@@ -20,7 +20,7 @@ ADDED = ("answer", "input_tokens", "output_tokens", "cost", "error", "id")
 _WHOLE, _REAL = {"input_tokens", "output_tokens"}, {"cost"}
 
 
-def frame_of(data: Any, limit: int | None) -> Shape | None:
+def frame_of(data: Any, limit: int | None) -> InputData | None:
     """Return the shape of a pandas or polars frame or series; None of anything else.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-from nbcodex.mapping.course import Course
+from nbcodex.mapping.map_run import MapRun
 from nbcodex.models import Reply
 
 
@@ -20,9 +20,9 @@ class Last(Sequence[Reply]):
         The map's id, for `%codex resume`.
     """
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
-        self.id = course.id
+    def __init__(self, run: MapRun) -> None:
+        self._course = run
+        self.id = run.id
 
     @property
     def result(self) -> Any:
@@ -48,10 +48,10 @@ class Last(Sequence[Reply]):
     @overload
     def __getitem__(self, index: slice) -> list[Reply]: ...
     def __getitem__(self, index: int | slice) -> Reply | list[Reply]:
-        return self._course.all_replies()[index]
+        return self._course.replies_in_order()[index]
 
     def __iter__(self) -> Iterator[Reply]:
-        return iter(self._course.all_replies())
+        return iter(self._course.replies_in_order())
 
     def __repr__(self) -> str:
         done = sum(bool(reply) for reply in self)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from nbcodex.errors import BudgetError, NbcodexError, TooLargeError
 from nbcodex.events import Ending, Parked
 from nbcodex.mapping import outcome
-from nbcodex.mapping.provider import Part
-from nbcodex.mapping.register import Register, Row
+from nbcodex.mapping.batch_api import Part
+from nbcodex.mapping.pending_rows import PendingRows, Row
 from nbcodex.models import Reply, Request
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES, BatchClient
 from nbcodex.requests import spending_cap
@@ -36,12 +36,12 @@ class Packer:
         Of the map.
     batches : Batches
         Writes the lines.
-    register : Register
+    register : PendingRows
         Where rows end that may not, or cannot, be handed in.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, batches: BatchClient, register: Register
+        self, engine: Engine, settings: Settings, batches: BatchClient, register: PendingRows
     ) -> None:
         self._engine, self._settings = engine, settings
         self._batches, self._register = batches, register

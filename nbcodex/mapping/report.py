@@ -1,4 +1,4 @@
-"""A course as its watchers hear of it.
+"""A run as its watchers hear of it.
 
 Owns which figures are told. Must not change anything.
 """
@@ -12,30 +12,30 @@ from nbcodex.progress import Progress
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
-    from nbcodex.mapping.course import Course
+    from nbcodex.mapping.map_run import MapRun
 
 TOLD = 5
 """Failed rows that are told."""
 
 
-def progress_of(course: Course) -> Progress:
-    """Return how far a course has come."""
-    tally = course.way.tally
-    failed, total = tally.failed + course.refused, course.shape.total
-    if course.ordered != "cancel":  # else those are of the rest, with which a resume goes on
+def progress_of(run: MapRun) -> Progress:
+    """Return how far a run has come."""
+    tally = run.way.tally
+    failed, total = tally.failed + run.refused, run.shape.total
+    if run.end_action != "cancel":  # else those are of the rest, with which a resume goes on
         failed += tally.cancelled
-    put_away = course.outcome not in {"", "done"} and total is not None
-    tokens, requests = limits_of(course, tally.model)
+    put_away = run.outcome not in {"", "done"} and total is not None
+    tokens, requests = limits_of(run, tally.model)
     return Progress(
-        batch=course.id,
-        at=course.client.clock.now(),
+        batch=run.id,
+        at=run.client.clock.now(),
         total=total,
         done=tally.done,
         reused=tally.reused,
         failed=failed,
         parked=max(0, (total or 0) - tally.done - failed) if put_away else tally.parked,
         sent=tally.sent,
-        waiting=max(0, course.waits - tally.sent),
+        waiting=max(0, run.waits - tally.sent),
         input_tokens=tally.input_tokens,
         output_tokens=tally.output_tokens,
         cost=tally.cost,
@@ -46,18 +46,18 @@ def progress_of(course: Course) -> Progress:
         requests_per_minute=requests,
         model=tally.model,
         simulated=tally.simulated,
-        stage="" if course.outcome else course.way.stage,
-        outcome=course.outcome,
-        failures=tuple(itertools.islice(course.failures.values(), TOLD)),
+        stage="" if run.outcome else run.way.stage,
+        outcome=run.outcome,
+        failures=tuple(itertools.islice(run.failures.values(), TOLD)),
     )
 
 
-def limits_of(course: Course, model: str | None) -> tuple[float | None, float | None]:
+def limits_of(run: MapRun, model: str | None) -> tuple[float | None, float | None]:
     """Return the tokens and the requests a minute that the server allows, as far as it told."""
-    if model is None or course.outcome or event_loop.running().is_mine:
+    if model is None or run.outcome or event_loop.running().is_mine:
         # Nothing is sent yet, or any more; and on the loop nobody waits for anything.
         return None, None
-    known = event_loop.running().submit(course.client.limits(course.settings)).result()
+    known = event_loop.running().submit(run.client.limits(run.settings)).result()
     for label, each in known.items():
         if label.partition(" at ")[0] == model:
             gauges = (each.tokens, each.requests)

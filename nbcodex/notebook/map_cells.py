@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from nbcodex.errors import EntryError, NbcodexError, brief, render
-from nbcodex.mapping import drive
-from nbcodex.mapping.course import Course
+from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
-from nbcodex.mapping.mapping import Asked, go_on, prepare, unknown_rows
-from nbcodex.mapping.passage import under_way
+from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
+from nbcodex.mapping.map_run import MapRun
+from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import wishes
 from nbcodex.notebook.commands.room import tell
 from nbcodex.notebook.variables import pictures
@@ -65,7 +65,7 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     options = {name: getattr(chosen, name) or None for name in _OPTIONS}
     options["schema"] = wishes.read(chosen, names).schema
     options["images"] = pictures(chosen.image, session.shell)
-    asked = Asked(
+    asked = MapOptions(
         limit=None,
         dry_run=getattr(chosen, "dry_run", False),
         row_key=None,
@@ -74,29 +74,29 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
         confirm=None,
         options=options,
     )
-    made = prepare(template, names[chosen.map], asked, variable=chosen.out)
+    made = prepare_map(template, names[chosen.map], asked, variable=chosen.out)
     if isinstance(made, Estimate):
         tell(str(made))
         return
     go_through(session, made)
 
 
-def go_through(session: Session, course: Course) -> None:
+def go_through(session: Session, run: MapRun) -> None:
     """Go through a map below the cell and bind its variable, with what there is if it stops."""
     replies: list[Any] = []
-    course.watcher = session.watcher(preview=partial(table, course, replies))
+    run.on_stats = session.watcher(preview=partial(table, run, replies))
     try:
-        if course.kept:
-            drive.run(course)
+        if run.keeps_replies:
+            map_runner.run_map(run)
         else:
-            replies.extend(drive.stream(course))
+            replies.extend(map_runner.stream_map(run))
     finally:
-        session.bind(course.origin.variable, course.result if course.kept else replies)
+        session.bind(run.origin.variable, run.result if run.keeps_replies else replies)
 
 
-def table(course: Course, replies: list[Any], as_text: bool) -> str:
+def table(run: MapRun, replies: list[Any], as_text: bool) -> str:
     """Return the first answers, as plain text or as a Markdown table."""
-    found = course.all_replies() if course.kept else replies
+    found = run.replies_in_order() if run.keeps_replies else replies
     rows = [
         (str(number), brief(reply.text if reply else f"({reply.error or reply.status})", WIDTH))
         for number, reply in enumerate(found[:ROWS])
@@ -114,13 +114,13 @@ def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
 
     With `ending`, what is with a provider is ended there, and what it has answered is fetched.
     """
-    course = go_on(which, ending=ending)
-    if course is None:
+    run = resume_map(which, ending=ending)
+    if run is None:
         return False
-    go_through(session, course)
-    if told := unknown_rows(course):
-        tell(f"{course.id}: {told}")
-    if not course.origin.variable:
+    go_through(session, run)
+    if told := describe_unknown_rows(run):
+        tell(f"{run.id}: {told}")
+    if not run.origin.variable:
         tell("nbcodex.map.last.result holds the result.")
     return True
 
@@ -138,7 +138,7 @@ def all_resumed(
     NbcodexError
         If the only one cannot go on, and it is `alone`: nothing else is to be gone on with.
     """
-    going = {passage.course.id for passage in under_way()}
+    going = {runner.run.id for runner in active_runners()}
     batches = session.journal.batches.unfinished(notebook=notebook)
     unfinished = [batch.id for batch in batches if batch.id not in going]
     for batch in unfinished:

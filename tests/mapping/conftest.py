@@ -32,10 +32,10 @@ class Room:
 
     def again(self) -> None:
         """Go on as another process would: with the same files, and nothing in memory."""
-        from nbcodex.mapping import mapping
+        from nbcodex.mapping import map_api
 
         self.client.close()
-        mapping._held.clear()
+        map_api._held.clear()
         self.client = client._current = Client(transport=SimulatorTransport(self.simulator))
 
 
@@ -50,7 +50,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     made = Room(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
     around = Surroundings(confirm=lambda _: True)
-    for module in ("host", "api", "mapping.mapping"):
+    for module in ("host", "api", "mapping.map_api"):
         monkeypatch.setattr(f"nbcodex.{module}.around", around)
     yield made
     made.client.close()

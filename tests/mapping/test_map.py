@@ -28,11 +28,11 @@ from nbcodex.errors import (
     NbcodexError,
     Stopped,
 )
-from nbcodex.mapping import drive, mapping
+from nbcodex.mapping import map_api, map_runner
 from nbcodex.mapping.estimate import Estimate, estimate
-from nbcodex.mapping.mapping import go_on
-from nbcodex.mapping.recipe import recipe
-from nbcodex.mapping.shapes import shape_of
+from nbcodex.mapping.inputs import read_input
+from nbcodex.mapping.map_api import resume_map
+from nbcodex.mapping.rows import recipe
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import map_cells
 from nbcodex.runtime import event_loop
@@ -144,7 +144,7 @@ def test_a_rows_own_options_leave_those_of_all_rows(room: Room) -> None:
     for _ in range(2):
         nbcodex.map(prompt, ["a", "b"], reuse=False)
     assert len(room.prompts) == 4
-    shape = shape_of(["a"])
+    shape = read_input(["a"])
     made = recipe(
         prompt, shape, {"patience": 1.0}, row_key=None, settings=Settings(), origin=Origin()
     )
@@ -313,11 +313,11 @@ def test_a_large_map_is_estimated_by_some_of_its_rows(room: Room) -> None:
         return "x" * item
 
     rows = list(range(1, 5_001))
-    made = recipe(prompt, shape_of(rows), {}, row_key=None, settings=Settings(), origin=Origin())
+    made = recipe(prompt, read_input(rows), {}, row_key=None, settings=Settings(), origin=Origin())
     settings = Settings.read()
-    told = estimate(shape_of(rows), made, room.client, settings, sample=True)
+    told = estimate(read_input(rows), made, room.client, settings, sample=True)
     assert len(called) < 500
-    whole = estimate(shape_of(rows), made, room.client, settings)
+    whole = estimate(read_input(rows), made, room.client, settings)
     assert told.rows == whole.rows == 5_000
     assert told.input_tokens == pytest.approx(whole.input_tokens, rel=0.02)
     assert told.output_tokens == pytest.approx(whole.output_tokens, rel=0.02)
@@ -354,17 +354,17 @@ def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> N
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Press Stop while the map waits, once `after` rows are answered."""
-    from nbcodex.mapping.live import Live
+    from nbcodex.mapping.backends import LiveBackend
 
-    real = Live.ended
+    real = LiveBackend.ended
 
-    def ended(self: Live, *, within: float) -> Any:
+    def ended(self: LiveBackend, *, within: float) -> Any:
         if self.tally.done >= after and within:
-            monkeypatch.setattr(Live, "ended", real)
+            monkeypatch.setattr(LiveBackend, "ended", real)
             raise KeyboardInterrupt
         return real(self, within=min(within, 0.01))
 
-    monkeypatch.setattr(Live, "ended", ended)
+    monkeypatch.setattr(LiveBackend, "ended", ended)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -384,17 +384,17 @@ def test_stop_parks_the_rest_and_resume_goes_on(
     asked = room.prompts.count
     if elsewhere:
         room.again()
-    course = go_on(stopped.id[:6])
-    assert course is not None
-    back = drive.run(course)
+    run = resume_map(stopped.id[:6])
+    assert run is not None
+    back = map_runner.run_map(run)
     assert last().failed == {}
     assert [r for r in back if not r.text] == []
     assert texts(back) == rows
     assert len(last()) == 900
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
     with pytest.raises(NbcodexError, match="Nothing"):
-        go_on(stopped.id)
-    assert go_on("nothing-like-it") is None
+        resume_map(stopped.id)
+    assert resume_map("nothing-like-it") is None
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -409,9 +409,9 @@ def test_equal_rows_are_asked_once_when_a_map_goes_on(
     before = {row: room.prompts.count(ECHO.format(row)) for row in set(rows)}
     if elsewhere:
         room.again()
-    course = go_on(last().id)
-    assert course is not None
-    assert texts(drive.run(course)) == rows
+    run = resume_map(last().id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == rows
     assert all(room.prompts.count(ECHO.format(row)) <= n + 1 for row, n in before.items())
 
 
@@ -428,15 +428,15 @@ def test_what_was_answered_elsewhere_is_not_asked_again(
     assert journal.batches.look(here.id).rows == 100  # which waits until they are written
     with monkeypatch.context() as away:
         away.setattr("nbcodex.client._current", other)
-        away.setattr(mapping, "_held", {})
-        elsewhere = go_on(here.id)
+        away.setattr(map_api, "_held", {})
+        elsewhere = resume_map(here.id)
         assert elsewhere is not None
-        drive.run(elsewhere)
+        map_runner.run_map(elsewhere)
         other.close()
     asked = len(room.prompts)
-    course = go_on(here.id)
-    assert course is not None
-    assert texts(drive.run(course)) == rows
+    run = resume_map(here.id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == rows
     assert len(room.prompts) == asked
 
 
@@ -473,9 +473,9 @@ def test_stop_loses_no_row_wherever_it_strikes(room: Room, at: str) -> None:
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
     journal = room.client.journal(host.around.settings())
     assert journal.batches.look(last().id).rows == 300
-    course = go_on(last().id)
-    assert course is not None
-    assert texts(drive.run(course)) == [row["n"] for row in rows]
+    run = resume_map(last().id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]
 
 
 def test_going_on_obeys_the_settings_in_force_now(
@@ -490,9 +490,9 @@ def test_going_on_obeys_the_settings_in_force_now(
         nbcodex.map(ECHO, rows)
     settings = replace(settings, budgets=(), api_key=Secret("sk-another-key-0123456789"))
     room.simulator.change(keys=("sk-another-key-0123456789",))
-    course = go_on(last().id)
-    assert course is not None
-    assert texts(drive.run(course)) == rows
+    run = resume_map(last().id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == rows
 
 
 def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
@@ -502,7 +502,7 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     journal = room.client.journal(host.around.settings())
     event_loop.running().submit(journal.add(request)).result()
     with pytest.raises(NbcodexError, match="another kernel"):
-        go_on("m77")
+        resume_map("m77")
     assert room.prompts == []
 
 
@@ -541,8 +541,8 @@ def test_a_map_that_is_under_way_here_is_nothing_to_go_on_with(
     """It has parked rows while others are on their way; nobody is bothered with that."""
     journal = room.client.journal(host.around.settings())
     shelved(journal, "m77")
-    passage = SimpleNamespace(course=SimpleNamespace(id="m77"))
-    monkeypatch.setattr(map_cells, "under_way", lambda: [passage])
+    runner = SimpleNamespace(run=SimpleNamespace(id="m77"))
+    monkeypatch.setattr(map_cells, "active_runners", lambda: [runner])
     assert map_cells.all_resumed(session_of(journal), None) == 0
 
 
@@ -562,7 +562,7 @@ def test_rows_that_never_reached_the_journal_are_told(
     assert f"m77: {said}" in capsys.readouterr().out
     room.again()
     with pytest.raises(NbcodexError, match="Nothing of the map m77 is left") as caught:
-        go_on("m77")
+        resume_map("m77")
     assert caught.value.advice.startswith(said)
     journal = session.journal = room.client.journal(host.around.settings())
     (entry,) = journal.entries()

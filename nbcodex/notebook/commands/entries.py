@@ -8,8 +8,8 @@ from IPython.core.error import UsageError
 
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError, Stopped, brief, render
-from nbcodex.mapping import drive
-from nbcodex.mapping.passage import Passage, under_way
+from nbcodex.mapping import map_runner
+from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.session import View
@@ -22,7 +22,7 @@ from nbcodex.runtime.clock import time_of_day
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
-    from nbcodex.mapping.course import Order
+    from nbcodex.mapping.map_run import EndAction
     from nbcodex.models import Request
 
 LISTED = 20
@@ -124,18 +124,18 @@ class Entries(Room):
             and map_cells.resumed(self._session, id, ending=True)
         ):
             return
-        for passage in self._order("cancel", id):
-            if passage.over and passage.course.origin.engine == "batch":
-                map_cells.resumed(self._session, passage.course.id, ending=True)
+        for runner in self._order("cancel", id):
+            if runner.ended and runner.run.origin.engine == "batch":
+                map_cells.resumed(self._session, runner.run.id, ending=True)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
         """Keep requests that are under way, or a map, for later: park [ID|all]."""
         self._order("park", id)
 
-    def _order(self, what: Order, id_: str) -> list[Passage]:
+    def _order(self, what: EndAction, id_: str) -> list[MapRunner]:
         """End what an id means, and tell it; return the maps among it."""
         maps, alone = _named(id_)
-        found = [passage.course.id for passage in maps] + [h.request.id for h in alone]
+        found = [runner.run.id for runner in maps] + [h.request.id for h in alone]
         if not found:
             raise NbcodexError(
                 "No such request is under way in this kernel."
@@ -147,13 +147,13 @@ class Entries(Room):
             raise NbcodexError(
                 f"{id_[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
             )
-        for passage in maps:
-            passage.order(what)
+        for runner in maps:
+            runner.end(what)
         for handle in alone:
             handle.order(what)
-        for passage in maps:
-            passage.wait(within=PUTTING_AWAY)
-            tell(drive.line(passage.course, passage.ordered or what))
+        for runner in maps:
+            runner.wait_ended(timeout=PUTTING_AWAY)
+            tell(map_runner.describe_outcome(runner.run, runner.end_action or what))
         for handle in alone:
             tell(f"{handle.request.id}: {handle.wait().reply.status}")
         return maps
@@ -166,10 +166,10 @@ class Entries(Room):
         tell(f"{erased.result()} erased.")
 
 
-def _named(id_: str) -> tuple[list[Passage], list[Handle]]:
+def _named(id_: str) -> tuple[list[MapRunner], list[Handle]]:
     """Return the maps under way that `id_` names, or begins, and requests that are not of these."""
-    maps = [each for each in under_way() if id_ == "all" or each.course.id.startswith(id_)]
-    rows_of = {passage.course.id for passage in maps}
+    maps = [each for each in active_runners() if id_ == "all" or each.run.id.startswith(id_)]
+    rows_of = {runner.run.id for runner in maps}
     live = [each for each in current().live() if each.request.origin.batch not in rows_of]
     alone = [each for each in live if id_ == "all" or each.request.id.startswith(id_)]
     return maps, [each for each in alone if each.request.id == id_] or alone

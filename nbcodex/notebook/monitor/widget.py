@@ -15,7 +15,7 @@ from IPython.core.getipython import get_ipython
 
 from nbcodex.client import current
 from nbcodex.host import around
-from nbcodex.mapping.passage import OUTCOMES, under_way
+from nbcodex.mapping.map_runner import OUTCOME_BY_ACTION, active_runners
 from nbcodex.notebook.display import cell_output
 from nbcodex.notebook.display.panel import ACTIONS
 from nbcodex.notebook.monitor.collector import LOOK, watch_of
@@ -99,9 +99,10 @@ class Monitor:
         """Take a message from the browser, in whatever thread the kernel has for it."""
         match content:
             case {"type": "action", "name": str(name), "request": str(id_), "id": int(number)}:
-                if id_ == ALL and name in OUTCOMES:
-                    for passage in under_way():  # before its rows, or it would begin the next ones
-                        passage.order(name)
+                if id_ == ALL and name in OUTCOME_BY_ACTION:
+                    # A map ends before its rows do; otherwise it would start the next ones.
+                    for runner in active_runners():
+                        runner.end(name)
                 for handle in self._meant(name, id_):
                     _deeds(handle)[name]()
                 board.send({"type": "heard", "id": number})

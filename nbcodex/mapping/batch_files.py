@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from nbcodex.errors import ConfigurationError, NbcodexError, RequestError
 from nbcodex.events import Ending
 from nbcodex.mapping import outcome
-from nbcodex.mapping.provider import Part, Provider, only
-from nbcodex.mapping.register import Register
+from nbcodex.mapping.batch_api import Part, Provider, only
+from nbcodex.mapping.pending_rows import PendingRows
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.settings import Settings
@@ -35,12 +35,12 @@ class Fetcher:
         Of the map.
     provider : Provider
         Whom it asks.
-    register : Register
+    register : PendingRows
         Where rows end.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, provider: Provider, register: Register
+        self, engine: Engine, settings: Settings, provider: Provider, register: PendingRows
     ) -> None:
         self._engine, self._settings, self._clock = engine, settings, engine.clock
         self._provider, self._register = provider, register

@@ -1,7 +1,7 @@
 """A map under way: rows become requests, endings become replies, in order.
 
 Owns order, the window, failures, and what Stop leaves. Works in the thread that asked, which also
-calls the user's functions; how rows are answered is a `Way`. Waits for nothing: `drive` does.
+calls the user's functions; how rows are answered is a `Backend`. Waits for nothing: `drive` does.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from nbcodex.requests.handle import reply_of
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Entry
-    from nbcodex.mapping.live import Way
-    from nbcodex.mapping.recipe import Recipe
-    from nbcodex.mapping.shapes import Row, Shape
+    from nbcodex.mapping.backends import Backend
+    from nbcodex.mapping.inputs import InputData, Row
+    from nbcodex.mapping.rows import RowRequests
     from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
-Order = Literal["cancel", "park"]
+EndAction = Literal["cancel", "park"]
 
 TOLD = 0.25
 """Seconds between two reports to the watcher."""
@@ -72,16 +72,16 @@ class Item:
     reply: Reply | None = None
 
 
-class Course:
+class MapRun:
     """One map, from its first row to its last, or to Stop and on.
 
     Parameters
     ----------
-    shape : Shape
+    shape : InputData
         The data.
-    recipe : Recipe or None
+    recipe : RowRequests or None
         How its rows become requests; None where all of them are in the journal.
-    way : Way
+    way : Backend
         How they are answered.
     origin : Origin
         Where it was asked, and its id.
@@ -98,9 +98,9 @@ class Course:
 
     def __init__(
         self,
-        shape: Shape,
-        recipe: Recipe | None,
-        way: Way,
+        shape: InputData,
+        recipe: RowRequests | None,
+        way: Backend,
         *,
         origin: Origin,
         client: Client,
@@ -109,12 +109,12 @@ class Course:
     ) -> None:
         self.shape, self.way, self.origin = shape, way, origin
         self.client, self.settings = client, settings
-        self.id, self.kept = origin.batch or "", shape.total is not None
-        self.watcher: Watcher = lambda _: None
+        self.id, self.keeps_replies = origin.batch or "", shape.total is not None
+        self.on_stats: Watcher = lambda _: None
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, tuple[str, str]] = {}
         self.outcome: Outcome = ""
-        self.ordered: Order | None = None
+        self.end_action: EndAction | None = None
         self._recipe, self._on_error = recipe, on_error
         self._rows: Iterator[Row] = shape.rows()
         self._again: deque[Item] = deque()
@@ -149,10 +149,10 @@ class Course:
 
     @property
     def _may_begin(self) -> bool:
-        return self._fatal is None and self.ordered is None
+        return self._fatal is None and self.end_action is None
 
     def ready(self) -> Iterator[Reply]:
-        """Yield the replies whose turn it is; between two of them the course may go on."""
+        """Yield the replies whose turn it is; between two of them the run may go on."""
         while self._window and (reply := self._window[0].reply) is not None:
             self._window.popleft()
             yield reply
@@ -194,7 +194,7 @@ class Course:
     def _next(self) -> Item | None:
         if self._again:
             return self._again.popleft()
-        if not self.kept and len(self._window) >= self.way.window:
+        if not self.keeps_replies and len(self._window) >= self.way.window:
             self.way.complete()
             return None
         if (row := next(self._rows, None)) is None:
@@ -203,7 +203,7 @@ class Course:
             return None
         item = self._undone[row.index] = Item(row.index, row.label, row=row)
         self._taken = row.index + 1  # only now, so that an interrupt loses no row
-        if not self.kept:
+        if not self.keeps_replies:
             self._window.append(item)
         return item
 
@@ -278,7 +278,7 @@ class Course:
 
     @property
     def _ends(self) -> bool:
-        return bool(self.outcome or self.ordered)
+        return bool(self.outcome or self.end_action)
 
     def _refuse(self, item: Item, error: NbcodexError) -> None:
         """A row makes no request. A function that fails at once was not meant so."""
@@ -295,7 +295,7 @@ class Course:
             self._fatal = self._fatal or self._with_a_way_on(error)
 
     def _list(self, item: Item, why: str) -> None:
-        if self.kept or len(self.failures) < LISTED:
+        if self.keeps_replies or len(self.failures) < LISTED:
             self.failures[item.index] = (item.label, why)
 
     def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
@@ -304,11 +304,11 @@ class Course:
 
     def _give(self, item: Item, reply: Reply) -> None:
         item.reply = reply
-        if self.kept:
+        if self.keeps_replies:
             self.replies[item.index] = reply
         if reply:
             self.failures.pop(item.index, None)
-        if reply or not self.kept:
+        if reply or not self.keeps_replies:
             self._undone.pop(item.index, None)
 
     # The end, and after it.
@@ -321,7 +321,7 @@ class Course:
     def stop(self, outcome: Outcome) -> None:
         """Park what is under way, and as much of the rest as a moment allows."""
         self.outcome = outcome
-        if self.kept:  # an interrupt within what reads the rows has ended that
+        if self.keeps_replies:  # an interrupt within what reads the rows has ended that
             self._rows = itertools.islice(self.shape.rows(), self._taken, None)
         shelf.put_away(self)
         self._tell(now=True)
@@ -336,7 +336,7 @@ class Course:
         self.way.tally.take_up()
         for held in (self._under_way, self._leaders, self._followers, self._again):
             held.clear()
-        self.outcome, self.ordered = "", None
+        self.outcome, self.end_action = "", None
         self._fatal, self.refused, self._alike = None, 0, 0
         undone = [self._undone[index] for index in sorted(self._undone)]
         for item in undone:
@@ -364,9 +364,9 @@ class Course:
     @property
     def result(self) -> Any:
         """The replies, as the kind of data that was given; false where there is no answer."""
-        return self.shape.back(self.all_replies())
+        return self.shape.back(self.replies_in_order())
 
-    def all_replies(self) -> list[Reply]:
+    def replies_in_order(self) -> list[Reply]:
         """Return a reply for each row, in order; of an iterator none is kept."""
         return [self.replies.get(i) or self._none(i) for i in range(self.shape.total or 0)]
 
@@ -378,7 +378,7 @@ class Course:
     def _tell(self, *, now: bool = False) -> None:
         if now or time.monotonic() - self._told_at >= TOLD:
             self._told_at = time.monotonic()
-            self.watcher(progress_of(self))
+            self.on_stats(progress_of(self))
 
 
 def _is_shared(error: NbcodexError | None) -> bool:

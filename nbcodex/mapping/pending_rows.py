@@ -37,7 +37,7 @@ class Row:
         return self.entry.part if self.entry else None
 
 
-class Register:
+class PendingRows:
     """The rows of one map, on the event loop.
 
     Parameters

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending, Event
-from nbcodex.mapping.bulk import Bulk
-from nbcodex.mapping.tally import Tally
+from nbcodex.mapping.bulk import BatchBackend
+from nbcodex.mapping.stats import StatsCounter
 from nbcodex.models import Request
 from nbcodex.requests.event_queue import SLICE
 from nbcodex.settings import Settings
@@ -21,7 +21,7 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Entry
-    from nbcodex.mapping.course import Order
+    from nbcodex.mapping.map_run import EndAction
     from nbcodex.requests.handle import Handle
 
 MOST = 512
@@ -32,21 +32,21 @@ AHEAD = 64
 for each of them is a task and a place in its row."""
 
 
-class Way(Protocol):
+class Backend(Protocol):
     """A way for rows to be answered: one after another now, or all of them later.
 
     Attributes
     ----------
     settings : Settings
         How the server is reached by the rows that are begun from now on.
-    tally : Tally
+    tally : StatsCounter
         Hears every event of the rows.
     window : int
         Rows of an iterator between the one that is to be given next and the last one begun.
     """
 
     settings: Settings
-    tally: Tally
+    tally: StatsCounter
     window: int
 
     @property
@@ -66,7 +66,7 @@ class Way(Protocol):
         """For now no more rows will come: what was held back may go."""
         ...
 
-    def order(self, what: Order, /) -> None:
+    def order(self, what: EndAction, /) -> None:
         """End what is under way; what a provider has, it goes on with."""
         ...
 
@@ -83,13 +83,13 @@ class Way(Protocol):
         ...
 
 
-class Live:
+class LiveBackend:
     """Each row is a request of its own, paced with all others of this process."""
 
     window, stage = 1024, ""
 
     def __init__(self, client: Client, settings: Settings) -> None:
-        self.tally = Tally()
+        self.tally = StatsCounter()
         self._client, self.settings = client, settings
         self._handles: dict[str, Handle] = {}
         self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
@@ -113,7 +113,7 @@ class Live:
     def complete(self) -> None:
         """For now no more rows will come: nothing is held back that could go."""
 
-    def order(self, what: Order, /) -> None:
+    def order(self, what: EndAction, /) -> None:
         """End what is under way."""
         with contextlib.suppress(RuntimeError):  # the interpreter ends, and has parked them
             for handle in list(self._handles.values()):
@@ -143,7 +143,7 @@ class Live:
             self._endings.put(event)
 
 
-def way(name: str, client: Client, settings: Settings) -> Way:
+def way(name: str, client: Client, settings: Settings) -> Backend:
     """Return the way that `name` means.
 
     Raises
@@ -159,5 +159,8 @@ def way(name: str, client: Client, settings: Settings) -> Way:
     return WAYS[name](client, settings)
 
 
-WAYS: dict[str, Callable[[Client, Settings], Way]] = {"live": Live, "batch": Bulk}
+WAYS: dict[str, Callable[[Client, Settings], Backend]] = {
+    "live": LiveBackend,
+    "batch": BatchBackend,
+}
 """Ways by the name that `nbcodex.map(engine=…)` knows them by."""

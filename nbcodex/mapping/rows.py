@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, brief
-from nbcodex.mapping.shapes import Row, Shape
+from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.template import Template
 from nbcodex.models import DAY, Origin, Request
 from nbcodex.requests.options import compose
@@ -57,7 +57,7 @@ def completed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class RowRequests:
     """What a map asks.
 
     Parameters
@@ -86,7 +86,7 @@ class Recipe:
         """Whether a function of the user's makes the prompts."""
         return not isinstance(self.words, Template)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: InputData) -> None:
         """Refuse what would fail in every row, before anything is sent.
 
         Raises
@@ -174,7 +174,7 @@ class Recipe:
             raise ConfigurationError(f"The row key failed: {told}") from error
 
 
-def _known(shape: Shape) -> Collection[str]:
+def _known(shape: InputData) -> Collection[str]:
     """Return the columns of the data, as far as it can be looked at without being used up."""
     if shape.columns is not None or shape.total is None:
         return shape.columns or ()
@@ -183,13 +183,13 @@ def _known(shape: Shape) -> Collection[str]:
 
 def recipe(
     words: Words,
-    shape: Shape,
+    shape: InputData,
     options: Mapping[str, Any],
     *,
     row_key: RowKey,
     settings: Settings,
     origin: Origin,
-) -> Recipe:
+) -> RowRequests:
     """Return how the rows of `shape` become requests, checked as far as nothing need be sent.
 
     Raises
@@ -209,6 +209,6 @@ def recipe(
         raise ConfigurationError(
             f"The template is {type(words).__name__}.", advice="Give a text or a function of a row."
         )
-    made = Recipe(parsed, completed(options), row_key, settings, origin)
+    made = RowRequests(parsed, completed(options), row_key, settings, origin)
     made.check(shape)
     return made

@@ -19,10 +19,10 @@ from nbcodex import events
 from nbcodex.errors import EntryError, NbcodexError
 from nbcodex.journal.key import equality_key
 from nbcodex.mapping import outcome
-from nbcodex.mapping.fetching import TOGETHER, Fetcher
+from nbcodex.mapping.batch_api import Part, Provider, only
+from nbcodex.mapping.batch_files import TOGETHER, Fetcher
 from nbcodex.mapping.packing import BREATH, Packer
-from nbcodex.mapping.provider import Part, Provider, only
-from nbcodex.mapping.register import Group, Register, Row
+from nbcodex.mapping.pending_rows import Group, PendingRows, Row
 from nbcodex.models import Request
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests import repair
@@ -37,7 +37,7 @@ FULL, FULLER = 30.0, 600.0
 log = logging.getLogger(__name__)
 
 
-class Carrier:
+class BatchUploader:
     """The rows of one map. Its orders are given on the loop's thread.
 
     Parameters
@@ -68,7 +68,7 @@ class Carrier:
         self._engine, self._settings, self._ending = engine, settings, ending
         self._clock, self._parts = engine.clock, engine.journal(settings).parts
         self._provider = Provider(engine, settings)
-        self._register = Register(engine, self._parts, tell)
+        self._register = PendingRows(engine, self._parts, tell)
         self._fetcher = Fetcher(engine, settings, self._provider, self._register)
         self._packer = Packer(engine, settings, self._provider.batches, self._register)
         self._ready: dict[Group, deque[Row]] = {}

@@ -14,9 +14,9 @@ import pytest
 from nbcodex import events
 from nbcodex.errors import BudgetError, ModelError, NoBatchesError
 from nbcodex.journal.journal import Journal
-from nbcodex.mapping import carrier as carriers
-from nbcodex.mapping.carrier import Carrier
-from nbcodex.mapping.register import Row
+from nbcodex.mapping import upload as carriers
+from nbcodex.mapping.pending_rows import Row
+from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Origin, Request
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.services import Engine
@@ -68,20 +68,20 @@ class Place:
         self.events: list[events.Event] = []
         self._heard = asyncio.Event()
 
-    def carrier(self, settings: Settings = SETTINGS, *, ending: bool = False) -> Carrier:
+    def carrier(self, settings: Settings = SETTINGS, *, ending: bool = False) -> BatchUploader:
         engine = Engine(
             api_client=ApiClient(clock=self.clock, transport=self.gate),
             journal=lambda _: self.journal,
             desk=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
         )
-        return Carrier(engine, settings, self._hear, ending=ending)
+        return BatchUploader(engine, settings, self._hear, ending=ending)
 
     def _hear(self, event: events.Event) -> None:
         self.events.append(event)
         self._heard.set()
 
-    async def ended(self, carrier: Carrier, requests: list[Request], **known: Any) -> None:
+    async def ended(self, carrier: BatchUploader, requests: list[Request], **known: Any) -> None:
         """Hand rows over, and wait for all to end."""
         carrier.take([Row(request, known.get(request.id)) for request in requests])
         carrier.flush()

@@ -42,7 +42,7 @@ class Row:
     values: Mapping[str, Any]
 
 
-class Shape(Protocol):
+class InputData(Protocol):
     """A kind of data.
 
     Attributes
@@ -65,7 +65,7 @@ class Shape(Protocol):
         ...
 
 
-def shape_of(data: Any, *, limit: int | None = None) -> Shape:
+def read_input(data: Any, *, limit: int | None = None) -> InputData:
     """Return `data`, or its first `limit` rows, as rows.
 
     Raises

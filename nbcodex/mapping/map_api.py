@@ -14,15 +14,15 @@ from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
 from nbcodex.host import around
 from nbcodex.journal.queries import UNDER_WAY
-from nbcodex.mapping import drive
-from nbcodex.mapping.bulk import Bulk
-from nbcodex.mapping.course import Course, Item, OnError
+from nbcodex.mapping import map_runner
+from nbcodex.mapping.backends import way
+from nbcodex.mapping.bulk import BatchBackend
 from nbcodex.mapping.estimate import Estimate, estimate, have_agreed, is_priced
+from nbcodex.mapping.inputs import List, Row, read_input
 from nbcodex.mapping.last import Last
-from nbcodex.mapping.live import way
-from nbcodex.mapping.passage import under_way
-from nbcodex.mapping.recipe import RowKey, Words, recipe
-from nbcodex.mapping.shapes import List, Row, shape_of
+from nbcodex.mapping.map_run import Item, MapRun, OnError
+from nbcodex.mapping.map_runner import active_runners
+from nbcodex.mapping.rows import RowKey, Words, recipe
 from nbcodex.mapping.shelf import settled
 from nbcodex.models import Origin
 
@@ -107,11 +107,11 @@ def map(  # noqa: A001 - it is nbcodex.map
         If the user ended it otherwise: by ``%codex cancel ID`` or ``park ID``, or in the monitor.
         It goes on as after Stop.
     """
-    asked = Asked(limit, dry_run, row_key, on_error, engine, confirm, options)
-    made = prepare(template, data, asked)
+    asked = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, options)
+    made = prepare_map(template, data, asked)
     if isinstance(made, Estimate):
         return made
-    return drive.run(made) if made.kept else drive.stream(made)
+    return map_runner.run_map(made) if made.keeps_replies else map_runner.stream_map(made)
 
 
 async def amap(
@@ -130,15 +130,19 @@ async def amap(
 
     For an iterator it returns an async iterator: ``async for reply in await nbcodex.amap(…)``.
     """
-    asked = Asked(limit, dry_run, row_key, on_error, engine, confirm, options)
-    made = prepare(template, data, asked)
+    asked = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, options)
+    made = prepare_map(template, data, asked)
     if isinstance(made, Estimate):
         return made
-    return await drive.arun(made) if made.kept else drive.astream(made)
+    return (
+        await map_runner.run_map_async(made)
+        if made.keeps_replies
+        else map_runner.stream_map_async(made)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class MapOptions:
     """What is said of a map beside its template and its data; see `map`."""
 
     limit: int | None
@@ -164,9 +168,9 @@ class Asked:
             raise ConfigurationError("on_error is 'keep' or 'raise'.")
 
 
-def prepare(
-    template: Words, data: Any, asked: Asked, *, variable: str | None = None
-) -> Course | Estimate:
+def prepare_map(
+    template: Words, data: Any, asked: MapOptions, *, variable: str | None = None
+) -> MapRun | Estimate:
     """Return a map that is yet to be gone through, or what it would use.
 
     Raises
@@ -176,7 +180,7 @@ def prepare(
     """
     asked.check()
     client, settings = current(), around.settings()
-    shape = shape_of(data, limit=asked.limit)
+    shape = read_input(data, limit=asked.limit)
     origin = replace(
         around.origin(),
         variable=variable,
@@ -193,7 +197,7 @@ def prepare(
     if shape.total and asked.confirm is not True and is_priced(made, client, settings):
         told = estimate(shape, made, client, settings, sample=True)
         have_agreed(told, above=settings.ask_above, ask=around.confirm)
-    course = Course(
+    run = MapRun(
         shape,
         made,
         answering,
@@ -202,12 +206,12 @@ def prepare(
         settings=settings,
         on_error=asked.on_error,
     )
-    course.watcher = around.watch()
-    _remember(course)
-    return course
+    run.on_stats = around.watch()
+    _remember(run)
+    return run
 
 
-def go_on(prefix: str, *, ending: bool = False) -> Course | None:
+def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
     """Return the map that `prefix` names, ready to be gone through again; None if there is none.
 
     A map of this process goes on with its data, one of another with its rows in the journal. With
@@ -224,9 +228,9 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
     batch = held[0] if len(held) == 1 else batches.find(prefix)
     if batch is None:
         return None
-    course = _held.get(batch)
-    goes = any(passage.course.id == batch for passage in under_way())
-    if goes or (course is not None and not settled(course, within=SETTLING)):
+    run = _held.get(batch)
+    goes = any(runner.run.id == batch for runner in active_runners())
+    if goes or (run is not None and not settled(run, within=SETTLING)):
         raise NbcodexError(
             f"The map {batch} is under way.", advice=f"`%codex park {batch}` ends it, or wait."
         )
@@ -235,24 +239,24 @@ def go_on(prefix: str, *, ending: bool = False) -> Course | None:
         raise NbcodexError(
             f"The map {batch} is under way in another kernel.", advice="Wait for it."
         )
-    if course is None or not course.kept:
-        course = _from_the_journal(batch, list(entries.values()))
-    if isinstance(course.way, Bulk):
-        course.way.begin_anew(ending=ending)
+    if run is None or not run.keeps_replies:
+        run = _from_the_journal(batch, list(entries.values()))
+    if isinstance(run.way, BatchBackend):
+        run.way.begin_anew(ending=ending)
     elif ending:
         raise NbcodexError(
             f"Nothing of the map {batch} is with a provider.", advice="Nothing of it is under way."
         )
-    if not course.take_up(entries, settings):
+    if not run.take_up(entries, settings):
         raise EntryError(
-            f"Nothing of the map {batch} is left to be done.", advice=unknown_rows(course)
+            f"Nothing of the map {batch} is left to be done.", advice=describe_unknown_rows(run)
         )
-    course.watcher = around.watch()
-    _remember(course)
-    return course
+    run.on_stats = around.watch()
+    _remember(run)
+    return run
 
 
-def _from_the_journal(batch: str, entries: Sequence[Any]) -> Course:
+def _from_the_journal(batch: str, entries: Sequence[Any]) -> MapRun:
     """Return a map of which only the journal knows: its result is a list."""
     client, settings = current(), around.settings()
     origin = entries[0].request.origin if entries else Origin(batch=batch)
@@ -260,12 +264,12 @@ def _from_the_journal(batch: str, entries: Sequence[Any]) -> Course:
     known = {entry.request.origin.item or 0 for entry in entries}
     shape = Remembered(max(rows, origin.of or 0), known=len(known))
     answering = way(origin.engine, client, settings)
-    course = Course(shape, None, answering, origin=origin, client=client, settings=settings)
+    run = MapRun(shape, None, answering, origin=origin, client=client, settings=settings)
     for entry in entries:
         index = entry.request.origin.item or 0
         label = entry.request.row or str(index)
-        course.remember(Item(index, label, request=entry.request), entry.reply)
-    return course
+        run.remember(Item(index, label, request=entry.request), entry.reply)
+    return run
 
 
 class Remembered(List):
@@ -280,9 +284,9 @@ class Remembered(List):
         return iter(())
 
 
-def unknown_rows(course: Course) -> str:
+def describe_unknown_rows(run: MapRun) -> str:
     """Return what has to be said of rows that only the map's data knows; empty where none are."""
-    shape = course.shape
+    shape = run.shape
     if not (isinstance(shape, Remembered) and shape.unknown):
         return ""
     return (
@@ -291,13 +295,13 @@ def unknown_rows(course: Course) -> str:
     )
 
 
-_held: dict[str, Course] = {}
+_held: dict[str, MapRun] = {}
 
 
-def _remember(course: Course) -> None:
-    map.last = Last(course)  # type: ignore[attr-defined]
-    _held.pop(course.id, None)
-    _held[course.id] = course
+def _remember(run: MapRun) -> None:
+    map.last = Last(run)  # type: ignore[attr-defined]
+    _held.pop(run.id, None)
+    _held[run.id] = run
     for id_ in list(_held)[:-REMEMBERED]:
         del _held[id_]
 

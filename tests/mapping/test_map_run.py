@@ -1,4 +1,4 @@
-"""A course by itself: order and window, on a way that a test plays by hand."""
+"""A run by itself: order and window, on a way that a test plays by hand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 
 from nbcodex import events
 from nbcodex.errors import NbcodexError, ParkedError, PermanentError
-from nbcodex.mapping.course import Course, Item
-from nbcodex.mapping.live import AHEAD, MOST, Live
-from nbcodex.mapping.recipe import recipe
-from nbcodex.mapping.shapes import shape_of
-from nbcodex.mapping.tally import Tally
+from nbcodex.mapping.backends import AHEAD, MOST, LiveBackend
+from nbcodex.mapping.inputs import read_input
+from nbcodex.mapping.map_run import Item, MapRun
+from nbcodex.mapping.rows import recipe
+from nbcodex.mapping.stats import StatsCounter
 from nbcodex.models import Origin, Reply, Request
 from nbcodex.settings import Settings
 
 from .conftest import Room
 
-WINDOW = Live.window
+WINDOW = LiveBackend.window
 
 
 class Hand:
@@ -28,7 +28,7 @@ class Hand:
     window, stage = WINDOW, ""
 
     def __init__(self, room: int = 10_000) -> None:
-        self.settings, self.tally, self.most = Settings(), Tally(), room
+        self.settings, self.tally, self.most = Settings(), StatsCounter(), room
         self.started: list[str] = []
         self.over = False
         self._endings: list[events.Ending] = []
@@ -68,10 +68,10 @@ class Hand:
             self._endings.append(ending)
 
 
-def course_of(data: Any, room: Room, way: Hand, **options: Any) -> Course:
-    shape, origin = shape_of(data), Origin(batch="m1")
+def run_of(data: Any, room: Room, way: Hand, **options: Any) -> MapRun:
+    shape, origin = read_input(data), Origin(batch="m1")
     made = recipe("{}", shape, {}, row_key=None, settings=Settings(), origin=origin)
-    return Course(
+    return MapRun(
         shape, made, way, origin=origin, client=room.client, settings=Settings(), **options
     )
 
@@ -79,66 +79,66 @@ def course_of(data: Any, room: Room, way: Hand, **options: Any) -> Course:
 def test_replies_are_given_in_order(room: Room) -> None:
     """What ends early waits for those before it."""
     way = Hand()
-    course = course_of(iter(range(3)), room, way)
-    course.advance()
+    run = run_of(iter(range(3)), room, way)
+    run.advance()
     way.end(2, 1)
-    course.advance()
-    assert list(course.ready()) == []
+    run.advance()
+    assert list(run.ready()) == []
     way.end(0)
-    course.advance()
-    assert [reply.text for reply in course.ready()] == ["0", "1", "2"]
-    assert not course.advance()
+    run.advance()
+    assert [reply.text for reply in run.ready()] == ["0", "1", "2"]
+    assert not run.advance()
     assert way.over
 
 
 def test_a_slow_row_holds_up_a_window_and_no_more(room: Room) -> None:
     """However many rows there are, only so many are read before the slow one is given."""
     way = Hand()
-    course = course_of(iter(range(10**9)), room, way)
+    run = run_of(iter(range(10**9)), room, way)
     for _ in range(5):
-        course.advance()
+        run.advance()
         way.end(*range(1, len(way.started)))
     assert len(way.started) == WINDOW
     way.end(0)
-    course.advance()
-    next(course.ready())
-    course.advance()
+    run.advance()
+    next(run.ready())
+    run.advance()
     assert len(way.started) == WINDOW + 1
 
 
 def test_a_list_has_no_window(room: Room) -> None:
     """All its answers are kept anyway, so a slow row holds up nothing."""
     way = Hand(room=2)
-    course = course_of(list(range(5_000)), room, way)
-    course.advance()
+    run = run_of(list(range(5_000)), room, way)
+    run.advance()
     for number in range(1, 5_000):
         way.end(number)
-        course.advance()
+        run.advance()
     assert len(way.started) == 5_000
-    assert course.waits == 1
+    assert run.waits == 1
 
 
 def test_an_ending_that_is_told_twice_counts_once(room: Room) -> None:
     """After an interrupt, what was heard may be heard again."""
     way = Hand()
-    course = course_of(["a"], room, way)
-    course.advance()
+    run = run_of(["a"], room, way)
+    run.advance()
     way.end(0)
     endings = way.ended(within=0.0)
-    course.note(endings)
-    course.note(endings)
-    assert [reply.text for reply in course.all_replies()] == ["0"]
-    assert not course.advance()
+    run.note(endings)
+    run.note(endings)
+    assert [reply.text for reply in run.replies_in_order()] == ["0"]
+    assert not run.advance()
 
 
 def test_equal_rows_follow_the_first(room: Room) -> None:
     """They are started when it has ended, all of them, to find its answer."""
     way = Hand()
-    course = course_of(["a", "a", "b", "a"], room, way)
-    course.advance()
+    run = run_of(["a", "a", "b", "a"], room, way)
+    run.advance()
     assert way.started == ["m1-0", "m1-2"]
     way.end(0)
-    course.advance()
+    run.advance()
     assert way.started == ["m1-0", "m1-2", "m1-1", "m1-3"]
 
 
@@ -148,16 +148,16 @@ def test_no_row_waits_for_an_equal_one_twice(
 ) -> None:
     """What many equal rows cost is told by how many there are, whatever the first came to."""
     begun: list[int] = []
-    real = Course._begin
+    real = MapRun._begin
 
-    def begin(self: Course, item: Item) -> bool:
+    def begin(self: MapRun, item: Item) -> bool:
         begun.append(item.index)
         return real(self, item)
 
-    monkeypatch.setattr(Course, "_begin", begin)
+    monkeypatch.setattr(MapRun, "_begin", begin)
     way = Hand(room=10)
-    course, ended = course_of(["a", "b"] * 50, room, way), 0
-    while course.advance():
+    run, ended = run_of(["a", "b"] * 50, room, way), 0
+    while run.advance():
         numbers = [int(id_.partition("-")[2]) for id_ in way.started[ended:]]
         way.end(*numbers, error=None if ended else kind("no"))
         ended = len(way.started)
@@ -167,52 +167,52 @@ def test_no_row_waits_for_an_equal_one_twice(
 def test_equal_rows_fail_together(room: Room) -> None:
     """What is refused for what it asks would be refused again: it is asked once."""
     way = Hand()
-    course = course_of(["a", "a", "a"], room, way)
-    course.advance()
+    run = run_of(["a", "a", "a"], room, way)
+    run.advance()
     way.end(0, error=PermanentError("no"))
-    assert not course.advance()
+    assert not run.advance()
     assert way.started == ["m1-0"]
-    assert [reply.error for reply in course.all_replies()] == ["no", "no", "no"]
+    assert [reply.error for reply in run.replies_in_order()] == ["no", "no", "no"]
 
 
 def test_a_parked_row_is_no_failure_that_ends_a_map(room: Room) -> None:
     """It is kept for later, also where the first failure is to end all."""
     way = Hand()
-    course = course_of(["a", "b"], room, way, on_error="raise")
-    course.advance()
+    run = run_of(["a", "b"], room, way, on_error="raise")
+    run.advance()
     way.end(0, error=ParkedError("later"))
-    assert course.advance()
+    assert run.advance()
 
 
 def test_the_next_of_equal_rows_is_asked_where_the_first_was_parked(room: Room) -> None:
     """That may have been for a reason of its own; the others go on waiting."""
     way = Hand()
-    course = course_of(["a", "a", "a"], room, way)
-    course.advance()
+    run = run_of(["a", "a", "a"], room, way)
+    run.advance()
     way.end(0, error=ParkedError("later"))
-    course.advance()
+    run.advance()
     assert way.started == ["m1-0", "m1-1"]
 
 
 def test_an_iterators_failures_are_not_remembered_for_ever(room: Room) -> None:
     """A million failed rows do not fill the memory."""
     way = Hand()
-    course = course_of(iter(range(3_000)), room, way)
+    run = run_of(iter(range(3_000)), room, way)
     ended = 0
-    while course.advance():
+    while run.advance():
         way.end(*range(ended, len(way.started)), error=PermanentError("no"))
         ended = len(way.started)
-        for _ in course.ready():
+        for _ in run.ready():
             pass
     assert ended == 3_000
-    assert len(course.failures) == 1_000
-    assert not course.replies
-    assert not course._undone
+    assert len(run.failures) == 1_000
+    assert not run.replies
+    assert not run._undone
 
 
 def test_live_takes_what_does_good(room: Room) -> None:
     """A few wait for leave to be sent, so that the ledger always has a next one; not all."""
-    live = Live(cast(Any, room.client), Settings())
+    live = LiveBackend(cast(Any, room.client), Settings())
     for under_way, sent, left in [
         (0, 0, AHEAD),
         (40, 0, AHEAD - 40),

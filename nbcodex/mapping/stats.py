@@ -22,7 +22,7 @@ from nbcodex.events import (
 from nbcodex.models import Limit, Reply
 
 
-class Tally:
+class StatsCounter:
     """A listener that counts.
 
     Attributes

@@ -12,9 +12,9 @@ import pytest
 import nbcodex
 from nbcodex import host
 from nbcodex.errors import NbcodexError, NoBatchesError, Stopped
-from nbcodex.mapping import drive
-from nbcodex.mapping.bulk import Bulk
-from nbcodex.mapping.mapping import go_on
+from nbcodex.mapping import map_runner
+from nbcodex.mapping.bulk import BatchBackend
+from nbcodex.mapping.map_api import resume_map
 from nbcodex.simulator.refusals import Failure
 
 from .conftest import Room, texts
@@ -26,7 +26,7 @@ ECHO = "[[echo: {}]]"
 def quickly(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes a moment, and is looked at often."""
     room.simulator.change(batch_seconds=0.3)
-    monkeypatch.setattr("nbcodex.mapping.provider.SOON", 0.03)
+    monkeypatch.setattr("nbcodex.mapping.batch_api.SOON", 0.03)
 
 
 def last() -> Any:
@@ -59,7 +59,7 @@ def test_a_frame_comes_back_with_its_answers(room: Room) -> None:
 
 def test_an_iterator_is_read_in_chunks(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a batch; what is read is given before the next."""
-    monkeypatch.setattr(Bulk, "window", 30)
+    monkeypatch.setattr(BatchBackend, "window", 30)
     read = itertools.count()
     replies = nbcodex.map(ECHO, (f"n{n}" for n in read), engine="batch")
     assert texts(itertools.islice(replies, 40)) == [f"n{n}" for n in range(40)]
@@ -83,15 +83,15 @@ def test_a_function_that_fails_for_a_row_stops_nobody(room: Room) -> None:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *, stage: str = "in progress") -> None:
     """Press Stop while the provider is at it, or at another stage."""
-    real = Bulk.ended
+    real = BatchBackend.ended
 
-    def ended(self: Bulk, *, within: float) -> Any:
+    def ended(self: BatchBackend, *, within: float) -> Any:
         if within and self.stage.startswith(stage):
-            monkeypatch.setattr(Bulk, "ended", real)
+            monkeypatch.setattr(BatchBackend, "ended", real)
             raise KeyboardInterrupt
         return real(self, within=min(within, 0.01))
 
-    monkeypatch.setattr(Bulk, "ended", ended)
+    monkeypatch.setattr(BatchBackend, "ended", ended)
 
 
 def test_stop_says_that_the_provider_has_nothing(
@@ -116,9 +116,9 @@ def test_equal_rows_that_nobody_took_are_handed_in_once(
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, rows, engine="batch")
     room.simulator.change(batch_queue=None)
-    course = go_on(last().id)
-    assert course is not None
-    assert texts(drive.run(course)) == rows
+    run = resume_map(last().id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == rows
     assert asked(room) == 3
 
 
@@ -138,9 +138,9 @@ def test_stop_leaves_it_with_the_provider_and_resume_fetches(
         room.again()
     journal = room.client.journal(host.around.settings())
     assert [batch.id for batch in journal.batches.unfinished()] == [stopped]
-    course = go_on(stopped)
-    assert course is not None
-    assert texts(drive.run(course)) == rows
+    run = resume_map(stopped)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == rows
     assert (made(room), asked(room), files(room)) == (1, 50, 0)
     assert journal.batches.unfinished() == []
 
@@ -166,17 +166,17 @@ def test_cancel_ends_it_there_and_fetches_what_is_done(
     interrupted(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, [str(n) for n in range(10)], engine="batch")
-    course = go_on(last().id, ending=True)
-    assert course is not None
-    replies = drive.run(course)
+    run = resume_map(last().id, ending=True)
+    assert run is not None
+    replies = map_runner.run_map(run)
     done = sum(map(bool, replies))
     assert asked(room) == done < 10
     assert {reply.status for reply in replies} <= {"done", "parked"}
     assert files(room) == 0
     room.simulator.change(batch_seconds=0.1)
-    course = go_on(last().id)
-    assert course is not None
-    assert texts(drive.run(course)) == [str(n) for n in range(10)]
+    run = resume_map(last().id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == [str(n) for n in range(10)]
     assert asked(room) == 10
 
 
@@ -184,7 +184,7 @@ def test_only_a_map_at_a_provider_can_be_cancelled(room: Room) -> None:
     """A live one says so."""
     nbcodex.map(ECHO, ["a"])
     with pytest.raises(NbcodexError, match="with a provider"):
-        go_on(last().id, ending=True)
+        resume_map(last().id, ending=True)
 
 
 def test_a_server_without_batches_ends_the_map(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ import pytest
 import nbcodex
 from nbcodex import host
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError
-from nbcodex.mapping import drive
-from nbcodex.mapping.mapping import go_on
-from nbcodex.mapping.passage import Passage, under_way
+from nbcodex.mapping import map_runner
+from nbcodex.mapping.map_api import resume_map
+from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request
 from nbcodex.notebook.commands.entries import _named
 from nbcodex.notebook.monitor.widget import Monitor
@@ -39,7 +39,7 @@ def room(room: Room) -> Room:
     return room
 
 
-def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[Passage, Future[Any]]:
+def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[MapRunner, Future[Any]]:
     """Return a map that another thread is at, when some of its rows are answered."""
     told: Future[Any] = Future()
 
@@ -50,8 +50,8 @@ def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[Passage, Fu
             told.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
-    wait_until(lambda: any(each.course.way.tally.done >= answers for each in under_way()))
-    return under_way()[0], told
+    wait_until(lambda: any(each.run.way.tally.done >= answers for each in active_runners()))
+    return active_runners()[0], told
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -67,34 +67,34 @@ def test_a_map_of_another_thread_is_ended_and_goes_on(
     room: Room, order: Order, elsewhere: bool
 ) -> None:
     """Nothing more is begun; here or in another process, going on asks what has no answer."""
-    passage, told = begun(room)
-    passage.order(order)
+    runner, told = begun(room)
+    runner.end(order)
     error = told.exception(timeout=5)
     assert isinstance(error, ERRORS[order])
-    assert f"%codex resume {passage.course.id} goes on" in error.advice.replace("`", "")
+    assert f"%codex resume {runner.run.id} goes on" in error.advice.replace("`", "")
     known = len(room.prompts)
     assert known < len(ROWS)
-    assert under_way() == []
-    done = [n for n, reply in enumerate(passage.course.all_replies()) if reply]
+    assert active_runners() == []
+    done = [n for n, reply in enumerate(runner.run.replies_in_order()) if reply]
     if elsewhere:
         room.again()
-    course = go_on(passage.course.id)
-    assert course is not None
-    assert texts(drive.run(course)) == ROWS
+    run = resume_map(runner.run.id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == ROWS
     asked = room.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
     journal = room.client.journal(host.around.settings())
-    assert journal.batches.look(course.id).counts == {"done": len(ROWS)}
+    assert journal.batches.look(run.id).counts == {"done": len(ROWS)}
 
 
 @either
 def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
     """They end as a single request does; what was not begun is parked, whichever it is."""
-    passage, told = begun(room)
-    passage.order(order)
+    runner, told = begun(room)
+    runner.end(order)
     told.exception(timeout=5)
     journal = room.client.journal(host.around.settings())
-    counts = journal.batches.look(passage.course.id).counts
+    counts = journal.batches.look(runner.run.id).counts
     assert counts.total() == len(ROWS)
     assert (counts["cancelled"] > 0) is (order == "cancel")
     assert counts["parked"] > 0
@@ -105,23 +105,23 @@ def test_it_is_said_what_was_ended(room: Room) -> None:
     """No row of it counts as failed, the map keeps what it has, and the last report says how."""
     heard: list[Any] = []
     host.around.watch = lambda: heard.append
-    passage, told = begun(room, on_error="raise")
-    passage.order("cancel")
+    runner, told = begun(room, on_error="raise")
+    runner.end("cancel")
     error = told.exception(timeout=5)
     assert isinstance(error, CancelledError)
     assert error.message.startswith("Cancelled by you: ")
     assert "of 600 rows are answered, nothing is lost." in error.message
     assert (heard[-1].outcome, heard[-1].failed) == ("cancelled", 0)
     assert heard[-1].done + heard[-1].parked == len(ROWS)
-    assert passage.course.failures == {}
+    assert runner.run.failures == {}
 
 
 def test_a_map_that_is_under_way_is_not_gone_on_with(room: Room) -> None:
-    """Two who go through one course would each lose what the other hears."""
-    passage, told = begun(room)
+    """Two who go through one run would each lose what the other hears."""
+    runner, told = begun(room)
     with pytest.raises(NbcodexError, match="is under way"):
-        go_on(passage.course.id)
-    passage.order("park")
+        resume_map(runner.run.id)
+    runner.end("park")
     told.exception(timeout=5)
 
 
@@ -133,12 +133,12 @@ def test_on_ones_own_loop_it_has_ended_at_once(room: Room) -> None:
         host.around.watch = lambda: lambda told: answered.set() if told.done else None
         task = asyncio.ensure_future(nbcodex.amap(ECHO, ROWS))
         await answered.wait()
-        (passage,) = under_way()
-        passage.order("cancel")
-        assert passage.course.outcome == "cancelled"
-        course = go_on(passage.course.id)
-        assert course is passage.course
-        back = drive.run(course)
+        (runner,) = active_runners()
+        runner.end("cancel")
+        assert runner.run.outcome == "cancelled"
+        run = resume_map(runner.run.id)
+        assert run is runner.run
+        back = map_runner.run_map(run)
         return back, (await asyncio.gather(task, return_exceptions=True))[0]
 
     back, error = asyncio.run(main())
@@ -150,9 +150,9 @@ def test_a_loop_that_is_between_two_replies_is_ended(room: Room) -> None:
     """What it has begun is ended at once; it hears of it when it asks for the next reply."""
     replies = nbcodex.map(ECHO, iter(ROWS))
     assert next(replies).text == "row 0"
-    (passage,) = under_way()
-    passage.order("park")
-    assert passage.over
+    (runner,) = active_runners()
+    runner.end("park")
+    assert runner.ended
     known = len(room.prompts)
     with pytest.raises(ParkedError, match="the rest is parked"):
         next(replies)
@@ -172,16 +172,16 @@ def test_the_monitors_buttons_for_all_end_a_map(room: Room, order: Order) -> Non
 
 def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginning of the map's is that of all its rows, too, and means the map."""
-    passage, told = begun(room)
-    map_id = passage.course.id
+    runner, told = begun(room)
+    map_id = runner.run.id
     rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(batch=map_id)) for n in (1, 10)]
     handles = [SimpleNamespace(request=row) for row in rows]
     with monkeypatch.context() as patch:
         patch.setattr(type(room.client), "live", lambda _: handles)
-        assert _named(map_id[:5]) == ([passage], [])
-        assert _named(map_id) == ([passage], [])
+        assert _named(map_id[:5]) == ([runner], [])
+        assert _named(map_id) == ([runner], [])
         assert _named(f"{map_id}-1") == ([], handles[:1])
-    passage.order("park")
+    runner.end("park")
     told.exception(timeout=5)
 
 
@@ -189,15 +189,15 @@ def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.Mo
 def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
     """As by Stop; going on fetches it, or ends it there."""
     room.simulator.change(batch_seconds=0.5)
-    passage, told = begun(room, answers=0, engine="batch")
-    wait_until(lambda: passage.course.way.tally.sent == len(ROWS))
-    passage.order(order)
+    runner, told = begun(room, answers=0, engine="batch")
+    wait_until(lambda: runner.run.way.tally.sent == len(ROWS))
+    runner.end(order)
     error = told.exception(timeout=5)
     assert isinstance(error, ERRORS[order])
     assert "the provider goes on" in str(error)
-    course = go_on(passage.course.id)
-    assert course is not None
-    assert texts(drive.run(course)) == ROWS
+    run = resume_map(runner.run.id)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == ROWS
 
 
 def test_one_row_that_is_cancelled_ends_nothing_else(room: Room) -> None:
