@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.journal import Journal
-    from nbcodex.ratelimit.desk import Desk
-    from nbcodex.ratelimit.prior import Known
+    from nbcodex.ratelimit.limiter import Limiter
+    from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.cost_estimate import Estimate
     from nbcodex.requests.services import Engine
     from nbcodex.requests.spending_cap import Cap, Standing
@@ -73,7 +73,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._engine: Engine | None = None
-        self._desks: dict[tuple[Path, Secret | None] | None, Desk] = {}
+        self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
         self.news = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
@@ -93,31 +93,31 @@ class Client:
         self._engine = Engine(
             api_client=ApiClient(clock=self.clock, transport=self._transport),
             journal=self.journal,
-            desk=self.desk,
+            limiter=self.limiter,
             clock=self.clock,
         )
         return self._engine
 
-    def desk(self, settings: Settings) -> Desk:
+    def limiter(self, settings: Settings) -> Limiter:
         """Return where it is asked who may send, and when; called on the loop's thread.
 
         What is known of limits is shared by all who have the folder or the Redis of `settings` in
         common, also where prompts are not kept: numbers alone, under names that are hashes.
         """
-        from nbcodex.ratelimit.desk import Desk, SharedDesk
-        from nbcodex.ratelimit.stores import open_store
+        from nbcodex.ratelimit.limiter import Limiter
+        from nbcodex.ratelimit.worker import SharedLimiter, open_store
 
         place = None if settings.alone else (folder_of(settings), settings.redis_url)
-        if place in self._desks:
-            return self._desks[place]
+        if place in self._limiters:
+            return self._limiters[place]
         if place is None:
-            desk = Desk()
+            limiter = Limiter()
         else:
             folder, url = place
-            opening = partial(open_store, folder, redis_url=url, say=self._announce)
-            desk = SharedDesk(opening, clock=self.clock, tell=self._announce)
-        self._desks[place] = desk
-        return desk
+            opening = partial(open_store, folder, redis_url=url, notify=self._announce)
+            limiter = SharedLimiter(opening, clock=self.clock, on_problem=self._announce)
+        self._limiters[place] = limiter
+        return limiter
 
     def _announce(self, news: str) -> None:
         self.news = f"{self.news} {news}".strip()
@@ -268,23 +268,23 @@ class Client:
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
             journal.end(within=RESTART)
-        for desk in self._desks.values():
-            desk.close()
+        for limiter in self._limiters.values():
+            limiter.close()
 
     async def follow(self, request: Request, settings: Settings) -> Ending:
         """Ask, and wait for the ending on the caller's event loop."""
         return await self._handle(request, settings).followed()
 
-    async def limits(self, settings: Settings) -> dict[str, Known]:
+    async def limits(self, settings: Settings) -> dict[str, LimitState]:
         """Return what is known of the limits that this process met, or meets by default."""
-        desk, api_client = self.desk(settings), self.engine().api_client
+        limiter, api_client = self.limiter(settings), self.engine().api_client
         default: list[str] = []
         with contextlib.suppress(NbcodexError):
             endpoint = api_client.endpoint(Request(prompt="?"), settings)
             model = settings.model or DEFAULT_MODEL
-            default = [api_client.bucket_id(endpoint, model, salt=await desk.salt())]
-            desk.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
-        return await desk.known(self.clock.now(), *default)
+            default = [api_client.bucket_id(endpoint, model, salt=await limiter.salt())]
+            limiter.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
+        return await limiter.limit_states(self.clock.now(), *default)
 
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that the server offers."""

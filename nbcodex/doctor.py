@@ -252,8 +252,8 @@ def _learnt(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[
     if not mine:
         yield Finding("limits", "nothing asked yet")
         return
-    told = any(each.told for each in mine)
-    charged = {each.policy for each in mine if each.learnt}
+    told = any(each.declared for each in mine)
+    charged = {each.policy for each in mine if each.history}
     policy = (
         f"charged: {', '.join(sorted(charged))}" if charged else "what is charged is not learnt"
     )

@@ -26,8 +26,8 @@ async def _open_all():
         for name, row in ledger._rows.items():
             row.open()
             row.met_until = 0.0
-            ledger._store.deal(name, lambda shared: shared.__init__())
-    await current().desk(around.settings()).do(deed)
+            ledger._store.transaction(name, lambda shared: shared.__init__())
+    await current().limiter(around.settings()).run(deed)
 
 loop.running().submit(_open_all()).result()
 """

@@ -12,7 +12,7 @@ from nbcodex.journal.spending import Spending, Spent
 from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint, resolve
-from nbcodex.ratelimit.desk import Desk
+from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.requests.runner import Order, Run, start
 from nbcodex.requests.services import Engine
 from nbcodex.settings import Secret, Settings
@@ -116,11 +116,11 @@ class Stage:
     def __init__(self, *acts: Act) -> None:
         self.api_client = ScriptedApiClient(list(acts))
         self.journal = InstantJournal()
-        self.desk = Desk()
+        self.limiter = Limiter()
         self.engine = Engine(
             api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            desk=lambda _: self.desk,
+            limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )
         self.events: dict[str, list[Event]] = {}

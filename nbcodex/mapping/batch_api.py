@@ -173,7 +173,7 @@ class Provider:
 
         `wanted` may shrink meanwhile: after a fault, what is not in it any more is left out.
         """
-        delay = backoff.FIRST
+        delay = backoff.BACKOFF_INITIAL_S
         while True:
             assert part.batch is not None  # noqa: S101 - it has ended
             try:
@@ -184,7 +184,7 @@ class Provider:
                         yield id_, told
             except TransientError as error:
                 await self._wait_out(error, delay)
-                delay = min(delay * backoff.FACTOR, backoff.LONGEST)
+                delay = min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
             else:
                 return
 
@@ -207,7 +207,7 @@ class Provider:
         self, deed: Callable[[], Awaitable[T]], *, tries: float = float("inf")
     ) -> T:
         """Do it again after each transient failure, as long as it takes."""
-        delay = backoff.FIRST
+        delay = backoff.BACKOFF_INITIAL_S
         while True:
             try:
                 return await deed()
@@ -216,10 +216,10 @@ class Provider:
                 if tries <= 0:
                     raise
                 await self._wait_out(error, delay)
-                delay = min(delay * backoff.FACTOR, backoff.LONGEST)
+                delay = min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
 
     async def _wait_out(self, error: TransientError, delay: float) -> None:
-        asked = 0.0 if error.wait is None else backoff.stated(error.wait, self._chance)
+        asked = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._chance)
         self.hitch = brief(error.message, 100)
         await self.pause(max(asked, delay + self._chance.uniform(0.0, delay)))
         self.hitch = ""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-PAD = 0.02
+STATED_WAIT_PAD_S = 0.02
 """Seconds added to every wait that the server states: it rounds, and clocks differ."""
-SPREAD, WIDEST = 0.05, 5.0
+JITTER_SHARE, MAX_JITTER_S = 0.05, 5.0
 """Stated waits are jittered upwards by up to a twentieth, and by five seconds at the most."""
-FIRST, FACTOR, LONGEST = 1.0, 2.0, 60.0
+BACKOFF_INITIAL_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 1.0, 2.0, 60.0
 """Exponential backoff where nobody states a wait: seconds, growth, and bound."""
 
 
-def stated(wait: float, chance: random.Random) -> float:
+def stated_wait(wait: float, chance: random.Random) -> float:
     """Return the seconds to wait where the server asks for `wait`: never less than that."""
-    return wait + PAD + chance.uniform(0.0, min(SPREAD * wait, WIDEST))
+    return wait + STATED_WAIT_PAD_S + chance.uniform(0.0, min(JITTER_SHARE * wait, MAX_JITTER_S))
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class RetryBudget:
     _saved: float = field(default=10.0)
     _at: float | None = field(default=None)
 
-    def succeed(self, now: float) -> None:
+    def record_success(self, now: float) -> None:
         """Earn from a success."""
         self._earn(now)
         self._saved = min(self.size, self._saved + self.share)

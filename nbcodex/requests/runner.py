@@ -87,8 +87,8 @@ class Run:
         self._story = Story(request, listener, clock=engine.clock, simulators=engine.simulators)
         self._partial = self._story.partial
         self._keeper = Keeper(engine.journal(settings), request, self._partial, engine.clock)
-        desk, resumed = engine.desk(settings), resumption is not None
-        self._usher = Usher(desk, self._story, self._keeper, resumed=resumed)
+        limiter, resumed = engine.limiter(settings), resumption is not None
+        self._usher = Usher(limiter, self._story, self._keeper, resumed=resumed)
         self._sender = Sender(
             engine.api_client,
             settings,
@@ -235,7 +235,7 @@ class Run:
             retry_error_callback=self._park,
         )
         completed: CompletedAnswer = await attempts(self._sender.attempt)
-        self._engine.budget(self._story.base_url).succeed(self._clock.now())
+        self._engine.budget(self._story.base_url).record_success(self._clock.now())
         return completed
 
     # What tenacity asks.
@@ -246,7 +246,9 @@ class Run:
         self._sender.sent = False
         if self._sender.opened or getattr(error, "was_sent", False):
             self._note_the_gap(POSSIBLY_PAID)
-        stated = None if error.wait is None else backoff.stated(error.wait, self._engine.chance)
+        stated = (
+            None if error.wait is None else backoff.stated_wait(error.wait, self._engine.chance)
+        )
         if isinstance(error, LimitError):
             return _exponential(state) if stated is None else stated
         self._story.waited += (
@@ -313,6 +315,9 @@ def _is_of_size(error: TransientError) -> bool:
 
 
 _exponential = tenacity.wait_exponential_jitter(
-    initial=backoff.FIRST, exp_base=backoff.FACTOR, max=backoff.LONGEST, jitter=backoff.FIRST
+    initial=backoff.BACKOFF_INITIAL_S,
+    exp_base=backoff.BACKOFF_FACTOR,
+    max=backoff.BACKOFF_MAX_S,
+    jitter=backoff.BACKOFF_INITIAL_S,
 )
 """Seconds to wait where the server says nothing; the jitter only adds."""

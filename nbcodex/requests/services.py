@@ -10,14 +10,14 @@ from nbcodex.journal.journal import Journal
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.desk import Desk
+from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.requests import budget
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
 
 class Engine:
-    """The way to the server, the journal, the desks and the budgets.
+    """The way to the server, the journal, the limiters and the budgets.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Engine:
     journal : callable
         Returns what survives the process, by the settings: awaited before anything is sent, and
         before anything is told to have ended.
-    desk : callable
+    limiter : callable
         Returns where it is asked who may send, and when, by the settings.
     clock : Clock
         The time.
@@ -39,13 +39,13 @@ class Engine:
         *,
         api_client: ApiClient,
         journal: Callable[[Settings], Journal],
-        desk: Callable[[Settings], Desk],
+        limiter: Callable[[Settings], Limiter],
         clock: Clock,
         chance: random.Random | None = None,
     ) -> None:
         self.api_client = api_client
         self.journal = journal
-        self.desk = desk
+        self.limiter = limiter
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
         self.allowance = budget.Budget(clock)

@@ -14,10 +14,9 @@ from nbcodex import events
 from nbcodex.errors import LimitError
 from nbcodex.models import Request, Snapshot, Usage
 from nbcodex.openai_api import pricing
-from nbcodex.ratelimit.desk import Desk
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold, Ticket
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limiter import Limiter
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
 from nbcodex.requests import parking
 from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.story import Story
@@ -34,8 +33,8 @@ class Usher:
 
     Parameters
     ----------
-    desk : Desk
-        Where the ledger is asked.
+    limiter : Desk
+        Where the core is asked.
     story : Story
         Whose waits count, and are told.
     keeper : Keeper
@@ -44,12 +43,14 @@ class Usher:
         Whether its user has taken it up again, and so wants to know whether it can go now.
     """
 
-    def __init__(self, desk: Desk, story: Story, keeper: Keeper, *, resumed: bool = False) -> None:
-        self._desk, self._story, self._keeper = desk, story, keeper
+    def __init__(
+        self, limiter: Limiter, story: Story, keeper: Keeper, *, resumed: bool = False
+    ) -> None:
+        self._limiter, self._story, self._keeper = limiter, story, keeper
         self._clock = story.clock
         self._nudge = asyncio.Event()
-        self._ticket: Ticket | None = None
-        self._given: Reservation | None = None
+        self._ticket: QueueEntry | None = None
+        self._given: Permit | None = None
         self._probing = self._queued = False
         self._resumed = resumed
         self._due: float | None = None
@@ -69,7 +70,7 @@ class Usher:
 
     async def salt(self) -> bytes:
         """Return what buckets are to be named with."""
-        return await self._desk.salt()
+        return await self._limiter.salt()
 
     async def reserve(self, bucket: str, *, label: str) -> None:
         """Wait for leave to send.
@@ -87,44 +88,44 @@ class Usher:
             If the request is larger than the limit.
         """
         self._given, self._quiet_until = None, self._clock.now() + WORTH
-        self._desk.labels[bucket] = label
+        self._limiter.labels[bucket] = label
         try:
-            while hold := await self._desk.do(partial(self._ask, bucket, self._clock.now())):
+            while hold := await self._limiter.run(partial(self._ask, bucket, self._clock.now())):
                 await (self._queue(hold) if hold.queued else self._endure(hold))
                 self._nudge.clear()
         except BaseException:
             # In its turn, so that leave which is being given just now is given back, too.
-            self._desk.post(partial(self._withdraw, self._clock.now()))
+            self._limiter.post(partial(self._withdraw, self._clock.now()))
             raise
         finally:
             self._queued, self._due = False, None
 
-    def _ask(self, bucket: str, now: float, ledger: Ledger) -> Hold | None:
+    def _ask(self, bucket: str, now: float, core: RateLimiter) -> Cooldown | None:
         ticket = self._ticket
         if ticket is None or ticket.bucket != bucket:
-            wake = self._desk.waker(self._nudge)
-            ticket = self._ticket = ledger.listen(bucket, cost_of(self._story.asking), wake)
+            wake = self._limiter.waker(self._nudge)
+            ticket = self._ticket = core.enqueue(bucket, cost_of(self._story.asking), wake)
         else:
-            ledger.again(ticket)
+            core.requeue(ticket)
         if self._probing:
-            self._probing, self._given = False, ledger.probe(ticket, now)
+            self._probing, self._given = False, core.probe(ticket, now)
             return None
-        leave = ledger.reserve(ticket, now, hopeful=self._resumed)
-        if isinstance(leave, Hold):
+        leave = core.try_acquire(ticket, now, may_probe=self._resumed)
+        if isinstance(leave, Cooldown):
             return leave
         self._given = leave
         leave.sent_at = math.inf  # it has yet to be put down in the journal
         return None
 
-    def _withdraw(self, now: float, ledger: Ledger) -> None:
+    def _withdraw(self, now: float, core: RateLimiter) -> None:
         if self._ticket is not None:
-            ledger.leave(self._ticket)
+            core.dequeue(self._ticket)
         if self._given is not None:
-            ledger.cancel(self._given, now)
+            core.release(self._given, now)
 
     # Waiting.
 
-    async def _queue(self, hold: Hold) -> None:
+    async def _queue(self, hold: Cooldown) -> None:
         """Wait for capacity, which is nobody's fault and uses up no patience."""
         if self._is_news(hold):
             self._queued, self._due = True, hold.due_at
@@ -135,7 +136,7 @@ class Usher:
         until = hold.until if self._queued else min(hold.until, self._quiet_until)
         await self._clock.wait(until, unless=self._nudge)
 
-    def _is_news(self, hold: Hold) -> bool:
+    def _is_news(self, hold: Cooldown) -> bool:
         """Whether a wait for capacity is to be told: it lasts, or its end is known better now."""
         # However near its end: until it is told, whoever waits looks up when the silence is over.
         if not self._queued and self._clock.now() >= self._quiet_until:
@@ -145,7 +146,7 @@ class Usher:
         known = self._clock.now() if self._due is None else self._due
         return abs(hold.due_at - known) > WORTH
 
-    async def _endure(self, hold: Hold) -> None:
+    async def _endure(self, hold: Cooldown) -> None:
         """Wait for a hold to end; park where it is longer than the patience."""
         if not self._story.endures(hold.until):
             if self._resumed and hold.inherited:
@@ -158,7 +159,7 @@ class Usher:
         await self.pause(hold.until)
         self._quiet_until = self._clock.now() + WORTH
 
-    async def _announce(self, hold: Hold) -> None:
+    async def _announce(self, hold: Cooldown) -> None:
         """Say until when the model is closed."""
         await self._keeper.settled()
         self._announced, self._queued, self._due = hold.until, False, None
@@ -200,24 +201,24 @@ class Usher:
         """The server let the request in."""
         if given := self._given:
             now = self._clock.now()
-            self._desk.post(lambda ledger: ledger.admit(given, snapshot, now))
+            self._limiter.post(lambda core: core.observe(given, snapshot, now))
 
     def settle(self, usage: Usage) -> None:
         """The answer is complete, or was broken off by its user; without usage, nobody knows."""
         if given := self._given:
             now = self._clock.now()
             if usage.output_tokens is None:
-                self._desk.post(lambda ledger: ledger.cancel(given, now))
+                self._limiter.post(lambda core: core.release(given, now))
             else:
-                self._desk.post(lambda ledger: ledger.settle(given, usage, now))
+                self._limiter.post(lambda core: core.settle(given, usage, now))
 
     async def refuse(self, error: LimitError, *, until: float) -> float:
         """A limit refused the request: close the bucket; return until when it is closed."""
         if (given := self._given) is None:
             return until
         now = self._clock.now()
-        hold = await self._desk.do(
-            lambda ledger: ledger.refuse(
+        hold = await self._limiter.run(
+            lambda core: core.refuse(
                 given, until=until, limit=error.limit, snapshot=error.snapshot, now=now
             )
         )

@@ -9,8 +9,8 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.rate_limiter import RateLimiter
+from nbcodex.ratelimit.stores import MemoryStore
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.pacing import TOKENS, Client
 from tests.benchmarks.world import START, Heap, Prompt, World, workload
@@ -21,7 +21,7 @@ def run(policy: str, shares: list[list[Prompt]], seed: int) -> tuple[World, list
     world = World(Heap(), replace(TOKENS, policy=policy), seed)
     store = MemoryStore()
     clients = [
-        Client(world, Ledger(store, holder=str(i)), prompts, seed + i)
+        Client(world, RateLimiter(store, holder=str(i)), prompts, seed + i)
         for i, prompts in enumerate(shares)
     ]
     for client in clients:
@@ -34,7 +34,7 @@ def run(policy: str, shares: list[list[Prompt]], seed: int) -> tuple[World, list
 def beat(client: Client, world: World) -> None:
     """Let a kernel live as long as it has work."""
     if client.done < len(client.errands) and not client.dead:
-        client.ledger.beat(world.heap.now)
+        client.ledger.heartbeat(world.heap.now)
         world.heap.at(world.heap.now + 1, beat, client, world)
 
 

@@ -256,31 +256,30 @@ def run(way: str, count: int, rate: float | None) -> None:
 
 
 def reservations(count: int = 2000) -> list[float]:
-    """Return the seconds that each reservation takes on an idle desk, thread and file included."""
+    """Return the seconds that each reservation takes, worker thread included."""
     from nbcodex.models import Usage
-    from nbcodex.ratelimit.desk import SharedDesk
-    from nbcodex.ratelimit.ledger import Ledger
-    from nbcodex.ratelimit.reservation import Cost, Reservation
-    from nbcodex.ratelimit.stores import open_store
+    from nbcodex.ratelimit.charge_policy import Cost, Permit
+    from nbcodex.ratelimit.rate_limiter import RateLimiter
+    from nbcodex.ratelimit.worker import SharedLimiter, open_store
     from nbcodex.runtime.clock import BootClock
 
     clock, took = BootClock(), []
 
-    def reserve(ledger: Ledger) -> Reservation:
-        leave = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), clock.now())
-        assert isinstance(leave, Reservation)
+    def reserve(ledger: RateLimiter) -> Permit:
+        leave = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), clock.now())
+        assert isinstance(leave, Permit)
         return leave
 
     async def main(folder: Path) -> None:
-        desk = SharedDesk(lambda: open_store(folder), clock=clock, tell=print)
+        limiter = SharedLimiter(lambda: open_store(folder), clock=clock, on_problem=print)
         for _ in range(count):
             began = time.perf_counter()
-            given = await desk.do(reserve)
+            given = await limiter.run(reserve)
             took.append(time.perf_counter() - began)
-            desk.post(lambda ledger, given=given: ledger.admit(given, None, clock.now()))
-            desk.post(lambda ledger, given=given: ledger.settle(given, Usage(), clock.now()))
+            limiter.post(lambda core, given=given: core.observe(given, None, clock.now()))
+            limiter.post(lambda core, given=given: core.settle(given, Usage(), clock.now()))
             await asyncio.sleep(0.005)
-        desk.close()
+        limiter.close()
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(main(Path(folder)))

@@ -16,9 +16,8 @@ from typing import Any
 
 from nbcodex.models import MINUTE, Limit, Snapshot, Usage
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold, Ticket
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
@@ -30,7 +29,7 @@ BUCKET = "bucket"
 class Client:
     """A crowd of prompts behind one ledger."""
 
-    def __init__(self, world: World, ledger: Ledger, prompts: list[Prompt], seed: int) -> None:
+    def __init__(self, world: World, ledger: RateLimiter, prompts: list[Prompt], seed: int) -> None:
         self.world, self.ledger, self.heap = world, ledger, world.heap
         self.chance = random.Random(seed)
         self.done = 0
@@ -48,8 +47,8 @@ class Errand:
 
     def __init__(self, client: Client, prompt: Prompt) -> None:
         self.client, self.prompt = client, prompt
-        self.ticket: Ticket | None = None
-        self.reservation: Reservation | None = None
+        self.ticket: QueueEntry | None = None
+        self.reservation: Permit | None = None
         self.asking = False
         self.entered_at = self.finished_at = 0.0
         self.moment = 0.0
@@ -57,7 +56,7 @@ class Errand:
     def enter(self) -> None:
         self.entered_at = self.client.heap.now
         cost = Cost(self.prompt.tokens, self.prompt.max_output)
-        self.ticket = self.client.ledger.listen(BUCKET, cost, self.wake)
+        self.ticket = self.client.ledger.enqueue(BUCKET, cost, self.wake)
         self.wake()
 
     def wake(self) -> None:
@@ -70,8 +69,8 @@ class Errand:
         heap, ticket = self.client.heap, self.ticket
         if ticket is None or not ticket.waiting or self.client.dead:
             return
-        leave = self.client.ledger.reserve(ticket, heap.now)
-        if isinstance(leave, Hold):
+        leave = self.client.ledger.try_acquire(ticket, heap.now)
+        if isinstance(leave, Cooldown):
             self.moment = leave.until
             heap.at(leave.until + 1e-6, self.due, leave.until)
             return
@@ -84,7 +83,7 @@ class Errand:
 
     def again(self) -> None:
         assert self.ticket
-        self.client.ledger.again(self.ticket)
+        self.client.ledger.requeue(self.ticket)
         self.wake()
 
     # What the server says.
@@ -92,12 +91,12 @@ class Errand:
     def first(self, snapshot: Snapshot | None) -> None:
         if self.client.dead:
             return
-        self.client.ledger.admit(self.reservation, self._at(snapshot), self.client.heap.now)
+        self.client.ledger.observe(self.reservation, self._at(snapshot), self.client.heap.now)
 
     def refused(self, refusal: Refusal, snapshot: Snapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
-        until = now + backoff.stated(refusal.wait, self.client.chance)
+        until = now + backoff.stated_wait(refusal.wait, self.client.chance)
         self.client.ledger.refuse(
             self.reservation,
             until=until,
@@ -111,7 +110,7 @@ class Errand:
         if self.client.dead:
             return
         now = self.client.heap.now
-        self.client.ledger.cancel(self.reservation, now)
+        self.client.ledger.release(self.reservation, now)
         self.client.heap.at(now + 1 + self.client.chance.random(), self.again)
 
     broken = failed
@@ -196,20 +195,20 @@ class Seen(World):
     client: Any
 
 
-def beginning(case: Case, seed: int) -> Ledger:
+def beginning(case: Case, seed: int) -> RateLimiter:
     """Return a ledger that knows nothing, or what another one has learnt from an earlier job."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     if case.prior:
         before = replace(case, prior=False)
         world = run(
             before,
             workload(1500, seed + 100),
             seed,
-            lambda w: Client(w, Ledger(), workload(1500, seed + 100), seed),
+            lambda w: Client(w, RateLimiter(), workload(1500, seed + 100), seed),
         )
-        learnt = world.client.ledger.known(world.heap.now)[BUCKET].learnt
+        learnt = world.client.ledger.limit_states(world.heap.now)[BUCKET].history
         assert learnt
-        ledger.begin(BUCKET, learnt)
+        ledger.start_from(BUCKET, learnt)
     return ledger
 
 

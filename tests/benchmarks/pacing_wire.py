@@ -20,9 +20,8 @@ from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold, Ticket
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator.answers import latency
@@ -40,7 +39,13 @@ class Crowd:
     """Prompts that go through one ledger and one wire."""
 
     def __init__(
-        self, api_client: ApiClient, ledger: Ledger, clock: Clock, settings: Settings, *, seed: int
+        self,
+        api_client: ApiClient,
+        ledger: RateLimiter,
+        clock: Clock,
+        settings: Settings,
+        *,
+        seed: int,
     ) -> None:
         self.api_client, self.ledger, self.clock, self.settings = (
             api_client,
@@ -57,38 +62,38 @@ class Crowd:
         request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
         event = asyncio.Event()
         cost = Cost(pricing.estimate_request_tokens(request), prompt.max_output)
-        ticket = self.ledger.listen("b", cost, event.set)
+        ticket = self.ledger.enqueue("b", cost, event.set)
         while not await self._tried(request, ticket, event):
-            self.ledger.again(ticket)
+            self.ledger.requeue(ticket)
         self.finished[prompt.number] += 1
         self.last = self.clock.now()
 
-    async def _tried(self, request: Request, ticket: Ticket, event: asyncio.Event) -> bool:
+    async def _tried(self, request: Request, ticket: QueueEntry, event: asyncio.Event) -> bool:
         reservation = await self._leave(ticket, event)
         try:
             async for piece in self.api_client.stream(request, self.settings, model=MODEL):
                 match piece:
                     case ResponseStarted():
-                        self.ledger.admit(reservation, piece.snapshot, self.clock.now())
+                        self.ledger.observe(reservation, piece.snapshot, self.clock.now())
                     case CompletedAnswer():
                         self.ledger.settle(reservation, piece.usage, self.clock.now())
                         return True
         except LimitError as error:
             now = self.clock.now()
-            until = now + backoff.stated(error.wait or 1.0, self.chance)
+            until = now + backoff.stated_wait(error.wait or 1.0, self.chance)
             self.ledger.refuse(
                 reservation, until=until, limit=error.limit, snapshot=error.snapshot, now=now
             )
         except TransientError:
-            self.ledger.cancel(reservation, self.clock.now())
+            self.ledger.release(reservation, self.clock.now())
             await asyncio.sleep(1)
         return False
 
-    async def _leave(self, ticket: Ticket, event: asyncio.Event) -> Reservation:
+    async def _leave(self, ticket: QueueEntry, event: asyncio.Event) -> Permit:
         while True:
             event.clear()
-            leave = self.ledger.reserve(ticket, self.clock.now())
-            if not isinstance(leave, Hold):
+            leave = self.ledger.try_acquire(ticket, self.clock.now())
+            if not isinstance(leave, Cooldown):
                 return leave
             await self.clock.wait(leave.until, unless=event)
 
@@ -98,7 +103,7 @@ async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, f
     simulator = Simulator(knobs, clock=LoopClock())
     clock = LoopClock()
     api_client = ApiClient(clock=clock, transport=SimulatorTransport(simulator))
-    crowd = Crowd(api_client, Ledger(), clock, Settings(api_key=Secret(KEY)), seed=seed)
+    crowd = Crowd(api_client, RateLimiter(), clock, Settings(api_key=Secret(KEY)), seed=seed)
     # The SDK's first request runs a thread, in which virtual time would jump.
     simulator.change(tpm=None, rpm=None)
     await anext(aiter(crowd.api_client.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))

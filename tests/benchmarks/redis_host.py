@@ -16,13 +16,11 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Ticket
-from nbcodex.ratelimit.shares import Shared
-from nbcodex.ratelimit.stores import Store
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
+from nbcodex.ratelimit.sharing import SharedModel
+from nbcodex.ratelimit.stores import MemoryStore, Store
 from nbcodex.ratelimit.stores.fallback import Fallback
-from nbcodex.ratelimit.stores.memory import MemoryStore
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
@@ -40,14 +38,14 @@ class Timed:
         self.salt = store.salt
         self.store, self.took, self.done = store, list[float](), 0
 
-    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
-        def counted(shared: Shared) -> T:
+    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
+        def counted(shared: SharedModel) -> T:
             self.done += 1
             return deed(shared)
 
         began = time.perf_counter()
         try:
-            return self.store.deal(name, counted)
+            return self.store.transaction(name, counted)
         finally:
             self.took.append(time.perf_counter() - began)
 
@@ -70,7 +68,7 @@ class Host(Crowd):
         await super().ask(prompt)
         self.answered.append(self.clock.now() - began)
 
-    async def _leave(self, ticket: Ticket, event: asyncio.Event) -> Reservation:
+    async def _leave(self, ticket: QueueEntry, event: asyncio.Event) -> Permit:
         began = self.clock.now()
         reservation = await super()._leave(ticket, event)
         self.left.append(self.clock.now() - began)
@@ -82,7 +80,7 @@ async def live(host: Host, prompts: list[Prompt], *, seconds: float, every: floa
     asking = asyncio.ensure_future(_ask(host, prompts, every))
     end = host.clock.now() + seconds
     while not asking.done() and host.clock.now() < end:
-        host.ledger.beat(host.clock.now())
+        host.ledger.heartbeat(host.clock.now())
         await asyncio.wait([asking], timeout=1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -99,16 +97,16 @@ async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
 def spin(store: Timed, *, seconds: float, rate: float) -> None:
     """Do deeds at a steady rate, and nothing else."""
     clock, cost = BootClock(), Cost(250, 1000)
-    ledger = Ledger(store, holder=str(time.perf_counter_ns()))
+    ledger = RateLimiter(store, holder=str(time.perf_counter_ns()))
     end = clock.now() + seconds
     due = clock.now()
     while due < end:
         time.sleep(max(0.0, due - clock.now()))
-        ticket = ledger.listen("b", cost, lambda: None)
+        ticket = ledger.enqueue("b", cost, lambda: None)
         given = ledger.probe(ticket, clock.now())
-        ledger.admit(given, None, clock.now())
-        ledger.cancel(given, clock.now())
-        ledger.beat(clock.now())
+        ledger.observe(given, None, clock.now())
+        ledger.release(given, clock.now())
+        ledger.heartbeat(clock.now())
         due += 1 / rate
 
 
@@ -131,8 +129,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     options = parser.parse_args()
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), say=say))
-    store.deal("b", lambda _: None)
+    store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), notify=say))
+    store.transaction("b", lambda _: None)
     clock = BootClock()
     if options.rate:
         wait_for_all(clock)
@@ -142,7 +140,7 @@ def main() -> None:
     place = urlsplit(options.api).netloc
     keys = {place: Secret(KEY)}
     settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
-    ledger = Ledger(store, holder=str(options.index))
+    ledger = RateLimiter(store, holder=str(options.index))
     host = Host(ApiClient(clock=clock), ledger, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 

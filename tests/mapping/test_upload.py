@@ -72,7 +72,7 @@ class Place:
         engine = Engine(
             api_client=ApiClient(clock=self.clock, transport=self.gate),
             journal=lambda _: self.journal,
-            desk=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
+            limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
         )
         return BatchUploader(engine, settings, self._hear, ending=ending)

@@ -34,9 +34,9 @@ from nbcodex.notebook.monitor.state import (
     reduce,
 )
 from nbcodex.notebook.monitor.view import ROWS, picture, status
-from nbcodex.ratelimit.bucket import Bucket
-from nbcodex.ratelimit.prior import known
-from nbcodex.ratelimit.row import Hold
+from nbcodex.ratelimit.limit_model import LimitModel
+from nbcodex.ratelimit.rate_limiter import Cooldown
+from nbcodex.ratelimit.sharing import limit_state
 from nbcodex.requests.usage_totals import Total
 from tests.kernel_client import kernel
 from tests.simulated import Simulated
@@ -195,7 +195,7 @@ def snapshot(at: float) -> Snapshot:
     )
 
 
-def limits(at: float, hold: Hold | None = None) -> Observed:
+def limits(at: float, hold: Cooldown | None = None) -> Observed:
     """Return what is known of one bucket."""
     return Observed(at=at, limits={BUCKET: (snapshot(at), hold)})
 
@@ -232,7 +232,7 @@ def busy() -> MonitorState:
         budgets=("$1.50 of $5.00 for this session used (30%)",),
         lines={BUCKET: Line(waiting=3, asked=45_000.0)},
     )
-    hold = Hold(until=15.0, limit=LIMIT)
+    hold = Cooldown(until=15.0, limit=LIMIT)
     return after(
         *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
         *(replace(queued(0, "77aa"), prompt=PROMPT), limits(0, hold), seen),
@@ -259,7 +259,7 @@ def test_all_time_tells_no_number_of_requests() -> None:
     assert "all time: 18 answered · $12.00\n" in status(after(ever), 3, WALL)
 
 
-def in_line(*more: Any, kept: bool = True, hold: Hold | None = None) -> MonitorState:
+def in_line(*more: Any, kept: bool = True, hold: Cooldown | None = None) -> MonitorState:
     """Return a state in which three ask for 45,000 tokens where 24,000 are left, at second 100."""
     line = Line(waiting=3, asked=45_000.0, kept=kept)
     return after(limits(100, hold), Observed(at=100, lines={BUCKET: line}), *more)
@@ -278,12 +278,12 @@ def told(at: float, resume_at: float | None, **details: Any) -> events.Held:
     [
         (in_line(), 142.0),
         (in_line(kept=False), None),
-        (in_line(hold=Hold(until=150.0, limit=LIMIT)), 150.0),
+        (in_line(hold=Cooldown(until=150.0, limit=LIMIT)), 150.0),
         (in_line(queued(90), told(91, 160), kept=False), 160.0),
         (in_line(queued(90), told(91, 160, limit=None, queued=True), kept=False), 160.0),
         (in_line(queued(90), told(91, None, limit=None, queued=True), kept=False), None),
         (in_line(queued(90), told(91, 130)), 142.0),
-        (in_line(hold=Hold(until=float("inf"), limit=LIMIT)), 142.0),
+        (in_line(hold=Cooldown(until=float("inf"), limit=LIMIT)), 142.0),
     ],
     ids=["limit", "refunds", "hold", "held", "queued", "unknown", "sooner", "for ever"],
 )
@@ -397,7 +397,7 @@ def test_long_lists_are_cut() -> None:
 @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
 def test_no_moment_is_too_strange(at: float) -> None:
     """Whatever moment a server names, the picture is JSON, and the twin has words for it."""
-    state = after(queued(), sent(1), refused(2, at), limits(0, Hold(until=at, limit=None)))
+    state = after(queued(), sent(1), refused(2, at), limits(0, Cooldown(until=at, limit=None)))
     json.dumps(picture(state, 2.0, WALL), allow_nan=False)
     assert "waiting" in status(state, 2.0, WALL)
 
@@ -480,9 +480,9 @@ def test_what_was_only_refused_has_no_unknown_cost() -> None:
 
 def test_who_waits_in_line_is_looked_up() -> None:
     """A line knows whether the server keeps what it was asked for: only if it tells of limits."""
-    bucket = Bucket()
-    blind = replace(known(bucket, 0.0), waiting=2, asked=90.0)
-    lines = _lines({f"{MODEL} at x": replace(blind, told=True), "other at x": blind})
+    bucket = LimitModel()
+    blind = replace(limit_state(bucket, 0.0), waiting=2, waiting_tokens=90.0)
+    lines = _lines({f"{MODEL} at x": replace(blind, declared=True), "other at x": blind})
     assert lines == {
         f"x {MODEL}": Line(waiting=2, asked=90.0),
         "x other": Line(waiting=2, asked=90.0, kept=False),

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.shares import LEASE
-from nbcodex.ratelimit.stores import UnreachableError, fallback, open_store, redis
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import RateLimiter
+from nbcodex.ratelimit.sharing import LEASE
+from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, fallback, redis
 from nbcodex.ratelimit.stores.fallback import Fallback
-from nbcodex.ratelimit.stores.memory import MemoryStore
 from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.worker import open_store
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server
 from tests.servers.processes import free_port
@@ -37,9 +37,9 @@ class Shaky(MemoryStore):
         super().__init__()
         self.up, self.checks, self.done = True, 0, 0
 
-    def deal(self, name: str, deed: Callable[[Any], Any]) -> Any:
+    def transaction(self, name: str, deed: Callable[[Any], Any]) -> Any:
         self.done += 1
-        result = super().deal(name, deed)
+        result = super().transaction(name, deed)
         if not self.up:
             raise UnreachableError("Redis cannot be reached.")
         return result
@@ -71,7 +71,7 @@ def shaky() -> Shaky:
 @pytest.fixture
 def store(shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fallback]:
     monkeypatch.setattr(fallback, "GRACE", 0.01)
-    with closing(Fallback(shaky, MemoryStore(), say=said.append, stay=0.0)) as made:
+    with closing(Fallback(shaky, MemoryStore(), notify=said.append, stay=0.0)) as made:
         yield made
 
 
@@ -91,7 +91,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_the_shared_store_is_used_as_long_as_it_can_be(store: Fallback, said: list[str]) -> None:
     """Nothing is said, and nothing is done twice."""
-    assert [store.deal("b", count) for _ in range(3)] == [1, 2, 3]
+    assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
     assert said == []
 
 
@@ -100,19 +100,19 @@ def test_without_the_shared_store_the_own_one_is_used(
 ) -> None:
     """Deeds go on, and it is said once why."""
     shaky.up = False
-    assert [store.deal("b", count) for _ in range(3)] == [1, 2, 3]
+    assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
     assert len(said) == 1
     assert said[0].startswith("Redis cannot be reached.")
 
 
 def test_it_comes_back_by_itself(shaky: Shaky, store: Fallback, said: list[str]) -> None:
     """When it answers again it is used again, and that is said."""
-    store.deal("b", count)
+    store.transaction("b", count)
     shaky.up = False
-    assert store.deal("b", count) == 1
+    assert store.transaction("b", count) == 1
     shaky.up = True
     before = shaky.done
-    until(lambda: store.deal("other", count) > 0 and shaky.done > before)
+    until(lambda: store.transaction("other", count) > 0 and shaky.done > before)
     assert len(said) == 2
     assert "again" in said[1]
 
@@ -123,10 +123,10 @@ def test_a_store_that_comes_and_goes_is_spoken_of_once(
     """A flood of messages helps nobody."""
     for _ in range(5):
         shaky.up = False
-        store.deal("b", count)
+        store.transaction("b", count)
         shaky.up = True
         before = shaky.done
-        until(lambda before=before: store.deal("b", count) > 0 and shaky.done > before)  # type: ignore[misc]
+        until(lambda before=before: store.transaction("b", count) > 0 and shaky.done > before)  # type: ignore[misc]
     assert len(said) == 2
 
 
@@ -136,14 +136,14 @@ def test_who_has_fallen_back_stays_until_its_lease_is_over(
     """Or what it had under way there would be counted for ever."""
     monkeypatch.setattr(fallback, "GRACE", 0.01)
     assert fallback.STAY > LEASE
-    with closing(Fallback(shaky, MemoryStore(), say=said.append)) as store:
-        store.deal("b", count)
+    with closing(Fallback(shaky, MemoryStore(), notify=said.append)) as store:
+        store.transaction("b", count)
         shaky.up = False
-        store.deal("b", count)
+        store.transaction("b", count)
         shaky.up, checks = True, shaky.checks
         until(lambda: shaky.checks > checks)
         done = shaky.done
-        store.deal("b", count)
+        store.transaction("b", count)
         assert shaky.done == done
 
 
@@ -152,13 +152,15 @@ def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
 ) -> None:
     """A reservation of the shared store counts nothing in the own one, nor the other way round."""
     own = store._local
-    ledger = Ledger(store, holder="me")
-    given = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 1.0)
-    assert isinstance(given, Reservation)
+    ledger = RateLimiter(store, holder="me")
+    given = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 1.0)
+    assert isinstance(given, Permit)
     shaky.up = False
-    ledger.admit(given, None, 2.0)
-    ledger.cancel(given, 3.0)
-    told = own.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.at_once))
+    ledger.observe(given, None, 2.0)
+    ledger.release(given, 3.0)
+    told = own.transaction(
+        "b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.at_once)
+    )
     assert told == (0, 0, 1)
 
 
@@ -171,21 +173,21 @@ class Rig:
     def __init__(self, url: Secret) -> None:
         self.said: list[str] = []
         self.longest = 0.0
-        self.store = Fallback(RedisStore(url), MemoryStore(), say=self.said.append, stay=0.0)
+        self.store = Fallback(RedisStore(url), MemoryStore(), notify=self.said.append, stay=0.0)
 
-    def deal(self) -> int:
+    def transaction(self) -> int:
         began = time.monotonic()
         try:
-            return self.store.deal("b", count)
+            return self.store.transaction("b", count)
         finally:
             self.longest = max(self.longest, time.monotonic() - began)
 
     def fallen(self) -> bool:
-        self.deal()
+        self.transaction()
         return len(self.said) == 1
 
     def back(self) -> bool:
-        self.deal()
+        self.transaction()
         return len(self.said) == 2
 
 
@@ -207,7 +209,7 @@ def test_a_killed_redis_is_done_without_until_it_is_started_again(own_redis: Red
     """Killed in mid-run and started again: nothing fails, nothing waits long, both are said."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
-        assert [rig.deal() for _ in range(3)] == [1, 2, 3]
+        assert [rig.transaction() for _ in range(3)] == [1, 2, 3]
         own_redis.stop()
         until(rig.fallen)
         assert "cannot be reached" in rig.said[0]
@@ -221,7 +223,7 @@ def test_a_redis_that_hangs_is_not_waited_for(own_redis: RedisServer) -> None:
     """Stopped by a signal, it takes connections and answers none; then it goes on."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
-        rig.deal()
+        rig.transaction()
         own_redis.send(signal.SIGSTOP)
         until(rig.fallen)
         assert "does not answer" in rig.said[0]
@@ -238,9 +240,9 @@ def test_a_dropped_connection_is_no_reason_to_fall_back(
     monkeypatch.setattr(fallback, "GRACE", PATIENT)
     rig = Rig(own_redis.url())
     with closing(rig.store):
-        rig.deal()
+        rig.transaction()
         own_redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert rig.deal() == 2
+        assert rig.transaction() == 2
     assert rig.said == []
 
 
@@ -249,7 +251,7 @@ def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
     """Nobody listens there: this machine's own store is used, and it is said."""
     rig = Rig(Secret(f"redis://127.0.0.1:{free_port()}"))
     with closing(rig.store):
-        assert [rig.deal(), rig.deal()] == [1, 2]
+        assert [rig.transaction(), rig.transaction()] == [1, 2]
     assert len(rig.said) == 1
     assert rig.longest < fallback.FIRST + BUSY
 
@@ -259,7 +261,7 @@ def test_a_server_that_says_nothing_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
         with closing(rig.store):
-            rig.deal()
+            rig.transaction()
     assert rig.longest < fallback.FIRST + BUSY
 
 
@@ -286,7 +288,7 @@ def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
     """Memory runs out in mid-run, or a password is asked for; then it is mended."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
-        rig.deal()
+        rig.transaction()
         for words in spoil:
             own_redis.ask(*words)
         until(rig.fallen)
@@ -299,9 +301,9 @@ def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
 def test_a_url_leads_to_redis(own_redis: RedisServer, tmp_path: Path) -> None:
     """`open_store` returns a store that two hosts share."""
     made = [
-        open_store(tmp_path / host, redis_url=own_redis.url(), say=pytest.fail) for host in "ab"
+        open_store(tmp_path / host, redis_url=own_redis.url(), notify=pytest.fail) for host in "ab"
     ]
-    assert [store.deal("b", count) for store in made] == [1, 2]
+    assert [store.transaction("b", count) for store in made] == [1, 2]
     for store in made:
         assert isinstance(store, Fallback)
         store.close()

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Gauge, Limit, Snapshot, Usage
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold
-from nbcodex.ratelimit.shares import LEASE, Shared
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
+from nbcodex.ratelimit.sharing import LEASE, SharedModel
+from nbcodex.ratelimit.stores import MemoryStore
 
 SNAPSHOT = Snapshot(at=1.5, tokens=Gauge(limit=600.0, remaining=500.0))
 USAGE = Usage(input_tokens=10, output_tokens=40)
@@ -21,38 +20,38 @@ USAGE = Usage(input_tokens=10, output_tokens=40)
 class Twice(MemoryStore):
     """A store that does each deed on a copy first, as one does that another was faster than."""
 
-    def deal(self, name: str, deed: Callable[[Shared], Any]) -> Any:
+    def transaction(self, name: str, deed: Callable[[SharedModel], Any]) -> Any:
         import copy
 
-        deed(copy.deepcopy(self._kept.setdefault(name, Shared())))
-        return super().deal(name, deed)
+        deed(copy.deepcopy(self._models.setdefault(name, SharedModel())))
+        return super().transaction(name, deed)
 
 
-def taken(ledger: Ledger, now: float) -> Reservation:
-    given = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), now)
-    assert isinstance(given, Reservation)
+def taken(ledger: RateLimiter, now: float) -> Permit:
+    given = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), now)
+    assert isinstance(given, Permit)
     return given
 
 
 def counts(store: MemoryStore) -> tuple[int, int, float]:
-    bucket = store.deal("b", lambda shared: shared.bucket)
+    bucket = store.transaction("b", lambda shared: shared.bucket)
     return bucket.unheard, bucket.output.under_way, bucket.output.starts
 
 
 def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
     """Its number and its marks mean nothing in the new one, which goes on learning from its own."""
-    ledger = Ledger(MemoryStore(), holder="me")
+    ledger = RateLimiter(MemoryStore(), holder="me")
     for second in range(50):
         given = taken(ledger, float(second))
-        ledger.admit(given, SNAPSHOT, float(second))
+        ledger.observe(given, SNAPSHOT, float(second))
         ledger.settle(given, USAGE, float(second))
     astray, store = taken(ledger, 60.0), MemoryStore()
-    ledger.use(store)
+    ledger.use_store(store)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
     ledger.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
     fresh = taken(ledger, 62.0)
-    ledger.admit(fresh, Snapshot(at=62.0, tokens=Gauge(limit=60.0, remaining=50.0)), 62.0)
-    bucket = store.deal("b", lambda shared: shared.bucket)
+    ledger.observe(fresh, Snapshot(at=62.0, tokens=Gauge(limit=60.0, remaining=50.0)), 62.0)
+    bucket = store.transaction("b", lambda shared: shared.bucket)
     assert (bucket.tokens.tank.limit, bucket.tokens.tank.level) == (60, 50)
 
 
@@ -60,13 +59,13 @@ def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
 def test_a_holder_that_was_silent_for_too_long_loses_no_news(witness: str) -> None:
     """It was taken for dead, by itself or another; its answer tells of the limits all the same."""
     store = MemoryStore()
-    ledger = Ledger(store, holder="me")
+    ledger = RateLimiter(store, holder="me")
     given, late = taken(ledger, 1.0), 1.0 + 2 * LEASE
-    store.deal("b", lambda shared: shared.share(witness, late))
+    store.transaction("b", lambda shared: shared.share(witness, late))
     assert counts(store) == (0, 0, 0.0)
-    ledger.admit(given, SNAPSHOT, late + 1)
+    ledger.observe(given, SNAPSHOT, late + 1)
     assert counts(store) == (0, 1, 1.0)
-    assert store.deal("b", lambda shared: shared.bucket.tokens.tank.limit) == 600
+    assert store.transaction("b", lambda shared: shared.bucket.tokens.tank.limit) == 600
     ledger.settle(given, USAGE, late + 2)
     assert counts(store) == (0, 0, 0.0)
 
@@ -74,33 +73,33 @@ def test_a_holder_that_was_silent_for_too_long_loses_no_news(witness: str) -> No
 def test_an_answer_from_a_bucket_that_was_lost_changes_no_number() -> None:
     """Its marks mean nothing in the new one, and it is counted nowhere."""
     store = MemoryStore()
-    ledger = Ledger(store, holder="me")
+    ledger = RateLimiter(store, holder="me")
     given = taken(ledger, 1.0)
-    store._kept.clear()
-    ledger.admit(given, SNAPSHOT, 2.0)
+    store._models.clear()
+    ledger.observe(given, SNAPSHOT, 2.0)
     ledger.settle(given, USAGE, 3.0)
     assert counts(store) == (0, 0, 0.0)
-    assert not store.deal("b", lambda shared: shared.bucket.tokens.tank.known)
+    assert not store.transaction("b", lambda shared: shared.bucket.tokens.tank.known)
 
 
 def test_a_deed_that_is_done_again_counts_once() -> None:
     """A store whose deeds are done twice ends with the same numbers as one where they are not."""
     ends = []
     for store in (MemoryStore(), Twice()):
-        ledger = Ledger(store, holder="me")
+        ledger = RateLimiter(store, holder="me")
         given = taken(ledger, 1.0)
-        ledger.admit(given, SNAPSHOT, 2.0)
+        ledger.observe(given, SNAPSHOT, 2.0)
         other = taken(ledger, 2.0)
         ledger.settle(given, USAGE, 3.0)
         ledger.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
-        ends.append((store.deal("b", lambda shared: shared.bucket), other.marks))
+        ends.append((store.transaction("b", lambda shared: shared.bucket), other.marks))
     assert ends[0] == ends[1]
 
 
 def test_a_hold_lasts_as_long_for_other_holders() -> None:
     """What a refusal seems to leave in debt is reckoned after the hold, not on top of it."""
     store = MemoryStore()
-    refused, other = Ledger(store, holder="me"), Ledger(store, holder="another")
+    refused, other = RateLimiter(store, holder="me"), RateLimiter(store, holder="another")
     given = taken(refused, 1.0)
     full = Gauge(limit=600.0, remaining=0.0, full_in=60.0)
     refused.refuse(
@@ -110,6 +109,6 @@ def test_a_hold_lasts_as_long_for_other_holders() -> None:
         snapshot=Snapshot(at=1.1, tokens=full),
         now=1.1,
     )
-    held = other.reserve(other.listen("b", Cost(10, 90), lambda: None), 2.0)
-    assert isinstance(held, Hold)
+    held = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)
+    assert isinstance(held, Cooldown)
     assert held.until == 9.0

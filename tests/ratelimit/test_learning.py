@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import Gauge, Limit, Snapshot
-from nbcodex.ratelimit.bucket import Bucket
-from nbcodex.ratelimit.output import Output
-from nbcodex.ratelimit.reservation import Cost
-from nbcodex.ratelimit.shares import Shared
-from nbcodex.ratelimit.told import refused, told_by
+from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
+from nbcodex.ratelimit.limit_model import LimitModel
+from nbcodex.ratelimit.refusals import figures_from_reading, read_refusal
+from nbcodex.ratelimit.sharing import SharedModel
 
 
 def test_short_answers_do_not_mislead() -> None:
     """While most answers are still under way, the few that have ended do not stand for all."""
-    output = Output()
+    output = OutputEstimator()
     for _ in range(100):
         output.begin(1000, 0.0)
     for _ in range(10):
@@ -30,20 +29,24 @@ def test_short_answers_do_not_mislead() -> None:
 
 def test_an_empty_bucket_can_be_in_debt() -> None:
     """Nothing left, and longer than a minute to full: the rest of the wait is a debt."""
-    assert told_by(Gauge(limit=600, remaining=0, full_in=70.0)) == (600, 10, pytest.approx(-100))
+    assert figures_from_reading(Gauge(limit=600, remaining=0, full_in=70.0)) == (
+        600,
+        10,
+        pytest.approx(-100),
+    )
 
 
 def test_a_rate_is_read_off_the_time_to_full() -> None:
     """Where enough is gone, the time to full tells the rate; else it is a minute's."""
-    assert told_by(Gauge(limit=600, remaining=300, full_in=60.0)) == (600, 5, 300)
-    assert told_by(Gauge(limit=600, remaining=599, full_in=60.0)) == (600, 10, 599)
+    assert figures_from_reading(Gauge(limit=600, remaining=300, full_in=60.0)) == (600, 5, 300)
+    assert figures_from_reading(Gauge(limit=600, remaining=599, full_in=60.0)) == (600, 10, 599)
 
 
 def test_a_message_outweighs_headers() -> None:
     """The figures of a refusal's message are exact, and may show a debt; headers cannot."""
     snapshot = Snapshot(at=0.0, tokens=Gauge(limit=600, remaining=0))
     limit = Limit(resource="tokens", window=60.0, limit=600, used=650, requested=10)
-    told = refused(limit, snapshot)
+    told = read_refusal(limit, snapshot)
     assert told
     assert told.gauge.remaining == -50
     assert not told.hidden
@@ -52,39 +55,39 @@ def test_a_message_outweighs_headers() -> None:
 def test_a_refusal_of_what_is_there_is_hidden() -> None:
     """There was enough: a shorter window refused it."""
     limit = Limit(resource="tokens", window=60.0, limit=600, used=50, requested=10)
-    told = refused(limit, None)
+    told = read_refusal(limit, None)
     assert told
     assert told.hidden
 
 
 def test_who_was_idle_has_no_claim() -> None:
     """A holder that comes back is served like the others from then on, not before them."""
-    shared = Shared()
+    shared = SharedModel()
     for second in range(20):
-        shared.moment("busy", Cost(10, 90), float(second), asked=200)
+        shared.earliest_start("busy", Cost(10, 90), float(second), asked=200)
         shared.take("b", "busy", Cost(10, 90), float(second))
     shared.share("idle", 19.0)
-    shared.moment("busy", Cost(10, 90), 20.0, asked=200)
-    shared.moment("idle", Cost(10, 90), 20.0, asked=200)
+    shared.earliest_start("busy", Cost(10, 90), 20.0, asked=200)
+    shared.earliest_start("idle", Cost(10, 90), 20.0, asked=200)
     assert shared.holders["idle"].served == shared.holders["busy"].served - 100
 
 
 def test_who_was_served_alone_owes_nothing() -> None:
     """A newcomer begins where the one that went last did, also if that has nobody waiting then."""
-    shared = Shared()
+    shared = SharedModel()
     for second in range(600):
-        shared.moment("old", Cost(10, 90), float(second), asked=100)
+        shared.earliest_start("old", Cost(10, 90), float(second), asked=100)
         shared.take("b", "old", Cost(10, 90), float(second))
-    shared.moment("new", Cost(10, 90), 602.0, asked=60_000)
+    shared.earliest_start("new", Cost(10, 90), 602.0, asked=60_000)
     for _ in range(2):
         shared.take("b", "new", Cost(10, 90), 602.0)
-    shared.moment("old", Cost(10, 90), 602.1, asked=100)
+    shared.earliest_start("old", Cost(10, 90), 602.1, asked=100)
     assert shared.holders["old"].served < shared.holders["new"].served
 
 
-def known_bucket(*, tokens: float, requests: float) -> Bucket:
+def known_bucket(*, tokens: float, requests: float) -> LimitModel:
     """Return a full bucket whose limits are known."""
-    bucket = Bucket()
+    bucket = LimitModel()
     first = bucket.take("b", Cost(0, 0), 0.0)
     gauges = [Gauge(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)]
     bucket.admit(first, Snapshot(at=0.0, tokens=gauges[0], requests=gauges[1]), 0.0)

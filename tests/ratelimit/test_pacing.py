@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
 from nbcodex.models import Gauge, Limit, Snapshot, Usage
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold
-from nbcodex.ratelimit.stores.memory import MemoryStore
-from nbcodex.ratelimit.tank import UNSEEN
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
+from nbcodex.ratelimit.stores import MemoryStore
+from nbcodex.ratelimit.token_bucket import UNSEEN
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.kernels import beat, fairness
 from tests.benchmarks.kernels import run as run_kernels
@@ -33,12 +32,12 @@ class Watched(MemoryStore):
     """A store that lets a test look in."""
 
     def bucket(self) -> Any:
-        return self.deal(BUCKET, lambda shared: shared.bucket)
+        return self.transaction(BUCKET, lambda shared: shared.bucket)
 
 
 def crowd(knobs: Knobs, prompts: list[Prompt], seed: int = 0) -> tuple[World, Client, Watched]:
     world, store = World(Heap(), knobs, seed), Watched()
-    client = Client(world, Ledger(store), prompts, seed)
+    client = Client(world, RateLimiter(store), prompts, seed)
     return world, client, store
 
 
@@ -127,37 +126,37 @@ def test_first_come_first_served() -> None:
 
 def test_the_first_goes_alone() -> None:
     """Nobody follows the first request before its headers are read."""
-    ledger = Ledger()
-    first, second = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
-    sent = ledger.reserve(first, 100.0)
-    assert isinstance(sent, Reservation)
-    assert isinstance(ledger.reserve(second, 100.5), Hold)
+    ledger = RateLimiter()
+    first, second = (ledger.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.try_acquire(first, 100.0)
+    assert isinstance(sent, Permit)
+    assert isinstance(ledger.try_acquire(second, 100.5), Cooldown)
     gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
-    assert isinstance(ledger.reserve(second, 101.0), Reservation)
+    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    assert isinstance(ledger.try_acquire(second, 101.0), Permit)
 
 
 def test_a_refused_one_keeps_its_place() -> None:
     """The refused request is the first to go after the hold, and nobody goes sooner."""
-    ledger = Ledger()
-    tickets = [ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(3)]
-    sent = ledger.reserve(tickets[0], 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter()
+    tickets = [ledger.enqueue("b", Cost(10, 90), lambda: None) for _ in range(3)]
+    sent = ledger.try_acquire(tickets[0], 100.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=550, requested=100)
     hold = ledger.refuse(sent, until=105.0, limit=limit, snapshot=None, now=100.1)
-    ledger.again(tickets[0])
-    assert hold == Hold(105.0, limit)
-    assert all(isinstance(ledger.reserve(t, 104.9), Hold) for t in tickets)
-    assert isinstance(ledger.reserve(tickets[1], 105.6), Hold)
-    assert isinstance(ledger.reserve(tickets[0], 105.6), Reservation)
+    ledger.requeue(tickets[0])
+    assert hold == Cooldown(105.0, limit)
+    assert all(isinstance(ledger.try_acquire(t, 104.9), Cooldown) for t in tickets)
+    assert isinstance(ledger.try_acquire(tickets[1], 105.6), Cooldown)
+    assert isinstance(ledger.try_acquire(tickets[0], 105.6), Permit)
 
 
 def test_a_probe_that_is_refused_changes_nothing() -> None:
     """Retry now goes through the hold; its refusal leaves the hold as it was."""
-    ledger = Ledger()
-    first, other = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
-    sent = ledger.reserve(first, 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter()
+    first, other = (ledger.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.try_acquire(first, 100.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
     ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
     probe = ledger.probe(other, 102.0)
@@ -167,9 +166,9 @@ def test_a_probe_that_is_refused_changes_nothing() -> None:
 def test_a_day_s_limit_only_closes() -> None:
     """A refusal of the day's limit teaches nothing about the minute's."""
     store = Watched()
-    ledger = Ledger(store)
-    sent = ledger.reserve(ledger.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter(store)
+    sent = ledger.try_acquire(ledger.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
     ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=100.1)
     assert store.bucket().until == 500.0
@@ -180,15 +179,15 @@ def test_a_day_s_limit_only_closes() -> None:
 def test_what_is_refused_is_not_charged() -> None:
     """A request that another limit refused gives back what it took from the minute's."""
     store = Watched()
-    ledger = Ledger(store)
-    first, second = (ledger.listen(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
-    sent = ledger.reserve(first, 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter(store)
+    first, second = (ledger.enqueue(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
+    sent = ledger.try_acquire(first, 100.0)
+    assert isinstance(sent, Permit)
     gauge = Gauge(limit=6000, remaining=3000, full_in=30.0)
-    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
     before = store.bucket().tokens.tank.level_at(102.0)
-    sent = ledger.reserve(second, 102.0)
-    assert isinstance(sent, Reservation)
+    sent = ledger.try_acquire(second, 102.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=86_400.0, limit=200, used=200, requested=100)
     ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=102.0)
     assert store.bucket().tokens.tank.level_at(102.0) == pytest.approx(before)
@@ -203,46 +202,46 @@ def test_a_bucket_is_not_left_in_debt() -> None:
 
 def test_what_can_never_fit_is_refused_at_once() -> None:
     """A prompt larger than the limit fails with the figures, and is not sent."""
-    ledger = Ledger()
-    sent = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter()
+    sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
     gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-    ledger.admit(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
     with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
-        ledger.reserve(ledger.listen("b", Cost(5000, 90), lambda: None), 101.0)
+        ledger.try_acquire(ledger.enqueue("b", Cost(5000, 90), lambda: None), 101.0)
 
 
 def test_a_limit_told_long_ago_refuses_nothing_here() -> None:
     """The account may have been given a larger limit meanwhile: the server decides."""
-    ledger = Ledger()
-    sent = ledger.reserve(ledger.listen("b", Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
-    ledger.admit(sent, Snapshot(at=101.0, tokens=Gauge(limit=1000, remaining=900)), 101.0)
+    ledger = RateLimiter()
+    sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
+    ledger.observe(sent, Snapshot(at=101.0, tokens=Gauge(limit=1000, remaining=900)), 101.0)
     ledger.settle(sent, Usage(input_tokens=10, output_tokens=90), 102.0)
-    leave = ledger.reserve(ledger.listen("b", Cost(5000, 90), lambda: None), 4000.0)
-    assert isinstance(leave, Reservation)
+    leave = ledger.try_acquire(ledger.enqueue("b", Cost(5000, 90), lambda: None), 4000.0)
+    assert isinstance(leave, Permit)
 
 
 def test_what_short_prompts_count_for_refuses_no_long_one() -> None:
     """A fixed charge on each prompt makes short ones count fourfold, and a long one hardly more."""
-    ledger, gauge = Ledger(), Gauge(limit=30_000, remaining=29_000, full_in=2.0)
+    ledger, gauge = RateLimiter(), Gauge(limit=30_000, remaining=29_000, full_in=2.0)
     for second in range(100, 200):
-        sent = ledger.reserve(ledger.listen("b", Cost(12, 50), lambda: None), second)
-        assert isinstance(sent, Reservation)
-        ledger.admit(sent, Snapshot(at=second, tokens=gauge), second)
+        sent = ledger.try_acquire(ledger.enqueue("b", Cost(12, 50), lambda: None), second)
+        assert isinstance(sent, Permit)
+        ledger.observe(sent, Snapshot(at=second, tokens=gauge), second)
         ledger.settle(sent, Usage(input_tokens=52, output_tokens=5), second)
-    ledger.reserve(ledger.listen("b", Cost(12_000, 50), lambda: None), 201.0)
+    ledger.try_acquire(ledger.enqueue("b", Cost(12_000, 50), lambda: None), 201.0)
 
 
 def test_what_was_let_in_once_is_not_refused_here() -> None:
     """A server that states a limit smaller than what it lets in is not believed."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     for at in (100.0, 900.0):
-        ticket = ledger.listen("b", Cost(5000, 90), lambda: None)
-        sent = ledger.reserve(ticket, at)
-        assert isinstance(sent, Reservation)
+        ticket = ledger.enqueue("b", Cost(5000, 90), lambda: None)
+        sent = ledger.try_acquire(ticket, at)
+        assert isinstance(sent, Permit)
         gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-        ledger.admit(sent, Snapshot(at=at + 1, tokens=gauge), at + 1)
+        ledger.observe(sent, Snapshot(at=at + 1, tokens=gauge), at + 1)
 
 
 numbers = st.floats(0, 1e15)
@@ -275,19 +274,19 @@ histories = st.lists(
 )
 
 
-def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[Ledger, float]:
+def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, float]:
     """Return a ledger that was told all this, one thing every 100 s, and the time."""
-    ledger, now = Ledger(), 1000.0
+    ledger, now = RateLimiter(), 1000.0
     for what, snapshot, limit in says:
         now += 100
-        sent = ledger.probe(ledger.listen("b", Cost(1, 10), lambda: None), now)
+        sent = ledger.probe(ledger.enqueue("b", Cost(1, 10), lambda: None), now)
         match what:
             case "admit":
-                ledger.admit(sent, snapshot, now + 1)
+                ledger.observe(sent, snapshot, now + 1)
             case "settle":
                 ledger.settle(sent, Usage(input_tokens=10**9, output_tokens=10**9), now + 1)
             case "cancel":
-                ledger.cancel(sent, now + 1)
+                ledger.release(sent, now + 1)
             case "refuse":
                 sent.probe = False
                 ledger.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
@@ -298,8 +297,8 @@ def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[Ledger, float]:
 def test_whatever_a_server_says_there_is_a_moment(says: list[tuple[str, Any, Any]]) -> None:
     """No header and no message makes the ledger raise, or wait for ever."""
     ledger, now = lived_through(says)
-    leave = ledger.reserve(ledger.listen("b", Cost(1e-9, 10), lambda: None), now)
-    assert isinstance(leave, Reservation) or now < leave.until < math.inf
+    leave = ledger.try_acquire(ledger.enqueue("b", Cost(1e-9, 10), lambda: None), now)
+    assert isinstance(leave, Permit) or now < leave.until < math.inf
 
 
 of_a_minute = st.lists(
@@ -318,32 +317,32 @@ def test_whatever_a_server_has_said_the_truth_outweighs_it(
 ) -> None:
     """Headers that tell the truth are believed: nobody waits longer than a bucket takes to fill."""
     ledger, now = lived_through(says)
-    sent = ledger.probe(ledger.listen("b", Cost(20, 80), lambda: None), now)
+    sent = ledger.probe(ledger.enqueue("b", Cost(20, 80), lambda: None), now)
     tokens = Gauge(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
     requests = Gauge(limit=60, remaining=30, full_in=30)
-    ledger.admit(sent, Snapshot(at=now, tokens=tokens, requests=requests), now)
+    ledger.observe(sent, Snapshot(at=now, tokens=tokens, requests=requests), now)
     ledger.settle(sent, Usage(input_tokens=20, output_tokens=80), now)
-    leave = ledger.reserve(ledger.listen("b", Cost(0, asked * 3_000), lambda: None), now)
-    assert isinstance(leave, Reservation) or leave.until <= now + 60 + UNSEEN
+    leave = ledger.try_acquire(ledger.enqueue("b", Cost(0, asked * 3_000), lambda: None), now)
+    assert isinstance(leave, Permit) or leave.until <= now + 60 + UNSEEN
 
 
 def test_one_goes_when_the_server_said() -> None:
     """After a hold the first goes at its end, whatever is reckoned; others when there is room."""
-    ledger = Ledger()
-    tickets = [ledger.listen("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
-    sent = ledger.reserve(tickets[0], 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter()
+    tickets = [ledger.enqueue("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
+    sent = ledger.try_acquire(tickets[0], 100.0)
+    assert isinstance(sent, Permit)
     gauge = Gauge(limit=6_000, remaining=6_000)
-    ledger.admit(sent, Snapshot(at=100.2, tokens=gauge), 100.2)
-    sent = ledger.reserve(tickets[1], 100.3)
-    assert isinstance(sent, Reservation)
+    ledger.observe(sent, Snapshot(at=100.2, tokens=gauge), 100.2)
+    sent = ledger.try_acquire(tickets[1], 100.3)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
     ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
-    ledger.again(tickets[1])
-    assert isinstance(ledger.reserve(tickets[1], 109.9), Hold)
-    assert isinstance(ledger.reserve(tickets[1], 110.0), Reservation)
-    later = ledger.reserve(tickets[2], 111.0)
-    assert isinstance(later, Hold)
+    ledger.requeue(tickets[1])
+    assert isinstance(ledger.try_acquire(tickets[1], 109.9), Cooldown)
+    assert isinstance(ledger.try_acquire(tickets[1], 110.0), Permit)
+    later = ledger.try_acquire(tickets[2], 111.0)
+    assert isinstance(later, Cooldown)
     assert later.until > 140.0
 
 
@@ -351,53 +350,55 @@ def test_one_goes_when_the_server_said() -> None:
 def test_what_was_promised_to_a_dead_kernel_is_the_next_one_s(output: float, goes: bool) -> None:
     """At a hold's end the server has room for what it refused, whoever asks for that now."""
     store = Watched()
-    dead, alive = (Ledger(store, holder=name) for name in ("dead", "alive"))
-    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 5_000), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
-    dead.admit(sent, Snapshot(at=100.2, tokens=Gauge(limit=6_000, remaining=6_000)), 100.2)
-    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 5_000), lambda: None), 100.3)
-    assert isinstance(sent, Reservation)
+    dead, alive = (RateLimiter(store, holder=name) for name in ("dead", "alive"))
+    sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 5_000), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
+    dead.observe(sent, Snapshot(at=100.2, tokens=Gauge(limit=6_000, remaining=6_000)), 100.2)
+    sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 5_000), lambda: None), 100.3)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
     dead.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
-    ticket = alive.listen(BUCKET, Cost(10, output), lambda: None)
-    assert isinstance(alive.reserve(ticket, 103.0), Hold)
-    assert isinstance(alive.reserve(ticket, 110.0), Reservation if goes else Hold)
+    ticket = alive.enqueue(BUCKET, Cost(10, output), lambda: None)
+    assert isinstance(alive.try_acquire(ticket, 103.0), Cooldown)
+    assert isinstance(alive.try_acquire(ticket, 110.0), Permit if goes else Cooldown)
 
 
 def test_a_promise_is_kept_to_whom_it_was_made() -> None:
     """As long as that one lives, others wait until there is room for both."""
     store = Watched()
-    first, other = (Ledger(store, holder=name) for name in ("first", "other"))
-    ticket = first.listen(BUCKET, Cost(10, 5_000), lambda: None)
-    sent = first.reserve(ticket, 100.0)
-    assert isinstance(sent, Reservation)
+    first, other = (RateLimiter(store, holder=name) for name in ("first", "other"))
+    ticket = first.enqueue(BUCKET, Cost(10, 5_000), lambda: None)
+    sent = first.try_acquire(ticket, 100.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
     first.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
-    first.again(ticket)
-    first.beat(108.0)
-    assert isinstance(other.reserve(other.listen(BUCKET, Cost(10, 5_000), int), 110.0), Hold)
-    assert isinstance(first.reserve(ticket, 110.0), Reservation)
+    first.requeue(ticket)
+    first.heartbeat(108.0)
+    assert isinstance(
+        other.try_acquire(other.enqueue(BUCKET, Cost(10, 5_000), int), 110.0), Cooldown
+    )
+    assert isinstance(first.try_acquire(ticket, 110.0), Permit)
 
 
-def refused_without_figures(ledger: Ledger, at: float, count: int) -> None:
+def refused_without_figures(ledger: RateLimiter, at: float, count: int) -> None:
     """Send some at once, all of which are refused for ten seconds by a server without a word."""
-    tickets = [ledger.listen(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
+    tickets = [ledger.enqueue(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
     sent = [ledger.probe(ticket, at) for ticket in tickets]
     for each in sent:
         each.probe = False
         ledger.refuse(each, until=at + 10, limit=None, snapshot=None, now=at)
 
 
-def let_in(ledger: Ledger, at: float, snapshot: Snapshot | None = None) -> None:
+def let_in(ledger: RateLimiter, at: float, snapshot: Snapshot | None = None) -> None:
     """Send one that is let in, and answered at once."""
-    sent = ledger.probe(ledger.listen(BUCKET, Cost(500, 500), lambda: None), at)
-    ledger.admit(sent, snapshot, at)
+    sent = ledger.probe(ledger.enqueue(BUCKET, Cost(500, 500), lambda: None), at)
+    ledger.observe(sent, snapshot, at)
     ledger.settle(sent, Usage(input_tokens=500, output_tokens=500), at)
 
 
 def test_a_pace_that_is_not_used_does_not_grow() -> None:
     """A server without headers: what now and then one request bears out is tried out by nobody."""
-    ledger = Ledger(store := Watched())
+    ledger = RateLimiter(store := Watched())
     for second in range(100, 110):
         let_in(ledger, float(second))
     refused_without_figures(ledger, 110.0, 5)
@@ -409,7 +410,7 @@ def test_a_pace_that_is_not_used_does_not_grow() -> None:
 
 def test_a_guess_is_not_kept_over_a_long_rest() -> None:
     """What was guessed in a bad hour slows nobody down the next day."""
-    ledger = Ledger(store := Watched())
+    ledger = RateLimiter(store := Watched())
     let_in(ledger, 100.0)
     refused_without_figures(ledger, 110.0, 5)
     assert store.bucket().tokens.tank.known
@@ -419,7 +420,7 @@ def test_a_guess_is_not_kept_over_a_long_rest() -> None:
 
 def test_a_guess_is_made_from_the_last_minutes() -> None:
     """Hours of light use do not make the pace small that a burst then shows."""
-    ledger = Ledger(store := Watched())
+    ledger = RateLimiter(store := Watched())
     for number in range(500):
         let_in(ledger, 100.0 + 50 * number)
     at = 100.0 + 50 * 500
@@ -431,71 +432,71 @@ def test_a_guess_is_made_from_the_last_minutes() -> None:
 
 def test_an_odd_refusal_is_forgotten() -> None:
     """A full bucket that has refused once is used fully again when some time has passed."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     full = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(ledger, 100.0, Snapshot(at=100.0, tokens=full))
-    odd = ledger.probe(ledger.listen(BUCKET, Cost(500, 500), lambda: None), 110.0)
+    odd = ledger.probe(ledger.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
     odd.probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
     ledger.refuse(odd, until=130.0, limit=limit, snapshot=None, now=110.0)
     let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=full))
     for number in range(40):
-        ticket = ledger.listen(BUCKET, Cost(500, 500), lambda: None)
-        assert isinstance(ledger.reserve(ticket, 5_001.0 + number / 100), Reservation)
+        ticket = ledger.enqueue(BUCKET, Cost(500, 500), lambda: None)
+        assert isinstance(ledger.try_acquire(ticket, 5_001.0 + number / 100), Permit)
 
 
 def test_a_limit_that_headers_tell_no_more_is_forgotten() -> None:
     """Requests a minute were told once; now only tokens are, and nothing else bounds a job."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     tokens = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(ledger, 100.0, Snapshot(at=100.0, tokens=tokens, requests=Gauge(limit=3, remaining=2)))
     let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=tokens))
     for number in range(20):
-        ticket = ledger.listen(BUCKET, Cost(10, 10), lambda: None)
-        assert isinstance(ledger.reserve(ticket, 5_001.0 + number / 100), Reservation)
+        ticket = ledger.enqueue(BUCKET, Cost(10, 10), lambda: None)
+        assert isinstance(ledger.try_acquire(ticket, 5_001.0 + number / 100), Permit)
 
 
 def test_a_lonely_refusal_without_figures_only_closes() -> None:
     """One request that a gateway refuses waits for the hold, and not for a pace made up from it."""
     store = Watched()
-    ledger = Ledger(store)
-    ticket = ledger.listen(BUCKET, Cost(10, 1000), lambda: None)
-    sent = ledger.reserve(ticket, 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter(store)
+    ticket = ledger.enqueue(BUCKET, Cost(10, 1000), lambda: None)
+    sent = ledger.try_acquire(ticket, 100.0)
+    assert isinstance(sent, Permit)
     ledger.refuse(sent, until=101.0, limit=Limit(), snapshot=None, now=100.1)
-    ledger.again(ticket)
-    assert isinstance(ledger.reserve(ticket, 101.0), Reservation)
+    ledger.requeue(ticket)
+    assert isinstance(ledger.try_acquire(ticket, 101.0), Permit)
     assert not store.bucket().tokens.tank.known
 
 
 def test_a_silent_server_is_asked_again() -> None:
     """A first request that is never heard of does not keep the others for ever."""
-    ledger = Ledger()
-    first, second = (ledger.listen("b", Cost(10, 90), lambda: None) for _ in range(2))
-    ledger.reserve(first, 100.0)
-    hold = ledger.reserve(second, 100.0)
-    assert isinstance(hold, Hold)
+    ledger = RateLimiter()
+    first, second = (ledger.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    ledger.try_acquire(first, 100.0)
+    hold = ledger.try_acquire(second, 100.0)
+    assert isinstance(hold, Cooldown)
     assert hold.until == pytest.approx(110.0)
-    assert isinstance(ledger.reserve(second, hold.until), Reservation)
+    assert isinstance(ledger.try_acquire(second, hold.until), Permit)
 
 
 def test_a_place_given_up_is_the_next_one_s() -> None:
     """Who leaves the head of the row wakes the next."""
-    ledger, woken = Ledger(), []
-    first = ledger.listen("b", Cost(10, 90), lambda: woken.append(1))
-    ledger.listen("b", Cost(10, 90), lambda: woken.append(2))
-    ledger.leave(first)
+    ledger, woken = RateLimiter(), []
+    first = ledger.enqueue("b", Cost(10, 90), lambda: woken.append(1))
+    ledger.enqueue("b", Cost(10, 90), lambda: woken.append(2))
+    ledger.dequeue(first)
     assert woken == [2]
 
 
 def test_settling_twice_counts_once() -> None:
     """A reservation is settled or cancelled once, whatever is said of it later."""
     store = Watched()
-    ledger = Ledger(store)
-    sent = ledger.reserve(ledger.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
+    ledger = RateLimiter(store)
+    sent = ledger.try_acquire(ledger.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
     ledger.settle(sent, Usage(input_tokens=10, output_tokens=5), 103.0)
-    ledger.cancel(sent, 104.0)
+    ledger.release(sent, 104.0)
     ledger.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
     output = store.bucket().output
     assert (output.ended, output.under_way, store.bucket().unheard) == (1, 0, 0)
@@ -516,7 +517,7 @@ def test_the_others_take_what_a_dead_kernel_leaves(policy: Any) -> None:
     """Ten seconds after one of four kernels has died, the others use the whole limit."""
     prompts, store = workload(4000, 5), Watched()
     world = World(Heap(), replace(TOKENS, policy=policy), 5)
-    clients = [Client(world, Ledger(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
+    clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
     for client in clients:
         client.start()
         beat(client, world)
@@ -532,7 +533,7 @@ def test_light_ones_do_not_wait_for_a_heavy_one() -> None:
     """Beside a kernel with thousands of prompts, one with a few hardly waits, once known."""
     prompts, store = workload(2050, 6), Watched()
     world = World(Heap(), replace(TOKENS, policy="refunded"), 6)
-    heavy, light = (Client(world, Ledger(store, holder=n), [], 0) for n in ("heavy", "light"))
+    heavy, light = (Client(world, RateLimiter(store, holder=n), [], 0) for n in ("heavy", "light"))
     heavy.errands = [Errand(heavy, p) for p in prompts[:2000]]
     light.errands = [Errand(light, p) for p in prompts[2000:]]
     heavy.start()
@@ -551,108 +552,108 @@ def test_what_was_learnt_outlives_the_bucket() -> None:
     """Policy, share of output and fit of one job are where the next one begins."""
     world, client, _ = crowd(replace(TOKENS, policy="actual", bias=1.15), workload(1500, 7))
     finish(world, client)
-    told = client.ledger.known(world.heap.now)[BUCKET]
-    assert told.learnt
+    told = client.ledger.limit_states(world.heap.now)[BUCKET]
+    assert told.history
     assert told.tokens
     assert told.tokens.limit == 600_000
     later = Watched()
-    Ledger(later).begin(BUCKET, told.learnt)
+    RateLimiter(later).start_from(BUCKET, told.history)
     bucket = later.bucket()
     assert bucket.tokens.policy == "actual"
-    assert bucket.output.share(0.0) == pytest.approx(told.learnt.share, rel=0.5)
+    assert bucket.output.share(0.0) == pytest.approx(told.history.output_share, rel=0.5)
     assert bucket.fit == pytest.approx(1.15, rel=0.05)
 
 
 def test_a_hold_that_another_kernel_found_over_is_over() -> None:
     """Its probe was let in: whoever waits for the hold's end elsewhere looks again at once."""
     store, woken = MemoryStore(), []
-    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
-    ticket = first.listen("b", Cost(10, 90), lambda: None)
-    refused = first.reserve(ticket, 100.0)
-    assert isinstance(refused, Reservation)
+    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    ticket = first.enqueue("b", Cost(10, 90), lambda: None)
+    refused = first.try_acquire(ticket, 100.0)
+    assert isinstance(refused, Permit)
     first.refuse(refused, until=3700.0, limit=Limit(), snapshot=None, now=100.0)
-    other = second.listen("b", Cost(10, 90), lambda: woken.append(True))
-    assert isinstance(second.reserve(other, 101.0), Hold)
-    second.beat(102.0)
+    other = second.enqueue("b", Cost(10, 90), lambda: woken.append(True))
+    assert isinstance(second.try_acquire(other, 101.0), Cooldown)
+    second.heartbeat(102.0)
     assert not woken
-    first.again(ticket)
+    first.requeue(ticket)
     full = Snapshot(at=110.0, tokens=Gauge(limit=6_000, remaining=5_000))
-    first.admit(first.probe(ticket, 110.0), full, 110.0)
-    second.beat(111.0)
+    first.observe(first.probe(ticket, 110.0), full, 110.0)
+    second.heartbeat(111.0)
     assert woken
-    assert isinstance(second.reserve(other, 111.0), Reservation)
+    assert isinstance(second.try_acquire(other, 111.0), Permit)
 
 
 @pytest.mark.parametrize("over", [True, False])
 def test_one_finds_out_for_all_whether_a_hold_is_over(*, over: bool) -> None:
     """Of those taken up again in another kernel, the first asks the server, and the others wait."""
     store, woken = MemoryStore(), set[int]()
-    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
-    refused = first.reserve(first.listen("b", Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(refused, Reservation)
+    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    refused = first.try_acquire(first.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(refused, Permit)
     first.refuse(refused, until=8_000.0, limit=Limit(), snapshot=None, now=100.0)
-    places = [second.listen("b", Cost(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
-    holds = [second.reserve(place, 3_600.0, hopeful=True) for place in places]
-    assert [isinstance(h, Hold) and (h.inherited, h.queued) for h in holds] == [
+    places = [second.enqueue("b", Cost(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
+    holds = [second.try_acquire(place, 3_600.0, may_probe=True) for place in places]
+    assert [isinstance(h, Cooldown) and (h.inherited, h.queued) for h in holds] == [
         (True, False),
         (False, True),
         (False, True),
     ]
     probe = second.probe(places[0], 3_600.0)
-    next_ = second.reserve(places[1], 3_600.0, hopeful=True)
-    assert isinstance(next_, Hold)
+    next_ = second.try_acquire(places[1], 3_600.0, may_probe=True)
+    assert isinstance(next_, Cooldown)
     assert next_.queued
     woken.clear()
     if over:
         full = Snapshot(at=3_601.0, tokens=Gauge(limit=6_000, remaining=5_000))
-        second.admit(probe, full, 3_601.0)
+        second.observe(probe, full, 3_601.0)
     else:
         second.refuse(probe, until=8_000.0, limit=Limit(), snapshot=None, now=3_601.0)
     assert {1, 2} <= woken
-    leave = second.reserve(places[1], 3_601.0, hopeful=True)
-    assert isinstance(leave, Reservation if over else Hold)
+    leave = second.try_acquire(places[1], 3_601.0, may_probe=True)
+    assert isinstance(leave, Permit if over else Cooldown)
     assert over or not (leave.inherited or leave.queued)
 
 
 def test_who_gives_up_its_place_keeps_no_other_kernel_waiting() -> None:
     """What an interrupted request asked for is nobody's claim, also if its kernel lives on."""
     store = MemoryStore()
-    first, second = (Ledger(store, holder=name) for name in ("a", "b"))
+    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
     for at, ledger, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
-        sent = ledger.reserve(ledger.listen("b", Cost(10, 990), lambda: None), at)
-        assert isinstance(sent, Reservation)
+        sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 990), lambda: None), at)
+        assert isinstance(sent, Permit)
         gauge = Gauge(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
-        ledger.admit(sent, Snapshot(at=at, tokens=gauge), at)
-    given_up = first.listen("b", Cost(50_000, 1_000), lambda: None)
-    first.reserve(given_up, 101.0)
-    first.leave(given_up)
-    first.beat(102.0)
-    waits = second.reserve(second.listen("b", Cost(1_000, 1_000), lambda: None), 102.0)
-    assert isinstance(waits, Hold)
+        ledger.observe(sent, Snapshot(at=at, tokens=gauge), at)
+    given_up = first.enqueue("b", Cost(50_000, 1_000), lambda: None)
+    first.try_acquire(given_up, 101.0)
+    first.dequeue(given_up)
+    first.heartbeat(102.0)
+    waits = second.try_acquire(second.enqueue("b", Cost(1_000, 1_000), lambda: None), 102.0)
+    assert isinstance(waits, Cooldown)
     assert waits.due_at is not None
     assert waits.due_at < 120
 
 
 def test_those_far_back_hear_of_a_hold() -> None:
     """A bucket that closes for long tells everybody who waits, and each learns until when."""
-    ledger, woken = Ledger(), []
-    tickets = [ledger.listen("b", Cost(10, 90), lambda i=i: woken.append(i)) for i in range(3)]
-    sent = ledger.reserve(tickets[0], 100.0)
-    assert isinstance(sent, Reservation)
+    ledger, woken = RateLimiter(), []
+    tickets = [ledger.enqueue("b", Cost(10, 90), lambda i=i: woken.append(i)) for i in range(3)]
+    sent = ledger.try_acquire(tickets[0], 100.0)
+    assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
     ledger.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
     assert {1, 2} <= set(woken)
-    assert ledger.reserve(tickets[2], 101.0) == Hold(110.0, limit)
+    assert ledger.try_acquire(tickets[2], 101.0) == Cooldown(110.0, limit)
 
 
 def test_a_dead_kernel_is_buried() -> None:
     """What a kernel held that gives no sign of life is free again within the lease."""
     store = Watched()
-    dead, alive = Ledger(store, holder="dead"), Ledger(store, holder="alive")
-    sent = dead.reserve(dead.listen(BUCKET, Cost(10, 90), lambda: None), 100.0)
-    assert isinstance(sent, Reservation)
-    alive.listen(BUCKET, Cost(10, 90), lambda: None)
-    alive.beat(104.0)
+    dead, alive = RateLimiter(store, holder="dead"), RateLimiter(store, holder="alive")
+    sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
+    alive.enqueue(BUCKET, Cost(10, 90), lambda: None)
+    alive.heartbeat(104.0)
     assert store.bucket().output.under_way == 1
-    alive.beat(106.0)
+    alive.heartbeat(106.0)
     assert (store.bucket().output.under_way, store.bucket().unheard) == (0, 0)

@@ -16,19 +16,15 @@ import pytest
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Gauge, Limit, Snapshot, Usage
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.packing import pack
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold
-from nbcodex.ratelimit.shares import LEASE, Shared
-from nbcodex.ratelimit.stores import StoreError, UnreachableError, open_store
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
+from nbcodex.ratelimit.refusals import UndeclaredLimit
+from nbcodex.ratelimit.sharing import LEASE, SharedModel
+from nbcodex.ratelimit.stores import StoreError, UnreachableError, key_of, move, pack
 from nbcodex.ratelimit.stores import redis as module
-from nbcodex.ratelimit.stores.instants import move
-from nbcodex.ratelimit.stores.keys import key_of
-from nbcodex.ratelimit.stores.offset import DRIFT, Offset
-from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.stores.redis import DRIFT, Offset, RedisStore
 from nbcodex.ratelimit.stores.sqlite import SqliteStore
-from nbcodex.ratelimit.window import Window
+from nbcodex.ratelimit.worker import open_store
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
 from tests.redis_server import RedisServer, redis_server
@@ -43,15 +39,15 @@ class Host:
     def __init__(self, server: RedisServer, name: str, wrong: float = 0.0) -> None:
         self.wrong, self.clock = wrong, BootClock()
         self.store = RedisStore(server.url(), now=self.now)
-        self.ledger = Ledger(self.store, holder=name)
+        self.ledger = RateLimiter(self.store, holder=name)
 
     def now(self) -> float:
         return self.clock.now() + self.wrong
 
-    def ask(self) -> Reservation | Hold:
-        ticket = self.ledger.listen("b", Cost(10, 90), lambda: None)
-        answer = self.ledger.reserve(ticket, self.now())
-        self.ledger.leave(ticket)
+    def ask(self) -> Permit | Cooldown:
+        ticket = self.ledger.enqueue("b", Cost(10, 90), lambda: None)
+        answer = self.ledger.try_acquire(ticket, self.now())
+        self.ledger.dequeue(ticket)
         return answer
 
     def close(self) -> None:
@@ -97,11 +93,11 @@ def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
         "turn",
         "promise",
     }
-    assert set(instants(Shared)) == moved | still
-    shared = Shared()
+    assert set(instants(SharedModel)) == moved | still
+    shared = SharedModel()
     shared.take("b", "me", Cost(1, 2), 100.0)
     shared.bucket.tokens.since = shared.bucket.until = shared.holders["me"].due_at = 100.0
-    window = shared.bucket.windows.kept["w"] = Window("requests", 86_400.0, met_at=100.0)
+    window = shared.bucket.windows.kept["w"] = UndeclaredLimit("requests", 86_400.0, met_at=100.0)
     for tank in (*shared.bucket.tokens.tanks, shared.bucket.requests, window.tank):
         tank.hid_at = 100.0
     before = pack(shared)
@@ -147,13 +143,13 @@ def test_hosts_whose_clocks_differ_agree_on_a_hold(redis: RedisServer, wrong: fl
     """A model that one host closes for 30 s is closed for 30 s on the other, by its own clock."""
     with closing(Host(redis, "a")) as one, closing(Host(redis, "b", wrong)) as other:
         given = one.ask()
-        assert isinstance(given, Reservation)
+        assert isinstance(given, Permit)
         until = one.now() + 30
         one.ledger.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
         held = other.ask()
-        assert isinstance(held, Hold)
+        assert isinstance(held, Cooldown)
         assert held.until - other.now() > 29
-        told = other.store.deal("b", lambda shared: shared.bucket.until)
+        told = other.store.transaction("b", lambda shared: shared.bucket.until)
         assert told - wrong == pytest.approx(until, abs=one.store.error + other.store.error + 1e-3)
 
 
@@ -164,13 +160,13 @@ def test_an_hour_that_redis_s_clock_is_put_back_closes_nothing(redis: RedisServe
         host.ask()
         state = json.loads(redis.ask("--raw", "HGET", key_of("b"), "state"))
         shared_at = state[0]
-        moved = Shared()
+        moved = SharedModel()
         moved.bucket.until = shared_at + HOUR + 20
         state = json.dumps([shared_at + HOUR, pack(moved)])
         redis.ask("HSET", key_of("b"), "state", state, "version", "x")
-        until = host.store.deal("b", lambda shared: shared.bucket.until)
+        until = host.store.transaction("b", lambda shared: shared.bucket.until)
         host.store.close()
-        until = host.store.deal("b", lambda shared: shared.bucket.until)
+        until = host.store.transaction("b", lambda shared: shared.bucket.until)
         assert 15 < until - host.now() < 21
 
 
@@ -179,9 +175,9 @@ def test_a_dead_holder_gives_its_share_back(redis: RedisServer) -> None:
     """Who gives no sign of life for the time of a lease has nothing under way any more."""
     with closing(Host(redis, "dead")) as dead, closing(Host(redis, "live")) as live:
         dead.ask()
-        live.store.deal("b", lambda shared: shared.share("live", live.now()))
-        live.store.deal("b", lambda shared: shared.share("live", live.now() + LEASE + 0.1))
-        left = live.store.deal("b", lambda s: (set(s.holders), s.bucket.output.under_way))
+        live.store.transaction("b", lambda shared: shared.share("live", live.now()))
+        live.store.transaction("b", lambda shared: shared.share("live", live.now() + LEASE + 0.1))
+        left = live.store.transaction("b", lambda s: (set(s.holders), s.bucket.output.under_way))
         assert left == ({"live"}, 0)
 
 
@@ -205,7 +201,7 @@ HOSTILE = [
 
 def spoilt(value: str) -> str:
     """Return a state of the right form in which one number is none, in each place at once."""
-    shared = Shared()
+    shared = SharedModel()
     shared.take("b", "other", Cost(1, 2), 100.0)
     text = json.dumps([0.0, pack(shared)])
     return text.replace("-1003.0", value).replace("0.0", value)
@@ -223,10 +219,10 @@ def test_whatever_stands_there_is_learnt_again(redis: RedisServer, state: str) -
         with closing(client.Redis(port=redis.port)) as other:
             other.hset(key_of("b"), mapping={"version": "v", "state": state})
         given = host.ask()
-        assert isinstance(given, Reservation)
+        assert isinstance(given, Permit)
         assert given.number == 1
         host.store.close()
-        assert host.store.deal("b", lambda shared: shared.bucket.sent) == 1
+        assert host.store.transaction("b", lambda shared: shared.bucket.sent) == 1
 
 
 @pytest.mark.server
@@ -234,7 +230,7 @@ def test_a_key_of_another_kind_is_replaced(redis: RedisServer) -> None:
     """A string in the bucket's place is no reason to fail."""
     redis.ask("SET", key_of("b"), "mine")
     with closing(Host(redis, "a")) as host:
-        assert isinstance(host.ask(), Reservation)
+        assert isinstance(host.ask(), Permit)
     assert redis.ask("TYPE", key_of("b")).strip() == b"hash"
 
 
@@ -251,10 +247,10 @@ def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
     """What an answer that was under way then tells is not mixed up with the new numbers."""
     with closing(Host(redis, "a")) as host:
         given = host.ask()
-        assert isinstance(given, Reservation)
+        assert isinstance(given, Permit)
         redis.ask("FLUSHALL")
-        host.ledger.cancel(given, host.now())
-        state = host.store.deal("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way))
+        host.ledger.release(given, host.now())
+        state = host.store.transaction("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way))
         assert state == (0, 0)
 
 
@@ -265,7 +261,7 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
 ) -> None:
     """Redis has kept it, but did not say so in time: whoever comes again has its result."""
     host = Host(redis, "a")
-    deal, ask, lost = host.store.deal, host.store._ask, []
+    deal, ask, lost = host.store.transaction, host.store._ask, []
 
     def insisting(name: str, deed: Any) -> Any:
         with contextlib.suppress(UnreachableError):
@@ -279,16 +275,16 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
         return answer
 
     monkeypatch.setattr(host.store, "_ask", losing)
-    monkeypatch.setattr(host.store, "deal", insisting)
+    monkeypatch.setattr(host.store, "transaction", insisting)
     for later in (10, 20):
         lost.extend([what] if what == "reserve" else [])
         now = host.now() + later
-        sent = host.ledger.reserve(host.ledger.listen("b", Cost(10, 90), lambda: None), now)
-        assert isinstance(sent, Reservation)
-        host.ledger.admit(sent, Snapshot(at=now, tokens=Gauge(limit=6_000, remaining=5_000)), now)
+        sent = host.ledger.try_acquire(host.ledger.enqueue("b", Cost(10, 90), lambda: None), now)
+        assert isinstance(sent, Permit)
+        host.ledger.observe(sent, Snapshot(at=now, tokens=Gauge(limit=6_000, remaining=5_000)), now)
         lost.extend([what] if what == "settle" else [])
         host.ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
-    bucket = host.store.deal("b", lambda shared: shared.bucket)
+    bucket = host.store.transaction("b", lambda shared: shared.bucket)
     assert not lost
     assert (bucket.sent, bucket.unheard) == (2, 0)
     assert (bucket.output.ended, bucket.output.under_way) == (2, 0)
@@ -299,10 +295,10 @@ def test_redis_holds_no_names_and_no_secrets(redis: RedisServer) -> None:
     """Neither keys nor values tell the base URL, the model or the API key."""
     name = "https://api.example.org/v1 sk-secret-key gpt-model"
     with closing(RedisStore(redis.url())) as store:
-        ledger = Ledger(store, holder="f00")
-        ticket = ledger.listen(name, Cost(1, 2), lambda: None)
-        given = ledger.reserve(ticket, 1.0)
-        assert isinstance(given, Reservation)
+        ledger = RateLimiter(store, holder="f00")
+        ticket = ledger.enqueue(name, Cost(1, 2), lambda: None)
+        given = ledger.try_acquire(ticket, 1.0)
+        assert isinstance(given, Permit)
         limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")
         ledger.refuse(given, until=9.0, limit=limit, snapshot=None, now=2.0)
     keys = redis.ask("--raw", "KEYS", "*").split()

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from nbcodex.models import Limit
-from nbcodex.ratelimit.packing import pack, unpack
-from nbcodex.ratelimit.reservation import Cost
-from nbcodex.ratelimit.shares import Shared
-from nbcodex.ratelimit.stores import Store
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.sharing import SharedModel
+from nbcodex.ratelimit.stores import MemoryStore, Store, pack, unpack
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.ratelimit.stores.sqlite import _TABLE, SqliteStore
 from nbcodex.settings import Secret
@@ -41,70 +39,70 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     kept.close()
 
 
-def take(shared: Shared) -> int:
+def take(shared: SharedModel) -> int:
     shared.take("b", "me", Cost(10, 90), 100.0 + shared.bucket.sent)
     return shared.bucket.sent
 
 
 def test_a_deed_stays_done(store: Store) -> None:
     """What one deed changes, the next one finds."""
-    assert [store.deal("b", take) for _ in range(3)] == [1, 2, 3]
+    assert [store.transaction("b", take) for _ in range(3)] == [1, 2, 3]
 
 
 def test_deeds_that_are_done_together_stay_done(store: Store) -> None:
     """Several in one write see one another, and all of them are there afterwards."""
-    with store.together():
-        assert [store.deal("b", take) for _ in range(3)] == [1, 2, 3]
-    assert store.deal("b", take) == 4
+    with store.batch():
+        assert [store.transaction("b", take) for _ in range(3)] == [1, 2, 3]
+    assert store.transaction("b", take) == 4
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
 def test_of_deeds_done_together_one_fails_alone(store: Store) -> None:
     """A deed that raises leaves no trace; those beside it do."""
 
-    def fail(shared: Shared) -> None:
+    def fail(shared: SharedModel) -> None:
         take(shared)
         raise KeyError("no")
 
-    with store.together():
-        store.deal("b", take)
+    with store.batch():
+        store.transaction("b", take)
         with pytest.raises(KeyError):
-            store.deal("b", fail)
-        assert store.deal("b", take) == 2
-    assert store.deal("b", take) == 3
+            store.transaction("b", fail)
+        assert store.transaction("b", take) == 2
+    assert store.transaction("b", take) == 3
 
 
 def test_buckets_are_apart(store: Store) -> None:
     """What happens to one bucket does not touch another."""
-    store.deal("a", take)
-    assert store.deal("b", take) == 1
+    store.transaction("a", take)
+    assert store.transaction("b", take) == 1
 
 
 def test_everything_survives_packing() -> None:
     """A bucket that was packed and unpacked through JSON is equal to itself."""
-    shared = Shared()
+    shared = SharedModel()
     take(shared)
     shared.bucket.limit = Limit(resource="tokens", window=60.0, limit=600, used=1, requested=2)
-    assert unpack(Shared, json.loads(json.dumps(pack(shared)))) == shared
+    assert unpack(SharedModel, json.loads(json.dumps(pack(shared)))) == shared
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
 def test_a_deed_that_fails_has_changed_nothing(store: Store) -> None:
     """An exception in a deed rolls it back, and the store can be used on."""
 
-    def fail(shared: Shared) -> None:
+    def fail(shared: SharedModel) -> None:
         take(shared)
         raise KeyError
 
     with pytest.raises(KeyError):
-        store.deal("b", fail)
-    assert store.deal("b", take) == 1
+        store.transaction("b", fail)
+    assert store.transaction("b", take) == 1
 
 
 def test_another_boot_s_instants_are_forgotten(tmp_path: Path) -> None:
     """After a restart of the machine its clock begins anew, and so does the ledger."""
-    SqliteStore(tmp_path / "l", boot="one").deal("b", take)
-    assert SqliteStore(tmp_path / "l", boot="two").deal("b", take) == 1
+    SqliteStore(tmp_path / "l", boot="one").transaction("b", take)
+    assert SqliteStore(tmp_path / "l", boot="two").transaction("b", take) == 1
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{}", "[[1], {}]", "nonsense", "null", "[" * 5000])
@@ -114,7 +112,7 @@ def test_a_damaged_row_is_learnt_again(tmp_path: Path, state: str) -> None:
     with sqlite3.connect(tmp_path / "l") as other:
         other.execute(f"INSERT INTO {_TABLE} VALUES ('b', 'one', ?)", (state,))
     other.close()
-    assert store.deal("b", take) == 1
+    assert store.transaction("b", take) == 1
     store.close()
 
 
@@ -128,7 +126,7 @@ def open_at(place: str) -> SqliteStore | RedisStore:
 def work(place: str, times: int) -> None:
     store = open_at(place)
     for _ in range(times):
-        store.deal("b", take)
+        store.transaction("b", take)
     store.close()
 
 
@@ -149,5 +147,5 @@ def test_processes_do_not_lose_each_other_s_deeds(
     for worker in workers:
         worker.join(60)
     store = open_at(place)
-    assert store.deal("b", take) == 301
+    assert store.transaction("b", take) == 301
     store.close()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from nbcodex.models import Request
-from nbcodex.ratelimit.desk import Desk
-from nbcodex.ratelimit.ledger import Hold, Ledger
+from nbcodex.ratelimit.limiter import Limiter
+from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
 from nbcodex.requests.usher import WORTH, Usher
 from tests.virtual import LoopClock, run_virtual
 
@@ -30,28 +30,28 @@ class Postponing:
     def __init__(self, *turns: float) -> None:
         self._turns = list(turns)
 
-    def listen(self, *_: object) -> object:
+    def enqueue(self, *_: object) -> object:
         return SimpleNamespace(bucket="bucket")
 
-    def again(self, _: object) -> None:
+    def requeue(self, _: object) -> None:
         pass
 
-    def reserve(self, _: object, now: float, **_how: object) -> object:
+    def try_acquire(self, _: object, now: float, **_how: object) -> object:
         while self._turns and self._turns[0] <= now:
             self._turns.pop(0)
         if not self._turns:
             return SimpleNamespace()
-        return Hold(self._turns[0], queued=True, due_at=self._turns[0])
+        return Cooldown(self._turns[0], queued=True, due_at=self._turns[0])
 
 
-class PostponingDesk(Desk):
-    """A desk with such a ledger."""
+class PostponingLimiter(Limiter):
+    """A limiter with such a ledger."""
 
     def __init__(self, *turns: float) -> None:
         super().__init__()
         self._postponing: Any = Postponing(*turns)
 
-    async def do(self, deed: Callable[[Ledger], T]) -> T:
+    async def run(self, deed: Callable[[RateLimiter], T]) -> T:
         return deed(self._postponing)
 
 
@@ -61,12 +61,12 @@ def test_a_turn_that_is_near_again_and_again_is_waited_for() -> None:
     async def waits() -> float:
         clock = StrictClock()
         begun = clock.now()
-        desk = PostponingDesk(begun + 0.9 * WORTH, begun + 1.8 * WORTH)
+        limiter = PostponingLimiter(begun + 0.9 * WORTH, begun + 1.8 * WORTH)
         told: list[object] = []
         story: Any = SimpleNamespace(
             clock=clock, asking=Request(prompt="?"), waited=0.0, tell=lambda *a, **_: told.append(a)
         )
-        usher = Usher(desk, story, cast(Any, None))
+        usher = Usher(limiter, story, cast(Any, None))
         await usher.reserve("bucket", label="a model")
         assert len(told) == 1
         return clock.now() - begun

@@ -15,9 +15,9 @@ from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Re
 from nbcodex.notebook.display.panel import PanelState, reduce
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
-from nbcodex.ratelimit.desk import Desk
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost
+from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.limiter import Limiter
+from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.runner import Order, Run, start
 from nbcodex.requests.services import Engine
@@ -80,11 +80,11 @@ class Kernel:
     def __init__(self, simulator: Simulator, journal: Row | None = None) -> None:
         self.simulator, self.journal = simulator, journal or Row()
         self.events: list[Event] = []
-        self.desk = Desk()
+        self.limiter = Limiter()
         self.engine = Engine(
             api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            desk=lambda _: self.desk,
+            limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )
 
@@ -369,14 +369,14 @@ def test_picking_up_waits_for_no_hold() -> None:
         await asyncio.sleep(0.7)
         closed = asyncio.get_running_loop().time() + 300.0
 
-        def close(ledger: Ledger) -> None:
+        def close(ledger: RateLimiter) -> None:
             now = closed - 300.0
-            (name,) = ledger.known(now)
-            sent = ledger.probe(ledger.listen(name, Cost(1, 1), lambda: None), now)
+            (name,) = ledger.limit_states(now)
+            sent = ledger.probe(ledger.enqueue(name, Cost(1, 1), lambda: None), now)
             sent.probe = False
             ledger.refuse(sent, until=closed, limit=None, snapshot=None, now=now)
 
-        kernel.desk.post(close)
+        kernel.limiter.post(close)
         await asyncio.wait([run.task])
         assert isinstance(kernel.events[-1], Finished)
         assert kernel.events[-1].at < closed

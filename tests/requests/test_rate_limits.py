@@ -15,9 +15,9 @@ from nbcodex.models import Gauge, Limit, Reply, Request, Resumption, Snapshot
 from nbcodex.notebook.display.panel import PanelState, reduce, status
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.ratelimit.desk import Desk
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limiter import Limiter
+from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import start
 from nbcodex.requests.services import Engine
 from nbcodex.settings import Secret, Settings
@@ -60,12 +60,12 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
     """Ask `count` prompts at once, through engine and API client."""
 
     async def main() -> Crowd:
-        clock, desk, journal = LoopClock(), Desk(), InstantJournal()
+        clock, limiter, journal = LoopClock(), Limiter(), InstantJournal()
         simulator = Simulator(Knobs(**knobs), clock=clock)
         engine = Engine(
             api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-            desk=lambda _: desk,
+            limiter=lambda _: limiter,
             clock=clock,
         )
         # The SDK's first request runs a thread, in which virtual time would jump.
@@ -183,11 +183,11 @@ def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> N
 
     async def main() -> list[Event]:
         stage = Stage(answer("hi"))
-        store = (await stage.desk.do(lambda ledger: ledger))._store
+        store = (await stage.limiter.run(lambda core: core))._store
         name, now = "m", asyncio.get_running_loop().time()
-        other = Ledger(store, holder="another kernel")
-        sent = other.reserve(other.listen(name, Cost(1, 1), lambda: None), now)
-        assert isinstance(sent, Reservation)
+        other = RateLimiter(store, holder="another kernel")
+        sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
+        assert isinstance(sent, Permit)
         day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
         other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
         heard: list[Event] = []
@@ -235,7 +235,7 @@ def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
     async def main() -> tuple[int, int, int]:
         stage = Stage(act)
         await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
-        (shared,) = (await stage.desk.do(lambda ledger: ledger._store))._kept.values()
+        (shared,) = (await stage.limiter.run(lambda core: core._store))._models.values()
         output = shared.bucket.output
         return output.under_way, shared.bucket.unheard, output.ended
 
@@ -245,17 +245,17 @@ def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
 def test_leave_that_comes_too_late_is_given_back() -> None:
     """A request that is stopped while the ledger lets it go leaves nothing reserved."""
 
-    class Slow(Desk):
-        async def do(self, deed: Any) -> Any:
-            result = deed(self._ledger)
+    class Slow(Limiter):
+        async def run(self, deed: Any) -> Any:
+            result = deed(self._core)
             await asyncio.sleep(1.0)
             return result
 
     async def main() -> tuple[int, int]:
         stage = Stage(answer("hi"))
-        stage.desk = Slow()
+        stage.limiter = Slow()
         await stage.play(Request(prompt="x", model="m"), (0.5, "stop"))
-        (shared,) = stage.desk._ledger._store._kept.values()  # type: ignore[attr-defined]
+        (shared,) = stage.limiter._core._store._models.values()  # type: ignore[attr-defined]
         assert stage.api_client.seen == []
         return shared.bucket.output.under_way, shared.bucket.sent
 

@@ -13,7 +13,7 @@ from nbcodex.events import Event, Failed, Finished
 from nbcodex.journal import entry
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
-from nbcodex.ratelimit.moment import GAP
+from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
 from nbcodex.requests import structured_output
 from nbcodex.requests.structured_output import MisfitError
 from tests.scripted import OPENED, USAGE, Stage, answer, ending
@@ -166,7 +166,7 @@ def test_a_misfit_is_asked_again_once() -> None:
     assert reply.parsed == Pet(name="Rex", legs=3)
     assert reply.usage == Usage(input_tokens=20, output_tokens=10)
     assert "asked again" in reply.notes[0]
-    assert reply.waited == pytest.approx(5.0 + GAP)  # paid from the patience
+    assert reply.waited == pytest.approx(5.0 + MIN_SEND_GAP_S)  # paid from the patience
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from nbcodex.errors import LimitError, ServerError
 from nbcodex.events import BackingOff, Event, Held, Sent
 from nbcodex.models import Limit, Request, Resumption
 from nbcodex.notebook.display.panel import PanelState, reduce
-from nbcodex.ratelimit.backoff import PAD
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
+from nbcodex.ratelimit.backoff import STATED_WAIT_PAD_S
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import start
 from nbcodex.runtime.clock import LOOK_AGAIN, BootClock
 from tests.scripted import SETTINGS, Stage, answer
@@ -133,7 +133,7 @@ def test_a_wait_lasts_as_long_as_it_was_said_to(jumps: Any, kind: str) -> None:
     bench = play(lambda: Bench([error], answer("hi")), Request(prompt="x"), jumps)
     (backing_off,) = [event for event in bench.events if isinstance(event, BackingOff)]
     first, second = bench.sent()
-    assert WAIT <= backing_off.resume_at - first <= WAIT * 1.5 + PAD
+    assert WAIT <= backing_off.resume_at - first <= WAIT * 1.5 + STATED_WAIT_PAD_S
     bench.check(backing_off.resume_at, second)
 
 
@@ -145,13 +145,13 @@ def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
         bench = Bench(answer("hi"))
         now = bench.machine.now()
 
-        def refused(ledger: Ledger) -> None:
-            leave = ledger.reserve(ledger.listen("m", Cost(10.0, 10.0), lambda: None), now)
-            assert isinstance(leave, Reservation)
+        def refused(ledger: RateLimiter) -> None:
+            leave = ledger.try_acquire(ledger.enqueue("m", Cost(10.0, 10.0), lambda: None), now)
+            assert isinstance(leave, Permit)
             limit = Limit(resource="tokens")
             ledger.refuse(leave, until=now + WAIT, limit=limit, snapshot=None, now=now)
 
-        bench.stage.desk.post(refused)
+        bench.stage.limiter.post(refused)
         return bench
 
     bench = play(bench_of, Request(prompt="x"), jumps)

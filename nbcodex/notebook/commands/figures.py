@@ -85,7 +85,7 @@ class Figures(Room):
             tell("\n".join(lines))
         if not any(told):
             tell("Nothing is known of limits before the first answer.")
-        if trouble := client.desk(self._settings).trouble:
+        if trouble := client.limiter(self._settings).sharing_problem:
             tell(trouble)
 
 

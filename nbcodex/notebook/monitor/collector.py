@@ -23,13 +23,13 @@ from nbcodex.notebook.monitor.state import (
     Sums,
     reduce,
 )
-from nbcodex.ratelimit.row import Hold
+from nbcodex.ratelimit.rate_limiter import Cooldown
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.entry import Totals as Kept
-    from nbcodex.ratelimit.prior import Known
+    from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.usage_totals import Total
     from nbcodex.settings import Settings
 
@@ -127,21 +127,23 @@ def watch_of(client: Client) -> Watch:
     return watch
 
 
-def _limits(known: Mapping[str, Known], now: float) -> Limits:
+def _limits(known: Mapping[str, LimitState], now: float) -> Limits:
     """Return what is known of the limits as it stands at an instant."""
-    found: dict[str, tuple[Snapshot | None, Hold | None]] = {}
+    found: dict[str, tuple[Snapshot | None, Cooldown | None]] = {}
     for label, each in known.items():
         snapshot = Snapshot(at=now, tokens=each.tokens, requests=each.requests)
-        hold = None if each.hold is None else Hold(each.hold, each.limit)
+        hold = None if each.closed_until is None else Cooldown(each.closed_until, each.limit)
         found[_name(label)] = snapshot, hold
     return found
 
 
-def _lines(known: Mapping[str, Known]) -> Lines:
+def _lines(known: Mapping[str, LimitState]) -> Lines:
     """Return who waits for the buckets."""
     return {
         _name(label): Line(
-            waiting=each.waiting, asked=each.asked, kept=each.policy == "kept" and each.told
+            waiting=each.waiting,
+            asked=each.waiting_tokens,
+            kept=each.policy == "kept" and each.declared,
         )
         for label, each in known.items()
     }

@@ -16,8 +16,8 @@ from nbcodex.journal.elsewhere import Elsewhere
 from nbcodex.models import MINUTE, Gauge, Reply, Snapshot, Usage
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.ratelimit.row import Hold
-from nbcodex.ratelimit.told import told_by
+from nbcodex.ratelimit.rate_limiter import Cooldown
+from nbcodex.ratelimit.refusals import figures_from_reading
 from nbcodex.runtime.clock import spell
 
 HOUR = 60
@@ -28,7 +28,7 @@ _SENT = {"sending", "thinking", "streaming"}
 LOGGED = 50
 """Retries that are remembered."""
 
-Limits = Mapping[str, tuple[Snapshot | None, Hold | None]]
+Limits = Mapping[str, tuple[Snapshot | None, Cooldown | None]]
 """By bucket what the last headers told, and whether it is closed."""
 
 
@@ -259,7 +259,7 @@ def last_hour(state: MonitorState, now: float) -> list[Minute]:
 
 def level(gauge: Gauge, seconds: float) -> tuple[float, float, float]:
     """Return size and rate of a bucket, and its level `seconds` after its headers: refilled."""
-    limit, rate, left = told_by(gauge)
+    limit, rate, left = figures_from_reading(gauge)
     return limit, rate, min(limit, left + rate * max(0.0, seconds))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
-from nbcodex.ratelimit.shares import LEASE, Shared
+from nbcodex.ratelimit.sharing import LEASE, SharedModel
 from nbcodex.ratelimit.stores import Store, UnreachableError
 
 T = TypeVar("T")
@@ -45,17 +45,17 @@ class Fallback:
         The store that other machines share.
     local : Store
         What stands in for it.
-    say : callable
+    notify : callable
         Told once that it is gone, and that it is back.
     stay : float
         Seconds for which one who has fallen back stays.
     """
 
     def __init__(
-        self, shared: Remote, local: Store, *, say: Callable[[str], None], stay: float = STAY
+        self, shared: Remote, local: Store, *, notify: Callable[[str], None], stay: float = STAY
     ) -> None:
         self.salt = shared.salt
-        self._shared, self._local, self._say, self._stay = shared, local, say, stay
+        self._shared, self._local, self._notify, self._stay = shared, local, notify, stay
         self._there, self._closed = threading.Event(), threading.Event()
         self._seeker: threading.Thread | None = None
         self._reason = "Redis does not answer."
@@ -63,13 +63,13 @@ class Fallback:
         self._grace = FIRST
         self._away = self._told = False
 
-    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
+    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
         """Let `deed` read and change the bucket `name`, where that can be done now."""
         for _ in range(1 if self._away else 2):
             if not self._is_ready():
                 break
             try:
-                result = self._shared.deal(name, deed)
+                result = self._shared.transaction(name, deed)
             except UnreachableError as error:
                 self._reason = str(error)
                 self._there.clear()
@@ -77,9 +77,9 @@ class Fallback:
                 self._come_back()
                 return result
         self._fall_back()
-        return self._local.deal(name, deed)
+        return self._local.transaction(name, deed)
 
-    def together(self) -> AbstractContextManager[None]:
+    def batch(self) -> AbstractContextManager[None]:
         """Each deed is done by itself: where one ends in, the next may not."""
         return nullcontext()
 
@@ -109,7 +109,7 @@ class Fallback:
         self._away, self._stays_until = True, now + self._stay
         if now >= self._quiet_until:
             self._told, self._quiet_until = True, now + QUIET
-            self._say(
+            self._notify(
                 f"{self._reason} Until it can be used, this machine shares the limits with no "
                 "other, and may be refused more often."
             )
@@ -120,7 +120,7 @@ class Fallback:
         self._away = False
         if self._told:
             self._told = False
-            self._say("Redis can be used again: the limits are shared with the other machines.")
+            self._notify("Redis can be used again: the limits are shared with the other machines.")
 
     # On a thread of its own.
 

@@ -1,13 +1,8 @@
-"""Observed buckets of all hosts that share a key, in Redis.
+"""How far a server's clock is ahead of ours, from round trips. Pure; bounded, not just estimated.
 
-Optimistic: a deed is done here, on the newest numbers that this process knows, and one script
-commits the outcome if nobody was faster; else it hands back what is there, and the deed is done
-again. So an undisturbed deed costs one round trip. Who was too slow `TRIES` times may claim the
-bucket for a moment, or a far host would never be the fastest among near ones.
-
-In Redis, instants are in its own time, by which no two hosts can differ; here, in the host's.
-Redis holds numbers, under names that tell nothing. Blocks, for at most `TIMEOUT` per step, so it is
-used off the event loop, and from one thread at a time. Sole user of redis-py.
+A stamp that the server made between our sending and our receiving bounds the difference from both
+sides, whatever the way took in each direction. The narrowest bounds are kept, and widened by what
+the clocks may drift apart meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -23,14 +19,62 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.ratelimit.packing import pack, unpack
-from nbcodex.ratelimit.shares import Shared
-from nbcodex.ratelimit.stores import COMMON_SALT, UnreachableError
-from nbcodex.ratelimit.stores.instants import move
-from nbcodex.ratelimit.stores.keys import CHECK, key_of
-from nbcodex.ratelimit.stores.offset import Offset
+from nbcodex.ratelimit.sharing import SharedModel
+from nbcodex.ratelimit.stores import (
+    CHECK,
+    COMMON_SALT,
+    UnreachableError,
+    key_of,
+    move,
+    pack,
+    unpack,
+)
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
+
+DRIFT = 5e-4
+"""Seconds by which two clocks may part in a second: as fast as one that is being put right."""
+
+
+@dataclass(slots=True)
+class Offset:
+    """The bounds of server time minus our time.
+
+    Parameters
+    ----------
+    low, high : float
+        The bounds; infinite before the first stamp.
+    at : float
+        When they were found, by our clock.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    at: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The offset in seconds, wrong by at most `error`."""
+        return (self.low + self.high) / 2
+
+    @property
+    def error(self) -> float:
+        """By how much `value` may be wrong."""
+        return (self.high - self.low) / 2
+
+    def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
+        """Learn from the server's `stamp`; return False if one of the clocks has jumped.
+
+        The bounds are then those of this stamp alone.
+        """
+        wider = DRIFT * max(0.0, received_at - self.at)
+        low, high = stamp - received_at, stamp - sent_at
+        steady = low <= self.high + wider and high >= self.low - wider
+        if steady:
+            low, high = max(low, self.low - wider), min(high, self.high + wider)
+        self.low, self.high, self.at = low, high, received_at
+        return steady
+
 
 T = TypeVar("T")
 
@@ -87,7 +131,7 @@ class _Kept:
     """A bucket as Redis has it, its instants in Redis's time; no version: it has none."""
 
     version: bytes
-    shared: Shared
+    shared: SharedModel
     fresh: bool
     claimed: bool = False
 
@@ -96,7 +140,7 @@ class _Kept:
 class _Doubt:
     """A deed of which nobody knows whether Redis has kept it: its answer was lost."""
 
-    deed: Callable[[Shared], Any]
+    deed: Callable[[SharedModel], Any]
     version: bytes
     result: Any
 
@@ -141,7 +185,7 @@ class RedisStore:
         """Seconds by which instants of another host may be wrong here."""
         return self._offset.error
 
-    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
+    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
         """Let `deed` read and change the bucket `name`, and return what it returns.
 
         It is done again, on newer numbers, when another host was faster.
@@ -152,9 +196,9 @@ class RedisStore:
             If Redis cannot be used; whether the deed was kept is unknown then. Who comes again with
             the same one is given its result, if it was and nobody was faster since.
         """
-        return self._deal(key_of(name), deed)
+        return self._transaction(key_of(name), deed)
 
-    def _deal(self, key: str, deed: Callable[[Shared], T]) -> T:
+    def _transaction(self, key: str, deed: Callable[[SharedModel], T]) -> T:
         kept, doubt = self._kept.pop(key, None), self._doubts.pop(key, None)
         kept = kept or self._read(key)
         if doubt and doubt.deed is deed and doubt.version == kept.version:
@@ -187,9 +231,9 @@ class RedisStore:
             If it cannot.
         """
         self.close()
-        self._deal(CHECK, lambda _: None)
+        self._transaction(CHECK, lambda _: None)
 
-    def together(self) -> AbstractContextManager[None]:
+    def batch(self) -> AbstractContextManager[None]:
         """Each deed is a script of its own."""
         return nullcontext()
 
@@ -198,7 +242,7 @@ class RedisStore:
         self._kept.clear()
         self._connection.disconnect()
 
-    def _do(self, kept: _Kept, deed: Callable[[Shared], T]) -> T:
+    def _do(self, kept: _Kept, deed: Callable[[SharedModel], T]) -> T:
         """Do a deed in the host's time."""
         offset = self._offset.value
         try:
@@ -209,7 +253,7 @@ class RedisStore:
             if kept.fresh:
                 raise
             # The form was right and the numbers were not: what was learnt is learnt again.
-            kept.shared, kept.fresh = Shared(), True
+            kept.shared, kept.fresh = SharedModel(), True
             return self._do(kept, deed)
         return result
 
@@ -224,7 +268,7 @@ class RedisStore:
         kept.version, kept.fresh = version, False
         return None
 
-    def _packed(self, shared: Shared) -> str:
+    def _packed(self, shared: SharedModel) -> str:
         limit = shared.bucket.limit
         if limit and limit.model:
             shared.bucket.limit = replace(limit, model=None)  # a name is no number
@@ -234,15 +278,15 @@ class RedisStore:
         try:
             _, seconds, micros, version, state, claimed = answer
             if not state:
-                return _Kept(version, Shared(), fresh=True, claimed=claimed == 1)
+                return _Kept(version, SharedModel(), fresh=True, claimed=claimed == 1)
             written_at, packed = json.loads(state, parse_constant=_constant)
-            shared = unpack(Shared, packed)
+            shared = unpack(SharedModel, packed)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
             if ahead > JUMP:
                 move(shared, -ahead)
         except _DAMAGE:
             # Damaged, or never ours.
-            return _Kept(version, Shared(), fresh=True)
+            return _Kept(version, SharedModel(), fresh=True)
         return _Kept(version, shared, fresh=False, claimed=claimed == 1)
 
     def _run(

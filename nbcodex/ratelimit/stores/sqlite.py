@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nbcodex.ratelimit.packing import pack, shape, unpack
-from nbcodex.ratelimit.prior import heir
-from nbcodex.ratelimit.shares import Shared
-from nbcodex.ratelimit.stores import StoreError
+from nbcodex.ratelimit.sharing import SharedModel, successor
+from nbcodex.ratelimit.stores import StoreError, pack, unpack
 from nbcodex.runtime import fork_safety
 from nbcodex.runtime.clock import boot
 from nbcodex.runtime.paths import ForeignError, on_network, prepare
@@ -33,7 +31,7 @@ PATIENCE = 2.0
 PAUSE = 2.0
 """Seconds that a fork waits for a deed to end, at most."""
 
-_TABLE = f"bucket_{shape(Shared)}"
+_TABLE = "bucket_dcb40d47"
 """Versions that keep other numbers have another table, and do not disturb each other."""
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS {_TABLE} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
@@ -89,7 +87,7 @@ class SqliteStore:
         self._path, self._boot = path, boot
         self._at_work = threading.RLock()
         self._is_open = False
-        self._read: dict[str, Shared] = {}
+        self._read: dict[str, SharedModel] = {}
         self._changed: dict[str, Any] = {}
         self._version: int | None = None
         try:
@@ -109,7 +107,7 @@ class SqliteStore:
         (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
         return bytes(salt)
 
-    def deal(self, name: str, deed: Callable[[Shared], T]) -> T:
+    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
         """Let `deed` read and change the bucket `name`, and return what it returns.
 
         Raises
@@ -117,7 +115,7 @@ class SqliteStore:
         StoreError
             If the file cannot be used; nothing has changed then.
         """
-        with self.together():
+        with self.batch():
             try:
                 shared = self._current(name)
                 result = deed(shared)
@@ -130,7 +128,7 @@ class SqliteStore:
         return result
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def batch(self) -> Iterator[None]:
         """Let the deeds within be one transaction; one that fails is undone by itself.
 
         Raises
@@ -171,9 +169,9 @@ class SqliteStore:
         """Forget what a deed that failed has done to a bucket."""
         self._read.pop(name, None)
         if name in self._changed:
-            self._read[name] = unpack(Shared, self._changed[name])
+            self._read[name] = unpack(SharedModel, self._changed[name])
 
-    def _current(self, name: str) -> Shared:
+    def _current(self, name: str) -> SharedModel:
         """Return a bucket; it is read again only if another process has written meanwhile."""
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -185,17 +183,17 @@ class SqliteStore:
             self._read[name] = self._load(name)
         return self._read[name]
 
-    def _load(self, name: str) -> Shared:
+    def _load(self, name: str) -> SharedModel:
         boot, state = self._connection.execute(_SELECT, (name,)).fetchone() or (None, None)
         if state is None:
-            return Shared()
+            return SharedModel()
         try:
-            shared = unpack(Shared, json.loads(state))
+            shared = unpack(SharedModel, json.loads(state))
             # What was learnt before the machine was started outlives it.
-            return shared if boot == self._boot else Shared(bucket=heir(shared.bucket))
+            return shared if boot == self._boot else SharedModel(bucket=successor(shared.bucket))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             # A damaged row: what was learnt is learnt again.
-            return Shared()
+            return SharedModel()
 
     def _unusable(self, error: sqlite3.Error) -> StoreError:
         return StoreError(f"{self._path} cannot be used: {error}.")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from operator import itemgetter
 
 from nbcodex.models import MINUTE, Limit, Resource
-from nbcodex.ratelimit.bucket import WIDEST, Bucket
-from nbcodex.ratelimit.reservation import Cost
-from nbcodex.ratelimit.tank import LATELY, Tank
-from nbcodex.ratelimit.window import limit_of
+from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.limit_model import WIDEST, LimitModel
+from nbcodex.ratelimit.refusals import limit_of
+from nbcodex.ratelimit.token_bucket import LATELY, TokenBucket
 
-GAP = 0.004
+MIN_SEND_GAP_S = 0.004
 """Seconds between two sends: a burst that the network and the server's doors bear."""
 BURST = 4.0
 """How many times a limit's own rate a burst may have, where that is more: the gap must never be
@@ -33,8 +33,8 @@ OWED = 0.5
 their end; the rest lets others begin."""
 
 
-def moment(
-    bucket: Bucket,
+def earliest_start(
+    bucket: LimitModel,
     cost: Cost,
     now: float,
     *,
@@ -79,13 +79,13 @@ def moment(
     return max(first, bucket.windows.have_at(1 + len(before), tokens, now))
 
 
-def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | None:
+def used_up(bucket: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
     """Return until when a limit over hours is used up, and which one; None if none is, for long.
 
     To wait for one is no queueing, but what its user may not want to do.
     """
     tokens = bucket.charge(cost)
-    found: list[tuple[Resource, Tank, float]] = [
+    found: list[tuple[Resource, TokenBucket, float]] = [
         ("requests", bucket.requests, 1.0),
         ("tokens", bucket.tokens.tank, tokens),
     ]
@@ -99,16 +99,20 @@ def used_up(bucket: Bucket, cost: Cost, now: float) -> tuple[float, Limit] | Non
     return max(closed, key=itemgetter(0), default=None)
 
 
-def after_gap(bucket: Bucket, now: float) -> float:
+def after_gap(bucket: LimitModel, now: float) -> float:
     """Return the earliest instant at which anything may go: no hold, and a gap since the last."""
     rates = [bucket.requests.rate] if bucket.requests.known else []
     if bucket.tokens.tank.known and bucket.tokens.usual:
         rates.append(bucket.tokens.tank.rate / bucket.tokens.usual)
-    gap = min(GAP, 1 / (BURST * min(rates))) if rates and min(rates) > 0 else GAP
+    gap = (
+        min(MIN_SEND_GAP_S, 1 / (BURST * min(rates)))
+        if rates and min(rates) > 0
+        else MIN_SEND_GAP_S
+    )
     return max(now, bucket.until, bucket.sent_at + gap)
 
 
-def _has_tokens_at(bucket: Bucket, costs: Sequence[Cost], spare: float, now: float) -> float:
+def _has_tokens_at(bucket: LimitModel, costs: Sequence[Cost], spare: float, now: float) -> float:
     """Return when the tokens are there that requests and the answers under way are charged."""
     tank, owed = bucket.tokens.tank, _owed(bucket, costs, now)
     need = sum(map(bucket.charge, costs)) + owed + spare
@@ -121,7 +125,7 @@ def _has_tokens_at(bucket: Bucket, costs: Sequence[Cost], spare: float, now: flo
     return at + max(0.0, over) / tank.rate
 
 
-def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
+def _owed(bucket: LimitModel, costs: Sequence[Cost], now: float) -> float:
     """Return what answers will be charged at their end, which is reserved as well."""
     asked = bucket.output.asked_under_way
     if bucket.tokens.policy == "actual":
@@ -135,11 +139,11 @@ def _owed(bucket: Bucket, costs: Sequence[Cost], now: float) -> float:
     return min(owed, max(OWED * tank.usable, owed - tank.rate * bucket.output.lasts(now)))
 
 
-def _spare(bucket: Bucket, tank: Tank) -> float:
+def _spare(bucket: LimitModel, tank: TokenBucket) -> float:
     return min(bucket.margin * tank.limit, WIDEST * tank.usable)
 
 
-def never(bucket: Bucket, cost: Cost, now: float) -> float | None:
+def never(bucket: LimitModel, cost: Cost, now: float) -> float | None:
     """Return the limit that the request is too large for at any time; None if it can fit.
 
     Estimates err, limits change, and some servers state nonsense: nothing is refused here that is

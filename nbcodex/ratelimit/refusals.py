@@ -1,7 +1,4 @@
-"""A limit that no header tells of, over another time than the one that they do: refusals tell it.
-
-Pure arithmetic: every function is told the time. Must not know who waits.
-"""
+"""What headers and refusals tell of a bucket. Pure: our words in, arithmetic's figures out."""
 
 from __future__ import annotations
 
@@ -9,13 +6,75 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nbcodex.models import DAY, MINUTE, Limit, Resource
-from nbcodex.ratelimit.tank import LATELY, Tank
-from nbcodex.ratelimit.told import LEAST
+from nbcodex.models import DAY, MINUTE, Gauge, Limit, Resource, Snapshot
+from nbcodex.ratelimit.token_bucket import LATELY, TokenBucket
+
+NOISE = 0.01
+"""A snapshot tells a rate only if at least this share of the limit is gone."""
+
+LEAST, DEBT = 1.0, 1.0
+"""Smaller limits are nobody's; deeper debts, in limits, are not believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalFigures:
+    """What a refusal tells.
+
+    Parameters
+    ----------
+    resource : {"tokens", "requests"}
+        What ran out.
+    gauge : Gauge
+        The bucket at the moment of refusal, which the request was not taken from.
+    requested : float
+        What the server wanted to take.
+    hidden : bool
+        Whether there was enough: a shorter window refused it, which the figures do not show.
+    """
+
+    resource: Resource
+    gauge: Gauge
+    requested: float
+    hidden: bool
+
+
+def read_refusal(limit: Limit | None, snapshot: Snapshot | None) -> RefusalFigures | None:
+    """Return the figures of a refusal: from its message, else from its headers; None without any.
+
+    A refusal of what is there speaks of a shorter window than the one whose figures it shows.
+    """
+    resource = (limit and limit.resource) or "tokens"
+    gauge: Gauge | None = None
+    if snapshot is not None:
+        gauge = snapshot.tokens if resource == "tokens" else snapshot.requests
+    requested = (limit and limit.requested) or 1.0
+    if limit and limit.limit and limit.limit >= LEAST and limit.used is not None:
+        if limit.window not in (None, MINUTE):
+            return None
+        left = max(limit.limit - limit.used, -DEBT * limit.limit)
+        gauge = Gauge(limit=limit.limit, remaining=left)
+    if gauge is None:
+        return None
+    hidden = bool(limit and limit.requested) and gauge.remaining > 1.1 * requested
+    return RefusalFigures(resource, gauge, requested, hidden)
+
+
+def figures_from_reading(gauge: Gauge) -> tuple[float, float, float]:
+    """Return limit, rate and level that headers tell.
+
+    An empty bucket that takes longer than its window to fill is in debt.
+    """
+    limit, left, full_in = max(LEAST, gauge.limit), gauge.remaining, gauge.full_in
+    rate = limit / MINUTE
+    if left <= 0 and full_in and MINUTE < full_in < (1 + DEBT) * MINUTE:
+        return limit, rate, limit - full_in * rate
+    if full_in and limit - left > NOISE * limit:
+        rate = min(limit, max(limit / DAY, (limit - left) / full_in))
+    return limit, rate, left
 
 
 @dataclass(slots=True)
-class Window:
+class UndeclaredLimit:
     """One such limit: requests a day, say, where headers tell those of a minute.
 
     Parameters
@@ -34,7 +93,7 @@ class Window:
 
     resource: Resource
     seconds: float
-    tank: Tank = field(default_factory=Tank)
+    tank: TokenBucket = field(default_factory=TokenBucket)
     met_at: float = -math.inf
     newest: int = -1
 
@@ -65,12 +124,12 @@ class Window:
 
 
 @dataclass(slots=True)
-class Windows:
+class UndeclaredLimits:
     """All such limits of one model, by name."""
 
-    kept: dict[str, Window] = field(default_factory=dict)
+    kept: dict[str, UndeclaredLimit] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[UndeclaredLimit]:
         return iter(self.kept.values())
 
     def take(self, tokens: float, now: float) -> None:
@@ -86,7 +145,7 @@ class Windows:
 
     def meet(self, limit: Limit, number: int, *, until: float, now: float) -> None:
         """Learn from the refusal of the request of that number."""
-        window = Window(limit.resource or "tokens", limit.window or MINUTE)
+        window = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
         key = f"{window.resource} {window.seconds:g}"
         self.kept.setdefault(key, window).meet(limit, number, until=until, now=now)
 
@@ -115,7 +174,7 @@ class Windows:
 
 
 def limit_of(
-    resource: Resource, tank: Tank, now: float, *, requested: float | None = None
+    resource: Resource, tank: TokenBucket, now: float, *, requested: float | None = None
 ) -> Limit:
     """Return a tank's figures as a refusal would tell them."""
     seconds = tank.limit / tank.rate
@@ -124,7 +183,7 @@ def limit_of(
     return Limit(resource=resource, window=usual, limit=tank.limit, used=used, requested=requested)
 
 
-def is_another(limit: Limit | None, shown: Tank) -> bool:
+def is_another(limit: Limit | None, shown: TokenBucket) -> bool:
     """Whether a refusal speaks of another window than the one that `shown` is reckoned by."""
     if limit is None or limit.used is None or limit.resource is None:
         return False

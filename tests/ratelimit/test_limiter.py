@@ -1,4 +1,4 @@
-"""The desk: a ledger that other processes share, off the event loop, whatever its store does."""
+"""The limiter: a ledger that other processes share, off the event loop, whatever its store does."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from typing import Any, TypeVar
 import pytest
 
 from nbcodex.models import Gauge, Snapshot, Usage
-from nbcodex.ratelimit import desk as desks
-from nbcodex.ratelimit.desk import SharedDesk
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Ticket
-from nbcodex.ratelimit.stores import StoreError, open_store, sqlite
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit import worker as desks
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
+from nbcodex.ratelimit.stores import MemoryStore, StoreError, sqlite
+from nbcodex.ratelimit.worker import SharedLimiter, open_store
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import LEDGER
 
@@ -34,29 +32,29 @@ SNAPSHOT = Snapshot(at=0.0, tokens=Gauge(limit=60_000, remaining=59_000, full_in
 
 
 class Kernel:
-    """One process's desk, as the engine has it."""
+    """One process's limiter, as the engine has it."""
 
     def __init__(self, opening: Callable[[], Any]) -> None:
         self.told: list[str] = []
         self.clock = BootClock()
-        self.desk = SharedDesk(opening, clock=self.clock, tell=self.told.append)
+        self.limiter = SharedLimiter(opening, clock=self.clock, on_problem=self.told.append)
 
-    async def ask(self) -> Reservation:
+    async def ask(self) -> Permit:
         """Reserve, be let in, and be answered."""
         now = self.clock.now()
 
-        def deed(ledger: Ledger) -> Ticket:
-            return ledger.listen("b", COST, lambda: None)
+        def deed(core: RateLimiter) -> QueueEntry:
+            return core.enqueue("b", COST, lambda: None)
 
-        ticket = await self.desk.do(deed)
-        leave = await self.desk.do(lambda ledger: ledger.reserve(ticket, self.clock.now()))
-        while not isinstance(leave, Reservation):
+        ticket = await self.limiter.run(deed)
+        leave = await self.limiter.run(lambda core: core.try_acquire(ticket, self.clock.now()))
+        while not isinstance(leave, Permit):
             await self.clock.wait(leave.until)
-            leave = await self.desk.do(lambda ledger: ledger.reserve(ticket, self.clock.now()))
+            leave = await self.limiter.run(lambda core: core.try_acquire(ticket, self.clock.now()))
         given = leave
-        await self.desk.do(lambda ledger: ledger.admit(given, SNAPSHOT, self.clock.now()))
+        await self.limiter.run(lambda core: core.observe(given, SNAPSHOT, self.clock.now()))
         usage = Usage(input_tokens=10, output_tokens=20)
-        await self.desk.do(lambda ledger: ledger.settle(given, usage, self.clock.now()))
+        await self.limiter.run(lambda core: core.settle(given, usage, self.clock.now()))
         assert self.clock.now() - now < 1.0
         return given
 
@@ -67,7 +65,7 @@ def kernel(folder: Path) -> Iterator[Kernel]:
     try:
         yield made
     finally:
-        made.desk.close()
+        made.limiter.close()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -80,11 +78,11 @@ def test_kernels_share_what_is_known(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as first, kernel(tmp_path) as second:
             await first.ask()
-            assert await first.desk.salt() == await second.desk.salt()
-            (known,) = (await second.desk.known(second.clock.now(), "b")).values()
+            assert await first.limiter.salt() == await second.limiter.salt()
+            (known,) = (await second.limiter.limit_states(second.clock.now(), "b")).values()
             assert known.tokens is not None
             assert known.tokens.limit == 60_000
-            assert known.others == 1
+            assert known.other_processes == 1
             assert second.told == []
 
     run(main())
@@ -124,7 +122,7 @@ def writable(folder: Path) -> None:
 def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """Requests go, paced by this kernel's own ledger, and it is said once."""
+    """Requests go, paced by this kernel's own core, and it is said once."""
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
     spoil(folder)
@@ -135,7 +133,7 @@ def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
             await alone.ask()
             assert len(alone.told) == 1
             assert "this kernel's own" in alone.told[0]
-            assert alone.desk.trouble == alone.told[0]
+            assert alone.limiter.sharing_problem == alone.told[0]
 
     run(main())
 
@@ -165,12 +163,12 @@ def test_a_locked_file_holds_nobody_up_for_long(
             with sqlite3.connect(tmp_path / LEDGER, isolation_level=None) as other:
                 other.execute("BEGIN EXCLUSIVE")
                 await alone.ask()
-                assert alone.desk.trouble
+                assert alone.limiter.sharing_problem
                 other.execute("ROLLBACK")
             other.close()
             await alone.ask()
-            assert alone.desk.trouble is None
-            (known,) = (await alone.desk.known(alone.clock.now())).values()
+            assert alone.limiter.sharing_problem is None
+            (known,) = (await alone.limiter.limit_states(alone.clock.now())).values()
             assert known.tokens is not None
 
     run(main())
@@ -181,15 +179,15 @@ def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: P
 
     async def main() -> tuple[int, int]:
         with kernel(tmp_path) as alone:
-            clock, desk = alone.clock, alone.desk
-            ticket = await desk.do(lambda ledger: ledger.listen("b", COST, lambda: None))
-            given = await desk.do(lambda ledger: ledger.reserve(ticket, clock.now()))
-            assert isinstance(given, Reservation)
-            desk._store._connection.close()  # type: ignore[union-attr]
-            await desk.do(lambda ledger: ledger.admit(given, SNAPSHOT, clock.now()))
+            clock, limiter = alone.clock, alone.limiter
+            ticket = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run(lambda core: core.try_acquire(ticket, clock.now()))
+            assert isinstance(given, Permit)
+            limiter._store._connection.close()  # type: ignore[union-attr]
+            await limiter.run(lambda core: core.observe(given, SNAPSHOT, clock.now()))
             usage = Usage(input_tokens=10, output_tokens=20)
-            await desk.do(lambda ledger: ledger.settle(given, usage, clock.now()))
-            (shared,) = desk._ledger._store._kept.values()  # type: ignore[attr-defined]
+            await limiter.run(lambda core: core.settle(given, usage, clock.now()))
+            (shared,) = limiter._core._store._models.values()  # type: ignore[attr-defined]
             return shared.bucket.output.under_way, shared.bucket.unheard
 
     assert run(main()) == (0, 0)
@@ -200,7 +198,7 @@ def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
 
     class Full(MemoryStore):
         @contextmanager
-        def together(self) -> Iterator[None]:
+        def batch(self) -> Iterator[None]:
             yield
             raise StoreError("The disk is full.")
 
@@ -210,7 +208,7 @@ def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
             assert (await kernel.ask()).closed
             assert [told.split(" So ")[0] for told in kernel.told] == ["The disk is full."]
         finally:
-            kernel.desk.close()
+            kernel.limiter.close()
 
     run(main())
 
@@ -221,9 +219,9 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
 
     class Counting(sqlite.SqliteStore):
         @contextmanager
-        def together(self) -> Iterator[None]:
+        def batch(self) -> Iterator[None]:
             begun.append(not self._is_open)
-            with super().together():
+            with super().batch():
                 yield
 
     def opening() -> Counting:
@@ -232,12 +230,12 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
     async def main() -> None:
         made = Kernel(opening)
         try:
-            await made.desk.do(lambda ledger: ledger.known(0.0, "b"))
+            await made.limiter.run(lambda core: core.limit_states(0.0, "b"))
             begun.clear()
-            deeds = (made.desk.do(lambda ledger: ledger.known(0.0, "b")) for _ in range(50))
+            deeds = (made.limiter.run(lambda core: core.limit_states(0.0, "b")) for _ in range(50))
             await asyncio.gather(*deeds)
         finally:
-            made.desk.close()
+            made.limiter.close()
 
     run(main())
     assert sum(begun) <= 3
@@ -248,11 +246,11 @@ def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Pa
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
-            alone.desk.post(lambda _: None)
-            first = alone.desk._lingering
-            await alone.desk.do(lambda _: None)
-            alone.desk.post(lambda _: None)
-            second = alone.desk._lingering
+            alone.limiter.post(lambda _: None)
+            first = alone.limiter._lingering
+            await alone.limiter.run(lambda _: None)
+            alone.limiter.post(lambda _: None)
+            second = alone.limiter._lingering
             assert first is not None
             assert second is not None
             assert first.cancelled()
@@ -267,7 +265,7 @@ def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             with pytest.raises(ZeroDivisionError):
-                await alone.desk.do(lambda _: 1 // 0)
+                await alone.limiter.run(lambda _: 1 // 0)
             await alone.ask()
             assert alone.told == []
 
@@ -281,13 +279,13 @@ def test_a_cancelled_wait_does_not_undo_the_deed(tmp_path: Path) -> None:
         with kernel(tmp_path) as alone:
             done: list[int] = []
             gate = threading.Event()
-            alone.desk.post(lambda _: gate.wait(10))
-            waiting = asyncio.ensure_future(alone.desk.do(lambda _: done.append(1)))
+            alone.limiter.post(lambda _: gate.wait(10))
+            waiting = asyncio.ensure_future(alone.limiter.run(lambda _: done.append(1)))
             await asyncio.sleep(0)
             waiting.cancel()
-            alone.desk.post(lambda _: done.append(2))
+            alone.limiter.post(lambda _: done.append(2))
             gate.set()
-            await alone.desk.do(lambda _: done.append(3))
+            await alone.limiter.run(lambda _: done.append(3))
             assert done == [1, 2, 3]
 
     run(main())
@@ -299,8 +297,8 @@ def test_wakes_reach_the_loop(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             event = asyncio.Event()
-            wake = alone.desk.waker(event)
-            alone.desk.post(lambda _: wake())
+            wake = alone.limiter.waker(event)
+            alone.limiter.post(lambda _: wake())
             await asyncio.wait_for(event.wait(), 5)
 
     run(main())
@@ -312,10 +310,10 @@ def test_a_kernel_that_ends_leaves_its_part(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as stays:
             with kernel(tmp_path) as goes:
-                ticket = await goes.desk.do(lambda ledger: ledger.listen("b", COST, int))
-                await goes.desk.do(lambda ledger: ledger.reserve(ticket, goes.clock.now()))
-            (known,) = (await stays.desk.known(stays.clock.now(), "b")).values()
-            assert known.others == 0
+                ticket = await goes.limiter.run(lambda core: core.enqueue("b", COST, int))
+                await goes.limiter.run(lambda core: core.try_acquire(ticket, goes.clock.now()))
+            (known,) = (await stays.limiter.limit_states(stays.clock.now(), "b")).values()
+            assert known.other_processes == 0
 
     run(main())
 
@@ -328,19 +326,21 @@ def test_signs_of_life_are_given_while_anything_is_under_way(
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
-            clock, desk = alone.clock, alone.desk
+            clock, limiter = alone.clock, alone.limiter
             beats: list[bool] = []
-            beat = Ledger.beat
+            beat = RateLimiter.heartbeat
             monkeypatch.setattr(
-                Ledger, "beat", lambda self, now: beats.append(beat(self, now)) or beats[-1]
+                RateLimiter,
+                "heartbeat",
+                lambda self, now: beats.append(beat(self, now)) or beats[-1],
             )
-            ticket = await desk.do(lambda ledger: ledger.listen("b", COST, lambda: None))
-            given = await desk.do(lambda ledger: ledger.reserve(ticket, clock.now()))
-            assert isinstance(given, Reservation)
+            ticket = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run(lambda core: core.try_acquire(ticket, clock.now()))
+            assert isinstance(given, Permit)
             await asyncio.to_thread(_until, lambda: len(beats) >= 5)
             assert all(beats)
-            await desk.do(lambda ledger: ledger.cancel(given, clock.now()))
-            await asyncio.to_thread(_until, lambda: desk._beat_at is None)
+            await limiter.run(lambda core: core.release(given, clock.now()))
+            await asyncio.to_thread(_until, lambda: limiter._beat_at is None)
 
     run(main())
 
@@ -361,7 +361,7 @@ def test_a_fork_during_deeds_leaves_both_in_order(tmp_path: Path) -> None:
         with kernel(tmp_path) as parent:
             await parent.ask()
             for _ in range(200):
-                parent.desk.post(lambda ledger: ledger.known(0.0))
+                parent.limiter.post(lambda core: core.limit_states(0.0))
             pid = os.fork()
             if pid == 0:
                 code = 1
@@ -379,7 +379,7 @@ def test_a_fork_during_deeds_leaves_both_in_order(tmp_path: Path) -> None:
 def _child(folder: Path) -> int:
     """Use the file in a forked child."""
     store = open_store(folder)
-    return int(store.deal("b", lambda shared: shared.bucket.sent) < 1)
+    return int(store.transaction("b", lambda shared: shared.bucket.sent) < 1)
 
 
 def test_a_store_error_says_why(tmp_path: Path) -> None:
@@ -395,13 +395,13 @@ def test_it_is_known_who_waits(tmp_path: Path) -> None:
     async def main() -> tuple[int, float]:
         with kernel(tmp_path) as alone:
 
-            def ask(ledger: Ledger) -> Any:
-                return ledger.reserve(ledger.listen("b", COST, lambda: None), alone.clock.now())
+            def ask(core: RateLimiter) -> Any:
+                return core.try_acquire(core.enqueue("b", COST, lambda: None), alone.clock.now())
 
             for _ in range(5):  # the first goes, to find out what the limits are
-                await alone.desk.do(ask)
-            (known,) = (await alone.desk.known(alone.clock.now(), "b")).values()
-            return known.waiting, known.asked
+                await alone.limiter.run(ask)
+            (known,) = (await alone.limiter.limit_states(alone.clock.now(), "b")).values()
+            return known.waiting, known.waiting_tokens
 
     waiting, asked = run(main())
     assert 0 < waiting < 5

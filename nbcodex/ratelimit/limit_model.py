@@ -10,12 +10,22 @@ import math
 from dataclasses import dataclass, field
 
 from nbcodex.models import MINUTE, Gauge, Limit, Snapshot, Usage
-from nbcodex.ratelimit.output import Output
-from nbcodex.ratelimit.policy import KEPT, POLICIES, Shadows
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.tank import LATELY, Mark, Tank
-from nbcodex.ratelimit.told import Told, refused, told_by
-from nbcodex.ratelimit.window import Windows, is_another
+from nbcodex.ratelimit.charge_policy import (
+    CHARGE_POLICIES,
+    KEPT,
+    ChargePolicyEstimator,
+    Cost,
+    OutputEstimator,
+    Permit,
+)
+from nbcodex.ratelimit.refusals import (
+    RefusalFigures,
+    UndeclaredLimits,
+    figures_from_reading,
+    is_another,
+    read_refusal,
+)
+from nbcodex.ratelimit.token_bucket import LATELY, LevelMark, TokenBucket
 
 MARGIN, WIDEST, WIDER, NARROWER = 0.005, 0.1, 1.5, 0.99
 """Share of the limit kept back; its bound; its growth by a refusal that nobody can explain, and how
@@ -33,7 +43,7 @@ CUT = 0.85
 
 
 @dataclass(slots=True)
-class Bucket:
+class LimitModel:
     """The limits of one model and account, as they are reckoned.
 
     Parameters
@@ -72,10 +82,10 @@ class Bucket:
         The limit on tokens before the machine was started anew; infinite where nobody knows.
     """
 
-    tokens: Shadows = field(default_factory=Shadows)
-    requests: Tank = field(default_factory=Tank)
-    windows: Windows = field(default_factory=Windows)
-    output: Output = field(default_factory=Output)
+    tokens: ChargePolicyEstimator = field(default_factory=ChargePolicyEstimator)
+    requests: TokenBucket = field(default_factory=TokenBucket)
+    windows: UndeclaredLimits = field(default_factory=UndeclaredLimits)
+    output: OutputEstimator = field(default_factory=OutputEstimator)
     fit: float = 1.0
     until: float = -math.inf
     limit: Limit | None = None
@@ -95,7 +105,7 @@ class Bucket:
     largest: float = 0.0
     earlier: float = math.inf
 
-    def take(self, name: str, cost: Cost, at: float, *, probe: bool = False) -> Reservation:
+    def take(self, name: str, cost: Cost, at: float, *, probe: bool = False) -> Permit:
         """Let a request go at the instant `at`."""
         self._grow(at)
         tokens = cost.tokens * self.fit
@@ -109,7 +119,7 @@ class Bucket:
         self.sent_at = max(self.sent_at, at)
         self.output.begin(cost.output, at)
         self.windows.take(self.charge(cost), at)
-        return Reservation(
+        return Permit(
             bucket=name,
             cost=cost,
             at=at,
@@ -121,7 +131,7 @@ class Bucket:
             tokens=tokens,
         )
 
-    def admit(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
+    def admit(self, reservation: Permit, snapshot: Snapshot | None, now: float) -> None:
         """The server has let a request in; its headers are at hand."""
         if reservation.closed:
             return
@@ -144,20 +154,20 @@ class Bucket:
         self.largest = max(self.largest, reservation.tokens)
         self._observe(reservation, snapshot, now)
 
-    def settle(self, reservation: Reservation, usage: Usage, now: float) -> tuple[float, ...]:
+    def settle(self, reservation: Permit, usage: Usage, now: float) -> tuple[float, ...]:
         """An answer has ended; return what each ledger gave back."""
         self._hear(reservation)
         if reservation.closed:
-            return (0.0,) * len(POLICIES)
+            return (0.0,) * len(CHARGE_POLICIES)
         reservation.closed = True
         cost = reservation.cost
         self.output.drop(cost.output, reservation.at)
         if usage.output_tokens is None:
-            return (0.0,) * len(POLICIES)
+            return (0.0,) * len(CHARGE_POLICIES)
         used = min(float(usage.output_tokens), cost.output)
         self.output.end(cost.output, used, now - reservation.at)
         if reservation.astray:
-            return (0.0,) * len(POLICIES)  # nothing was taken from these ledgers
+            return (0.0,) * len(CHARGE_POLICIES)  # nothing was taken from these ledgers
         if usage.input_tokens and cost.tokens and not usage.estimated:
             ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
             self.fit += (ratio - self.fit) * 0.02
@@ -170,7 +180,7 @@ class Bucket:
         tokens = cost.tokens * self.fit
         return tokens if self.tokens.policy == "actual" else tokens + cost.output
 
-    def cancel(self, reservation: Reservation, now: float) -> None:
+    def cancel(self, reservation: Permit, now: float) -> None:
         """A request has ended without a verdict; what it was charged, snapshots will tell.
 
         Of limits that no snapshot tells of, it is taken not to have been.
@@ -184,7 +194,7 @@ class Bucket:
 
     def refuse(
         self,
-        reservation: Reservation,
+        reservation: Permit,
         *,
         until: float,
         limit: Limit | None,
@@ -208,7 +218,7 @@ class Bucket:
             self.tokens.void(reservation.tokens, reservation.cost.output, now)
         if reservation.probe or self._meet(limit, reservation, until, now, is_news=is_news):
             return
-        told = refused(limit, snapshot)
+        told = read_refusal(limit, snapshot)
         if told is not None:
             self._learn(reservation, told, until, now, fresh=fresh, is_news=is_news)
         elif limit is None or limit.window in (None, MINUTE):
@@ -216,7 +226,7 @@ class Bucket:
 
     # What is learnt.
 
-    def _hear(self, reservation: Reservation) -> None:
+    def _hear(self, reservation: Permit) -> None:
         if not reservation.heard:
             reservation.heard = True
             self.unheard -= 1
@@ -224,7 +234,7 @@ class Bucket:
     def _meet(
         self,
         limit: Limit | None,
-        reservation: Reservation,
+        reservation: Permit,
         until: float,
         now: float,
         *,
@@ -240,7 +250,7 @@ class Bucket:
             self.requests.give_back(1, now)  # a request that is refused for its number counts not
         return True
 
-    def _observe(self, reservation: Reservation, snapshot: Snapshot, now: float) -> None:
+    def _observe(self, reservation: Permit, snapshot: Snapshot, now: float) -> None:
         """Put the ledgers right by the headers of a request that was let in."""
         if reservation.number <= self.newest:
             return
@@ -252,9 +262,9 @@ class Bucket:
             self._observe_requests(reservation.turn, gauge, gone, reservation.at, now)
 
     def _observe_requests(
-        self, turn: Mark, gauge: Gauge, gone: float, at: float, now: float
+        self, turn: LevelMark, gauge: Gauge, gone: float, at: float, now: float
     ) -> None:
-        limit, rate, remaining = told_by(gauge)
+        limit, rate, remaining = figures_from_reading(gauge)
         self.windows.show("requests", limit)
         error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
         usual = not self.blind and self.requests.has_limit(limit)
@@ -262,9 +272,9 @@ class Bucket:
         self.requests.adopt(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
-        self, reservation: Reservation, gauge: Gauge, gone: float, now: float
+        self, reservation: Permit, gauge: Gauge, gone: float, now: float
     ) -> tuple[float, ...]:
-        limit, rate, remaining = told_by(gauge)
+        limit, rate, remaining = figures_from_reading(gauge)
         self.windows.show("tokens", limit)
         taken_at = reservation.at + gone
         marks = reservation.marks
@@ -281,7 +291,7 @@ class Bucket:
         for tank in self.tokens.tanks:
             tank.adopt(limit, rate, now=now, since=since)
 
-    def _gone(self, reservation: Reservation, snapshot: Snapshot) -> float:
+    def _gone(self, reservation: Permit, snapshot: Snapshot) -> float:
         """Return the seconds between the leave and the admission that the snapshot shows."""
         readying = reservation.sent_at - reservation.at
         if snapshot.processing is not None:
@@ -294,8 +304,8 @@ class Bucket:
 
     def _learn(
         self,
-        reservation: Reservation,
-        told: Told,
+        reservation: Permit,
+        told: RefusalFigures,
         until: float,
         now: float,
         *,
@@ -326,14 +336,14 @@ class Bucket:
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.doubt()
 
-    def _lose_sight(self, reservation: Reservation, snapshot: Snapshot | None, now: float) -> None:
+    def _lose_sight(self, reservation: Permit, snapshot: Snapshot | None, now: float) -> None:
         """Rely no more on a limit that headers told long ago, and do not tell any more."""
         tokens, requests = self.tokens.tank, self.requests
         if not (snapshot and snapshot.tokens) and tokens.known and not self.blind:
             self.blind = self.guessed = now - tokens.seen_at > LATELY
         was_full = reservation.turn.level >= requests.limit - 1
         if not (snapshot and snapshot.requests) and was_full and now - requests.seen_at > LATELY:
-            self.requests = Tank(at=now)
+            self.requests = TokenBucket(at=now)
 
     def _widen(self) -> None:
         self.margin = min(WIDEST, self.margin * WIDER)
@@ -364,7 +374,7 @@ class Bucket:
         self.margin = max(MARGIN, self.margin * NARROWER**passed)
         if self.guessed and passed > LATELY:
             self.guessed, self.at_once = False, 1
-            self.tokens.tanks = [Tank(at=now) for _ in POLICIES]
+            self.tokens.tanks = [TokenBucket(at=now) for _ in CHARGE_POLICIES]
         if self.blind and passed * self.tokens.tank.rate <= BUSY * self.tokens.usual:
             growth = FASTER if self.guessed else GROWTH
             for tank in (*self.tokens.tanks, self.requests):

@@ -19,7 +19,7 @@ than so many seconds is a habit relied on unseen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class LevelMark:
     """What a tank was reckoned to hold just after something was taken.
 
     A snapshot of that very moment is compared with it.
@@ -37,7 +37,7 @@ class Mark:
 
 
 @dataclass(slots=True)
-class Tank:
+class TokenBucket:
     """A level that rises continuously up to `limit`. Of an unknown limit only changes are reckoned.
 
     Parameters
@@ -105,7 +105,7 @@ class Tank:
             return now + missing / rate
         return now + watchful + (missing - watchful * rate) / self.rate
 
-    def take(self, amount: float, now: float) -> Mark:
+    def take(self, amount: float, now: float) -> LevelMark:
         """Take `amount` (a negative one is given back), and return the mark of the moment after."""
         if self.floor and self.level_at(now) >= self.limit * (1 - FULL):
             is_old = now - self.hid_at > LATELY
@@ -113,7 +113,7 @@ class Tank:
             self.floor = 0.0 if is_old else self.least_floor
         self.level = min(self.limit, self.level_at(now) - amount)
         self.at = max(self.at, now)
-        return Mark(self.level, self.shift)
+        return LevelMark(self.level, self.shift)
 
     def give_back(self, amount: float, now: float) -> None:
         """Give back what was never taken: later marks were made without it, and are put right."""
@@ -121,12 +121,12 @@ class Tank:
         self.at = max(self.at, now)
         self.shift += amount
 
-    def error(self, mark: Mark, remaining: float, *, gone: float) -> float:
+    def error(self, mark: LevelMark, remaining: float, *, gone: float) -> float:
         """Return how much more a snapshot shows than was reckoned.
 
         Parameters
         ----------
-        mark : Mark
+        mark : LevelMark
             Of the request that the snapshot answers.
         remaining : float
             The level that the server states.

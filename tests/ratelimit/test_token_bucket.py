@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcodex.ratelimit.tank import UNSEEN, Tank
+from nbcodex.ratelimit.token_bucket import UNSEEN, TokenBucket
 
 amounts = st.floats(0, 1000)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=30)
 
 
-def full(limit: float = 600.0) -> Tank:
-    return Tank(limit=limit, rate=limit / 60, level=limit, at=100.0)
+def full(limit: float = 600.0) -> TokenBucket:
+    return TokenBucket(limit=limit, rate=limit / 60, level=limit, at=100.0)
 
 
 def test_it_fills_at_its_rate_and_no_further() -> None:
@@ -37,7 +37,7 @@ def test_the_moment_is_exact() -> None:
 
 def test_an_unknown_limit_stops_nobody() -> None:
     """Before any snapshot, whatever is asked for is there now."""
-    assert Tank().has_at(1e9, 7.0) == 7.0
+    assert TokenBucket().has_at(1e9, 7.0) == 7.0
 
 
 def test_what_is_larger_than_the_whole_goes_when_it_is_full() -> None:
@@ -49,7 +49,7 @@ def test_what_is_larger_than_the_whole_goes_when_it_is_full() -> None:
 
 def test_a_first_snapshot_counts_what_flowed_since() -> None:
     """What was taken after an old snapshot is taken from it, what has flowed since is added."""
-    tank = Tank()
+    tank = TokenBucket()
     mark = tank.take(100, 10.0)
     tank.take(50, 11.0)
     tank.correct(tank.error(mark, 500, gone=0.0), 20.0, taken_at=10.0)
@@ -73,7 +73,7 @@ def test_a_true_snapshot_changes_nothing(events: list[tuple[float, float]]) -> N
 @given(steps, st.floats(-500, 500))
 def test_an_error_is_put_right_once(events: list[tuple[float, float]], wrong: float) -> None:
     """After a correction, older marks that shared the error show none any more."""
-    tank, now, marks = Tank(limit=1e6, rate=1.0, level=5e5, at=100.0), 100.0, []
+    tank, now, marks = TokenBucket(limit=1e6, rate=1.0, level=5e5, at=100.0), 100.0, []
     for wait, amount in events:
         now += wait
         marks.append((tank.take(amount, now), tank.level + wrong))

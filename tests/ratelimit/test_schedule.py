@@ -5,27 +5,26 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import Gauge, Snapshot, Usage
-from nbcodex.ratelimit.bucket import Bucket
-from nbcodex.ratelimit.moment import GAP, moment
-from nbcodex.ratelimit.policy import ACTUAL
-from nbcodex.ratelimit.reservation import Cost
+from nbcodex.ratelimit.charge_policy import ACTUAL, Cost
+from nbcodex.ratelimit.limit_model import LimitModel
+from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S, earliest_start
 
 
 def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
     """A level that stands high because output is charged at the end is not taken for free room."""
-    bucket, cost = Bucket(), Cost(10, 90)
+    bucket, cost = LimitModel(), Cost(10, 90)
     sent = bucket.take("b", cost, 100.0)
     level = Gauge(limit=1000, remaining=180, full_in=49.2)
     bucket.admit(sent, Snapshot(at=100.1, tokens=level), 100.1)
-    assert moment(bucket, cost, 100.2) > 100.2
+    assert earliest_start(bucket, cost, 100.2) > 100.2
     bucket.tokens.scores[ACTUAL] = 1.0
-    assert moment(bucket, cost, 100.2) == 100.2
+    assert earliest_start(bucket, cost, 100.2) == 100.2
 
 
 @pytest.mark.parametrize(("requests", "tokens"), [(60_000, 1e9), (1e9, 6e6)])
 def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, tokens: float) -> None:
     """Where the server lets more than 250 go in a second, so do we: by requests or by tokens."""
-    bucket, cost = Bucket(), Cost(10, 90)
+    bucket, cost = LimitModel(), Cost(10, 90)
     sent = bucket.take("b", cost, 100.0)
     full = Snapshot(
         at=100.1,
@@ -34,13 +33,13 @@ def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, token
     )
     bucket.admit(sent, full, 100.1)
     bucket.take("b", cost, 100.2)
-    gap = moment(bucket, cost, 100.2) - 100.2
-    assert 0 < gap < 1 / 1000 < GAP
+    gap = earliest_start(bucket, cost, 100.2) - 100.2
+    assert 0 < gap < 1 / 1000 < MIN_SEND_GAP_S
 
 
 def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
     """Long answers, charged at their end: no more begin than the bucket and its flow will pay."""
-    bucket, now = Bucket(), 1000.0
+    bucket, now = LimitModel(), 1000.0
     first = bucket.take("b", Cost(100, 2_000), now)
     gauge = Gauge(limit=200_000, remaining=199_900, full_in=0.1)
     bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
@@ -49,7 +48,7 @@ def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
     output.drop(2_000, now)
     output.asked, output.used, output.took, output.ended = 2e6, 2e6, 20_000.0, 1_000
     sent, now = 0, now + 0.01
-    while moment(bucket, Cost(100, 2_000), now) <= now and sent < 1_000:
+    while earliest_start(bucket, Cost(100, 2_000), now) <= now and sent < 1_000:
         bucket.take("b", Cost(100, 2_000), now)
         sent, now = sent + 1, now + 0.01
     assert 100 < sent < (200_000 + 20 * 200_000 / 60) / 2_000
@@ -57,11 +56,11 @@ def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
 
 def test_a_bound_that_no_bucket_holds_lets_a_request_go() -> None:
     """Whatever its output may be: with nothing else under way, it goes when the bucket is full."""
-    bucket, now = Bucket(), 1000.0
+    bucket, now = LimitModel(), 1000.0
     first = bucket.take("b", Cost(100, 1_000), now)
     gauge = Gauge(limit=30_000, remaining=29_900, full_in=0.2)
     bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
     bucket.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
     bucket.tokens.chosen = ACTUAL
     large = Cost(100, 50_000)
-    assert moment(bucket, large, now + 100) == now + 100
+    assert earliest_start(bucket, large, now + 100) == now + 100

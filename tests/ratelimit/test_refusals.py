@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import DAY, Gauge, Limit, Snapshot, Usage
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.reservation import Cost, Reservation
-from nbcodex.ratelimit.row import Hold
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
+from nbcodex.ratelimit.stores import MemoryStore
 
 COST = Cost(50, 150)
 
@@ -19,35 +18,35 @@ def told(at: float, *, left: int = 14_000, limit: int = 14_400) -> Snapshot:
     return Snapshot(at=at, requests=gauge)
 
 
-def ask(ledger: Ledger, at: float) -> Reservation | Hold:
+def ask(ledger: RateLimiter, at: float) -> Permit | Cooldown:
     """Ask for leave to send, and give the place up where there is none."""
-    ticket = ledger.listen("b", COST, lambda: None)
-    leave = ledger.reserve(ticket, at)
-    if isinstance(leave, Hold):
-        ledger.leave(ticket)
+    ticket = ledger.enqueue("b", COST, lambda: None)
+    leave = ledger.try_acquire(ticket, at)
+    if isinstance(leave, Cooldown):
+        ledger.dequeue(ticket)
     return leave
 
 
-def let_in(ledger: Ledger, at: float, snapshot: Snapshot) -> None:
+def let_in(ledger: RateLimiter, at: float, snapshot: Snapshot) -> None:
     """Send a request that is let in, and answered at once."""
     leave = ask(ledger, at)
-    assert isinstance(leave, Reservation), leave
-    ledger.admit(leave, snapshot, at)
+    assert isinstance(leave, Permit), leave
+    ledger.observe(leave, snapshot, at)
     ledger.settle(leave, Usage(input_tokens=50, output_tokens=150), at)
 
 
-def refused(ledger: Ledger, at: float, *, seconds: float, limit: int, wait: float) -> None:
+def refused(ledger: RateLimiter, at: float, *, seconds: float, limit: int, wait: float) -> None:
     """Send a request that a limit refuses which is all used up."""
     leave = ask(ledger, at)
-    assert isinstance(leave, Reservation), leave
+    assert isinstance(leave, Permit), leave
     figures = Limit(resource="requests", window=seconds, limit=limit, used=limit, requested=1)
     ledger.refuse(leave, until=at + wait, limit=figures, snapshot=None, now=at)
-    ledger.cancel(leave, at)
+    ledger.release(leave, at)
 
 
-def a_minute_s_limit_met() -> Ledger:
+def a_minute_s_limit_met() -> RateLimiter:
     """Return a ledger whose headers tell of a day, and which 30 a minute have refused at 110."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     let_in(ledger, 100.0, told(100.0))
     refused(ledger, 110.0, seconds=60.0, limit=30, wait=2.0)
     return ledger
@@ -59,7 +58,7 @@ def test_another_window_than_that_of_the_headers_is_held_to() -> None:
     for number in range(20):
         due = 112.0 + 2 * number
         early = ask(ledger, due - 0.1)
-        assert isinstance(early, Hold)
+        assert isinstance(early, Cooldown)
         let_in(ledger, due + 0.01, told(due))
 
 
@@ -81,7 +80,7 @@ def test_a_limit_that_is_not_met_again_is_forgotten() -> None:
 @pytest.mark.parametrize("in_headers", [True, False])
 def test_a_day_s_limit_is_no_queue(*, in_headers: bool) -> None:
     """What is used up for a day closes the model, with the limit's name, as a refusal would."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     if in_headers:
         let_in(ledger, 100.0, told(100.0, limit=200, left=0))
     else:
@@ -89,7 +88,7 @@ def test_a_day_s_limit_is_no_queue(*, in_headers: bool) -> None:
         refused(ledger, 110.0, seconds=DAY, limit=200, wait=1.0)
         let_in(ledger, 112.0, Snapshot(at=112.0, requests=Gauge(limit=500, remaining=500)))
     hold = ask(ledger, 120.0)
-    assert isinstance(hold, Hold)
+    assert isinstance(hold, Cooldown)
     assert not hold.queued
     assert hold.limit
     assert hold.limit.name == "requests per day (RPD)"
@@ -98,26 +97,26 @@ def test_a_day_s_limit_is_no_queue(*, in_headers: bool) -> None:
 
 def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
     """Where the server refunds, the day's limit has back what an answer did not use."""
-    ledger = Ledger()
+    ledger = RateLimiter()
     gauge = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(ledger, 100.0, Snapshot(at=100.0, tokens=gauge))
-    bucket = ledger._store.deal("b", lambda shared: shared.bucket)
+    bucket = ledger._store.transaction("b", lambda shared: shared.bucket)
     bucket.tokens.chosen = 1
     leave = ask(ledger, 110.0)
-    assert isinstance(leave, Reservation)
+    assert isinstance(leave, Permit)
     limit = Limit(resource="tokens", window=DAY, limit=1_000_000, used=999_900, requested=200)
     ledger.refuse(leave, until=110.0, limit=limit, snapshot=None, now=110.0)
     (window,) = bucket.windows
     window.tank.level = 1_000.0
     answered = ask(ledger, 111.0)
-    assert isinstance(answered, Reservation)
+    assert isinstance(answered, Permit)
     ledger.settle(answered, Usage(input_tokens=50, output_tokens=10), 111.0)
     assert window.tank.level_at(111.0) == pytest.approx(1_000 - 50 - 10, abs=20)
 
 
-def a_day_used_up(*, store: MemoryStore | None = None) -> Ledger:
+def a_day_used_up(*, store: MemoryStore | None = None) -> RateLimiter:
     """Return a ledger of which a refusal at 110 has told that a day's 200 requests are used up."""
-    ledger = Ledger(store, holder="a")
+    ledger = RateLimiter(store, holder="a")
     let_in(ledger, 100.0, Snapshot(at=100.0, requests=Gauge(limit=500, remaining=400)))
     refused(ledger, 110.0, seconds=DAY, limit=200, wait=1.0)
     let_in(ledger, 112.0, Snapshot(at=112.0, requests=Gauge(limit=500, remaining=500)))
@@ -128,8 +127,8 @@ def test_whoever_waits_for_a_day_s_limit_is_told() -> None:
     """Not only the first in the row: nobody queues for hours."""
     ledger = a_day_used_up()
     for _ in range(3):
-        hold = ledger.reserve(ledger.listen("b", COST, lambda: None), 120.0)
-        assert isinstance(hold, Hold)
+        hold = ledger.try_acquire(ledger.enqueue("b", COST, lambda: None), 120.0)
+        assert isinstance(hold, Cooldown)
         assert not hold.queued
 
 
@@ -137,24 +136,24 @@ def test_what_another_kernel_finds_open_wakes_the_first_in_the_row() -> None:
     """A day's limit that headers come to tell of larger keeps nobody here until its old moment."""
     store, woken = MemoryStore(), []
     other = a_day_used_up(store=store)
-    ledger = Ledger(store, holder="b")
-    ticket = ledger.listen("b", COST, lambda: woken.append(True))
-    assert isinstance(ledger.reserve(ticket, 120.0), Hold)
-    probe = other.probe(other.listen("b", COST, lambda: None), 121.0)
+    ledger = RateLimiter(store, holder="b")
+    ticket = ledger.enqueue("b", COST, lambda: woken.append(True))
+    assert isinstance(ledger.try_acquire(ticket, 120.0), Cooldown)
+    probe = other.probe(other.enqueue("b", COST, lambda: None), 121.0)
     gauge = Gauge(limit=200, remaining=150, full_in=50 * DAY / 200)
-    other.admit(probe, Snapshot(at=121.0, requests=gauge), 121.0)
-    ledger.beat(122.0)
+    other.observe(probe, Snapshot(at=121.0, requests=gauge), 121.0)
+    ledger.heartbeat(122.0)
     assert woken
-    assert isinstance(ledger.reserve(ticket, 122.0), Reservation)
+    assert isinstance(ledger.try_acquire(ticket, 122.0), Permit)
 
 
 def test_what_never_reached_the_server_is_charged_to_no_window() -> None:
     """Offline, a day's limit is not used up by attempts, and a late refusal is given back, too."""
     ledger = a_minute_s_limit_met()
-    bucket = ledger._store.deal("b", lambda shared: shared.bucket)
+    bucket = ledger._store.transaction("b", lambda shared: shared.bucket)
     (window,) = bucket.windows
     for number in range(20):
         leave = ask(ledger, 200.0 + number / 10)
-        assert isinstance(leave, Reservation)
-        ledger.cancel(leave, 200.0 + number / 10)
+        assert isinstance(leave, Permit)
+        ledger.release(leave, 200.0 + number / 10)
     assert window.tank.level_at(202.0) == 30

@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from nbcodex.ratelimit.ledger import Ledger
-from nbcodex.ratelimit.prior import Known
-from nbcodex.ratelimit.stores import Store, StoreError
-from nbcodex.ratelimit.stores.memory import MemoryStore
+from nbcodex.errors import ConfigurationError
+from nbcodex.ratelimit.limiter import Limiter, Operation
+from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
+from nbcodex.settings import Secret
 
 T = TypeVar("T")
-Deed = Callable[[Ledger], T]
 
 BEAT = 1.0
 """Seconds between two signs of life, while anything is under way."""
@@ -35,58 +34,14 @@ GATHER = 0.004
 """Seconds between two transactions, while several deeds are waited for at once: one for all of them
 spares their thread's quarrel with the event loop's over the interpreter."""
 JOIN = 2.0
-"""Seconds for which `SharedDesk.close` waits for what is being done."""
+"""Seconds for which `SharedLimiter.close` waits for what is being done."""
 
 _ALONE = "{} So the pace is this kernel's own: others on the same key are not reckoned with."
 
 
-class Desk:
-    """A ledger in memory, whose deeds are done at once.
-
-    Attributes
-    ----------
-    labels : dict
-        What people call the buckets, by name.
-    trouble : str or None
-        Why nothing is shared with other processes, where it should be.
-    """
-
-    def __init__(self) -> None:
-        self._ledger = Ledger(MemoryStore(), holder=secrets.token_hex(8))
-        self.labels: dict[str, str] = {}
-        self.trouble: str | None = None
-
-    async def salt(self) -> bytes:
-        """Return what makes the buckets' names the same for all who share the ledger."""
-        return self._ledger.salt
-
-    async def do(self, deed: Deed[T]) -> T:
-        """Do a deed and return what it returns. It is done even if the waiting task is cancelled.
-
-        Deeds are done in the order in which they come.
-        """
-        return deed(self._ledger)
-
-    def post(self, deed: Deed[object]) -> None:
-        """Do a deed in its turn, and wait for nothing."""
-        deed(self._ledger)
-
-    def waker(self, event: asyncio.Event) -> Callable[[], None]:
-        """Return what sets `event`, for the ledger to call."""
-        return event.set
-
-    async def known(self, now: float, *more: str) -> dict[str, Known]:
-        """Return what is known of the buckets that were used here, and of `more`, by label."""
-        known = await self.do(lambda ledger: ledger.known(now, *more))
-        return {self.labels.get(name, name): each for name, each in known.items()}
-
-    def close(self) -> None:
-        """Let go of what is open."""
-
-
 @dataclass(slots=True)
 class _Job:
-    deed: Deed[Any]
+    deed: Operation[Any]
     future: asyncio.Future[Any] | None
     result: Any = None
     error: Exception | None = None
@@ -115,7 +70,7 @@ class _Post:
             event.set()
 
 
-class SharedDesk(Desk):
+class SharedLimiter(Limiter):
     """A ledger that is shared with other processes, on a thread of its own: its store may block.
 
     Made on the event loop that it serves. A store that fails is replaced by memory, and tried
@@ -127,15 +82,15 @@ class SharedDesk(Desk):
         Opens the store.
     clock : Clock
         Dates the signs of life; read on the thread.
-    tell : callable
+    on_problem : callable
         Told once, on the thread, why nothing is shared.
     """
 
     def __init__(
-        self, opening: Callable[[], Store], *, clock: Clock, tell: Callable[[str], None]
+        self, opening: Callable[[], Store], *, clock: Clock, on_problem: Callable[[str], None]
     ) -> None:
         super().__init__()
-        self._opening, self._clock, self._tell = opening, clock, tell
+        self._opening, self._clock, self._on_problem = opening, clock, on_problem
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._later: list[_Job] = []
@@ -150,18 +105,18 @@ class SharedDesk(Desk):
 
     async def salt(self) -> bytes:
         """Return what makes the buckets' names the same for all who share the ledger."""
-        if self._store is None and self.trouble is None:
-            await self.do(lambda _: None)
-        return self._ledger.salt
+        if self._store is None and self.sharing_problem is None:
+            await self.run(lambda _: None)
+        return self._core.salt
 
-    async def do(self, deed: Deed[T]) -> T:
+    async def run(self, deed: Operation[T]) -> T:
         """Do a deed on the thread and return what it returns."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._later.append(_Job(deed, future))
         self._send()
         return await future
 
-    def post(self, deed: Deed[object]) -> None:
+    def post(self, deed: Operation[object]) -> None:
         """Do a deed on the thread within moments, and wait for nothing."""
         if not self._later:
             self._lingering = self._loop.call_later(LINGER, self._send)
@@ -217,7 +172,7 @@ class SharedDesk(Desk):
     def _perform_all(self, jobs: list[_Job]) -> None:
         store = self._store
         try:
-            with contextlib.nullcontext() if store is None else store.together():
+            with contextlib.nullcontext() if store is None else store.batch():
                 for job in jobs:
                     self._perform(job)
                 self._beat()
@@ -236,18 +191,18 @@ class SharedDesk(Desk):
         self._post.jobs.append(job)
         self._beat_at = self._beat_at or now + BEAT
 
-    def _surely(self, deed: Deed[T]) -> T:
+    def _surely(self, deed: Operation[T]) -> T:
         try:
-            return deed(self._ledger)
+            return deed(self._core)
         except StoreError as error:
             self._fall_back(error)
-            return deed(self._ledger)
+            return deed(self._core)
 
     def _beat(self) -> None:
         """Give a sign of life, if one is due; where nothing is under way, none is due any more."""
         if self._beat_at is None or (now := self._clock.now()) < self._beat_at:
             return
-        beat = _Job(lambda ledger: ledger.beat(now), None)
+        beat = _Job(lambda ledger: ledger.heartbeat(now), None)
         self._perform(beat)
         self._beat_at = now + BEAT if beat.result else None
 
@@ -265,8 +220,8 @@ class SharedDesk(Desk):
         except Exception as error:  # or the thread would end, and everybody wait for ever
             self._fall_back(StoreError(f"The ledger cannot be opened ({type(error).__name__})."))
         else:
-            self._ledger.use(self._store)
-            self.trouble, self._retry_after = None, RETRY
+            self._core.use_store(self._store)
+            self.sharing_problem, self._retry_after = None, RETRY
 
     def _fall_back(self, error: StoreError) -> None:
         """Go on in memory."""
@@ -274,16 +229,55 @@ class SharedDesk(Desk):
         if store is not None:
             with contextlib.suppress(Exception):
                 store.close()
-        self._ledger.use(MemoryStore())
+        self._core.use_store(MemoryStore())
         self._retry_at = self._clock.now() + self._retry_after
         self._retry_after *= 2  # each try may block those who wait
-        if self.trouble is None:
-            self.trouble = _ALONE.format(error)
-            self._tell(self.trouble)
+        if self.sharing_problem is None:
+            self.sharing_problem = _ALONE.format(error)
+            self._on_problem(self.sharing_problem)
 
     def _leave(self) -> None:
         if self._store is not None:
             with contextlib.suppress(StoreError):
-                self._ledger.leave_all()
+                self._core.withdraw()
             with contextlib.suppress(Exception):
                 self._store.close()
+
+
+def open_store(
+    folder: Path, *, redis_url: Secret | None = None, notify: Callable[[str], None] = lambda _: None
+) -> Store:
+    """Return the store of all processes that have a folder, or a Redis, in common; it may block.
+
+    Parameters
+    ----------
+    folder : Path
+        Where this machine's buckets are kept.
+    redis_url : Secret or None
+        The Redis of several hosts; where it cannot be used, this machine's own store stands in.
+    notify : callable
+        Hears, on the thread that uses the store, that Redis is gone or back.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be used.
+    """
+    from nbcodex.ratelimit.stores.sqlite import open_in
+
+    if not redis_url:
+        return open_in(folder)
+    from nbcodex.ratelimit.stores import MemoryStore
+    from nbcodex.ratelimit.stores.fallback import Fallback
+    from nbcodex.ratelimit.stores.redis import RedisStore
+
+    try:
+        shared = RedisStore(redis_url)
+    except ConfigurationError as error:
+        raise StoreError(str(error)) from None
+    local: Store
+    try:
+        local = open_in(folder)
+    except StoreError:
+        local = MemoryStore()
+    return Fallback(shared, local, notify=notify)
