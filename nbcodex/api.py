@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from nbcodex import host
 from nbcodex.client import current
-from nbcodex.host import around
 from nbcodex.models import Origin, Reply, Request
-from nbcodex.requests.handle import reply_of
-from nbcodex.requests.options import compose
+from nbcodex.requests.handle import reply_or_raise
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 
 
@@ -42,20 +42,20 @@ def ask(prompt: str, **options: Any) -> Reply:
         If there is none; `ParkedError` where it would take longer than the patience,
         `AnswerError` where it does not fit the schema, asked for twice.
     """
-    settings = around.settings()
+    settings = host.current.settings()
     handle = current().handle(_composed(prompt, settings, options), settings)
-    return reply_of(around.follow(handle), handle.request)
+    return reply_or_raise(host.current.follow(handle), handle.request)
 
 
 async def aask(prompt: str, **options: Any) -> Reply:
     """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
-    settings = around.settings()
+    settings = host.current.settings()
     request = _composed(prompt, settings, options)
-    return reply_of(await current().follow(request, settings), request)
+    return reply_or_raise(await current().follow(request, settings), request)
 
 
 def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:
     # No cell: a loop in one of them makes many turns.
-    origin = Origin(notebook=around.notebook())
-    request = replace(compose(prompt, settings, **options), origin=origin)
+    origin = Origin(notebook=host.current.notebook())
+    request = replace(build_request(prompt, settings, **options), origin=origin)
     return request if request.thread is None else current().join(request, settings).request

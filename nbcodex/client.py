@@ -19,13 +19,13 @@ from weakref import WeakValueDictionary
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.events import Ending
-from nbcodex.models import POSSIBLY_PAID, Origin, Request, Resumption, new_id
-from nbcodex.requests.conversation import Conversations, Joined
+from nbcodex.models import NOTE_POSSIBLY_PAID_TWICE, Origin, Request, Resumption, new_id
+from nbcodex.requests.conversation import Conversations, JoinedRequest
 from nbcodex.requests.handle import Handle, Listener
 from nbcodex.requests.usage_totals import Totals
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock, Clock
-from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Secret, Settings, folder_of
+from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
 
 if TYPE_CHECKING:
     import httpx2
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.cost_estimate import Estimate
-    from nbcodex.requests.services import Engine
-    from nbcodex.requests.spending_cap import Cap, Standing
+    from nbcodex.requests.services import Services
+    from nbcodex.requests.spending_cap import CapUsage, SpendingCap
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -72,31 +72,31 @@ class Client:
         self.totals = Totals()
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
-        self._engine: Engine | None = None
+        self._services: Services | None = None
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
-        self.news = ""
+        self.notices = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._conversations = Conversations()
 
-    def engine(self) -> Engine:
+    def services(self) -> Services:
         """Return the engine, made at the first call, whoever calls."""
         with self._making:
-            return self._engine or self._make()
+            return self._services or self._make()
 
-    def _make(self) -> Engine:
+    def _make(self) -> Services:
         from nbcodex.openai_api.api_client import ApiClient
-        from nbcodex.requests.services import Engine
+        from nbcodex.requests.services import Services
 
         atexit.register(self.close)
-        self._engine = Engine(
+        self._services = Services(
             api_client=ApiClient(clock=self.clock, transport=self._transport),
             journal=self.journal,
             limiter=self.limiter,
             clock=self.clock,
         )
-        return self._engine
+        return self._services
 
     def limiter(self, settings: Settings) -> Limiter:
         """Return where it is asked who may send, and when; called on the loop's thread.
@@ -107,7 +107,7 @@ class Client:
         from nbcodex.ratelimit.limiter import Limiter
         from nbcodex.ratelimit.worker import SharedLimiter, open_store
 
-        place = None if settings.alone else (folder_of(settings), settings.redis_url)
+        place = None if settings.private_limits else (data_folder(settings), settings.redis_url)
         if place in self._limiters:
             return self._limiters[place]
         if place is None:
@@ -120,28 +120,28 @@ class Client:
         return limiter
 
     def _announce(self, news: str) -> None:
-        self.news = f"{self.news} {news}".strip()
+        self.notices = f"{self.notices} {news}".strip()
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
         from nbcodex.journal.journal import Journal
 
-        folder = folder_of(settings) if settings.journal else None
+        folder = data_folder(settings) if settings.journal else None
         with self._opening:
             if folder not in self._journals:
-                if folder and not (folder / JOURNAL).exists():
-                    self.news = _FIRST_USE.format(folder=folder)
+                if folder and not (folder / JOURNAL_FILENAME).exists():
+                    self.notices = _FIRST_USE.format(folder=folder)
                 self._journals[folder] = Journal(folder, clock=self.clock)
             return self._journals[folder]
 
-    async def standings(self, settings: Settings) -> list[Standing]:
+    async def cap_usages(self, settings: Settings) -> list[CapUsage]:
         """Return how far the user's caps are used up."""
         from nbcodex.requests import spending_cap
 
         caps = [spending_cap.read(text) for text in settings.budgets]
-        return await self.engine().allowance.look(self.journal(settings), caps)
+        return await self.services().budget.look(self.journal(settings), caps)
 
-    async def outlook(
+    async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
@@ -154,23 +154,23 @@ class Client:
             Spent(tokens=tokens, dollars=cost or 0.0),
         )
         watched = cost is not None or pricing.is_local_server(base_url)
-        allowance, journal = self.engine().allowance, self.journal(settings)
+        allowance, journal = self.services().budget, self.journal(settings)
         return await allowance.outlook(journal, caps, expected, watched=watched)
 
-    async def keep_cap(self, settings: Settings, cap: Cap | None) -> None:
+    async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Let all kernels that share the journal hold to a cap; None lifts it."""
-        await self.engine().allowance.keep(self.journal(settings), cap)
+        await self.services().budget.keep(self.journal(settings), cap)
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may come to."""
         from nbcodex.openai_api import pricing
         from nbcodex.requests import cost_estimate
 
-        api_client = self.engine().api_client
+        api_client = self.services().api_client
         base_url = api_client.endpoint(request, settings).base_url
         model = await api_client.resolve_model(request, settings)
         await asyncio.to_thread(pricing.load_prices)
-        usual = self.engine().allowance.usual
+        usual = self.services().budget.usual
         return model, cost_estimate.estimate(request, model=model, base_url=base_url, usual=usual)
 
     @property
@@ -178,7 +178,7 @@ class Client:
         """The threads of this process."""
         return self._conversations
 
-    def join(self, request: Request, settings: Settings, *, anew: bool = False) -> Joined:
+    def join(self, request: Request, settings: Settings, *, anew: bool = False) -> JoinedRequest:
         """Return a request with the earlier turns of its thread; with `anew` it sees none."""
         threads = self.journal(settings).threads
         return self._conversations.join(request, threads, settings, anew=anew)
@@ -208,13 +208,13 @@ class Client:
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
         mark = entry.mark
         text = "" if mark is None or mark.sequence is None else entry.reply.text
-        doubts = (POSSIBLY_PAID,) if entry.possibly_paid else ()
+        doubts = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
         resumption = Resumption(not_before, mark=mark, text=text, notes=doubts)
         return self._handle(request, settings, resumption=resumption, listener=listener)
 
-    def again(self, request: Request, *, origin: Origin) -> Request:
+    def copy_request(self, request: Request, *, origin: Origin) -> Request:
         """Return a new request that asks the same."""
-        origin = replace(origin, place=request.origin.place)
+        origin = replace(origin, position=request.origin.position)
         return replace(
             request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
         )
@@ -231,7 +231,7 @@ class Client:
         ConfigurationError
             On the loop's own thread, where whoever waits would wait for ever.
         """
-        if event_loop.running().is_mine:
+        if event_loop.shared().is_current_thread:
             raise ConfigurationError(
                 "This would wait for itself: it runs on nbcodex's own event loop.",
                 advice="Use `await nbcodex.aask(…)` there.",
@@ -249,22 +249,22 @@ class Client:
         handle = Handle(
             request,
             settings,
-            engine=self.engine,
+            services=self.services,
             listeners=[*self.listeners, listener] if listener else self.listeners,
             resumption=resumption,
         )
         self._handles[request.id] = handle
         return handle
 
-    def live(self) -> list[Handle]:
+    def active_handles(self) -> list[Handle]:
         """Return the requests of this process that have not ended, oldest first."""
         return [handle for handle in self._handles.values() if not handle.done]
 
     def close(self, *, within: float = 1.0) -> None:
         """Park what is under way, and let the journal go: what happens when the process ends."""
-        handles = self.live()
+        handles = self.active_handles()
         for handle in handles:
-            handle.part()
+            handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
             journal.end(within=RESTART)
@@ -273,11 +273,11 @@ class Client:
 
     async def follow(self, request: Request, settings: Settings) -> Ending:
         """Ask, and wait for the ending on the caller's event loop."""
-        return await self._handle(request, settings).followed()
+        return await self._handle(request, settings).follow_async()
 
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
         """Return what is known of the limits that this process met, or meets by default."""
-        limiter, api_client = self.limiter(settings), self.engine().api_client
+        limiter, api_client = self.limiter(settings), self.services().api_client
         default: list[str] = []
         with contextlib.suppress(NbcodexError):
             endpoint = api_client.endpoint(Request(prompt="?"), settings)
@@ -288,7 +288,7 @@ class Client:
 
     async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that the server offers."""
-        return await self.engine().api_client.list_models(settings, api_base=api_base)
+        return await self.services().api_client.list_models(settings, api_base=api_base)
 
 
 _current: Client | None = None

@@ -24,8 +24,8 @@ from nbcodex.errors import (
 )
 from nbcodex.models import Request
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.clock import spell
-from nbcodex.settings import DEFAULT_MODEL, JOURNAL, Settings, folder_of
+from nbcodex.runtime.clock import format_duration
+from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Settings, data_folder
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
@@ -81,7 +81,7 @@ def report(
     """
     endpoint = None
     try:
-        endpoint = client.engine().api_client.endpoint(Request(prompt="?"), settings)
+        endpoint = client.services().api_client.endpoint(Request(prompt="?"), settings)
     except NbcodexError as error:
         yield Finding("server", error.message, error.advice, wrong=True)
     else:
@@ -92,7 +92,9 @@ def report(
     yield from authorities(environ)
     if endpoint is not None:
         yield from _served(settings, client, endpoint)
-    yield Finding("patience", f"{spell(settings.patience)}; silence: {settings.idle_timeout:g} s")
+    yield Finding(
+        "patience", f"{format_duration(settings.patience)}; silence: {settings.idle_timeout:g} s"
+    )
     yield from journal(settings)
 
 
@@ -146,7 +148,7 @@ def journal(settings: Settings) -> Iterator[Finding]:
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")
         return
-    folder = folder_of(settings)
+    folder = data_folder(settings)
     trouble = _trouble(folder)
     if trouble:
         advice = "Name another folder in NBCODEX_HOME. Prompts work, but are kept in memory only."
@@ -172,7 +174,7 @@ def _trouble(folder: Path) -> str:
                 return f"{folder} belongs to another user."
             if found.st_mode & 0o022:
                 return f"Others can write to {folder}: chmod 700 would mend that."
-        path = folder / JOURNAL
+        path = folder / JOURNAL_FILENAME
         if path.exists():
             uri = f"{path.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
@@ -202,13 +204,13 @@ def _served(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[
     """Ask the server for its models, and yield what that tells."""
     quick = replace(settings, idle_timeout=min(settings.idle_timeout, LONGEST))
     try:
-        names = event_loop.running().submit(client.models(quick)).result()
+        names = event_loop.shared().submit(client.models(quick)).result()
     except NbcodexError as error:
         yield _unserved(error, endpoint)
     else:
         yield Finding("reached", f"{endpoint.host or 'the server'} names {len(names)} models")
         yield _model(settings, endpoint, names)
-    api_client = client.engine().api_client
+    api_client = client.services().api_client
     spoken = "responses" if endpoint.kind == "openai" else api_client.detected_api(endpoint)
     told = spoken or "found out by the first request"
     yield Finding("API", told if settings.api == "auto" else f"{settings.api}, as set")
@@ -247,7 +249,7 @@ def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
 
 def _learnt(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Yield what answers have told about limits, and what is believed to be charged."""
-    known = event_loop.running().submit(client.limits(settings)).result()
+    known = event_loop.shared().submit(client.limits(settings)).result()
     mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
     if not mine:
         yield Finding("limits", "nothing asked yet")

@@ -5,7 +5,7 @@
     NbcodexError
     ├── ConfigurationError        a setting is missing or wrong
     │   ├── MissingKeyError
-    │   └── NoBatchesError        the server takes no batches
+    │   └── BatchUnsupportedError        the server takes no batches
     ├── TransientError            worth another attempt
     │   ├── LimitError            the server's rate limit; says which, and when it resets
     │   ├── OverloadedError       the server is too busy for anybody
@@ -33,14 +33,14 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbcodex.models import Limit, Reply, Snapshot
+    from nbcodex.models import Limit, LimitSnapshot, Reply
 
 LINES, WIDTH, LONGEST = 6, 84, 400
 _JOINERS = "\u200c\u200d"
 """What emoji and several scripts are held together, or apart, with."""
 
 
-def brief(text: str, longest: int = LONGEST) -> str:
+def shorten(text: str, longest: int = LONGEST) -> str:
     """Return `text` on one line, without control characters, and no longer than `longest`."""
     text = text[: longest * 8]
     if not text.isprintable():
@@ -51,8 +51,8 @@ def brief(text: str, longest: int = LONGEST) -> str:
 
 def render(title: str, message: str, advice: str) -> list[str]:
     """Return an error as at most six lines, in place of a traceback."""
-    lines = textwrap.wrap(f"{title}: {brief(message)}", WIDTH)
-    steps = textwrap.wrap(f"→ {brief(advice)}", WIDTH, subsequent_indent="  ") if advice else []
+    lines = textwrap.wrap(f"{title}: {shorten(message)}", WIDTH)
+    steps = textwrap.wrap(f"→ {shorten(advice)}", WIDTH, subsequent_indent="  ") if advice else []
     room = LINES - len(steps[:3])
     return lines[:room] + steps[:3]
 
@@ -77,7 +77,7 @@ class NbcodexError(Exception):
 
     title = "nbcodex"
     reply: Reply | None = None
-    snapshot: Snapshot | None = None
+    snapshot: LimitSnapshot | None = None
     """The limits as the headers of the refusal told them, where it came with headers."""
     simulated: bool = False
     """Whether the simulator refused, so that nothing of it counts."""
@@ -112,7 +112,7 @@ class MissingKeyError(ConfigurationError):
     title = "No API key"
 
 
-class NoBatchesError(ConfigurationError):
+class BatchUnsupportedError(ConfigurationError):
     """The server has no Batch API, or takes no batch of this kind."""
 
     title = "No batches"
@@ -203,7 +203,7 @@ class TooLargeError(PermanentError):
         self.limit = limit
 
 
-LONG_CONVERSATION = (
+LONG_CONVERSATION_ADVICE = (
     "The conversation so far is sent along: ask with --new or --no-history, or start afresh with "
     "`%codex new`."
 )

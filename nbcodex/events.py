@@ -35,7 +35,7 @@ class Queued(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Event):
+class CoolingDown(Event):
     """The model is closed until `resume_at` because of a limit that met another request.
 
     `queued`: it is open, but its limit is used fully, and this request waits for its turn, which

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nbcodex.events import Ending
 from nbcodex.models import Origin
-from nbcodex.progress import Watcher
+from nbcodex.progress import MapListener
 from nbcodex.requests.handle import Handle
 from nbcodex.settings import Settings
 
@@ -24,7 +24,7 @@ def _in_the_terminal(question: str) -> bool | None:
 
 
 @dataclass(slots=True)
-class Surroundings:
+class Host:
     """What whoever hosts this process adds to the client: a notebook, say.
 
     Parameters
@@ -47,8 +47,8 @@ class Surroundings:
     follow: Callable[[Handle], Ending] = Handle.follow
     notebook: Callable[[], str | None] = lambda: None
     origin: Callable[[], Origin] = Origin
-    watch: Callable[[], Watcher] = lambda: lambda _: None
+    watch: Callable[[], MapListener] = lambda: lambda _: None
     confirm: Callable[[str], bool | None] = _in_the_terminal
 
 
-around = Surroundings()
+current = Host()

@@ -17,7 +17,7 @@ Resource = Literal["tokens", "requests"]
 MINUTE, DAY = 60.0, 86_400.0
 
 
-SENT_IN_VAIN, POSSIBLY_PAID = "possibly paid", "possibly paid twice"
+NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE = "possibly paid", "possibly paid twice"
 """The notes on a request that was sent, and whose fate at the server nobody knows: as it ended
 there, and as it was asked again."""
 
@@ -32,7 +32,7 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TurnPosition:
     """Where an answer stands in its conversation.
 
     Parameters
@@ -62,9 +62,9 @@ class Origin:
         The cell's id.
     variable : str or None
         The name that the answer is to be bound to.
-    batch : str or None
+    map_id : str or None
         The map that it is an item of.
-    item, of : int or None
+    row_index, row_count : int or None
         Its position in that map, from 0, and how many there are, where that is known.
     engine : str
         How the map is answered: ``live`` or ``batch``.
@@ -75,11 +75,11 @@ class Origin:
     notebook: str | None = None
     cell: str | None = None
     variable: str | None = None
-    batch: str | None = None
-    item: int | None = None
-    of: int | None = None
+    map_id: str | None = None
+    row_index: int | None = None
+    row_count: int | None = None
     engine: str = "live"
-    place: Place = Place()
+    position: TurnPosition = TurnPosition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carried:
+class CarriedReasoning:
     """What an answer brings along for the next turn, for whoever gave it alone.
 
     Parameters
@@ -230,7 +230,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class StreamPosition:
     """How far a durable answer has been read: what it takes to pick it up.
 
     Parameters
@@ -262,7 +262,7 @@ class Resumption:
     """
 
     not_before: float | None = None
-    mark: Mark | None = None
+    mark: StreamPosition | None = None
     text: str = ""
     notes: tuple[str, ...] = ()
 
@@ -310,7 +310,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gauge:
+class LimitReading:
     """One bucket as one response's headers tell it.
 
     Parameters
@@ -328,7 +328,7 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class LimitSnapshot:
     """The limits as one response's headers tell them.
 
     Parameters
@@ -345,8 +345,8 @@ class Snapshot:
 
     at: float
     processing: float | None = None
-    tokens: Gauge | None = None
-    requests: Gauge | None = None
+    tokens: LimitReading | None = None
+    requests: LimitReading | None = None
     organization: str | None = None
 
 
@@ -454,7 +454,7 @@ class Reply:
     simulated: bool = False
     notes: tuple[str, ...] = ()
     error: str | None = None
-    carried: Carried | None = field(default=None, repr=False)
+    carried: CarriedReasoning | None = field(default=None, repr=False)
 
     def __bool__(self) -> bool:
         return self.status == "done"

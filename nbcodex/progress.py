@@ -12,7 +12,7 @@ Outcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class MapStats:
     """The figures of a map at one instant.
 
     Parameters
@@ -86,4 +86,4 @@ class Progress:
         return self.done - self.reused
 
 
-Watcher = Callable[[Progress], None]
+MapListener = Callable[[MapStats], None]

@@ -71,7 +71,7 @@ class Secret:
         raise TypeError("a secret is not pickled: it stays in this process")
 
 
-def duration(text: str | float) -> float:
+def parse_duration(text: str | float) -> float:
     """Return seconds for ``90s``, ``10m``, ``1h30m``, ``250ms`` or a plain number of seconds.
 
     Raises
@@ -98,9 +98,9 @@ def duration(text: str | float) -> float:
     return seconds
 
 
-JOURNAL = "journal.sqlite3"
+JOURNAL_FILENAME = "journal.sqlite3"
 """Name of the file that keeps prompts and answers."""
-LEDGER = "ledger.sqlite"
+LIMITER_FILENAME = "ledger.sqlite"
 """Name of the file that keeps what is known of limits: numbers, under names that are hashes."""
 
 
@@ -145,7 +145,7 @@ class Settings:
         How many earlier turns a request sees at most; None: as many as fit.
     redis_url
         ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
-    alone
+    private_limits
         Whether nobody else can meet the server's limits, as it is one of this process's own: what
         is known of them is then kept in memory, and shared with nobody.
     """
@@ -175,7 +175,7 @@ class Settings:
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_history: int | None = None
     redis_url: Secret | None = None
-    alone: bool = False
+    private_limits: bool = False
 
     @classmethod
     def read(
@@ -216,7 +216,7 @@ def _as_field(name: str, value: Any) -> Any:
     if name == "keys":
         return {h.lower(): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
     if name in {"patience", "idle_timeout"}:
-        seconds = duration(value)
+        seconds = parse_duration(value)
         if name == "idle_timeout" and not seconds:
             raise ConfigurationError(
                 "An idle timeout of nothing would break every stream.", advice="Write 60s, say."
@@ -227,7 +227,7 @@ def _as_field(name: str, value: Any) -> Any:
     return value
 
 
-def folder_of(settings: Settings) -> Path:
+def data_folder(settings: Settings) -> Path:
     """Return the folder that `settings` name, or else the platform's data folder."""
     if settings.home is not None:
         return settings.home

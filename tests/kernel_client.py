@@ -18,7 +18,7 @@ from jupyter_client.manager import KernelManager
 OPEN_ALL = """
 from nbcodex import loop
 from nbcodex.client import current
-from nbcodex.host import around
+from nbcodex import host
 from nbcodex.ratelimit.shares import Shared
 
 async def _open_all():
@@ -27,9 +27,9 @@ async def _open_all():
             row.open()
             row.met_until = 0.0
             ledger._store.transaction(name, lambda shared: shared.__init__())
-    await current().limiter(around.settings()).run(deed)
+    await current().limiter(host.current.settings()).run(deed)
 
-loop.running().submit(_open_all()).result()
+loop.shared().submit(_open_all()).result()
 """
 """A cell that lets a kernel forget what it knows of limits, holds included."""
 

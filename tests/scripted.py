@@ -14,7 +14,7 @@ from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamE
 from nbcodex.openai_api.endpoints import Endpoint, resolve
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.requests.runner import Order, Run, start
-from nbcodex.requests.services import Engine
+from nbcodex.requests.services import Services
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock
 
@@ -117,7 +117,7 @@ class Stage:
         self.api_client = ScriptedApiClient(list(acts))
         self.journal = InstantJournal()
         self.limiter = Limiter()
-        self.engine = Engine(
+        self.services = Services(
             api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
@@ -128,14 +128,14 @@ class Stage:
     def start(self, request: Request) -> Run:
         """Start a request; its events are gathered under its id."""
         heard = self.events.setdefault(request.id, [])
-        return start(self.engine, request, SETTINGS, heard.append)
+        return start(self.services, request, SETTINGS, heard.append)
 
     async def play(self, request: Request, *orders: tuple[float, Order]) -> list[Event]:
         """Run a request to its ending, giving orders at their seconds; return its events."""
         run = self.start(request)
         loop = asyncio.get_running_loop()
         for after, what in orders:
-            loop.call_later(after, run.order, what)
+            loop.call_later(after, run.end, what)
         await asyncio.wait([run.task])
         return self.events[request.id]
 

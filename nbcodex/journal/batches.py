@@ -96,7 +96,7 @@ class Batches:
 
         nothing: list[Entry] = []
         found = self._writer.ask(work, default=nothing)
-        return sorted(found, key=lambda entry: entry.request.origin.item or 0)
+        return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
     def look(self, batch: str) -> Batch:
         """Return how far a map has come."""

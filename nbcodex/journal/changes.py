@@ -78,8 +78,8 @@ def insert(
         "key": key,
         "at": at,
         "request": encode(without_words(connection, request)),
-        "batch": storable(origin.batch),
-        "item": origin.item,
+        "batch": storable(origin.map_id),
+        "item": origin.row_index,
     }
     if not connection.execute(_INSERT, values).rowcount:
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()

@@ -16,8 +16,8 @@ from nbcodex.errors import NbcodexError
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.opening import open_file, open_memory
 from nbcodex.journal.trouble import RETRY, UnusableError, VanishedError, diagnose
-from nbcodex.runtime.clock import LOOK_AGAIN, Clock
-from nbcodex.settings import JOURNAL
+from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
+from nbcodex.settings import JOURNAL_FILENAME
 
 Connection = sqlite3.Connection
 
@@ -95,7 +95,7 @@ class Database:
         if due is not None and due <= 0:
             self.perform([Job(self._keeper.step, Level.BARE, None, lambda *_: None)])
             due = self._keeper.due()
-        return None if due is None else min(due, LOOK_AGAIN)
+        return None if due is None else min(due, CLOCK_RECHECK_S)
 
     def perform(self, jobs: list[Job]) -> None:
         """Do `jobs` in one transaction; if one of them fails, each in its own."""
@@ -160,7 +160,7 @@ class Database:
         """Return which file lies at our path now."""
         with contextlib.suppress(OSError):
             if self.folder is not None:
-                found = (self.folder / JOURNAL).stat()
+                found = (self.folder / JOURNAL_FILENAME).stat()
                 return found.st_dev, found.st_ino
         return None
 
@@ -173,7 +173,7 @@ class Database:
         """Go on in memory if the file is to blame for `error`; return whether so."""
         if self.folder is None or self.fallen:
             return False
-        if (cause := diagnose(error, path=self.folder / JOURNAL)) is None:
+        if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
             return False
         file, self._connection = self._connection, open_memory()
         self.fallen = True

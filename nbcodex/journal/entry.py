@@ -15,13 +15,13 @@ from typing import Any
 
 from nbcodex import models
 from nbcodex.models import (
-    POSSIBLY_PAID,
-    SENT_IN_VAIN,
+    NOTE_POSSIBLY_PAID,
+    NOTE_POSSIBLY_PAID_TWICE,
     Limit,
-    Mark,
     Reply,
     Request,
     Status,
+    StreamPosition,
     Usage,
 )
 
@@ -33,6 +33,11 @@ _KINDS = {
     kind.__name__: kind
     for kind in vars(models).values()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
+# Files that release 0.1.0 wrote hold these names.
+_RENAMED_RECORDS = {"Place": "TurnPosition", "Carried": "CarriedReasoning"}
+_RENAMED_FIELDS = {
+    "Origin": {"batch": "map_id", "item": "row_index", "of": "row_count", "place": "position"}
 }
 
 
@@ -90,14 +95,18 @@ class Entry:
     @property
     def resumable(self) -> bool:
         """Whether `claim` may have it."""
-        return self.abandoned or may_be_claimed(self.status, of_map=bool(self.request.origin.batch))
+        return self.abandoned or may_be_claimed(
+            self.status, of_map=bool(self.request.origin.map_id)
+        )
 
     @property
-    def mark(self) -> Mark | None:
+    def mark(self) -> StreamPosition | None:
         """Where the durable answer goes on, behind the text; None where there is none."""
         if not (isinstance(self.response_id, str) and self.response_id):
             return None
-        return Mark(self.response_id, self.sequence if isinstance(self.sequence, int) else None)
+        return StreamPosition(
+            self.response_id, self.sequence if isinstance(self.sequence, int) else None
+        )
 
     @property
     def possibly_paid(self) -> bool:
@@ -108,8 +117,12 @@ class Entry:
     def doubt(self) -> str:
         """What nobody knows of its price, in two or three words; empty where all is known."""
         died = self.abandoned and self.status == "running" and self.response_id is None
-        noted = [note for note in (POSSIBLY_PAID, SENT_IN_VAIN) if note in self.reply.notes]
-        return next(iter(noted), SENT_IN_VAIN if died else "")
+        noted = [
+            note
+            for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID)
+            if note in self.reply.notes
+        ]
+        return next(iter(noted), NOTE_POSSIBLY_PAID if died else "")
 
 
 def may_be_claimed(status: str, *, of_map: bool) -> bool:
@@ -236,9 +249,12 @@ def _reduce(value: Any) -> Any:
 def _restore(found: dict[str, Any]) -> Any:
     if found.keys() == {_BYTES}:
         return base64.b64decode(found[_BYTES])
-    kind = _KINDS.get(str(found.get(_RECORD)))
+    name = str(found.get(_RECORD))
+    kind = _KINDS.get(_RENAMED_RECORDS.get(name, name))
     if kind is None:
         return found
+    renamed = _RENAMED_FIELDS.get(kind.__name__, {})
+    found = {renamed.get(field, field): value for field, value in found.items()}
     known = {field.name for field in dataclasses.fields(kind)}
     # JSON has no tuples; a record, which is frozen, has no lists.
     return kind(

@@ -7,7 +7,7 @@ from pathlib import Path
 from nbcodex.journal.trouble import UnusableError
 from nbcodex.runtime import paths as folders
 from nbcodex.runtime.paths import on_network
-from nbcodex.settings import JOURNAL
+from nbcodex.settings import JOURNAL_FILENAME
 
 __all__ = ["on_network", "prepare"]
 
@@ -23,6 +23,6 @@ def prepare(folder: Path) -> Path:
         If it cannot be created.
     """
     try:
-        return folders.prepare(folder, JOURNAL)
-    except folders.ForeignError as error:
+        return folders.prepare(folder, JOURNAL_FILENAME)
+    except folders.UnsafePathError as error:
         raise UnusableError(str(error)) from None

@@ -26,7 +26,7 @@ from nbcodex.journal.upkeep import Upkeep
 from nbcodex.journal.writer import Writer
 from nbcodex.models import DAY, Limit, Reply, Request
 from nbcodex.runtime.clock import BootClock, Clock
-from nbcodex.settings import Settings, folder_of
+from nbcodex.settings import Settings, data_folder
 
 RETENTION = 90 * DAY
 """Seconds for which an entry is kept after its last change, unless chosen otherwise."""
@@ -65,7 +65,7 @@ class Journal:
     @classmethod
     def at_home(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
         """Return the journal in the folder that `settings` name."""
-        return cls(folder_of(settings), clock=clock)
+        return cls(data_folder(settings), clock=clock)
 
     def __repr__(self) -> str:
         return f"<Journal {self._database.folder or 'in memory'}: {self.trouble or 'in order'}>"

@@ -278,4 +278,4 @@ def _held(row: sqlite3.Row, requests: tuple[Request, ...] = ()) -> Held:
 
 
 def _map_of(request: Request) -> str:
-    return request.origin.batch or request.id
+    return request.origin.map_id or request.id

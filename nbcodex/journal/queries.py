@@ -175,7 +175,7 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
     if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
         raise ValueError("a row without a status or usage")
-    origin = replace(request.origin, place=place_of(row))
+    origin = replace(request.origin, position=place_of(row))
     return Entry(
         request=replace(request, id=row["id"], origin=origin),
         reply=replace(

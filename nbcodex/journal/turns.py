@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nbcodex.journal.entry import decode, storable
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.opening import FAR
-from nbcodex.models import Carried, Place, Reply, Request, Turn
+from nbcodex.models import CarriedReasoning, Reply, Request, Turn, TurnPosition
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def begin_anew(connection: Connection, *, notebook: str | None, thread: str, at:
 
 def join(connection: Connection, request: Request) -> None:
     """Note an entry's place: behind all others, unless it has one."""
-    place = request.origin.place
+    place = request.origin.position
     connection.execute(
         """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
         WHERE id = ?""",
@@ -186,9 +186,9 @@ def with_words(connection: Connection, request: Request) -> Request:
     return replace(request, turns=tuple(turn for turn in said if turn is not None))
 
 
-def place_of(row: sqlite3.Row) -> Place:
+def place_of(row: sqlite3.Row) -> TurnPosition:
     """Return the place of an entry."""
-    return Place(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
+    return TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
 
 
 def _is_far(connection: Connection) -> bool:
@@ -210,7 +210,7 @@ def _turn(connection: Connection, entry: int) -> Turn | None:
             return None
         turn = Turn(prompt=request.prompt, answer=row["text"], images=request.images, entry=entry)
         carried = reply.carried
-        if not isinstance(carried, Carried):
+        if not isinstance(carried, CarriedReasoning):
             return turn
         return replace(turn, carried=carried.items, model=carried.model, base_url=carried.base_url)
     return None

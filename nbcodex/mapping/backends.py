@@ -15,7 +15,7 @@ from nbcodex.events import Ending, Event
 from nbcodex.mapping.bulk import BatchBackend
 from nbcodex.mapping.stats import StatsCounter
 from nbcodex.models import Request
-from nbcodex.requests.event_queue import SLICE
+from nbcodex.requests.event_queue import WAIT_SLICE_S
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,14 +117,14 @@ class LiveBackend:
         """End what is under way."""
         with contextlib.suppress(RuntimeError):  # the interpreter ends, and has parked them
             for handle in list(self._handles.values()):
-                handle.order(what)
+                handle.end(what)
 
     def ended(self, *, within: float) -> list[Ending]:
         """Return the last events that have come, waiting for one at most `within` seconds."""
         found: list[Ending] = []
         with contextlib.suppress(queue.Empty):
             if within > 0:
-                found.append(self._endings.get(timeout=min(within, SLICE or within)))
+                found.append(self._endings.get(timeout=min(within, WAIT_SLICE_S or within)))
             while True:
                 found.append(self._endings.get_nowait())
         return found

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nbcodex.errors import (
+    BatchUnsupportedError,
     ModelError,
     NbcodexError,
-    NoBatchesError,
     RequestError,
     TransientError,
-    brief,
+    shorten,
 )
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import CompletedAnswer
@@ -26,7 +26,7 @@ from nbcodex.ratelimit import backoff
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 T = TypeVar("T")
 Verdict = CompletedAnswer | NbcodexError
@@ -70,7 +70,7 @@ class Provider:
 
     Parameters
     ----------
-    engine : Engine
+    services : Services
         Its api_client, its clock and its chance.
     settings : Settings
         How the server is reached.
@@ -81,10 +81,10 @@ class Provider:
         What it waits out now.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.batches = BatchClient(engine.api_client)
+    def __init__(self, services: Services, settings: Settings) -> None:
+        self.batches = BatchClient(services.api_client)
         self.hitch = ""
-        self._settings, self._clock, self._chance = settings, engine.clock, engine.chance
+        self._settings, self._clock, self._chance = settings, services.clock, services.chance
 
     async def hand_in(
         self, part: Part, data: bytes, *, noted: Callable[[str], Awaitable[None]]
@@ -95,7 +95,7 @@ class Provider:
 
         Raises
         ------
-        NoBatchesError
+        BatchUnsupportedError
             If the server takes no batches.
         NbcodexError
             If it does not take this one.
@@ -122,7 +122,7 @@ class Provider:
             if file:
                 await self.erase(only(file), part.asking)
             if isinstance(error, RequestError | ModelError):
-                raise NoBatchesError(
+                raise BatchUnsupportedError(
                     f"The server takes no such batch. {error.message}",
                     advice="engine='live' asks row by row.",
                 ) from error
@@ -220,7 +220,7 @@ class Provider:
 
     async def _wait_out(self, error: TransientError, delay: float) -> None:
         asked = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._chance)
-        self.hitch = brief(error.message, 100)
+        self.hitch = shorten(error.message, 100)
         await self.pause(max(asked, delay + self._chance.uniform(0.0, delay)))
         self.hitch = ""
 

@@ -20,7 +20,7 @@ from nbcodex.openai_api import pricing
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 TOGETHER = 250
 """Answers that are committed in one go."""
@@ -31,7 +31,7 @@ class Fetcher:
 
     Parameters
     ----------
-    engine, settings
+    services, settings
         Of the map.
     provider : Provider
         Whom it asks.
@@ -40,15 +40,15 @@ class Fetcher:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, provider: Provider, register: PendingRows
+        self, services: Services, settings: Settings, provider: Provider, register: PendingRows
     ) -> None:
-        self._engine, self._settings, self._clock = engine, settings, engine.clock
+        self._services, self._settings, self._clock = services, settings, services.clock
         self._provider, self._register = provider, register
-        self._parts = engine.journal(settings).parts
+        self._parts = services.journal(settings).parts
 
     def check_server(self, part: Part) -> None:
         """Raise a ConfigurationError if the settings lead to another server than a part's."""
-        here = self._engine.api_client.endpoint(part.asking, self._settings).base_url
+        here = self._services.api_client.endpoint(part.asking, self._settings).base_url
         if here != part.base_url:
             raise ConfigurationError(
                 f"These rows are with {part.base_url}, but the server is {here} now.",

@@ -17,7 +17,7 @@ from nbcodex.mapping.stats import StatsCounter
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Request
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
-from nbcodex.requests.event_queue import SLICE
+from nbcodex.requests.event_queue import WAIT_SLICE_S
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
@@ -75,17 +75,17 @@ class BatchBackend:
             self._pass_on()
             self._reading = False
             if self._carrier:
-                event_loop.running().call(self._carrier.flush)
+                event_loop.shared().call_soon(self._carrier.flush)
 
     def _pass_on(self) -> None:
         if not self._rows:
             return
         if self._carrier is None:
             self._carrier = BatchUploader(
-                self._client.engine(), self.settings, self._hear, ending=self._ending
+                self._client.services(), self.settings, self._hear, ending=self._ending
             )
         rows, self._rows = self._rows, []
-        event_loop.running().call(self._carrier.take, rows)
+        event_loop.shared().call_soon(self._carrier.take, rows)
 
     def order(self, _what: EndAction, /) -> None:
         """Keep for later what is under way; the provider goes on with what it has."""
@@ -93,7 +93,7 @@ class BatchBackend:
         carrier, self._carrier, self._reading = self._carrier, None, False
         if carrier is not None:
             with contextlib.suppress(RuntimeError):  # the interpreter ends
-                event_loop.running().call(lambda: asyncio.ensure_future(carrier.park()))
+                event_loop.shared().call_soon(lambda: asyncio.ensure_future(carrier.park()))
 
     def ended(self, *, within: float) -> list[Ending]:
         """Return the last events that have come, waiting for one at most `within` seconds."""
@@ -101,7 +101,7 @@ class BatchBackend:
         with contextlib.suppress(queue.Empty):
             if within > 0:
                 patience = READING if self._reading else within
-                found.append(self._endings.get(timeout=min(patience, SLICE or patience)))
+                found.append(self._endings.get(timeout=min(patience, WAIT_SLICE_S or patience)))
             while True:
                 found.append(self._endings.get_nowait())
         return found

@@ -17,7 +17,7 @@ from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
-from nbcodex.requests.cost_estimate import USUAL
+from nbcodex.requests.cost_estimate import DEFAULT_OUTPUT_TOKENS
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
@@ -75,7 +75,7 @@ class Estimate:
 
     def __str__(self) -> str:
         most = "at most " if self.bounded else ""
-        assumed = "" if self.bounded else f" ({USUAL} a row assumed)"
+        assumed = "" if self.bounded else f" ({DEFAULT_OUTPUT_TOKENS} a row assumed)"
         told = [
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
@@ -145,8 +145,8 @@ def estimate(
         halved=halved,
     )
     used = told.input_tokens + told.output_tokens
-    budgets = client.outlook(settings, count.base_url, tokens=used, cost=told.cost)
-    return replace(told, budgets=tuple(event_loop.running().submit(budgets).result()))
+    budgets = client.budget_outlook(settings, count.base_url, tokens=used, cost=told.cost)
+    return replace(told, budgets=tuple(event_loop.shared().submit(budgets).result()))
 
 
 def _counted(
@@ -160,7 +160,7 @@ def _counted(
         count.refused += len(part) - len(requests)
         if requests and count.first is None:
             count.first = requests[0]
-            count.base_url = client.engine().api_client.endpoint(count.first, settings).base_url
+            count.base_url = client.services().api_client.endpoint(count.first, settings).base_url
         keys = [equality_key(r, base_url=count.base_url) if r.reuse else b"" for r in requests]
         known = client.journal(settings).batches.answered(filter(None, keys))
         for request, key in zip(requests, keys, strict=True):
@@ -170,7 +170,7 @@ def _counted(
                 count.equal += 1
             else:
                 count.input_tokens += pricing.estimate_request_tokens(request)
-                count.output_tokens += request.max_output or USUAL
+                count.output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
     return count
 
 
@@ -184,7 +184,7 @@ def is_priced(recipe: RowRequests, client: Client, settings: Settings) -> bool:
     """
     somewhere = Request(prompt="?", api_base=recipe.options.get("api_base"))
     return (
-        pricing.provider_of(client.engine().api_client.endpoint(somewhere, settings).base_url)
+        pricing.provider_of(client.services().api_client.endpoint(somewhere, settings).base_url)
         is not None
     )
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
-from nbcodex.host import around
 from nbcodex.journal.queries import UNDER_WAY
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import way
@@ -179,13 +179,13 @@ def prepare_map(
         If it makes no sense, or the user does not agree; nothing was sent.
     """
     asked.check()
-    client, settings = current(), around.settings()
+    client, settings = current(), host.current.settings()
     shape = read_input(data, limit=asked.limit)
     origin = replace(
-        around.origin(),
+        host.current.origin(),
         variable=variable,
-        batch=f"m{secrets.token_hex(4)}",
-        of=shape.total,
+        map_id=f"m{secrets.token_hex(4)}",
+        row_count=shape.total,
         engine=asked.engine,
     )
     made = recipe(
@@ -196,7 +196,7 @@ def prepare_map(
         return estimate(shape, made, client, settings)
     if shape.total and asked.confirm is not True and is_priced(made, client, settings):
         told = estimate(shape, made, client, settings, sample=True)
-        have_agreed(told, above=settings.ask_above, ask=around.confirm)
+        have_agreed(told, above=settings.ask_above, ask=host.current.confirm)
     run = MapRun(
         shape,
         made,
@@ -206,7 +206,7 @@ def prepare_map(
         settings=settings,
         on_error=asked.on_error,
     )
-    run.on_stats = around.watch()
+    run.on_stats = host.current.watch()
     _remember(run)
     return run
 
@@ -222,7 +222,7 @@ def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
     EntryError
         If the id is that of several maps, or nothing of the map is left to be done.
     """
-    client, settings = current(), around.settings()
+    client, settings = current(), host.current.settings()
     batches = client.journal(settings).batches
     held = [id_ for id_ in _held if id_.startswith(prefix)] if prefix else []
     batch = held[0] if len(held) == 1 else batches.find(prefix)
@@ -251,22 +251,22 @@ def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
         raise EntryError(
             f"Nothing of the map {batch} is left to be done.", advice=describe_unknown_rows(run)
         )
-    run.on_stats = around.watch()
+    run.on_stats = host.current.watch()
     _remember(run)
     return run
 
 
 def _from_the_journal(batch: str, entries: Sequence[Any]) -> MapRun:
     """Return a map of which only the journal knows: its result is a list."""
-    client, settings = current(), around.settings()
-    origin = entries[0].request.origin if entries else Origin(batch=batch)
-    rows = 1 + max((entry.request.origin.item or 0 for entry in entries), default=-1)
-    known = {entry.request.origin.item or 0 for entry in entries}
-    shape = Remembered(max(rows, origin.of or 0), known=len(known))
+    client, settings = current(), host.current.settings()
+    origin = entries[0].request.origin if entries else Origin(map_id=batch)
+    rows = 1 + max((entry.request.origin.row_index or 0 for entry in entries), default=-1)
+    known = {entry.request.origin.row_index or 0 for entry in entries}
+    shape = Remembered(max(rows, origin.row_count or 0), known=len(known))
     answering = way(origin.engine, client, settings)
     run = MapRun(shape, None, answering, origin=origin, client=client, settings=settings)
     for entry in entries:
-        index = entry.request.origin.item or 0
+        index = entry.request.origin.row_index or 0
         label = entry.request.row or str(index)
         run.remember(Item(index, label, request=entry.request), entry.reply)
     return run

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex.errors import (
     AnswerError,
+    BatchUnsupportedError,
     CredentialsError,
     MissingKeyError,
     ModelError,
     NbcodexError,
-    NoBatchesError,
     PermanentError,
     QuotaError,
     Stopped,
@@ -29,9 +29,9 @@ from nbcodex.journal.key import equality_key
 from nbcodex.mapping import shelf
 from nbcodex.mapping.report import progress_of
 from nbcodex.models import Origin, Reply, Request
-from nbcodex.progress import Outcome, Watcher
+from nbcodex.progress import MapListener, Outcome
 from nbcodex.requests import repair
-from nbcodex.requests.handle import reply_of
+from nbcodex.requests.handle import reply_or_raise
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
@@ -109,8 +109,8 @@ class MapRun:
     ) -> None:
         self.shape, self.way, self.origin = shape, way, origin
         self.client, self.settings = client, settings
-        self.id, self.keeps_replies = origin.batch or "", shape.total is not None
-        self.on_stats: Watcher = lambda _: None
+        self.id, self.keeps_replies = origin.map_id or "", shape.total is not None
+        self.on_stats: MapListener = lambda _: None
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, tuple[str, str]] = {}
         self.outcome: Outcome = ""
@@ -244,7 +244,7 @@ class MapRun:
             if not (self._ends and isinstance(ending, Parked | Cancelled)):  # else it is our doing
                 self._fail(item, error, raises=not isinstance(ending, Parked))
             self._alike = self._alike + 1 if isinstance(error, _OF_ALL) else 0
-            if isinstance(error, NoBatchesError):
+            if isinstance(error, BatchUnsupportedError):
                 self._fatal = error
             elif self._alike >= ALIKE:
                 self._fatal = self._fatal or self._with_a_way_on(error)
@@ -389,7 +389,7 @@ def _is_shared(error: NbcodexError | None) -> bool:
 def _outcome_of(ending: Ending) -> tuple[Reply, NbcodexError | None]:
     """Return the reply of an ending, and why it is no answer."""
     try:
-        return reply_of(ending), None
+        return reply_or_raise(ending), None
     except NbcodexError as error:
         return replace(ending.reply, error=str(error)), error
     except Stopped as error:

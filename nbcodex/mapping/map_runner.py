@@ -77,9 +77,9 @@ class MapRunner:
         if self.end_action is None:
             self.run.end_action = self.end_action = what
         # Whoever goes through it may not wake for long, between two replies of an iterator.
-        for handle in self.run.client.live():
-            if handle.request.origin.batch == self.run.id:
-                handle.order(self.end_action)
+        for handle in self.run.client.active_handles():
+            if handle.request.origin.map_id == self.run.id:
+                handle.end(self.end_action)
         if self._thread == threading.get_ident() and not self._goes:
             # Whoever goes through it is suspended, and cannot wake before this returns.
             self.put_away(OUTCOME_BY_ACTION[self.end_action])

@@ -55,7 +55,7 @@ def failed(request: Request, error: NbcodexError, *, clock: Clock) -> events.Fai
 
 def parked(request: Request, why: str, *, clock: Clock, attempts: int = 0) -> events.Parked:
     """Return the end, for now, of a row that is kept for later; it has cost nothing."""
-    advice = f"`%codex resume {request.origin.batch or request.id}` goes on with it."
+    advice = f"`%codex resume {request.origin.map_id or request.id}` goes on with it."
     error = ParkedError(why, advice=advice)
     reply = Reply(id=request.id, status="parked", attempts=attempts)
     return events.Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)

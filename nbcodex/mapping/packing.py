@@ -21,7 +21,7 @@ from nbcodex.requests import spending_cap
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 BREATH = 50
 """Rows after which whatever else runs on the loop gets its turn."""
@@ -32,7 +32,7 @@ class Packer:
 
     Parameters
     ----------
-    engine, settings
+    services, settings
         Of the map.
     batches : Batches
         Writes the lines.
@@ -41,16 +41,16 @@ class Packer:
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, batches: BatchClient, register: PendingRows
+        self, services: Services, settings: Settings, batches: BatchClient, register: PendingRows
     ) -> None:
-        self._engine, self._settings = engine, settings
+        self._services, self._settings = services, settings
         self._batches, self._register = batches, register
 
     async def pack(self, rows: deque[Row], most: int) -> tuple[Part, bytes]:
         """Take at most so many rows from the left; return them, and their file."""
         first = rows[0]
         base_url, _, model = first.group
-        tag = f"{first.request.origin.batch}.{secrets.token_hex(4)}"
+        tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"
         part = Part(tag, {}, first.request, base_url, model)
         data = bytearray()
         while rows and len(part.requests) < most:
@@ -72,10 +72,10 @@ class Packer:
 
     async def _line(self, request: Request, part: Part) -> bytes:
         """Return a row's line, if its user's budget allows it."""
-        await self._engine.allowance.admit(
+        await self._services.budget.admit(
             request,
             caps=map(spending_cap.read, self._settings.budgets),
-            journal=self._engine.journal(self._settings),
+            journal=self._services.journal(self._settings),
             model=part.model,
             base_url=part.base_url,
             share=BATCH_PRICE_FACTOR,
@@ -86,7 +86,7 @@ class Packer:
         return line
 
     def _refused(self, request: Request, error: NbcodexError) -> Ending:
-        clock = self._engine.clock
+        clock = self._services.clock
         if isinstance(error, BudgetError):
             reply = Reply(id=request.id, status="parked", attempts=0)
             return Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)

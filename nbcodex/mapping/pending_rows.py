@@ -16,7 +16,7 @@ from nbcodex.models import Reply, Request
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
     from nbcodex.journal.parts import Parts
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 Group = tuple[str, str, str]
 """Server, API and model: what the rows of a part have in common."""
@@ -42,7 +42,7 @@ class PendingRows:
 
     Parameters
     ----------
-    engine : Engine
+    services : Services
         Whose allowance counts what rows use, and whose clock dates events.
     parts : Parts
         Where endings are committed.
@@ -55,9 +55,9 @@ class PendingRows:
         Those without an ending, by id.
     """
 
-    def __init__(self, engine: Engine, parts: Parts, tell: Callable[[Event], None]) -> None:
+    def __init__(self, services: Services, parts: Parts, tell: Callable[[Event], None]) -> None:
         self.rows: dict[str, Row] = {}
-        self._engine, self._parts, self._tell = engine, parts, tell
+        self._services, self._parts, self._tell = services, parts, tell
         self._sure: set[asyncio.Task[None]] = set()
 
     async def settle(self, endings: Sequence[Ending]) -> None:
@@ -78,7 +78,7 @@ class PendingRows:
 
     def _counted(self, ending: Ending) -> Ending:
         reply = ending.reply
-        warnings = self._engine.allowance.settle(ending.request_id, reply)
+        warnings = self._services.budget.settle(ending.request_id, reply)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
     def end(self, ending: Ending) -> None:
@@ -88,12 +88,12 @@ class PendingRows:
 
     def drop(self, ending: Ending) -> None:
         """Tell how a row ended that cost nothing, and of which nothing is to be committed."""
-        self._engine.allowance.settle(ending.request_id, Reply(id=ending.request_id, attempts=0))
+        self._services.budget.settle(ending.request_id, Reply(id=ending.request_id, attempts=0))
         self.end(ending)
 
     def tell(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
         """Tell what happens to rows now."""
-        now = self._engine.clock.now()
+        now = self._services.clock.now()
         for id_ in ids:
             self._tell(kind(request_id=id_, at=now, **details))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from nbcodex.progress import Progress
+from nbcodex.progress import MapStats
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ TOLD = 5
 """Failed rows that are told."""
 
 
-def progress_of(run: MapRun) -> Progress:
+def progress_of(run: MapRun) -> MapStats:
     """Return how far a run has come."""
     tally = run.way.tally
     failed, total = tally.failed + run.refused, run.shape.total
@@ -26,7 +26,7 @@ def progress_of(run: MapRun) -> Progress:
         failed += tally.cancelled
     put_away = run.outcome not in {"", "done"} and total is not None
     tokens, requests = limits_of(run, tally.model)
-    return Progress(
+    return MapStats(
         batch=run.id,
         at=run.client.clock.now(),
         total=total,
@@ -54,10 +54,10 @@ def progress_of(run: MapRun) -> Progress:
 
 def limits_of(run: MapRun, model: str | None) -> tuple[float | None, float | None]:
     """Return the tokens and the requests a minute that the server allows, as far as it told."""
-    if model is None or run.outcome or event_loop.running().is_mine:
+    if model is None or run.outcome or event_loop.shared().is_current_thread:
         # Nothing is sent yet, or any more; and on the loop nobody waits for anything.
         return None, None
-    known = event_loop.running().submit(run.client.limits(run.settings)).result()
+    known = event_loop.shared().submit(run.client.limits(run.settings)).result()
     for label, each in known.items():
         if label.partition(" at ")[0] == model:
             gauges = (each.tokens, each.requests)

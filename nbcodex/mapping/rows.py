@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, NbcodexError, brief
+from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.template import Template
 from nbcodex.models import DAY, Origin, Request
-from nbcodex.requests.options import compose
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 
 PATIENCE = 365 * DAY
@@ -26,7 +26,7 @@ RowKey = str | Callable[[Any], object] | None
 Words = str | Callable[[Any], object]
 
 _OF_ONE = {"prompt", "settings", "origin", "thread", "turns"}
-_OPTIONS = frozenset(inspect.signature(compose).parameters) - _OF_ONE
+_OPTIONS = frozenset(inspect.signature(build_request).parameters) - _OF_ONE
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,13 +94,13 @@ class RowRequests:
         ConfigurationError
             If a column is missing in the data, or in a row of data that is here already.
         """
-        compose("?", self.settings, **self.options)
+        build_request("?", self.settings, **self.options)
         named = frozenset({self.row_key} if isinstance(self.row_key, str) else ())
         if shape.columns is not None:
             self._check(shape.columns, named)
         elif shape.total is not None and (isinstance(self.words, Template) or named):
             for row in shape.rows():
-                self._check(row.values, named, row=f"row {brief(row.label, 60)}")
+                self._check(row.values, named, row=f"row {shorten(row.label, 60)}")
 
     def _check(self, columns: Any, named: frozenset[str], *, row: str = "") -> None:
         if isinstance(self.words, Template):
@@ -133,9 +133,9 @@ class RowRequests:
                 f"The function returned {type(prompt).__name__}, not a prompt.",
                 advice="Return a text, or a dict of 'prompt' and options.",
             )
-        where = replace(self.origin, item=row.index)
-        request = compose(prompt, self.settings, **options, origin=where)
-        return replace(request, id=f"{where.batch}-{row.index}", row=self._key(row))
+        where = replace(self.origin, row_index=row.index)
+        request = build_request(prompt, self.settings, **options, origin=where)
+        return replace(request, id=f"{where.map_id}-{row.index}", row=self._key(row))
 
     def mark(self, row: Row) -> int | None:
         """Return the same number for rows that ask the same; None where nobody can say.
@@ -159,7 +159,7 @@ class RowRequests:
         except NbcodexError:
             raise
         except Exception as error:
-            told = brief(f"{type(error).__name__}: {error}", 200)
+            told = shorten(f"{type(error).__name__}: {error}", 200)
             raise ConfigurationError(f"The function failed: {told}") from error
 
     def _key(self, row: Row) -> str | None:
@@ -170,7 +170,7 @@ class RowRequests:
         try:
             return str(self.row_key(row.item))
         except Exception as error:
-            told = brief(f"{type(error).__name__}: {error}", 200)
+            told = shorten(f"{type(error).__name__}: {error}", 200)
             raise ConfigurationError(f"The row key failed: {told}") from error
 
 

@@ -66,5 +66,5 @@ def key_of(run: MapRun, request: Request) -> bytes:
     NbcodexError
         If nobody knows where it would go.
     """
-    api_client = run.client.engine().api_client
+    api_client = run.client.services().api_client
     return equality_key(request, base_url=api_client.endpoint(request, run.settings).base_url)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from nbcodex.events import (
     BackingOff,
     Cancelled,
+    CoolingDown,
     Delta,
     Ending,
     Event,
     Failed,
     Finished,
-    Held,
     Interrupted,
     Parked,
     Sent,
@@ -63,7 +63,7 @@ class StatsCounter:
             case Sent():
                 self._sent.add(event.request_id)
                 self.model = event.model or self.model
-            case BackingOff() | Held():
+            case BackingOff() | CoolingDown():
                 self._sent.discard(event.request_id)
                 if event.limit is not None:
                     self.held_until, self.limit = event.resume_at, event.limit

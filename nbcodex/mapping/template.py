@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 
 ITEM = "item"
 """What `{}` stands for."""
@@ -64,7 +64,8 @@ class Place:
             return format(value, self.spec) if self.spec else str(value)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"{{{self.path or self.name}}} failed: {type(error).__name__}: {brief(str(error))}"
+                f"{{{self.path or self.name}}} failed: {type(error).__name__}: "
+                f"{shorten(str(error))}"
             ) from error
 
 

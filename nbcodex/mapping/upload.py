@@ -29,7 +29,7 @@ from nbcodex.requests import repair
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 FULL, FULLER = 30.0, 600.0
 """Seconds until a full queue is tried again: at first, and at the longest."""
@@ -42,7 +42,7 @@ class BatchUploader:
 
     Parameters
     ----------
-    engine : Engine
+    services : Services
         What all requests of the process share.
     settings : Settings
         How the server is reached.
@@ -59,18 +59,18 @@ class BatchUploader:
 
     def __init__(
         self,
-        engine: Engine,
+        services: Services,
         settings: Settings,
         tell: Callable[[events.Event], None],
         *,
         ending: bool = False,
     ) -> None:
-        self._engine, self._settings, self._ending = engine, settings, ending
-        self._clock, self._parts = engine.clock, engine.journal(settings).parts
-        self._provider = Provider(engine, settings)
-        self._register = PendingRows(engine, self._parts, tell)
-        self._fetcher = Fetcher(engine, settings, self._provider, self._register)
-        self._packer = Packer(engine, settings, self._provider.batches, self._register)
+        self._services, self._settings, self._ending = services, settings, ending
+        self._clock, self._parts = services.clock, services.journal(settings).parts
+        self._provider = Provider(services, settings)
+        self._register = PendingRows(services, self._parts, tell)
+        self._fetcher = Fetcher(services, settings, self._provider, self._register)
+        self._packer = Packer(services, settings, self._provider.batches, self._register)
         self._ready: dict[Group, deque[Row]] = {}
         self._behind: dict[str, list[Row]] = {}
         self._away: dict[str, Part | None] = {}
@@ -89,7 +89,7 @@ class BatchUploader:
     def take(self, rows: list[Row]) -> None:
         """Take rows over."""
         self.backlog += len(rows)
-        self._batch = rows[0].request.origin.batch or ""
+        self._batch = rows[0].request.origin.map_id or ""
         self._register.rows.update((row.request.id, row) for row in rows)
         self._order(rows)
 
@@ -172,7 +172,7 @@ class BatchUploader:
 
     async def _prepared(self, row: Row) -> bool:
         """Find out where a row goes; one that goes nowhere ends here."""
-        api_client, settings = self._engine.api_client, self._settings
+        api_client, settings = self._services.api_client, self._settings
         # A batch's answer lies in its file: to have it kept elsewhere, too, is of no use.
         request = row.request = replace(row.request, durable=False)
         try:
@@ -253,7 +253,7 @@ class BatchUploader:
         await self._parts.name(tag, file=file)
 
     def _tell_sent(self, part: Part) -> None:
-        self._engine.load_prices(part.base_url)
+        self._services.load_prices(part.base_url)
         self._register.tell(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
 
     async def _give_back(self, part: Part) -> None:
@@ -262,7 +262,9 @@ class BatchUploader:
             await self._provider.erase(part.batch, part.asking)
         await self._parts.release(part.tag)
         self._away.pop(part.tag, None)
-        self._register.tell(part.requests, events.Held, limit=None, resume_at=None, waited=0.0)
+        self._register.tell(
+            part.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0
+        )
         rows = self._register.rows
         strangers = [id_ for id_ in part.requests if id_ not in rows]
         await self._parts.park([], strangers, batch=part.tag)

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 
 
 def parse(source: str) -> ast.expr | None:
@@ -73,7 +73,7 @@ def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
 def describe(error: Exception) -> str:
     """Return what went wrong in a chain, in a few words."""
     try:
-        message = brief(str(error), 200)
+        message = shorten(str(error), 200)
     except Exception:  # an exception of the user's own may fail to say what it is
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

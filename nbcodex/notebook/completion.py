@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.settings import DEFAULT_MODEL, JOURNAL, folder_of
+from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, data_folder
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -139,6 +139,6 @@ def _entries(shell: InteractiveShell, config: Codex) -> list[Any]:
     from nbcodex.notebook.session import Session
 
     settings = config.settings()
-    if settings.journal and not (folder_of(settings) / JOURNAL).exists():
+    if settings.journal and not (data_folder(settings) / JOURNAL_FILENAME).exists():
         return []
     return list(Session(shell, config).journal.entries(_RECENT))

@@ -52,7 +52,7 @@ def start(*, calm: bool = False) -> Settings:
         base_url=address,
         model=DEFAULT_MODEL,
         journal=False,
-        alone=True,
+        private_limits=True,
     )
 
 

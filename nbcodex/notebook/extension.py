@@ -14,7 +14,7 @@ from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook
 from nbcodex.notebook.magics import CodexMagics
-from nbcodex.settings import JOURNAL, folder_of
+from nbcodex.settings import JOURNAL_FILENAME, data_folder
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
@@ -78,7 +78,7 @@ def surround() -> None:
 
 def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
     """Say in one line what this notebook left behind; nothing is sent by itself."""
-    path = folder_of(config.settings()) / JOURNAL
+    path = data_folder(config.settings()) / JOURNAL_FILENAME
     if not may_be_unfinished(path, notebook(shell)):
         return
     from nbcodex.notebook.session import Session

@@ -63,8 +63,8 @@ class CodexMagics(Magics):
         from nbcodex.notebook import identity, wishes
         from nbcodex.notebook.session import Session, View
         from nbcodex.notebook.variables import pictures
-        from nbcodex.requests.conversation import MAIN
-        from nbcodex.requests.options import compose
+        from nbcodex.requests.conversation import MAIN_THREAD
+        from nbcodex.requests.options import build_request
 
         session = Session(self._shell, self._config)
         if chosen.map:
@@ -74,7 +74,7 @@ class CodexMagics(Magics):
             return
         prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
         wish = wishes.read(chosen, self._shell.user_ns)
-        request = compose(
+        request = build_request(
             prompt.text,
             session.settings,
             model=chosen.model,
@@ -89,7 +89,7 @@ class CodexMagics(Magics):
             reuse=chosen.reuse or None,
             durable=chosen.durable,
             origin=identity.origin(self._shell, variable=chosen.out),
-            thread=None if chosen.no_history else chosen.thread or MAIN,
+            thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
             images=[*prompt.images, *pictures(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcodex.errors import EntryError, NbcodexError, brief, render
+from nbcodex.errors import EntryError, NbcodexError, render, shorten
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
 from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
@@ -22,7 +22,7 @@ from nbcodex.notebook.commands.room import tell
 from nbcodex.notebook.variables import pictures
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import inline
-from nbcodex.runtime.clock import time_of_day
+from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
@@ -98,7 +98,7 @@ def table(run: MapRun, replies: list[Any], as_text: bool) -> str:
     """Return the first answers, as plain text or as a Markdown table."""
     found = run.replies_in_order() if run.keeps_replies else replies
     rows = [
-        (str(number), brief(reply.text if reply else f"({reply.error or reply.status})", WIDTH))
+        (str(number), shorten(reply.text if reply else f"({reply.error or reply.status})", WIDTH))
         for number, reply in enumerate(found[:ROWS])
     ]
     if len(found) > ROWS:
@@ -158,10 +158,10 @@ def line(session: Session, batch: str, entry: Entry, now: float) -> str:
     """Return the line of the journal's list that stands for all rows of a map."""
     counts = session.journal.batches.look(batch).counts
     told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
-    if (of := entry.request.origin.of or 0) > counts.total():
+    if (of := entry.request.origin.row_count or 0) > counts.total():
         told += f" of {of:,} rows"
-    when = time_of_day(entry.added_at, now=now)
-    return f"{batch} map: {told}  {when}  {brief(entry.request.prompt, 40)}"
+    when = format_time(entry.added_at, now=now)
+    return f"{batch} map: {told}  {when}  {shorten(entry.request.prompt, 40)}"
 
 
 def rows_of(session: Session, which: str) -> list[Entry]:

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeVar
 
 from IPython.core.error import UsageError
 
-from nbcodex.errors import ConfigurationError, brief
-from nbcodex.settings import duration
+from nbcodex.errors import ConfigurationError, shorten
+from nbcodex.settings import parse_duration
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def _params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"is not JSON ({brief(str(error), 80)})") from None
+        raise argparse.ArgumentTypeError(f"is not JSON ({shorten(str(error), 80)})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
     from nbcodex.openai_api.request_body import check_params
@@ -107,7 +107,7 @@ def _thread(text: str) -> str:
 
 
 def _wait(text: str) -> str:
-    return _checked(duration, text)
+    return _checked(parse_duration, text)
 
 
 def _name(text: str) -> str:

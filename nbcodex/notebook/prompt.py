@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import chains
 from nbcodex.notebook.tables import table
-from nbcodex.requests.images import is_drawing
+from nbcodex.requests.images import is_drawable
 
 LONGEST = 500
 """Characters between two braces beyond which nobody means a name."""
@@ -59,10 +59,10 @@ class Filled:
     @property
     def notes(self) -> list[str]:
         """What its reader should know: what was filled in, and what was not found."""
-        names = dict.fromkeys(f"{{{brief(name, 40)}}}" for name in self.filled)
+        names = dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled)
         some = [*names][:TOLD] + ([f"{len(names) - TOLD} more"] if len(names) > TOLD else [])
         told = [f"{', '.join(some)} filled in"] if some else []
-        return told + [f"{{{brief(name, 40)}}} not found" for name in dict.fromkeys(self.missing)]
+        return told + [f"{{{shorten(name, 40)}}} not found" for name in dict.fromkeys(self.missing)]
 
 
 def fill(text: str, namespace: Mapping[str, object]) -> Filled:
@@ -241,7 +241,7 @@ class _Draft:
             return self._show(value, part)
         except Exception as error:
             raise ConfigurationError(
-                f"{{{brief(part.source, 80)}}} in the prompt failed: {chains.describe(error)}.",
+                f"{{{shorten(part.source, 80)}}} in the prompt failed: {chains.describe(error)}.",
                 advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
             ) from error
 
@@ -250,7 +250,7 @@ class _Draft:
             if part.conversion:
                 value = _CONVERSIONS[part.conversion](value)
             return format(value, part.spec)
-        if is_drawing(value):
+        if is_drawable(value):
             return self._place_image(value)
         rows = table(value)
         if rows is None:

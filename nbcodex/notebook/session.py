@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import EntryError, Stopped, brief
+from nbcodex.errors import EntryError, Stopped, shorten
 from nbcodex.events import Ending, Failed
-from nbcodex.host import around
 from nbcodex.models import Reply, Request
 from nbcodex.notebook import identity
 from nbcodex.notebook.display import cell_output
 from nbcodex.notebook.display.cell_output import Screen
 from nbcodex.notebook.monitor.collector import watch_of
-from nbcodex.progress import Watcher
+from nbcodex.progress import MapListener
 from nbcodex.rendering import formats
-from nbcodex.requests.handle import Handle, PendingReply, reply_of
+from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
@@ -69,12 +69,12 @@ class Session:
     def __init__(self, shell: InteractiveShell, config: Codex) -> None:
         self.shell, self.config = shell, config
         self._pid = os.getpid()
-        around.settings = config.settings
-        around.follow = self._follow
-        around.notebook = partial(identity.notebook, shell)
-        around.origin = partial(identity.origin, shell)
-        around.watch = self.watcher
-        around.confirm = _confirmed
+        host.current.settings = config.settings
+        host.current.follow = self._follow
+        host.current.notebook = partial(identity.notebook, shell)
+        host.current.origin = partial(identity.origin, shell)
+        host.current.watch = self.watcher
+        host.current.confirm = _confirmed
         self.settings: Settings = config.settings()
         watch_of(current())
 
@@ -108,7 +108,7 @@ class Session:
             self.bind(handle.request.origin.variable, value)
 
         ending = self._shown(handle, self._screen(handle, view), then=then)
-        return reply_of(ending, handle.request)
+        return reply_or_raise(ending, handle.request)
 
     def insert_code(self, reply: Reply, view: View) -> None:
         """Put the code of an answer, where that was asked for, into a new cell; it is not run.
@@ -130,17 +130,17 @@ class Session:
         following = partial(self._shown, handle, screen, then=then)
         handle.start()
         threading.Thread(target=following, name=f"codex-{pending.id}", daemon=True).start()
-        handle.wait_until_kept()
+        handle.wait_until_committed()
 
     def rehearse(self, request: Request, notes: Collection[str] = ()) -> None:
         """Tell what a request would come to; nothing is sent."""
-        here, client = event_loop.running(), current()
+        here, client = event_loop.shared(), current()
         model, estimate = here.submit(client.estimate(request, self.settings)).result()
-        base_url = client.engine().api_client.endpoint(request, self.settings).base_url
+        base_url = client.services().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
-        budgets = client.outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
+        budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
         told = [
-            brief(model or "", 80),
+            shorten(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
             *here.submit(budgets).result(),
@@ -148,7 +148,7 @@ class Session:
         ]
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer
 
-    def watcher(self, *, preview: Callable[[bool], str] = lambda _: "") -> Watcher:
+    def watcher(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return who shows below the cell how far a map has come."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
@@ -207,14 +207,14 @@ class Session:
 
     def _news(self) -> str:
         """Return what cannot be kept, or once, that prompts are kept at all."""
-        news, current().news = current().news, ""
+        news, current().notices = current().notices, ""
         return self.journal.trouble or news
 
     def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
         orders: dict[ActionName, Callable[[], None]] = {
-            "cancel": partial(handle.order, "cancel"),
+            "cancel": handle.cancel,
             "retry": handle.retry_now,
-            "park": partial(handle.order, "park"),
+            "park": handle.park,
         }
         place = cell_output.place(
             self.shell,

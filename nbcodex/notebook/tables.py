@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 
 ROWS, COLUMNS, CELL = 60, 20, 200
 """How much of a frame a prompt holds: rows, columns, and characters of one cell."""
@@ -67,4 +67,4 @@ def _row(cells: Iterable[object]) -> str:
 
 def _cell(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return brief(text, CELL).replace("|", "\\|")
+    return shorten(text, CELL).replace("|", "\\|")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import chains
 from nbcodex.notebook.mishaps import heard
 from nbcodex.requests.images import picture
@@ -66,7 +66,7 @@ def _value(text: str, names: Mapping[str, object]) -> object:
         return chains.evaluate(chain, names)
     except Exception as error:
         raise ConfigurationError(
-            f"--image {brief(text, 80)} failed: {chains.describe(error)}.",
+            f"--image {shorten(text, 80)} failed: {chains.describe(error)}.",
             advice="Nothing was sent.",
         ) from error
 

@@ -27,7 +27,7 @@ class Wish:
     form : Format
         What the answer stays as.
     system, params, api, schema
-        As `compose` takes them.
+        As `build_request` takes them.
     notes : tuple of str
         What is said beside the figures.
     """

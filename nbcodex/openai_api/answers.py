@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.models import Image, Mark, Snapshot, Usage
+from nbcodex.models import Image, LimitSnapshot, StreamPosition, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ResponseStarted:
 
     api: str
     model: str | None
-    snapshot: Snapshot
+    snapshot: LimitSnapshot
     simulated: bool
     request_id: str | None
 
@@ -96,6 +96,9 @@ class CompletedAnswer:
     simulated: bool = False
 
 
-StreamEvent = ResponseStarted | Mark | Reset | TextDelta | ReasoningDelta | Notice | CompletedAnswer
-"""A `Mark` says where a durable answer goes on, behind all text that was yielded before it: between
-that text and its mark the stream does not wait. The first one names the answer before its text."""
+StreamEvent = (
+    ResponseStarted | StreamPosition | Reset | TextDelta | ReasoningDelta | Notice | CompletedAnswer
+)
+"""A `StreamPosition` says where a durable answer goes on, behind all text that was yielded before
+it: between that text and its mark the stream does not wait. The first one names the answer before
+its text."""

@@ -18,7 +18,7 @@ from nbcodex.errors import (
     NbcodexError,
     RequestError,
 )
-from nbcodex.models import Mark, Request
+from nbcodex.models import Request, StreamPosition
 from nbcodex.openai_api import (
     api_client,
     api_errors,
@@ -181,7 +181,7 @@ class ApiClient:
         yield exchange.completed(reading.text, reader.ending, redactor)
 
     async def resume_stream(
-        self, request: Request, settings: Settings, *, mark: Mark, text: str
+        self, request: Request, settings: Settings, *, mark: StreamPosition, text: str
     ) -> AsyncGenerator[StreamEvent]:
         """Go on with a durable answer, at no further charge; yield what `stream` yields.
 
@@ -211,7 +211,7 @@ class ApiClient:
                 async with contextlib.aclosing(going_on) as pieces:
                     async for piece in pieces:
                         match piece:
-                            case Mark():
+                            case StreamPosition():
                                 mark = piece
                             case TextDelta(more):
                                 text += more
@@ -227,7 +227,9 @@ class ApiClient:
             else:
                 return
 
-    async def cancel_response(self, request: Request, settings: Settings, *, mark: Mark) -> None:
+    async def cancel_response(
+        self, request: Request, settings: Settings, *, mark: StreamPosition
+    ) -> None:
         """Tell the server that a durable answer is not wanted any more: it may never hear of it."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(durable.CANCELLING):

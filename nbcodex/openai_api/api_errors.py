@@ -22,7 +22,7 @@ from nbcodex.errors import (
     ServerError,
     TooLargeError,
     TransportError,
-    brief,
+    shorten,
 )
 from nbcodex.models import Limit
 from nbcodex.openai_api import messages
@@ -252,12 +252,12 @@ def _sentence(words: str, told: ErrorInfo) -> str:
     said = "it sent a web page instead of an answer" if told.page else told.message
     said = said or told.code or told.kind
     stop = "" if said.endswith((".", "!", "?")) else "."
-    return brief(f"{words}{status}: {said}{stop}" if said else f"{words}{status}.")
+    return shorten(f"{words}{status}: {said}{stop}" if said else f"{words}{status}.")
 
 
 def _redirected(status: int, location: str) -> RequestError:
     try:
-        host = brief(urlsplit(location).netloc.rpartition("@")[2], 100)
+        host = shorten(urlsplit(location).netloc.rpartition("@")[2], 100)
     except ValueError:
         host = ""
     return RequestError(
@@ -288,5 +288,5 @@ def chain(error: BaseException) -> list[str]:
 
 def _why(error: BaseException, clean: Clean) -> str:
     """Return the deepest reason of a connection error, in brackets."""
-    words = brief(clean(chain(error)[-1][:1000]), 160)
+    words = shorten(clean(chain(error)[-1][:1000]), 160)
     return f" ({words})" if words else f" ({type(error).__name__})"

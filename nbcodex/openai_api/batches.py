@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import NbcodexError, ServerError, TransientError, brief
+from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
 from nbcodex.openai_api import api_errors, exchange, rate_limits, responses
 from nbcodex.openai_api.answers import CompletedAnswer
@@ -242,7 +242,7 @@ class BatchClient:
         response = told.get("response")
         if not response:
             words = told.get("error") or {}
-            message = brief(redactor.clean(str(words.get("message"))), 200)
+            message = shorten(redactor.clean(str(words.get("message"))), 200)
             return TransientError(f"The batch ended before this request's turn: {message}")
         status, body = int(response["status_code"]), response["body"]
         wall = self._api_client.clock.wall()
@@ -294,7 +294,7 @@ def _batch(told: dict[str, Any], redactor: Redactor) -> Batch:
         files=tuple(file for file in files if isinstance(file, str)),
         input_file=told["input_file_id"] if isinstance(told.get("input_file_id"), str) else None,
         error_codes=tuple(str(each.get("code")) for each in troubles[:3]),
-        error="; ".join(brief(redactor.clean(_words(e)), 200) for e in troubles[:3]),
+        error="; ".join(shorten(redactor.clean(_words(e)), 200) for e in troubles[:3]),
         metadata={k: v for k, v in metadata.items() if isinstance(v, str)}
         if isinstance(metadata, dict)
         else {},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.openai_api import messages
 
 Clean = Callable[[str], str]
@@ -97,7 +97,7 @@ def _line(value: object, clean: Clean) -> str:
     if isinstance(value, int) and abs(value) > 2**63:
         return ""
     # A cut through a secret would leave half of it: clean far beyond what can be shown.
-    return brief(clean(str(value)[:_READ])[: messages.LONGEST], messages.LONGEST)
+    return shorten(clean(str(value)[:_READ])[: messages.LONGEST], messages.LONGEST)
 
 
 def _as_status(code: str) -> int | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
 
@@ -99,7 +99,7 @@ class Connections:
         import openai
 
         if not isinstance(made, openai.AsyncOpenAI):
-            found = brief(type(made).__name__, 60)
+            found = shorten(type(made).__name__, 60)
             raise ConfigurationError(
                 f"Codex.client made {found}, not an openai.AsyncOpenAI.",
                 advice="Let it return openai.AsyncOpenAI(…) or openai.AsyncAzureOpenAI(…).",

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransportError
-from nbcodex.models import Mark
+from nbcodex.models import StreamPosition
 from nbcodex.openai_api.api_errors import FailedError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def usable(response_id: object) -> str | None:
     return response_id if isinstance(response_id, str) and _ID.fullmatch(response_id) else None
 
 
-def streamed(client: AsyncOpenAI, mark: Mark) -> Any:
+def streamed(client: AsyncOpenAI, mark: StreamPosition) -> Any:
     """Return the call that goes on with a stream, as a context that closes its response."""
     retrieve = client.responses.with_streaming_response.retrieve
     if mark.sequence is None:
@@ -36,12 +36,12 @@ def streamed(client: AsyncOpenAI, mark: Mark) -> Any:
     return retrieve(mark.response_id, stream=True, starting_after=mark.sequence)
 
 
-def fetched(client: AsyncOpenAI, mark: Mark) -> Any:
+def fetched(client: AsyncOpenAI, mark: StreamPosition) -> Any:
     """Return the call that fetches an answer as it stands, as a context."""
     return client.responses.with_streaming_response.retrieve(mark.response_id)
 
 
-def cancelled(client: AsyncOpenAI, mark: Mark) -> Any:
+def cancelled(client: AsyncOpenAI, mark: StreamPosition) -> Any:
     """Return the call that ends an answer, as a context."""
     return client.responses.with_streaming_response.cancel(mark.response_id)
 

@@ -11,8 +11,8 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import brief
-from nbcodex.models import Mark
+from nbcodex.errors import shorten
+from nbcodex.models import StreamPosition
 from nbcodex.openai_api import connections, rate_limits, responses
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
@@ -39,7 +39,13 @@ _SENT_BACK = ("type", "id", "summary", "encrypted_content")
 
 
 async def go_on(
-    call: Any, client: AsyncOpenAI, settings: Settings, *, clock: Clock, mark: Mark, text: str
+    call: Any,
+    client: AsyncOpenAI,
+    settings: Settings,
+    *,
+    clock: Clock,
+    mark: StreamPosition,
+    text: str,
 ) -> AsyncGenerator[StreamEvent]:
     """Yield what one call brings of a durable answer, whether that is its rest or all of it."""
     redactor = redactor_for(settings, client)
@@ -95,7 +101,7 @@ def opened(
         model=model,
         snapshot=rate_limits.snapshot(sent, at=clock.now(), clean=redactor.clean),
         simulated=rate_limits.is_simulated(sent),
-        request_id=brief(request_id, 100) or None,
+        request_id=shorten(request_id, 100) or None,
     )
 
 
@@ -110,7 +116,7 @@ async def pieces(reading: Reading, redactor: Redactor) -> AsyncGenerator[StreamE
             if mark and redactor.clean(mark.response_id) != mark.response_id:
                 mark = None
             if mark and not last:
-                yield Mark(mark.response_id)
+                yield StreamPosition(mark.response_id)
             if thought:
                 yield ReasoningDelta(thought)
             if text:

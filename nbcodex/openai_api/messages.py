@@ -10,7 +10,7 @@ import math
 import re
 from typing import cast
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Resource
 from nbcodex.openai_api.rate_limits import LARGEST, sane
 
@@ -62,7 +62,7 @@ def limit(message: str, *, kind: str | None = None) -> Limit:
         limit=figures.get("limit"),
         used=figures.get("used", figures.get("current")),
         requested=figures.get("requested"),
-        model=brief(model[1].rstrip("."), 100) if model else None,
+        model=shorten(model[1].rstrip("."), 100) if model else None,
     )
 
 

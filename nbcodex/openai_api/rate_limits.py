@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from nbcodex.errors import brief
-from nbcodex.models import DAY, Gauge, Resource, Snapshot
+from nbcodex.errors import shorten
+from nbcodex.models import DAY, LimitReading, LimitSnapshot, Resource
 
 Headers = Mapping[str, str]
 """Lower-case names to values; httpx2's own, which ignore case, will do."""
@@ -103,7 +103,7 @@ def _date(text: str | None) -> float | None:
         return None
 
 
-def snapshot(headers: Headers, *, at: float, clean: Callable[[str], str] = str) -> Snapshot:
+def snapshot(headers: Headers, *, at: float, clean: Callable[[str], str] = str) -> LimitSnapshot:
     """Return the limits that the headers tell; a bucket they do not tell is None.
 
     Source: the ``x-ratelimit-*`` headers of OpenAI's rate limit guide; project-scoped variants are
@@ -120,22 +120,22 @@ def snapshot(headers: Headers, *, at: float, clean: Callable[[str], str] = str) 
     """
     milliseconds = number(headers.get("openai-processing-ms"))
     processing = milliseconds / 1000 if milliseconds is not None else None
-    return Snapshot(
+    return LimitSnapshot(
         at=at,
         processing=processing if processing is not None and processing <= DAY else None,
         tokens=_tightest(headers, "tokens"),
         requests=_tightest(headers, "requests"),
-        organization=brief(clean(headers.get("openai-organization", "")), 100) or None,
+        organization=shorten(clean(headers.get("openai-organization", "")), 100) or None,
     )
 
 
-def _tightest(headers: Headers, resource: Resource) -> Gauge | None:
+def _tightest(headers: Headers, resource: Resource) -> LimitReading | None:
     scopes = (resource, f"project-{resource}")
     gauges = [g for scope in scopes if (g := _gauge(headers, scope))]
     return min(gauges, key=lambda g: (g.remaining, g.limit), default=None)
 
 
-def _gauge(headers: Headers, scope: str) -> Gauge | None:
+def _gauge(headers: Headers, scope: str) -> LimitReading | None:
     limit = number(headers.get(f"x-ratelimit-limit-{scope}"))
     remaining = number(headers.get(f"x-ratelimit-remaining-{scope}"))
     if not limit or remaining is None or limit > LARGEST:
@@ -143,4 +143,4 @@ def _gauge(headers: Headers, scope: str) -> Gauge | None:
     full_in = go_duration(headers.get(f"x-ratelimit-reset-{scope}"))
     if full_in is not None and full_in > 31 * DAY:
         full_in = None
-    return Gauge(limit=limit, remaining=min(remaining, limit), full_in=full_in)
+    return LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in)

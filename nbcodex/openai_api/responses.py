@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from nbcodex.errors import brief
-from nbcodex.models import Image, Mark, Usage
+from nbcodex.errors import shorten
+from nbcodex.models import Image, StreamPosition, Usage
 from nbcodex.openai_api.api_errors import FailedError, broken, nonsense
 from nbcodex.openai_api.durable import usable
 
@@ -55,7 +55,7 @@ class Reader(Protocol):
     """Whether the answer is whole."""
     closed: bool
     """Whether nothing more can come."""
-    mark: Mark | None
+    mark: StreamPosition | None
     """Where the answer goes on behind the last event, if the server keeps it for us."""
 
     def read(self, name: str, data: str) -> tuple[str, str]:
@@ -93,7 +93,7 @@ class ResponsesReader:
         Where an earlier reading of it ended.
     """
 
-    def __init__(self, *, durable: bool = False, mark: Mark | None = None) -> None:
+    def __init__(self, *, durable: bool = False, mark: StreamPosition | None = None) -> None:
         self.ending = Ending()
         self.finished = self.closed = False
         self.mark = mark
@@ -114,7 +114,7 @@ class ResponsesReader:
             return "", ""  # of a server that begins again at the beginning
         added = self._read(event, name)
         if self.mark and number is not None:
-            self.mark = Mark(self.mark.response_id, number)
+            self.mark = StreamPosition(self.mark.response_id, number)
         return added
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
@@ -164,7 +164,7 @@ class ResponsesReader:
         self.ending.response_id = _name(response.get("id")) or self.ending.response_id
         name = usable(response.get("id"))
         if self._durable and self.mark is None and name and response.get("background") is True:
-            self.mark = Mark(name)
+            self.mark = StreamPosition(name)
 
     def _end(self, response: dict[str, Any], kind: str = "") -> None:
         self._identify(response)
@@ -187,7 +187,7 @@ class ChatReader:
 
     def __init__(self) -> None:
         self.ending = Ending()
-        self.mark: Mark | None = None
+        self.mark: StreamPosition | None = None
         self.finished = self.closed = False
 
     def read(self, name: str, data: str) -> tuple[str, str]:
@@ -323,7 +323,7 @@ def _string(value: object) -> str:
 
 
 def _name(value: object) -> str | None:
-    return (brief(value, 100) or None) if isinstance(value, str) else None
+    return (shorten(value, 100) or None) if isinstance(value, str) else None
 
 
 IMAGE_CALL = "image_generation_call"

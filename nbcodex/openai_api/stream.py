@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from nbcodex.models import Mark
+from nbcodex.models import StreamPosition
 from nbcodex.openai_api import api_errors, sse
 from nbcodex.openai_api.api_errors import FailedError, nonsense
 from nbcodex.openai_api.redaction import Redactor
@@ -79,7 +79,7 @@ class Reading:
         return "".join(self._said)
 
     @property
-    def mark(self) -> Mark | None:
+    def mark(self) -> StreamPosition | None:
         """Where a durable answer goes on, behind the text that was yielded."""
         return self._mark
 

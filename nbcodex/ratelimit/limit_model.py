@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from nbcodex.models import MINUTE, Gauge, Limit, Snapshot, Usage
+from nbcodex.models import MINUTE, Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import (
     CHARGE_POLICIES,
     KEPT,
@@ -131,7 +131,7 @@ class LimitModel:
             tokens=tokens,
         )
 
-    def admit(self, reservation: Permit, snapshot: Snapshot | None, now: float) -> None:
+    def admit(self, reservation: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """The server has let a request in; its headers are at hand."""
         if reservation.closed:
             return
@@ -198,7 +198,7 @@ class LimitModel:
         *,
         until: float,
         limit: Limit | None,
-        snapshot: Snapshot | None,
+        snapshot: LimitSnapshot | None,
         now: float,
     ) -> None:
         """A limit has refused a request: close the bucket until an instant, and learn from it.
@@ -250,7 +250,7 @@ class LimitModel:
             self.requests.give_back(1, now)  # a request that is refused for its number counts not
         return True
 
-    def _observe(self, reservation: Permit, snapshot: Snapshot, now: float) -> None:
+    def _observe(self, reservation: Permit, snapshot: LimitSnapshot, now: float) -> None:
         """Put the ledgers right by the headers of a request that was let in."""
         if reservation.number <= self.newest:
             return
@@ -262,7 +262,7 @@ class LimitModel:
             self._observe_requests(reservation.turn, gauge, gone, reservation.at, now)
 
     def _observe_requests(
-        self, turn: LevelMark, gauge: Gauge, gone: float, at: float, now: float
+        self, turn: LevelMark, gauge: LimitReading, gone: float, at: float, now: float
     ) -> None:
         limit, rate, remaining = figures_from_reading(gauge)
         self.windows.show("requests", limit)
@@ -272,7 +272,7 @@ class LimitModel:
         self.requests.adopt(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
-        self, reservation: Permit, gauge: Gauge, gone: float, now: float
+        self, reservation: Permit, gauge: LimitReading, gone: float, now: float
     ) -> tuple[float, ...]:
         limit, rate, remaining = figures_from_reading(gauge)
         self.windows.show("tokens", limit)
@@ -291,7 +291,7 @@ class LimitModel:
         for tank in self.tokens.tanks:
             tank.adopt(limit, rate, now=now, since=since)
 
-    def _gone(self, reservation: Permit, snapshot: Snapshot) -> float:
+    def _gone(self, reservation: Permit, snapshot: LimitSnapshot) -> float:
         """Return the seconds between the leave and the admission that the snapshot shows."""
         readying = reservation.sent_at - reservation.at
         if snapshot.processing is not None:
@@ -336,7 +336,7 @@ class LimitModel:
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.doubt()
 
-    def _lose_sight(self, reservation: Permit, snapshot: Snapshot | None, now: float) -> None:
+    def _lose_sight(self, reservation: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """Rely no more on a limit that headers told long ago, and do not tell any more."""
         tokens, requests = self.tokens.tank, self.requests
         if not (snapshot and snapshot.tokens) and tokens.known and not self.blind:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from nbcodex.errors import TooLargeError
-from nbcodex.models import Limit, Snapshot, Usage
+from nbcodex.models import Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.schedule import after_gap, never, used_up
 from nbcodex.ratelimit.sharing import (
@@ -289,7 +289,7 @@ class RateLimiter:
         *,
         until: float,
         limit: Limit | None,
-        snapshot: Snapshot | None,
+        snapshot: LimitSnapshot | None,
         now: float,
     ) -> Cooldown:
         """A limit refused the request: close the bucket until an instant, and return the hold."""
@@ -307,7 +307,7 @@ class RateLimiter:
         row.close(hold, now)
         return hold
 
-    def observe(self, reservation: Permit, snapshot: Snapshot | None, now: float) -> None:
+    def observe(self, reservation: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """The server let the request in: learn from its headers. A probe ends the hold for all."""
         if reservation.probe:
             self._row(reservation.bucket).open()

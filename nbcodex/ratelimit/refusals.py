@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nbcodex.models import DAY, MINUTE, Gauge, Limit, Resource, Snapshot
+from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
 from nbcodex.ratelimit.token_bucket import LATELY, TokenBucket
 
 NOISE = 0.01
@@ -33,18 +33,18 @@ class RefusalFigures:
     """
 
     resource: Resource
-    gauge: Gauge
+    gauge: LimitReading
     requested: float
     hidden: bool
 
 
-def read_refusal(limit: Limit | None, snapshot: Snapshot | None) -> RefusalFigures | None:
+def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> RefusalFigures | None:
     """Return the figures of a refusal: from its message, else from its headers; None without any.
 
     A refusal of what is there speaks of a shorter window than the one whose figures it shows.
     """
     resource = (limit and limit.resource) or "tokens"
-    gauge: Gauge | None = None
+    gauge: LimitReading | None = None
     if snapshot is not None:
         gauge = snapshot.tokens if resource == "tokens" else snapshot.requests
     requested = (limit and limit.requested) or 1.0
@@ -52,14 +52,14 @@ def read_refusal(limit: Limit | None, snapshot: Snapshot | None) -> RefusalFigur
         if limit.window not in (None, MINUTE):
             return None
         left = max(limit.limit - limit.used, -DEBT * limit.limit)
-        gauge = Gauge(limit=limit.limit, remaining=left)
+        gauge = LimitReading(limit=limit.limit, remaining=left)
     if gauge is None:
         return None
     hidden = bool(limit and limit.requested) and gauge.remaining > 1.1 * requested
     return RefusalFigures(resource, gauge, requested, hidden)
 
 
-def figures_from_reading(gauge: Gauge) -> tuple[float, float, float]:
+def figures_from_reading(gauge: LimitReading) -> tuple[float, float, float]:
     """Return limit, rate and level that headers tell.
 
     An empty bucket that takes longer than its window to fill is in debt.

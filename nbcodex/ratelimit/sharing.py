@@ -6,7 +6,7 @@ import math
 import secrets
 from dataclasses import dataclass, field, replace
 
-from nbcodex.models import Gauge, Limit
+from nbcodex.models import Limit, LimitReading
 from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicy, Cost, Permit
 from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.refusals import limit_of
@@ -72,8 +72,8 @@ class LimitState:
         Requests of this process that wait for their turn, and the tokens that they may use.
     """
 
-    tokens: Gauge | None
-    requests: Gauge | None
+    tokens: LimitReading | None
+    requests: LimitReading | None
     undeclared: tuple[Limit, ...]
     policy: ChargePolicy
     declared: bool
@@ -111,11 +111,11 @@ def limit_state(bucket: LimitModel, now: float, *, others: int = 0) -> LimitStat
     )
 
 
-def _gauge(tank: TokenBucket, now: float) -> Gauge | None:
+def _gauge(tank: TokenBucket, now: float) -> LimitReading | None:
     if not tank.known:
         return None
     level = tank.level_at(now)
-    return Gauge(limit=tank.limit, remaining=level, full_in=(tank.limit - level) / tank.rate)
+    return LimitReading(limit=tank.limit, remaining=level, full_in=(tank.limit - level) / tank.rate)
 
 
 def learned_history(bucket: LimitModel, now: float) -> LimitHistory | None:

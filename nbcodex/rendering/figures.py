@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.models import Reply, Usage
 from nbcodex.requests.fitting import FILTERED
-from nbcodex.runtime.clock import spell
+from nbcodex.runtime.clock import format_duration
 
 LEAST = 0.05
 """Seconds that are worth a word."""
@@ -22,12 +22,12 @@ def figures(reply: Reply) -> str:
     The model's name in it comes from the server: escape the line for whatever renders it.
     """
     tries = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
-    waited = f"waited {spell(reply.waited)}" if reply.waited > 0 else ""
+    waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
     told = [
-        brief(reply.model, 80) if reply.model else "",
+        shorten(reply.model, 80) if reply.model else "",
         *tokens(reply.usage),
         _price(reply),
-        spell(reply.seconds) if reply.seconds >= LEAST else "",
+        format_duration(reply.seconds) if reply.seconds >= LEAST else "",
         ", ".join(filter(None, (tries, waited))),
         _cut(reply.cut),
         "" if reply.status == "done" else reply.status,
@@ -75,4 +75,4 @@ def _cut(why: str | None) -> str:
         return ""
     if why == FILTERED:
         return f"cut by {FILTERED}: this is not the whole answer"
-    return f"cut {'at' if why.startswith('max') else 'by'} {brief(why, 40)}"
+    return f"cut {'at' if why.startswith('max') else 'by'} {shorten(why, 40)}"

@@ -16,9 +16,9 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spending, Spent
 from nbcodex.models import Reply, Request
 from nbcodex.openai_api import pricing
-from nbcodex.requests.cost_estimate import USUAL, Estimate, estimate
-from nbcodex.requests.spending_cap import Cap, Standing, read
-from nbcodex.runtime.clock import Clock, spell
+from nbcodex.requests.cost_estimate import DEFAULT_OUTPUT_TOKENS, Estimate, estimate
+from nbcodex.requests.spending_cap import CapUsage, SpendingCap, read
+from nbcodex.runtime.clock import Clock, format_duration
 
 WARNINGS = (0.75, 0.90, 0.95)
 """Shares of a cap at which its user is told."""
@@ -40,19 +40,19 @@ class Budget:
         self._clock = clock
         self._session = NOTHING
         self._kernels = Spending()
-        self._kept: tuple[Cap, ...] = ()
+        self._kept: tuple[SpendingCap, ...] = ()
         self._read_at = float("-inf")
         self._day = ""
         self._reading: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[Spent, tuple[Cap, ...]]] = {}
+        self._open: dict[str, tuple[Spent, tuple[SpendingCap, ...]]] = {}
         self._aside = NOTHING
-        self._warned: set[tuple[Cap, float]] = set()
+        self._warned: set[tuple[SpendingCap, float]] = set()
         self._answers = self._output = 0
 
     @property
     def usual(self) -> int:
         """Output tokens of this session's usual answer."""
-        return self._output // self._answers if self._answers else USUAL
+        return self._output // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
 
     def foresee(self, journal: Journal) -> None:
         """Have read by the time of `admit` what that will ask for, if it is not known.
@@ -66,7 +66,7 @@ class Budget:
         self,
         request: Request,
         *,
-        caps: Iterable[Cap],
+        caps: Iterable[SpendingCap],
         journal: Journal,
         model: str | None,
         base_url: str,
@@ -115,7 +115,7 @@ class Budget:
         request: Request,
         expected: Estimate,
         amount: Spent,
-        caps: Sequence[Cap],
+        caps: Sequence[SpendingCap],
         journal: Journal,
     ) -> None:
         """Set an amount aside for all kernels, if the caps allow it that count them all.
@@ -135,7 +135,7 @@ class Budget:
         for cap in caps:
             self._check(request, expected, amount, cap)
 
-    def _check_price(self, request: Request, expected: Estimate, cap: Cap) -> None:
+    def _check_price(self, request: Request, expected: Estimate, cap: SpendingCap) -> None:
         if cap.unit == "dollars" and expected.cost is None:
             raise BudgetError(
                 f"No price is known for this model, so your budget of {cap} cannot be watched.",
@@ -143,12 +143,16 @@ class Budget:
                 f"then `%codex resume {request.id}`.",
             )
 
-    def _check(self, request: Request, expected: Estimate, amount: Spent, cap: Cap) -> None:
+    def _check(self, request: Request, expected: Estimate, amount: Spent, cap: SpendingCap) -> None:
         used = self._in_use(cap)
         if not _fits(amount, cap, used):
             used += amount.minus(expected.spent).of(cap.unit)
             reset = self._reset(cap)
-            anew = f"; it starts anew in {spell(reset - self._clock.wall())}" if reset else ""
+            anew = (
+                f"; it starts anew in {format_duration(reset - self._clock.wall())}"
+                if reset
+                else ""
+            )
             raise BudgetError(
                 f"It would pass your budget of {cap}: {cap.words(used)} are used or set aside, and "
                 f"it is estimated at {expected}.",
@@ -182,33 +186,33 @@ class Budget:
         amount, _ = self._open.get(request_id, (NOTHING, ()))
         return amount
 
-    def _drop(self, request_id: str) -> tuple[Cap, ...]:
+    def _drop(self, request_id: str) -> tuple[SpendingCap, ...]:
         """Set nothing aside any more for a request; return the caps that it was held against."""
         amount, caps = self._open.pop(request_id, (NOTHING, ()))
         self._aside = self._aside.minus(amount) if self._open else NOTHING
         return caps
 
-    def _warning(self, cap: Cap) -> str:
+    def _warning(self, cap: SpendingCap) -> str:
         standing = self._standing(cap)
         passed = [w for w in WARNINGS if standing.share >= w and (cap, w) not in self._warned]
         self._warned |= {(cap, level) for level in passed}
         return str(standing) if passed else ""
 
-    def standings(self, caps: Iterable[Cap]) -> list[Standing]:
+    def cap_usages(self, caps: Iterable[SpendingCap]) -> list[CapUsage]:
         """Return how far the caps in force are used up, as far as is known."""
         return [self._standing(cap) for cap in (*caps, *self._kept)]
 
-    def _standing(self, cap: Cap) -> Standing:
+    def _standing(self, cap: SpendingCap) -> CapUsage:
         used = self._session if cap.period == "session" else _since(self._kernels, cap)
-        return Standing(cap, used.of(cap.unit))
+        return CapUsage(cap, used.of(cap.unit))
 
-    async def look(self, journal: Journal, caps: Iterable[Cap]) -> list[Standing]:
+    async def look(self, journal: Journal, caps: Iterable[SpendingCap]) -> list[CapUsage]:
         """Return how far the caps in force are used up, other kernels included."""
         await self._refresh(journal)
-        return self.standings(caps)
+        return self.cap_usages(caps)
 
     async def outlook(
-        self, journal: Journal, caps: Iterable[Cap], expected: Spent, *, watched: bool
+        self, journal: Journal, caps: Iterable[SpendingCap], expected: Spent, *, watched: bool
     ) -> list[str]:
         """Return in words what is left of each cap in force for what is `expected` to be used.
 
@@ -217,16 +221,16 @@ class Budget:
         await self._refresh(journal)
         return [self._outlook(cap, expected, watched=watched) for cap in (*caps, *self._kept)]
 
-    def _outlook(self, cap: Cap, expected: Spent, *, watched: bool) -> str:
+    def _outlook(self, cap: SpendingCap, expected: Spent, *, watched: bool) -> str:
         if cap.unit == "dollars" and not watched:
             return f"your budget of {cap} lets nothing through whose price is unknown"
         used = self._in_use(cap)
         if not _fits(expected, cap, used):
             left = cap.words(max(0.0, cap.amount - used))
             return f"more than is left of your budget: {left} of {cap}"
-        return f"budget: {Standing(cap, used)}"
+        return f"budget: {CapUsage(cap, used)}"
 
-    async def keep(self, journal: Journal, cap: Cap | None) -> None:
+    async def keep(self, journal: Journal, cap: SpendingCap | None) -> None:
         """Let every kernel of this user hold to `cap` from now on; None lifts it."""
         await journal.keep_budget("" if cap is None else cap.text)
         self._read_at = float("-inf")
@@ -251,7 +255,7 @@ class Budget:
     def _is_fresh(self) -> bool:
         return self._clock.now() - self._read_at < FRESH and self._today() == self._day
 
-    def _in_use(self, cap: Cap) -> float:
+    def _in_use(self, cap: SpendingCap) -> float:
         if cap.period == "session":
             return self._session.of(cap.unit) + self._aside.of(cap.unit)
         return _used(self._kernels, cap)
@@ -259,7 +263,7 @@ class Budget:
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
 
-    def _reset(self, cap: Cap) -> float | None:
+    def _reset(self, cap: SpendingCap) -> float | None:
         """Return when the cap starts anew, in seconds since the epoch."""
         if cap.period == "session":
             return None
@@ -271,15 +275,15 @@ class Budget:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def _since(seen: Spending, cap: Cap) -> Spent:
+def _since(seen: Spending, cap: SpendingCap) -> Spent:
     """Return what all kernels have used in the time that the cap is about."""
     return seen.day if cap.period == "day" else seen.month
 
 
-def _used(seen: Spending, cap: Cap) -> float:
+def _used(seen: Spending, cap: SpendingCap) -> float:
     """Return what all kernels have used and set aside."""
     return _since(seen, cap).of(cap.unit) + seen.aside.of(cap.unit)
 
 
-def _fits(expected: Spent, cap: Cap, used: float) -> bool:
+def _fits(expected: Spent, cap: SpendingCap, used: float) -> bool:
     return used + expected.of(cap.unit) <= cap.amount

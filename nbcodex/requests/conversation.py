@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 
 from nbcodex.journal.turns import Slot, Thread, Threads
-from nbcodex.models import Place, Request, Turn
+from nbcodex.models import Request, Turn, TurnPosition
 from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
-MAIN = "main"
+MAIN_THREAD = "main"
 """The thread of whoever names none."""
 
 SMALL = 16_000
@@ -35,7 +35,7 @@ _Key = tuple[str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class JoinedRequest:
     """A request with its earlier turns.
 
     Parameters
@@ -86,7 +86,7 @@ class Conversations:
 
     def join(
         self, request: Request, threads: Threads, settings: Settings, *, anew: bool = False
-    ) -> Joined:
+    ) -> JoinedRequest:
         """Return `request` with the turns that it is to see, and the place where it joins.
 
         Parameters
@@ -101,15 +101,15 @@ class Conversations:
             Whether the conversation starts afresh with this request.
         """
         if request.thread is None:
-            return Joined(request)
+            return JoinedRequest(request)
         thread = threads.find(request.origin.notebook, request.thread)
         place = self._place(request, thread, threads)
         place = replace(place, begins=anew)
         turns = _newest(threads.turns(before(thread.slots, place)), settings.max_history)
         kept = fitting(turns, request, model=request.model or _usual(settings))
-        origin = replace(request.origin, place=place)
+        origin = replace(request.origin, position=place)
         request = replace(request, turns=tuple(kept), origin=origin)
-        return Joined(request, left_out=len(turns) - len(kept))
+        return JoinedRequest(request, left_out=len(turns) - len(kept))
 
     def begin_anew(self, notebook: str | None, thread: str, threads: Threads) -> None:
         """Start a thread afresh: what was said so far is not seen any more."""
@@ -122,22 +122,22 @@ class Conversations:
         """Return the turns that the next new cell would see, `most` at most, if all of them fit."""
         found = threads.find(notebook, thread)
         chapter = self._course(notebook, thread).chapter
-        place = Place(chapter=found.chapter if chapter is None else chapter)
+        place = TurnPosition(chapter=found.chapter if chapter is None else chapter)
         return _newest(threads.turns(before(found.slots, place)), most)
 
     def _course(self, notebook: str | None, thread: str) -> _Course:
         return self._courses.setdefault((notebook, thread), _Course())
 
-    def _place(self, request: Request, thread: Thread, threads: Threads) -> Place:
+    def _place(self, request: Request, thread: Thread, threads: Threads) -> TurnPosition:
         """Return the place of a cell that was run before, else one behind all others."""
-        course = self._course(request.origin.notebook, request.thread or MAIN)
+        course = self._course(request.origin.notebook, request.thread or MAIN_THREAD)
         if course.chapter is None:
             course.chapter = thread.chapter
         slot = self._own(request, course, thread, threads)
         if slot is None:
-            return Place(chapter=course.chapter)
+            return TurnPosition(chapter=course.chapter)
         course.chapter = slot.chapter
-        return Place(chapter=slot.chapter, number=slot.number)
+        return TurnPosition(chapter=slot.chapter, number=slot.number)
 
     def _own(
         self, request: Request, course: _Course, thread: Thread, threads: Threads
@@ -150,7 +150,7 @@ class Conversations:
         return next((s for s in mine if not course.is_new or s.chapter == course.chapter), None)
 
 
-def before(slots: Sequence[Slot], place: Place) -> list[int]:
+def before(slots: Sequence[Slot], place: TurnPosition) -> list[int]:
     """Return the entries whose turns stand before a place in its chapter, oldest first."""
     if place.begins:
         return []

@@ -8,7 +8,7 @@ from nbcodex.journal.spending import Spent
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 
-USUAL = 500
+DEFAULT_OUTPUT_TOKENS = 500
 """Output tokens that an answer is taken for, until this session's own answers tell."""
 
 
@@ -42,7 +42,9 @@ class Estimate:
         return Spent(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
 
 
-def estimate(request: Request, *, model: str | None, base_url: str, usual: int = USUAL) -> Estimate:
+def estimate(
+    request: Request, *, model: str | None, base_url: str, usual: int = DEFAULT_OUTPUT_TOKENS
+) -> Estimate:
     """Return what `request` may come to; reads the price tables, which takes 0.2 s at first."""
     given, output = pricing.estimate_request_tokens(request), request.max_output or usual
     return Estimate(

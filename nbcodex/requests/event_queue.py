@@ -18,11 +18,11 @@ from nbcodex.events import Delta, Event
 EVERY = 0.1
 """Seconds between two deliveries of deltas; the first one is delivered at once."""
 
-SLICE = 0.1 if os.name == "nt" else None
+WAIT_SLICE_S = 0.1 if os.name == "nt" else None
 """Seconds: Windows wakes no waiting thread for an interrupt, so there waits are cut into slices."""
 
 
-class Feed:
+class EventQueue:
     """A listener on the loop's side, and an iterable of batches on the painter's."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Feed:
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if end is None else end - time.monotonic()
-            piece = SLICE if left is None else min(left, SLICE or left)
+            piece = WAIT_SLICE_S if left is None else min(left, WAIT_SLICE_S or left)
             try:
                 return self._batches.get(timeout=None if piece is None else max(piece, 0.0))
             except queue.Empty:

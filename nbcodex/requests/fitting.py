@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nbcodex.errors import AnswerError, NbcodexError, brief
+from nbcodex.errors import AnswerError, NbcodexError, shorten
 from nbcodex.models import Request, Schema
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests.structured_output import MisfitError
@@ -31,11 +31,13 @@ def check_mendable(
     schema = request.schema
     if answer.refused:
         raise AnswerError(
-            f"The model refuses: {brief(answer.text, 200)}", advice="Put the question anew."
+            f"The model refuses: {shorten(answer.text, 200)}", advice="Put the question anew."
         )
     if answer.cut:
         advice = "Raise --max-output." if answer.cut.startswith("max") else "Put it anew."
-        raise AnswerError(f"The answer was cut ({brief(answer.cut, 40)}): {misfit}", advice=advice)
+        raise AnswerError(
+            f"The answer was cut ({shorten(answer.cut, 40)}): {misfit}", advice=advice
+        )
     if schema is None or not schema.definition or waited >= request.patience:
         raise unfit(schema, misfit, asked="once")
 
@@ -50,7 +52,7 @@ def unfit(
     """Return the error of an answer that does not fit; `then`: why it was not asked again."""
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
     often = ", asked twice" if asked == "twice" else ""
-    why = f" It could not be asked again: {brief(then.message, 120)}" if then else ""
+    why = f" It could not be asked again: {shorten(then.message, 120)}" if then else ""
     return AnswerError(
         f"The answer does not fit {wanted}{often}. {misfit}{why}",
         advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, brief
+from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
 from nbcodex.events import (
     Cancelled,
     Ending,
@@ -28,13 +28,13 @@ from nbcodex.events import (
     Queued,
 )
 from nbcodex.models import Reply, Request, Resumption, Status
-from nbcodex.requests.event_queue import SLICE, Feed
+from nbcodex.requests.event_queue import WAIT_SLICE_S, EventQueue
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from nbcodex.requests.runner import Order, Run
-    from nbcodex.requests.services import Engine
+    from nbcodex.requests.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _STOPPING = 0.2
 AWAKE = 0.05
 """Seconds after which a caller's loop is woken, to look whether it was interrupted."""
 
-Painter = Callable[[tuple[Event, ...]], None]
+PaintEvents = Callable[[tuple[Event, ...]], None]
 Listener = Callable[[Event], None]
 
 
@@ -55,8 +55,8 @@ class Handle:
     ----------
     request, settings
         What is asked, and how.
-    engine : callable
-        Returns the engine; called on the loop's thread.
+    services : callable
+        Returns the services; called on the loop's thread.
     listeners : sequence of callable
         Hear every event, on the loop's thread, beside whoever follows.
     resumption : Resumption or None
@@ -68,13 +68,13 @@ class Handle:
         request: Request,
         settings: Settings,
         *,
-        engine: Callable[[], Engine],
+        services: Callable[[], Services],
         listeners: Sequence[Listener] = (),
         resumption: Resumption | None = None,
     ) -> None:
         self.request = request
-        self._settings, self._engine = settings, engine
-        self._feed = Feed()
+        self._settings, self._services = settings, services
+        self._feed = EventQueue()
         self._listeners: Sequence[Listener] = (self._feed, *listeners)
         self._resumption = resumption
         self._run: Run | None = None
@@ -84,17 +84,17 @@ class Handle:
 
     def start(self) -> None:
         """Set the request going, unless it is."""
-        event_loop.running().call(self._begin)
+        event_loop.shared().call_soon(self._begin)
 
     def _begin(self) -> None:
         if self._run is not None:
             return
         try:
-            engine = self._engine()
+            services = self._services()
             from nbcodex.requests import runner  # with all that it takes, not before it is needed
 
             self._run = runner.start(
-                engine,
+                services,
                 self.request,
                 self._settings,
                 self._hear,
@@ -103,7 +103,7 @@ class Handle:
             )
         except Exception as error:
             failure = NbcodexError(
-                f"nbcodex cannot start: {brief(repr(error))}.", advice="Try `%codex doctor`."
+                f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `%codex doctor`."
             )
             self._hear(
                 Failed(
@@ -122,25 +122,44 @@ class Handle:
         if isinstance(event, Ending) and not self._ending.done():
             self._ending.set_result(event)
 
-    def order(self, what: Order) -> None:
+    def end(self, order: Order) -> None:
         """End the request: ``stop``, ``cancel`` or ``park``. The first order counts."""
-        event_loop.running().call(self._on_run, "order", what)
+        event_loop.shared().call_soon(self._end, order)
 
-    def part(self) -> None:
-        """Park the request because the process ends; threads that follow it hear no more of it."""
+    def _end(self, order: Order) -> None:
+        if self._run is not None:
+            self._run.end(order)
+
+    def stop(self) -> None:
+        """End the request as interrupted; the text so far is kept."""
+        self.end("stop")
+
+    def cancel(self) -> None:
+        """End the request for good."""
+        self.end("cancel")
+
+    def park(self) -> None:
+        """Keep the request for later."""
+        self.end("park")
+
+    def park_at_exit(self) -> None:
+        """Park the request because the process ends; threads that follow it get no more events."""
         self._listeners = ()
-        self.order("park")
+        self.park()
 
     def retry_now(self) -> None:
-        """Send the request through a wait, as a probe."""
-        event_loop.running().call(self._on_run, "retry_now")
+        """Send the request through its wait, as a probe."""
+        event_loop.shared().call_soon(self._retry_now)
 
-    def _on_run(self, deed: str, *details: str) -> None:
+    def _retry_now(self) -> None:
         if self._run is not None:
-            getattr(self._run, deed)(*details)
+            self._run.retry_now()
 
     def follow(
-        self, paint: Painter = lambda _: None, *, tick: Callable[[], float | None] = lambda: None
+        self,
+        paint: PaintEvents = lambda _: None,
+        *,
+        tick: Callable[[], float | None] = lambda: None,
     ) -> Ending:
         """Start the request and wait for its ending, handing each batch of events to `paint`.
 
@@ -166,18 +185,18 @@ class Handle:
                         ending = self._painted(paint, tick, within=_STOPPING if stopped else None)
                         break
                     except KeyboardInterrupt:
-                        stopped, start = True, self._stop
+                        stopped, start = True, self.stop
                 except KeyboardInterrupt:  # a second one, while the first was being noted
-                    stopped, start = True, self._stop
+                    stopped, start = True, self.stop
         finally:
             if not self._ending.done():
-                self._stop()
+                self.stop()
         if stopped and not isinstance(ending, Interrupted):
             raise Stopped("Stopped, when the request had just ended.", reply=ending.reply)
         return ending
 
     def _painted(
-        self, paint: Painter, tick: Callable[[], float | None], *, within: float | None
+        self, paint: PaintEvents, tick: Callable[[], float | None], *, within: float | None
     ) -> Ending:
         """Paint batch after batch up to the ending; after `within` seconds, make one up."""
         while True:
@@ -188,9 +207,9 @@ class Handle:
             if batch and isinstance(ending := batch[-1], Ending):
                 return ending
 
-    def wait_until_kept(self) -> None:
+    def wait_until_committed(self) -> None:
         """Wait until the request is in the journal, or it is known that it cannot be."""
-        while not self._kept.wait(SLICE):
+        while not self._kept.wait(WAIT_SLICE_S):
             pass
 
     @property
@@ -211,11 +230,11 @@ class Handle:
         ConfigurationError
             On the loop's own thread, where the wait would never end.
         """
-        if event_loop.running().is_mine and not self._ending.done():
+        if event_loop.shared().is_current_thread and not self._ending.done():
             raise ConfigurationError("A reply cannot be waited for on nbcodex's own event loop.")
         while True:
             with contextlib.suppress(TimeoutError):
-                return self._ending.result(SLICE)
+                return self._ending.result(WAIT_SLICE_S)
 
     def _last_event(self) -> Ending:
         """Return the ending for someone who stops waiting, even if none has come."""
@@ -226,10 +245,7 @@ class Handle:
     def _nothing(self, status: Status) -> Reply:
         return Reply(id=self.request.id, status=status, attempts=0)
 
-    def _stop(self) -> None:
-        self.order("stop")
-
-    async def followed(self) -> Ending:
+    async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""
         try:
             self.start()
@@ -237,7 +253,7 @@ class Handle:
                 return await asyncio.wrap_future(self._ending)
         finally:
             if not self._ending.done():
-                self._stop()
+                self.stop()
 
 
 _waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
@@ -311,7 +327,7 @@ class PendingReply(Reply):
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Reply))
 
 
-def reply_of(ending: Ending, request: Request | None = None) -> Reply:
+def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
     """Return the answer that a request ended with, or raise why there is none.
 
     Raises

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.models import Image
 
 LARGEST = 20 * 2**20
@@ -40,7 +40,7 @@ def picture(value: Any) -> Image:
     if isinstance(value, Image):
         return _sized(value)
     if isinstance(value, str | Path):
-        return _told(_read(Path(value)), f"The file {brief(str(value), 100)}")
+        return _told(_read(Path(value)), f"The file {shorten(str(value), 100)}")
     if isinstance(value, bytes | bytearray | memoryview):
         return _told(bytes(value), "What was given as a picture")
     if (drawn := _drawn(value)) is not None:
@@ -51,7 +51,7 @@ def picture(value: Any) -> Image:
     )
 
 
-def is_drawing(value: object) -> bool:
+def is_drawable(value: object) -> bool:
     """Whether `value` is a matplotlib figure or a PIL image."""
     return _is_figure(value) or _is_pil(value)
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
-            f"The picture {brief(str(path), 100)} cannot be read: {brief(why, 100)}.",
+            f"The picture {shorten(str(path), 100)} cannot be read: {shorten(why, 100)}.",
             advice="Nothing was sent. Give its path, as seen from the notebook's folder.",
         ) from None
 
@@ -123,7 +123,7 @@ def _saved(value: object, save: Callable[[io.BytesIO], object]) -> bytes:
         save(file)
     except Exception as error:
         raise ConfigurationError(
-            f"This {type(value).__name__} cannot be drawn: {brief(str(error), 200)}.",
+            f"This {type(value).__name__} cannot be drawn: {shorten(str(error), 200)}.",
             advice="Nothing was sent.",
         ) from error
     return file.getvalue()

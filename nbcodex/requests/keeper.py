@@ -16,7 +16,7 @@ from nbcodex.events import Ending
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.journal.spending import Spent
-from nbcodex.models import Limit, Mark, Reply, Request
+from nbcodex.models import Limit, Reply, Request, StreamPosition
 from nbcodex.requests import parking
 from nbcodex.requests.partial import Partial
 from nbcodex.runtime.clock import Clock
@@ -136,7 +136,7 @@ class Keeper:
         # Both in one go: to wait for one thread twice would take as long as the commits do.
         await asyncio.gather(self.settled(), begun)
 
-    async def remember(self, mark: Mark) -> None:
+    async def remember(self, mark: StreamPosition) -> None:
         """Commit where the durable answer is, before any of its text is shown."""
         if mark.response_id != self._remembered:
             self._remembered = mark.response_id

@@ -9,7 +9,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Api, Image, Origin, Request, Turn
 from nbcodex.requests import structured_output
 from nbcodex.requests.images import picture
-from nbcodex.settings import Settings, duration
+from nbcodex.settings import Settings, parse_duration
 
 LONGEST_NAME = 100
 """Characters of a thread's name."""
@@ -17,7 +17,7 @@ LONGEST_NAME = 100
 _APIS = ("auto", "responses", "chat")
 
 
-def compose(
+def build_request(
     prompt: str,
     settings: Settings,
     *,
@@ -63,7 +63,7 @@ def compose(
         params=dict(params or {}),
         api=cast(Api, api),
         api_base=api_base,
-        patience=settings.patience if patience is None else duration(patience),
+        patience=settings.patience if patience is None else parse_duration(patience),
         reuse=settings.reuse if reuse is None else reuse,
         durable=durable,
         origin=origin or Origin(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from nbcodex.errors import EntryError, LimitError, ParkedError, TransientError
 from nbcodex.models import Limit, Request
-from nbcodex.runtime.clock import Clock, spell, time_of_day
+from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ def by_user(request: Request, wait: Wait | None, *, clock: Clock) -> ParkedError
     if wait is None or wait.until <= now:
         return _by_user(request, "It is in the journal.")
     left = wait.until - now
-    moment = time_of_day(wall + left, now=wall)
+    moment = format_time(wall + left, now=wall)
     unpaid = " It has cost nothing so far." if wait.unpaid else ""
-    told = f"{wait.cause.message} It can go at {moment} (in {spell(left)}).{unpaid}"
+    told = f"{wait.cause.message} It can go at {moment} (in {format_duration(left)}).{unpaid}"
     return _by_user(request, told, cause=wait.cause, resume_at=wall + left)
 
 
@@ -62,12 +62,13 @@ def for_want_of_patience(
         Seconds of patience that are used up.
     """
     wait, wall = resume_at - clock.now(), clock.wall()
-    moment = time_of_day(wall + wait, now=wall)
-    patience = f"your patience of {spell(request.patience)}"
+    moment = format_time(wall + wait, now=wall)
+    patience = f"your patience of {format_duration(request.patience)}"
     if waited:
-        patience = f"is left of {patience} after {spell(waited)}"
+        patience = f"is left of {patience} after {format_duration(waited)}"
     return ParkedError(
-        f"{cause.message} It can go at {moment} (in {spell(wait)}), longer than {patience}.",
+        f"{cause.message} It can go at {moment} (in {format_duration(wait)}), "
+        f"longer than {patience}.",
         advice=_how_to_go_on(request, f" after {moment}"),
         cause=cause,
         resume_at=wall + wait,

@@ -6,7 +6,7 @@ Must not know attempts, waits or the journal.
 
 from __future__ import annotations
 
-from nbcodex.models import Mark, Request, Status, Usage
+from nbcodex.models import Request, Status, StreamPosition, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 
@@ -23,7 +23,7 @@ class Partial:
     """
 
     def __init__(self) -> None:
-        self.mark: Mark | None = None
+        self.mark: StreamPosition | None = None
         self._shown: list[str] = []
         self._stale = False
         self._notes: list[str] = []
@@ -43,7 +43,7 @@ class Partial:
         if text not in self._notes:
             self._notes.append(text)
 
-    def take_up(self, mark: Mark, text: str) -> None:
+    def take_up(self, mark: StreamPosition, text: str) -> None:
         """Begin with what an earlier kernel had."""
         self.mark, self._shown = mark, [text] if text else []
 
@@ -55,10 +55,10 @@ class Partial:
         self._shown.append(text)
         return anew
 
-    def reach(self, mark: Mark) -> None:
+    def reach(self, mark: StreamPosition) -> None:
         """The text so far is the answer up to `mark`."""
         # While another answer's text is shown, this one is to be picked up from its beginning.
-        self.mark = Mark(mark.response_id) if self._stale else mark
+        self.mark = StreamPosition(mark.response_id) if self._stale else mark
 
     def replace(self) -> None:
         """Whatever text comes next replaces what is shown."""
@@ -69,7 +69,7 @@ class Partial:
         self.mark = None
         self.replace()
 
-    def resume(self, mark: Mark) -> str:
+    def resume(self, mark: StreamPosition) -> str:
         """Return the text behind which the answer goes on at `mark`."""
         if mark.sequence is None:
             self.replace()

@@ -16,23 +16,23 @@ import tenacity
 
 from nbcodex import events
 from nbcodex.errors import (
-    LONG_CONVERSATION,
+    LONG_CONVERSATION_ADVICE,
     AnswerError,
     LimitError,
     NbcodexError,
     ParkedError,
     TooLargeError,
     TransientError,
-    brief,
+    shorten,
 )
 from nbcodex.journal.spending import Spent
-from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Reply, Request, Resumption
+from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply, Request, Resumption
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit import backoff
 from nbcodex.requests import fitting, parking, repair, spending_cap
 from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.sender import Sender
-from nbcodex.requests.services import Engine
+from nbcodex.requests.services import Services
 from nbcodex.requests.story import Story
 from nbcodex.requests.usher import Usher
 from nbcodex.settings import Settings
@@ -47,7 +47,7 @@ TOLD = 60
 
 
 def start(
-    engine: Engine,
+    services: Services,
     request: Request,
     settings: Settings,
     listener: Listener,
@@ -60,7 +60,7 @@ def start(
     `listener` hears its events on the loop's thread; there, `kept` is called when the request
     is in the journal, or it is known that it cannot be.
     """
-    run = Run(engine, request, settings, listener, resumption=resumption, kept=kept)
+    run = Run(services, request, settings, listener, resumption=resumption, kept=kept)
     run.task = asyncio.get_running_loop().create_task(run.live(), name=f"codex-{request.id}")
     run.task.add_done_callback(run.see_off)
     return run
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Engine,
+        services: Services,
         request: Request,
         settings: Settings,
         listener: Listener,
@@ -81,21 +81,21 @@ class Run:
         resumption: Resumption | None,
         kept: Callable[[], object],
     ) -> None:
-        self._engine, self._clock, self._kept = engine, engine.clock, kept
+        self._services, self._clock, self._kept = services, services.clock, kept
         self._request, self._settings = request, settings
         self._resumption = resumption
-        self._story = Story(request, listener, clock=engine.clock, simulators=engine.simulators)
+        self._story = Story(request, listener, clock=services.clock, simulators=services.simulators)
         self._partial = self._story.partial
-        self._keeper = Keeper(engine.journal(settings), request, self._partial, engine.clock)
-        limiter, resumed = engine.limiter(settings), resumption is not None
+        self._keeper = Keeper(services.journal(settings), request, self._partial, services.clock)
+        limiter, resumed = services.limiter(settings), resumption is not None
         self._usher = Usher(limiter, self._story, self._keeper, resumed=resumed)
         self._sender = Sender(
-            engine.api_client,
+            services.api_client,
             settings,
             self._story,
             self._keeper,
             self._usher,
-            under_way=engine.load_prices,
+            under_way=services.load_prices,
             permit=self._permitted,
         )
         self._order: Order | None = None
@@ -103,10 +103,10 @@ class Run:
 
     # Orders.
 
-    def order(self, what: Order) -> None:
+    def end(self, order: Order) -> None:
         """End the request as its user wishes; the first order counts."""
         if self._order is None:
-            self._order = what
+            self._order = order
             if self._living:
                 self.task.cancel()
 
@@ -123,23 +123,25 @@ class Run:
             events.Queued,
             model=self._story.model,
             patience=self._request.patience,
-            prompt=brief(self._request.prompt, TOLD),
+            prompt=shorten(self._request.prompt, TOLD),
         )
         ending = await self._ending()
         self._living = False  # what has ended is not to be ended otherwise
         # What goes on at the server counts when it is picked up.
         goes_on = self._partial.goes_on(ending.reply.status)
-        otherwise = Spent() if goes_on else self._engine.allowance.aside_for(self._request.id)
+        otherwise = Spent() if goes_on else self._services.budget.aside_for(self._request.id)
         ending = self._accounted(ending, otherwise)
         await self._keeper.finish(ending, otherwise=otherwise)
         self._story.say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
-            await self._engine.api_client.cancel_response(self._request, self._settings, mark=mark)
+            await self._services.api_client.cancel_response(
+                self._request, self._settings, mark=mark
+            )
 
     def _accounted(self, ending: events.Ending, otherwise: Spent) -> events.Ending:
         """Count what the request has used, and warn where its user's budget runs out."""
         reply = ending.reply
-        allowance = self._engine.allowance
+        allowance = self._services.budget
         warnings = allowance.settle(self._request.id, reply, otherwise=otherwise)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
@@ -162,7 +164,7 @@ class Run:
             if isinstance(error, AnswerError):
                 self._partial.note(fitting.UNFIT)
             if isinstance(error, TooLargeError) and self._request.turns:
-                error.advice = LONG_CONVERSATION
+                error.advice = LONG_CONVERSATION_ADVICE
             reply = story.reply("failed", story.answer)
             return story.event(events.Failed, error=error, reply=reply)
         reply = replace(story.reply("done", story.answer), parsed=parsed)
@@ -170,9 +172,9 @@ class Run:
 
     async def _admitted(self) -> Reply | None:
         """Put the request into the journal before anything is sent; return an answer to reuse."""
-        base_url = self._engine.api_client.endpoint(self._request, self._settings).base_url
+        base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
         self._story.base_url = base_url
-        self._engine.allowance.foresee(self._engine.journal(self._settings))
+        self._services.budget.foresee(self._services.journal(self._settings))
         if self._resumption is None:
             reused = await self._keeper.admit(base_url)
             self._keeper.once_settled(self._kept)
@@ -192,7 +194,7 @@ class Run:
 
     def _ended_as_ordered(self) -> events.Ending:
         if self._sender.sent:
-            self._note_the_gap(SENT_IN_VAIN)
+            self._note_the_gap(NOTE_POSSIBLY_PAID)
         story = self._story
         if self._order == "park":
             error = parking.by_user(self._request, story.wait, clock=self._clock)
@@ -216,10 +218,10 @@ class Run:
 
     async def _permitted(self) -> None:
         """Hold the request against its user's budget."""
-        await self._engine.allowance.admit(
+        await self._services.budget.admit(
             self._request,
             caps=map(spending_cap.read, self._settings.budgets),
-            journal=self._engine.journal(self._settings),
+            journal=self._services.journal(self._settings),
             model=self._story.model,
             base_url=self._story.base_url,
             so_far=self._story.spent,
@@ -235,7 +237,7 @@ class Run:
             retry_error_callback=self._park,
         )
         completed: CompletedAnswer = await attempts(self._sender.attempt)
-        self._engine.budget(self._story.base_url).record_success(self._clock.now())
+        self._services.retry_budget(self._story.base_url).record_success(self._clock.now())
         return completed
 
     # What tenacity asks.
@@ -245,16 +247,16 @@ class Run:
         error, now = _failure(state), self._clock.now()
         self._sender.sent = False
         if self._sender.opened or getattr(error, "was_sent", False):
-            self._note_the_gap(POSSIBLY_PAID)
+            self._note_the_gap(NOTE_POSSIBLY_PAID_TWICE)
         stated = (
-            None if error.wait is None else backoff.stated_wait(error.wait, self._engine.chance)
+            None if error.wait is None else backoff.stated_wait(error.wait, self._services.chance)
         )
         if isinstance(error, LimitError):
             return _exponential(state) if stated is None else stated
         self._story.waited += (
             now - self._sender.heard_at
         )  # the silence before a fault is a wait, too
-        earned = self._engine.budget(self._story.base_url).spend(now)
+        earned = self._services.retry_budget(self._story.base_url).spend(now)
         # A server in trouble may ask for too short a wait again and again: it still gets longer.
         return max(stated or 0.0, _exponential(state), earned)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
 from nbcodex.errors import GoneError, LimitError, NbcodexError
-from nbcodex.models import Mark, Rates, Usage
+from nbcodex.models import Rates, StreamPosition, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
@@ -100,7 +100,7 @@ class Sender:
         salt = await self._usher.salt()
         return await self._ask(model, self._api_client.bucket_id(endpoint, model, salt=salt))
 
-    async def _pick_up(self, mark: Mark) -> CompletedAnswer:
+    async def _pick_up(self, mark: StreamPosition) -> CompletedAnswer:
         """Go on where the stream broke; that draws on no limit, so nothing is reserved."""
         self._usher.forgo()
         await self._begin(rates=None)
@@ -174,7 +174,7 @@ class Sender:
                         self.opened = True
                         story.hear_server(simulated=piece.simulated)
                         self._usher.admit(piece.snapshot)
-                    case Mark():
+                    case StreamPosition():
                         self._partial.reach(piece)
                         await self._keeper.remember(piece)
                     case Reset():

@@ -16,7 +16,7 @@ from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
 
-class Engine:
+class Services:
     """The way to the server, the journal, the limiters and the budgets.
 
     Parameters
@@ -48,10 +48,10 @@ class Engine:
         self.limiter = limiter
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
-        self.allowance = budget.Budget(clock)
+        self.budget = budget.Budget(clock)
         self._loading: threading.Thread | None = None
         self.simulators: set[str] = set()
-        self._budgets: dict[str, backoff.RetryBudget] = {}
+        self._retry_budgets: dict[str, backoff.RetryBudget] = {}
 
     def load_prices(self, base_url: str) -> None:
         """Have the price tables ready by the end of the first answer, if they will be needed."""
@@ -59,6 +59,6 @@ class Engine:
             self._loading = threading.Thread(target=pricing.load_prices, daemon=True)
             self._loading.start()
 
-    def budget(self, base_url: str) -> backoff.RetryBudget:
+    def retry_budget(self, base_url: str) -> backoff.RetryBudget:
         """Return the retry budget that all requests to one server share."""
-        return self._budgets.setdefault(base_url, backoff.RetryBudget())
+        return self._retry_budgets.setdefault(base_url, backoff.RetryBudget())

@@ -24,7 +24,7 @@ _OF = {"session": "for this session", "day": "for today", "month": "for this mon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
+class SpendingCap:
     """How much may be used, and over what time.
 
     Parameters
@@ -57,10 +57,10 @@ class Cap:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CapUsage:
     """How far a cap is used up."""
 
-    cap: Cap
+    cap: SpendingCap
     used: float
 
     @property
@@ -72,7 +72,7 @@ class Standing:
         return f"{self.cap.words(self.used)} of {self.cap} used ({self.share:.0%})"
 
 
-def read(text: str) -> Cap:
+def read(text: str) -> SpendingCap:
     """Return the cap that is written as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
 
     Raises
@@ -92,4 +92,4 @@ def read(text: str) -> Cap:
         )
     in_dollars = found["sign"] or (found["unit"] or "").lower().startswith(("$", "usd", "dol"))
     period = (found["period"] or "session").lower()
-    return Cap(amount=amount, unit="dollars" if in_dollars else "tokens", period=period)  # type: ignore[arg-type]
+    return SpendingCap(amount=amount, unit="dollars" if in_dollars else "tokens", period=period)  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from nbcodex.errors import ParkedError, TransientError
-from nbcodex.events import BackingOff, Delta, Event, Held, Sent
+from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
 from nbcodex.journal.spending import Spent
-from nbcodex.models import Carried, Reply, Request, Status, Usage
+from nbcodex.models import CarriedReasoning, Reply, Request, Status, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests import parking
@@ -117,9 +117,9 @@ class Story:
             case BackingOff(error=error, resume_at=until, limit=limit):
                 at_the_door = limit is not None and self.attempts == 1 and not self._begun
                 self.wait = parking.Wait(error, until, unpaid=at_the_door)
-            case Held(limit=limit, resume_at=float(until), queued=False):
+            case CoolingDown(limit=limit, resume_at=float(until), queued=False):
                 self.wait = parking.Wait(parking.closed(limit), until, unpaid=not self.attempts)
-            case Sent() | Held():
+            case Sent() | CoolingDown():
                 self.wait = None
             case Delta():
                 self._begun = True
@@ -170,10 +170,10 @@ class Story:
             estimated=True,
         )
 
-    def _carried(self, completed: CompletedAnswer | None) -> Carried | None:
+    def _carried(self, completed: CompletedAnswer | None) -> CarriedReasoning | None:
         if completed is None or not completed.reasoning or not self.model:
             return None
-        return Carried(items=completed.reasoning, model=self.model, base_url=self.base_url)
+        return CarriedReasoning(items=completed.reasoning, model=self.model, base_url=self.base_url)
 
     def endures(self, resume_at: float) -> bool:
         """Return whether the patience lasts until an instant."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, brief
+from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.models import Request, Schema, Turn
 
 ANY_JSON = Schema(name="json", definition={}, strict=False)
@@ -91,7 +91,7 @@ def as_json(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         told = str(error) or "nested too deeply"
-        raise MisfitError(f"It is not valid JSON ({brief(told, 100)}).") from None
+        raise MisfitError(f"It is not valid JSON ({shorten(told, 100)}).") from None
 
 
 def again(request: Request, answer: str, misfit: MisfitError) -> Request:
@@ -114,7 +114,7 @@ def _told_by(model: Any) -> dict[str, Any]:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"{model.__name__} has no JSON schema ({brief(str(error), 120)}).",
+            f"{model.__name__} has no JSON schema ({shorten(str(error), 120)}).",
             advice="Use fields that JSON can hold.",
         ) from None
 
@@ -188,9 +188,9 @@ def _complaint(error: Exception) -> str:
     """Return what pydantic finds wrong, field by field; of other errors their own words."""
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
-        parts = [f"{'.'.join(map(str, e['loc'])) or 'It'}: {brief(e['msg'], 100)}" for e in found]
+        parts = [f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], 100)}" for e in found]
     except Exception:
-        return f"It does not fit ({type(error).__name__}: {brief(str(error), 100)})."
+        return f"It does not fit ({type(error).__name__}: {shorten(str(error), 100)})."
     more = f"; and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
     return f"{'; '.join(parts[:_NAMED])}{more}."
 

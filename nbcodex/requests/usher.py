@@ -12,7 +12,7 @@ from functools import partial
 
 from nbcodex import events
 from nbcodex.errors import LimitError
-from nbcodex.models import Request, Snapshot, Usage
+from nbcodex.models import LimitSnapshot, Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.limiter import Limiter
@@ -131,7 +131,7 @@ class Usher:
             self._queued, self._due = True, hold.due_at
             waited = self._story.waited
             self._story.tell(
-                events.Held, limit=None, resume_at=hold.due_at, waited=waited, queued=True
+                events.CoolingDown, limit=None, resume_at=hold.due_at, waited=waited, queued=True
             )
         until = hold.until if self._queued else min(hold.until, self._quiet_until)
         await self._clock.wait(until, unless=self._nudge)
@@ -164,7 +164,7 @@ class Usher:
         await self._keeper.settled()
         self._announced, self._queued, self._due = hold.until, False, None
         self._story.tell(
-            events.Held, limit=hold.limit, resume_at=hold.until, waited=self._story.waited
+            events.CoolingDown, limit=hold.limit, resume_at=hold.until, waited=self._story.waited
         )
         await self._keeper.wait(hold.until, hold.limit)
 
@@ -183,7 +183,7 @@ class Usher:
 
     async def sit_out(self, until: float) -> None:
         """Wait for an instant that the user chose, which uses up no patience."""
-        self._story.tell(events.Held, limit=None, resume_at=until, waited=0.0)
+        self._story.tell(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
         await self._clock.wait(until, unless=self._nudge)
 
     # What came of it.
@@ -197,7 +197,7 @@ class Usher:
         if self._given:
             self._given.sent_at = self._clock.now()
 
-    def admit(self, snapshot: Snapshot | None) -> None:
+    def admit(self, snapshot: LimitSnapshot | None) -> None:
         """The server let the request in."""
         if given := self._given:
             now = self._clock.now()

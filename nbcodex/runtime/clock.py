@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-LOOK_AGAIN = 1.0
+CLOCK_RECHECK_S = 1.0
 """Seconds after which a wait looks at the clock again: asyncio's own timer stands still while a
 laptop sleeps, boot time does not."""
 
@@ -48,7 +48,7 @@ class BootClock:
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
         while (left := until - self.now()) > 0:
-            if await pause(min(left, LOOK_AGAIN), unless):
+            if await pause(min(left, CLOCK_RECHECK_S), unless):
                 return True
         return unless is not None and unless.is_set()
 
@@ -72,7 +72,7 @@ async def pause(seconds: float, unless: asyncio.Event | None = None) -> bool:
     return unless.is_set()
 
 
-def spell(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration for people: ``7.4 s``, ``1 min 12 s``, ``2 h 03 min``, ``3 d 4 h``."""
     if seconds < 59.95:
         return f"{max(seconds, 0.0):.1f} s"
@@ -83,7 +83,7 @@ def spell(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
-def time_of_day(wall: float, *, now: float) -> str:
+def format_time(wall: float, *, now: float) -> str:
     """Return the local time of an instant since the epoch, with the date if it is not today's."""
     then, today = time.localtime(wall), time.localtime(now)
     same_day = then[:3] == today[:3]

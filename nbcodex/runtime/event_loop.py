@@ -20,7 +20,7 @@ _LAST_WORDS = 1.0
 """Seconds that tasks get to end in when the interpreter does."""
 
 
-class Loop:
+class EventLoop:
     """An asyncio loop that lives in a daemon thread of its own."""
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Loop:
         self._loop.close()
 
     @property
-    def is_mine(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the caller runs on this loop's thread, where waiting would never end."""
         return threading.current_thread() is self._thread
 
-    def call(self, function: Callable[..., object], *args: Any) -> None:
+    def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Have `function` called on the loop soon; return at once."""
         self._loop.call_soon_threadsafe(function, *args)
 
@@ -48,7 +48,7 @@ class Loop:
 
     def close(self) -> None:
         """Cancel what runs, give it a moment to end, and stop the thread."""
-        if not self._thread.is_alive() or self.is_mine:
+        if not self._thread.is_alive() or self.is_current_thread:
             return
         asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
         self._thread.join(_LAST_WORDS)
@@ -64,23 +64,23 @@ class Loop:
 
 
 _lock = threading.Lock()
-_running: Loop | None = None
+_shared: EventLoop | None = None
 
 
-def running() -> Loop:
+def shared() -> EventLoop:
     """Return this process's loop, started at the first call."""
-    global _running
+    global _shared
     with _lock:
-        if _running is None:
-            _running = Loop()
-            atexit.register(_running.close)
-        return _running
+        if _shared is None:
+            _shared = EventLoop()
+            atexit.register(_shared.close)
+        return _shared
 
 
 def _forget_the_parents() -> None:
     """A forked child has its parent's memory but not its threads: it starts afresh."""
-    global _lock, _running
-    _lock, _running = threading.Lock(), None
+    global _lock, _shared
+    _lock, _shared = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):

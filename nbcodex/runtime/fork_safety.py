@@ -12,7 +12,7 @@ import weakref
 from typing import Protocol
 
 
-class Pausing(Protocol):
+class ForkAware(Protocol):
     """Who uses SQLite on a thread of its own."""
 
     def pause(self) -> bool:
@@ -28,13 +28,13 @@ class Pausing(Protocol):
         ...
 
 
-def attend(one: Pausing) -> None:
+def attend(one: ForkAware) -> None:
     """Have `one` pause whenever the process forks, for as long as it lives."""
     _all.add(one)
 
 
-_all: weakref.WeakSet[Pausing] = weakref.WeakSet()
-_paused: list[Pausing] = []
+_all: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_paused: list[ForkAware] = []
 
 
 def _pause() -> None:

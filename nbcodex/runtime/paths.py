@@ -21,7 +21,7 @@ _NETWORK = re.compile(
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-class ForeignError(Exception):
+class UnsafePathError(Exception):
     """A folder or a file is not the user's own; says why, in a sentence."""
 
 
@@ -30,7 +30,7 @@ def prepare(folder: Path, name: str) -> Path:
 
     Raises
     ------
-    ForeignError
+    UnsafePathError
         If somebody else owns the folder or the file, or can write to the folder.
     OSError
         If it cannot be created.
@@ -50,13 +50,13 @@ def _claim(path: Path, *, kind: str, mode: int) -> None:
     """Give `path` its mode, and refuse what is not the user's own."""
     found = path.stat() if kind == "folder" else path.lstat()
     if not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(found.st_mode):
-        raise ForeignError(f"{path} is not a plain {kind}.")
+        raise UnsafePathError(f"{path} is not a plain {kind}.")
     if not hasattr(os, "geteuid"):
         return
     if found.st_uid != os.geteuid():
-        raise ForeignError(f"The {kind} {path} belongs to another user.")
+        raise UnsafePathError(f"The {kind} {path} belongs to another user.")
     if kind == "folder" and found.st_mode & 0o022:
-        raise ForeignError(f"Others can write to the {kind} {path}: chmod 700 would mend that.")
+        raise UnsafePathError(f"Others can write to the {kind} {path}: chmod 700 would mend that.")
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(mode)
 

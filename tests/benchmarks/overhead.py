@@ -207,13 +207,13 @@ def ours() -> Callable[[int], Awaitable[int]]:
     """Return our way: each request in the journal, paced by the shared ledger."""
     from nbcodex.client import current
     from nbcodex.events import Finished
-    from nbcodex.requests.options import compose
+    from nbcodex.requests.options import build_request
     from nbcodex.settings import Settings
 
     settings = Settings.read()
 
     async def ask(number: int) -> int:
-        ending = await current().follow(compose(prompt_of(number), settings), settings)
+        ending = await current().follow(build_request(prompt_of(number), settings), settings)
         assert isinstance(ending, Finished), ending
         return len(ending.reply.text)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from nbcodex.models import MINUTE, Limit, Snapshot, Usage
+from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
@@ -88,12 +88,12 @@ class Errand:
 
     # What the server says.
 
-    def first(self, snapshot: Snapshot | None) -> None:
+    def first(self, snapshot: LimitSnapshot | None) -> None:
         if self.client.dead:
             return
         self.client.ledger.observe(self.reservation, self._at(snapshot), self.client.heap.now)
 
-    def refused(self, refusal: Refusal, snapshot: Snapshot | None) -> None:
+    def refused(self, refusal: Refusal, snapshot: LimitSnapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
         until = now + backoff.stated_wait(refusal.wait, self.client.chance)
@@ -124,7 +124,7 @@ class Errand:
         self.finished_at = now
         self.client.done += 1
 
-    def _at(self, snapshot: Snapshot | None) -> Snapshot | None:
+    def _at(self, snapshot: LimitSnapshot | None) -> LimitSnapshot | None:
         return snapshot and replace(snapshot, at=self.client.heap.now)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nbcodex.models import MINUTE, Gauge, Limit, Snapshot
+from nbcodex.models import MINUTE, Limit, LimitReading, LimitSnapshot
 from nbcodex.simulator.buckets import Account, Charge, Refusal, opening_charge
 from nbcodex.simulator.knobs import Knobs
 
@@ -163,26 +163,26 @@ class World:
         if bucket is not None:
             self.tally.lowest = min(self.tally.lowest, bucket.level)
 
-    def _snapshot(self) -> Callable[[float], Snapshot | None]:
+    def _snapshot(self) -> Callable[[float], LimitSnapshot | None]:
         """Return what the headers tell of this moment, for when they are sent."""
         if not self.knobs.headers:
             return lambda _: None
         gauges = [self._gauge(b) for b in (self.account.tokens, self.account.requests)]
 
-        def told(worked: float) -> Snapshot:
+        def told(worked: float) -> LimitSnapshot:
             worked = round(worked, 3) if self.processing else None
-            return Snapshot(at=0.0, processing=worked, tokens=gauges[0], requests=gauges[1])
+            return LimitSnapshot(at=0.0, processing=worked, tokens=gauges[0], requests=gauges[1])
 
         return told
 
-    def _gauge(self, buckets: dict[float, Any]) -> Gauge | None:
+    def _gauge(self, buckets: dict[float, Any]) -> LimitReading | None:
         bucket = buckets.get(MINUTE)
         if bucket is None:
             return None
         now = self.heap.now
         level = max(0, math.floor(bucket.level_at(now) + 1e-6))
         full = math.ceil(bucket.full_in(now) * 1000) / 1000
-        return Gauge(limit=bucket.limit, remaining=level, full_in=full)
+        return LimitReading(limit=bucket.limit, remaining=level, full_in=full)
 
 
 def limit_of(refusal: Refusal) -> Limit:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from nbcodex.errors import LimitError
-from nbcodex.events import BackingOff, Cancelled, Delta, Event, Finished, Held, Queued, Sent
+from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
 from nbcodex.notebook.display.panel import ActionName, PanelState, figures, reduce
 from nbcodex.notebook.display.widget import WidgetDisplay
@@ -50,7 +50,7 @@ def refused(seconds: float, after: float = 0.1) -> Step:
 
 def held(seconds: float, after: float = 0.1) -> Step:
     """Another request has met the limit, for so many seconds."""
-    return after, lambda at: Held(
+    return after, lambda at: CoolingDown(
         request_id="3f2a", at=at, limit=LIMIT, resume_at=at + seconds, waited=0.0
     )
 

@@ -309,9 +309,9 @@ def locked(home: Path) -> Iterator[None]:
     """Keep everybody from writing to the journal, as another process in a transaction does."""
     import sqlite3
 
-    from nbcodex.settings import JOURNAL
+    from nbcodex.settings import JOURNAL_FILENAME
 
-    connection = sqlite3.connect(home / "kept" / JOURNAL, isolation_level=None)
+    connection = sqlite3.connect(home / "kept" / JOURNAL_FILENAME, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -13,7 +13,7 @@ from nbcodex.journal import schema
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
 from nbcodex.models import Origin, Reply, Request
-from nbcodex.settings import JOURNAL
+from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import HandClock, added, run
 
@@ -21,7 +21,7 @@ Open = Callable[..., Journal]
 
 
 def row(number: int, batch: str = "m1234", notebook: str = "one.ipynb") -> Request:
-    where = Origin(notebook=notebook, batch=batch, item=number, of=3)
+    where = Origin(notebook=notebook, map_id=batch, row_index=number, row_count=3)
     return Request(prompt=f"row {number}", id=f"{batch}-{number}", origin=where)
 
 
@@ -109,7 +109,7 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date(
 ) -> None:
     """Entries that were written before there were maps are still listed and found."""
     folder.mkdir(mode=0o700)
-    old = sqlite3.connect(folder / JOURNAL, isolation_level=None)
+    old = sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)
     for statement in schema.MIGRATIONS[0]:
         old.execute(statement)
     old.execute(
@@ -127,7 +127,7 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date(
 def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
     """What is kept in memory, because the file is gone, still belongs to its map."""
     add(journal, row(0))
-    (folder / JOURNAL).unlink()
+    (folder / JOURNAL_FILENAME).unlink()
     add(journal, row(1))
     assert [entry.id for entry in journal.batches.entries("m1234")] == ["m1234-0", "m1234-1"]
 

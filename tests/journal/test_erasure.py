@@ -12,7 +12,7 @@ import pytest
 from nbcodex.errors import EntryError
 from nbcodex.journal.journal import RETENTION, Journal
 from nbcodex.models import DAY, Reply
-from nbcodex.settings import JOURNAL
+from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import HandClock, added, request, run
 
@@ -60,7 +60,7 @@ def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
 ) -> None:
     """Another program in the midst of reading delays the erasure from the log, no more."""
     secretive(journal)
-    with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as reader:
+    with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM totals").fetchall()
         run(journal.forget())

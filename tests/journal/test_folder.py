@@ -14,7 +14,7 @@ import pytest
 from nbcodex.journal.folder import on_network, prepare
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.trouble import UnusableError
-from nbcodex.settings import JOURNAL, Settings, folder_of
+from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 from .conftest import added
 
@@ -27,8 +27,8 @@ def mode(path: Path) -> int:
 
 def test_the_folder_is_the_one_that_settings_name(tmp_path: Path) -> None:
     """NBCODEX_HOME, else the platform's data folder."""
-    assert folder_of(Settings.read(environ={"NBCODEX_HOME": str(tmp_path)})) == tmp_path
-    assert folder_of(Settings()) == Path(platformdirs.user_data_dir("nbcodex", False))
+    assert data_folder(Settings.read(environ={"NBCODEX_HOME": str(tmp_path)})) == tmp_path
+    assert data_folder(Settings()) == Path(platformdirs.user_data_dir("nbcodex", False))
 
 
 def test_nothing_is_touched_before_the_first_use(folder: Path) -> None:
@@ -50,9 +50,9 @@ def test_nobody_else_can_read(
         os.umask(before)
     assert mode(folder) == 0o700
     assert {path.name: mode(path) for path in folder.iterdir()} == {
-        JOURNAL: 0o600,
-        f"{JOURNAL}-wal": 0o600,
-        f"{JOURNAL}-shm": 0o600,
+        JOURNAL_FILENAME: 0o600,
+        f"{JOURNAL_FILENAME}-wal": 0o600,
+        f"{JOURNAL_FILENAME}-shm": 0o600,
     }
 
 
@@ -60,9 +60,9 @@ def test_nobody_else_can_read(
 def test_what_was_readable_is_closed(folder: Path) -> None:
     """A folder and a file of the user's own that others could read are closed to them."""
     folder.mkdir(mode=0o755)
-    (folder / JOURNAL).touch(mode=0o644)
+    (folder / JOURNAL_FILENAME).touch(mode=0o644)
     prepare(folder)
-    assert (mode(folder), mode(folder / JOURNAL)) == (0o700, 0o600)
+    assert (mode(folder), mode(folder / JOURNAL_FILENAME)) == (0o700, 0o600)
 
 
 @posix
@@ -88,13 +88,13 @@ def test_what_belongs_to_others_is_refused(
 ) -> None:
     """Neither a folder nor a file of somebody else's gets a word."""
     folder.mkdir(mode=0o700)
-    (folder / JOURNAL).touch(mode=0o600)
-    os.chown(folder if what == "folder" else folder / JOURNAL, 65534, 65534)
+    (folder / JOURNAL_FILENAME).touch(mode=0o600)
+    os.chown(folder if what == "folder" else folder / JOURNAL_FILENAME, 65534, 65534)
     journal = open_journal()
     added(journal)
     assert f"The {what}" in (journal.trouble or "")
     assert "belongs to another user" in (journal.trouble or "")
-    assert (folder / JOURNAL).stat().st_size == 0
+    assert (folder / JOURNAL_FILENAME).stat().st_size == 0
 
 
 @posix
@@ -104,11 +104,11 @@ def test_only_a_plain_file_will_do(folder: Path, tmp_path: Path, what: str) -> N
     folder.mkdir(mode=0o700)
     match what:
         case "link":
-            (folder / JOURNAL).symlink_to(tmp_path / "elsewhere")
+            (folder / JOURNAL_FILENAME).symlink_to(tmp_path / "elsewhere")
         case "folder":
-            (folder / JOURNAL).mkdir()
+            (folder / JOURNAL_FILENAME).mkdir()
         case _:
-            os.mkfifo(folder / JOURNAL)
+            os.mkfifo(folder / JOURNAL_FILENAME)
     with pytest.raises(UnusableError, match="not a plain file"):
         prepare(folder)
     assert not (tmp_path / "elsewhere").exists()

@@ -17,7 +17,7 @@ from nbcodex.journal.entry import Totals, decode, encode
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
-from nbcodex.models import Limit, Mark, Reply, Usage
+from nbcodex.models import Limit, Reply, StreamPosition, Usage
 
 from .conftest import HandClock, added, request, run
 
@@ -110,9 +110,9 @@ def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> 
     assert (entry.reply.text, entry.response_id, entry.sequence) == ("Because of", "resp_1", 7)
 
 
-@pytest.mark.parametrize(("picks_up", "mark"), [(True, Mark("resp_1", 7)), (False, None)])
+@pytest.mark.parametrize(("picks_up", "mark"), [(True, StreamPosition("resp_1", 7)), (False, None)])
 def test_asking_anew_forgets_the_durable_answer(
-    journal: Journal, picks_up: bool, mark: Mark | None
+    journal: Journal, picks_up: bool, mark: StreamPosition | None
 ) -> None:
     """An attempt that picks an answer up keeps its place; one that asks anew has none yet."""
     asked = added(journal)

@@ -14,7 +14,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import Beat, Owner, look, provably_dead, silent
-from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Reply
+from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 
 from .conftest import HandClock, added, fall_silent, output, request, run
 
@@ -199,11 +199,11 @@ def test_a_doubt_outlives_what_comes_after_it(
 ) -> None:
     """What was sent in vain stays in doubt, also when the next attempt's answer has a name."""
     asked = added(journal)
-    run(journal.begin(asked.id, 1), journal.wait(asked.id, notes=(POSSIBLY_PAID,)))
+    run(journal.begin(asked.id, 1), journal.wait(asked.id, notes=(NOTE_POSSIBLY_PAID_TWICE,)))
     if then == "running":
         run(journal.begin(asked.id, 2), journal.remember_remote(asked.id, "resp"))
     if then == "parked":
-        notes = (SENT_IN_VAIN,)
+        notes = (NOTE_POSSIBLY_PAID,)
         run(journal.finish(asked.id, Reply(id=asked.id, status="parked", notes=notes)))
     journal.close()
     assert open_journal().entry(asked.id).possibly_paid

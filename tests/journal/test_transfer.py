@@ -13,8 +13,8 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spending, Spent
-from nbcodex.models import Origin, Place, Reply, Request, Turn, Usage
-from nbcodex.settings import JOURNAL
+from nbcodex.models import Origin, Reply, Request, Turn, TurnPosition, Usage
+from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import HandClock, added, run
 
@@ -34,7 +34,7 @@ def locked(folder: Path, journal: Journal, clock: HandClock) -> Callable[[], Any
 
     @contextmanager
     def lock() -> Iterator[None]:
-        with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as other:
+        with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             yield
             assert "locked" in (journal.trouble or "")
@@ -52,10 +52,10 @@ def ask(
     *turns: Turn,
     status: Any = "done",
     notebook: str = OURS,
-    place: Place | None = None,
+    place: TurnPosition | None = None,
 ) -> Request:
     """Return a request that was asked in a conversation, and came to its end."""
-    origin = Origin(notebook=notebook, place=place or Place())
+    origin = Origin(notebook=notebook, position=place or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
     run(journal.add(request, notebook=notebook), journal.finish(request.id, reply))
@@ -93,7 +93,7 @@ def test_the_words_of_a_turn_come_back_as_its_name(
         ask(journal, "meanwhile")
         later = ask(journal, "later", *earlier, *said(journal))
     assert prompts(journal.entry(later.id).request.turns) == ["before", "meanwhile"]
-    with closing(sqlite3.connect(folder / JOURNAL)) as file:
+    with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as file:
         requests = [row[0] for row in file.execute("SELECT request FROM entries")]
     assert [sum(word in text for text in requests) for word in ("before", "meanwhile")] == [1, 1]
 
@@ -128,7 +128,7 @@ def test_what_was_asked_meanwhile_is_part_of_the_conversation(
         ask(journal, "second")
         number = journal.threads.find(OURS, "main").slots[-1].number
         ask(journal, "third")
-        ask(journal, "second again", place=Place(number=number))
+        ask(journal, "second again", place=TurnPosition(number=number))
     ask(journal, "fourth")
     found = ["first", "second", "second again", "third", "fourth"]
     assert prompts(said(journal)) == found

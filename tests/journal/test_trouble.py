@@ -20,7 +20,7 @@ from nbcodex.journal.key import equality_key
 from nbcodex.journal.opening import wait_for
 from nbcodex.journal.schema import MIGRATIONS, migrate
 from nbcodex.models import Reply
-from nbcodex.settings import JOURNAL
+from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import HandClock, added, fall_silent, request, run
 
@@ -182,7 +182,7 @@ def written(journal: Journal, folder: Path) -> Path:
     for n in range(40):
         added(journal, status="done" if n % 2 else "parked", text="text " * 300, notebook="a")
     journal.close()
-    return folder / JOURNAL
+    return folder / JOURNAL_FILENAME
 
 
 @pytest.mark.parametrize("left", [0.02, 0.3, 0.5, 0.9, 0.999])
@@ -232,7 +232,7 @@ def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
     run(journal.begin(asked.id, 1))
     journal._writer.ask(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
     run(journal.keep(asked.id, "half"))
-    for name in [JOURNAL, f"{JOURNAL}-wal"]:
+    for name in [JOURNAL_FILENAME, f"{JOURNAL_FILENAME}-wal"]:
         path = folder / name
         with path.open("r+b") as file:
             file.seek(0)
@@ -289,13 +289,13 @@ def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) ->
 def test_a_file_of_another_program(folder: Path, open_journal: Open) -> None:
     """A database that is not ours is not written to."""
     folder.mkdir(mode=0o700)
-    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+    with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     journal = open_journal()
     assert works(journal)
     assert "another program" in (journal.trouble or "")
     journal.close()
-    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+    with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
 
 
@@ -330,7 +330,7 @@ def test_a_file_that_is_deleted_under_us(
     if whole_folder:
         shutil.rmtree(folder)
     else:
-        (folder / JOURNAL).unlink()
+        (folder / JOURNAL_FILENAME).unlink()
     assert works(journal)
     run(journal.finish(asked.id, Reply(id=asked.id, text="kept")))
     assert journal.trouble is None

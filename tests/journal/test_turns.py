@@ -16,7 +16,7 @@ from nbcodex.journal.entry import encode
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS
 from nbcodex.models import Origin, Reply, Request, Turn
-from nbcodex.settings import JOURNAL
+from nbcodex.settings import JOURNAL_FILENAME
 
 Open = Callable[..., Journal]
 
@@ -38,17 +38,17 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(
 ) -> None:
     """Its entries are read, belong to no conversation, and new ones join theirs."""
     folder.mkdir(mode=0o700)
-    with closing(sqlite3.connect(folder / JOURNAL, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as connection:
         for statement in MIGRATIONS[0]:
             connection.execute(statement)
         record = json.loads(encode(Request(prompt="of old", id="0ld")))
-        del record["origin"]["place"], record["turns"], record["thread"]
+        del record["origin"]["position"], record["turns"], record["thread"]
         connection.execute(
             "INSERT INTO entries (id, status, notebook, added_at, updated_at, request, text)"
             " VALUES ('0ld', 'done', 'n', 1.8e9, 1.8e9, ?, 'an answer')",
             (json.dumps(record),),
         )
-    (folder / JOURNAL).chmod(0o600)
+    (folder / JOURNAL_FILENAME).chmod(0o600)
     journal = open_journal()
     assert journal.entry("0ld").request.prompt == "of old"
     assert journal.threads.find("n", "main").slots == ()
@@ -65,7 +65,7 @@ def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
         turns = journal.threads.turns(entries)
         entries.append(said(journal, f"unmistakable {number}", *turns))
     journal.close()
-    assert (folder / JOURNAL).read_bytes().count(b"unmistakable 0") == 1
+    assert (folder / JOURNAL_FILENAME).read_bytes().count(b"unmistakable 0") == 1
 
 
 def test_turns_of_ones_own_are_kept_as_they_are(open_journal: Open) -> None:

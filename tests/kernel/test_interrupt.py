@@ -112,7 +112,7 @@ def test_stop_between_submit_and_wait(cell: Kernel, slow: Simulated, after: floa
         cell.run(
             "import asyncio; from nbcodex import loop\n"
             "async def left(): return [t for t in asyncio.all_tasks() if 'codex' in t.get_name()]\n"
-            "loop.running().submit(left()).result()"
+            "loop.shared().submit(left()).result()"
         ).plain
         == "[]"
     )

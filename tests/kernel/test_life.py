@@ -89,7 +89,7 @@ def test_our_own_loop(cell: Kernel) -> None:
     ran = cell.run(
         "from nbcodex import loop\n"
         "async def inside():\n    return nbcodex.ask('x')\n"
-        "loop.running().submit(inside()).result(timeout=5)"
+        "loop.shared().submit(inside()).result(timeout=5)"
     )
     assert ran.error == "ConfigurationError"
     assert "aask" in "".join(ran.shown_error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbcodex.settings import LEDGER
+from nbcodex.settings import LIMITER_FILENAME
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import KEY, Simulated, simulated
 
@@ -62,8 +62,8 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
         assert sum(seen.status == 429 for seen in server.core.log) <= 2
     assert "of 12,000 tokens left, 12,000 a minute" in told
     assert "shared with 2 other active kernels" in told
-    assert KEY.encode() not in (home / LEDGER).read_bytes()
-    assert b"127.0.0.1" not in (home / LEDGER).read_bytes()
+    assert KEY.encode() not in (home / LIMITER_FILENAME).read_bytes()
+    assert b"127.0.0.1" not in (home / LIMITER_FILENAME).read_bytes()
 
 
 def test_a_killed_kernels_share_comes_back(server: Simulated, home: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_next_kernel_begins_with_what_was_learnt(home: Path) -> None:
 def test_a_damaged_ledger_costs_no_answer(server: Simulated, home: Path) -> None:
     """The prompt is answered, and it is said once that the pace is this kernel's own."""
     home.mkdir(mode=0o700)
-    (home / LEDGER).write_bytes(b"no database, " * 1000)
+    (home / LIMITER_FILENAME).write_bytes(b"no database, " * 1000)
     with kernel(**server.environ, NBCODEX_HOME=str(home)) as cell:
         cell.run("%load_ext nbcodex")
         first, second = (cell.run("%%codex --max-output 16\nhello") for _ in range(2))

@@ -10,7 +10,7 @@ import pytest
 
 from nbcodex import client
 from nbcodex.client import Client
-from nbcodex.host import Surroundings
+from nbcodex.host import Host
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
@@ -49,12 +49,10 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     )
     made = Room(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
-    around = Surroundings(confirm=lambda _: True)
-    for module in ("host", "api", "mapping.map_api"):
-        monkeypatch.setattr(f"nbcodex.{module}.around", around)
+    monkeypatch.setattr("nbcodex.host.current", Host(confirm=lambda _: True))
     yield made
     made.client.close()
-    event_loop.running().submit(made.client.engine().api_client.close()).result()
+    event_loop.shared().submit(made.client.services().api_client.close()).result()
 
 
 def echo(text: str) -> str:

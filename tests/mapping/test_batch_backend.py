@@ -11,7 +11,7 @@ import pytest
 
 import nbcodex
 from nbcodex import host
-from nbcodex.errors import NbcodexError, NoBatchesError, Stopped
+from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.bulk import BatchBackend
 from nbcodex.mapping.map_api import resume_map
@@ -136,7 +136,7 @@ def test_stop_leaves_it_with_the_provider_and_resume_fetches(
     assert f"%codex cancel {stopped}" in caught.value.advice
     if elsewhere:
         room.again()
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     assert [batch.id for batch in journal.batches.unfinished()] == [stopped]
     run = resume_map(stopped)
     assert run is not None
@@ -194,7 +194,7 @@ def test_a_server_without_batches_ends_the_map(room: Room, monkeypatch: pytest.M
         raise Failure(404, "Not Found")
 
     monkeypatch.setattr(room.simulator.library, "upload", upload)
-    with pytest.raises(NoBatchesError, match="engine='live'"):
+    with pytest.raises(BatchUnsupportedError, match="engine='live'"):
         nbcodex.map(ECHO, ["a"], engine="batch")
 
 
@@ -202,7 +202,7 @@ def test_it_costs_half(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """In what is told before, in what is asked about, and in what is counted."""
     monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
     questions: list[str] = []
-    host.around.confirm = lambda question: bool(questions.append(question)) or True
+    host.current.confirm = lambda question: bool(questions.append(question)) or True
     told = nbcodex.map(ECHO, ["a", "b", "c"], engine="batch", dry_run=True)
     assert told.cost == 0.75
     assert "half the usual price" in str(told)
@@ -215,7 +215,7 @@ def test_the_watcher_hears_where_the_provider_is(room: Room) -> None:
     """Validating, in progress, and how many are done."""
     room.simulator.change(batch_seconds=1.5)
     heard: list[Any] = []
-    host.around.watch = lambda: heard.append
+    host.current.watch = lambda: heard.append
     nbcodex.map(ECHO, list(range(20)), engine="batch")
     stages = [report.stage for report in heard]
     assert any(stage.startswith("in progress") and stage.endswith("of 20") for stage in stages)

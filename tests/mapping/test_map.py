@@ -297,7 +297,7 @@ def test_equal_rows_are_reckoned_with_once(
     apart = nbcodex.map(words, rows, dry_run=True, max_output=16, reuse=False)
     assert (apart.equal, apart.cost) == (0, 500.0)
     questions: list[str] = []
-    host.around.confirm = lambda question: bool(questions.append(question)) or True
+    host.current.confirm = lambda question: bool(questions.append(question)) or True
     nbcodex.map(words, rows)
     assert len(room.prompts) == 5
     # What only a function can tell is told by the rows that it was called for.
@@ -325,7 +325,7 @@ def test_a_large_map_is_estimated_by_some_of_its_rows(room: Room) -> None:
 
 def test_a_dry_run_tells_what_is_left_of_a_budget(room: Room) -> None:
     """A map that would pass it says so before any row is sent."""
-    host.around.settings = lambda: replace(Settings.read(), budgets=("1000 tokens",))
+    host.current.settings = lambda: replace(Settings.read(), budgets=("1000 tokens",))
     told = str(nbcodex.map(ECHO, ["a", "b", "c"], dry_run=True, max_output=1_000))
     assert "more than is left of your budget: 1,000 tokens of 1,000 tokens" in told
 
@@ -340,7 +340,7 @@ def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> N
         return next(answers)
 
     monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
-    host.around.confirm = ask
+    host.current.confirm = ask
     with pytest.raises(NbcodexError, match="Not begun"):
         nbcodex.map(ECHO, ["a", "b", "c"])
     with pytest.raises(ConfigurationError, match=r"confirm=True"):
@@ -424,7 +424,7 @@ def test_what_was_answered_elsewhere_is_not_asked_again(
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, rows, reuse=False)
     here, other = last(), Client(transport=SimulatorTransport(room.simulator))
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     assert journal.batches.look(here.id).rows == 100  # which waits until they are written
     with monkeypatch.context() as away:
         away.setattr("nbcodex.client._current", other)
@@ -471,7 +471,7 @@ def test_stop_loses_no_row_wherever_it_strikes(room: Room, at: str) -> None:
 
     with pytest.raises(Stopped):
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     assert journal.batches.look(last().id).rows == 300
     run = resume_map(last().id)
     assert run is not None
@@ -483,7 +483,7 @@ def test_going_on_obeys_the_settings_in_force_now(
 ) -> None:
     """A budget that was raised since, or a key that was changed, counts for all that is left."""
     settings = replace(Settings.read(), budgets=("1 token",))
-    host.around.settings = lambda: settings
+    host.current.settings = lambda: settings
     rows = [str(n) for n in range(900)]
     interrupted(monkeypatch, after=0)
     with pytest.raises(Stopped):
@@ -497,10 +497,10 @@ def test_going_on_obeys_the_settings_in_force_now(
 
 def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     """Going on with it would ask its rows twice."""
-    origin = Origin(batch="m77", item=0, of=1)
+    origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="[[echo: x]]", id="m77-0", origin=origin)
-    journal = room.client.journal(host.around.settings())
-    event_loop.running().submit(journal.add(request)).result()
+    journal = room.client.journal(host.current.settings())
+    event_loop.shared().submit(journal.add(request)).result()
     with pytest.raises(NbcodexError, match="another kernel"):
         resume_map("m77")
     assert room.prompts == []
@@ -515,7 +515,7 @@ def session_of(journal: Any) -> Any:
 
 def shelved(journal: Any, batch: str) -> Request:
     """Return a row in the journal that is all of a map, and was never begun."""
-    origin = Origin(batch=batch, item=0, of=1)
+    origin = Origin(map_id=batch, row_index=0, row_count=1)
     request = Request(prompt=f"[[echo: {batch}]]", id=f"{batch}-0", origin=origin)
     journal.batches.shelve([(request, batch.encode())])
     return request
@@ -525,10 +525,10 @@ def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
     room: Room, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where all are to go on, what keeps one of them is told, and the next goes on."""
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     held = shelved(journal, "m77")
     held = replace(held, id="m77-1", origin=replace(held.origin, item=1))
-    event_loop.running().submit(journal.add(held)).result()  # which another kernel is at
+    event_loop.shared().submit(journal.add(held)).result()  # which another kernel is at
     shelved(journal, "m78")
     assert map_cells.all_resumed(session_of(journal), None, alone=True) == 2
     assert room.prompts == ["[[echo: m78]]"]
@@ -539,7 +539,7 @@ def test_a_map_that_is_under_way_here_is_nothing_to_go_on_with(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has parked rows while others are on their way; nobody is bothered with that."""
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     shelved(journal, "m77")
     runner = SimpleNamespace(run=SimpleNamespace(id="m77"))
     monkeypatch.setattr(map_cells, "active_runners", lambda: [runner])
@@ -550,9 +550,9 @@ def test_rows_that_never_reached_the_journal_are_told(
     room: Room, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A killed kernel had not begun them: a resume cannot, and says what can."""
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     for item in (0, 3):
-        origin = Origin(batch="m77", item=item, of=1_500)
+        origin = Origin(map_id="m77", row_index=item, row_count=1_500)
         request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
         journal.batches.shelve([(request, b"%d" % item)])
     session = session_of(journal)
@@ -564,7 +564,7 @@ def test_rows_that_never_reached_the_journal_are_told(
     with pytest.raises(NbcodexError, match="Nothing of the map m77 is left") as caught:
         resume_map("m77")
     assert caught.value.advice.startswith(said)
-    journal = session.journal = room.client.journal(host.around.settings())
+    journal = session.journal = room.client.journal(host.current.settings())
     (entry,) = journal.entries()
     assert "m77 map: 2 done of 1,500 rows" in map_cells.line(session, "m77", entry, 0.0)
 
@@ -586,7 +586,7 @@ def test_a_function_is_called_once_where_no_price_is_known(room: Room) -> None:
         called.append(item)
         return f"[[echo: {item}]]"
 
-    host.around.settings = lambda: replace(
+    host.current.settings = lambda: replace(
         Settings.read(), base_url="https://gateway.example.org/v1"
     )
     assert texts(nbcodex.map(prompt, ["a", "b"])) == ["a", "b"]
@@ -606,7 +606,7 @@ def test_rows_wait_as_long_as_it_takes(room: Room) -> None:
 def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
     """The last report is the whole; figures only grow."""
     heard: list[Any] = []
-    host.around.watch = lambda: heard.append
+    host.current.watch = lambda: heard.append
     nbcodex.map("{}", ["[[echo: a]]", "[[echo: a]]", "[[fault=too_large]] x"])
     assert [report.outcome for report in heard].index("done") == len(heard) - 1
     end = heard[-1]

@@ -69,7 +69,7 @@ class Hand:
 
 
 def run_of(data: Any, room: Room, way: Hand, **options: Any) -> MapRun:
-    shape, origin = read_input(data), Origin(batch="m1")
+    shape, origin = read_input(data), Origin(map_id="m1")
     made = recipe("{}", shape, {}, row_key=None, settings=Settings(), origin=origin)
     return MapRun(
         shape, made, way, origin=origin, client=room.client, settings=Settings(), **options

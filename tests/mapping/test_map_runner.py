@@ -83,7 +83,7 @@ def test_a_map_of_another_thread_is_ended_and_goes_on(
     assert texts(map_runner.run_map(run)) == ROWS
     asked = room.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     assert journal.batches.look(run.id).counts == {"done": len(ROWS)}
 
 
@@ -93,7 +93,7 @@ def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
     runner, told = begun(room)
     runner.end(order)
     told.exception(timeout=5)
-    journal = room.client.journal(host.around.settings())
+    journal = room.client.journal(host.current.settings())
     counts = journal.batches.look(runner.run.id).counts
     assert counts.total() == len(ROWS)
     assert (counts["cancelled"] > 0) is (order == "cancel")
@@ -104,7 +104,7 @@ def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
 def test_it_is_said_what_was_ended(room: Room) -> None:
     """No row of it counts as failed, the map keeps what it has, and the last report says how."""
     heard: list[Any] = []
-    host.around.watch = lambda: heard.append
+    host.current.watch = lambda: heard.append
     runner, told = begun(room, on_error="raise")
     runner.end("cancel")
     error = told.exception(timeout=5)
@@ -130,7 +130,7 @@ def test_on_ones_own_loop_it_has_ended_at_once(room: Room) -> None:
 
     async def main() -> tuple[Any, Any]:
         answered = asyncio.Event()
-        host.around.watch = lambda: lambda told: answered.set() if told.done else None
+        host.current.watch = lambda: lambda told: answered.set() if told.done else None
         task = asyncio.ensure_future(nbcodex.amap(ECHO, ROWS))
         await answered.wait()
         (runner,) = active_runners()
@@ -174,10 +174,10 @@ def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.Mo
     """A beginning of the map's is that of all its rows, too, and means the map."""
     runner, told = begun(room)
     map_id = runner.run.id
-    rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(batch=map_id)) for n in (1, 10)]
+    rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(map_id=map_id)) for n in (1, 10)]
     handles = [SimpleNamespace(request=row) for row in rows]
     with monkeypatch.context() as patch:
-        patch.setattr(type(room.client), "live", lambda _: handles)
+        patch.setattr(type(room.client), "active_handles", lambda _: handles)
         assert _named(map_id[:5]) == ([runner], [])
         assert _named(map_id) == ([runner], [])
         assert _named(f"{map_id}-1") == ([], handles[:1])
@@ -203,8 +203,8 @@ def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
 def test_one_row_that_is_cancelled_ends_nothing_else(room: Room) -> None:
     """The map goes on, and its row says why it has no answer."""
     _, told = begun(room)
-    handle = room.client.live()[-1]
-    handle.order("cancel")
+    handle = room.client.active_handles()[-1]
+    handle.cancel()
     replies = told.result(timeout=20)
     missing = [reply for reply in replies if not reply]
     assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]

@@ -12,14 +12,14 @@ import httpx2
 import pytest
 
 from nbcodex import events
-from nbcodex.errors import BudgetError, ModelError, NoBatchesError
+from nbcodex.errors import BatchUnsupportedError, BudgetError, ModelError
 from nbcodex.journal.journal import Journal
 from nbcodex.mapping import upload as carriers
 from nbcodex.mapping.pending_rows import Row
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Origin, Request
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.requests.services import Engine
+from nbcodex.requests.services import Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -69,7 +69,7 @@ class Place:
         self._heard = asyncio.Event()
 
     def carrier(self, settings: Settings = SETTINGS, *, ending: bool = False) -> BatchUploader:
-        engine = Engine(
+        engine = Services(
             api_client=ApiClient(clock=self.clock, transport=self.gate),
             journal=lambda _: self.journal,
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
@@ -122,7 +122,7 @@ def requests(count: int, *, batch: str = "m1", prompt: str = "[[echo: {}]]", **o
         Request(
             prompt=prompt.format(n),
             id=f"{batch}-{n}",
-            origin=Origin(batch=batch, item=n, of=count, engine="batch"),
+            origin=Origin(map_id=batch, row_index=n, row_count=count, engine="batch"),
             **{"reuse": True, **o},
         )
         for n in range(count)
@@ -370,7 +370,7 @@ async def test_a_server_without_batches_says_so() -> None:
     await place.ended(place.carrier(), requests(2))
     ending = place.endings["m1-0"]
     assert isinstance(ending, events.Failed)
-    assert isinstance(ending.error, NoBatchesError)
+    assert isinstance(ending.error, BatchUnsupportedError)
     assert "engine='live'" in str(ending.error)
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from nbcodex.models import Gauge, Limit
+from nbcodex.models import Limit, LimitReading
 from nbcodex.notebook.monitor.limits_text import lines
 from nbcodex.ratelimit.sharing import LimitHistory, LimitState
 
 KNOWN = LimitState(
-    tokens=Gauge(limit=600_000, remaining=300_000, full_in=30.0),
+    tokens=LimitReading(limit=600_000, remaining=300_000, full_in=30.0),
     requests=None,
     undeclared=(),
     policy="kept",
@@ -55,7 +55,7 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
         (replace(KNOWN, other_processes=2), "shared with 2 other active kernels"),
         (replace(NOTHING, limit_before_reboot=90_000.0), "90,000 tokens a minute, last time"),
         (replace(NOTHING, was_used=True), "no limits told yet"),
-        (replace(KNOWN, tokens=Gauge(limit=600, remaining=-5.0)), "0 of 600 tokens left"),
+        (replace(KNOWN, tokens=LimitReading(limit=600, remaining=-5.0)), "0 of 600 tokens left"),
     ],
 )
 def test_it_is_said(known: LimitState, says: str) -> None:

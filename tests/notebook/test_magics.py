@@ -303,7 +303,7 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Named, it is refused, for it would wait in this cell; among all, it is told of and left."""
-    origin = Origin(batch="m77", item=0, of=1)
+    origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="hello", id="m77-0", origin=origin)
     current().journal(Settings.read()).batches.shelve([(request, b"m77")])
     with pytest.raises(UsageError, match="--at-reset does not go with a map"):

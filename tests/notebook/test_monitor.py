@@ -16,7 +16,7 @@ from nbcodex import events
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.elsewhere import Elsewhere
-from nbcodex.models import Gauge, Limit, Reply, Request, Snapshot, Usage
+from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, Usage
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display import widget as panel_widget
@@ -186,12 +186,12 @@ def test_batch_of_many_requests_is_cheap() -> None:
 # The words.
 
 
-def snapshot(at: float) -> Snapshot:
+def snapshot(at: float) -> LimitSnapshot:
     """Return headers of a bucket that fills in twelve seconds."""
-    return Snapshot(
+    return LimitSnapshot(
         at=at,
-        tokens=Gauge(limit=30_000, remaining=24_000, full_in=12.0),
-        requests=Gauge(limit=500, remaining=499, full_in=0.12),
+        tokens=LimitReading(limit=30_000, remaining=24_000, full_in=12.0),
+        requests=LimitReading(limit=500, remaining=499, full_in=0.12),
     )
 
 
@@ -265,9 +265,9 @@ def in_line(*more: Any, kept: bool = True, hold: Cooldown | None = None) -> Moni
     return after(limits(100, hold), Observed(at=100, lines={BUCKET: line}), *more)
 
 
-def told(at: float, resume_at: float | None, **details: Any) -> events.Held:
+def told(at: float, resume_at: float | None, **details: Any) -> events.CoolingDown:
     """Return the event of a request that is told when its turn comes."""
-    return events.Held(
+    return events.CoolingDown(
         **{"request_id": "77aa", "at": at, "limit": LIMIT, "resume_at": resume_at, "waited": 0.0}
         | details
     )
@@ -522,14 +522,17 @@ def test_buttons_reach_their_request(board: Any, monkeypatch: pytest.MonkeyPatch
         def __init__(self, id_: str) -> None:
             self.request = Request(prompt="Hello", id=id_)
 
-        def order(self, what: str) -> None:
-            orders.append((self.request.id, what))
+        def cancel(self) -> None:
+            orders.append((self.request.id, "cancel"))
+
+        def park(self) -> None:
+            orders.append((self.request.id, "park"))
 
         def retry_now(self) -> None:
             orders.append((self.request.id, "retry"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Client, "live", lambda _: [Handle("a"), Handle("b")])
+        patch.setattr(Client, "active_handles", lambda _: [Handle("a"), Handle("b")])
         for name in ("cancel", "retry", "park"):
             monitor._hear(widget, {"type": "action", "name": name, "request": "b", "id": 1}, [])
         assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]

@@ -75,9 +75,11 @@ def refused(at: float, resume_at: float, error: Any = REFUSED) -> events.Backing
     )
 
 
-def held(at: float, resume_at: float, waited: float = 0.0) -> events.Held:
+def held(at: float, resume_at: float, waited: float = 0.0) -> events.CoolingDown:
     """Return the event of a model that is closed."""
-    return events.Held(request_id="3f2a", at=at, limit=LIMIT, resume_at=resume_at, waited=waited)
+    return events.CoolingDown(
+        request_id="3f2a", at=at, limit=LIMIT, resume_at=resume_at, waited=waited
+    )
 
 
 def restarted(at: float) -> events.Restarted:

@@ -9,7 +9,7 @@ import pytest
 
 from nbcodex.models import Limit
 from nbcodex.notebook.display.map import MapState, reduce, status, summary, view
-from nbcodex.progress import Progress
+from nbcodex.progress import MapStats
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 TPM = Limit(resource="tokens", window=60.0)
@@ -17,9 +17,9 @@ TPM = Limit(resource="tokens", window=60.0)
 
 def after(*steps: dict[str, Any], total: int | None = 1_000) -> MapState:
     """Return what is seen after these figures, the first of which are those of the beginning."""
-    state = reduce(None, Progress(batch="m1", at=100.0, total=total))
+    state = reduce(None, MapStats(batch="m1", at=100.0, total=total))
     for figures in steps:
-        state = reduce(state, Progress(batch="m1", total=total, **figures))
+        state = reduce(state, MapStats(batch="m1", total=total, **figures))
     return state
 
 

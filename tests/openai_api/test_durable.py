@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from nbcodex.errors import CredentialsError, GoneError, LimitError, NbcodexError, TransportError
-from nbcodex.models import Mark, Request, Usage
+from nbcodex.models import Request, StreamPosition, Usage
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
     Notice,
@@ -56,13 +56,15 @@ class Reader:
         return text_of(self.pieces)
 
     @property
-    def mark(self) -> Mark:
-        return [piece for piece in self.pieces if isinstance(piece, Mark)][-1]
+    def mark(self) -> StreamPosition:
+        return [piece for piece in self.pieces if isinstance(piece, StreamPosition)][-1]
 
     async def ask(self, request: Request = REQUEST) -> NbcodexError | None:
         return await self._gather(self.api_client.stream(request, self.settings, model=MODEL))
 
-    async def go_on(self, mark: Mark | None = None, text: str | None = None) -> NbcodexError | None:
+    async def go_on(
+        self, mark: StreamPosition | None = None, text: str | None = None
+    ) -> NbcodexError | None:
         return await self._gather(
             self.api_client.resume_stream(
                 REQUEST,
@@ -150,7 +152,7 @@ def test_the_name_comes_before_the_text_and_the_mark_behind_it() -> None:
 
     pieces = with_server(deed, Server(Script([created() + said("Hi", 1), done(2)])))
     assert isinstance(pieces[0], ResponseStarted)
-    assert pieces[1:4] == [Mark("resp_1"), TextDelta("Hi"), Mark("resp_1", 1)]
+    assert pieces[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
     assert isinstance(pieces[-1], CompletedAnswer)
 
 
@@ -164,7 +166,7 @@ def test_a_broken_stream_goes_on(kind: Any, after: int) -> None:
         assert broke is not None
         if after < 0:
             assert reader.text == ""
-            assert not [p for p in reader.pieces if isinstance(p, Mark)]
+            assert not [p for p in reader.pieces if isinstance(p, StreamPosition)]
             return
         assert await reader.go_on() is None
         assert reader.text.count(WORDS) == 1
@@ -202,7 +204,7 @@ def test_what_the_redactor_holds_back_is_not_lost() -> None:
     async def deed(reader: Reader) -> None:
         assert await reader.ask()
         assert reader.text == "your thing"
-        assert reader.mark == Mark("resp_1", 2)
+        assert reader.mark == StreamPosition("resp_1", 2)
         assert await reader.go_on() is None
 
     rest = Script([said(f" is {KEY[:4]}", 3), said("y", 4), done(5)])
@@ -280,7 +282,7 @@ def test_an_unfinished_answer_in_one_piece_tells_its_name() -> None:
 
     async def deed(reader: Reader) -> None:
         assert await reader.ask()
-        assert reader.mark == Mark("resp_1")
+        assert reader.mark == StreamPosition("resp_1")
 
     assert with_server(_kept(deed), server).text == ""
 
@@ -301,7 +303,7 @@ def test_a_lost_answer(answers: list[Any]) -> None:
     """What the server no longer has, or what failed there, has to be asked anew."""
 
     async def deed(reader: Reader) -> NbcodexError | None:
-        return await reader.go_on(Mark("resp_1", 3), "text")
+        return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
     assert isinstance(with_server(deed, Server(*answers)), GoneError)
 
@@ -319,7 +321,7 @@ def test_not_every_failure_means_that_the_answer_is_lost(answer: Any, kind: type
     """A key that is refused, a limit, a server in trouble: the answer is not asked anew."""
 
     async def deed(reader: Reader) -> NbcodexError | None:
-        return await reader.go_on(Mark("resp_1", 3), "text")
+        return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
     error = with_server(deed, Server(answer))
     assert isinstance(error, kind)
@@ -345,7 +347,7 @@ def test_an_error_event_is_not_the_end_of_an_answer_that_goes_on() -> None:
     )
 
     async def deed(reader: Reader) -> NbcodexError | None:
-        return await reader.go_on(Mark("resp_1", 3), "text")
+        return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
     assert isinstance(with_server(deed, server), TransportError)
 
@@ -412,7 +414,7 @@ def test_where_the_server_cannot_an_ordinary_request_goes(why: str) -> None:
     assert [sent.get("background") for sent in server.sent] == [True, None, None]
     assert [sent["store"] for sent in server.sent] == [True, False, False]
     assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
-    assert not [p for p in reader.pieces if isinstance(p, Mark)]
+    assert not [p for p in reader.pieces if isinstance(p, StreamPosition)]
 
 
 @pytest.mark.parametrize("background", [False, None, "true"])
@@ -424,7 +426,7 @@ def test_a_server_that_ignores_it_is_found_out(background: Any) -> None:
         assert await reader.ask() is None
 
     pieces = with_server(_kept(deed), server).pieces
-    assert not [p for p in pieces if isinstance(p, Mark)]
+    assert not [p for p in pieces if isinstance(p, StreamPosition)]
     assert len([p for p in pieces if isinstance(p, Notice)]) == 1
 
 
@@ -463,7 +465,7 @@ def test_a_hostile_name_is_not_used(name: Any) -> None:
         await reader.ask()
 
     server = Server(Script([created(id=name), said("Hi", 1), BROKEN]))
-    assert not [p for p in with_server(_kept(deed), server).pieces if isinstance(p, Mark)]
+    assert not [p for p in with_server(_kept(deed), server).pieces if isinstance(p, StreamPosition)]
 
 
 @pytest.mark.parametrize("name", ["..", "../models", "", "a b", "r\n1"])
@@ -472,7 +474,7 @@ def test_a_damaged_journal_leads_nowhere(name: str) -> None:
     server = Server(refusal(500))
 
     async def deed(reader: Reader) -> NbcodexError | None:
-        return await reader.go_on(Mark(name, 1), "text")
+        return await reader.go_on(StreamPosition(name, 1), "text")
 
     assert isinstance(with_server(deed, server), GoneError)
     assert server.requests == []
@@ -512,7 +514,9 @@ def test_cancelling_is_tried_and_no_more(answer: Any) -> None:
 
     async def deed(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
-        await reader.api_client.cancel_response(REQUEST, reader.settings, mark=Mark("resp_1", 1))
+        await reader.api_client.cancel_response(
+            REQUEST, reader.settings, mark=StreamPosition("resp_1", 1)
+        )
         return asyncio.get_running_loop().time() - began
 
     assert with_server(deed, Server(answer)) <= 5.0
@@ -537,7 +541,7 @@ def test_silence_is_noticed_as_soon_as_in_any_stream() -> None:
 
     async def deed(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
-        assert isinstance(await reader.go_on(Mark("resp_1", 3), "text"), TransportError)
+        assert isinstance(await reader.go_on(StreamPosition("resp_1", 3), "text"), TransportError)
         return asyncio.get_running_loop().time() - began
 
     assert with_server(deed, server, idle_timeout=60.0) == pytest.approx(60.0, abs=1.0)

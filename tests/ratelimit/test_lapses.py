@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from nbcodex.models import Gauge, Limit, Snapshot, Usage
+from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
 from nbcodex.ratelimit.sharing import LEASE, SharedModel
 from nbcodex.ratelimit.stores import MemoryStore
 
-SNAPSHOT = Snapshot(at=1.5, tokens=Gauge(limit=600.0, remaining=500.0))
+SNAPSHOT = LimitSnapshot(at=1.5, tokens=LimitReading(limit=600.0, remaining=500.0))
 USAGE = Usage(input_tokens=10, output_tokens=40)
 
 
@@ -50,7 +50,9 @@ def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
     ledger.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
     fresh = taken(ledger, 62.0)
-    ledger.observe(fresh, Snapshot(at=62.0, tokens=Gauge(limit=60.0, remaining=50.0)), 62.0)
+    ledger.observe(
+        fresh, LimitSnapshot(at=62.0, tokens=LimitReading(limit=60.0, remaining=50.0)), 62.0
+    )
     bucket = store.transaction("b", lambda shared: shared.bucket)
     assert (bucket.tokens.tank.limit, bucket.tokens.tank.level) == (60, 50)
 
@@ -101,12 +103,12 @@ def test_a_hold_lasts_as_long_for_other_holders() -> None:
     store = MemoryStore()
     refused, other = RateLimiter(store, holder="me"), RateLimiter(store, holder="another")
     given = taken(refused, 1.0)
-    full = Gauge(limit=600.0, remaining=0.0, full_in=60.0)
+    full = LimitReading(limit=600.0, remaining=0.0, full_in=60.0)
     refused.refuse(
         given,
         until=9.0,
         limit=Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100),
-        snapshot=Snapshot(at=1.1, tokens=full),
+        snapshot=LimitSnapshot(at=1.1, tokens=full),
         now=1.1,
     )
     held = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)

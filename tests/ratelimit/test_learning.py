@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbcodex.models import Gauge, Limit, Snapshot
+from nbcodex.models import Limit, LimitReading, LimitSnapshot
 from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
 from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.refusals import figures_from_reading, read_refusal
@@ -29,7 +29,7 @@ def test_short_answers_do_not_mislead() -> None:
 
 def test_an_empty_bucket_can_be_in_debt() -> None:
     """Nothing left, and longer than a minute to full: the rest of the wait is a debt."""
-    assert figures_from_reading(Gauge(limit=600, remaining=0, full_in=70.0)) == (
+    assert figures_from_reading(LimitReading(limit=600, remaining=0, full_in=70.0)) == (
         600,
         10,
         pytest.approx(-100),
@@ -38,13 +38,21 @@ def test_an_empty_bucket_can_be_in_debt() -> None:
 
 def test_a_rate_is_read_off_the_time_to_full() -> None:
     """Where enough is gone, the time to full tells the rate; else it is a minute's."""
-    assert figures_from_reading(Gauge(limit=600, remaining=300, full_in=60.0)) == (600, 5, 300)
-    assert figures_from_reading(Gauge(limit=600, remaining=599, full_in=60.0)) == (600, 10, 599)
+    assert figures_from_reading(LimitReading(limit=600, remaining=300, full_in=60.0)) == (
+        600,
+        5,
+        300,
+    )
+    assert figures_from_reading(LimitReading(limit=600, remaining=599, full_in=60.0)) == (
+        600,
+        10,
+        599,
+    )
 
 
 def test_a_message_outweighs_headers() -> None:
     """The figures of a refusal's message are exact, and may show a debt; headers cannot."""
-    snapshot = Snapshot(at=0.0, tokens=Gauge(limit=600, remaining=0))
+    snapshot = LimitSnapshot(at=0.0, tokens=LimitReading(limit=600, remaining=0))
     limit = Limit(resource="tokens", window=60.0, limit=600, used=650, requested=10)
     told = read_refusal(limit, snapshot)
     assert told
@@ -89,8 +97,8 @@ def known_bucket(*, tokens: float, requests: float) -> LimitModel:
     """Return a full bucket whose limits are known."""
     bucket = LimitModel()
     first = bucket.take("b", Cost(0, 0), 0.0)
-    gauges = [Gauge(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)]
-    bucket.admit(first, Snapshot(at=0.0, tokens=gauges[0], requests=gauges[1]), 0.0)
+    gauges = [LimitReading(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)]
+    bucket.admit(first, LimitSnapshot(at=0.0, tokens=gauges[0], requests=gauges[1]), 0.0)
     bucket.cancel(first, 0.0)
     return bucket
 
@@ -124,8 +132,8 @@ def test_headers_from_before_a_refusal_are_old_news() -> None:
     refused_one = bucket.take("b", Cost(100, 9_900), 100.02)
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     bucket.refuse(refused_one, until=110.0, limit=limit, snapshot=None, now=100.1)
-    gauge = Gauge(limit=60_000, remaining=500, full_in=59.5)
-    bucket.admit(before, Snapshot(at=100.5, tokens=gauge), 100.5)
+    gauge = LimitReading(limit=60_000, remaining=500, full_in=59.5)
+    bucket.admit(before, LimitSnapshot(at=100.5, tokens=gauge), 100.5)
     assert bucket.tokens.tank.level_at(100.5) == pytest.approx(900, abs=200)
 
 
@@ -133,8 +141,11 @@ def test_a_limit_that_has_fallen_is_no_stranger_s_doing() -> None:
     """What a smaller limit has taken away at once, nobody is expected to go on taking."""
     bucket = known_bucket(tokens=1_000_000, requests=5_000)
     sent = bucket.take("b", Cost(13, 700), 100.0)
-    tokens, requests = Gauge(limit=3_000, remaining=2_287), Gauge(limit=60, remaining=59)
-    bucket.admit(sent, Snapshot(at=100.0, tokens=tokens, requests=requests), 100.0)
+    tokens, requests = (
+        LimitReading(limit=3_000, remaining=2_287),
+        LimitReading(limit=60, remaining=59),
+    )
+    bucket.admit(sent, LimitSnapshot(at=100.0, tokens=tokens, requests=requests), 100.0)
     assert bucket.tokens.tank.has_at(2_787, 100.0) == pytest.approx(110)
     assert bucket.requests.has_at(59.5, 100.0) == pytest.approx(100.5)
 
@@ -144,8 +155,8 @@ def test_nobody_is_expected_to_take_more_than_half_of_a_smaller_limit() -> None:
     bucket = known_bucket(tokens=1_000_000, requests=5_000)
     for at, limit, left in ((100.0, 1_000_000, 0), (200.0, 3_000, 0)):
         sent = bucket.take("b", Cost(0, 0), at)
-        gauge = Gauge(limit=limit, remaining=left)
-        bucket.admit(sent, Snapshot(at=at, tokens=gauge), at)
+        gauge = LimitReading(limit=limit, remaining=left)
+        bucket.admit(sent, LimitSnapshot(at=at, tokens=gauge), at)
     assert bucket.tokens.tank.leak == bucket.tokens.tank.rate / 2
 
 
@@ -153,6 +164,8 @@ def test_tokens_that_headers_tell_no_more_are_found_out_anew() -> None:
     """Also where they go on telling of requests: what was told of tokens long ago binds nobody."""
     bucket = known_bucket(tokens=600, requests=500)
     sent = bucket.take("b", Cost(10, 90), 5_000.0)
-    bucket.admit(sent, Snapshot(at=5_000.0, requests=Gauge(limit=500, remaining=400)), 5_000.0)
+    bucket.admit(
+        sent, LimitSnapshot(at=5_000.0, requests=LimitReading(limit=500, remaining=400)), 5_000.0
+    )
     assert bucket.blind
     assert bucket.guessed

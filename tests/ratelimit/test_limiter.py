@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from nbcodex.models import Gauge, Snapshot, Usage
+from nbcodex.models import LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit import worker as desks
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.stores import MemoryStore, StoreError, sqlite
 from nbcodex.ratelimit.worker import SharedLimiter, open_store
 from nbcodex.runtime.clock import BootClock
-from nbcodex.settings import LEDGER
+from nbcodex.settings import LIMITER_FILENAME
 
 T = TypeVar("T")
 COST = Cost(10, 90)
-SNAPSHOT = Snapshot(at=0.0, tokens=Gauge(limit=60_000, remaining=59_000, full_in=1.0))
+SNAPSHOT = LimitSnapshot(at=0.0, tokens=LimitReading(limit=60_000, remaining=59_000, full_in=1.0))
 
 
 class Kernel:
@@ -98,15 +98,15 @@ def test_the_file_is_the_user_s_own(tmp_path: Path) -> None:
 
     run(main())
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "home" / LEDGER).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "home" / LIMITER_FILENAME).stat().st_mode) == 0o600
 
 
 def damaged(folder: Path) -> None:
-    (folder / LEDGER).write_bytes(b"no database, " * 1000)
+    (folder / LIMITER_FILENAME).write_bytes(b"no database, " * 1000)
 
 
 def foreign(folder: Path) -> None:
-    (folder / LEDGER).mkdir()
+    (folder / LIMITER_FILENAME).mkdir()
 
 
 def no_folder(folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_locked_file_holds_nobody_up_for_long(
     async def main() -> None:
         with kernel(tmp_path) as alone:
             await alone.ask()
-            with sqlite3.connect(tmp_path / LEDGER, isolation_level=None) as other:
+            with sqlite3.connect(tmp_path / LIMITER_FILENAME, isolation_level=None) as other:
                 other.execute("BEGIN EXCLUSIVE")
                 await alone.ask()
                 assert alone.limiter.sharing_problem
@@ -225,7 +225,7 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
                 yield
 
     def opening() -> Counting:
-        return Counting(tmp_path / LEDGER, boot="b")
+        return Counting(tmp_path / LIMITER_FILENAME, boot="b")
 
     async def main() -> None:
         made = Kernel(opening)

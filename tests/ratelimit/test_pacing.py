@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
-from nbcodex.models import Gauge, Limit, Snapshot, Usage
+from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
 from nbcodex.ratelimit.stores import MemoryStore
@@ -131,8 +131,8 @@ def test_the_first_goes_alone() -> None:
     sent = ledger.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     assert isinstance(ledger.try_acquire(second, 100.5), Cooldown)
-    gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
+    ledger.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
     assert isinstance(ledger.try_acquire(second, 101.0), Permit)
 
 
@@ -183,8 +183,8 @@ def test_what_is_refused_is_not_charged() -> None:
     first, second = (ledger.enqueue(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
     sent = ledger.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
-    gauge = Gauge(limit=6000, remaining=3000, full_in=30.0)
-    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    gauge = LimitReading(limit=6000, remaining=3000, full_in=30.0)
+    ledger.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
     before = store.bucket().tokens.tank.level_at(102.0)
     sent = ledger.try_acquire(second, 102.0)
     assert isinstance(sent, Permit)
@@ -205,8 +205,8 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
     ledger = RateLimiter()
     sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
-    gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-    ledger.observe(sent, Snapshot(at=101.0, tokens=gauge), 101.0)
+    gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
+    ledger.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
     with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
         ledger.try_acquire(ledger.enqueue("b", Cost(5000, 90), lambda: None), 101.0)
 
@@ -216,7 +216,9 @@ def test_a_limit_told_long_ago_refuses_nothing_here() -> None:
     ledger = RateLimiter()
     sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
-    ledger.observe(sent, Snapshot(at=101.0, tokens=Gauge(limit=1000, remaining=900)), 101.0)
+    ledger.observe(
+        sent, LimitSnapshot(at=101.0, tokens=LimitReading(limit=1000, remaining=900)), 101.0
+    )
     ledger.settle(sent, Usage(input_tokens=10, output_tokens=90), 102.0)
     leave = ledger.try_acquire(ledger.enqueue("b", Cost(5000, 90), lambda: None), 4000.0)
     assert isinstance(leave, Permit)
@@ -224,11 +226,11 @@ def test_a_limit_told_long_ago_refuses_nothing_here() -> None:
 
 def test_what_short_prompts_count_for_refuses_no_long_one() -> None:
     """A fixed charge on each prompt makes short ones count fourfold, and a long one hardly more."""
-    ledger, gauge = RateLimiter(), Gauge(limit=30_000, remaining=29_000, full_in=2.0)
+    ledger, gauge = RateLimiter(), LimitReading(limit=30_000, remaining=29_000, full_in=2.0)
     for second in range(100, 200):
         sent = ledger.try_acquire(ledger.enqueue("b", Cost(12, 50), lambda: None), second)
         assert isinstance(sent, Permit)
-        ledger.observe(sent, Snapshot(at=second, tokens=gauge), second)
+        ledger.observe(sent, LimitSnapshot(at=second, tokens=gauge), second)
         ledger.settle(sent, Usage(input_tokens=52, output_tokens=5), second)
     ledger.try_acquire(ledger.enqueue("b", Cost(12_000, 50), lambda: None), 201.0)
 
@@ -240,19 +242,19 @@ def test_what_was_let_in_once_is_not_refused_here() -> None:
         ticket = ledger.enqueue("b", Cost(5000, 90), lambda: None)
         sent = ledger.try_acquire(ticket, at)
         assert isinstance(sent, Permit)
-        gauge = Gauge(limit=1000, remaining=900, full_in=6.0)
-        ledger.observe(sent, Snapshot(at=at + 1, tokens=gauge), at + 1)
+        gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
+        ledger.observe(sent, LimitSnapshot(at=at + 1, tokens=gauge), at + 1)
 
 
 numbers = st.floats(0, 1e15)
 gauges = st.none() | st.builds(
-    Gauge,
+    LimitReading,
     limit=st.floats(1e-3, 1e15),
     remaining=numbers,
     full_in=st.none() | st.floats(0, 31 * 86_400),
 )
 snapshots = st.none() | st.builds(
-    Snapshot,
+    LimitSnapshot,
     at=st.floats(0, 1e6),
     processing=st.none() | st.floats(0, 86_400),
     tokens=gauges,
@@ -318,9 +320,9 @@ def test_whatever_a_server_has_said_the_truth_outweighs_it(
     """Headers that tell the truth are believed: nobody waits longer than a bucket takes to fill."""
     ledger, now = lived_through(says)
     sent = ledger.probe(ledger.enqueue("b", Cost(20, 80), lambda: None), now)
-    tokens = Gauge(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
-    requests = Gauge(limit=60, remaining=30, full_in=30)
-    ledger.observe(sent, Snapshot(at=now, tokens=tokens, requests=requests), now)
+    tokens = LimitReading(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
+    requests = LimitReading(limit=60, remaining=30, full_in=30)
+    ledger.observe(sent, LimitSnapshot(at=now, tokens=tokens, requests=requests), now)
     ledger.settle(sent, Usage(input_tokens=20, output_tokens=80), now)
     leave = ledger.try_acquire(ledger.enqueue("b", Cost(0, asked * 3_000), lambda: None), now)
     assert isinstance(leave, Permit) or leave.until <= now + 60 + UNSEEN
@@ -332,8 +334,8 @@ def test_one_goes_when_the_server_said() -> None:
     tickets = [ledger.enqueue("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
     sent = ledger.try_acquire(tickets[0], 100.0)
     assert isinstance(sent, Permit)
-    gauge = Gauge(limit=6_000, remaining=6_000)
-    ledger.observe(sent, Snapshot(at=100.2, tokens=gauge), 100.2)
+    gauge = LimitReading(limit=6_000, remaining=6_000)
+    ledger.observe(sent, LimitSnapshot(at=100.2, tokens=gauge), 100.2)
     sent = ledger.try_acquire(tickets[1], 100.3)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
@@ -353,7 +355,9 @@ def test_what_was_promised_to_a_dead_kernel_is_the_next_one_s(output: float, goe
     dead, alive = (RateLimiter(store, holder=name) for name in ("dead", "alive"))
     sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 5_000), lambda: None), 100.0)
     assert isinstance(sent, Permit)
-    dead.observe(sent, Snapshot(at=100.2, tokens=Gauge(limit=6_000, remaining=6_000)), 100.2)
+    dead.observe(
+        sent, LimitSnapshot(at=100.2, tokens=LimitReading(limit=6_000, remaining=6_000)), 100.2
+    )
     sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 5_000), lambda: None), 100.3)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
@@ -389,7 +393,7 @@ def refused_without_figures(ledger: RateLimiter, at: float, count: int) -> None:
         ledger.refuse(each, until=at + 10, limit=None, snapshot=None, now=at)
 
 
-def let_in(ledger: RateLimiter, at: float, snapshot: Snapshot | None = None) -> None:
+def let_in(ledger: RateLimiter, at: float, snapshot: LimitSnapshot | None = None) -> None:
     """Send one that is let in, and answered at once."""
     sent = ledger.probe(ledger.enqueue(BUCKET, Cost(500, 500), lambda: None), at)
     ledger.observe(sent, snapshot, at)
@@ -433,13 +437,13 @@ def test_a_guess_is_made_from_the_last_minutes() -> None:
 def test_an_odd_refusal_is_forgotten() -> None:
     """A full bucket that has refused once is used fully again when some time has passed."""
     ledger = RateLimiter()
-    full = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(ledger, 100.0, Snapshot(at=100.0, tokens=full))
+    full = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
+    let_in(ledger, 100.0, LimitSnapshot(at=100.0, tokens=full))
     odd = ledger.probe(ledger.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
     odd.probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
     ledger.refuse(odd, until=130.0, limit=limit, snapshot=None, now=110.0)
-    let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=full))
+    let_in(ledger, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
     for number in range(40):
         ticket = ledger.enqueue(BUCKET, Cost(500, 500), lambda: None)
         assert isinstance(ledger.try_acquire(ticket, 5_001.0 + number / 100), Permit)
@@ -448,9 +452,13 @@ def test_an_odd_refusal_is_forgotten() -> None:
 def test_a_limit_that_headers_tell_no_more_is_forgotten() -> None:
     """Requests a minute were told once; now only tokens are, and nothing else bounds a job."""
     ledger = RateLimiter()
-    tokens = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(ledger, 100.0, Snapshot(at=100.0, tokens=tokens, requests=Gauge(limit=3, remaining=2)))
-    let_in(ledger, 5_000.0, Snapshot(at=5_000.0, tokens=tokens))
+    tokens = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
+    let_in(
+        ledger,
+        100.0,
+        LimitSnapshot(at=100.0, tokens=tokens, requests=LimitReading(limit=3, remaining=2)),
+    )
+    let_in(ledger, 5_000.0, LimitSnapshot(at=5_000.0, tokens=tokens))
     for number in range(20):
         ticket = ledger.enqueue(BUCKET, Cost(10, 10), lambda: None)
         assert isinstance(ledger.try_acquire(ticket, 5_001.0 + number / 100), Permit)
@@ -577,7 +585,7 @@ def test_a_hold_that_another_kernel_found_over_is_over() -> None:
     second.heartbeat(102.0)
     assert not woken
     first.requeue(ticket)
-    full = Snapshot(at=110.0, tokens=Gauge(limit=6_000, remaining=5_000))
+    full = LimitSnapshot(at=110.0, tokens=LimitReading(limit=6_000, remaining=5_000))
     first.observe(first.probe(ticket, 110.0), full, 110.0)
     second.heartbeat(111.0)
     assert woken
@@ -605,7 +613,7 @@ def test_one_finds_out_for_all_whether_a_hold_is_over(*, over: bool) -> None:
     assert next_.queued
     woken.clear()
     if over:
-        full = Snapshot(at=3_601.0, tokens=Gauge(limit=6_000, remaining=5_000))
+        full = LimitSnapshot(at=3_601.0, tokens=LimitReading(limit=6_000, remaining=5_000))
         second.observe(probe, full, 3_601.0)
     else:
         second.refuse(probe, until=8_000.0, limit=Limit(), snapshot=None, now=3_601.0)
@@ -622,8 +630,8 @@ def test_who_gives_up_its_place_keeps_no_other_kernel_waiting() -> None:
     for at, ledger, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
         sent = ledger.try_acquire(ledger.enqueue("b", Cost(10, 990), lambda: None), at)
         assert isinstance(sent, Permit)
-        gauge = Gauge(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
-        ledger.observe(sent, Snapshot(at=at, tokens=gauge), at)
+        gauge = LimitReading(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
+        ledger.observe(sent, LimitSnapshot(at=at, tokens=gauge), at)
     given_up = first.enqueue("b", Cost(50_000, 1_000), lambda: None)
     first.try_acquire(given_up, 101.0)
     first.dequeue(given_up)

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.models import Gauge, Limit, Snapshot, Usage
+from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
 from nbcodex.ratelimit.refusals import UndeclaredLimit
@@ -281,7 +281,9 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
         now = host.now() + later
         sent = host.ledger.try_acquire(host.ledger.enqueue("b", Cost(10, 90), lambda: None), now)
         assert isinstance(sent, Permit)
-        host.ledger.observe(sent, Snapshot(at=now, tokens=Gauge(limit=6_000, remaining=5_000)), now)
+        host.ledger.observe(
+            sent, LimitSnapshot(at=now, tokens=LimitReading(limit=6_000, remaining=5_000)), now
+        )
         lost.extend([what] if what == "settle" else [])
         host.ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
     bucket = host.store.transaction("b", lambda shared: shared.bucket)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbcodex.models import DAY, Gauge, Limit, Snapshot, Usage
+from nbcodex.models import DAY, Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter
 from nbcodex.ratelimit.stores import MemoryStore
@@ -12,10 +12,10 @@ from nbcodex.ratelimit.stores import MemoryStore
 COST = Cost(50, 150)
 
 
-def told(at: float, *, left: int = 14_000, limit: int = 14_400) -> Snapshot:
+def told(at: float, *, left: int = 14_000, limit: int = 14_400) -> LimitSnapshot:
     """Return headers that tell of requests a day."""
-    gauge = Gauge(limit=limit, remaining=left, full_in=(limit - left) * DAY / limit)
-    return Snapshot(at=at, requests=gauge)
+    gauge = LimitReading(limit=limit, remaining=left, full_in=(limit - left) * DAY / limit)
+    return LimitSnapshot(at=at, requests=gauge)
 
 
 def ask(ledger: RateLimiter, at: float) -> Permit | Cooldown:
@@ -27,7 +27,7 @@ def ask(ledger: RateLimiter, at: float) -> Permit | Cooldown:
     return leave
 
 
-def let_in(ledger: RateLimiter, at: float, snapshot: Snapshot) -> None:
+def let_in(ledger: RateLimiter, at: float, snapshot: LimitSnapshot) -> None:
     """Send a request that is let in, and answered at once."""
     leave = ask(ledger, at)
     assert isinstance(leave, Permit), leave
@@ -65,7 +65,11 @@ def test_another_window_than_that_of_the_headers_is_held_to() -> None:
 def test_what_headers_come_to_tell_of_is_theirs() -> None:
     """Once they tell of the same limit, it is reckoned by them."""
     ledger = a_minute_s_limit_met()
-    let_in(ledger, 113.0, Snapshot(at=113.0, requests=Gauge(limit=30, remaining=20, full_in=20.0)))
+    let_in(
+        ledger,
+        113.0,
+        LimitSnapshot(at=113.0, requests=LimitReading(limit=30, remaining=20, full_in=20.0)),
+    )
     for number in range(10):
         let_in(ledger, 113.1 + number / 10, told(113.0, limit=30, left=20))
 
@@ -84,9 +88,13 @@ def test_a_day_s_limit_is_no_queue(*, in_headers: bool) -> None:
     if in_headers:
         let_in(ledger, 100.0, told(100.0, limit=200, left=0))
     else:
-        let_in(ledger, 100.0, Snapshot(at=100.0, requests=Gauge(limit=500, remaining=400)))
+        let_in(
+            ledger, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400))
+        )
         refused(ledger, 110.0, seconds=DAY, limit=200, wait=1.0)
-        let_in(ledger, 112.0, Snapshot(at=112.0, requests=Gauge(limit=500, remaining=500)))
+        let_in(
+            ledger, 112.0, LimitSnapshot(at=112.0, requests=LimitReading(limit=500, remaining=500))
+        )
     hold = ask(ledger, 120.0)
     assert isinstance(hold, Cooldown)
     assert not hold.queued
@@ -98,8 +106,8 @@ def test_a_day_s_limit_is_no_queue(*, in_headers: bool) -> None:
 def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
     """Where the server refunds, the day's limit has back what an answer did not use."""
     ledger = RateLimiter()
-    gauge = Gauge(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(ledger, 100.0, Snapshot(at=100.0, tokens=gauge))
+    gauge = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
+    let_in(ledger, 100.0, LimitSnapshot(at=100.0, tokens=gauge))
     bucket = ledger._store.transaction("b", lambda shared: shared.bucket)
     bucket.tokens.chosen = 1
     leave = ask(ledger, 110.0)
@@ -117,9 +125,9 @@ def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
 def a_day_used_up(*, store: MemoryStore | None = None) -> RateLimiter:
     """Return a ledger of which a refusal at 110 has told that a day's 200 requests are used up."""
     ledger = RateLimiter(store, holder="a")
-    let_in(ledger, 100.0, Snapshot(at=100.0, requests=Gauge(limit=500, remaining=400)))
+    let_in(ledger, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400)))
     refused(ledger, 110.0, seconds=DAY, limit=200, wait=1.0)
-    let_in(ledger, 112.0, Snapshot(at=112.0, requests=Gauge(limit=500, remaining=500)))
+    let_in(ledger, 112.0, LimitSnapshot(at=112.0, requests=LimitReading(limit=500, remaining=500)))
     return ledger
 
 
@@ -140,8 +148,8 @@ def test_what_another_kernel_finds_open_wakes_the_first_in_the_row() -> None:
     ticket = ledger.enqueue("b", COST, lambda: woken.append(True))
     assert isinstance(ledger.try_acquire(ticket, 120.0), Cooldown)
     probe = other.probe(other.enqueue("b", COST, lambda: None), 121.0)
-    gauge = Gauge(limit=200, remaining=150, full_in=50 * DAY / 200)
-    other.observe(probe, Snapshot(at=121.0, requests=gauge), 121.0)
+    gauge = LimitReading(limit=200, remaining=150, full_in=50 * DAY / 200)
+    other.observe(probe, LimitSnapshot(at=121.0, requests=gauge), 121.0)
     ledger.heartbeat(122.0)
     assert woken
     assert isinstance(ledger.try_acquire(ticket, 122.0), Permit)

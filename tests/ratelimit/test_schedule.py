@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbcodex.models import Gauge, Snapshot, Usage
+from nbcodex.models import LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import ACTUAL, Cost
 from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S, earliest_start
@@ -14,8 +14,8 @@ def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
     """A level that stands high because output is charged at the end is not taken for free room."""
     bucket, cost = LimitModel(), Cost(10, 90)
     sent = bucket.take("b", cost, 100.0)
-    level = Gauge(limit=1000, remaining=180, full_in=49.2)
-    bucket.admit(sent, Snapshot(at=100.1, tokens=level), 100.1)
+    level = LimitReading(limit=1000, remaining=180, full_in=49.2)
+    bucket.admit(sent, LimitSnapshot(at=100.1, tokens=level), 100.1)
     assert earliest_start(bucket, cost, 100.2) > 100.2
     bucket.tokens.scores[ACTUAL] = 1.0
     assert earliest_start(bucket, cost, 100.2) == 100.2
@@ -26,10 +26,10 @@ def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, token
     """Where the server lets more than 250 go in a second, so do we: by requests or by tokens."""
     bucket, cost = LimitModel(), Cost(10, 90)
     sent = bucket.take("b", cost, 100.0)
-    full = Snapshot(
+    full = LimitSnapshot(
         at=100.1,
-        tokens=Gauge(limit=tokens, remaining=tokens - 100, full_in=0.1),
-        requests=Gauge(limit=requests, remaining=requests - 1, full_in=0.1),
+        tokens=LimitReading(limit=tokens, remaining=tokens - 100, full_in=0.1),
+        requests=LimitReading(limit=requests, remaining=requests - 1, full_in=0.1),
     )
     bucket.admit(sent, full, 100.1)
     bucket.take("b", cost, 100.2)
@@ -41,8 +41,8 @@ def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
     """Long answers, charged at their end: no more begin than the bucket and its flow will pay."""
     bucket, now = LimitModel(), 1000.0
     first = bucket.take("b", Cost(100, 2_000), now)
-    gauge = Gauge(limit=200_000, remaining=199_900, full_in=0.1)
-    bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
+    gauge = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
+    bucket.admit(first, LimitSnapshot(at=now, tokens=gauge), now)
     bucket.tokens.chosen = ACTUAL
     output = bucket.output
     output.drop(2_000, now)
@@ -58,8 +58,8 @@ def test_a_bound_that_no_bucket_holds_lets_a_request_go() -> None:
     """Whatever its output may be: with nothing else under way, it goes when the bucket is full."""
     bucket, now = LimitModel(), 1000.0
     first = bucket.take("b", Cost(100, 1_000), now)
-    gauge = Gauge(limit=30_000, remaining=29_900, full_in=0.2)
-    bucket.admit(first, Snapshot(at=now, tokens=gauge), now)
+    gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
+    bucket.admit(first, LimitSnapshot(at=now, tokens=gauge), now)
     bucket.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
     bucket.tokens.chosen = ACTUAL
     large = Cost(100, 50_000)

@@ -15,12 +15,12 @@ from nbcodex.errors import BudgetError, ConfigurationError, LimitError, RequestE
 from nbcodex.events import Failed, Finished, Parked
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import Spent
-from nbcodex.models import Limit, Mark, Reply, Request, Usage
+from nbcodex.models import Limit, Reply, Request, StreamPosition, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests import budget
 from nbcodex.requests.budget import Budget
 from nbcodex.requests.runner import start
-from nbcodex.requests.spending_cap import Cap, read
+from nbcodex.requests.spending_cap import SpendingCap, read
 from nbcodex.runtime.clock import BootClock
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
 from tests.virtual import LoopClock, run_virtual
@@ -32,15 +32,15 @@ USED = Reply(id="a", usage=Usage(input_tokens=60, output_tokens=40), cost=0.25)
 @pytest.mark.parametrize(
     ("text", "cap"),
     [
-        ("200k", Cap(amount=200_000, unit="tokens")),
-        ("1.5M / day", Cap(amount=1_500_000, unit="tokens", period="day")),
-        ("200,000 tokens", Cap(amount=200_000, unit="tokens")),
-        ("$5", Cap(amount=5, unit="dollars")),
-        ("$0.50/day", Cap(amount=0.5, unit="dollars", period="day")),
-        ("20 USD per month", Cap(amount=20, unit="dollars", period="month")),
+        ("200k", SpendingCap(amount=200_000, unit="tokens")),
+        ("1.5M / day", SpendingCap(amount=1_500_000, unit="tokens", period="day")),
+        ("200,000 tokens", SpendingCap(amount=200_000, unit="tokens")),
+        ("$5", SpendingCap(amount=5, unit="dollars")),
+        ("$0.50/day", SpendingCap(amount=0.5, unit="dollars", period="day")),
+        ("20 USD per month", SpendingCap(amount=20, unit="dollars", period="month")),
     ],
 )
-def test_a_cap_is_read_as_people_write_it(text: str, cap: Cap) -> None:
+def test_a_cap_is_read_as_people_write_it(text: str, cap: SpendingCap) -> None:
     """Tokens and dollars, for a session, a day or a month; what is kept reads the same."""
     assert read(text) == cap
     assert read(cap.text) == cap
@@ -62,7 +62,7 @@ def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[A
         for _ in acts:
             asked = replace(request or Request(prompt="hello"), id=f"r{len(endings)}")
             heard: list[Any] = []
-            run = start(stage.engine, asked, replace(SETTINGS, budgets=(cap,)), heard.append)
+            run = start(stage.services, asked, replace(SETTINGS, budgets=(cap,)), heard.append)
             await asyncio.wait([run.task])
             endings.append(ending(heard))
         return endings, stage
@@ -154,19 +154,19 @@ def test_an_unknown_price_is_never_zero() -> None:
 def test_this_machines_own_server_sends_no_bill() -> None:
     """A local server is let through a cap in dollars, though its price is unknown."""
     own, _ = asyncio.run(standing(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
-    assert own.standings([read("$5")])[0].used == 0
+    assert own.cap_usages([read("$5")])[0].used == 0
 
 
 def test_what_is_reused_costs_nothing() -> None:
     """An answer from the journal uses nothing of the cap."""
     own, _ = asyncio.run(standing(replace(USED, reused=True, attempts=0), caps=["500"]))
-    assert own.standings([read("500")])[0].used == 0
+    assert own.cap_usages([read("500")])[0].used == 0
 
 
 def test_an_answer_without_figures_counts_as_estimated() -> None:
     """Where the server tells no usage, what was set aside is taken as used."""
     own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
-    assert own.standings([read("500")])[0].used > 10
+    assert own.cap_usages([read("500")])[0].used > 10
 
 
 def test_what_a_limit_refused_is_not_used() -> None:
@@ -180,7 +180,12 @@ def test_what_a_limit_refused_is_not_used() -> None:
 
 def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
     """A durable answer that failed on the way leaves the cap to the others until then."""
-    lost = [OPENED, Mark("resp_1", 1), TextDelta("hi"), RequestError("It makes no sense.")]
+    lost = [
+        OPENED,
+        StreamPosition("resp_1", 1),
+        TextDelta("hi"),
+        RequestError("It makes no sense."),
+    ]
     durable = Request(prompt="hello", max_output=50, durable=True)
     endings, _ = played(lost, answer("hi"), cap="70", request=durable)
     assert [type(e) for e in endings] == [Failed, Finished]
@@ -294,7 +299,7 @@ def test_a_day_counts_what_the_session_counts() -> None:
             await journal.finish("a", reply, otherwise=aside)
             seen = await journal.spending(date.today().isoformat())
             assert seen.day == aside == Spent(tokens=50)
-            assert own.standings([read("9k")])[0].used == 50
+            assert own.cap_usages([read("9k")])[0].used == 50
         finally:
             journal.close()
 

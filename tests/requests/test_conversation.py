@@ -12,13 +12,13 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.key import equality_key
-from nbcodex.models import Carried, Image, Origin, Reply, Request, Turn
+from nbcodex.models import CarriedReasoning, Image, Origin, Reply, Request, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.requests import conversation
-from nbcodex.requests.conversation import Conversations, Joined
+from nbcodex.requests.conversation import Conversations, JoinedRequest
 from nbcodex.settings import Settings
 
-CARRIED = Carried(
+CARRIED = CarriedReasoning(
     items=({"type": "reasoning", "encrypted_content": "abc", "summary": []},),
     model="m",
     base_url="https://a.example/v1",
@@ -36,7 +36,7 @@ class Notebook:
         """Return the same notebook in another process."""
         return Notebook(self.journal, self.name)
 
-    def joined(self, prompt: str, cell: str | None = None, **how: Any) -> Joined:
+    def joined(self, prompt: str, cell: str | None = None, **how: Any) -> JoinedRequest:
         """Return what a cell would send."""
         origin = Origin(notebook=self.name, cell=cell)
         anew = how.pop("new", False)
@@ -137,7 +137,7 @@ def test_a_request_of_the_journal_has_its_turns_and_place(book: Notebook, journa
     parked = book.ask("b", "2", status="parked")
     entry = journal.entry(parked.id)
     assert entry.request.turns == parked.turns
-    assert entry.request.origin.place.number is not None
+    assert entry.request.origin.position.number is not None
     assert equality_key(entry.request, base_url="x") == equality_key(parked, base_url="x")
 
 

@@ -11,7 +11,14 @@ import pytest
 
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
-from nbcodex.models import POSSIBLY_PAID, SENT_IN_VAIN, Mark, Reply, Request, Resumption
+from nbcodex.models import (
+    NOTE_POSSIBLY_PAID,
+    NOTE_POSSIBLY_PAID_TWICE,
+    Reply,
+    Request,
+    Resumption,
+    StreamPosition,
+)
 from nbcodex.notebook.display.panel import PanelState, reduce
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
@@ -20,7 +27,7 @@ from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.runner import Order, Run, start
-from nbcodex.requests.services import Engine
+from nbcodex.requests.services import Services
 from nbcodex.requests.usage_totals import Totals
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
@@ -70,7 +77,7 @@ class Row(InstantJournal):
     @property
     def resumption(self) -> Resumption:
         """What another kernel would take up, as `nbcodex.client` makes it."""
-        mark = Mark(self.response_id, self.sequence) if self.response_id else None
+        mark = StreamPosition(self.response_id, self.sequence) if self.response_id else None
         return Resumption(mark=mark, text="" if self.sequence is None else self.text)
 
 
@@ -81,7 +88,7 @@ class Kernel:
         self.simulator, self.journal = simulator, journal or Row()
         self.events: list[Event] = []
         self.limiter = Limiter()
-        self.engine = Engine(
+        self.services = Services(
             api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
@@ -89,12 +96,12 @@ class Kernel:
         )
 
     def start(self, asked: Request, **options: Any) -> Run:
-        return start(self.engine, asked, SETTINGS, self.events.append, **options)
+        return start(self.services, asked, SETTINGS, self.events.append, **options)
 
     async def run(self, asked: Request, *orders: tuple[float, Order], **options: Any) -> Reply:
         run = self.start(asked, **options)
         for after, what in orders:
-            asyncio.get_running_loop().call_later(after, run.order, what)
+            asyncio.get_running_loop().call_later(after, run.end, what)
         await asyncio.wait([run.task])
         reply: Reply = ending(self.events).reply
         return reply
@@ -186,7 +193,7 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
             if isinstance(event, Delta):
                 names.extend(name for verb, name in written if verb == "remember")
 
-        await asyncio.wait([start(kernel.engine, request(), SETTINGS, listen).task])
+        await asyncio.wait([start(kernel.services, request(), SETTINGS, listen).task])
         assert names
         assert set(names) == {kernel.simulator.log[0].response_id}
 
@@ -286,7 +293,7 @@ def test_cancel_waits_for_no_server() -> None:
         async def deaf(*_: Any, **__: Any) -> None:
             await asyncio.sleep(5)
 
-        kernel.engine.api_client.cancel_response = deaf  # type: ignore[method-assign]
+        kernel.services.api_client.cancel_response = deaf  # type: ignore[method-assign]
         began = asyncio.get_running_loop().time()
         await kernel.run(request(), (1.5, "cancel"))
         assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
@@ -346,7 +353,7 @@ def test_a_limit_on_picking_up_closes_nothing() -> None:
     async def deed(kernel: Kernel) -> None:
         run = kernel.start(request())
         other = Kernel(kernel.simulator)
-        other.engine = kernel.engine
+        other.services = kernel.services
         await asyncio.sleep(10.0)
         began = asyncio.get_running_loop().time()
         await other.run(request(prompt="hello", durable=False))
@@ -402,12 +409,12 @@ def test_the_gap_before_the_name_is_reported() -> None:
     async def deed(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
-        assert reply.notes == (POSSIBLY_PAID,)
+        assert reply.notes == (NOTE_POSSIBLY_PAID_TWICE,)
 
     play(deed, Fault("dropped", after=-1))
 
 
-@pytest.mark.parametrize(("after", "notes"), [(0.2, (SENT_IN_VAIN,)), (1.5, ())])
+@pytest.mark.parametrize(("after", "notes"), [(0.2, (NOTE_POSSIBLY_PAID,)), (1.5, ())])
 def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> None:
     """Stopped before the first event, an answer may be paid all the same; later it is known."""
 
@@ -422,8 +429,10 @@ def test_a_doubt_is_told_with_the_answer() -> None:
     """Whoever resumes what may be paid finds it in the figures."""
 
     async def deed(kernel: Kernel) -> None:
-        resumption = Resumption(notes=(POSSIBLY_PAID,))
-        assert (await kernel.run(request(), resumption=resumption)).notes == (POSSIBLY_PAID,)
+        resumption = Resumption(notes=(NOTE_POSSIBLY_PAID_TWICE,))
+        assert (await kernel.run(request(), resumption=resumption)).notes == (
+            NOTE_POSSIBLY_PAID_TWICE,
+        )
 
     play(deed)
 
@@ -459,22 +468,27 @@ def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
     """While an old attempt's text is shown, the mark of the new one says: from the beginning."""
 
     async def main() -> None:
-        opened: list[Any] = [OPENED, Mark("resp_1"), TextDelta("old"), Mark("resp_1", 3)]
+        opened: list[Any] = [
+            OPENED,
+            StreamPosition("resp_1"),
+            TextDelta("old"),
+            StreamPosition("resp_1", 3),
+        ]
         stage = Stage([*opened, 100.0])
         journal = Row()
-        stage.engine.journal = lambda _: journal  # type: ignore[assignment,return-value]
+        stage.services.journal = lambda _: journal  # type: ignore[assignment,return-value]
         asked = Request(prompt="x", durable=True)
         gone = _Gone(stage)
-        stage.engine.api_client = gone  # type: ignore[assignment]
+        stage.services.api_client = gone  # type: ignore[assignment]
         stage.api_client.acts = [
             [*opened, TransportError("cut")],
-            [OPENED, Mark("resp_2", 0), 100.0],
+            [OPENED, StreamPosition("resp_2", 0), 100.0],
         ]
         run = stage.start(asked)
         await asyncio.sleep(10)
-        run.order("stop")
+        run.end("stop")
         await asyncio.wait([run.task])
-        assert journal.resumption == Resumption(mark=Mark("resp_2"), text="")
+        assert journal.resumption == Resumption(mark=StreamPosition("resp_2"), text="")
 
     run_virtual(main())
 

@@ -14,7 +14,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image
 from nbcodex.requests import images
 from nbcodex.requests.images import picture
-from nbcodex.requests.options import compose
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
@@ -104,11 +104,11 @@ def test_figures_and_axes_become_png() -> None:
 def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
     """`images=` of `ask` takes whatever a picture can be; one that is no list is refused."""
     (tmp_path / "a").write_bytes(PNG)
-    request = compose("hi", Settings(), images=[tmp_path / "a", PNG, Image(PNG)])
+    request = build_request("hi", Settings(), images=[tmp_path / "a", PNG, Image(PNG)])
     assert request.images == (Image(PNG),) * 3
     for wrong in ("a.png", PNG, 3):
         with pytest.raises(ConfigurationError, match="a list of pictures"):
-            compose("hi", Settings(), images=wrong)  # type: ignore[arg-type]
+            build_request("hi", Settings(), images=wrong)  # type: ignore[arg-type]
 
 
 def test_no_library_is_imported_for_pictures() -> None:

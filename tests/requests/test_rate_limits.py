@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nbcodex.errors import LimitError, TooLargeError, TransportError
-from nbcodex.events import BackingOff, Event, Failed, Finished, Held, Parked, Sent
-from nbcodex.models import Gauge, Limit, Reply, Request, Resumption, Snapshot
+from nbcodex.events import BackingOff, CoolingDown, Event, Failed, Finished, Parked, Sent
+from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, Resumption
 from nbcodex.notebook.display.panel import PanelState, reduce, status
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
@@ -19,7 +19,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import start
-from nbcodex.requests.services import Engine
+from nbcodex.requests.services import Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -62,7 +62,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
     async def main() -> Crowd:
         clock, limiter, journal = LoopClock(), Limiter(), InstantJournal()
         simulator = Simulator(Knobs(**knobs), clock=clock)
-        engine = Engine(
+        engine = Services(
             api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: limiter,
@@ -108,7 +108,7 @@ def test_queueing_is_told_and_does_not_flood() -> None:
     """Who waits for longer than a second hears that it is queued, and hears it few times."""
     asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
     for heard in asked.events.values():
-        queued = [e for e in heard if isinstance(e, Held)]
+        queued = [e for e in heard if isinstance(e, CoolingDown)]
         sent = next(e for e in heard if isinstance(e, Sent))
         assert all(e.queued and e.limit is None for e in queued)
         assert queued or sent.at - heard[0].at <= 1.0
@@ -118,7 +118,7 @@ def test_queueing_is_told_and_does_not_flood() -> None:
 def test_a_burst_is_no_news() -> None:
     """Requests that only keep the distance of milliseconds say nothing of it."""
     asked = crowd(100, tpm=10_000_000, rpm=100_000, latency=0.1, speed=600.0)
-    assert asked.count(Held) == asked.refused == 0
+    assert asked.count(CoolingDown) == asked.refused == 0
 
 
 def play(*acts: Any, requests: list[Request], every: float = 1.0) -> list[list[Event]]:
@@ -151,7 +151,7 @@ def test_what_is_too_much_for_now_closes_nothing() -> None:
 
 def test_what_can_never_fit_fails_at_once() -> None:
     """A prompt larger than the limit is not sent, once the limit is known."""
-    told = Snapshot(at=0.0, tokens=Gauge(limit=1_000, remaining=900, full_in=6.0))
+    told = LimitSnapshot(at=0.0, tokens=LimitReading(limit=1_000, remaining=900, full_in=6.0))
     opened = ResponseStarted(
         api="responses", model="m-1", snapshot=told, simulated=False, request_id=None
     )
@@ -192,7 +192,7 @@ def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> N
         other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
         heard: list[Event] = []
         request = Request(prompt="x", model=name)
-        run = start(stage.engine, request, SETTINGS, heard.append, resumption=resumption)
+        run = start(stage.services, request, SETTINGS, heard.append, resumption=resumption)
         await asyncio.wait([run.task])
         return heard
 
@@ -266,7 +266,7 @@ def test_the_panel_says_queued_for_capacity() -> None:
     """Waiting for one's turn is shown as that, not as a limit that was reached."""
     asked = crowd(40, tpm=10_000, rpm=10_000, latency=0.5, speed=60.0)
     heard = asked.events[39]
-    number = next(i for i, e in enumerate(heard) if isinstance(e, Held))
+    number = next(i for i, e in enumerate(heard) if isinstance(e, CoolingDown))
     state = PanelState()
     for event in heard[: number + 1]:
         state = reduce(state, event)

@@ -21,7 +21,7 @@ from nbcodex.errors import (
     TooLargeError,
     TransportError,
 )
-from nbcodex.events import BackingOff, Delta, Event, Finished, Held, Parked, Restarted, Sent
+from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Parked, Restarted, Sent
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests.runner import start
@@ -81,7 +81,7 @@ def test_who_never_reached_a_simulator_is_simulated_all_the_same() -> None:
         first = stage.start(Request(id="first", prompt="hello"))
         await asyncio.sleep(1.0)
         heard = await stage.play(Request(id="second", prompt="hello"), (2.0, "cancel"))
-        first.order("cancel")
+        first.end("cancel")
         await asyncio.wait([first.task])
         return ending(heard).reply
 
@@ -271,7 +271,7 @@ def test_others_are_held_by_one_refusal() -> None:
     first, second, third = stage.events.values()
     assert kinds(first).count("BackingOff") == 1
     for heard in (second, third):
-        (held,) = [e for e in heard if isinstance(e, Held)]
+        (held,) = [e for e in heard if isinstance(e, CoolingDown)]
         assert held.limit == TPM
         assert isinstance(ending(heard), Finished)
 
@@ -350,7 +350,7 @@ def test_an_order_before_the_first_step_counts() -> None:
     async def main() -> Stage:
         stage = Stage(answer("hi"))
         run = stage.start(Request(prompt="x"))
-        run.order("stop")
+        run.end("stop")
         await asyncio.wait([run.task])
         return stage
 
@@ -379,7 +379,7 @@ def test_a_raising_listener_disturbs_nobody() -> None:
             heard.append(event)
             raise RuntimeError("painted into a corner")
 
-        run = start(stage.engine, Request(prompt="x"), SETTINGS, listen)
+        run = start(stage.services, Request(prompt="x"), SETTINGS, listen)
         await asyncio.wait([run.task])
         return heard
 
@@ -438,7 +438,7 @@ def test_the_journal_is_a_gate() -> None:
         log: list[str] = []
         stage.journal.written = _Tee(log)  # type: ignore[assignment]
         run = start(
-            stage.engine,
+            stage.services,
             Request(prompt="x"),
             SETTINGS,
             lambda event: log.append(type(event).__name__),
@@ -488,7 +488,7 @@ def test_an_entry_of_another_kernel_is_not_sent() -> None:
         stage.journal.claimable = False
         heard: list[Event] = stage.events.setdefault("", [])
         run = start(
-            stage.engine, Request(prompt="x"), SETTINGS, heard.append, resumption=Resumption()
+            stage.services, Request(prompt="x"), SETTINGS, heard.append, resumption=Resumption()
         )
         await asyncio.wait([run.task])
         return stage

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from nbcodex.errors import LimitError, ServerError
-from nbcodex.events import BackingOff, Event, Held, Sent
+from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.models import Limit, Request, Resumption
 from nbcodex.notebook.display.panel import PanelState, reduce
 from nbcodex.ratelimit.backoff import STATED_WAIT_PAD_S
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import start
-from nbcodex.runtime.clock import LOOK_AGAIN, BootClock
+from nbcodex.runtime.clock import CLOCK_RECHECK_S, BootClock
 from tests.scripted import SETTINGS, Stage, answer
 from tests.virtual import EPOCH, run_virtual
 
@@ -72,7 +72,7 @@ class Bench:
 
     def __init__(self, *acts: Any) -> None:
         self.machine, self.stage = Machine(), Stage(*acts)
-        self.stage.engine.clock = self.machine
+        self.stage.services.clock = self.machine
         self.readings: list[tuple[float, float]] = []
 
     async def play(self, request: Request, jumps: list[tuple[float, Deed]], **options: Any) -> None:
@@ -85,7 +85,7 @@ class Bench:
             state = reduce(state, event)
 
         self.events: list[Event] = []
-        run = start(self.stage.engine, request, SETTINGS, hear, **options)
+        run = start(self.stage.services, request, SETTINGS, hear, **options)
         loop = asyncio.get_running_loop()
         for after, deed in jumps:
             loop.call_later(after, deed, self.machine)
@@ -106,7 +106,7 @@ class Bench:
     def check(self, due: float, sent: float) -> None:
         """It was sent when it was due, or a second after waking; the countdown said so."""
         woke = min((now for now, _ in self.readings if now >= due), default=due)
-        assert due <= sent <= woke + LOOK_AGAIN
+        assert due <= sent <= woke + CLOCK_RECHECK_S
         if not self.slept_through(due):
             assert sent == pytest.approx(due, abs=0.01)
         told = [now + left for now, left in self.readings if left]
@@ -155,7 +155,7 @@ def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
         return bench
 
     bench = play(bench_of, Request(prompt="x"), jumps)
-    (held,) = [event for event in bench.events if isinstance(event, Held)]
+    (held,) = [event for event in bench.events if isinstance(event, CoolingDown)]
     bench.check(held.resume_at, bench.sent()[0])
 
 

@@ -21,8 +21,8 @@ from nbcodex import client
 from nbcodex.client import Client
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted
 from nbcodex.models import Reply, Request
-from nbcodex.requests.handle import reply_of
-from nbcodex.requests.options import compose
+from nbcodex.requests.handle import reply_or_raise
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
 from tests.servers.lookalike import AGAIN_IN, MODEL
 from tests.servers.metering import MINUTE, Policy
@@ -103,9 +103,9 @@ def asked(look: Look, prompt: str, *, api: str, bound: int = BOUND) -> Asked:
     events: list[Event] = []
     asking = Client()
     try:
-        request = compose(prompt, look.settings, api=api, max_output=bound)
+        request = build_request(prompt, look.settings, api=api, max_output=bound)
         handle = asking.handle(request, look.settings, listener=events.append)
-        return Asked(reply_of(handle.follow()), events)
+        return Asked(reply_or_raise(handle.follow()), events)
     finally:
         asking.close()
 
@@ -257,7 +257,7 @@ def _prompt(number: int) -> str:
 
 
 def _request(number: int, settings: Settings, bound: int) -> Request:
-    return compose(_prompt(number), settings, api="responses", max_output=bound)
+    return build_request(_prompt(number), settings, api="responses", max_output=bound)
 
 
 def _start(racing: Client, look: Look, course: Course) -> Racer:

@@ -11,7 +11,7 @@ from nbcodex.notebook import failure, identity
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.session import View
 from nbcodex.rendering import formats, html
-from nbcodex.requests.options import compose
+from nbcodex.requests.options import build_request
 
 
 class Code(Room):
@@ -49,7 +49,7 @@ class Code(Room):
         if cell and cell != str(found.count):
             raise UsageError(f"%codex fix: the last error is that of cell {found.count}")
         origin = identity.origin(self._session.shell)
-        request = compose(failure.prompt(found), self._settings, origin=origin)
+        request = build_request(failure.prompt(found), self._settings, origin=origin)
         where = f" in cell {found.count}" if found.count else ""
         error = found.traceback.rpartition("\n")[2]
         view = View(form="fix", heading=f"{error}{where}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from IPython.core.error import UsageError
 
 from nbcodex.client import current
-from nbcodex.errors import NbcodexError, Stopped, brief, render
+from nbcodex.errors import NbcodexError, Stopped, render, shorten
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.notebook import identity, map_cells
@@ -18,7 +18,7 @@ from nbcodex.rendering.html import printable
 from nbcodex.requests import parking
 from nbcodex.requests.handle import Handle
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.clock import time_of_day
+from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.journal.entry import Entry
@@ -47,7 +47,7 @@ class Entries(Room):
         entries = self._session.journal.entries(LISTED)
         now = current().clock.wall()
         for entry in entries:
-            batch = entry.request.origin.batch
+            batch = entry.request.origin.map_id
             tell(map_cells.line(self._session, batch, entry, now) if batch else _line(entry, now))
         if len(entries) == LISTED:
             tell(f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is.")
@@ -80,7 +80,7 @@ class Entries(Room):
                 tell(journal.trouble)
         handles = [self._taken_up(entry, later=later) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
-            view = _view(entry.request, f"{entry.id} · {brief(entry.request.prompt, 60)}")
+            view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
             if later:
                 self._session.answer_later(handle, view)
                 continue
@@ -88,7 +88,7 @@ class Entries(Room):
                 self._session.answer(handle, view, kept=entry.reply.text)
             except Stopped:
                 for other in handles[number:]:
-                    other.order("stop")
+                    other.stop()
                 raise
             except NbcodexError as error:
                 if len(handles) == 1:
@@ -109,11 +109,11 @@ class Entries(Room):
         """Ask the same again, as a new request: retry ID."""
         request = self._session.journal.entry(id).request
         variable = request.origin.variable
-        again = current().again(
+        again = current().copy_request(
             request, origin=identity.origin(self._session.shell, variable=variable)
         )
         handle = current().handle(again, self._settings)
-        self._session.answer(handle, _view(request, brief(request.prompt, 60)))
+        self._session.answer(handle, _view(request, shorten(request.prompt, 60)))
 
     def cancel(self, id: str = "all") -> None:  # noqa: A002
         """End what is under way in this kernel, or a map at the Batch API: cancel [ID|all]."""
@@ -150,7 +150,7 @@ class Entries(Room):
         for runner in maps:
             runner.end(what)
         for handle in alone:
-            handle.order(what)
+            handle.end(what)
         for runner in maps:
             runner.wait_ended(timeout=PUTTING_AWAY)
             tell(map_runner.describe_outcome(runner.run, runner.end_action or what))
@@ -160,7 +160,7 @@ class Entries(Room):
 
     def forget(self, id: str) -> None:  # noqa: A002
         """Erase an entry, or the whole journal, for good: forget ID|all."""
-        erased = event_loop.running().submit(
+        erased = event_loop.shared().submit(
             self._session.journal.forget(None if id == "all" else id)
         )
         tell(f"{erased.result()} erased.")
@@ -170,7 +170,9 @@ def _named(id_: str) -> tuple[list[MapRunner], list[Handle]]:
     """Return the maps under way that `id_` names, or begins, and requests that are not of these."""
     maps = [each for each in active_runners() if id_ == "all" or each.run.id.startswith(id_)]
     rows_of = {runner.run.id for runner in maps}
-    live = [each for each in current().live() if each.request.origin.batch not in rows_of]
+    live = [
+        each for each in current().active_handles() if each.request.origin.map_id not in rows_of
+    ]
     alone = [each for each in live if id_ == "all" or each.request.id.startswith(id_)]
     return maps, [each for each in alone if each.request.id == id_] or alone
 
@@ -182,10 +184,10 @@ def _view(request: Request, heading: str) -> View:
 
 def _line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
-    when = time_of_day(entry.added_at, now=now)
-    until = f" (can go at {time_of_day(entry.resume_at, now=now)})" if entry.resume_at else ""
+    when = format_time(entry.added_at, now=now)
+    until = f" (can go at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
     doubt = f" ({entry.doubt})" if entry.doubt else ""
-    return f"{entry.id}  {state:<11} {when:<16} {brief(entry.request.prompt, 60)}{until}{doubt}"
+    return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{doubt}"
 
 
 def _whole(entry: Entry) -> str:

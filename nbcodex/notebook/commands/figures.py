@@ -14,10 +14,10 @@ from nbcodex.notebook.monitor import limits_text
 from nbcodex.notebook.monitor.collector import watch_of
 from nbcodex.rendering.figures import money
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.clock import spell
+from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
-    from nbcodex.requests.spending_cap import Cap
+    from nbcodex.requests.spending_cap import SpendingCap
     from nbcodex.requests.usage_totals import Total
 
 
@@ -54,7 +54,7 @@ class Figures(Room):
         if text:
             watch_of(current()).changed.set()
         settings = self._config.settings()
-        standings = event_loop.running().submit(current().standings(settings)).result()
+        standings = event_loop.shared().submit(current().cap_usages(settings)).result()
         for standing in standings:
             tell(str(standing))
         if not standings:
@@ -62,8 +62,8 @@ class Figures(Room):
         elif text.lower() == "off":
             tell("This one is set by Codex.budget (%config, or ipython_config.py).")
 
-    def _keep(self, cap: Cap | None) -> None:
-        event_loop.running().submit(current().keep_cap(self._settings, cap)).result()
+    def _keep(self, cap: SpendingCap | None) -> None:
+        event_loop.shared().submit(current().save_cap(self._settings, cap)).result()
 
     def monitor(self) -> None:
         """Show all requests, live: gauges, totals, countdowns with their buttons, retries."""
@@ -78,7 +78,7 @@ class Figures(Room):
     def limits(self) -> None:
         """Tell the limits as they are known: what is left, refill, what is charged, holds."""
         client = current()
-        known = event_loop.running().submit(client.limits(self._settings)).result()
+        known = event_loop.shared().submit(client.limits(self._settings)).result()
         now = client.clock.now()
         told = [limits_text.lines(label, each, now) for label, each in known.items()]
         for lines in filter(None, told):
@@ -99,6 +99,6 @@ def _total(total: Total) -> str:
         f"{about}{money(total.cost)}" if total.cost else "",
         f"cost of {total.unpriced} unknown" if total.unpriced else "",
         f"limits met {total.limits} time{'s' * (total.limits != 1)}" if total.limits else "",
-        f"waited {spell(total.waited)}" if total.waited else "",
+        f"waited {format_duration(total.waited)}" if total.waited else "",
     )
     return " · ".join(filter(None, told))

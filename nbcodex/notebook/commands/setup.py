@@ -21,7 +21,7 @@ class Setup(Room):
 
     def models(self) -> None:
         """List the models that the server offers, and the aliases: models (also list)."""
-        names = event_loop.running().submit(current().models(self._settings)).result()
+        names = event_loop.shared().submit(current().models(self._settings)).result()
         self._config.offered = tuple(names)
         tell("\n".join(map(printable, names)) or "The server names none.")
         for name, target in self._config.aliases.items():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from nbcodex.client import current
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.openai_api import pricing
-from nbcodex.requests.conversation import MAIN
+from nbcodex.requests.conversation import MAIN_THREAD
 
 
 class Talk(Room):
     """The conversation of this notebook."""
 
-    def new(self, thread: str = MAIN) -> None:
+    def new(self, thread: str = MAIN_THREAD) -> None:
         """Start the conversation afresh: new [THREAD] (also reset)."""
         session = self._session
         current().conversations.begin_anew(session.notebook, thread, session.journal.threads)
@@ -20,7 +20,7 @@ class Talk(Room):
 
     reset = new
 
-    def history(self, thread: str = MAIN) -> None:
+    def history(self, thread: str = MAIN_THREAD) -> None:
         """Tell what the next cell would be told of the conversation: history [THREAD]."""
         session = self._session
         threads = session.journal.threads
@@ -28,7 +28,9 @@ class Talk(Room):
         turns = current().conversations.turns(session.notebook, thread, threads, most=most)
         for number, turn in enumerate(turns, start=1):
             seen = f" [{len(turn.images)} images]" if turn.images else ""
-            tell(f"{number:>3}  {brief(turn.prompt, 70)}{seen}\n     → {brief(turn.answer, 70)}")
+            tell(
+                f"{number:>3}  {shorten(turn.prompt, 70)}{seen}\n     → {shorten(turn.answer, 70)}"
+            )
         if not turns:
             tell(f"Nothing has been said yet{_within(thread)}: the next cell sees no earlier turn.")
             return
@@ -40,8 +42,8 @@ class Talk(Room):
 
 
 def _named(thread: str) -> str:
-    return "" if thread == MAIN else f" {brief(thread, 60)}"
+    return "" if thread == MAIN_THREAD else f" {shorten(thread, 60)}"
 
 
 def _within(thread: str) -> str:
-    return "" if thread == MAIN else f" in the conversation{_named(thread)}"
+    return "" if thread == MAIN_THREAD else f" in the conversation{_named(thread)}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from IPython.display import display, update_display
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.events import Event
 from nbcodex.models import Reply
 from nbcodex.notebook.display.panel import PanelState, reduce
@@ -177,7 +177,9 @@ class Screen:
 
     def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
-        line = " · ".join(filter(None, [self._told(reply), *map(brief, [self._why, *self._notes])]))
+        line = " · ".join(
+            filter(None, [self._told(reply), *map(shorten, [self._why, *self._notes])])
+        )
         form, rest = self._form, len(reply.text) - RENDERED
         if rest > 0:
             line = f"{rest:,} more characters: the Reply's text holds them all · {line}"
@@ -216,7 +218,7 @@ class Screen:
 
 def shortened(heading: str) -> str:
     """Return what stands above an answer, on one line."""
-    return brief(heading, 80)
+    return shorten(heading, 80)
 
 
 def _show(bundle: Bundle, **where: str) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE
-from nbcodex.progress import Progress
+from nbcodex.progress import MapStats
 from nbcodex.rendering.figures import money
-from nbcodex.runtime.clock import spell, time_of_day
+from nbcodex.runtime.clock import format_duration, format_time
 
 RECENT = 10.0
 """Seconds over which the speed is taken."""
@@ -39,7 +39,7 @@ class MapState:
         Instants of the last seconds, and the tokens at each.
     """
 
-    now: Progress
+    now: MapStats
     began: float
     paid_before: int = 0
     samples: tuple[Sample, ...] = ()
@@ -93,7 +93,7 @@ class MapState:
         return now.cost * (1 + max(0, now.total - now.ended) / now.paid)
 
 
-def reduce(state: MapState | None, progress: Progress) -> MapState:
+def reduce(state: MapState | None, progress: MapStats) -> MapState:
     """Return what is seen after hearing of progress."""
     tokens = progress.input_tokens + progress.output_tokens
     sample = (progress.at, tokens)
@@ -115,7 +115,7 @@ def status(state: MapState, wall: float) -> str:
             (
                 counted(now),
                 holding(state, wall),
-                brief(now.stage, 120),
+                shorten(now.stage, 120),
                 f"{now.sent:,} at the server" if now.sent else "",
                 f"{now.waiting:,} waiting" if now.waiting else "",
                 f"{state.speed:,.0f} tokens/s" if state.speed >= 1 else "",
@@ -127,7 +127,7 @@ def status(state: MapState, wall: float) -> str:
     )
 
 
-def counted(now: Progress) -> str:
+def counted(now: MapStats) -> str:
     """Return how many rows have an answer, of how many."""
     if now.total is None:
         return f"{now.done:,} rows answered"
@@ -139,8 +139,8 @@ def holding(state: MapState, wall: float) -> str:
     if not state.held:
         return ""
     name = state.now.limit.name if state.now.limit else "a limit"
-    until = time_of_day(wall + state.held, now=wall)
-    return f"{name} reached, goes on at {until} (in {spell(state.held)})"
+    until = format_time(wall + state.held, now=wall)
+    return f"{name} reached, goes on at {until} (in {format_duration(state.held)})"
 
 
 def cost(state: MapState) -> str:
@@ -164,12 +164,12 @@ def summary(state: MapState) -> str:
                 f"{rows}{reused}",
                 f"{now.failed:,} failed" if now.failed else "",
                 f"{now.parked:,} parked" if now.parked else "",
-                brief(now.model, 80) if now.model else "",
+                shorten(now.model, 80) if now.model else "",
                 f"{now.input_tokens:,} in" if now.input_tokens else "",
                 f"{now.output_tokens:,} out" if now.output_tokens else "",
                 money(now.cost) if now.cost else "",
                 f"cost of {now.unpriced:,} unknown" if now.unpriced else "",
-                spell(state.elapsed),
+                format_duration(state.elapsed),
                 "simulated" if now.simulated else "",
                 f"`%codex resume {now.batch}` goes on" if _goes_on(now) else "",
             ),
@@ -177,9 +177,9 @@ def summary(state: MapState) -> str:
     )
 
 
-def failures(now: Progress) -> list[str]:
+def failures(now: MapStats) -> list[str]:
     """Return a line for each of the first rows without an answer, and how many more there are."""
-    lines = [f"{brief(row, 60)}: {brief(why, 200)}" for row, why in now.failures]
+    lines = [f"{shorten(row, 60)}: {shorten(why, 200)}" for row, why in now.failures]
     more = now.failed - len(lines)
     return [*lines, f"… and {more:,} more: nbcodex.map.last.failed"] if more > 0 else lines
 
@@ -191,7 +191,7 @@ def view(state: MapState, wall: float) -> dict[str, Any]:
     return {
         "phase": now.outcome or ("held" if held else "going"),
         "batch": now.batch,
-        "model": brief(now.model, 80) if now.model else "",
+        "model": shorten(now.model, 80) if now.model else "",
         "total": now.total,
         "rows": counted(now),
         "parts": {
@@ -206,7 +206,7 @@ def view(state: MapState, wall: float) -> dict[str, Any]:
         "tokens": f"{now.input_tokens:,} in · {now.output_tokens:,} out",
         "cost": cost(state),
         "left": "" if left is None else f"about {spell_roughly(left)}",
-        "held": held or brief(now.stage, 120),
+        "held": held or shorten(now.stage, 120),
         "elapsed": spell_roughly(state.elapsed),
         "failures": failures(now),
         "line": status(state, wall),
@@ -217,8 +217,8 @@ def spell_roughly(seconds: float) -> str:
     """Return a duration without the digits that nobody can know."""
     if seconds >= 999 * DAY:
         return "a very long time"
-    return f"{seconds:.0f} s" if seconds < 59.5 else spell(seconds)
+    return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(seconds)
 
 
-def _goes_on(now: Progress) -> bool:
+def _goes_on(now: MapStats) -> bool:
     return now.total is not None and (now.outcome not in {"", "done"} or now.parked > 0)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.display import display, update_display
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.notebook.display.cell_output import shows_widgets
 from nbcodex.notebook.display.map import MapState, failures, reduce, status, summary
-from nbcodex.progress import Progress
+from nbcodex.progress import MapStats
 from nbcodex.rendering.markdown import inline
 from nbcodex.runtime.clock import Clock
 
@@ -66,7 +66,7 @@ class Chart:
         self._place, self._clock, self._preview, self._news = place, clock, preview, news
         self._state: MapState | None = None
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: MapStats) -> None:
         """Hear of progress; whatever fails in a display, the map goes on."""
         self._state = reduce(self._state, progress)
         try:
@@ -78,7 +78,7 @@ class Chart:
             log.exception("the display failed")
 
     def _bundle(self, state: MapState) -> dict[str, Any]:
-        line = " · ".join(filter(None, (summary(state), brief(self._news()))))
+        line = " · ".join(filter(None, (summary(state), shorten(self._news()))))
         lines = failures(state.now)
         done = state.now.outcome == "done"
         plain, above = (self._preview(as_text) if done else "" for as_text in (True, False))

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from nbcodex import events
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
 from nbcodex.notebook.display.growing_text import Text
 from nbcodex.rendering.figures import figures, money, tokens
-from nbcodex.runtime.clock import spell, time_of_day
+from nbcodex.runtime.clock import format_duration, format_time
 
 __all__ = ["ACTIONS", "ActionName", "PanelState", "figures", "reduce", "refusal", "status"]
 
@@ -173,13 +173,13 @@ def reduce(state: PanelState, event: events.Event) -> PanelState:
         case events.Queued(request_id=id_, at=at):
             queued = PanelState(id=id_, since=at, began=at, prompt=event.prompt)
             return replace(queued, model=event.model, patience=event.patience)
-        case events.Held(queued=True):
+        case events.CoolingDown(queued=True):
             queued = _wait(state, event, "queued", limit=None, reason=CAPACITY)
             return replace(queued, waits_from=None)
-        case events.Held(limit=limit):
+        case events.CoolingDown(limit=limit):
             return _wait(state, event, "held", limit=limit, reason="")
         case events.BackingOff(limit=limit, error=error, attempt=attempt):
-            reason = "" if limit else f"{error.title}: {brief(error.message)}"
+            reason = "" if limit else f"{error.title}: {shorten(error.message)}"
             waiting = _wait(state, event, "waiting", limit=limit, reason=reason)
             spent = state.spent if state.cost is None else state.cost
             stale, simulated = len(state.text) > 0, state.simulated or error.simulated
@@ -203,7 +203,7 @@ def reduce(state: PanelState, event: events.Event) -> PanelState:
 
 def _wait(
     state: PanelState,
-    event: events.Held | events.BackingOff,
+    event: events.CoolingDown | events.BackingOff,
     phase: Phase,
     *,
     limit: Limit | None,
@@ -276,7 +276,7 @@ def _end(state: PanelState, event: events.Ending) -> PanelState:
         model=reply.model or state.model,
         simulated=reply.simulated,
         limit=getattr(error, "limit", None),
-        reason=f"{error.title}: {brief(error.message)}" if error else "",
+        reason=f"{error.title}: {shorten(error.message)}" if error else "",
         resume_at=None,
         resume_wall=getattr(error, "resume_at", None),
         attempt=reply.attempts,
@@ -327,18 +327,18 @@ def status(state: PanelState, now: float, wall: float) -> str:
 def _parked_until(state: PanelState, wall: float) -> str:
     if state.resume_wall is None or not wall <= state.resume_wall <= wall + FAR:
         return ""
-    return f"can go at {time_of_day(state.resume_wall, now=wall)}"
+    return f"can go at {format_time(state.resume_wall, now=wall)}"
 
 
 def _going_on(state: PanelState, now: float, wall: float) -> str:
-    lasted, left = spell(now - state.since), state.left(now)
+    lasted, left = format_duration(now - state.since), state.left(now)
     if state.phase == "queued" and state.reason:
-        due = f", {spell(left)} to go" if left else ""
+        due = f", {format_duration(left)} to go" if left else ""
         return f"queued for capacity {lasted}{due}"
     if left is not None:
-        until = f" (until {time_of_day(wall + left, now=wall)})" if left > MINUTE else ""
+        until = f" (until {format_time(wall + left, now=wall)})" if left > MINUTE else ""
         phase = "held for another" if state.phase == "held" else state.phase
-        return f"{phase} {spell(left)}{until}" if left else f"{state.phase}, due now"
+        return f"{phase} {format_duration(left)}{until}" if left else f"{state.phase}, due now"
     if state.phase == "sending":
         return f"sent, no word yet for {lasted}"
     return "answering" if state.phase == "streaming" else f"{state.phase} {lasted}"

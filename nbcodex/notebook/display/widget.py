@@ -18,13 +18,13 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.errors import brief
+from nbcodex.errors import shorten
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display.growing_text import Text
 from nbcodex.notebook.display.panel import ACTIONS, ActionName, PanelState, refusal, status
 from nbcodex.notebook.display.text import MOST, Display
 from nbcodex.notebook.widget_base import Panel
-from nbcodex.runtime.clock import Clock, spell, time_of_day
+from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 PACE = 0.09
 """Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
@@ -207,7 +207,7 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
         "model": _named(state),
         "cause": _cause(state),
         "attempt": state.attempt,
-        "patience": f"{spell(state.patience).removesuffix(' 00 s')} patience",
+        "patience": f"{format_duration(state.patience).removesuffix(' 00 s')} patience",
         "tokens_in": "" if usage.input_tokens is None else f"{about}{usage.input_tokens:,}",
         "tokens_out": "" if usage.output_tokens is None else f"{about}{usage.output_tokens:,}",
         "speed": f"~{state.speed:.0f}" if state.speed else "",
@@ -218,7 +218,7 @@ def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any
 
 
 def _named(state: PanelState) -> str:
-    model = brief(state.model, 80) if state.model else ""
+    model = shorten(state.model, 80) if state.model else ""
     return " · ".join(filter(None, (model, "simulated" if state.simulated else "")))
 
 
@@ -234,7 +234,7 @@ def _moving(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
         "total_ms": None if left is None else round((left + now - state.since) * 1000),
-        "until": "" if left is None else time_of_day(wall + left, now=wall),
+        "until": "" if left is None else format_time(wall + left, now=wall),
     }
 
 

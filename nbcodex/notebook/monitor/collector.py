@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbcodex import events
-from nbcodex.models import Snapshot, Usage
+from nbcodex.models import LimitSnapshot, Usage
 from nbcodex.notebook.monitor.state import (
     Grown,
     Limits,
@@ -76,14 +76,14 @@ class Watch:
 
         The journal is asked every `LOOK` seconds at most, in the calling thread.
         """
-        seen, here = self._seen(settings), event_loop.running()
-        if here.is_mine:
+        seen, here = self._seen(settings), event_loop.shared()
+        if here.is_current_thread:
             return self._looked(seen)
         return here.submit(self._on_loop(seen, settings)).result()
 
     async def _on_loop(self, seen: Observed, settings: Settings) -> MonitorState:
         known = await self._client.limits(settings)
-        budgets = tuple(map(str, await self._client.standings(settings)))
+        budgets = tuple(map(str, await self._client.cap_usages(settings)))
         now = self._client.clock.now()
         return self._looked(
             replace(seen, limits=_limits(known, now), lines=_lines(known), budgets=budgets)
@@ -129,9 +129,9 @@ def watch_of(client: Client) -> Watch:
 
 def _limits(known: Mapping[str, LimitState], now: float) -> Limits:
     """Return what is known of the limits as it stands at an instant."""
-    found: dict[str, tuple[Snapshot | None, Cooldown | None]] = {}
+    found: dict[str, tuple[LimitSnapshot | None, Cooldown | None]] = {}
     for label, each in known.items():
-        snapshot = Snapshot(at=now, tokens=each.tokens, requests=each.requests)
+        snapshot = LimitSnapshot(at=now, tokens=each.tokens, requests=each.requests)
         hold = None if each.closed_until is None else Cooldown(each.closed_until, each.limit)
         found[_name(label)] = snapshot, hold
     return found

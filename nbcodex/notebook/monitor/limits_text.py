@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from nbcodex.models import MINUTE, Gauge
+from nbcodex.models import MINUTE, LimitReading
 from nbcodex.ratelimit.charge_policy import ChargePolicy
 from nbcodex.ratelimit.sharing import LimitState
-from nbcodex.runtime.clock import spell
+from nbcodex.runtime.clock import format_duration
 
 _CHARGES: dict[ChargePolicy, str] = {
     "kept": "input and the whole of max_output, whatever the answer uses of it",
@@ -27,7 +27,7 @@ def lines(label: str, known: LimitState, now: float) -> list[str]:
         )
     if known.closed_until is not None:
         name = f" ({known.limit.name})" if known.limit else ""
-        told.append(f"closed for another {spell(known.closed_until - now)}{name}")
+        told.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
     if known.limit_before_reboot:
         told.append(
             f"{known.limit_before_reboot:,.0f} tokens a minute, last time; the next answer tells"
@@ -52,11 +52,11 @@ def lines(label: str, known: LimitState, now: float) -> list[str]:
     return [label, *(f"  {line}" for line in told)]
 
 
-def _gauge(kind: str, gauge: Gauge) -> str:
+def _gauge(kind: str, gauge: LimitReading) -> str:
     rate = gauge.limit / MINUTE
     full = ""
     if gauge.full_in and gauge.limit > gauge.remaining:
         rate = (gauge.limit - gauge.remaining) / gauge.full_in
-        full = f", full in {spell(gauge.full_in)}"
+        full = f", full in {format_duration(gauge.full_in)}"
     left, refill = max(0.0, gauge.remaining), float(f"{rate * MINUTE:.3g}")
     return f"{left:,.0f} of {gauge.limit:,.0f} {kind} left, {refill:,.0f} a minute{full}"

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nbcodex import events
-from nbcodex.errors import BudgetError, brief
+from nbcodex.errors import BudgetError, shorten
 from nbcodex.journal.elsewhere import Elsewhere
-from nbcodex.models import MINUTE, Gauge, Reply, Snapshot, Usage
+from nbcodex.models import MINUTE, LimitReading, LimitSnapshot, Reply, Usage
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
 from nbcodex.ratelimit.rate_limiter import Cooldown
 from nbcodex.ratelimit.refusals import figures_from_reading
-from nbcodex.runtime.clock import spell
+from nbcodex.runtime.clock import format_duration
 
 HOUR = 60
 """Minutes that the plot goes back."""
@@ -28,7 +28,7 @@ _SENT = {"sending", "thinking", "streaming"}
 LOGGED = 50
 """Retries that are remembered."""
 
-Limits = Mapping[str, tuple[Snapshot | None, Cooldown | None]]
+Limits = Mapping[str, tuple[LimitSnapshot | None, Cooldown | None]]
 """By bucket what the last headers told, and whether it is closed."""
 
 
@@ -214,7 +214,7 @@ def _end(state: MonitorState, event: events.Ending, *, refused: bool) -> Monitor
         kind = "parked" if isinstance(event, events.Parked) else "failed"
         hits = refused and getattr(event.error, "limit", None) is not None
         over = isinstance(event.error, BudgetError)  # its figures are another in each
-        why = "it would pass your budget" if over else brief(event.error.message)
+        why = "it would pass your budget" if over else shorten(event.error.message)
         state = _log(state, event, f"{kind}: {why}", hits=hits)
     if not reply.attempts:
         return state
@@ -226,9 +226,9 @@ def _end(state: MonitorState, event: events.Ending, *, refused: bool) -> Monitor
 def _refusal(event: events.BackingOff) -> str:
     limit, error = event.limit, event.error
     told = f"{limit.name}: {limit.figures}" if limit and limit.figures else ""
-    why = told or (limit.name if limit else f"{error.title}: {brief(error.message)}")
+    why = told or (limit.name if limit else f"{error.title}: {shorten(error.message)}")
     wait = event.resume_at - event.at
-    again = f", again in {spell(min(wait, panel.FAR))}" if math.isfinite(wait) else ""
+    again = f", again in {format_duration(min(wait, panel.FAR))}" if math.isfinite(wait) else ""
     return f"attempt {event.attempt} refused{again} · {why}"
 
 
@@ -257,13 +257,13 @@ def last_hour(state: MonitorState, now: float) -> list[Minute]:
     return [state.minutes.get(m, Minute()) for m in range(present - HOUR + 1, present + 1)]
 
 
-def level(gauge: Gauge, seconds: float) -> tuple[float, float, float]:
+def level(gauge: LimitReading, seconds: float) -> tuple[float, float, float]:
     """Return size and rate of a bucket, and its level `seconds` after its headers: refilled."""
     limit, rate, left = figures_from_reading(gauge)
     return limit, rate, min(limit, left + rate * max(0.0, seconds))
 
 
-def gauges(snapshot: Snapshot | None) -> list[tuple[str, Gauge]]:
+def gauges(snapshot: LimitSnapshot | None) -> list[tuple[str, LimitReading]]:
     """Return the buckets that headers named."""
     if snapshot is None:
         return []
@@ -311,4 +311,4 @@ def _model(bucket: str) -> str:
 def place(bucket: str) -> tuple[str, str]:
     """Return the model of a bucket, and the server that it is limited at."""
     server, *_, model = bucket.split(" ")
-    return brief(model, 80), brief(server.partition("://")[2] or server, 80)
+    return shorten(model, 80), shorten(server.partition("://")[2] or server, 80)

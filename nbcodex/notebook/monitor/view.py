@@ -24,7 +24,7 @@ from nbcodex.notebook.monitor.state import (
     place,
 )
 from nbcodex.rendering.figures import figures, money, tokens
-from nbcodex.runtime.clock import spell, time_of_day
+from nbcodex.runtime.clock import format_duration, format_time
 
 ROWS = 50
 """Open requests that are listed one by one."""
@@ -56,7 +56,7 @@ def _limit(state: MonitorState, name: str, now: float) -> str:
         told.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
     if hold and hold.until > now:
         why = f": {hold.limit.name}" if hold.limit else ""
-        told.append(f"closed for another {spell(min(hold.until - now, panel.FAR))}{why}")
+        told.append(f"closed for another {format_duration(min(hold.until - now, panel.FAR))}{why}")
     told.append(_line(state, name, now))
     return f"{' at '.join(place(name))}: {' · '.join(filter(None, told)) or 'no limits told'}"
 
@@ -69,7 +69,7 @@ def _line(state: MonitorState, name: str, now: float) -> str:
     told = f"{line.waiting:,} in line for up to {line.asked:,.0f} tokens"
     if last is None or last <= now:
         return told
-    return f"{told}, the last in {spell(min(last - now, panel.FAR))} or more"
+    return f"{told}, the last in {format_duration(min(last - now, panel.FAR))} or more"
 
 
 def _open(state: MonitorState, now: float, wall: float) -> list[str]:
@@ -100,7 +100,7 @@ def _answered(total: Sums) -> str:
         *tokens(total.usage),
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         cost(total),
-        f"waited {spell(total.waited)}" if total.waited else "",
+        f"waited {format_duration(total.waited)}" if total.waited else "",
     ]
     return " · ".join(filter(None, told))
 
@@ -127,7 +127,7 @@ def others(seen: Elsewhere, wall: float) -> str:
         return "nothing under way"
     until = ""
     if seen.resume_at is not None and wall < seen.resume_at < wall + panel.FAR:
-        until = f", the next at {time_of_day(seen.resume_at, now=wall)}"
+        until = f", the next at {format_time(seen.resume_at, now=wall)}"
     waiting = f", {seen.waiting:,} waiting{until}" if seen.waiting else ""
     kernels = "1 has" if seen.kernels == 1 else f"{seen.kernels:,} have"
     return f"{kernels} {seen.requests:,} under way{waiting}"
@@ -135,7 +135,7 @@ def others(seen: Elsewhere, wall: float) -> str:
 
 def when(line: Logged, now: float, wall: float) -> str:
     """Return the time of day of a line in the log."""
-    return time_of_day(wall - (now - line.at), now=wall)
+    return format_time(wall - (now - line.at), now=wall)
 
 
 def befell(line: Logged) -> str:
@@ -178,7 +178,7 @@ def _columns(total: Sums) -> list[str]:
         f"{total.answers:,}",
         *_counted(total.usage, least),
         _least_cost(total),
-        spell(total.waited) if total.waited else "",
+        format_duration(total.waited) if total.waited else "",
     ]
 
 
@@ -217,7 +217,7 @@ def _last(state: MonitorState) -> list[str]:
         "1" if reply.status == "done" else "0",
         *_counted(reply.usage, about),
         about + money(reply.cost) if reply.cost is not None else _no_price(reply),
-        spell(reply.waited) if reply.waited else "",
+        format_duration(reply.waited) if reply.waited else "",
     ]
 
 

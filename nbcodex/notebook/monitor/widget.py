@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
 
+from nbcodex import host
 from nbcodex.client import current
-from nbcodex.host import around
 from nbcodex.mapping.map_runner import OUTCOME_BY_ACTION, active_runners
 from nbcodex.notebook.display import cell_output
 from nbcodex.notebook.display.panel import ACTIONS
@@ -46,13 +46,13 @@ class Monitor:
 
     def __str__(self) -> str:
         clock = self._client.clock
-        return status(self._watch.look(around.settings()), clock.now(), clock.wall())
+        return status(self._watch.look(host.current.settings()), clock.now(), clock.wall())
 
     __repr__ = __str__
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         text = {"text/plain": str(self)}
-        if not cell_output.shows_widgets(get_ipython(), around.settings().display):
+        if not cell_output.shows_widgets(get_ipython(), host.current.settings().display):
             return text
         data, metadata = self._shown()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | text, metadata
@@ -73,7 +73,7 @@ class Monitor:
             return self._board
 
     def _view(self) -> dict[str, Any]:
-        state, clock = self._watch.look(around.settings()), self._client.clock
+        state, clock = self._watch.look(host.current.settings()), self._client.clock
         now, wall = clock.now(), clock.wall()
         self._sent = picture(state, now, wall)
         return self._sent | {"now": round(now * 1000), "wall": round(wall * 1000)}
@@ -114,14 +114,14 @@ class Monitor:
         """Return whom a click is about; probes of all at once would only meet the limit again."""
         if name not in ACTIONS or (id_ == ALL and name == "retry"):
             return []
-        return [h for h in self._client.live() if id_ in (h.request.id, ALL)]
+        return [h for h in self._client.active_handles() if id_ in (h.request.id, ALL)]
 
 
 def _deeds(handle: Handle) -> dict[str, Any]:
     return {
-        "cancel": lambda: handle.order("cancel"),
+        "cancel": handle.cancel,
         "retry": handle.retry_now,
-        "park": lambda: handle.order("park"),
+        "park": handle.park,
     }
 
 

@@ -21,8 +21,8 @@ from nbcodex.ratelimit.sharing import SharedModel, successor
 from nbcodex.ratelimit.stores import StoreError, pack, unpack
 from nbcodex.runtime import fork_safety
 from nbcodex.runtime.clock import boot
-from nbcodex.runtime.paths import ForeignError, on_network, prepare
-from nbcodex.settings import LEDGER
+from nbcodex.runtime.paths import UnsafePathError, on_network, prepare
+from nbcodex.settings import LIMITER_FILENAME
 
 T = TypeVar("T")
 
@@ -56,11 +56,11 @@ def open_in(folder: Path) -> SqliteStore:
         If the folder or the file cannot serve, or lies on a network: locks lie there.
     """
     try:
-        path = prepare(folder, LEDGER)
+        path = prepare(folder, LIMITER_FILENAME)
         if on_network(folder):
             raise StoreError(f"{folder} lies on a network file system.")
         return SqliteStore(path, boot=boot())
-    except ForeignError as error:
+    except UnsafePathError as error:
         raise StoreError(str(error)) from None
     except OSError as error:
         raise StoreError(f"{folder} cannot be used: {error.strerror or 'input failed'}.") from None
