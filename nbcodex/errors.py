@@ -30,6 +30,7 @@ Whether an error is worth another attempt is its class. The wire translates, onc
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ def shorten(text: str, longest: int = LONGEST) -> str:
         text = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
     line = " ".join(text.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest of the known words, to stand behind an error's first clause."""
+    import difflib  # only after a mistake: `%load_ext` has to be fast
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def render(title: str, message: str, advice: str) -> list[str]:

@@ -16,6 +16,8 @@ Resource = Literal["tokens", "requests"]
 
 MINUTE, DAY = 60.0, 86_400.0
 
+CONTENT_FILTER = "content_filter"  # `Reply.cut` of an answer that the provider filtered
+
 
 NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE = "possibly paid", "possibly paid twice"
 """The notes on a request that was sent, and whose fate at the server nobody knows: as it ended
@@ -463,6 +465,6 @@ class Reply:
         return self.text
 
     def _repr_markdown_(self) -> str:
-        from nbcodex.rendering.markdown import harmless
+        from nbcodex.rendering.markdown import sanitize_markdown
 
-        return harmless(self.text)
+        return sanitize_markdown(self.text)

@@ -29,7 +29,7 @@ def report(shell: InteractiveShell, settings: Settings) -> Iterator[Finding]:
     else:
         yield _clicks(kernel)
         yield _widgets(shell, settings)
-    path = identity.notebook(shell)
+    path = identity.notebook_id(shell)
     unknown = kernel is not None and path.startswith("kernel ")
     advice = "The front end does not tell: `%codex resume` sees this kernel's requests only."
     yield Finding("notebook", path, advice if unknown else "")

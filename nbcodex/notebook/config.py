@@ -15,7 +15,7 @@ from nbcodex.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from nbcodex.models import Reply
-    from nbcodex.notebook.failure import Failure
+    from nbcodex.notebook.cell_errors import LastError
 
 _MINE = {
     "aliases",
@@ -153,7 +153,7 @@ class Codex(Configurable):
     last: Reply | None = None
     """The answer whose code `%codex insert` takes: the newest one."""
 
-    failure: Failure | None = None
+    last_error: LastError | None = None
     """The user's last error, for `%codex fix`: failures of our magics are not to hide it."""
 
     offered: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ class Codex(Configurable):
         self.own_budget = before.own_budget
         self.keys = {**self.keys, **before.keys}
         self.aliases = {**self.aliases, **before.aliases}
-        self.last, self.failure, self.offered = before.last, before.failure, before.offered
+        self.last, self.last_error, self.offered = before.last, before.last_error, before.offered
 
     def settings(self) -> Settings:
         """Return the settings in force now."""

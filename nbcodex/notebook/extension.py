@@ -12,7 +12,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.journal.glance import may_be_unfinished
 from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
-from nbcodex.notebook.identity import notebook
+from nbcodex.notebook.identity import notebook_id
 from nbcodex.notebook.magics import CodexMagics
 from nbcodex.settings import JOURNAL_FILENAME, data_folder
 
@@ -42,9 +42,9 @@ def load(shell: InteractiveShell) -> None:
 def _note(result: ExecutionResult) -> None:
     """Keep what went wrong in a cell, for ``{Err[3]}``."""
     if not result.success:
-        from nbcodex.notebook.mishaps import heard
+        from nbcodex.notebook.cell_errors import cell_errors
 
-        heard.note(result)
+        cell_errors.record(result)
 
 
 def _configured(shell: InteractiveShell) -> Codex:
@@ -79,7 +79,7 @@ def surround() -> None:
 def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
     """Say in one line what this notebook left behind; nothing is sent by itself."""
     path = data_folder(config.settings()) / JOURNAL_FILENAME
-    if not may_be_unfinished(path, notebook(shell)):
+    if not may_be_unfinished(path, notebook_id(shell)):
         return
     from nbcodex.notebook.session import Session
 

@@ -16,7 +16,7 @@ _TERMINAL = f"{os.getpid()}-{os.urandom(4).hex()}"
 """Stands for this process: its number alone will be another's one day, in a container soon."""
 
 
-def notebook(shell: InteractiveShell) -> str:
+def notebook_id(shell: InteractiveShell) -> str:
     """Return the notebook's path, or else a name for this kernel or terminal."""
     path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
     return str(path) if path else f"kernel {kernel_id(shell) or _TERMINAL}"
@@ -28,7 +28,7 @@ def kernel_id(shell: InteractiveShell) -> str:
     return Path(file).stem.removeprefix("kernel-")
 
 
-def cell(shell: InteractiveShell) -> str | None:
+def cell_id(shell: InteractiveShell) -> str | None:
     """Return the id of the cell that runs, where the front end sends it (Lab and Notebook do)."""
     parent = getattr(shell, "parent_header", None)
     if not isinstance(parent, dict):
@@ -37,14 +37,14 @@ def cell(shell: InteractiveShell) -> str | None:
     return str(found) if found else None
 
 
-def number(shell: InteractiveShell) -> int:
+def cell_number(shell: InteractiveShell) -> int:
     """Return the number of the cell that runs, as in ``In[3]``."""
     # `execution_count` is that of the next cell already, since IPython 9.
     return len(shell.user_ns["In"]) - 1
 
 
-def origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
+def current_origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
     """Return where the request that is asked now comes from."""
     from nbcodex.models import Origin
 
-    return Origin(notebook=notebook(shell), cell=cell(shell), variable=variable)
+    return Origin(notebook=notebook_id(shell), cell=cell_id(shell), variable=variable)

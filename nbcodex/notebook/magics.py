@@ -60,7 +60,7 @@ class CodexMagics(Magics):
     def _ask(self, chosen: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
-        from nbcodex.notebook import identity, wishes
+        from nbcodex.notebook import identity, options
         from nbcodex.notebook.session import Session, View
         from nbcodex.notebook.variables import pictures
         from nbcodex.requests.conversation import MAIN_THREAD
@@ -73,27 +73,27 @@ class CodexMagics(Magics):
             map_cells.ask(session, chosen, cell.removesuffix("\n"))
             return
         prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
-        wish = wishes.read(chosen, self._shell.user_ns)
+        output = options.output_spec(chosen, self._shell.user_ns)
         request = build_request(
             prompt.text,
             session.settings,
             model=chosen.model,
-            system=wish.system,
+            system=output.system,
             max_output=chosen.max_output,
             effort=chosen.effort,
-            params=wish.params,
+            params=output.params,
             patience=chosen.patience,
-            api=wish.api,
-            schema=wish.schema,
+            api=output.api,
+            schema=output.schema,
             api_base=chosen.api_base,
             reuse=chosen.reuse or None,
             durable=chosen.durable,
-            origin=identity.origin(self._shell, variable=chosen.out),
+            origin=identity.current_origin(self._shell, variable=chosen.out),
             thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
             images=[*prompt.images, *pictures(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)
-        view = View(form=wish.form, notes=[*prompt.notes, *joined.notes, *wish.notes])
+        view = View(form=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
         if chosen.dry_run:
             session.rehearse(joined.request, view.notes)
             return
@@ -116,9 +116,9 @@ class CodexMagics(Magics):
     def _remember_failure(self) -> None:
         """Keep the user's last error for `%codex fix`, before one of ours takes its place."""
         if getattr(sys, "last_value", None) is not None:
-            from nbcodex.notebook import failure
+            from nbcodex.notebook.cell_errors import last_error
 
-            self._config.failure = failure.last(self._shell) or self._config.failure
+            self._config.last_error = last_error(self._shell) or self._config.last_error
 
     def _evaluated(self, cell: str) -> Filled:
         from nbcodex.notebook.evaluation import told

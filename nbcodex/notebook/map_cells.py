@@ -17,11 +17,11 @@ from nbcodex.mapping.estimate import Estimate
 from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
-from nbcodex.notebook import wishes
-from nbcodex.notebook.commands.room import tell
+from nbcodex.notebook import options as cell_options
+from nbcodex.notebook.commands.base import print_line
 from nbcodex.notebook.variables import pictures
 from nbcodex.rendering.html import printable
-from nbcodex.rendering.markdown import inline
+from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     options = {name: getattr(chosen, name) or None for name in _OPTIONS}
-    options["schema"] = wishes.read(chosen, names).schema
+    options["schema"] = cell_options.output_spec(chosen, names).schema
     options["images"] = pictures(chosen.image, session.shell)
     asked = MapOptions(
         limit=None,
@@ -76,7 +76,7 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     )
     made = prepare_map(template, names[chosen.map], asked, variable=chosen.out)
     if isinstance(made, Estimate):
-        tell(str(made))
+        print_line(str(made))
         return
     go_through(session, made)
 
@@ -105,7 +105,7 @@ def table(run: MapRun, replies: list[Any], as_text: bool) -> str:
         rows.append(("…", f"{len(found) - ROWS:,} more"))
     if as_text or not rows:
         return "\n".join(f"{number}  {printable(text)}" for number, text in rows)
-    lines = [f"| {number} | {inline(text)} |" for number, text in rows]
+    lines = [f"| {number} | {escape_inline(text)} |" for number, text in rows]
     return "\n".join(["| row | answer |", "| --- | --- |", *lines])
 
 
@@ -119,9 +119,9 @@ def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
         return False
     go_through(session, run)
     if told := describe_unknown_rows(run):
-        tell(f"{run.id}: {told}")
+        print_line(f"{run.id}: {told}")
     if not run.origin.variable:
-        tell("nbcodex.map.last.result holds the result.")
+        print_line("nbcodex.map.last.result holds the result.")
     return True
 
 
@@ -143,14 +143,14 @@ def all_resumed(
     unfinished = [batch.id for batch in batches if batch.id not in going]
     for batch in unfinished:
         if later:
-            tell(f"{batch} is left: {NOT_LATER}. `%codex resume {batch}` goes on with it.")
+            print_line(f"{batch} is left: {NOT_LATER}. `%codex resume {batch}` goes on with it.")
             continue
         try:
             resumed(session, batch)
         except NbcodexError as error:
             if alone and len(unfinished) == 1:
                 raise
-            tell("\n".join(render(f"{batch}: {error.title}", error.message, error.advice)))
+            print_line("\n".join(render(f"{batch}: {error.title}", error.message, error.advice)))
     return len(unfinished)
 
 

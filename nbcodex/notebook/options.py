@@ -8,12 +8,17 @@ import json
 import keyword
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from IPython.core.error import UsageError
 
-from nbcodex.errors import ConfigurationError, shorten
+from nbcodex.errors import ConfigurationError, did_you_mean, shorten
+from nbcodex.models import Schema
+from nbcodex.openai_api import request_body
+from nbcodex.rendering.formats import INSTRUCTIONS, Format
+from nbcodex.requests.structured_output import ANY_JSON, declare
 from nbcodex.settings import parse_duration
 
 T = TypeVar("T")
@@ -30,6 +35,8 @@ _PROVIDERS = _OPENAI | {
     *("vertexai",),
 }
 """What stands before a model's name in `%%ai`, with a colon."""
+
+_INSERT_HINT = "`%codex insert` puts it into a cell"
 
 FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
 """How an answer may be shown."""
@@ -209,7 +216,7 @@ def read(line: str) -> argparse.Namespace:
     cell = parser()
     options, rest = cell.parse_known_args(words)
     if rest:
-        raise UsageError(f"%%codex: {_unknown(cell, rest[0])}. See %%codex?")
+        raise UsageError(f"%%codex: {_unknown(cell, rest[0])} See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
     if options.no_history and (options.new or options.thread):
@@ -251,8 +258,65 @@ def plain(model: str | None) -> str | None:
 
 
 def _unknown(cell: argparse.ArgumentParser, word: str) -> str:
-    import difflib  # only for mistakes, and loading the extension is to take no time
-
     known = [name for action in cell._actions for name in action.option_strings]
-    near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    return f"there is no option {word[:60]}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"there is no option {word[:60]}{did_you_mean(word.partition('=')[0], known)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """The format of a cell's answer, and what has to be sent so that the answer has it.
+
+    Parameters
+    ----------
+    format : Format
+        The format in which the answer is shown.
+    system, params, api, schema
+        As `build_request` takes them.
+    notes : tuple of str
+        Shown beside the figures.
+    """
+
+    format: Format
+    system: str | None
+    params: Mapping[str, Any] | None
+    api: str | None
+    schema: Schema | None
+    notes: tuple[str, ...] = ()
+
+
+def output_spec(chosen: argparse.Namespace, variables: Mapping[str, Any]) -> OutputSpec:
+    """Return the output that a cell's options ask for.
+
+    Raises
+    ------
+    UsageError, ConfigurationError
+        If the options contradict each other, or the schema does not exist.
+    """
+    schema = _schema(chosen.schema, variables) if chosen.schema else None
+    named = {"md": "markdown"}.get(chosen.format, chosen.format)
+    format_: Format = named or ("json" if schema else "markdown")
+    if schema and format_ not in {"json", "markdown", "text"}:
+        raise UsageError(f"%%codex: --schema makes JSON, not {format_}: leave -f {format_} out")
+    params, api = chosen.params, chosen.api
+    if format_ == "image":
+        if api == "chat":
+            raise UsageError("%%codex: -f image needs the Responses API: leave --api chat out")
+        params, api = {**request_body.image_generation_params(), **(params or {})}, "responses"
+    instructions = "" if schema else INSTRUCTIONS.get(format_, "")
+    return OutputSpec(
+        format=format_,
+        system="\n\n".join(filter(None, (chosen.system, instructions))) or None,
+        params=params,
+        api=api,
+        schema=schema or (ANY_JSON if format_ == "json" else None),
+        notes=(_INSERT_HINT,) if format_ == "code" and chosen.background else (),
+    )
+
+
+def _schema(name: str, variables: Mapping[str, Any]) -> Schema | None:
+    if name not in variables:
+        raise ConfigurationError(
+            f"--schema {name}: there is no such variable.",
+            advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
+        )
+    return declare(variables[name])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.errors import ConfigurationError, shorten
-from nbcodex.notebook import chains
+from nbcodex.notebook import safe_eval
 from nbcodex.notebook.tables import table
 from nbcodex.requests.images import is_drawable
 
@@ -143,8 +143,8 @@ class _Lexicon:
     def chain(self, source: str) -> tuple[ast.expr, bool] | None:
         """Return the chain, and whether its names are there; None for anything else."""
         if source not in self._chains:
-            node = chains.parse(source)
-            known = node is not None and chains.is_known(node, self._namespace)
+            node = safe_eval.parse(source)
+            known = node is not None and safe_eval.is_known(node, self._namespace)
             self._chains[source] = None if node is None else (node, known)
         return self._chains[source]
 
@@ -237,11 +237,12 @@ class _Draft:
 
     def _fill(self, part: _Field) -> str:
         try:
-            value = chains.evaluate(part.node, self.namespace)
+            value = safe_eval.evaluate(part.node, self.namespace)
             return self._show(value, part)
         except Exception as error:
             raise ConfigurationError(
-                f"{{{shorten(part.source, 80)}}} in the prompt failed: {chains.describe(error)}.",
+                f"{{{shorten(part.source, 80)}}} in the prompt failed: "
+                f"{safe_eval.describe_error(error)}.",
                 advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
             ) from error
 

@@ -71,8 +71,8 @@ class Session:
         self._pid = os.getpid()
         host.current.settings = config.settings
         host.current.follow = self._follow
-        host.current.notebook = partial(identity.notebook, shell)
-        host.current.origin = partial(identity.origin, shell)
+        host.current.notebook = partial(identity.notebook_id, shell)
+        host.current.origin = partial(identity.current_origin, shell)
         host.current.watch = self.watcher
         host.current.confirm = _confirmed
         self.settings: Settings = config.settings()
@@ -81,7 +81,7 @@ class Session:
     @property
     def notebook(self) -> str:
         """The notebook that entries of the journal belong to."""
-        return identity.notebook(self.shell)
+        return identity.notebook_id(self.shell)
 
     @property
     def journal(self) -> Journal:
@@ -115,7 +115,7 @@ class Session:
 
         Only the thread that runs the cell may: from another, it lands below any cell.
         """
-        if view.form in {"code", "fix"} and (blocks := formats.blocks_of(reply.text)):
+        if view.form in {"code", "fix"} and (blocks := formats.extract_code(reply.text)):
             self.shell.set_next_input(blocks[0], replace=False)
 
     def answer_later(self, handle: Handle, view: View = PLAIN) -> None:
@@ -163,7 +163,7 @@ class Session:
             self.shell.user_ns[name] = value
         if isinstance(value, Reply):
             self.config.last = value
-        self.shell.user_ns["Out"][identity.number(self.shell)] = value
+        self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 
     def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
         # The variable may have been given another value meanwhile, which is then kept.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbcodex.errors import ConfigurationError, shorten
-from nbcodex.notebook import chains
-from nbcodex.notebook.mishaps import heard
+from nbcodex.notebook import safe_eval
+from nbcodex.notebook.cell_errors import cell_errors
 from nbcodex.requests.images import picture
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
     """
     added, nothing = shell.user_ns_hidden, object()
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
-    histories: dict[str, object] = {"Err": heard} if "Err" in named else {}
+    histories: dict[str, object] = {"Err": cell_errors} if "Err" in named else {}
     if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
         histories["Out"] = _Results(results)
     return {
@@ -59,14 +59,14 @@ def pictures(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]
 
 def _value(text: str, names: Mapping[str, object]) -> object:
     """Return the value of an expression; a text that is none is a path, as is one of a file."""
-    chain = chains.parse(text)
-    if chain is None or _is_file(text) or chains.first(chain) not in names:
+    chain = safe_eval.parse(text)
+    if chain is None or _is_file(text) or safe_eval.root_name(chain) not in names:
         return Path(text)
     try:
-        return chains.evaluate(chain, names)
+        return safe_eval.evaluate(chain, names)
     except Exception as error:
         raise ConfigurationError(
-            f"--image {shorten(text, 80)} failed: {chains.describe(error)}.",
+            f"--image {shorten(text, 80)} failed: {safe_eval.describe_error(error)}.",
             advice="Nothing was sent.",
         ) from error
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 
 from nbcodex.errors import shorten
-from nbcodex.models import Reply, Usage
-from nbcodex.requests.fitting import FILTERED
+from nbcodex.models import CONTENT_FILTER, Reply, Usage
 from nbcodex.runtime.clock import format_duration
 
-LEAST = 0.05
-"""Seconds that are worth a word."""
+MIN_SHOWN_S = 0.05  # shorter times are left out of the line
 
 
-def figures(reply: Reply) -> str:
+def figures_line(reply: Reply) -> str:
     """Return the line under an answer, as plain text.
 
     The model's name in it comes from the server: escape the line for whatever renders it.
@@ -25,9 +23,9 @@ def figures(reply: Reply) -> str:
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
     told = [
         shorten(reply.model, 80) if reply.model else "",
-        *tokens(reply.usage),
+        *token_figures(reply.usage),
         _price(reply),
-        format_duration(reply.seconds) if reply.seconds >= LEAST else "",
+        format_duration(reply.seconds) if reply.seconds >= MIN_SHOWN_S else "",
         ", ".join(filter(None, (tries, waited))),
         _cut(reply.cut),
         "" if reply.status == "done" else reply.status,
@@ -37,7 +35,7 @@ def figures(reply: Reply) -> str:
     return " · ".join(filter(None, told))
 
 
-def tokens(usage: Usage) -> list[str]:
+def token_figures(usage: Usage) -> list[str]:
     """Return the tokens as people read them, such as ``812 in (512 cached)`` and ``~431 out``."""
     if usage.total_tokens == 0:
         return ["0 tokens"]
@@ -52,7 +50,7 @@ def tokens(usage: Usage) -> list[str]:
     return told
 
 
-def money(dollars: float) -> str:
+def format_dollars(dollars: float) -> str:
     """Return US dollars with two digits that mean something: ``$0.0052``, ``$1.37``."""
     if dollars >= 1 or dollars <= 0:
         return f"${dollars:,.2f}"
@@ -65,7 +63,7 @@ def _price(reply: Reply) -> str:
     if reply.usage.total_tokens == 0:
         return ""
     if reply.cost is not None:
-        return ("~" if reply.usage.estimated else "") + money(reply.cost)
+        return ("~" if reply.usage.estimated else "") + format_dollars(reply.cost)
     counted = reply.usage.total_tokens is not None and not reply.simulated
     return "cost unknown" if counted else ""
 
@@ -73,6 +71,6 @@ def _price(reply: Reply) -> str:
 def _cut(why: str | None) -> str:
     if not why:
         return ""
-    if why == FILTERED:
-        return f"cut by {FILTERED}: this is not the whole answer"
+    if why == CONTENT_FILTER:
+        return f"cut by {CONTENT_FILTER}: this is not the whole answer"
     return f"cut {'at' if why.startswith('max') else 'by'} {shorten(why, 40)}"

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nbcodex.models import Image, Reply
-from nbcodex.rendering.html import listing, printable, sanitized
-from nbcodex.rendering.markdown import code_blocks, harmless, inline
-from nbcodex.requests import structured_output
+from nbcodex.rendering.html import code_listing, printable, sanitize_html
+from nbcodex.rendering.markdown import code_blocks, escape_inline, sanitize_markdown
 
-Bundle = dict[str, Any]
+MimeBundle = dict[str, Any]
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
 INSTRUCTIONS: Mapping[str, str] = {
     "code": "Answer with code alone, in a fenced block.",
@@ -41,7 +40,7 @@ _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
+class AnswerOutput:
     """An answer, and what is said around it.
 
     Parameters
@@ -85,16 +84,16 @@ class Sheet:
         gap = "\n\n" if self.heading else ""
         return f"{self.heading}{gap}{printable(text)}\n\n{self.line}".lstrip()
 
-    def markdown(self, text: str, *notes: str) -> Bundle:
+    def markdown(self, text: str, *notes: str) -> MimeBundle:
         """Return Markdown with the heading above and the figures below."""
-        head = f"{inline(self.heading)}\n\n" if self.heading else ""
-        line = inline(" · ".join([self.line, *notes]))
+        head = f"{escape_inline(self.heading)}\n\n" if self.heading else ""
+        line = escape_inline(" · ".join([self.line, *notes]))
         return {
             "text/markdown": f"{head}{text}\n\n<sub>{line}</sub>".lstrip(),
             "text/plain": self.brief,
         }
 
-    def hypertext(self, text: str, *notes: str) -> Bundle:
+    def hypertext(self, text: str, *notes: str) -> MimeBundle:
         """Return HTML with the heading above and the figures below; `text` is harmless."""
         head = f"<p>{html.escape(self.heading)}</p>" if self.heading else ""
         line = html.escape(" · ".join([self.line, *notes]))
@@ -103,28 +102,28 @@ class Sheet:
             "text/plain": self.plain,
         }
 
-    def figures(self, text: str = "", *notes: str) -> Bundle:
+    def figures(self, text: str = "", *notes: str) -> MimeBundle:
         """Return the figures by themselves, below what stands apart."""
         line = f"{self.heading} · {self.line}" if self.heading else self.line
         bundle = replace(self, heading="", line=line).markdown(text, *notes)
         return bundle | {"text/plain": f"{printable(text)}\n\n{line}".lstrip()}
 
 
-def shown(sheet: Sheet, form: Format) -> tuple[Bundle, ...]:
+def render_answer(sheet: AnswerOutput, form: Format) -> tuple[MimeBundle, ...]:
     """Return the outputs that stay of an answer, the first in its place and the rest below it."""
     if not sheet.reply and form not in {"markdown", "fix"}:
         form = "text"  # half a table, formula or document is not what it was to become
     return _FORMS[form](sheet)
 
 
-def blocks_of(text: str) -> list[str]:
+def extract_code(text: str) -> list[str]:
     """Return the code in an answer: its fenced blocks, or all of it where it is code by itself."""
     fenced = [code for _, code in code_blocks(text) if code.strip()]
     return fenced or ([text.strip("\n")] if _is_python(text) else [])
 
 
-def _markdown(sheet: Sheet) -> tuple[Bundle, ...]:
-    text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+def _markdown(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
+    text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
     return (sheet.markdown(_folded(sheet.thought) + text), *_pictures(sheet.reply))
 
 
@@ -140,70 +139,75 @@ def _folded(thought: str) -> str:
 
 def _paragraph(text: str) -> str:
     title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", text)
-    return f"**{inline(title[1])}**" if title else inline(text)
+    return f"**{escape_inline(title[1])}**" if title else escape_inline(text)
 
 
-def _text(sheet: Sheet) -> tuple[Bundle, ...]:
+def _text(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
     return ({"text/plain": sheet.plain},)
 
 
-def _code(sheet: Sheet) -> tuple[Bundle, ...]:
-    blocks = blocks_of(sheet.reply.text)
+def _code(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
+    blocks = extract_code(sheet.reply.text)
     if not blocks:
-        text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+        text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
         return (sheet.markdown(text, "no code in it"),)
     more = f"{len(blocks)} blocks: `%codex insert 2` takes the second" if len(blocks) > 1 else ""
-    return (sheet.hypertext(listing(blocks), *filter(None, [more])),)
+    return (sheet.hypertext(code_listing(blocks), *filter(None, [more])),)
 
 
-def _fix(sheet: Sheet) -> tuple[Bundle, ...]:
-    blocks = blocks_of(sheet.reply.text)[:1] if code_blocks(sheet.reply.text) else []
-    copies = {"text/html": listing(blocks), "text/plain": "\n".join(blocks)}
+def _fix(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
+    blocks = extract_code(sheet.reply.text)[:1] if code_blocks(sheet.reply.text) else []
+    copies = {"text/html": code_listing(blocks), "text/plain": "\n".join(blocks)}
     return (*_markdown(sheet), *([copies] if blocks and sheet.reply else []))
 
 
-def _json(sheet: Sheet) -> tuple[Bundle, ...]:
+def _json(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
     value = sheet.reply.parsed
     if hasattr(value, "model_dump_json"):
         value = json.loads(value.model_dump_json())
     elif value is None:  # null, or an answer that nobody has read yet
         try:
-            value = structured_output.read(structured_output.ANY_JSON, sheet.reply.text)
-        except structured_output.MisfitError:
+            value = json.loads(_unfenced(sheet.reply.text))
+        except (ValueError, RecursionError):
             return _text(sheet)
     if _depth(value) > _DEEPEST:
         return _text(sheet)
-    told = json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8", "replace").decode()
+    try:
+        # A notebook file is strict JSON, and cannot hold NaN.
+        told = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError:
+        return _text(sheet)
+    told = told.encode("utf-8", "replace").decode()
     main = {"application/json": json.loads(told), "text/plain": printable(told)}
     return (main, sheet.figures())
 
 
-def _html(sheet: Sheet) -> tuple[Bundle, ...]:
+def _html(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
     dropped: list[str] = []
-    text = sanitized(
+    text = sanitize_html(
         _unfenced(sheet.reply.text), remote_images=sheet.remote_images, drop=dropped.append
     )
     images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
     return (sheet.hypertext(text, *filter(None, [images])),)
 
 
-def _math(sheet: Sheet) -> tuple[Bundle, ...]:
+def _math(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
     formula = _formula(_unfenced(sheet.reply.text))
     if formula is None:  # prose with formulas in it
         return _markdown(sheet)
-    bundle = sheet.markdown(harmless(f"$$\n{formula}\n$$"))
+    bundle = sheet.markdown(sanitize_markdown(f"$$\n{formula}\n$$"))
     return ({**bundle, "text/latex": f"$$\n{formula}\n$$"},)
 
 
-def _image(sheet: Sheet) -> tuple[Bundle, ...]:
-    text = harmless(sheet.reply.text, remote_images=sheet.remote_images)
+def _image(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
+    text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
     first, *more = [*_pictures(sheet.reply), None]
     if first is None:
         return (sheet.markdown(text, "no picture came"),)
     return (first, sheet.figures(text), *filter(None, more))
 
 
-_FORMS: Mapping[Format, Callable[[Sheet], tuple[Bundle, ...]]] = {
+_FORMS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
     "markdown": _markdown,
     "text": _text,
     "code": _code,
@@ -215,7 +219,7 @@ _FORMS: Mapping[Format, Callable[[Sheet], tuple[Bundle, ...]]] = {
 }
 
 
-def unseen(reply: Reply) -> list[str]:
+def image_hints(reply: Reply) -> list[str]:
     """Return where the pictures are that a terminal cannot show."""
     return [
         f"no pictures in a terminal: .images[{number}].data is {_described(image)}"
@@ -227,7 +231,7 @@ def _described(image: Image) -> str:
     return f"{image.media_type}, {len(image.data):,} bytes"
 
 
-def _pictures(reply: Reply) -> list[Bundle]:
+def _pictures(reply: Reply) -> list[MimeBundle]:
     return [
         {
             image.media_type: b64encode(image.data).decode("ascii"),

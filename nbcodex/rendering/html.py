@@ -44,7 +44,7 @@ _COPY = (
 )
 
 
-def sanitized(text: str, *, remote_images: bool, drop: Callable[[str], None]) -> str:
+def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]) -> str:
     """Return HTML of which only the harmless is left; `drop` hears of each image taken out."""
     import nh3  # only for this format
 
@@ -78,7 +78,7 @@ def _put_in_words(found: re.Match[str]) -> str:
     return f"[{html.escape(alt)}]" if alt else ""
 
 
-def listing(blocks: list[str]) -> str:
+def code_listing(blocks: list[str]) -> str:
     """Return blocks of code as HTML, each with a button that copies it."""
     return "".join(
         f'<div style="margin-top: 8px">{_COPY}'

@@ -69,7 +69,7 @@ _CONTROLS: dict[int, str | None] = {
 }
 
 
-def harmless(text: str, *, remote_images: bool = False) -> str:
+def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
     """Return Markdown that reads like `text`, and runs and fetches nothing in any renderer.
 
     Parameters
@@ -106,7 +106,14 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def inline(text: str) -> str:
+def code_fence(code: str, info: str = "") -> str:
+    """Return `code` as a fenced block that no fence within it can end."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{info}\n{code}\n{fence}"
+
+
+def escape_inline(text: str) -> str:
     """Return a short plain text, such as a model's name, for use within a line of Markdown."""
     return " ".join(_clean(text).split()).translate(_SPECIAL)
 
@@ -179,9 +186,7 @@ class _Code:
         info = re.match(r"\s*([\w+.#-]*)", self.info, re.ASCII)
         name = info[1] if info else ""
         name = "text" if not name or name.lower().startswith("mermaid") else name
-        longest = max(map(len, re.findall("`+", body)), default=0)
-        fence = "`" * max(3, longest + 1)
-        return f"{fence}{name}\n{body}\n{fence}"
+        return code_fence(body, name)
 
 
 @dataclass(slots=True)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 from nbcodex.errors import AnswerError, NbcodexError, shorten
-from nbcodex.models import Request, Schema
+from nbcodex.models import CONTENT_FILTER, Request, Schema
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.requests.structured_output import MisfitError
 
 ASKED_AGAIN = "asked again, for the answer did not fit"
 REFUSED = "the model refuses"
-FILTERED = "content_filter"
 UNFIT = "not what was asked for"
 """What the figures of such an answer say."""
 
 
 def check_given(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if the provider has withheld all of an answer."""
-    if answer.cut == FILTERED and not answer.text.strip():
+    if answer.cut == CONTENT_FILTER and not answer.text.strip():
         raise AnswerError(
             "The provider's content filter withheld the answer.", advice="Put the question anew."
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from nbcodex.rendering.markdown import harmless
+from nbcodex.rendering.markdown import sanitize_markdown
 from nbcodex.simulator import Fault
 from tests.benchmarks.table import spread, table
 from tests.browser.lab import CHROMIUM, FLAGS, Lab, Notebook, serve
@@ -162,7 +162,7 @@ def _answer(
         nb.run(4)
         nb.wait()
         text = nb.text(4).removesuffix("\n")
-        lost = len(text) < 3 * TOKENS or harmless(text) not in shown
+        lost = len(text) < 3 * TOKENS or sanitize_markdown(text) not in shown
     return len(text.encode()), size, busiest, longest, lost
 
 

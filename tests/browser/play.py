@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
-from nbcodex.notebook.display.panel import ActionName, PanelState, figures, reduce
+from nbcodex.notebook.display.panel import ActionName, PanelState, reduce
 from nbcodex.notebook.display.widget import WidgetDisplay
+from nbcodex.rendering.figures import figures_line
 from nbcodex.runtime.clock import BootClock
 
 LIMIT = Limit(
@@ -89,5 +90,7 @@ def play(
     reply = Reply(id="3f2a", text=text, status="cancelled") if cancelled.is_set() else REPLY
     kind = Cancelled if cancelled.is_set() else Finished
     screen.paint(reduce(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
-    screen.close({"text/markdown": f"{text}\n\n<sub>{figures(reply)}</sub>", "text/plain": text})
+    screen.close(
+        {"text/markdown": f"{text}\n\n<sub>{figures_line(reply)}</sub>", "text/plain": text}
+    )
     return pressed

@@ -18,8 +18,9 @@ from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import widget
-from nbcodex.notebook.display.panel import PanelState, figures, reduce, refusal, status
+from nbcodex.notebook.display.panel import PanelState, reduce, refusal, status
 from nbcodex.notebook.display.text import MOST
+from nbcodex.rendering.figures import figures_line
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 LIMIT = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
@@ -365,7 +366,7 @@ def test_no_moment_is_too_strange(resume_at: float) -> None:
 )
 def test_figures(reply: Reply, line: str) -> None:
     """The line under an answer leaves out what is unknown, and marks what is estimated."""
-    assert figures(reply) == line
+    assert figures_line(reply) == line
 
 
 # The wire format.

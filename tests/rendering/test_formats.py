@@ -13,22 +13,22 @@ from pydantic import BaseModel
 from nbcodex.models import Image, Reply
 from nbcodex.notebook import options
 from nbcodex.rendering import formats
-from nbcodex.rendering.formats import Format, Sheet, blocks_of, shown
+from nbcodex.rendering.formats import AnswerOutput, Format, extract_code, render_answer
 from nbcodex.requests.fitting import UNFIT
 from tests.hostile import HOSTILE, LEAK
 
 PNG = Image(b"\x89PNG\r\n\x1a\n", "image/png")
 
 
-def sheet(text: str, **more: Any) -> Sheet:
+def sheet(text: str, **more: Any) -> AnswerOutput:
     remote = more.pop("remote_images", False)
     reply = Reply(id="1", text=text, **more)
-    return Sheet(reply=reply, line="m-1 · 3 out", remote_images=remote)
+    return AnswerOutput(reply=reply, line="m-1 · 3 out", remote_images=remote)
 
 
 def bundle(text: str, form: Format, **more: Any) -> dict[str, Any]:
     """Return the first output."""
-    return shown(sheet(text, **more), form)[0]
+    return render_answer(sheet(text, **more), form)[0]
 
 
 TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~\n"
@@ -50,7 +50,7 @@ TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~
 )
 def test_code_is_found(text: str, blocks: list[str]) -> None:
     """Fenced blocks without their fences; else the whole text, where it parses as Python."""
-    assert blocks_of(text) == blocks
+    assert extract_code(text) == blocks
 
 
 def test_code_can_be_copied() -> None:
@@ -75,7 +75,7 @@ def test_prose_instead_of_code_is_shown() -> None:
 )
 def test_json_is_shown_as_json(text: str, value: Any) -> None:
     """The value for the viewer, and the figures below, in an output of their own."""
-    main, below = shown(sheet(text), "json")
+    main, below = render_answer(sheet(text), "json")
     assert main["application/json"] == value
     assert below["text/plain"] == "m-1 · 3 out"
     json.dumps(main, ensure_ascii=False).encode()
@@ -84,7 +84,7 @@ def test_json_is_shown_as_json(text: str, value: Any) -> None:
 def test_a_heading_is_not_lost_apart() -> None:
     """Where the figures stand below, what stands above an answer elsewhere is said with them."""
     reply = Reply(id="1", text="[1]")
-    _, below = shown(Sheet(reply=reply, line="m-1", heading="3f2a · What?"), "json")
+    _, below = render_answer(AnswerOutput(reply=reply, line="m-1", heading="3f2a · What?"), "json")
     assert below["text/plain"] == "3f2a · What? · m-1"
 
 
@@ -95,14 +95,14 @@ def test_an_instance_is_shown_as_json() -> None:
         name: str
         legs: int = 4
 
-    main, _ = shown(sheet('{"name": "x"}', parsed=Pet(name="x")), "json")
+    main, _ = render_answer(sheet('{"name": "x"}', parsed=Pet(name="x")), "json")
     assert main["application/json"] == {"name": "x", "legs": 4}
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[" * 150 + "]" * 150])
 def test_what_no_viewer_can_show_stays_text(text: str) -> None:
     """Whole, with its figures."""
-    (stays,) = shown(sheet(text), "json")
+    (stays,) = render_answer(sheet(text), "json")
     assert stays == {"text/plain": f"{text}\n\nm-1 · 3 out"}
 
 
@@ -139,7 +139,7 @@ def test_prose_with_formulas_stays_prose() -> None:
 
 def test_a_picture_is_an_image_output() -> None:
     """In base64 under its own type, with text and figures below it."""
-    first, below = shown(sheet("A cat.", images=(PNG,)), "image")
+    first, below = render_answer(sheet("A cat.", images=(PNG,)), "image")
     assert first["image/png"] == "iVBORw0KGgo="
     assert ".images[0]" in first["text/plain"]
     assert "A cat." in below["text/markdown"]
@@ -241,7 +241,7 @@ def test_the_detector_detects() -> None:
 def test_no_format_lets_anything_act(form: Format, text: str) -> None:
     """Of a hostile answer, no output holds HTML that runs, fetches or waits for a click."""
     allowed = {"text/plain", "text/markdown", "text/html", "text/latex", "application/json"}
-    for output in shown(sheet(text), form):
+    for output in render_answer(sheet(text), form):
         assert output.keys() <= allowed
         assert not acts(output.get("text/html", ""))
         assert "nbcodex-copy onclick=x" not in output.get("text/html", "")
@@ -252,7 +252,7 @@ def test_no_format_lets_anything_act(form: Format, text: str) -> None:
 def test_huge_answers_take_no_time(form: Format) -> None:
     """Ten thousand tags that nest, and a megabyte of text, are shown within seconds."""
     began = time.process_time()
-    shown(sheet("<div>" * 10_000 + "x" * 1_000_000), form)
+    render_answer(sheet("<div>" * 10_000 + "x" * 1_000_000), form)
     assert time.process_time() - began < 10.0
 
 
@@ -260,7 +260,7 @@ def test_reasoning_is_folded_away() -> None:
     """It opens at a click, before the answer; nothing in it can end the fold, or act."""
     thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
     reply = Reply(id="1", text="The *answer*.")
-    (stays,) = shown(Sheet(reply=reply, line="x", thought=thought), "markdown")
+    (stays,) = render_answer(AnswerOutput(reply=reply, line="x", thought=thought), "markdown")
     text = stays["text/markdown"]
     fold, _, answer = text.partition("</details>")
     assert fold.startswith("<details><summary>Reasoning</summary>\n\n**Reading**\n\nSome ")

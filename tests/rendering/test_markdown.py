@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-from nbcodex.rendering.markdown import harmless, inline
+from nbcodex.rendering.markdown import escape_inline, sanitize_markdown
 
 Render = Callable[[str], str]
 
@@ -298,8 +298,8 @@ FRAMES = ["{}", "text {} text", "- {}", "> {}", "<details>\n{}\n</details>", "``
 def test_no_attack_survives(render: Render, attack: str) -> None:
     """Whatever an answer holds, its rendering has nothing in it that runs or fetches."""
     for frame in FRAMES:
-        once = harmless(frame.format(attack))
-        for text in (once, harmless(once)):
+        once = sanitize_markdown(frame.format(attack))
+        for text in (once, sanitize_markdown(once)):
             assert judge(render(text)).bad == [], text
 
 
@@ -327,8 +327,8 @@ DOCUMENTS = st.lists(PIECES, max_size=14).map("".join)
 @given(DOCUMENTS)
 def test_no_mixture_survives(document: str) -> None:
     """Attacks glued together, where renderers disagree on what is code, are harmless too."""
-    once = harmless(document)
-    for text in (once, harmless(once)):
+    once = sanitize_markdown(document)
+    for text in (once, sanitize_markdown(once)):
         for renderer in RENDERERS.values():
             assert judge(renderer(text)).bad == [], text
 
@@ -337,7 +337,11 @@ def test_no_mixture_survives(document: str) -> None:
 @given(st.one_of(DOCUMENTS, st.text(st.characters(exclude_categories=()))))
 def test_anything_can_be_stored(document: str) -> None:
     """No string raises, and what comes out can be encoded: no lone surrogates, no controls."""
-    for text in (harmless(document), harmless(document, remote_images=True), inline(document)):
+    for text in (
+        sanitize_markdown(document),
+        sanitize_markdown(document, remote_images=True),
+        escape_inline(document),
+    ):
         text.encode()
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
 
@@ -359,7 +363,7 @@ JUPYTERLAB = [  # puts mathematics into finished HTML, and an info into an attri
 @pytest.mark.parametrize("attack", JUPYTERLAB)
 def test_mathematics_stay_out_of_attributes(attack: str) -> None:
     """JupyterLab finds neither mathematics nor quotes where they end up in an attribute."""
-    text = harmless(attack)
+    text = sanitize_markdown(attack)
     kept = re.findall(r"\]\([^)]*\)|\]: *\S+|(?:https?://|www\.)\S*|(?:```|~~~).*", text)
     assert not [part for part in kept if re.search(r"\$|@@|\\\\", part)]
 
@@ -368,7 +372,7 @@ def test_an_exported_notebook_is_clean() -> None:
     """HTMLExporter adds no script of the answer's to its own page."""
     notebook = nbformat.v4.new_notebook()
     output = nbformat.v4.new_output(
-        "display_data", {"text/markdown": harmless("\n\n".join(SCRIPTS + OTHERS))}
+        "display_data", {"text/markdown": sanitize_markdown("\n\n".join(SCRIPTS + OTHERS))}
     )
     notebook.cells = [nbformat.v4.new_code_cell("x", outputs=[output])]
     page, _ = HTMLExporter().from_notebook_node(notebook)
@@ -431,7 +435,7 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_looks_as_it_did(render: Render, answer: str) -> None:
     """The visible text and each piece of code are the same as without us."""
-    before, after = judge(render(answer)), judge(render(harmless(answer)))
+    before, after = judge(render(answer)), judge(render(sanitize_markdown(answer)))
     words = ["".join("".join(side.seen).split()) for side in (before, after)]
     assert words[0] == words[1]
     assert [code.strip() for code in before.codes] == [code.strip() for code in after.codes]
@@ -442,7 +446,7 @@ def test_what_is_harmless_stays_to_the_letter(answer: str) -> None:
     """Where nothing is dangerous, nothing changes."""
     text = ANSWERS[answer].replace("<y>", "").replace("<d>", "").replace("<q>", "")
     text = text.replace("<b>", "")
-    assert harmless(text) == text
+    assert sanitize_markdown(text) == text
 
 
 PROSE = {
@@ -462,7 +466,7 @@ PROSE = {
 @pytest.mark.parametrize(("text", "seen"), PROSE.items())
 def test_prose_reads_as_written(render: Render, text: str, seen: str) -> None:
     """Angle brackets and the like in prose are shown, and what is broken up is there to read."""
-    assert " ".join("".join(judge(render(harmless(text))).seen).split()) == seen
+    assert " ".join("".join(judge(render(sanitize_markdown(text))).seen).split()) == seen
 
 
 @pytest.mark.parametrize(
@@ -470,7 +474,7 @@ def test_prose_reads_as_written(render: Render, text: str, seen: str) -> None:
 )
 def test_mathematics_reach_mathjax(maths: str) -> None:
     """Nbconvert escapes mathematics itself, so MathJax must not get an entity of ours to see."""
-    html = markdown2html_mistune(harmless(f"So {maths} holds."))
+    html = markdown2html_mistune(sanitize_markdown(f"So {maths} holds."))
     assert "&lt; b" in html or "&lt; y" in html
     assert "&amp;lt;" not in html
 
@@ -478,32 +482,34 @@ def test_mathematics_reach_mathjax(maths: str) -> None:
 @pytest.mark.parametrize("start", ["   ```html\n   <p>\n   ```\n", "1. ```html\n   <p>\n   ```\n"])
 def test_a_list_goes_on_after_its_code(render: Render, start: str) -> None:
     """What follows code in a list is not taken for code, though the block moved to the margin."""
-    found = judge(render(harmless(f"1. a\n{start.replace('<p>', '<i x>')}    then\n    - b\n")))
+    found = judge(
+        render(sanitize_markdown(f"1. a\n{start.replace('<p>', '<i x>')}    then\n    - b\n"))
+    )
     assert [code.strip() for code in found.codes] == ["<i x>"]
 
 
 def test_a_fence_is_longer_than_any_inside() -> None:
     """Backticks within a line of code are outnumbered by those of the fence."""
-    assert harmless("~~~js\n<i x> ```` y\n~~~") == "`````js\n<i x> ```` y\n`````"
+    assert sanitize_markdown("~~~js\n<i x> ```` y\n~~~") == "`````js\n<i x> ```` y\n`````"
 
 
 def test_line_ends_of_javascript_are_line_ends() -> None:
     """What JavaScript takes for the end of a line is one for everybody."""
-    assert harmless("a\u2028b\u2029c\x85d\re\r\nf") == "a\nb\nc\nd\ne\nf"
+    assert sanitize_markdown("a\u2028b\u2029c\x85d\re\r\nf") == "a\nb\nc\nd\ne\nf"
 
 
 def test_images_stay_where_they_are_wanted() -> None:
     """With `remote_images`, an image with a safe address is left, and no other."""
     good, bad = "![a](https://x/y.png)", "![a](javascript:x)"
-    assert harmless(good, remote_images=True) == good
-    assert "<img" not in markdown_it(harmless(bad, remote_images=True))
+    assert sanitize_markdown(good, remote_images=True) == good
+    assert "<img" not in markdown_it(sanitize_markdown(bad, remote_images=True))
 
 
 def test_a_second_time_changes_nothing_dangerous() -> None:
     """A block that had to become `<pre>` is kept when the text comes through again."""
-    once = harmless("```\n<i x>\n$$\n```")
+    once = sanitize_markdown("```\n<i x>\n$$\n```")
     assert once.startswith("<pre><code>&#60;i x&#62;&#10;")
-    assert harmless(once) == once
+    assert sanitize_markdown(once) == once
 
 
 HOSTILE = [
@@ -520,7 +526,7 @@ def test_a_megabyte_of_anything_takes_a_moment(piece: str) -> None:
     times = []
     for size in (100_000, 1_000_000):
         start = time.process_time()
-        harmless(piece * (size // len(piece)))
+        sanitize_markdown(piece * (size // len(piece)))
         times.append(time.process_time() - start)
     assert times[1] < max(2.0, 30 * times[0])
 
@@ -531,6 +537,6 @@ def test_a_megabyte_of_anything_takes_a_moment(piece: str) -> None:
 )
 def test_a_name_is_shown_as_it_is(render: Render, name: str) -> None:
     """A model's name or a line of figures is text, whatever it holds."""
-    found = judge(render(f"x {inline(name)} y"))
+    found = judge(render(f"x {escape_inline(name)} y"))
     assert "".join(found.seen).strip() == f"x {' '.join(name.split())} y"
     assert found.bad == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import platform
 from collections.abc import Callable, Iterator
@@ -11,37 +10,38 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
+from nbcodex.errors import did_you_mean
+from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.commands.code import Code
 from nbcodex.notebook.commands.entries import Entries
-from nbcodex.notebook.commands.figures import Figures
-from nbcodex.notebook.commands.room import Room, tell
 from nbcodex.notebook.commands.setup import Setup
 from nbcodex.notebook.commands.talk import Talk
+from nbcodex.notebook.commands.usage import Figures
 from nbcodex.notebook.session import Session
 
 Deed = Callable[..., None]
 
 
-class About(Room):
+class About(CommandGroup):
     """What can be done, and with what."""
 
     def help(self) -> None:
         """List the commands."""
         for room in ROOMS:
-            tell(f"\n{inspect.getdoc(room)}")
+            print_line(f"\n{inspect.getdoc(room)}")
             for word, deed in _deeds(room):
                 if deed.__name__ == word:  # a second name is told with the first
-                    tell(_explained(word, deed))
-        tell("\n%%codex? explains the cell magic, %config Codex the settings.")
+                    print_line(_explained(word, deed))
+        print_line("\n%%codex? explains the cell magic, %config Codex the settings.")
 
     def version(self) -> None:
         """Tell the versions in use."""
         parts = ("nbcodex", "openai", "tenacity", "ipython", "ipywidgets", "anywidget")
-        tell(" · ".join(f"{name} {version(name)}" for name in parts))
-        tell(f"Python {platform.python_version()} on {platform.system()}")
+        print_line(" · ".join(f"{name} {version(name)}" for name in parts))
+        print_line(f"Python {platform.python_version()} on {platform.system()}")
 
 
-ROOMS: tuple[type[Room], ...] = (Entries, Talk, Code, Figures, Setup, About)
+ROOMS: tuple[type[CommandGroup], ...] = (Entries, Talk, Code, Figures, Setup, About)
 
 _COLUMN = 32
 """Where in a line of help it is told what a word does."""
@@ -50,7 +50,7 @@ _SYNONYMS = {"list": "models", "register": "alias", "delete": "dealias", "error"
 """Words of `%ai` that mean the same."""
 
 
-def words() -> dict[str, tuple[type[Room], Deed]]:
+def words() -> dict[str, tuple[type[CommandGroup], Deed]]:
     """Return every word, its room and what it does, in the order in which they are listed."""
     return {name: (room, deed) for room in ROOMS for name, deed in _deeds(room)}
 
@@ -67,8 +67,7 @@ def run(session: Session, line: str) -> None:
     known = words()
     word = _SYNONYMS.get(word, word)
     if word not in known:
-        near = difflib.get_close_matches(word, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(word, known)
         raise UsageError(f"%codex: there is no command {word[:40]}{hint} See %codex help")
     room, deed = known[word]
     try:
@@ -88,7 +87,7 @@ def _explained(word: str, deed: Deed) -> str:
     return f"{usage}{gap}{does}"
 
 
-def _deeds(room: type[Room]) -> Iterator[tuple[str, Any]]:
+def _deeds(room: type[CommandGroup]) -> Iterator[tuple[str, Any]]:
     for name, deed in vars(room).items():
         if inspect.isfunction(deed) and not name.startswith("_"):
             yield name, deed

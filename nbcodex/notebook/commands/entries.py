@@ -11,9 +11,9 @@ from nbcodex.errors import NbcodexError, Stopped, render, shorten
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.notebook import identity, map_cells
-from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.session import View
-from nbcodex.rendering.figures import figures
+from nbcodex.rendering.figures import figures_line
 from nbcodex.rendering.html import printable
 from nbcodex.requests import parking
 from nbcodex.requests.handle import Handle
@@ -32,29 +32,33 @@ PUTTING_AWAY = 3.0
 """Seconds that a command waits for a map of another thread to be put away."""
 
 
-class Entries(Room):
+class Entries(CommandGroup):
     """What was asked."""
 
     def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
         """List what was asked, newest first; with an ID, tell all of one: journal [ID]."""
         if id and (rows := map_cells.rows_of(self._session, id)):
             for row in rows:
-                tell(_line(row, current().clock.wall()))
+                print_line(_line(row, current().clock.wall()))
             return
         if id:
-            tell(_whole(self._session.journal.entry(id)))
+            print_line(_whole(self._session.journal.entry(id)))
             return
         entries = self._session.journal.entries(LISTED)
         now = current().clock.wall()
         for entry in entries:
             batch = entry.request.origin.map_id
-            tell(map_cells.line(self._session, batch, entry, now) if batch else _line(entry, now))
+            print_line(
+                map_cells.line(self._session, batch, entry, now) if batch else _line(entry, now)
+            )
         if len(entries) == LISTED:
-            tell(f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is.")
+            print_line(
+                f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is."
+            )
         if not entries:
-            tell("The journal is empty.")
+            print_line("The journal is empty.")
         if trouble := self._session.journal.trouble:
-            tell(trouble)
+            print_line(trouble)
 
     def resume(self, which: str = "all", *flags: str) -> None:
         """Go on with what is parked or abandoned: resume [ID|all] [--everywhere] [--at-reset]."""
@@ -75,9 +79,9 @@ class Entries(Room):
             if not entries[0].resumable:
                 raise parking.not_to_resume(entries[0].id)
         if not (entries or maps):
-            tell("Nothing is parked or abandoned here.")
+            print_line("Nothing is parked or abandoned here.")
             if journal.trouble:  # and so nobody knows what the file holds
-                tell(journal.trouble)
+                print_line(journal.trouble)
         handles = [self._taken_up(entry, later=later) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
             view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
@@ -93,13 +97,13 @@ class Entries(Room):
             except NbcodexError as error:
                 if len(handles) == 1:
                     raise
-                tell("\n".join(render(error.title, error.message, error.advice)))
+                print_line("\n".join(render(error.title, error.message, error.advice)))
 
     def _taken_up(self, entry: Entry, *, later: bool) -> Handle:
         """Return a handle on its way: at once, or when the limit that it waits for resets."""
         if entry.possibly_paid:
             when = "when its kernel died" if entry.abandoned else "when it ended"
-            tell(f"{entry.id} was under way {when}: it may be paid twice.")
+            print_line(f"{entry.id} was under way {when}: it may be paid twice.")
         until = entry.resume_at if later else None
         handle = current().resume(entry, self._settings, not_before=until)
         handle.start()
@@ -110,7 +114,7 @@ class Entries(Room):
         request = self._session.journal.entry(id).request
         variable = request.origin.variable
         again = current().copy_request(
-            request, origin=identity.origin(self._session.shell, variable=variable)
+            request, origin=identity.current_origin(self._session.shell, variable=variable)
         )
         handle = current().handle(again, self._settings)
         self._session.answer(handle, _view(request, shorten(request.prompt, 60)))
@@ -153,9 +157,9 @@ class Entries(Room):
             handle.end(what)
         for runner in maps:
             runner.wait_ended(timeout=PUTTING_AWAY)
-            tell(map_runner.describe_outcome(runner.run, runner.end_action or what))
+            print_line(map_runner.describe_outcome(runner.run, runner.end_action or what))
         for handle in alone:
-            tell(f"{handle.request.id}: {handle.wait().reply.status}")
+            print_line(f"{handle.request.id}: {handle.wait().reply.status}")
         return maps
 
     def forget(self, id: str) -> None:  # noqa: A002
@@ -163,7 +167,7 @@ class Entries(Room):
         erased = event_loop.shared().submit(
             self._session.journal.forget(None if id == "all" else id)
         )
-        tell(f"{erased.result()} erased.")
+        print_line(f"{erased.result()} erased.")
 
 
 def _named(id_: str) -> tuple[list[MapRunner], list[Handle]]:
@@ -198,7 +202,7 @@ def _whole(entry: Entry) -> str:
         f"variable: {entry.variable}" if entry.variable else "",
         f"\n{printable(entry.request.prompt)}\n",
         printable(entry.reply.text),
-        f"\n{figures(entry.reply)}",
+        f"\n{figures_line(entry.reply)}",
         entry.error or "",
     ]
     return "\n".join(filter(None, told))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from nbcodex.client import current
 from nbcodex.errors import shorten
-from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.openai_api import pricing
 from nbcodex.requests.conversation import MAIN_THREAD
 
 
-class Talk(Room):
+class Talk(CommandGroup):
     """The conversation of this notebook."""
 
     def new(self, thread: str = MAIN_THREAD) -> None:
         """Start the conversation afresh: new [THREAD] (also reset)."""
         session = self._session
         current().conversations.begin_anew(session.notebook, thread, session.journal.threads)
-        tell(f"The conversation{_named(thread)} starts afresh: what was said is not sent any more.")
+        print_line(
+            f"The conversation{_named(thread)} starts afresh: what was said is not sent any more."
+        )
 
     reset = new
 
@@ -28,14 +30,16 @@ class Talk(Room):
         turns = current().conversations.turns(session.notebook, thread, threads, most=most)
         for number, turn in enumerate(turns, start=1):
             seen = f" [{len(turn.images)} images]" if turn.images else ""
-            tell(
+            print_line(
                 f"{number:>3}  {shorten(turn.prompt, 70)}{seen}\n     → {shorten(turn.answer, 70)}"
             )
         if not turns:
-            tell(f"Nothing has been said yet{_within(thread)}: the next cell sees no earlier turn.")
+            print_line(
+                f"Nothing has been said yet{_within(thread)}: the next cell sees no earlier turn."
+            )
             return
         size, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
-        tell(
+        print_line(
             f"{count} turn{'s' * (count > 1)}{_within(thread)}, about {size:,} tokens; "
             f"`%codex new{_named(thread)}` leaves them."
         )

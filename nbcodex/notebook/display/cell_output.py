@@ -28,7 +28,7 @@ from nbcodex.notebook.display.text import (
     TextDisplay,
 )
 from nbcodex.rendering import formats
-from nbcodex.rendering.figures import figures
+from nbcodex.rendering.figures import figures_line
 from nbcodex.rendering.formats import Format
 from nbcodex.requests.fitting import UNFIT
 from nbcodex.runtime.clock import Clock
@@ -185,7 +185,7 @@ class Screen:
             line = f"{rest:,} more characters: the Reply's text holds them all · {line}"
             reply = replace(reply, text=reply.text[:RENDERED])
             form = "text" if form in _WHOLE else form
-        sheet = formats.Sheet(
+        sheet = formats.AnswerOutput(
             reply=reply,
             line=line,
             heading=shortened(self._heading),
@@ -196,18 +196,18 @@ class Screen:
         if self._lazily:
             return ({"text/plain": sheet.line},)
         if self._place.single:
-            unseen = formats.unseen(reply)
+            unseen = formats.image_hints(reply)
             return ({"text/plain": replace(sheet, line=" · ".join([line, *unseen])).plain},)
         try:
-            return formats.shown(sheet, form)
+            return formats.render_answer(sheet, form)
         except Exception:
             log.exception("an answer could not be shown as %s", form)
-            return formats.shown(sheet, "text")
+            return formats.render_answer(sheet, "text")
 
     def _told(self, reply: Reply) -> str:
         if reply or not reply.text or UNFIT in reply.notes:
-            return figures(reply)
-        return f"{reply.status}, this is not the whole answer · {figures(reply)}"
+            return figures_line(reply)
+        return f"{reply.status}, this is not the whole answer · {figures_line(reply)}"
 
     def _try(self, deed: Callable[[PanelState], None], state: PanelState) -> None:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE
 from nbcodex.progress import MapStats
-from nbcodex.rendering.figures import money
+from nbcodex.rendering.figures import format_dollars
 from nbcodex.runtime.clock import format_duration, format_time
 
 RECENT = 10.0
@@ -148,7 +148,9 @@ def cost(state: MapState) -> str:
     if not state.now.cost:
         return ""
     expected = state.expected
-    return money(state.now.cost) + ("" if expected is None else f" of ~{money(expected)}")
+    return format_dollars(state.now.cost) + (
+        "" if expected is None else f" of ~{format_dollars(expected)}"
+    )
 
 
 def summary(state: MapState) -> str:
@@ -167,7 +169,7 @@ def summary(state: MapState) -> str:
                 shorten(now.model, 80) if now.model else "",
                 f"{now.input_tokens:,} in" if now.input_tokens else "",
                 f"{now.output_tokens:,} out" if now.output_tokens else "",
-                money(now.cost) if now.cost else "",
+                format_dollars(now.cost) if now.cost else "",
                 f"cost of {now.unpriced:,} unknown" if now.unpriced else "",
                 format_duration(state.elapsed),
                 "simulated" if now.simulated else "",

@@ -19,7 +19,7 @@ from nbcodex.errors import shorten
 from nbcodex.notebook.display.cell_output import shows_widgets
 from nbcodex.notebook.display.map import MapState, failures, reduce, status, summary
 from nbcodex.progress import MapStats
-from nbcodex.rendering.markdown import inline
+from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class Chart:
         done = state.now.outcome == "done"
         plain, above = (self._preview(as_text) if done else "" for as_text in (True, False))
         gap = "\n\n" if above else ""
-        listed = "".join(f"\n- {inline(each)}" for each in lines)
+        listed = "".join(f"\n- {escape_inline(each)}" for each in lines)
         return {
             "text/plain": "\n".join([f"{plain}{gap}{line}", *(f"  {each}" for each in lines)]),
-            "text/markdown": f"{above}{gap}<sub>{inline(line)}</sub>\n{listed}".rstrip(),
+            "text/markdown": f"{above}{gap}<sub>{escape_inline(line)}</sub>\n{listed}".rstrip(),
         }
 
 

@@ -14,10 +14,10 @@ from nbcodex import events
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
 from nbcodex.notebook.display.growing_text import Text
-from nbcodex.rendering.figures import figures, money, tokens
+from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
-__all__ = ["ACTIONS", "ActionName", "PanelState", "figures", "reduce", "refusal", "status"]
+__all__ = ["ACTIONS", "ActionName", "PanelState", "reduce", "refusal", "status"]
 
 Going = Literal["queued", "held", "sending", "thinking", "streaming", "waiting"]
 Ended = Literal["done", "parked", "interrupted", "cancelled", "failed"]
@@ -149,9 +149,9 @@ class PanelState:
     def price(self) -> str:
         """What it has cost so far, or in the end; empty where nobody knows."""
         if self.ended:
-            return "" if self.cost is None else money(self.cost)
+            return "" if self.cost is None else format_dollars(self.cost)
         if self.cost:
-            return f"~{money(self.cost)} so far"
+            return f"~{format_dollars(self.cost)} so far"
         if self.first_at is not None and self.unpriced and not self.simulated:
             return "cost unknown"
         # Whom a limit refuses at the door is charged nothing, whatever the price; of an attempt
@@ -308,7 +308,7 @@ def status(state: PanelState, now: float, wall: float) -> str:
         This instant, in the events' clock and in seconds since the epoch.
     """
     if state.reply is not None:
-        used = figures(replace(state.reply, status="done"))
+        used = figures_line(replace(state.reply, status="done"))
         told = [state.phase, _parked_until(state, wall), state.reason, used]
     else:
         speed = f"~{state.speed:.0f} tokens/s" if state.speed else ""
@@ -316,7 +316,7 @@ def status(state: PanelState, now: float, wall: float) -> str:
             _going_on(state, now, wall),
             cause(state),
             _tries(state),
-            *tokens(state.usage),
+            *token_figures(state.usage),
             speed,
             state.price,
             "simulated" if state.simulated else "",

@@ -23,7 +23,7 @@ from nbcodex.notebook.monitor.state import (
     level,
     place,
 )
-from nbcodex.rendering.figures import figures, money, tokens
+from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 ROWS = 50
@@ -37,7 +37,7 @@ def status(state: MonitorState, now: float, wall: float) -> str:
         "simulated: nothing of it is paid" if _simulated(state) else "",
         *(_limit(state, name, now) for name in state.limits),
         *_open(state, now, wall),
-        f"last request: {figures(state.last)}" if state.last else "",
+        f"last request: {figures_line(state.last)}" if state.last else "",
         f"this session: {sums(state.session)}",
         f"{_ever(state).lower()}: {_answered(state.ever)}" if state.ever else "",
         hour(state, now),
@@ -97,7 +97,7 @@ def sums(total: Sums) -> str:
 def _answered(total: Sums) -> str:
     told = [
         f"{total.answers:,} answered",
-        *tokens(total.usage),
+        *token_figures(total.usage),
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         cost(total),
         f"waited {format_duration(total.waited)}" if total.waited else "",
@@ -109,7 +109,9 @@ def cost(total: Sums) -> str:
     """Return what it cost, as far as that is known."""
     unknown = f"cost of {total.unpriced} unknown" if total.unpriced else ""
     about = "~" if total.usage.estimated else ""
-    return ", ".join(filter(None, (about + money(total.cost) if total.cost else "", unknown)))
+    return ", ".join(
+        filter(None, (about + format_dollars(total.cost) if total.cost else "", unknown))
+    )
 
 
 def hour(state: MonitorState, now: float) -> str:
@@ -187,7 +189,7 @@ def _least_cost(total: Sums) -> str:
     if total.unpriced and not total.cost:
         return "unknown"
     about = "≥ " if total.unpriced else "~" if total.usage.estimated else ""
-    return about + money(total.cost) if total.cost else ""
+    return about + format_dollars(total.cost) if total.cost else ""
 
 
 def _ever(state: MonitorState) -> str:
@@ -216,7 +218,7 @@ def _last(state: MonitorState) -> list[str]:
     return [
         "1" if reply.status == "done" else "0",
         *_counted(reply.usage, about),
-        about + money(reply.cost) if reply.cost is not None else _no_price(reply),
+        about + format_dollars(reply.cost) if reply.cost is not None else _no_price(reply),
         format_duration(reply.waited) if reply.waited else "",
     ]
 
@@ -275,7 +277,7 @@ def _row(id_: str, row: PanelState) -> dict[str, Any]:
         "due": _ms(row.resume_at),
         "since": _ms(row.since),
         "attempt": row.attempt,
-        "tokens": ", ".join(tokens(row.usage)),
+        "tokens": ", ".join(token_figures(row.usage)),
         "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
     }
 

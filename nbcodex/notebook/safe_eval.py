@@ -24,11 +24,11 @@ def parse(source: str) -> ast.expr | None:
     return node if _is_chain(node) else None
 
 
-def first(node: ast.expr) -> str:
+def root_name(node: ast.expr) -> str:
     """Return the name that a chain begins with."""
     match node:
         case ast.Attribute(value=owner) | ast.Subscript(value=owner) | ast.Call(func=owner):
-            return first(owner)
+            return root_name(owner)
         case ast.Name(id=name):
             return name
     raise TypeError("not a chain")
@@ -70,7 +70,7 @@ def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
             return None
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what went wrong in a chain, in a few words."""
     try:
         message = shorten(str(error), 200)

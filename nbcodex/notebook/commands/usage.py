@@ -9,10 +9,10 @@ from IPython.display import display
 
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError
-from nbcodex.notebook.commands.room import Room, tell
+from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.monitor import limits_text
 from nbcodex.notebook.monitor.collector import watch_of
-from nbcodex.rendering.figures import money
+from nbcodex.rendering.figures import format_dollars
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from nbcodex.requests.usage_totals import Total
 
 
-class Figures(Room):
+class Figures(CommandGroup):
     """Usage and limits."""
 
     def usage(self) -> None:
         """Tell what this session has used: tokens, cost, waits."""
         totals = current().totals
         if not totals.by_model:
-            tell("Nothing has been asked in this session.")
+            print_line("Nothing has been asked in this session.")
         for model, total in totals.by_model.items():
-            tell(f"{model}: {_total(total)}")
+            print_line(f"{model}: {_total(total)}")
 
     def budget(self, *amount: str) -> None:
         """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
@@ -56,11 +56,11 @@ class Figures(Room):
         settings = self._config.settings()
         standings = event_loop.shared().submit(current().cap_usages(settings)).result()
         for standing in standings:
-            tell(str(standing))
+            print_line(str(standing))
         if not standings:
-            tell("No budget is set: %codex budget 200k, $5, $5/day or $20/month sets one.")
+            print_line("No budget is set: %codex budget 200k, $5, $5/day or $20/month sets one.")
         elif text.lower() == "off":
-            tell("This one is set by Codex.budget (%config, or ipython_config.py).")
+            print_line("This one is set by Codex.budget (%config, or ipython_config.py).")
 
     def _keep(self, cap: SpendingCap | None) -> None:
         event_loop.shared().submit(current().save_cap(self._settings, cap)).result()
@@ -73,7 +73,7 @@ class Figures(Room):
         if hasattr(self._session.shell, "kernel"):
             display(shown)  # type: ignore[no-untyped-call]
         else:
-            tell(str(shown))
+            print_line(str(shown))
 
     def limits(self) -> None:
         """Tell the limits as they are known: what is left, refill, what is charged, holds."""
@@ -82,11 +82,11 @@ class Figures(Room):
         now = client.clock.now()
         told = [limits_text.lines(label, each, now) for label, each in known.items()]
         for lines in filter(None, told):
-            tell("\n".join(lines))
+            print_line("\n".join(lines))
         if not any(told):
-            tell("Nothing is known of limits before the first answer.")
+            print_line("Nothing is known of limits before the first answer.")
         if trouble := client.limiter(self._settings).sharing_problem:
-            tell(trouble)
+            print_line(trouble)
 
 
 def _total(total: Total) -> str:
@@ -96,7 +96,7 @@ def _total(total: Total) -> str:
         f"{about}{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
         f"{about}{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
         f"tokens of {total.unknown} unknown" if total.unknown else "",
-        f"{about}{money(total.cost)}" if total.cost else "",
+        f"{about}{format_dollars(total.cost)}" if total.cost else "",
         f"cost of {total.unpriced} unknown" if total.unpriced else "",
         f"limits met {total.limits} time{'s' * (total.limits != 1)}" if total.limits else "",
         f"waited {format_duration(total.waited)}" if total.waited else "",

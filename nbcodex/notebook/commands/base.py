@@ -5,7 +5,7 @@ from __future__ import annotations
 from nbcodex.notebook.session import Session
 
 
-class Room:
+class CommandGroup:
     """Words that belong together. Each public method is one; its docstring is its line of help."""
 
     def __init__(self, session: Session) -> None:
@@ -13,6 +13,6 @@ class Room:
         self._settings = session.settings
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     """Answer."""
     print(line)  # noqa: T201 - a command's answer is what it prints
