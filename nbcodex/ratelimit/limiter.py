@@ -1,31 +1,217 @@
-"""Where an event loop deals with a ledger.
+"""The async side of the rate limiter: waits for a permit, and reports what became of it.
 
-Owns on which thread the ledger's deeds are done, and what becomes of a store that fails. Must not
-know what the deeds do.
+`RateLimiter` decides; here is only when to ask it again. Waits go through the clock, and what a
+user should see goes through a callback. Must not know requests, events or the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from nbcodex.ratelimit.rate_limiter import RateLimiter
+from nbcodex.models import Limit, LimitSnapshot, Usage
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.ratelimit.stores import MemoryStore
+from nbcodex.runtime.clock import Clock
 
-T = TypeVar("T")
-Operation = Callable[[RateLimiter], T]
+ResultT = TypeVar("ResultT")
+Operation = Callable[[RateLimiter], ResultT]
+OnWait = Callable[[Wait | Cooldown], Awaitable[None]]
+
+# A shorter wait only spaces requests out, which is not worth an event.
+MIN_REPORTED_WAIT_S = 1.0
+
+
+class CooldownTooLongError(Exception):
+    """The model is closed for longer than the patience lasts."""
+
+    def __init__(self, cooldown: Cooldown) -> None:
+        super().__init__(f"closed until {cooldown.until}")
+        self.cooldown = cooldown
+
+
+@dataclass(slots=True)
+class Patience:
+    """The seconds that a user accepts to wait in total. Queueing for capacity does not count."""
+
+    limit: float
+    waited: float = 0.0
+
+    def covers(self, wait: float) -> bool:
+        """Return whether another `wait` seconds fit into it."""
+        return self.waited + wait <= self.limit
+
+
+class Waiter:
+    """How one request waits: its place in the queue, its patience, and its Retry now.
+
+    It lives as long as the request, so that a refused attempt comes back to its old place.
+
+    Parameters
+    ----------
+    clock : Clock
+        Measures the waits.
+    patience : Patience
+        What cooldowns and backoffs use up.
+    may_probe : bool
+        Whether to ask the server once where another process has met a cooldown that is longer
+        than the patience. A resumed request may: the cooldown may be hours old.
+    """
+
+    def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
+        self.clock, self.patience = clock, patience
+        self.wake = asyncio.Event()
+        self.permit: Permit | None = None
+        self._entry: QueueEntry | None = None
+        self._may_probe, self._probes_next = may_probe, False
+        self._is_queued = False  # these two: as last reported
+        self._due_at: float | None = None
+        self._cooldown_reported_until = self._quiet_until = 0.0
+
+    def retry_now(self) -> None:
+        """Send the request through a cooldown, as a probe; no effect while it only queues."""
+        self._probes_next = not self._is_queued
+        self.wake.set()
+
+    def start_cooldown(self, until: float) -> None:
+        """Take note of a wait that the caller has reported; drop a Retry now that came before."""
+        self._cooldown_reported_until, self._probes_next = until, False
+        self.wake.clear()
+
+    async def sleep_until(self, until: float, *, uses_patience: bool = True) -> None:
+        """Wait for an instant, or for Retry now."""
+        started_at = self.clock.now()
+        try:
+            await self.clock.wait(until, unless=self.wake)
+        finally:
+            self.patience.waited += (self.clock.now() - started_at) * uses_patience
+
+    # Used by `Limiter.acquire`.
+
+    def start(self) -> None:
+        """Begin to wait for a permit."""
+        self.permit, self._quiet_until = None, self.clock.now() + MIN_REPORTED_WAIT_S
+
+    def end(self) -> None:
+        """Wait for a permit no longer."""
+        self._is_queued, self._due_at = False, None
+
+    def try_acquire(
+        self, core: RateLimiter, wake: Callable[[], None], name: str, cost: Cost, now: float
+    ) -> Wait | Cooldown | None:
+        """Take a permit, or return what to wait for."""
+        entry = self._entry
+        if entry is None or entry.bucket != name:
+            entry = self._entry = core.enqueue(name, cost, wake)
+        else:
+            core.requeue(entry)
+        if self._probes_next:
+            self._probes_next, self.permit = False, core.probe(entry, now)
+            return None
+        answer = core.try_acquire(entry, now, may_probe=self._may_probe)
+        if isinstance(answer, Wait | Cooldown):
+            return answer
+        self.permit = answer
+        # The journal comes first: until `Reservation.mark_sent`, nothing is on its way.
+        answer.sent_at = math.inf
+        return None
+
+    def withdraw(self, core: RateLimiter, now: float) -> None:
+        """Give up the place, and a permit that nothing was sent with."""
+        if self._entry is not None:
+            core.dequeue(self._entry)
+        if self.permit is not None:
+            core.release(self.permit, now)
+
+    async def queue(self, wait: Wait, on_wait: OnWait) -> None:
+        """Wait for capacity, which uses up no patience."""
+        if self._is_worth_reporting(wait):
+            self._is_queued, self._due_at = True, wait.due_at
+            await on_wait(wait)
+        until = wait.until if self._is_queued else min(wait.until, self._quiet_until)
+        await self.clock.wait(until, unless=self.wake)
+
+    def _is_worth_reporting(self, wait: Wait) -> bool:
+        # However near the end is by then: else this would look again at once, and again, without
+        # giving the loop to others.
+        if not self._is_queued and self.clock.now() >= self._quiet_until:
+            return True
+        if wait.due_at is None:
+            return False
+        known = self.clock.now() if self._due_at is None else self._due_at
+        return abs(wait.due_at - known) > MIN_REPORTED_WAIT_S
+
+    async def sit_out(self, cooldown: Cooldown, on_wait: OnWait) -> None:
+        """Wait for a cooldown to end, or decide to probe it."""
+        now = self.clock.now()
+        if not self.patience.covers(cooldown.until - now):
+            if not (self._may_probe and cooldown.inherited):
+                raise CooldownTooLongError(cooldown)
+            self._may_probe, self._probes_next = False, True
+            return
+        if cooldown.until > max(self._cooldown_reported_until, now) + MIN_REPORTED_WAIT_S:
+            self._cooldown_reported_until = cooldown.until
+            self.end()
+            await on_wait(cooldown)
+        await self.sleep_until(cooldown.until)
+        self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
+
+
+class Reservation:
+    """A permit in use. What is posted is done in order; exactly one of the endings counts."""
+
+    def __init__(self, limiter: Limiter, permit: Permit, clock: Clock) -> None:
+        self._limiter, self._permit, self._clock = limiter, permit, clock
+
+    def mark_sent(self) -> None:
+        """The attempt goes out now."""
+        self._permit.sent_at = self._clock.now()
+
+    def observe(self, snapshot: LimitSnapshot | None) -> None:
+        """The server let the attempt in; learn from its headers."""
+        now = self._clock.now()
+        self._limiter.post(lambda core: core.observe(self._permit, snapshot, now))
+
+    def settle(self, usage: Usage) -> None:
+        """The answer has ended, having used so much; with unknown usage, release."""
+        if usage.output_tokens is None:
+            self.release()
+            return
+        now = self._clock.now()
+        self._limiter.post(lambda core: core.settle(self._permit, usage, now))
+
+    def release(self) -> None:
+        """The attempt ended without a verdict; later snapshots show what it was charged."""
+        now = self._clock.now()
+        self._limiter.post(lambda core: core.release(self._permit, now))
+
+    async def refuse(
+        self, limit: Limit | None, snapshot: LimitSnapshot | None, *, until: float
+    ) -> float:
+        """A limit refused the attempt: close the model; return until when it is closed."""
+        now = self._clock.now()
+        cooldown = await self._limiter.run(
+            lambda core: core.refuse(
+                self._permit, until=until, limit=limit, snapshot=snapshot, now=now
+            )
+        )
+        return cooldown.until
 
 
 class Limiter:
-    """A ledger in memory, whose deeds are done at once.
+    """Rate limits that this process keeps for itself, in memory: operations are done at once.
 
     Attributes
     ----------
     labels : dict
-        What people call the buckets, by name.
+        What users call the limits, by name.
     sharing_problem : str or None
         Why nothing is shared with other processes, where it should be.
     """
@@ -36,28 +222,73 @@ class Limiter:
         self.sharing_problem: str | None = None
 
     async def salt(self) -> bytes:
-        """Return what makes the buckets' names the same for all who share the ledger."""
+        """Return what the names of limits are hashed with, the same for all who share them."""
         return self._core.salt
 
-    async def run(self, deed: Operation[T]) -> T:
-        """Do a deed and return what it returns. It is done even if the waiting task is cancelled.
+    async def run(self, operation: Operation[ResultT]) -> ResultT:
+        """Do an operation and return its result. It is done even if the waiting task is cancelled.
 
         Operations are done in the order in which they come.
         """
-        return deed(self._core)
+        return operation(self._core)
 
-    def post(self, deed: Operation[object]) -> None:
-        """Do a deed in its turn, and wait for nothing."""
-        deed(self._core)
+    def post(self, operation: Operation[object]) -> None:
+        """Do an operation in its turn, without waiting for it."""
+        operation(self._core)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
-        """Return what sets `event`, for the ledger to call."""
+        """Return what sets `event`, for an operation to call."""
         return event.set
 
+    async def acquire(
+        self, name: str, cost: Cost, waiter: Waiter, *, label: str, on_wait: OnWait
+    ) -> Reservation:
+        """Wait for a permit to send one attempt.
+
+        Parameters
+        ----------
+        name, label : str
+            The limits that the attempt draws on: a hashed name, and what users call them.
+        cost : Cost
+            What it asks for; an attempt that comes back keeps the cost it first came with.
+        waiter : Waiter
+            How its request waits.
+        on_wait : callable
+            Awaited before a wait that lasts a second or more, and when its end has moved.
+
+        Raises
+        ------
+        CooldownTooLongError
+            If the model is closed for longer than the patience lasts.
+        TooLargeError
+            If the request is larger than the limit.
+        """
+        clock, wake = waiter.clock, self.waker(waiter.wake)
+        self.labels[name] = label
+        waiter.start()
+        try:
+            while wait := await self.run(
+                partial(waiter.try_acquire, wake=wake, name=name, cost=cost, now=clock.now())
+            ):
+                if isinstance(wait, Cooldown):
+                    await waiter.sit_out(wait, on_wait)
+                else:
+                    await waiter.queue(wait, on_wait)
+                waiter.wake.clear()
+        except BaseException:
+            # Posted, not done: a permit that the worker grants at this moment is returned as well.
+            self.post(partial(waiter.withdraw, now=clock.now()))
+            raise
+        finally:
+            waiter.end()
+        if waiter.permit is None:
+            raise AssertionError("neither a wait nor a permit")
+        return Reservation(self, waiter.permit, clock)
+
     async def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
-        """Return what is known of the buckets that were used here, and of `more`, by label."""
-        known = await self.run(lambda ledger: ledger.limit_states(now, *more))
-        return {self.labels.get(name, name): each for name, each in known.items()}
+        """Return what is known of the limits that were used here, and of `more`, by label."""
+        states = await self.run(lambda core: core.limit_states(now, *more))
+        return {self.labels.get(name, name): state for name, state in states.items()}
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release what is open."""

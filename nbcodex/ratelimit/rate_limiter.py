@@ -38,21 +38,28 @@ RECENT = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Cooldown:
-    """No leave to send yet: when to come back, and the limit that closes the bucket.
+class Wait:
+    """No permit yet, as the limit is used fully and others come first: ask again at `until`.
 
-    `queued` means that it is nobody's fault: the limit is used fully, and others come first.
-    `due_at` is when there is capacity, as it is reckoned now; None where nobody can say.
-    `inherited` means that this process has not met the limit itself; `reckoned`, that nobody has
-    met it lately: it is a limit over hours that is used up, as far as is known.
+    `due_at` is when there is capacity, as it is reckoned now; None where that is unknown.
+    """
+
+    until: float
+    due_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """The model is closed until an instant, because of a limit.
+
+    `inherited` means that this process has not met the limit itself; `inferred`, that no process
+    has met it lately: a limit over hours is used up, by what is known of it.
     """
 
     until: float
     limit: Limit | None = None
-    queued: bool = False
-    due_at: float | None = None
     inherited: bool = False
-    reckoned: bool = False
+    inferred: bool = False
 
 
 @dataclass(slots=True)
@@ -207,7 +214,7 @@ class RateLimiter:
 
     def try_acquire(
         self, ticket: QueueEntry, now: float, *, may_probe: bool = False
-    ) -> Permit | Cooldown:
+    ) -> Permit | Wait | Cooldown:
         """Return leave to send now, or when to come back.
 
         Who is `may_probe` wants to know whether a hold that others have met is over: while another
@@ -222,24 +229,24 @@ class RateLimiter:
         if row.head() is not ticket:
             hold = row.hold if row.hold is not None and row.hold.until > now else None
             if hold is None or (may_probe and hold.inherited):
-                return Cooldown(now + FAR, queued=True)
+                return Wait(now + FAR)
             return hold
         answer = self._store.transaction(
             ticket.bucket, lambda s: self._reserve(s, row, ticket, now)
         )
         if isinstance(answer, Permit):
-            if row.hold is not None and row.hold.reckoned:
+            if row.hold is not None and row.hold.inferred:
                 row.hold = None
             self._sent(row, ticket, answer)
-        elif may_probe and answer.inherited and row.probes:
-            return Cooldown(now + FAR, queued=True)
+        elif may_probe and isinstance(answer, Cooldown) and answer.inherited and row.probes:
+            return Wait(now + FAR)
         elif row.head() is not ticket:
             row.wake()
         return answer
 
     def _reserve(
         self, shared: SharedModel, row: WaitQueue, ticket: QueueEntry, now: float
-    ) -> Permit | Cooldown:
+    ) -> Permit | Wait | Cooldown:
         bucket, cost = shared.bucket, ticket.cost
         limit = never(bucket, cost, now)
         if limit is not None:
@@ -247,7 +254,7 @@ class RateLimiter:
         if bucket.tokens.policy == "refunded" and row.ends(bucket.tokens.tank.limit):
             row.arrange(bucket.tokens.tank.limit)
             if row.head() is not ticket:
-                return Cooldown(now + FAR, queued=True)
+                return Wait(now + FAR)
         moment = shared.earliest_start(self._holder, cost, now, asked=row.asked)
         if row.promised or shared.inherits(self._holder, cost):
             moment = min(moment, after_gap(bucket, now))
@@ -258,12 +265,12 @@ class RateLimiter:
             inherited = bucket.until > row.met_until
             row.hold = Cooldown(bucket.until, bucket.limit, inherited=inherited)
             return row.hold
-        if row.hold is not None and row.hold.reckoned:
+        if row.hold is not None and row.hold.inferred:
             row.hold = None
         if closed := used_up(bucket, cost, now):
-            row.hold = Cooldown(*closed, inherited=True, reckoned=True)
+            row.hold = Cooldown(*closed, inherited=True, inferred=True)
             return row.hold
-        return Cooldown(shared.look_at(moment, now), queued=True, due_at=moment)
+        return Wait(shared.look_at(moment, now), due_at=moment)
 
     def probe(self, ticket: QueueEntry, now: float) -> Permit:
         """Return leave to send through whatever hold there is; a refusal will not change it."""
@@ -366,7 +373,7 @@ class RateLimiter:
             until = self._store.transaction(name, deed)
             if row.hold is None or not until <= now < row.hold.until:
                 continue
-            if row.hold.reckoned:  # the first in the row looks whether it still is used up
+            if row.hold.inferred:  # the first in the row looks whether it still is used up
                 row.wake()
             else:
                 row.open()

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from nbcodex.journal.spending import Spent
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
+from nbcodex.ratelimit.charge_policy import Cost
 
 DEFAULT_OUTPUT_TOKENS = 500
 """Output tokens that an answer is taken for, until this session's own answers tell."""
+
+# The output that rate limits are asked for where a request states no bound; what answers really use
+# of it is learned.
+UNBOUNDED_OUTPUT_TOKENS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +58,9 @@ def estimate(
         bounded=request.max_output is not None,
         cost=pricing.estimate_cost(given, output, model=model, base_url=base_url),
     )
+
+
+def rate_limit_cost(request: Request) -> Cost:
+    """Return what a request asks of the rate limits."""
+    output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
+    return Cost(float(pricing.estimate_request_tokens(request)), float(output))

@@ -76,5 +76,5 @@ async def _asked_again(
     except NbcodexError as error:
         raise fitting.unfit(story.request.schema, misfit, asked="once", then=error) from error
     finally:
-        story.waited = waited + story.clock.now() - began
+        story.patience.waited = waited + story.clock.now() - began
     return replace(second, usage=answer.usage.plus(second.usage))

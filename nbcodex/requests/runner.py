@@ -29,12 +29,12 @@ from nbcodex.journal.spending import Spent
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply, Request, Resumption
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit import backoff
+from nbcodex.ratelimit.limiter import Waiter
 from nbcodex.requests import fitting, parking, repair, spending_cap
 from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.sender import Sender
 from nbcodex.requests.services import Services
 from nbcodex.requests.story import Story
-from nbcodex.requests.usher import Usher
 from nbcodex.settings import Settings
 
 Listener = Callable[[events.Event], None]
@@ -87,14 +87,15 @@ class Run:
         self._story = Story(request, listener, clock=services.clock, simulators=services.simulators)
         self._partial = self._story.partial
         self._keeper = Keeper(services.journal(settings), request, self._partial, services.clock)
-        limiter, resumed = services.limiter(settings), resumption is not None
-        self._usher = Usher(limiter, self._story, self._keeper, resumed=resumed)
+        resumed = resumption is not None
+        self._waiter = Waiter(self._clock, self._story.patience, may_probe=resumed)
         self._sender = Sender(
             services.api_client,
             settings,
             self._story,
             self._keeper,
-            self._usher,
+            services.limiter(settings),
+            self._waiter,
             under_way=services.load_prices,
             permit=self._permitted,
         )
@@ -112,7 +113,7 @@ class Run:
 
     def retry_now(self) -> None:
         """Send this one request through a wait, as a probe; without effect when it is not held."""
-        self._usher.hurry()
+        self._waiter.retry_now()
 
     # The life.
 
@@ -180,7 +181,9 @@ class Run:
             self._keeper.once_settled(self._kept)
             return reused
         if (wall := self._resumption.not_before) is not None:
-            await self._usher.sit_out(self._clock.now() + wall - self._clock.wall())
+            until = self._clock.now() + wall - self._clock.wall()
+            self._story.tell(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
+            await self._waiter.sleep_until(until, uses_patience=False)
         goes_on = self._resumption.mark is not None
         if reused := await self._keeper.take_up(base_url, reuse=not goes_on):
             return reused
@@ -253,7 +256,7 @@ class Run:
         )
         if isinstance(error, LimitError):
             return _exponential(state) if stated is None else stated
-        self._story.waited += (
+        self._story.patience.waited += (
             now - self._sender.heard_at
         )  # the silence before a fault is a wait, too
         earned = self._services.retry_budget(self._story.base_url).spend(now)
@@ -261,14 +264,14 @@ class Run:
         return max(stated or 0.0, _exponential(state), earned)
 
     def _out_of_patience(self, state: tenacity.RetryCallState) -> bool:
-        return self._story.waited + state.upcoming_sleep > self._request.patience
+        return not self._story.patience.covers(state.upcoming_sleep)
 
     async def _back_off(self, state: tenacity.RetryCallState) -> None:
         """Announce the wait."""
         error, story = _failure(state), self._story
-        self._fault = not (self._usher.asked and isinstance(error, LimitError))
+        self._fault = not (self._sender.reservation and isinstance(error, LimitError))
         resume_at = await self._closed_until(error, self._clock.now() + state.upcoming_sleep)
-        self._usher.calm(resume_at)
+        self._waiter.start_cooldown(resume_at)
         backing_off = story.event(
             events.BackingOff,
             error=error,
@@ -294,14 +297,15 @@ class Run:
 
     async def _closed_until(self, error: TransientError, resume_at: float) -> float:
         """Close the bucket where a limit asks for it; return the instant of the next attempt."""
-        if not isinstance(error, LimitError):
+        reservation = self._sender.reservation
+        if reservation is None or not isinstance(error, LimitError):
             return resume_at
-        return await self._usher.refuse(error, until=resume_at)
+        return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait out a fault. A limit's wait is the bucket's hold, which the usher waits for."""
+        """Wait out a fault. A limit's wait is a cooldown, which the limiter waits for."""
         if self._fault:
-            await self._usher.pause(self._clock.now() + seconds)
+            await self._waiter.sleep_until(self._clock.now() + seconds)
 
 
 def _failure(state: tenacity.RetryCallState) -> TransientError:

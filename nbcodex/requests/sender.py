@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
 from nbcodex.errors import GoneError, LimitError, NbcodexError
-from nbcodex.models import Rates, StreamPosition, Usage
+from nbcodex.models import Rates, StreamPosition
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
@@ -24,10 +24,13 @@ from nbcodex.openai_api.answers import (
     TextDelta,
 )
 from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation, Waiter
+from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
+from nbcodex.requests import parking
+from nbcodex.requests.cost_estimate import rate_limit_cost
 from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.story import Story
-from nbcodex.requests.usher import Usher
 from nbcodex.settings import Settings
 
 
@@ -40,8 +43,10 @@ class Sender:
         The way.
     settings : Settings
         How the server is reached.
-    story, keeper, usher
-        Of the request: what is told of it, kept of it, and who lets it go.
+    story, keeper
+        Of the request: what is told of it, and kept of it.
+    limiter, waiter : Limiter, Waiter
+        Whose permit each attempt needs, and how the request waits for one.
     under_way : callable
         Told the base URL when an attempt is.
     permit : callable
@@ -55,6 +60,8 @@ class Sender:
         Whether the server has let it in.
     sent : bool
         Whether an attempt is under way that the server may know of.
+    reservation : Reservation or None
+        Of the attempt under way; None where it draws on no limit.
     """
 
     def __init__(
@@ -63,13 +70,16 @@ class Sender:
         settings: Settings,
         story: Story,
         keeper: Keeper,
-        usher: Usher,
+        limiter: Limiter,
+        waiter: Waiter,
         under_way: Callable[[str], None],
         permit: Callable[[], Awaitable[None]],
     ) -> None:
         self._api_client, self._settings = api_client, settings
         self._under_way, self._permit = under_way, permit
-        self._story, self._keeper, self._usher = story, keeper, usher
+        self._story, self._keeper = story, keeper
+        self._limiter, self._waiter = limiter, waiter
+        self.reservation: Reservation | None = None
         self._request, self._partial = story.request, story.partial
         self.heard_at = story.clock.now()
         self.opened = self.sent = self._broken = False
@@ -97,12 +107,12 @@ class Sender:
             with contextlib.suppress(GoneError):
                 return await self._pick_up(mark)
             self._partial.note(ASKED_ANEW)
-        salt = await self._usher.salt()
+        salt = await self._limiter.salt()
         return await self._ask(model, self._api_client.bucket_id(endpoint, model, salt=salt))
 
     async def _pick_up(self, mark: StreamPosition) -> CompletedAnswer:
         """Go on where the stream broke; that draws on no limit, so nothing is reserved."""
-        self._usher.forgo()
+        self.reservation = None
         await self._begin(rates=None)
         text = self._partial.resume(mark)
         return await self._read(
@@ -115,7 +125,7 @@ class Sender:
             self._story.lose(self._partial.so_far(self._story.asking))
         self._partial.ask_anew()
         await self._permit()
-        await self._usher.reserve(bucket, label=f"{model} at {self._story.base_url}")
+        reservation = await self._reserve(bucket, label=f"{model} at {self._story.base_url}")
         try:
             base_url = self._story.base_url
             rates, unpriced = (
@@ -123,24 +133,52 @@ class Sender:
                 pricing.is_price_unknown(model, base_url),
             )
             await self._begin(rates=rates, unpriced=unpriced)
-            self._usher.sent()
+            reservation.mark_sent()
             stream = self._api_client.stream(self._story.asking, self._settings, model=model)
             completed = await self._read(stream)
         except LimitError as error:
             self._end_in_vain(error)
-            raise  # the engine closes the bucket before anybody else can be let in
+            raise  # the runner refuses the reservation: that closes the model before others go
         except NbcodexError as error:
             self._end_in_vain(error)
-            self._usher.settle(Usage())
+            reservation.release()
             raise
         except asyncio.CancelledError:
-            self._usher.settle(self._partial.usage(self._request, "interrupted", None))
+            reservation.settle(self._partial.usage(self._request, "interrupted", None))
             raise
         except BaseException:
-            self._usher.settle(Usage())
+            reservation.release()
             raise
-        self._usher.settle(self._partial.usage(self._request, "done", completed))
+        reservation.settle(self._partial.usage(self._request, "done", completed))
         return completed
+
+    async def _reserve(self, bucket: str, *, label: str) -> Reservation:
+        self.reservation = None
+        cost = rate_limit_cost(self._story.asking)
+        try:
+            self.reservation = await self._limiter.acquire(
+                bucket, cost, self._waiter, label=label, on_wait=self._on_wait
+            )
+        except CooldownTooLongError as error:
+            cause = parking.closed(error.cooldown.limit)
+            raise self._story.parked(cause, error.cooldown.until) from None
+        return self.reservation
+
+    async def _on_wait(self, wait: Wait | Cooldown) -> None:
+        """Tell of a wait; a cooldown is noted in the journal, too."""
+        story = self._story
+        if isinstance(wait, Wait):
+            story.tell(
+                events.CoolingDown,
+                limit=None,
+                resume_at=wait.due_at,
+                waited=story.waited,
+                queued=True,
+            )
+            return
+        await self._keeper.settled()
+        story.tell(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=story.waited)
+        await self._keeper.wait(wait.until, wait.limit)
 
     def _end_in_vain(self, error: NbcodexError) -> None:
         self._broken = self.opened
@@ -173,7 +211,8 @@ class Sender:
                     case ResponseStarted():
                         self.opened = True
                         story.hear_server(simulated=piece.simulated)
-                        self._usher.admit(piece.snapshot)
+                        if self.reservation:
+                            self.reservation.observe(piece.snapshot)
                     case StreamPosition():
                         self._partial.reach(piece)
                         await self._keeper.remember(piece)

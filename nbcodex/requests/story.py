@@ -17,6 +17,7 @@ from nbcodex.journal.spending import Spent
 from nbcodex.models import CarriedReasoning, Reply, Request, Status, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests import parking
 from nbcodex.requests.partial import Partial
 from nbcodex.runtime.clock import Clock
@@ -47,8 +48,10 @@ class Story:
     ----------
     partial : Partial
         What there is of the answer.
-    attempts, waited : int, float
-        HTTP tries, and the seconds of patience that are used up.
+    attempts : int
+        HTTP tries.
+    patience : Patience
+        How long its user waits, and how much of that is used up.
     refused : int
         Tries that cost nothing: the server refused them before any answer, or never had them.
     broken : Usage
@@ -73,7 +76,8 @@ class Story:
     ) -> None:
         self.request, self.clock = request, clock
         self.partial = Partial()
-        self.attempts, self.waited, self.refused = 0, 0.0, 0
+        self.attempts, self.refused = 0, 0
+        self.patience = Patience(request.patience)
         self.broken = NOTHING
         self.base_url = ""
         self.model: str | None = request.model
@@ -84,6 +88,11 @@ class Story:
         self._simulators = set() if simulators is None else simulators
         self._listener = listener
         self._born_at = clock.now()
+
+    @property
+    def waited(self) -> float:
+        """The seconds of patience that are used up."""
+        return self.patience.waited
 
     @property
     def simulated(self) -> bool:
@@ -174,10 +183,6 @@ class Story:
         if completed is None or not completed.reasoning or not self.model:
             return None
         return CarriedReasoning(items=completed.reasoning, model=self.model, base_url=self.base_url)
-
-    def endures(self, resume_at: float) -> bool:
-        """Return whether the patience lasts until an instant."""
-        return self.waited + resume_at - self.clock.now() <= self.request.patience
 
     def parked(self, cause: TransientError, resume_at: float) -> ParkedError:
         """Return the error that ends a request which cannot go before `resume_at`."""

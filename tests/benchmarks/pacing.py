@@ -17,7 +17,7 @@ from typing import Any
 from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
-from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
@@ -70,7 +70,7 @@ class Errand:
         if ticket is None or not ticket.waiting or self.client.dead:
             return
         leave = self.client.ledger.try_acquire(ticket, heap.now)
-        if isinstance(leave, Cooldown):
+        if isinstance(leave, Wait | Cooldown):
             self.moment = leave.until
             heap.at(leave.until + 1e-6, self.due, leave.until)
             return

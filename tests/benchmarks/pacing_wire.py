@@ -21,7 +21,7 @@ from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
-from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter
+from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator.answers import latency
@@ -93,7 +93,7 @@ class Crowd:
         while True:
             event.clear()
             leave = self.ledger.try_acquire(ticket, self.clock.now())
-            if not isinstance(leave, Cooldown):
+            if not isinstance(leave, Wait | Cooldown):
                 return leave
             await self.clock.wait(leave.until, unless=event)
 
