@@ -125,6 +125,8 @@ def _of_line(words: list[str], shell: InteractiveShell, config: Codex) -> Iterab
         offered += _models(config)
     if word == "dealias":
         offered += config.aliases
+    if word == "help":
+        offered += commands.pages.topics()
     return offered
 
 

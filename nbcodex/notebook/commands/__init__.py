@@ -9,8 +9,10 @@ from importlib.metadata import version
 from typing import Any
 
 from IPython.core.error import UsageError
+from IPython.display import display
 
 from nbcodex.errors import did_you_mean
+from nbcodex.notebook.commands import pages
 from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.commands.code import Code
 from nbcodex.notebook.commands.entries import Entries
@@ -25,14 +27,33 @@ Deed = Callable[..., None]
 class About(CommandGroup):
     """What can be done, and with what."""
 
-    def help(self) -> None:
-        """List the commands."""
+    def help(self, *topic: str) -> None:
+        """List the commands and the pages, or show a page: help [TOPIC]."""
+        if topic:
+            self._help_on("-".join(topic).lower())
+            return
         for room in ROOMS:
             print_line(f"\n{inspect.getdoc(room)}")
             for word, deed in _deeds(room):
                 if deed.__name__ == word:  # a second name is told with the first
                     print_line(_explained(word, deed))
+        print_line("\nPages.")
+        for name in pages.topics():
+            print_line(f"  {f'%codex help {name}':<{_COLUMN - 2}}{pages.title(name)}")
         print_line("\n%%codex? explains the cell magic, %config Codex the settings.")
+
+    def _help_on(self, name: str) -> None:
+        """Show a page, or a command's line of help."""
+        known = words()
+        if name in known and name not in pages.topics():
+            print_line(_explained(name, known[name][1]))
+            return
+        topic = pages.find(name, known)
+        if hasattr(self._session.shell, "kernel"):
+            page = {"text/markdown": pages.markdown(topic), "text/plain": pages.plain_text(topic)}
+            display(page, raw=True)  # type: ignore[no-untyped-call]
+        else:
+            print_line(pages.plain_text(topic))
 
     def version(self) -> None:
         """Tell the versions in use."""
