@@ -30,7 +30,7 @@ from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, 
 if TYPE_CHECKING:
     import httpx2
 
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.journal.journal import Journal
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
@@ -145,13 +145,13 @@ class Client:
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
-        from nbcodex.journal.spending import Spent
+        from nbcodex.journal.spending import SpendAmount
         from nbcodex.openai_api import pricing
         from nbcodex.requests import spending_cap
 
         caps, expected = (
             map(spending_cap.read, settings.budgets),
-            Spent(tokens=tokens, dollars=cost or 0.0),
+            SpendAmount(tokens=tokens, dollars=cost or 0.0),
         )
         watched = cost is not None or pricing.is_local_server(base_url)
         allowance, journal = self.services().budget, self.journal(settings)
@@ -180,7 +180,7 @@ class Client:
 
     def join(self, request: Request, settings: Settings, *, anew: bool = False) -> JoinedRequest:
         """Return a request with the earlier turns of its thread; with `anew` it sees none."""
-        threads = self.journal(settings).threads
+        threads = self.journal(settings).conversations
         return self._conversations.join(request, threads, settings, anew=anew)
 
     def resume(
@@ -267,7 +267,7 @@ class Client:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
-            journal.end(within=RESTART)
+            journal.shut_down(within=RESTART)
         for limiter in self._limiters.values():
             limiter.close()
 

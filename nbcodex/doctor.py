@@ -143,7 +143,7 @@ def _bundle(file: str) -> Finding:
 
 def journal(settings: Settings) -> Iterator[Finding]:
     """Yield what is to be said of the folder that keeps prompts and answers; nothing is made."""
-    from nbcodex.journal.folder import on_network
+    from nbcodex.runtime.paths import on_network
 
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")

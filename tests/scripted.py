@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.events import Ending, Event
-from nbcodex.journal.spending import Spending, Spent
+from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint, resolve
@@ -72,39 +72,39 @@ class InstantJournal:
     answers: dict[bytes, Reply] = field(default_factory=dict)
     budget: str = ""
 
-    async def add(self, request: Request, **where: Any) -> None:
-        self.written.append(("add", request))
+    async def insert(self, request: Request, **where: Any) -> None:
+        self.written.append(("insert", request))
         if attempt := where.get("attempt"):
-            self.written.append(("begin", attempt))
+            self.written.append(("start_attempt", attempt))
 
-    async def answered(self, key: bytes) -> Reply | None:
+    async def find_answer(self, key: bytes) -> Reply | None:
         return self.answers.get(key)
 
     async def claim(self, id_: str) -> bool:
         self.written.append(("claim", id_))
         return self.claimable
 
-    async def spending(self, today: str) -> Spending:
+    async def read_spending(self, today: str) -> Spending:
         return Spending(budget=self.budget)
 
-    async def set_aside(
-        self, id_: str, amount: Spent, *, today: str, allowed: Callable[[Spending], bool]
+    async def reserve_budget(
+        self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
     ) -> Spending:
         return Spending(budget=self.budget)
 
-    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
-        self.written.append(("begin", attempt))
+    async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
+        self.written.append(("start_attempt", attempt))
 
-    async def wait(
+    async def record_wait(
         self, id_: str, resume_at: float, limit: Any, *, notes: tuple[str, ...] = ()
     ) -> None:
-        self.written.append(("wait", resume_at))
+        self.written.append(("record_wait", resume_at))
 
-    async def remember_remote(self, id_: str, response_id: str) -> None:
-        self.written.append(("remember", response_id))
+    async def set_response_id(self, id_: str, response_id: str) -> None:
+        self.written.append(("set_response_id", response_id))
 
-    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
-        self.written.append(("keep", text))
+    async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+        self.written.append(("update_text", text))
 
     async def finish(self, id_: str, reply: Reply, **why: Any) -> None:
         self.written.append(("finish", reply))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from nbcodex.journal.entry import decode
+from nbcodex.journal.codec import decode
 from nbcodex.models import Origin, TurnPosition, new_id
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nbcodex.errors import NbcodexError
+from nbcodex.journal.diagnosis import RETRY, FileVanishedError, UnusableFileError, diagnose
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.opening import open_file, open_memory
-from nbcodex.journal.trouble import RETRY, UnusableError, VanishedError, diagnose
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -167,7 +167,7 @@ class Database:
     def _check_place(self) -> None:
         """Refuse to write to a file that was deleted or replaced: what it gets would be lost."""
         if not self.fallen and self._found() != self._place:
-            raise VanishedError(f"{self.folder} has lost its journal while it was open.")
+            raise FileVanishedError(f"{self.folder} has lost its journal while it was open.")
 
     def _fall_back(self, error: Exception) -> bool:
         """Go on in memory if the file is to blame for `error`; return whether so."""
@@ -199,7 +199,7 @@ class Database:
             return
         try:
             file = open_file(self.folder, patience=patience)
-        except (sqlite3.Error, OSError, UnusableError):
+        except (sqlite3.Error, OSError, UnusableFileError):
             return
         try:
             file.execute("BEGIN IMMEDIATE")

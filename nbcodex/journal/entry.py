@@ -1,266 +1,217 @@
-"""An entry as its readers see it, and how requests and replies become text and come back.
+"""One request's writes to the journal: when they happen, and which of them others wait for.
 
-Owns the words of the journal. What comes back is data only: no class outside `nbcodex.models` is
-ever built, whatever the file says.
+Knows nothing of attempts, limits or retries; the runner calls it as the request proceeds.
 """
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 
-from nbcodex import models
-from nbcodex.models import (
-    NOTE_POSSIBLY_PAID,
-    NOTE_POSSIBLY_PAID_TWICE,
-    Limit,
-    Reply,
-    Request,
-    Status,
-    StreamPosition,
-    Usage,
-)
+from nbcodex.errors import EntryError
+from nbcodex.events import Ending
+from nbcodex.journal.codec import equality_key
+from nbcodex.journal.journal import Journal
+from nbcodex.journal.spending import SpendAmount
+from nbcodex.models import Limit, Reply, Request, StreamPosition
+from nbcodex.runtime.clock import Clock
 
-LARGEST = 2**53
-RESUMABLE: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
+# A request that is sent within this time is inserted as it is sent: that it is new and that an
+# attempt is running are then one commit instead of two.
+INSERT_DELAY_S = 0.02
 
-_RECORD, _BYTES = "__record__", "__bytes__"
-_KINDS = {
-    kind.__name__: kind
-    for kind in vars(models).values()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-}
-# Files that release 0.1.0 wrote hold these names.
-_RENAMED_RECORDS = {"Place": "TurnPosition", "Carried": "CarriedReasoning"}
-_RENAMED_FIELDS = {
-    "Origin": {"batch": "map_id", "item": "row_index", "of": "row_count", "place": "position"}
-}
+# With the time that a commit takes, this keeps the loss in a crash below one second of text.
+UPDATE_INTERVAL_S = 0.8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A request in the journal, and what has come of it.
-
-    Parameters
-    ----------
-    request : Request
-        What was asked.
-    reply : Reply
-        The answer, or as much of it as is known: its `status` is the entry's.
-    abandoned : bool
-        Whether it was under way, and its owner is gone.
-    notebook, cell, variable : str or None
-        Where it was asked, and the name that the answer is bound to.
-    added_at, updated_at, resume_at : float or None
-        Seconds since the epoch.
-    limit : Limit or None
-        The limit that it waits for.
-    error : str or None
-        Why there is no answer.
-    response_id, sequence : str or None, int or None
-        The durable response at the server, and the last event of it that is in the text.
-    part : str or None
-        The part of its map with which it was handed in.
-    """
-
-    request: Request
-    reply: Reply
-    abandoned: bool = False
-    notebook: str | None = None
-    cell: str | None = None
-    variable: str | None = None
-    added_at: float = 0.0
-    updated_at: float = 0.0
-    resume_at: float | None = None
-    limit: Limit | None = None
-    error: str | None = None
-    response_id: str | None = None
-    sequence: int | None = None
-    part: str | None = None
+class AnswerState(Protocol):
+    """What the journal reads of an answer while it arrives."""
 
     @property
-    def id(self) -> str:
-        """The request's id."""
-        return self.request.id
-
-    @property
-    def status(self) -> Status:
-        """Where the request is in its life."""
-        return self.reply.status
-
-    @property
-    def resumable(self) -> bool:
-        """Whether `claim` may have it."""
-        return self.abandoned or may_be_claimed(
-            self.status, of_map=bool(self.request.origin.map_id)
-        )
+    def text(self) -> str:
+        """The text so far."""
 
     @property
     def mark(self) -> StreamPosition | None:
-        """Where the durable answer goes on, behind the text; None where there is none."""
-        if not (isinstance(self.response_id, str) and self.response_id):
-            return None
-        return StreamPosition(
-            self.response_id, self.sequence if isinstance(self.sequence, int) else None
-        )
+        """Where a durable answer continues behind `text`."""
 
     @property
-    def possibly_paid(self) -> bool:
-        """Whether whoever resumes it may pay for what is paid already."""
-        return self.resumable and bool(self.doubt)
-
-    @property
-    def doubt(self) -> str:
-        """What nobody knows of its price, in two or three words; empty where all is known."""
-        died = self.abandoned and self.status == "running" and self.response_id is None
-        noted = [
-            note
-            for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID)
-            if note in self.reply.notes
-        ]
-        return next(iter(noted), NOTE_POSSIBLY_PAID if died else "")
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the reader of the answer."""
 
 
-def may_be_claimed(status: str, *, of_map: bool) -> bool:
-    """Whether a request can be taken up; cancelled, it is a row that its map still wants."""
-    return status in RESUMABLE or (of_map and status == "cancelled")
-
-
-NOTHING = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """Counters over many requests. Unknown tokens and costs count as nothing.
+class JournalEntry:
+    """The entry of one request, as the runner of that request writes it.
 
     Parameters
     ----------
-    requests, answers : int
-        How many were asked, and how many answered.
-    usage : Usage
-        Tokens.
-    cost : float
-        US dollars.
-    waited : float
-        Seconds spent waiting because of limits and faults.
-    unknown, unpriced, estimated : int
-        Requests whose tokens, or whose price, nobody knows; those whose tokens are an estimate.
+    journal : Journal
+        Where the entry is.
+    request : Request
+        The request of the entry.
+    answer : AnswerState
+        The answer as far as it has arrived; read whenever the entry is written.
+    clock : Clock
+        The clock of the instants that `wait` receives.
     """
 
-    requests: int = 0
-    answers: int = 0
-    usage: Usage = NOTHING
-    cost: float = 0.0
-    waited: float = 0.0
-    unknown: int = 0
-    unpriced: int = 0
-    estimated: int = 0
+    def __init__(
+        self, journal: Journal, request: Request, answer: AnswerState, clock: Clock
+    ) -> None:
+        self._journal, self._request, self._clock = journal, request, clock
+        self._answer = answer
+        self._known_response_id: str | None = None
+        self._insert: Callable[..., Coroutine[Any, Any, None]] | None = None
+        self._insert_timer: asyncio.TimerHandle | None = None
+        self._inserting: asyncio.Future[None] | None = None
+        self._on_inserted: list[Callable[[], object]] = []
+        self._update_task: asyncio.Task[None] | None = None
 
-    def plus(self, other: Totals) -> Totals:
-        """Return both together."""
-        mine, others = self.usage, other.usage
-        return Totals(
-            requests=self.requests + other.requests,
-            answers=self.answers + other.answers,
-            usage=Usage(
-                input_tokens=(mine.input_tokens or 0) + (others.input_tokens or 0),
-                cached_tokens=(mine.cached_tokens or 0) + (others.cached_tokens or 0),
-                output_tokens=(mine.output_tokens or 0) + (others.output_tokens or 0),
-                reasoning_tokens=(mine.reasoning_tokens or 0) + (others.reasoning_tokens or 0),
-            ),
-            cost=self.cost + other.cost,
-            waited=self.waited + other.waited,
-            unknown=self.unknown + other.unknown,
-            unpriced=self.unpriced + other.unpriced,
-            estimated=self.estimated + other.estimated,
+    async def insert(self, base_url: str) -> Reply | None:
+        """Schedule the insertion; return the answer to an equal request if it is to be reused.
+
+        Nothing may be sent before `wait_inserted` or `start_attempt` has returned.
+        """
+        request, origin = self._request, self._request.origin
+        key = equality_key(request, base_url=base_url)
+        self._insert = partial(
+            self._journal.insert,
+            request,
+            notebook=origin.notebook,
+            cell=origin.cell,
+            variable=origin.variable,
+            key=key,
+        )
+        if not request.reuse:
+            loop = asyncio.get_running_loop()
+            self._insert_timer = loop.call_later(INSERT_DELAY_S, self._insert_now)
+            return None
+        await self.wait_inserted()
+        return await self._find_answer(key)
+
+    async def claim(self, base_url: str, *, reuse: bool) -> Reply | None:
+        """Claim the entry, which exists already; return an equal request's answer if `reuse`.
+
+        Raises
+        ------
+        EntryError
+            If another kernel has claimed it, or it is finished.
+        """
+        if not await self._journal.claim(self._request.id):
+            raise not_resumable(self._request.id)
+        if not (reuse and self._request.reuse):
+            return None
+        return await self._find_answer(equality_key(self._request, base_url=base_url))
+
+    def on_inserted(self, callback: Callable[[], object]) -> None:
+        """Call `callback` on the event loop once the request is committed."""
+        self._on_inserted.append(callback)
+        if self._insert is None and self._inserting is None:
+            self._call_inserted()
+
+    async def wait_inserted(self) -> None:
+        """Return once the request is committed."""
+        self._insert_now()
+        if self._inserting is not None:
+            # Stop, cancel or park may cancel the task that waits here. The commit goes on, and the
+            # ending waits for it again.
+            await asyncio.shield(self._inserting)
+            self._inserting = None
+
+    async def start_attempt(self, attempt: int) -> None:
+        """Commit that an attempt is about to be sent; with a mark, it continues an answer."""
+        if insert := self._take_insert():
+            # The journal runs this even if the task is cancelled here, and before later writes.
+            await insert(attempt=attempt)
+            self._call_inserted()
+            return
+        continues = self._answer.mark is not None
+        started = self._journal.start_attempt(self._request.id, attempt, continues=continues)
+        # Both are submitted before either is awaited, so that they share one commit.
+        await asyncio.gather(self.wait_inserted(), started)
+
+    async def set_response_id(self, mark: StreamPosition) -> None:
+        """Commit which durable response carries the answer, before any of its text is shown."""
+        if mark.response_id != self._known_response_id:
+            self._known_response_id = mark.response_id
+            await self._journal.set_response_id(self._request.id, mark.response_id)
+
+    async def wait(self, until: float, limit: Limit | None) -> None:
+        """Record that the request waits until `until`, an instant of the clock."""
+        await self.wait_inserted()
+        await self._update_with_mark()
+        wall = self._clock.wall() + until - self._clock.now()
+        await self._journal.record_wait(self._request.id, wall, limit, notes=self._answer.notes)
+
+    def update_soon(self) -> None:
+        """Schedule a write of the text so far; at most one is scheduled at a time."""
+        if self._update_task is None:
+            self._update_task = asyncio.get_running_loop().create_task(self._update_later())
+
+    async def finish(self, ending: Ending, *, assumed: SpendAmount) -> None:
+        """Commit the ending; nothing of it may be shown before this returns.
+
+        `assumed` is what it counts for if the reply does not state its usage.
+        """
+        if self._update_task is not None:
+            self._update_task.cancel()
+        error = getattr(ending, "error", None)
+        if isinstance(error, EntryError):
+            return  # another kernel owns the entry: it writes the ending
+        await self.wait_inserted()
+        await self._update_with_mark()
+        await self._journal.finish(
+            self._request.id,
+            ending.reply,
+            error=str(error) if error else None,
+            resume_at=getattr(error, "resume_at", None),
+            assumed=assumed,
         )
 
+    def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
+        """Return the pending insertion, once."""
+        insert, self._insert = self._insert, None
+        if self._insert_timer is not None:
+            self._insert_timer.cancel()
+        return insert
 
-def counted(reply: Reply) -> Totals:
-    """Return what `reply` adds to the totals; figures that a server made up are bounded."""
-    usage = reply.usage
-    return Totals(
-        answers=int(reply.status == "done"),
-        usage=Usage(
-            input_tokens=whole(usage.input_tokens),
-            cached_tokens=whole(usage.cached_tokens),
-            output_tokens=whole(usage.output_tokens),
-            reasoning_tokens=whole(usage.reasoning_tokens),
-        ),
-        cost=finite(reply.cost) or 0.0,
-        waited=finite(reply.waited) or 0.0,
-        unknown=int(usage.total_tokens is None),
-        unpriced=int(reply.cost is None and usage.total_tokens != 0),
-        estimated=int(usage.estimated),
-    )
+    def _insert_now(self) -> None:
+        if insert := self._take_insert():
+            self._inserting = asyncio.ensure_future(insert())
+            self._inserting.add_done_callback(self._call_inserted)
 
+    def _call_inserted(self, _: object = None) -> None:
+        callbacks, self._on_inserted = self._on_inserted, []
+        for callback in callbacks:
+            callback()
 
-def whole(number: float | None) -> int:
-    """Return `number` as an integer that every column and every sum can hold."""
-    return int(min(max(finite(number) or 0, 0), LARGEST))
+    async def _find_answer(self, key: bytes) -> Reply | None:
+        found = await self._journal.find_answer(key)
+        return found and replace(found, id=self._request.id)
 
+    async def _update_later(self) -> None:
+        await asyncio.sleep(UPDATE_INTERVAL_S)
+        self._update_task = None
+        await self._update()
 
-def finite(number: float | None) -> float | None:
-    """Return `number`, or None where it is none."""
-    return number if number is not None and abs(number) < float("inf") else None
+    async def _update(self) -> None:
+        mark = self._answer.mark
+        sequence = mark.sequence if mark else None
+        await self._journal.update_text(self._request.id, self._answer.text, sequence=sequence)
 
-
-def encode(record: Any) -> str:
-    """Return a record as JSON, in ASCII, so that lone surrogates survive."""
-    return json.dumps(record, default=_reduce, skipkeys=True)
-
-
-def decode(text: str) -> Any:
-    """Return the record that `encode` made `text` of.
-
-    Fields that this version does not know are left out.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the text is damaged.
-    """
-    return json.loads(text, object_hook=_restore)
+    async def _update_with_mark(self) -> None:
+        # A durable answer is picked up behind its mark: text and mark have to be in one commit, or
+        # words would be lost or doubled.
+        if self._answer.mark is not None:
+            await self._update()
 
 
-def storable(text: str | None) -> str | None:
-    """Return `text` as SQLite can hold it: lone surrogates are replaced."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _reduce(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {_RECORD: type(value).__name__, **fields}
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {_BYTES: base64.b64encode(value).decode("ascii")}
-    if isinstance(value, Mapping):
-        return dict(value)
-    # A class, such as the one that reads an answer, means nothing to another process.
-    return None if isinstance(value, type) else repr(value)
-
-
-def _restore(found: dict[str, Any]) -> Any:
-    if found.keys() == {_BYTES}:
-        return base64.b64decode(found[_BYTES])
-    name = str(found.get(_RECORD))
-    kind = _KINDS.get(_RENAMED_RECORDS.get(name, name))
-    if kind is None:
-        return found
-    renamed = _RENAMED_FIELDS.get(kind.__name__, {})
-    found = {renamed.get(field, field): value for field, value in found.items()}
-    known = {field.name for field in dataclasses.fields(kind)}
-    # JSON has no tuples; a record, which is frozen, has no lists.
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-            if name in known
-        }
+def not_resumable(id_: str) -> EntryError:
+    """Return the error for a request that cannot be resumed."""
+    return EntryError(
+        f"Request {id_} cannot be resumed: it is still running, or it has finished.",
+        advice=f"`%codex journal {id_}` shows its state.",
     )

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Self
 
 from nbcodex.errors import EntryError
-from nbcodex.journal import changes, queries, spending
-from nbcodex.journal.batches import Batches, named
+from nbcodex.journal import reads, spending, writes
+from nbcodex.journal.batch_jobs import BatchJobs
+from nbcodex.journal.codec import Entry, Totals, counted, storable
+from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import Connection, Database
-from nbcodex.journal.elsewhere import Elsewhere, look
-from nbcodex.journal.entry import Entry, Totals, counted, storable
 from nbcodex.journal.jobs import Level
-from nbcodex.journal.parts import Parts
-from nbcodex.journal.spending import Spending, Spent
-from nbcodex.journal.turns import Threads
-from nbcodex.journal.upkeep import Upkeep
+from nbcodex.journal.maintenance import Upkeep
+from nbcodex.journal.maps import Maps, named
+from nbcodex.journal.reads import OtherKernels, look
+from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.journal.writer import Writer
 from nbcodex.models import DAY, Limit, Reply, Request
 from nbcodex.runtime.clock import BootClock, Clock
@@ -63,39 +63,39 @@ class Journal:
         self._interrupted = False
 
     @classmethod
-    def at_home(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
+    def from_settings(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
         """Return the journal in the folder that `settings` name."""
         return cls(data_folder(settings), clock=clock)
 
     def __repr__(self) -> str:
-        return f"<Journal {self._database.folder or 'in memory'}: {self.trouble or 'in order'}>"
+        return f"<Journal {self._database.folder or 'in memory'}: {self.problem or 'in order'}>"
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What cannot be kept now, and why; None while all is well, or before the first use."""
         return self._database.trouble
 
     @property
-    def batches(self) -> Batches:
+    def maps(self) -> Maps:
         """The maps, whose rows are entries."""
-        return Batches(self._writer, self._upkeep, self._clock)
+        return Maps(self._writer, self._upkeep, self._clock)
 
     @property
-    def parts(self) -> Parts:
+    def batch_jobs(self) -> BatchJobs:
         """The parts of maps that are with a provider."""
-        return Parts(self._writer, self._upkeep, self._clock)
+        return BatchJobs(self._writer, self._upkeep, self._clock)
 
     @property
-    def session(self) -> Totals:
+    def session_totals(self) -> Totals:
         """Counters of this journal since it was made, in this process."""
         return self._session
 
     @property
-    def threads(self) -> Threads:
+    def conversations(self) -> ConversationStore:
         """The conversations in it."""
-        return Threads(self._writer, self._clock)
+        return ConversationStore(self._writer, self._clock)
 
-    async def add(
+    async def insert(
         self,
         request: Request,
         *,
@@ -117,7 +117,7 @@ class Journal:
             The attempt that is about to be sent, where one is: as if `begin` were called, too.
         """
         insert = partial(
-            changes.insert,
+            writes.insert,
             request=request,
             at=self._clock.wall(),
             notebook=notebook,
@@ -135,16 +135,16 @@ class Journal:
         self._session = self._session.plus(Totals(requests=1))
         await self._writer.run(work, level=Level.SAFE, default=None)
 
-    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
+    async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
         """Note that attempt number `attempt`, counted from 1, is about to be sent.
 
         Unless it picks up the durable response that is known, it asks for a new one: the entry
         then names none until `remember_remote`.
         """
-        work = self._owned(partial(changes.begin, id_=id_, attempt=attempt, picks_up=picks_up))
+        work = self._owned(partial(writes.begin, id_=id_, attempt=attempt, picks_up=continues))
         await self._writer.run(work, level=Level.WRITE, default=None)
 
-    async def wait(
+    async def record_wait(
         self,
         id_: str,
         resume_at: float | None = None,
@@ -159,24 +159,24 @@ class Journal:
         """
         self._writer.post(
             self._owned(
-                partial(changes.wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
+                partial(writes.wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
             )
         )
 
-    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+    async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         """Keep the whole text so far; of a durable response, also the last event in it.
 
         Both in one commit, so that a stream is taken up exactly where the text ends. Meant to be
         called once a second at most: the text is written anew each time. It does not wait for the
         disk, so that a slow one never holds up a stream.
         """
-        self._writer.post(self._owned(partial(changes.keep, id_=id_, text=text, sequence=sequence)))
+        self._writer.post(self._owned(partial(writes.keep, id_=id_, text=text, sequence=sequence)))
 
-    async def remember_remote(
+    async def set_response_id(
         self, id_: str, response_id: str, sequence: int | None = None
     ) -> None:
         """Note which durable response carries the answer, and its last event seen."""
-        change = partial(changes.remember, id_=id_, response_id=response_id, sequence=sequence)
+        change = partial(writes.remember, id_=id_, response_id=response_id, sequence=sequence)
         await self._writer.run(self._owned(change), level=Level.SAFE, default=None)
 
     async def finish(
@@ -186,7 +186,7 @@ class Journal:
         *,
         error: str | None = None,
         resume_at: float | None = None,
-        otherwise: Spent | None = None,
+        assumed: SpendAmount | None = None,
     ) -> None:
         """Commit what came of the request: when this returns, the answer may be shown.
 
@@ -203,7 +203,7 @@ class Journal:
         """
 
         def work(connection: Connection) -> None:
-            changes.finish(
+            writes.finish(
                 connection,
                 id_,
                 owner=self._upkeep.owner,
@@ -211,7 +211,7 @@ class Journal:
                 reply=reply,
                 error=error,
                 resume_at=resume_at,
-                otherwise=otherwise,
+                otherwise=assumed,
             )
             self._upkeep.idle(id_)
 
@@ -231,21 +231,21 @@ class Journal:
 
         def work(connection: Connection) -> bool:
             owner, at = self._upkeep.owner, self._clock.wall()
-            won = changes.claim(connection, id_, owner=owner, at=at, clock=self._clock)
+            won = writes.claim(connection, id_, owner=owner, at=at, clock=self._clock)
             if won:
                 self._upkeep.busy(connection, id_)
             return won
 
         return await self._writer.run(work, level=Level.SAFE, default=False)
 
-    async def answered(self, key: bytes) -> Reply | None:
+    async def find_answer(self, key: bytes) -> Reply | None:
         """Return the newest answer to an equal request, marked as reused and at no cost."""
         entry = await self._writer.run(
-            lambda connection: queries.answered(connection, key), level=Level.READ, default=None
+            lambda connection: reads.answered(connection, key), level=Level.READ, default=None
         )
-        return queries.reused(entry.reply) if entry else None
+        return reads.reused(entry.reply) if entry else None
 
-    async def spending(self, today: str) -> Spending:
+    async def read_spending(self, today: str) -> Spending:
         """Return what was used on this day (an ISO date) and its month, and what is set aside."""
         return await self._writer.run(
             lambda connection: spending.seen(connection, today=today),
@@ -253,8 +253,8 @@ class Journal:
             default=Spending(),
         )
 
-    async def set_aside(
-        self, id_: str, amount: Spent, *, today: str, allowed: Callable[[Spending], bool]
+    async def reserve_budget(
+        self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
     ) -> Spending:
         """Set aside what a request may come to until `finish`, if that is `allowed`.
 
@@ -274,13 +274,13 @@ class Journal:
 
         return await self._writer.run(work, level=Level.WRITE, default=Spending())
 
-    async def keep_budget(self, budget: str) -> None:
+    async def set_budget(self, budget: str) -> None:
         """Keep the budget that all kernels hold to; an empty one lifts it."""
         await self._writer.run(
             lambda connection: spending.keep(connection, budget), level=Level.SAFE, default=None
         )
 
-    async def forget(self, prefix: str | None = None, *, before: float | None = None) -> int:
+    async def delete(self, prefix: str | None = None, *, before: float | None = None) -> int:
         """Erase the entry or the map that `prefix` names, or those added before an instant, or all.
 
         The text is overwritten in the file and leaves its write-ahead log too, at the latest when
@@ -299,25 +299,25 @@ class Journal:
 
         def work(connection: Connection) -> int:
             if self._database.fallen:
-                raise EntryError(f"Nothing can be erased now. {self.trouble}")
+                raise EntryError(f"Nothing can be erased now. {self.problem}")
             if prefix is None:
-                return changes.erase(connection, before=before)
+                return writes.erase(connection, before=before)
             if batch := named(connection, prefix):
-                return changes.erase(connection, batch=batch)
-            return changes.erase(connection, id_=self._find(connection, prefix).id)
+                return writes.erase(connection, batch=batch)
+            return writes.erase(connection, id_=self._find(connection, prefix).id)
 
         erased = await self._writer.run(work, level=Level.SAFE, default=0)
         await self._writer.run(self._upkeep.checkpoint, level=Level.BARE, default=None)
         return erased
 
-    def entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
+    def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
         """Return entries, newest first: of one notebook, or of all.
 
         Like all reads that are not awaited, it makes the calling thread wait for the writer thread
         and needs no loop.
         """
         return self._writer.ask(
-            lambda connection: queries.newest(
+            lambda connection: reads.newest(
                 connection,
                 limit=limit,
                 notebook=notebook,
@@ -327,16 +327,16 @@ class Journal:
             default=[],
         )
 
-    def resumable(self, *, notebook: str | None = None) -> list[Entry]:
+    def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first: in one notebook, or everywhere."""
         return self._writer.ask(
-            lambda connection: queries.unfinished(
+            lambda connection: reads.unfinished(
                 connection, notebook=notebook, owner=self._upkeep.owner, clock=self._clock
             ),
             default=[],
         )
 
-    def entry(self, prefix: str) -> Entry:
+    def find_entry(self, prefix: str) -> Entry:
         """Return the one entry whose id begins with `prefix`.
 
         Raises
@@ -346,21 +346,21 @@ class Journal:
         """
         found = self._writer.ask(lambda connection: self._find(connection, prefix), default=None)
         if found is None:
-            raise EntryError(f"The journal cannot be read now. {self.trouble or ''}")
+            raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found
 
-    def totals(self) -> Totals:
+    def read_totals(self) -> Totals:
         """Return the counters of all time: kept as such, so that nothing is scanned."""
-        return self._writer.ask(queries.totals, default=Totals())
+        return self._writer.ask(reads.totals, default=Totals())
 
-    def elsewhere(self) -> Elsewhere:
+    def other_kernels(self) -> OtherKernels:
         """Return what other kernels of this user have under way."""
         return self._writer.ask(
             lambda connection: look(connection, owner=self._upkeep.owner, clock=self._clock),
-            default=Elsewhere(),
+            default=OtherKernels(),
         )
 
-    def end(self, *, within: float) -> None:
+    def shut_down(self, *, within: float) -> None:
         """Close because the process ends: what was interrupted just before is parked.
 
         Parameters
@@ -369,7 +369,7 @@ class Journal:
             Seconds before the end in which an interrupt belongs to it.
         """
         if self._interrupted:
-            deed = partial(changes.keep_what_the_end_stopped, within=within)
+            deed = partial(writes.keep_what_the_end_stopped, within=within)
             self._writer.post(self._owned(deed))
         self.close()
 
@@ -386,4 +386,4 @@ class Journal:
         return work
 
     def _find(self, connection: Connection, prefix: str) -> Entry:
-        return queries.find(connection, prefix, owner=self._upkeep.owner, clock=self._clock)
+        return reads.find(connection, prefix, owner=self._upkeep.owner, clock=self._clock)

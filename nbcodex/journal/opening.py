@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nbcodex.journal.folder import on_network, prepare
+from nbcodex.journal.diagnosis import DAMAGED, UnusableFileError
 from nbcodex.journal.schema import migrate
-from nbcodex.journal.trouble import DAMAGED, UnusableError
+from nbcodex.runtime import paths
+from nbcodex.runtime.paths import on_network
+from nbcodex.settings import JOURNAL_FILENAME
 
 T = TypeVar("T")
 
@@ -127,4 +129,20 @@ def _check_length(connection: sqlite3.Connection, path: Path) -> None:
         pages, size = (connection.execute(f"PRAGMA page_{what}").fetchone()[0] for what in _SIZES)
         # A commit by another process meanwhile adds pages that are in its log only.
         if path.stat().st_size < pages * size and not logged():
-            raise UnusableError(DAMAGED.format(path=path), lasting=True)
+            raise UnusableFileError(DAMAGED.format(path=path), lasting=True)
+
+
+def prepare(folder: Path) -> Path:
+    """Return the journal's path in `folder`; both exist, and are the user's alone.
+
+    Raises
+    ------
+    UnusableError
+        If somebody else owns the folder or the file, or can write to the folder.
+    OSError
+        If it cannot be created.
+    """
+    try:
+        return paths.prepare(folder, JOURNAL_FILENAME)
+    except paths.UnsafePathError as error:
+        raise UnusableFileError(str(error)) from None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
-from nbcodex.journal.trouble import UnusableError
+from nbcodex.journal.diagnosis import UnusableFileError
 
 APPLICATION = 0x6E626378
 """SQLite's application id: ``nbcx``."""
@@ -178,10 +180,30 @@ def _pending(connection: sqlite3.Connection) -> list[list[str]]:
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
     if version > len(MIGRATIONS) and application == APPLICATION:
-        raise UnusableError(
+        raise UnusableFileError(
             "The journal was written by a newer nbcodex: update this one.", lasting=True
         )
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if application != APPLICATION and (version or application or tables):
-        raise UnusableError("The journal's file belongs to another program.", lasting=True)
+        raise UnusableFileError("The journal's file belongs to another program.", lasting=True)
     return MIGRATIONS[max(version, 0) :]
+
+
+_UNDER_WAY = """SELECT 1 FROM entries
+WHERE status IN ('pending', 'running', 'waiting', 'parked') AND notebook = ? LIMIT 1"""
+"""The condition of the partial index `entries_open`, to the letter."""
+
+
+def may_have_unfinished(path: Path, notebook: str) -> bool:
+    """Return whether a notebook may have parked or abandoned requests in the file at `path`.
+
+    True if that cannot be told: whoever opens the journal properly will say why.
+    """
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=0.05)) as connection:
+            connection.execute("PRAGMA query_only = 1")
+            return connection.execute(_UNDER_WAY, (notebook,)).fetchone() is not None
+    except (sqlite3.Error, UnicodeDecodeError):  # names of tables that are no text any more
+        return True

@@ -10,37 +10,37 @@ import sqlite3
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from nbcodex.journal.entry import finite, whole
+from nbcodex.journal.codec import finite, whole
 from nbcodex.models import Reply
 
 Connection = sqlite3.Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
+class SpendAmount:
     """Tokens, input and output together, and US dollars as far as prices are known."""
 
     tokens: int = 0
     dollars: float = 0.0
 
     @classmethod
-    def by(cls, reply: Reply, *, otherwise: Self) -> Self:
+    def of_reply(cls, reply: Reply, *, assumed: Self) -> Self:
         """Return what `reply` used; where it does not say, what is in `otherwise`."""
         usage = reply.usage
         if usage.input_tokens is None and usage.output_tokens is None:
-            return otherwise
+            return assumed
         tokens = whole(whole(usage.input_tokens) + whole(usage.output_tokens))
         return cls(tokens=tokens, dollars=max(0.0, finite(reply.cost) or 0.0))
 
-    def plus(self, other: Spent) -> Spent:
+    def plus(self, other: SpendAmount) -> SpendAmount:
         """Return both together."""
-        return Spent(tokens=self.tokens + other.tokens, dollars=self.dollars + other.dollars)
+        return SpendAmount(tokens=self.tokens + other.tokens, dollars=self.dollars + other.dollars)
 
-    def minus(self, other: Spent) -> Spent:
+    def minus(self, other: SpendAmount) -> SpendAmount:
         """Return what is left without the other, which is a part of it."""
-        return Spent(tokens=self.tokens - other.tokens, dollars=self.dollars - other.dollars)
+        return SpendAmount(tokens=self.tokens - other.tokens, dollars=self.dollars - other.dollars)
 
-    def of(self, unit: Literal["tokens", "dollars"]) -> float:
+    def in_unit(self, unit: Literal["tokens", "dollars"]) -> float:
         """Return the amount in one unit."""
         return self.tokens if unit == "tokens" else self.dollars
 
@@ -60,9 +60,9 @@ class Spending:
     """
 
     budget: str = ""
-    day: Spent = Spent()
-    month: Spent = Spent()
-    aside: Spent = Spent()
+    day: SpendAmount = SpendAmount()
+    month: SpendAmount = SpendAmount()
+    reserved: SpendAmount = SpendAmount()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Lent:
     """
 
     budget: str = ""
-    days: dict[str, Spent] = field(default_factory=dict)
+    days: dict[str, SpendAmount] = field(default_factory=dict)
 
 
 def seen(connection: Connection, *, today: str) -> Spending:
@@ -88,11 +88,11 @@ def seen(connection: Connection, *, today: str) -> Spending:
         budget=kept(connection),
         day=spent(connection, since=today),
         month=spent(connection, since=today[:8] + "01"),
-        aside=Spent(tokens=int(row[0]), dollars=row[1]),
+        reserved=SpendAmount(tokens=int(row[0]), dollars=row[1]),
     )
 
 
-def set_aside(connection: Connection, id_: str | None, amount: Spent, *, owner: int) -> None:
+def set_aside(connection: Connection, id_: str | None, amount: SpendAmount, *, owner: int) -> None:
     """Set aside what a request may come to."""
     connection.execute(
         "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
@@ -100,16 +100,16 @@ def set_aside(connection: Connection, id_: str | None, amount: Spent, *, owner: 
     )
 
 
-def release(connection: Connection, id_: str | None) -> Spent | None:
+def release(connection: Connection, id_: str | None) -> SpendAmount | None:
     """Set nothing aside for a request any more; return what was."""
     row = connection.execute("SELECT tokens, dollars FROM asides WHERE id = ?", (id_,)).fetchone()
     if row is None:
         return None
     connection.execute("DELETE FROM asides WHERE id = ?", (id_,))
-    return Spent(tokens=row[0], dollars=row[1])
+    return SpendAmount(tokens=row[0], dollars=row[1])
 
 
-def spend(connection: Connection, spent: Spent, *, day: str) -> None:
+def spend(connection: Connection, spent: SpendAmount, *, day: str) -> None:
     """Add to a day's counters; `day` is an ISO date."""
     connection.execute(
         """INSERT INTO spending VALUES (:day, :tokens, :dollars) ON CONFLICT (day) DO UPDATE
@@ -118,12 +118,12 @@ def spend(connection: Connection, spent: Spent, *, day: str) -> None:
     )
 
 
-def spent(connection: Connection, *, since: str) -> Spent:
+def spent(connection: Connection, *, since: str) -> SpendAmount:
     """Return what was used since the ISO date `since`."""
     row = connection.execute(
         "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?", (since,)
     ).fetchone()
-    return Spent(tokens=int(row[0]), dollars=row[1])
+    return SpendAmount(tokens=int(row[0]), dollars=row[1])
 
 
 def keep(connection: Connection, budget: str) -> None:
@@ -161,7 +161,7 @@ def give_back(memory: Connection, file: Connection, lent: Lent | None, *, owner:
     if (budget := kept(memory)) != before.budget:
         keep(file, budget)
     for day, amount in _days(memory).items():
-        spend(file, amount.minus(before.days.get(day, Spent())), day=day)
+        spend(file, amount.minus(before.days.get(day, SpendAmount())), day=day)
     if lent is not None:
         file.execute("DELETE FROM asides WHERE owner = ?", (owner,))
     file.executemany(
@@ -170,8 +170,8 @@ def give_back(memory: Connection, file: Connection, lent: Lent | None, *, owner:
     )
 
 
-def _days(connection: Connection) -> dict[str, Spent]:
+def _days(connection: Connection) -> dict[str, SpendAmount]:
     rows = connection.execute(
         "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
     )
-    return {str(day): Spent(tokens=tokens, dollars=dollars) for day, tokens, dollars in rows}
+    return {str(day): SpendAmount(tokens=tokens, dollars=dollars) for day, tokens, dollars in rows}

@@ -11,8 +11,8 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nbcodex.journal.entry import decode, encode
-from nbcodex.journal.turns import with_words, without_words
+from nbcodex.journal.codec import decode, encode
+from nbcodex.journal.conversations import with_words, without_words
 from nbcodex.models import Request
 
 Connection = sqlite3.Connection

@@ -20,7 +20,7 @@ from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.mapping.map_run import EndAction
     from nbcodex.requests.handle import Handle
 

@@ -44,7 +44,7 @@ class Fetcher:
     ) -> None:
         self._services, self._settings, self._clock = services, settings, services.clock
         self._provider, self._register = provider, register
-        self._parts = services.journal(settings).parts
+        self._parts = services.journal(settings).batch_jobs
 
     def check_server(self, part: Part) -> None:
         """Raise a ConfigurationError if the settings lead to another server than a part's."""
@@ -89,7 +89,7 @@ class Fetcher:
         counted = await self._register.commit(few)
         kept = self._settings.keep_files
         is_gone = kept or await self._provider.erase(part.batch, part.asking)
-        await self._parts.close(part.tag, is_gone=is_gone)
+        await self._parts.close_job(part.tag, is_gone=is_gone)
         for ending in counted:
             self._register.end(ending)
 
@@ -106,7 +106,7 @@ class Fetcher:
     async def tidy(self) -> None:
         """Have files erased that were left when a kernel died between the last commit and that."""
         asking, batches = Request(prompt="?"), self._provider.batches
-        for held in await self._parts.over():
+        for held in await self._parts.unerased_jobs():
             part = Part(held.tag, {}, asking, held.base_url)
             with contextlib.suppress(NbcodexError):
                 self.check_server(part)
@@ -115,4 +115,4 @@ class Fetcher:
                     part.batch = await batches.retrieve_batch(held.remote, asking, self._settings)
                 await self._provider.cancel(part)
                 if part.batch.ended and await self._provider.erase(part.batch, asking):
-                    await self._parts.close(held.tag, is_gone=True)
+                    await self._parts.close_job(held.tag, is_gone=True)

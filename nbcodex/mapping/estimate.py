@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nbcodex.errors import ConfigurationError, NbcodexError
-from nbcodex.journal.key import equality_key
+from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
@@ -162,7 +162,7 @@ def _counted(
             count.first = requests[0]
             count.base_url = client.services().api_client.endpoint(count.first, settings).base_url
         keys = [equality_key(r, base_url=count.base_url) if r.reuse else b"" for r in requests]
-        known = client.journal(settings).batches.answered(filter(None, keys))
+        known = client.journal(settings).maps.answered_keys(filter(None, keys))
         for request, key in zip(requests, keys, strict=True):
             if key in known:
                 count.answered += 1

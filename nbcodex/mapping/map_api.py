@@ -13,7 +13,7 @@ from typing import Any
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
-from nbcodex.journal.queries import UNDER_WAY
+from nbcodex.journal.reads import ACTIVE_STATUSES
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import way
 from nbcodex.mapping.bulk import BatchBackend
@@ -223,9 +223,9 @@ def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
         If the id is that of several maps, or nothing of the map is left to be done.
     """
     client, settings = current(), host.current.settings()
-    batches = client.journal(settings).batches
+    batches = client.journal(settings).maps
     held = [id_ for id_ in _held if id_.startswith(prefix)] if prefix else []
-    batch = held[0] if len(held) == 1 else batches.find(prefix)
+    batch = held[0] if len(held) == 1 else batches.find_id(prefix)
     if batch is None:
         return None
     run = _held.get(batch)
@@ -235,7 +235,7 @@ def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
             f"The map {batch} is under way.", advice=f"`%codex park {batch}` ends it, or wait."
         )
     entries = {entry.id: entry for entry in batches.entries(batch)}
-    if any(entry.status in UNDER_WAY and not entry.abandoned for entry in entries.values()):
+    if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(
             f"The map {batch} is under way in another kernel.", advice="Wait for it."
         )

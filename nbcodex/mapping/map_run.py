@@ -25,7 +25,7 @@ from nbcodex.errors import (
     Stopped,
 )
 from nbcodex.events import Cancelled, Ending, Parked
-from nbcodex.journal.key import equality_key
+from nbcodex.journal.codec import equality_key
 from nbcodex.mapping import shelf
 from nbcodex.mapping.report import progress_of
 from nbcodex.models import Origin, Reply, Request
@@ -35,7 +35,7 @@ from nbcodex.requests.handle import reply_or_raise
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.mapping.backends import Backend
     from nbcodex.mapping.inputs import InputData, Row
     from nbcodex.mapping.rows import RowRequests
@@ -226,7 +226,7 @@ class MapRun:
 
     def _may_follow(self, item: Item) -> bool:
         """Whether nobody is answering the row yet, so that an equal one's answer will do."""
-        return item.entry is None or item.entry.part is None
+        return item.entry is None or item.entry.batch_job is None
 
     # Endings.
 

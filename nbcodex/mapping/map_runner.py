@@ -207,7 +207,7 @@ def _is_away(run: MapRun) -> bool:
     """Return whether a provider has rows of a map, and goes on with them."""
     if run.origin.engine != "batch":
         return False
-    return run.client.journal(run.settings).batches.is_away(run.id)
+    return run.client.journal(run.settings).maps.has_batch_job(run.id)
 
 
 def run_map(run: MapRun) -> Any:

@@ -14,8 +14,8 @@ from nbcodex.events import Ending, Event
 from nbcodex.models import Reply, Request
 
 if TYPE_CHECKING:
-    from nbcodex.journal.entry import Entry
-    from nbcodex.journal.parts import Parts
+    from nbcodex.journal.batch_jobs import BatchJobs
+    from nbcodex.journal.codec import Entry
     from nbcodex.requests.services import Services
 
 Group = tuple[str, str, str]
@@ -34,7 +34,7 @@ class Row:
     @property
     def part(self) -> str | None:
         """The part with which it was handed in before."""
-        return self.entry.part if self.entry else None
+        return self.entry.batch_job if self.entry else None
 
 
 class PendingRows:
@@ -55,7 +55,7 @@ class PendingRows:
         Those without an ending, by id.
     """
 
-    def __init__(self, services: Services, parts: Parts, tell: Callable[[Event], None]) -> None:
+    def __init__(self, services: Services, parts: BatchJobs, tell: Callable[[Event], None]) -> None:
         self.rows: dict[str, Row] = {}
         self._services, self._parts, self._tell = services, parts, tell
         self._sure: set[asyncio.Task[None]] = set()
@@ -73,7 +73,7 @@ class PendingRows:
     async def commit(self, endings: Sequence[Ending]) -> list[Ending]:
         """Count and commit what rows came to; return their endings, which are yet to be told."""
         counted = [self._counted(ending) for ending in endings]
-        await self._parts.settle([(ending.reply, _why(ending)) for ending in counted])
+        await self._parts.finish_rows([(ending.reply, _why(ending)) for ending in counted])
         return counted
 
     def _counted(self, ending: Ending) -> Ending:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nbcodex.errors import NbcodexError
-from nbcodex.journal.key import equality_key
+from nbcodex.journal.codec import equality_key
 
 if TYPE_CHECKING:
     from nbcodex.mapping.map_run import MapRun
@@ -43,7 +43,7 @@ def settled(run: MapRun, *, within: float) -> bool:
 
 
 def _shelve(run: MapRun, *, until: float) -> None:
-    batches = run.client.journal(run.settings).batches
+    batches = run.client.journal(run.settings).maps
     rest = (item for item in run.rest() if item.entry is None)
     while time.monotonic() < until:
         few: list[tuple[Request, bytes]] = []
@@ -55,7 +55,7 @@ def _shelve(run: MapRun, *, until: float) -> None:
                 continue  # it is refused again, and told, when the run goes on
         if not few:
             return
-        batches.shelve(few)
+        batches.insert_parked(few)
 
 
 def key_of(run: MapRun, request: Request) -> bytes:

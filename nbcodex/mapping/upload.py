@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex import events
 from nbcodex.errors import EntryError, NbcodexError
-from nbcodex.journal.key import equality_key
+from nbcodex.journal.codec import equality_key
 from nbcodex.mapping import outcome
 from nbcodex.mapping.batch_api import Part, Provider, only
 from nbcodex.mapping.batch_files import TOGETHER, Fetcher
@@ -66,7 +66,7 @@ class BatchUploader:
         ending: bool = False,
     ) -> None:
         self._services, self._settings, self._ending = services, settings, ending
-        self._clock, self._parts = services.clock, services.journal(settings).parts
+        self._clock, self._parts = services.clock, services.journal(settings).batch_jobs
         self._provider = Provider(services, settings)
         self._register = PendingRows(services, self._parts, tell)
         self._fetcher = Fetcher(services, settings, self._provider, self._register)
@@ -112,7 +112,7 @@ class BatchUploader:
         await self._register.settled()
         left = [row.request for row in self._register.rows.values()]
         away = {id_ for part in self._away.values() if part for id_ in part.requests}
-        await self._parts.park(self._away, [request.id for request in left], batch=self._batch)
+        await self._parts.park_rows(self._away, [request.id for request in left], batch=self._batch)
         for request in left:
             attempts, why = (1, "goes on at") if request.id in away else (0, "is not yet with")
             told = f"It {why} the provider."
@@ -153,7 +153,9 @@ class BatchUploader:
                 fit.append(row)
             if number % BREATH == 0:
                 await asyncio.sleep(0)
-        admitted = await self._parts.admit([(r.request, r.key, r.entry is not None) for r in fit])
+        admitted = await self._parts.insert_rows(
+            [(r.request, r.key, r.entry is not None) for r in fit]
+        )
         ended: list[events.Ending] = []
         for row in fit:
             row.entry = None
@@ -164,7 +166,7 @@ class BatchUploader:
             elif reply := repair.reused(request, admitted.answers.get(id_)):
                 finished = events.Finished(request_id=id_, at=self._clock.now(), reply=reply)
                 ended.append(finished)
-            elif (tag := admitted.elsewhere.get(id_)) and tag not in self._seen:
+            elif (tag := admitted.other_jobs.get(id_)) and tag not in self._seen:
                 self._behind.setdefault(tag, []).append(row)
             else:
                 self._ready.setdefault(row.group, deque()).append(row)
@@ -215,7 +217,7 @@ class BatchUploader:
             await self._clock.wait(self._clock.now() + delay, unless=self._freed)
             delay = min(delay * 2, FULLER)
         self._stage = ""
-        await self._parts.rest(self._batch)
+        await self._parts.set_submitted(self._batch)
 
     def _parked(self, request: Request, why: str = "Not handed in.") -> events.Ending:
         return outcome.parked(request, why, clock=self._clock)
@@ -223,19 +225,19 @@ class BatchUploader:
     async def _hand_in(self, part: Part, data: bytes) -> bool:
         """Hand a part in, and see to its return; False where the provider has no room for it."""
         self._away[part.tag] = part
-        await self._parts.begin(part.tag, part.requests.values(), base_url=part.base_url)
+        await self._parts.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
         try:
             noted = partial(self._note_file, part.tag)
             part.batch = await self._provider.hand_in(part, data, noted=noted)
         except NbcodexError as error:
             del self._away[part.tag]
-            await self._parts.release(part.tag)
+            await self._parts.withdraw_job(part.tag)
             requests = list(part.requests.values())
             await self._register.settle(
                 [outcome.failed(request, error, clock=self._clock) for request in requests]
             )
             return True
-        await self._parts.name(part.tag, remote=part.batch.id)
+        await self._parts.set_remote_names(part.tag, remote=part.batch.id)
         self._tell_sent(part)
         self._stage = ""
         try:
@@ -250,7 +252,7 @@ class BatchUploader:
         return True
 
     async def _note_file(self, tag: str, file: str) -> None:
-        await self._parts.name(tag, file=file)
+        await self._parts.set_remote_names(tag, file=file)
 
     def _tell_sent(self, part: Part) -> None:
         self._services.load_prices(part.base_url)
@@ -260,14 +262,14 @@ class BatchUploader:
         """Have the rows of a part that was not taken wait again, in their places."""
         if part.batch is not None:
             await self._provider.erase(part.batch, part.asking)
-        await self._parts.release(part.tag)
+        await self._parts.withdraw_job(part.tag)
         self._away.pop(part.tag, None)
         self._register.tell(
             part.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0
         )
         rows = self._register.rows
         strangers = [id_ for id_ in part.requests if id_ not in rows]
-        await self._parts.park([], strangers, batch=part.tag)
+        await self._parts.park_rows([], strangers, batch=part.tag)
         for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
             row.entry = None
             self._ready.setdefault(row.group, deque()).appendleft(row)
@@ -276,7 +278,7 @@ class BatchUploader:
 
     async def _take_up(self, tag: str) -> None:
         """Go on with a part that another kernel, or this one before Stop, has handed in."""
-        held = await self._parts.take_up(tag)
+        held = await self._parts.claim_job(tag)
         if held is None or not held.requests:
             await self._free(tag)
             return
@@ -298,7 +300,7 @@ class BatchUploader:
             await self._give_back(part)
             await self._free(tag)
             return
-        await self._parts.name(tag, remote=part.batch.id)
+        await self._parts.set_remote_names(tag, remote=part.batch.id)
         self._tell_sent(part)
         await self._bring_back(part)
 
@@ -321,11 +323,11 @@ class BatchUploader:
         """Nobody can say how a part stands: its rows stay with it, unless it is given up."""
         requests = list(part.requests.values())
         if self._ending:
-            await self._parts.release(part.tag)
+            await self._parts.withdraw_job(part.tag)
             why = f"The batch is given up. {error.message}"
             await self._register.settle([self._parked(request, why) for request in requests])
         else:
-            await self._parts.park([part.tag], [], batch=part.tag)
+            await self._parts.park_rows([part.tag], [], batch=part.tag)
             for request in requests:
                 self._register.drop(outcome.failed(request, error, clock=self._clock))
         await self._free(part.tag)

@@ -143,4 +143,4 @@ def _entries(shell: InteractiveShell, config: Codex) -> list[Any]:
     settings = config.settings()
     if settings.journal and not (data_folder(settings) / JOURNAL_FILENAME).exists():
         return []
-    return list(Session(shell, config).journal.entries(_RECENT))
+    return list(Session(shell, config).journal.recent_entries(_RECENT))

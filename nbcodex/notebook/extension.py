@@ -9,7 +9,7 @@ from IPython import get_ipython
 from traitlets import TraitError
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.journal.glance import may_be_unfinished
+from nbcodex.journal.schema import may_have_unfinished
 from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook_id
@@ -79,7 +79,7 @@ def surround() -> None:
 def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
     """Say in one line what this notebook left behind; nothing is sent by itself."""
     path = data_folder(config.settings()) / JOURNAL_FILENAME
-    if not may_be_unfinished(path, notebook_id(shell)):
+    if not may_have_unfinished(path, notebook_id(shell)):
         return
     from nbcodex.notebook.session import Session
 
@@ -92,7 +92,7 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
             f"{len(left)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
             "`%codex journal` lists them."
         )
-    elif trouble := session.journal.trouble:
+    elif trouble := session.journal.problem:
         print(trouble)  # noqa: T201 - else nobody would know of what is parked in the file
 
 

@@ -25,7 +25,7 @@ from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.notebook.session import Session
 
 ROWS, WIDTH = 5, 120
@@ -139,7 +139,7 @@ def all_resumed(
         If the only one cannot go on, and it is `alone`: nothing else is to be gone on with.
     """
     going = {runner.run.id for runner in active_runners()}
-    batches = session.journal.batches.unfinished(notebook=notebook)
+    batches = session.journal.maps.unfinished(notebook=notebook)
     unfinished = [batch.id for batch in batches if batch.id not in going]
     for batch in unfinished:
         if later:
@@ -156,7 +156,7 @@ def all_resumed(
 
 def line(session: Session, batch: str, entry: Entry, now: float) -> str:
     """Return the line of the journal's list that stands for all rows of a map."""
-    counts = session.journal.batches.look(batch).counts
+    counts = session.journal.maps.summary(batch).counts
     told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
     if (of := entry.request.origin.row_count or 0) > counts.total():
         told += f" of {of:,} rows"
@@ -166,9 +166,9 @@ def line(session: Session, batch: str, entry: Entry, now: float) -> str:
 
 def rows_of(session: Session, which: str) -> list[Entry]:
     """Return the rows of the map that `which` names; none where it names none."""
-    batches = session.journal.batches
+    batches = session.journal.maps
     try:
-        batch = batches.find(which)
+        batch = batches.find_id(which)
     except EntryError:
         return []
     return batches.entries(batch) if batch else []

@@ -30,9 +30,9 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.journal.batches import Batch
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.journal.journal import Journal
+    from nbcodex.journal.maps import MapSummary
     from nbcodex.notebook.config import Codex
     from nbcodex.notebook.display.panel import ActionName
     from nbcodex.rendering.formats import Format
@@ -90,11 +90,11 @@ class Session:
 
     def unfinished(self) -> list[Entry]:
         """Return what is parked or abandoned in this notebook."""
-        return self.journal.resumable(notebook=self.notebook)
+        return self.journal.resumable_entries(notebook=self.notebook)
 
-    def unfinished_maps(self) -> list[Batch]:
+    def unfinished_maps(self) -> list[MapSummary]:
         """Return the maps of this notebook with parked or abandoned rows."""
-        return self.journal.batches.unfinished(notebook=self.notebook)
+        return self.journal.maps.unfinished(notebook=self.notebook)
 
     def answer(self, handle: Handle, view: View = PLAIN, *, kept: str = "") -> Reply:
         """Follow a request below the cell, bind its variable, and return the reply or raise.
@@ -208,7 +208,7 @@ class Session:
     def _news(self) -> str:
         """Return what cannot be kept, or once, that prompts are kept at all."""
         news, current().notices = current().notices, ""
-        return self.journal.trouble or news
+        return self.journal.problem or news
 
     def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
         orders: dict[ActionName, Callable[[], None]] = {

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from nbcodex.errors import BudgetError
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.spending import Spending, Spent
+from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.requests.cost_estimate import DEFAULT_OUTPUT_TOKENS, Estimate, estimate
@@ -24,7 +24,7 @@ WARNINGS = (0.75, 0.90, 0.95)
 """Shares of a cap at which its user is told."""
 FRESH = 5.0
 """Seconds after which another kernel may have changed the caps that the journal keeps."""
-NOTHING = Spent()
+NOTHING = SpendAmount()
 
 
 class Budget:
@@ -44,7 +44,7 @@ class Budget:
         self._read_at = float("-inf")
         self._day = ""
         self._reading: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[Spent, tuple[SpendingCap, ...]]] = {}
+        self._open: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
         self._aside = NOTHING
         self._warned: set[tuple[SpendingCap, float]] = set()
         self._answers = self._output = 0
@@ -71,7 +71,7 @@ class Budget:
         model: str | None,
         base_url: str,
         share: float = 1.0,
-        so_far: Spent = NOTHING,
+        so_far: SpendAmount = NOTHING,
     ) -> None:
         """Set aside what the request may come to, at a share of the usual price.
 
@@ -114,7 +114,7 @@ class Budget:
         self,
         request: Request,
         expected: Estimate,
-        amount: Spent,
+        amount: SpendAmount,
         caps: Sequence[SpendingCap],
         journal: Journal,
     ) -> None:
@@ -131,7 +131,9 @@ class Budget:
 
         today = self._today()
         # That is as it was before: each cap is held against it once more, to say which refuses.
-        self._kernels = await journal.set_aside(request.id, amount, today=today, allowed=allowed)
+        self._kernels = await journal.reserve_budget(
+            request.id, amount, today=today, allowed=allowed
+        )
         for cap in caps:
             self._check(request, expected, amount, cap)
 
@@ -143,10 +145,12 @@ class Budget:
                 f"then `%codex resume {request.id}`.",
             )
 
-    def _check(self, request: Request, expected: Estimate, amount: Spent, cap: SpendingCap) -> None:
+    def _check(
+        self, request: Request, expected: Estimate, amount: SpendAmount, cap: SpendingCap
+    ) -> None:
         used = self._in_use(cap)
         if not _fits(amount, cap, used):
-            used += amount.minus(expected.spent).of(cap.unit)
+            used += amount.minus(expected.spent).in_unit(cap.unit)
             reset = self._reset(cap)
             anew = (
                 f"; it starts anew in {format_duration(reset - self._clock.wall())}"
@@ -161,7 +165,7 @@ class Budget:
             )
 
     def settle(
-        self, request_id: str, reply: Reply, *, otherwise: Spent | None = None
+        self, request_id: str, reply: Reply, *, otherwise: SpendAmount | None = None
     ) -> tuple[str, ...]:
         """Count what a request came to; return warnings, each once, in a few words.
 
@@ -174,14 +178,14 @@ class Budget:
         if reply:
             self._answers += 1
             self._output += reply.usage.output_tokens or 0
-        spent = Spent.by(reply, otherwise=aside)
+        spent = SpendAmount.of_reply(reply, assumed=aside)
         self._session = self._session.plus(spent)
         if not reply.simulated:
             day, month = self._kernels.day.plus(spent), self._kernels.month.plus(spent)
             self._kernels = replace(self._kernels, day=day, month=month)
         return tuple(filter(None, map(self._warning, caps)))
 
-    def aside_for(self, request_id: str) -> Spent:
+    def aside_for(self, request_id: str) -> SpendAmount:
         """Return what is set aside for a request."""
         amount, _ = self._open.get(request_id, (NOTHING, ()))
         return amount
@@ -204,7 +208,7 @@ class Budget:
 
     def _standing(self, cap: SpendingCap) -> CapUsage:
         used = self._session if cap.period == "session" else _since(self._kernels, cap)
-        return CapUsage(cap, used.of(cap.unit))
+        return CapUsage(cap, used.in_unit(cap.unit))
 
     async def look(self, journal: Journal, caps: Iterable[SpendingCap]) -> list[CapUsage]:
         """Return how far the caps in force are used up, other kernels included."""
@@ -212,7 +216,7 @@ class Budget:
         return self.cap_usages(caps)
 
     async def outlook(
-        self, journal: Journal, caps: Iterable[SpendingCap], expected: Spent, *, watched: bool
+        self, journal: Journal, caps: Iterable[SpendingCap], expected: SpendAmount, *, watched: bool
     ) -> list[str]:
         """Return in words what is left of each cap in force for what is `expected` to be used.
 
@@ -221,7 +225,7 @@ class Budget:
         await self._refresh(journal)
         return [self._outlook(cap, expected, watched=watched) for cap in (*caps, *self._kept)]
 
-    def _outlook(self, cap: SpendingCap, expected: Spent, *, watched: bool) -> str:
+    def _outlook(self, cap: SpendingCap, expected: SpendAmount, *, watched: bool) -> str:
         if cap.unit == "dollars" and not watched:
             return f"your budget of {cap} lets nothing through whose price is unknown"
         used = self._in_use(cap)
@@ -232,7 +236,7 @@ class Budget:
 
     async def keep(self, journal: Journal, cap: SpendingCap | None) -> None:
         """Let every kernel of this user hold to `cap` from now on; None lifts it."""
-        await journal.keep_budget("" if cap is None else cap.text)
+        await journal.set_budget("" if cap is None else cap.text)
         self._read_at = float("-inf")
 
     async def _refresh(self, journal: Journal) -> None:
@@ -248,7 +252,7 @@ class Budget:
 
     async def _read(self, journal: Journal) -> None:
         now, today = self._clock.now(), self._today()
-        self._kernels = await journal.spending(today)
+        self._kernels = await journal.read_spending(today)
         self._read_at, self._day = now, today
         self._kept = (read(self._kernels.budget),) if self._kernels.budget else ()
 
@@ -257,7 +261,7 @@ class Budget:
 
     def _in_use(self, cap: SpendingCap) -> float:
         if cap.period == "session":
-            return self._session.of(cap.unit) + self._aside.of(cap.unit)
+            return self._session.in_unit(cap.unit) + self._aside.in_unit(cap.unit)
         return _used(self._kernels, cap)
 
     def _today(self) -> str:
@@ -275,15 +279,15 @@ class Budget:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def _since(seen: Spending, cap: SpendingCap) -> Spent:
+def _since(seen: Spending, cap: SpendingCap) -> SpendAmount:
     """Return what all kernels have used in the time that the cap is about."""
     return seen.day if cap.period == "day" else seen.month
 
 
 def _used(seen: Spending, cap: SpendingCap) -> float:
     """Return what all kernels have used and set aside."""
-    return _since(seen, cap).of(cap.unit) + seen.aside.of(cap.unit)
+    return _since(seen, cap).in_unit(cap.unit) + seen.reserved.in_unit(cap.unit)
 
 
-def _fits(expected: Spent, cap: SpendingCap, used: float) -> bool:
-    return used + expected.of(cap.unit) <= cap.amount
+def _fits(expected: SpendAmount, cap: SpendingCap, used: float) -> bool:
+    return used + expected.in_unit(cap.unit) <= cap.amount

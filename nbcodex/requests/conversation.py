@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 
-from nbcodex.journal.turns import Slot, Thread, Threads
+from nbcodex.journal.conversations import ConversationStore, StoredConversation, TurnCandidate
 from nbcodex.models import Request, Turn, TurnPosition
 from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -85,7 +85,12 @@ class Conversations:
     _courses: dict[_Key, _Course] = field(default_factory=dict)
 
     def join(
-        self, request: Request, threads: Threads, settings: Settings, *, anew: bool = False
+        self,
+        request: Request,
+        threads: ConversationStore,
+        settings: Settings,
+        *,
+        anew: bool = False,
     ) -> JoinedRequest:
         """Return `request` with the turns that it is to see, and the place where it joins.
 
@@ -102,33 +107,40 @@ class Conversations:
         """
         if request.thread is None:
             return JoinedRequest(request)
-        thread = threads.find(request.origin.notebook, request.thread)
+        thread = threads.find_conversation(request.origin.notebook, request.thread)
         place = self._place(request, thread, threads)
         place = replace(place, begins=anew)
-        turns = _newest(threads.turns(before(thread.slots, place)), settings.max_history)
+        turns = _newest(threads.read_turns(before(thread.candidates, place)), settings.max_history)
         kept = fitting(turns, request, model=request.model or _usual(settings))
         origin = replace(request.origin, position=place)
         request = replace(request, turns=tuple(kept), origin=origin)
         return JoinedRequest(request, left_out=len(turns) - len(kept))
 
-    def begin_anew(self, notebook: str | None, thread: str, threads: Threads) -> None:
+    def begin_anew(self, notebook: str | None, thread: str, threads: ConversationStore) -> None:
         """Start a thread afresh: what was said so far is not seen any more."""
-        course = _Course(threads.begin_anew(notebook, thread), is_new=True, replayed=None)
+        course = _Course(threads.start_chapter(notebook, thread), is_new=True, replayed=None)
         self._courses[notebook, thread] = course
 
     def turns(
-        self, notebook: str | None, thread: str, threads: Threads, *, most: int | None = None
+        self,
+        notebook: str | None,
+        thread: str,
+        threads: ConversationStore,
+        *,
+        most: int | None = None,
     ) -> list[Turn]:
         """Return the turns that the next new cell would see, `most` at most, if all of them fit."""
-        found = threads.find(notebook, thread)
+        found = threads.find_conversation(notebook, thread)
         chapter = self._course(notebook, thread).chapter
         place = TurnPosition(chapter=found.chapter if chapter is None else chapter)
-        return _newest(threads.turns(before(found.slots, place)), most)
+        return _newest(threads.read_turns(before(found.candidates, place)), most)
 
     def _course(self, notebook: str | None, thread: str) -> _Course:
         return self._courses.setdefault((notebook, thread), _Course())
 
-    def _place(self, request: Request, thread: Thread, threads: Threads) -> TurnPosition:
+    def _place(
+        self, request: Request, thread: StoredConversation, threads: ConversationStore
+    ) -> TurnPosition:
         """Return the place of a cell that was run before, else one behind all others."""
         course = self._course(request.origin.notebook, request.thread or MAIN_THREAD)
         if course.chapter is None:
@@ -140,22 +152,26 @@ class Conversations:
         return TurnPosition(chapter=slot.chapter, number=slot.number)
 
     def _own(
-        self, request: Request, course: _Course, thread: Thread, threads: Threads
-    ) -> Slot | None:
+        self,
+        request: Request,
+        course: _Course,
+        thread: StoredConversation,
+        threads: ConversationStore,
+    ) -> TurnCandidate | None:
         """Return an entry at the place of the cell that asks, if it has one."""
         cell = request.origin.cell
         if cell is None:
             return _replayed(request, course, thread, threads)
-        mine = (slot for slot in reversed(thread.slots) if slot.cell == cell)
+        mine = (slot for slot in reversed(thread.candidates) if slot.cell == cell)
         return next((s for s in mine if not course.is_new or s.chapter == course.chapter), None)
 
 
-def before(slots: Sequence[Slot], place: TurnPosition) -> list[int]:
+def before(slots: Sequence[TurnCandidate], place: TurnPosition) -> list[int]:
     """Return the entries whose turns stand before a place in its chapter, oldest first."""
     if place.begins:
         return []
-    newest: dict[int, Slot] = {}
-    done: dict[int, Slot] = {}
+    newest: dict[int, TurnCandidate] = {}
+    done: dict[int, TurnCandidate] = {}
     for slot in slots:
         earlier = place.number is None or slot.number < place.number
         if slot.chapter == place.chapter and earlier:
@@ -189,7 +205,9 @@ def _usual(settings: Settings) -> str | None:
     return settings.model or (None if elsewhere else DEFAULT_MODEL)
 
 
-def _replayed(request: Request, course: _Course, thread: Thread, threads: Threads) -> Slot | None:
+def _replayed(
+    request: Request, course: _Course, thread: StoredConversation, threads: ConversationStore
+) -> TurnCandidate | None:
     """Return the place at which an earlier process asked the same, from the top and in order.
 
     Where the front end names no cells, this is how a notebook that is run again after a restart is
@@ -198,14 +216,14 @@ def _replayed(request: Request, course: _Course, thread: Thread, threads: Thread
     at, course.replayed = course.replayed, None
     if at is None:
         return None
-    nameless = [slot for slot in thread.slots if slot.cell is None]
+    nameless = [slot for slot in thread.candidates if slot.cell is None]
     chapters = [course.chapter] if at else sorted({s.chapter for s in nameless}, reverse=True)
     for chapter in chapters:
         places = {slot.number: slot for slot in nameless if slot.chapter == chapter}
         if at >= len(places):
             continue
         slot = places[sorted(places)[at]]
-        if threads.prompt(slot.entry) == request.prompt:
+        if threads.read_prompt(slot.entry) == request.prompt:
             course.replayed = at + 1
             return slot
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.ratelimit.charge_policy import Cost
@@ -42,9 +42,9 @@ class Estimate:
         return f"{told}, about ${self.cost:.4f}" if self.cost else told
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> SpendAmount:
         """The estimate as if it were used."""
-        return Spent(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
+        return SpendAmount(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
 
 
 def estimate(

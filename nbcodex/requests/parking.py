@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.errors import EntryError, LimitError, ParkedError, TransientError
+from nbcodex.errors import LimitError, ParkedError, TransientError
 from nbcodex.models import Limit, Request
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
@@ -72,14 +72,6 @@ def for_want_of_patience(
         advice=_how_to_go_on(request, f" after {moment}"),
         cause=cause,
         resume_at=wall + wait,
-    )
-
-
-def not_to_resume(id_: str) -> EntryError:
-    """Return the error of a request that there is nothing to resume of."""
-    return EntryError(
-        f"Request {id_} cannot be resumed: it is under way, or it is done.",
-        advice=f"`%codex journal {id_}` tells.",
     )
 
 

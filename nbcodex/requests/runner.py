@@ -25,13 +25,13 @@ from nbcodex.errors import (
     TransientError,
     shorten,
 )
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.entry import JournalEntry
+from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply, Request, Resumption
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.limiter import Waiter
 from nbcodex.requests import fitting, parking, repair, spending_cap
-from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.sender import Sender
 from nbcodex.requests.services import Services
 from nbcodex.requests.story import Story
@@ -86,14 +86,16 @@ class Run:
         self._resumption = resumption
         self._story = Story(request, listener, clock=services.clock, simulators=services.simulators)
         self._partial = self._story.partial
-        self._keeper = Keeper(services.journal(settings), request, self._partial, services.clock)
+        self._entry = JournalEntry(
+            services.journal(settings), request, self._partial, services.clock
+        )
         resumed = resumption is not None
         self._waiter = Waiter(self._clock, self._story.patience, may_probe=resumed)
         self._sender = Sender(
             services.api_client,
             settings,
             self._story,
-            self._keeper,
+            self._entry,
             services.limiter(settings),
             self._waiter,
             under_way=services.load_prices,
@@ -130,20 +132,20 @@ class Run:
         self._living = False  # what has ended is not to be ended otherwise
         # What goes on at the server counts when it is picked up.
         goes_on = self._partial.goes_on(ending.reply.status)
-        otherwise = Spent() if goes_on else self._services.budget.aside_for(self._request.id)
-        ending = self._accounted(ending, otherwise)
-        await self._keeper.finish(ending, otherwise=otherwise)
+        assumed = SpendAmount() if goes_on else self._services.budget.aside_for(self._request.id)
+        ending = self._accounted(ending, assumed)
+        await self._entry.finish(ending, assumed=assumed)
         self._story.say(ending)
         if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
             await self._services.api_client.cancel_response(
                 self._request, self._settings, mark=mark
             )
 
-    def _accounted(self, ending: events.Ending, otherwise: Spent) -> events.Ending:
+    def _accounted(self, ending: events.Ending, assumed: SpendAmount) -> events.Ending:
         """Count what the request has used, and warn where its user's budget runs out."""
         reply = ending.reply
         allowance = self._services.budget
-        warnings = allowance.settle(self._request.id, reply, otherwise=otherwise)
+        warnings = allowance.settle(self._request.id, reply, otherwise=assumed)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
     async def _ending(self) -> events.Ending:
@@ -177,15 +179,15 @@ class Run:
         self._story.base_url = base_url
         self._services.budget.foresee(self._services.journal(self._settings))
         if self._resumption is None:
-            reused = await self._keeper.admit(base_url)
-            self._keeper.once_settled(self._kept)
+            reused = await self._entry.insert(base_url)
+            self._entry.on_inserted(self._kept)
             return reused
         if (wall := self._resumption.not_before) is not None:
             until = self._clock.now() + wall - self._clock.wall()
             self._story.tell(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
         goes_on = self._resumption.mark is not None
-        if reused := await self._keeper.take_up(base_url, reuse=not goes_on):
+        if reused := await self._entry.claim(base_url, reuse=not goes_on):
             return reused
         for note in self._resumption.notes:
             self._partial.note(note)
@@ -280,7 +282,7 @@ class Run:
             waited=story.waited,
         )
         story.say(backing_off)
-        await self._keeper.wait(backing_off.resume_at, backing_off.limit)
+        await self._entry.wait(backing_off.resume_at, backing_off.limit)
 
     def _note_the_gap(self, note: str) -> None:
         """Note where a durable answer may be under way of which nobody knows the name."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nbcodex import events
 from nbcodex.errors import GoneError, LimitError, NbcodexError
+from nbcodex.journal.entry import JournalEntry
 from nbcodex.models import Rates, StreamPosition
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import (
@@ -28,7 +29,6 @@ from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import parking
 from nbcodex.requests.cost_estimate import rate_limit_cost
-from nbcodex.requests.keeper import Keeper
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.story import Story
 from nbcodex.settings import Settings
@@ -43,7 +43,7 @@ class Sender:
         The way.
     settings : Settings
         How the server is reached.
-    story, keeper
+    story, entry
         Of the request: what is told of it, and kept of it.
     limiter, waiter : Limiter, Waiter
         Whose permit each attempt needs, and how the request waits for one.
@@ -69,7 +69,7 @@ class Sender:
         api_client: ApiClient,
         settings: Settings,
         story: Story,
-        keeper: Keeper,
+        entry: JournalEntry,
         limiter: Limiter,
         waiter: Waiter,
         under_way: Callable[[str], None],
@@ -77,7 +77,7 @@ class Sender:
     ) -> None:
         self._api_client, self._settings = api_client, settings
         self._under_way, self._permit = under_way, permit
-        self._story, self._keeper = story, keeper
+        self._story, self._entry = story, entry
         self._limiter, self._waiter = limiter, waiter
         self.reservation: Reservation | None = None
         self._request, self._partial = story.request, story.partial
@@ -96,7 +96,7 @@ class Sender:
     async def _attempt(self) -> CompletedAnswer:
         self.heard_at = self._story.clock.now()
         if not (self._request.model or self._settings.model):
-            await self._keeper.settled()  # for to name one, the server may have to be asked
+            await self._entry.wait_inserted()  # for to name one, the server may have to be asked
         self._story.model = model = await self._api_client.resolve_model(
             self._request, self._settings
         )
@@ -176,9 +176,9 @@ class Sender:
                 queued=True,
             )
             return
-        await self._keeper.settled()
+        await self._entry.wait_inserted()
         story.tell(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=story.waited)
-        await self._keeper.wait(wait.until, wait.limit)
+        await self._entry.wait(wait.until, wait.limit)
 
     def _end_in_vain(self, error: NbcodexError) -> None:
         self._broken = self.opened
@@ -189,7 +189,7 @@ class Sender:
         story = self._story
         story.attempts += 1
         self.heard_at, self.opened = story.clock.now(), False
-        await self._keeper.begin(story.attempts)
+        await self._entry.start_attempt(story.attempts)
         story.tell(
             events.Sent,
             attempt=story.attempts,
@@ -215,14 +215,14 @@ class Sender:
                             self.reservation.observe(piece.snapshot)
                     case StreamPosition():
                         self._partial.reach(piece)
-                        await self._keeper.remember(piece)
+                        await self._entry.set_response_id(piece)
                     case Reset():
                         self._partial.replace()
                     case TextDelta(text):
                         if self._partial.add(text):
                             story.tell(events.Restarted)
                         story.grow(text)
-                        self._keeper.keep_soon()
+                        self._entry.update_soon()
                     case ReasoningDelta(text):
                         story.grow(text, reasoning=True)
                     case Notice(text):

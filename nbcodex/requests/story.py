@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from nbcodex.errors import ParkedError, TransientError
 from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import CarriedReasoning, Reply, Request, Status, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
@@ -109,12 +109,12 @@ class Story:
             self.broken = self.broken.plus(usage)
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> SpendAmount:
         """What attempts have come to that broke off."""
         if self.broken == NOTHING:
-            return Spent()
+            return SpendAmount()
         cost = pricing.cost(self.broken, self.model, self.base_url)
-        return Spent(tokens=self.broken.total_tokens or 0, dollars=cost or 0.0)
+        return SpendAmount(tokens=self.broken.total_tokens or 0, dollars=cost or 0.0)
 
     def event(self, kind: Callable[..., E], **details: Any) -> E:
         """Return an event of this request that happens now."""

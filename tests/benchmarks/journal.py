@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbcodex.journal.entry import encode
+from nbcodex.journal.codec import encode, equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.key import equality_key
 from nbcodex.models import Reply, Request
 from tests.kernel_client import kernel
 from tests.simulated import simulated_apart
@@ -43,10 +42,10 @@ def spread(seconds: list[float], unit: float = 1e3, name: str = "ms") -> str:
 async def life(journal: Journal, n: int) -> None:
     """One request as the engine takes it through, with its text kept twice."""
     asked = Request(prompt=f"prompt {n} " + "word " * 200)
-    await journal.add(asked, notebook="a.ipynb", key=b"k" * 32)
-    await journal.begin(asked.id, 1)
-    await journal.keep(asked.id, TEXT[:300])
-    await journal.keep(asked.id, TEXT)
+    await journal.insert(asked, notebook="a.ipynb", key=b"k" * 32)
+    await journal.start_attempt(asked.id, 1)
+    await journal.update_text(asked.id, TEXT[:300])
+    await journal.update_text(asked.id, TEXT)
     await journal.finish(asked.id, Reply(id=asked.id, text=TEXT, cost=0.001))
 
 
@@ -173,7 +172,7 @@ def timed(name):
     setattr(Journal, name, step_by_step)
 
 
-for name in ("add", "begin", "wait", "keep", "finish", "spending"):
+for name in ("insert", "start_attempt", "record_wait", "update_text", "finish", "read_spending"):
     timed(name)
 
 
@@ -216,7 +215,7 @@ def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> di
 def fill(folder: Path, rows: int) -> None:
     """Write `rows` answered entries, 20 parked ones among them, as fast as SQLite takes them."""
     journal = Journal(folder)
-    journal.totals()
+    journal.read_totals()
     request = encode(Request(prompt="word " * 100, id="00000000"))
     reply = encode(Reply(id="00000000"))
     now = time.time()
@@ -241,8 +240,8 @@ def fill(folder: Path, rows: int) -> None:
         )
 
     journal._writer.ask(work, default=None)
-    if journal.trouble:
-        raise RuntimeError(journal.trouble)
+    if journal.problem:
+        raise RuntimeError(journal.problem)
     journal.close()
 
 
@@ -258,27 +257,27 @@ def with_many(folder: Path) -> None:
     opened, journal = [], Journal(folder)
     for _ in range(7):
         journal = Journal(folder)
-        opened.append(timed(lambda j=journal: j.resumable(notebook="0.ipynb")))  # type: ignore[misc]
+        opened.append(timed(lambda j=journal: j.resumable_entries(notebook="0.ipynb")))  # type: ignore[misc]
         journal.close()
     show("  open, and ask what can be resumed here", spread(opened))
-    some = journal.entries(1)[0].id
+    some = journal.recent_entries(1)[0].id
     reads: dict[str, Callable[[], Any]] = {
-        "entries()": journal.entries,
-        "entries(100)": lambda: journal.entries(100),
-        "entries(notebook=...)": lambda: journal.entries(notebook="7.ipynb"),
-        "resumable()": journal.resumable,
-        "entry(prefix)": lambda: journal.entry(some[:7]),
-        "totals()": journal.totals,
-        "answered(key)": lambda: asyncio.run(journal.answered(key)),
+        "entries()": journal.recent_entries,
+        "entries(100)": lambda: journal.recent_entries(100),
+        "entries(notebook=...)": lambda: journal.recent_entries(notebook="7.ipynb"),
+        "resumable()": journal.resumable_entries,
+        "entry(prefix)": lambda: journal.find_entry(some[:7]),
+        "totals()": journal.read_totals,
+        "answered(key)": lambda: asyncio.run(journal.find_answer(key)),
     }
     for name, read in reads.items():
         show(f"  {name}", spread([timed(read) for _ in range(30)]))
     show(
         "  a whole life", spread([timed(lambda: asyncio.run(life(journal, 0))) for _ in range(30)])
     )
-    show("  forget one", spread([timed(lambda: asyncio.run(journal.forget(some))) for _ in [0]]))
-    if journal.trouble:
-        raise RuntimeError(journal.trouble)
+    show("  forget one", spread([timed(lambda: asyncio.run(journal.delete(some))) for _ in [0]]))
+    if journal.problem:
+        raise RuntimeError(journal.problem)
     journal.close()
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbcodex.journal.entry import Entry
+from nbcodex.journal.codec import Entry
 from nbcodex.journal.journal import Journal
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator.record import Seen
@@ -28,7 +28,7 @@ import asyncio, json, os, threading
 from nbcodex import events
 from nbcodex.client import current
 from nbcodex.journal.journal import Journal
-from nbcodex.requests.keeper import Keeper
+from nbcodex.journal.entry import JournalEntry
 %load_ext nbcodex
 %config Codex.display = "text"
 _eyes = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -53,18 +53,18 @@ def telling(owner, name, what):
         return result
     setattr(owner, name, told)
 
-telling(Journal, "add", "added")
-telling(Journal, "remember_remote", "named")
+telling(Journal, "insert", "added")
+telling(Journal, "set_response_id", "named")
 telling(Journal, "finish", "finished")
 
 def halt(name, *, after):
-    deed = getattr(Keeper, name)
+    deed = getattr(JournalEntry, name)
     async def halted(self, *args, **kwargs):
         if after:
             await deed(self, *args, **kwargs)
         tell("halted", self._request.id)
         await asyncio.Event().wait()
-    setattr(Keeper, name, halted)
+    setattr(JournalEntry, name, halted)
 
 def ask(*cells):
     for line, prompt in cells:
@@ -199,7 +199,7 @@ class Scene:
         """Return what the journal holds, by prompt."""
         journal = Journal(self.home / "kept")
         found: dict[str, list[Entry]] = {}
-        for entry in journal.entries(100_000):
+        for entry in journal.recent_entries(100_000):
             found.setdefault(entry.request.prompt, []).append(entry)
         journal.close()
         return found

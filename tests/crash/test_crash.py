@@ -120,7 +120,7 @@ def test_killed_before_the_commit(scene: Scene) -> None:
 def test_killed_after_the_commit(scene: Scene) -> None:
     """What was committed and not yet sent is sent once, by the next kernel."""
     life = Life(scene, *LINES)
-    life.halt("begin", after=True)
+    life.halt("start_attempt", after=True)
     killed = life.kill()
     assert not scene.server.core.log
     scene.check(killed)
@@ -167,7 +167,7 @@ def test_killed_while_waiting_after_the_gap(scene: Scene) -> None:
 def test_killed_after_the_first_event(scene: Scene) -> None:
     """From the first event on a durable answer is paid once, before a word of it was shown."""
     life = Life(scene, "-b --durable", "--durable")
-    life.halt("remember", after=True)
+    life.halt("set_response_id", after=True)
     scene.check(life.kill())
     assert (scene.counts.resumed, scene.counts.possibly_paid) == (2, 0)
 

@@ -88,7 +88,7 @@ def request(prompt: str = "Why is the sky blue?", **fields: Any) -> Request:
 def added(journal: Journal, *, status: str | None = None, text: str = "", **where: Any) -> Request:
     """Return a request that `journal` holds, finished with `status` if one is given."""
     asked = request()
-    run(journal.add(asked, **where))
+    run(journal.insert(asked, **where))
     if status is not None:
         run(journal.finish(asked.id, Reply(id=asked.id, text=text, status=status)))  # type: ignore[arg-type]
     return asked

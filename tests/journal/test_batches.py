@@ -10,8 +10,8 @@ import pytest
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import schema
+from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.key import equality_key
 from nbcodex.models import Origin, Reply, Request
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -30,7 +30,7 @@ def key(request: Request) -> bytes:
 
 
 def add(journal: Journal, request: Request, status: str | None = None) -> None:
-    run(journal.add(request, notebook=request.origin.notebook, key=key(request)))
+    run(journal.insert(request, notebook=request.origin.notebook, key=key(request)))
     if status:
         run(journal.finish(request.id, Reply(id=request.id, status=status)))  # type: ignore[arg-type]
 
@@ -40,16 +40,16 @@ def test_a_list_shows_a_map_once(journal: Journal) -> None:
     other = added(journal)
     for number in range(3):
         add(journal, row(number))
-    assert [entry.id for entry in journal.entries(10)] == ["m1234-0", other.id]
+    assert [entry.id for entry in journal.recent_entries(10)] == ["m1234-0", other.id]
 
 
 def test_rows_that_were_never_begun_are_parked(journal: Journal, open_journal: Open) -> None:
     """What is shelved is found by the next kernel, parked, in order, and can be claimed."""
     add(journal, row(0), "done")
-    journal.batches.shelve([(row(n), key(row(n))) for n in (2, 1)])
+    journal.maps.insert_parked([(row(n), key(row(n))) for n in (2, 1)])
     journal.close()
     again = open_journal()
-    assert [(e.id, e.status) for e in again.batches.entries("m1234")] == [
+    assert [(e.id, e.status) for e in again.maps.entries("m1234")] == [
         ("m1234-0", "done"),
         ("m1234-1", "parked"),
         ("m1234-2", "parked"),
@@ -63,7 +63,7 @@ def test_a_map_is_counted(journal: Journal, open_journal: Open) -> None:
     add(journal, row(1), "failed")
     add(journal, row(2))
     journal.close()
-    batch = open_journal().batches.look("m1234")
+    batch = open_journal().maps.summary("m1234")
     assert dict(batch.counts) == {"done": 1, "failed": 1, "abandoned": 1}
     assert (batch.rows, batch.unfinished) == (3, 1)
 
@@ -73,20 +73,20 @@ def test_unfinished_maps_are_told_apart_from_requests(journal: Journal) -> None:
     add(journal, row(0, "m1"), "parked")
     add(journal, row(0, "m2", "two.ipynb"), "parked")
     add(journal, row(0, "m3"), "done")
-    assert journal.resumable() == []
-    assert [batch.id for batch in journal.batches.unfinished()] == ["m1", "m2"]
-    assert [batch.id for batch in journal.batches.unfinished(notebook="two.ipynb")] == ["m2"]
+    assert journal.resumable_entries() == []
+    assert [batch.id for batch in journal.maps.unfinished()] == ["m1", "m2"]
+    assert [batch.id for batch in journal.maps.unfinished(notebook="two.ipynb")] == ["m2"]
 
 
 def test_a_map_is_found_by_the_beginning_of_its_id(journal: Journal) -> None:
     """One that is meant is found, none is None, and several are an error that lists them."""
     add(journal, row(0, "m12"))
     add(journal, row(0, "m13"))
-    assert journal.batches.find("m12") == "m12"
-    assert journal.batches.find("x") is None
-    assert journal.batches.find("") is None
+    assert journal.maps.find_id("m12") == "m12"
+    assert journal.maps.find_id("x") is None
+    assert journal.maps.find_id("") is None
     with pytest.raises(EntryError, match="m12, m13"):
-        journal.batches.find("m1")
+        journal.maps.find_id("m1")
 
 
 def test_answered_rows_are_known_by_their_requests(journal: Journal) -> None:
@@ -94,7 +94,7 @@ def test_answered_rows_are_known_by_their_requests(journal: Journal) -> None:
     add(journal, row(0), "done")
     add(journal, row(1), "failed")
     asked = [key(row(number)) for number in range(1_000)]
-    assert journal.batches.answered(asked) == {asked[0]}
+    assert journal.maps.answered_keys(asked) == {asked[0]}
 
 
 def test_a_row_key_tells_equal_requests_apart() -> None:
@@ -119,9 +119,9 @@ def test_a_journal_of_the_first_version_is_brought_up_to_date(
     )
     old.close()
     journal = open_journal()
-    assert [entry.request.prompt for entry in journal.entries()] == ["old"]
+    assert [entry.request.prompt for entry in journal.recent_entries()] == ["old"]
     add(journal, row(0))
-    assert len(journal.entries()) == 2
+    assert len(journal.recent_entries()) == 2
 
 
 def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
     add(journal, row(0))
     (folder / JOURNAL_FILENAME).unlink()
     add(journal, row(1))
-    assert [entry.id for entry in journal.batches.entries("m1234")] == ["m1234-0", "m1234-1"]
+    assert [entry.id for entry in journal.maps.entries("m1234")] == ["m1234-0", "m1234-1"]
 
 
 def test_a_map_is_forgotten_as_one(journal: Journal) -> None:
@@ -137,6 +137,6 @@ def test_a_map_is_forgotten_as_one(journal: Journal) -> None:
     other = added(journal)
     for number in range(3):
         add(journal, row(number))
-    assert run(journal.forget("m1234-1")) == 1
-    assert run(journal.forget("m12")) == 2
-    assert [entry.id for entry in journal.entries()] == [other.id]
+    assert run(journal.delete("m1234-1")) == 1
+    assert run(journal.delete("m12")) == 2
+    assert [entry.id for entry in journal.recent_entries()] == [other.id]

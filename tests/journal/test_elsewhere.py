@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nbcodex.journal.elsewhere import _OPEN, Elsewhere
 from nbcodex.journal.journal import Journal
+from nbcodex.journal.reads import _OPEN, OtherKernels
 from tests.journal.conftest import HandClock, added, fall_silent, run
 
 Open = Callable[..., Journal]
@@ -19,11 +19,13 @@ def test_others_requests_are_counted(
     added(journal)
     for status in ("done", "parked", "failed"):
         added(other, status=status)
-    assert journal.elsewhere() == Elsewhere()
+    assert journal.other_kernels() == OtherKernels()
     first, second, _ = (added(other) for _ in range(3))
-    run(other.wait(first.id, 1.8e9 + 20), other.wait(second.id, 1.8e9 + 10))
-    other.totals()
-    assert journal.elsewhere() == Elsewhere(kernels=1, requests=3, waiting=2, resume_at=1.8e9 + 10)
+    run(other.record_wait(first.id, 1.8e9 + 20), other.record_wait(second.id, 1.8e9 + 10))
+    other.read_totals()
+    assert journal.other_kernels() == OtherKernels(
+        kernels=1, requests=3, waiting=2, resume_at=1.8e9 + 10
+    )
 
 
 def test_kernels_that_are_gone_do_not_count(
@@ -34,7 +36,7 @@ def test_kernels_that_are_gone_do_not_count(
     added(other)
     fall_silent(other)
     clock.pass_(61)
-    assert journal.elsewhere() == Elsewhere()
+    assert journal.other_kernels() == OtherKernels()
 
 
 def test_nothing_is_scanned(journal: Journal) -> None:

@@ -27,9 +27,9 @@ def everything(folder: Path) -> bytes:
 def secretive(journal: Journal) -> str:
     """Return the id of an entry that has the secret in prompt, partial text and answer."""
     asked = request(SECRET * 200)
-    run(journal.add(asked), journal.begin(asked.id, 1))
+    run(journal.insert(asked), journal.start_attempt(asked.id, 1))
     for n in range(1, 5):
-        run(journal.keep(asked.id, SECRET * 300 * n))
+        run(journal.update_text(asked.id, SECRET * 300 * n))
     run(journal.finish(asked.id, Reply(id=asked.id, text=SECRET * 900), error=SECRET))
     return asked.id
 
@@ -45,14 +45,14 @@ def test_what_is_forgotten_is_in_no_file(
     assert SECRET.encode() in everything(folder)
     match what:
         case "one":
-            erased = run(journal.forget(id_[:7]))
+            erased = run(journal.delete(id_[:7]))
         case "before":
-            erased = run(journal.forget(before=clock.wall()))
+            erased = run(journal.delete(before=clock.wall()))
         case _:
-            erased = run(journal.forget())
+            erased = run(journal.delete())
     assert erased == (2 if what == "all" else 1)
     assert SECRET.encode() not in everything(folder)
-    assert [e.id for e in journal.entries()] == ([] if what == "all" else [kept.id])
+    assert [e.id for e in journal.recent_entries()] == ([] if what == "all" else [kept.id])
 
 
 def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
@@ -63,29 +63,29 @@ def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
     with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM totals").fetchall()
-        run(journal.forget())
+        run(journal.delete())
         assert SECRET.encode() in everything(folder)
     clock.pass_(2)
-    journal.totals()
-    journal.totals()
+    journal.read_totals()
+    journal.read_totals()
     assert SECRET.encode() not in everything(folder)
 
 
 def test_an_ambiguous_or_unknown_id_erases_nothing(journal: Journal) -> None:
     """`forget` needs to know exactly which."""
     for id_ in ["ab000000", "ab000001"]:
-        run(journal.add(request(id=id_)))
+        run(journal.insert(request(id=id_)))
     for prefix in ["ab", "cd", ""]:
         with pytest.raises(EntryError):
-            run(journal.forget(prefix))
-    assert len(journal.entries()) == 2
+            run(journal.delete(prefix))
+    assert len(journal.recent_entries()) == 2
 
 
 def test_counters_outlive_their_entries(journal: Journal) -> None:
     """Figures are not text: `usage` goes on after `forget`."""
     added(journal, status="done")
-    run(journal.forget())
-    assert journal.totals().answers == 1
+    run(journal.delete())
+    assert journal.read_totals().answers == 1
 
 
 def test_entries_are_kept_90_days_after_their_last_change(
@@ -101,11 +101,11 @@ def test_entries_are_kept_90_days_after_their_last_change(
     journal.close()
     clock.pass_(1.5 * DAY)
     later = open_journal()
-    later.totals()
+    later.read_totals()
     while later._upkeep._expiring:
-        later.totals()
-    assert [entry.id for entry in later.entries()] == [parked.id]
-    later.totals()
+        later.read_totals()
+    assert [entry.id for entry in later.recent_entries()] == [parked.id]
+    later.read_totals()
     assert SECRET.encode() not in everything(folder)
 
 
@@ -117,5 +117,5 @@ def test_retention_can_be_turned_off(
     journal.close()
     clock.pass_(RETENTION * 10)
     later = open_journal(retention=None)
-    later.totals()
-    assert len(later.entries()) == 1
+    later.read_totals()
+    assert len(later.recent_entries()) == 1

@@ -11,9 +11,10 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from nbcodex.journal.folder import on_network, prepare
+from nbcodex.journal.diagnosis import UnusableFileError
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.trouble import UnusableError
+from nbcodex.journal.opening import prepare
+from nbcodex.runtime.paths import on_network
 from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 from .conftest import added
@@ -75,8 +76,8 @@ def test_a_folder_that_others_can_write_is_refused(
     folder.chmod(open_to)
     journal = open_journal()
     asked = added(journal, status="parked")
-    assert "chmod 700" in (journal.trouble or "")
-    assert journal.entry(asked.id).status == "parked"
+    assert "chmod 700" in (journal.problem or "")
+    assert journal.find_entry(asked.id).status == "parked"
     assert list(folder.iterdir()) == []
 
 
@@ -92,8 +93,8 @@ def test_what_belongs_to_others_is_refused(
     os.chown(folder if what == "folder" else folder / JOURNAL_FILENAME, 65534, 65534)
     journal = open_journal()
     added(journal)
-    assert f"The {what}" in (journal.trouble or "")
-    assert "belongs to another user" in (journal.trouble or "")
+    assert f"The {what}" in (journal.problem or "")
+    assert "belongs to another user" in (journal.problem or "")
     assert (folder / JOURNAL_FILENAME).stat().st_size == 0
 
 
@@ -109,7 +110,7 @@ def test_only_a_plain_file_will_do(folder: Path, tmp_path: Path, what: str) -> N
             (folder / JOURNAL_FILENAME).mkdir()
         case _:
             os.mkfifo(folder / JOURNAL_FILENAME)
-    with pytest.raises(UnusableError, match="not a plain file"):
+    with pytest.raises(UnusableFileError, match="not a plain file"):
         prepare(folder)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -121,7 +122,7 @@ def test_a_file_in_place_of_the_folder_is_said(
     folder.write_text("not a folder")
     journal = open_journal()
     added(journal)
-    assert "cannot be used" in (journal.trouble or "")
+    assert "cannot be used" in (journal.problem or "")
 
 
 MOUNTS = """\
@@ -168,4 +169,4 @@ def test_a_network_folder_gets_a_rollback_journal(
     )
     assert found == mode_
     journal.close()
-    assert open_journal().entry(asked.id).reply.text == "kept"
+    assert open_journal().find_entry(asked.id).reply.text == "kept"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.journal.key import equality_key
+from nbcodex.journal.codec import equality_key
 
 from .conftest import request
 

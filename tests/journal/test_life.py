@@ -13,10 +13,9 @@ import pytest
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import jobs
-from nbcodex.journal.entry import Totals, decode, encode
+from nbcodex.journal.codec import Totals, decode, encode, equality_key
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.key import equality_key
 from nbcodex.models import Limit, Reply, StreamPosition, Usage
 
 from .conftest import HandClock, added, request, run
@@ -39,8 +38,8 @@ FULL = Reply(
 def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) -> None:
     """What was asked comes back equal, field by field."""
     asked = request("Bild: \u00fc \ud800 \x00 {x}", params={"tools": [{"a": 1}]}, effort="low")
-    run(journal.add(asked, notebook="a.ipynb", cell="c1", variable="answer"))
-    entry = journal.entry(asked.id)
+    run(journal.insert(asked, notebook="a.ipynb", cell="c1", variable="answer"))
+    entry = journal.find_entry(asked.id)
     assert entry.request == asked
     assert (entry.status, entry.abandoned) == ("pending", False)
     assert (entry.notebook, entry.cell, entry.variable) == ("a.ipynb", "c1", "answer")
@@ -49,7 +48,7 @@ def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) ->
 def test_a_request_can_be_added_as_it_is_sent(journal: Journal) -> None:
     """With the attempt that is about to be sent, it is as if that had begun, in one commit."""
     asked = added(journal, attempt=1)
-    entry = journal.entry(asked.id)
+    entry = journal.find_entry(asked.id)
     assert (entry.status, entry.reply.attempts) == ("running", 1)
 
 
@@ -57,7 +56,7 @@ def test_what_was_never_sent_counts_nowhere(journal: Journal) -> None:
     """A request that was held and given up adds to no total, waits included."""
     asked = added(journal)
     run(journal.finish(asked.id, Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
-    assert journal.totals() == Totals(requests=1)
+    assert journal.read_totals() == Totals(requests=1)
 
 
 def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
@@ -65,7 +64,7 @@ def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -
     asked = added(journal)
     run(journal.finish(asked.id, replace(FULL, id=asked.id)))
     journal.close()
-    assert open_journal().entry(asked.id).reply == replace(FULL, id=asked.id)
+    assert open_journal().find_entry(asked.id).reply == replace(FULL, id=asked.id)
 
 
 @pytest.mark.parametrize("status", ["parked", "interrupted", "cancelled", "failed"])
@@ -74,7 +73,7 @@ def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: An
     asked = added(journal)
     reply = replace(FULL, id=asked.id, status=status)
     run(journal.finish(asked.id, reply, error="TPM is used up", resume_at=1.8e9))
-    entry = journal.entry(asked.id)
+    entry = journal.find_entry(asked.id)
     assert entry.reply == reply
     assert (entry.error, entry.resume_at) == ("TPM is used up", 1.8e9)
 
@@ -82,21 +81,21 @@ def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: An
 def test_an_ending_without_a_word_leaves_the_text(journal: Journal) -> None:
     """Whoever resumes a request and is refused at once, takes no text from it."""
     asked = added(journal)
-    run(journal.keep(asked.id, "half an answer"))
+    run(journal.update_text(asked.id, "half an answer"))
     run(journal.finish(asked.id, Reply(id=asked.id, status="parked")))
-    assert journal.entry(asked.id).reply.text == "half an answer"
+    assert journal.find_entry(asked.id).reply.text == "half an answer"
     run(journal.claim(asked.id), journal.finish(asked.id, Reply(id=asked.id)))
-    assert journal.entry(asked.id).reply.text == ""
+    assert journal.find_entry(asked.id).reply.text == ""
 
 
 def test_attempts_and_waits_are_seen(journal: Journal) -> None:
     """`wait` says until when and what for; the next attempt ends the wait."""
     asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)
-    run(journal.begin(asked.id, 1), journal.wait(asked.id, 1.8e9, limit))
-    waiting = journal.entry(asked.id)
+    run(journal.start_attempt(asked.id, 1), journal.record_wait(asked.id, 1.8e9, limit))
+    waiting = journal.find_entry(asked.id)
     assert (waiting.status, waiting.resume_at, waiting.limit) == ("waiting", 1.8e9, limit)
-    run(journal.begin(asked.id, 2))
-    entry = journal.entry(asked.id)
+    run(journal.start_attempt(asked.id, 2))
+    entry = journal.find_entry(asked.id)
     assert (entry.status, entry.resume_at, entry.limit) == ("running", None, None)
     assert entry.reply.attempts == 2
 
@@ -104,9 +103,12 @@ def test_attempts_and_waits_are_seen(journal: Journal) -> None:
 def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> None:
     """A stream that breaks is taken up at the event at which the kept text ends."""
     asked = added(journal)
-    run(journal.begin(asked.id, 1), journal.remember_remote(asked.id, "resp_1", 0))
-    run(journal.keep(asked.id, "Because", sequence=7), journal.keep(asked.id, "Because of"))
-    entry = journal.entry(asked.id)
+    run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1", 0))
+    run(
+        journal.update_text(asked.id, "Because", sequence=7),
+        journal.update_text(asked.id, "Because of"),
+    )
+    entry = journal.find_entry(asked.id)
     assert (entry.reply.text, entry.response_id, entry.sequence) == ("Because of", "resp_1", 7)
 
 
@@ -116,9 +118,12 @@ def test_asking_anew_forgets_the_durable_answer(
 ) -> None:
     """An attempt that picks an answer up keeps its place; one that asks anew has none yet."""
     asked = added(journal)
-    run(journal.begin(asked.id, 1), journal.remember_remote(asked.id, "resp_1"))
-    run(journal.keep(asked.id, "text", sequence=7), journal.begin(asked.id, 2, picks_up=picks_up))
-    assert journal.entry(asked.id).mark == mark
+    run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
+    run(
+        journal.update_text(asked.id, "text", sequence=7),
+        journal.start_attempt(asked.id, 2, continues=picks_up),
+    )
+    assert journal.find_entry(asked.id).mark == mark
 
 
 def test_hostile_figures_do_no_harm(journal: Journal) -> None:
@@ -127,13 +132,13 @@ def test_hostile_figures_do_no_harm(journal: Journal) -> None:
     usage = Usage(input_tokens=10**30, output_tokens=-5)
     reply = Reply(id=asked.id, text="\udfff", usage=usage, cost=float("nan"), waited=float("inf"))
     run(
-        journal.remember_remote(asked.id, "\ud800", 10**40),
-        journal.wait(asked.id, float("nan")),
+        journal.set_response_id(asked.id, "\ud800", 10**40),
+        journal.record_wait(asked.id, float("nan")),
         journal.finish(asked.id, reply, error="\ud800", resume_at=float("inf")),
     )
-    assert journal.entry(asked.id).status == "done"
-    assert journal.totals().usage.input_tokens == 2**53
-    assert journal.trouble is None
+    assert journal.find_entry(asked.id).status == "done"
+    assert journal.read_totals().usage.input_tokens == 2**53
+    assert journal.problem is None
 
 
 def test_what_cannot_be_kept_is_said_and_raises_nothing(journal: Journal) -> None:
@@ -143,48 +148,51 @@ def test_what_cannot_be_kept_is_said_and_raises_nothing(journal: Journal) -> Non
     bad, good = request(params=circular), request()
 
     async def both() -> None:
-        await asyncio.gather(journal.add(bad), journal.add(good))
+        await asyncio.gather(journal.insert(bad), journal.insert(good))
 
     asyncio.run(both())
-    assert "could not be written" in (journal.trouble or "")
-    assert [entry.id for entry in journal.entries()] == [good.id]
+    assert "could not be written" in (journal.problem or "")
+    assert [entry.id for entry in journal.recent_entries()] == [good.id]
 
 
 def test_an_unknown_entry_is_no_error_for_the_engine(journal: Journal) -> None:
     """What was forgotten in mid-life stays forgotten, and the engine goes on."""
     asked = added(journal)
-    assert run(journal.forget()) == 1
-    run(journal.begin(asked.id, 1), journal.finish(asked.id, Reply(id=asked.id, text="late")))
-    assert journal.entries() == []
-    assert journal.trouble is None
+    assert run(journal.delete()) == 1
+    run(
+        journal.start_attempt(asked.id, 1),
+        journal.finish(asked.id, Reply(id=asked.id, text="late")),
+    )
+    assert journal.recent_entries() == []
+    assert journal.problem is None
 
 
 def test_an_id_that_is_used_again_displaces_nothing(journal: Journal, open_journal: Open) -> None:
     """Two requests that drew the same id are both kept, the newer one under it."""
     asked = added(journal, status="done", text="old")
-    run(open_journal().add(replace(asked, prompt="another")))
-    assert journal.entry(asked.id).request.prompt == "another"
-    assert [entry.reply.text for entry in journal.entries()] == ["", "old"]
+    run(open_journal().insert(replace(asked, prompt="another")))
+    assert journal.find_entry(asked.id).request.prompt == "another"
+    assert [entry.reply.text for entry in journal.recent_entries()] == ["", "old"]
 
 
 def test_adding_the_same_request_twice_changes_nothing(journal: Journal) -> None:
     """`add` may be said again by its owner."""
     asked = added(journal)
-    run(journal.begin(asked.id, 1), journal.add(asked))
-    assert [entry.status for entry in journal.entries()] == ["running"]
+    run(journal.start_attempt(asked.id, 1), journal.insert(asked))
+    assert [entry.status for entry in journal.recent_entries()] == ["running"]
 
 
 def test_a_prefix_finds_and_an_ambiguous_one_lists(journal: Journal) -> None:
     """Any unique start of an id will do; one that fits several names them; an exact id wins."""
     for id_ in ["3f2a0000", "3f2b0000", "3f2b0000-1"]:
-        run(journal.add(request(id=id_)))
-    assert journal.entry("3f2a").id == "3f2a0000"
-    assert journal.entry("3f2b0000").id == "3f2b0000"
+        run(journal.insert(request(id=id_)))
+    assert journal.find_entry("3f2a").id == "3f2a0000"
+    assert journal.find_entry("3f2b0000").id == "3f2b0000"
     with pytest.raises(EntryError, match="3f2a0000, 3f2b0000, 3f2b0000-1"):
-        journal.entry("3f2")
+        journal.find_entry("3f2")
     for nothing in ["99", "", "%", "*", "\ud800"]:
         with pytest.raises(EntryError, match="No entry"):
-            journal.entry(nothing)
+            journal.find_entry(nothing)
 
 
 def test_entries_are_newest_first_whatever_the_clock_did(
@@ -194,9 +202,9 @@ def test_entries_are_newest_first_whatever_the_clock_did(
     first = added(journal, notebook="a")
     clock.epoch -= 3600
     second = added(journal, notebook="b")
-    assert [entry.id for entry in journal.entries()] == [second.id, first.id]
-    assert [entry.id for entry in journal.entries(1)] == [second.id]
-    assert [entry.id for entry in journal.entries(notebook="a")] == [first.id]
+    assert [entry.id for entry in journal.recent_entries()] == [second.id, first.id]
+    assert [entry.id for entry in journal.recent_entries(1)] == [second.id]
+    assert [entry.id for entry in journal.recent_entries(notebook="a")] == [first.id]
 
 
 def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> None:
@@ -205,8 +213,8 @@ def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> Non
     there = added(journal, status="parked", notebook="b")
     added(journal, status="done", notebook="a")
     added(journal, notebook="a")
-    assert [entry.id for entry in journal.resumable(notebook="a")] == [here.id]
-    assert [entry.id for entry in journal.resumable()] == [here.id, there.id]
+    assert [entry.id for entry in journal.resumable_entries(notebook="a")] == [here.id]
+    assert [entry.id for entry in journal.resumable_entries()] == [here.id, there.id]
 
 
 def test_what_the_end_of_the_process_stopped_is_parked(
@@ -217,8 +225,8 @@ def test_what_the_end_of_the_process_stopped_is_parked(
     clock.pass_(60.0)
     just_now = added(journal, status="interrupted", text="half", notebook="a")
     answered = added(journal, status="done", notebook="a")
-    journal.end(within=5.0)
-    entries = {entry.id: entry for entry in open_journal().entries()}
+    journal.shut_down(within=5.0)
+    entries = {entry.id: entry for entry in open_journal().recent_entries()}
     statuses = [entries[asked.id].status for asked in (long_ago, just_now, answered)]
     assert statuses == ["interrupted", "parked", "done"]
     assert entries[just_now.id].reply.text == "half"
@@ -230,7 +238,7 @@ def test_an_equal_request_is_answered_from_the_journal(journal: Journal) -> None
     for text in ["old", "new"]:
         asked = added(journal, key=key)
         run(journal.finish(asked.id, replace(FULL, id=asked.id, text=text)))
-    reply = run(journal.answered(key))
+    reply = run(journal.find_answer(key))
     assert (reply.text, reply.id, bool(reply)) == ("new", asked.id, True)
     assert (reply.reused, reply.cost, reply.attempts, reply.usage.total_tokens) == (True, 0, 0, 0)
 
@@ -240,14 +248,14 @@ def test_only_an_answer_is_reused(journal: Journal, status: str | None) -> None:
     """A request without an answer serves no other."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, status=status, key=key)
-    assert run(journal.answered(key)) is None
+    assert run(journal.find_answer(key)) is None
 
 
 def test_a_key_is_of_no_use_elsewhere(journal: Journal, folder: Any, open_journal: Open) -> None:
     """The file holds no hash that could be tried out: it is salted, per journal."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, key=key, status="done")
-    assert run(open_journal().answered(key)) is not None
+    assert run(open_journal().find_answer(key)) is not None
     journal.close()
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     assert key not in content
@@ -262,11 +270,11 @@ def test_counters_are_kept_for_the_session_and_for_all_time(
     simulated = added(journal)
     run(journal.finish(simulated.id, replace(FULL, id=simulated.id, simulated=True)))
     later = open_journal()
-    totals = later.totals()
+    totals = later.read_totals()
     assert (totals.requests, totals.answers, totals.cost) == (2, 1, 0.0052)
     assert totals.usage == FULL.usage
-    assert later.session == Totals()
-    assert (journal.session.requests, journal.session.answers) == (2, 2)
+    assert later.session_totals == Totals()
+    assert (journal.session_totals.requests, journal.session_totals.answers) == (2, 2)
 
 
 def test_counters_tell_what_nobody_knows(journal: Journal, open_journal: Open) -> None:
@@ -278,7 +286,7 @@ def test_counters_tell_what_nobody_knows(journal: Journal, open_journal: Open) -
     ]
     for reply in replies:
         run(journal.finish((asked := added(journal)).id, replace(reply, id=asked.id)))
-    totals = open_journal().totals()
+    totals = open_journal().read_totals()
     assert (totals.unknown, totals.unpriced, totals.estimated) == (1, 1, 1)
 
 
@@ -288,14 +296,14 @@ def test_the_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> No
     blocked, go = threading.Event(), threading.Event()
 
     async def hang() -> None:
-        await journal.begin(asked.id, 1)
+        await journal.start_attempt(asked.id, 1)
         blocked.set()
         go.wait(10)
 
     thread = threading.Thread(target=lambda: asyncio.run(hang()))
     thread.start()
     assert blocked.wait(10)
-    assert journal.entry(asked.id).status == "running"
+    assert journal.find_entry(asked.id).status == "running"
     go.set()
     thread.join()
 
@@ -305,14 +313,14 @@ def test_a_cancelled_wait_still_writes(journal: Journal) -> None:
     asked = request()
 
     async def cancel() -> None:
-        task = asyncio.create_task(journal.add(asked))
+        task = asyncio.create_task(journal.insert(asked))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(cancel())
-    assert journal.entry(asked.id).status == "pending"
+    assert journal.find_entry(asked.id).status == "pending"
 
 
 def test_memory_serves_as_a_file_does(open_journal: Open) -> None:
@@ -321,8 +329,8 @@ def test_memory_serves_as_a_file_does(open_journal: Open) -> None:
     asked = added(journal, status="parked", text="half")
     assert run(journal.claim(asked.id))
     run(journal.finish(asked.id, Reply(id=asked.id, text="whole")))
-    assert journal.entry(asked.id).reply.text == "whole"
-    assert journal.trouble is None
+    assert journal.find_entry(asked.id).reply.text == "whole"
+    assert journal.problem is None
 
 
 def test_a_closed_journal_opens_again(journal: Journal) -> None:
@@ -330,7 +338,7 @@ def test_a_closed_journal_opens_again(journal: Journal) -> None:
     asked = added(journal)
     journal.close()
     journal.close()
-    assert journal.entry(asked.id).abandoned
+    assert journal.find_entry(asked.id).abandoned
 
 
 def test_many_writes_share_a_commit(journal: Journal) -> None:
@@ -346,10 +354,10 @@ def test_many_writes_share_a_commit(journal: Journal) -> None:
     database._transact = counting  # type: ignore[method-assign]
 
     async def crowd() -> None:
-        await asyncio.gather(*[journal.add(request()) for _ in range(300)])
+        await asyncio.gather(*[journal.insert(request()) for _ in range(300)])
 
     asyncio.run(crowd())
-    assert len(journal.entries(1000)) == 300
+    assert len(journal.recent_entries(1000)) == 300
     assert commits < 100
 
 
@@ -378,12 +386,12 @@ def test_a_request_alone_waits_for_no_other(
     rests: list[float] = []
     monkeypatch.setattr(jobs.time, "sleep", rests.append)
     first = request()
-    run(journal.add(first), journal.begin(first.id, 1))
+    run(journal.insert(first), journal.start_attempt(first.id, 1))
     assert not any(rests)
 
     async def crowd() -> None:
-        await asyncio.gather(*(journal.add(request()) for _ in range(20)))
-        await journal.begin(first.id, 2)
+        await asyncio.gather(*(journal.insert(request()) for _ in range(20)))
+        await journal.start_attempt(first.id, 2)
 
     asyncio.run(crowd())
     assert any(rests)

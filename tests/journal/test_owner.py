@@ -98,18 +98,18 @@ def test_an_entry_whose_owner_falls_silent_is_abandoned(
     """After 60 s without a heartbeat another kernel sees it as abandoned, and may claim it."""
     asked = added(journal, notebook="a")
     if step != "pending":
-        run(journal.begin(asked.id, 1))
+        run(journal.start_attempt(asked.id, 1))
     if step == "waiting":
-        run(journal.wait(asked.id, 1.8e9))
+        run(journal.record_wait(asked.id, 1.8e9))
     other = open_journal()
-    assert not other.entry(asked.id).abandoned
+    assert not other.find_entry(asked.id).abandoned
     assert not run(other.claim(asked.id))
     fall_silent(journal)
     clock.pass_(61)
-    assert other.entry(asked.id).abandoned
-    assert [entry.id for entry in other.resumable(notebook="a")] == [asked.id]
+    assert other.find_entry(asked.id).abandoned
+    assert [entry.id for entry in other.resumable_entries(notebook="a")] == [asked.id]
     assert run(other.claim(asked.id))
-    assert other.entry(asked.id).status == "running"
+    assert other.find_entry(asked.id).status == "running"
 
 
 def test_a_heart_beats_while_something_is_under_way(
@@ -119,8 +119,8 @@ def test_a_heart_beats_while_something_is_under_way(
     asked, other = added(journal), open_journal()
     for _ in range(20):
         clock.pass_(11)
-        journal.totals()
-        assert not other.entry(asked.id).abandoned
+        journal.read_totals()
+        assert not other.find_entry(asked.id).abandoned
 
 
 def test_an_idle_heart_rests(journal: Journal) -> None:
@@ -137,8 +137,8 @@ def test_a_sleeping_laptop_does_not_lose_its_own_entries(
     """Its own entries are under way, however long the machine slept."""
     asked = added(journal)
     clock.pass_(8 * 3600)
-    assert not journal.entry(asked.id).abandoned
-    assert journal.resumable() == []
+    assert not journal.find_entry(asked.id).abandoned
+    assert journal.resumable_entries() == []
 
 
 def test_a_kernel_that_ended_leaves_its_entries_at_once(
@@ -147,7 +147,7 @@ def test_a_kernel_that_ended_leaves_its_entries_at_once(
     """`close` says so: nobody waits 60 s for a kernel that was shut down."""
     asked = added(journal)
     journal.close()
-    assert open_journal().entry(asked.id).abandoned
+    assert open_journal().find_entry(asked.id).abandoned
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -157,18 +157,18 @@ def test_a_killed_kernel_is_known_to_be_dead_at_once(
     """SIGKILL gives no time to say anything; the next kernel sees it all the same."""
     process = child("""
         journal, asked = Journal(folder), Request(prompt="p")
-        asyncio.run(journal.add(asked))
-        asyncio.run(journal.begin(asked.id, 1))
+        asyncio.run(journal.insert(asked))
+        asyncio.run(journal.start_attempt(asked.id, 1))
         say(asked.id)
         time.sleep(60)
     """)
     assert process.stdout
     id_ = process.stdout.readline().strip()
     journal = open_journal(clock=None)
-    assert not journal.entry(id_).abandoned
+    assert not journal.find_entry(id_).abandoned
     process.send_signal(signal.SIGKILL)
     process.wait()
-    entry = journal.entry(id_)
+    entry = journal.find_entry(id_)
     assert (entry.abandoned, entry.possibly_paid) == (True, True)
 
 
@@ -176,9 +176,9 @@ def test_a_killed_kernel_is_known_to_be_dead_at_once(
     ("steps", "possibly"),
     [
         ([], False),
-        (["begin"], True),
-        (["begin", "remember_remote"], False),
-        (["begin", "wait"], False),
+        (["start_attempt"], True),
+        (["start_attempt", "set_response_id"], False),
+        (["start_attempt", "record_wait"], False),
     ],
 )
 def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
@@ -186,11 +186,11 @@ def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
 ) -> None:
     """Sent, and no word of the server kept: only then nobody can tell."""
     asked = added(journal)
-    arguments: dict[str, tuple[Any, ...]] = {"begin": (1,), "remember_remote": ("resp",)}
+    arguments: dict[str, tuple[Any, ...]] = {"start_attempt": (1,), "set_response_id": ("resp",)}
     for step in steps:
         run(getattr(journal, step)(asked.id, *arguments.get(step, ())))
     journal.close()
-    assert open_journal().entry(asked.id).possibly_paid is possibly
+    assert open_journal().find_entry(asked.id).possibly_paid is possibly
 
 
 @pytest.mark.parametrize("then", ["waiting", "running", "parked"])
@@ -199,14 +199,17 @@ def test_a_doubt_outlives_what_comes_after_it(
 ) -> None:
     """What was sent in vain stays in doubt, also when the next attempt's answer has a name."""
     asked = added(journal)
-    run(journal.begin(asked.id, 1), journal.wait(asked.id, notes=(NOTE_POSSIBLY_PAID_TWICE,)))
+    run(
+        journal.start_attempt(asked.id, 1),
+        journal.record_wait(asked.id, notes=(NOTE_POSSIBLY_PAID_TWICE,)),
+    )
     if then == "running":
-        run(journal.begin(asked.id, 2), journal.remember_remote(asked.id, "resp"))
+        run(journal.start_attempt(asked.id, 2), journal.set_response_id(asked.id, "resp"))
     if then == "parked":
         notes = (NOTE_POSSIBLY_PAID,)
         run(journal.finish(asked.id, Reply(id=asked.id, status="parked", notes=notes)))
     journal.close()
-    assert open_journal().entry(asked.id).possibly_paid
+    assert open_journal().find_entry(asked.id).possibly_paid
 
 
 @pytest.mark.parametrize(
@@ -245,14 +248,14 @@ def test_a_former_owner_writes_no_more(
     clock.pass_(61)
     assert run(other.claim(asked.id))
     run(
-        journal.begin(asked.id, 9),
-        journal.keep(asked.id, "stale"),
+        journal.start_attempt(asked.id, 9),
+        journal.update_text(asked.id, "stale"),
         journal.finish(asked.id, Reply(id=asked.id, status="parked")),
     )
-    entry = other.entry(asked.id)
+    entry = other.find_entry(asked.id)
     assert (entry.status, entry.reply.text, entry.reply.attempts) == ("running", "", 0)
     run(journal.finish(asked.id, Reply(id=asked.id, text="paid for")))
-    assert other.entry(asked.id).reply.text == "paid for"
+    assert other.find_entry(asked.id).reply.text == "paid for"
 
 
 def test_an_answer_is_not_replaced_by_a_former_owner(
@@ -265,7 +268,7 @@ def test_an_answer_is_not_replaced_by_a_former_owner(
     assert run(other.claim(asked.id))
     run(other.finish(asked.id, Reply(id=asked.id, text="first")))
     run(journal.finish(asked.id, Reply(id=asked.id, text="late")))
-    assert other.entry(asked.id).reply.text == "first"
+    assert other.find_entry(asked.id).reply.text == "first"
 
 
 @pytest.mark.slow
@@ -280,7 +283,7 @@ def test_of_many_kernels_one_gets_the_entry(
         async def main():
             for line in sys.stdin:
                 say(int(await journal.claim(line.strip())))
-            assert journal.trouble is None, journal.trouble
+            assert journal.problem is None, journal.problem
         asyncio.run(main())
     """
     kernels = [child(claims) for _ in range(3)]
@@ -300,6 +303,6 @@ def test_of_many_kernels_one_gets_the_entry(
 def test_request_ids_need_no_owner_row(journal: Journal, open_journal: Open) -> None:
     """An entry whose owner is unknown to the file is abandoned, not lost."""
     asked = request()
-    run(journal.add(asked))
+    run(journal.insert(asked))
     journal._writer.ask(lambda c: c.execute("DELETE FROM owners") and None, default=None)
-    assert open_journal().entry(asked.id).abandoned
+    assert open_journal().find_entry(asked.id).abandoned

@@ -29,11 +29,11 @@ LIVES = """
         while True:
             n += 1
             asked = Request(prompt=f"prompt {n}")
-            await journal.add(asked)
+            await journal.insert(asked)
             say("added", asked.id)
-            await journal.begin(asked.id, 1)
-            await journal.keep(asked.id, f"half {n}")
-            await journal.remember_remote(asked.id, "resp")
+            await journal.start_attempt(asked.id, 1)
+            await journal.update_text(asked.id, f"half {n}")
+            await journal.set_response_id(asked.id, "resp")
             say("kept", asked.id, n)
             await journal.finish(asked.id, Reply(id=asked.id, text=f"whole {n}"))
             say("done", asked.id, n)
@@ -44,10 +44,10 @@ CROWD = """
     journal, until = Journal(folder), time.monotonic() + float(sys.argv[2])
     async def one(n):
         asked = Request(prompt="p" * 500)
-        await journal.add(asked, notebook=str(os.getpid()))
-        await journal.begin(asked.id, 1)
+        await journal.insert(asked, notebook=str(os.getpid()))
+        await journal.start_attempt(asked.id, 1)
         for part in range(1, 4):
-            await journal.keep(asked.id, "half " * 50 * part)
+            await journal.update_text(asked.id, "half " * 50 * part)
         await journal.finish(asked.id, Reply(id=asked.id, text=str(n)))
     async def main():
         n = 0
@@ -56,7 +56,7 @@ CROWD = """
             n += 4
         return n
     n = asyncio.run(main())
-    assert journal.trouble is None, journal.trouble
+    assert journal.problem is None, journal.problem
     say(n)
 """
 
@@ -72,7 +72,7 @@ def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
         process.send_signal(signal.SIGKILL)
         told += [line.split() for line in process.stdout.read().splitlines() if line]
     journal = open_journal(clock=None)
-    entries = {entry.id: entry for entry in journal.entries(1_000_000)}
+    entries = {entry.id: entry for entry in journal.recent_entries(1_000_000)}
     for said, id_, *n in told:
         match said:
             case "added":
@@ -83,7 +83,7 @@ def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
                 assert entries[id_].reply.text == f"whole {n[0]}"
     assert all(entry.resumable or entry.reply for entry in entries.values())
     assert len([entry for entry in entries.values() if entry.resumable]) <= rounds
-    assert journal.trouble is None
+    assert journal.problem is None
     assert len(told) > rounds, "they were killed before they said anything"
 
 
@@ -105,11 +105,11 @@ def crowd(child: Child, open_journal: Open, *, seconds: float) -> None:
     writers = [child(CROWD, str(seconds)) for _ in range(20)]
     written = sum(int(output(writer)[0]) for writer in writers)
     journal = open_journal(clock=None)
-    assert journal.totals().requests == journal.totals().answers == written
-    assert len(journal.entries(1_000_000)) == written
+    assert journal.read_totals().requests == journal.read_totals().answers == written
+    assert len(journal.recent_entries(1_000_000)) == written
     assert written > 20 * 4
-    assert journal.resumable() == []
-    assert journal.trouble is None
+    assert journal.resumable_entries() == []
+    assert journal.problem is None
 
 
 def test_twenty_kernels_write_at_once(child: Child, open_journal: Open) -> None:
@@ -129,22 +129,26 @@ def test_a_forked_child_begins_anew(child: Child, open_journal: Open) -> None:
     process = child("""
         journal = Journal(folder)
         first, second, third = (Request(prompt=p) for p in "abc")
-        asyncio.run(journal.add(first))
+        asyncio.run(journal.insert(first))
         if (pid := os.fork()) == 0:
-            assert not journal.entry(first.id).abandoned
-            asyncio.run(journal.add(second))
+            assert not journal.find_entry(first.id).abandoned
+            asyncio.run(journal.insert(second))
             journal.close()
             del journal
             sys.exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        asyncio.run(journal.add(third))
-        assert journal.trouble is None
-        entries = {e.request.prompt: e.abandoned for e in journal.entries()}
+        asyncio.run(journal.insert(third))
+        assert journal.problem is None
+        entries = {e.request.prompt: e.abandoned for e in journal.recent_entries()}
         assert entries == {"a": False, "b": True, "c": False}, entries
         say("fine")
     """)
     assert output(process) == ["fine"]
-    assert [entry.request.prompt for entry in open_journal(clock=None).entries()] == ["c", "b", "a"]
+    assert [entry.request.prompt for entry in open_journal(clock=None).recent_entries()] == [
+        "c",
+        "b",
+        "a",
+    ]
 
 
 @posix
@@ -159,7 +163,7 @@ def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
             global n
             while not stop.is_set():
                 asked = Request(prompt=str(n))
-                await journal.add(asked)
+                await journal.insert(asked)
                 await journal.finish(asked.id, Reply(id=asked.id))
                 n += 1
         thread = threading.Thread(target=lambda: asyncio.run(write()))
@@ -169,17 +173,17 @@ def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
                 if turn % 3 == 0:
                     os._exit(0)
                 if turn % 3 == 1:
-                    journal.totals()
+                    journal.read_totals()
                 sys.exit(0)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         stop.set()
         thread.join()
-        assert journal.trouble is None
+        assert journal.problem is None
         say(n)
     """)
     written = int(output(process)[0])
     journal = open_journal(clock=None)
-    assert len(journal.entries(1_000_000)) == written > 0
+    assert len(journal.recent_entries(1_000_000)) == written > 0
     check = journal._writer.ask(
         lambda c: c.execute("PRAGMA integrity_check").fetchone()[0], default=""
     )
@@ -191,7 +195,7 @@ def test_a_process_ends_without_a_word(child: Child, folder_: str) -> None:
     """A journal that nobody closed leaves no warning, no waiting thread, and no log behind."""
     process = child(f"""
         journal = Journal({folder_})
-        asyncio.run(journal.add(Request(prompt="p")))
+        asyncio.run(journal.insert(Request(prompt="p")))
         say("added")
     """)
     assert output(process) == ["added"]
@@ -203,9 +207,9 @@ def test_the_last_word_at_exit_is_kept(child: Child, open_journal: Open) -> None
         journal = Journal(folder)
         async def main():
             for n in range(200):
-                asyncio.ensure_future(journal.add(Request(prompt=str(n))))
+                asyncio.ensure_future(journal.insert(Request(prompt=str(n))))
             await asyncio.sleep(0)
         asyncio.run(main())
     """)
     assert output(process) == []
-    assert len(open_journal(clock=None).entries(1000)) == 200
+    assert len(open_journal(clock=None).recent_entries(1000)) == 200

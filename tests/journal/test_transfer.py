@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.spending import Spending, Spent
+from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Origin, Reply, Request, Turn, TurnPosition, Usage
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -37,11 +37,11 @@ def locked(folder: Path, journal: Journal, clock: HandClock) -> Callable[[], Any
         with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             yield
-            assert "locked" in (journal.trouble or "")
+            assert "locked" in (journal.problem or "")
             other.execute("ROLLBACK")
         clock.pass_(61)
-        journal.totals()
-        assert journal.trouble is None
+        journal.read_totals()
+        assert journal.problem is None
 
     return lock
 
@@ -58,15 +58,17 @@ def ask(
     origin = Origin(notebook=notebook, position=place or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
-    run(journal.add(request, notebook=notebook), journal.finish(request.id, reply))
+    run(journal.insert(request, notebook=notebook), journal.finish(request.id, reply))
     return request
 
 
 def said(journal: Journal) -> list[Turn]:
     """Return what was said in our notebook's latest chapter, in order."""
-    thread = journal.threads.find(OURS, "main")
-    slots = [slot for slot in thread.slots if slot.chapter == thread.chapter and slot.is_done]
-    return journal.threads.turns(s.entry for s in sorted(slots, key=lambda slot: slot.number))
+    thread = journal.conversations.find_conversation(OURS, "main")
+    slots = [slot for slot in thread.candidates if slot.chapter == thread.chapter and slot.is_done]
+    return journal.conversations.read_turns(
+        s.entry for s in sorted(slots, key=lambda slot: slot.number)
+    )
 
 
 def prompts(turns: Any) -> list[str]:
@@ -80,7 +82,7 @@ def test_a_request_parked_in_memory_keeps_its_own_turns(journal: Journal, locked
     with locked():
         ask(journal, "first")
         parked = ask(journal, "second", *said(journal), status="parked")
-    assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+    assert prompts(journal.find_entry(parked.id).request.turns) == ["first"]
 
 
 def test_the_words_of_a_turn_come_back_as_its_name(
@@ -92,7 +94,7 @@ def test_the_words_of_a_turn_come_back_as_its_name(
     with locked():
         ask(journal, "meanwhile")
         later = ask(journal, "later", *earlier, *said(journal))
-    assert prompts(journal.entry(later.id).request.turns) == ["before", "meanwhile"]
+    assert prompts(journal.find_entry(later.id).request.turns) == ["before", "meanwhile"]
     with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as file:
         requests = [row[0] for row in file.execute("SELECT request FROM entries")]
     assert [sum(word in text for text in requests) for word in ("before", "meanwhile")] == [1, 1]
@@ -106,7 +108,7 @@ def test_a_parked_request_has_its_turns_while_the_file_is_locked(
     parked = ask(journal, "second", *said(journal), status="parked")
     with locked():
         ask(journal, "unrelated", notebook="another")
-        assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+        assert prompts(journal.find_entry(parked.id).request.turns) == ["first"]
 
 
 def test_a_request_that_meets_the_lock_keeps_its_turns(journal: Journal, locked: Any) -> None:
@@ -116,7 +118,7 @@ def test_a_request_that_meets_the_lock_keeps_its_turns(journal: Journal, locked:
     turns = said(journal)
     with locked():
         parked = ask(journal, "second", *turns, status="parked")
-        assert prompts(journal.entry(parked.id).request.turns) == ["first"]
+        assert prompts(journal.find_entry(parked.id).request.turns) == ["first"]
 
 
 def test_what_was_asked_meanwhile_is_part_of_the_conversation(
@@ -126,13 +128,15 @@ def test_what_was_asked_meanwhile_is_part_of_the_conversation(
     ask(journal, "first")
     with locked():
         ask(journal, "second")
-        number = journal.threads.find(OURS, "main").slots[-1].number
+        number = journal.conversations.find_conversation(OURS, "main").candidates[-1].number
         ask(journal, "third")
         ask(journal, "second again", place=TurnPosition(number=number))
     ask(journal, "fourth")
     found = ["first", "second", "second again", "third", "fourth"]
     assert prompts(said(journal)) == found
-    numbers = [slot.number for slot in journal.threads.find(OURS, "main").slots]
+    numbers = [
+        slot.number for slot in journal.conversations.find_conversation(OURS, "main").candidates
+    ]
     assert len(set(numbers)) == 4
 
 
@@ -141,8 +145,8 @@ def test_a_chapter_that_was_opened_meanwhile_goes_on(journal: Journal, locked: A
     ask(journal, "first")
     with locked():
         ask(journal, "unrelated", notebook="another")
-        chapter = journal.threads.begin_anew(OURS, "main")
-    assert journal.threads.find(OURS, "main").chapter == chapter
+        chapter = journal.conversations.start_chapter(OURS, "main")
+    assert journal.conversations.find_conversation(OURS, "main").chapter == chapter
     assert said(journal) == []
 
 
@@ -151,19 +155,19 @@ def test_the_chapters_of_the_file_are_known_while_it_is_locked(
 ) -> None:
     """Else what is asked meanwhile would join a conversation that its user has left."""
     ask(journal, "first")
-    chapter = journal.threads.begin_anew(OURS, "main")
+    chapter = journal.conversations.start_chapter(OURS, "main")
     with locked():
         ask(journal, "unrelated", notebook="another")
-        assert journal.threads.find(OURS, "main").chapter == chapter
+        assert journal.conversations.find_conversation(OURS, "main").chapter == chapter
 
 
 def test_numbers_of_the_file_name_nothing_in_memory(journal: Journal, locked: Any) -> None:
     """A turn that was found before the lock is missing then, and nobody else's."""
     ask(journal, "first")
-    before = journal.threads.find(OURS, "main").slots[0].entry
+    before = journal.conversations.find_conversation(OURS, "main").candidates[0].entry
     with locked():
         ask(journal, "secret", notebook="another")
-        assert journal.threads.turns([before]) == []
+        assert journal.conversations.read_turns([before]) == []
 
 
 def today(clock: HandClock) -> str:
@@ -171,8 +175,8 @@ def today(clock: HandClock) -> str:
 
 
 def set_aside(journal: Journal, id_: str, clock: HandClock, *, tokens: int = 100) -> None:
-    amount, day = Spent(tokens=tokens), today(clock)
-    run(journal.set_aside(id_, amount, today=day, allowed=lambda _: True))
+    amount, day = SpendAmount(tokens=tokens), today(clock)
+    run(journal.reserve_budget(id_, amount, today=day, allowed=lambda _: True))
 
 
 def use(journal: Journal, tokens: int) -> None:
@@ -183,7 +187,7 @@ def use(journal: Journal, tokens: int) -> None:
 
 
 def seen(journal: Journal, clock: HandClock) -> Spending:
-    found: Spending = run(journal.spending(today(clock)))
+    found: Spending = run(journal.read_spending(today(clock)))
     return found
 
 
@@ -191,15 +195,15 @@ def test_a_cap_holds_while_the_file_is_locked(
     journal: Journal, open_journal: Open, locked: Any, clock: HandClock
 ) -> None:
     """So does what was used by then, and what others have under way."""
-    run(journal.keep_budget("2k/day"))
+    run(journal.set_budget("2k/day"))
     use(journal, 900)
     set_aside(open_journal(), "theirs", clock)
     with locked():
         set_aside(journal, "ours", clock)
-        spent = Spent(tokens=900)
-        aside = Spent(tokens=200)
+        spent = SpendAmount(tokens=900)
+        aside = SpendAmount(tokens=200)
         assert seen(journal, clock) == Spending(
-            budget="2k/day", day=spent, month=spent, aside=aside
+            budget="2k/day", day=spent, month=spent, reserved=aside
         )
 
 
@@ -211,7 +215,7 @@ def test_what_was_used_meanwhile_is_counted_once(
     for tokens in (20, 300):
         with locked():
             use(journal, tokens)
-    assert seen(journal, clock).day == Spent(tokens=321)
+    assert seen(journal, clock).day == SpendAmount(tokens=321)
 
 
 @pytest.mark.parametrize("budget", ["5k/day", ""])
@@ -219,9 +223,9 @@ def test_a_budget_that_was_changed_meanwhile_stays(
     journal: Journal, locked: Any, clock: HandClock, budget: str
 ) -> None:
     """Lifted or replaced."""
-    run(journal.keep_budget("2k/day"))
+    run(journal.set_budget("2k/day"))
     with locked():
-        run(journal.keep_budget(budget))
+        run(journal.set_budget(budget))
     assert seen(journal, clock).budget == budget
 
 
@@ -236,4 +240,4 @@ def test_what_is_set_aside_follows_what_became_of_it_meanwhile(
     with locked():
         run(journal.finish(ended.id, Reply(id=ended.id, status="cancelled")))
         set_aside(journal, "begun", clock, tokens=4000)
-    assert seen(journal, clock).aside == Spent(tokens=4301)
+    assert seen(journal, clock).reserved == SpendAmount(tokens=4301)

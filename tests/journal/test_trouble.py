@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from nbcodex.errors import EntryError
+from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.key import equality_key
 from nbcodex.journal.opening import wait_for
 from nbcodex.journal.schema import MIGRATIONS, migrate
 from nbcodex.models import Reply
@@ -54,28 +54,28 @@ def live(journal: Journal) -> list[str]:
     first, second = request(), request()
     key = equality_key(first, base_url="https://a/v1")
     run(
-        journal.add(first, notebook="a", key=key),
-        journal.begin(first.id, 1),
-        journal.keep(first.id, "half"),
-        journal.wait(first.id, 1.8e9),
+        journal.insert(first, notebook="a", key=key),
+        journal.start_attempt(first.id, 1),
+        journal.update_text(first.id, "half"),
+        journal.record_wait(first.id, 1.8e9),
         journal.finish(first.id, Reply(id=first.id, text="whole")),
-        journal.answered(key),
-        journal.add(second),
+        journal.find_answer(key),
+        journal.insert(second),
         journal.finish(second.id, Reply(id=second.id, status="parked")),
         journal.claim(second.id),
     )
-    journal.entries()
-    journal.resumable()
-    journal.totals()
+    journal.recent_entries()
+    journal.resumable_entries()
+    journal.read_totals()
     with suppress(EntryError):
-        journal.entry("0")
+        journal.find_entry("0")
     return [first.id, second.id]
 
 
 def works(journal: Journal) -> bool:
     """Return whether a whole life leaves behind what it should."""
     answered, running = live(journal)
-    return (journal.entry(answered).reply.text, journal.entry(running).status) == (
+    return (journal.find_entry(answered).reply.text, journal.find_entry(running).status) == (
         "whole",
         "running",
     )
@@ -95,27 +95,27 @@ def test_a_full_disk_stops_nothing_and_nothing_is_lost(
 ) -> None:
     """On a real full disk prompts go on in memory; with room again all of it is in the file."""
     before = added(journal, notebook="a")
-    run(journal.begin(before.id, 1), journal.keep(before.id, "half"))
+    run(journal.start_attempt(before.id, 1), journal.update_text(before.id, "half"))
     filler = fill(folder)
     ids = []
-    while not journal.trouble:
+    while not journal.problem:
         ids.append(added(journal, status="done", text="x" * 9000).id)
-    assert "is full" in journal.trouble
-    assert CONSEQUENCE in journal.trouble
-    assert journal.entry(before.id).reply.text == "half"
+    assert "is full" in journal.problem
+    assert CONSEQUENCE in journal.problem
+    assert journal.find_entry(before.id).reply.text == "half"
     run(journal.finish(before.id, Reply(id=before.id, text="whole")))
     assert works(journal)
     with pytest.raises(EntryError, match="is full"):
-        run(journal.forget())
+        run(journal.delete())
     filler.unlink()
     clock.pass_(61)
     assert works(journal)
-    assert journal.trouble is None
+    assert journal.problem is None
     journal.close()
     later = open_journal()
-    assert later.entry(before.id).reply.text == "whole"
-    assert {entry.id for entry in later.entries(1000)} > set(ids)
-    assert later.totals().requests == len(later.entries(1000))
+    assert later.find_entry(before.id).reply.text == "whole"
+    assert {entry.id for entry in later.recent_entries(1000)} > set(ids)
+    assert later.read_totals().requests == len(later.recent_entries(1000))
 
 
 def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journal: Open) -> None:
@@ -123,13 +123,13 @@ def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journ
     filler = fill(folder)
     journal = open_journal()
     assert works(journal)
-    assert CONSEQUENCE in (journal.trouble or "")
-    kept = len(journal.entries())
+    assert CONSEQUENCE in (journal.problem or "")
+    kept = len(journal.recent_entries())
     filler.unlink()
     journal.close()
     later = open_journal()
-    assert len(later.entries()) == kept
-    assert later.trouble is None
+    assert len(later.recent_entries()) == kept
+    assert later.problem is None
 
 
 def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None:
@@ -138,12 +138,12 @@ def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None
     journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
     for _ in range(200):
         added(journal, status="parked", text="x" * 1000)
-    assert "is full" in (journal.trouble or "")
-    assert len(journal.entries(1000)) == 201
+    assert "is full" in (journal.problem or "")
+    assert len(journal.recent_entries(1000)) == 201
     clock.pass_(61)
     added(journal)
-    assert journal.trouble is None
-    assert len(journal.entries(1000)) == 202
+    assert journal.problem is None
+    assert len(journal.recent_entries(1000)) == 202
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -155,25 +155,25 @@ def test_a_read_only_folder(disk: Any, journal: Journal, open_journal: Open, exi
     disk("ro")
     later = open_journal()
     assert works(later)
-    assert CONSEQUENCE in (later.trouble or "")
-    assert "read" in (later.trouble or "").lower()
+    assert CONSEQUENCE in (later.problem or "")
+    assert "read" in (later.problem or "").lower()
 
 
 def test_a_file_system_that_turns_read_only(disk: Any, journal: Journal, clock: HandClock) -> None:
     """As a disk with errors does in mid-life; and back."""
     asked = added(journal)
     journal.close()
-    journal.totals()
+    journal.read_totals()
     subprocess.run(["sync"], check=True)
     journal.close()
     disk("ro")
     assert works(journal)
-    assert journal.trouble
+    assert journal.problem
     disk("rw")
     clock.pass_(61)
     assert works(journal)
-    assert journal.trouble is None
-    assert journal.entry(asked.id).abandoned
+    assert journal.problem is None
+    assert journal.find_entry(asked.id).abandoned
 
 
 @pytest.fixture
@@ -193,8 +193,8 @@ def test_a_truncated_file(written: Path, open_journal: Open, left: float) -> Non
     journal = open_journal()
     assert works(journal)
     assert works(journal)
-    assert "damaged" in (journal.trouble or "")
-    assert "move it away" in (journal.trouble or "")
+    assert "damaged" in (journal.problem or "")
+    assert "move it away" in (journal.problem or "")
 
 
 def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
@@ -202,7 +202,7 @@ def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
     written.write_bytes(bytes(len(written.read_bytes())))
     journal = open_journal()
     assert works(journal)
-    assert journal.trouble
+    assert journal.problem
 
 
 @pytest.mark.slow
@@ -220,8 +220,8 @@ def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
         written.chmod(0o600)
         journal = open_journal()
         live(journal)
-        assert works(journal) or journal.trouble
-        troubles += journal.trouble is not None
+        assert works(journal) or journal.problem
+        troubles += journal.problem is not None
         journal.close()
     assert troubles, "nothing was damaged at all"
 
@@ -229,9 +229,9 @@ def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
 def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
     """The file is overwritten under an open journal: what is under way is known all the same."""
     asked = added(journal, notebook="a", variable="answer")
-    run(journal.begin(asked.id, 1))
+    run(journal.start_attempt(asked.id, 1))
     journal._writer.ask(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
-    run(journal.keep(asked.id, "half"))
+    run(journal.update_text(asked.id, "half"))
     for name in [JOURNAL_FILENAME, f"{JOURNAL_FILENAME}-wal"]:
         path = folder / name
         with path.open("r+b") as file:
@@ -239,9 +239,9 @@ def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
             file.write(b"\xff" * path.stat().st_size)
     for _ in range(5):
         assert works(journal)
-    entry = journal.entry(asked.id)
+    entry = journal.find_entry(asked.id)
     assert (entry.request, entry.notebook, entry.variable) == (asked, "a", "answer")
-    assert CONSEQUENCE in (journal.trouble or "")
+    assert CONSEQUENCE in (journal.problem or "")
 
 
 @pytest.mark.parametrize("column", ["request", "reply"])
@@ -268,10 +268,10 @@ def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None
             lambda c, u=update, t=text: [c.execute(u, (t, bad.id))],  # type: ignore[misc]
             default=None,
         )
-        assert [entry.id for entry in journal.entries()] == [good.id]
-        assert run(journal.answered(key)) is None
+        assert [entry.id for entry in journal.recent_entries()] == [good.id]
+        assert run(journal.find_answer(key)) is None
         with pytest.raises(EntryError, match="damaged"):
-            journal.entry(bad.id)
+            journal.find_entry(bad.id)
 
 
 def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) -> None:
@@ -281,7 +281,7 @@ def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) ->
     content = written.read_bytes()
     journal = open_journal()
     assert works(journal)
-    assert "newer nbcodex" in (journal.trouble or "")
+    assert "newer nbcodex" in (journal.problem or "")
     journal.close()
     assert written.read_bytes() == content
 
@@ -293,7 +293,7 @@ def test_a_file_of_another_program(folder: Path, open_journal: Open) -> None:
         connection.execute("CREATE TABLE theirs (x)")
     journal = open_journal()
     assert works(journal)
-    assert "another program" in (journal.trouble or "")
+    assert "another program" in (journal.problem or "")
     journal.close()
     with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
@@ -306,19 +306,19 @@ def test_a_file_that_stays_locked(
     """Somebody's open transaction delays a prompt, and stops none; later all is brought back."""
     journal = open_journal(patience=0.05)
     if when == "in mid-life":
-        journal.totals()
+        journal.read_totals()
     with closing(sqlite3.connect(written, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE" if when != "in mid-life" else "SELECT 1")
         other.execute("BEGIN EXCLUSIVE")
         other.execute("DELETE FROM owners")
         assert works(journal)
-        assert "locked" in (journal.trouble or "")
+        assert "locked" in (journal.problem or "")
         other.execute("ROLLBACK")
     clock.pass_(61)
     assert works(journal)
-    assert journal.trouble is None
+    assert journal.problem is None
     journal.close()
-    assert len(open_journal().entries(1000)) == 44
+    assert len(open_journal().recent_entries(1000)) == 44
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
@@ -333,8 +333,8 @@ def test_a_file_that_is_deleted_under_us(
         (folder / JOURNAL_FILENAME).unlink()
     assert works(journal)
     run(journal.finish(asked.id, Reply(id=asked.id, text="kept")))
-    assert journal.trouble is None
-    assert open_journal().entry(asked.id).reply.text == "kept"
+    assert journal.problem is None
+    assert open_journal().find_entry(asked.id).reply.text == "kept"
 
 
 def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
@@ -343,16 +343,16 @@ def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
     """While our file failed, our silence let another kernel take over: that is respected."""
     asked = added(journal)
     journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
-    while not journal.trouble:
+    while not journal.problem:
         added(journal, status="parked", text="x" * 9000)
     other = open_journal()
     fall_silent(journal)
     clock.pass_(61)
     assert run(other.claim(asked.id))
-    run(journal.keep(asked.id, "ours"))
-    assert journal.entry(asked.id).reply.text == ""
-    assert journal.trouble is None
-    theirs = other.entry(asked.id)
+    run(journal.update_text(asked.id, "ours"))
+    assert journal.find_entry(asked.id).reply.text == ""
+    assert journal.problem is None
+    theirs = other.find_entry(asked.id)
     assert (theirs.status, theirs.reply.text) == ("running", "")
 
 
@@ -363,7 +363,7 @@ def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> No
         raise ValueError("this job alone is to blame")
 
     async def together() -> None:
-        await asyncio.gather(journal.add(request()), journal._writer.run(fail, default=None))
+        await asyncio.gather(journal.insert(request()), journal._writer.run(fail, default=None))
 
     asyncio.run(together())
     beats = journal._writer.ask(
@@ -378,8 +378,8 @@ def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:
     journal._writer.ask(
         lambda c: [c.execute("UPDATE entries SET text = CAST(x'61ff62' AS TEXT)")], default=None
     )
-    assert journal.entry(asked.id).reply.text == "a\N{REPLACEMENT CHARACTER}b"
-    assert journal.trouble is None
+    assert journal.find_entry(asked.id).reply.text == "a\N{REPLACEMENT CHARACTER}b"
+    assert journal.problem is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.journal.entry import encode
+from nbcodex.journal.codec import encode
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS
 from nbcodex.models import Origin, Reply, Request, Turn
@@ -26,11 +26,11 @@ def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> i
     request = Request(prompt=prompt, thread=thread, turns=turns, origin=Origin(notebook="n"))
 
     async def keep() -> None:
-        await journal.add(request, notebook="n")
+        await journal.insert(request, notebook="n")
         await journal.finish(request.id, Reply(id=request.id, text="yes"))
 
     asyncio.run(keep())
-    return journal.threads.find("n", thread).slots[-1].entry
+    return journal.conversations.find_conversation("n", thread).candidates[-1].entry
 
 
 def test_a_file_of_the_first_version_is_brought_up_to_date(
@@ -50,11 +50,11 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(
         )
     (folder / JOURNAL_FILENAME).chmod(0o600)
     journal = open_journal()
-    assert journal.entry("0ld").request.prompt == "of old"
-    assert journal.threads.find("n", "main").slots == ()
+    assert journal.find_entry("0ld").request.prompt == "of old"
+    assert journal.conversations.find_conversation("n", "main").candidates == ()
     entry = said(journal, "of now")
-    assert [turn.prompt for turn in journal.threads.turns([entry])] == ["of now"]
-    assert journal.trouble is None
+    assert [turn.prompt for turn in journal.conversations.read_turns([entry])] == ["of now"]
+    assert journal.problem is None
 
 
 def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
@@ -62,7 +62,7 @@ def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
     journal = open_journal()
     entries: list[int] = []
     for number in range(5):
-        turns = journal.threads.turns(entries)
+        turns = journal.conversations.read_turns(entries)
         entries.append(said(journal, f"unmistakable {number}", *turns))
     journal.close()
     assert (folder / JOURNAL_FILENAME).read_bytes().count(b"unmistakable 0") == 1
@@ -73,8 +73,8 @@ def test_turns_of_ones_own_are_kept_as_they_are(open_journal: Open) -> None:
     journal = open_journal()
     own = Turn(prompt="a", answer="b")
     said(journal, "c", own)
-    entry = journal.entries(1)[0]
-    assert journal.entry(entry.id).request.turns == (own,)
+    entry = journal.recent_entries(1)[0]
+    assert journal.find_entry(entry.id).request.turns == (own,)
 
 
 @pytest.mark.parametrize("column", ["request", "reply"])
@@ -89,7 +89,7 @@ def test_a_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) 
         connection.execute(update, (text, bad))
 
     journal._writer.ask(damage, default=None)
-    prompts = [turn.prompt for turn in journal.threads.turns([bad, good])]
+    prompts = [turn.prompt for turn in journal.conversations.read_turns([bad, good])]
     assert prompts[-1] == "good"
     assert "bad" not in prompts or column == "reply"
 
@@ -98,6 +98,6 @@ def test_forgetting_all_forgets_the_chapters(open_journal: Open) -> None:
     """Nothing tells that a notebook had a conversation."""
     journal = open_journal()
     said(journal, "a")
-    assert journal.threads.begin_anew("n", "main") > 0
-    asyncio.run(journal.forget())
-    assert journal.threads.find("n", "main").chapter == 0
+    assert journal.conversations.start_chapter("n", "main") > 0
+    asyncio.run(journal.delete())
+    assert journal.conversations.find_conversation("n", "main").chapter == 0

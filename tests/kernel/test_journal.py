@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_written_is_said(
         pytest.skip("this user cannot mount a read-only file system")
     if exists:
         journal = Journal(tmp_path / "kept")
-        journal.totals()
+        journal.read_totals()
         journal.close()
     disk("ro")
     for cell in begin(server, tmp_path / "kept"):

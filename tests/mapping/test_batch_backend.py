@@ -137,12 +137,12 @@ def test_stop_leaves_it_with_the_provider_and_resume_fetches(
     if elsewhere:
         room.again()
     journal = room.client.journal(host.current.settings())
-    assert [batch.id for batch in journal.batches.unfinished()] == [stopped]
+    assert [batch.id for batch in journal.maps.unfinished()] == [stopped]
     run = resume_map(stopped)
     assert run is not None
     assert texts(map_runner.run_map(run)) == rows
     assert (made(room), asked(room), files(room)) == (1, 50, 0)
-    assert journal.batches.unfinished() == []
+    assert journal.maps.unfinished() == []
 
 
 def test_running_the_cell_again_in_another_process_pays_nothing_twice(

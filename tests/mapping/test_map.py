@@ -425,7 +425,7 @@ def test_what_was_answered_elsewhere_is_not_asked_again(
         nbcodex.map(ECHO, rows, reuse=False)
     here, other = last(), Client(transport=SimulatorTransport(room.simulator))
     journal = room.client.journal(host.current.settings())
-    assert journal.batches.look(here.id).rows == 100  # which waits until they are written
+    assert journal.maps.summary(here.id).rows == 100  # which waits until they are written
     with monkeypatch.context() as away:
         away.setattr("nbcodex.client._current", other)
         away.setattr(map_api, "_held", {})
@@ -472,7 +472,7 @@ def test_stop_loses_no_row_wherever_it_strikes(room: Room, at: str) -> None:
     with pytest.raises(Stopped):
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
     journal = room.client.journal(host.current.settings())
-    assert journal.batches.look(last().id).rows == 300
+    assert journal.maps.summary(last().id).rows == 300
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]
@@ -500,7 +500,7 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
     origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="[[echo: x]]", id="m77-0", origin=origin)
     journal = room.client.journal(host.current.settings())
-    event_loop.shared().submit(journal.add(request)).result()
+    event_loop.shared().submit(journal.insert(request)).result()
     with pytest.raises(NbcodexError, match="another kernel"):
         resume_map("m77")
     assert room.prompts == []
@@ -517,7 +517,7 @@ def shelved(journal: Any, batch: str) -> Request:
     """Return a row in the journal that is all of a map, and was never begun."""
     origin = Origin(map_id=batch, row_index=0, row_count=1)
     request = Request(prompt=f"[[echo: {batch}]]", id=f"{batch}-0", origin=origin)
-    journal.batches.shelve([(request, batch.encode())])
+    journal.maps.insert_parked([(request, batch.encode())])
     return request
 
 
@@ -528,7 +528,7 @@ def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
     journal = room.client.journal(host.current.settings())
     held = shelved(journal, "m77")
     held = replace(held, id="m77-1", origin=replace(held.origin, item=1))
-    event_loop.shared().submit(journal.add(held)).result()  # which another kernel is at
+    event_loop.shared().submit(journal.insert(held)).result()  # which another kernel is at
     shelved(journal, "m78")
     assert map_cells.all_resumed(session_of(journal), None, alone=True) == 2
     assert room.prompts == ["[[echo: m78]]"]
@@ -554,7 +554,7 @@ def test_rows_that_never_reached_the_journal_are_told(
     for item in (0, 3):
         origin = Origin(map_id="m77", row_index=item, row_count=1_500)
         request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
-        journal.batches.shelve([(request, b"%d" % item)])
+        journal.maps.insert_parked([(request, b"%d" % item)])
     session = session_of(journal)
     assert map_cells.resumed(session, "m77")
     assert [reply.text for reply in last() if reply] == ["0", "3"]
@@ -565,7 +565,7 @@ def test_rows_that_never_reached_the_journal_are_told(
         resume_map("m77")
     assert caught.value.advice.startswith(said)
     journal = session.journal = room.client.journal(host.current.settings())
-    (entry,) = journal.entries()
+    (entry,) = journal.recent_entries()
     assert "m77 map: 2 done of 1,500 rows" in map_cells.line(session, "m77", entry, 0.0)
 
 

@@ -84,7 +84,7 @@ def test_a_map_of_another_thread_is_ended_and_goes_on(
     asked = room.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
     journal = room.client.journal(host.current.settings())
-    assert journal.batches.look(run.id).counts == {"done": len(ROWS)}
+    assert journal.maps.summary(run.id).counts == {"done": len(ROWS)}
 
 
 @either
@@ -94,7 +94,7 @@ def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
     runner.end(order)
     told.exception(timeout=5)
     journal = room.client.journal(host.current.settings())
-    counts = journal.batches.look(runner.run.id).counts
+    counts = journal.maps.summary(runner.run.id).counts
     assert counts.total() == len(ROWS)
     assert (counts["cancelled"] > 0) is (order == "cancel")
     assert counts["parked"] > 0

@@ -114,7 +114,7 @@ class Place:
         return len(self.core.library._files)
 
     def entries(self, batch: str = "m1") -> dict[str, Any]:
-        return {entry.id: entry for entry in self.journal.batches.entries(batch)}
+        return {entry.id: entry for entry in self.journal.maps.entries(batch)}
 
 
 def requests(count: int, *, batch: str = "m1", prompt: str = "[[echo: {}]]", **o: Any) -> Any:
@@ -388,14 +388,14 @@ async def test_a_budget_holds_rows_back() -> None:
 
 async def set_aside(place: Place) -> int:
     """Return how many tokens are set aside for all kernels."""
-    return (await place.journal.spending("2030-01-01")).aside.tokens
+    return (await place.journal.read_spending("2030-01-01")).reserved.tokens
 
 
 @virtually
 async def test_nothing_stays_set_aside_for_rows_that_no_provider_took() -> None:
     """Else a day's budget would refuse what comes, though nothing is under way."""
     place = Place(batch_queue=2)
-    await place.journal.keep_budget("90k/day")
+    await place.journal.set_budget("90k/day")
     stopped = place.carrier()
     stopped.take([Row(request) for request in requests(12)])
     stopped.flush()
@@ -409,7 +409,7 @@ async def test_nothing_stays_set_aside_for_rows_that_no_provider_took() -> None:
 async def test_what_the_provider_goes_on_with_stays_set_aside() -> None:
     """Until it is fetched."""
     place = Place()
-    await place.journal.keep_budget("90k/day")
+    await place.journal.set_budget("90k/day")
     stopped, rows = place.carrier(), requests(3)
     stopped.take([Row(request) for request in rows])
     stopped.flush()

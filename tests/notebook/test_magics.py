@@ -305,7 +305,7 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
     """Named, it is refused, for it would wait in this cell; among all, it is told of and left."""
     origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="hello", id="m77-0", origin=origin)
-    current().journal(Settings.read()).batches.shelve([(request, b"m77")])
+    current().journal(Settings.read()).maps.insert_parked([(request, b"m77")])
     with pytest.raises(UsageError, match="--at-reset does not go with a map"):
         ip.run_line_magic("codex", "resume m77 --at-reset")
     ip.run_line_magic("codex", "resume --everywhere --at-reset")

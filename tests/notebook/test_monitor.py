@@ -15,7 +15,7 @@ import nbcodex
 from nbcodex import events
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
-from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, Usage
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
@@ -170,7 +170,7 @@ def test_reused_answers_use_nothing() -> None:
 
 def test_observations_that_were_not_made_change_nothing() -> None:
     """What is looked up rarely stays as it was seen last; a budget that is gone is gone."""
-    seen = Observed(at=1, ever=Sums(requests=9), elsewhere=Elsewhere(), budgets=("half of it",))
+    seen = Observed(at=1, ever=Sums(requests=9), elsewhere=OtherKernels(), budgets=("half of it",))
     state = after(seen, Observed(at=2, session=Sums(requests=1)))
     assert (state.ever, state.session) == (Sums(requests=9), Sums(requests=1))
     assert state.budgets == ()
@@ -228,7 +228,7 @@ def busy() -> MonitorState:
         at=0,
         session=totals,
         ever=Sums(requests=70, answers=60, cost=12.0),
-        elsewhere=Elsewhere(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
+        elsewhere=OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         budgets=("$1.50 of $5.00 for this session used (30%)",),
         lines={BUCKET: Line(waiting=3, asked=45_000.0)},
     )

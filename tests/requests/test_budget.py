@@ -14,7 +14,7 @@ import pytest
 from nbcodex.errors import BudgetError, ConfigurationError, LimitError, RequestError, TransportError
 from nbcodex.events import Failed, Finished, Parked
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.spending import Spent
+from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Limit, Reply, Request, StreamPosition, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests import budget
@@ -208,7 +208,7 @@ def test_a_kept_cap_holds_in_every_kernel() -> None:
         journal = Journal(None)
         try:
             await Budget(BootClock()).keep(journal, read("1k/day"))
-            await journal.add(Request(prompt="x", id="other"))
+            await journal.insert(Request(prompt="x", id="other"))
             await journal.finish(
                 "other", replace(USED, id="other", usage=Usage(input_tokens=900, output_tokens=80))
             )
@@ -293,12 +293,12 @@ def test_a_day_counts_what_the_session_counts() -> None:
         request = Request(prompt="hello", id="a", max_output=41)
         try:
             await own.admit(request, caps=[read("9k")], journal=journal, model="m", base_url=LOCAL)
-            await journal.add(request)
+            await journal.insert(request)
             aside = own.aside_for("a")
             own.settle("a", reply)
-            await journal.finish("a", reply, otherwise=aside)
-            seen = await journal.spending(date.today().isoformat())
-            assert seen.day == aside == Spent(tokens=50)
+            await journal.finish("a", reply, assumed=aside)
+            seen = await journal.read_spending(date.today().isoformat())
+            assert seen.day == aside == SpendAmount(tokens=50)
             assert own.cap_usages([read("9k")])[0].used == 50
         finally:
             journal.close()
@@ -340,6 +340,6 @@ def test_a_months_end_is_the_calendars() -> None:
 
 def test_spent_adds_up() -> None:
     """Two amounts together are their sum in each unit."""
-    assert Spent(tokens=1, dollars=2.0).plus(Spent(tokens=3, dollars=4.0)) == Spent(
-        tokens=4, dollars=6.0
-    )
+    assert SpendAmount(tokens=1, dollars=2.0).plus(
+        SpendAmount(tokens=3, dollars=4.0)
+    ) == SpendAmount(tokens=4, dollars=6.0)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.key import equality_key
 from nbcodex.models import CarriedReasoning, Image, Origin, Reply, Request, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.requests import conversation
@@ -41,7 +41,7 @@ class Notebook:
         origin = Origin(notebook=self.name, cell=cell)
         anew = how.pop("new", False)
         request = Request(prompt=prompt, origin=origin, **{"thread": "main", **how})
-        return self.conversations.join(request, self.journal.threads, Settings(), anew=anew)
+        return self.conversations.join(request, self.journal.conversations, Settings(), anew=anew)
 
     def ask(self, prompt: str, cell: str | None = None, **how: Any) -> Request:
         """Run a cell; its answer is its prompt in capitals, unless it ends otherwise."""
@@ -54,12 +54,12 @@ class Notebook:
 
     async def _kept(self, request: Request, reply: Reply) -> None:
         origin = request.origin
-        await self.journal.add(request, notebook=origin.notebook, cell=origin.cell)
+        await self.journal.insert(request, notebook=origin.notebook, cell=origin.cell)
         await self.journal.finish(request.id, reply)
 
     def new(self, thread: str = "main") -> None:
         """Run ``%codex new``."""
-        self.conversations.begin_anew(self.name, thread, self.journal.threads)
+        self.conversations.begin_anew(self.name, thread, self.journal.conversations)
 
     def seen(self, prompt: str, cell: str | None = None, **how: Any) -> str:
         """Return the prompts that a cell would see, without running it."""
@@ -120,7 +120,7 @@ def test_a_resumed_answer_joins_at_its_cells_place(book: Notebook, journal: Jour
     """What was parked stands, once answered, where its cell was first run."""
     parked = book.ask("a", "1", status="parked")
     book.ask("b", "2")
-    entry = journal.entry(parked.id)
+    entry = journal.find_entry(parked.id)
 
     async def resume() -> None:
         await journal.claim(entry.id)
@@ -135,7 +135,7 @@ def test_a_request_of_the_journal_has_its_turns_and_place(book: Notebook, journa
     """Resuming and retrying send the same conversation, to the same place."""
     book.ask("a", "1")
     parked = book.ask("b", "2", status="parked")
-    entry = journal.entry(parked.id)
+    entry = journal.find_entry(parked.id)
     assert entry.request.turns == parked.turns
     assert entry.request.origin.position.number is not None
     assert equality_key(entry.request, base_url="x") == equality_key(parked, base_url="x")
@@ -147,9 +147,9 @@ def test_forgetting_an_entry_takes_its_words_from_later_ones(
     """A turn is kept once: what is forgotten is neither seen nor in the file any more."""
     first = book.ask("a secret wish", "1")
     later = book.ask("b", "2")
-    asyncio.run(journal.forget(first.id))
+    asyncio.run(journal.delete(first.id))
     assert book.seen("c", "3") == "b"
-    assert journal.entry(later.id).request.turns == ()
+    assert journal.find_entry(later.id).request.turns == ()
     journal.close()
     files = (tmp_path / "kept").glob("journal*")
     assert not any(b"secret wish" in file.read_bytes() for file in files)

@@ -56,17 +56,17 @@ class Row(InstantJournal):
         self.sequence: int | None = None
         self.text = ""
 
-    async def begin(self, id_: str, attempt: int, *, picks_up: bool = False) -> None:
-        await super().begin(id_, attempt)
-        if not picks_up:
+    async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
+        await super().start_attempt(id_, attempt)
+        if not continues:
             self.response_id = self.sequence = None
 
-    async def remember_remote(self, id_: str, response_id: str) -> None:
-        await super().remember_remote(id_, response_id)
+    async def set_response_id(self, id_: str, response_id: str) -> None:
+        await super().set_response_id(id_, response_id)
         self.response_id = response_id
 
-    async def keep(self, id_: str, text: str, *, sequence: int | None = None) -> None:
-        await super().keep(id_, text)
+    async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
+        await super().update_text(id_, text)
         self.text = text
         self.sequence = self.sequence if sequence is None else sequence
 
@@ -191,7 +191,7 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
 
         def listen(event: Event) -> None:
             if isinstance(event, Delta):
-                names.extend(name for verb, name in written if verb == "remember")
+                names.extend(name for verb, name in written if verb == "set_response_id")
 
         await asyncio.wait([start(kernel.services, request(), SETTINGS, listen).task])
         assert names

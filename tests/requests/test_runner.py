@@ -448,8 +448,8 @@ def test_the_journal_is_a_gate() -> None:
 
     assert run_virtual(main()) == [
         "Queued",
-        "add",
-        "begin",
+        "insert",
+        "start_attempt",
         "Sent",
         "Delta",
         "finish",
@@ -473,7 +473,7 @@ def test_text_is_kept_every_second() -> None:
     for _ in range(50):
         pieces += [TextDelta("x"), 0.1]
     _, stage = play([*pieces, TransportError("cut")], orders=[(4.95, "stop")])
-    kept = [text for verb, text in stage.journal.written if verb == "keep"]
+    kept = [text for verb, text in stage.journal.written if verb == "update_text"]
     assert len(kept) == 6
     lengths = [0, *map(len, kept)]
     assert max(b - a for a, b in itertools.pairwise(lengths)) <= 10

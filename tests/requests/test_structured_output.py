@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, QuotaError, TransportError
 from nbcodex.events import Event, Failed, Finished
-from nbcodex.journal import entry
+from nbcodex.journal import codec
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
@@ -124,7 +124,7 @@ def test_a_misfit_says_why(given: object, text: str, says: str) -> None:
 def test_the_journal_holds_no_class() -> None:
     """A request comes back from the journal with its schema, without the class."""
     request = Request(prompt="?", schema=declared(Pet))
-    back = entry.decode(entry.encode(request))
+    back = codec.decode(codec.encode(request))
     assert back.schema == request.schema
     assert back.schema.model is None
 

@@ -8,6 +8,7 @@ from IPython.core.error import UsageError
 
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError, Stopped, render, shorten
+from nbcodex.journal.entry import not_resumable
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.notebook import identity, map_cells
@@ -15,13 +16,12 @@ from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.session import View
 from nbcodex.rendering.figures import figures_line
 from nbcodex.rendering.html import printable
-from nbcodex.requests import parking
 from nbcodex.requests.handle import Handle
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
-    from nbcodex.journal.entry import Entry
+    from nbcodex.journal.codec import Entry
     from nbcodex.mapping.map_run import EndAction
     from nbcodex.models import Request
 
@@ -42,9 +42,9 @@ class Entries(CommandGroup):
                 print_line(_line(row, current().clock.wall()))
             return
         if id:
-            print_line(_whole(self._session.journal.entry(id)))
+            print_line(_whole(self._session.journal.find_entry(id)))
             return
-        entries = self._session.journal.entries(LISTED)
+        entries = self._session.journal.recent_entries(LISTED)
         now = current().clock.wall()
         for entry in entries:
             batch = entry.request.origin.map_id
@@ -57,7 +57,7 @@ class Entries(CommandGroup):
             )
         if not entries:
             print_line("The journal is empty.")
-        if trouble := self._session.journal.trouble:
+        if trouble := self._session.journal.problem:
             print_line(trouble)
 
     def resume(self, which: str = "all", *flags: str) -> None:
@@ -68,20 +68,20 @@ class Entries(CommandGroup):
         journal, maps, later = self._session.journal, 0, "--at-reset" in flags
         if which == "all" or which.startswith("--"):
             here = None if "--everywhere" in flags else self._session.notebook
-            entries = journal.resumable(notebook=here)
+            entries = journal.resumable_entries(notebook=here)
             maps = map_cells.all_resumed(self._session, here, alone=not entries, later=later)
         elif later and map_cells.rows_of(self._session, which):
             raise UsageError(f"%codex resume: {map_cells.NOT_LATER}")
         elif map_cells.resumed(self._session, which):
             return
         else:
-            entries = [journal.entry(which)]
+            entries = [journal.find_entry(which)]
             if not entries[0].resumable:
-                raise parking.not_to_resume(entries[0].id)
+                raise not_resumable(entries[0].id)
         if not (entries or maps):
             print_line("Nothing is parked or abandoned here.")
-            if journal.trouble:  # and so nobody knows what the file holds
-                print_line(journal.trouble)
+            if journal.problem:  # and so nobody knows what the file holds
+                print_line(journal.problem)
         handles = [self._taken_up(entry, later=later) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
             view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
@@ -111,7 +111,7 @@ class Entries(CommandGroup):
 
     def retry(self, id: str) -> None:  # noqa: A002
         """Ask the same again, as a new request: retry ID."""
-        request = self._session.journal.entry(id).request
+        request = self._session.journal.find_entry(id).request
         variable = request.origin.variable
         again = current().copy_request(
             request, origin=identity.current_origin(self._session.shell, variable=variable)
@@ -165,7 +165,7 @@ class Entries(CommandGroup):
     def forget(self, id: str) -> None:  # noqa: A002
         """Erase an entry, or the whole journal, for good: forget ID|all."""
         erased = event_loop.shared().submit(
-            self._session.journal.forget(None if id == "all" else id)
+            self._session.journal.delete(None if id == "all" else id)
         )
         print_line(f"{erased.result()} erased.")
 
@@ -190,14 +190,16 @@ def _line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
     until = f" (can go at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
-    doubt = f" ({entry.doubt})" if entry.doubt else ""
+    doubt = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{doubt}"
 
 
 def _whole(entry: Entry) -> str:
     told = [
         f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
-        f"{entry.doubt}: it was sent, and what became of it is not known" if entry.doubt else "",
+        f"{entry.price_uncertainty}: it was sent, and what became of it is not known"
+        if entry.price_uncertainty
+        else "",
         f"notebook: {entry.notebook}" if entry.notebook else "",
         f"variable: {entry.variable}" if entry.variable else "",
         f"\n{printable(entry.request.prompt)}\n",

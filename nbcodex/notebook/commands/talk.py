@@ -15,7 +15,7 @@ class Talk(CommandGroup):
     def new(self, thread: str = MAIN_THREAD) -> None:
         """Start the conversation afresh: new [THREAD] (also reset)."""
         session = self._session
-        current().conversations.begin_anew(session.notebook, thread, session.journal.threads)
+        current().conversations.begin_anew(session.notebook, thread, session.journal.conversations)
         print_line(
             f"The conversation{_named(thread)} starts afresh: what was said is not sent any more."
         )
@@ -25,7 +25,7 @@ class Talk(CommandGroup):
     def history(self, thread: str = MAIN_THREAD) -> None:
         """Tell what the next cell would be told of the conversation: history [THREAD]."""
         session = self._session
-        threads = session.journal.threads
+        threads = session.journal.conversations
         most = self._settings.max_history
         turns = current().conversations.turns(session.notebook, thread, threads, most=most)
         for number, turn in enumerate(turns, start=1):

@@ -28,7 +28,7 @@ from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.entry import Totals as Kept
+    from nbcodex.journal.codec import Totals as Kept
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.usage_totals import Total
     from nbcodex.settings import Settings
@@ -114,7 +114,9 @@ class Watch:
             return Observed(at=now)
         self._looked_at = time.monotonic()
         journal = self._client.journal(settings)
-        return Observed(at=now, ever=_ever(journal.totals()), elsewhere=journal.elsewhere())
+        return Observed(
+            at=now, ever=_ever(journal.read_totals()), elsewhere=journal.other_kernels()
+        )
 
 
 def watch_of(client: Client) -> Watch:

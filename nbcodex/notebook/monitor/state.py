@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from nbcodex import events
 from nbcodex.errors import BudgetError, shorten
-from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import MINUTE, LimitReading, LimitSnapshot, Reply, Usage
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
@@ -110,7 +110,7 @@ class Observed:
     lines: Lines | None = None
     session: Sums | None = None
     ever: Sums | None = None
-    elsewhere: Elsewhere | None = None
+    elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
 
 
@@ -158,7 +158,7 @@ class MonitorState:
     lines: Lines = field(default_factory=dict)
     session: Sums = field(default_factory=Sums)
     ever: Sums | None = None
-    elsewhere: Elsewhere | None = None
+    elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
     last: Reply | None = None
     minutes: Mapping[int, Minute] = field(default_factory=dict)

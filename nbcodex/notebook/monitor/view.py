@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from nbcodex.journal.elsewhere import Elsewhere
+from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import Reply, Usage
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import ACTIONS, PanelState
@@ -123,7 +123,7 @@ def hour(state: MonitorState, now: float) -> str:
     return f"last hour: {total:,} tokens, at most {most:,} a minute, {met}"
 
 
-def others(seen: Elsewhere, wall: float) -> str:
+def others(seen: OtherKernels, wall: float) -> str:
     """Return what other kernels do, in words; an empty one has nothing under way."""
     if not seen.kernels:
         return "nothing under way"

@@ -16,9 +16,9 @@ from tests.virtual import run_virtual
 
 
 class SlowJournal(InstantJournal):
-    async def add(self, request: Request, **where: Any) -> None:
+    async def insert(self, request: Request, **where: Any) -> None:
         await asyncio.sleep(1.0)
-        await super().add(request, **where)
+        await super().insert(request, **where)
 
 
 @pytest.mark.parametrize("order", ["stop", "park", "cancel"])
@@ -33,47 +33,47 @@ def test_an_order_during_the_first_commit_ends_the_request(order: Order) -> None
 
     end, written = run_virtual(main())
     assert not isinstance(end, events.Finished)
-    assert written == ["add", "finish"]
+    assert written == ["insert", "finish"]
 
 
-class AddsTold(InstantJournal):
+class InsertRecorder(InstantJournal):
     def __init__(self) -> None:
         super().__init__()
-        self.adds: list[tuple[str, int | None]] = []
+        self.inserts: list[tuple[str, int | None]] = []
 
-    async def add(self, request: Request, **where: Any) -> None:
-        self.adds.append((request.prompt, where.get("attempt")))
-        await super().add(request, **where)
+    async def insert(self, request: Request, **where: Any) -> None:
+        self.inserts.append((request.prompt, where.get("attempt")))
+        await super().insert(request, **where)
 
 
 def test_what_is_sent_at_once_is_added_as_it_is_sent() -> None:
     """A request that need not wait is written once before it is sent: new, and under way."""
 
-    async def main() -> AddsTold:
+    async def main() -> InsertRecorder:
         stage = Stage(answer("hi"))
-        stage.journal = journal = AddsTold()
+        stage.journal = journal = InsertRecorder()
         await stage.play(Request(prompt="x", model="m"))
-        assert [deed for deed, _ in journal.written] == ["add", "begin", "finish"]
+        assert [deed for deed, _ in journal.written] == ["insert", "start_attempt", "finish"]
         return journal
 
-    assert run_virtual(main()).adds == [("x", 1)]
+    assert run_virtual(main()).inserts == [("x", 1)]
 
 
 def test_what_has_to_wait_is_added_meanwhile() -> None:
     """While a limit holds it back, a request is in the journal, and nobody waits for that again."""
     limit = LimitError("Rate limit reached.", limit=Limit(resource="requests"), wait=30.0)
 
-    async def main() -> tuple[AddsTold, list[str]]:
+    async def main() -> tuple[InsertRecorder, list[str]]:
         stage = Stage([limit], answer("one"), answer("two"))
-        stage.journal = journal = AddsTold()
+        stage.journal = journal = InsertRecorder()
         runs = [stage.start(Request(prompt=name, model="m")) for name in ("first", "second")]
         kept: list[str] = []
-        runs[1]._keeper.once_settled(lambda: kept.append("second"))
+        runs[1]._entry.on_inserted(lambda: kept.append("second"))
         await asyncio.sleep(1.0)
         assert kept == ["second"]
         await asyncio.wait([run.task for run in runs])
         return journal, [ending(heard).reply.text for heard in stage.events.values()]
 
     journal, texts = run_virtual(main())
-    assert journal.adds == [("first", 1), ("second", None)]
+    assert journal.inserts == [("first", 1), ("second", None)]
     assert sorted(texts) == ["one", "two"]

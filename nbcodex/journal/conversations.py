@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nbcodex.journal.entry import decode, storable
+from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.jobs import Level
 from nbcodex.journal.opening import FAR
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn, TurnPosition
@@ -26,7 +26,7 @@ Connection = sqlite3.Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
+class TurnCandidate:
     """One entry's place in a conversation.
 
     Parameters
@@ -52,14 +52,14 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Thread:
+class StoredConversation:
     """A conversation as the journal has it: its latest chapter, and all places, oldest first."""
 
     chapter: int = 0
-    slots: tuple[Slot, ...] = ()
+    candidates: tuple[TurnCandidate, ...] = ()
 
 
-class Threads:
+class ConversationStore:
     """The conversations of one journal. Each read waits for the writer thread, and needs no loop.
 
     Parameters
@@ -73,28 +73,28 @@ class Threads:
     def __init__(self, writer: Writer, clock: Clock) -> None:
         self._writer, self._clock = writer, clock
 
-    def find(self, notebook: str | None, thread: str) -> Thread:
+    def find_conversation(self, notebook: str | None, thread: str) -> StoredConversation:
         """Return a conversation, which is empty where nothing was said."""
         work = partial(find, notebook=notebook, thread=thread)
-        return self._writer.ask(work, default=Thread())
+        return self._writer.ask(work, default=StoredConversation())
 
-    def turns(self, entries: Iterable[int]) -> list[Turn]:
+    def read_turns(self, entries: Iterable[int]) -> list[Turn]:
         """Return what was said in these entries, in their order, but for those that are gone."""
         work = partial(turns, entries=list(entries))
         return self._writer.ask(work, default=[])
 
-    def prompt(self, entry: int) -> str | None:
+    def read_prompt(self, entry: int) -> str | None:
         """Return what was asked in an entry, whatever came of it."""
         return self._writer.ask(partial(prompt, entry=entry), default=None)
 
-    def begin_anew(self, notebook: str | None, thread: str) -> int:
+    def start_chapter(self, notebook: str | None, thread: str) -> int:
         """Open the next chapter; return its number."""
         at = self._clock.wall()
         work = partial(begin_anew, notebook=notebook, thread=thread, at=at)
         return self._writer.ask(work, default=0, level=Level.SAFE)
 
 
-def find(connection: Connection, *, notebook: str | None, thread: str) -> Thread:
+def find(connection: Connection, *, notebook: str | None, thread: str) -> StoredConversation:
     """Return a conversation; the index holds all that this reads."""
     where = {"notebook": storable(notebook), "thread": storable(thread)}
     rows = connection.execute(
@@ -103,7 +103,7 @@ def find(connection: Connection, *, notebook: str | None, thread: str) -> Thread
         where,
     )
     slots = tuple(
-        Slot(
+        TurnCandidate(
             entry=row["seq"],
             chapter=row["chapter"],
             number=row["place"],
@@ -116,7 +116,7 @@ def find(connection: Connection, *, notebook: str | None, thread: str) -> Thread
     opened = connection.execute(
         "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
     ).fetchone()[0]
-    return Thread(max([opened or 0, *(slot.chapter for slot in slots)]), slots)
+    return StoredConversation(max([opened or 0, *(slot.chapter for slot in slots)]), slots)
 
 
 def turns(connection: Connection, *, entries: list[int]) -> list[Turn]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nbcodex.errors import EntryError
-from nbcodex.journal import changes
-from nbcodex.journal.entry import Entry, storable
-from nbcodex.journal.queries import abandoned, entries_of, salted
-from nbcodex.journal.upkeep import Upkeep
+from nbcodex.journal import writes
+from nbcodex.journal.codec import Entry, storable
+from nbcodex.journal.maintenance import Upkeep
+from nbcodex.journal.reads import abandoned, entries_of, salted
 from nbcodex.journal.writer import Writer
 from nbcodex.models import Request
 from nbcodex.runtime.clock import Clock
@@ -24,7 +24,7 @@ MANY = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class MapSummary:
     """A map as its readers see it.
 
     Parameters
@@ -49,13 +49,13 @@ class Batch:
         return self.counts["parked"] + self.counts["abandoned"]
 
 
-class Batches:
+class Maps:
     """The maps of a journal. Reads make the calling thread wait for the writer thread."""
 
     def __init__(self, writer: Writer, upkeep: Upkeep, clock: Clock) -> None:
         self._writer, self._upkeep, self._clock = writer, upkeep, clock
 
-    def shelve(self, requests: Sequence[tuple[Request, bytes]]) -> None:
+    def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
         """Keep requests as parked that were never begun, each with its `equality_key`.
 
         Returns at once; it is written in its turn.
@@ -63,11 +63,11 @@ class Batches:
 
         def work(connection: sqlite3.Connection) -> None:
             owner, at = self._upkeep.owner, self._clock.wall()
-            changes.shelve(connection, requests, owner=owner, at=at)
+            writes.shelve(connection, requests, owner=owner, at=at)
 
         self._writer.post(work)
 
-    def answered(self, keys: Iterable[bytes]) -> set[bytes]:
+    def answered_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         """Return those of `keys` to which an answer is known."""
         asked = list(dict.fromkeys(keys))
         known: set[bytes] = set()
@@ -76,7 +76,7 @@ class Batches:
             known |= self._writer.ask(lambda c, few=few: _answered(c, few), default=set())  # type: ignore[misc]
         return known
 
-    def find(self, prefix: str) -> str | None:
+    def find_id(self, prefix: str) -> str | None:
         """Return the id of the map that begins with `prefix`; None where there is none.
 
         Raises
@@ -98,12 +98,12 @@ class Batches:
         found = self._writer.ask(work, default=nothing)
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
-    def look(self, batch: str) -> Batch:
+    def summary(self, batch: str) -> MapSummary:
         """Return how far a map has come."""
         found = self._counted("batch = ?", batch)
-        return found[0] if found else Batch(id=batch)
+        return found[0] if found else MapSummary(id=batch)
 
-    def is_away(self, batch: str) -> bool:
+    def has_batch_job(self, batch: str) -> bool:
         """Return whether rows of a map are with a provider, or may be."""
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -116,7 +116,7 @@ class Batches:
 
         return self._writer.ask(work, default=False)
 
-    def unfinished(self, *, notebook: str | None = None) -> list[Batch]:
+    def unfinished(self, *, notebook: str | None = None) -> list[MapSummary]:
         """Return the maps with parked or abandoned rows: of one notebook, or of all."""
         found = self._counted(
             """status IN ('pending', 'running', 'waiting', 'parked') AND batch IS NOT NULL
@@ -125,11 +125,11 @@ class Batches:
         )
         return [batch for batch in found if batch.unfinished]
 
-    def _counted(self, condition: str, value: str | None) -> list[Batch]:
+    def _counted(self, condition: str, value: str | None) -> list[MapSummary]:
         """Return the maps whose rows meet a condition, with those rows counted."""
 
-        def work(connection: sqlite3.Connection) -> list[Batch]:
-            found: dict[str, Batch] = {}
+        def work(connection: sqlite3.Connection) -> list[MapSummary]:
+            found: dict[str, MapSummary] = {}
             known: dict[int, bool] = {}
             rows = connection.execute(
                 f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - ours
@@ -138,7 +138,7 @@ class Batches:
             )
             for row in rows:
                 gone = abandoned(row, here=self._upkeep.owner, clock=self._clock, known=known)
-                batch = found.setdefault(row["batch"], Batch(id=row["batch"]))
+                batch = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
                 batch.counts["abandoned" if gone else row["status"]] += row["rows"]
             return list(found.values())
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.entry import Totals, counted, encode, finite, may_be_claimed, storable, whole
+from nbcodex.journal.codec import Totals, counted, encode, finite, may_be_claimed, storable, whole
+from nbcodex.journal.conversations import join, without_words
 from nbcodex.journal.owner import Owner
-from nbcodex.journal.queries import abandoned
-from nbcodex.journal.spending import Spent
-from nbcodex.journal.turns import join, without_words
+from nbcodex.journal.reads import abandoned
+from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Limit, Reply, Request
 from nbcodex.runtime.clock import Clock
 
@@ -218,7 +218,7 @@ def finish(
     reply: Reply,
     error: str | None,
     resume_at: float | None,
-    otherwise: Spent | None = None,
+    otherwise: SpendAmount | None = None,
 ) -> None:
     """Write what came of the request, and count what it used: `otherwise`, where nobody knows.
 
@@ -243,10 +243,10 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
-    aside = spending.release(connection, storable(id_)) or Spent()
+    aside = spending.release(connection, storable(id_)) or SpendAmount()
     if reply.attempts and not (reply.simulated or reply.reused):
         count(connection, counted(reply))
-        spent = Spent.by(reply, otherwise=aside if otherwise is None else otherwise)
+        spent = SpendAmount.of_reply(reply, assumed=aside if otherwise is None else otherwise)
         spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from nbcodex.journal import changes
-from nbcodex.journal.entry import storable
+from nbcodex.journal import writes
+from nbcodex.journal.codec import storable
 from nbcodex.journal.jobs import Level
-from nbcodex.journal.queries import abandoned, answered, entries_of, reused, salted
-from nbcodex.journal.upkeep import Upkeep
+from nbcodex.journal.maintenance import Upkeep
+from nbcodex.journal.reads import abandoned, answered, entries_of, reused, salted
 from nbcodex.journal.writer import Writer
 from nbcodex.models import Reply, Request
 from nbcodex.runtime.clock import Clock
@@ -25,7 +25,7 @@ Connection = sqlite3.Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class BatchJob:
     """A part that this process has taken up.
 
     Parameters
@@ -48,7 +48,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class InsertedRows:
     """What became of rows that were to be put into the journal.
 
     Parameters
@@ -62,43 +62,43 @@ class Admitted:
     """
 
     answers: dict[str, Reply] = field(default_factory=dict)
-    elsewhere: dict[str, str] = field(default_factory=dict)
+    other_jobs: dict[str, str] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
 
 
-class Parts:
+class BatchJobs:
     """The parts in a journal."""
 
     def __init__(self, writer: Writer, upkeep: Upkeep, clock: Clock) -> None:
         self._writer, self._upkeep, self._clock = writer, upkeep, clock
 
-    async def admit(self, rows: Sequence[tuple[Request, bytes, bool]]) -> Admitted:
+    async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:
         """Commit rows as pending: requests, their `equality_key`, and whether they are known.
 
         Those that are known are claimed.
         """
 
-        def work(connection: Connection) -> Admitted:
-            admitted, known = Admitted(), dict[int, bool]()
+        def work(connection: Connection) -> InsertedRows:
+            admitted, known = InsertedRows(), dict[int, bool]()
             for request, key, is_known in rows:
                 if not self._put(connection, request, key, is_known=is_known):
                     admitted.lost.add(request.id)
                 elif request.reuse and (found := answered(connection, key)):
                     admitted.answers[request.id] = reused(found.reply, id_=request.id)
                 elif request.reuse and (tag := self._elsewhere(connection, key, known)):
-                    admitted.elsewhere[request.id] = tag
+                    admitted.other_jobs[request.id] = tag
             if rows:
                 self._upkeep.busy(connection, _map_of(rows[0][0]))
             return admitted
 
-        return await self._safely(work, Admitted())
+        return await self._safely(work, InsertedRows())
 
     def _put(self, connection: Connection, request: Request, key: bytes, *, is_known: bool) -> bool:
         owner, at = self._upkeep.owner, self._clock.wall()
         if not is_known:
-            changes.enter(connection, request, owner=owner, at=at, key=key)
+            writes.enter(connection, request, owner=owner, at=at, key=key)
             return True
-        if not changes.claim(connection, request.id, owner=owner, at=at, clock=self._clock):
+        if not writes.claim(connection, request.id, owner=owner, at=at, clock=self._clock):
             return False
         connection.execute(
             "UPDATE entries SET status = 'pending' WHERE id = ?", (storable(request.id),)
@@ -119,7 +119,7 @@ class Parts:
                 return str(row["part"])
         return None
 
-    async def begin(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
+    async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
         """Commit that rows of ours are about to be handed in as the part `tag`."""
 
         def work(connection: Connection) -> None:
@@ -136,7 +136,9 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def name(self, tag: str, *, file: str | None = None, remote: str | None = None) -> None:
+    async def set_remote_names(
+        self, tag: str, *, file: str | None = None, remote: str | None = None
+    ) -> None:
         """Commit the provider's name for a part's file, or for its batch."""
         names = storable(file), storable(remote), tag
 
@@ -149,10 +151,10 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def take_up(self, tag: str) -> Held | None:
+    async def claim_job(self, tag: str) -> BatchJob | None:
         """Claim what is open of a part; None where there is no such part."""
 
-        def work(connection: Connection) -> Held | None:
+        def work(connection: Connection) -> BatchJob | None:
             part = connection.execute("SELECT * FROM parts WHERE tag = ?", (tag,)).fetchone()
             if part is None:
                 return None
@@ -162,7 +164,7 @@ class Parts:
             won = tuple(
                 entry.request
                 for entry in entries
-                if changes.claim(connection, entry.id, owner=owner, at=at, clock=self._clock)
+                if writes.claim(connection, entry.id, owner=owner, at=at, clock=self._clock)
             )
             connection.execute(
                 """UPDATE entries SET status = 'waiting' WHERE part = ? AND owner = ?
@@ -174,12 +176,12 @@ class Parts:
 
         return await self._safely(work, None)
 
-    async def settle(self, endings: Sequence[tuple[Reply, str | None]]) -> None:
+    async def finish_rows(self, endings: Sequence[tuple[Reply, str | None]]) -> None:
         """Commit what rows came to: their replies, each with the reason why it is no answer."""
 
         def work(connection: Connection) -> None:
             for reply, error in endings:
-                changes.finish(
+                writes.finish(
                     connection,
                     reply.id,
                     owner=self._upkeep.owner,
@@ -195,7 +197,7 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def release(self, tag: str) -> None:
+    async def withdraw_job(self, tag: str) -> None:
         """Commit that a part was not taken: its rows are pending, and in no part any more."""
 
         def work(connection: Connection) -> None:
@@ -208,7 +210,7 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def close(self, tag: str, *, is_gone: bool) -> None:
+    async def close_job(self, tag: str, *, is_gone: bool) -> None:
         """Commit that nobody waits for a part any more, and whether its files are gone."""
 
         def work(connection: Connection) -> None:
@@ -223,7 +225,7 @@ class Parts:
         connection.execute("UPDATE entries SET part = NULL WHERE part = ?", (tag,))
         self._upkeep.idle(tag)
 
-    async def park(self, tags: Iterable[str], ids: Iterable[str], *, batch: str) -> None:
+    async def park_rows(self, tags: Iterable[str], ids: Iterable[str], *, batch: str) -> None:
         """Commit that nobody waits any more for these parts, and for these rows of a map.
 
         What is with a provider may be used all the same: that stays set aside.
@@ -251,30 +253,30 @@ class Parts:
 
         await self._safely(work, None)
 
-    async def rest(self, batch: str) -> None:
+    async def set_submitted(self, batch: str) -> None:
         """Note that each row of a map is in a part now, or has ended."""
         await self._safely(lambda _: self._upkeep.idle(batch), None)
 
-    async def over(self) -> list[Held]:
+    async def unerased_jobs(self) -> list[BatchJob]:
         """Return the parts whose rows have all ended, but whose files were not erased yet."""
 
-        def work(connection: Connection) -> list[Held]:
+        def work(connection: Connection) -> list[BatchJob]:
             rows = connection.execute(
                 """SELECT * FROM parts WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
                 entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""
             )
             return [_held(row) for row in rows]
 
-        nothing: list[Held] = []
+        nothing: list[BatchJob] = []
         return await self._writer.run(work, level=Level.READ, default=nothing)
 
     async def _safely(self, work: Callable[[Connection], T], default: T) -> T:
         return await self._writer.run(work, level=Level.SAFE, default=default)
 
 
-def _held(row: sqlite3.Row, requests: tuple[Request, ...] = ()) -> Held:
+def _held(row: sqlite3.Row, requests: tuple[Request, ...] = ()) -> BatchJob:
     names = {name: row[name] for name in ("tag", "base_url", "file", "remote")}
-    return Held(requests=requests, **names)
+    return BatchJob(requests=requests, **names)
 
 
 def _map_of(request: Request) -> str:

@@ -31,7 +31,7 @@ FOR_GOOD = "Prompts work, but this kernel keeps them in memory only, until it en
 FOR_NOW = "Prompts work, but are kept in memory only; the file is tried again every minute."
 
 
-class UnusableError(Exception):
+class UnusableFileError(Exception):
     """The file cannot serve.
 
     Parameters
@@ -54,34 +54,34 @@ class UnusableError(Exception):
         return FOR_GOOD if self.lasting else FOR_NOW
 
 
-class VanishedError(UnusableError):
+class FileVanishedError(UnusableFileError):
     """The file was deleted or replaced while it was open: a new one may serve at once."""
 
     retry = 0.0
 
 
-def diagnose(error: Exception, *, path: Path) -> UnusableError | None:
+def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
     """Return what `error` says about the file at `path`; None where the file is not to blame."""
     match error:
-        case UnusableError():
+        case UnusableFileError():
             return error
         case sqlite3.ProgrammingError() | sqlite3.InterfaceError() | sqlite3.DataError():
             return None
         case sqlite3.Error():
             return _sqlite(error, path=path)
         case UnicodeDecodeError() | IndexError():  # the damage is in the names of columns
-            return UnusableError(DAMAGED.format(path=path), lasting=True)
+            return UnusableFileError(DAMAGED.format(path=path), lasting=True)
         case OSError():
-            return UnusableError(
+            return UnusableFileError(
                 f"{path} cannot be used: {error.strerror or 'input or output failed'}."
             )
         case _:
             return None
 
 
-def _sqlite(error: sqlite3.Error, *, path: Path) -> UnusableError | None:
+def _sqlite(error: sqlite3.Error, *, path: Path) -> UnusableFileError | None:
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in _OF_THE_DATA:
         return None
     sentence = _SENTENCES.get(code, "{path} cannot be read or written.")
-    return UnusableError(sentence.format(path=path), lasting=code in _LASTING)
+    return UnusableFileError(sentence.format(path=path), lasting=code in _LASTING)

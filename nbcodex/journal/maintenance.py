@@ -10,9 +10,9 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 
-from nbcodex.journal import changes, spending, transfer
+from nbcodex.journal import spending, transfer, writes
 from nbcodex.journal.owner import BEAT, Owner
-from nbcodex.journal.queries import is_gone, totals
+from nbcodex.journal.reads import is_gone, totals
 from nbcodex.journal.spending import Lent
 from nbcodex.runtime.clock import Clock
 
@@ -120,7 +120,7 @@ class Upkeep:
             self.checkpoint(connection)
         if self._expiring and self._retention is not None:
             before = self._clock.wall() - self._retention
-            erased = changes.expire(connection, before=before, limit=FEW)
+            erased = writes.expire(connection, before=before, limit=FEW)
             self._expiring = erased == FEW
             if erased and not self._expiring:
                 self.checkpoint(connection)
@@ -152,7 +152,7 @@ class Upkeep:
         transfer.to_file(memory, file, chapter=self._chapter)
         spending.give_back(memory, file, self._lent, owner=self.owner.id)
         missed = totals(memory)
-        changes.count(file, missed, requests=missed.requests)
+        writes.count(file, missed, requests=missed.requests)
         self.undone()
         if self._busy:
             self._beat(file)
@@ -170,5 +170,5 @@ class Upkeep:
         self.undone()
 
     def _beat(self, connection: sqlite3.Connection) -> None:
-        changes.beat(connection, self.owner, clock=self._clock)
+        writes.beat(connection, self.owner, clock=self._clock)
         self._beat_at = self._clock.now() + BEAT

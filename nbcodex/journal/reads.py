@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.entry import NOTHING, Entry, Totals, decode, storable
+from nbcodex.journal.codec import ZERO_USAGE, Entry, Totals, decode, storable
+from nbcodex.journal.conversations import place_of, with_words
 from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
-from nbcodex.journal.turns import place_of, with_words
 from nbcodex.models import Limit, Origin, Reply, Request, Status, Usage
 from nbcodex.runtime.clock import Clock
 
 R = TypeVar("R")
 Connection = sqlite3.Connection
-UNDER_WAY = frozenset({"pending", "running", "waiting"})
+ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
 
 
 def answered(connection: Connection, key: bytes) -> Entry | None:
@@ -37,7 +37,7 @@ def answered(connection: Connection, key: bytes) -> Entry | None:
 
 def reused(reply: Reply, *, id_: str | None = None) -> Reply:
     """Return an answer as one that is given again, at no cost."""
-    cheap = replace(reply, usage=NOTHING, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+    cheap = replace(reply, usage=ZERO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
     return replace(cheap, reused=True, notes=(), id=id_ or reply.id)
 
 
@@ -115,7 +115,7 @@ def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, b
 
     `known` remembers the verdict on each owner, for a list of many entries.
     """
-    if row["status"] not in UNDER_WAY or row["owner"] == here.id:
+    if row["status"] not in ACTIVE_STATUSES or row["owner"] == here.id:
         return False
     if row["host"] is None:
         return True
@@ -192,7 +192,7 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         error=row["error"],
         response_id=row["response_id"],
         sequence=row["sequence"],
-        part=row["part"],
+        batch_job=row["part"],
     )
 
 
@@ -203,3 +203,49 @@ def _record(text: str | None, kind: type[R]) -> R | None:
     if not isinstance(found, kind):
         raise TypeError(f"no {kind.__name__}")
     return found
+
+
+_OPEN = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
+    sum(e.status = 'waiting') AS waiting,
+    min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at,
+    o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+FROM entries AS e JOIN owners AS o ON o.id = e.owner
+WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
+    AND e.status <> 'parked' AND e.owner <> ?
+GROUP BY e.owner"""
+"""The first condition is that of the partial index `entries_open`, to the letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherKernels:
+    """What other kernels have under way.
+
+    Parameters
+    ----------
+    kernels, requests, waiting : int
+        How many kernels, with how many requests, of which so many wait for a limit or a fault.
+    resume_at : float or None
+        When the first of those goes on, in seconds since the epoch.
+    """
+
+    kernels: int = 0
+    requests: int = 0
+    waiting: int = 0
+    resume_at: float | None = None
+
+
+def look(connection: sqlite3.Connection, *, owner: Owner, clock: Clock) -> OtherKernels:
+    """Return what kernels other than `owner` have under way; those that are gone do not count."""
+    known: dict[int, bool] = {}
+    rows = [
+        row
+        for row in connection.execute(_OPEN, (owner.id,))
+        if not abandoned(row, here=owner, clock=clock, known=known)
+    ]
+    moments = [row["resume_at"] for row in rows if row["resume_at"] is not None]
+    return OtherKernels(
+        kernels=len(rows),
+        requests=sum(row["requests"] for row in rows),
+        waiting=sum(row["waiting"] for row in rows),
+        resume_at=min(moments, default=None),
+    )
