@@ -11,8 +11,8 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.mapping.template import ITEM
 from nbcodex.models import Reply
+from nbcodex.templating import ITEM
 
 ADDED = ("answer", "input_tokens", "output_tokens", "cost", "error", "id")
 """The columns that are added, in order; ``parsed`` comes after ``answer`` where there is any."""

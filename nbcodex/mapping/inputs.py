@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.mapping.template import ITEM
 from nbcodex.models import Reply
+from nbcodex.templating import ITEM
 
 KEY = "key"
 """The column that holds the key of a dict's item."""

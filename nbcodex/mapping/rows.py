@@ -14,10 +14,10 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.mapping.template import Template
 from nbcodex.models import DAY, Origin, Request
 from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
+from nbcodex.templating import Template
 
 PATIENCE = 365 * DAY
 """Seconds that a row waits for limits and faults: as long as it takes, unless said otherwise."""

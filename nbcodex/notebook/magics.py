@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbcodex.notebook.config import Codex
-    from nbcodex.notebook.prompt import Filled
 
 
 def _documented(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
@@ -60,9 +59,8 @@ class CodexMagics(Magics):
     def _ask(self, chosen: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
-        from nbcodex.notebook import identity, options
+        from nbcodex.notebook import identity, options, variables
         from nbcodex.notebook.session import Session, View
-        from nbcodex.notebook.variables import pictures
         from nbcodex.requests.conversation import MAIN_THREAD
         from nbcodex.requests.options import build_request
 
@@ -72,7 +70,13 @@ class CodexMagics(Magics):
 
             map_cells.ask(session, chosen, cell.removesuffix("\n"))
             return
-        prompt = self._evaluated(cell) if chosen.eval else self._filled(cell, raw=chosen.raw)
+        text = cell.removesuffix("\n")
+        if chosen.eval:
+            prompt = variables.run_for_prompt(self._shell, cell)
+        elif chosen.raw:
+            prompt = variables.FilledPrompt(text)
+        else:
+            prompt = variables.fill(text, variables.variables(self._shell, text))
         output = options.output_spec(chosen, self._shell.user_ns)
         request = build_request(
             prompt.text,
@@ -90,7 +94,7 @@ class CodexMagics(Magics):
             durable=chosen.durable,
             origin=identity.current_origin(self._shell, variable=chosen.out),
             thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
-            images=[*prompt.images, *pictures(chosen.image, self._shell)],
+            images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)
         view = View(form=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
@@ -119,16 +123,3 @@ class CodexMagics(Magics):
             from nbcodex.notebook.cell_errors import last_error
 
             self._config.last_error = last_error(self._shell) or self._config.last_error
-
-    def _evaluated(self, cell: str) -> Filled:
-        from nbcodex.notebook.evaluation import told
-
-        __tracebackhide__ = True
-        return told(self._shell, cell)
-
-    def _filled(self, cell: str, *, raw: bool) -> Filled:
-        from nbcodex.notebook.prompt import Filled, fill
-        from nbcodex.notebook.variables import variables
-
-        text = cell.removesuffix("\n")
-        return Filled(text) if raw else fill(text, variables(self._shell, text))

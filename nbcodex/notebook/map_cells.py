@@ -19,7 +19,7 @@ from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import options as cell_options
 from nbcodex.notebook.commands.base import print_line
-from nbcodex.notebook.variables import pictures
+from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import format_time
@@ -64,7 +64,7 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     options = {name: getattr(chosen, name) or None for name in _OPTIONS}
     options["schema"] = cell_options.output_spec(chosen, names).schema
-    options["images"] = pictures(chosen.image, session.shell)
+    options["images"] = images_of(chosen.image, session.shell)
     asked = MapOptions(
         limit=None,
         dry_run=getattr(chosen, "dry_run", False),

@@ -1,40 +1,58 @@
-"""What a shell offers to a prompt: the notebook's own variables, and its histories.
+"""What a cell's prompt takes from the notebook: variables, histories, tables, images, output.
 
-Owns which names count: what IPython puts beside the user's own does not.
+Owns which names count, and how a value reads in a prompt. Imports no library whose values it
+shows: frames and images are recognised by their methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ast
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
-from nbcodex.requests.images import picture
+from nbcodex.requests.images import is_drawable, picture
+from nbcodex.templating import Field, parse_fields
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbcodex.models import Image
 
+MAX_LISTED_NAMES = 5  # further names are only counted in the figures line
+
+# How much of a frame a prompt holds; 20,000 characters are about 5,000 tokens.
+MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_CELL_CHARS = 60, 20, 200
+MAX_TABLE_CHARS = 20_000
+
 _HISTORIES = ("In", "Out", "Err")
+_NAME = re.compile(r"[^\W\d]\w*")
 
 
 class _Results(dict[int, object]):
-    """`Out`, which says what is missing."""
+    """`Out` with an error message that names the cell."""
 
     def __missing__(self, number: object) -> object:
         raise KeyError(f"cell {number} showed no result")
 
 
 def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
-    """Return the notebook's own variables: `exit`, `open` and what else IPython adds are none.
+    """Return the user's own variables, without what IPython adds (`exit`, `open` …).
 
-    Its histories count only where `text` names one of their entries, never as a whole.
+    A history counts only where `text` names one of its entries: as a whole it is never meant.
     """
-    added, nothing = shell.user_ns_hidden, object()
+    added, absent = shell.user_ns_hidden, object()
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
     histories: dict[str, object] = {"Err": cell_errors} if "Err" in named else {}
     if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
@@ -42,28 +60,189 @@ def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
     return {
         name: value
         for name, value in shell.user_ns.items()
-        if name in named or value is not added.get(name, nothing)
+        if name in named or value is not added.get(name, absent)
     } | histories
 
 
-def pictures(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]:
-    """Return the pictures that `--image` names: a file's path, or a chain of the notebook's names.
+@dataclass(frozen=True, slots=True)
+class FilledPrompt:
+    """A prompt with its fields filled in.
+
+    Parameters
+    ----------
+    text : str
+        The prompt to send.
+    filled : tuple of str
+        The expressions that were filled in, in order.
+    missing : tuple of str
+        The expressions that use an unknown name; they stay in `text` as they were written.
+    images : tuple
+        Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` …
+    """
+
+    text: str
+    filled: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    images: tuple[object, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the figures line says about the fields."""
+        names = list(dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled))
+        more = len(names) - MAX_LISTED_NAMES
+        listed = names[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
+        notes = [f"{', '.join(listed)} filled in"] if listed else []
+        return notes + [
+            f"{{{shorten(name, 40)}}} not found" for name in dict.fromkeys(self.missing)
+        ]
+
+
+def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
+    """Return a prompt with ``{name}``, ``{name.attribute[0]:.2f}`` and the like filled in.
+
+    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`.
+    ``{{name}}`` is the literal ``{name}``. Everything else stays as it is, and values are not
+    searched for fields.
 
     Raises
     ------
     ConfigurationError
-        If one of them is no picture.
+        If an expression fails; the message names it.
     """
-    return [picture(_value(text, variables(shell, f"{{{text}"))) for text in expressions]
+    expressions: dict[str, tuple[ast.expr, bool] | None] = {}
+
+    def recognise(source: str) -> tuple[ast.expr, bool] | None:
+        if not _NAME.match(source):
+            return None
+        # Each expression is parsed once, however often it occurs: parsing costs the most here.
+        if source not in expressions:
+            node = safe_eval.parse(source)
+            known = node is not None and safe_eval.is_known(node, namespace)
+            expressions[source] = None if node is None else (node, known)
+        return expressions[source]
+
+    with warnings.catch_warnings():
+        # Python's warnings about the user's braces, such as an invalid escape in a string.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fields = list(parse_fields(text, recognise))
+    parts: list[str] = []
+    filled: list[str] = []
+    missing: list[str] = []
+    images: list[object] = []
+    done = 0
+    for field in fields:
+        parts.append(text[done : field.start])
+        done = field.end
+        if field.is_known and not (field.is_literal or field.has_nested_format):
+            parts.append(_evaluate(field, namespace, parts, images))
+            filled.append(field.source)
+            continue
+        as_written = text[field.start : field.end]
+        parts.append(as_written[1:-1] if field.is_literal and field.is_known else as_written)
+        if not (field.is_known or field.is_literal):
+            missing.append(field.source)
+    parts.append(text[done:])
+    return FilledPrompt("".join(parts), tuple(filled), tuple(missing), tuple(images))
 
 
-def _value(text: str, names: Mapping[str, object]) -> object:
-    """Return the value of an expression; a text that is none is a path, as is one of a file."""
-    chain = safe_eval.parse(text)
-    if chain is None or _is_file(text) or safe_eval.root_name(chain) not in names:
+def _evaluate(
+    field: Field[ast.expr], namespace: Mapping[str, object], parts: list[str], images: list[object]
+) -> str:
+    """Return the text of a field's value; `parts` is the prompt before it."""
+    try:
+        value = safe_eval.evaluate(field.expression, namespace)
+        if field.conversion or field.spec:
+            return field.format(value)
+        if is_drawable(value):
+            if not any(image is value for image in images):
+                images.append(value)
+            number = next(n for n, image in enumerate(images, 1) if image is value)
+            return f"[image {number}]"
+        if (table := format_table(value)) is None:
+            return str(value)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{{{shorten(field.source, 80)}}} in the prompt failed: "
+            f"{safe_eval.describe_error(error)}.",
+            advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
+        ) from error
+    before = next((text for text in reversed(parts) if text), "\n")
+    # A Markdown table is one only on lines of its own.
+    return table if before.endswith("\n") else f"\n\n{table}"
+
+
+def format_table(value: Any) -> str | None:
+    """Return a pandas or polars frame or series as a Markdown table; None for anything else."""
+    if _has(value, "to_frame") and not _has(value, "columns"):
+        value = value.to_frame()
+    if not _has(value, "columns", "shape"):
+        return None
+    names, labels = list(value.columns), []
+    rows: Iterable[tuple[object, ...]]
+    if _has(value, "itertuples"):
+        # A plain index only counts the rows; any other has a meaning, and becomes a column.
+        is_plain = type(value.index).__name__ == "RangeIndex" and value.index.name is None
+        rows = value.itertuples(index=not is_plain, name=None)
+        labels = [] if is_plain else [value.index.name or ""]
+    elif _has(value, "iter_rows"):
+        rows = value.iter_rows()
+    else:
+        return None
+    width = len(labels) + MAX_TABLE_COLUMNS
+    lines = [_table_row([*labels, *names][:width])]
+    lines.append("|" + " --- |" * min(width, len(labels) + len(names)))
+    shown = list(_rows_within_size(_table_row(row[:width]) for row in islice(rows, MAX_TABLE_ROWS)))
+    lines += shown
+    for more, what in (
+        (value.shape[0] - len(shown), "row"),
+        (len(names) - MAX_TABLE_COLUMNS, "column"),
+    ):
+        lines += [f"… {more:,} more {what}{'s' * (more > 1)}"] if more > 0 else []
+    return "\n".join(lines) + "\n"
+
+
+def _has(value: object, *names: str) -> bool:
+    # Asks the type: a proxy or a mock object has every attribute.
+    return all(hasattr(type(value), name) for name in names)
+
+
+def _rows_within_size(rows: Iterator[str]) -> Iterator[str]:
+    """Yield the first row, and further ones while there is room."""
+    size = 0
+    for row in rows:
+        size += len(row)
+        if size > MAX_TABLE_CHARS and size > len(row):
+            return
+        yield row
+
+
+def _table_row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(_table_cell, cells)) + " |"
+
+
+def _table_cell(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return shorten(text, MAX_CELL_CHARS).replace("|", "\\|")
+
+
+def images_of(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]:
+    """Return the images that `--image` names: paths of files, or expressions of variables.
+
+    Raises
+    ------
+    ConfigurationError
+        If one of them is not an image.
+    """
+    return [picture(_path_or_value(text, variables(shell, f"{{{text}"))) for text in expressions]
+
+
+def _path_or_value(text: str, names: Mapping[str, object]) -> object:
+    expression = safe_eval.parse(text)
+    if expression is None or _is_file(text) or safe_eval.root_name(expression) not in names:
         return Path(text)
     try:
-        return safe_eval.evaluate(chain, names)
+        return safe_eval.evaluate(expression, names)
     except Exception as error:
         raise ConfigurationError(
             f"--image {shorten(text, 80)} failed: {safe_eval.describe_error(error)}.",
@@ -74,5 +253,36 @@ def _value(text: str, names: Mapping[str, object]) -> object:
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a text with a null character, or too long for a path
         return False
+
+
+def run_for_prompt(shell: InteractiveShell, cell: str) -> FilledPrompt:
+    """Run the user's cell for `--eval`; what it prints and its last expression are the prompt.
+
+    The cell runs as IPython would run it, except for `await` at its top level.
+
+    Raises
+    ------
+    Exception
+        What the cell raises.
+    UsageError
+        If the cell prints nothing.
+    """
+    __tracebackhide__ = True  # a traceback then begins with the user's cell
+    source = shell.transform_cell(cell)  # type: ignore[no-untyped-call]
+    # A file name from IPython's compiler lets tracebacks show the cell's lines.
+    name = shell.compile.cache(source, len(shell.user_ns["In"]) - 1, raw_code=cell)
+    tree = shell.transform_ast(ast.parse(source, name))  # type: ignore[no-untyped-call]
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    flags, value = shell.compile.flags, None
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(compile(tree, name, "exec", flags), shell.user_ns)  # noqa: S102 - the user's own cell
+        if last is not None:
+            expression = compile(ast.Expression(last.value), name, "eval", flags)
+            value = eval(expression, shell.user_ns)  # noqa: S307 - the same
+    shown = FilledPrompt("") if value is None else fill("{value}", {"value": value})
+    text = printed.getvalue() + shown.text
+    if not text.strip():
+        raise UsageError("%%codex --eval: the cell printed nothing, so there is no prompt to send")
+    return FilledPrompt(text.removesuffix("\n"), images=shown.images)

@@ -46,7 +46,7 @@ def test_a_cell_is_asked_for_each_row(server: Simulated, tmp_path: Path) -> None
         ran = cell.run("%%codex --map frame -o back\n[[echo: <{word}>]]")
         assert ran.status == "ok"
         assert "2 of 3 rows answered · 1 failed" in ran.plain
-        assert "nothing in its column" in ran.plain
+        assert "no value in its column" in ran.plain
         assert "<one>" not in ran.markdown  # it would be a tag
         assert "one" in ran.markdown
         assert cell.run("list(back['answer'].dropna())").plain == "['<one>', '<two>']"

@@ -82,7 +82,7 @@ def test_a_pandas_frame_gets_columns(room: Room) -> None:
     assert list(back.index) == [7, 8, 9]
     assert list(back["answer"]) == [1, 2, 3]
     assert list(back["answer_2"].fillna("")) == ["a", "", "c"]
-    assert "nothing in its column 'text'" in back["error_2"][8]
+    assert "no value in its column 'text'" in back["error_2"][8]
     assert back["input_tokens_2"].sum() > 0
     assert last().failed.keys() == {"8"}
 

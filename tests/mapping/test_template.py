@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.mapping.template import Template
+from nbcodex.templating import Template
 
 ROW: dict[str, Any] = {
     "text": "hello",
@@ -52,7 +52,7 @@ def test_values_are_not_read_again() -> None:
 @pytest.mark.parametrize("name", ["nothing", "nan", "na"])
 def test_an_empty_value_is_an_error(name: str) -> None:
     """Nobody pays for "Translate nan"."""
-    with pytest.raises(ConfigurationError, match="nothing in its column"):
+    with pytest.raises(ConfigurationError, match="no value in its column"):
         Template(f"{{{name}}}").fill(ROW)
 
 

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.notebook.prompt import fill
-from nbcodex.notebook.tables import COLUMNS, LARGEST, ROWS
+from nbcodex.notebook.variables import MAX_TABLE_CHARS, MAX_TABLE_COLUMNS, MAX_TABLE_ROWS, fill
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
@@ -372,15 +371,15 @@ def test_a_large_frame_is_cut_and_says_so() -> None:
     frame = Frame([f"c{i}" for i in range(25)], [tuple(range(25))] * 1000)
     lines = fill("{df}", {"df": frame}).text.splitlines()
     assert lines[-2:] == ["… 940 more rows", "… 5 more columns"]
-    assert len(lines) == 2 + ROWS + 2
-    assert {line.count("|") for line in lines[:-2]} == {COLUMNS + 1}
+    assert len(lines) == 2 + MAX_TABLE_ROWS + 2
+    assert {line.count("|") for line in lines[:-2]} == {MAX_TABLE_COLUMNS + 1}
 
 
 def test_a_wide_frame_is_cut_by_its_size() -> None:
     """Long cells leave out rows, so that a table stays within its limit."""
     frame = Frame([f"c{i}" for i in range(20)], [("y" * 999,) * 20] * 50)
     text = fill("{df}", {"df": frame}).text
-    assert len(text) < LARGEST + 1000
+    assert len(text) < MAX_TABLE_CHARS + 1000
     assert text.splitlines()[-1] == "… 46 more rows"
 
 
