@@ -1,1 +1,1 @@
-"""What the API says, and how it is asked: the sole user of the OpenAI SDK."""
+"""Requests to OpenAI's API and compatible servers, and their answers: the sole user of its SDK."""

@@ -1,29 +1,43 @@
-"""What a try yields: the words between the wire and the engine. Data, no deeds."""
+"""What an attempt yields, and the answer it ends in.
+
+Owns the stream events, the shapes of both APIs' answers and their usage figures. Everything in
+them comes from a server, so each value is checked for its type and cut before it is used.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from nbcodex.errors import shorten
 from nbcodex.models import Image, LimitSnapshot, StreamPosition, Usage
+from nbcodex.openai_api.redaction import Redactor
+
+MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
+
+# What the Responses API accepts of a reasoning item in its input (openai 3.54,
+# ResponseReasoningItemParam).
+_REASONING_FIELDS = ("type", "id", "summary", "encrypted_content")
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseStarted:
-    """The server let the request in: its headers are there, its answer begins.
+    """The server accepted the request: its headers are there, and the answer begins.
 
     Parameters
     ----------
     api : str
         ``responses`` or ``chat``.
     model : str or None
-        The model that was asked.
-    snapshot : Snapshot
-        The limits, as the headers tell them.
+        The requested model.
+    snapshot : LimitSnapshot
+        The limits that the headers state.
     simulated : bool
         Whether the simulator answers.
     request_id : str or None
-        The server's name for the request.
+        The server's id of the request.
     """
 
     api: str
@@ -41,6 +55,13 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the model's visible reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """The text that follows is the answer from its beginning, and replaces what came before."""
 
@@ -53,36 +74,29 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningDelta:
-    """More of the model's thinking aloud."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class CompletedAnswer:
-    """The finished answer; `text` is all the pieces joined.
+    """The finished answer; `text` is all the deltas joined.
 
     Parameters
     ----------
     text : str
         The answer.
     usage : Usage
-        The server's figures; unknown where the connection was lost after the last word.
+        The server's figures; unknown where the connection was lost after the last delta.
     model : str or None
-        The model that answered, in the server's words.
+        The model that answered, as the server names it.
     cut : str or None
-        Why it ends early.
+        Why the answer ends early.
     response_id : str or None
-        The server's name for the answer.
+        The server's id of the answer.
     reasoning : tuple of dict
         Encrypted reasoning items, to be sent before the next turn's input.
     images : tuple of Image
         The pictures that the model made.
     refused : bool
-        Whether the model says that it will not answer.
+        Whether the model refused to answer.
     simulated : bool
-        Whether it is known here that the simulator answered; of a stream, `Opened` says so.
+        Whether a batch file came from the simulator; for a stream, `ResponseStarted` says so.
     """
 
     text: str
@@ -96,9 +110,137 @@ class CompletedAnswer:
     simulated: bool = False
 
 
+# A `StreamPosition` says where a durable answer continues, after all text that was yielded before
+# it; between that text and its position the stream does not wait. The first one names the answer
+# before its text.
 StreamEvent = (
     ResponseStarted | StreamPosition | Reset | TextDelta | ReasoningDelta | Notice | CompletedAnswer
 )
-"""A `StreamPosition` says where a durable answer goes on, behind all text that was yielded before
-it: between that text and its mark the stream does not wait. The first one names the answer before
-its text."""
+
+
+@dataclass(slots=True)
+class RawAnswer:
+    """An answer as a reader collects it: it may still contain a secret that the server echoed."""
+
+    usage: Usage = field(default_factory=Usage)
+    model: str | None = None
+    cut: str | None = None
+    response_id: str | None = None
+    text: str = ""
+    reasoning: list[dict[str, Any]] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    refused: bool = False
+
+    def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
+        """Return the answer without secrets; `text` has been cleaned as it arrived."""
+        return CompletedAnswer(
+            text=text,
+            usage=self.usage,
+            model=redactor.clean(self.model) if self.model else None,
+            cut=redactor.clean(self.cut) if self.cut else None,
+            response_id=redactor.clean(self.response_id) if self.response_id else None,
+            reasoning=tuple(_returnable_reasoning(self.reasoning, redactor)),
+            images=tuple(self.images),
+            refused=self.refused,
+        )
+
+
+class AnswerReader(Protocol):
+    """Reads the events of one API."""
+
+    answer: RawAnswer
+    is_complete: bool
+    is_closed: bool  # nothing more can come
+    mark: StreamPosition | None  # where a durable answer continues after the last event
+
+    def read_event(self, name: str, data: str) -> tuple[str, str]:
+        """Return the text and the reasoning that an event adds; `answer` and the flags follow.
+
+        Raises
+        ------
+        AnswerFailedError
+            If the event says that the answer failed.
+        ValueError, RecursionError
+            If the event is not JSON.
+        """
+        ...
+
+    def read_body(self, payload: dict[str, Any]) -> None:
+        """Read an answer that came in one piece."""
+        ...
+
+
+def _returnable_reasoning(
+    items: Iterable[Mapping[str, Any]], redactor: Redactor
+) -> Iterator[dict[str, Any]]:
+    """Yield the reasoning items that can be sent back: encrypted, bounded, without a secret."""
+    remaining = MAX_REASONING_CHARS
+    for item in items:
+        kept = {name: item[name] for name in _REASONING_FIELDS if name in item}
+        text = json.dumps(kept)
+        remaining -= len(text)
+        if item.get("encrypted_content") and remaining >= 0 and redactor.clean(text) == text:
+            yield kept
+
+
+# Values of untrusted JSON.
+
+
+def read_usage(figures: object) -> Usage:
+    """Return the token figures of either API; implausible ones are unknown.
+
+    Source: ``usage`` in OpenAI's references of Responses (``input_tokens``) and Chat Completions
+    (``prompt_tokens``).
+    """
+    if not isinstance(figures, dict):
+        return Usage()
+    return Usage(
+        input_tokens=count_value(figures, "input_tokens", "prompt_tokens"),
+        cached_tokens=_usage_detail(figures, "input", "prompt", "cached_tokens"),
+        output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
+        reasoning_tokens=_usage_detail(figures, "output", "completion", "reasoning_tokens"),
+    )
+
+
+def _usage_detail(figures: dict[str, Any], *prefixes_and_name: str) -> int | None:
+    *prefixes, name = prefixes_and_name
+    for prefix in prefixes:
+        details = figures.get(f"{prefix}_tokens_details")
+        if isinstance(details, dict):
+            return count_value(details, name)
+    return None
+
+
+def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of some members if it is a plausible count."""
+    value = next((payload[name] for name in names if name in payload), None)
+    # Above 2**53, the widgets' JavaScript loses digits.
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        return None
+    return value
+
+
+def text_value(value: object) -> str:
+    """Return a string, with lone surrogates replaced: they cannot be encoded; else ""."""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def name_value(value: object) -> str | None:
+    """Return a short one-line string, or None."""
+    return (shorten(value, 100) or None) if isinstance(value, str) else None
+
+
+def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the objects in a list member; other elements are left out."""
+    found = payload.get(name)
+    return [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+
+
+def json_object(data: str) -> dict[str, Any]:
+    """Return a JSON object, or raise a ValueError or RecursionError."""
+    payload = json.loads(data)
+    if not isinstance(payload, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - handled like any other invalid JSON
+    return payload

@@ -1,7 +1,7 @@
-"""One HTTP try: a request goes out, text comes back, or exactly one of our errors.
+"""One attempt at a request: it is sent, and stream events come back, or exactly one of our errors.
 
-Owns the reading of the stream and its silence. Never tries twice for the same reason: whether
-another attempt is made is the engine's affair.
+Owns the exchange with a server, durable answers included. Never retries for the same reason:
+whether there is another attempt is the caller's decision.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from nbcodex.errors import (
     ModelError,
     NbcodexError,
     RequestError,
+    ServerError,
+    TransportError,
+    shorten,
 )
 from nbcodex.models import Request, StreamPosition
-from nbcodex.openai_api import (
-    api_client,
-    api_errors,
-    connections,
-    durable,
-    endpoints,
-    exchange,
-    rate_limits,
-    request_body,
-    responses,
-)
-from nbcodex.openai_api.answers import (
-    Notice,
-    StreamEvent,
-    TextDelta,
-)
-from nbcodex.openai_api.dialects import Dialects, Question
+from nbcodex.openai_api import answers, api_errors, connections, endpoints, rate_limits
+from nbcodex.openai_api.answers import Notice, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.stream import BEFORE_TEXT, BEFORE_WHOLE, whole_body
+from nbcodex.openai_api.request_body import (
+    NO_IMAGES_ADVICE,
+    SCHEMA_IN_PROMPT_NOTICE,
+    UNSTREAMED_NOTICE,
+    PreparedRequest,
+    ServerMemory,
+    asks_for_images,
+    check_params,
+)
+from nbcodex.openai_api.responses import ResponsesReader, safe_response_id
+from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream, read_body
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
@@ -46,26 +46,29 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncAPIResponse, AsyncOpenAI
 
-
 NOT_KEPT = "not durable: this server keeps no answers"
+CANCEL_TIMEOUT_S = 5.0
+
+# A server that refuses the retrieval of an answer like this does not have it, or not the call.
+_ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
 
 
 class ApiClient:
-    """The way to every server. Belongs to one event loop.
+    """Sends requests to any server. Belongs to one event loop.
 
     Parameters
     ----------
     clock : Clock
-        Dates the snapshots, and tells the wall time for waits given as dates.
+        Dates the limit snapshots; gives the wall time for waits that are stated as dates.
     transport : httpx2.AsyncBaseTransport or None
-        Stands in for the network.
+        Replaces the network in tests.
     """
 
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.clock = clock
         self._connections = connections.Connections(transport=transport)
-        self.dialects = Dialects()
-        self._only: dict[Endpoint, str] = {}
+        self.memory = ServerMemory()
+        self._only_models: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes; nothing is sent.
@@ -75,13 +78,12 @@ class ApiClient:
         Raises
         ------
         ConfigurationError
-            If a setting or a parameter makes no sense, no key is known, or the request contains
-            one.
+            If a setting or a parameter is invalid, no key is known, or the request contains one.
         """
-        request_body.check_params(request.params)
+        check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
-        client = self._connections.custom_now(settings.client)
+        client = self._connections.made_client(settings.client)
         own = connections.secrets_of(client) if client else []
         endpoints.check_texts(request, [*settings.secrets(), *own])
         if client is None:
@@ -90,50 +92,51 @@ class ApiClient:
         return connections.endpoint_of(client, settings.client)
 
     def bucket_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
-        """Return the name of the limits that a request draws on: a hash that tells nothing of them.
+        """Return the id of the limits that a request draws on: a hash that reveals nothing.
 
-        It is the same in all processes that have the same `salt`, but for custom clients.
+        Except for custom clients, it is the same in all processes that have the same `salt`.
         """
         return endpoints.bucket_id(endpoint, model, salt=salt)
 
     def detected_api(self, endpoint: Endpoint) -> str | None:
-        """Return which API a server was found to speak; None where it was not asked yet."""
-        return self.dialects.detected_api(endpoint.base_url)
+        """Return which API a server was found to have; None if it was not asked yet."""
+        return self.memory.detected_api(endpoint.base_url)
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
-        """Return the model to ask, which the user, the settings or the server names.
+        """Return the model that the user, the settings or the server names.
 
         Raises
         ------
         ConfigurationError
-            If nobody names one, or the server offers several.
+            If no model is named, or the server offers several.
         """
         named = request.model or settings.model
         if named and settings.client is None:
-            return _checked(named)
+            return _valid_model(named)
         endpoint, client = await self.client_for(request, settings)
         if named:
-            return _checked(named)
+            return _valid_model(named)
         if endpoint.kind == "openai":
             return DEFAULT_MODEL
         if endpoint.kind == "azure":
             raise ConfigurationError(
                 "On Azure, a model is named by its deployment.", advice="Use -m DEPLOYMENT."
             )
-        if endpoint not in self._only:
-            self._only[endpoint] = _only(await self._offered(client, settings), endpoint)
-        return self._only[endpoint]
+        if endpoint not in self._only_models:
+            names = await self._list_models(client, settings)
+            self._only_models[endpoint] = _only_model(names, endpoint)
+        return self._only_models[endpoint]
 
     async def list_models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that a server offers, sorted."""
         request = Request(prompt="", api_base=api_base)
         _, client = await self.client_for(request, settings)
-        return await self._offered(client, settings)
+        return await self._list_models(client, settings)
 
     async def stream(
         self, request: Request, settings: Settings, *, model: str
     ) -> AsyncGenerator[StreamEvent]:
-        """Send a request once, and yield what comes back: `Opened`, text, at last `Completed`.
+        """Send a request once; yield `ResponseStarted`, deltas, and at last `CompletedAnswer`.
 
         Parameters
         ----------
@@ -145,83 +148,86 @@ class ApiClient:
         Raises
         ------
         NbcodexError
-            Nothing else, but for the CancelledError of asyncio. The connection is closed then, as
-            it is before `Completed` is yielded.
+            Nothing else, except for asyncio's CancelledError. The connection is closed before, as
+            it is before `CompletedAnswer` is yielded.
         """
         endpoint, client = await self.client_for(request, settings)
-        redactor = exchange.redactor_for(settings, client)
-        question = self.dialects.question(request, settings, endpoint, _checked(model))
-        sent: rate_limits.Headers | None = None
+        redactor = connections.redactor_for(settings, client)
+        prepared = self.memory.prepare(request, settings, endpoint, _valid_model(model))
+        headers: rate_limits.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
-                response = await self._open(stack, client, question, settings)
-                sent = response.headers
-                self.dialects.learn(question)
-                reader = responses.reader(question.api, durable=question.durable)
-                yield exchange.opened(
-                    response, redactor, clock=self.clock, api=question.api, model=question.model
-                )
-                reading = exchange.begin(response, reader, client, settings)
-                async with contextlib.aclosing(exchange.pieces(reading, redactor)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+                response = await self._send(stack, client, prepared, settings)
+                headers = response.headers
+                self.memory.learn(prepared)
+                yield self._started(response, redactor, api=prepared.api, model=prepared.model)
+                is_chat = prepared.api == "chat"
+                reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
+                stream = _answer_stream(response, reader, client, settings)
+                async with contextlib.aclosing(stream.events()) as events:
+                    async for event in events:
+                        yield event
         except Exception as error:
-            failure, cause = self.translate(error, redactor, sent)
-            if request_body.asks_for_images(request.params) and isinstance(
-                failure, RequestError | ModelError
-            ):
-                failure.advice = request_body.NO_IMAGES_ADVICE
+            failure, cause = self.translate(error, redactor, headers)
+            if asks_for_images(request.params) and isinstance(failure, RequestError | ModelError):
+                failure.advice = NO_IMAGES_ADVICE
             raise failure from cause
-        if request.durable and reading.mark is None and self.dialects.forgo(question):
-            yield Notice(api_client.NOT_KEPT)
-        if question.in_one_piece:
-            yield Notice(request_body.UNSTREAMED)
-        if question.in_words:
-            yield Notice(request_body.NO_MODE)
-        yield exchange.completed(reading.text, reader.ending, redactor)
+        if request.durable and reader.mark is None and self.memory.mark_not_durable(prepared):
+            yield Notice(NOT_KEPT)
+        if prepared.is_unstreamed:
+            yield Notice(UNSTREAMED_NOTICE)
+        if prepared.has_schema_in_prompt:
+            yield Notice(SCHEMA_IN_PROMPT_NOTICE)
+        yield reader.answer.completed(stream.text, redactor)
 
     async def resume_stream(
         self, request: Request, settings: Settings, *, mark: StreamPosition, text: str
     ) -> AsyncGenerator[StreamEvent]:
-        """Go on with a durable answer, at no further charge; yield what `stream` yields.
+        """Continue a durable answer, at no further charge; yield what `stream` yields.
+
+        The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first with
+        ``stream`` and ``starting_after``, then for the answer as it stands.
 
         Parameters
         ----------
-        mark : Mark
-            Where it goes on.
+        mark : StreamPosition
+            Where it continues.
         text : str
-            The answer up to there, which `Completed` holds, too.
+            The answer up to there, which `CompletedAnswer` also contains.
 
         Raises
         ------
         GoneError
-            If the answer is lost, so that only asking anew can help.
+            If the answer is lost, so that only sending the request again can help.
         NbcodexError
             Anything else that goes wrong.
         """
-        if durable.usable(mark.response_id) is None:
-            raise GoneError("The answer is lost: the journal has no name for it.")
+        if safe_response_id(mark.response_id) is None:
+            raise GoneError("The answer is lost: the journal has no valid id for it.")
         _, client = await self.client_for(request, settings)
-        redactor, start = exchange.redactor_for(settings, client), mark
-        for call in (durable.streamed, durable.fetched):
-            going_on = exchange.go_on(
-                call(client, mark), client, settings, clock=self.clock, mark=mark, text=text
-            )
+        redactor, start = connections.redactor_for(settings, client), mark
+        for streamed in (True, False):
             try:
-                async with contextlib.aclosing(going_on) as pieces:
-                    async for piece in pieces:
-                        match piece:
+                async with contextlib.aclosing(
+                    self._retrieve(client, settings, mark=mark, text=text, streamed=streamed)
+                ) as events:
+                    async for event in events:
+                        match event:
                             case StreamPosition():
-                                mark = piece
+                                mark = event
                             case TextDelta(more):
                                 text += more
-                        yield piece
+                        yield event
             except Exception as error:
                 failure, cause = self.translate(error, redactor)
-                is_open = durable.tells_nothing(error, failure, moved=mark != start)
-                if call is durable.streamed and is_open:
+                is_lost = isinstance(error, AnswerFailedError) or _is_unknown(error)
+                is_disconnected = isinstance(failure, TransportError | ServerError)
+                # The answer may still be there when its stream fails: the server may have dropped
+                # its events, a cancelled answer's stream merely ends, and an `error` event may
+                # concern the stream or the answer.
+                if streamed and (is_lost or (is_disconnected and mark == start)):
                     continue
-                if isinstance(error, api_errors.FailedError) or durable.refused(error):
+                if is_lost:
                     raise GoneError(f"The answer is lost. {failure.message}") from cause
                 raise failure from cause
             else:
@@ -230,32 +236,12 @@ class ApiClient:
     async def cancel_response(
         self, request: Request, settings: Settings, *, mark: StreamPosition
     ) -> None:
-        """Tell the server that a durable answer is not wanted any more: it may never hear of it."""
+        """End a durable answer at the server, if it can be reached in a few seconds."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(durable.CANCELLING):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
                 _, client = await self.client_for(request, settings)
-                async with durable.cancelled(client, mark):
+                async with client.responses.with_streaming_response.cancel(mark.response_id):
                     pass
-
-    async def _open(
-        self,
-        stack: contextlib.AsyncExitStack,
-        client: AsyncOpenAI,
-        question: Question,
-        settings: Settings,
-    ) -> AsyncAPIResponse[Any]:
-        """Send the request; in another way, where the server turns out not to take the first."""
-        while True:
-            try:
-                patience = BEFORE_WHOLE if question.in_one_piece else BEFORE_TEXT
-                async with asyncio.timeout(settings.idle_timeout * patience):
-                    return await stack.enter_async_context(_call(client, question))
-            except Exception as error:
-                if question.rephrase(error):
-                    continue
-                if settings.client and not api_errors.is_known(error):
-                    raise connections.failed(error) from None
-                raise
 
     async def close(self) -> None:
         """Close every connection."""
@@ -268,67 +254,154 @@ class ApiClient:
         if settings.client is None or request.api_base is not None:
             endpoint = self.endpoint(request, settings)
             return endpoint, self._connections.client(endpoint)
-        client = await self._connections.custom(settings.client)
+        client = await self._connections.custom_client(settings.client)
         return self.endpoint(request, settings), client
 
-    async def _offered(self, client: AsyncOpenAI, settings: Settings) -> list[str]:
-        """Ask the server for its models."""
-        redactor = exchange.redactor_for(settings, client)
+    def translate(
+        self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
+    ) -> tuple[NbcodexError, BaseException | None]:
+        """Return one of our errors, and its cause if that can be shown: nothing with a secret."""
+        failure = api_errors.from_exception(
+            error, wall=self.clock.wall(), headers=headers, clean=redactor.clean
+        )
+        response = getattr(error, "response", None)
+        if response is not None:
+            failure.simulated = rate_limits.is_simulated(response.headers)
+            failure.snapshot = failure.snapshot or rate_limits.read_snapshot(
+                response.headers, at=self.clock.now(), clean=redactor.clean
+            )
+        if failure is error:
+            return failure, error.__cause__
+        shown = " ".join(api_errors.exception_messages(error))
+        return failure, error if redactor.clean(shown) == shown else None
+
+    async def _send(
+        self,
+        stack: contextlib.AsyncExitStack,
+        client: AsyncOpenAI,
+        prepared: PreparedRequest,
+        settings: Settings,
+    ) -> AsyncAPIResponse[Any]:
+        """Send the request, adapted to what the server turns out not to accept."""
+        while True:
+            try:
+                factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
+                async with asyncio.timeout(settings.idle_timeout * factor):
+                    return await stack.enter_async_context(_create(client, prepared))
+            except Exception as error:
+                if prepared.adapt(error):
+                    continue
+                if settings.client and not api_errors.is_api_exception(error):
+                    raise connections.factory_error(error) from None
+                raise
+
+    async def _retrieve(
+        self,
+        client: AsyncOpenAI,
+        settings: Settings,
+        *,
+        mark: StreamPosition,
+        text: str,
+        streamed: bool,
+    ) -> AsyncGenerator[StreamEvent]:
+        """Yield what one call returns of a durable answer, whether that is its rest or all."""
+        retrieve = client.responses.with_streaming_response.retrieve
+        call: Any
+        if not streamed:
+            call = retrieve(mark.response_id)
+        elif mark.sequence is None:
+            call = retrieve(mark.response_id, stream=True)
+        else:
+            call = retrieve(mark.response_id, stream=True, starting_after=mark.sequence)
+        redactor = connections.redactor_for(settings, client)
+        reader = ResponsesReader(durable=True, mark=mark)
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(settings.idle_timeout):
+                response = await stack.enter_async_context(call)
+            yield self._started(response, redactor, api="responses", model=None)
+            stream = _answer_stream(response, reader, client, settings, resumed_text=text)
+            async with contextlib.aclosing(stream.events()) as events:
+                async for event in events:
+                    yield event
+        yield reader.answer.completed(stream.text, redactor)
+
+    def _started(
+        self, response: AsyncAPIResponse[Any], redactor: Redactor, *, api: str, model: str | None
+    ) -> ResponseStarted:
+        headers = dict(response.headers.items())  # httpx2's own are searched one by one
+        request_id = redactor.clean(headers.get("x-request-id", ""))
+        now = self.clock.now()
+        return ResponseStarted(
+            api=api,
+            model=model,
+            snapshot=rate_limits.read_snapshot(headers, at=now, clean=redactor.clean),
+            simulated=rate_limits.is_simulated(headers),
+            request_id=shorten(request_id, 100) or None,
+        )
+
+    async def _list_models(self, client: AsyncOpenAI, settings: Settings) -> list[str]:
+        redactor = connections.redactor_for(settings, client)
         try:
             async with (
                 asyncio.timeout(settings.idle_timeout),
                 client.models.with_streaming_response.list() as response,
             ):
-                body = await whole_body(response.iter_bytes())
-            return [redactor.clean(name) for name in responses.model_names(body)]
+                body = await read_body(response.iter_bytes())
+            payload = answers.json_object(body.decode("utf-8", "replace"))
         except Exception as error:
             failure, cause = self.translate(error, redactor)
             raise failure from cause
-
-    def translate(
-        self, error: Exception, redactor: Redactor, sent: rate_limits.Headers | None = None
-    ) -> tuple[NbcodexError, BaseException | None]:
-        """Return one of our errors, and what may be shown as its cause: nothing with a secret."""
-        failure = api_errors.from_exception(
-            error, wall=self.clock.wall(), headers=sent, clean=redactor.clean
-        )
-        response = getattr(error, "response", None)
-        if failure.snapshot is None and response is not None:
-            failure.snapshot = rate_limits.snapshot(
-                response.headers, at=self.clock.now(), clean=redactor.clean
-            )
-        if response is not None:
-            failure.simulated = rate_limits.is_simulated(response.headers)
-        if failure is error:
-            return failure, error.__cause__
-        shown = " ".join(api_errors.chain(error))
-        return failure, error if redactor.clean(shown) == shown else None
+        models = answers.dict_items(payload, "data")
+        names = {name for model in models if (name := answers.name_value(model.get("id")))}
+        return [redactor.clean(name) for name in sorted(names)]
 
 
-def _call(client: AsyncOpenAI, question: Question) -> Any:
-    """Return the call of the SDK that sends a question, as a context that closes its response."""
-    body = question.body
-    # What is named is looked through for the SDK's own types, at a tenth of a request's cost: only
-    # what it asks for by name is.
-    if question.api == "responses":
+def _create(client: AsyncOpenAI, prepared: PreparedRequest) -> Any:
+    """Return the SDK's call that sends a request, as a context that closes its response."""
+    body = prepared.body
+    # The SDK transforms what is passed by name through its own types, which is a tenth of a
+    # request's cost: only what it requires by name is passed so.
+    if prepared.api == "responses":
         return client.responses.with_streaming_response.create(extra_body=body)
     named = {name: body.pop(name) for name in ("model", "stream", "messages") if name in body}
     return client.chat.completions.with_streaming_response.create(**named, extra_body=body)
 
 
-def _checked(model: str) -> str:
-    """Return a model's name, or raise if it cannot be one."""
+def _answer_stream(
+    response: AsyncAPIResponse[Any],
+    reader: answers.AnswerReader,
+    client: AsyncOpenAI,
+    settings: Settings,
+    *,
+    resumed_text: str | None = None,
+) -> AnswerStream:
+    return AnswerStream(
+        response.iter_bytes(),
+        reader,
+        text_redactor=connections.redactor_for(settings, client),
+        reasoning_redactor=connections.redactor_for(settings, client),
+        idle_timeout=settings.idle_timeout,
+        resumed_text=resumed_text,
+    )
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether the server does not know the answer, or not the call."""
+    return getattr(error, "status_code", None) in _ANSWER_UNKNOWN
+
+
+def _valid_model(model: str) -> str:
     if not model.isprintable() or not model.strip() or len(model) > 256:
-        raise ConfigurationError("The model's name is no name.", advice="See `%codex models`.")
+        raise ConfigurationError("Invalid model name.", advice="See `%codex models`.")
     return model
 
 
-def _only(names: list[str], endpoint: Endpoint) -> str:
+def _only_model(names: list[str], endpoint: Endpoint) -> str:
     """Return the one name of a list, or raise a ConfigurationError that shows the others."""
     if len(names) == 1:
         return names[0]
     some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     raise ConfigurationError(
         f"{endpoint.host} offers {some}." if names else f"{endpoint.host} offers no model.",
-        advice="Name one with -m, or in NBCODEX_MODEL.",
+        advice="Set one with -m, or in NBCODEX_MODEL.",
     )

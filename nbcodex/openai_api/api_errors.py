@@ -1,12 +1,14 @@
-"""Turns whatever goes wrong on the wire into exactly one of our errors.
+"""Turns whatever goes wrong with a request into exactly one of our errors.
 
-Owns the verdict whether another attempt can help. Pure: it neither sends nor waits. Everything the
-server says is hostile: read only so far, put on one short line, and cleaned of our secrets.
+Owns the decision whether another attempt can help. Pure: it neither sends nor waits. Everything in
+an error comes from a server: it is cut, cleaned of our secrets and put on one printable line.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,27 +27,29 @@ from nbcodex.errors import (
     shorten,
 )
 from nbcodex.models import Limit
-from nbcodex.openai_api import messages
-from nbcodex.openai_api.codes import (
-    ADVICE,
-    CREDENTIALS,
-    LIMIT,
-    MODEL,
-    OVERLOADED,
-    QUOTA,
-    REQUEST,
-    REQUEST_STARTS,
-    TOO_LARGE,
-    TOO_LARGE_WORDS,
-)
-from nbcodex.openai_api.complaints import Clean, ErrorInfo, heard, parsed
-from nbcodex.openai_api.rate_limits import Headers, stated_wait
+from nbcodex.openai_api import dialects, rate_limits
+from nbcodex.openai_api.rate_limits import MAX_MESSAGE_CHARS, Headers
 
-_DEEPEST = 16
-_CERTIFICATES = "Name the file with your organisation's certificates in SSL_CERT_FILE."
+CleanText = Callable[[str], str]  # removes secrets
+
+MAX_ERROR_BODY_CHARS = 1_000_000
+_MAX_CAUSES = 16  # exceptions can be chained in a circle
+_ADVICE: dict[type[NbcodexError], str] = {
+    LimitError: "It is retried automatically; a lower --max-output needs less of the limit.",
+    OverloadedError: "It is retried automatically; another model may be less busy.",
+    ServerError: "It is retried automatically; if it persists, see the provider's status page.",
+    TransportError: "It is retried automatically; check the network, the VPN or the proxy.",
+    QuotaError: "Waiting does not help: add credit, or raise the budget, at the provider.",
+    TooLargeError: "Shorten the prompt, lower --max-output, or use a model with a larger limit.",
+    CredentialsError: "`%codex login` sets another key; this key may lack access to the model.",
+    ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
+    RequestError: "Change the prompt or the options; as it is, it can never succeed.",
+}
+_CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
+_BAD_JSON = "The server sent something that is not valid JSON."
 
 
-class FailedError(Exception):
+class AnswerFailedError(Exception):
     """The stream says that the answer failed.
 
     Parameters
@@ -62,33 +66,83 @@ class FailedError(Exception):
         self.final = final
 
 
-def from_status(
-    status: int, headers: Headers, body: bytes | str, *, wall: float, clean: Clean = str
-) -> NbcodexError:
-    """Return the error that an HTTP status other than 200 stands for.
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An error as the server describes it, safe to show.
 
     Parameters
     ----------
-    status : int
-        The HTTP status.
-    headers : mapping
-        Of the response.
-    body : bytes or str
-        Of the response, as it came.
+    status : int or None
+        The HTTP status, or what a gateway writes in its place.
+    code, kind, message : str
+        The error's ``code``, ``type`` and ``message``; empty where there is none.
+    is_page : bool
+        Whether it is a web page.
+    """
+
+    status: int | None = None
+    code: str = ""
+    kind: str = ""
+    message: str = ""
+    is_page: bool = False
+
+    @property
+    def codes(self) -> set[str]:
+        """Code and type, as they are compared."""
+        return {self.code.lower(), self.kind.lower()}
+
+    @property
+    def is_request_fault(self) -> bool:
+        """Whether an error without a status is the request's own fault."""
+        return self.status is None and (
+            bool(self.codes & dialects.REQUEST_CODES)
+            or any(
+                code.startswith(dialects.REQUEST_CODE_PREFIXES)
+                or code.endswith(dialects.REQUEST_CODE_SUFFIXES)
+                for code in self.codes
+            )
+        )
+
+    def sentence(self, words: str) -> str:
+        """Return our words, then the server's."""
+        status = f" (HTTP {self.status})" if self.status is not None else ""
+        stated = "it sent a web page instead of an answer" if self.is_page else self.message
+        stated = stated or self.code or self.kind
+        stop = "" if stated.endswith((".", "!", "?")) else "."
+        return shorten(f"{words}{status}: {stated}{stop}" if stated else f"{words}{status}.")
+
+
+# Sources of errors.
+
+
+def from_status(
+    status: int, headers: Headers, body: bytes | str, *, wall: float, clean: CleanText = str
+) -> NbcodexError:
+    """Return the error for an HTTP status other than 200.
+
+    Parameters
+    ----------
+    status, headers, body
+        The response.
     wall : float
         Seconds since the epoch, for waits that are given as a date.
     clean : callable
         Removes secrets from a text.
     """
     if 300 <= status < 400:
-        return _redirected(status, clean(headers.get("location", "")))
-    return _verdict(heard(parsed(body), clean, status=status), headers, wall)
+        return _redirected(clean(headers.get("location", "")), status)
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    try:
+        payload: object = json.loads(text)
+    except (ValueError, RecursionError):
+        payload = text
+    return _classify(_describe(payload, clean, status=status), headers, wall)
 
 
 def from_event(
-    payload: object, headers: Headers, *, wall: float, clean: Clean = str
+    payload: object, headers: Headers, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error that an event of a stream stands for: nested, flat, or a failed response.
+    """Return the error for an event of a stream: nested, flat, or a failed response.
 
     Parameters
     ----------
@@ -97,13 +151,13 @@ def from_event(
     headers : mapping
         Of the response that the stream came with: Azure states the wait there.
     """
-    return _verdict(heard(payload, clean), headers, wall)
+    return _classify(_describe(payload, clean), headers, wall)
 
 
 def from_exception(
-    error: BaseException, *, wall: float, headers: Headers | None = None, clean: Clean = str
+    error: BaseException, *, wall: float, headers: Headers | None = None, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error that an exception of the SDK, of HTTP or of decoding stands for."""
+    """Return the error for an exception of the SDK, of HTTP or of decoding."""
     import httpx2
     import openai
 
@@ -112,50 +166,35 @@ def from_exception(
             return error
         case openai.APIStatusError():
             response = error.response
-            return from_status(
-                response.status_code, response.headers, _content(response), wall=wall, clean=clean
-            )
+            body = _body_of(response)
+            return from_status(response.status_code, response.headers, body, wall=wall, clean=clean)
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
-            return _cut_off(error, "The server did not answer in time.")
+            return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
-            why = _why(error, clean)
-            advice = _CERTIFICATES if "CERTIFICATE" in why else ""
-            return _cut_off(error, f"The connection to the server failed{why}.", advice=advice)
-        case openai.APIError():
+            reason = _reason(error, clean)
+            advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
+            return _disconnected(
+                error, f"The connection to the server failed{reason}.", advice=advice
+            )
+        case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)
-        case FailedError():
+        case AnswerFailedError():
             return from_event(error.payload, headers or {}, wall=wall, clean=clean)
         case openai.OpenAIError():
             return ConfigurationError(
-                f"The SDK cannot send the request{_why(error, clean)}.",
-                advice="Look at the key, or at the client that Codex.client makes.",
+                f"The SDK cannot send the request{_reason(error, clean)}.",
+                advice="Check the key, or the client that Codex.client returns.",
             )
         case httpx2.HTTPError() | httpx2.StreamError():
-            return broken(f"The answer could not be read{_why(error, clean)}.")
+            return broken_connection(f"The answer could not be read{_reason(error, clean)}.")
         case json.JSONDecodeError() | UnicodeError() | RecursionError() | ValueError():
-            return nonsense("The server sent something that is no valid JSON.")
+            return invalid_json()
         case _:
-            return nonsense(f"The answer makes no sense ({type(error).__name__}).")
+            return invalid_answer(f"The answer cannot be understood ({type(error).__name__}).")
 
 
-def _cut_off(error: BaseException, message: str, *, advice: str = "") -> TransportError:
-    """Return the error of a connection that failed; before there was one, nothing is paid."""
-    failure = broken(message, advice=advice)
-    failure.refused = _is_unconnected(error)
-    failure.was_sent = not failure.refused
-    return failure
-
-
-def _is_unconnected(error: BaseException) -> bool:
-    """Whether there was no connection yet, so that nothing can have been sent."""
-    import httpx2
-
-    unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
-    return isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
-
-
-def is_known(error: Exception) -> bool:
-    """Whether an exception is the wire's own kind, not one of a user's token provider."""
+def is_api_exception(error: Exception) -> bool:
+    """Whether an exception is of HTTP or the SDK, not of a user's token provider."""
     import httpx2
     import openai
 
@@ -164,98 +203,157 @@ def is_known(error: Exception) -> bool:
     )
 
 
-def broken(message: str, *, advice: str = "") -> TransportError:
-    """Return the error of a connection that failed, broke or fell silent."""
-    return TransportError(message, advice=advice or ADVICE[TransportError])
+def exception_messages(error: BaseException) -> list[str]:
+    """Return the messages of an exception and its causes, the deepest last."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(messages) < _MAX_CAUSES:
+        messages.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return messages
 
 
-def nonsense(message: str) -> ServerError:
-    """Return the error of an answer that makes no sense."""
-    return ServerError(message, advice=ADVICE[ServerError])
+def broken_connection(message: str, *, advice: str = "") -> TransportError:
+    """Return the error for a connection that failed, broke or went silent."""
+    return TransportError(message, advice=advice or _ADVICE[TransportError])
 
 
-def _verdict(told: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
-    """Decide, the most particular first: what can never succeed must not be tried again."""
-    names, status = told.names, told.status
-    lower = told.message.lower()
-    if names & QUOTA or status == 402:
-        return _permanent(QuotaError, told, "The account has no credit left")
-    limit = messages.limit(told.message, kind=told.kind)
-    refused = status == 429 or bool(names & LIMIT)
-    too_large = (status or 400) < 500 and any(word in lower for word in TOO_LARGE_WORDS)
-    if too_large or names & TOO_LARGE or status == 413:
-        return _too_large(told, limit)
-    if refused and limit.limit and limit.requested and limit.requested > limit.limit:
-        return _too_large(told, limit)
-    if names & MODEL:
-        return _permanent(ModelError, told, "The server knows no such model")
-    wait = stated_wait(headers, wall=wall) or messages.stated_wait(told.message)
-    if names & OVERLOADED or status in {503, 529}:
-        message = _sentence("The server is overloaded", told)
-        return OverloadedError(message, advice=ADVICE[OverloadedError], wait=wait)
-    if refused:
-        wait = wait or messages.reckoned_wait(limit)
-        return LimitError(_refusal(told, limit), limit=limit, advice=ADVICE[LimitError], wait=wait)
-    if status in {401, 403, 407} or names & CREDENTIALS:
-        return _permanent(CredentialsError, told, "The server does not accept the key")
+def invalid_answer(message: str) -> ServerError:
+    """Return the error for an answer that does not follow the protocol."""
+    return ServerError(message, advice=_ADVICE[ServerError])
+
+
+def invalid_json() -> ServerError:
+    """Return the error for an answer that is not JSON."""
+    return invalid_answer(_BAD_JSON)
+
+
+# What the server says.
+
+
+def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
+    """Find code, type and message in any of the shapes that servers use."""
+    if isinstance(payload, list) and payload:
+        payload = payload[0]
+    if isinstance(payload, str):
+        is_page = payload.lstrip("\ufeff \t\r\n")[:1] == "<"
+        message = "" if is_page else _line(payload, clean)
+        return ErrorInfo(status=status, message=message, is_page=is_page)
+    details = _error_part(payload)
+    if isinstance(details, str):
+        return ErrorInfo(status=status, message=_line(details, clean))
+    code = _line(details.get("code"), clean)[:100]
+    stated = details.get("message") or details.get("detail") or details.get("msg")
+    # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
+    as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
+    return ErrorInfo(
+        status=as_status if status is None else status,
+        code=code,
+        kind=_line(details.get("type"), clean)[:100],
+        message=_line(stated, clean),
+    )
+
+
+def _error_part(payload: object) -> Mapping[str, Any] | str:
+    """Return the part that describes the error: the payload, its error or its response's error."""
+    for _ in range(3):
+        if not isinstance(payload, dict):
+            break
+        inner = payload.get("error") or payload.get("response")
+        if not isinstance(inner, dict | str) or not inner:
+            return payload
+        payload = inner
+    return payload if isinstance(payload, dict | str) else {}
+
+
+def _line(value: object, clean: CleanText) -> str:
+    """Return a value of any type on one line, cut before anything expensive is done."""
+    if value is None or isinstance(value, dict | bool):
+        return ""
+    if isinstance(value, list):  # FastAPI's validation errors (vLLM)
+        entries = (f"{v.get('msg')}: {v.get('loc')}" for v in value if isinstance(v, dict))
+        value = str(next(entries, ""))
+    if isinstance(value, int) and abs(value) > 2**63:
+        return ""  # its digits alone could take minutes to compute
+    # A cut through a secret would leave half of it: clean far beyond what can be shown.
+    text = clean(str(value)[:MAX_ERROR_BODY_CHARS])
+    return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
+
+
+# What it means.
+
+
+def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
+    """Decide which error it is, the most specific first.
+
+    The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
+    must never be retried.
+    """
+    codes, status, lower = info.codes, info.status, info.message.lower()
+    if codes & dialects.QUOTA_CODES or status == 402:
+        return _permanent(QuotaError, info, "The account has no credit left")
+    limit = rate_limits.limit_in_message(info.message, kind=info.kind)
+    is_refusal = status == 429 or bool(codes & dialects.LIMIT_CODES)
+    # A 5xx page can talk about a context window that has nothing to do with the request.
+    says_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)
+    if says_too_large or codes & dialects.TOO_LARGE_CODES or status == 413:
+        return _too_large(info, limit)
+    if is_refusal and limit.limit and limit.requested and limit.requested > limit.limit:
+        return _too_large(info, limit)
+    if codes & dialects.MODEL_CODES:
+        return _permanent(ModelError, info, "The server does not have this model")
+    wait = rate_limits.wait_in_headers(headers, wall=wall) or rate_limits.wait_in_message(
+        info.message
+    )
+    if codes & dialects.OVERLOADED_CODES or status in {503, 529}:
+        message = info.sentence("The server is overloaded")
+        return OverloadedError(message, advice=_ADVICE[OverloadedError], wait=wait)
+    if is_refusal:
+        wait = wait or rate_limits.computed_wait(limit)
+        message = _limit_message(info, limit)
+        return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
+    if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
+        return _permanent(CredentialsError, info, "The server does not accept the key")
     if status == 404:
-        return _permanent(ModelError, told, "The server knows no such model or address")
+        return _permanent(ModelError, info, "The server does not have this model or address")
     if status in {408, 409, 425}:
-        message = _sentence("The server asks to try again", told)
-        return ServerError(message, advice=ADVICE[ServerError], wait=wait)
-    if (status is not None and 400 <= status < 500) or _is_request(told):
-        return _permanent(RequestError, told, "The server rejects the request")
-    message = _sentence("The server failed", told)
-    failure = ServerError(message, advice=ADVICE[ServerError], wait=wait)
-    # Behind a gateway that gives up, the server may have made an answer for all that.
+        message = info.sentence("The server asks to try again")
+        return ServerError(message, advice=_ADVICE[ServerError], wait=wait)
+    if (status is not None and 400 <= status < 500) or info.is_request_fault:
+        return _permanent(RequestError, info, "The server rejects the request")
+    failure = ServerError(
+        info.sentence("The server failed"), advice=_ADVICE[ServerError], wait=wait
+    )
+    # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.refused = status in {500, 501}
     return failure
 
 
-def _is_request(told: ErrorInfo) -> bool:
-    """Whether an error without a status is the request's own fault."""
-    if told.status is not None:
-        return False
-    return bool(told.names & REQUEST) or any(
-        name.startswith(REQUEST_STARTS) or name.endswith(("_policy", "policy_violation"))
-        for name in told.names
-    )
-
-
-def _permanent(kind: type[Any], told: ErrorInfo, words: str) -> NbcodexError:
-    error: NbcodexError = kind(_sentence(words, told), advice=ADVICE[kind])
+def _permanent(kind: type[Any], info: ErrorInfo, words: str) -> NbcodexError:
+    error: NbcodexError = kind(info.sentence(words), advice=_ADVICE[kind])
     return error
 
 
-def _too_large(told: ErrorInfo, limit: Limit) -> TooLargeError:
+def _too_large(info: ErrorInfo, limit: Limit) -> TooLargeError:
     words = "The request is too large"
     if limit.limit and limit.requested and limit.requested > limit.limit:
         over = limit.requested - limit.limit
         message = f"{words}: {over:,.0f} over the limit of {limit.limit:,.0f} {limit.name}."
     else:
-        message = _sentence(words, told)
+        message = info.sentence(words)
     known = limit if limit.limit is not None else None
-    return TooLargeError(message, advice=ADVICE[TooLargeError], limit=known)
+    return TooLargeError(message, advice=_ADVICE[TooLargeError], limit=known)
 
 
-def _refusal(told: ErrorInfo, limit: Limit) -> str:
-    """Say which limit was reached: in our words where its figures are known."""
+def _limit_message(info: ErrorInfo, limit: Limit) -> str:
+    """Say which limit was reached, in our words where its figures are known."""
     if limit.limit is None:
-        return _sentence("The server's rate limit is reached", told)
+        return info.sentence("The server's rate limit is reached")
     model = f" for {limit.model}" if limit.model else ""
     return f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
 
 
-def _sentence(words: str, told: ErrorInfo) -> str:
-    """Return our words, then the server's."""
-    status = f" (HTTP {told.status})" if told.status is not None else ""
-    said = "it sent a web page instead of an answer" if told.page else told.message
-    said = said or told.code or told.kind
-    stop = "" if said.endswith((".", "!", "?")) else "."
-    return shorten(f"{words}{status}: {said}{stop}" if said else f"{words}{status}.")
-
-
-def _redirected(status: int, location: str) -> RequestError:
+def _redirected(location: str, status: int) -> RequestError:
     try:
         host = shorten(urlsplit(location).netloc.rpartition("@")[2], 100)
     except ValueError:
@@ -267,7 +365,18 @@ def _redirected(status: int, location: str) -> RequestError:
     )
 
 
-def _content(response: Any) -> bytes:
+def _disconnected(error: BaseException, message: str, *, advice: str = "") -> TransportError:
+    """Return the error of a connection that failed; one that was never made costs nothing."""
+    import httpx2
+
+    unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
+    failure = broken_connection(message, advice=advice)
+    failure.refused = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
+    failure.was_sent = not failure.refused
+    return failure
+
+
+def _body_of(response: Any) -> bytes:
     """Return what was read of a response's body."""
     try:
         content = response.content
@@ -276,17 +385,7 @@ def _content(response: Any) -> bytes:
     return content if isinstance(content, bytes) else b""
 
 
-def chain(error: BaseException) -> list[str]:
-    """Return what an exception and its causes say, the deepest last."""
-    said: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(said) < _DEEPEST:
-        said.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    return said
-
-
-def _why(error: BaseException, clean: Clean) -> str:
+def _reason(error: BaseException, clean: CleanText) -> str:
     """Return the deepest reason of a connection error, in brackets."""
-    words = shorten(clean(chain(error)[-1][:1000]), 160)
+    words = shorten(clean(exception_messages(error)[-1][:1000]), 160)
     return f" ({words})" if words else f" ({type(error).__name__})"

@@ -1,7 +1,7 @@
-"""The provider's Batch API: many requests handed in as a file, their answers fetched as another.
+"""The provider's Batch API: many requests uploaded as a file, their answers fetched as another.
 
-Owns the shapes of files and batches (OpenAI's reference of the Files and the Batch API), and the
-reading of answers, which are as hostile here as anywhere. Never tries twice.
+Owns the shapes of files and batches (OpenAI's references "Files" and "Batch") and the reading of
+their answers, which are as untrusted as any other. Never retries.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
-from nbcodex.openai_api import api_errors, exchange, rate_limits, responses
-from nbcodex.openai_api.answers import CompletedAnswer
-from nbcodex.openai_api.dialects import Spoken
+from nbcodex.openai_api import api_errors, rate_limits
+from nbcodex.openai_api.answers import CompletedAnswer, count_value, dict_items
+from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.chat import ChatReader
+from nbcodex.openai_api.connections import redactor_for
 from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.stream import let_go
+from nbcodex.openai_api.request_body import DetectedApi
+from nbcodex.openai_api.responses import ResponsesReader
+from nbcodex.openai_api.stream import close_body
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,40 +30,43 @@ if TYPE_CHECKING:
 
     from nbcodex.openai_api.api_client import ApiClient
 
-MAX_BATCH_REQUESTS, MAX_BATCH_BYTES = 50_000, 190_000_000
-"""What one batch may hold (OpenAI allows 200 MB; a little is left for the form around it)."""
-BATCH_PRICE_FACTOR = 0.5
-"""What an answer of a batch costs of one that is asked for at once (OpenAI's price list)."""
-LONGEST_LINE = 32_000_000
-_PATHS: dict[Spoken, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
-_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-_QUEUE_FULL = "token_limit_exceeded"
-_STREAMING = ("stream", "stream_options")
+ResultT = TypeVar("ResultT")
+
+MAX_BATCH_REQUESTS = 50_000
+MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB; the rest is for the form around the file
+BATCH_PRICE_FACTOR = 0.5  # relative to the price of a live request (OpenAI's price list)
+
+_MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
+_MAX_LISTED_ERRORS = 3
+_PATHS: dict[DetectedApi, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
+_FINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
+_QUEUE_FULL_CODE = "token_limit_exceeded"  # the enqueued tokens of the model, not a request's size
+_STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch as the server tells it.
+    """A batch as the server describes it.
 
     Parameters
     ----------
     id : str
-        The server's name for it.
+        The server's id of it.
     status : str
         ``validating``, ``in_progress``, ``finalizing``, ``cancelling``; ``completed``, ``failed``,
-        ``expired`` or ``cancelled`` are endings.
+        ``expired`` and ``cancelled`` are final.
     total, answered, failed : int
         Its requests.
     files : tuple of str
-        The files with answers and errors, as far as there are any.
+        The ids of the files with answers and errors, as far as there are any.
     input_file : str or None
-        The file that was handed in.
+        The id of the uploaded file.
     error : str
         Why it failed as a whole.
     error_codes : tuple of str
-        The same in the server's words for programs.
+        The codes of that.
     metadata : mapping
-        What it was tagged with.
+        What it was created with.
     """
 
     id: str
@@ -75,13 +82,13 @@ class Batch:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self.status in _ENDED
+        """Whether its status is final."""
+        return self.status in _FINAL_STATUSES
 
     @property
     def is_queue_full(self) -> bool:
-        """Whether it failed because too much of this key's waits already."""
-        return self.status == "failed" and _QUEUE_FULL in self.error_codes
+        """Whether it failed because too many tokens of this key are enqueued already."""
+        return self.status == "failed" and _QUEUE_FULL_CODE in self.error_codes
 
 
 class BatchClient:
@@ -90,43 +97,41 @@ class BatchClient:
     Parameters
     ----------
     api_client : ApiClient
-        The way to the server.
+        Reaches the server.
     """
 
     def __init__(self, api_client: ApiClient) -> None:
         self._api_client = api_client
-        self._dialects = api_client.dialects
+        self._memory = api_client.memory
 
-    def api_for(self, request: Request, settings: Settings) -> Spoken:
-        """Return the API that a request is put in; those of one batch have it in common."""
+    def api_for(self, request: Request, settings: Settings) -> DetectedApi:
+        """Return the API of a request; all requests of one batch must have the same."""
         endpoint = self._api_client.endpoint(request, settings)
-        return self._dialects.question(request, settings, endpoint, "").api
+        return self._memory.prepare(request, settings, endpoint, "").api
 
     def request_line(self, request: Request, settings: Settings, *, model: str) -> bytes:
-        """Return a request as a line of a batch's file; its id is the answer's name."""
+        """Return a request as a line of an input file; its id names the answer."""
         endpoint = self._api_client.endpoint(request, settings)
-        question = self._dialects.question(request, settings, endpoint, model)
-        body = {name: v for name, v in question.body.items() if name not in _STREAMING}
-        asked = {
+        prepared = self._memory.prepare(request, settings, endpoint, model)
+        line = {
             "custom_id": request.id,
             "method": "POST",
-            "url": _PATHS[question.api],
-            "body": body,
+            "url": _PATHS[prepared.api],
+            "body": {n: value for n, value in prepared.body.items() if n not in _STREAM_PARAMS},
         }
-        return json.dumps(asked, separators=(",", ":")).encode("ascii") + b"\n"
+        return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
 
     async def upload_file(self, data: bytes, request: Request, settings: Settings) -> str:
-        """Hand in a file of lines, at most `MOST_REQUESTS` and `MOST_BYTES`; return its name.
+        """Upload lines, at most `MAX_BATCH_REQUESTS` and `MAX_BATCH_BYTES`; return the file's id.
 
-        `request` is any of them: here and below it names the server.
+        `request` is any of them: here and below it determines the server.
         """
-        client, redactor = await self._reach(request, settings)
-        try:
+
+        async def upload(client: AsyncOpenAI) -> str:
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
-        except Exception as error:
-            failure, cause = self._api_client.translate(error, redactor)
-            raise failure from cause
+
+        return await self._call(request, settings, lambda client, _: upload(client))
 
     async def create_batch(
         self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
@@ -138,174 +143,179 @@ class BatchClient:
         file : str
             As `upload_file` returned it.
         metadata : mapping
-            Texts by which `find_batches` finds the batch again, however this ends.
+            Texts by which `find_batches` finds the batch again, also if this call fails.
 
         Raises
         ------
         NbcodexError
-            Nothing else. After a `TransientError`, ask `find_batches` before starting it again.
+            Nothing else. After a `TransientError`, ask `find_batches` before creating it again.
         """
         path = _PATHS[self.api_for(request, settings)]
-
-        def deed(client: AsyncOpenAI) -> Awaitable[Any]:
-            return client.batches.create(
+        return await self._batch_call(
+            request,
+            settings,
+            lambda client: client.batches.create(
                 input_file_id=file,
                 endpoint=path,  # type: ignore[arg-type]  # a Literal there
                 completion_window="24h",
                 metadata=dict(metadata),
-            )
-
-        return await self._told(request, settings, deed)
+            ),
+        )
 
     async def find_batches(
         self, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> list[Batch]:
         """Return this key's batches that have all of `metadata`, among the newest hundred."""
-        client, redactor = await self._reach(request, settings)
-        try:
+
+        async def find(client: AsyncOpenAI, redactor: Redactor) -> list[Batch]:
             page = await client.batches.list(limit=100)
-            found = [_batch(made.to_dict(), redactor) for made in page.data]
-        except Exception as error:
-            failure, cause = self._api_client.translate(error, redactor)
-            raise failure from cause
+            return [_read_batch(made.to_dict(), redactor) for made in page.data]
+
+        found = await self._call(request, settings, find)
         return [batch for batch in found if metadata.items() <= batch.metadata.items()]
 
     async def retrieve_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
-        """Return how a batch stands."""
-        return await self._told(request, settings, lambda sdk: sdk.batches.retrieve(id_))
+        """Return a batch's state."""
+        return await self._batch_call(request, settings, lambda sdk: sdk.batches.retrieve(id_))
 
     async def cancel_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
         """End a batch; what is answered can be fetched when it has ended."""
-        return await self._told(request, settings, lambda sdk: sdk.batches.cancel(id_))
+        return await self._batch_call(request, settings, lambda sdk: sdk.batches.cancel(id_))
 
     async def results(
         self, batch: Batch, request: Request, settings: Settings
     ) -> AsyncGenerator[tuple[str, CompletedAnswer | NbcodexError]]:
         """Yield each request's id with its answer, or with the reason why it has none.
 
-        What the server says nothing about is not among them. Lines that make no sense are left out.
+        Requests that the files do not mention, and lines that are not results, are left out.
         """
-        client, redactor = await self._reach(request, settings)
+        _, client = await self._api_client.client_for(request, settings)
+        redactor = redactor_for(settings, client)
         for file in batch.files:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
                     simulated = rate_limits.is_simulated(response.headers)
                     async with contextlib.aclosing(_lines(response.iter_bytes())) as lines:
                         async for line in lines:
-                            if told := self._read(line, redactor):
-                                id_, verdict = told
-                                if simulated and isinstance(verdict, CompletedAnswer):
-                                    verdict = replace(verdict, simulated=True)
-                                yield id_, verdict
+                            if result := self._read_line(line, redactor):
+                                id_, outcome = result
+                                if simulated and isinstance(outcome, CompletedAnswer):
+                                    outcome = replace(outcome, simulated=True)
+                                yield id_, outcome
             except Exception as error:
                 failure, cause = self._api_client.translate(error, redactor)
                 raise failure from cause
 
     async def delete_files(self, batch: Batch, request: Request, settings: Settings) -> None:
-        """Have the server erase the files of a batch, its questions and its answers."""
-        client, redactor = await self._reach(request, settings)
-        for file in filter(None, (batch.input_file, *batch.files)):
-            try:
-                await client.files.delete(file)
-            except Exception as error:
-                if getattr(error, "status_code", 0) == 404:
-                    continue  # it is gone already
-                failure, cause = self._api_client.translate(error, redactor)
-                raise failure from cause
+        """Delete the files of a batch at the server, its requests and its answers."""
 
-    async def _reach(self, request: Request, settings: Settings) -> tuple[AsyncOpenAI, Redactor]:
+        async def delete(client: AsyncOpenAI, _: Redactor) -> None:
+            for file in filter(None, (batch.input_file, *batch.files)):
+                try:
+                    await client.files.delete(file)
+                except Exception as error:
+                    # 404: it was deleted before.
+                    if getattr(error, "status_code", 0) != 404:
+                        raise
+
+        await self._call(request, settings, delete)
+
+    async def _call(
+        self,
+        request: Request,
+        settings: Settings,
+        operation: Callable[[AsyncOpenAI, Redactor], Awaitable[ResultT]],
+    ) -> ResultT:
+        """Return what an operation of the SDK returns; raise only our errors."""
         _, client = await self._api_client.client_for(request, settings)
-        return client, exchange.redactor_for(settings, client)
-
-    async def _told(
-        self, request: Request, settings: Settings, deed: Callable[[AsyncOpenAI], Awaitable[Any]]
-    ) -> Batch:
-        """Return the batch that a call of the SDK returns; raise nothing but errors of ours."""
-        client, redactor = await self._reach(request, settings)
+        redactor = redactor_for(settings, client)
         try:
-            return _batch((await deed(client)).to_dict(), redactor)
+            return await operation(client, redactor)
         except Exception as error:
             failure, cause = self._api_client.translate(error, redactor)
             raise failure from cause
 
-    def _read(
+    async def _batch_call(
+        self, request: Request, settings: Settings, call: Callable[[AsyncOpenAI], Awaitable[Any]]
+    ) -> Batch:
+        async def read(client: AsyncOpenAI, redactor: Redactor) -> Batch:
+            return _read_batch((await call(client)).to_dict(), redactor)
+
+        return await self._call(request, settings, read)
+
+    def _read_line(
         self, line: bytes, redactor: Redactor
     ) -> tuple[str, CompletedAnswer | NbcodexError] | None:
-        """Return what a line of a result says."""
+        """Return what a line of a result file contains."""
         try:
-            told = json.loads(line)
-            return str(told["custom_id"]), self._verdict(told, redactor)
+            result = json.loads(line)
+            return str(result["custom_id"]), self._outcome(result, redactor)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
-    def _verdict(self, told: dict[str, Any], redactor: Redactor) -> CompletedAnswer | NbcodexError:
-        response = told.get("response")
-        if not response:
-            words = told.get("error") or {}
-            message = shorten(redactor.clean(str(words.get("message"))), 200)
-            return TransientError(f"The batch ended before this request's turn: {message}")
+    def _outcome(
+        self, result: dict[str, Any], redactor: Redactor
+    ) -> CompletedAnswer | NbcodexError:
+        response = result.get("response")
+        if not response:  # expired or cancelled before it was processed: nothing is charged
+            error = result.get("error") or {}
+            message = shorten(redactor.clean(str(error.get("message"))), 200)
+            return TransientError(f"The batch ended before it reached this request: {message}")
         status, body = int(response["status_code"]), response["body"]
         wall = self._api_client.clock.wall()
         if status != 200:
             text = json.dumps(body)
             return api_errors.from_status(status, {}, text, wall=wall, clean=redactor.clean)
-        reader = responses.reader("responses" if "output" in body else "chat")
+        reader = ResponsesReader() if "output" in body else ChatReader()
         try:
-            reader.whole(body)
-        except api_errors.FailedError as failed:
+            reader.read_body(body)
+        except AnswerFailedError as failed:
             return api_errors.from_event(failed.payload, {}, wall=wall, clean=redactor.clean)
-        except NbcodexError as error:
-            return error
-        return exchange.completed(redactor.clean(reader.ending.text), reader.ending, redactor)
+        except NbcodexError as failure:
+            return failure
+        return reader.answer.completed(redactor.clean(reader.answer.text), redactor)
 
 
-async def _lines(blocks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """Yield lines; only a newline ends one, for JSON may contain every other line separator."""
     rest = bytearray()
     try:
-        async for block in blocks:
-            *whole, last = block.split(b"\n")
-            for part in whole:
+        async for chunk in chunks:
+            *complete, last = chunk.split(b"\n")
+            for part in complete:
                 yield bytes(rest + part)
                 rest.clear()
             rest += last
-            if len(rest) > LONGEST_LINE:
+            if len(rest) > _MAX_LINE_BYTES:
                 raise ServerError("The server sent a line without an end.")
     finally:
-        await let_go(blocks)
+        await close_body(chunks)
     if rest:
         yield bytes(rest)
 
 
-def _batch(told: dict[str, Any], redactor: Redactor) -> Batch:
-    """Return a batch of what the server says, which may be anything."""
-    counts, errors = told.get("request_counts"), told.get("errors")
+def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
+    """Return a batch from the server's description, of which no member is certain."""
+    counts, errors = payload.get("request_counts"), payload.get("errors")
     counts = counts if isinstance(counts, dict) else {}
-    listed = errors.get("data") if isinstance(errors, dict) else None
-    troubles = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
-    metadata = told.get("metadata")
-    files = (told.get("output_file_id"), told.get("error_file_id"))
+    listed = dict_items(errors, "data")[:_MAX_LISTED_ERRORS] if isinstance(errors, dict) else []
+    metadata, input_file = payload.get("metadata"), payload.get("input_file_id")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    files = (payload.get("output_file_id"), payload.get("error_file_id"))
     return Batch(
-        id=str(told.get("id")),
-        status=str(told.get("status")),
-        total=_count(counts, "total"),
-        answered=_count(counts, "completed"),
-        failed=_count(counts, "failed"),
+        id=str(payload.get("id")),
+        status=str(payload.get("status")),
+        total=count_value(counts, "total") or 0,
+        answered=count_value(counts, "completed") or 0,
+        failed=count_value(counts, "failed") or 0,
         files=tuple(file for file in files if isinstance(file, str)),
-        input_file=told["input_file_id"] if isinstance(told.get("input_file_id"), str) else None,
-        error_codes=tuple(str(each.get("code")) for each in troubles[:3]),
-        error="; ".join(shorten(redactor.clean(_words(e)), 200) for e in troubles[:3]),
-        metadata={k: v for k, v in metadata.items() if isinstance(v, str)}
-        if isinstance(metadata, dict)
-        else {},
+        input_file=input_file if isinstance(input_file, str) else None,
+        error="; ".join(shorten(redactor.clean(_error_text(e)), 200) for e in listed),
+        error_codes=tuple(str(error.get("code")) for error in listed),
+        metadata={name: text for name, text in metadata.items() if isinstance(text, str)},
     )
 
 
-def _words(trouble: dict[str, Any]) -> str:
-    line = f" (line {trouble['line']})" if isinstance(trouble.get("line"), int) else ""
-    return f"{trouble.get('message') or trouble.get('code') or 'unknown'}{line}"
-
-
-def _count(counts: dict[str, Any], name: str) -> int:
-    value = counts.get(name)
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
+def _error_text(error: dict[str, Any]) -> str:
+    line = f" (line {error['line']})" if isinstance(error.get("line"), int) else ""
+    return f"{error.get('message') or error.get('code') or 'unknown'}{line}"

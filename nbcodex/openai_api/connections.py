@@ -1,7 +1,8 @@
 """The SDK's clients, made when they are needed and kept. The only place that makes one.
 
-Every wait is ours: the clients never retry. None follows a redirect: the prompt must not travel to
-a host that nobody configured. The SDK takes 0.7 s to import, so it is imported at the first use.
+The clients never retry: with ``Retry-After: 90`` the SDK would block for 180 s in silence, and it
+never retries a stream that has begun. They follow no redirect: the prompt must not travel to a host
+that the user did not configure. The SDK takes 0.7 s to import, so it is imported at the first use.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ from typing import TYPE_CHECKING, Any
 from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
+from nbcodex.openai_api.redaction import Redactor
+from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
-CONNECT, WRITE = 15.0, 60.0
-"""Seconds for a connection to be made, and for it to take more of the request. Reading is bounded
-by the attempt itself, which knows whether an answer has begun."""
+# Reading has no timeout here: the stream knows whether an answer has begun, and bounds silence.
+CONNECT_TIMEOUT_S = 15.0
+WRITE_TIMEOUT_S = 60.0
 
-IDLE = 10
-"""Connections that stay open while they carry nothing: each is looked at whenever a request comes
-or goes. Of the event loop's work at full speed, that took a sixth with a hundred allowed."""
+# httpcore examines each idle connection whenever a request begins or ends: with a hundred of them,
+# that took a sixth of the event loop's work at full speed.
+MAX_IDLE_CONNECTIONS = 10
 
-REFUSAL_BYTES = 65_536
-"""How much of a refusal is read; compressed, it may be a thousand times as much."""
+MAX_ERROR_BODY_BYTES = 65_536  # the SDK reads an error's body whole, before we see it
 
-_KEPT = 64
+_MAX_CLIENTS = 64  # Entra ID tokens, which are renewed every hour, make a client each
 _VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _ENVIRONMENT = (*_VARIABLES, *(v.upper() for v in _VARIABLES), "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -41,14 +43,14 @@ class Connections:
     Parameters
     ----------
     transport : httpx2.AsyncBaseTransport or None
-        Stands in for the network.
+        Replaces the network in tests.
     """
 
     def __init__(self, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._transport = transport
         self._pools: dict[tuple[str | None, ...], httpx2.AsyncClient] = {}
         self._clients: dict[tuple[Endpoint, httpx2.AsyncClient], AsyncOpenAI] = {}
-        self._customs: dict[Any, AsyncOpenAI] = {}
+        self._custom_clients: dict[Any, AsyncOpenAI] = {}
 
     def client(self, endpoint: Endpoint) -> AsyncOpenAI:
         """Return the client for an endpoint.
@@ -56,17 +58,20 @@ class Connections:
         Raises
         ------
         ConfigurationError
-            If the proxy or CA variables of the environment make no sense.
+            If the proxy or CA variables of the environment are invalid.
         """
-        pool = self._pool()
-        name = (endpoint, pool)
+        # Requests that run keep the pool of the environment that they began in.
+        environment = tuple(os.environ.get(v) for v in _ENVIRONMENT)
+        if environment not in self._pools:
+            self._pools[environment] = _open_pool(self._transport)
+        name = (endpoint, self._pools[environment])
         if name not in self._clients:
-            if len(self._clients) >= _KEPT:  # tokens that are renewed every hour
+            if len(self._clients) >= _MAX_CLIENTS:
                 self._clients.pop(next(iter(self._clients)))
-            self._clients[name] = _make(endpoint, pool)
+            self._clients[name] = _make_client(endpoint, self._pools[environment])
         return self._clients[name]
 
-    async def custom(self, factory: Callable[[], Any]) -> AsyncOpenAI:
+    async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
         """Return the client that a user's factory makes, made once.
 
         Raises
@@ -74,28 +79,29 @@ class Connections:
         ConfigurationError
             If the factory fails, or makes anything but an ``AsyncOpenAI``.
         """
-        if factory in self._customs:
-            return self._customs[factory]
-        try:
-            made = factory() if callable(factory) else factory
-            made = await made if inspect.isawaitable(made) else made
-        except Exception as error:
-            raise failed(error) from None
-        return self._adopt(factory, made)
+        if factory not in self._custom_clients:
+            try:
+                made = factory() if callable(factory) else factory
+                made = await made if inspect.isawaitable(made) else made
+            except Exception as error:
+                raise factory_error(error) from None
+            self._adopt(factory, made)
+        return self._custom_clients[factory]
 
-    def custom_now(self, factory: Callable[[], Any]) -> AsyncOpenAI | None:
-        """Return the client of a factory as `custom` does; None if it has to be awaited first."""
-        if factory in self._customs or inspect.iscoroutinefunction(factory):
-            return self._customs.get(factory)
-        try:
-            made = factory() if callable(factory) else factory
-        except Exception as error:
-            raise failed(error) from None
-        if inspect.iscoroutine(made):
-            made.close()
-        return None if inspect.isawaitable(made) else self._adopt(factory, made)
+    def made_client(self, factory: Callable[[], Any]) -> AsyncOpenAI | None:
+        """Return the client of a factory; None if the factory has to be awaited first."""
+        if factory not in self._custom_clients and not inspect.iscoroutinefunction(factory):
+            try:
+                made = factory() if callable(factory) else factory
+            except Exception as error:
+                raise factory_error(error) from None
+            if inspect.iscoroutine(made):
+                made.close()  # it is called again where it can be awaited
+            if not inspect.isawaitable(made):
+                self._adopt(factory, made)
+        return self._custom_clients.get(factory)
 
-    def _adopt(self, factory: Callable[[], Any], made: object) -> AsyncOpenAI:
+    def _adopt(self, factory: Callable[[], Any], made: object) -> None:
         import openai
 
         if not isinstance(made, openai.AsyncOpenAI):
@@ -104,29 +110,31 @@ class Connections:
                 f"Codex.client made {found}, not an openai.AsyncOpenAI.",
                 advice="Let it return openai.AsyncOpenAI(…) or openai.AsyncAzureOpenAI(…).",
             )
-        client: AsyncOpenAI = made.with_options(max_retries=0)
-        self._customs[factory] = client
-        return client
+        self._custom_clients[factory] = made.with_options(max_retries=0)
 
     async def close(self) -> None:
-        """Close every connection; a custom client's are its maker's."""
+        """Close every connection, except those of custom clients, which belong to the user."""
         pools = list(self._pools.values())
-        for held in (self._pools, self._clients, self._customs):
-            held.clear()
+        for made in (self._pools, self._clients, self._custom_clients):
+            made.clear()
         for pool in pools:
             await pool.aclose()
 
-    def _pool(self) -> httpx2.AsyncClient:
-        """Return the pool for the environment as it is now; older ones serve out their streams."""
-        name = tuple(os.environ.get(v) for v in _ENVIRONMENT)
-        if name not in self._pools:
-            self._pools[name] = _open_pool(self._transport)
-        return self._pools[name]
+
+def redactor_for(settings: Settings, client: AsyncOpenAI) -> Redactor:
+    """Return a redactor of all secrets in use, for one text."""
+    return Redactor([*settings.secrets(), *secrets_of(client)])
 
 
-def failed(error: Exception) -> ConfigurationError:
-    """Return the error of a user's factory, or of the client it made."""
-    # Its words are left out: they might contain a secret that only the factory knows.
+def secrets_of(client: AsyncOpenAI) -> list[str]:
+    """Return the secrets that a client sends."""
+    held = (client.api_key, getattr(client, "_azure_ad_token", None))
+    return [secret for secret in held if isinstance(secret, str) and secret]
+
+
+def factory_error(error: Exception) -> ConfigurationError:
+    """Return the error for an exception of a user's factory, or of the client it made."""
+    # Its message is left out: it might contain a secret that only the factory knows.
     return ConfigurationError(
         f"Codex.client raised {type(error).__name__}.",
         advice="Call it in a cell of its own to see why.",
@@ -134,7 +142,7 @@ def failed(error: Exception) -> ConfigurationError:
 
 
 def endpoint_of(client: AsyncOpenAI, factory: object) -> Endpoint:
-    """Return the endpoint that a custom client stands for; its key stays its own."""
+    """Return the endpoint of a custom client, without its key."""
     import openai
 
     base_url = str(client.base_url).rstrip("/")
@@ -150,14 +158,8 @@ def endpoint_of(client: AsyncOpenAI, factory: object) -> Endpoint:
 
 
 def custom_scope(factory: object) -> str:
-    """Return a name for whatever account a custom client uses, the same before and after it."""
+    """Return an id for the account of a custom client, known before the client is made."""
     return fingerprint(f"client {id(factory)}")
-
-
-def secrets_of(client: AsyncOpenAI) -> list[str]:
-    """Return the secrets that a client sends."""
-    held = (client.api_key, getattr(client, "_azure_ad_token", None))
-    return [secret for secret in held if isinstance(secret, str) and secret]
 
 
 def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
@@ -167,20 +169,22 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
         return httpx2.AsyncClient(
             transport=transport,
             follow_redirects=False,
-            timeout=httpx2.Timeout(None, connect=CONNECT, write=WRITE),
-            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=IDLE),
-            # A key for this machine is not for the proxy.
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
+            limits=httpx2.Limits(
+                max_connections=1000, max_keepalive_connections=MAX_IDLE_CONNECTIONS
+            ),
+            # The key for a server on this machine must not go through the proxy.
             mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
-            event_hooks={"response": [_bound]},
+            event_hooks={"response": [_bound_error_body]},
         )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
         raise ConfigurationError(
             f"The proxy or certificate settings of the environment fail ({type(error).__name__}).",
-            advice="Look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.",
+            advice="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.",
         ) from None
 
 
-def _make(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
+def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
     import openai
 
     key = endpoint.key.reveal() if endpoint.key else ""
@@ -203,15 +207,15 @@ def _make(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
             max_retries=0,
             http_client=pool,
         )
-    # The SDK fills these from the environment, whatever the host.
+    # The SDK fills these from the environment for any host, OPENAI_CUSTOM_HEADERS (which may hold
+    # credentials) included.
     client.organization = endpoint.organization
     client.project = endpoint.project
-    client._custom_headers = {}  # of OPENAI_CUSTOM_HEADERS, which may hold credentials
+    client._custom_headers = {}
     return client
 
 
-async def _bound(response: httpx2.Response) -> None:
-    """Bound what the SDK reads, whole, of a refusal."""
+async def _bound_error_body(response: httpx2.Response) -> None:
     if response.status_code >= 300:
         response.stream = _bounded(response.stream)
 
@@ -219,18 +223,18 @@ async def _bound(response: httpx2.Response) -> None:
 def _bounded(stream: Any) -> Any:
     import httpx2
 
-    class Bounded(httpx2.AsyncByteStream):
+    class BoundedStream(httpx2.AsyncByteStream):
         """The first part of a body; the rest is never read."""
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = REFUSAL_BYTES
+            remaining = MAX_ERROR_BODY_BYTES
             async for chunk in stream:
-                yield chunk[:left]
-                left -= len(chunk)
-                if left <= 0:
+                yield chunk[:remaining]
+                remaining -= len(chunk)
+                if remaining <= 0:
                     return
 
         async def aclose(self) -> None:
             await stream.aclose()
 
-    return Bounded()
+    return BoundedStream()

@@ -1,7 +1,7 @@
-"""What an answer costs and a model can hold, by the tables of genai-prices. Offline.
+"""What an answer costs, by the tables of genai-prices; and estimates of tokens. Offline.
 
-Prices hold only where they are charged: at OpenAI and Azure, not at whoever else serves a model of
-the same name.
+Prices hold only where they are charged: at OpenAI and Azure, not at another server that offers a
+model of the same name.
 """
 
 from __future__ import annotations
@@ -16,26 +16,63 @@ from urllib.parse import urlsplit
 
 from nbcodex.models import Rates, Request, Turn, Usage
 
-_MANY = 1_000
-"""Tokens of which one's price is taken."""
+_RATE_TOKENS = 1_000  # the price of one token is derived from theirs
 
-_OPENAI = ("api.openai.com", ".api.openai.com")
-_AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
+_OPENAI_HOSTS = (
+    "api.openai.com",
+    ".api.openai.com",
+)  # with regional ones such as eu.api.openai.com
+_AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
+
+# Tokens per character with the o200k vocabulary: of ASCII (English prose and code), of other
+# alphabets, of Chinese, Japanese, Korean and emoji. Good to some 15 %; the limiter fits the rest to
+# what the server charges. tiktoken is more exact, but downloads its tables.
+ASCII_TOKENS, OTHER_TOKENS, WIDE_TOKENS = 1 / 4, 1 / 2.5, 0.9
+_WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
+
+# Tokens that frame each message, and that open the answer (OpenAI's cookbook, "How to count tokens
+# with tiktoken").
+MESSAGE_TOKENS, ANSWER_TOKENS = 4, 3
+
+IMAGE_TOKENS = 765  # of a picture of a megapixel (OpenAI's guide "Images and vision")
+
+_loaded = threading.Event()
 
 
 def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
-    """Return ``openai`` or ``azure``, or None for a server whose prices nobody keeps."""
-    try:
-        host = urlsplit(base_url).hostname or ""
-    except ValueError:
-        return None
-    if host == _OPENAI[0] or host.endswith(_OPENAI[1]):
+    """Return ``openai`` or ``azure``, or None for a server without known prices."""
+    host = _host(base_url)
+    if host == _OPENAI_HOSTS[0] or host.endswith(_OPENAI_HOSTS[1]):
         return "openai"
-    return "azure" if host.endswith(_AZURE) else None
+    return "azure" if host.endswith(_AZURE_HOSTS) else None
+
+
+def is_local_server(base_url: str) -> bool:
+    """Return whether a server runs on this machine, where answers are free."""
+    host = _host(base_url)
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _host(base_url: str) -> str:
+    try:
+        return urlsplit(base_url).hostname or ""
+    except ValueError:
+        return ""
+
+
+# Prices.
+
+
+def load_prices() -> None:
+    """Import the tables, which takes 0.16 s: for a thread, while an answer is being generated."""
+    with contextlib.suppress(Exception):
+        import genai_prices  # noqa: F401
+
+        _loaded.set()
 
 
 def context_window(model: str | None) -> int | None:
-    """Return the tokens of a model's context window; None where nobody knows."""
+    """Return the tokens of a model's context window, or None where it is not known."""
     if model is None:
         return None
     try:
@@ -48,43 +85,25 @@ def context_window(model: str | None) -> int | None:
     return known.context_window or None
 
 
-def load_prices() -> None:
-    """Import the tables, which takes 0.16 s: for a thread, while an answer is under way."""
-    with contextlib.suppress(Exception):
-        import genai_prices  # noqa: F401
-
-        _loaded.set()
-
-
-_loaded = threading.Event()
-
-
 def token_rates(model: str | None, base_url: str) -> Rates | None:
-    """Return what a token costs, at once; None where nobody knows, or the tables are not loaded."""
-    return _rates(model, base_url) if _loaded.is_set() else None
+    """Return what a token costs; None where no price is known, or the tables are not loaded."""
+    return _token_rates(model, base_url) if _loaded.is_set() else None
 
 
 def is_price_unknown(model: str | None, base_url: str) -> bool:
-    """Return whether it is sure that no price is known."""
-    return provider_of(base_url) is None or (_loaded.is_set() and _rates(model, base_url) is None)
+    """Return whether it is certain that no price is known."""
+    if provider_of(base_url) is None:
+        return True
+    return _loaded.is_set() and _token_rates(model, base_url) is None
 
 
 @cache
-def _rates(model: str | None, base_url: str) -> Rates | None:
-    of_input = estimate_cost(_MANY, 0, model=model, base_url=base_url)
-    of_output = estimate_cost(0, _MANY, model=model, base_url=base_url)
+def _token_rates(model: str | None, base_url: str) -> Rates | None:
+    of_input = estimate_cost(_RATE_TOKENS, 0, model=model, base_url=base_url)
+    of_output = estimate_cost(0, _RATE_TOKENS, model=model, base_url=base_url)
     if of_input is None or of_output is None:
         return None
-    return Rates(input=of_input / _MANY, output=of_output / _MANY)
-
-
-def is_local_server(base_url: str) -> bool:
-    """Return whether a server is this machine's own, where nobody sends a bill."""
-    try:
-        host = urlsplit(base_url).hostname or ""
-    except ValueError:
-        return False
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    return Rates(input=of_input / _RATE_TOKENS, output=of_output / _RATE_TOKENS)
 
 
 def estimate_cost(
@@ -103,7 +122,7 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
     usage : Usage
         Of one request. If it is estimated, so is the cost.
     model : str or None
-        The model that answered, in the server's words.
+        The model that answered, as the server names it.
     base_url : str
         Where it answered.
     """
@@ -121,52 +140,38 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
         price = genai_prices.calc_price(tokens, model, provider_id=provider)
         return float(price.total_price) or None
     except Exception:
-        # A model that is not in the table, figures that make no sense, a table that is broken:
-        # an answer is never lost over its price.
+        # An unknown model, implausible figures or a broken table must not cost an answer.
         return None
 
 
 # Estimates of tokens.
-
-ASCII, OTHER, WIDE = 1 / 4, 1 / 2.5, 0.9
-"""Tokens per character: of ASCII, of other alphabets, of CJK and emoji."""
-
-MESSAGE, ANSWER = 4, 3
-"""Tokens that frame each message, and that open the answer (OpenAI's cookbook)."""
-
-IMAGE = 765
-"""Tokens of a picture of a megapixel (OpenAI's guide to vision); what it is not is fitted."""
-
-_WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
 
 
 def estimate_text_tokens(text: str) -> int:
     """Return about how many tokens `text` has."""
     narrow = len(text.encode("ascii", "ignore"))
     if narrow == len(text):
-        return round(narrow * ASCII + 0.49)
+        return round(narrow * ASCII_TOKENS + 0.49)
     wide = sum(map(len, _WIDE.findall(text)))
-    return round(narrow * ASCII + (len(text) - narrow - wide) * OTHER + wide * WIDE + 0.49)
+    other = len(text) - narrow - wide
+    return round(narrow * ASCII_TOKENS + other * OTHER_TOKENS + wide * WIDE_TOKENS + 0.49)
 
 
 def estimate_turn_tokens(turn: Turn) -> int:
     """Return about how many input tokens an earlier turn has, with its pictures and reasoning."""
-    carried = sum(
-        estimate_text_tokens(json.dumps(dict(item), default=str)) for item in turn.carried
-    )
-    said = estimate_text_tokens(turn.prompt) + estimate_text_tokens(turn.answer) + 2 * MESSAGE
-    return said + carried + IMAGE * len(turn.images)
+    carried = sum(estimate_text_tokens(json.dumps(dict(i), default=str)) for i in turn.carried)
+    texts = estimate_text_tokens(turn.prompt) + estimate_text_tokens(turn.answer)
+    return texts + 2 * MESSAGE_TOKENS + carried + IMAGE_TOKENS * len(turn.images)
 
 
 def estimate_request_tokens(request: Request) -> int:
     """Return about how many input tokens a request has, pictures and earlier turns included."""
-    total = estimate_text_tokens(request.prompt) + MESSAGE + ANSWER + IMAGE * len(request.images)
-    total += sum(map(estimate_turn_tokens, request.turns))
+    total = estimate_text_tokens(request.prompt) + MESSAGE_TOKENS + ANSWER_TOKENS
+    total += IMAGE_TOKENS * len(request.images) + sum(map(estimate_turn_tokens, request.turns))
     if request.schema:
         total += estimate_text_tokens(json.dumps(dict(request.schema.definition), default=str))
     if request.system:
-        total += estimate_text_tokens(request.system) + MESSAGE
-    if request.params:
-        # Tools and schemas are a part of the input.
+        total += estimate_text_tokens(request.system) + MESSAGE_TOKENS
+    if request.params:  # tools are a part of the input
         total += estimate_text_tokens(json.dumps(dict(request.params), default=str))
     return total

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what comes back: a hostile server may echo our key anywhere, piecemeal.
+"""Removes secrets from what a server sends: it may echo our key anywhere, split over many chunks.
 
 Pure. Knows secrets only as strings to be replaced.
 """
@@ -9,34 +9,32 @@ import re
 from collections.abc import Iterable
 
 MASK = "[secret]"
+MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
 
-SHORTEST = 8
-"""A shorter string occurs by chance, and nobody's real key is that short."""
-
+# What people set where a local server requires some key: words that answers contain anyway.
 _PLACEHOLDERS = frozenset(
     {"lm-studio", "not-needed", "not-used", "no-key-required", "sk-no-key-required", "anything"}
 )
-"""What people set where a local server wants some key: words, not secrets."""
 
 
-def worth_hiding(secrets: Iterable[str]) -> list[str]:
+def effective_secrets(secrets: Iterable[str]) -> list[str]:
     """Return the secrets that are neither placeholders nor too short to be one, longest first."""
-    kept = {s for s in secrets if len(s) >= SHORTEST and s.lower() not in _PLACEHOLDERS}
+    kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in _PLACEHOLDERS}
     return sorted(kept, key=len, reverse=True)
 
 
 class Redactor:
-    """Replaces secrets in a text that arrives in pieces.
+    """Replaces secrets in a text that arrives in chunks.
 
     Parameters
     ----------
     secrets : iterable of str
-        What must not be seen.
+        What must not be shown.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        self._secrets = worth_hiding(secrets)
-        # A longer secret stands first, so that it wins over one that it begins with.
+        self._secrets = effective_secrets(secrets)
+        # A longer secret stands first, so that it wins over one that is its prefix.
         self._pattern = re.compile("|".join(map(re.escape, self._secrets)) or r"(?!)")
         self._held = ""
 
@@ -53,9 +51,9 @@ class Redactor:
         return self._pattern.sub(MASK, text)
 
     def feed(self, text: str) -> str:
-        """Return what is safe to show; a tail that may begin a secret is held back."""
+        """Return what can be shown; a tail that may be the beginning of a secret is held back."""
         text = self._held + text
-        cut = self._doubtful(text)
+        cut = self._undecided_from(text)
         self._held = text[cut:]
         return self.clean(text[:cut])
 
@@ -64,18 +62,20 @@ class Redactor:
         text, self._held = self._held, ""
         return self.clean(text)
 
-    def _doubtful(self, text: str) -> int:
-        """Return where the part begins on which the next piece may still decide."""
-        cut = min((_begun(secret, text) for secret in self._secrets), default=len(text))
+    def _undecided_from(self, text: str) -> int:
+        """Return where the part begins that depends on the next chunk."""
+        cut = min((_partial_match(secret, text) for secret in self._secrets), default=len(text))
         if cut < len(text):
+            # A complete match that reaches over the cut is held back whole, else its first half
+            # would be shown.
             for match in self._pattern.finditer(text):
                 if match.start() < cut < match.end():
                     return match.start()
         return cut
 
 
-def _begun(secret: str, text: str) -> int:
-    """Return where the end of `text` begins to be `secret`; its length if it does not."""
+def _partial_match(secret: str, text: str) -> int:
+    """Return where the end of `text` begins to match `secret`; its length if it does not."""
     at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
     while at >= 0 and not secret.startswith(text[at:]):
         at = text.find(secret[0], at + 1)

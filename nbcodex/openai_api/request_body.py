@@ -1,6 +1,7 @@
-"""What is sent: the bodies of the two APIs, from a request. Pure.
+"""What is sent: a request in the terms of one server and API. Sends nothing itself.
 
-Also what servers have taught about themselves, for "compatible" means something else everywhere.
+Compatible servers differ in the API that they have and in the parameters that they accept. What a
+refusal teaches is remembered for the process, so that each server is probed once.
 """
 
 from __future__ import annotations
@@ -9,19 +10,32 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema
-from nbcodex.openai_api.endpoints import Kind
+from nbcodex.openai_api import dialects
+from nbcodex.openai_api.endpoints import Endpoint, Kind
+from nbcodex.settings import Settings
 
 Body = dict[str, Any]
+DetectedApi = Literal["responses", "chat"]
+
+UNSTREAMED_NOTICE = "in one piece: this model is not streamed to you"
+SCHEMA_IN_PROMPT_NOTICE = (
+    "the server does not accept JSON schemas: the schema is in the prompt, and checked here"
+)
+IMAGE_TOOL = "image_generation"  # OpenAI's guide to image generation
+NO_IMAGES_ADVICE = (
+    "Pictures need the Responses API's tool image_generation: this model or server may lack it."
+)
 
 _PROMPT = "It is the prompt itself."
-_HEADERS = "Headers cannot be set; Codex.client takes a client that sends them."
-_ADDRESS = "The address is set with --api-base or OPENAI_BASE_URL."
-_KEPT = "The provider would keep prompt and answer: choose that with --durable, which says so."
-_OURS = {
+_HEADERS = "Headers cannot be set; Codex.client accepts a client that sends them."
+_ADDRESS = "Set the address with --api-base or OPENAI_BASE_URL."
+_STORED = "The provider would store prompt and answer: choose that with --durable, which says so."
+_RESERVED_PARAMS = {
     "model": "Use -m MODEL.",
     "input": _PROMPT,
     "messages": _PROMPT,
@@ -31,11 +45,11 @@ _OURS = {
     "max_completion_tokens": "Use --max-output.",
     "max_tokens": "Use --max-output.",
     "reasoning_effort": "Use --effort.",
-    "store": _KEPT,
-    "background": _KEPT,
+    "store": _STORED,
+    "background": _STORED,
     "stream": "Answers are always streamed.",
     "stream_options": "Answers are always streamed.",
-    "n": "There is one answer to a request; use --map for many.",
+    "n": "A request has one answer; use --map for many.",
     "extra_headers": _HEADERS,
     "headers": _HEADERS,
     "default_headers": _HEADERS,
@@ -52,98 +66,254 @@ _OURS = {
     "http_client": "Use Codex.client.",
 }
 
-_REASONING = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
-"""Starts of the names of OpenAI's models that reason. For others OpenAI refuses
-``reasoning.encrypted_content``; a name that is missing here costs only the reasoning carried on."""
+# Prefixes of OpenAI's models that reason. For others OpenAI refuses
+# ``reasoning.encrypted_content``; a name that is missing here costs only the reasoning that the
+# next turn would bring along.
+_REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
-_SCHEMA_MODES = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
-"""Our parameters for a schema, and how refusals name them: of whatever kind such a refusal is, the
-answer can be had without."""
+# Our parameters for a schema, and how refusals name them: whatever such a refusal says, the answer
+# can be had with the schema in the prompt.
+_SCHEMA_PARAMS = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
+_OPTIONAL_PARAMS = ("stream_options", "max_completion_tokens", "max_tokens", "include")
 
-_OPTIONAL = ("stream_options", "max_completion_tokens", "max_tokens", "include")
-_UNSUPPORTED = (
-    "unsupported",
-    "not supported",
-    "not support",
-    "unrecognized",
-    "unknown",
-    "unexpected",
-    "not permitted",
-    "not allowed",
-    "extra_forbidden",
-)
-
+# How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
+# verified to stream this model", which names ``stream`` as its parameter too), and those of servers
+# that do not stream at all.
 _NO_STREAM = re.compile(r"verified to stream|^stream |\bstream(ing)?\b.{0,40}\bnot (supported|all)")
-"""How a refusal to stream is worded: OpenAI's, where an organization is not verified, which names
-``stream`` as its parameter too; and that of servers which stream nothing."""
+_STORAGE_WORDS = ("background", "store", "retention")
 
-UNSTREAMED = "in one piece: this model is not streamed to you"
-NO_MODE = "the server takes no JSON schema: told in words, and checked here"
+_NO_SUCH_CALL = {404, 405, 501}
+_REJECTED = {400, 422}
+_DENIED = {*_REJECTED, 403}
+_MAX_ADAPTATIONS = 3  # of one request; each is refused before it costs a token
 
-_KEEPING = ("background", "store", "retention")
+
+@dataclass(slots=True)
+class PreparedRequest:
+    """A request in the terms of one server; it adapts itself to refusals.
+
+    Parameters
+    ----------
+    api : {"responses", "chat"}
+        Which API it is sent to.
+    is_probe : bool
+        Whether the server may turn out to have only the other API.
+    avoid : frozenset of str
+        Parameters that the server does not accept.
+    durable : bool
+        Whether the server is asked to keep the answer.
+    """
+
+    request: Request
+    endpoint: Endpoint
+    model: str
+    api: DetectedApi
+    is_probe: bool = False
+    avoid: frozenset[str] = frozenset()
+    adaptations: int = 0
+    durable: bool = False
+
+    @property
+    def body(self) -> Body:
+        """The body to send."""
+        kind, avoid = self.endpoint.kind, self.avoid
+        if self.api == "chat":
+            return chat_body(self.request, model=self.model, kind=kind, avoid=avoid)
+        return responses_body(
+            self.request, model=self.model, kind=kind, avoid=avoid, durable=self.durable
+        )
+
+    @property
+    def is_unstreamed(self) -> bool:
+        """Whether the answer comes in one piece, because the server refuses to stream it."""
+        return "stream" in self.avoid
+
+    @property
+    def has_schema_in_prompt(self) -> bool:
+        """Whether the schema is part of the instructions, because the server has no mode for it."""
+        param = "response_format" if self.api == "chat" else "text"
+        return bool(self.request.schema and self.request.schema.definition) and param in self.avoid
+
+    def adapt(self, error: Exception) -> bool:
+        """Change what was refused, if the request can go without it; return whether it can."""
+        status = getattr(error, "status_code", None)
+        no_such_call = status in _NO_SUCH_CALL
+        if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
+            return False
+        if self.is_probe and self.api == "responses" and no_such_call:
+            self.api, self.durable = "chat", False
+            return True
+        words = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}".lower()
+        is_about_storage = any(word in words for word in _STORAGE_WORDS)
+        if self.durable and (no_such_call or (status in _DENIED and is_about_storage)):
+            self.durable = False
+            return True
+        if status not in _REJECTED or self.adaptations >= _MAX_ADAPTATIONS:
+            return False
+        self.adaptations += 1
+        name = _refused_param(words, self.request, self.body)
+        if name is None:
+            return False
+        self.avoid |= {name}
+        return True
+
+
+class ServerMemory:
+    """What the servers of this process were found to accept."""
+
+    def __init__(self) -> None:
+        self._apis: dict[str, DetectedApi] = {}
+        self._avoid: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._not_durable: set[tuple[str, str, str]] = set()
+
+    def prepare(
+        self, request: Request, settings: Settings, endpoint: Endpoint, model: str
+    ) -> PreparedRequest:
+        """Return a request in the terms that its server is known, or expected, to accept."""
+        chosen = settings.api if request.api == "auto" else request.api
+        detected = self._apis.get(endpoint.base_url)
+        api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
+        place = endpoint.base_url, endpoint.scope, model
+        return PreparedRequest(
+            _without_foreign_reasoning(request, endpoint, model),
+            endpoint,
+            model,
+            api,
+            is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
+            avoid=self._avoid.get((endpoint.base_url, api, model), frozenset()),
+            durable=request.durable and api == "responses" and place not in self._not_durable,
+        )
+
+    def detected_api(self, base_url: str) -> DetectedApi | None:
+        """Return the API that a server was found to have."""
+        return self._apis.get(base_url)
+
+    def mark_not_durable(self, prepared: PreparedRequest) -> bool:
+        """Remember that an account's answers of a model are not kept; return whether it is new."""
+        place = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
+        is_new = place not in self._not_durable
+        self._not_durable.add(place)
+        return is_new
+
+    def learn(self, prepared: PreparedRequest) -> None:
+        """Remember the terms in which a server accepted a request."""
+        base_url = prepared.endpoint.base_url
+        if prepared.is_probe:
+            self._apis[base_url] = prepared.api
+        if prepared.avoid:
+            self._avoid[base_url, prepared.api, prepared.model] = prepared.avoid
+
+
+def _without_foreign_reasoning(request: Request, endpoint: Endpoint, model: str) -> Request:
+    """Return a request without the encrypted reasoning of other models or servers.
+
+    They could not decrypt it, but they could store it.
+    """
+    here = (model, endpoint.base_url)
+    turns = tuple(
+        turn
+        if here == (turn.model or model, turn.base_url or endpoint.base_url)
+        else replace(turn, carried=())
+        for turn in request.turns
+    )
+    return replace(request, turns=turns) if turns != request.turns else request
+
+
+def _refused_param(words: str, request: Request, body: Body) -> str | None:
+    """Return the parameter of ours that a refusal names, if the request can go without it.
+
+    ``store`` is not among them: without it, the provider would store what was sent. A parameter
+    that the user set is never dropped.
+    """
+    if "stream" in body and "stream_options" not in words and _NO_STREAM.search(words):
+        return "stream"
+    if "encrypted" in words and "include" in body and "include" not in request.params:
+        return "include"
+    for name, phrases in _SCHEMA_PARAMS.items():
+        is_about = any(phrase in words for phrase in (*phrases, "json_schema"))
+        if request.schema and is_about and name in body and name not in request.params:
+            return name
+    if not any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES):
+        return None
+    names = [n for n in _OPTIONAL_PARAMS if n in words and n in body and n not in request.params]
+    return names[0] if names else None
+
+
+# Bodies.
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Raise a ConfigurationError for params that are ours, or that are no JSON of the body's."""
+    """Raise a ConfigurationError for params that we set ourselves, or that are not JSON."""
     for name in params:
-        if not isinstance(name, str) or name in _OURS:
+        if not isinstance(name, str) or name in _RESERVED_PARAMS:
             raise ConfigurationError(
-                f"The parameter {str(name)[:40]!r} cannot be given among the params.",
-                advice=_OURS.get(name, "Names are text."),
+                f"The parameter {str(name)[:40]!r} cannot be set in the params.",
+                advice=_RESERVED_PARAMS.get(name, "Names must be strings."),
             )
     try:
         json.dumps(dict(params), allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
-            "The params are no JSON.",
-            advice="Use text, numbers, true, false, null, lists.",
+            "The params are not valid JSON.",
+            advice="Use strings, numbers, true, false, null, lists and objects.",
         ) from None
+
+
+def image_generation_params() -> dict[str, Any]:
+    """Return the params that make the model answer with a picture."""
+    return {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
+
+
+def asks_for_images(params: Mapping[str, Any]) -> bool:
+    """Whether a request's params ask for pictures."""
+    tools = params.get("tools")
+    given = tools if isinstance(tools, list | tuple) else ()
+    return any(isinstance(tool, Mapping) and tool.get("type") == IMAGE_TOOL for tool in given)
 
 
 def responses_body(
     request: Request, *, model: str, kind: Kind, avoid: frozenset[str], durable: bool = False
 ) -> Body:
-    """Return the body of ``POST /responses``; `avoid` names what the server does not take."""
-    plainly = not (request.turns or request.images)
+    """Return the body of ``POST /responses``; `avoid` names what the server does not accept."""
+    is_plain = not (request.turns or request.images)
     body: Body = {
         "model": model,
-        "input": request.prompt if plainly else _items(request),
+        "input": request.prompt if is_plain else _input_items(request),
         "stream": True,
-        "store": durable,
+        "store": durable,  # OpenAI's default is true
     }
     if durable:
         body["background"] = True
-    if system := _system(request, "text" in avoid):
+    if system := _instructions(request, "text" in avoid):
         body["instructions"] = system
     if request.max_output is not None:
         body["max_output_tokens"] = request.max_output
     if request.effort:
         body["reasoning"] = {"effort": request.effort}
     if request.schema and request.schema.definition:
-        body["text"] = {"format": {"type": "json_schema", **_shape(request.schema)}}
-    if kind == "openai" and model.startswith(_REASONING):
-        # What the server does not keep, the next turn has to bring along.
+        body["text"] = {"format": {"type": "json_schema", **_schema_format(request.schema)}}
+    if kind == "openai" and model.startswith(_REASONING_MODELS):
+        # What the server does not store, the next turn has to bring along.
         body["include"] = ["reasoning.encrypted_content"]
-    return _joined(body, request.params, avoid)
+    return _merge_params(body, request.params, avoid)
 
 
 def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
-    """Return the body of ``POST /chat/completions``; `avoid` names what the server does not take.
-
-    Compatible servers often know only ``max_tokens``, OpenAI's newer models only
-    ``max_completion_tokens``.
-    """
-    said = _system(request, "response_format" in avoid)
-    system = [{"role": "system", "content": said}] if said else []
+    """Return the body of ``POST /chat/completions``; see `responses_body`."""
+    system = _instructions(request, "response_format" in avoid)
     body: Body = {
         "model": model,
-        "messages": [*system, *_messages(request)],
+        "messages": [
+            *([{"role": "system", "content": system}] if system else []),
+            *_messages(request),
+        ],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if "stream" in avoid:
         avoid |= {"stream_options"}
     if request.max_output is not None:
+        # Compatible servers often know only the first, OpenAI's newer models only the second.
         names = ["max_completion_tokens", "max_tokens"]
         usual = names[kind == "compatible"]
         body[next((n for n in (usual, *names) if n not in avoid), usual)] = request.max_output
@@ -151,11 +321,17 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
     if request.effort:
         body["reasoning_effort"] = request.effort
     if request.schema and request.schema.definition:
-        body["response_format"] = {"type": "json_schema", "json_schema": _shape(request.schema)}
-    return _joined(body, request.params, avoid)
+        schema = _schema_format(request.schema)
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return _merge_params(body, request.params, avoid)
 
 
-def _items(request: Request) -> list[Body]:
+def schema_text(schema: Schema) -> str:
+    """Return a schema's definition as a model can read it."""
+    return json.dumps(dict(schema.definition), ensure_ascii=False, default=str)
+
+
+def _input_items(request: Request) -> list[Body]:
     """Return the conversation as input items of the Responses API."""
     items: list[Body] = []
     for turn in request.turns:
@@ -166,7 +342,7 @@ def _items(request: Request) -> list[Body]:
 
 
 def _messages(request: Request) -> list[Body]:
-    """Return the conversation as messages of Chat Completions, which carries no reasoning on."""
+    """Return the conversation as messages of Chat Completions, which has no reasoning items."""
     messages: list[Body] = []
     for turn in request.turns:
         messages.append({"role": "user", "content": _parts(turn.prompt, turn.images)})
@@ -174,39 +350,34 @@ def _messages(request: Request) -> list[Body]:
     return [*messages, {"role": "user", "content": _parts(request.prompt, request.images)}]
 
 
-def _parts(text: str, images: tuple[Image, ...], kind: str = "") -> str | list[Body]:
-    """Return a message's content; `kind` is how the Responses API's types begin."""
+def _parts(text: str, images: tuple[Image, ...], prefix: str = "") -> str | list[Body]:
+    """Return a message's content; `prefix` is that of the Responses API's types."""
     if not images:
         return text
     urls = [f"data:{i.media_type};base64,{b64encode(i.data).decode('ascii')}" for i in images]
     pictures: list[Body]
-    if kind:
+    if prefix:
         pictures = [{"type": "input_image", "image_url": url} for url in urls]
     else:
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"type": f"{kind}text", "text": text}, *pictures]
+    return [{"type": f"{prefix}text", "text": text}, *pictures]
 
 
-def _shape(schema: Schema) -> Body:
+def _schema_format(schema: Schema) -> Body:
     return {"name": schema.name, "schema": dict(schema.definition), "strict": schema.strict}
 
 
-def _system(request: Request, tells_schema: bool) -> str:
-    """Return the instructions; with the schema in them, where the server knows no mode for it."""
-    if not (request.schema and tells_schema):
+def _instructions(request: Request, with_schema: bool) -> str:
+    """Return the system text; with the schema in it, where the server has no mode for it."""
+    if not (request.schema and with_schema):
         return request.system or ""
-    schema = told_in_json(request.schema)
-    told = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
-    return f"{request.system}\n\n{told}" if request.system else told
+    schema = schema_text(request.schema)
+    words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
+    return f"{request.system}\n\n{words}" if request.system else words
 
 
-def told_in_json(schema: Schema) -> str:
-    """Return a schema's definition as a model can read it."""
-    return json.dumps(dict(schema.definition), ensure_ascii=False, default=str)
-
-
-def _joined(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:
-    """Add the user's params, which win; inside of ``reasoning`` both count."""
+def _merge_params(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:
+    """Add the user's params, which win; members of ``reasoning`` and the like are merged."""
     body = {name: value for name, value in body.items() if name not in avoid}
     for name, value in params.items():
         ours = body.get(name)
@@ -214,48 +385,3 @@ def _joined(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Bod
             value = {**ours, **value}
         body[name] = value
     return body
-
-
-def is_about_keeping(told: str) -> bool:
-    """Whether a refusal objects to an answer that is kept: no such mode, or no right to it."""
-    return any(word in told.lower() for word in _KEEPING)
-
-
-def objection(told: str, request: Request, body: Body) -> str | None:
-    """Return the parameter of ours that a refusal objects to, if the request can go without it.
-
-    ``store`` is not among them: without it the server would keep what was asked.
-    """
-    told = told.lower()
-    if "stream" in body and "stream_options" not in told and _NO_STREAM.search(told):
-        return "stream"
-    if "encrypted" in told and "include" in body and "include" not in request.params:
-        return "include"
-    for name, words in _SCHEMA_MODES.items():
-        about = any(word in told for word in (*words, "json_schema"))
-        if request.schema and about and name in body and name not in request.params:
-            return name
-    if not any(word in told for word in _UNSUPPORTED):
-        return None
-    names = [n for n in _OPTIONAL if n in told and n in body and n not in request.params]
-    return names[0] if names else None
-
-
-# Pictures that a model makes (OpenAI's guide to image generation).
-
-IMAGE_TOOL = "image_generation"
-NO_IMAGES_ADVICE = (
-    "Pictures need the Responses API's tool image_generation: this model or server may lack it."
-)
-
-
-def image_generation_params() -> dict[str, Any]:
-    """Return the parameters that let the model make a picture, and nothing else."""
-    return {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
-
-
-def asks_for_images(params: Mapping[str, Any]) -> bool:
-    """Whether a request's parameters ask for pictures."""
-    tools = params.get("tools")
-    given = tools if isinstance(tools, list | tuple) else ()
-    return any(isinstance(tool, Mapping) and tool.get("type") == IMAGE_TOOL for tool in given)

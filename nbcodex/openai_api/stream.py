@@ -1,7 +1,8 @@
-"""Reads a stream to the end that the protocol gives it, or finds out that there will be none.
+"""Reads one response's body as stream events, until the protocol says that the answer has ended.
 
-Owns silence: how long a server may say nothing. Yields text as it comes, once per network chunk, so
-that thousands of deltas a second stay cheap; without our secrets.
+Owns server-sent events and how long a server may be silent. Yields text once per network chunk, so
+that thousands of deltas a second stay cheap, and without our secrets. Knows neither the request nor
+what becomes of a failure.
 """
 
 from __future__ import annotations
@@ -10,161 +11,283 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
-from nbcodex.openai_api import api_errors, sse
-from nbcodex.openai_api.api_errors import FailedError, nonsense
+from nbcodex.openai_api.answers import (
+    AnswerReader,
+    ReasoningDelta,
+    Reset,
+    StreamEvent,
+    TextDelta,
+    json_object,
+)
+from nbcodex.openai_api.api_errors import (
+    AnswerFailedError,
+    broken_connection,
+    invalid_answer,
+    invalid_json,
+)
 from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.responses import Reader, decoded, is_alive
 
-BEFORE_TEXT = 5
-"""How many times the idle timeout a model may think before its first word."""
+# How many times the idle timeout a server may be silent before the first delta, when the model may
+# be reasoning, and before an answer that comes in one piece.
+FIRST_TEXT_FACTOR = 5
+WHOLE_BODY_FACTOR = 10
 
-BEFORE_WHOLE = 10
-"""How many times the idle timeout an answer may take that comes in one piece."""
+# After the last delta or a failure, usage or the reason may follow; it is not worth a long wait.
+TRAILER_TIMEOUT_S = 5.0
 
-AFTERMATH = 5.0
-"""Seconds to wait for what may follow the last word, or a failure: figures, or reasons."""
+# Once text has begun, packets are gathered for this long: to wake for each costs as much as for
+# many. What has arrived already is read at once.
+GATHER_S = 0.02
 
-GATHER = 0.02
-"""Seconds to let packets gather once text has begun: to wake for each costs as much as for many.
-What has come already is read at once."""
+# A body that is read to its end gives its connection back to the pool, which is worth a short wait.
+DRAIN_TIMEOUT_S = 0.1
+_DRAIN_BYTES = 65_536
 
-DRAIN = 0.1
-"""Seconds to wait for the end of a body, so that its connection can be used again."""
+MAX_BODY_BYTES = 64 * 1024 * 1024  # of one event, or of an answer in one piece
 
-_BLANK = b"\xef\xbb\xbf \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+_KEEPALIVE_NAMES = ("keepalive", "ping", "heartbeat")
+_MAX_KEEPALIVE_CHARS = 80  # keep-alive events are shorter; hardly any other event is
 
 
-class Reading:
-    """One answer on its way.
+class SseDecoder:
+    """Turns chunks of bytes into server-sent events, wherever the network splits them.
+
+    Source: "Interpreting an event stream" in the HTML standard, without ``id`` and ``retry``, which
+    serve a browser's reconnection. Each byte is examined once, so that a line in a million chunks
+    costs no more than a line in one.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_BODY_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._line_parts: list[bytes] = []  # of the unfinished line
+        self._data: list[bytes] = []  # lines of the unfinished event
+        self._event = b""
+        self._data_bytes = self._line_bytes = 0
+        self._after_cr = self._has_begun = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes of data in the unfinished event; comments do not count."""
+        is_comment = self._line_parts and self._line_parts[0][:1] == b":"
+        return self._data_bytes + (0 if is_comment else self._line_bytes)
+
+    def feed(self, chunk: bytes) -> list[tuple[str, str]]:
+        """Return the events that `chunk` completes, as (name, data).
+
+        Raises
+        ------
+        ServerError
+            If an event is larger than `max_bytes`.
+        """
+        # A CRLF may be split between two chunks.
+        if self._after_cr and chunk:
+            self._after_cr = False
+            chunk = chunk.removeprefix(b"\n")
+        if not chunk:
+            return []
+        self._after_cr = chunk.endswith(b"\r")
+        lines = chunk.splitlines()  # bytes are split at LF, CR and CRLF only, as the standard asks
+        rest = b"" if chunk[-1:] in b"\r\n" else lines.pop()
+        events: list[tuple[str, str]] = []
+        if lines and self._line_parts:
+            lines[0] = b"".join([*self._line_parts, lines[0]])
+            self._line_parts.clear()
+            self._line_bytes = 0
+        for line in lines:
+            self._read_line(line, events)
+        if rest:
+            self._line_parts.append(rest)
+            self._line_bytes += len(rest)
+            self._check_size()
+        return events
+
+    def flush(self) -> list[tuple[str, str]]:
+        """Return the event that the end of the stream left without its empty line, if any."""
+        return self.feed(b"\n\n") if self._line_parts or self._data else []
+
+    def _read_line(self, line: bytes, events: list[tuple[str, str]]) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            line = line.removeprefix(_BOM)
+        if not line:
+            if self._data:
+                data = b"\n".join(self._data).decode("utf-8", "replace")
+                events.append((self._event[:100].decode("utf-8", "replace"), data))
+                self._data.clear()
+                self._data_bytes = 0
+            self._event = b""
+            return
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            value = value.removeprefix(b" ")
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+            self._check_size()
+        elif name == b"event":
+            self._event = value.removeprefix(b" ")
+
+    def _check_size(self) -> None:
+        if self._data_bytes + self._line_bytes > self._max_bytes:
+            raise ServerError(
+                f"The server sent an event of more than {self._max_bytes >> 20} MB.",
+                advice="The server or a gateway is broken; the request is retried automatically.",
+            )
+
+
+class AnswerStream:
+    """One answer as it arrives.
 
     Parameters
     ----------
     chunks : async iterator of bytes
         The body of the response.
-    reader : Reader
+    reader : AnswerReader
         Knows the API.
-    redactor, thoughts : Redactor
-        For the answer, and for the thinking.
-    idle : float
-        Seconds of silence after which a stream that has begun is broken.
-    begun : bool
-        Whether it goes on with a text that has begun.
+    text_redactor, reasoning_redactor : Redactor
+        Each holds back the tail of its own text.
+    idle_timeout : float
+        Seconds of silence after which a stream that has begun is considered broken.
+    resumed_text : str or None
+        The text of a durable answer that an earlier stream brought; None for a new answer.
     """
 
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
-        reader: Reader,
+        reader: AnswerReader,
         *,
-        redactor: Redactor,
-        thoughts: Redactor,
-        idle: float,
-        begun: bool = False,
+        text_redactor: Redactor,
+        reasoning_redactor: Redactor,
+        idle_timeout: float,
+        resumed_text: str | None = None,
     ) -> None:
-        self._chunks, self._reader, self._idle = chunks, reader, idle
-        self._redactor, self._thoughts = redactor, thoughts
-        self._decoder = sse.Decoder()
-        self._said: list[str] = []
-        self._begun, self._withheld = begun, ""
+        self._chunks, self._reader, self._idle_timeout = chunks, reader, idle_timeout
+        self._redactor, self._reasoning_redactor = text_redactor, reasoning_redactor
+        self._decoder = SseDecoder()
+        self._resumed_text = resumed_text
+        self._texts: list[str] = []
+        self._has_text, self._withheld = bool(resumed_text), ""
         self._mark = reader.mark
-        self.is_whole = False
-        self._waited = False
-        self._fault: Exception | None = None
-        self._told: FailedError | None = None  # a failure whose reason may follow
+        self._is_one_piece = False
+        self._waited_for_chunk = False
+        self._error: Exception | None = None
+        self._unexplained: AnswerFailedError | None = None  # a failure whose reason may follow
 
     @property
     def text(self) -> str:
         """All the text so far."""
-        return "".join(self._said)
+        arrived = "".join(self._texts)
+        return arrived if self._is_one_piece else (self._resumed_text or "") + arrived
 
-    @property
-    def mark(self) -> StreamPosition | None:
-        """Where a durable answer goes on, behind the text that was yielded."""
-        return self._mark
-
-    async def pieces(self) -> AsyncGenerator[tuple[str, str]]:
-        """Yield (text, thought) until the answer is whole.
+    async def events(self) -> AsyncGenerator[StreamEvent]:
+        """Yield deltas and marks until the answer is complete; then close the body.
 
         Raises
         ------
-        FailedError
+        AnswerFailedError
             If the stream says that the answer failed.
-        Exception
-            Whatever breaks the stream before.
+        NbcodexError or an exception of HTTP or of decoding
+            If the stream breaks before.
         """
-        first = await self._first()
+        last = self._mark
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(close_body, self._chunks)
+            deltas = await stack.enter_async_context(contextlib.aclosing(self._deltas()))
+            async for text, reasoning in deltas:
+                mark = self._mark
+                if mark and self._redactor.clean(mark.response_id) != mark.response_id:
+                    mark = None  # an id that contains a secret is not stored
+                if mark and not last:
+                    yield StreamPosition(mark.response_id)
+                if reasoning:
+                    yield ReasoningDelta(reasoning)
+                if text and self._is_one_piece and self._resumed_text is not None:
+                    # The whole answer again: only what is new is yielded, if it begins equally.
+                    if not text.startswith(self._resumed_text):
+                        yield Reset()
+                    yield TextDelta(text.removeprefix(self._resumed_text))
+                elif text:
+                    yield TextDelta(text)
+                if mark and mark != last:
+                    yield mark
+                last = mark
+
+    async def _deltas(self) -> AsyncGenerator[tuple[str, str]]:
+        """Yield (text, reasoning)."""
+        first = await self._first_chunk()
         if first.startswith((b"{", b"[")):
-            self.is_whole = True
+            self._is_one_piece = True
             try:
-                text = await self._whole(first)
+                text = await self._read_one_piece(first)
             except Exception:
+                # An answer that is still being generated has an id, which must not be lost.
                 self._mark = self._reader.mark
-                yield "", ""  # an answer that is not finished has told its name
+                yield "", ""
                 raise
             yield text, ""
             return
         if first.startswith(b"<"):
-            raise nonsense("The server sent a web page instead of an answer.")
-        async with contextlib.aclosing(self._streamed(first)) as streamed:
-            async for piece in streamed:
-                yield piece
-        if rest := self._rest():
+            raise invalid_answer("The server sent a web page instead of an answer.")
+        async with contextlib.aclosing(self._read_stream(first)) as deltas:
+            async for delta in deltas:
+                yield delta
+        if rest := self._take_rest():
             yield rest
         await self._drain()
 
-    async def close(self) -> None:
-        """Let go of the body."""
-        await let_go(self._chunks)
-
-    async def _first(self) -> bytes:
-        """Return the first chunk that is not blank, which tells what kind of body it is."""
+    async def _first_chunk(self) -> bytes:
+        """Return the first chunk that is not blank: it shows what kind of body it is."""
         deadline = self._deadline()
-        while chunk := await self._next(deadline):
-            if head := chunk.lstrip(_BLANK):
+        while chunk := await self._next_chunk(deadline):
+            if head := chunk.lstrip(_BOM + b" \t\r\n"):
                 return head
         return b""
 
-    async def _streamed(self, chunk: bytes) -> AsyncGenerator[tuple[str, str]]:
-        """Yield what a stream of events brings, each network chunk at once."""
+    async def _read_stream(self, chunk: bytes) -> AsyncGenerator[tuple[str, str]]:
+        """Yield the deltas of a stream of events, one pair per network chunk."""
         deadline = self._deadline()
         while chunk:
             pending = self._decoder.pending
             events = self._decoder.feed(chunk)
-            if piece := self._take(events):
-                yield piece
-            if self._fault:
-                raise self._fault
-            if self._reader.closed:
+            if delta := self._read_events(events):
+                yield delta
+            if self._error:
+                raise self._error
+            if self._reader.is_closed:
                 break
-            if any(is_alive(*e) for e in events) or self._decoder.pending > pending:
+            # Comments and keep-alive events show that the connection lives, not that the model
+            # does: a gateway can send them for a model that has died.
+            if any(_is_progress(*event) for event in events) or self._decoder.pending > pending:
                 deadline = self._deadline()
-            if self._said and self._waited:
-                await asyncio.sleep(GATHER)
-            chunk = await self._next(deadline)
+            if self._texts and self._waited_for_chunk:
+                await asyncio.sleep(GATHER_S)
+            chunk = await self._next_chunk(deadline)
         else:
-            if piece := self._take(self._decoder.flush()):
-                yield piece
-        # Half an event at the end is no nonsense, but a stream that was cut.
-        fault = self._fault or self._told
-        if isinstance(fault, FailedError):
-            raise fault
-        if not self._reader.finished:
-            raise api_errors.broken("The stream ended before the answer was complete.")
+            if delta := self._read_events(self._decoder.flush()):
+                yield delta
+        # Half an event at the end means a broken stream, not invalid JSON.
+        error = self._error or self._unexplained
+        if isinstance(error, AnswerFailedError):
+            raise error
+        if not self._reader.is_complete:
+            raise broken_connection("The stream ended before the answer was complete.")
 
     def _deadline(self) -> float:
-        """Return the instant, on the loop, until which the server may be silent from now on."""
-        if self._reader.finished or self._told:
-            silence = min(self._idle, AFTERMATH)
+        """Return the loop's time until which the server may be silent from here on."""
+        if self._reader.is_complete or self._unexplained:
+            silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
         else:
-            silence = self._idle * (1 if self._begun else BEFORE_TEXT)
+            silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
         return asyncio.get_running_loop().time() + silence
 
-    async def _next(self, deadline: float) -> bytes:
-        """Return the next chunk; none at the end, or where a lost connection costs no text."""
-        chunk, self._waited = b"", False
-        # Where the loop takes a turn before the chunk is here, the network was waited for. No clock
-        # tells that: on a busy machine, what is there takes as long as what comes.
+    async def _next_chunk(self, deadline: float) -> bytes:
+        """Return the next chunk; b"" at the end, or where a lost connection costs no text."""
+        chunk, self._waited_for_chunk = b"", False
+        # If the loop runs a callback before the chunk is there, the network was waited for. A clock
+        # cannot tell: on a busy machine, reading what is there takes as long as waiting.
         turn = asyncio.get_running_loop().call_soon(self._note_turn)
         try:
             async with asyncio.timeout_at(deadline):
@@ -173,50 +296,49 @@ class Reading:
         except StopAsyncIteration:
             return b""
         except TimeoutError:
-            if not (self._reader.finished or self._told):
-                raise api_errors.broken("The server fell silent.") from None
+            if not (self._reader.is_complete or self._unexplained):
+                raise broken_connection("The server stopped sending.") from None
         except Exception:
-            if not (self._reader.finished or self._told):
+            if not (self._reader.is_complete or self._unexplained):
                 raise
         finally:
             turn.cancel()
         return chunk
 
     def _note_turn(self) -> None:
-        self._waited = True
+        self._waited_for_chunk = True
 
-    def _take(self, events: list[tuple[str, str]]) -> tuple[str, str] | None:
-        """Return what events add; a fault in them is kept until that has been shown."""
+    def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str] | None:
+        """Return what events add; an error in them is kept until that has been yielded."""
         texts: list[str] = []
-        thoughts: list[str] = []
+        reasonings: list[str] = []
         for name, data in events:
-            if self._reader.closed:
+            if self._reader.is_closed:
                 break
             if not data.strip():
                 continue
             try:
-                text, thought = self._reader.read(name, data)
-            except (FailedError, ValueError, RecursionError) as fault:
-                if self._failed(fault):
+                text, reasoning = self._reader.read_event(name, data)
+            except (AnswerFailedError, ValueError, RecursionError) as error:
+                if self._is_final(error):
                     break
                 continue
-            if text:
-                texts.append(text)
-            if thought:
-                thoughts.append(thought)
-        text = self._shown("".join(texts))
-        thought = self._thoughts.feed("".join(thoughts)) if thoughts else ""
+            texts.append(text)
+            reasonings.append(reasoning)
+        text = self._visible("".join(texts))
+        if reasoning := "".join(reasonings):
+            reasoning = self._reasoning_redactor.feed(reasoning)
         if text:
-            self._said.append(text)
-        return (text, thought) if text or thought or self._reader.mark else None
+            self._texts.append(text)
+        return (text, reasoning) if text or reasoning or self._reader.mark else None
 
-    def _shown(self, text: str) -> str:
-        """Return what may be shown now; of a durable answer, only up to where it has a mark.
+    def _visible(self, text: str) -> str:
+        """Return what can be shown already; of a durable answer, only up to where it has a mark.
 
-        What the redactor holds back would be lost to whoever picks the answer up behind it.
+        What the redactor holds back would be missing from an answer resumed after that mark.
         """
         if text:
-            self._begun = True
+            self._has_text = True
             text = self._redactor.feed(text)
         if self._reader.mark is None:
             return text
@@ -227,67 +349,85 @@ class Reading:
         self._mark = self._reader.mark
         return text
 
-    def _failed(self, fault: Exception) -> bool:
-        """Note a fault; return whether no event after it matters."""
-        if self._reader.finished:
-            # The answer is whole: what goes wrong behind it does not undo it.
-            self._reader.closed = True
+    def _is_final(self, error: Exception) -> bool:
+        """Keep an error; return whether the events after it can be ignored."""
+        if self._reader.is_complete:
+            # The answer is complete: what goes wrong after it does not undo it.
+            self._reader.is_closed = True
             return True
-        if isinstance(fault, FailedError) and not fault.final:
-            self._told = fault
+        if isinstance(error, AnswerFailedError) and not error.final:
+            self._unexplained = error
             return False
-        self._fault = self._told if self._told and not isinstance(fault, FailedError) else fault
+        # A failure without a reason says more than invalid JSON after it.
+        is_failure = isinstance(error, AnswerFailedError)
+        self._error = error if is_failure or not self._unexplained else self._unexplained
         return True
 
-    def _rest(self) -> tuple[str, str] | None:
-        """Return what was held back, and the text that came only with the ending."""
+    def _take_rest(self) -> tuple[str, str] | None:
+        """Return what was held back, and text that came only with the final event."""
         held, self._withheld = self._withheld, ""
-        if not self._begun:
-            held = self._redactor.feed(self._reader.ending.text)
+        if not self._has_text:
+            held = self._redactor.feed(self._reader.answer.text)
         held += self._redactor.flush()
-        thought = self._thoughts.flush()
+        reasoning = self._reasoning_redactor.flush()
         if held:
-            self._said.append(held)
-        return (held, thought) if held or thought else None
+            self._texts.append(held)
+        return (held, reasoning) if held or reasoning else None
 
-    async def _whole(self, first: bytes) -> str:
-        """Return the answer of a server that does not stream."""
-        body = await whole_body(self._rest_of_body(first))
-        self._reader.whole(decoded(body.decode("utf-8", "replace")))
-        text = self._redactor.clean(self._reader.ending.text)
-        self._said.append(text)
+    async def _read_one_piece(self, first: bytes) -> str:
+        """Return the answer of a server that did not stream."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            chunk = first
+            while chunk:
+                yield chunk
+                chunk = await self._next_chunk(self._deadline())
+
+        body = await read_body(chunks())
+        try:
+            payload = json_object(body.decode("utf-8", "replace"))
+        except (ValueError, RecursionError) as error:
+            raise invalid_json() from error
+        self._reader.read_body(payload)
+        text = self._redactor.clean(self._reader.answer.text)
+        self._texts.append(text)
         return text
-
-    async def _rest_of_body(self, chunk: bytes) -> AsyncIterator[bytes]:
-        while chunk:
-            yield chunk
-            chunk = await self._next(self._deadline())
 
     async def _drain(self) -> None:
         """Read to the end of the body, if that is near."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(DRAIN):
-                left = 65_536
-                while left > 0:
-                    left -= len(await anext(self._chunks))
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                remaining = _DRAIN_BYTES
+                while remaining > 0:
+                    remaining -= len(await anext(self._chunks))
 
 
-async def let_go(chunks: AsyncIterator[bytes]) -> None:
-    """Close a body where it was left: else the collector does, at any moment and on any thread."""
+def _is_progress(name: str, data: str) -> bool:
+    """Whether an event is more than a keep-alive."""
+    if not data or name in _KEEPALIVE_NAMES:
+        return False
+    return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)
+
+
+async def close_body(chunks: AsyncIterator[bytes]) -> None:
+    """Close a body that was not read to its end.
+
+    Otherwise the garbage collector closes the generator, at any moment and on any thread.
+    """
     if isinstance(chunks, AsyncGenerator):
         with contextlib.suppress(Exception):
             await chunks.aclose()
 
 
-async def whole_body(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return a whole body, or raise a ServerError if it is larger than any answer."""
+async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return a whole body, or raise a ServerError if it exceeds `MAX_BODY_BYTES`."""
     parts, size = [], 0
     try:
         async for chunk in chunks:
             parts.append(chunk)
             size += len(chunk)
-            if size > sse.LARGEST:
-                raise nonsense(f"The server sent more than {sse.LARGEST >> 20} MB.")
+            if size > MAX_BODY_BYTES:
+                raise invalid_answer(f"The server sent more than {MAX_BODY_BYTES >> 20} MB.")
     finally:
-        await let_go(chunks)
+        await close_body(chunks)
     return b"".join(parts)

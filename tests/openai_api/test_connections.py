@@ -14,7 +14,7 @@ import pytest
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.openai_api.connections import REFUSAL_BYTES, Connections
+from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections
 from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
 from tests.openai_api.scripted import KEY, MODEL, Script, Server, completed, play, settings
@@ -178,7 +178,7 @@ def test_a_refusal_is_not_read_without_end() -> None:
 
     with pytest.raises(NbcodexError):
         play(Server(Script(endless(), 400)))
-    assert read <= REFUSAL_BYTES + 20_000
+    assert read <= MAX_ERROR_BODY_BYTES + 20_000
 
 
 # Custom clients.

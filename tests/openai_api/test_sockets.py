@@ -139,7 +139,7 @@ def test_where_nobody_listens_nothing_was_sent() -> None:
 
 def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is not made in time has cost nothing either."""
-    monkeypatch.setattr(connections, "CONNECT", 0.05)
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT_S", 0.05)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

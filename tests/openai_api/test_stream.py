@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nbcodex.openai_api import exchange, responses
+from nbcodex.openai_api.answers import TextDelta
 from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.stream import GATHER, Reading
+from nbcodex.openai_api.responses import ResponsesReader
+from nbcodex.openai_api.stream import GATHER_S, AnswerStream
 from tests.virtual import run_virtual
 
 COUNT = 40
@@ -18,21 +19,22 @@ PIECES = [b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n']
 END = b'data: {"type": "response.completed", "response": {"status": "completed"}}\n\n'
 
 
-def reading(chunks: AsyncIterator[bytes]) -> Reading:
-    """Return the reading of a stream."""
-    return Reading(
+def answer_stream(chunks: AsyncIterator[bytes]) -> AnswerStream:
+    return AnswerStream(
         chunks,
-        responses.reader("responses", durable=False),
-        redactor=Redactor([]),
-        thoughts=Redactor([]),
-        idle=60.0,
+        ResponsesReader(),
+        text_redactor=Redactor([]),
+        reasoning_redactor=Redactor([]),
+        idle_timeout=60.0,
     )
 
 
 async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
     """Return the text of a stream, and the seconds that its reading took."""
     began = asyncio.get_running_loop().time()
-    text = "".join([said async for said, _ in reading(chunks).pieces()])
+    text = "".join(
+        [e.text async for e in answer_stream(chunks).events() if isinstance(e, TextDelta)]
+    )
     return text, asyncio.get_running_loop().time() - began
 
 
@@ -66,7 +68,7 @@ def test_packets_gather() -> None:
 
     text, took = run_virtual(read(packet_by_packet()))
     assert text == "word " * COUNT
-    assert took > COUNT * GATHER
+    assert took > COUNT * GATHER_S
 
 
 def test_a_body_is_closed_where_it_was_left() -> None:
@@ -82,7 +84,7 @@ def test_a_body_is_closed_where_it_was_left() -> None:
 
     async def main() -> None:
         body = endless()
-        pieces = exchange.pieces(reading(body), Redactor([]))
+        pieces = answer_stream(body).events()
         await anext(pieces)
         await pieces.aclose()
         assert closed

@@ -55,7 +55,7 @@ def test_a_server_without_schemas_is_told_in_words(api: Any, name: str, message:
     assert system.startswith("Be brief.")
     assert '"properties"' in system
     assert [p.text for p in pieces if isinstance(p, Notice)] == [
-        "the server takes no JSON schema: told in words, and checked here"
+        "the server does not accept JSON schemas: the schema is in the prompt, and checked here"
     ]
 
 

@@ -41,7 +41,7 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
 )
 def test_go_durations(text: str | None, seconds: float | None) -> None:
     """A reset is read as Go writes it, or as plain seconds; anything else is absent."""
-    assert rate_limits.go_duration(text) == (
+    assert rate_limits.parse_duration(text) == (
         pytest.approx(seconds) if seconds is not None else None
     )
 
@@ -77,7 +77,7 @@ def test_go_durations(text: str | None, seconds: float | None) -> None:
 )
 def test_stated_wait(given: dict[str, str], wait: float | None) -> None:
     """The first header that states a sane wait counts; more than a day is a day."""
-    assert rate_limits.stated_wait(given, wall=WALL) == (wait and pytest.approx(wait))
+    assert rate_limits.wait_in_headers(given, wall=WALL) == (wait and pytest.approx(wait))
 
 
 def limits(resource: str, limit: str, remaining: str, reset: str = "") -> dict[str, str]:
@@ -90,7 +90,7 @@ def limits(resource: str, limit: str, remaining: str, reset: str = "") -> dict[s
 
 def test_snapshot_reads_both_buckets() -> None:
     """One response gives level, limit and time to full of tokens and of requests."""
-    found = rate_limits.snapshot(
+    found = rate_limits.read_snapshot(
         {
             **limits("tokens", "30000", "22999", "14.002s"),
             **limits("requests", "500", "499", "120ms"),
@@ -112,7 +112,7 @@ def test_snapshot_reads_both_buckets() -> None:
 
 def test_the_tighter_of_plain_and_project_counts() -> None:
     """Where a project has less left than its organization, the project's bucket is the one."""
-    found = rate_limits.snapshot(
+    found = rate_limits.read_snapshot(
         {**limits("tokens", "30000", "20000"), **limits("project-tokens", "9000", "100")}, at=0.0
     )
     assert found.tokens
@@ -125,12 +125,12 @@ def test_the_tighter_of_plain_and_project_counts() -> None:
 )
 def test_absurd_limits_are_absent(limit: str, remaining: str) -> None:
     """What Azure and others write where they have no limit is no limit."""
-    assert rate_limits.snapshot(limits("tokens", limit, remaining), at=0.0).tokens is None
+    assert rate_limits.read_snapshot(limits("tokens", limit, remaining), at=0.0).tokens is None
 
 
 def test_a_reset_that_is_absurd_leaves_the_level() -> None:
     """Limit and level are of use without the time to full."""
-    gauge = rate_limits.snapshot(limits("tokens", "10", "5", "never"), at=0.0).tokens
+    gauge = rate_limits.read_snapshot(limits("tokens", "10", "5", "never"), at=0.0).tokens
     assert gauge
     assert gauge.full_in is None
 
@@ -152,8 +152,8 @@ NAMES = [
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=80)))
 def test_garbage_in_headers_never_raises(given: dict[str, str]) -> None:
     """Whatever headers say, a wait is None or in (0, a day], and a snapshot comes out."""
-    wait = rate_limits.stated_wait(given, wall=WALL)
+    wait = rate_limits.wait_in_headers(given, wall=WALL)
     assert wait is None or 0 < wait <= DAY
-    found = rate_limits.snapshot(given, at=1.0)
+    found = rate_limits.read_snapshot(given, at=1.0)
     for gauge in (found.tokens, found.requests):
-        assert gauge is None or 0 <= gauge.remaining <= gauge.limit <= rate_limits.LARGEST
+        assert gauge is None or 0 <= gauge.remaining <= gauge.limit <= rate_limits.MAX_LIMIT

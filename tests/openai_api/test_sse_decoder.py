@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import ServerError
-from nbcodex.openai_api.sse import Decoder
+from nbcodex.openai_api.stream import SseDecoder
 
 
 def fed(*chunks: bytes) -> list[tuple[str, str]]:
-    decoder = Decoder()
+    decoder = SseDecoder()
     return [e for chunk in chunks for e in decoder.feed(chunk)] + decoder.flush()
 
 
@@ -66,7 +66,7 @@ def test_any_bytes_in_any_chunks_are_the_same_events(parts: list[bytes], size: i
 
 def test_ten_megabytes_in_small_chunks_take_linear_time() -> None:
     """A line of 10 MB in chunks of 64 bytes costs what its bytes cost, not their square."""
-    decoder = Decoder()
+    decoder = SseDecoder()
     before = time.process_time()
     decoder.feed(b"data: ")
     for _ in range(10_000_000 // 64):
@@ -79,7 +79,7 @@ def test_ten_megabytes_in_small_chunks_take_linear_time() -> None:
 @pytest.mark.parametrize("line", [b"x" * 100, b"data: " + b"x" * 90 + b"\n", b": " + b"x" * 90])
 def test_an_endless_event_is_refused(line: bytes) -> None:
     """An event that grows beyond the bound is an error, not an ever larger memory."""
-    decoder = Decoder(largest=1000)
+    decoder = SseDecoder(max_bytes=1000)
 
     def endless() -> None:
         for _ in range(100):
@@ -91,7 +91,7 @@ def test_an_endless_event_is_refused(line: bytes) -> None:
 
 def test_comments_are_no_pending_data() -> None:
     """What is pending grows with data alone, so that keep-alive comments are no sign of life."""
-    decoder = Decoder()
+    decoder = SseDecoder()
     decoder.feed(b": comment that has not end")
     assert decoder.pending == 0
     decoder.feed(b"ed\ndata: abc")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nbcodex.models import DAY, MINUTE, Limit
-from nbcodex.openai_api import messages
+from nbcodex.openai_api import rate_limits
 
 TPM = (
     "Rate limit reached for gpt-5.6-sol in organization org-X on tokens per min (TPM): "
@@ -68,12 +68,12 @@ AZURE = (
 )
 def test_limits(message: str, limit: Limit) -> None:
     """A message's resource, window, figures and model are found; what it does not tell is None."""
-    assert messages.limit(message) == limit
+    assert rate_limits.limit_in_message(message) == limit
 
 
 def test_mistake_5_waits_are_understood_in_every_notation() -> None:
     """80ms, 7m12s and 35 seconds are waits; none of them was one to the first Codex CLI."""
-    read = messages.stated_wait
+    read = rate_limits.wait_in_message
     assert read("Please try again in 80ms.") == pytest.approx(0.08)
     assert read("Please try again in 7m12s.") == pytest.approx(432)
     assert read("Please retry after 35 seconds.") == pytest.approx(35)
@@ -101,14 +101,16 @@ def test_mistake_5_waits_are_understood_in_every_notation() -> None:
 )
 def test_stated_waits(message: str, wait: float | None) -> None:
     """Any mix of units, as letters or as words, is a wait; a clamp keeps it sane."""
-    assert messages.stated_wait(message) == (wait and pytest.approx(wait))
+    assert rate_limits.wait_in_message(message) == (wait and pytest.approx(wait))
 
 
 def test_arithmetic_of_the_message() -> None:
     """Where no wait is stated, the figures give it: to the millisecond of the stated one."""
-    assert messages.reckoned_wait(messages.limit(TPM)) == pytest.approx(11.054, abs=1e-3)
-    assert messages.reckoned_wait(Limit(limit=10, used=5, requested=1, window=60)) is None
-    assert messages.reckoned_wait(Limit(limit=10, used=5)) is None
+    assert rate_limits.computed_wait(rate_limits.limit_in_message(TPM)) == pytest.approx(
+        11.054, abs=1e-3
+    )
+    assert rate_limits.computed_wait(Limit(limit=10, used=5, requested=1, window=60)) is None
+    assert rate_limits.computed_wait(Limit(limit=10, used=5)) is None
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,6 @@ def test_ten_megabytes_are_read_in_no_time(unit: str) -> None:
     """No pattern is slow on a long hostile text, for the text is cut first."""
     text = unit * (10_000_000 // len(unit))
     before = time.process_time()
-    messages.limit(text)
-    messages.stated_wait(text)
+    rate_limits.limit_in_message(text)
+    rate_limits.wait_in_message(text)
     assert time.process_time() - before < 0.5

@@ -9,12 +9,10 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.dialects import Dialects
+from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer
 from nbcodex.openai_api.endpoints import Endpoint, check_texts
-from nbcodex.openai_api.exchange import LARGEST, completed
 from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.request_body import chat_body, responses_body
-from nbcodex.openai_api.responses import Ending
+from nbcodex.openai_api.request_body import ServerMemory, chat_body, responses_body
 from nbcodex.settings import Settings
 
 REASONING = {"type": "reasoning", "encrypted_content": "…"}
@@ -98,7 +96,7 @@ def test_reasoning_goes_to_whose_it_is(
     turn = replace(TURN, model=model, base_url=base_url)
     endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
     asked = replace(REQUEST, turns=(turn,))
-    question = Dialects().question(asked, Settings(), endpoint, "m")
+    question = ServerMemory().prepare(asked, Settings(), endpoint, "m")
     assert (REASONING in question.body["input"]) is is_sent
 
 
@@ -108,9 +106,9 @@ def test_hostile_reasoning_is_not_carried_on() -> None:
         {"type": "reasoning", "encrypted_content": "good", "extra": "x"},
         {"type": "reasoning", "summary": []},
         {"type": "reasoning", "encrypted_content": "sk-a-secret-key"},
-        {"type": "reasoning", "encrypted_content": "x" * LARGEST},
+        {"type": "reasoning", "encrypted_content": "x" * MAX_REASONING_CHARS},
     ]
-    done = completed("text", Ending(reasoning=items), Redactor(["sk-a-secret-key"]))
+    done = RawAnswer(reasoning=items).completed("text", Redactor(["sk-a-secret-key"]))
     assert done.reasoning == ({"type": "reasoning", "encrypted_content": "good"},)
 
 
