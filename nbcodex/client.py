@@ -12,17 +12,23 @@ import contextlib
 import os
 import threading
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from nbcodex.errors import ConfigurationError, NbcodexError
-from nbcodex.events import Ending
-from nbcodex.models import NOTE_POSSIBLY_PAID_TWICE, Origin, Request, Resumption, new_id
+from nbcodex.events import BackingOff, Ending, Event
+from nbcodex.models import (
+    NOTE_POSSIBLY_PAID_TWICE,
+    Origin,
+    Request,
+    Resumption,
+    UsageTotals,
+    new_id,
+)
 from nbcodex.requests.conversation import Conversations, JoinedRequest
 from nbcodex.requests.handle import Handle, Listener
-from nbcodex.requests.usage_totals import Totals
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
@@ -47,6 +53,31 @@ RESTART = 5.0
 """Seconds that a front end gives a kernel to end after the interrupt of a restart."""
 
 
+class SessionTotals:
+    """A listener that keeps what this process has used, by model."""
+
+    def __init__(self) -> None:
+        self.by_model: dict[str, UsageTotals] = {}
+        self._refusals: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        if isinstance(event, BackingOff) and event.limit is not None:
+            self._refusals[event.request_id] = self._refusals.get(event.request_id, 0) + 1
+        elif isinstance(event, Ending):
+            refusals = self._refusals.pop(event.request_id, 0)
+            # A reused answer, or a request that was never sent, has used nothing.
+            if event.reply.attempts:
+                model = event.reply.model or "unknown"
+                more = UsageTotals.of(event.reply, refusals=refusals)
+                self.by_model[model] = self.by_model.get(model, UsageTotals()).plus(more)
+
+    @property
+    def total(self) -> UsageTotals:
+        """The totals of all models together."""
+        return reduce(UsageTotals.plus, self.by_model.values(), UsageTotals())
+
+
 class Client:
     """All requests of a process: one engine, one set of listeners.
 
@@ -59,7 +90,7 @@ class Client:
 
     Attributes
     ----------
-    totals : Totals
+    totals : SessionTotals
         What this process has used.
     news : str
         What its user has to be told once; whoever tells it empties it.
@@ -69,7 +100,7 @@ class Client:
         self, *, clock: Clock | None = None, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         self.clock = clock or BootClock()
-        self.totals = Totals()
+        self.totals = SessionTotals()
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._services: Services | None = None
@@ -206,10 +237,10 @@ class Client:
         """
         # Who resumes a request waits for it now, however little patience it began with.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
-        mark = entry.mark
-        text = "" if mark is None or mark.sequence is None else entry.reply.text
+        position = entry.stream_position
+        text = "" if position is None or position.sequence is None else entry.reply.text
         doubts = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
-        resumption = Resumption(not_before, mark=mark, text=text, notes=doubts)
+        resumption = Resumption(not_before, position=position, text=text, notes=doubts)
         return self._handle(request, settings, resumption=resumption, listener=listener)
 
     def copy_request(self, request: Request, *, origin: Origin) -> Request:

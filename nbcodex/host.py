@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nbcodex.events import Ending
-from nbcodex.models import Origin
-from nbcodex.progress import MapListener
+from nbcodex.models import MapListener, Origin
 from nbcodex.requests.handle import Handle
 from nbcodex.settings import Settings
 

@@ -1,10 +1,41 @@
-"""The words everybody speaks: requests, limits, snapshots, usage and replies. Data, no deeds."""
+"""The records that all layers share: requests, limits, usage, replies and totals. Data only.
+
+Glossary. Each word has this one meaning in the whole package.
+
+request        prompt, model and options; immutable
+attempt        one HTTP exchange on behalf of a request
+retry          another attempt after a failed one; the wait between them is the backoff
+cooldown       a model is closed to all requests until a moment, because of a limit
+limit          the server's cap on tokens or requests per time; the user's own is a budget
+quota          credit with the provider: a matter of billing, which waiting does not mend
+reservation    capacity taken from a rate limit for one attempt
+snapshot       the limits as the headers of one response state them
+charge policy  how a server counts a reservation: kept, refunded or actual
+patience       the longest total wait that a user accepts; queueing for capacity is not counted
+park, resume   keep a request for later; take it up again
+reply          what came of a request: the answer so far, its usage and its status
+usage          tokens that a request consumed; unknown figures are None, never zero
+cost           US dollars for a usage; None where no price is known
+entry          a request in the journal
+abandoned      said of an entry whose process ended before the request did
+settings       what the user and the environment have configured
+options        what is given for one request, beside its prompt
+thread         a named conversation of one notebook
+turn           one prompt and its answer in a thread
+durable        kept by the server, so that a broken stream can be continued
+map run        one prompt template applied to many rows
+row            one request of a map run
+batch job      a file of rows handed to the provider's Batch API
+listener       a callable that receives events; `emit` sends one
+
+Durations are seconds as floats; instants end in `_at`, and moments to wait for in `_until`.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,23 +44,22 @@ Status = Literal[
     "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
 ]
 Resource = Literal["tokens", "requests"]
+MapOutcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 
 MINUTE, DAY = 60.0, 86_400.0
 
 CONTENT_FILTER = "content_filter"  # `Reply.cut` of an answer that the provider filtered
 
-
+# Notes on a durable request that was sent, but whose response id never arrived: the server may be
+# working on an answer that nothing can pick up. The first stands when the request ended there, the
+# second when it was sent again.
 NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE = "possibly paid", "possibly paid twice"
-"""The notes on a request that was sent, and whose fate at the server nobody knows: as it ended
-there, and as it was asked again."""
 
 
 def new_id() -> str:
-    """Return a fresh request id: twelve hexadecimal digits, of which any unique start will do.
-
-    Of a million requests in one journal, two have the same with a probability of 0.2 %; of eight
-    digits, a map with 100,000 rows would have a pair more often than not.
-    """
+    """Return a fresh request id: twelve hexadecimal digits, of which a unique prefix will do."""
+    # Among a million requests in one journal, a collision has a probability of 0.2 %; with eight
+    # digits, a map of 100,000 rows would contain one more often than not (birthday bound).
     return secrets.token_hex(6)
 
 
@@ -42,9 +72,9 @@ class TurnPosition:
     chapter : int
         Which beginning of the conversation it follows: 0 is the first.
     number : int or None
-        Turns are in the order of their numbers; None stands behind all others.
+        Turns are ordered by their numbers; None stands behind all others.
     begins : bool
-        Whether the conversation starts afresh with it.
+        Whether the conversation starts afresh with this turn.
     """
 
     chapter: int = 0
@@ -54,23 +84,23 @@ class TurnPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a request was asked.
+    """Where a request comes from.
 
     Parameters
     ----------
     notebook : str or None
-        The notebook (or the kernel, where nobody knows the notebook).
+        The notebook (or the kernel, where the notebook is unknown).
     cell : str or None
         The cell's id.
     variable : str or None
         The name that the answer is to be bound to.
     map_id : str or None
-        The map that it is an item of.
+        The map run that it is a row of.
     row_index, row_count : int or None
-        Its position in that map, from 0, and how many there are, where that is known.
+        Its index in that map, from 0, and the number of rows, where known.
     engine : str
         How the map is answered: ``live`` or ``batch``.
-    place : Place
+    position : TurnPosition
         Where the answer stands, if it joins a conversation.
     """
 
@@ -86,14 +116,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture that goes with a prompt.
+    """An image that accompanies a prompt or an answer.
 
     Parameters
     ----------
     data : bytes
-        The file.
+        The file's contents.
     media_type : str
-        What it holds: ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``.
+        ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``.
     """
 
     data: bytes = field(repr=False)
@@ -102,14 +132,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedReasoning:
-    """What an answer brings along for the next turn, for whoever gave it alone.
+    """Encrypted reasoning that the next turn sends back, to the server that produced it only.
 
     Parameters
     ----------
     items : tuple of mapping
-        Encrypted reasoning, in the server's words.
+        Items of the response, unchanged.
     model, base_url : str
-        The model that was asked, and where.
+        The model that produced them, and its server.
     """
 
     items: tuple[Mapping[str, Any], ...]
@@ -124,15 +154,15 @@ class Turn:
     Parameters
     ----------
     prompt, answer : str
-        What was asked, as the server saw it, and what came of it.
+        The prompt as the server saw it, and its answer.
     images : tuple of Image
-        Pictures that went with the prompt.
+        Images of the prompt.
     carried : tuple of mapping
-        The answer's items that the server wants back, such as encrypted reasoning, in its words.
+        Items of the answer that the server wants back, such as encrypted reasoning.
     model, base_url : str or None
-        To whom `carried` goes back: None to anybody.
+        The only receiver of `carried`; None: any.
     entry : int or None
-        Its place in the journal, which is no part of what was said.
+        Row number in the journal; no part of the conversation itself.
     """
 
     prompt: str
@@ -146,7 +176,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """The shape that an answer is to have.
+    """The structure that an answer must have.
 
     Parameters
     ----------
@@ -155,9 +185,9 @@ class Schema:
     definition : mapping
         A JSON schema.
     strict : bool
-        Whether the server is to hold the model to it word by word, which not every schema allows.
+        Whether the server enforces it, which not every schema allows.
     model : class or None
-        The pydantic class that reads the answer; it lasts as long as the process.
+        The pydantic class that parses the answer; it lives as long as the process.
     """
 
     name: str
@@ -166,26 +196,28 @@ class Schema:
     model: Any = field(default=None, repr=False, compare=False)
 
 
+# The names of this record's fields, and of those of Turn, Schema and Image, are part of the key by
+# which the journal recognizes equal requests: renaming one would disable the reuse of all answers.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt, a model and options; immutable, so that what is sent again is what was asked.
+    """A prompt, a model and options; immutable, so that a retry sends what was asked.
 
     Parameters
     ----------
     prompt : str
-        The text, as the server shall see it.
+        The text, as the server sees it.
     model : str or None
         Name of the model (on Azure: of the deployment). None lets the provider decide.
     system : str or None
-        Instructions that stand before the prompt.
+        Instructions that precede the prompt.
     images : tuple of Image
-        Pictures that go with the prompt.
+        Images that accompany the prompt.
     turns : tuple of Turn
         The conversation so far, oldest first.
     thread : str or None
-        The conversation that the answer becomes a part of.
+        The conversation that the answer becomes part of.
     schema : Schema or None
-        The shape that the answer is to have.
+        The structure that the answer must have.
     max_output : int or None
         Upper bound on output tokens, reasoning included.
     effort : str or None
@@ -193,7 +225,7 @@ class Request:
     params : mapping
         Further parameters of the API, passed on in the body.
     api : {"auto", "responses", "chat"}
-        Which API to speak.
+        Which API to use.
     api_base : str or None
         Base URL for this request only.
     patience : float
@@ -201,13 +233,13 @@ class Request:
     created_at : float
         Seconds since the epoch.
     origin : Origin
-        Where it was asked.
+        Where it comes from.
     reuse : bool
-        Whether an equal request's answer in the journal will do.
+        Whether the answer to an equal request in the journal is acceptable.
     durable : bool
-        Whether the server shall keep the answer, so that a broken stream can be picked up.
+        Whether the server keeps the answer, so that a broken stream can be continued.
     row : str or None
-        What tells it from another row of a map that asks the same.
+        Distinguishes it from another row of a map with the same prompt.
     """
 
     prompt: str
@@ -233,14 +265,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """How far a durable answer has been read: what it takes to pick it up.
+    """How far a durable answer has been read, which is what it takes to continue it.
 
     Parameters
     ----------
     response_id : str
-        The server's name for the answer.
+        The server's id of the response.
     sequence : int or None
-        Number of the last event that was read; None: pick it up from its beginning.
+        Number of the last event that was read; None: continue from the beginning.
     """
 
     response_id: str
@@ -255,16 +287,16 @@ class Resumption:
     ----------
     not_before : float or None
         Seconds since the epoch before which it stays where it is.
-    mark : Mark or None
-        Where its durable answer goes on.
+    position : StreamPosition or None
+        Where its durable answer continues.
     text : str
-        The answer up to that mark.
+        The answer up to that position.
     notes : tuple of str
-        What there was to know of it when it was left.
+        Notes on the request from before it was left.
     """
 
     not_before: float | None = None
-    mark: StreamPosition | None = None
+    position: StreamPosition | None = None
     text: str = ""
     notes: tuple[str, ...] = ()
 
@@ -294,7 +326,7 @@ class Limit:
 
     @property
     def name(self) -> str:
-        """The limit as people say it: ``tokens per minute (TPM)``."""
+        """The limit's usual name: ``tokens per minute (TPM)``."""
         if self.resource is None:
             return "rate limit"
         per = {MINUTE: "minute", DAY: "day"}.get(self.window or 0.0)
@@ -304,21 +336,21 @@ class Limit:
 
     @property
     def figures(self) -> str:
-        """What the server told, such as ``limit 30,000, used 22,999, requested 12,528``."""
-        told = {"limit": self.limit, "used": self.used, "requested": self.requested}
+        """The server's figures, such as ``limit 30,000, used 22,999, requested 12,528``."""
+        given = {"limit": self.limit, "used": self.used, "requested": self.requested}
         return ", ".join(
-            f"{word} {value:,.0f}" for word, value in told.items() if value is not None
+            f"{word} {value:,.0f}" for word, value in given.items() if value is not None
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitReading:
-    """One bucket as one response's headers tell it.
+    """One limit as one response's headers state it.
 
     Parameters
     ----------
     limit, remaining : float
-        Size and level, in the bucket's unit.
+        Size and level of the server's bucket, in its unit.
     full_in : float or None
         Seconds until the bucket is full again (``x-ratelimit-reset-*``), which is not the time to
         wait.
@@ -331,7 +363,7 @@ class LimitReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSnapshot:
-    """The limits as one response's headers tell them.
+    """The limits as one response's headers state them.
 
     Parameters
     ----------
@@ -339,8 +371,8 @@ class LimitSnapshot:
         The instant at which the headers arrived.
     processing : float or None
         Seconds the server worked before it answered (``openai-processing-ms``).
-    tokens, requests : Gauge or None
-        The tightest bucket of each kind that the headers name.
+    tokens, requests : LimitReading or None
+        The tightest limit of each kind that the headers name.
     organization : str or None
         Whose limits these are.
     """
@@ -359,7 +391,7 @@ class Rates:
     input: float
     output: float
 
-    def of(self, usage: Usage) -> float:
+    def cost(self, usage: Usage) -> float:
         """Return US dollars for what is known of a usage."""
         output = self.output * (usage.output_tokens or 0)
         return self.input * (usage.input_tokens or 0) + output
@@ -369,7 +401,7 @@ class Rates:
 class Usage:
     """Tokens of one request. Cached is a part of input, reasoning a part of output.
 
-    None means unknown, never zero. `estimated` marks figures that we made and the server did not.
+    None means unknown, never zero. `estimated` marks our own figures, not the server's.
     """
 
     input_tokens: int | None = None
@@ -379,16 +411,16 @@ class Usage:
     estimated: bool = False
 
     def plus(self, other: Usage) -> Usage:
-        """Return both together; what is unknown of one is unknown of both."""
+        """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
 
-        def both(one: int | None, another: int | None) -> int | None:
-            return None if one is None or another is None else one + another
+        def add(a: int | None, b: int | None) -> int | None:
+            return None if a is None or b is None else a + b
 
         return Usage(
-            input_tokens=both(self.input_tokens, other.input_tokens),
-            cached_tokens=both(self.cached_tokens, other.cached_tokens),
-            output_tokens=both(self.output_tokens, other.output_tokens),
-            reasoning_tokens=both(self.reasoning_tokens, other.reasoning_tokens),
+            input_tokens=add(self.input_tokens, other.input_tokens),
+            cached_tokens=add(self.cached_tokens, other.cached_tokens),
+            output_tokens=add(self.output_tokens, other.output_tokens),
+            reasoning_tokens=add(self.reasoning_tokens, other.reasoning_tokens),
             estimated=self.estimated or other.estimated,
         )
 
@@ -413,31 +445,31 @@ class Reply:
     status : str
         ``done``, or why there is no finished answer.
     model : str or None
-        The model that answered, in the server's words.
+        The model that answered, as the server names it.
     usage : Usage
-        Tokens of all tries. Of those that broke off they are estimates, and marked so.
+        Tokens of all attempts. Those of broken attempts are estimates, and marked so.
     cost : float or None
         US dollars; None where no price is known.
     attempts : int
-        HTTP tries, the successful one included.
+        HTTP attempts, the successful one included.
     waited : float
         Seconds spent waiting because of limits and faults.
     seconds : float
-        From the question to the last word, without the waiting.
+        From the prompt to the last word, without the waiting.
     cut : str or None
         Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
     parsed : object
-        The validated object, where a schema or JSON was asked for.
+        The validated object, where a schema or JSON was requested.
     images : tuple of Image
-        The pictures that the model made.
+        Images that the model made.
     reused, simulated : bool
         Whether the answer came from the journal, or from the simulator.
     notes : tuple of str
-        What else its reader should know, in a few words each.
+        What else the reader should know, in a few words each.
     error : str or None
         Why there is no answer, where it is one of many and nothing was raised.
-    carried : Carried or None
-        What goes along with the next turn of the conversation.
+    carried : CarriedReasoning or None
+        What the next turn of the conversation sends back.
     """
 
     id: str
@@ -465,6 +497,152 @@ class Reply:
         return self.text
 
     def _repr_markdown_(self) -> str:
+        # Imported here: the renderer is needed only where a reply is shown.
         from nbcodex.rendering.markdown import sanitize_markdown
 
         return sanitize_markdown(self.text)
+
+
+NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageTotals:
+    """What many requests came to: the one record of summed figures.
+
+    Unknown figures are counted, never taken for zero.
+
+    Parameters
+    ----------
+    requests, answers, attempts : int
+        How many were asked, how many answered, and the HTTP attempts.
+    refusals : int
+        How often a limit refused an attempt.
+    usage : Usage
+        The sums of all known tokens.
+    cost, waited : float
+        US dollars as far as prices are known; seconds.
+    unknown, unpriced, estimated : int
+        Requests with unknown tokens, with an unknown price, and with estimated tokens.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    attempts: int = 0
+    refusals: int = 0
+    usage: Usage = NO_USAGE
+    cost: float = 0.0
+    waited: float = 0.0
+    unknown: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+
+    @classmethod
+    def of(cls, reply: Reply, *, refusals: int = 0) -> UsageTotals:
+        """Return what one reply adds."""
+        usage = reply.usage
+        return cls(
+            requests=1,
+            answers=int(reply.status == "done"),
+            attempts=reply.attempts,
+            refusals=refusals,
+            usage=Usage(
+                input_tokens=usage.input_tokens or 0,
+                cached_tokens=usage.cached_tokens or 0,
+                output_tokens=usage.output_tokens or 0,
+                reasoning_tokens=usage.reasoning_tokens or 0,
+                estimated=usage.estimated,
+            ),
+            cost=reply.cost or 0.0,
+            waited=reply.waited,
+            unknown=int(usage.total_tokens is None),
+            # An answer of the simulator, or one without tokens, has no price to know.
+            unpriced=int(reply.cost is None and not reply.simulated and usage.total_tokens != 0),
+            estimated=int(usage.estimated),
+        )
+
+    def plus(self, other: UsageTotals) -> UsageTotals:
+        """Return the sum."""
+        return UsageTotals(
+            requests=self.requests + other.requests,
+            answers=self.answers + other.answers,
+            attempts=self.attempts + other.attempts,
+            refusals=self.refusals + other.refusals,
+            usage=self.usage.plus(other.usage),
+            cost=self.cost + other.cost,
+            waited=self.waited + other.waited,
+            unknown=self.unknown + other.unknown,
+            unpriced=self.unpriced + other.unpriced,
+            estimated=self.estimated + other.estimated,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapStats:
+    """The figures of a map run at one instant.
+
+    Parameters
+    ----------
+    map_id : str
+        The map's id.
+    at : float
+        The instant, on the boot clock.
+    total : int or None
+        Rows; None where the number is not known yet.
+    done, reused, failed, parked : int
+        Rows that have ended: answered (those from the journal included), answered from the
+        journal, without an answer, kept for later.
+    sent, waiting : int
+        Rows at the server, and rows that wait to be sent.
+    totals : UsageTotals
+        What the rows have used so far.
+    closed_until : float or None
+        The instant until which the model is closed.
+    limit : Limit or None
+        The limit that closes it.
+    tokens_per_minute, requests_per_minute : float or None
+        The server's limits.
+    model : str or None
+        The model that answers.
+    simulated : bool
+        Whether the simulator answers.
+    stage : str
+        What the provider is doing with a batch job, in a few words.
+    outcome : str
+        How the map ended; empty while it runs.
+    failures : tuple of (str, str)
+        The first few rows without an answer, and why.
+    """
+
+    map_id: str
+    at: float
+    total: int | None = None
+    done: int = 0
+    reused: int = 0
+    failed: int = 0
+    parked: int = 0
+    sent: int = 0
+    waiting: int = 0
+    totals: UsageTotals = UsageTotals()
+    closed_until: float | None = None
+    limit: Limit | None = None
+    tokens_per_minute: float | None = None
+    requests_per_minute: float | None = None
+    model: str | None = None
+    simulated: bool = False
+    stage: str = ""
+    outcome: MapOutcome = ""
+    failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ended(self) -> int:
+        """Rows that have ended."""
+        return self.done + self.failed + self.parked
+
+    @property
+    def paid(self) -> int:
+        """Rows that were answered anew."""
+        return self.done - self.reused
+
+
+MapListener = Callable[[MapStats], None]

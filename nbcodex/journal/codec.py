@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbcodex import models
@@ -24,6 +24,7 @@ from nbcodex.models import (
     Status,
     StreamPosition,
     Usage,
+    UsageTotals,
 )
 
 MAX_STORED_INTEGER = 2**53
@@ -101,7 +102,7 @@ class Entry:
         )
 
     @property
-    def mark(self) -> StreamPosition | None:
+    def stream_position(self) -> StreamPosition | None:
         """Where the durable answer goes on, behind the text; None where there is none."""
         if not (isinstance(self.response_id, str) and self.response_id):
             return None
@@ -131,73 +132,19 @@ def may_be_claimed(status: str, *, of_map: bool) -> bool:
     return status in RESUMABLE_STATUSES or (of_map and status == "cancelled")
 
 
-ZERO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """Counters over many requests. Unknown tokens and costs count as nothing.
-
-    Parameters
-    ----------
-    requests, answers : int
-        How many were asked, and how many answered.
-    usage : Usage
-        Tokens.
-    cost : float
-        US dollars.
-    waited : float
-        Seconds spent waiting because of limits and faults.
-    unknown, unpriced, estimated : int
-        Requests whose tokens, or whose price, nobody knows; those whose tokens are an estimate.
-    """
-
-    requests: int = 0
-    answers: int = 0
-    usage: Usage = ZERO_USAGE
-    cost: float = 0.0
-    waited: float = 0.0
-    unknown: int = 0
-    unpriced: int = 0
-    estimated: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Return both together."""
-        mine, others = self.usage, other.usage
-        return Totals(
-            requests=self.requests + other.requests,
-            answers=self.answers + other.answers,
-            usage=Usage(
-                input_tokens=(mine.input_tokens or 0) + (others.input_tokens or 0),
-                cached_tokens=(mine.cached_tokens or 0) + (others.cached_tokens or 0),
-                output_tokens=(mine.output_tokens or 0) + (others.output_tokens or 0),
-                reasoning_tokens=(mine.reasoning_tokens or 0) + (others.reasoning_tokens or 0),
-            ),
-            cost=self.cost + other.cost,
-            waited=self.waited + other.waited,
-            unknown=self.unknown + other.unknown,
-            unpriced=self.unpriced + other.unpriced,
-            estimated=self.estimated + other.estimated,
-        )
-
-
-def counted(reply: Reply) -> Totals:
+def counted(reply: Reply) -> UsageTotals:
     """Return what `reply` adds to the totals; figures that a server made up are bounded."""
-    usage = reply.usage
-    return Totals(
-        answers=int(reply.status == "done"),
-        usage=Usage(
-            input_tokens=whole(usage.input_tokens),
-            cached_tokens=whole(usage.cached_tokens),
-            output_tokens=whole(usage.output_tokens),
-            reasoning_tokens=whole(usage.reasoning_tokens),
-        ),
-        cost=finite(reply.cost) or 0.0,
-        waited=finite(reply.waited) or 0.0,
-        unknown=int(usage.total_tokens is None),
-        unpriced=int(reply.cost is None and usage.total_tokens != 0),
-        estimated=int(usage.estimated),
+    more = UsageTotals.of(reply)
+    usage = Usage(
+        input_tokens=whole(more.usage.input_tokens),
+        cached_tokens=whole(more.usage.cached_tokens),
+        output_tokens=whole(more.usage.output_tokens),
+        reasoning_tokens=whole(more.usage.reasoning_tokens),
+        estimated=more.usage.estimated,
     )
+    cost, waited = finite(more.cost) or 0.0, finite(more.waited) or 0.0
+    # `insert` has counted the request; attempts are not stored.
+    return replace(more, requests=0, attempts=0, usage=usage, cost=cost, waited=waited)
 
 
 def whole(number: float | None) -> int:

@@ -15,7 +15,7 @@ from typing import Self
 from nbcodex.errors import EntryError
 from nbcodex.journal import reads, spending, writes
 from nbcodex.journal.batch_jobs import BatchJobs
-from nbcodex.journal.codec import Entry, Totals, counted, storable
+from nbcodex.journal.codec import Entry, counted, storable
 from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import Connection, Database
 from nbcodex.journal.jobs import Level
@@ -24,7 +24,7 @@ from nbcodex.journal.maps import Maps, named
 from nbcodex.journal.reads import OtherKernels, look
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.journal.writer import Writer
-from nbcodex.models import DAY, Limit, Reply, Request
+from nbcodex.models import DAY, Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import Settings, data_folder
 
@@ -59,7 +59,7 @@ class Journal:
         self._upkeep = Upkeep(clock=self._clock, retention=retention)
         self._database = Database(folder, clock=self._clock, keeper=self._upkeep, patience=patience)
         self._writer = Writer(self._database)
-        self._session = Totals()
+        self._session = UsageTotals()
         self._interrupted = False
 
     @classmethod
@@ -86,7 +86,7 @@ class Journal:
         return BatchJobs(self._writer, self._upkeep, self._clock)
 
     @property
-    def session_totals(self) -> Totals:
+    def session_totals(self) -> UsageTotals:
         """Counters of this journal since it was made, in this process."""
         return self._session
 
@@ -132,7 +132,7 @@ class Journal:
             own_insert(connection)
             self._upkeep.busy(connection, request.id, insert=own_insert)
 
-        self._session = self._session.plus(Totals(requests=1))
+        self._session = self._session.plus(UsageTotals(requests=1))
         await self._writer.run(work, level=Level.SAFE, default=None)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
@@ -349,9 +349,9 @@ class Journal:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found
 
-    def read_totals(self) -> Totals:
+    def read_totals(self) -> UsageTotals:
         """Return the counters of all time: kept as such, so that nothing is scanned."""
-        return self._writer.ask(reads.totals, default=Totals())
+        return self._writer.ask(reads.totals, default=UsageTotals())
 
     def other_kernels(self) -> OtherKernels:
         """Return what other kernels of this user have under way."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.codec import ZERO_USAGE, Entry, Totals, decode, storable
+from nbcodex.journal.codec import Entry, decode, storable
 from nbcodex.journal.conversations import place_of, with_words
 from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
-from nbcodex.models import Limit, Origin, Reply, Request, Status, Usage
+from nbcodex.models import NO_USAGE, Limit, Origin, Reply, Request, Status, Usage, UsageTotals
 from nbcodex.runtime.clock import Clock
 
 R = TypeVar("R")
@@ -37,7 +37,7 @@ def answered(connection: Connection, key: bytes) -> Entry | None:
 
 def reused(reply: Reply, *, id_: str | None = None) -> Reply:
     """Return an answer as one that is given again, at no cost."""
-    cheap = replace(reply, usage=ZERO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+    cheap = replace(reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
     return replace(cheap, reused=True, notes=(), id=id_ or reply.id)
 
 
@@ -94,14 +94,14 @@ def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> 
     return _worded(connection, entries[0])
 
 
-def totals(connection: Connection) -> Totals:
+def totals(connection: Connection) -> UsageTotals:
     """Return the counters, which are never computed from the entries."""
     row = connection.execute("SELECT * FROM totals").fetchone()
     names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-    return Totals(
+    return UsageTotals(
         requests=row["requests"],
         answers=row["answers"],
-        usage=Usage(**{name: row[name] for name in names}),
+        usage=Usage(**{name: row[name] for name in names}, estimated=row["estimated"] > 0),
         cost=row["cost"],
         waited=row["waited"],
         unknown=row["unknown"],

@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.codec import Totals, counted, encode, finite, may_be_claimed, storable, whole
+from nbcodex.journal.codec import counted, encode, finite, may_be_claimed, storable, whole
 from nbcodex.journal.conversations import join, without_words
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.reads import abandoned
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import Limit, Reply, Request
+from nbcodex.models import Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import Clock
 
 Connection = sqlite3.Connection
@@ -312,7 +312,7 @@ def expire(connection: Connection, *, before: float, limit: int) -> int:
     ).rowcount
 
 
-def count(connection: Connection, more: Totals, *, requests: int = 0) -> None:
+def count(connection: Connection, more: UsageTotals, *, requests: int = 0) -> None:
     """Add to the counters."""
     usage = more.usage
     connection.execute(

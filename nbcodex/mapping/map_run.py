@@ -28,8 +28,7 @@ from nbcodex.events import Cancelled, Ending, Parked
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping import shelf
 from nbcodex.mapping.report import progress_of
-from nbcodex.models import Origin, Reply, Request
-from nbcodex.progress import MapListener, Outcome
+from nbcodex.models import MapListener, MapOutcome, Origin, Reply, Request
 from nbcodex.requests import repair
 from nbcodex.requests.handle import reply_or_raise
 
@@ -113,7 +112,7 @@ class MapRun:
         self.on_stats: MapListener = lambda _: None
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, tuple[str, str]] = {}
-        self.outcome: Outcome = ""
+        self.outcome: MapOutcome = ""
         self.end_action: EndAction | None = None
         self._recipe, self._on_error = recipe, on_error
         self._rows: Iterator[Row] = shape.rows()
@@ -318,7 +317,7 @@ class MapRun:
         self.outcome = "done"
         self._tell(now=True)
 
-    def stop(self, outcome: Outcome) -> None:
+    def stop(self, outcome: MapOutcome) -> None:
         """Park what is under way, and as much of the rest as a moment allows."""
         self.outcome = outcome
         if self.keeps_replies:  # an interrupt within what reads the rows has ended that

@@ -15,9 +15,9 @@ from typing import Any
 from nbcodex.client import current
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError, Stopped
 from nbcodex.mapping.map_run import TOLD, EndAction, MapRun
-from nbcodex.progress import Outcome
+from nbcodex.models import MapOutcome
 
-OUTCOME_BY_ACTION: dict[EndAction, Outcome] = {"cancel": "cancelled", "park": "parked"}
+OUTCOME_BY_ACTION: dict[EndAction, MapOutcome] = {"cancel": "cancelled", "park": "parked"}
 """What a map has come to that was ended by an order."""
 
 
@@ -84,7 +84,7 @@ class MapRunner:
             # Whoever goes through it is suspended, and cannot wake before this returns.
             self.put_away(OUTCOME_BY_ACTION[self.end_action])
 
-    def put_away(self, outcome: Outcome) -> None:
+    def put_away(self, outcome: MapOutcome) -> None:
         """Park what is not answered, unless that was done; in the thread that goes."""
         if not self._over.is_set():
             self.run.stop(outcome)

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from nbcodex import events
 from nbcodex.errors import AnswerError, NbcodexError, ParkedError, TransientError
-from nbcodex.journal.codec import ZERO_USAGE
-from nbcodex.models import Reply, Request
+from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.requests import fitting, structured_output
@@ -49,7 +48,7 @@ def ending_of(
 
 def failed(request: Request, error: NbcodexError, *, clock: Clock) -> events.Failed:
     """Return the end of a row that can never be answered; it has cost nothing."""
-    reply = Reply(id=request.id, status="failed", attempts=1, usage=ZERO_USAGE, cost=0.0)
+    reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
     return events.Failed(request_id=request.id, at=clock.now(), error=error, reply=reply)
 
 

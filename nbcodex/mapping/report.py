@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from nbcodex.progress import MapStats
+from nbcodex.models import MapStats
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def progress_of(run: MapRun) -> MapStats:
     put_away = run.outcome not in {"", "done"} and total is not None
     tokens, requests = limits_of(run, tally.model)
     return MapStats(
-        batch=run.id,
+        map_id=run.id,
         at=run.client.clock.now(),
         total=total,
         done=tally.done,
@@ -36,11 +36,8 @@ def progress_of(run: MapRun) -> MapStats:
         parked=max(0, (total or 0) - tally.done - failed) if put_away else tally.parked,
         sent=tally.sent,
         waiting=max(0, run.waits - tally.sent),
-        input_tokens=tally.input_tokens,
-        output_tokens=tally.output_tokens,
-        cost=tally.cost,
-        unpriced=tally.unpriced,
-        held_until=tally.held_until,
+        totals=tally.totals,
+        closed_until=tally.closed_until,
         limit=tally.limit,
         tokens_per_minute=tokens,
         requests_per_minute=requests,

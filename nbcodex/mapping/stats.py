@@ -19,7 +19,7 @@ from nbcodex.events import (
     Parked,
     Sent,
 )
-from nbcodex.models import Limit, Reply
+from nbcodex.models import Limit, Reply, UsageTotals
 
 
 class StatsCounter:
@@ -33,11 +33,10 @@ class StatsCounter:
 
     def __init__(self) -> None:
         self.ended = self.done = self.reused = self.failed = self.parked = self.cancelled = 0
-        self.input_tokens = self.output_tokens = self.unpriced = 0
-        self.cost = 0.0
+        self.totals = UsageTotals()
         self.model: str | None = None
         self.simulated = False
-        self.held_until: float | None = None
+        self.closed_until: float | None = None
         self.limit: Limit | None = None
         self._sent: set[str] = set()
 
@@ -66,7 +65,7 @@ class StatsCounter:
             case BackingOff() | CoolingDown():
                 self._sent.discard(event.request_id)
                 if event.limit is not None:
-                    self.held_until, self.limit = event.resume_at, event.limit
+                    self.closed_until, self.limit = event.resume_at, event.limit
             case Finished() | Parked() | Interrupted() | Cancelled() | Failed():
                 self._sent.discard(event.request_id)
                 self.ended += 1
@@ -88,9 +87,5 @@ class StatsCounter:
 
     def charge(self, reply: Reply) -> None:
         """Add what a row has used."""
-        usage = reply.usage
-        self.input_tokens += usage.input_tokens or 0
-        self.output_tokens += usage.output_tokens or 0
-        self.cost += reply.cost or 0.0
-        self.unpriced += bool(reply) and reply.cost is None and not reply.simulated
+        self.totals = self.totals.plus(UsageTotals.of(reply))
         self.model, self.simulated = reply.model or self.model, self.simulated or reply.simulated

@@ -16,12 +16,11 @@ from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import EntryError, Stopped, shorten
 from nbcodex.events import Ending, Failed
-from nbcodex.models import Reply, Request
+from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import identity
 from nbcodex.notebook.display import cell_output
 from nbcodex.notebook.display.cell_output import Screen
 from nbcodex.notebook.monitor.collector import watch_of
-from nbcodex.progress import MapListener
 from nbcodex.rendering import formats
 from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise
 from nbcodex.runtime import event_loop

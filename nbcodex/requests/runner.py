@@ -186,12 +186,12 @@ class Run:
             until = self._clock.now() + wall - self._clock.wall()
             self._story.tell(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
-        goes_on = self._resumption.mark is not None
+        goes_on = self._resumption.position is not None
         if reused := await self._entry.claim(base_url, reuse=not goes_on):
             return reused
         for note in self._resumption.notes:
             self._partial.note(note)
-        if mark := self._resumption.mark:
+        if mark := self._resumption.position:
             self._partial.take_up(mark, self._resumption.text)
             if self._partial.text:
                 self._story.grow(self._partial.text)

@@ -13,10 +13,10 @@ import pytest
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import jobs
-from nbcodex.journal.codec import Totals, decode, encode, equality_key
+from nbcodex.journal.codec import decode, encode, equality_key
 from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Limit, Reply, StreamPosition, Usage
+from nbcodex.models import Limit, Reply, StreamPosition, Usage, UsageTotals
 
 from .conftest import HandClock, added, request, run
 
@@ -56,7 +56,7 @@ def test_what_was_never_sent_counts_nowhere(journal: Journal) -> None:
     """A request that was held and given up adds to no total, waits included."""
     asked = added(journal)
     run(journal.finish(asked.id, Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
-    assert journal.read_totals() == Totals(requests=1)
+    assert journal.read_totals() == UsageTotals(requests=1)
 
 
 def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
@@ -123,7 +123,7 @@ def test_asking_anew_forgets_the_durable_answer(
         journal.update_text(asked.id, "text", sequence=7),
         journal.start_attempt(asked.id, 2, continues=picks_up),
     )
-    assert journal.find_entry(asked.id).mark == mark
+    assert journal.find_entry(asked.id).stream_position == mark
 
 
 def test_hostile_figures_do_no_harm(journal: Journal) -> None:
@@ -273,7 +273,7 @@ def test_counters_are_kept_for_the_session_and_for_all_time(
     totals = later.read_totals()
     assert (totals.requests, totals.answers, totals.cost) == (2, 1, 0.0052)
     assert totals.usage == FULL.usage
-    assert later.session_totals == Totals()
+    assert later.session_totals == UsageTotals()
     assert (journal.session_totals.requests, journal.session_totals.answers) == (2, 2)
 
 

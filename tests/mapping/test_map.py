@@ -527,7 +527,7 @@ def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
     """Where all are to go on, what keeps one of them is told, and the next goes on."""
     journal = room.client.journal(host.current.settings())
     held = shelved(journal, "m77")
-    held = replace(held, id="m77-1", origin=replace(held.origin, item=1))
+    held = replace(held, id="m77-1", origin=replace(held.origin, row_index=1))
     event_loop.shared().submit(journal.insert(held)).result()  # which another kernel is at
     shelved(journal, "m78")
     assert map_cells.all_resumed(session_of(journal), None, alone=True) == 2
@@ -611,7 +611,7 @@ def test_the_watcher_hears_how_far_it_has_come(room: Room) -> None:
     assert [report.outcome for report in heard].index("done") == len(heard) - 1
     end = heard[-1]
     assert (end.total, end.done, end.reused, end.failed, end.sent) == (3, 2, 1, 1, 0)
-    assert end.output_tokens > 0
+    assert end.totals.usage.output_tokens > 0
     assert end.failures[0][0] == "2"
 
 

@@ -16,7 +16,16 @@ from nbcodex import events
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, Usage
+from nbcodex.models import (
+    NO_USAGE,
+    Limit,
+    LimitReading,
+    LimitSnapshot,
+    Reply,
+    Request,
+    Usage,
+    UsageTotals,
+)
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display import widget as panel_widget
@@ -28,7 +37,6 @@ from nbcodex.notebook.monitor.state import (
     Line,
     MonitorState,
     Observed,
-    Sums,
     last_hour,
     last_turn,
     reduce,
@@ -37,7 +45,6 @@ from nbcodex.notebook.monitor.view import ROWS, picture, status
 from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.rate_limiter import Cooldown
 from nbcodex.ratelimit.sharing import limit_state
-from nbcodex.requests.usage_totals import Total
 from tests.kernel_client import kernel
 from tests.simulated import Simulated
 
@@ -170,9 +177,11 @@ def test_reused_answers_use_nothing() -> None:
 
 def test_observations_that_were_not_made_change_nothing() -> None:
     """What is looked up rarely stays as it was seen last; a budget that is gone is gone."""
-    seen = Observed(at=1, ever=Sums(requests=9), elsewhere=OtherKernels(), budgets=("half of it",))
-    state = after(seen, Observed(at=2, session=Sums(requests=1)))
-    assert (state.ever, state.session) == (Sums(requests=9), Sums(requests=1))
+    seen = Observed(
+        at=1, ever=UsageTotals(requests=9), elsewhere=OtherKernels(), budgets=("half of it",)
+    )
+    state = after(seen, Observed(at=2, session=UsageTotals(requests=1)))
+    assert (state.ever, state.session) == (UsageTotals(requests=9), UsageTotals(requests=1))
     assert state.budgets == ()
 
 
@@ -223,11 +232,13 @@ other kernels: 1 has 3 under way, 2 waiting, the next at 14:00:20
 
 def busy() -> MonitorState:
     """Return a state in which there is something of everything."""
-    totals = Sums(requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2)
+    totals = UsageTotals(
+        requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2
+    )
     seen = Observed(
         at=0,
         session=totals,
-        ever=Sums(requests=70, answers=60, cost=12.0),
+        ever=UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
         elsewhere=OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         budgets=("$1.50 of $5.00 for this session used (30%)",),
         lines={BUCKET: Line(waiting=3, asked=45_000.0)},
@@ -248,14 +259,14 @@ def test_text_twin(state: MonitorState, text: str) -> None:
 
 def test_simulated_requests_are_not_called_real() -> None:
     """While the demo answers, the counters of all time tell only what was really answered."""
-    ever = Observed(at=2, ever=Sums(requests=70, answers=60))
+    ever = Observed(at=2, ever=UsageTotals(requests=70, answers=60, usage=Usage()))
     state = after(queued(), finished(1, reply=replace(REPLY, simulated=True)), ever)
     assert "all time, real: 60 answered" in status(state, 3, WALL)
 
 
 def test_all_time_tells_no_number_of_requests() -> None:
     """The journal's counter of requests holds the simulator's, too: it stands beside no answers."""
-    ever = Observed(at=2, ever=Sums(requests=4_031, answers=18, cost=12.0))
+    ever = Observed(at=2, ever=UsageTotals(requests=4_031, answers=18, usage=Usage(), cost=12.0))
     assert "all time: 18 answered · $12.00\n" in status(after(ever), 3, WALL)
 
 
@@ -330,14 +341,14 @@ def test_a_line_that_ends_is_said_without_a_moment() -> None:
 )
 def test_cost_in_the_table(known: dict[str, Any], told: str) -> None:
     """A sum without some of its parts is at least so much; without all of them it is unknown."""
-    state = after(Observed(at=0, session=Sums(requests=2, **known)))
+    state = after(Observed(at=0, session=UsageTotals(requests=2, **known)))
     drawn = picture(state, 1, WALL)
     assert drawn["sums"][1][1 + drawn["columns"].index("cost")] == told
 
 
 def test_sums_of_estimates_are_estimates() -> None:
     """Where an answer broke off, nobody has counted: what is added up is about so much."""
-    about = Sums(requests=2, answers=1, usage=replace(USED, estimated=True), cost=0.5)
+    about = UsageTotals(requests=2, answers=1, usage=replace(USED, estimated=True), cost=0.5)
     state = after(Observed(at=0, session=about))
     assert picture(state, 1, WALL)["sums"][1][2:5] == ["~812", "~512", "~431"]
     assert "~812 in (512 cached) · ~431 out (64 reasoning) · ~$0.50\n" in status(state, 1, WALL)
@@ -470,12 +481,9 @@ def test_only_news_are_sent(board: Any) -> None:
 
 def test_what_was_only_refused_has_no_unknown_cost() -> None:
     """Nothing was used, so nothing was paid: the sum of the others is no less certain for it."""
-    total = Total()
-    nothing = Usage(input_tokens=0, output_tokens=0)
-    total.add(Reply(id="a", status="parked", usage=nothing, attempts=1))
-    assert total.unpriced == 0
-    total.add(Reply(id="b", usage=USED, attempts=1))
-    assert total.unpriced == 1
+    refused = UsageTotals.of(Reply(id="a", status="parked", usage=NO_USAGE, attempts=1))
+    assert refused.unpriced == 0
+    assert refused.plus(UsageTotals.of(Reply(id="b", usage=USED, attempts=1))).unpriced == 1
 
 
 def test_who_waits_in_line_is_looked_up() -> None:

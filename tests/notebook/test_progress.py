@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from nbcodex.models import Limit
+from nbcodex.models import Limit, MapStats, Usage, UsageTotals
 from nbcodex.notebook.display.map import MapState, reduce, status, summary, view
-from nbcodex.progress import MapStats
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 TPM = Limit(resource="tokens", window=60.0)
@@ -17,10 +16,16 @@ TPM = Limit(resource="tokens", window=60.0)
 
 def after(*steps: dict[str, Any], total: int | None = 1_000) -> MapState:
     """Return what is seen after these figures, the first of which are those of the beginning."""
-    state = reduce(None, MapStats(batch="m1", at=100.0, total=total))
+    state = reduce(None, MapStats(map_id="m1", at=100.0, total=total))
     for figures in steps:
-        state = reduce(state, MapStats(batch="m1", total=total, **figures))
+        state = reduce(state, MapStats(map_id="m1", total=total, **figures))
     return state
+
+
+def used(input_tokens: int, output_tokens: int, cost: float = 0.0, **more: int) -> UsageTotals:
+    """Return totals of so many tokens."""
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    return UsageTotals(usage=usage, cost=cost, **more)
 
 
 HALF = {
@@ -28,15 +33,13 @@ HALF = {
     "done": 500,
     "sent": 40,
     "waiting": 60,
-    "input_tokens": 50_000,
-    "output_tokens": 10_000,
-    "cost": 0.5,
+    "totals": used(50_000, 10_000, 0.5),
 }
 
 
 def test_one_line_tells_all_that_matters() -> None:
     """Answered of all, at the server, waiting, speed, cost so far and expected, time left."""
-    said = status(after({**HALF, "at": 159.0}, HALF | {"output_tokens": 12_000}), WALL)
+    said = status(after({**HALF, "at": 159.0}, HALF | {"totals": used(50_000, 12_000, 0.5)}), WALL)
     assert said == (
         "500 of 1,000 rows answered · 40 at the server · 60 waiting · 2,000 tokens/s · "
         "$0.50 of ~$1.00 · about 1 min 00 s left"
@@ -46,7 +49,7 @@ def test_one_line_tells_all_that_matters() -> None:
 def test_a_hold_comes_before_the_time_left() -> None:
     """What is closed for a while takes that while longer."""
     open_ = after({**HALF, "sent": 0})
-    held = after({**HALF, "sent": 0, "held_until": 172.0, "limit": TPM})
+    held = after({**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM})
     assert held.held > 0
     assert held.left == pytest.approx((open_.left or 0.0) + held.held)
 
@@ -81,12 +84,12 @@ def test_of_an_iterator_neither_time_nor_cost_is_foretold() -> None:
 
 def test_unknown_prices_foretell_nothing() -> None:
     """A sum without some of its parts is no basis."""
-    assert after(HALF | {"unpriced": 3}).expected is None
+    assert after(HALF | {"totals": used(50_000, 10_000, 0.5, unpriced=3)}).expected is None
 
 
 def test_a_hold_says_which_limit_and_until_when() -> None:
     """While nothing is at the server, that is what is going on."""
-    held = {**HALF, "sent": 0, "held_until": 172.0, "limit": TPM}
+    held = {**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM}
     assert "tokens per minute (TPM) reached, goes on at 14:00:12 (in 12.0 s)" in status(
         after(held), WALL
     )
@@ -106,7 +109,7 @@ def test_the_last_line_says_what_it_came_to() -> None:
 
 def test_only_a_few_seconds_are_remembered() -> None:
     """However long it goes on, the state does not grow."""
-    state = after(*({"at": 100.0 + n / 4, "output_tokens": n} for n in range(2_000)))
+    state = after(*({"at": 100.0 + n / 4, "totals": used(0, n)} for n in range(2_000)))
     assert len(state.samples) <= 42
     assert state.speed == pytest.approx(4.0)
 

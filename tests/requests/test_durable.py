@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nbcodex.client import SessionTotals
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
 from nbcodex.models import (
@@ -28,7 +29,6 @@ from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.partial import ASKED_ANEW
 from nbcodex.requests.runner import Order, Run, start
 from nbcodex.requests.services import Services
-from nbcodex.requests.usage_totals import Totals
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -78,7 +78,7 @@ class Row(InstantJournal):
     def resumption(self) -> Resumption:
         """What another kernel would take up, as `nbcodex.client` makes it."""
         mark = StreamPosition(self.response_id, self.sequence) if self.response_id else None
-        return Resumption(mark=mark, text="" if self.sequence is None else self.text)
+        return Resumption(position=mark, text="" if self.sequence is None else self.text)
 
 
 class Kernel:
@@ -255,7 +255,7 @@ def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
 
     async def deed(first: Kernel) -> None:
         question = request()
-        totals = Totals()
+        totals = SessionTotals()
         stopped = await first.run(question, (1.5, order))
         assert 0 < len(stopped.text) < len(WORDS)
         assert stopped.usage.total_tokens is None
@@ -266,7 +266,7 @@ def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
         assert asked(first.simulator) == 1
         for event in [*first.events, *second.events]:
             totals(event)
-        counted = sum(total.output_tokens for total in totals.by_model.values())
+        counted = sum(total.usage.output_tokens for total in totals.by_model.values())
         assert counted == first.simulator.log[0].output_tokens
 
     play(deed)
@@ -488,7 +488,7 @@ def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
         await asyncio.sleep(10)
         run.end("stop")
         await asyncio.wait([run.task])
-        assert journal.resumption == Resumption(mark=StreamPosition("resp_2"), text="")
+        assert journal.resumption == Resumption(position=StreamPosition("resp_2"), text="")
 
     run_virtual(main())
 

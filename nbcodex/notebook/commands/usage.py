@@ -17,8 +17,8 @@ from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
+    from nbcodex.models import UsageTotals
     from nbcodex.requests.spending_cap import SpendingCap
-    from nbcodex.requests.usage_totals import Total
 
 
 class Figures(CommandGroup):
@@ -89,16 +89,16 @@ class Figures(CommandGroup):
             print_line(trouble)
 
 
-def _total(total: Total) -> str:
+def _total(total: UsageTotals) -> str:
     about = "~" if total.estimated else ""
     told: Iterable[str] = (
-        f"{total.requests} request{'s' * (total.requests != 1)}, {total.finished} answered",
-        f"{about}{total.input_tokens:,} in ({total.cached_tokens:,} cached)",
-        f"{about}{total.output_tokens:,} out ({total.reasoning_tokens:,} reasoning)",
+        f"{total.requests} request{'s' * (total.requests != 1)}, {total.answers} answered",
+        f"{about}{total.usage.input_tokens:,} in ({total.usage.cached_tokens:,} cached)",
+        f"{about}{total.usage.output_tokens:,} out ({total.usage.reasoning_tokens:,} reasoning)",
         f"tokens of {total.unknown} unknown" if total.unknown else "",
         f"{about}{format_dollars(total.cost)}" if total.cost else "",
         f"cost of {total.unpriced} unknown" if total.unpriced else "",
-        f"limits met {total.limits} time{'s' * (total.limits != 1)}" if total.limits else "",
+        f"limits met {total.refusals} time{'s' * (total.refusals != 1)}" if total.refusals else "",
         f"waited {format_duration(total.waited)}" if total.waited else "",
     )
     return " · ".join(filter(None, told))

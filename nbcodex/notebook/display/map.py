@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nbcodex.errors import shorten
-from nbcodex.models import DAY, MINUTE
-from nbcodex.progress import MapStats
+from nbcodex.models import DAY, MINUTE, MapStats
 from nbcodex.rendering.figures import format_dollars
 from nbcodex.runtime.clock import format_duration, format_time
 
@@ -47,7 +46,7 @@ class MapState:
     @property
     def tokens(self) -> int:
         """Tokens so far."""
-        return self.now.input_tokens + self.now.output_tokens
+        return self.now.totals.usage.total_tokens or 0
 
     @property
     def speed(self) -> float:
@@ -63,7 +62,7 @@ class MapState:
     @property
     def held(self) -> float:
         """Seconds until the model opens again; 0 where it is open."""
-        until = self.now.held_until
+        until = self.now.closed_until
         return 0.0 if until is None or self.now.sent else max(0.0, until - self.now.at)
 
     @property
@@ -88,14 +87,19 @@ class MapState:
     def expected(self) -> float | None:
         """US dollars that all rows will cost, about; None where nobody can say."""
         now = self.now
-        if now.total is None or not now.cost or now.unpriced or now.paid < SURE * now.total:
+        if (
+            now.total is None
+            or not now.totals.cost
+            or now.totals.unpriced
+            or now.paid < SURE * now.total
+        ):
             return None
-        return now.cost * (1 + max(0, now.total - now.ended) / now.paid)
+        return now.totals.cost * (1 + max(0, now.total - now.ended) / now.paid)
 
 
 def reduce(state: MapState | None, progress: MapStats) -> MapState:
     """Return what is seen after hearing of progress."""
-    tokens = progress.input_tokens + progress.output_tokens
+    tokens = progress.totals.usage.total_tokens or 0
     sample = (progress.at, tokens)
     if state is None or (state.now.outcome and not progress.outcome):
         return MapState(
@@ -145,10 +149,10 @@ def holding(state: MapState, wall: float) -> str:
 
 def cost(state: MapState) -> str:
     """Return what it has cost so far, and what all of it may."""
-    if not state.now.cost:
+    if not state.now.totals.cost:
         return ""
     expected = state.expected
-    return format_dollars(state.now.cost) + (
+    return format_dollars(state.now.totals.cost) + (
         "" if expected is None else f" of ~{format_dollars(expected)}"
     )
 
@@ -162,18 +166,18 @@ def summary(state: MapState) -> str:
         filter(
             None,
             (
-                f"map {now.batch}",
+                f"map {now.map_id}",
                 f"{rows}{reused}",
                 f"{now.failed:,} failed" if now.failed else "",
                 f"{now.parked:,} parked" if now.parked else "",
                 shorten(now.model, 80) if now.model else "",
-                f"{now.input_tokens:,} in" if now.input_tokens else "",
-                f"{now.output_tokens:,} out" if now.output_tokens else "",
-                format_dollars(now.cost) if now.cost else "",
-                f"cost of {now.unpriced:,} unknown" if now.unpriced else "",
+                f"{now.totals.usage.input_tokens:,} in" if now.totals.usage.input_tokens else "",
+                f"{now.totals.usage.output_tokens:,} out" if now.totals.usage.output_tokens else "",
+                format_dollars(now.totals.cost) if now.totals.cost else "",
+                f"cost of {now.totals.unpriced:,} unknown" if now.totals.unpriced else "",
                 format_duration(state.elapsed),
                 "simulated" if now.simulated else "",
-                f"`%codex resume {now.batch}` goes on" if _goes_on(now) else "",
+                f"`%codex resume {now.map_id}` goes on" if _goes_on(now) else "",
             ),
         )
     )
@@ -192,7 +196,7 @@ def view(state: MapState, wall: float) -> dict[str, Any]:
     left, held = state.left, holding(state, wall)
     return {
         "phase": now.outcome or ("held" if held else "going"),
-        "batch": now.batch,
+        "batch": now.map_id,
         "model": shorten(now.model, 80) if now.model else "",
         "total": now.total,
         "rows": counted(now),
@@ -205,7 +209,7 @@ def view(state: MapState, wall: float) -> dict[str, Any]:
         },
         "waiting": now.waiting,
         "speed": f"{state.speed:,.0f}" if state.speed >= 1 else "",
-        "tokens": f"{now.input_tokens:,} in · {now.output_tokens:,} out",
+        "tokens": f"{now.totals.usage.input_tokens:,} in · {now.totals.usage.output_tokens:,} out",
         "cost": cost(state),
         "left": "" if left is None else f"about {spell_roughly(left)}",
         "held": held or shorten(now.stage, 120),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.display import display, update_display
 
 from nbcodex.errors import shorten
+from nbcodex.models import MapStats
 from nbcodex.notebook.display.cell_output import shows_widgets
 from nbcodex.notebook.display.map import MapState, failures, reduce, status, summary
-from nbcodex.progress import MapStats
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import Clock
 

@@ -262,7 +262,7 @@ def _grow(state: PanelState, event: events.Delta) -> PanelState:
         first_at=event.at if state.first_at is None else state.first_at,
         last_at=event.at,
         usage=usage,
-        cost=state.cost if state.rates is None else state.spent + state.rates.of(usage),
+        cost=state.cost if state.rates is None else state.spent + state.rates.cost(usage),
     )
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbcodex import events
-from nbcodex.models import LimitSnapshot, Usage
+from nbcodex.models import LimitSnapshot
 from nbcodex.notebook.monitor.state import (
     Grown,
     Limits,
@@ -20,7 +20,6 @@ from nbcodex.notebook.monitor.state import (
     Lines,
     MonitorState,
     Observed,
-    Sums,
     reduce,
 )
 from nbcodex.ratelimit.rate_limiter import Cooldown
@@ -28,9 +27,7 @@ from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.codec import Totals as Kept
     from nbcodex.ratelimit.sharing import LimitState
-    from nbcodex.requests.usage_totals import Total
     from nbcodex.settings import Settings
 
 LOOK = 5.0
@@ -91,8 +88,7 @@ class Watch:
 
     def _looked(self, seen: Observed) -> MonitorState:
         client, now = self._client, self._client.clock.now()
-        totals = client.totals.by_model.values()
-        here = replace(seen, at=now, session=_session(totals))
+        here = replace(seen, at=now, session=client.totals.total)
         self._heard += [*self._grown(now), here]
         self._catch_up()
         return self._state
@@ -114,9 +110,7 @@ class Watch:
             return Observed(at=now)
         self._looked_at = time.monotonic()
         journal = self._client.journal(settings)
-        return Observed(
-            at=now, ever=_ever(journal.read_totals()), elsewhere=journal.other_kernels()
-        )
+        return Observed(at=now, ever=journal.read_totals(), elsewhere=journal.other_kernels())
 
 
 def watch_of(client: Client) -> Watch:
@@ -154,35 +148,3 @@ def _lines(known: Mapping[str, LimitState]) -> Lines:
 def _name(label: str) -> str:
     model, _, server = label.rpartition(" at ")
     return f"{server} {model}"
-
-
-def _session(totals: Iterable[Total]) -> Sums:
-    """Return the totals of all models together."""
-    every = list(totals)
-    return Sums(
-        requests=sum(t.requests for t in every),
-        answers=sum(t.finished for t in every),
-        usage=Usage(
-            input_tokens=sum(t.input_tokens for t in every),
-            cached_tokens=sum(t.cached_tokens for t in every),
-            output_tokens=sum(t.output_tokens for t in every),
-            reasoning_tokens=sum(t.reasoning_tokens for t in every),
-            estimated=any(t.estimated for t in every),
-        ),
-        cost=sum(t.cost for t in every),
-        waited=sum(t.waited for t in every),
-        unknown=sum(t.unknown for t in every),
-        unpriced=sum(t.unpriced for t in every),
-    )
-
-
-def _ever(kept: Kept) -> Sums:
-    return Sums(
-        requests=kept.requests,
-        answers=kept.answers,
-        usage=replace(kept.usage, estimated=kept.estimated > 0),
-        cost=kept.cost,
-        waited=kept.waited,
-        unknown=kept.unknown,
-        unpriced=kept.unpriced,
-    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from nbcodex import events
 from nbcodex.errors import BudgetError, shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import MINUTE, LimitReading, LimitSnapshot, Reply, Usage
+from nbcodex.models import MINUTE, LimitReading, LimitSnapshot, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
 from nbcodex.ratelimit.rate_limiter import Cooldown
@@ -65,31 +65,6 @@ class Grown(events.Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """What many requests came to. Unknown figures are counted, never taken for zero.
-
-    Parameters
-    ----------
-    requests, answers : int
-        How many were asked, and answered.
-    usage : Usage
-        Their tokens.
-    cost, waited : float
-        US dollars; seconds.
-    unknown, unpriced : int
-        Requests whose tokens, or whose price, nobody knows.
-    """
-
-    requests: int = 0
-    answers: int = 0
-    usage: Usage = field(default_factory=Usage)
-    cost: float = 0.0
-    waited: float = 0.0
-    unknown: int = 0
-    unpriced: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """What no event tells, as it was at the instant `at`; None where it was not looked up.
 
@@ -97,7 +72,7 @@ class Observed:
     ----------
     limits, lines : mapping or None
         The buckets of this process, and who waits for them.
-    session, ever : Sums or None
+    session, ever : UsageTotals or None
         The totals of this process, and of all time.
     elsewhere : Elsewhere or None
         What other kernels have under way.
@@ -108,8 +83,8 @@ class Observed:
     at: float
     limits: Limits | None = None
     lines: Lines | None = None
-    session: Sums | None = None
-    ever: Sums | None = None
+    session: UsageTotals | None = None
+    ever: UsageTotals | None = None
     elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
 
@@ -156,8 +131,8 @@ class MonitorState:
     open: Mapping[str, PanelState] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
     lines: Lines = field(default_factory=dict)
-    session: Sums = field(default_factory=Sums)
-    ever: Sums | None = None
+    session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
+    ever: UsageTotals | None = None
     elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
     last: Reply | None = None

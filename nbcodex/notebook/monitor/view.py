@@ -10,13 +10,12 @@ from collections import Counter
 from typing import Any
 
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import Reply, Usage
+from nbcodex.models import Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import ACTIONS, PanelState
 from nbcodex.notebook.monitor.state import (
     Logged,
     MonitorState,
-    Sums,
     gauges,
     last_hour,
     last_turn,
@@ -88,13 +87,13 @@ def _open(state: MonitorState, now: float, wall: float) -> list[str]:
     return [head, *lines[:ROWS], *([f"  and {len(lines) - ROWS} more"] * (len(lines) > ROWS))]
 
 
-def sums(total: Sums) -> str:
+def sums(total: UsageTotals) -> str:
     """Return what many requests came to, on one line."""
     asked = f"{total.requests:,} request{'s' * (total.requests != 1)}"
     return f"{asked}, {_answered(total)}"
 
 
-def _answered(total: Sums) -> str:
+def _answered(total: UsageTotals) -> str:
     told = [
         f"{total.answers:,} answered",
         *token_figures(total.usage),
@@ -105,7 +104,7 @@ def _answered(total: Sums) -> str:
     return " · ".join(filter(None, told))
 
 
-def cost(total: Sums) -> str:
+def cost(total: UsageTotals) -> str:
     """Return what it cost, as far as that is known."""
     unknown = f"cost of {total.unpriced} unknown" if total.unpriced else ""
     about = "~" if total.usage.estimated else ""
@@ -174,7 +173,7 @@ def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
 COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
 
 
-def _columns(total: Sums) -> list[str]:
+def _columns(total: UsageTotals) -> list[str]:
     least = "≥ " if total.unknown else "~" if total.usage.estimated else ""
     return [
         f"{total.answers:,}",
@@ -184,7 +183,7 @@ def _columns(total: Sums) -> list[str]:
     ]
 
 
-def _least_cost(total: Sums) -> str:
+def _least_cost(total: UsageTotals) -> str:
     """Return what it cost in the width of a column: at least so much, where some is unknown."""
     if total.unpriced and not total.cost:
         return "unknown"
