@@ -1,45 +1,55 @@
-"""The command `nbcodex`: the demo, and the doctor."""
+"""The command line: ``nbcodex demo`` and ``nbcodex doctor``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking.client import BlockingKernelClient
 
 _HERE = Path(__file__).parent
+# A cell of the quick start waits for limits of at most a minute.
+CELL_TIMEOUT_S = 120.0
 _NEEDS_LAB = "The demo needs JupyterLab: pip install 'nbcodex[lab]'"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+    """Run a command and return its exit status."""
     parser = argparse.ArgumentParser(prog="nbcodex", description=__doc__)
-    words = parser.add_subparsers(dest="word", required=True)
-    demo = words.add_parser(
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
         "demo",
-        help="open the quick start on simulated limits, no key needed; further options go to Lab",
+        help="open the quick start with simulated limits, no key needed; passes options to Lab",
     )
     demo.add_argument(
         "--headless", action="store_true", help="run it in a kernel and print what happens"
     )
-    words.add_parser("doctor", help="tell which settings are in force")
-    chosen, rest = parser.parse_known_args(arguments)
-    if rest and (chosen.word == "doctor" or chosen.headless):
-        parser.error(f"there is no option {rest[0]}")
-    if chosen.word == "doctor":
+    commands.add_parser("doctor", help="show the settings in force, and check them")
+    options, further = parser.parse_known_args(arguments)
+    if further and (options.command == "doctor" or options.headless):
+        parser.error(f"unrecognized option {further[0]}")
+    if options.command == "doctor":
         return _doctor()
     if find_spec("jupyterlab") is None:
         print(_NEEDS_LAB, file=sys.stderr)
         return 1
-    return _headless() if chosen.headless else _lab(rest)
+    return run_notebook(quickstart()) if options.headless else _lab(further)
 
 
 def quickstart() -> Path:
-    """Return the path of the quick start: in the package, or beside it in a checkout."""
+    """Return the path of the quick start notebook, in the wheel or in a checkout."""
     installed = _HERE / "quickstart.ipynb"
     return installed if installed.exists() else _HERE.parent / "notebooks" / "quickstart.ipynb"
 
@@ -57,9 +67,9 @@ def _doctor() -> int:
 
 
 def _lab(options: list[str]) -> int:
-    """Open JupyterLab on a copy of the quick start, which the user may change."""
+    """Open JupyterLab with a copy of the quick start, so that the original stays unchanged."""
     if getattr(os, "geteuid", lambda: 1)() == 0:
-        # Lab refuses to run as root, as one is in containers; here it listens on loopback alone.
+        # Containers often run as root, which JupyterLab refuses by default; it listens on loopback.
         options = ["--allow-root", *options]
     folder = Path(tempfile.mkdtemp(prefix="nbcodex-demo-"))
     copy = shutil.copy(quickstart(), folder)
@@ -76,7 +86,75 @@ def _lab(options: list[str]) -> int:
     return subprocess.call(command)  # noqa: S603 - our own interpreter, no shell
 
 
-def _headless() -> int:
-    from nbcodex import transcript
+def run_notebook(path: Path) -> int:
+    """Run a notebook in a new kernel, print its outputs, and return 0 if every cell is as expected.
 
-    return transcript.play(quickstart())
+    Cell metadata may state what is expected: ``{"nbcodex": {"error": NAME, "shows": [TEXT]}}`` with
+    the name of the error that ends the cell, and texts that its output must contain.
+    """
+    from jupyter_client.manager import start_new_kernel  # slow, and not needed by the doctor
+
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        failures = sum(not _run_cell(client, cell) for cell in cells)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    print(f"\n{failures} cells failed." if failures else "\nAll as it should be.")
+    return 1 if failures else 0
+
+
+def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
+    """Run and print one cell; return whether it did what its metadata expects."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        print(f"\n{source}")
+        return True
+    print("\n" + "\n".join(f"│ {line}" for line in source.splitlines()))
+    expected = cell["metadata"].get("nbcodex", {})
+    shown, error = "", None
+    for kind, text in _outputs(client, client.execute(source)):
+        if kind == "error name":
+            error = text
+            continue
+        print(text, end="" if kind == "stream" else "\n", flush=True)
+        shown += text
+    problems = [
+        f"missing output: {text!r}" for text in expected.get("shows", []) if text not in shown
+    ]
+    if error != expected.get("error"):
+        problems.append(f"ended with {error} instead of {expected.get('error')}")
+    for problem in problems:
+        print(f"✗ {problem}")
+    return not problems
+
+
+def _outputs(client: BlockingKernelClient, message_id: str) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of each output, and the name of the error that ended the execution."""
+    end = time.monotonic() + CELL_TIMEOUT_S
+    while True:
+        try:
+            message = client.get_iopub_msg(timeout=max(end - time.monotonic(), 0.01))
+        except queue.Empty:
+            yield "error name", f"no result after {CELL_TIMEOUT_S:g} s"
+            return
+        if message["parent_header"].get("msg_id") != message_id:
+            continue
+        content = message["content"]
+        match message["msg_type"]:
+            case "stream":
+                yield "stream", content["text"]
+            case "execute_result" | "display_data" | "update_display_data":
+                yield "display", _latest_line(content["data"].get("text/plain", ""))
+            case "error":
+                yield "display", "\n".join(content["traceback"])
+                yield "error name", content["ename"]
+            case "status" if content["execution_state"] == "idle":
+                return
+
+
+def _latest_line(text: str) -> str:
+    """Return the status line of an unfinished output, or all of a finished one."""
+    # The panel's text form ends with a status line in brackets until the request has ended.
+    return text.rpartition("\n")[2] if text.endswith("]") else text

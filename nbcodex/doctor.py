@@ -1,6 +1,6 @@
-"""What is set, where it came from, and what to do about what does not fit. Never shows a secret.
+"""Checks the settings in force and says where each comes from. Never shows a secret.
 
-Knows no notebook: what only a notebook can tell is found out in `notebook.checkup`.
+Needs no notebook: checks that depend on one are in the notebook package.
 """
 
 from __future__ import annotations
@@ -35,24 +35,22 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SCHEMES = {"http", "https", "socks5", "socks5h"}
 
-LONGEST = 15.0
-"""Seconds that the server is given to answer."""
+# Time allowed for the request for the list of models.
+MODEL_LIST_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Parameters
     ----------
-    title : str
-        What.
-    text : str
-        How it is.
+    title, text : str
+        What was checked, and the result.
     advice : str
         What to do about it.
     wrong : bool
-        Whether requests suffer from it.
+        Whether requests fail or degrade because of it.
     """
 
     title: str
@@ -68,16 +66,16 @@ class Finding:
 def report(
     settings: Settings, client: Client, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
-    """Yield the findings; the server is asked once, for its models, which costs nothing.
+    """Yield the findings. Sends one request, for the list of models, which is free.
 
     Parameters
     ----------
     settings : Settings
         The settings in force.
     client : Client
-        What asks, and what it has learnt.
+        The client whose connections and limits are checked.
     environ : mapping
-        The environment, for what the HTTP library reads by itself.
+        The environment variables that the HTTP library reads by itself.
     """
     endpoint = None
     try:
@@ -91,7 +89,7 @@ def report(
     yield from proxies(environ)
     yield from authorities(environ)
     if endpoint is not None:
-        yield from _served(settings, client, endpoint)
+        yield from _check_server(settings, client, endpoint)
     yield Finding(
         "patience", f"{format_duration(settings.patience)}; silence: {settings.idle_timeout:g} s"
     )
@@ -99,7 +97,7 @@ def report(
 
 
 def proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what is to be said of the proxies that the environment names."""
+    """Check the proxies in the environment."""
     found = [(n, v) for n in _PROXIES if (v := environ.get(n) or environ.get(n.lower()))]
     for name, value in found:
         try:
@@ -110,25 +108,27 @@ def proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
         if good and url.hostname:
             yield Finding("proxy", f"{name}: {host}")
         else:
-            yield Finding("proxy", f"{name} is no address.", "Write http://HOST:PORT.", wrong=True)
+            yield Finding(
+                "proxy", f"{name} is not a valid address.", "Write http://HOST:PORT.", wrong=True
+            )
     if not found:
         yield Finding("proxy", "none set")
 
 
 def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what is to be said of the certificate authorities that the environment names."""
+    """Check the certificate authorities in the environment."""
     file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file:
         yield _bundle(file)
     if folder:
         good = Path(folder).is_dir()
-        text = f"SSL_CERT_DIR: {folder}" if good else f"SSL_CERT_DIR: {folder} is no folder."
-        yield Finding("CA", text, "" if good else "Mend it, or unset it.", wrong=not good)
+        text = f"SSL_CERT_DIR: {folder}" if good else f"SSL_CERT_DIR: {folder} is not a folder."
+        yield Finding("CA", text, "" if good else "Correct it, or unset it.", wrong=not good)
     others = [name for name in _OTHER_AUTHORITIES if environ.get(name)]
     if others and not (file or folder):
-        yield Finding("CA", f"{others[0]} is set, and not read.", "Set SSL_CERT_FILE to the same.")
+        yield Finding("CA", f"{others[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
     elif not (file or folder):
-        yield Finding("CA", "the usual ones")
+        yield Finding("CA", "the default ones")
 
 
 def _bundle(file: str) -> Finding:
@@ -136,44 +136,46 @@ def _bundle(file: str) -> Finding:
         ssl.create_default_context(cafile=file)
     except (OSError, ValueError) as error:  # an SSLError is an OSError
         missing = isinstance(error, FileNotFoundError)
-        why = "is not there." if missing else f"holds no certificates ({type(error).__name__})."
-        return Finding("CA", f"SSL_CERT_FILE: {file} {why}", "Mend it, or unset it.", wrong=True)
+        why = (
+            "does not exist." if missing else f"contains no certificates ({type(error).__name__})."
+        )
+        return Finding("CA", f"SSL_CERT_FILE: {file} {why}", "Correct it, or unset it.", wrong=True)
     return Finding("CA", f"SSL_CERT_FILE: {file}")
 
 
 def journal(settings: Settings) -> Iterator[Finding]:
-    """Yield what is to be said of the folder that keeps prompts and answers; nothing is made."""
+    """Check the folder of the journal without creating anything."""
     from nbcodex.runtime.paths import on_network
 
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")
         return
     folder = data_folder(settings)
-    trouble = _trouble(folder)
-    if trouble:
-        advice = "Name another folder in NBCODEX_HOME. Prompts work, but are kept in memory only."
-        yield Finding("journal", trouble, advice, wrong=True)
+    problem = _folder_problem(folder)
+    if problem:
+        advice = "Set NBCODEX_HOME to another folder. Prompts work, but are kept in memory only."
+        yield Finding("journal", problem, advice, wrong=True)
     elif on_network(folder):
-        advice = "A local folder in NBCODEX_HOME is faster and safer; not two hosts at once here."
+        advice = "Set NBCODEX_HOME to a local folder; two hosts must not use this one at once."
         yield Finding("journal", f"{folder}, on a network file system", advice)
     else:
         yield Finding("journal", f"{folder}")
 
 
-def _trouble(folder: Path) -> str:
-    """Return why a folder cannot keep the journal; nothing where it can."""
+def _folder_problem(folder: Path) -> str:
+    """Return why a folder cannot hold the journal; an empty text if it can."""
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
-            return f"{there} is no folder."
+            return f"{there} is not a folder."
         if not os.access(there, os.W_OK | os.X_OK):
-            return f"{there} cannot be written."
+            return f"{there} is not writable."
         if there == folder and hasattr(os, "geteuid"):
             found = folder.stat()
             if found.st_uid != os.geteuid():
                 return f"{folder} belongs to another user."
             if found.st_mode & 0o022:
-                return f"Others can write to {folder}: chmod 700 would mend that."
+                return f"Other users can write to {folder}; run chmod 700 on it."
         path = folder / JOURNAL_FILENAME
         if path.exists():
             uri = f"{path.absolute().as_uri()}?mode=ro"
@@ -187,7 +189,7 @@ def _trouble(folder: Path) -> str:
 def _key(settings: Settings, endpoint: Endpoint) -> str:
     """Return where the key comes from, never the key."""
     if settings.client is not None:
-        return "that of Codex.client"
+        return "from Codex.client"
     named = {
         "Codex.keys, or `%codex login`": settings.keys.get(endpoint.host),
         "AZURE_OPENAI_API_KEY": settings.azure_key if endpoint.kind == "azure" else None,
@@ -196,36 +198,37 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
     }
     won = next((n for n, key in named.items() if key and key == endpoint.key), "Codex.keys")
     both = settings.azure_endpoint and endpoint.kind != "azure"
-    over = "; AZURE_OPENAI_ENDPOINT is not used, for OPENAI_… is set" if both else ""
+    over = "; AZURE_OPENAI_ENDPOINT is not used because OPENAI_… is set" if both else ""
     return f"{won}, for {endpoint.host} (not shown){over}"
 
 
-def _served(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Ask the server for its models, and yield what that tells."""
-    quick = replace(settings, idle_timeout=min(settings.idle_timeout, LONGEST))
+def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
+    """Ask the server for its models, and check the result."""
+    quick = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
     try:
         names = event_loop.shared().submit(client.models(quick)).result()
     except NbcodexError as error:
-        yield _unserved(error, endpoint)
+        yield _server_failure(error, endpoint)
     else:
-        yield Finding("reached", f"{endpoint.host or 'the server'} names {len(names)} models")
+        models = "1 model" if len(names) == 1 else f"{len(names)} models"
+        yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
         yield _model(settings, endpoint, names)
     api_client = client.services().api_client
     spoken = "responses" if endpoint.kind == "openai" else api_client.detected_api(endpoint)
-    told = spoken or "found out by the first request"
-    yield Finding("API", told if settings.api == "auto" else f"{settings.api}, as set")
-    yield from _learnt(settings, client, endpoint)
+    detected = spoken or "detected with the first request"
+    yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
+    yield from _limits(settings, client, endpoint)
 
 
-def _unserved(error: NbcodexError, endpoint: Endpoint) -> Finding:
+def _server_failure(error: NbcodexError, endpoint: Endpoint) -> Finding:
     match error:
         case CredentialsError():
-            advice = f"The key is known, but not accepted by {endpoint.host}: is it this host's?"
+            advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
         case ModelError():
-            # A server without a list of models may answer prompts all the same.
-            return Finding("reached", "it has no list of models (404)", "Name one with -m.")
+            # A server without a list of models may still answer prompts.
+            return Finding("reached", "the server has no list of models (404)", "Name one with -m.")
         case TransportError():
-            advice = "Look at the address, the proxy and the CA above."
+            advice = "Check the address, the proxy and the CA above."
         case ConfigurationError():
             advice = error.advice
         case _:
@@ -238,26 +241,24 @@ def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
     model = settings.aliases.get(named, named) if named else None
     some = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
     if model is None and len(names) == 1:
-        return Finding("model", f"{names[0]}, its only one")
+        return Finding("model", f"{names[0]}, the only one")
     if model is None:
         return Finding("model", "none is set.", f"Set NBCODEX_MODEL to one of {some}", wrong=True)
     if model in names or endpoint.kind == "azure":
         return Finding("model", model)
-    advice = f"%codex models lists what there is: {some}"
-    return Finding("model", f"{model} is not among the server's.", advice, wrong=True)
+    advice = f"`%codex models` lists the models: {some}"
+    return Finding("model", f"{model} is not in the server's list.", advice, wrong=True)
 
 
-def _learnt(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Yield what answers have told about limits, and what is believed to be charged."""
+def _limits(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
+    """Report the limits known from earlier answers, and how requests are charged."""
     known = event_loop.shared().submit(client.limits(settings)).result()
     mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
     if not mine:
-        yield Finding("limits", "nothing asked yet")
+        yield Finding("limits", "unknown until the first request")
         return
-    told = any(each.declared for each in mine)
+    declared = any(each.declared for each in mine)
     charged = {each.policy for each in mine if each.history}
-    policy = (
-        f"charged: {', '.join(sorted(charged))}" if charged else "what is charged is not learnt"
-    )
-    headers = "told by x-ratelimit headers" if told else "no headers tell them"
-    yield Finding("limits", f"{headers}; {policy}; `%codex limits` tells more")
+    policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
+    headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
+    yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")

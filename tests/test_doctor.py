@@ -27,12 +27,12 @@ def only(findings: Iterator[Finding]) -> Finding:
         ({}, False, "none set"),
         ({"HTTPS_PROXY": "http://user:secret@proxy.example:3128"}, False, "proxy.example:3128"),
         ({"https_proxy": "proxy.example:3128"}, False, "proxy.example:3128"),
-        ({"ALL_PROXY": "ftp://x"}, True, "no address"),
-        ({"HTTP_PROXY": "http://x:port"}, True, "no address"),
+        ({"ALL_PROXY": "ftp://x"}, True, "not a valid address"),
+        ({"HTTP_PROXY": "http://x:port"}, True, "not a valid address"),
     ],
 )
 def test_proxies(environ: dict[str, str], wrong: bool, says: str) -> None:
-    """Where requests go through, without what it takes to get through; or that it is no address."""
+    """A proxy is shown without its credentials; an invalid address is reported."""
     found = only(doctor.proxies(environ))
     assert found.wrong == wrong
     assert says in found.text
@@ -40,15 +40,15 @@ def test_proxies(environ: dict[str, str], wrong: bool, says: str) -> None:
 
 
 def test_authorities(tmp_path: Path) -> None:
-    """A file that is missing or holds no certificates is wrong; one that nobody reads is said."""
+    """A file that is missing or without certificates is wrong; an unused one is reported."""
     (tmp_path / "empty.pem").write_text("nothing")
     cases: list[tuple[dict[str, str], bool, str]] = [
-        ({}, False, "the usual ones"),
-        ({"SSL_CERT_FILE": "/nowhere.pem"}, True, "is not there"),
-        ({"SSL_CERT_FILE": str(tmp_path / "empty.pem")}, True, "holds no certificates"),
-        ({"SSL_CERT_DIR": "/nowhere"}, True, "is no folder"),
+        ({}, False, "the default ones"),
+        ({"SSL_CERT_FILE": "/nowhere.pem"}, True, "does not exist"),
+        ({"SSL_CERT_FILE": str(tmp_path / "empty.pem")}, True, "contains no certificates"),
+        ({"SSL_CERT_DIR": "/nowhere"}, True, "is not a folder"),
         ({"SSL_CERT_DIR": str(tmp_path)}, False, str(tmp_path)),
-        ({"REQUESTS_CA_BUNDLE": "/x.pem"}, False, "is set, and not read"),
+        ({"REQUESTS_CA_BUNDLE": "/x.pem"}, False, "is set but not used"),
     ]
     for environ, wrong, says in cases:
         found = only(doctor.authorities(environ))
@@ -74,7 +74,7 @@ def shared(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(a_file, "is no folder"), (damaged, "cannot be used"), (shared, "chmod 700")],
+    [(a_file, "is not a folder"), (damaged, "cannot be used"), (shared, "chmod 700")],
 )
 def test_a_folder_that_will_not_do(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
     """It is said why, and that NBCODEX_HOME names another."""
@@ -111,10 +111,10 @@ def test_all_is_well(simulator: Simulated, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("knobs", "values", "title", "says"),
     [
-        ({"keys": ("other",)}, {}, "reached", "not accepted by"),
-        ({}, {"model": "gpt-nowhere"}, "model", "is not among the server's"),
+        ({"keys": ("other",)}, {}, "reached", "rejects the key"),
+        ({}, {"model": "gpt-nowhere"}, "model", "is not in the server's list"),
         ({}, {"model": None}, "model", "Set NBCODEX_MODEL to one of"),
-        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Look at the address"),
+        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Check the address"),
         ({}, {"api_key": None}, "server", "No API key"),
         ({}, {"base_url": "nowhere"}, "server", "https://"),
     ],

@@ -1,4 +1,4 @@
-"""The quick start does what it tells a newcomer, in a real kernel against the simulator."""
+"""The quick start in a real kernel against the simulator."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nbcodex import transcript
+from nbcodex import cli
 
 pytestmark = pytest.mark.kernel
 
 
 def test_the_demo_shows_a_limit_and_its_recovery() -> None:
-    """The transcript holds a 429's figures, its countdown, the answer, and a parked request."""
+    """The demo prints the figures of a 429, its countdown, the answer, and a parked request."""
     ran = subprocess.run(
         [sys.executable, "-m", "nbcodex", "demo", "--headless"],
         capture_output=True,
@@ -35,17 +35,17 @@ def test_the_demo_shows_a_limit_and_its_recovery() -> None:
         assert re.search(r"2 attempts, waited \d", part.split("[waiting")[-1])
 
 
-def test_a_cell_that_does_not_do_what_it_should_is_told(
+def test_cell_without_expected_output_fails_the_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The demo's exit status is 0 only if every cell did what it should."""
+    """The demo's exit status is 0 only if every cell shows what its metadata expects."""
     cells = [
         {"cell_type": "code", "source": ["print('here')"], "metadata": {"nbcodex": {"shows": [s]}}}
         for s in ("here", "never")
     ]
     path = tmp_path / "notebook.ipynb"
     path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
-    assert transcript.play(path) == 1
-    told = capsys.readouterr().out
-    assert "'never' was not shown" in told
-    assert "'here' was not shown" not in told
+    assert cli.run_notebook(path) == 1
+    printed = capsys.readouterr().out
+    assert "missing output: 'never'" in printed
+    assert "missing output: 'here'" not in printed

@@ -1,7 +1,7 @@
-"""``python -m nbcodex.simulator --port 0 --tpm 30000``: the server as a process.
+"""``python -m nbcodex.simulator --port 0 --tpm 30000`` runs the server as a process.
 
-Its first line of output is the base URL. Each knob is an option; a limit of ``none`` means that
-there is none, and a list is written with commas.
+It prints its base URL first. Each field of `Knobs` is an option; ``none`` removes a limit, and
+lists are separated by commas.
 """
 
 from __future__ import annotations

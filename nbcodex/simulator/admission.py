@@ -1,168 +1,171 @@
-"""Whether a request gets in: the model, the context, the script of faults, the limits.
+"""Decides whether a request is admitted: model, context window, scripted faults and limits.
 
-Must not know how an answer is generated.
+Does not know how an answer is generated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nbcodex.simulator.answers import Plan
-from nbcodex.simulator.asked import Asked
 from nbcodex.simulator.buckets import Account, Charge, opening_charge
-from nbcodex.simulator.faults import Dropped, Fault
-from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.record import Seen
-from nbcodex.simulator.refusals import (
+from nbcodex.simulator.error_responses import (
     SERVER_ERROR,
     UNVERIFIED,
-    Failure,
+    ErrorResponse,
     Style,
-    figures,
+    limit_response,
     limit_text,
-    limited,
-    scripted,
+    refusal_figures,
+    scripted_response,
 )
+from nbcodex.simulator.faults import Dropped, Fault
+from nbcodex.simulator.generated_answers import AnswerPlan
+from nbcodex.simulator.knobs import Knobs
+from nbcodex.simulator.parsed_request import ParsedRequest
+from nbcodex.simulator.routes import RequestRecord
 
 
 @dataclass(slots=True, kw_only=True)
-class Applicant:
-    """A request that has come as far as its account.
+class Candidate:
+    """A parsed request that is about to be admitted.
 
     Parameters
     ----------
-    asked, plan
-        What it asks for, and what it would get.
+    request, plan
+        The request, and the answer that it would get.
     fault : Fault or None
-        What shall go wrong.
+        The fault to apply.
     account : Account
-        Whose limits it uses.
-    seen : Seen
-        Its record.
+        The account whose limits apply.
+    record : RequestRecord
+        Its entry in the log.
     at, wall : float
-        The instant at which it came, by the clock and since the epoch.
+        Time of arrival on the clock, and in seconds since the epoch.
     """
 
-    asked: Asked
-    plan: Plan
+    request: ParsedRequest
+    plan: AnswerPlan
     fault: Fault | None
     account: Account
-    seen: Seen
+    record: RequestRecord
     at: float
     wall: float
 
-    def style(self, knobs: Knobs) -> Style:
-        """Return whose words a refusal has."""
-        return style(self.asked, knobs, self.wall)
+    def refusal_style(self, knobs: Knobs) -> Style:
+        """Return the style of a refusal of this request."""
+        return style_of(self.request, knobs, self.wall)
 
 
-def style(asked: Asked, knobs: Knobs, wall: float) -> Style:
-    """Return whose words a refusal of `asked` has."""
+def style_of(request: ParsedRequest, knobs: Knobs, wall: float) -> Style:
+    """Return the style of a refusal of `request`."""
     return Style(
-        model=asked.model,
+        model=request.model,
         organization=knobs.organization,
-        azure=asked.azure,
+        azure=request.azure,
         retry_after=knobs.retry_after,
         wall=wall,
     )
 
 
-def admit(applicant: Applicant, knobs: Knobs) -> Charge:
-    """Charge the request, and return what it was charged.
+def admit_request(candidate: Candidate, knobs: Knobs) -> Charge:
+    """Charge the request and return the charge.
 
     Raises
     ------
-    Failure
-        If it is refused, which counts as a request.
+    ErrorResponse
+        If it is refused; a refusal counts towards the request limit.
     Dropped
-        If the connection shall end instead.
+        If the connection is to be closed instead.
     """
-    charge = opening_charge(applicant.plan.input_tokens, applicant.plan.max_output, knobs)
+    charge = opening_charge(candidate.plan.input_tokens, candidate.plan.max_output, knobs)
     try:
-        if applicant.fault is not None:
-            refuse(applicant.fault, applicant.style(knobs), knobs, cost=charge.tokens)
-        _check_length(applicant, knobs)
-    except (Failure, Dropped):
-        applicant.account.count(applicant.at)
+        if candidate.fault is not None:
+            raise_scripted_failure(
+                candidate.fault, candidate.refusal_style(knobs), knobs, cost=charge.tokens
+            )
+        _check_length(candidate, knobs)
+    except (ErrorResponse, Dropped):
+        candidate.account.count(candidate.at)
         raise
-    refusal = applicant.account.admit(charge.tokens, applicant.at)
+    refusal = candidate.account.charge_or_refuse(charge.tokens, candidate.at)
     if refusal is not None:
-        raise limited(refusal, applicant.style(knobs))
-    applicant.seen.charged = charge.tokens
+        raise limit_response(refusal, candidate.refusal_style(knobs))
+    candidate.record.charged = charge.tokens
     return charge
 
 
-def check_model(asked: Asked, knobs: Knobs) -> None:
-    """Let a model pass that exists.
+def check_model(request: ParsedRequest, knobs: Knobs) -> None:
+    """Check that the model exists.
 
     Raises
     ------
-    Failure
-        404, if it does not.
+    ErrorResponse
+        404 if it does not exist.
     """
-    if not knobs.models or asked.model in knobs.models:
+    if not knobs.models or request.model in knobs.models:
         return
-    if asked.azure:
+    if request.azure:
         message = (
             "The API deployment for this resource does not exist. If you created the deployment "
             "within the last 5 minutes, please wait a moment and try again."
         )
-        raise Failure(404, message, type=None, code="DeploymentNotFound")
-    message = f"The model `{asked.model}` does not exist or you do not have access to it."
-    raise Failure(404, message, code="model_not_found", param="model")
+        raise ErrorResponse(404, message, type=None, code="DeploymentNotFound")
+    message = f"The model `{request.model}` does not exist or you do not have access to it."
+    raise ErrorResponse(404, message, code="model_not_found", param="model")
 
 
-def check_stream(asked: Asked, knobs: Knobs) -> None:
-    """Let a request pass whose answer may be streamed, or need not be.
+def check_stream(request: ParsedRequest, knobs: Knobs) -> None:
+    """Check that the organization may stream the answer.
 
     Raises
     ------
-    Failure
-        400, in the words of those who have not shown who they are.
+    ErrorResponse
+        400 with OpenAI's text for unverified organizations.
     """
-    if asked.stream and not knobs.streams:
-        raise Failure(400, UNVERIFIED, code="unsupported_value", param="stream")
+    if request.stream and not knobs.streams:
+        raise ErrorResponse(400, UNVERIFIED, code="unsupported_value", param="stream")
 
 
-def broken_text(applicant: Applicant, knobs: Knobs, cost: int) -> str:
-    """Return what an error in the midst of a stream says: that the limit is reached."""
-    if applicant.fault is None:
+def stream_error_text(candidate: Candidate, knobs: Knobs, cost: int) -> str:
+    """Return the message of an error event in mid-stream: a limit is reached."""
+    if candidate.fault is None:
         return SERVER_ERROR
-    fault = replace(applicant.fault, kind="tokens_per_minute")
-    return limit_text(figures(fault, knobs, cost), applicant.style(knobs))
+    fault = replace(candidate.fault, kind="tokens_per_minute")
+    return limit_text(refusal_figures(fault, knobs, cost), candidate.refusal_style(knobs))
 
 
-def refuse(fault: Fault, words: Style, knobs: Knobs, *, cost: int) -> None:
-    """Refuse a request of `cost` tokens, if that is what `fault` asks for.
+def raise_scripted_failure(fault: Fault, style: Style, knobs: Knobs, *, cost: int) -> None:
+    """Raise the failure that `fault` prescribes for a request of `cost` tokens, if any.
 
     Raises
     ------
-    Failure
-        The HTTP error that it stands for.
+    ErrorResponse
+        The HTTP error that the fault prescribes.
     Dropped
-        If the connection shall end instead.
+        If the connection is to be closed instead.
     """
     if fault.kind == "refused":
         raise Dropped
-    failure = scripted(fault, words, knobs, cost)
+    failure = scripted_response(fault, style, knobs, cost)
     if failure is not None:
         raise failure
 
 
-def _check_length(applicant: Applicant, knobs: Knobs) -> None:
-    asked, size = applicant.asked, applicant.plan.input_tokens
-    if size + (asked.max_output or 0) <= knobs.context:
+def _check_length(candidate: Candidate, knobs: Knobs) -> None:
+    request, size = candidate.request, candidate.plan.input_tokens
+    if size + (request.max_output or 0) <= knobs.context:
         return
     code = "context_length_exceeded"
-    if asked.api == "responses":
+    if request.api == "responses":
         message = (
             "Your input exceeds the context window of this model. Please adjust your input and try "
             "again."
         )
-        raise Failure(400, message, code=code, param="input")
+        raise ErrorResponse(400, message, code=code, param="input")
     message = (
         f"This model's maximum context length is {knobs.context} tokens. However, you requested "
-        f"{size + (asked.max_output or 0)} tokens ({size} in the messages, {asked.max_output or 0} "
-        "in the completion). Please reduce the length of the messages or completion."
+        f"{size + (request.max_output or 0)} tokens ({size} in the messages, "
+        f"{request.max_output or 0} in the completion). Please reduce the length of the messages "
+        "or completion."
     )
-    raise Failure(400, message, code=code, param="messages")
+    raise ErrorResponse(400, message, code=code, param="messages")

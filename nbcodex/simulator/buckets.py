@@ -1,6 +1,6 @@
-"""The arithmetic of the limits: buckets that refill continuously, and what a request takes of them.
+"""The server's rate limits: continuously refilled token buckets, and the charge of each request.
 
-Pure but for the state it owns: every function is told the time. Must not know HTTP.
+Every function takes the time as an argument. Does not know HTTP.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from nbcodex.models import DAY, MINUTE, Resource
 from nbcodex.simulator.knobs import Knobs
 
+# Share of a limit within which sums of floats count as equal to it.
 ROUNDING = 1e-9
-"""Share of a limit by which sums of floats may miss it."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Bucket:
     limit, window, level, at : float
         Size; seconds; the level at the instant `at`. A level may be negative: a debt.
     stranger : float
-        The share of the refill that somebody else takes.
+        Share of the refill that another client uses up.
     """
 
     limit: float
@@ -34,7 +34,7 @@ class Bucket:
     stranger: float = 0.0
 
     def level_at(self, now: float) -> float:
-        """Return the level at the instant `now`, and remember it."""
+        """Return the level at `now`, and store it."""
         if now > self.at:
             rate = self.limit / self.window * (1 - self.stranger)
             self.level = min(self.limit, self.level + (now - self.at) * rate)
@@ -46,23 +46,23 @@ class Bucket:
         return self.level_at(now) + ROUNDING * self.limit >= amount
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount`, whether or not it is there; a negative one is given back."""
+        """Take `amount`, into debt if necessary; a negative amount is returned to the bucket."""
         self.level = min(self.limit, self.level_at(now) - amount)
 
     def used(self, now: float) -> int:
-        """Return what is taken of the limit, in whole units, as the server's messages have it."""
+        """Return the used part of the limit in whole units, as in the server's messages."""
         return math.ceil(self.limit - self.level_at(now) - ROUNDING * self.limit)
 
     def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is there, by the arithmetic of OpenAI's messages."""
+        """Return the seconds until `amount` is available, by the formula of OpenAI's messages."""
         return max(0.0, (self.used(now) + amount - self.limit) / self.limit * self.window)
 
     def full_in(self, now: float) -> float:
-        """Return the seconds until the bucket is full: what ``x-ratelimit-reset-*`` says."""
+        """Return the seconds until the bucket is full, as in ``x-ratelimit-reset-*``."""
         return (self.limit - self.level_at(now)) / self.limit * self.window
 
     def resize(self, limit: float, now: float) -> None:
-        """Change the limit; what is taken of the old one is taken of the new one."""
+        """Change the limit; the used amount stays the same."""
         level = self.level_at(now)
         self.level = max(limit - (self.limit - level), min(level, 0.0))
         self.limit = limit
@@ -70,16 +70,16 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Which limit refused a request, with the figures that the message needs.
+    """The limit that refused a request, with the figures for the message.
 
     Parameters
     ----------
     resource, window
-        What ran out, and over which seconds it is counted.
+        The exhausted resource, and its window in seconds.
     limit, used, requested : int
         The figures.
     wait : float or None
-        Seconds to wait; None if the request is larger than the whole limit.
+        Seconds to wait; None if the request exceeds the whole limit.
     """
 
     resource: Resource
@@ -92,7 +92,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class Charge:
-    """What one request has been charged so far, and how much of it was for its output."""
+    """The charge of one request so far, and the part of it for output."""
 
     tokens: int
     for_output: int
@@ -106,15 +106,15 @@ class Account:
     tokens: dict[float, Bucket] = field(default_factory=dict)
     requests: dict[float, Bucket] = field(default_factory=dict)
 
-    def apply(self, knobs: Knobs, now: float) -> None:
-        """Adopt the limits of `knobs`: new buckets are full, old ones keep what was taken."""
+    def set_limits(self, knobs: Knobs, now: float) -> None:
+        """Set the limits of `knobs`: new buckets are full, existing ones keep the used amount."""
         _adopt(self.tokens, _sizes(knobs.tpm, knobs.tpd, knobs.burst), knobs, now)
         _adopt(self.requests, _sizes(knobs.rpm, knobs.rpd, knobs.burst), knobs, now)
 
-    def admit(self, cost: int, now: float) -> Refusal | None:
-        """Take a request and `cost` tokens, or say why not.
+    def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
+        """Charge a request and `cost` tokens, or return the refusal.
 
-        A request refused for its tokens counts as a request all the same.
+        A request refused for its tokens still counts as a request.
         """
         refusal = _check(self.requests, "requests", 1, now)
         if refusal is not None:
@@ -135,7 +135,7 @@ class Account:
         for bucket in self.tokens.values():
             bucket.take(tokens, now)
 
-    def settle(self, charge: Charge, output: int, knobs: Knobs, now: float) -> None:
+    def settle_output(self, charge: Charge, output: int, knobs: Knobs, now: float) -> None:
         """Bring `charge` to what the policy asks for `output` tokens; once."""
         if charge.settled:
             return
@@ -178,7 +178,7 @@ def _adopt(
 def _check(
     buckets: dict[float, Bucket], resource: Resource, amount: int, now: float
 ) -> Refusal | None:
-    """Return the refusal of the bucket that takes longest, if one has not got `amount`."""
+    """Return the refusal with the longest wait, if a bucket has less than `amount`."""
     refusals = [
         _refusal(buckets, bucket, resource, amount, now)
         for bucket in buckets.values()
@@ -188,7 +188,7 @@ def _check(
 
 
 def _needed(bucket: Bucket, amount: int) -> float:
-    """Return how much must be there: a hidden window lets even a large request pass when full."""
+    """Return the required level: a full hidden window admits even a larger request."""
     return amount if _is_shown(bucket) else min(amount, bucket.limit)
 
 
@@ -199,7 +199,7 @@ def _is_shown(bucket: Bucket) -> bool:
 def _refusal(
     buckets: dict[float, Bucket], bucket: Bucket, resource: Resource, amount: int, now: float
 ) -> Refusal:
-    """Return the refusal by `bucket`; a hidden window speaks with the figures of the minute."""
+    """Return the refusal by `bucket`; a hidden window reports the figures of the minute."""
     shown = bucket if _is_shown(bucket) else buckets[MINUTE]
     never = amount > shown.limit
     return Refusal(
@@ -213,7 +213,7 @@ def _refusal(
 
 
 def _stated(seconds: float) -> float:
-    """Return `seconds` in whole milliseconds, rounded up, so that who waits so long gets in."""
+    """Round `seconds` up to whole milliseconds, so that the stated wait is long enough."""
     return max(0.001, math.ceil(round(seconds * 1000, 6)) / 1000)
 
 

@@ -1,7 +1,4 @@
-"""What can go wrong, as data: which fault, when it strikes, and with which words.
-
-Must not know how an answer is made.
-"""
+"""Faults as data: what fails, when, and with which message."""
 
 from __future__ import annotations
 
@@ -28,12 +25,12 @@ Kind = Literal[
     "slow",
     "headers",
     "absurd_headers",
-    # In the midst of generation: a background response fails for good.
+    # During generation: a background response fails for good.
     "error_event",
     "flat_error_event",
     "failed",
     "azure_failed",
-    # In the midst of delivery: a background response goes on without its reader.
+    # During delivery: a background response continues without its reader.
     "truncated",
     "dropped",
     "cut",
@@ -57,15 +54,15 @@ class Fault:
     and ``html_502``, a ``redirect`` to `location`, a connection that is closed without an answer
     (``refused``).
 
-    Around an answer: ``slow`` (its first byte comes `seconds` later), ``headers`` (with those of
-    `headers` besides), ``absurd_headers``.
+    Around an answer: ``slow`` (the first byte comes `seconds` later), ``headers`` (with additional
+    `headers`), ``absurd_headers``.
 
-    In the midst of a stream: the nested ``error_event``, the ``flat_error_event``, ``failed``
+    In mid-stream: the nested ``error_event``, the ``flat_error_event``, ``failed``
     (``response.failed`` with its error), ``azure_failed`` (the wait in the header of the 200, then
     ``response.failed`` without an error, then an error event), a clean end too early
     (``truncated``), a connection reset (``dropped``) or closed within a chunk (``cut``), broken
     JSON (``malformed``), silence for `seconds` or for ever (``stalled``), a line of `size` bytes
-    (``huge_line``). Chat Completions, where nothing can be ``failed``, has an error event instead.
+    (``huge_line``). Chat Completions has no ``failed`` and sends an error event instead.
     An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
 
     Parameters
@@ -73,17 +70,17 @@ class Fault:
     kind : str
         Which fault.
     after : int
-        Text deltas that come before it; -1: not even the stream's first event.
+        Number of text deltas before it; -1: before the first event of the stream.
     seconds : float or None
         The wait that a 429 states (default 1.2), the delay, or the silence.
     status : int
         HTTP status of ``http`` (and of answers that are not streamed).
     code, type, message : str or None
-        The server's words, where the usual ones will not do.
+        Values in place of the usual ones.
     headers : mapping
-        Headers besides the usual ones; an empty value takes one away.
+        Additional headers; an empty value removes one.
     location : str
-        Where a ``redirect`` leads.
+        Target of a ``redirect``.
     size : int
         Bytes of a ``huge_line``.
     """
@@ -101,11 +98,11 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no fault; there are: {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(KINDS)}")
         numbers = {"after": self.after, "status": self.status, "size": self.size}
         for name, value in {**numbers, "seconds": self.seconds or 0.0}.items():
             if not isinstance(value, int if name in numbers else (int, float)):
-                raise ValueError(f"{name} of a fault is a number, not {value!r}")  # noqa: TRY004
+                raise ValueError(f"{name} of a fault must be a number, not {value!r}")  # noqa: TRY004
 
     @property
     def wait(self) -> float:
@@ -113,17 +110,17 @@ class Fault:
         return 1.2 if self.seconds is None else self.seconds
 
     def strikes(self, deltas: int, *, is_delta: bool, is_end: bool) -> bool:
-        """Return whether it strikes before an event that follows `deltas` text deltas."""
+        """Return whether it applies before an event that follows `deltas` text deltas."""
         return self.after < 0 or (is_delta and deltas == self.after) or is_end
 
 
-def read_fault(data: Any) -> Fault | None:
-    """Return the fault that JSON tells: its name, its fields as an object, or null for none.
+def parse_fault(data: Any) -> Fault | None:
+    """Return the fault in JSON data: a name, an object with fields, or null for none.
 
     Raises
     ------
     ValueError
-        If there is no such fault or field.
+        If the fault or a field is unknown.
     """
     match data:
         case None:
@@ -136,18 +133,18 @@ def read_fault(data: Any) -> Fault | None:
             except TypeError as exc:
                 raise ValueError(str(exc)) from exc
         case _:
-            raise ValueError("a fault is null, a name, or an object with a kind")
+            raise ValueError("a fault must be null, a name, or an object with a kind")
 
 
-class Dropped(Exception):  # noqa: N818 - an ending, which the doors act out
-    """The connection ends here, without what HTTP would have at its end.
+class Dropped(Exception):  # noqa: N818 - a way to end a connection, not an error
+    """Ends the connection without a proper HTTP ending.
 
     Parameters
     ----------
     partial : bytes
-        What of the next chunk still gets out.
+        The part of the next chunk that is still sent.
     reset : bool
-        Whether the connection is reset; else it is closed.
+        Whether the connection is reset rather than closed.
     """
 
     def __init__(self, partial: bytes = b"", *, reset: bool = False) -> None:

@@ -1,9 +1,10 @@
-"""What can be set on the simulated server. Data, no deeds."""
+"""The settings of the simulated server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 Policy = Literal["kept", "refunded", "actual"]
 RetryAfter = Literal["both", "seconds", "ms", "date", "none"]
@@ -11,58 +12,57 @@ RetryAfter = Literal["both", "seconds", "ms", "date", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
-    """How the simulated server behaves. A limit of None means that there is none.
+    """Settings of the simulated server. None means "no limit".
 
     Parameters
     ----------
     tpm, rpm, tpd, rpd : int or None
         Tokens and requests per minute and per day, for each key and model.
     policy : {"kept", "refunded", "actual"}
-        What a request is charged: input and the whole of `max_output` at admission, kept; the
-        same, with what was not used given back at the end; or the input at admission and the
-        output at the end, which may leave the bucket in debt.
+        How a request is charged. ``kept``: input and `max_output` at admission. ``refunded``: the
+        same, and unused output is returned at the end. ``actual``: input at admission, output at
+        the end, which may leave the bucket in debt.
     burst : float
-        Seconds of a hidden shorter window, which no header shows; 0 for none.
+        Length in seconds of a second, shorter window that no header shows; 0 for none.
     stranger : float
-        The share of every refill that somebody else on the same key takes.
+        Share of the refill that another client of the same key uses up.
     bias : float
-        Tokens that the server counts for each four characters.
+        Tokens counted per four characters.
     assumed_output : int
-        What `max_output` is taken for where the request names none.
+        Value used for `max_output` if the request does not set it.
     failures, breaks : float
-        Probability that a request meets a 500, and that a stream breaks off with a rate-limit
-        error.
+        Probability of a 500, and of a rate-limit error in mid-stream.
     headers : bool
         Whether answers carry ``x-ratelimit-*``.
     retry_after : {"both", "seconds", "ms", "date", "none"}
-        Which header of a 429 states the wait; the text states it anyway.
+        Headers of a 429 that state the wait; the message always states it.
     latency, sigma : float
         Median of the seconds from admission to the first token, and the spread of its logarithm.
-        The same prompt always meets the same latency, whoever asks and whenever.
+        The same prompt always has the same latency.
     speed : float
         Output tokens per second.
     chunk : int
         Tokens in one delta.
     models : tuple of str
-        What ``/models`` lists; any other is a 404. Empty: any name will do.
+        Models that ``/models`` lists; others get a 404. Empty: any name is accepted.
     apis : tuple of str
-        Which APIs exist; the other is a 404.
+        APIs that exist; the other gets a 404.
     keys : tuple of str
-        The keys that are accepted; empty: any.
+        Accepted keys; empty: any.
     require_key : bool
-        Whether a request without a key is a 401.
+        Whether a request without a key gets a 401.
     streams : bool
-        Whether the organization may have answers streamed; else that is a 400.
+        Whether the organization may stream; otherwise ``stream=true`` gets a 400.
     context : int
-        Tokens that input and output may have together.
+        Context window: largest sum of input and output tokens.
     batch_seconds : float
-        How long a batch takes; what takes more than a day expires.
+        Duration of a batch; a batch of more than a day expires.
     batch_queue : int or None
-        Requests that may wait in batches at a time, for each key.
+        Largest number of requests waiting in batches, per key.
     organization : str
-        What ``openai-organization`` says.
+        Value of the header ``openai-organization``.
     seed : int
-        Where all chance starts from.
+        Seed of all random choices.
     """
 
     tpm: int | None = 30_000
@@ -96,8 +96,21 @@ class Knobs:
     def __post_init__(self) -> None:
         for name, kind in (("policy", Policy), ("retry_after", RetryAfter)):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} is one of {', '.join(get_args(kind))}")
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}")
         for name in ("tpm", "rpm", "tpd", "rpd", "chunk", "speed"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} is more than nothing")
+                raise ValueError(f"{name} must be positive")
+
+
+def parse_knobs(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a JSON object, with lists as tuples.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    if unknown := data.keys() - {field.name for field in fields(Knobs)}:
+        raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}

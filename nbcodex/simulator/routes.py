@@ -1,21 +1,21 @@
-"""Which door of the API a request knocks at, and with which key. Must not know what is behind."""
+"""HTTP requests, their records, and the endpoint and key that each one addresses."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from nbcodex.simulator.error_responses import NO_KEY, ErrorResponse
 from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.refusals import NO_KEY, Failure
 
-Door = Literal["responses", "chat", "models", "retrieve", "cancel", "library", "control"]
+Endpoint = Literal["responses", "chat", "models", "retrieve", "cancel", "library", "control"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class HttpRequest:
     """An HTTP request.
 
     Parameters
@@ -36,34 +36,34 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where a request leads.
+    """The endpoint of a request.
 
     Parameters
     ----------
     door
-        What is asked for.
+        The endpoint.
     azure : bool
-        Whether it is Azure that is asked.
+        Whether the path is one of Azure's.
     id : str
-        The response (or the control) that is meant.
+        Id in the path (of a response, file or batch), or the control command.
     deployment : str
-        Azure's name in the path, in the model's place.
+        Azure's deployment, which stands in the path in place of a model.
     deed : str
-        ``files`` or ``batches``, of the library.
+        ``files`` or ``batches``.
     query : mapping
-        The query.
+        The query parameters.
     """
 
-    door: Door
+    endpoint: Endpoint
     azure: bool = False
     id: str = ""
     deployment: str = ""
-    deed: str = ""
+    collection: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
 
 
 _BASE = r"(?P<base>/openai/v1|/openai|/v1)"
-_ROUTES: tuple[tuple[str, Door, re.Pattern[str]], ...] = (
+_ROUTES: tuple[tuple[str, Endpoint, re.Pattern[str]], ...] = (
     ("POST", "responses", re.compile(rf"{_BASE}/responses")),
     ("POST", "chat", re.compile(rf"{_BASE}/chat/completions")),
     (
@@ -86,13 +86,13 @@ _ROUTES: tuple[tuple[str, Door, re.Pattern[str]], ...] = (
 )
 
 
-def route(call: Call) -> Route:
-    """Return where `call` leads.
+def find_route(call: HttpRequest) -> Route:
+    """Return the route of `call`.
 
     Raises
     ------
-    Failure
-        404 for a path that does not exist, 405 for a method that it does not have.
+    ErrorResponse
+        404 for an unknown path, 405 for a method that the path does not have.
     """
     parts = urlsplit(call.path)
     allowed = [
@@ -105,38 +105,38 @@ def route(call: Call) -> Route:
             return _read(door, found, dict(parse_qsl(parts.query)), call)
     if allowed:
         message = f"Not allowed to {call.method} on {parts.path} (HINT: Perhaps you meant to use "
-        raise Failure(405, f"{message}a different HTTP method?)", code="method_not_supported")
-    raise unknown(call)
+        raise ErrorResponse(405, f"{message}a different HTTP method?)", code="method_not_supported")
+    raise unknown_path(call)
 
 
-def unknown(call: Call) -> Failure:
-    """Return the 404 for a path that does not exist."""
+def unknown_path(call: HttpRequest) -> ErrorResponse:
+    """Return the 404 for an unknown path."""
     if call.path.startswith("/openai"):
-        return Failure(404, "Resource not found", type=None, code="404")
-    return Failure(404, f"Invalid URL ({call.method} {urlsplit(call.path).path})")
+        return ErrorResponse(404, "Resource not found", type=None, code="404")
+    return ErrorResponse(404, f"Invalid URL ({call.method} {urlsplit(call.path).path})")
 
 
-def _read(door: Door, found: re.Match[str], query: dict[str, str], call: Call) -> Route:
+def _read(door: Endpoint, found: re.Match[str], query: dict[str, str], call: HttpRequest) -> Route:
     named = found.groupdict()
     base = named.get("base") or ""
     if base == "/openai" and not query.get("api-version"):
-        raise unknown(call)
+        raise unknown_path(call)
     return Route(
-        door=door,
+        endpoint=door,
         azure=base.startswith("/openai"),
         id=unquote(named.get("id") or ""),
         deployment=unquote(named.get("deployment") or ""),
-        deed=named.get("deed") or "",
+        collection=named.get("deed") or "",
         query=query,
     )
 
 
-def key_of(call: Call, azure: bool, knobs: Knobs) -> str:
+def key_of(call: HttpRequest, azure: bool, knobs: Knobs) -> str:
     """Return the key that `call` shows; empty if it shows none and need not.
 
     Raises
     ------
-    Failure
+    ErrorResponse
         401, if the key is missing or wrong.
     """
     scheme, _, bearer = call.headers.get("authorization", "").partition(" ")
@@ -149,20 +149,73 @@ def key_of(call: Call, azure: bool, knobs: Knobs) -> str:
     return key
 
 
-def _unauthorized(key: str, azure: bool) -> Failure:
+def _unauthorized(key: str, azure: bool) -> ErrorResponse:
     if azure:
         message = (
             "Access denied due to invalid subscription key or wrong API endpoint. Make sure to "
             "provide a valid key for an active subscription and use a correct regional API "
             "endpoint for your resource."
         )
-        return Failure(401, message, type=None, code="401")
+        return ErrorResponse(401, message, type=None, code="401")
     if not key:
-        return Failure(401, NO_KEY)
+        return ErrorResponse(401, NO_KEY)
     # The real server shows this much of the key, and clients must expect it to.
     shown = f"{key[:3]}{'*' * 8}{key[-4:]}" if len(key) > 11 else "*" * 8
     message = (
         f"Incorrect API key provided: {shown}. You can find your API key at "
         "https://platform.openai.com/account/api-keys."
     )
-    return Failure(401, message, code="invalid_api_key")
+    return ErrorResponse(401, message, code="invalid_api_key")
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """The log entry of one request.
+
+    Parameters
+    ----------
+    number : int
+        Counted from 1.
+    at : float
+        Clock time of its arrival.
+    method, path, host : str
+        The request line and the Host header.
+    key : str
+        A name for its key (``key-1`` is the first key seen); never the key itself.
+    api, model, prompt, stream, background
+        The request's parameters; `prompt` is the last user message.
+    body : mapping
+        The JSON body.
+    status : int
+        HTTP status; 0 if the connection ended without a response.
+    fault : str
+        Name of the fault applied.
+    response_id : str
+        The id of the answer.
+    input_tokens, output_tokens : int
+        Tokens as counted by the server.
+    charged : int
+        Tokens charged to the limit, less those returned.
+    finished : bool
+        Whether the whole answer was generated.
+    """
+
+    number: int
+    at: float
+    method: str
+    path: str
+    host: str
+    key: str = ""
+    api: str = ""
+    model: str = ""
+    prompt: str = ""
+    stream: bool = False
+    background: bool = False
+    body: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 0
+    fault: str = ""
+    response_id: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    charged: int = 0
+    finished: bool = False

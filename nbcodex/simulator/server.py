@@ -1,7 +1,7 @@
-"""The door with a socket: HTTP/1.1 on the loopback, for the demo, browsers and other processes.
+"""Serves a simulator over HTTP/1.1 on a socket, for the demo, browsers and other processes.
 
-Owns connections: it frames answers, notices readers that leave, and breaks connections where a
-fault says so. Must not know what is answered.
+Owns the connections: frames responses, notices clients that disconnect, and breaks connections
+for faults. Does not know what is answered.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from email.utils import formatdate
 import h11
 
 from nbcodex.simulator.faults import Dropped
-from nbcodex.simulator.replies import Answer
-from nbcodex.simulator.routes import Call
+from nbcodex.simulator.http_responses import HttpResponse
+from nbcodex.simulator.routes import HttpRequest
 from nbcodex.simulator.service import Simulator
 
-BLOCK = 65_536
-LARGEST_BODY = 64 * 1024 * 1024
-NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-"""`SO_LINGER` on, with no time to linger: closing sends a reset."""
+READ_BYTES = 65_536
+MAX_BODY_BYTES = 64 * 1024 * 1024
+# SO_LINGER with a timeout of 0: closing the socket sends a reset. The struct differs on Windows.
+RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 
 @contextlib.asynccontextmanager
 async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve `simulator` on the running loop, and give its base URL (without ``/v1``)."""
+    """Serve `simulator` on the running event loop; yields its base URL (without ``/v1``)."""
     connections: set[asyncio.Task[None]] = set()
 
     def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,7 +52,7 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
 
 
 class _Connection:
-    """One connection: requests one after the other, until an end comes."""
+    """One connection, which serves requests one after the other."""
 
     def __init__(
         self, simulator: Simulator, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -63,33 +63,33 @@ class _Connection:
         self._http = h11.Connection(h11.SERVER)
 
     async def run(self) -> None:
-        """Answer until the connection ends, from either side."""
+        """Serve requests until either side closes the connection."""
         try:
-            await self._converse()
+            await self._serve_requests()
             self._writer.close()
             await self._writer.wait_closed()
         except ConnectionError:
             pass
         finally:
-            # Also when the server closes, and a reader that does not read keeps data waiting.
+            # Unsent data for a client that does not read would keep the connection open.
             self._writer.transport.abort()
 
-    async def _converse(self) -> None:
+    async def _serve_requests(self) -> None:
         """Answer one request after the other."""
         try:
-            while (call := await self._call()) is not None:
-                await self._attend(call)
+            while (call := await self._read_request()) is not None:
+                await self._answer_while_connected(call)
                 self._http.start_next_cycle()
         except h11.RemoteProtocolError:
-            await self._complain()
+            await self._send_bad_request()
         except Dropped as drop:
             await self._drop(drop)
         except h11.LocalProtocolError:
-            # The reader wants no second answer on this connection.
+            # The client asked to close the connection after this response.
             pass
 
-    async def _call(self) -> Call | None:
-        """Return the next request; None if there will be none."""
+    async def _read_request(self) -> HttpRequest | None:
+        """Return the next request; None if the client has finished."""
         request: h11.Request | None = None
         body = bytearray()
         while True:
@@ -100,25 +100,25 @@ class _Connection:
                 request = event
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > LARGEST_BODY:
+                if len(body) > MAX_BODY_BYTES:
                     raise h11.RemoteProtocolError("the body is too large")
             elif isinstance(event, h11.EndOfMessage) and request is not None:
-                return _as_call(request, bytes(body))
+                return _to_http_request(request, bytes(body))
             else:
                 return None
 
     async def _receive(self) -> None:
         if self._http.they_are_waiting_for_100_continue:
             self._send(h11.InformationalResponse(status_code=100, headers=[]))
-        self._http.receive_data(await self._reader.read(BLOCK))
+        self._http.receive_data(await self._reader.read(READ_BYTES))
 
-    async def _attend(self, call: Call) -> None:
-        """Answer, but stop when the reader leaves.
+    async def _answer_while_connected(self, call: HttpRequest) -> None:
+        """Answer, but stop when the client disconnects.
 
         Raises
         ------
         ConnectionError
-            If it has left.
+            If the client disconnected.
         """
         answering = asyncio.ensure_future(self._answer(call))
         watching = asyncio.ensure_future(self._watch())
@@ -133,11 +133,11 @@ class _Connection:
         answering.result()
 
     async def _watch(self) -> None:
-        """Return when the reader has left; keep what it sends meanwhile for the next request."""
-        while data := await self._reader.read(BLOCK):
+        """Return when the client disconnects; buffer what it sends for the next request."""
+        while data := await self._reader.read(READ_BYTES):
             self._http.receive_data(data)
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, call: HttpRequest) -> None:
         answer = await self._simulator.answer(call)
         try:
             self._send(_head(answer))
@@ -154,27 +154,27 @@ class _Connection:
         if data:
             self._writer.write(data)
 
-    async def _complain(self) -> None:
-        """Say that this was no HTTP, if that can still be said."""
+    async def _send_bad_request(self) -> None:
+        """Send a 400 for malformed HTTP, if no response has started."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._send(h11.Response(status_code=400, headers=[("content-length", "0")]))
             self._send(h11.EndOfMessage())
             await self._writer.drain()
 
     async def _drop(self, drop: Dropped) -> None:
-        """End the connection as `drop` says."""
+        """Break the connection as `drop` prescribes."""
         if drop.reset:
-            wire: socket.socket = self._writer.get_extra_info("socket")
-            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            connection: socket.socket = self._writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self._writer.transport.abort()
         elif drop.partial:
-            # The chunk promises twice what comes, so that the end falls within it.
+            # The chunk header states twice the length, so the connection ends within the chunk.
             self._writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
             await self._writer.drain()
 
 
-def _as_call(request: h11.Request, body: bytes) -> Call:
-    return Call(
+def _to_http_request(request: h11.Request, body: bytes) -> HttpRequest:
+    return HttpRequest(
         method=request.method.decode("ascii"),
         path=request.target.decode("ascii", "replace"),
         headers={name.decode("ascii"): value.decode("latin-1") for name, value in request.headers},
@@ -182,7 +182,7 @@ def _as_call(request: h11.Request, body: bytes) -> Call:
     )
 
 
-def _head(answer: Answer) -> h11.Response:
+def _head(answer: HttpResponse) -> h11.Response:
     headers = [
         (name.encode("ascii"), value.encode("latin-1", "replace"))
         for name, value in answer.headers.items()
@@ -192,16 +192,16 @@ def _head(answer: Answer) -> h11.Response:
 
 
 class SimulatorServer:
-    """A simulator served from a daemon thread of its own.
+    """Serves a simulator from its own daemon thread.
 
     `Simulator.script` and `Simulator.log` may be used from other threads.
 
     Parameters
     ----------
     simulator : Simulator or None
-        The server; None means one with the usual knobs.
+        The simulator; None means one with default settings.
     host, port
-        Where it listens; port 0 means any that is free.
+        The address to listen on; port 0 selects a free one.
     """
 
     def __init__(
@@ -214,12 +214,12 @@ class SimulatorServer:
         self._ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     def start(self) -> str:
-        """Begin to serve, and return the base URL (without ``/v1``).
+        """Start serving and return the base URL (without ``/v1``).
 
         Raises
         ------
         OSError
-            If the address cannot be had.
+            If the address is not available.
         """
         self._thread = threading.Thread(target=self._run, name="nbcodex-simulator", daemon=True)
         self._thread.start()
@@ -227,7 +227,7 @@ class SimulatorServer:
         return self.url
 
     def stop(self) -> None:
-        """End all connections and the thread."""
+        """Close all connections and end the thread."""
         if self._thread is not None and self._thread.is_alive():
             loop, end = self._ready.result()
             loop.call_soon_threadsafe(end.set)

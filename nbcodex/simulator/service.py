@@ -1,48 +1,72 @@
-"""The simulated server without sockets: a request in; status, headers and a stream of bytes out.
+"""The simulated server without sockets: takes a request, returns status, headers and body.
 
-Owns the accounts, the script of faults, the log and the background responses; knows the time only
-by its clock.
+Owns the accounts, the scripted faults, the log and the background responses. Reads time only from
+its clock.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from nbcodex.runtime.clock import BootClock, Clock
-from nbcodex.simulator import headers
 from nbcodex.simulator.admission import (
-    Applicant,
-    admit,
-    broken_text,
+    Candidate,
+    admit_request,
     check_model,
     check_stream,
-    refuse,
-    style,
+    raise_scripted_failure,
+    stream_error_text,
+    style_of,
 )
-from nbcodex.simulator.answers import plan
-from nbcodex.simulator.asked import Api, read, read_body
-from nbcodex.simulator.background import Stored
-from nbcodex.simulator.batches import Library
+from nbcodex.simulator.batch_service import BatchService
 from nbcodex.simulator.buckets import Account
-from nbcodex.simulator.chat import ChatWire
-from nbcodex.simulator.control import control
-from nbcodex.simulator.delivery import Body, Run, deliver, generate, once, until, whole
-from nbcodex.simulator.faults import DELIVERY, Fault, read_fault
-from nbcodex.simulator.generation import Making, encode
-from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.record import Seen
-from nbcodex.simulator.refusals import Failure
-from nbcodex.simulator.replies import Answer, answered, in_json, refused
-from nbcodex.simulator.responses import ResponsesWire
-from nbcodex.simulator.routes import Call, Route, key_of, route, unknown
+from nbcodex.simulator.chat_format import ChatFormat
+from nbcodex.simulator.delivery import (
+    BackgroundResponse,
+    Generation,
+    ResponseBody,
+    deliver,
+    generate,
+    generate_whole,
+    single_chunk,
+    wait_until,
+)
+from nbcodex.simulator.error_responses import ErrorResponse
+from nbcodex.simulator.faults import DELIVERY, Fault, parse_fault
+from nbcodex.simulator.generated_answers import plan_answer
+from nbcodex.simulator.generation import Answer, encode_json
+from nbcodex.simulator.http_responses import (
+    BINARY_HEADERS,
+    EVENT_STREAM_HEADERS,
+    JSON_HEADERS,
+    HttpResponse,
+    common_headers,
+    error_response,
+    json_response,
+    limit_headers,
+    processing_header,
+    success_response,
+)
+from nbcodex.simulator.knobs import Knobs, parse_knobs
+from nbcodex.simulator.parsed_request import Api, parse_body, parse_request
+from nbcodex.simulator.responses_format import ResponsesFormat
+from nbcodex.simulator.routes import (
+    HttpRequest,
+    RequestRecord,
+    Route,
+    find_route,
+    key_of,
+    unknown_path,
+)
 
+# The prompt cache keeps this many tokens from the start of an input.
 PREFIX_TOKENS = 1_024
-"""Tokens at the start of an input that the server's cache keeps."""
 
 
 class Simulator:
@@ -57,60 +81,60 @@ class Simulator:
 
     Attributes
     ----------
-    log : list of Seen
-        The requests seen, oldest first.
+    log : list of RequestRecord
+        All requests, oldest first.
     """
 
     def __init__(self, knobs: Knobs | None = None, *, clock: Clock | None = None) -> None:
         self.knobs = knobs or Knobs()
         self.clock: Clock = clock or BootClock()
-        self.log: list[Seen] = []
+        self.log: list[RequestRecord] = []
         self._faults: deque[Fault | None] = deque()
         self._accounts: dict[tuple[str, str], Account] = {}
-        self._stored: dict[str, Stored] = {}
+        self._stored: dict[str, BackgroundResponse] = {}
         self._keys: dict[str, str] = {}
         self._prefixes: set[tuple[str, str, str]] = set()
         self._chance = random.Random(self.knobs.seed)  # noqa: S311 - chance, not secrecy
-        # An id of one life of the server must mean nothing to the next.
+        # Ids contain a random part: an id from an earlier server must be unknown to the next one.
         self._life = secrets.token_hex(8)
-        self.library = Library(
+        self.library = BatchService(
             knobs=lambda: self.knobs,
             clock=self.clock,
-            answering=self._answer_at_once,
+            answering=self._answer_batch_line,
             life=self._life,
         )
 
     def script(self, faults: Iterable[Fault | str | None]) -> None:
-        """Let the next requests for an answer meet `faults`, one each; None: no fault."""
-        self._faults.extend(read_fault(f) if isinstance(f, str) else f for f in faults)
+        """Apply `faults` to the next requests, one each; None means no fault."""
+        self._faults.extend(parse_fault(f) if isinstance(f, str) else f for f in faults)
 
-    def change(self, **changes: Any) -> None:
-        """Change knobs, limits included, from now on."""
+    def change_knobs(self, **changes: Any) -> None:
+        """Change settings, limits included, from now on."""
         self.knobs = replace(self.knobs, **changes)
         for account in self._accounts.values():
-            account.apply(self.knobs, self.clock.now())
+            account.set_limits(self.knobs, self.clock.now())
 
     def account(self, key: str, model: str) -> Account:
         """Return the buckets of `model` and of the key named `key` (``key-1`` is the first)."""
         if (key, model) not in self._accounts:
             account = self._accounts[key, model] = Account()
-            account.apply(self.knobs, self.clock.now())
+            account.set_limits(self.knobs, self.clock.now())
         return self._accounts[key, model]
 
     @property
     def charged(self) -> int:
-        """Tokens that all requests together were charged."""
-        return sum(seen.charged for seen in self.log)
+        """Tokens charged to all requests together."""
+        return sum(record.charged for record in self.log)
 
-    async def answer(self, call: Call) -> Answer:
-        """Return the server's response to `call`, at the moment of its headers.
+    async def answer(self, call: HttpRequest) -> HttpResponse:
+        """Return the response to `call` as soon as its headers are known.
 
         Raises
         ------
         Dropped
-            Where the connection shall end without a response.
+            If the connection is to end without a response.
         """
-        seen = Seen(
+        record = RequestRecord(
             number=len(self.log) + 1,
             at=self.clock.now(),
             method=call.method,
@@ -118,183 +142,205 @@ class Simulator:
             host=call.headers.get("host", ""),
         )
         try:
-            answer = await self._answer(call, seen)
-        except Failure as failure:
-            answer = refused(failure, self._common(seen))
-        seen.status = answer.status
+            answer = await self._answer(call, record)
+        except ErrorResponse as failure:
+            answer = error_response(failure, self._common(record))
+        record.status = answer.status
         return answer
 
-    async def _answer(self, call: Call, seen: Seen) -> Answer:
-        where = route(call)
-        if where.door == "control":
-            told = control(self, where.id, query=where.query, body=call.body)
-            return in_json(told, self._common(seen))
-        self.log.append(seen)
-        match where.door:
+    async def _answer(self, call: HttpRequest, record: RequestRecord) -> HttpResponse:
+        route = find_route(call)
+        if route.endpoint == "control":
+            result = handle_control(self, route.id, query=route.query, body=call.body)
+            return json_response(result, self._common(record))
+        self.log.append(record)
+        match route.endpoint:
             case "models":
-                self._recognize(call, where, seen)
-                return in_json(self._models(), self._common(seen))
+                self._identify_key(call, route, record)
+                return json_response(self._models(), self._common(record))
             case "retrieve" | "cancel":
-                return self._pick_up(call, where, seen)
+                return self._serve_stored(call, route, record)
             case "library":
-                return self._lend(call, where, seen)
+                return self._serve_batches(call, route, record)
             case api:
-                return await self._ask(call, where, api, seen)
+                return await self._serve_question(call, route, api, record)
 
-    def _recognize(self, call: Call, where: Route, seen: Seen) -> None:
-        """Note whose key `call` shows."""
-        key = key_of(call, where.azure, self.knobs)
-        seen.key = self._keys.setdefault(key, f"key-{len(self._keys) + 1}") if key else ""
+    def _identify_key(self, call: HttpRequest, route: Route, record: RequestRecord) -> None:
+        """Record the key of `call` under a name."""
+        key = key_of(call, route.azure, self.knobs)
+        record.key = self._keys.setdefault(key, f"key-{len(self._keys) + 1}") if key else ""
 
     def _models(self) -> dict[str, Any]:
         made = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
         return {"object": "list", "data": [{"id": name, **made} for name in self.knobs.models]}
 
-    async def _ask(self, call: Call, where: Route, api: Api, seen: Seen) -> Answer:
+    async def _serve_question(
+        self, call: HttpRequest, route: Route, api: Api, record: RequestRecord
+    ) -> HttpResponse:
         fault = self._next_fault()
         if api not in self.knobs.apis:
-            raise unknown(call)
-        self._recognize(call, where, seen)
-        applicant = self._read(call, where, api, seen, fault)
+            raise unknown_path(call)
+        self._identify_key(call, route, record)
+        candidate = self._read(call, route, api, record, fault)
         try:
-            return await self._serve(applicant)
-        except Failure as failure:
-            return refused(failure, self._common(seen) | self._limits(applicant))
+            return await self._serve(candidate)
+        except ErrorResponse as failure:
+            return error_response(failure, self._common(record) | self._limits(candidate))
 
     def _next_fault(self) -> Fault | None:
         return self._faults.popleft() if self._faults else None
 
     def _read(
-        self, call: Call, where: Route, api: Api, seen: Seen, fault: Fault | None
-    ) -> Applicant:
-        """Return the request as one that can be admitted; note what it asks for."""
-        seen.api, seen.body = api, read_body(call.body)
-        asked = read(dict(seen.body), api=api, azure=where.azure, deployment=where.deployment)
-        seen.model, seen.prompt = asked.model, asked.prompt
-        seen.stream, seen.background = asked.stream, asked.background
-        check_model(asked, self.knobs)
-        check_stream(asked, self.knobs)
-        planned = plan(asked, self.knobs)
-        seen.input_tokens = planned.input_tokens
-        fault = fault or planned.fault or self._mishap()
-        seen.fault = fault.kind if fault else ""
-        return Applicant(
-            asked=asked,
-            plan=planned,
+        self, call: HttpRequest, route: Route, api: Api, record: RequestRecord, fault: Fault | None
+    ) -> Candidate:
+        """Parse the request and add its parameters to its record."""
+        record.api, record.body = api, parse_body(call.body)
+        request = parse_request(
+            dict(record.body), api=api, azure=route.azure, deployment=route.deployment
+        )
+        record.model, record.prompt = request.model, request.prompt
+        record.stream, record.background = request.stream, request.background
+        check_model(request, self.knobs)
+        check_stream(request, self.knobs)
+        plan = plan_answer(request, self.knobs)
+        record.input_tokens = plan.input_tokens
+        fault = fault or plan.fault or self._random_fault()
+        record.fault = fault.kind if fault else ""
+        return Candidate(
+            request=request,
+            plan=plan,
             fault=fault,
-            account=self.account(seen.key, asked.model),
-            seen=seen,
+            account=self.account(record.key, request.model),
+            record=record,
             at=self.clock.now(),
             wall=self.clock.wall(),
         )
 
-    def _mishap(self) -> Fault | None:
-        """Return a fault, if chance has one."""
+    def _random_fault(self) -> Fault | None:
+        """Return a fault with the configured probabilities."""
         if self.knobs.failures and self._chance.random() < self.knobs.failures:
             return Fault("http")
         if self.knobs.breaks and self._chance.random() < self.knobs.breaks:
             return Fault("error_event", after=self._chance.randrange(1, 20))
         return None
 
-    async def _serve(self, applicant: Applicant) -> Answer:
-        """Return the answer to a request, if it is admitted.
+    async def _serve(self, candidate: Candidate) -> HttpResponse:
+        """Admit a request and return its answer.
 
         Raises
         ------
-        Failure
-            If it is not, or if the answer fails before it begins.
+        ErrorResponse
+            If it is refused, or if the answer fails before it begins.
         """
-        run = self._run(applicant)
-        # Taken now: the headers tell the limits of the moment of admission, when they come later.
-        limits = self._limits(applicant)
+        generation = self._run(candidate)
+        # Headers state the limits at admission, even if they are sent later.
+        limits = self._limits(candidate)
         try:
-            if applicant.asked.background:
-                return self._in_background(applicant, run, limits)
-            if not applicant.asked.stream:
-                return self._respond(applicant, limits | headers.JSON, Body(once(await whole(run))))
-            await until(run.first_at, self.clock)
+            if candidate.request.background:
+                return self._in_background(candidate, generation, limits)
+            if not candidate.request.stream:
+                return self._respond(
+                    candidate,
+                    limits | JSON_HEADERS,
+                    ResponseBody(single_chunk(await generate_whole(generation))),
+                )
+            await wait_until(generation.first_at, self.clock)
         except BaseException:
-            run.end()
+            generation.settle_charge()
             raise
-        chunks = deliver(generate(run), run.strikes_in(DELIVERY), self.clock)
-        return self._respond(applicant, limits | headers.EVENTS, Body(chunks, run.end))
+        chunks = deliver(generate(generation), generation.fault_among(DELIVERY), self.clock)
+        return self._respond(
+            candidate,
+            limits | EVENT_STREAM_HEADERS,
+            ResponseBody(chunks, generation.settle_charge),
+        )
 
-    def _run(self, applicant: Applicant) -> Run:
-        charge = admit(applicant, self.knobs)
-        fault, making = applicant.fault, self._making(applicant)
+    def _run(self, candidate: Candidate) -> Generation:
+        charge = admit_request(candidate, self.knobs)
+        fault, answer_source = candidate.fault, self._make_answer(candidate)
         slow = fault.wait if fault is not None and fault.kind == "slow" else 0.0
-        return Run(
-            making=making,
-            wire=ResponsesWire(making) if applicant.asked.api == "responses" else ChatWire(making),
-            account=applicant.account,
+        return Generation(
+            answer=answer_source,
+            format=ResponsesFormat(answer_source)
+            if candidate.request.api == "responses"
+            else ChatFormat(answer_source),
+            account=candidate.account,
             charge=charge,
-            seen=applicant.seen,
+            record=candidate.record,
             fault=fault,
-            message=broken_text(applicant, self.knobs, charge.tokens),
-            first_at=applicant.at + slow + applicant.plan.latency,
+            message=stream_error_text(candidate, self.knobs, charge.tokens),
+            first_at=candidate.at + slow + candidate.plan.latency,
             clock=self.clock,
             knobs=lambda: self.knobs,
         )
 
-    def _making(self, applicant: Applicant) -> Making:
-        prefix = "resp_" if applicant.asked.api == "responses" else "chatcmpl-"
-        applicant.seen.response_id = f"{prefix}{self._life}{applicant.seen.number:08x}"
-        return Making(
-            id=applicant.seen.response_id,
-            created_at=applicant.wall,
-            asked=applicant.asked,
-            plan=applicant.plan,
-            cached=self._cached(applicant),
+    def _make_answer(self, candidate: Candidate) -> Answer:
+        prefix = "resp_" if candidate.request.api == "responses" else "chatcmpl-"
+        candidate.record.response_id = f"{prefix}{self._life}{candidate.record.number:08x}"
+        return Answer(
+            id=candidate.record.response_id,
+            created_at=candidate.wall,
+            request=candidate.request,
+            plan=candidate.plan,
+            cached=self._cached(candidate),
             speed=self.knobs.speed,
             chunk=self.knobs.chunk,
         )
 
-    def _cached(self, applicant: Applicant) -> int:
-        """Return the input tokens that were seen before, and remember them for the next time."""
-        if applicant.plan.input_tokens < PREFIX_TOKENS:
+    def _cached(self, candidate: Candidate) -> int:
+        """Return the number of cached input tokens, and cache the prefix for later requests."""
+        if candidate.plan.input_tokens < PREFIX_TOKENS:
             return 0
-        asked = applicant.asked
-        prefix = (applicant.seen.key, asked.model, asked.text[: PREFIX_TOKENS * 4])
+        request = candidate.request
+        prefix = (candidate.record.key, request.model, request.text[: PREFIX_TOKENS * 4])
         if prefix in self._prefixes:
             return PREFIX_TOKENS
         self._prefixes.add(prefix)
         return 0
 
-    def _in_background(self, applicant: Applicant, run: Run, limits: dict[str, str]) -> Answer:
-        stored = self._stored[run.making.id] = Stored(run, applicant.seen.key)
+    def _in_background(
+        self, candidate: Candidate, generation: Generation, limits: dict[str, str]
+    ) -> HttpResponse:
+        stored = self._stored[generation.answer.id] = BackgroundResponse(
+            generation, candidate.record.key
+        )
         stored.start()
-        if not applicant.asked.stream:
-            body = Body(once(encode(stored.response())))
-            return self._respond(applicant, limits | headers.JSON, body)
-        chunks = deliver(stored.follow(), run.strikes_in(DELIVERY), self.clock)
-        return self._respond(applicant, limits | headers.EVENTS, Body(chunks))
+        if not candidate.request.stream:
+            body = ResponseBody(single_chunk(encode_json(stored.as_object())))
+            return self._respond(candidate, limits | JSON_HEADERS, body)
+        chunks = deliver(stored.follow(), generation.fault_among(DELIVERY), self.clock)
+        return self._respond(candidate, limits | EVENT_STREAM_HEADERS, ResponseBody(chunks))
 
-    def _pick_up(self, call: Call, where: Route, seen: Seen) -> Answer:
-        """Return a background response, or go on with its stream, or cancel it."""
-        self._recognize(call, where, seen)
-        stored = self._stored.get(where.id)
-        if stored is None or stored.owner != seen.key:
-            raise Failure(404, f"Response with id '{where.id}' not found.")
-        seen.response_id = where.id
-        if where.door == "cancel":
+    def _serve_stored(self, call: HttpRequest, route: Route, record: RequestRecord) -> HttpResponse:
+        """Return a background response, continue its stream, or cancel it."""
+        self._identify_key(call, route, record)
+        stored = self._stored.get(route.id)
+        if stored is None or stored.owner != record.key:
+            raise ErrorResponse(404, f"Response with id '{route.id}' not found.")
+        record.response_id = route.id
+        if route.endpoint == "cancel":
             stored.cancel()
-        elif where.query.get("stream") == "true":
-            return self._go_on(stored, where.query.get("starting_after", "-1"), seen)
-        return in_json(stored.response(), self._common(seen))
+        elif route.query.get("stream") == "true":
+            return self._continue_stream(stored, route.query.get("starting_after", "-1"), record)
+        return json_response(stored.as_object(), self._common(record))
 
-    def _lend(self, call: Call, where: Route, seen: Seen) -> Answer:
-        """Take a file or a batch in, or give one out."""
-        self._recognize(call, where, seen)
-        told = self.library.serve(call, where, seen.key)
-        if isinstance(told, bytes):
-            return Answer(200, self._common(seen) | headers.BINARY, Body(once(told)))
-        return in_json(told, self._common(seen))
+    def _serve_batches(
+        self, call: HttpRequest, route: Route, record: RequestRecord
+    ) -> HttpResponse:
+        """Serve the Files and Batch APIs."""
+        self._identify_key(call, route, record)
+        result = self.library.serve(call, route, record.key)
+        if isinstance(result, bytes):
+            return HttpResponse(
+                200, self._common(record) | BINARY_HEADERS, ResponseBody(single_chunk(result))
+            )
+        return json_response(result, self._common(record))
 
-    def _answer_at_once(
+    def _answer_batch_line(
         self, body: dict[str, Any], path: str, owner: str
     ) -> tuple[int, dict[str, Any]]:
-        """Answer a request of a batch, and note it as one that was seen."""
-        seen = Seen(
+        """Answer a request of a batch, and record it in the log."""
+        record = RequestRecord(
             number=len(self.log) + 1,
             at=self.clock.now(),
             method="BATCH",
@@ -302,46 +348,77 @@ class Simulator:
             host="",
             key=owner,
         )
-        self.log.append(seen)
+        self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
-        call = Call(method="POST", path=path, body=encode(body))
+        call = HttpRequest(method="POST", path=path, body=encode_json(body))
         try:
-            applicant = self._read(call, Route(door=api), api, seen, None)
-            if fault := applicant.fault:
-                raise Failure(fault.status, "The server had an error while processing it.")
-        except Failure as failure:
-            seen.status = failure.status
+            candidate = self._read(call, Route(endpoint=api), api, record, None)
+            if fault := candidate.fault:
+                raise ErrorResponse(fault.status, "The server had an error while processing it.")
+        except ErrorResponse as failure:
+            record.status = failure.status
             return failure.status, {"error": failure.body}
-        making = self._making(applicant)
-        wire = ResponsesWire(making) if api == "responses" else ChatWire(making)
-        seen.status, seen.finished = 200, True
-        seen.output_tokens = making.plan.output_tokens
-        seen.charged = seen.input_tokens + seen.output_tokens
-        return 200, wire.whole()
+        answer_source = self._make_answer(candidate)
+        api_format = (
+            ResponsesFormat(answer_source) if api == "responses" else ChatFormat(answer_source)
+        )
+        record.status, record.finished = 200, True
+        record.output_tokens = answer_source.plan.output_tokens
+        record.charged = record.input_tokens + record.output_tokens
+        return 200, api_format.as_object()
 
-    def _go_on(self, stored: Stored, after: str, seen: Seen) -> Answer:
-        asked = stored.run.making.asked
-        if not asked.stream:
-            raise Failure(400, "This response was not created with stream=true.")
+    def _continue_stream(
+        self, stored: BackgroundResponse, after: str, record: RequestRecord
+    ) -> HttpResponse:
+        request = stored.generation.answer.request
+        if not request.stream:
+            raise ErrorResponse(400, "This response was not created with stream=true.")
         if not after.removeprefix("-").isdecimal():
-            raise Failure(400, "Invalid 'starting_after': expected an integer.")
+            raise ErrorResponse(400, "Invalid 'starting_after': expected an integer.")
         fault = self._next_fault()
-        seen.fault, seen.stream = fault.kind if fault else "", True
+        record.fault, record.stream = fault.kind if fault else "", True
         if fault is not None:
-            refuse(fault, style(asked, self.knobs, self.clock.wall()), self.knobs, cost=0)
+            raise_scripted_failure(
+                fault, style_of(request, self.knobs, self.clock.wall()), self.knobs, cost=0
+            )
         strikes = fault if fault is not None and fault.kind in DELIVERY else None
         chunks = deliver(stored.follow(int(after)), strikes, self.clock)
-        return Answer(200, self._common(seen) | headers.EVENTS, Body(chunks))
+        return HttpResponse(200, self._common(record) | EVENT_STREAM_HEADERS, ResponseBody(chunks))
 
-    def _common(self, seen: Seen) -> dict[str, str]:
-        worked = headers.processing(self.clock.now() - seen.at)
-        return headers.common(f"req_{self._life}{seen.number:08x}", self.knobs) | worked
+    def _common(self, record: RequestRecord) -> dict[str, str]:
+        worked = processing_header(self.clock.now() - record.at)
+        return common_headers(f"req_{self._life}{record.number:08x}", self.knobs) | worked
 
-    def _limits(self, applicant: Applicant) -> dict[str, str]:
+    def _limits(self, candidate: Candidate) -> dict[str, str]:
         if not self.knobs.headers:
             return {}
-        return headers.limits(applicant.account, applicant.at)
+        return limit_headers(candidate.account, candidate.at)
 
-    def _respond(self, applicant: Applicant, given: dict[str, str], body: Body) -> Answer:
-        given = self._common(applicant.seen) | given
-        return answered(given, body, fault=applicant.fault, wall=applicant.wall)
+    def _respond(
+        self, candidate: Candidate, given: dict[str, str], body: ResponseBody
+    ) -> HttpResponse:
+        given = self._common(candidate.record) | given
+        return success_response(given, body, fault=candidate.fault, wall=candidate.wall)
+
+
+def handle_control(
+    simulator: Simulator, what: str, *, query: Mapping[str, str], body: bytes
+) -> Any:
+    """Execute a control command on `simulator`, and return its result.
+
+    Raises
+    ------
+    ErrorResponse
+        400 if `body` is invalid.
+    """
+    try:
+        if what == "log":
+            return [asdict(record) for record in simulator.log[int(query.get("since", "0")) :]]
+        data = json.loads(body)
+        if what == "script":
+            simulator.script([parse_fault(fault) for fault in data])
+            return {"scripted": len(data)}
+        simulator.change_knobs(**parse_knobs(data))
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise ErrorResponse(400, f"The simulator cannot use this: {exc}") from exc
+    return asdict(simulator.knobs)

@@ -1,7 +1,7 @@
-"""The door without a socket: an `httpx2` transport, for tests and for benchmarks in virtual time.
+"""An `httpx2` transport without sockets, for tests and for benchmarks in virtual time.
 
-It does what a connection would: it brings the answer piece by piece, keeps the read timeout of the
-request, and fails as a broken connection does.
+Like a connection, it delivers the response in chunks, applies the read timeout, and raises the
+errors of a broken connection.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator, Iterator
 import httpx2
 
 from nbcodex.simulator.faults import Dropped
-from nbcodex.simulator.replies import Answer
-from nbcodex.simulator.routes import Call
+from nbcodex.simulator.http_responses import HttpResponse
+from nbcodex.simulator.routes import HttpRequest
 from nbcodex.simulator.service import Simulator
 
-BEFORE = "Server disconnected without sending a response."
-AMID = "peer closed connection without sending complete message body (incomplete chunked read)"
+CLOSED_BEFORE_RESPONSE = "Server disconnected without sending a response."
+CLOSED_IN_BODY = (
+    "peer closed connection without sending complete message body (incomplete chunked read)"
+)
 
 
 class SimulatorTransport(httpx2.AsyncBaseTransport):
-    """Brings requests to a simulator in this process, whatever host they are for.
+    """Sends all requests to a simulator in this process, for any host.
 
     Parameters
     ----------
@@ -41,14 +43,14 @@ class SimulatorTransport(httpx2.AsyncBaseTransport):
         httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError
             As a real connection would.
         """
-        call = Call(
+        call = HttpRequest(
             method=request.method,
             path=request.url.raw_path.decode("ascii"),
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await request.aread(),
         )
         patience = (request.extensions.get("timeout") or {}).get("read")
-        with _as_connection(request, BEFORE):
+        with _as_connection(request, CLOSED_BEFORE_RESPONSE):
             async with asyncio.timeout(patience):
                 answer = await self.simulator.answer(call)
         return httpx2.Response(
@@ -60,9 +62,11 @@ class SimulatorTransport(httpx2.AsyncBaseTransport):
 
 
 class _Stream(httpx2.AsyncByteStream):
-    """The bytes of an answer, each awaited no longer than the read timeout."""
+    """The bytes of a response, each chunk within the read timeout."""
 
-    def __init__(self, answer: Answer, request: httpx2.Request, patience: float | None) -> None:
+    def __init__(
+        self, answer: HttpResponse, request: httpx2.Request, patience: float | None
+    ) -> None:
         self._answer = answer
         self._request = request
         self._patience = patience
@@ -70,7 +74,7 @@ class _Stream(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = aiter(self._answer.body)
         while True:
-            with _as_connection(self._request, AMID):
+            with _as_connection(self._request, CLOSED_IN_BODY):
                 try:
                     async with asyncio.timeout(self._patience):
                         chunk = await anext(chunks)
@@ -87,14 +91,14 @@ class _Stream(httpx2.AsyncByteStream):
 
 
 async def _dropping(drop: Dropped) -> AsyncIterator[bytes]:
-    """Yield nothing: what was to come is lost with the connection."""
+    """Raise `Dropped` at the next chunk."""
     raise Dropped(reset=drop.reset)
     yield b""
 
 
 @contextlib.contextmanager
 def _as_connection(request: httpx2.Request, closed: str) -> Iterator[None]:
-    """Turn endings into the errors that `httpx2` has for them."""
+    """Translate timeouts and dropped connections into errors of `httpx2`."""
     try:
         yield
     except TimeoutError as exc:

@@ -24,7 +24,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret, Settings
-from nbcodex.simulator.answers import latency
+from nbcodex.simulator.generated_answers import latency
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.service import Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -105,9 +105,9 @@ async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, f
     api_client = ApiClient(clock=clock, transport=SimulatorTransport(simulator))
     crowd = Crowd(api_client, RateLimiter(), clock, Settings(api_key=Secret(KEY)), seed=seed)
     # The SDK's first request runs a thread, in which virtual time would jump.
-    simulator.change(tpm=None, rpm=None)
+    simulator.change_knobs(tpm=None, rpm=None)
     await anext(aiter(crowd.api_client.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))
-    simulator.change(tpm=knobs.tpm, rpm=knobs.rpm)
+    simulator.change_knobs(tpm=knobs.tpm, rpm=knobs.rpm)
     simulator.log.clear()
     began = crowd.clock.now()
     await asyncio.gather(*(crowd.ask(prompt) for prompt in prompts))

@@ -107,13 +107,13 @@ class World:
     _chance: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
-        self.account.apply(self.knobs, self.heap.now)
+        self.account.set_limits(self.knobs, self.heap.now)
         self._chance = random.Random(f"net:{self.seed}")
 
     def change(self, **knobs: Any) -> None:
         """Turn knobs, from now on."""
         self.knobs = replace(self.knobs, **knobs)
-        self.account.apply(self.knobs, self.heap.now)
+        self.account.set_limits(self.knobs, self.heap.now)
 
     def delay(self) -> float:
         """Return the seconds of one way through the network."""
@@ -132,7 +132,7 @@ class World:
             self.account.count(now)
             self.heap.at(now + self.delay(), client.failed)
             return
-        refusal = self.account.admit(charge.tokens, now)
+        refusal = self.account.charge_or_refuse(charge.tokens, now)
         self._note()
         snapshot = self._snapshot()
         if refusal is not None:
@@ -155,7 +155,7 @@ class World:
         tally.finished[prompt.number] = max(end, tally.finished.get(prompt.number, 0.0))
 
     def _settle(self, charge: Charge, output: int) -> None:
-        self.account.settle(charge, output, self.knobs, self.heap.now)
+        self.account.settle_output(charge, output, self.knobs, self.heap.now)
         self._note()
 
     def _note(self) -> None:

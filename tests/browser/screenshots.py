@@ -67,7 +67,7 @@ def main() -> None:
             take(nb, "waiting-narrow.png")
             nb.press("Park")
             nb.wait()
-        simulator.core.change(tpm=20_000)
+        simulator.core.change_knobs(tpm=20_000)
         for theme in ("Light", "Dark"):
             with opened(chromium, lab, simulator, theme, cell="%codex monitor", width=WIDER) as nb:
                 watch(nb, simulator, f"monitor-{theme.lower()}.png")

@@ -12,8 +12,8 @@ from nbconvert import HTMLExporter
 from playwright.sync_api import Page, expect
 
 from nbcodex.simulator import Fault
-from nbcodex.simulator.answers import plan
-from nbcodex.simulator.asked import read
+from nbcodex.simulator.generated_answers import plan_answer
+from nbcodex.simulator.parsed_request import parse_request
 from tests.browser.lab import Lab, Notebook
 from tests.hostile import HOSTILE
 from tests.simulated import Simulated, simulated
@@ -106,7 +106,7 @@ def test_cell_can_be_ended(ask: Ask, simulator: Simulated, way: str, phase: str)
 
 def test_cell_can_be_stopped_before_the_first_word(ask: Ask, simulator: Simulated) -> None:
     """While a request is sent and nothing has come, Stop ends the cell within a second, too."""
-    simulator.core.change(latency=30.0)
+    simulator.core.change_knobs(latency=30.0)
     nb = ask("%%codex -o answer\nHello")
     in_phase(nb, "sending")
     nb.interrupt()
@@ -180,7 +180,7 @@ def test_hostile_answer_does_nothing(
     ask: Ask, page: Page, lab: Lab, simulator: Simulated, requests: list[str]
 ) -> None:
     """It runs and fetches nothing: not in the stream, not finished, not in a trusted notebook."""
-    simulator.core.change(tpm=10_000_000, speed=50_000.0, chunk=20)
+    simulator.core.change_knobs(tpm=10_000_000, speed=50_000.0, chunk=20)
     simulator.core.script([Fault("stalled", after=100, seconds=4.0)])
     nb = ask(f"%%codex --raw\n[[echo: {HOSTILE}{END}]]")
     expect(nb.panel.locator(".nbcodex-log")).to_contain_text("<script>window.hacked = 1</script>")
@@ -214,7 +214,7 @@ def test_hostile_answers_do_nothing_in_any_format(
     requests: list[str],
 ) -> None:
     """HTML, a formula, JSON, code and text run and fetch nothing, fresh or reopened and trusted."""
-    simulator.core.change(tpm=10_000_000, speed=50_000.0, chunk=20)
+    simulator.core.change_knobs(tpm=10_000_000, speed=50_000.0, chunk=20)
     cells = [f"%%codex --raw -f {form}\n[[echo: {text}]]" for form, text in SHAPED.items()]
     nb = notebook(simulator.setup, *cells)
     for index in range(len(cells) + 1):
@@ -274,5 +274,5 @@ def test_reload_loses_nothing(ask: Ask, simulator: Simulated) -> None:
     nb.run(2)
     nb.wait()
     body = simulator.core.log[-1].body
-    said = plan(read(dict(body), api="responses"), simulator.core.knobs).text
+    said = plan_answer(parse_request(dict(body), api="responses"), simulator.core.knobs).text
     assert nb.text(2) == f"done {len(said)}\n"

@@ -18,7 +18,7 @@ from typing import Any
 from nbcodex.journal.codec import Entry
 from nbcodex.journal.journal import Journal
 from nbcodex.runtime.clock import BootClock
-from nbcodex.simulator.record import Seen
+from nbcodex.simulator.routes import RequestRecord
 from tests.crash.nursery import Child, Nursery
 from tests.kernel_client import Ran
 from tests.simulated import Simulated
@@ -204,7 +204,7 @@ class Scene:
         journal.close()
         return found
 
-    def sent(self, asked: Asked) -> list[Seen]:
+    def sent(self, asked: Asked) -> list[RequestRecord]:
         """Return the requests for an answer that reached the server."""
         return [seen for seen in self.server.core.log if seen.api and seen.prompt == asked.prompt]
 

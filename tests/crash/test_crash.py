@@ -217,7 +217,7 @@ def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
     """Kill kernels, several at once in one notebook, at random moments of their requests' lives."""
     dice = random.Random()
     for _ in range(0, kills, at_once):
-        scene.server.core.change(speed=40.0)
+        scene.server.core.change_knobs(speed=40.0)
         scene.server.core._faults.clear()
         scene.server.core.script(dice.choices((None, *FAULTS), (16, *[1] * len(FAULTS)), k=500))
         lives = [Life(scene, *LINES, words=dice.randint(5, 50)) for _ in range(at_once)]
@@ -230,7 +230,7 @@ def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
             time.sleep(max(0.0, begun + moment - time.monotonic()))
             killed.append(life.kill())
         scene.server.core._faults.clear()
-        scene.server.core.change(speed=2_000.0)
+        scene.server.core.change_knobs(speed=2_000.0)
         scene.check(*killed)
 
 

@@ -64,7 +64,7 @@ def test_a_broken_stream_goes_on(simulator: Simulated, tmp_path: Path) -> None:
 
 def test_a_killed_kernel_costs_no_second_answer(simulator: Simulated, tmp_path: Path) -> None:
     """After SIGKILL in mid-stream the next kernel has the whole answer, at no further charge."""
-    simulator.core.change(speed=40.0)
+    simulator.core.change_knobs(speed=40.0)
     with kernel(**environment(simulator, tmp_path)) as first:
         first.run("%load_ext nbcodex")
         first.start(CELL)
@@ -90,7 +90,7 @@ def test_a_killed_kernel_costs_no_second_answer(simulator: Simulated, tmp_path: 
 
 def test_stop_leaves_the_answer_to_the_server(simulator: Simulated, tmp_path: Path) -> None:
     """After Stop, `%codex resume` goes on with the same answer."""
-    simulator.core.change(speed=40.0)
+    simulator.core.change_knobs(speed=40.0)
     with kernel(**environment(simulator, tmp_path)) as running:
         running.run("%load_ext nbcodex")
         asked = running.start(CELL)

@@ -167,7 +167,7 @@ def test_a_full_disk_is_said_once_a_cell(
         else:
             cell.run(FULL)
         words = " ".join(f"word{n}" for n in range(3000))
-        server.core.change(speed=50_000.0)
+        server.core.change_knobs(speed=50_000.0)
         for _ in range(2):
             ran = cell.run(f"%%codex -o reply\n[[echo: {words}]]")
             assert ran.status == "ok", ran.shown_error

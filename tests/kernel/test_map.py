@@ -94,7 +94,7 @@ def test_stop_ends_a_loop_and_an_await(server: Simulated, tmp_path: Path) -> Non
     """Over an iterator and on the kernel's own loop, rows under way are parked; it lives."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
-        server.core.change(latency=5.0)
+        server.core.change_knobs(latency=5.0)
         for code in (
             "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
             "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
@@ -116,7 +116,7 @@ def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> Non
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(f"rows = [f'row {{n}}' for n in range({ROWS})]")
-        server.core.change(rpm=ROWS // 2)
+        server.core.change_knobs(rpm=ROWS // 2)
         asked = cell.start("%%codex --map rows -o back\n[[echo: {}]]")
         wait_until(lambda: answered(server) >= ROWS // 2 - 1)
         time.sleep(1.0)  # until none is under way: the next one is let in after three seconds
@@ -126,7 +126,7 @@ def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> Non
         assert any("%codex resume m" in line for line in ran.shown_error)
         assert int(cell.run("sum(map(bool, nbcodex.map.last))").plain) >= ROWS // 2 - 1
         assert "parked" in cell.run("%codex journal").stream
-        server.core.change(rpm=100_000)
+        server.core.change_knobs(rpm=100_000)
         ran = cell.run("%codex resume")
         assert f"{ROWS} answered" in ran.plain
         assert cell.run("[r.text for r in back] == rows").plain == "True"
@@ -139,7 +139,7 @@ def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(f"import asyncio\nROWS = list(range({30 * ROWS}))")
-        server.core.change(latency=0.5)
+        server.core.change_knobs(latency=0.5)
         for order, which, error in (
             ("cancel", "MAP", "CancelledError"),
             ("park", "MAP[:5]", "ParkedError"),
@@ -157,7 +157,7 @@ def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path
             assert cell.run("await task").error == error
             assert len(server.prompts) == known
             assert "under way" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
-        server.core.change(latency=0.01)
+        server.core.change_knobs(latency=0.01)
         assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
 
 
@@ -169,12 +169,12 @@ def test_a_killed_kernels_map_pays_only_for_what_is_missing(
     with begin(server, tmp_path) as cell:
         loaded(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
-        server.core.change(rpm=ROWS // 2)
+        server.core.change_knobs(rpm=ROWS // 2)
         cell.start(code)
         wait_until(lambda: answered(server) >= ROWS // 2 - 1)
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
-    server.core.change(rpm=100_000)
+    server.core.change_knobs(rpm=100_000)
     with begin(server, tmp_path) as cell:
         assert "1 parked or abandoned here (map m" in loaded(cell)
         ran = cell.run(code)
@@ -189,7 +189,7 @@ def test_a_map_at_the_batch_api_survives_its_kernel(server: Simulated, tmp_path:
 
     There, Stop leaves another one with the provider, and `%codex cancel` ends it.
     """
-    server.core.change(batch_seconds=6.0)
+    server.core.change_knobs(batch_seconds=6.0)
     code = "back = nbcodex.map('[[echo: WORD {}]]', list(range(30)), engine='batch')"
     with begin(server, tmp_path) as cell:
         loaded(cell)
@@ -206,7 +206,7 @@ def test_a_map_at_the_batch_api_survives_its_kernel(server: Simulated, tmp_path:
         assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
         assert (made(server), handed_in(server)) == (1, 30)
         assert server.core.library._files == {}
-        server.core.change(batch_seconds=60.0)
+        server.core.change_knobs(batch_seconds=60.0)
         asked = cell.start(code.replace("WORD", "two"))
         wait_until(lambda: made(server) == 2)
         time.sleep(1.0)

@@ -243,7 +243,7 @@ def test_a_restart_parks_the_cell_that_runs(server: Simulated, tmp_path: Path) -
         cell.manager.shutdown_kernel(now=False)
     with begin(server, tmp_path) as cell:
         assert "1 parked or abandoned here" in loaded(cell)
-        server.core.change(speed=10_000.0)
+        server.core.change_knobs(speed=10_000.0)
         assert cell.run("%codex resume").status == "ok"
         assert cell.run("r.status").plain == "'done'"
 

@@ -15,7 +15,7 @@ from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.bulk import BatchBackend
 from nbcodex.mapping.map_api import resume_map
-from nbcodex.simulator.refusals import Failure
+from nbcodex.simulator.error_responses import ErrorResponse
 
 from .conftest import Room, texts
 
@@ -25,7 +25,7 @@ ECHO = "[[echo: {}]]"
 @pytest.fixture(autouse=True)
 def quickly(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes a moment, and is looked at often."""
-    room.simulator.change(batch_seconds=0.3)
+    room.simulator.change_knobs(batch_seconds=0.3)
     monkeypatch.setattr("nbcodex.mapping.batch_api.SOON", 0.03)
 
 
@@ -98,7 +98,7 @@ def test_stop_says_that_the_provider_has_nothing(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing was taken, nothing goes on there, and there is nothing to cancel."""
-    room.simulator.change(batch_queue=1)
+    room.simulator.change_knobs(batch_queue=1)
     interrupted(monkeypatch, stage="the provider's queue is full")
     with pytest.raises(Stopped, match="the rest is parked") as caught:
         nbcodex.map(ECHO, [f"row {n}" for n in range(50)], engine="batch")
@@ -110,12 +110,12 @@ def test_equal_rows_that_nobody_took_are_handed_in_once(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Going on, the first answer does for those that ask the same, as it would have before Stop."""
-    room.simulator.change(batch_queue=1)
+    room.simulator.change_knobs(batch_queue=1)
     interrupted(monkeypatch, stage="the provider's queue is full")
     rows = [f"row {n % 3}" for n in range(30)]
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, rows, engine="batch")
-    room.simulator.change(batch_queue=None)
+    room.simulator.change_knobs(batch_queue=None)
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == rows
@@ -127,7 +127,7 @@ def test_stop_leaves_it_with_the_provider_and_resume_fetches(
     room: Room, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
     """Here or in another process; it says so, and the map is listed as unfinished."""
-    room.simulator.change(batch_seconds=0.8)
+    room.simulator.change_knobs(batch_seconds=0.8)
     rows = [f"row {n}" for n in range(50)]
     interrupted(monkeypatch)
     with pytest.raises(Stopped) as caught:
@@ -149,7 +149,7 @@ def test_running_the_cell_again_in_another_process_pays_nothing_twice(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for what is with the provider already."""
-    room.simulator.change(batch_seconds=0.8)
+    room.simulator.change_knobs(batch_seconds=0.8)
     interrupted(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, ["a", "b", "c"], engine="batch")
@@ -162,7 +162,7 @@ def test_cancel_ends_it_there_and_fetches_what_is_done(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is parked, and a resume hands it in."""
-    room.simulator.change(batch_seconds=10.0)
+    room.simulator.change_knobs(batch_seconds=10.0)
     interrupted(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, [str(n) for n in range(10)], engine="batch")
@@ -173,7 +173,7 @@ def test_cancel_ends_it_there_and_fetches_what_is_done(
     assert asked(room) == done < 10
     assert {reply.status for reply in replies} <= {"done", "parked"}
     assert files(room) == 0
-    room.simulator.change(batch_seconds=0.1)
+    room.simulator.change_knobs(batch_seconds=0.1)
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == [str(n) for n in range(10)]
@@ -191,7 +191,7 @@ def test_a_server_without_batches_ends_the_map(room: Room, monkeypatch: pytest.M
     """Of however few rows, with an error that names the engine to use."""
 
     def upload(*_: object) -> None:
-        raise Failure(404, "Not Found")
+        raise ErrorResponse(404, "Not Found")
 
     monkeypatch.setattr(room.simulator.library, "upload", upload)
     with pytest.raises(BatchUnsupportedError, match="engine='live'"):
@@ -213,7 +213,7 @@ def test_it_costs_half(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_watcher_hears_where_the_provider_is(room: Room) -> None:
     """Validating, in progress, and how many are done."""
-    room.simulator.change(batch_seconds=1.5)
+    room.simulator.change_knobs(batch_seconds=1.5)
     heard: list[Any] = []
     host.current.watch = lambda: heard.append
     nbcodex.map(ECHO, list(range(20)), engine="batch")

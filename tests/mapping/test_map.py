@@ -225,7 +225,7 @@ def test_on_error_raise_ends_at_the_first_failure(room: Room) -> None:
 
 def test_what_would_meet_every_row_ends_the_map(room: Room) -> None:
     """A refused key is not tried out a thousand times."""
-    room.simulator.change(keys=("another",))
+    room.simulator.change_knobs(keys=("another",))
     with pytest.raises(CredentialsError):
         nbcodex.map(ECHO, list(range(2_000)))
     assert len(room.prompts) < 700
@@ -489,7 +489,7 @@ def test_going_on_obeys_the_settings_in_force_now(
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, rows)
     settings = replace(settings, budgets=(), api_key=Secret("sk-another-key-0123456789"))
-    room.simulator.change(keys=("sk-another-key-0123456789",))
+    room.simulator.change_knobs(keys=("sk-another-key-0123456789",))
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == rows

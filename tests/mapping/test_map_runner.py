@@ -35,7 +35,7 @@ either = pytest.mark.parametrize("order", ["cancel", "park"])
 @pytest.fixture
 def room(room: Room) -> Room:
     """There are always rows under way, and rows that are not begun."""
-    room.simulator.change(latency=0.1)
+    room.simulator.change_knobs(latency=0.1)
     return room
 
 
@@ -188,7 +188,7 @@ def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.Mo
 @either
 def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
     """As by Stop; going on fetches it, or ends it there."""
-    room.simulator.change(batch_seconds=0.5)
+    room.simulator.change_knobs(batch_seconds=0.5)
     runner, told = begun(room, answers=0, engine="batch")
     wait_until(lambda: runner.run.way.tally.sent == len(ROWS))
     runner.end(order)

@@ -310,7 +310,7 @@ async def test_what_a_batch_did_not_come_to_is_parked_and_handed_in_again() -> N
     kinds = [type(place.endings[f"m1-{n}"]) for n in range(4)]
     assert kinds == [events.Finished] * 2 + [events.Parked] * 2
     assert place.files == 0
-    place.core.change(batch_seconds=HOUR)
+    place.core.change_knobs(batch_seconds=HOUR)
     place.again()
     await place.ended(place.carrier(), rows[2:], **place.entries())
     assert {ending.reply.text for ending in place.endings.values()} == {"2", "3"}

@@ -435,7 +435,7 @@ def test_chat_completions_keep_nothing(api: Any) -> None:
     """A server that speaks only the other API answers, and it is said that nothing is kept."""
 
     async def deed(reader: Reader, simulator: Simulator) -> None:
-        simulator.change(apis=("chat",))
+        simulator.change_knobs(apis=("chat",))
         reader.settings = settings(api=api)
         assert await reader.ask() is None
         assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
@@ -496,7 +496,7 @@ def test_a_cancelled_answer_ends_at_the_server() -> None:
     """Cancelling stops the generation there."""
 
     async def deed(reader: Reader, simulator: Simulator) -> None:
-        simulator.change(speed=1)
+        simulator.change_knobs(speed=1)
         reading = asyncio.create_task(reader.ask())
         await asyncio.sleep(3)
         await reader.api_client.cancel_response(REQUEST, reader.settings, mark=reader.mark)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 
-from nbcodex.simulator import Call, Knobs, Simulator
+from nbcodex.simulator import HttpRequest, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
 from tests.virtual import LoopClock
 
@@ -32,18 +32,18 @@ async def sdk(server: Simulator, **options: Any) -> AsyncIterator[openai.AsyncOp
         yield client
 
 
-def call(path: str = "/v1/responses", body: Any = None, **headers: str) -> Call:
+def call(path: str = "/v1/responses", body: Any = None, **headers: str) -> HttpRequest:
     """Return a POST as the core takes it."""
     if body is None:
         body = {"model": MODEL, "input": "hello"}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Call(
+    return HttpRequest(
         method="POST", path=path, headers={"authorization": f"Bearer {KEY}", **named}, body=data
     )
 
 
-async def fetch(server: Simulator, request: Call) -> tuple[int, dict[str, str], bytes]:
+async def fetch(server: Simulator, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and the whole body."""
     answer = await server.answer(request)
     try:
@@ -53,7 +53,9 @@ async def fetch(server: Simulator, request: Call) -> tuple[int, dict[str, str], 
     return answer.status, answer.headers, body
 
 
-async def refusal(server: Simulator, request: Call) -> tuple[int, dict[str, str], dict[str, Any]]:
+async def refusal(
+    server: Simulator, request: HttpRequest
+) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Return status, headers and the error of a request that fails."""
     status, headers, body = await fetch(server, request)
     return status, headers, json.loads(body)["error"]

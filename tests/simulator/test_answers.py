@@ -8,16 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbcodex.simulator.answers import MARK, Plan, latency, plan, tokenize
-from nbcodex.simulator.asked import IMAGE_TOKENS, read
+from nbcodex.simulator.generated_answers import (
+    SIMULATED_NOTICE,
+    AnswerPlan,
+    example_value,
+    latency,
+    plan_answer,
+    tokenize,
+)
 from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.schemas import example
+from nbcodex.simulator.parsed_request import IMAGE_TOKENS, parse_request
 from tests.simulator.asking import MODEL
 
 
-def planned(prompt: str, **knobs: Any) -> Plan:
+def planned(prompt: str, **knobs: Any) -> AnswerPlan:
     """Return the answer to `prompt`."""
-    return plan(read({"model": MODEL, "input": prompt}, api="responses"), Knobs(**knobs))
+    return plan_answer(
+        parse_request({"model": MODEL, "input": prompt}, api="responses"), Knobs(**knobs)
+    )
 
 
 @settings(deadline=None)
@@ -31,7 +39,7 @@ def test_an_answer_looks_like_one() -> None:
     """A heading, the line that marks it, a list and fenced code, and all fences closed."""
     text = planned("How do buckets work?").text
     assert text.startswith("# How do buckets work\n")
-    assert MARK in text
+    assert SIMULATED_NOTICE in text
     assert "\n- " in text
     assert "```python\n" in text
     assert text.count("```") == 2
@@ -54,10 +62,10 @@ def test_pictures_are_input_tokens(count: int) -> None:
     said = [{"role": "user", "content": [{"type": "input_text", "text": "look"}, *responses]}]
     heard = [{"role": "user", "content": [{"type": "text", "text": "look"}, *chat]}]
     for asked in (
-        read({"model": MODEL, "input": said}, api="responses"),
-        read({"model": MODEL, "messages": heard}, api="chat"),
+        parse_request({"model": MODEL, "input": said}, api="responses"),
+        parse_request({"model": MODEL, "messages": heard}, api="chat"),
     ):
-        assert plan(asked, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
+        assert plan_answer(asked, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
         assert asked.prompt == "look"
 
 
@@ -82,8 +90,8 @@ def test_a_prompt_sets_the_words(text: str) -> None:
 def test_a_later_turn_knows_the_one_before() -> None:
     """In a conversation, the answer names what was asked before."""
     said = [{"role": "user", "content": "about cats"}, {"role": "user", "content": "about dogs"}]
-    asked = read({"model": MODEL, "input": said}, api="responses")
-    assert "Before that, it was *about cats*." in plan(asked, Knobs()).text
+    asked = parse_request({"model": MODEL, "input": said}, api="responses")
+    assert "Before that, it was *about cats*." in plan_answer(asked, Knobs()).text
 
 
 def test_latency_belongs_to_the_prompt() -> None:
@@ -116,13 +124,13 @@ def test_the_bias_changes_what_is_counted() -> None:
 )
 def test_an_example_has_its_schema(schema: dict[str, Any], value: Any) -> None:
     """Each construct of a schema has a value that fits it."""
-    assert example(schema) == value
+    assert example_value(schema) == value
 
 
 def test_a_schema_that_holds_itself_has_an_example() -> None:
     """A tree of trees ends in trees without children."""
     node = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
-    tree, depth = example(node), 0
+    tree, depth = example_value(node), 0
     while tree["children"]:
         tree, depth = tree["children"][0], depth + 1
     assert (tree["children"], depth >= 1) == ([], True)

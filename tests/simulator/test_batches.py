@@ -136,7 +136,7 @@ def test_what_takes_longer_than_a_day_expires() -> None:
 
     async def main() -> None:
         desk = Desk()
-        desk.core.change(batch_seconds=2 * 86_400.0)
+        desk.core.change_knobs(batch_seconds=2 * 86_400.0)
         batch = await desk.hand_in(line(1, "a"), line(2, "b"))
         ended = await desk.after(86_401, batch)
         assert (ended.status, ended.request_counts.completed) == ("expired", 1)

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from nbcodex.simulator import Fault, Simulator
-from nbcodex.simulator.faults import KINDS, read_fault
+from nbcodex.simulator.faults import KINDS, parse_fault
 from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulator.asking import MODEL, call, fetch, sdk, simulator
 from tests.virtual import run_virtual
@@ -321,13 +321,13 @@ def test_a_fault_that_does_not_exist_is_a_bad_request(prompt: str) -> None:
 def test_nonsense_is_no_fault(data: Any) -> None:
     """What is no fault is a ValueError that says so."""
     with pytest.raises(ValueError, match=r"fault|argument"):
-        read_fault(data)
+        parse_fault(data)
 
 
 def test_every_kind_is_a_fault() -> None:
     """Each kind can be told by its name, and null is none."""
-    assert [fault.kind for kind in KINDS if (fault := read_fault(kind))] == list(KINDS)
-    assert read_fault(None) is None
+    assert [fault.kind for kind in KINDS if (fault := parse_fault(kind))] == list(KINDS)
+    assert parse_fault(None) is None
 
 
 def test_streams_can_break_by_chance() -> None:

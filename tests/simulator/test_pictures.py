@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from nbcodex.simulator.pictures import SIZE, png
+from nbcodex.simulator.responses_format import SIZE, png_pattern
 from tests.simulator.asking import MODEL, sdk, simulator
 from tests.virtual import run_virtual
 
@@ -52,4 +52,4 @@ def test_chat_draws_nothing() -> None:
 
 def test_a_prompt_has_its_picture() -> None:
     """The same each time, and another for another."""
-    assert png("a cat") == png("a cat") != png("a dog")
+    assert png_pattern("a cat") == png_pattern("a cat") != png_pattern("a dog")

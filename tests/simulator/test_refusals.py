@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.simulator import Fault
-from nbcodex.simulator.asked import _KNOWN
-from nbcodex.simulator.refusals import go_duration
+from nbcodex.simulator.error_responses import go_duration
+from nbcodex.simulator.parsed_request import _KNOWN
 from tests.simulator.asking import KEY, MODEL, call, fetch, refusal, simulator
 from tests.virtual import EPOCH, START, run_virtual
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from nbcodex.simulator import Simulator
-from nbcodex.simulator.answers import MARK
+from nbcodex.simulator.generated_answers import SIMULATED_NOTICE
 from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulator.asking import KEY, MODEL, call, fetch, sdk, simulator
 from tests.virtual import run_virtual
@@ -44,7 +44,7 @@ def test_responses_stream_the_real_sequence_of_events() -> None:
     text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     done = events[-1].response
     assert text == done.output_text
-    assert MARK in text
+    assert SIMULATED_NOTICE in text
     assert done.usage.input_tokens == 1
     assert done.usage.output_tokens == server.log[0].output_tokens
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
@@ -327,7 +327,7 @@ def test_limits_can_change_while_it_runs() -> None:
     async def main() -> str:
         server = simulator()
         await fetch(server, call())
-        server.change(tpm=60_000)
+        server.change_knobs(tpm=60_000)
         return (await fetch(server, call()))[1]["x-ratelimit-limit-tokens"]
 
     assert run_virtual(main()) == "60000"

@@ -128,12 +128,12 @@ class Stage:
 
     def open_doors(self) -> None:
         """Let there be no limits, for whatever a peer does before its first prompt."""
-        self.simulator.change(tpm=None, rpm=None)
+        self.simulator.change_knobs(tpm=None, rpm=None)
 
     def begin(self) -> None:
         """Fill the buckets and start the watch."""
         self.open_doors()
-        self.simulator.change(tpm=self.knobs.tpm, rpm=self.knobs.rpm)
+        self.simulator.change_knobs(tpm=self.knobs.tpm, rpm=self.knobs.rpm)
         self.simulator.log.clear()
         self.began = asyncio.get_running_loop().time()
 

@@ -1,6 +1,6 @@
-"""What a request asks for: its body read, checked as the real server checks, and made one shape.
+"""Parses request bodies of both APIs into one type, with the checks of the real server.
 
-Must not know limits or answers.
+Does not know limits or answers.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nbcodex.simulator.refusals import Failure
+from nbcodex.simulator.error_responses import ErrorResponse
 
 Api = Literal["responses", "chat"]
 
+# Every image counts the same; its size is ignored.
 IMAGE_TOKENS = 765
-"""What an image counts for, whatever it shows."""
-LEAST_OUTPUT = 16
-"""The smallest `max_output_tokens` that Responses takes."""
+# The smallest `max_output_tokens` that the Responses API accepts.
+MIN_OUTPUT_TOKENS = 16
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_COMMON = _words("""
+_COMMON = _names("""
     metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_options
     prompt_cache_retention safety_identifier service_tier temperature tool_choice tools
     top_logprobs top_p user model stream stream_options store
 """)
 _KNOWN: Mapping[Api, frozenset[str]] = {
     "responses": _COMMON
-    | _words("""
+    | _names("""
         access_programs background background_options context_management conversation image include
         input instructions max_output_tokens max_tool_calls previous_response_id prompt reasoning
         text truncation
     """),
     "chat": _COMMON
-    | _words("""
+    | _names("""
         messages audio frequency_penalty function_call functions logit_bias logprobs
         max_completion_tokens max_tokens modalities n prediction presence_penalty reasoning_effort
         response_format seed stop verbosity web_search_options
@@ -58,31 +58,31 @@ _TYPES: Mapping[str, tuple[type, str]] = {
     "text": (dict, "an object"),
     "response_format": (dict, "an object"),
 }
-_GOT: Mapping[type, str] = {dict: "an object", list: "an array", str: "a string"}
+_TYPE_NAMES: Mapping[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A request for an answer, of either API.
+class ParsedRequest:
+    """A request of either API in one form.
 
     Parameters
     ----------
     api, model
-        Which API, and which model (on Azure: deployment).
+        The API, and the model (on Azure: the deployment).
     body : mapping
-        The request as it was sent.
+        The JSON body as it was sent.
     turns : tuple of str
-        What the user said, oldest first; the last is the prompt.
+        The user's messages, oldest first; the last one is the prompt.
     text : str
-        All the text that is input.
+        All input text.
     images : int
-        How many images are input.
+        Number of input images.
     max_output : int or None
         Upper bound on output tokens.
     effort : str or None
         Reasoning effort, None where there is no reasoning.
     stream, background, azure : bool
-        How the answer shall come, and who is asked.
+        How the answer is delivered, and whether Azure is addressed.
     """
 
     api: Api
@@ -99,12 +99,12 @@ class Asked:
 
     @property
     def prompt(self) -> str:
-        """What the user said last."""
+        """The user's last message."""
         return self.turns[-1] if self.turns else ""
 
     @property
-    def draws(self) -> bool:
-        """Whether a picture is asked for, by the Responses API's tool."""
+    def wants_image(self) -> bool:
+        """Whether the request uses the image generation tool."""
         tools = self.body.get("tools")
         tools = tools if isinstance(tools, list) else []
         kinds = [t.get("type") for t in tools if isinstance(t, dict)]
@@ -112,7 +112,7 @@ class Asked:
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema that the answer shall have; an empty one where any JSON will do."""
+        """The JSON schema for the answer; empty if any JSON is accepted."""
         form = (self.body.get("text") or {}).get("format") or self.body.get("response_format")
         match form:
             case {"type": "json_schema", "schema": dict(schema)}:
@@ -125,20 +125,20 @@ class Asked:
                 return None
 
 
-def read_body(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that `body` holds.
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body`.
 
     Raises
     ------
-    Failure
-        400, if it holds none.
+    ErrorResponse
+        400 if `body` is not a JSON object.
     """
     try:
         data = json.loads(body)
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise Failure(
+        raise ErrorResponse(
             400,
             "We could not parse the JSON body of your request. (HINT: This likely means you "
             "aren't using your HTTP library correctly. The OpenAI API expects a JSON payload, but "
@@ -147,25 +147,27 @@ def read_body(body: bytes) -> dict[str, Any]:
     return data
 
 
-def read(body: dict[str, Any], *, api: Api, azure: bool = False, deployment: str = "") -> Asked:
-    """Return what `body` asks of `api`.
+def parse_request(
+    body: dict[str, Any], *, api: Api, azure: bool = False, deployment: str = ""
+) -> ParsedRequest:
+    """Return `body` as a request to `api`.
 
     Raises
     ------
-    Failure
-        400, in the real server's words, if a parameter is missing, unknown or of a wrong type.
+    ErrorResponse
+        400 with the real server's text if a parameter is missing, unknown or of a wrong type.
     """
     if deployment:
         body = {**body, "model": deployment}
-    _check(body, api)
-    said = list(_said(body, api))
-    return Asked(
+    _check_parameters(body, api)
+    messages = list(_messages(body, api))
+    return ParsedRequest(
         api=api,
         model=body["model"],
         body=body,
-        turns=tuple(text for role, text, _ in said if role == "user"),
-        text="\n".join(text for _, text, _ in said),
-        images=sum(images for _, _, images in said),
+        turns=tuple(text for role, text, _ in messages if role == "user"),
+        text="\n".join(text for _, text, _ in messages),
+        images=sum(images for _, _, images in messages),
         max_output=_max_output(body, api),
         effort=_effort(body),
         stream=bool(body.get("stream")),
@@ -174,14 +176,14 @@ def read(body: dict[str, Any], *, api: Api, azure: bool = False, deployment: str
     )
 
 
-def _check(body: Mapping[str, Any], api: Api) -> None:
+def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     for name in body:
         if name not in _KNOWN[api]:
             raise _invalid(f"Unknown parameter: '{name}'.", "unknown_parameter", name)
     for name, (kind, words) in _TYPES.items():
         value = body.get(name)
-        if value is not None and not _is(value, kind):
-            got = _GOT.get(type(value), "another type")
+        if value is not None and not _is_instance(value, kind):
+            got = _TYPE_NAMES.get(type(value), "another type")
             message = f"Invalid type for '{name}': expected {words}, but got {got} instead."
             raise _invalid(message, "invalid_type", name)
     for name in ("model", "input" if api == "responses" else "messages"):
@@ -201,19 +203,19 @@ def _check(body: Mapping[str, Any], api: Api) -> None:
         raise _invalid("Background mode requires store=true.", "invalid_value", "background")
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is_instance(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _invalid(message: str, code: str, param: str) -> Failure:
-    return Failure(400, message, code=code, param=param)
+def _invalid(message: str, code: str, param: str) -> ErrorResponse:
+    return ErrorResponse(400, message, code=code, param=param)
 
 
 def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
     names = (
         ("max_output_tokens",) if api == "responses" else ("max_completion_tokens", "max_tokens")
     )
-    least = LEAST_OUTPUT if api == "responses" else 1
+    least = MIN_OUTPUT_TOKENS if api == "responses" else 1
     for name in names:
         value: int | None = body.get(name)
         if value is not None and value < least:
@@ -232,8 +234,8 @@ def _effort(body: Mapping[str, Any]) -> str | None:
     return effort if isinstance(effort, str) and effort != "none" else None
 
 
-def _said(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int]]:
-    """Yield each message's role, text and number of images."""
+def _messages(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int]]:
+    """Yield role, text and number of images of each message."""
     if body.get("instructions"):
         yield "system", body["instructions"], 0
     items = body["input"] if api == "responses" else body["messages"]
@@ -244,10 +246,10 @@ def _said(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int]]:
         if not isinstance(item, dict):
             message = "Invalid type for 'input': expected one of a string or array of objects."
             raise _invalid(message, "invalid_type", "input")
-        yield str(item.get("role", "")), *_content(item.get("content", item.get("output")))
+        yield str(item.get("role", "")), *_text_and_images(item.get("content", item.get("output")))
 
 
-def _content(content: Any) -> tuple[str, int]:
+def _text_and_images(content: Any) -> tuple[str, int]:
     """Return the text and the number of images of a message's content."""
     if isinstance(content, str):
         return content, 0

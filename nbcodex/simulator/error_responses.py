@@ -1,6 +1,6 @@
-"""How the server says no: bodies and headers of its errors, word for word.
+"""Error bodies and headers in the exact wording of OpenAI and Azure, taken from public threads.
 
-The texts are those of public threads. Must not know why a request is refused.
+Does not decide whether a request is refused.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ HTML = (
 )
 
 
-class Failure(Exception):  # noqa: N818 - the server's, which is nobody's error here
-    """An HTTP error that the server answers with.
+class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an error of ours
+    """An HTTP error response.
 
     Parameters
     ----------
     status : int
         HTTP status.
     message, type, code, param
-        The words of the body.
+        The fields of the body.
     headers : mapping
-        Headers besides the usual ones.
+        Additional headers.
     html : str
-        The body, where it is not JSON.
+        The body if it is not JSON.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Failure(Exception):  # noqa: N818 - the server's, which is nobody's error 
 
     @property
     def body(self) -> dict[str, str | None]:
-        """The error as JSON has it; Azure, which gives no type, names code and message only."""
+        """The JSON error object; Azure sends code and message only."""
         if self.error["type"] is None:
             return {word: self.error[word] for word in ("code", "message")}
         return self.error
@@ -83,18 +83,18 @@ class Failure(Exception):  # noqa: N818 - the server's, which is nobody's error 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """Whose words and headers a refusal has.
+    """The provider's style that an error response follows.
 
     Parameters
     ----------
     model, organization : str
-        The names that it speaks of.
+        The names that appear in the message.
     azure : bool
-        Whether it is Azure that speaks.
+        Whether the server poses as Azure.
     retry_after : str
-        Which header states the wait.
+        The header that states the wait.
     wall : float
-        Seconds since the epoch, for a wait stated as a date.
+        Current time in seconds since the epoch, for a wait stated as a date.
     """
 
     model: str
@@ -105,7 +105,7 @@ class Style:
 
 
 def go_duration(seconds: float) -> str:
-    """Return `seconds` as Go prints a duration, in whole milliseconds: ``86ms``, ``7m12s``."""
+    """Return `seconds` in Go's duration format, in whole milliseconds: ``86ms``, ``7m12s``."""
     left = max(0, math.ceil(round(seconds * 1000, 6)))
     if left < 1000:
         return f"{left}ms" if left else "0s"
@@ -133,18 +133,18 @@ def retry_headers(seconds: float, which: RetryAfter, wall: float) -> dict[str, s
             return {}
 
 
-def limited(refusal: Refusal, style: Style) -> Failure:
-    """Return the 429 for a limit that is reached, or that a request is too large for."""
+def limit_response(refusal: Refusal, style: Style) -> ErrorResponse:
+    """Return the 429 for an exhausted limit, or for a request larger than the whole limit."""
     if refusal.wait is None:
-        return Failure(
-            429, too_large(refusal, style), type=refusal.resource, code="rate_limit_exceeded"
+        return ErrorResponse(
+            429, too_large_text(refusal, style), type=refusal.resource, code="rate_limit_exceeded"
         )
     headers = retry_headers(refusal.wait, style.retry_after, style.wall)
     if style.azure:
-        return Failure(
+        return ErrorResponse(
             429, azure_text(refusal.wait, refusal.resource), type=None, code="429", headers=headers
         )
-    return Failure(
+    return ErrorResponse(
         429,
         limit_text(refusal, style),
         type=refusal.resource,
@@ -154,26 +154,26 @@ def limited(refusal: Refusal, style: Style) -> Failure:
 
 
 def limit_text(refusal: Refusal, style: Style) -> str:
-    """Return OpenAI's words for a limit that is reached."""
+    """Return OpenAI's message for an exhausted limit."""
     return (
         f"Rate limit reached for {style.model} in organization {style.organization} on "
-        f"{_name(refusal)}: Limit {refusal.limit}, Used {refusal.used}, "
+        f"{_limit_name(refusal)}: Limit {refusal.limit}, Used {refusal.used}, "
         f"Requested {refusal.requested}. Please try again in {go_duration(refusal.wait or 0)}. "
         f"{LIMITS_PAGE}"
     )
 
 
-def too_large(refusal: Refusal, style: Style) -> str:
-    """Return OpenAI's words for a request that is larger than the whole limit."""
+def too_large_text(refusal: Refusal, style: Style) -> str:
+    """Return OpenAI's message for a request larger than the whole limit."""
     return (
         f"Request too large for {style.model} in organization {style.organization} on "
-        f"{_name(refusal)}: Limit {refusal.limit}, Requested {refusal.requested}. The input or "
-        f"output tokens must be reduced in order to run successfully. {LIMITS_PAGE}"
+        f"{_limit_name(refusal)}: Limit {refusal.limit}, Requested {refusal.requested}. The "
+        f"input or output tokens must be reduced in order to run successfully. {LIMITS_PAGE}"
     )
 
 
 def azure_text(wait: float, resource: str = "tokens") -> str:
-    """Return Azure's words for a limit that is reached."""
+    """Return Azure's message for an exhausted limit."""
     rate = "token rate" if resource == "tokens" else "call rate"
     return (
         "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version "
@@ -183,34 +183,34 @@ def azure_text(wait: float, resource: str = "tokens") -> str:
     )
 
 
-def scripted(fault: Fault, style: Style, knobs: Knobs, cost: int) -> Failure | None:
-    """Return the HTTP error that `fault` stands for; None if it lets an answer begin."""
-    failure = _plain(fault, style) or _limit(fault, style, knobs, cost)
+def scripted_response(fault: Fault, style: Style, knobs: Knobs, cost: int) -> ErrorResponse | None:
+    """Return the HTTP error for `fault`; None if the fault lets an answer begin."""
+    failure = _plain_response(fault, style) or _scripted_limit_response(fault, style, knobs, cost)
     if failure is not None:
-        given = {"code": fault.code, "type": fault.type, "message": fault.message}
-        failure.error |= {word: said for word, said in given.items() if said is not None}
+        overrides = {"code": fault.code, "type": fault.type, "message": fault.message}
+        failure.error |= {key: value for key, value in overrides.items() if value is not None}
         failure.headers |= fault.headers
     return failure
 
 
-def _plain(fault: Fault, style: Style) -> Failure | None:
-    """Return the failures that are no reached limit."""
+def _plain_response(fault: Fault, style: Style) -> ErrorResponse | None:
+    """Return the response for faults other than rate limits."""
     match fault.kind:
         case "http":
             stated = fault.seconds
             headers = retry_headers(stated, style.retry_after, style.wall) if stated else {}
-            return Failure(fault.status, SERVER_ERROR, type="server_error", headers=headers)
+            return ErrorResponse(fault.status, SERVER_ERROR, type="server_error", headers=headers)
         case "quota":
-            return Failure(429, QUOTA, type="insufficient_quota", code="insufficient_quota")
+            return ErrorResponse(429, QUOTA, type="insufficient_quota", code="insufficient_quota")
         case "overloaded":
             kind, code = "service_unavailable_error", "server_is_overloaded"
-            return Failure(503, OVERLOADED, type=kind, code=code)
+            return ErrorResponse(503, OVERLOADED, type=kind, code=code)
         case "html_429":
-            return Failure(429, "", html=HTML.format(title="429 Too Many Requests"))
+            return ErrorResponse(429, "", html=HTML.format(title="429 Too Many Requests"))
         case "html_502":
-            return Failure(502, "", html=HTML.format(title="502 Bad Gateway"))
+            return ErrorResponse(502, "", html=HTML.format(title="502 Bad Gateway"))
         case "redirect":
-            return Failure(307, "", html=" ", headers={"location": fault.location})
+            return ErrorResponse(307, "", html=" ", headers={"location": fault.location})
         case _:
             return None
 
@@ -225,15 +225,17 @@ _LIMITS: Mapping[str, tuple[Any, float]] = {
 }
 
 
-def _limit(fault: Fault, style: Style, knobs: Knobs, cost: int) -> Failure | None:
-    """Return the 429 of a limit, with figures that fit its wait."""
+def _scripted_limit_response(
+    fault: Fault, style: Style, knobs: Knobs, cost: int
+) -> ErrorResponse | None:
+    """Return the 429 for a scripted limit, with figures consistent with its wait."""
     if fault.kind not in _LIMITS:
         return None
-    refusal = figures(fault, knobs, cost)
+    refusal = refusal_figures(fault, knobs, cost)
     if fault.kind == "azure":
         headers = retry_headers(fault.wait, "seconds", style.wall)
-        return Failure(429, azure_text(fault.wait), type=None, code="429", headers=headers)
-    failure = limited(refusal, style)
+        return ErrorResponse(429, azure_text(fault.wait), type=None, code="429", headers=headers)
+    failure = limit_response(refusal, style)
     if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
         left = max(0, refusal.limit - refusal.used)
         full = go_duration((refusal.limit - left) / refusal.limit * MINUTE)
@@ -242,10 +244,10 @@ def _limit(fault: Fault, style: Style, knobs: Knobs, cost: int) -> Failure | Non
     return failure
 
 
-def figures(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
-    """Return the figures of a limit that makes a request of `cost` tokens wait as `fault` says."""
+def refusal_figures(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
+    """Return the figures of a limit that makes a request of `cost` tokens wait for `fault.wait`."""
     resource, window = _LIMITS[fault.kind]
-    limit = _size(resource, window, knobs)
+    limit = _limit_size(resource, window, knobs)
     requested = cost if resource == "tokens" else 1
     if fault.kind == "too_large":
         requested, wait = max(cost, limit + limit // 5), None
@@ -257,13 +259,13 @@ def figures(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
     )
 
 
-def _size(resource: str, window: float, knobs: Knobs) -> int:
+def _limit_size(resource: str, window: float, knobs: Knobs) -> int:
     minute = (knobs.tpm or 30_000) if resource == "tokens" else (knobs.rpm or 500)
     if window == MINUTE:
         return minute
     return (knobs.tpd if resource == "tokens" else knobs.rpd) or minute * 100
 
 
-def _name(refusal: Refusal) -> str:
+def _limit_name(refusal: Refusal) -> str:
     name = Limit(resource=refusal.resource, window=refusal.window).name
     return name.replace("per minute", "per min")
