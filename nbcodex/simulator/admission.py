@@ -27,27 +27,15 @@ from nbcodex.simulator.routes import RequestRecord
 
 @dataclass(slots=True, kw_only=True)
 class Candidate:
-    """A parsed request that is about to be admitted.
+    """A parsed request that is about to be admitted."""
 
-    Parameters
-    ----------
-    request, plan
-        The request, and the answer that it would get.
-    fault : Fault or None
-        The fault to apply.
-    account : Account
-        The account whose limits apply.
-    record : RequestRecord
-        Its entry in the log.
-    at, wall : float
-        Time of arrival on the clock, and in seconds since the epoch.
-    """
-
+    # request, plan: the request, and the answer that it would get.
     request: ParsedRequest
     plan: AnswerPlan
-    fault: Fault | None
-    account: Account
-    record: RequestRecord
+    fault: Fault | None  # the fault to apply
+    account: Account  # the account whose limits apply
+    record: RequestRecord  # its entry in the log
+    # at, wall: time of arrival on the clock, and in seconds since the epoch.
     at: float
     wall: float
 

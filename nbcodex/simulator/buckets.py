@@ -17,21 +17,15 @@ ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Bucket:
-    """A level that rises continuously to `limit`, in `window` seconds from empty to full.
+    """A level that rises continuously to `limit`, in `window` seconds from empty to full."""
 
-    Parameters
-    ----------
-    limit, window, level, at : float
-        Size; seconds; the level at the instant `at`. A level may be negative: a debt.
-    stranger : float
-        Share of the refill that another client uses up.
-    """
-
+    # limit, window, level, at: size; seconds; the level at the instant `at`. A level may be
+    # negative: a debt.
     limit: float
     window: float
     level: float
     at: float
-    stranger: float = 0.0
+    stranger: float = 0.0  # share of the refill that another client uses up
 
     def level_at(self, now: float) -> float:
         """Return the level at `now`, and store it."""
@@ -70,24 +64,16 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The limit that refused a request, with the figures for the message.
+    """The limit that refused a request, with the figures for the message."""
 
-    Parameters
-    ----------
-    resource, window
-        The exhausted resource, and its window in seconds.
-    limit, used, requested : int
-        The figures.
-    wait : float or None
-        Seconds to wait; None if the request exceeds the whole limit.
-    """
-
+    # resource, window: the exhausted resource, and its window in seconds.
     resource: Resource
     window: float
+    # limit, used, requested: the figures.
     limit: int
     used: int
     requested: int
-    wait: float | None
+    wait: float | None  # seconds to wait; None if the request exceeds the whole limit
 
 
 @dataclass(slots=True)

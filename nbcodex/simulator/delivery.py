@@ -234,18 +234,10 @@ _UNFINISHED = ("queued", "in_progress")
 
 @dataclass(slots=True)
 class BackgroundResponse:
-    """A background response, which continues without a reader.
+    """A background response, which continues without a reader."""
 
-    Parameters
-    ----------
-    generation : Generation
-        Its generation.
-    owner : str
-        Name of the key that may read it.
-    """
-
-    generation: Generation
-    owner: str
+    generation: Generation  # its generation
+    owner: str  # name of the key that may read it
     pieces: list[StreamEvent] = field(default_factory=list)
     status: str = "queued"
     _task: asyncio.Task[None] | None = None

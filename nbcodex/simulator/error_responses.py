@@ -83,25 +83,14 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """The provider's style that an error response follows.
+    """The provider's style that an error response follows."""
 
-    Parameters
-    ----------
-    model, organization : str
-        The names that appear in the message.
-    azure : bool
-        Whether the server poses as Azure.
-    retry_after : str
-        The header that states the wait.
-    wall : float
-        Current time in seconds since the epoch, for a wait stated as a date.
-    """
-
+    # model, organization: the names that appear in the message.
     model: str
     organization: str
-    azure: bool
-    retry_after: RetryAfter
-    wall: float
+    azure: bool  # whether the server poses as Azure
+    retry_after: RetryAfter  # the header that states the wait
+    wall: float  # current time in seconds since the epoch, for a wait stated as a date
 
 
 def go_duration(seconds: float) -> str:

@@ -64,37 +64,21 @@ class Fault:
     JSON (``malformed``), silence for `seconds` or for ever (``stalled``), a line of `size` bytes
     (``huge_line``). Chat Completions has no ``failed`` and sends an error event instead.
     An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
-
-    Parameters
-    ----------
-    kind : str
-        Which fault.
-    after : int
-        Number of text deltas before it; -1: before the first event of the stream.
-    seconds : float or None
-        The wait that a 429 states (default 1.2), the delay, or the silence.
-    status : int
-        HTTP status of ``http`` (and of answers that are not streamed).
-    code, type, message : str or None
-        Values in place of the usual ones.
-    headers : mapping
-        Additional headers; an empty value removes one.
-    location : str
-        Target of a ``redirect``.
-    size : int
-        Bytes of a ``huge_line``.
     """
 
-    kind: Kind
-    after: int = 0
+    kind: Kind  # which fault
+    after: int = 0  # number of text deltas before it; -1: before the first event of the stream
+    # The wait that a 429 states (default 1.2), the delay, or the silence.
     seconds: float | None = None
-    status: int = 500
+    status: int = 500  # HTTP status of ``http`` (and of answers that are not streamed)
+    # code, type, message: values in place of the usual ones.
     code: str | None = None
     type: str | None = None
     message: str | None = None
+    # Additional headers; an empty value removes one.
     headers: Mapping[str, str] = field(default_factory=dict)
-    location: str = "http://127.0.0.1:9/v1/responses"
-    size: int = 10_000_000
+    location: str = "http://127.0.0.1:9/v1/responses"  # target of a ``redirect``
+    size: int = 10_000_000  # bytes of a ``huge_line``
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

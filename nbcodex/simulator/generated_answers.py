@@ -66,31 +66,16 @@ print(f"{{wait({used}, {requested}, 30_000):.3f}} s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPlan:
-    """The complete answer to one request, computed before anything is sent.
+    """The complete answer to one request, computed before anything is sent."""
 
-    Parameters
-    ----------
-    input_tokens, max_output : int
-        Input tokens, and the output that admission charges.
-    reasoning : int
-        Reasoning tokens before the first text token.
-    tokens : tuple of str
-        The text, token by token.
-    cut : bool
-        Whether `max_output` truncates it.
-    latency : float
-        Seconds from admission to the first token.
-    fault : Fault or None
-        The fault that the prompt requests.
-    """
-
+    # input_tokens, max_output: input tokens, and the output that admission charges.
     input_tokens: int
     max_output: int
-    reasoning: int
-    tokens: tuple[str, ...]
-    cut: bool
-    latency: float
-    fault: Fault | None
+    reasoning: int  # reasoning tokens before the first text token
+    tokens: tuple[str, ...]  # the text, token by token
+    cut: bool  # whether `max_output` truncates it
+    latency: float  # seconds from admission to the first token
+    fault: Fault | None  # the fault that the prompt requests
 
     @property
     def output_tokens(self) -> int:

@@ -17,21 +17,12 @@ from nbcodex.simulator.knobs import Knobs
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An HTTP response.
+    """An HTTP response."""
 
-    Parameters
-    ----------
-    status : int
-        The status.
-    headers : dict
-        Headers by lower-case name.
-    body : ResponseBody
-        The bytes, to be iterated over once and closed. Iterating raises `Dropped` where the
-        connection is to end.
-    """
-
-    status: int
-    headers: dict[str, str]
+    status: int  # the status
+    headers: dict[str, str]  # headers by lower-case name
+    # The bytes, to be iterated over once and closed. Iterating raises `Dropped` where the
+    # connection is to end.
     body: ResponseBody
 
 

@@ -63,36 +63,18 @@ _TYPE_NAMES: Mapping[type, str] = {dict: "an object", list: "an array", str: "a 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedRequest:
-    """A request of either API in one form.
+    """A request of either API in one form."""
 
-    Parameters
-    ----------
-    api, model
-        The API, and the model (on Azure: the deployment).
-    body : mapping
-        The JSON body as it was sent.
-    turns : tuple of str
-        The user's messages, oldest first; the last one is the prompt.
-    text : str
-        All input text.
-    images : int
-        Number of input images.
-    max_output : int or None
-        Upper bound on output tokens.
-    effort : str or None
-        Reasoning effort, None where there is no reasoning.
-    stream, background, azure : bool
-        How the answer is delivered, and whether Azure is addressed.
-    """
-
+    # api, model: the API, and the model (on Azure: the deployment).
     api: Api
     model: str
-    body: Mapping[str, Any]
-    turns: tuple[str, ...]
-    text: str
-    images: int
-    max_output: int | None
-    effort: str | None
+    body: Mapping[str, Any]  # the JSON body as it was sent
+    turns: tuple[str, ...]  # the user's messages, oldest first; the last one is the prompt
+    text: str  # all input text
+    images: int  # number of input images
+    max_output: int | None  # upper bound on output tokens
+    effort: str | None  # reasoning effort, None where there is no reasoning
+    # stream, background, azure: how the answer is delivered, and whether Azure is addressed.
     stream: bool
     background: bool
     azure: bool

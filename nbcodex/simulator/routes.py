@@ -16,22 +16,13 @@ Endpoint = Literal["responses", "chat", "models", "retrieve", "cancel", "library
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """An HTTP request.
+    """An HTTP request."""
 
-    Parameters
-    ----------
-    method, path : str
-        The method, and the target with its query.
-    headers : mapping
-        Headers by lower-case name.
-    body : bytes
-        The whole body.
-    """
-
+    # method, path: the method, and the target with its query.
     method: str
     path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)  # headers by lower-case name
+    body: bytes = b""  # the whole body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,52 +161,28 @@ def _unauthorized(key: str, azure: bool) -> ErrorResponse:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """The log entry of one request.
+    """The log entry of one request."""
 
-    Parameters
-    ----------
-    number : int
-        Counted from 1.
-    at : float
-        Clock time of its arrival.
-    method, path, host : str
-        The request line and the Host header.
-    key : str
-        A name for its key (``key-1`` is the first key seen); never the key itself.
-    api, model, prompt, stream, background
-        The request's parameters; `prompt` is the last user message.
-    body : mapping
-        The JSON body.
-    status : int
-        HTTP status; 0 if the connection ended without a response.
-    fault : str
-        Name of the fault applied.
-    response_id : str
-        The id of the answer.
-    input_tokens, output_tokens : int
-        Tokens as counted by the server.
-    charged : int
-        Tokens charged to the limit, less those returned.
-    finished : bool
-        Whether the whole answer was generated.
-    """
-
-    number: int
-    at: float
+    number: int  # counted from 1
+    at: float  # clock time of its arrival
+    # method, path, host: the request line and the Host header.
     method: str
     path: str
     host: str
-    key: str = ""
+    key: str = ""  # A name for its key (``key-1`` is the first key seen); never the key itself
+    # api, model, prompt, stream, background: the request's parameters; `prompt` is the last user
+    # message.
     api: str = ""
     model: str = ""
     prompt: str = ""
     stream: bool = False
     background: bool = False
-    body: Mapping[str, Any] = field(default_factory=dict)
-    status: int = 0
-    fault: str = ""
-    response_id: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)  # the JSON body
+    status: int = 0  # HTTP status; 0 if the connection ended without a response
+    fault: str = ""  # name of the fault applied
+    response_id: str = ""  # the id of the answer
+    # input_tokens, output_tokens: tokens as counted by the server.
     input_tokens: int = 0
     output_tokens: int = 0
-    charged: int = 0
-    finished: bool = False
+    charged: int = 0  # tokens charged to the limit, less those returned
+    finished: bool = False  # whether the whole answer was generated
