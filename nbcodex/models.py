@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,6 +61,12 @@ def new_id() -> str:
     # Among a million requests in one journal, a collision has a probability of 0.2 %; with eight
     # digits, a map of 100,000 rows would contain one more often than not (birthday bound).
     return secrets.token_hex(6)
+
+
+def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
+    """Return the name that `prefix` is, or else all names that begin with it."""
+    names = list(names)
+    return [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from nbcodex.client import current
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError, Stopped
 from nbcodex.mapping.map_run import TOLD, EndAction, MapRun
 from nbcodex.models import MapOutcome
+from nbcodex.requests.handle import run_uninterrupted
 
 OUTCOME_BY_ACTION: dict[EndAction, MapOutcome] = {"cancel": "cancelled", "park": "parked"}
 """What a map has come to that was ended by an order."""
@@ -147,16 +148,16 @@ def _to_its_end(run: MapRun) -> Iterator[MapRunner]:
             run.finish()
         except OrderedError:
             order = runner.end_action or "park"
-            _surely(lambda: runner.put_away(OUTCOME_BY_ACTION[order]))
+            run_uninterrupted(lambda: runner.put_away(OUTCOME_BY_ACTION[order]))
             raise _ended_error(run, order) from None
         except KeyboardInterrupt:
-            _surely(lambda: runner.put_away("stopped"))
+            run_uninterrupted(lambda: runner.put_away("stopped"))
             raise _stopped_error(run) from None
         except (GeneratorExit, asyncio.CancelledError):
-            _surely(lambda: runner.put_away("stopped"))
+            run_uninterrupted(lambda: runner.put_away("stopped"))
             raise
         except BaseException:
-            _surely(lambda: runner.put_away("failed"))
+            run_uninterrupted(lambda: runner.put_away("failed"))
             raise
 
 
@@ -250,12 +251,3 @@ async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:
 async def _pulse() -> None:
     """Let the caller's loop work: a kernel's takes an interrupt only when it wakes."""
     await asyncio.sleep(PULSE)
-
-
-def _surely(deed: Callable[[], None]) -> None:
-    """Do it, again and again if interrupts strike."""
-    while True:
-        try:
-            return deed()
-        except KeyboardInterrupt:
-            continue

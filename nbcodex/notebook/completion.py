@@ -114,7 +114,7 @@ def _of_line(words: list[str], shell: InteractiveShell, config: Codex) -> Iterab
     from nbcodex.notebook import commands
 
     if len(words) == 1:
-        return commands.words()
+        return commands.all_commands()
     word = words[0]
     offered = list(_SWITCHES.get(word, ()))
     if word in _WITH_ID:
@@ -126,7 +126,7 @@ def _of_line(words: list[str], shell: InteractiveShell, config: Codex) -> Iterab
     if word == "dealias":
         offered += config.aliases
     if word == "help":
-        offered += commands.pages.topics()
+        offered += commands.page_names()
     return offered
 
 

@@ -84,8 +84,10 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
     from nbcodex.notebook.session import Session
 
     session = Session(shell, config)
-    left = [entry.id for entry in session.unfinished()]
-    left += [f"map {batch.id}" for batch in session.unfinished_maps()]
+    left = [entry.id for entry in session.journal.resumable_entries(notebook=session.notebook)]
+    left += [
+        f"map {batch.id}" for batch in session.journal.maps.unfinished(notebook=session.notebook)
+    ]
     if left:
         ids = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
         print(  # noqa: T201 - what loading has to say

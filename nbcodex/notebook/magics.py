@@ -97,15 +97,15 @@ class CodexMagics(Magics):
             images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)
-        view = View(form=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
+        view = View(format=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
         if chosen.dry_run:
-            session.rehearse(joined.request, view.notes)
+            session.dry_run(joined.request, view.notes)
             return
         handle = current().handle(joined.request, session.settings)
         if chosen.background:
-            session.answer_later(handle, view)
+            session.answer_in_background(handle, view)
         else:
-            session.insert_code(session.answer(handle, view), view)
+            session.insert_code(session.show_answer(handle, view), view)
 
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]

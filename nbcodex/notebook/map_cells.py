@@ -84,14 +84,14 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
 def go_through(session: Session, run: MapRun) -> None:
     """Go through a map below the cell and bind its variable, with what there is if it stops."""
     replies: list[Any] = []
-    run.on_stats = session.watcher(preview=partial(table, run, replies))
+    run.on_stats = session.map_listener(preview=partial(table, run, replies))
     try:
         if run.keeps_replies:
             map_runner.run_map(run)
         else:
             replies.extend(map_runner.stream_map(run))
     finally:
-        session.bind(run.origin.variable, run.result if run.keeps_replies else replies)
+        session.assign(run.origin.variable, run.result if run.keeps_replies else replies)
 
 
 def table(run: MapRun, replies: list[Any], as_text: bool) -> str:

@@ -221,7 +221,7 @@ def read(line: str) -> argparse.Namespace:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
     if options.no_history and (options.new or options.thread):
         raise UsageError("%%codex: --no-history joins no conversation: drop it, or --new, --thread")
-    options.model = plain(options.model or options.MODEL)
+    options.model = check_provider(options.model or options.MODEL)
     return options
 
 
@@ -238,7 +238,7 @@ def _quoted(line: str) -> str:
     return line
 
 
-def plain(model: str | None) -> str | None:
+def check_provider(model: str | None) -> str | None:
     """Return a model's name, or say what stands for the provider before it in `%%ai`.
 
     Raises

@@ -1,6 +1,7 @@
-"""One shell's requests: shown where they were asked, bound to their variables.
+"""Requests of one shell: shows them below their cells and assigns replies to variables.
 
-Owns what happens between a handle and the notebook. Must not know how options are written.
+Owns what happens between a request's handle and the notebook. Must not know how options are
+written.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from nbcodex.notebook.display import cell_output
 from nbcodex.notebook.display.cell_output import Screen
 from nbcodex.notebook.monitor.collector import watch_of
 from nbcodex.rendering import formats
-from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise
+from nbcodex.requests.handle import (
+    Handle,
+    PendingReply,
+    reply_or_raise,
+    run_uninterrupted,
+)
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.journal.codec import Entry
     from nbcodex.journal.journal import Journal
-    from nbcodex.journal.maps import MapSummary
     from nbcodex.notebook.config import Codex
     from nbcodex.notebook.display.panel import ActionName
     from nbcodex.rendering.formats import Format
@@ -39,31 +43,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How a request is shown.
+    """How a request and its answer are shown.
 
     Parameters
     ----------
-    form : Format
-        What the answer stays as.
-    lazily : bool
-        Whether nothing is shown unless the request has to wait.
+    format : Format
+        The format of the answer.
+    only_if_waiting : bool
+        Whether to show nothing unless the request has to wait.
     notes : collection of str
-        What is said beside the figures.
+        What the line of figures says besides the figures.
     heading : str
-        What stands above the answer, where the prompt does not.
+        What stands above the answer, if the prompt does not.
     """
 
-    form: Format = "markdown"
-    lazily: bool = False
+    format: Format = "markdown"
+    only_if_waiting: bool = False
     notes: Collection[str] = ()
     heading: str = ""
 
 
-PLAIN = View()
-
-
 class Session:
-    """What a shell and its settings mean for requests."""
+    """What a shell and its settings mean for requests.
+
+    Making one also makes the shell the host of `nbcodex.ask` and `nbcodex.map`.
+    """
 
     def __init__(self, shell: InteractiveShell, config: Codex) -> None:
         self.shell, self.config = shell, config
@@ -72,145 +76,136 @@ class Session:
         host.current.follow = self._follow
         host.current.notebook = partial(identity.notebook_id, shell)
         host.current.origin = partial(identity.current_origin, shell)
-        host.current.watch = self.watcher
-        host.current.confirm = _confirmed
+        host.current.watch = self.map_listener
+        host.current.confirm = _confirm
         self.settings: Settings = config.settings()
         watch_of(current())
 
     @property
     def notebook(self) -> str:
-        """The notebook that entries of the journal belong to."""
+        """The notebook that journal entries belong to."""
         return identity.notebook_id(self.shell)
 
     @property
     def journal(self) -> Journal:
-        """The journal in force."""
+        """The journal that the settings name."""
         return current().journal(self.settings)
 
-    def unfinished(self) -> list[Entry]:
-        """Return what is parked or abandoned in this notebook."""
-        return self.journal.resumable_entries(notebook=self.notebook)
+    def show_answer(
+        self, handle: Handle, view: View | None = None, *, earlier_text: str = ""
+    ) -> Reply:
+        """Show a request until it ends, assign its variable, and return the reply or raise.
 
-    def unfinished_maps(self) -> list[MapSummary]:
-        """Return the maps of this notebook with parked or abandoned rows."""
-        return self.journal.maps.unfinished(notebook=self.notebook)
-
-    def answer(self, handle: Handle, view: View = PLAIN, *, kept: str = "") -> Reply:
-        """Follow a request below the cell, bind its variable, and return the reply or raise.
-
-        `kept` is the text of an earlier try, which a reply that ends without a word leaves.
+        `earlier_text`, the text of an earlier attempt, is kept if this one ends without any.
         """
 
-        def then(reply: Reply) -> None:
-            wordless = kept and not reply.text and reply.status != "done"
-            value = replace(reply, text=kept) if wordless else reply
-            self.bind(handle.request.origin.variable, value)
+        def assign(reply: Reply) -> None:
+            if earlier_text and not reply.text and reply.status != "done":
+                reply = replace(reply, text=earlier_text)
+            self.assign(handle.request.origin.variable, reply)
 
-        ending = self._shown(handle, self._screen(handle, view), then=then)
+        ending = self._show(handle, self._screen(handle, view or View()), on_end=assign)
         return reply_or_raise(ending, handle.request)
 
     def insert_code(self, reply: Reply, view: View) -> None:
-        """Put the code of an answer, where that was asked for, into a new cell; it is not run.
-
-        Only the thread that runs the cell may: from another, it lands below any cell.
-        """
-        if view.form in {"code", "fix"} and (blocks := formats.extract_code(reply.text)):
+        """Put an answer's code into a new cell, if its format asks for that; never run it."""
+        # Only on the cell's own thread: from another one IPython inserts it below any cell.
+        if view.format in {"code", "fix"} and (blocks := formats.extract_code(reply.text)):
             self.shell.set_next_input(blocks[0], replace=False)
 
-    def answer_later(self, handle: Handle, view: View = PLAIN) -> None:
-        """Let a request go its way while other cells run; its answer lands in this cell."""
+    def answer_in_background(self, handle: Handle, view: View | None = None) -> None:
+        """Run a request while other cells run; its answer is shown in this cell."""
         pending, name = PendingReply(handle), handle.request.origin.variable
         if name:
             self.shell.user_ns[name] = pending
         self.config.last = pending
-        screen = self._screen(handle, view, later=True)
+        screen = self._screen(handle, view or View(), later=True)
         screen.open()
-        then = partial(self._settle, name, pending)
-        following = partial(self._shown, handle, screen, then=then)
+
+        def assign(reply: Reply) -> None:
+            # The user may have assigned another value meanwhile, which wins.
+            if name and self.shell.user_ns.get(name) is pending:
+                self.shell.user_ns[name] = reply
+
+        follow = partial(self._show, handle, screen, on_end=assign)
         handle.start()
-        threading.Thread(target=following, name=f"codex-{pending.id}", daemon=True).start()
+        threading.Thread(target=follow, name=f"codex-{pending.id}", daemon=True).start()
+        # Once the cell has returned, its request must survive the kernel's end.
         handle.wait_until_committed()
 
-    def rehearse(self, request: Request, notes: Collection[str] = ()) -> None:
-        """Tell what a request would come to; nothing is sent."""
-        here, client = event_loop.shared(), current()
-        model, estimate = here.submit(client.estimate(request, self.settings)).result()
+    def dry_run(self, request: Request, notes: Collection[str] = ()) -> None:
+        """Print what a request would use and cost; nothing is sent."""
+        loop, client = event_loop.shared(), current()
+        model, estimate = loop.submit(client.estimate(request, self.settings)).result()
         base_url = client.services().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
         budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
-        told = [
+        parts = [
             shorten(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
-            *here.submit(budgets).result(),
+            *loop.submit(budgets).result(),
             *notes,
         ]
-        print(f"Dry run, nothing was sent: {' · '.join(filter(None, told))}")  # noqa: T201 - its answer
+        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")  # noqa: T201
 
-    def watcher(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
-        """Return who shows below the cell how far a map has come."""
+    def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
+        """Return a listener that shows a map's progress below the cell."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
         from nbcodex.notebook.display import map_output
 
         place = map_output.place(self.shell, self.settings.display)
-        return map_output.Chart(place, current().clock, preview=preview, news=self._news)
+        return map_output.Chart(place, current().clock, preview=preview, news=self._take_notice)
 
-    def bind(self, name: str | None, value: object) -> None:
-        """Give a variable of the notebook a value, which is the cell's as well."""
+    def assign(self, name: str | None, value: object) -> None:
+        """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""
         if name:
             self.shell.user_ns[name] = value
         if isinstance(value, Reply):
             self.config.last = value
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 
-    def _settle(self, name: str | None, pending: PendingReply, reply: Reply) -> None:
-        # The variable may have been given another value meanwhile, which is then kept.
-        if name and self.shell.user_ns.get(name) is pending:
-            self.shell.user_ns[name] = reply
-
     def _follow(self, handle: Handle) -> Ending:
-        """Wait for what `nbcodex.ask` asked."""
+        """Wait for a request of `nbcodex.ask`."""
         if os.getpid() != self._pid:
             return handle.follow()  # a forked child has no display
-        return self._shown(handle, self._screen(handle, View(lazily=True)))
+        return self._show(handle, self._screen(handle, View(only_if_waiting=True)))
 
-    def _shown(
-        self, handle: Handle, screen: Screen, *, then: Callable[[Reply], None] = lambda _: None
+    def _show(
+        self, handle: Handle, screen: Screen, *, on_end: Callable[[Reply], None] = lambda _: None
     ) -> Ending:
-        """Follow a request on a screen, and leave the answer there, come what may."""
+        """Show a request until it ends, and leave its answer on the screen in any case."""
         stopped: Stopped | None = None
         try:
             ending = handle.follow(screen.paint, tick=lambda: screen.tick)
         except Stopped as error:
-            stopped = error
-            reply = error.reply
+            stopped, reply = error, error.reply
         else:
-            reply = None if _never_ours(ending) else ending.reply
+            # Another kernel may have resumed the entry: its variable here must keep its value.
+            is_taken = isinstance(ending, Failed) and isinstance(ending.error, EntryError)
+            reply = None if is_taken else ending.reply
 
-        def leave() -> None:
-            self._note_the_journal(screen)
+        def finish() -> None:
+            if notice := self._take_notice():
+                screen.note(notice)
             screen.close()
             if reply is not None:
-                then(reply)
+                on_end(reply)
 
-        struck = _surely(leave)
-        if stopped is not None or struck:
+        # A second Stop must not leave a cell without the answer that was paid for.
+        was_interrupted = run_uninterrupted(finish)
+        if stopped is not None or was_interrupted:
             raise stopped or Stopped("Stopped, when the request had just ended.", reply=reply)
         return ending
 
-    def _note_the_journal(self, screen: Screen) -> None:
-        """Say what the user has to know of the journal."""
-        if told := self._news():
-            screen.note(told)
-
-    def _news(self) -> str:
-        """Return what cannot be kept, or once, that prompts are kept at all."""
-        news, current().notices = current().notices, ""
-        return self.journal.problem or news
+    def _take_notice(self) -> str:
+        """Return the journal's problem, or once, that prompts are kept at all."""
+        notice, current().notices = current().notices, ""
+        return self.journal.problem or notice
 
     def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
-        orders: dict[ActionName, Callable[[], None]] = {
+        actions: dict[ActionName, Callable[[], None]] = {
             "cancel": handle.cancel,
             "retry": handle.retry_now,
             "park": handle.park,
@@ -219,15 +214,15 @@ class Session:
             self.shell,
             current().clock,
             choice=self.settings.display,
-            on_action=lambda action: orders[cast("ActionName", action)](),
-            offers=tuple(orders),
+            on_action=lambda action: actions[cast("ActionName", action)](),
+            offers=tuple(actions),
             heading=view.heading,
             later=later,
         )
         return Screen(
             place,
-            form=view.form,
-            lazily=view.lazily,
+            form=view.format,
+            lazily=view.only_if_waiting,
             remote_images=self.settings.remote_images,
             notes=view.notes,
             heading=view.heading,
@@ -236,26 +231,9 @@ class Session:
         )
 
 
-def _confirmed(question: str) -> bool | None:
-    """Ask the user; None where the front end cannot."""
+def _confirm(question: str) -> bool | None:
+    """Ask the user; None if the front end cannot ask."""
     try:
         return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
-    except Exception:  # whatever a front end without an input line has for it
+    except Exception:  # each front end without an input line raises an error of its own
         return None
-
-
-def _never_ours(ending: Ending) -> bool:
-    """Whether another took the request up, so that nothing here is to lose its value to it."""
-    return isinstance(ending, Failed) and isinstance(ending.error, EntryError)
-
-
-def _surely(deed: Callable[[], None]) -> bool:
-    """Do it, again and again if interrupts strike; return whether one did."""
-    struck = False
-    while True:
-        try:
-            deed()
-        except KeyboardInterrupt:
-            struck = True
-        else:
-            return struck

@@ -352,3 +352,18 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
             go_on = f"`%codex resume {reply.id}` goes on with it."
             advice = go_on if request and request.durable else "Run it again to ask anew."
             raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
+
+
+def run_uninterrupted(operation: Callable[[], None]) -> bool:
+    """Run an operation to its end, repeating it if Stop interrupts it; return whether it did.
+
+    Python has no way to block KeyboardInterrupt, so `operation` must do no harm if it runs twice.
+    """
+    was_interrupted = False
+    while True:
+        try:
+            operation()
+        except KeyboardInterrupt:
+            was_interrupted = True
+        else:
+            return was_interrupted

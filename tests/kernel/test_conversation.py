@@ -130,7 +130,7 @@ def test_new_and_reset_start_afresh(cell: Kernel, server: Simulated, word: str) 
     """`%codex new`, also said as `reset`, and `--new` leave what was said behind."""
     cell.run("%%codex\na")
     assert "starts afresh" in cell.run(f"%codex {word}").stream
-    assert "Nothing has been said" in cell.run("%codex history").stream
+    assert "There are no turns" in cell.run("%codex history").stream
     cell.run("%%codex\nb")
     assert said(server) == ["b"]
     cell.run("%%codex --new\nc")

@@ -133,7 +133,7 @@ ROWS = {
     ),
     "%ai dealias": (
         "%codex dealias other",
-        "stands for nothing",
+        "is removed",
         "%codex dealias other",
         "there is no alias other (known: none)",
     ),
@@ -141,7 +141,7 @@ ROWS = {
         "%codex fix",
         "ZeroDivisionError",
         "%codex fix 2",
-        "the last error is that of cell",
+        "only the last error can be explained",
     ),
     "%ai error": (
         "%codex error",

@@ -156,7 +156,7 @@ def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path
             known = len(server.prompts)
             assert cell.run("await task").error == error
             assert len(server.prompts) == known
-            assert "under way" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
+            assert "is running" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
         server.core.change_knobs(latency=0.01)
         assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
 

@@ -19,7 +19,7 @@ from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request
-from nbcodex.notebook.commands.entries import _named
+from nbcodex.notebook.commands.entries import _running
 from nbcodex.notebook.monitor.widget import Monitor
 
 from .conftest import Room, texts
@@ -178,9 +178,9 @@ def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.Mo
     handles = [SimpleNamespace(request=row) for row in rows]
     with monkeypatch.context() as patch:
         patch.setattr(type(room.client), "active_handles", lambda _: handles)
-        assert _named(map_id[:5]) == ([runner], [])
-        assert _named(map_id) == ([runner], [])
-        assert _named(f"{map_id}-1") == ([], handles[:1])
+        assert _running(map_id[:5]) == ([runner], [])
+        assert _running(map_id) == ([runner], [])
+        assert _running(f"{map_id}-1") == ([], handles[:1])
     runner.end("park")
     told.exception(timeout=5)
 

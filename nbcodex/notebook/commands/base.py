@@ -1,18 +1,34 @@
-"""What stands behind the words of `%codex`: a session, and how they answer."""
+"""What the groups of `%codex` commands share: a session, and how a command prints."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
+
 from nbcodex.notebook.session import Session
+
+Command = Callable[..., None]
 
 
 class CommandGroup:
-    """Words that belong together. Each public method is one; its docstring is its line of help."""
+    """Commands that belong together.
+
+    Each public method is a command, and its docstring the line that `%codex help` shows: what the
+    command does, then, after a colon, its arguments.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session, self._config = session, session.config
         self._settings = session.settings
 
+    @classmethod
+    def commands(cls) -> Iterator[tuple[str, Command]]:
+        """Yield the names and functions of the group's commands, in the order of the class."""
+        for name, member in vars(cls).items():
+            if inspect.isfunction(member) and not name.startswith("_"):
+                yield name, member
+
 
 def print_line(line: str) -> None:
-    """Answer."""
-    print(line)  # noqa: T201 - a command's answer is what it prints
+    """Print a line of a command's answer."""
+    print(line)  # noqa: T201 - printing is how a command answers

@@ -1,4 +1,4 @@
-"""Words about what was asked: the journal, and taking up, ending and erasing what is in it."""
+"""Commands about requests and maps: list, resume, repeat, end and delete them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nbcodex.errors import NbcodexError, Stopped, render, shorten
 from nbcodex.journal.entry import not_resumable
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
+from nbcodex.models import match_prefix
 from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.session import View
@@ -25,52 +26,49 @@ if TYPE_CHECKING:
     from nbcodex.mapping.map_run import EndAction
     from nbcodex.models import Request
 
-LISTED = 20
-"""Entries that the journal's list shows."""
-
-PUTTING_AWAY = 3.0
-"""Seconds that a command waits for a map of another thread to be put away."""
+LISTED_ENTRIES = 20
+MAP_END_TIMEOUT_S = 3.0  # how long a command waits until another thread has ended its map
 
 
-class Entries(CommandGroup):
-    """What was asked."""
+class RequestCommands(CommandGroup):
+    """Requests and maps."""
 
     def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
-        """List what was asked, newest first; with an ID, tell all of one: journal [ID]."""
+        """List the requests, newest first, or show one in full: journal [ID]."""
+        journal, now = self._session.journal, current().clock.wall()
         if id and (rows := map_cells.rows_of(self._session, id)):
             for row in rows:
-                print_line(_line(row, current().clock.wall()))
+                print_line(_entry_line(row, now))
             return
         if id:
-            print_line(_whole(self._session.journal.find_entry(id)))
+            print_line(_full_entry(journal.find_entry(id)))
             return
-        entries = self._session.journal.recent_entries(LISTED)
-        now = current().clock.wall()
+        entries = journal.recent_entries(LISTED_ENTRIES)
         for entry in entries:
-            batch = entry.request.origin.map_id
+            if map_id := entry.request.origin.map_id:
+                print_line(map_cells.line(self._session, map_id, entry, now))
+            else:
+                print_line(_entry_line(entry, now))
+        if len(entries) == LISTED_ENTRIES:
             print_line(
-                map_cells.line(self._session, batch, entry, now) if batch else _line(entry, now)
-            )
-        if len(entries) == LISTED:
-            print_line(
-                f"The newest {LISTED}; `%codex journal ID` tells all of one, however old it is."
+                f"These are the newest {LISTED_ENTRIES}; `%codex journal ID` shows any entry."
             )
         if not entries:
             print_line("The journal is empty.")
-        if trouble := self._session.journal.problem:
-            print_line(trouble)
+        if journal.problem:
+            print_line(journal.problem)
 
     def resume(self, which: str = "all", *flags: str) -> None:
-        """Go on with what is parked or abandoned: resume [ID|all] [--everywhere] [--at-reset]."""
+        """Resume parked and abandoned requests: resume [ID|all] [--everywhere] [--at-reset]."""
         flags = (which, *flags) if which.startswith("--") else flags
         if unknown := set(flags) - {"--everywhere", "--at-reset"}:
             raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-        journal, maps, later = self._session.journal, 0, "--at-reset" in flags
+        journal, maps, at_reset = self._session.journal, 0, "--at-reset" in flags
         if which == "all" or which.startswith("--"):
-            here = None if "--everywhere" in flags else self._session.notebook
-            entries = journal.resumable_entries(notebook=here)
-            maps = map_cells.all_resumed(self._session, here, alone=not entries, later=later)
-        elif later and map_cells.rows_of(self._session, which):
+            notebook = None if "--everywhere" in flags else self._session.notebook
+            entries = journal.resumable_entries(notebook=notebook)
+            maps = map_cells.all_resumed(self._session, notebook, alone=not entries, later=at_reset)
+        elif at_reset and map_cells.rows_of(self._session, which):
             raise UsageError(f"%codex resume: {map_cells.NOT_LATER}")
         elif map_cells.resumed(self._session, which):
             return
@@ -80,16 +78,17 @@ class Entries(CommandGroup):
                 raise not_resumable(entries[0].id)
         if not (entries or maps):
             print_line("Nothing is parked or abandoned here.")
-            if journal.problem:  # and so nobody knows what the file holds
+            if journal.problem:  # then entries may exist that could not be read
                 print_line(journal.problem)
-        handles = [self._taken_up(entry, later=later) for entry in entries]
+        # All are started before the first is shown: they queue together, oldest first.
+        handles = [self._start_again(entry, at_reset=at_reset) for entry in entries]
         for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
             view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
-            if later:
-                self._session.answer_later(handle, view)
+            if at_reset:
+                self._session.answer_in_background(handle, view)
                 continue
             try:
-                self._session.answer(handle, view, kept=entry.reply.text)
+                self._session.show_answer(handle, view, earlier_text=entry.reply.text)
             except Stopped:
                 for other in handles[number:]:
                     other.stop()
@@ -99,94 +98,90 @@ class Entries(CommandGroup):
                     raise
                 print_line("\n".join(render(error.title, error.message, error.advice)))
 
-    def _taken_up(self, entry: Entry, *, later: bool) -> Handle:
-        """Return a handle on its way: at once, or when the limit that it waits for resets."""
+    def _start_again(self, entry: Entry, *, at_reset: bool) -> Handle:
+        """Start an entry's request now, or when the limit that it waits for resets."""
         if entry.possibly_paid:
             when = "when its kernel died" if entry.abandoned else "when it ended"
-            print_line(f"{entry.id} was under way {when}: it may be paid twice.")
-        until = entry.resume_at if later else None
-        handle = current().resume(entry, self._settings, not_before=until)
+            print_line(f"{entry.id} was running {when}: it may be paid twice.")
+        handle = current().resume(
+            entry, self._settings, not_before=entry.resume_at if at_reset else None
+        )
         handle.start()
         return handle
 
     def retry(self, id: str) -> None:  # noqa: A002
-        """Ask the same again, as a new request: retry ID."""
+        """Send the same prompt again, as a new request: retry ID."""
         request = self._session.journal.find_entry(id).request
-        variable = request.origin.variable
-        again = current().copy_request(
-            request, origin=identity.current_origin(self._session.shell, variable=variable)
-        )
-        handle = current().handle(again, self._settings)
-        self._session.answer(handle, _view(request, shorten(request.prompt, 60)))
+        origin = identity.current_origin(self._session.shell, variable=request.origin.variable)
+        handle = current().handle(current().copy_request(request, origin=origin), self._settings)
+        self._session.show_answer(handle, _view(request, shorten(request.prompt, 60)))
 
     def cancel(self, id: str = "all") -> None:  # noqa: A002
-        """End what is under way in this kernel, or a map at the Batch API: cancel [ID|all]."""
-        under_way = any(_named(id))
-        if (
-            not under_way
-            and id.startswith("m")
-            and map_cells.resumed(self._session, id, ending=True)
-        ):
+        """Cancel running requests of this kernel, or a map at the Batch API: cancel [ID|all]."""
+        is_running = any(_running(id))
+        # A map whose rows are at the provider is not running here, but can be cancelled there.
+        is_map = not is_running and id.startswith("m")
+        if is_map and map_cells.resumed(self._session, id, ending=True):
             return
-        for runner in self._order("cancel", id):
+        for runner in self._end("cancel", id):
             if runner.ended and runner.run.origin.engine == "batch":
                 map_cells.resumed(self._session, runner.run.id, ending=True)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
-        """Keep requests that are under way, or a map, for later: park [ID|all]."""
-        self._order("park", id)
+        """Park running requests or a map, to resume them later: park [ID|all]."""
+        self._end("park", id)
 
-    def _order(self, what: EndAction, id_: str) -> list[MapRunner]:
-        """End what an id means, and tell it; return the maps among it."""
-        maps, alone = _named(id_)
-        found = [runner.run.id for runner in maps] + [h.request.id for h in alone]
+    def _end(self, action: EndAction, prefix: str) -> list[MapRunner]:
+        """Cancel or park what an id names, print the outcomes, and return the maps among it."""
+        maps, handles = _running(prefix)
+        found = [runner.run.id for runner in maps] + [h.request.id for h in handles]
         if not found:
+            what = "Nothing" if prefix == "all" else f"No request {prefix[:40]!r}"
             raise NbcodexError(
-                "No such request is under way in this kernel."
-                if id_ != "all"
-                else "Nothing is under way in this kernel.",
-                advice="`%codex journal` lists them.",
+                f"{what} is running in this kernel.", advice="`%codex journal` lists requests."
             )
-        if id_ != "all" and len(found) > 1:
+        if prefix != "all" and len(found) > 1:
             raise NbcodexError(
-                f"{id_[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
+                f"{prefix[:40]!r} may be {', '.join(found)}.", advice="Type more of the id."
             )
         for runner in maps:
-            runner.end(what)
-        for handle in alone:
-            handle.end(what)
+            runner.end(action)
+        for handle in handles:
+            handle.end(action)
         for runner in maps:
-            runner.wait_ended(timeout=PUTTING_AWAY)
-            print_line(map_runner.describe_outcome(runner.run, runner.end_action or what))
-        for handle in alone:
+            runner.wait_ended(timeout=MAP_END_TIMEOUT_S)
+            print_line(map_runner.describe_outcome(runner.run, runner.end_action or action))
+        for handle in handles:
             print_line(f"{handle.request.id}: {handle.wait().reply.status}")
         return maps
 
     def forget(self, id: str) -> None:  # noqa: A002
-        """Erase an entry, or the whole journal, for good: forget ID|all."""
-        erased = event_loop.shared().submit(
-            self._session.journal.delete(None if id == "all" else id)
-        )
-        print_line(f"{erased.result()} erased.")
+        """Delete an entry, or the whole journal, permanently: forget ID|all."""
+        deleting = self._session.journal.delete(None if id == "all" else id)
+        print_line(f"{event_loop.shared().submit(deleting).result()} erased.")
 
 
-def _named(id_: str) -> tuple[list[MapRunner], list[Handle]]:
-    """Return the maps under way that `id_` names, or begins, and requests that are not of these."""
-    maps = [each for each in active_runners() if id_ == "all" or each.run.id.startswith(id_)]
-    rows_of = {runner.run.id for runner in maps}
-    live = [
-        each for each in current().active_handles() if each.request.origin.map_id not in rows_of
-    ]
-    alone = [each for each in live if id_ == "all" or each.request.id.startswith(id_)]
-    return maps, [each for each in alone if each.request.id == id_] or alone
+def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
+    """Return the running maps, and the requests outside of these, whose id has a prefix."""
+    everything = prefix == "all"
+    maps = {runner.run.id: runner for runner in active_runners()}
+    named_maps = list(maps) if everything else match_prefix(prefix, maps)
+    handles = {
+        handle.request.id: handle
+        for handle in current().active_handles()
+        # The rows of a map that is ended as a whole are ended with it.
+        if handle.request.origin.map_id not in named_maps
+    }
+    named = list(handles) if everything else match_prefix(prefix, handles)
+    return [maps[name] for name in named_maps], [handles[name] for name in named]
 
 
 def _view(request: Request, heading: str) -> View:
-    """Return how an answer of the journal is shown: of formats, it knows JSON alone."""
-    return View(form="json" if request.schema else "markdown", heading=heading)
+    # The journal does not keep the format, but a schema implies JSON.
+    return View(format="json" if request.schema else "markdown", heading=heading)
 
 
-def _line(entry: Entry, now: float) -> str:
+def _entry_line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
     until = f" (can go at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
@@ -194,12 +189,11 @@ def _line(entry: Entry, now: float) -> str:
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{doubt}"
 
 
-def _whole(entry: Entry) -> str:
-    told = [
+def _full_entry(entry: Entry) -> str:
+    doubt = entry.price_uncertainty
+    lines = [
         f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
-        f"{entry.price_uncertainty}: it was sent, and what became of it is not known"
-        if entry.price_uncertainty
-        else "",
+        f"{doubt}: it was sent, but its outcome is unknown" if doubt else "",
         f"notebook: {entry.notebook}" if entry.notebook else "",
         f"variable: {entry.variable}" if entry.variable else "",
         f"\n{printable(entry.request.prompt)}\n",
@@ -207,4 +201,4 @@ def _whole(entry: Entry) -> str:
         f"\n{figures_line(entry.reply)}",
         entry.error or "",
     ]
-    return "\n".join(filter(None, told))
+    return "\n".join(filter(None, lines))

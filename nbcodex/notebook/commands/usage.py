@@ -1,4 +1,4 @@
-"""Words about figures: what was used, and what the server allows."""
+"""Commands about usage, the budget and the server's limits."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ if TYPE_CHECKING:
     from nbcodex.requests.spending_cap import SpendingCap
 
 
-class Figures(CommandGroup):
+class UsageCommands(CommandGroup):
     """Usage and limits."""
 
     def usage(self) -> None:
-        """Tell what this session has used: tokens, cost, waits."""
+        """Show what this session has used: tokens, cost, waits."""
         totals = current().totals
         if not totals.by_model:
-            print_line("Nothing has been asked in this session.")
+            print_line("No request has been sent in this session.")
         for model, total in totals.by_model.items():
             print_line(f"{model}: {_total(total)}")
 
     def budget(self, *amount: str) -> None:
-        """Tell or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
+        """Show or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
         from nbcodex.requests.spending_cap import LEAST, read
 
         text = "".join(amount)
         if text.lower() == "off":
             self._config.own_budget = ""
-            self._keep(None)
+            self._save_cap(None)
         elif text:
             cap = read(text)
             if cap.unit == "tokens" and cap.amount < LEAST:
                 raise ConfigurationError(
-                    f"{cap.words(cap.amount)} let nothing through.",
-                    advice="Dollars are written as $5; tokens as 5000, 5k or 2M.",
+                    f"A budget of {cap.words(cap.amount)} is too small for any request.",
+                    advice="Write dollars as $5, and tokens as 5000, 5k or 2M.",
                 )
             if cap.period == "session":
                 self._config.own_budget = text
             else:
-                self._keep(cap)
+                self._save_cap(cap)
         if text:
             watch_of(current()).changed.set()
         settings = self._config.settings()
-        standings = event_loop.shared().submit(current().cap_usages(settings)).result()
-        for standing in standings:
-            print_line(str(standing))
-        if not standings:
+        caps = event_loop.shared().submit(current().cap_usages(settings)).result()
+        for cap_usage in caps:
+            print_line(str(cap_usage))
+        if not caps:
             print_line("No budget is set: %codex budget 200k, $5, $5/day or $20/month sets one.")
         elif text.lower() == "off":
-            print_line("This one is set by Codex.budget (%config, or ipython_config.py).")
+            print_line("This budget is set by Codex.budget (%config, or ipython_config.py).")
 
-    def _keep(self, cap: SpendingCap | None) -> None:
+    def _save_cap(self, cap: SpendingCap | None) -> None:
         event_loop.shared().submit(current().save_cap(self._settings, cap)).result()
 
     def monitor(self) -> None:
-        """Show all requests, live: gauges, totals, countdowns with their buttons, retries."""
+        """Show all requests live: limits, totals, countdowns with buttons, retries."""
         from nbcodex.notebook.monitor.widget import monitor
 
         shown = monitor()
@@ -76,22 +76,22 @@ class Figures(CommandGroup):
             print_line(str(shown))
 
     def limits(self) -> None:
-        """Tell the limits as they are known: what is left, refill, what is charged, holds."""
+        """Show the known limits: what is left, refill, charge policy, cooldowns."""
         client = current()
         known = event_loop.shared().submit(client.limits(self._settings)).result()
         now = client.clock.now()
-        told = [limits_text.lines(label, each, now) for label, each in known.items()]
-        for lines in filter(None, told):
+        texts = [limits_text.lines(label, each, now) for label, each in known.items()]
+        for lines in filter(None, texts):
             print_line("\n".join(lines))
-        if not any(told):
-            print_line("Nothing is known of limits before the first answer.")
-        if trouble := client.limiter(self._settings).sharing_problem:
-            print_line(trouble)
+        if not any(texts):
+            print_line("No limits are known before the first answer.")
+        if problem := client.limiter(self._settings).sharing_problem:
+            print_line(problem)
 
 
 def _total(total: UsageTotals) -> str:
-    about = "~" if total.estimated else ""
-    told: Iterable[str] = (
+    about = "~" if total.estimated else ""  # estimates are never shown as exact figures
+    parts: Iterable[str] = (
         f"{total.requests} request{'s' * (total.requests != 1)}, {total.answers} answered",
         f"{about}{total.usage.input_tokens:,} in ({total.usage.cached_tokens:,} cached)",
         f"{about}{total.usage.output_tokens:,} out ({total.usage.reasoning_tokens:,} reasoning)",
@@ -101,4 +101,4 @@ def _total(total: UsageTotals) -> str:
         f"limits met {total.refusals} time{'s' * (total.refusals != 1)}" if total.refusals else "",
         f"waited {format_duration(total.waited)}" if total.waited else "",
     )
-    return " · ".join(filter(None, told))
+    return " · ".join(filter(None, parts))
