@@ -1,166 +1,269 @@
-"""Rows on their way through the engine, as many at once as the limits take.
+"""The two ways for rows to be answered: each as a request of its own, or through the Batch API.
 
-Owns how many that is. Must not know the order of rows, nor what becomes of answers.
+Owns how many rows are on their way at once, and how endings reach the thread that executes the
+map. Must not know the order of rows, nor what is done with answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.events import Ending, Event
-from nbcodex.mapping.bulk import BatchBackend
+from nbcodex.mapping.pending_rows import PendingRow
 from nbcodex.mapping.stats import StatsCounter
+from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Request
+from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests.event_queue import WAIT_SLICE_S
+from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.codec import Entry
-    from nbcodex.mapping.map_run import EndAction
     from nbcodex.requests.handle import Handle
 
-MOST = 512
-"""Rows under way at once: at 200 a second, answers may take two and a half seconds."""
+EndAction = Literal["cancel", "park"]
 
-AHEAD = 64
-"""Rows that wait for leave to be sent: enough that the ledger always has a next one, and no more,
-for each of them is a task and a place in its row."""
+# At 200 answers a second, this lets an answer take two and a half seconds.
+MAX_ACTIVE_ROWS = 512
+# Rows that wait for capacity: enough that the limiter always has a next one. More would only
+# cost memory, since each is a task and an entry of the limiter's queue.
+MAX_QUEUED_ROWS = 64
+# Rows of an iterator between the reply to be returned next and the last row started.
+LIVE_WINDOW_ROWS = 1024
+# Rows that move to the event loop, and into the journal, in one transaction.
+UPLOAD_CHUNK_ROWS = 5_000
+# Longest wait for endings while there are rows to read: reading must not be held up.
+READING_WAIT_S = 0.01
 
 
 class Backend(Protocol):
-    """A way for rows to be answered: one after another now, or all of them later.
+    """A way for rows to be answered.
 
     Attributes
     ----------
     settings : Settings
-        How the server is reached by the rows that are begun from now on.
-    tally : StatsCounter
-        Hears every event of the rows.
+        How the server is reached by rows that are started from now on.
+    counter : StatsCounter
+        Receives every event of the rows.
     window : int
-        Rows of an iterator between the one that is to be given next and the last one begun.
+        Rows of an iterator between the reply to be returned next and the last row started.
     """
 
     settings: Settings
-    tally: StatsCounter
+    counter: StatsCounter
     window: int
 
     @property
     def stage(self) -> str:
-        """Where the server is with all of them, in a few words; empty where each goes alone."""
+        """State of the provider's batch jobs in a few words; empty for live rows."""
         ...
 
-    def room(self) -> int:
-        """Return how many more rows it takes now."""
+    def capacity(self, active: int) -> int:
+        """Return how many more rows can be started while `active` rows have not ended."""
         ...
 
     def start(self, request: Request, entry: Entry | None = None) -> None:
-        """Begin with a request, or take up one that is in the journal."""
+        """Start a request, or resume one that is in the journal."""
         ...
 
-    def complete(self) -> None:
-        """For now no more rows will come: what was held back may go."""
+    def flush(self) -> None:
+        """Send what is held back: no more rows follow for the moment."""
         ...
 
-    def order(self, what: EndAction, /) -> None:
-        """End what is under way; what a provider has, it goes on with."""
+    def end_active(self, action: EndAction, /) -> None:
+        """End what has not ended; what a provider's batch job holds continues there."""
         ...
 
-    def ended(self, *, within: float) -> list[Ending]:
-        """Return the last events that have come, waiting for one at most `within` seconds."""
+    def endings(self, *, timeout: float) -> list[Ending]:
+        """Return the endings that have arrived; wait for one at most `timeout` seconds."""
         ...
 
-    def missed(self) -> list[Ending]:
-        """Return the last events that `ended` may have told while an interrupt struck."""
+    def unconfirmed(self) -> list[Ending]:
+        """Return the endings that are not confirmed, those returned by `endings` included."""
         ...
 
-    def forget(self, id_: str) -> None:
-        """The end of this row has been noted."""
+    def confirm(self, request_id: str) -> None:
+        """Note that the ending of this row is recorded."""
         ...
 
 
-class LiveBackend:
-    """Each row is a request of its own, paced with all others of this process."""
+class _EndingBuffer:
+    """Takes endings from the event loop's thread to the one that executes the map."""
 
-    window, stage = 1024, ""
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Ending] = queue.SimpleQueue()
+        # An interrupt may strike after `endings` has taken an ending and before the map has
+        # recorded it. Until it is confirmed, it can be fetched again from here.
+        self._unconfirmed: dict[str, Ending] = {}
 
-    def __init__(self, client: Client, settings: Settings) -> None:
-        self.tally = StatsCounter()
-        self._client, self.settings = client, settings
-        self._handles: dict[str, Handle] = {}
-        self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
-        self._started = 0
+    def _add_ending(self, ending: Ending) -> None:
+        self._unconfirmed[ending.request_id] = ending
+        self._queue.put(ending)
 
-    def room(self) -> int:
-        """Return how many more rows it takes now."""
-        under_way = self._started - self.tally.ended
-        return min(MOST - under_way, AHEAD - (under_way - self.tally.sent))
-
-    def start(self, request: Request, entry: Entry | None = None) -> None:
-        """Begin with a request, or take up one that is in the journal."""
-        if entry is None:
-            handle = self._client.handle(request, self.settings, listener=self._hear)
-        else:
-            handle = self._client.resume(entry, self.settings, listener=self._hear)
-        self._handles[request.id] = handle
-        self._started += 1
-        handle.start()
-
-    def complete(self) -> None:
-        """For now no more rows will come: nothing is held back that could go."""
-
-    def order(self, what: EndAction, /) -> None:
-        """End what is under way."""
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and has parked them
-            for handle in list(self._handles.values()):
-                handle.end(what)
-
-    def ended(self, *, within: float) -> list[Ending]:
-        """Return the last events that have come, waiting for one at most `within` seconds."""
+    def endings(self, *, timeout: float) -> list[Ending]:
+        """Return the endings that have arrived; wait for one at most `timeout` seconds."""
         found: list[Ending] = []
         with contextlib.suppress(queue.Empty):
-            if within > 0:
-                found.append(self._endings.get(timeout=min(within, WAIT_SLICE_S or within)))
+            if timeout > 0:
+                found.append(self._queue.get(timeout=min(timeout, WAIT_SLICE_S or timeout)))
             while True:
-                found.append(self._endings.get_nowait())
+                found.append(self._queue.get_nowait())
         return found
 
-    def missed(self) -> list[Ending]:
-        """Return the last events that `ended` may have told while an interrupt struck."""
-        return [handle.wait() for handle in list(self._handles.values()) if handle.done]
+    def unconfirmed(self) -> list[Ending]:
+        """Return the endings that are not confirmed, those returned by `endings` included."""
+        return list(self._unconfirmed.values())
 
-    def forget(self, id_: str) -> None:
-        """The end of this row has been noted."""
-        self._handles.pop(id_, None)
+    def confirm(self, request_id: str) -> None:
+        """Note that the ending of this row is recorded."""
+        self._unconfirmed.pop(request_id, None)
 
-    def _hear(self, event: Event) -> None:
-        self.tally(event)
+
+class LiveBackend(_EndingBuffer):
+    """Each row is a request of its own, limited together with all others of this process."""
+
+    window, stage = LIVE_WINDOW_ROWS, ""
+
+    def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
+        super().__init__()
+        self.settings, self.counter = settings, StatsCounter(map_id)
+        self._client = client
+        self._handles: dict[str, Handle] = {}
+
+    def capacity(self, active: int) -> int:
+        """Return how many more rows can be started while `active` rows have not ended."""
+        queued = active - self.counter.stats.sent
+        return min(MAX_ACTIVE_ROWS - active, MAX_QUEUED_ROWS - queued)
+
+    def start(self, request: Request, entry: Entry | None = None) -> None:
+        """Start a request, or resume one that is in the journal."""
+        if entry is None:
+            handle = self._client.handle(request, self.settings, listener=self._on_event)
+        else:
+            handle = self._client.resume(entry, self.settings, listener=self._on_event)
+        self._handles[request.id] = handle
+        handle.start()
+
+    def flush(self) -> None:
+        """Do nothing: each row is sent as soon as the limits allow."""
+
+    def end_active(self, action: EndAction, /) -> None:
+        """End what has not ended."""
+        with contextlib.suppress(RuntimeError):  # the interpreter exits, and has parked them
+            for handle in list(self._handles.values()):
+                handle.end(action)
+
+    def confirm(self, request_id: str) -> None:
+        """Note that the ending of this row is recorded."""
+        super().confirm(request_id)
+        self._handles.pop(request_id, None)
+
+    def _on_event(self, event: Event) -> None:
+        self.counter(event)
         if isinstance(event, Ending):
-            self._endings.put(event)
+            self._add_ending(event)
 
 
-def way(name: str, client: Client, settings: Settings) -> Backend:
-    """Return the way that `name` means.
+class BatchBackend(_EndingBuffer):
+    """Rows are collected, uploaded together at half the price, and answered within a day."""
+
+    window = MAX_BATCH_REQUESTS
+
+    def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
+        super().__init__()
+        self.settings, self.counter = settings, StatsCounter(map_id)
+        self._client, self._cancels_jobs = client, False
+        self._uploader: BatchUploader | None = None
+        self._rows: list[PendingRow] = []
+        self._own_ids: set[str] = set()
+        self._is_reading = False
+
+    @property
+    def stage(self) -> str:
+        """State of the provider's batch jobs in a few words."""
+        return self._uploader.stage if self._uploader else ""
+
+    def prepare_resume(self, *, cancel_jobs: bool) -> None:
+        """Get ready to resume; with `cancel_jobs`, the provider's batch jobs are cancelled."""
+        self._uploader, self._cancels_jobs = None, cancel_jobs
+
+    def capacity(self, active: int) -> int:  # noqa: ARG002 - the provider takes any number
+        """Return how many more rows can be started."""
+        backlog = self._uploader.backlog if self._uploader else 0
+        return UPLOAD_CHUNK_ROWS - len(self._rows) if backlog <= UPLOAD_CHUNK_ROWS else 0
+
+    def start(self, request: Request, entry: Entry | None = None) -> None:
+        """Start a request, or resume one that is in the journal."""
+        self._own_ids.add(request.id)
+        self._rows.append(PendingRow(request, entry))
+        self._is_reading = True
+        if len(self._rows) >= UPLOAD_CHUNK_ROWS:
+            self._hand_over()
+
+    def flush(self) -> None:
+        """Upload what is held back: no more rows follow for the moment."""
+        if self._is_reading:
+            self._hand_over()
+            self._is_reading = False
+            if self._uploader:
+                event_loop.shared().call_soon(self._uploader.flush)
+
+    def _hand_over(self) -> None:
+        if not self._rows:
+            return
+        if self._uploader is None:
+            self._uploader = BatchUploader(
+                self._client.services(),
+                self.settings,
+                self._on_event,
+                cancels_jobs=self._cancels_jobs,
+            )
+        rows, self._rows = self._rows, []
+        event_loop.shared().call_soon(self._uploader.add, rows)
+
+    def end_active(self, _action: EndAction, /) -> None:
+        """Park what has not ended; the provider continues with the jobs that it has."""
+        self._hand_over()
+        uploader, self._uploader, self._is_reading = self._uploader, None, False
+        if uploader is not None:
+            with contextlib.suppress(RuntimeError):  # the interpreter exits
+                event_loop.shared().call_soon(lambda: asyncio.ensure_future(uploader.park()))
+
+    def endings(self, *, timeout: float) -> list[Ending]:
+        """Return the endings that have arrived; wait for one at most `timeout` seconds."""
+        return super().endings(
+            timeout=min(timeout, READING_WAIT_S) if self._is_reading else timeout
+        )
+
+    def _on_event(self, event: Event) -> None:
+        self._client.totals(event)
+        if event.request_id not in self._own_ids:
+            return  # a row of another map whose batch job this map waits for
+        self.counter(event)
+        if isinstance(event, Ending):
+            self._own_ids.discard(event.request_id)
+            self._add_ending(event)
+
+
+def make_backend(engine: str, client: Client, settings: Settings, *, map_id: str) -> Backend:
+    """Return the backend that `nbcodex.map(engine=…)` names.
 
     Raises
     ------
     ConfigurationError
-        If there is none.
+        If there is none of that name.
     """
-    if name not in WAYS:
-        raise ConfigurationError(
-            f"engine={name!r} is unknown.",
-            advice="'live' asks row by row, 'batch' hands all in together.",
-        )
-    return WAYS[name](client, settings)
-
-
-WAYS: dict[str, Callable[[Client, Settings], Backend]] = {
-    "live": LiveBackend,
-    "batch": BatchBackend,
-}
-"""Ways by the name that `nbcodex.map(engine=…)` knows them by."""
+    if engine == "live":
+        return LiveBackend(client, settings, map_id=map_id)
+    if engine == "batch":
+        return BatchBackend(client, settings, map_id=map_id)
+    raise ConfigurationError(
+        f"engine={engine!r} is unknown.",
+        advice="'live' sends row by row, 'batch' uploads all rows together.",
+    )

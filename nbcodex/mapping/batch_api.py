@@ -1,7 +1,6 @@
-"""The provider's Batch API, as somebody meets it who has patience.
+"""The provider's Batch API with retries: a network fault delays a map, it never ends one.
 
-Owns how often a batch is looked at, and that a fault of the network ends no map. Must not know the
-journal, nor what becomes of answers.
+Owns how often a batch job is polled. Must not know the journal, nor what is done with answers.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from nbcodex.errors import (
     TransientError,
     shorten,
 )
+from nbcodex.mapping.pending_rows import RowResult
 from nbcodex.models import Request
-from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
 from nbcodex.settings import Settings
@@ -28,207 +27,210 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.requests.services import Services
 
-T = TypeVar("T")
-Verdict = CompletedAnswer | NbcodexError
+ResultT = TypeVar("ResultT")
 
-SOON, SLOWER, SELDOM = 3.0, 1.3, 60.0
-"""Seconds between two looks at a batch: at first, by how much longer each time, at the longest."""
-ERASING = 3
-"""Tries to have files erased, for which the last answers wait; the next map tries again."""
+# Time between two polls of a job. A day-long job is polled some 1,400 times, a job of a minute is
+# noticed within a quarter of its duration.
+FIRST_POLL_S, POLL_FACTOR, MAX_POLL_S = 3.0, 1.3, 60.0
+# The last answers of a job are emitted only after this, so it must not take long; what is not
+# erased is erased by the next map.
+ERASE_ATTEMPTS = 3
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """Rows of a map that are handed in together.
+class BatchPart:
+    """Rows of a map that are uploaded together and become one batch job.
 
     Parameters
     ----------
     tag : str
-        What finds it again at the provider.
+        Its name in the job's metadata, by which the job is found again.
     requests : dict
         Its rows without an answer, by id.
-    asking : Request
-        Any of its rows: it leads to the server.
+    sample : Request
+        Any of its rows, from which the server's address is derived.
     base_url, model : str, str or None
-        Where it goes, and whom it asks.
+        Where it goes.
     batch : Batch or None
-        As the provider told it last.
+        The job's latest known state.
     """
 
     tag: str
     requests: dict[str, Request]
-    asking: Request
+    sample: Request
     base_url: str
     model: str | None = None
     batch: Batch | None = None
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the job carries at the provider."""
+        return {"nbcodex": self.tag}
 
-class Provider:
-    """Hands in, looks, fetches and erases, however often it takes.
+
+class BatchApi:
+    """Creates, polls, reads and erases batch jobs, retrying as long as necessary.
 
     Parameters
     ----------
     services : Services
-        Its api_client, its clock and its chance.
+        Its API client, clock and random source.
     settings : Settings
         How the server is reached.
 
     Attributes
     ----------
-    hitch : str
-        What it waits out now.
+    fault : str
+        The temporary fault after which it waits right now; empty while there is none.
     """
 
     def __init__(self, services: Services, settings: Settings) -> None:
-        self.batches = BatchClient(services.api_client)
-        self.hitch = ""
-        self._settings, self._clock, self._chance = settings, services.clock, services.chance
+        self.client = BatchClient(services.api_client)
+        self.fault = ""
+        self._settings, self._clock, self._random = settings, services.clock, services.chance
 
-    async def hand_in(
-        self, part: Part, data: bytes, *, noted: Callable[[str], Awaitable[None]]
+    async def create(
+        self, part: BatchPart, data: bytes, *, on_file: Callable[[str], Awaitable[None]]
     ) -> Batch:
-        """Hand a part in; what an earlier try has brought about is found, not repeated.
+        """Upload a part and create its job.
 
-        `noted` writes down the name of its file, so that it can be erased whatever happens.
+        `on_file` records the file's id before anything else happens, so that the file is erased
+        even if this process dies.
 
         Raises
         ------
         BatchUnsupportedError
-            If the server takes no batches.
+            If the server has no Batch API.
         NbcodexError
-            If it does not take this one.
+            If it refuses this job.
         """
-        settings, tried = self._settings, False
+        attempted = False
 
-        async def start() -> Batch:
-            nonlocal tried
-            if tried and (found := await self._find(part)):
+        async def create_once() -> Batch:
+            nonlocal attempted
+            # The answer to an earlier attempt may have been lost although the job was created:
+            # creating it again would pay all its rows twice.
+            if attempted and (found := await self._find(part)):
                 return found
-            tried = True
-            return await self.batches.create_batch(
-                file, part.asking, settings, metadata=_tags(part.tag)
+            attempted = True
+            return await self.client.create_batch(
+                file, part.sample, self._settings, metadata=part.metadata
             )
 
         file = ""
         try:
-            file = await self._patiently(
-                lambda: self.batches.upload_file(data, part.asking, settings)
+            file = await self._retrying(
+                lambda: self.client.upload_file(data, part.sample, self._settings)
             )
-            await noted(file)
-            return await self._patiently(start)
+            await on_file(file)
+            return await self._retrying(create_once)
         except NbcodexError as error:
             if file:
-                await self.erase(only(file), part.asking)
+                await self.erase(jobless_batch(file), part.sample)
             if isinstance(error, RequestError | ModelError):
                 raise BatchUnsupportedError(
-                    f"The server takes no such batch. {error.message}",
-                    advice="engine='live' asks row by row.",
+                    f"The server does not accept this batch. {error.message}",
+                    advice="engine='live' sends row by row.",
                 ) from error
             raise
 
-    async def find(self, part: Part) -> Batch | None:
-        """Return the batch that a part became, if it was handed in."""
-        return await self._patiently(lambda: self._find(part))
+    async def find(self, part: BatchPart) -> Batch | None:
+        """Return the job of a part; None if it was never created."""
+        return await self._retrying(lambda: self._find(part))
 
-    async def _find(self, part: Part) -> Batch | None:
-        found = await self.batches.find_batches(
-            part.asking, self._settings, metadata=_tags(part.tag)
-        )
+    async def _find(self, part: BatchPart) -> Batch | None:
+        found = await self.client.find_batches(part.sample, self._settings, metadata=part.metadata)
         return next(iter(found), None)
 
-    async def look(self, id_: str, asking: Request) -> Batch:
-        """Return how a batch stands."""
-        return await self._patiently(
-            lambda: self.batches.retrieve_batch(id_, asking, self._settings)
+    async def retrieve(self, batch_id: str, sample: Request) -> Batch:
+        """Return the present state of a job."""
+        return await self._retrying(
+            lambda: self.client.retrieve_batch(batch_id, sample, self._settings)
         )
 
-    async def watch(self, part: Part, *, until_accepted: bool = False) -> Batch:
-        """Look at a batch again and again, until it has ended, or was found to be in order."""
-        assert part.batch is not None  # noqa: S101 - it was handed in
-        delay = SOON
-        while not (part.batch.ended or (until_accepted and part.batch.status != "validating")):
-            await self.pause(delay)
-            delay = min(delay * SLOWER, SELDOM)
-            part.batch = await self.look(part.batch.id, part.asking)
+    async def poll(self, part: BatchPart, *, until_validated: bool = False) -> Batch:
+        """Poll a job until it has ended, or has passed validation."""
+        assert part.batch is not None  # noqa: S101 - it was created
+        delay = FIRST_POLL_S
+        while not (part.batch.ended or (until_validated and part.batch.status != "validating")):
+            await self._sleep(delay)
+            delay = min(delay * POLL_FACTOR, MAX_POLL_S)
+            part.batch = await self.retrieve(part.batch.id, part.sample)
         return part.batch
 
-    async def cancel(self, part: Part) -> None:
-        """Have the provider end a batch; one that has ended already stays as it is."""
+    async def cancel(self, part: BatchPart) -> None:
+        """Cancel a job; one that has ended stays as it is."""
         batch = part.batch
         if batch is None or batch.ended or batch.status == "cancelling":
             return
         try:
-            part.batch = await self._patiently(
-                lambda: self.batches.cancel_batch(batch.id, part.asking, self._settings)
+            part.batch = await self._retrying(
+                lambda: self.client.cancel_batch(batch.id, part.sample, self._settings)
             )
-        except RequestError:  # it has just ended
-            part.batch = await self.look(batch.id, part.asking)
+        except RequestError:  # it ended between our poll and this call
+            part.batch = await self.retrieve(batch.id, part.sample)
 
     async def results(
-        self, part: Part, wanted: Collection[str]
-    ) -> AsyncGenerator[tuple[str, Verdict]]:
-        """Yield what the provider says of each wanted row, in whatever order.
+        self, part: BatchPart, wanted: Collection[str]
+    ) -> AsyncGenerator[tuple[str, RowResult]]:
+        """Yield the provider's result for each wanted row, in any order.
 
-        `wanted` may shrink meanwhile: after a fault, what is not in it any more is left out.
+        After a fault the file is read again from its start. `wanted` may shrink meanwhile: rows
+        that are no longer in it are skipped.
         """
         delay = backoff.BACKOFF_INITIAL_S
         while True:
             assert part.batch is not None  # noqa: S101 - it has ended
             try:
-                async for id_, told in self.batches.results(
-                    part.batch, part.asking, self._settings
+                async for id_, result in self.client.results(
+                    part.batch, part.sample, self._settings
                 ):
                     if id_ in wanted:
-                        yield id_, told
+                        yield id_, result
             except TransientError as error:
-                await self._wait_out(error, delay)
-                delay = min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
+                delay = await self._back_off(error, delay)
             else:
                 return
 
-    async def erase(self, batch: Batch, asking: Request) -> bool:
-        """Have the files of a batch erased; return whether they are."""
+    async def erase(self, batch: Batch, sample: Request) -> bool:
+        """Erase the files of a job; return whether they are erased."""
         try:
-            await self._patiently(
-                lambda: self.batches.delete_files(batch, asking, self._settings), tries=ERASING
+            await self._retrying(
+                lambda: self.client.delete_files(batch, sample, self._settings),
+                attempts=ERASE_ATTEMPTS,
             )
         except NbcodexError as error:
             log.warning("files of %s were not erased: %s", batch.id, error)
             return False
         return True
 
-    async def pause(self, seconds: float) -> None:
-        """Let some seconds pass."""
-        await self._clock.wait(self._clock.now() + seconds)
-
-    async def _patiently(
-        self, deed: Callable[[], Awaitable[T]], *, tries: float = float("inf")
-    ) -> T:
-        """Do it again after each transient failure, as long as it takes."""
+    async def _retrying(
+        self, call: Callable[[], Awaitable[ResultT]], *, attempts: float = float("inf")
+    ) -> ResultT:
         delay = backoff.BACKOFF_INITIAL_S
         while True:
             try:
-                return await deed()
+                return await call()
             except TransientError as error:
-                tries -= 1
-                if tries <= 0:
+                attempts -= 1
+                if attempts <= 0:
                     raise
-                await self._wait_out(error, delay)
-                delay = min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
+                delay = await self._back_off(error, delay)
 
-    async def _wait_out(self, error: TransientError, delay: float) -> None:
-        asked = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._chance)
-        self.hitch = shorten(error.message, 100)
-        await self.pause(max(asked, delay + self._chance.uniform(0.0, delay)))
-        self.hitch = ""
+    async def _back_off(self, error: TransientError, delay: float) -> float:
+        """Wait after a temporary fault; return the delay after the next one."""
+        stated = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._random)
+        self.fault = shorten(error.message, 100)
+        await self._sleep(max(stated, delay + self._random.uniform(0.0, delay)))
+        self.fault = ""
+        return min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._clock.wait(self._clock.now() + seconds)
 
 
-def only(file: str | None) -> Batch:
-    """Return the batch that was never made of a file."""
+def jobless_batch(file: str | None) -> Batch:
+    """Return a stand-in for the job that was never created from an uploaded file."""
     return Batch(id="", status="failed", input_file=file)
-
-
-def _tags(tag: str) -> dict[str, str]:
-    return {"nbcodex": tag}

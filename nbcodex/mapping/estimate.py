@@ -1,12 +1,12 @@
 """What a map will use and cost, before anything is sent. Every figure is an estimate.
 
-Owns the arithmetic, and whom to ask before a dear map. Must not send anything.
+Owns the arithmetic, and the question to the user before an expensive map. Must not send anything.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,41 +24,37 @@ from nbcodex.settings import DEFAULT_MODEL, Settings
 if TYPE_CHECKING:
     from nbcodex.client import Client
 
-SAMPLE = 200
-"""Rows of which the cost of all is estimated, where nobody asked for more."""
-TOGETHER = 2_000
-"""Rows that are looked at in one go."""
-MOST = 1_000_000
-"""Rows that are remembered to find equal ones by, some 100 bytes each; what is equal to others
-behind these is counted as if it were not."""
+# Rows from which the cost of all is estimated, unless the user asks for a dry run.
+SAMPLE_ROWS = 200
+# Rows that are looked up in the journal in one query.
+LOOKUP_CHUNK_ROWS = 2_000
+# Fingerprints that are kept to find equal rows, some 100 bytes each. Rows beyond count as new.
+MAX_FINGERPRINTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a map will use, about.
+    """What a map will probably use.
 
     Parameters
     ----------
     rows : int
-        Its rows.
-    answered : int
-        Those of them that were answered before and cost nothing.
-    equal : int
-        Those that ask the same as one before them, and get its answer.
-    refused : int
-        Those that make no request.
+        Number of rows.
+    answered, equal, refused : int
+        Rows that cost nothing: answered before; equal to an earlier row, whose answer they get; of
+        which no request can be made.
     input_tokens, output_tokens : int
-        Tokens of the others. The output is `max_output` for each, else 500.
+        Tokens of the others. The output is `max_output` for each, otherwise 500.
     cost : float or None
-        US dollars; None where no price is known.
+        US dollars; None if no price is known.
     model : str or None
-        The model that is asked, if it is known without asking the server.
+        The model, if it is known without asking the server.
     bounded : bool
         Whether `max_output` bounds the output.
     halved : bool
         Whether the cost is that of the Batch API.
     budgets : tuple of str
-        What is left of the user's own caps for it, in words.
+        What is left of the user's budgets, in words.
     """
 
     rows: int
@@ -74,195 +70,186 @@ class Estimate:
     budgets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        most = "at most " if self.bounded else ""
+        at_most = "at most " if self.bounded else ""
         assumed = "" if self.bounded else f" ({DEFAULT_OUTPUT_TOKENS} a row assumed)"
-        told = [
+        parts = [
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
             f"{self.equal:,} equal to others" if self.equal else "",
             f"{self.refused:,} make no request" if self.refused else "",
             f"~{self.input_tokens:,} in",
-            f"{most}~{self.output_tokens:,} out{assumed}",
-            "price unknown" if self.cost is None else f"{most}~${self.cost:,.2f}",
+            f"{at_most}~{self.output_tokens:,} out{assumed}",
+            "price unknown" if self.cost is None else f"{at_most}~${self.cost:,.2f}",
             "half the usual price" if self.halved and self.cost else "",
             self.model or "",
             *self.budgets,
         ]
-        return " · ".join(filter(None, told))
+        return " · ".join(filter(None, parts))
 
     def __repr__(self) -> str:
         return f"<Estimate {self}>"
 
 
-@dataclass(slots=True)
-class _Count:
-    """What some rows ask, counted one by one."""
-
-    rows: int = 0
-    answered: int = 0
-    equal: int = 0
-    refused: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    first: Request | None = None
-    base_url: str = ""
-
-    @property
-    def asked(self) -> int:
-        """Rows that are sent."""
-        return self.rows - self.answered - self.equal - self.refused
-
-
 def estimate(
-    shape: InputData,
-    recipe: RowRequests,
+    data: InputData,
+    requests: RowRequests,
     client: Client,
     settings: Settings,
     *,
-    sample: bool = False,
+    from_sample: bool = False,
 ) -> Estimate:
-    """Return what the rows will use; with `sample`, told by some of them.
+    """Return what the rows will use; with `from_sample`, extrapolated from some of them.
 
     An iterator is read to its end.
     """
-    few, apart = _sampled(shape, recipe) if sample else (shape.rows(), 0)
-    count = _counted(few, recipe, client, settings)
-    total = count.rows if shape.total is None else shape.total
-    times = apart / max(count.rows, 1) if sample else 1.0
-    halved = recipe.origin.engine == "batch"
-    model = (count.first and count.first.model) or settings.model or _default(count.base_url)
-    cost = _cost(count, model)
-    told = Estimate(
+    rows: Iterable[Row] = data.rows()
+    distinct, scale = 0, 1.0
+    if from_sample:
+        sample, distinct = _sample(data, requests)
+        rows, scale = sample, distinct / max(len(sample), 1)
+    count, model, base_url = _count(rows, requests, client, settings)
+    total = count.rows if data.total is None else data.total
+    cost = _cost(count, model, base_url)
+    is_batch = requests.origin.engine == "batch"
+    result = replace(
+        count,
         rows=total,
-        answered=round(count.answered * times),
-        equal=round(count.equal * times) + (total - apart if sample else 0),
-        refused=round(count.refused * times),
-        input_tokens=round(count.input_tokens * times),
-        output_tokens=round(count.output_tokens * times),
-        cost=None if cost is None else cost * times * (BATCH_PRICE_FACTOR if halved else 1.0),
+        answered=round(count.answered * scale),
+        equal=round(count.equal * scale) + (total - distinct if from_sample else 0),
+        refused=round(count.refused * scale),
+        input_tokens=round(count.input_tokens * scale),
+        output_tokens=round(count.output_tokens * scale),
+        cost=None if cost is None else cost * scale * (BATCH_PRICE_FACTOR if is_batch else 1.0),
         model=model,
-        bounded=bool(count.first and count.first.max_output),
-        halved=halved,
+        halved=is_batch,
     )
-    used = told.input_tokens + told.output_tokens
-    budgets = client.budget_outlook(settings, count.base_url, tokens=used, cost=told.cost)
-    return replace(told, budgets=tuple(event_loop.shared().submit(budgets).result()))
+    used = result.input_tokens + result.output_tokens
+    outlook = client.budget_outlook(settings, base_url, tokens=used, cost=result.cost)
+    return replace(result, budgets=tuple(event_loop.shared().submit(outlook).result()))
 
 
-def _counted(
-    rows: Iterable[Row], recipe: RowRequests, client: Client, settings: Settings
-) -> _Count:
-    """Return what the rows ask of the server; what is equal, or answered, asks nothing."""
-    count, seen = _Count(), set[int]()
-    for part in _in_parts(rows):
-        requests = list(_requests(recipe, part))
-        count.rows += len(part)
-        count.refused += len(part) - len(requests)
-        if requests and count.first is None:
-            count.first = requests[0]
-            count.base_url = client.services().api_client.endpoint(count.first, settings).base_url
-        keys = [equality_key(r, base_url=count.base_url) if r.reuse else b"" for r in requests]
-        known = client.journal(settings).maps.answered_keys(filter(None, keys))
-        for request, key in zip(requests, keys, strict=True):
-            if key in known:
-                count.answered += 1
-            elif key and not _is_new(hash(key), seen):
-                count.equal += 1
+def _count(
+    rows: Iterable[Row], requests: RowRequests, client: Client, settings: Settings
+) -> tuple[Estimate, str | None, str]:
+    """Count rows and tokens one by one; return them with the model and the server's address."""
+    count = {"rows": 0, "answered": 0, "equal": 0, "refused": 0, "input": 0, "output": 0}
+    first: Request | None = None
+    base_url, seen, unread = "", set[int](), iter(rows)
+    while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
+        made = [request for row in chunk if (request := _request_or_none(requests, row))]
+        count["rows"] += len(chunk)
+        count["refused"] += len(chunk) - len(made)
+        if made and first is None:
+            first = made[0]
+            base_url = client.services().api_client.endpoint(first, settings).base_url
+        keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
+        answered = client.journal(settings).maps.answered_keys(filter(None, keys))
+        for request, key in zip(made, keys, strict=True):
+            if key in answered:
+                count["answered"] += 1
+            elif key and not _add_new(hash(key), seen):
+                count["equal"] += 1
             else:
-                count.input_tokens += pricing.estimate_request_tokens(request)
-                count.output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
-    return count
-
-
-def is_priced(recipe: RowRequests, client: Client, settings: Settings) -> bool:
-    """Return whether prices are known where the rows go; no function is called for it.
-
-    Raises
-    ------
-    ConfigurationError
-        If a setting is wrong, or no key is known.
-    """
-    somewhere = Request(prompt="?", api_base=recipe.options.get("api_base"))
-    return (
-        pricing.provider_of(client.services().api_client.endpoint(somewhere, settings).base_url)
-        is not None
+                count["input"] += pricing.estimate_request_tokens(request)
+                count["output"] += request.max_output or DEFAULT_OUTPUT_TOKENS
+    model = (first and first.model) or settings.model
+    if model is None and pricing.provider_of(base_url) == "openai":
+        model = DEFAULT_MODEL
+    counted = Estimate(
+        rows=count["rows"],
+        answered=count["answered"],
+        equal=count["equal"],
+        refused=count["refused"],
+        input_tokens=count["input"],
+        output_tokens=count["output"],
+        bounded=bool(first and first.max_output),
     )
+    return counted, model, base_url
 
 
-def have_agreed(told: Estimate, *, above: float, ask: Callable[[str], bool | None]) -> None:
-    """Have the user agree to what a map may cost, if that is more than `above` dollars.
+def _request_or_none(requests: RowRequests, row: Row) -> Request | None:
+    try:
+        return requests.request(row)
+    except NbcodexError:
+        return None
 
-    Raises
-    ------
-    ConfigurationError
-        If nobody can be asked; it says how to go on.
-    NbcodexError
-        If the user does not agree.
+
+def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
+    """Return some of the distinct rows, evenly spaced, and the number of distinct rows.
+
+    One pass without knowing the number of rows: whenever the sample is twice as large as needed,
+    every other row is dropped and the step doubles.
     """
-    if told.cost is None or told.cost <= above:
-        return
-    agreed = ask(f"{told}. That is more than ${above:,.2f}. Go on?")
-    if agreed is None:
-        raise ConfigurationError(
-            f"This map may cost about ${told.cost:,.2f}, which is more than Codex.ask_above "
-            f"(${above:,.2f}), and nobody can be asked here. Nothing was sent.",
-            advice="Pass confirm=True, set %config Codex.ask_above, or try limit=10.",
-        )
-    if not agreed:
-        raise NbcodexError("Not begun; nothing was sent.", advice="Try some rows with limit=10.")
-
-
-def _in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rest = iter(rows)
-    while few := list(itertools.islice(rest, TOGETHER)):
-        yield few
-
-
-def _requests(recipe: RowRequests, rows: Iterable[Row]) -> Iterator[Request]:
-    for row in rows:
-        try:
-            yield recipe.request(row)
-        except NbcodexError:
-            continue
-
-
-def _sampled(shape: InputData, recipe: RowRequests) -> tuple[list[Row], int]:
-    """Return some of the rows that differ, taken evenly, and how many rows differ."""
     seen: set[int] = set()
-    few: list[Row] = []
-    apart, step = 0, 1
-    for row in shape.rows():
-        mark = recipe.mark(row)
-        if mark is not None and not _is_new(mark, seen):
+    sample: list[Row] = []
+    distinct, step = 0, 1
+    for row in data.rows():
+        fingerprint = requests.fingerprint(row)
+        if fingerprint is not None and not _add_new(fingerprint, seen):
             continue
-        if apart % step == 0:
-            few.append(row)
-        if len(few) > 2 * SAMPLE:
-            few, step = few[::2], step * 2
-        apart += 1
-    return few, apart
+        if distinct % step == 0:
+            sample.append(row)
+        if len(sample) > 2 * SAMPLE_ROWS:
+            sample, step = sample[::2], step * 2
+        distinct += 1
+    return sample, distinct
 
 
-def _is_new(mark: int, seen: set[int]) -> bool:
-    """Return whether a mark is not among those that were seen, and remember it."""
-    if mark in seen:
+def _add_new(fingerprint: int, seen: set[int]) -> bool:
+    """Add a fingerprint; return whether it was new."""
+    if fingerprint in seen:
         return False
-    if len(seen) < MOST:
-        seen.add(mark)
+    if len(seen) < MAX_FINGERPRINTS:
+        seen.add(fingerprint)
     return True
 
 
-def _default(base_url: str) -> str | None:
-    return DEFAULT_MODEL if pricing.provider_of(base_url) == "openai" else None
+def _cost(count: Estimate, model: str | None, base_url: str) -> float | None:
+    """Return the cost of the rows that are sent, from that of the mean row.
+
+    The mean, not the sum: prices rise above a length of prompt that only single rows can reach.
+    """
+    sent = count.rows - count.answered - count.equal - count.refused
+    if sent <= 0:
+        return 0.0 if pricing.provider_of(base_url) or not base_url else None
+    mean = Usage(input_tokens=count.input_tokens // sent, output_tokens=count.output_tokens // sent)
+    cost_per_row = pricing.cost(mean, model, base_url)
+    return None if cost_per_row is None else cost_per_row * sent
 
 
-def _cost(count: _Count, model: str | None) -> float | None:
-    """Return the cost of what was counted by that of the mean row: a long prompt's is another."""
-    if count.asked <= 0:
-        return 0.0 if pricing.provider_of(count.base_url) or not count.base_url else None
-    mean = Usage(
-        input_tokens=count.input_tokens // count.asked,
-        output_tokens=count.output_tokens // count.asked,
-    )
-    each = pricing.cost(mean, model, count.base_url)
-    return None if each is None else each * count.asked
+def has_known_prices(requests: RowRequests, client: Client, settings: Settings) -> bool:
+    """Return whether prices are known for the server; calls no function of the user's.
+
+    Raises
+    ------
+    ConfigurationError
+        If a setting is wrong, or no key is set.
+    """
+    sample = Request(prompt="?", api_base=requests.options.get("api_base"))
+    endpoint = client.services().api_client.endpoint(sample, settings)
+    return pricing.provider_of(endpoint.base_url) is not None
+
+
+def confirm_cost(
+    expected: Estimate, *, threshold: float, confirm: Callable[[str], bool | None]
+) -> None:
+    """Ask the user to confirm a map that may cost more than `threshold` dollars.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no way to ask; the message says how to continue.
+    NbcodexError
+        If the user declines.
+    """
+    if expected.cost is None or expected.cost <= threshold:
+        return
+    confirmed = confirm(f"{expected}. That is more than ${threshold:,.2f}. Go on?")
+    if confirmed is None:
+        raise ConfigurationError(
+            f"This map may cost about ${expected.cost:,.2f}, which is more than Codex.ask_above "
+            f"(${threshold:,.2f}), and there is no way to ask here. Nothing was sent.",
+            advice="Pass confirm=True, set %config Codex.ask_above, or try limit=10.",
+        )
+    if not confirmed:
+        raise NbcodexError("Not started; nothing was sent.", advice="Try some rows with limit=10.")

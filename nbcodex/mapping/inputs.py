@@ -1,13 +1,14 @@
-"""Data as rows, and answers as the same kind of data.
+"""Input data as rows, and replies as the same kind of data.
 
-Owns which kinds of data there are. Imports none of the libraries that they come from: what frames
-need is in `frames`, and told by what the data can do.
+Owns which kinds of data a map accepts. pandas and polars are never imported here: a frame is
+recognised by its methods, and a process that holds one has loaded its library.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence, Sized
+import sys
+from collections.abc import AsyncIterable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -16,8 +17,13 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Reply
 from nbcodex.templating import ITEM
 
-KEY = "key"
-"""The column that holds the key of a dict's item."""
+# The column that holds the key of a dict's item.
+KEY_COLUMN = "key"
+
+# The columns that a frame gets, in order; "parsed" follows "answer" where there is any.
+RESULT_COLUMNS = ("answer", "input_tokens", "output_tokens", "cost", "error", "id")
+# pandas turns integers beside a missing value into floats unless the column's type is nullable.
+_INTEGER_COLUMNS, _FLOAT_COLUMNS = ("input_tokens", "output_tokens"), ("cost",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +35,9 @@ class Row:
     index : int
         Its position, from 0.
     label : str
-        What it is called in listings and errors, unless a row key says otherwise.
+        Its name in listings and errors, unless a row key overrides it.
     item : object
-        The input as a function gets it.
+        The input as a function receives it.
     values : mapping
         Its columns by name.
     """
@@ -48,7 +54,7 @@ class InputData(Protocol):
     Attributes
     ----------
     total : int or None
-        Rows; None where that is not known before the last one.
+        Number of rows; None while it is unknown, which it is for an iterator.
     columns : sequence of str or None
         Columns of all rows; None where each row has its own.
     """
@@ -57,10 +63,10 @@ class InputData(Protocol):
     columns: Sequence[str] | None
 
     def rows(self) -> Iterator[Row]:
-        """Return the rows in order; of an iterator, only once."""
+        """Return the rows in order; an iterator yields them only once."""
         ...
 
-    def back(self, replies: Sequence[Reply]) -> Any:
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the replies as the kind of data that was given."""
         ...
 
@@ -71,11 +77,9 @@ def read_input(data: Any, *, limit: int | None = None) -> InputData:
     Raises
     ------
     ConfigurationError
-        If it is nothing to go through.
+        If the data cannot be iterated over.
     """
-    from nbcodex.mapping.frames import frame_of
-
-    if frame := frame_of(data, limit):
+    if frame := _read_frame(data, limit):
         return frame
     if isinstance(data, str | bytes | bytearray):
         raise ConfigurationError(
@@ -84,22 +88,22 @@ def read_input(data: Any, *, limit: int | None = None) -> InputData:
     if isinstance(data, AsyncIterable):
         raise ConfigurationError(
             "The data is an async iterator, which a map cannot read.",
-            advice="Gather it first: [item async for item in data].",
+            advice="Collect it first: [item async for item in data].",
         )
     if isinstance(data, Mapping):
-        return Dict(data, limit)
+        return DictInput(data, limit)
     if isinstance(data, Sized) and isinstance(data, Iterable):
-        return List(data, limit)
+        return ListInput(data, limit)
     if isinstance(data, Iterable):
-        return Stream(data, limit)
+        return IteratorInput(data, limit)
     raise ConfigurationError(
-        f"The data is {type(data).__name__}, which cannot be gone through.",
-        advice="Give a list, a dict, a pandas or polars frame, or an iterator.",
+        f"The data is of type {type(data).__name__}, which cannot be iterated over.",
+        advice="Pass a list, a dict, a pandas or polars frame, or an iterator.",
     )
 
 
-class List:
-    """A list, a tuple, or anything else that has a length; back comes a list, or a tuple."""
+class ListInput:
+    """A list, a tuple, or another sized iterable; the result is a list or a tuple."""
 
     columns: Sequence[str] | None = None
 
@@ -110,15 +114,15 @@ class List:
 
     def rows(self) -> Iterator[Row]:
         """Return the items in order."""
-        return (plain(index, item) for index, item in enumerate(self._items))
+        return _item_rows(self._items)
 
-    def back(self, replies: Sequence[Reply]) -> list[Reply] | tuple[Reply, ...]:
+    def with_replies(self, replies: Sequence[Reply]) -> list[Reply] | tuple[Reply, ...]:
         """Return the replies in order."""
         return tuple(replies) if self._is_tuple else list(replies)
 
 
-class Dict:
-    """A mapping, whose values are the items; back comes a dict with the same keys."""
+class DictInput:
+    """A mapping, whose values are the items; the result is a dict with the same keys."""
 
     columns: Sequence[str] | None = None
 
@@ -129,16 +133,15 @@ class Dict:
     def rows(self) -> Iterator[Row]:
         """Return the values in order, with their keys as column ``key``."""
         for index, (key, item) in enumerate(self._items.items()):
-            values = {KEY: key, **columns_of(item)}
-            yield Row(index, str(key), item, values)
+            yield Row(index, str(key), item, {KEY_COLUMN: key, **columns_of(item)})
 
-    def back(self, replies: Sequence[Reply]) -> dict[Any, Reply]:
+    def with_replies(self, replies: Sequence[Reply]) -> dict[Any, Reply]:
         """Return the replies by key."""
         return dict(zip(self._items, replies, strict=True))
 
 
-class Stream:
-    """An iterator: read as far as there is something to do, and never kept."""
+class IteratorInput:
+    """An iterator: read only as far as rows can be started, and never kept."""
 
     columns: Sequence[str] | None = None
     total: int | None = None
@@ -148,20 +151,19 @@ class Stream:
 
     def rows(self) -> Iterator[Row]:
         """Return what the iterator still has."""
-        return (plain(index, item) for index, item in enumerate(self._items))
+        return _item_rows(self._items)
 
-    def back(self, replies: Sequence[Reply]) -> list[Reply]:
+    def with_replies(self, replies: Sequence[Reply]) -> list[Reply]:
         """Return the replies in order."""
         return list(replies)
 
 
-def plain(index: int, item: Any) -> Row:
-    """Return an item as a row."""
-    return Row(index, str(index), item, columns_of(item))
+def _item_rows(items: Iterable[Any]) -> Iterator[Row]:
+    return (Row(index, str(index), item, columns_of(item)) for index, item in enumerate(items))
 
 
 def columns_of(item: Any) -> dict[str, Any]:
-    """Return an item's columns: its keys or its fields, if it has any, and ``item`` itself."""
+    """Return an item's columns: its keys or fields, if it has any, and ``item`` itself."""
     match item:
         case Mapping():
             named = {str(name): value for name, value in item.items()}
@@ -172,3 +174,118 @@ def columns_of(item: Any) -> dict[str, Any]:
         case _:
             named = {}
     return {ITEM: item, **named}
+
+
+# Frames.
+
+
+def _read_frame(data: Any, limit: int | None) -> InputData | None:
+    """Return a pandas or polars frame or series as input data; None for anything else."""
+    library = type(data).__module__.partition(".")[0]
+    if library == "polars" and type(data).__name__ == "LazyFrame":
+        raise ConfigurationError(
+            "The data is a polars query that has not been run.", advice="Pass data.collect()."
+        )
+    if _has_methods(data, "iloc", "index"):
+        if _has_methods(data, "to_frame") and not _has_methods(data, "columns"):
+            name = ITEM if data.name is None else data.name
+            return PandasInput(data.to_frame(name), limit, is_series=True)
+        return PandasInput(data, limit)
+    if library == "polars" and _has_methods(data, "head", "to_frame", "dtype"):
+        return PolarsInput(data.to_frame(data.name or ITEM), limit, is_series=True)
+    if _has_methods(data, "iter_rows", "with_columns"):
+        return PolarsInput(data, limit)
+    return None
+
+
+class _FrameInput:
+    """What both kinds of frames share."""
+
+    def __init__(self, frame: Any, names: Sequence[str], total: int, *, is_series: bool) -> None:
+        self._frame, self._names, self._is_series = frame, names, is_series
+        self.columns: Sequence[str] | None = [*names, ITEM] if is_series else names
+        self.total: int | None = total
+
+    def _row(self, index: int, label: str, values: Sequence[Any]) -> Row:
+        columns = dict(zip(self._names, values, strict=True))
+        if self._is_series:
+            return Row(index, label, values[0], {ITEM: values[0], **columns})
+        return Row(index, label, columns, columns)
+
+
+class PandasInput(_FrameInput):
+    """A pandas frame or series; the result is a copy with columns added."""
+
+    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+        frame = data if limit is None else data.iloc[:limit]
+        names = [str(name) for name in data.columns]
+        super().__init__(frame, names, len(frame), is_series=is_series)
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows, each labelled by its index."""
+        labelled = zip(
+            self._frame.index, self._frame.itertuples(index=False, name=None), strict=True
+        )
+        for index, (label, values) in enumerate(labelled):
+            yield self._row(index, str(label), values)
+
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return a copy of the frame with the result columns."""
+        pandas = sys.modules["pandas"]
+        types: dict[str, Any] = dict.fromkeys(_INTEGER_COLUMNS, "Int64")
+        types |= dict.fromkeys(_FLOAT_COLUMNS, "Float64") | {"parsed": object}
+        result = self._frame.copy()
+        for name, (kind, values) in result_columns(replies, self._names).items():
+            result[name] = pandas.Series(values, index=result.index, dtype=types.get(kind))
+        return result
+
+
+class PolarsInput(_FrameInput):
+    """A polars frame or series; the result is a frame with columns added."""
+
+    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+        frame = data if limit is None else data.head(limit)
+        super().__init__(frame, list(data.columns), frame.height, is_series=is_series)
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows, each labelled by its position."""
+        for index, values in enumerate(self._frame.iter_rows()):
+            yield self._row(index, str(index), values)
+
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the frame with the result columns."""
+        polars = sys.modules["polars"]
+        types: dict[str, Any] = dict.fromkeys(_INTEGER_COLUMNS, polars.Int64)
+        types |= dict.fromkeys(_FLOAT_COLUMNS, polars.Float64) | {"parsed": polars.Object}
+        return self._frame.with_columns(
+            polars.Series(name, values, dtype=types.get(kind, polars.String))
+            for name, (kind, values) in result_columns(replies, self._names).items()
+        )
+
+
+def result_columns(
+    replies: Sequence[Reply], taken: Collection[str]
+) -> dict[str, tuple[str, list[Any]]]:
+    """Return the columns to add: kind and values by name.
+
+    Where one of the names is taken, all get the same number: ``answer_2``, ``error_2``.
+    """
+    kinds = [*RESULT_COLUMNS]
+    if any(reply.parsed is not None for reply in replies):
+        kinds.insert(1, "parsed")
+    number, suffix = 1, ""
+    while any(kind + suffix in taken for kind in kinds):
+        number += 1
+        suffix = f"_{number}"
+    return {kind + suffix: (kind, [_cell(kind, reply) for reply in replies]) for kind in kinds}
+
+
+def _cell(kind: str, reply: Reply) -> Any:
+    if kind == "answer":
+        return reply.text if reply else None
+    return getattr(reply.usage if kind in _INTEGER_COLUMNS else reply, kind)
+
+
+def _has_methods(value: object, *names: str) -> bool:
+    # Looked up on the type: a proxy or a mock has every attribute.
+    return all(hasattr(type(value), name) for name in names)

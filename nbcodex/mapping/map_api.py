@@ -1,309 +1,440 @@
-"""`nbcodex.map` and `nbcodex.amap`: what is asked of many rows, and going on after Stop.
+"""`nbcodex.map` and `nbcodex.amap`: one prompt for many rows, and resuming a map.
 
-Owns the map that was asked last. Everything that can be refused is refused before anything is sent.
+Owns the last maps of this process. Everything that can be refused is refused before anything is
+sent.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
+from nbcodex.journal.codec import Entry
 from nbcodex.journal.reads import ACTIVE_STATUSES
 from nbcodex.mapping import map_runner
-from nbcodex.mapping.backends import way
-from nbcodex.mapping.bulk import BatchBackend
-from nbcodex.mapping.estimate import Estimate, estimate, have_agreed, is_priced
-from nbcodex.mapping.inputs import List, Row, read_input
-from nbcodex.mapping.last import Last
-from nbcodex.mapping.map_run import Item, MapRun, OnError
+from nbcodex.mapping.backends import BatchBackend, make_backend
+from nbcodex.mapping.estimate import Estimate, confirm_cost, estimate, has_known_prices
+from nbcodex.mapping.inputs import ListInput, Row, read_input
+from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
-from nbcodex.mapping.rows import RowKey, Words, recipe
-from nbcodex.mapping.shelf import settled
-from nbcodex.models import Origin
+from nbcodex.mapping.rows import PromptSource, RowKey, row_requests
+from nbcodex.models import Origin, Reply
 
-SETTLING = 5.0
-"""Seconds that going on waits for what Stop left under way."""
-
-REMEMBERED = 8
-"""Maps that stopped whose data is kept, so that they can go on."""
+# A resume waits so long for the rows that Stop left active.
+INACTIVE_TIMEOUT_S = 5.0
+# Maps whose data is kept after they stopped, so that they can be resumed.
+MAX_KEPT_RUNS = 8
 
 
 def map(  # noqa: A001 - it is nbcodex.map
-    template: Words,
+    template: str | Callable[[Any], object],
     data: Any,
     *,
     limit: int | None = None,
     dry_run: bool = False,
-    row_key: RowKey = None,
-    on_error: OnError = "keep",
-    engine: str = "live",
+    row_key: str | Callable[[Any], object] | None = None,
+    on_error: Literal["keep", "raise"] = "keep",
+    engine: Literal["live", "batch"] = "live",
     confirm: bool | None = None,
-    **options: Any,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: str | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool | None = None,
+    schema: object = None,
+    images: Iterable[Any] | None = None,
 ) -> Any:
-    """Ask the same of many rows, and return the answers as the same kind of data.
+    """Send one prompt for each of many rows; return the answers as the same kind of data.
 
-    Rows are paced with all other requests, as many at once as the limits take. Each is kept in the
-    journal: run again, a map pays only for what is missing. A row is the same as one of before if
-    its request is equal (prompt, model, options) and so is its row key; `reuse=False` asks all
-    anew. Rows of one map that are equal are asked once.
+    Rows share the rate limits with all other requests, and as many are sent at once as the limits
+    allow. Each one is kept in the journal: run again, a map pays only for what is missing. A row is
+    the same as an earlier one if its request (prompt, model, options) and its row key are equal.
+    Equal rows of one map are sent once.
 
     Parameters
     ----------
     template : str or callable
-        ``"Translate {text} to {lang}"`` with the names of columns; ``{}`` or ``{item}`` is a plain
-        item itself. Or a function of an item (of a frame: of a dict of the row's columns) that
-        returns a prompt, or a dict of ``prompt`` and options for this row. It is called in this
-        thread; for some rows twice, where the cost of all is estimated first.
+        ``"Translate {text} to {lang}"`` with column names; ``{}`` or ``{item}`` is the item
+        itself. Or a function of an item (for a frame: a dict of the row's columns) that returns a
+        prompt, or a dict of ``prompt`` and options for this row. It is called in this thread; for
+        some rows twice, since the cost of all is estimated first.
     data : list, tuple, dict, pandas or polars frame or series, or iterator
-        The rows. An iterator is read only as far as there is something to do, and not kept.
+        The rows. An iterator is read only as far as rows can be started, and not kept.
     limit : int or None
-        Only the first so many rows.
+        Use only the first rows.
     dry_run : bool
-        Whether to return an `Estimate` of tokens and cost, and to send nothing. An iterator is
-        read for it.
+        Return an `Estimate` of tokens and cost, and send nothing. Reads an iterator to its end.
     row_key : str, callable or None
-        What a row is called in listings and errors: a column, or a function of an item. Two rows
-        that ask the same are asked apart if their keys differ.
+        Names rows in listings and errors: a column, or a function of an item. Rows with equal
+        requests but different keys are sent separately.
     on_error : {"keep", "raise"}
-        Whether a row that fails is kept as a false reply that says why in `error`, or ends the
-        map; the rest is then parked. A row that is parked itself has not failed, and ends nothing.
+        Keep a row that fails as a false reply with its reason in `error`, or end the map and park
+        the rest. A parked row has not failed.
     engine : {"live", "batch"}
-        How rows are answered: each for itself now, or all handed in to the provider's Batch API,
-        at half the price and within a day. A map that is with the provider survives the kernel:
-        run it again, or ``%codex resume ID``.
+        Send each row now, or upload all to the provider's Batch API, at half the price and
+        answered within a day. A batch survives the kernel: run the map again, or
+        ``%codex resume ID``.
     confirm : bool or None
-        True asks nobody whether to go on where the estimate is above ``Codex.ask_above`` dollars.
-    **options
-        Those of `nbcodex.ask`. Rows wait for limits and faults as long as it takes, unless
-        `patience` is given.
+        True starts the map without asking, even above ``Codex.ask_above`` dollars.
+    model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
+        As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
+    reuse : bool or None
+        False sends all rows again, equal ones included.
 
     Returns
     -------
     list, tuple, dict or frame
         Replies in order; by key; or a copy of the frame with the columns ``answer``,
-        ``input_tokens``, ``output_tokens``, ``cost``, ``error`` and ``id`` (with a number behind
-        where such a name is taken).
-    iterator
-        For an iterator: of replies, in order.
-    Estimate
-        For `dry_run`.
+        ``input_tokens``, ``output_tokens``, ``cost``, ``error`` and ``id`` (numbered where one of
+        these names is taken). For an iterator: an iterator of replies, in order. With `dry_run`:
+        an `Estimate`.
 
     Raises
     ------
     ConfigurationError
-        If a column is missing, an option makes no sense, or nobody can be asked about the cost;
-        nothing was sent.
+        If a column is missing, an option is invalid, or the cost cannot be confirmed; nothing was
+        sent.
     NbcodexError
-        If what is wrong would meet every row (key, quota, model), or for `on_error="raise"`.
+        If an error would meet every row (key, quota, model), or with ``on_error="raise"``.
     Stopped
-        If the user pressed Stop: ``%codex resume ID`` goes on, and ``nbcodex.map.last`` holds what
-        is finished.
+        If the user pressed Stop: ``%codex resume ID`` continues, and ``nbcodex.map.last`` holds
+        what is finished.
     CancelledError, ParkedError
-        If the user ended it otherwise: by ``%codex cancel ID`` or ``park ID``, or in the monitor.
-        It goes on as after Stop.
+        If the user ended it with ``%codex cancel ID``, ``park ID`` or in the monitor.
+
+    Examples
+    --------
+    >>> frame = nbcodex.map("Sentiment of {text}, one word", frame, max_output=20)
+    >>> frame["answer"]
     """
-    asked = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, options)
-    made = prepare_map(template, data, asked)
-    if isinstance(made, Estimate):
-        return made
-    return map_runner.run_map(made) if made.keeps_replies else map_runner.stream_map(made)
+    options = MapOptions(
+        limit=limit,
+        dry_run=dry_run,
+        row_key=row_key,
+        on_error=on_error,
+        engine=engine,
+        confirm=confirm,
+        request={
+            "model": model,
+            "system": system,
+            "max_output": max_output,
+            "effort": effort,
+            "params": params,
+            "patience": patience,
+            "api": api,
+            "api_base": api_base,
+            "reuse": reuse,
+            "durable": durable,
+            "schema": schema,
+            "images": images,
+        },
+    )
+    run = prepare_map(template, data, options)
+    if isinstance(run, Estimate):
+        return run
+    return map_runner.run_map(run) if run.keeps_replies else map_runner.stream_map(run)
 
 
 async def amap(
-    template: Words,
+    template: str | Callable[[Any], object],
     data: Any,
     *,
     limit: int | None = None,
     dry_run: bool = False,
-    row_key: RowKey = None,
-    on_error: OnError = "keep",
-    engine: str = "live",
+    row_key: str | Callable[[Any], object] | None = None,
+    on_error: Literal["keep", "raise"] = "keep",
+    engine: Literal["live", "batch"] = "live",
     confirm: bool | None = None,
-    **options: Any,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: str | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool | None = None,
+    schema: object = None,
+    images: Iterable[Any] | None = None,
 ) -> Any:
-    """Do as `map` does, without blocking the caller's event loop.
+    """Do what `map` does, without blocking the caller's event loop.
 
-    For an iterator it returns an async iterator: ``async for reply in await nbcodex.amap(…)``.
+    For an iterator it returns an async iterator.
+
+    Examples
+    --------
+    >>> replies = await nbcodex.amap("Translate {} to French", ["cheese", "wine"])
+    >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
+    ...     print(reply)
     """
-    asked = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, options)
-    made = prepare_map(template, data, asked)
-    if isinstance(made, Estimate):
-        return made
-    return (
-        await map_runner.run_map_async(made)
-        if made.keeps_replies
-        else map_runner.stream_map_async(made)
+    options = MapOptions(
+        limit=limit,
+        dry_run=dry_run,
+        row_key=row_key,
+        on_error=on_error,
+        engine=engine,
+        confirm=confirm,
+        request={
+            "model": model,
+            "system": system,
+            "max_output": max_output,
+            "effort": effort,
+            "params": params,
+            "patience": patience,
+            "api": api,
+            "api_base": api_base,
+            "reuse": reuse,
+            "durable": durable,
+            "schema": schema,
+            "images": images,
+        },
     )
+    run = prepare_map(template, data, options)
+    if isinstance(run, Estimate):
+        return run
+    if run.keeps_replies:
+        return await map_runner.run_map_async(run)
+    return map_runner.stream_map_async(run)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapOptions:
-    """What is said of a map beside its template and its data; see `map`."""
+    """The options of a map, see `map`; `request` holds those of its requests."""
 
-    limit: int | None
-    dry_run: bool
-    row_key: RowKey
-    on_error: OnError
-    engine: str
-    confirm: bool | None
-    options: dict[str, Any]
+    limit: int | None = None
+    dry_run: bool = False
+    row_key: RowKey = None
+    on_error: OnError = "keep"
+    engine: str = "live"
+    confirm: bool | None = None
+    request: Mapping[str, Any]
 
     def check(self) -> None:
-        """Refuse what makes no sense.
-
-        Raises
-        ------
-        ConfigurationError
-            It says which.
-        """
-        whole = isinstance(self.limit, int) and not isinstance(self.limit, bool)
-        if self.limit is not None and not (whole and self.limit >= 1):
-            raise ConfigurationError("limit is a number of rows, 1 or more.")
+        """Raise a ConfigurationError if an option is invalid."""
+        is_number = isinstance(self.limit, int) and not isinstance(self.limit, bool)
+        if self.limit is not None and not (is_number and self.limit >= 1):
+            raise ConfigurationError("limit must be a number of rows, 1 or more.")
         if self.on_error not in ("keep", "raise"):
-            raise ConfigurationError("on_error is 'keep' or 'raise'.")
+            raise ConfigurationError("on_error must be 'keep' or 'raise'.")
 
 
 def prepare_map(
-    template: Words, data: Any, asked: MapOptions, *, variable: str | None = None
+    template: PromptSource, data: Any, options: MapOptions, *, variable: str | None = None
 ) -> MapRun | Estimate:
-    """Return a map that is yet to be gone through, or what it would use.
+    """Return a map that is ready to be executed, or for a dry run what it would use.
+
+    Parameters
+    ----------
+    variable : str or None
+        The notebook variable that the result is assigned to, also after a resume.
 
     Raises
     ------
     ConfigurationError
-        If it makes no sense, or the user does not agree; nothing was sent.
+        If it is invalid, or the user declines; nothing was sent.
     """
-    asked.check()
+    options.check()
     client, settings = current(), host.current.settings()
-    shape = read_input(data, limit=asked.limit)
+    inputs = read_input(data, limit=options.limit)
+    map_id = f"m{secrets.token_hex(4)}"
     origin = replace(
         host.current.origin(),
         variable=variable,
-        map_id=f"m{secrets.token_hex(4)}",
-        row_count=shape.total,
-        engine=asked.engine,
+        map_id=map_id,
+        row_count=inputs.total,
+        engine=options.engine,
     )
-    made = recipe(
-        template, shape, asked.options, row_key=asked.row_key, settings=settings, origin=origin
+    requests = row_requests(
+        template,
+        inputs,
+        options.request,
+        row_key=options.row_key,
+        settings=settings,
+        origin=origin,
     )
-    answering = way(asked.engine, client, settings)
-    if asked.dry_run:
-        return estimate(shape, made, client, settings)
-    if shape.total and asked.confirm is not True and is_priced(made, client, settings):
-        told = estimate(shape, made, client, settings, sample=True)
-        have_agreed(told, above=settings.ask_above, ask=host.current.confirm)
+    backend = make_backend(options.engine, client, settings, map_id=map_id)
+    if options.dry_run:
+        return estimate(inputs, requests, client, settings)
+    # The number of an iterator's rows is unknown, and reading it would use it up.
+    if (
+        inputs.total
+        and options.confirm is not True
+        and has_known_prices(requests, client, settings)
+    ):
+        expected = estimate(inputs, requests, client, settings, from_sample=True)
+        confirm_cost(expected, threshold=settings.ask_above, confirm=host.current.confirm)
     run = MapRun(
-        shape,
-        made,
-        answering,
+        inputs,
+        requests,
+        backend,
         origin=origin,
         client=client,
         settings=settings,
-        on_error=asked.on_error,
+        on_error=options.on_error,
     )
-    run.on_stats = host.current.watch()
-    _remember(run)
+    _keep(run)
     return run
 
 
-def resume_map(prefix: str, *, ending: bool = False) -> MapRun | None:
-    """Return the map that `prefix` names, ready to be gone through again; None if there is none.
+def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
+    """Return the map whose id begins with `prefix`, ready to be executed again; None if none does.
 
-    A map of this process goes on with its data, one of another with its rows in the journal. With
-    `ending`, what is with a provider is ended there, and what it has answered is fetched.
+    A map of this process continues with its data, another one with its rows in the journal. With
+    `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
 
     Raises
     ------
     EntryError
-        If the id is that of several maps, or nothing of the map is left to be done.
+        If several ids begin so, or nothing of the map is left to be done.
     """
     client, settings = current(), host.current.settings()
-    batches = client.journal(settings).maps
-    held = [id_ for id_ in _held if id_.startswith(prefix)] if prefix else []
-    batch = held[0] if len(held) == 1 else batches.find_id(prefix)
-    if batch is None:
+    maps = client.journal(settings).maps
+    kept = [id_ for id_ in _kept_runs if id_.startswith(prefix)] if prefix else []
+    map_id = kept[0] if len(kept) == 1 else maps.find_id(prefix)
+    if map_id is None:
         return None
-    run = _held.get(batch)
-    goes = any(runner.run.id == batch for runner in active_runners())
-    if goes or (run is not None and not settled(run, within=SETTLING)):
+    run = _kept_runs.get(map_id)
+    is_active = any(runner.run.id == map_id for runner in active_runners())
+    if is_active or (run is not None and not run.wait_inactive(timeout=INACTIVE_TIMEOUT_S)):
         raise NbcodexError(
-            f"The map {batch} is under way.", advice=f"`%codex park {batch}` ends it, or wait."
+            f"The map {map_id} is still running.",
+            advice=f"Wait for it, or end it with `%codex park {map_id}`.",
         )
-    entries = {entry.id: entry for entry in batches.entries(batch)}
+    entries = {entry.id: entry for entry in maps.entries(map_id)}
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
-        raise NbcodexError(
-            f"The map {batch} is under way in another kernel.", advice="Wait for it."
-        )
+        raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
     if run is None or not run.keeps_replies:
-        run = _from_the_journal(batch, list(entries.values()))
-    if isinstance(run.way, BatchBackend):
-        run.way.begin_anew(ending=ending)
-    elif ending:
+        run = _run_from_journal(map_id, list(entries.values()))
+    if isinstance(run.backend, BatchBackend):
+        run.backend.prepare_resume(cancel_jobs=cancel_jobs)
+    elif cancel_jobs:
         raise NbcodexError(
-            f"Nothing of the map {batch} is with a provider.", advice="Nothing of it is under way."
+            f"No batch job of the map {map_id} is with a provider.", advice="It is not running."
         )
-    if not run.take_up(entries, settings):
+    if not run.prepare_resume(entries, settings):
         raise EntryError(
-            f"Nothing of the map {batch} is left to be done.", advice=describe_unknown_rows(run)
+            f"Nothing of the map {map_id} is left to be done.", advice=describe_unknown_rows(run)
         )
-    run.on_stats = host.current.watch()
-    _remember(run)
+    _keep(run)
     return run
 
 
-def _from_the_journal(batch: str, entries: Sequence[Any]) -> MapRun:
-    """Return a map of which only the journal knows: its result is a list."""
+def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
+    """Return a map of another process, whose data is not here: its result is a list."""
     client, settings = current(), host.current.settings()
-    origin = entries[0].request.origin if entries else Origin(map_id=batch)
-    rows = 1 + max((entry.request.origin.row_index or 0 for entry in entries), default=-1)
-    known = {entry.request.origin.row_index or 0 for entry in entries}
-    shape = Remembered(max(rows, origin.row_count or 0), known=len(known))
-    answering = way(origin.engine, client, settings)
-    run = MapRun(shape, None, answering, origin=origin, client=client, settings=settings)
+    origin = entries[0].request.origin if entries else Origin(map_id=map_id)
+    indexes = {entry.request.origin.row_index or 0 for entry in entries}
+    total = max(1 + max(indexes, default=-1), origin.row_count or 0)
+    inputs = JournalInput(total, unknown=total - len(indexes))
+    backend = make_backend(origin.engine, client, settings, map_id=map_id)
+    run = MapRun(inputs, None, backend, origin=origin, client=client, settings=settings)
     for entry in entries:
         index = entry.request.origin.row_index or 0
         label = entry.request.row or str(index)
-        run.remember(Item(index, label, request=entry.request), entry.reply)
+        run.restore(RowState(index, label, request=entry.request), entry.reply)
     return run
 
 
-class Remembered(List):
-    """The rows of a map that the journal holds; there is nothing more to be read."""
+class JournalInput(ListInput):
+    """The rows of a map as the journal knows them; there is no data to read more of.
 
-    def __init__(self, total: int, *, known: int) -> None:
+    Attributes
+    ----------
+    unknown : int
+        Rows that never reached the journal.
+    """
+
+    def __init__(self, total: int, *, unknown: int) -> None:
         super().__init__((), None)
-        self.total, self.unknown = total, total - known
+        self.total, self.unknown = total, unknown
 
     def rows(self) -> Iterator[Row]:
-        """Return nothing: what there is has been remembered."""
+        """Return nothing: the known rows are restored from their entries."""
         return iter(())
 
 
 def describe_unknown_rows(run: MapRun) -> str:
-    """Return what has to be said of rows that only the map's data knows; empty where none are."""
-    shape = run.shape
-    if not (isinstance(shape, Remembered) and shape.unknown):
+    """Return a notice about rows that are only in the map's data; empty if there are none."""
+    inputs = run.inputs
+    if not (isinstance(inputs, JournalInput) and inputs.unknown):
         return ""
     return (
-        f"{shape.unknown:,} of its {shape.total:,} rows never reached the journal: run the map "
+        f"{inputs.unknown:,} of its {inputs.total:,} rows never reached the journal: run the map "
         "again, with its data; what is answered costs nothing."
     )
 
 
-_held: dict[str, MapRun] = {}
+class LastMap(Sequence[Reply]):
+    """`nbcodex.map.last`: the latest map's replies in order, false where there is no answer.
+
+    For an iterator it is empty, because those replies are not kept.
+
+    Attributes
+    ----------
+    id : str
+        The map's id, for `%codex resume`.
+    """
+
+    def __init__(self, run: MapRun) -> None:
+        self._run = run
+        self.id = run.id
+
+    @property
+    def result(self) -> Any:
+        """The replies as the kind of data that was given."""
+        return self._run.result
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why rows have no answer, by row key, or else by index, key or position.
+
+        If several rows have the same name, all but the first get their position in addition.
+        """
+        reasons: dict[str, str] = {}
+        for index, (label, why) in sorted(self._run.failures.items()):
+            reasons[f"{label} (row {index})" if label in reasons else label] = why
+        return reasons
+
+    def __len__(self) -> int:
+        return self._run.inputs.total or 0
+
+    @overload
+    def __getitem__(self, index: int) -> Reply: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Reply]: ...
+    def __getitem__(self, index: int | slice) -> Reply | list[Reply]:
+        return self._run.replies_in_order()[index]
+
+    def __iter__(self) -> Iterator[Reply]:
+        return iter(self._run.replies_in_order())
+
+    def __repr__(self) -> str:
+        done = sum(bool(reply) for reply in self)
+        return f"<map {self.id}: {done:,} of {len(self):,} answered, {len(self.failed):,} failed>"
 
 
-def _remember(run: MapRun) -> None:
-    map.last = Last(run)  # type: ignore[attr-defined]
-    _held.pop(run.id, None)
-    _held[run.id] = run
-    for id_ in list(_held)[:-REMEMBERED]:
-        del _held[id_]
+_kept_runs: dict[str, MapRun] = {}
+
+
+def _keep(run: MapRun) -> None:
+    """Make a run the latest one, with the display of the calling cell."""
+    run.on_stats = host.current.watch()
+    map.last = LastMap(run)  # type: ignore[attr-defined]
+    _kept_runs.pop(run.id, None)
+    _kept_runs[run.id] = run
+    for id_ in list(_kept_runs)[:-MAX_KEPT_RUNS]:
+        del _kept_runs[id_]
 
 
 map.last = None  # type: ignore[attr-defined]

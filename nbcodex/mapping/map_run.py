@@ -1,7 +1,8 @@
-"""A map under way: rows become requests, endings become replies, in order.
+"""The state of one map: rows become requests, endings become replies, in order.
 
-Owns order, the window, failures, and what Stop leaves. Works in the thread that asked, which also
-calls the user's functions; how rows are answered is a `Backend`. Waits for nothing: `drive` does.
+Owns the order of rows, which rows are active, why rows failed, and what is parked when the map
+ends early. Used by the thread that executes the map, which also calls the user's functions. Never
+waits for replies: `map_runner` does.
 """
 
 from __future__ import annotations
@@ -26,39 +27,43 @@ from nbcodex.errors import (
 )
 from nbcodex.events import Cancelled, Ending, Parked
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping import shelf
-from nbcodex.mapping.report import progress_of
-from nbcodex.models import MapListener, MapOutcome, Origin, Reply, Request
+from nbcodex.mapping.backends import Backend, EndAction
+from nbcodex.mapping.inputs import InputData, Row
+from nbcodex.mapping.rows import RowRequests
+from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Request
 from nbcodex.requests import repair
 from nbcodex.requests.handle import reply_or_raise
+from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.codec import Entry
-    from nbcodex.mapping.backends import Backend
-    from nbcodex.mapping.inputs import InputData, Row
-    from nbcodex.mapping.rows import RowRequests
     from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
-EndAction = Literal["cancel", "park"]
 
-TOLD = 0.25
-"""Seconds between two reports to the watcher."""
-ALIKE = 8
-"""Failures in a row, each of which would meet every row, after which nothing more is asked."""
-LISTED = 1_000
-"""Failed rows of an iterator that are remembered."""
+# Time between two calls of the listener.
+REPORT_INTERVAL_S = 0.25
+REPORTED_FAILURES = 5
+# After so many failures in a row that would meet every row, nothing more is sent. One alone may
+# belong to its row: a function can give a row its own model.
+MAX_SHARED_FAILURES = 8
+# Failed rows of an iterator that are remembered: it may be endless.
+MAX_ITERATOR_FAILURES = 1_000
+# Stop must not wait for a hundred thousand rows: time for active rows to end, and for rows that
+# were not started to be written to the journal. The others are known to this process alone.
+END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
+PARK_CHUNK_ROWS = 250
 
-_OF_ALL = (MissingKeyError, CredentialsError, QuotaError, ModelError)
-_OF_ONE = (PermanentError, AnswerError)
+_MEETS_EVERY_ROW = (MissingKeyError, CredentialsError, QuotaError, ModelError)
+_MEETS_EQUAL_ROWS = (PermanentError, AnswerError)
 
 
 @dataclass(slots=True, eq=False)
-class Item:
-    """One row on its way: `row` until there is a `request`; `entry` if it is in the journal.
+class RowState:
+    """One row: `row` until there is a `request`; `entry` if it is in the journal.
 
-    It is `answered` where an equal row has an answer, which it finds in the journal.
+    `answered`: an equal row has an answer, which this one will find in the journal.
     """
 
     index: int
@@ -72,321 +77,383 @@ class Item:
 
 
 class MapRun:
-    """One map, from its first row to its last, or to Stop and on.
+    """One map, from its first row to its last, through any number of stops and resumes.
 
     Parameters
     ----------
-    shape : InputData
+    inputs : InputData
         The data.
-    recipe : RowRequests or None
-        How its rows become requests; None where all of them are in the journal.
-    way : Backend
-        How they are answered.
+    requests : RowRequests or None
+        Makes requests of rows; None if all rows are in the journal.
+    backend : Backend
+        Answers them.
     origin : Origin
-        Where it was asked, and its id.
+        Where the map was started, and its id.
     on_error : {"keep", "raise"}
         Whether the first row that fails ends it.
 
     Attributes
     ----------
+    keeps_replies : bool
+        Whether all replies are kept; those of an iterator are not.
     failures : dict
-        What each row is called that has no answer, and why it has none, by position.
-    ordered : {"cancel", "park"} or None
-        How its user ends it; nothing more is begun then. Any thread may set it.
+        By position, the name of each row without an answer, and why it has none.
+    outcome : str
+        How the map ended; empty while it is executed.
+    end_action : {"cancel", "park"} or None
+        How the user ends it: nothing more is started then. Any thread may set it.
     """
 
     def __init__(
         self,
-        shape: InputData,
-        recipe: RowRequests | None,
-        way: Backend,
+        inputs: InputData,
+        requests: RowRequests | None,
+        backend: Backend,
         *,
         origin: Origin,
         client: Client,
         settings: Settings,
         on_error: OnError = "keep",
     ) -> None:
-        self.shape, self.way, self.origin = shape, way, origin
+        self.inputs, self.backend, self.origin = inputs, backend, origin
         self.client, self.settings = client, settings
-        self.id, self.keeps_replies = origin.map_id or "", shape.total is not None
+        self.id, self.keeps_replies = origin.map_id or "", inputs.total is not None
         self.on_stats: MapListener = lambda _: None
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, tuple[str, str]] = {}
         self.outcome: MapOutcome = ""
         self.end_action: EndAction | None = None
-        self._recipe, self._on_error = recipe, on_error
-        self._rows: Iterator[Row] = shape.rows()
-        self._again: deque[Item] = deque()
-        self._window: deque[Item] = deque()
-        self._under_way: dict[str, Item] = {}
-        self._undone: dict[int, Item] = {}
-        self._leaders: set[bytes] = set()
-        self._followers: dict[bytes, deque[Item]] = {}
-        self._read, self._taken = recipe is None, 0
-        self.refused = self._alike = 0
+        self._requests, self._on_error = requests, on_error
+        self._source: Iterator[Row] = inputs.rows()
+        self._source_ended, self._rows_read = requests is None, 0
+        self._queue: deque[RowState] = deque()  # rows to be started before more are read
+        self._window: deque[RowState] = deque()  # rows of an iterator, in order, not returned yet
+        self._active: dict[str, RowState] = {}
+        self._unanswered: dict[int, RowState] = {}
+        # Equal rows are asked once: the first one leads, the others follow with its answer.
+        self._leading: set[bytes] = set()
+        self._following: dict[bytes, deque[RowState]] = {}
+        self._refused = self._shared_failures = 0
         self._fatal: NbcodexError | None = None
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
-    # Going on.
+    # Starting rows.
 
     def advance(self) -> bool:
-        """Begin as many rows as there is room for; return whether there is anything to wait for.
+        """Start as many rows as the backend accepts; return whether there is more to wait for.
 
         Raises
         ------
         NbcodexError
             If a failure ends the map.
         """
-        self.note(self.way.ended(within=0.0))
-        room = self.way.room()
-        while room > 0 and self._may_begin and (item := self._next()):
-            room -= self._begin(item)
+        self.record(self.backend.endings(timeout=0.0))
+        free = self.backend.capacity(len(self._active))
+        while free > 0 and self._may_start and (row := self._next_row()):
+            free -= self._start(row)
         if self._fatal is not None:
             raise self._fatal
-        self._tell()
-        return bool(self._under_way or self._window)
+        self._report()
+        return bool(self._active or self._window)
+
+    def wait(self, *, timeout: float) -> None:
+        """Wait for an ending, at most `timeout` seconds, and record what has ended."""
+        self.record(self.backend.endings(timeout=timeout))
 
     @property
-    def _may_begin(self) -> bool:
+    def _may_start(self) -> bool:
         return self._fatal is None and self.end_action is None
 
-    def ready(self) -> Iterator[Reply]:
-        """Yield the replies whose turn it is; between two of them the run may go on."""
+    @property
+    def active_rows(self) -> int:
+        """Number of rows that were started and have not ended."""
+        return len(self._active)
+
+    def pop_ready(self) -> Iterator[Reply]:
+        """Yield the replies that are next in order; `advance` may be called between two of them."""
         while self._window and (reply := self._window[0].reply) is not None:
             self._window.popleft()
             yield reply
 
-    @property
-    def left(self) -> bool:
-        """Whether there are rows to take up again."""
-        return bool(self._again) or not self._read
-
-    @property
-    def waits(self) -> int:
-        """How many rows are under way."""
-        return len(self._under_way)
-
-    def rest(self) -> Iterator[Item]:
-        """Yield what may not be in the journal yet: what was not sent, and not even begun."""
-        for item in list(self._undone.values()):
-            reply = item.reply  # one that failed unasked is told, and does not belong there
-            if reply is None or not (reply.attempts or reply.status == "failed"):
-                yield item
-        while (begun := self._next()) is not None:
-            yield begun
-
-    def request_of(self, item: Item) -> Request:
-        """Return the request that an item makes, made once.
-
-        Raises
-        ------
-        NbcodexError
-            If the row makes none.
-        """
-        if item.request is None and item.row is not None and self._recipe is not None:
-            item.label = self._recipe.label(item.row)
-            item.request = self._recipe.request(item.row)
-            item.row = None
-        assert item.request is not None  # noqa: S101 - an item has a row or a request
-        return item.request
-
-    def _next(self) -> Item | None:
-        if self._again:
-            return self._again.popleft()
-        if not self.keeps_replies and len(self._window) >= self.way.window:
-            self.way.complete()
+    def _next_row(self) -> RowState | None:
+        if self._queue:
+            return self._queue.popleft()
+        if not self.keeps_replies and len(self._window) >= self.backend.window:
+            self.backend.flush()
             return None
-        if (row := next(self._rows, None)) is None:
-            self._read = True
-            self.way.complete()
+        if (row := next(self._source, None)) is None:
+            self._source_ended = True
+            self.backend.flush()
             return None
-        item = self._undone[row.index] = Item(row.index, row.label, row=row)
-        self._taken = row.index + 1  # only now, so that an interrupt loses no row
+        state = self._unanswered[row.index] = RowState(row.index, row.label, row=row)
+        # Counted only after the row is kept: an interrupt before this line reads it again.
+        self._rows_read = row.index + 1
         if not self.keeps_replies:
-            self._window.append(item)
-        return item
+            self._window.append(state)
+        return state
 
-    def _begin(self, item: Item) -> bool:
-        """Set a row going; return whether it takes up room."""
+    def _start(self, row: RowState) -> bool:
+        """Start a row; return whether it takes up capacity."""
         try:
-            request = self.request_of(item)
+            request = self._request_of(row)
         except NbcodexError as error:
-            self._refuse(item, error)
+            self._refuse(row, error)
             return False
-        if request.reuse and self._may_follow(item):
-            item.key = item.key or equality_key(request, base_url="")
-            if item.key in self._leaders and not item.answered:  # an equal row is under way
-                self._followers.setdefault(item.key, deque()).append(item)
+        # A row that a provider's batch job already holds leads nobody: its answer is on its way.
+        if request.reuse and (row.entry is None or row.entry.batch_job is None):
+            row.key = row.key or equality_key(request, base_url="")
+            if row.key in self._leading and not row.answered:
+                self._following.setdefault(row.key, deque()).append(row)
                 return False
-            self._leaders.add(item.key)
-        self._under_way[request.id] = item
-        self.way.start(request, item.entry)
+            self._leading.add(row.key)
+        self._active[request.id] = row
+        self.backend.start(request, row.entry)
         return True
 
-    def _may_follow(self, item: Item) -> bool:
-        """Whether nobody is answering the row yet, so that an equal one's answer will do."""
-        return item.entry is None or item.entry.batch_job is None
+    def _request_of(self, row: RowState) -> Request:
+        """Return the request of a row, made once."""
+        if row.request is None and row.row is not None and self._requests is not None:
+            row.label = self._requests.label(row.row)
+            row.request = self._requests.request(row.row)
+            row.row = None
+        assert row.request is not None  # noqa: S101 - a row state has a row or a request
+        return row.request
 
-    # Endings.
+    def _refuse(self, row: RowState, error: NbcodexError) -> None:
+        """End a row of which no request can be made."""
+        self._fail(row, error, raises=True)
+        # A function that fails for the very first row is assumed to be wrong for all.
+        if row.index == 0 and self._requests is not None and self._requests.uses_function:
+            self._fatal = error
+        self._end_unsent(row, str(error))
 
-    def note(self, endings: Sequence[Ending]) -> None:
-        """Take note of what has ended; what is told twice counts once."""
+    # Recording endings.
+
+    def record(self, endings: Sequence[Ending]) -> None:
+        """Record endings; one that is delivered twice counts once."""
         for ending in endings:
-            if item := self._under_way.get(ending.request_id):
-                self._settle(item, ending)
-            self._under_way.pop(ending.request_id, None)
-            self.way.forget(ending.request_id)
+            if row := self._active.get(ending.request_id):
+                self._record(row, ending)
+            # Only after it is recorded: an interrupt in between delivers it again.
+            self._active.pop(ending.request_id, None)
+            self.backend.confirm(ending.request_id)
 
-    def _settle(self, item: Item, ending: Ending) -> None:
-        reply, error = _outcome_of(ending)
+    def _record(self, row: RowState, ending: Ending) -> None:
+        reply, error = _reply_and_error(ending)
         if error is not None:
-            if not (self._ends and isinstance(ending, Parked | Cancelled)):  # else it is our doing
-                self._fail(item, error, raises=not isinstance(ending, Parked))
-            self._alike = self._alike + 1 if isinstance(error, _OF_ALL) else 0
+            # Once the map is being ended, parked and cancelled rows are its own doing.
+            if not (self._is_ending and isinstance(ending, Parked | Cancelled)):
+                self._fail(row, error, raises=not isinstance(ending, Parked))
+            is_shared = isinstance(error, _MEETS_EVERY_ROW)
+            self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, BatchUnsupportedError):
                 self._fatal = error
-            elif self._alike >= ALIKE:
-                self._fatal = self._fatal or self._with_a_way_on(error)
+            elif self._shared_failures >= MAX_SHARED_FAILURES:
+                self._fatal = self._fatal or self._with_resume_advice(error)
         else:
-            self._alike = 0
-        self._give(item, reply)
-        if item.key is not None:
-            self._leaders.discard(item.key)
-            self._release(item.key, reply, shared=_is_shared(error))
+            self._shared_failures = 0
+        self._set_reply(row, reply)
+        if row.key is not None:
+            self._leading.discard(row.key)
+            self._release_followers(row.key, reply, error)
 
-    def _release(self, key: bytes, reply: Reply, *, shared: bool) -> None:
-        """Let rows go on that followed an equal one, which has ended."""
-        equal = self._followers.pop(key, deque())
+    def _release_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
+        """Continue with the rows that are equal to one that has ended."""
+        followers = self._following.pop(key, deque())
         if reply:
-            for item in equal:
-                item.answered = True
-            self._again.extend(equal)
-        elif shared:
-            for item in equal:
-                self._pass_over(item, reply.error or reply.status)
-        elif equal:  # the next one leads
-            self._again.append(equal.popleft())
-            self._followers[key] = equal
-
-    def _pass_over(self, item: Item, why: str) -> None:
-        """A row fails as an equal one did, without being asked."""
-        self.refused += 1
-        self._list(item, why)
-        id_ = f"{self.id}-{item.index}"
-        self._give(item, Reply(id=id_, status="failed", attempts=0, error=why))
+            for row in followers:
+                row.answered = True
+            self._queue.extend(followers)
+        elif isinstance(error, _MEETS_EQUAL_ROWS) and not isinstance(error, _MEETS_EVERY_ROW):
+            for row in followers:  # what was refused for what it asks would be refused again
+                why = reply.error or reply.status
+                self._list_failure(row, why)
+                self._end_unsent(row, why)
+        elif followers:
+            self._queue.append(followers.popleft())
+            self._following[key] = followers
 
     @property
-    def _ends(self) -> bool:
+    def _is_ending(self) -> bool:
         return bool(self.outcome or self.end_action)
 
-    def _refuse(self, item: Item, error: NbcodexError) -> None:
-        """A row makes no request. A function that fails at once was not meant so."""
-        self.refused += 1
-        self._fail(item, error, raises=True)
-        if item.index == 0 and self._recipe is not None and self._recipe.calls:
-            self._fatal = error
-        id_ = f"{self.id}-{item.index}"
-        self._give(item, Reply(id=id_, status="failed", attempts=0, error=str(error)))
+    def _fail(self, row: RowState, error: NbcodexError, *, raises: bool) -> None:
+        self._list_failure(row, str(error))
+        if raises and self._on_error == "raise" and not self._is_ending:
+            self._fatal = self._fatal or self._with_resume_advice(error)
 
-    def _fail(self, item: Item, error: NbcodexError, *, raises: bool) -> None:
-        self._list(item, str(error))
-        if raises and self._on_error == "raise" and not self._ends:
-            self._fatal = self._fatal or self._with_a_way_on(error)
+    def _list_failure(self, row: RowState, why: str) -> None:
+        if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
+            self.failures[row.index] = (row.label, why)
 
-    def _list(self, item: Item, why: str) -> None:
-        if self.keeps_replies or len(self.failures) < LISTED:
-            self.failures[item.index] = (item.label, why)
-
-    def _with_a_way_on(self, error: NbcodexError) -> NbcodexError:
+    def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
         return error
 
-    def _give(self, item: Item, reply: Reply) -> None:
-        item.reply = reply
-        if self.keeps_replies:
-            self.replies[item.index] = reply
-        if reply:
-            self.failures.pop(item.index, None)
-        if reply or not self.keeps_replies:
-            self._undone.pop(item.index, None)
+    def _end_unsent(self, row: RowState, why: str) -> None:
+        self._refused += 1
+        self._set_reply(row, self._unsent_reply(row.index, "failed", why))
 
-    # The end, and after it.
+    def _not_asked(self, index: int) -> Reply:
+        return self._unsent_reply(index, "parked", "Not asked yet.")
+
+    def _unsent_reply(self, index: int, status: Literal["failed", "parked"], why: str) -> Reply:
+        return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=why)
+
+    def _set_reply(self, row: RowState, reply: Reply) -> None:
+        row.reply = reply
+        if self.keeps_replies:
+            self.replies[row.index] = reply
+        if reply:
+            self.failures.pop(row.index, None)
+        if reply or not self.keeps_replies:
+            self._unanswered.pop(row.index, None)
+
+    # Ending, and resuming.
 
     def finish(self) -> None:
-        """All rows have ended."""
+        """Note that all rows have ended."""
         self.outcome = "done"
-        self._tell(now=True)
+        self._report(now=True)
 
-    def stop(self, outcome: MapOutcome) -> None:
-        """Park what is under way, and as much of the rest as a moment allows."""
+    def end_early(self, outcome: MapOutcome) -> None:
+        """End active rows, and park as many of the others as a moment allows."""
         self.outcome = outcome
-        if self.keeps_replies:  # an interrupt within what reads the rows has ended that
-            self._rows = itertools.islice(self.shape.rows(), self._taken, None)
-        shelf.put_away(self)
-        self._tell(now=True)
+        if self.keeps_replies:
+            # An interrupt inside the generator that reads the rows has ended it for good.
+            self._source = itertools.islice(self.inputs.rows(), self._rows_read, None)
+        self.backend.end_active(self.end_action or "park")
+        self.wait_inactive(timeout=END_ACTIVE_S)
+        if self.keeps_replies and self.settings.journal:
+            self._park_remaining(until=time.monotonic() + PARK_REMAINING_S)
+        self._report(now=True)
 
-    def take_up(self, entries: dict[str, Entry], settings: Settings) -> bool:
-        """Begin again with what has no answer, with the settings in force now.
+    def wait_inactive(self, *, timeout: float) -> bool:
+        """Wait until no row is active, at most `timeout` seconds; return whether none is."""
+        deadline = time.monotonic() + timeout
+        while self._active and time.monotonic() < deadline:
+            self.wait(timeout=0.05)
+        self.record(self.backend.unconfirmed())
+        return not self._active
 
-        `entries` are those of the journal, by id. What rows ask stays as it was. Returns whether
-        there is anything new: answers that somebody else has got meanwhile, or rows left to ask.
+    def _park_remaining(self, *, until: float) -> None:
+        """Write rows that are not in the journal to it, as parked, until a time is reached."""
+        maps = self.client.journal(self.settings).maps
+        api_client = self.client.services().api_client
+        rows = (row for row in self._unsent_rows() if row.entry is None)
+        while time.monotonic() < until:
+            chunk: list[tuple[Request, bytes]] = []
+            for row in itertools.islice(rows, PARK_CHUNK_ROWS):
+                try:
+                    request = self._request_of(row)
+                    base_url = api_client.endpoint(request, self.settings).base_url
+                except NbcodexError:
+                    continue  # it is refused when the map is resumed, and reported then
+                chunk.append((request, equality_key(request, base_url=base_url)))
+            if not chunk:
+                return
+            maps.insert_parked(chunk)
+
+    def _unsent_rows(self) -> Iterator[RowState]:
+        """Yield the rows that were never sent, those that were never read included."""
+        for row in list(self._unanswered.values()):
+            reply = row.reply
+            if reply is None or not (reply.attempts or reply.status == "failed"):
+                yield row
+        while (unread := self._next_row()) is not None:
+            yield unread
+
+    def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:
+        """Get ready to execute the rows without an answer, with the settings in force now.
+
+        `entries` are those of the journal, by id. Requests stay as they were. Returns whether
+        there is anything to do: new answers, which another kernel got, or rows to start.
         """
-        self.settings = self.way.settings = settings
-        self.way.tally.take_up()
-        for held in (self._under_way, self._leaders, self._followers, self._again):
-            held.clear()
+        counter = self.backend.counter
+        self.settings = self.backend.settings = settings
+        counter.reset_unanswered()
+        for rows in (self._active, self._leading, self._following, self._queue):
+            rows.clear()
         self.outcome, self.end_action = "", None
-        self._fatal, self.refused, self._alike = None, 0, 0
-        undone = [self._undone[index] for index in sorted(self._undone)]
-        for item in undone:
-            entry = entries.get(f"{self.id}-{item.index}")
-            item.entry = entry if entry and entry.resumable else None
-            item.answered, item.reply = False, None
+        self._fatal, self._refused, self._shared_failures = None, 0, 0
+        unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
+        for row in unanswered:
+            entry = entries.get(f"{self.id}-{row.index}")
+            row.entry = entry if entry and entry.resumable else None
+            row.answered, row.reply = False, None
             if entry and entry.reply:
-                asked = item.request or entry.request
-                self._give(item, repair.reused(asked, entry.reply) or entry.reply)
-                self.way.tally.know()
+                request = row.request or entry.request
+                self._set_reply(row, repair.reused(request, entry.reply) or entry.reply)
+                counter.count_known()
             else:
-                self._again.append(item)
-        return len(self._again) < len(undone) or self.left
+                self._queue.append(row)
+        has_new_answers = len(self._queue) < len(unanswered)
+        return has_new_answers or bool(self._queue) or not self._source_ended
 
-    def remember(self, item: Item, reply: Reply) -> None:
-        """Put in what is known already of a row: an answer, or that it is to be taken up."""
+    def restore(self, row: RowState, reply: Reply) -> None:
+        """Add a row that the journal knows: its answer, or that it has none yet."""
         if reply:
-            self.replies[item.index] = reply
-            self.way.tally.know()
+            self.replies[row.index] = reply
+            self.backend.counter.count_known()
         else:
-            self._undone[item.index] = item
+            self._unanswered[row.index] = row
 
-    # Reports.
+    # Results and figures.
 
     @property
     def result(self) -> Any:
         """The replies, as the kind of data that was given; false where there is no answer."""
-        return self.shape.back(self.replies_in_order())
+        return self.inputs.with_replies(self.replies_in_order())
 
     def replies_in_order(self) -> list[Reply]:
-        """Return a reply for each row, in order; of an iterator none is kept."""
-        return [self.replies.get(i) or self._none(i) for i in range(self.shape.total or 0)]
+        """Return a reply for each row; none for an iterator, whose replies are not kept."""
+        return [
+            reply if (reply := self.replies.get(index)) is not None else self._not_asked(index)
+            for index in range(self.inputs.total or 0)
+        ]
 
-    def _none(self, index: int) -> Reply:
-        if (found := self.replies.get(index)) is not None:
-            return found
-        return Reply(id=f"{self.id}-{index}", status="parked", attempts=0, error="Not asked yet.")
+    def stats(self) -> MapStats:
+        """Return the figures of the map at this moment."""
+        sums, total = self.backend.counter.stats, self.inputs.total
+        failed = sums.failed + self._refused
+        if self.end_action != "cancel":  # else they belong to the rest, which a resume continues
+            failed += self.backend.counter.cancelled
+        ended_early = self.outcome not in {"", "done"} and total is not None
+        tokens, requests = self._rate_limits(sums.model)
+        return replace(
+            sums,
+            at=self.client.clock.now(),
+            total=total,
+            failed=failed,
+            parked=max(0, (total or 0) - sums.done - failed) if ended_early else sums.parked,
+            waiting=max(0, len(self._active) - sums.sent),
+            tokens_per_minute=tokens,
+            requests_per_minute=requests,
+            stage="" if self.outcome else self.backend.stage,
+            outcome=self.outcome,
+            failures=tuple(itertools.islice(self.failures.values(), REPORTED_FAILURES)),
+        )
 
-    def _tell(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._told_at >= TOLD:
-            self._told_at = time.monotonic()
-            self.on_stats(progress_of(self))
+    def _rate_limits(self, model: str | None) -> tuple[float | None, float | None]:
+        """Return the server's limits on tokens and requests per minute, where they are known."""
+        # On the event loop's own thread, waiting for its result would wait forever.
+        if model is None or self.outcome or event_loop.shared().is_current_thread:
+            return None, None
+        snapshots = event_loop.shared().submit(self.client.limits(self.settings)).result()
+        for label, snapshot in snapshots.items():
+            if label.partition(" at ")[0] == model:
+                tokens, requests = snapshot.tokens, snapshot.requests
+                return tokens.limit if tokens else None, requests.limit if requests else None
+        return None, None
+
+    def _report(self, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
+            self._reported_at = time.monotonic()
+            self.on_stats(self.stats())
 
 
-def _is_shared(error: NbcodexError | None) -> bool:
-    """Whether a row failed by what it asks, as all that are equal would, and no others."""
-    return isinstance(error, _OF_ONE) and not isinstance(error, _OF_ALL)
-
-
-def _outcome_of(ending: Ending) -> tuple[Reply, NbcodexError | None]:
-    """Return the reply of an ending, and why it is no answer."""
+def _reply_and_error(ending: Ending) -> tuple[Reply, NbcodexError | None]:
+    """Return the reply of an ending, and why it is not an answer."""
     try:
         return reply_or_raise(ending), None
     except NbcodexError as error:

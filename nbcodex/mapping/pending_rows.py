@@ -1,6 +1,6 @@
-"""The rows of a map that have no ending yet, and how each gets one: counted, committed, then told.
+"""The rows of a batch map that have no ending yet, and how each one gets its ending.
 
-Owns that order, and that an interrupt cannot come between. Must not know providers.
+Owns the order: budget, journal, event. Must not know files or batch jobs.
 """
 
 from __future__ import annotations
@@ -10,30 +10,38 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.events import Ending, Event
-from nbcodex.models import Reply, Request
+from nbcodex.errors import AnswerError, BudgetError, NbcodexError, ParkedError, TransientError
+from nbcodex.events import Ending, Event, Failed, Finished, Parked
+from nbcodex.models import NO_USAGE, Reply, Request
+from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
+from nbcodex.requests import fitting, structured_output
+from nbcodex.requests.story import Story
+from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from nbcodex.journal.batch_jobs import BatchJobs
     from nbcodex.journal.codec import Entry
     from nbcodex.requests.services import Services
 
-Group = tuple[str, str, str]
-"""Server, API and model: what the rows of a part have in common."""
+# Server, API and model: what the rows of one batch job have in common.
+Destination = tuple[str, str, str]
+# What the provider says about one row.
+RowResult = CompletedAnswer | NbcodexError
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """A row on its way; `entry` if it was in the journal before and is yet to be claimed."""
+class PendingRow:
+    """A row without an ending; `entry` if it was in the journal before and is not claimed yet."""
 
     request: Request
     entry: Entry | None = None
-    group: Group = ("", "", "")
+    destination: Destination = ("", "", "")
     key: bytes = b""
 
     @property
     def part(self) -> str | None:
-        """The part with which it was handed in before."""
+        """The tag of the part with which it was uploaded before."""
         return self.entry.batch_job if self.entry else None
 
 
@@ -43,72 +51,130 @@ class PendingRows:
     Parameters
     ----------
     services : Services
-        Whose allowance counts what rows use, and whose clock dates events.
-    parts : Parts
+        Its budget counts what rows use, its clock dates events.
+    jobs : BatchJobs
         Where endings are committed.
-    tell : callable
-        Hears the events of rows.
+    emit : callable
+        Receives the events of rows.
 
     Attributes
     ----------
     rows : dict
-        Those without an ending, by id.
+        Rows without an ending, by id.
     """
 
-    def __init__(self, services: Services, parts: BatchJobs, tell: Callable[[Event], None]) -> None:
-        self.rows: dict[str, Row] = {}
-        self._services, self._parts, self._tell = services, parts, tell
-        self._sure: set[asyncio.Task[None]] = set()
+    def __init__(self, services: Services, jobs: BatchJobs, emit: Callable[[Event], None]) -> None:
+        self.rows: dict[str, PendingRow] = {}
+        self._services, self._jobs, self._emit = services, jobs, emit
+        self._shielded: set[asyncio.Task[None]] = set()
 
-    async def settle(self, endings: Sequence[Ending]) -> None:
-        """Count, commit and tell what rows came to; not even a cancelled task leaves it halfway."""
+    async def finish(self, endings: Sequence[Ending]) -> None:
+        """Charge, commit and emit endings, to the end even if the calling task is cancelled."""
         if endings:
-            await self.surely(self._settle(endings))
+            await self.shield(self._finish(endings))
 
-    async def _settle(self, endings: Sequence[Ending]) -> None:
-        counted = await self.commit(endings)
-        for ending in counted:
-            self.end(ending)
+    async def _finish(self, endings: Sequence[Ending]) -> None:
+        for ending in await self.commit(endings):
+            self.emit_ending(ending)
 
     async def commit(self, endings: Sequence[Ending]) -> list[Ending]:
-        """Count and commit what rows came to; return their endings, which are yet to be told."""
-        counted = [self._counted(ending) for ending in endings]
-        await self._parts.finish_rows([(ending.reply, _why(ending)) for ending in counted])
-        return counted
+        """Charge and commit endings; return them, with budget warnings, to be emitted."""
+        charged = [self._charge(ending) for ending in endings]
+        await self._jobs.finish_rows([(ending.reply, _error_text(ending)) for ending in charged])
+        return charged
 
-    def _counted(self, ending: Ending) -> Ending:
+    def _charge(self, ending: Ending) -> Ending:
         reply = ending.reply
         warnings = self._services.budget.settle(ending.request_id, reply)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
-    def end(self, ending: Ending) -> None:
-        """Tell how a row ended."""
+    def emit_ending(self, ending: Ending) -> None:
+        """Emit the ending of a row that is committed."""
         self.rows.pop(ending.request_id, None)
-        self._tell(ending)
+        self._emit(ending)
 
     def drop(self, ending: Ending) -> None:
-        """Tell how a row ended that cost nothing, and of which nothing is to be committed."""
+        """Emit an ending that cost nothing here, and that the journal already has."""
         self._services.budget.settle(ending.request_id, Reply(id=ending.request_id, attempts=0))
-        self.end(ending)
+        self.emit_ending(ending)
 
-    def tell(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
-        """Tell what happens to rows now."""
+    def emit(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
+        """Emit an event of one kind for several rows."""
         now = self._services.clock.now()
         for id_ in ids:
-            self._tell(kind(request_id=id_, at=now, **details))
+            self._emit(kind(request_id=id_, at=now, **details))
 
-    async def surely(self, deed: Coroutine[Any, Any, None]) -> None:
-        """Have something done to its end, even if whoever waits for it is cancelled."""
-        task = asyncio.create_task(deed)
-        self._sure.add(task)
-        task.add_done_callback(self._sure.discard)
+    async def shield(self, work: Coroutine[Any, Any, None]) -> None:
+        """Complete `work` even if the calling task is cancelled."""
+        task = asyncio.create_task(work)
+        self._shielded.add(task)
+        task.add_done_callback(self._shielded.discard)
         await asyncio.shield(task)
 
-    async def settled(self) -> None:
-        """Return when nothing is halfway."""
-        await asyncio.gather(*self._sure, return_exceptions=True)
+    async def wait_shielded(self) -> None:
+        """Return when no shielded work is left."""
+        await asyncio.gather(*self._shielded, return_exceptions=True)
 
 
-def _why(ending: Ending) -> str | None:
+def _error_text(ending: Ending) -> str | None:
     error = getattr(ending, "error", None)
     return str(error) if error else None
+
+
+# Endings.
+
+
+def ending_from_result(
+    request: Request, result: RowResult, *, model: str | None, base_url: str, clock: Clock
+) -> Ending:
+    """Return the ending of a row from what the provider says; temporary failures are parked."""
+    if isinstance(result, TransientError):
+        return parked_ending(request, result.message, clock=clock)
+    if isinstance(result, NbcodexError):
+        return failed_ending(request, result, clock=clock)
+    story = Story(request, lambda _: None, clock=clock)
+    story.base_url, story.attempts = base_url, 1
+    story.hear_server(simulated=result.simulated)
+    story.model, story.answer = model or request.model, result
+    try:
+        parsed = _parse(request, result)
+    except AnswerError as error:
+        story.partial.note(fitting.UNFIT)
+        reply = _at_batch_price(story.reply("failed", result))
+        return story.event(Failed, error=error, reply=reply)
+    if result.refused:
+        story.partial.note(fitting.REFUSED)
+    reply = _at_batch_price(story.reply("done", result))
+    return story.event(Finished, reply=replace(reply, parsed=parsed))
+
+
+def failed_ending(request: Request, error: NbcodexError, *, clock: Clock) -> Ending:
+    """Return the ending of a row that cost nothing; a refusal by the budget parks it."""
+    if isinstance(error, BudgetError):
+        reply = Reply(id=request.id, status="parked", attempts=0)
+        return Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)
+    reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
+    return Failed(request_id=request.id, at=clock.now(), error=error, reply=reply)
+
+
+def parked_ending(request: Request, why: str, *, clock: Clock, attempts: int = 0) -> Parked:
+    """Return the ending of a row that is kept for later; it cost nothing."""
+    advice = f"`%codex resume {request.origin.map_id or request.id}` goes on with it."
+    error = ParkedError(why, advice=advice)
+    reply = Reply(id=request.id, status="parked", attempts=attempts)
+    return Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)
+
+
+def _parse(request: Request, answer: CompletedAnswer) -> object:
+    """Return the object that a schema asks for. There is no second round, unlike live requests."""
+    fitting.check_given(answer)
+    if request.schema is None:
+        return None
+    try:
+        return structured_output.read(request.schema, answer.text)
+    except structured_output.MisfitError as misfit:
+        raise fitting.unfit(request.schema, misfit, asked="once") from None
+
+
+def _at_batch_price(reply: Reply) -> Reply:
+    return reply if reply.cost is None else replace(reply, cost=reply.cost * BATCH_PRICE_FACTOR)

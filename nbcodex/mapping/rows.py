@@ -1,7 +1,7 @@
 """How a row becomes a request.
 
-Owns the template or function, the options that all rows share, and row keys. A function is called
-in the thread that asks for a request. Must not know what becomes of it.
+Owns the template or function, the options that all rows share, and row keys. A user's function is
+called in the thread that asks for the request. Must not know what becomes of the request.
 """
 
 from __future__ import annotations
@@ -19,196 +19,195 @@ from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
 
-PATIENCE = 365 * DAY
-"""Seconds that a row waits for limits and faults: as long as it takes, unless said otherwise."""
+# Rows wait for limits and faults as long as necessary, unless the user sets a patience.
+DEFAULT_PATIENCE_S = 365 * DAY
 
+PromptSource = str | Callable[[Any], object]
 RowKey = str | Callable[[Any], object] | None
-Words = str | Callable[[Any], object]
 
-_OF_ONE = {"prompt", "settings", "origin", "thread", "turns"}
-_OPTIONS = frozenset(inspect.signature(build_request).parameters) - _OF_ONE
+# Rows are no conversation: they would not see it, and each would become a turn of it.
+_NOT_FOR_ROWS = {"prompt", "settings", "origin", "thread", "turns"}
+_OPTION_NAMES = frozenset(inspect.signature(build_request).parameters) - _NOT_FOR_ROWS
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the options that say anything.
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are set.
 
     Raises
     ------
     ConfigurationError
-        If there is no such option; it names the nearest.
+        If an option does not exist; the message names the nearest.
     """
     for name in options:
-        if name not in _OPTIONS:
-            near = difflib.get_close_matches(name, _OPTIONS, n=1)
+        if name not in _OPTION_NAMES:
+            near = difflib.get_close_matches(name, _OPTION_NAMES, n=1)
             raise ConfigurationError(
                 f"There is no option {name[:40]!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "."),
-                advice="Options are those of nbcodex.ask without a thread: rows do not converse.",
+                advice="Rows accept the options of nbcodex.ask except thread.",
             )
-    said = {name: value for name, value in options.items() if value is not None}
-    if isinstance(images := said.get("images"), Iterator):  # which would reach one row alone
-        said["images"] = tuple(images)
-    return said
-
-
-def completed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that all rows share: what is `given`, and what holds where nothing is."""
-    return {"patience": PATIENCE, "reuse": True, **given(options)}
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(images := given.get("images"), Iterator):
+        given["images"] = tuple(images)  # an iterator would be used up by the first row
+    return given
 
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
-    """What a map asks.
+    """Makes the requests of a map.
 
     Parameters
     ----------
-    words : str or callable
+    source : Template or callable
         A template, or a function that returns a row's prompt, or a mapping of ``prompt`` and
         options for this row.
     options : mapping
-        Options of all rows, `completed`.
+        Options of all rows, see `given_options`.
     row_key : str, callable or None
         Names a row: a column, or a function of the item.
     settings : Settings
-        What is not said in the options.
+        Applies where the options are silent.
     origin : Origin
-        Where it is asked, and the map's id.
+        Where the map was started, and its id.
     """
 
-    words: Template | Callable[[Any], object]
+    source: Template | Callable[[Any], object]
     options: Mapping[str, Any]
     row_key: RowKey
     settings: Settings
     origin: Origin
 
     @property
-    def calls(self) -> bool:
+    def uses_function(self) -> bool:
         """Whether a function of the user's makes the prompts."""
-        return not isinstance(self.words, Template)
+        return not isinstance(self.source, Template)
 
-    def check(self, shape: InputData) -> None:
+    def check(self, data: InputData) -> None:
         """Refuse what would fail in every row, before anything is sent.
 
         Raises
         ------
         ConfigurationError
-            If a column is missing in the data, or in a row of data that is here already.
+            If an option is invalid, or a column is missing in data that is already in memory.
         """
         build_request("?", self.settings, **self.options)
-        named = frozenset({self.row_key} if isinstance(self.row_key, str) else ())
-        if shape.columns is not None:
-            self._check(shape.columns, named)
-        elif shape.total is not None and (isinstance(self.words, Template) or named):
-            for row in shape.rows():
-                self._check(row.values, named, row=f"row {shorten(row.label, 60)}")
+        if data.columns is not None:
+            self._check_columns(data.columns, "the data")
+        elif data.total is not None and (
+            isinstance(self.source, Template) or isinstance(self.row_key, str)
+        ):
+            for row in data.rows():
+                self._check_columns(row.values, f"row {shorten(row.label, 60)}")
 
-    def _check(self, columns: Any, named: frozenset[str], *, row: str = "") -> None:
-        if isinstance(self.words, Template):
-            self.words.check(columns, row=row)
-        if missing := named.difference(columns):
+    def _check_columns(self, columns: Collection[str], where: str) -> None:
+        if isinstance(self.source, Template):
+            self.source.check(columns, row=where)
+        if isinstance(self.row_key, str) and self.row_key not in columns:
             raise ConfigurationError(
-                f"The row key {min(missing)!r} is no column of {row or 'the data'}.",
-                advice="It is the name of a column, or a function of a row.",
+                f"The row key {self.row_key!r} is not a column of {where}.",
+                advice="Pass the name of a column, or a function of a row.",
             )
 
     def label(self, row: Row) -> str:
-        """Return what a row is called: its row key, else its index, key or position."""
+        """Return the name of a row: its row key, else its index, key or position."""
         key = self._key(row)
         return row.label if key is None else key
 
     def request(self, row: Row) -> Request:
-        """Return the request that a row makes.
+        """Return the request of a row.
 
         Raises
         ------
         NbcodexError
-            If the row makes none; the message says why.
+            If no request can be made of the row; the message says why.
         """
         prompt, options = self._prompt(row), self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
-            prompt, options = own.pop("prompt", None), {**options, **given(own)}
+            prompt, options = own.pop("prompt", None), {**options, **given_options(own)}
         if not isinstance(prompt, str):
             raise ConfigurationError(
-                f"The function returned {type(prompt).__name__}, not a prompt.",
+                f"The function returned {type(prompt).__name__} instead of a prompt.",
                 advice="Return a text, or a dict of 'prompt' and options.",
             )
-        where = replace(self.origin, row_index=row.index)
-        request = build_request(prompt, self.settings, **options, origin=where)
-        return replace(request, id=f"{where.map_id}-{row.index}", row=self._key(row))
+        origin = replace(self.origin, row_index=row.index)
+        request = build_request(prompt, self.settings, **options, origin=origin)
+        return replace(request, id=f"{origin.map_id}-{row.index}", row=self._key(row))
 
-    def mark(self, row: Row) -> int | None:
-        """Return the same number for rows that ask the same; None where nobody can say.
+    def fingerprint(self, row: Row) -> int | None:
+        """Return a number that rows with equal requests share; None where it is unknown.
 
-        No function of the user's is called for it.
+        The user's functions are not called: estimates use this before the user agreed to anything.
         """
-        if not isinstance(self.words, Template) or callable(self.row_key):
+        if not isinstance(self.source, Template) or callable(self.row_key):
             return None
-        if not self.options["reuse"]:  # then equal rows are asked one by one
+        if not self.options["reuse"]:  # equal rows are then asked one by one
             return None
         try:
-            return hash((self.words.fill(row.values), self._key(row)))
+            return hash((self.source.fill(row.values), self._key(row)))
         except NbcodexError:
             return None
 
     def _prompt(self, row: Row) -> object:
-        if isinstance(self.words, Template):
-            return self.words.fill(row.values)
-        try:
-            return self.words(row.item)
-        except NbcodexError:
-            raise
-        except Exception as error:
-            told = shorten(f"{type(error).__name__}: {error}", 200)
-            raise ConfigurationError(f"The function failed: {told}") from error
+        if isinstance(self.source, Template):
+            return self.source.fill(row.values)
+        return _call("The function", self.source, row.item)
 
     def _key(self, row: Row) -> str | None:
         if self.row_key is None:
             return None
         if isinstance(self.row_key, str):
             return str(row.values.get(self.row_key, row.label))
-        try:
-            return str(self.row_key(row.item))
-        except Exception as error:
-            told = shorten(f"{type(error).__name__}: {error}", 200)
-            raise ConfigurationError(f"The row key failed: {told}") from error
+        return str(_call("The row key", self.row_key, row.item))
 
 
-def _known(shape: InputData) -> Collection[str]:
-    """Return the columns of the data, as far as it can be looked at without being used up."""
-    if shape.columns is not None or shape.total is None:
-        return shape.columns or ()
-    return next((row.values.keys() for row in shape.rows()), ())
+def _call(name: str, function: Callable[[Any], object], item: Any) -> object:
+    try:
+        return function(item)
+    except NbcodexError:
+        raise
+    except Exception as error:
+        detail = shorten(f"{type(error).__name__}: {error}", 200)
+        raise ConfigurationError(f"{name} failed: {detail}") from error
 
 
-def recipe(
-    words: Words,
-    shape: InputData,
+def row_requests(
+    source: PromptSource,
+    data: InputData,
     options: Mapping[str, Any],
     *,
     row_key: RowKey,
     settings: Settings,
     origin: Origin,
 ) -> RowRequests:
-    """Return how the rows of `shape` become requests, checked as far as nothing need be sent.
+    """Return how the rows of `data` become requests, checked as far as possible before sending.
 
     Raises
     ------
     ConfigurationError
-        If that makes no sense.
+        If the template, an option or the row key is invalid.
     """
     if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
-        raise ConfigurationError("row_key is the name of a column, or a function of a row.")
-    if isinstance(words, str):
-        if not words.strip():
+        raise ConfigurationError("row_key must be the name of a column, or a function of a row.")
+    if isinstance(source, str):
+        if not source.strip():
             raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-        parsed: Template | Callable[[Any], object] = Template(words, _known(shape))
-    elif callable(words):
-        parsed = words
+        parsed: Template | Callable[[Any], object] = Template(source, _known_columns(data))
+    elif callable(source):
+        parsed = source
     else:
         raise ConfigurationError(
-            f"The template is {type(words).__name__}.", advice="Give a text or a function of a row."
+            f"The template is of type {type(source).__name__}.",
+            advice="Pass a text or a function of a row.",
         )
-    made = RowRequests(parsed, completed(options), row_key, settings, origin)
-    made.check(shape)
-    return made
+    shared = {"patience": DEFAULT_PATIENCE_S, "reuse": True, **given_options(options)}
+    requests = RowRequests(parsed, shared, row_key, settings, origin)
+    requests.check(data)
+    return requests
+
+
+def _known_columns(data: InputData) -> Collection[str]:
+    """Return the columns of the data, as far as they can be read without using it up."""
+    if data.columns is not None or data.total is None:
+        return data.columns or ()
+    return next((row.values.keys() for row in data.rows()), ())

@@ -1,16 +1,18 @@
-"""The figures of a map, counted as its rows' events come, on the loop's thread.
+"""Sums over the rows of one map, kept up to date as the events of its rows arrive.
 
-A delta costs it one look. Whoever reads it in another thread sees each figure as it was a moment
-ago. Must not know displays.
+Owns what each event adds. The listener runs on the event loop's thread; the thread that executes
+the map reads `stats`. Must not know displays.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from nbcodex.events import (
     BackingOff,
     Cancelled,
     CoolingDown,
-    Delta,
     Ending,
     Event,
     Failed,
@@ -19,73 +21,69 @@ from nbcodex.events import (
     Parked,
     Sent,
 )
-from nbcodex.models import Limit, Reply, UsageTotals
+from nbcodex.models import MapStats, UsageTotals
 
 
 class StatsCounter:
-    """A listener that counts.
+    """An event listener that counts.
 
     Attributes
     ----------
-    ended : int
-        Rows whose last event has come.
+    stats : MapStats
+        The sums so far. Replaced as a whole by each event, so that another thread never reads a
+        mixture of two states.
+    cancelled : int
+        Rows that were cancelled: failures, unless the whole map was cancelled.
     """
 
-    def __init__(self) -> None:
-        self.ended = self.done = self.reused = self.failed = self.parked = self.cancelled = 0
-        self.totals = UsageTotals()
-        self.model: str | None = None
-        self.simulated = False
-        self.closed_until: float | None = None
-        self.limit: Limit | None = None
+    def __init__(self, map_id: str) -> None:
+        self.stats = MapStats(map_id=map_id, at=0.0)
+        self.cancelled = 0
         self._sent: set[str] = set()
 
-    def take_up(self) -> None:
-        """Begin again with what had no answer."""
-        self.failed = self.parked = self.cancelled = 0
-
-    def know(self) -> None:
-        """Count a row whose answer is known from before."""
-        self.done += 1
-        self.reused += 1
-
-    @property
-    def sent(self) -> int:
-        """Rows at the server."""
-        return len(self._sent)
-
     def __call__(self, event: Event) -> None:
-        """Hear an event of one of the map's rows."""
+        """Count an event of one of the map's rows."""
         match event:
-            case Delta():
-                pass
             case Sent():
                 self._sent.add(event.request_id)
-                self.model = event.model or self.model
+                self._update(sent=len(self._sent), model=event.model or self.stats.model)
             case BackingOff() | CoolingDown():
                 self._sent.discard(event.request_id)
+                self._update(sent=len(self._sent))
                 if event.limit is not None:
-                    self.closed_until, self.limit = event.resume_at, event.limit
+                    self._update(closed_until=event.resume_at, limit=event.limit)
             case Finished() | Parked() | Interrupted() | Cancelled() | Failed():
                 self._sent.discard(event.request_id)
-                self.ended += 1
-                self._count(event)
+                self._count_ending(event)
 
-    def _count(self, event: Ending) -> None:
-        reply = event.reply
+    def _count_ending(self, event: Ending) -> None:
+        stats, reply = self.stats, event.reply
         match event:
             case Finished():
-                self.done += 1
-                self.reused += reply.reused
+                counts = {"done": stats.done + 1, "reused": stats.reused + reply.reused}
             case Parked():
-                self.parked += 1
+                counts = {"parked": stats.parked + 1}
             case Cancelled():
+                counts = {}
                 self.cancelled += 1
             case _:
-                self.failed += 1
-        self.charge(reply)
+                counts = {"failed": stats.failed + 1}
+        self._update(
+            sent=len(self._sent),
+            totals=stats.totals.plus(UsageTotals.of(reply)),
+            model=reply.model or stats.model,
+            simulated=stats.simulated or reply.simulated,
+            **counts,
+        )
 
-    def charge(self, reply: Reply) -> None:
-        """Add what a row has used."""
-        self.totals = self.totals.plus(UsageTotals.of(reply))
-        self.model, self.simulated = reply.model or self.model, self.simulated or reply.simulated
+    def count_known(self) -> None:
+        """Count a row whose answer is known from an earlier execution."""
+        self._update(done=self.stats.done + 1, reused=self.stats.reused + 1)
+
+    def reset_unanswered(self) -> None:
+        """Start over with the rows that have no answer: the map is resumed."""
+        self.cancelled = 0
+        self._update(failed=0, parked=0)
+
+    def _update(self, **changes: Any) -> None:
+        self.stats = replace(self.stats, **changes)

@@ -1,7 +1,7 @@
-"""Carries rows to the provider in parts, and their answers back. Lives on the event loop.
+"""Uploads the rows of a map in parts, and waits for their answers. Lives on the event loop.
 
-Owns that a row is in the journal before it is handed in, and that none is handed in twice: a part
-is written down before it goes, and one that is with the provider already is waited for. Must not
+Owns that a row is in the journal before it is uploaded, and that no row is uploaded twice: a part
+is recorded before it is sent, and a part that the provider already has is waited for. Must not
 know the data, nor the order of rows.
 """
 
@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from nbcodex import events
 from nbcodex.errors import EntryError, NbcodexError
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping import outcome
-from nbcodex.mapping.batch_api import Part, Provider, only
-from nbcodex.mapping.batch_files import TOGETHER, Fetcher
-from nbcodex.mapping.packing import BREATH, Packer
-from nbcodex.mapping.pending_rows import Group, PendingRows, Row
-from nbcodex.models import Request
+from nbcodex.mapping.batch_api import BatchApi, BatchPart, jobless_batch
+from nbcodex.mapping.batch_files import COMMIT_CHUNK_ROWS, YIELD_EVERY_ROWS, BatchFiles
+from nbcodex.mapping.pending_rows import (
+    Destination,
+    PendingRow,
+    PendingRows,
+    failed_ending,
+    parked_ending,
+)
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests import repair
 from nbcodex.settings import Settings
@@ -31,14 +34,14 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.requests.services import Services
 
-FULL, FULLER = 30.0, 600.0
-"""Seconds until a full queue is tried again: at first, and at the longest."""
+# Waits before a full provider queue is tried again: the first, and the longest.
+FIRST_QUEUE_WAIT_S, MAX_QUEUE_WAIT_S = 30.0, 600.0
 
 log = logging.getLogger(__name__)
 
 
 class BatchUploader:
-    """The rows of one map. Its orders are given on the loop's thread.
+    """Brings the rows of one map to the provider. Its methods are called on the loop's thread.
 
     Parameters
     ----------
@@ -46,10 +49,10 @@ class BatchUploader:
         What all requests of the process share.
     settings : Settings
         How the server is reached.
-    tell : callable
-        Hears the events of rows.
-    ending : bool
-        Whether what is with the provider is cancelled there, and nothing more is handed in.
+    emit : callable
+        Receives the events of rows.
+    cancels_jobs : bool
+        Whether the provider's jobs are cancelled, and nothing more is uploaded.
 
     Attributes
     ----------
@@ -61,302 +64,302 @@ class BatchUploader:
         self,
         services: Services,
         settings: Settings,
-        tell: Callable[[events.Event], None],
+        emit: Callable[[events.Event], None],
         *,
-        ending: bool = False,
+        cancels_jobs: bool = False,
     ) -> None:
-        self._services, self._settings, self._ending = services, settings, ending
-        self._clock, self._parts = services.clock, services.journal(settings).batch_jobs
-        self._provider = Provider(services, settings)
-        self._register = PendingRows(services, self._parts, tell)
-        self._fetcher = Fetcher(services, settings, self._provider, self._register)
-        self._packer = Packer(services, settings, self._provider.batches, self._register)
-        self._ready: dict[Group, deque[Row]] = {}
-        self._behind: dict[str, list[Row]] = {}
-        self._away: dict[str, Part | None] = {}
-        self._seen: set[str] = set()
-        self._most, self._stage = MAX_BATCH_REQUESTS, ""
-        self._orders: deque[list[Row] | None] = deque()
+        self._services, self._settings, self._cancels_jobs = services, settings, cancels_jobs
+        self._clock, self._jobs = services.clock, services.journal(settings).batch_jobs
+        self._batch_api = BatchApi(services, settings)
+        self._pending = PendingRows(services, self._jobs, emit)
+        self._files = BatchFiles(services, settings, self._batch_api, self._pending)
+        # Rows to be uploaded, by destination; rows that wait for a part which holds an equal row,
+        # by its tag; parts at the provider, None while one is being claimed.
+        self._ready: dict[Destination, deque[PendingRow]] = {}
+        self._waiting: dict[str, list[PendingRow]] = {}
+        self._uploaded: dict[str, BatchPart | None] = {}
+        self._closed_tags: set[str] = set()
+        self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""
+        self._inbox: deque[list[PendingRow] | None] = deque()  # None: flush
         self._tasks: set[asyncio.Task[None]] = set()
-        self._serving: asyncio.Task[None] | None = None
-        self._handing: asyncio.Task[None] | None = None
-        self._freed = asyncio.Event()
-        self._batch = ""
+        self._inbox_task: asyncio.Task[None] | None = None
+        self._upload_task: asyncio.Task[None] | None = None
+        self._part_closed = asyncio.Event()
+        self._map_id = ""
         self.backlog = 0
 
-    # Orders.
-
-    def take(self, rows: list[Row]) -> None:
-        """Take rows over."""
+    def add(self, rows: list[PendingRow]) -> None:
+        """Add rows; they are uploaded after `flush`."""
         self.backlog += len(rows)
-        self._batch = rows[0].request.origin.map_id or ""
-        self._register.rows.update((row.request.id, row) for row in rows)
-        self._order(rows)
+        self._map_id = rows[0].request.origin.map_id or ""
+        self._pending.rows.update((row.request.id, row) for row in rows)
+        self._post(rows)
 
     def flush(self) -> None:
-        """For now there are no more rows: hand in what there is."""
-        self._order(None)
+        """Upload what was added: no more rows follow for the moment."""
+        self._post(None)
 
-    def _order(self, rows: list[Row] | None) -> None:
-        self._orders.append(rows)
-        if self._serving is None:
-            self._spawn(self._fetcher.tidy())
-        if self._serving is None or self._serving.done():
-            self._serving = self._spawn(self._serve())
+    def _post(self, rows: list[PendingRow] | None) -> None:
+        self._inbox.append(rows)
+        if self._inbox_task is None:
+            self._spawn(self._files.erase_leftovers())
+        if self._inbox_task is None or self._inbox_task.done():
+            self._inbox_task = self._spawn(self._read_inbox())
 
     async def park(self) -> None:
-        """Wait for nothing any more; what is with the provider goes on there."""
+        """Stop waiting and park all rows; the provider continues with its jobs."""
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._register.settled()
-        left = [row.request for row in self._register.rows.values()]
-        away = {id_ for part in self._away.values() if part for id_ in part.requests}
-        await self._parts.park_rows(self._away, [request.id for request in left], batch=self._batch)
+        await self._pending.wait_shielded()
+        left = [row.request for row in self._pending.rows.values()]
+        uploaded = {id_ for part in self._uploaded.values() if part for id_ in part.requests}
+        ids = [request.id for request in left]
+        await self._jobs.park_rows(self._uploaded, ids, batch=self._map_id)
         for request in left:
-            attempts, why = (1, "goes on at") if request.id in away else (0, "is not yet with")
-            told = f"It {why} the provider."
-            self._register.drop(outcome.parked(request, told, clock=self._clock, attempts=attempts))
+            attempts, state = (1, "still") if request.id in uploaded else (0, "not yet")
+            why = f"The row is {state} with the provider."
+            self._pending.drop(parked_ending(request, why, clock=self._clock, attempts=attempts))
 
     @property
     def stage(self) -> str:
-        """Where the provider is with what was handed in."""
-        if self._provider.hitch:
-            return f"waiting out: {self._provider.hitch}"
-        known = [part.batch for part in list(self._away.values()) if part and part.batch]
+        """State of the provider's jobs in a few words."""
+        if self._batch_api.fault:
+            return f"retrying after: {self._batch_api.fault}"
+        known = [part.batch for part in list(self._uploaded.values()) if part and part.batch]
         total = sum(batch.total for batch in known)
         if self._stage or not known:
             return self._stage
-        words = known[0].status.replace("_", " ")
+        status = known[0].status.replace("_", " ")
         answered = sum(batch.answered + batch.failed for batch in known)
-        return f"{words} {answered:,} of {total:,}" if answered else words
+        return f"{status} {answered:,} of {total:,}" if answered else status
 
     # Into the journal.
 
-    async def _serve(self) -> None:
-        while self._orders:
-            if (rows := self._orders.popleft()) is None:
-                self._set_going()
+    async def _read_inbox(self) -> None:
+        while self._inbox:
+            if (rows := self._inbox.popleft()) is None:
+                self._start_tasks()
             else:
-                await self._admit(rows)
+                await self._insert(rows)
                 self.backlog -= len(rows)
 
-    async def _admit(self, rows: Sequence[Row]) -> None:
-        """Put rows into the journal, and find out what each of them waits for."""
-        fit: list[Row] = []
+    async def _insert(self, rows: Sequence[PendingRow]) -> None:
+        """Insert rows into the journal, and find out what each of them waits for."""
+        unclaimed: list[PendingRow] = []
         for number, row in enumerate(rows):
-            if not await self._prepared(row):
+            if not await self._resolve_destination(row):
                 continue
-            if (tag := row.part) and tag not in self._seen:
-                self._behind.setdefault(tag, []).append(row)
+            if (tag := row.part) and tag not in self._closed_tags:
+                self._waiting.setdefault(tag, []).append(row)
             else:
-                fit.append(row)
-            if number % BREATH == 0:
+                unclaimed.append(row)
+            if number % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
-        admitted = await self._parts.insert_rows(
-            [(r.request, r.key, r.entry is not None) for r in fit]
+        admitted = await self._jobs.insert_rows(
+            [(row.request, row.key, row.entry is not None) for row in unclaimed]
         )
         ended: list[events.Ending] = []
-        for row in fit:
+        for row in unclaimed:
             row.entry = None
             request, id_ = row.request, row.request.id
             if id_ in admitted.lost:
-                error = EntryError(f"Row {id_} is done, or another kernel has it.")
-                ended.append(outcome.failed(request, error, clock=self._clock))
+                error = EntryError(f"Row {id_} is done, or another kernel is working on it.")
+                ended.append(failed_ending(request, error, clock=self._clock))
             elif reply := repair.reused(request, admitted.answers.get(id_)):
                 finished = events.Finished(request_id=id_, at=self._clock.now(), reply=reply)
                 ended.append(finished)
-            elif (tag := admitted.other_jobs.get(id_)) and tag not in self._seen:
-                self._behind.setdefault(tag, []).append(row)
+            elif (tag := admitted.other_jobs.get(id_)) and tag not in self._closed_tags:
+                self._waiting.setdefault(tag, []).append(row)
             else:
-                self._ready.setdefault(row.group, deque()).append(row)
-        await self._register.settle(ended)
+                self._ready.setdefault(row.destination, deque()).append(row)
+        await self._pending.finish(ended)
 
-    async def _prepared(self, row: Row) -> bool:
-        """Find out where a row goes; one that goes nowhere ends here."""
+    async def _resolve_destination(self, row: PendingRow) -> bool:
+        """Find out where a row goes; return whether it goes anywhere, otherwise it ends here."""
         api_client, settings = self._services.api_client, self._settings
-        # A batch's answer lies in its file: to have it kept elsewhere, too, is of no use.
+        # A batch job's answer is kept in its file; `durable` would keep it a second time.
         request = row.request = replace(row.request, durable=False)
         try:
             model = await api_client.resolve_model(request, settings)
             base_url = api_client.endpoint(request, settings).base_url
-            row.group = base_url, self._provider.batches.api_for(request, settings), model
+            row.destination = base_url, self._batch_api.client.api_for(request, settings), model
             row.key = equality_key(request, base_url=base_url)
         except NbcodexError as error:
-            await self._register.settle([outcome.failed(request, error, clock=self._clock)])
+            await self._pending.finish([failed_ending(request, error, clock=self._clock)])
             return False
         return True
 
     # To the provider.
 
-    def _set_going(self) -> None:
-        for tag in self._behind:
-            if tag not in self._away:
-                self._away[tag] = None
-                self._spawn(self._take_up(tag))
-        if self._handing is None or self._handing.done():
-            self._handing = self._spawn(self._hand_all_in())
+    def _start_tasks(self) -> None:
+        for tag in self._waiting:
+            if tag not in self._uploaded:
+                self._uploaded[tag] = None
+                self._spawn(self._resume_part(tag))
+        if self._upload_task is None or self._upload_task.done():
+            self._upload_task = self._spawn(self._upload_ready())
 
-    async def _hand_all_in(self) -> None:
-        """Hand in what is ready, part after part, each when the one before it was accepted."""
-        delay = FULL
+    async def _upload_ready(self) -> None:
+        """Upload what is ready, part after part, each when the one before it is accepted."""
+        delay = FIRST_QUEUE_WAIT_S
         while rows := next(filter(None, self._ready.values()), None):
-            if self._ending:
-                left = [rows.popleft() for _ in range(min(len(rows), TOGETHER))]
-                await self._register.settle([self._parked(row.request) for row in left])
+            if self._cancels_jobs:
+                left = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
+                await self._finish_parked("Not uploaded.", [row.request for row in left])
                 continue
-            self._stage = "handing in"
-            part, data = await self._packer.pack(rows, self._most)
-            if not part.requests or await self._hand_in(part, data):
-                delay, self._most = FULL, min(MAX_BATCH_REQUESTS, self._most * 2)
+            self._stage = "uploading"
+            part, data = await self._files.write_part(rows, self._max_rows)
+            if not part.requests or await self._upload(part, data):
+                delay = FIRST_QUEUE_WAIT_S
+                self._max_rows = min(MAX_BATCH_REQUESTS, self._max_rows * 2)
                 continue
-            if not any(self._away.values()):  # perhaps it is too much even for an empty queue
-                self._most = max(1, len(part.requests) // 2)
+            # The provider limits the tokens in its queue. If nothing of ours is in it, the part
+            # alone may exceed the limit, and waiting would never help.
+            if not any(self._uploaded.values()):
+                self._max_rows = max(1, len(part.requests) // 2)
             self._stage = "the provider's queue is full"
-            self._freed.clear()
-            await self._clock.wait(self._clock.now() + delay, unless=self._freed)
-            delay = min(delay * 2, FULLER)
+            self._part_closed.clear()
+            await self._clock.wait(self._clock.now() + delay, unless=self._part_closed)
+            delay = min(delay * 2, MAX_QUEUE_WAIT_S)
         self._stage = ""
-        await self._parts.set_submitted(self._batch)
+        await self._jobs.set_submitted(self._map_id)
 
-    def _parked(self, request: Request, why: str = "Not handed in.") -> events.Ending:
-        return outcome.parked(request, why, clock=self._clock)
-
-    async def _hand_in(self, part: Part, data: bytes) -> bool:
-        """Hand a part in, and see to its return; False where the provider has no room for it."""
-        self._away[part.tag] = part
-        await self._parts.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
+    async def _upload(self, part: BatchPart, data: bytes) -> bool:
+        """Upload a part and wait for its validation; return False if the queue is full."""
+        self._uploaded[part.tag] = part
+        await self._jobs.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
         try:
-            noted = partial(self._note_file, part.tag)
-            part.batch = await self._provider.hand_in(part, data, noted=noted)
+            on_file = partial(self._record_file, part.tag)
+            part.batch = await self._batch_api.create(part, data, on_file=on_file)
         except NbcodexError as error:
-            del self._away[part.tag]
-            await self._parts.withdraw_job(part.tag)
+            del self._uploaded[part.tag]
+            await self._jobs.withdraw_job(part.tag)
             requests = list(part.requests.values())
-            await self._register.settle(
-                [outcome.failed(request, error, clock=self._clock) for request in requests]
+            await self._pending.finish(
+                [failed_ending(request, error, clock=self._clock) for request in requests]
             )
             return True
-        await self._parts.set_remote_names(part.tag, remote=part.batch.id)
-        self._tell_sent(part)
+        await self._jobs.set_remote_names(part.tag, remote=part.batch.id)
+        self._emit_sent(part)
         self._stage = ""
         try:
-            batch = await self._provider.watch(part, until_accepted=True)
+            batch = await self._batch_api.poll(part, until_validated=True)
         except NbcodexError as error:
-            await self._lose(part, error)
+            await self._give_up(part, error)
             return True
         if batch.is_queue_full:
-            await self._give_back(part)
+            await self._return_rows(part)
             return False
-        self._spawn(self._bring_back(part))
+        self._spawn(self._wait_for_job(part))
         return True
 
-    async def _note_file(self, tag: str, file: str) -> None:
-        await self._parts.set_remote_names(tag, file=file)
+    async def _record_file(self, tag: str, file: str) -> None:
+        await self._jobs.set_remote_names(tag, file=file)
 
-    def _tell_sent(self, part: Part) -> None:
+    def _emit_sent(self, part: BatchPart) -> None:
         self._services.load_prices(part.base_url)
-        self._register.tell(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
+        self._pending.emit(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
 
-    async def _give_back(self, part: Part) -> None:
-        """Have the rows of a part that was not taken wait again, in their places."""
+    async def _return_rows(self, part: BatchPart) -> None:
+        """Put the rows of a part that was not accepted back where they were."""
         if part.batch is not None:
-            await self._provider.erase(part.batch, part.asking)
-        await self._parts.withdraw_job(part.tag)
-        self._away.pop(part.tag, None)
-        self._register.tell(
+            await self._batch_api.erase(part.batch, part.sample)
+        await self._jobs.withdraw_job(part.tag)
+        self._uploaded.pop(part.tag, None)
+        self._pending.emit(
             part.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0
         )
-        rows = self._register.rows
-        strangers = [id_ for id_ in part.requests if id_ not in rows]
-        await self._parts.park_rows([], strangers, batch=part.tag)
+        rows = self._pending.rows
+        foreign = [id_ for id_ in part.requests if id_ not in rows]
+        await self._jobs.park_rows([], foreign, batch=part.tag)
         for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
             row.entry = None
-            self._ready.setdefault(row.group, deque()).appendleft(row)
+            self._ready.setdefault(row.destination, deque()).appendleft(row)
 
     # From the provider.
 
-    async def _take_up(self, tag: str) -> None:
-        """Go on with a part that another kernel, or this one before Stop, has handed in."""
-        held = await self._parts.claim_job(tag)
+    async def _resume_part(self, tag: str) -> None:
+        """Continue with a part that was uploaded by another kernel, or before Stop."""
+        held = await self._jobs.claim_job(tag)
         if held is None or not held.requests:
-            await self._free(tag)
+            await self._close(tag)
             return
         requests = {request.id: request for request in held.requests}
-        part = self._away[tag] = Part(tag, requests, held.requests[0], held.base_url)
-        waiting = self._behind[tag]
+        part = self._uploaded[tag] = BatchPart(tag, requests, held.requests[0], held.base_url)
+        waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
-            self._fetcher.check_server(part)
+            self._files.check_server(part)
             if held.remote is None:
-                part.batch = await self._provider.find(part)
+                part.batch = await self._batch_api.find(part)
             else:
-                part.batch = await self._provider.look(held.remote, part.asking)
+                part.batch = await self._batch_api.retrieve(held.remote, part.sample)
         except NbcodexError as error:
-            await self._lose(part, error)
+            await self._give_up(part, error)
             return
-        if part.batch is None:
-            part.batch = only(held.file)
-            await self._give_back(part)
-            await self._free(tag)
+        if part.batch is None:  # a kernel died between recording the part and creating its job
+            part.batch = jobless_batch(held.file)
+            await self._return_rows(part)
+            await self._close(tag)
             return
-        await self._parts.set_remote_names(tag, remote=part.batch.id)
-        self._tell_sent(part)
-        await self._bring_back(part)
+        await self._jobs.set_remote_names(tag, remote=part.batch.id)
+        self._emit_sent(part)
+        await self._wait_for_job(part)
 
-    async def _bring_back(self, part: Part) -> None:
-        """Wait for a batch, commit what it answered, and have its files erased."""
+    async def _wait_for_job(self, part: BatchPart) -> None:
         try:
-            if self._ending:
-                await self._provider.cancel(part)
-            batch = await self._provider.watch(part)
+            if self._cancels_jobs:
+                await self._batch_api.cancel(part)
+            batch = await self._batch_api.poll(part)
             if batch.is_queue_full:
-                await self._give_back(part)
+                await self._return_rows(part)
             else:
-                await self._fetcher.fetch(part)
+                await self._files.read_part(part)
         except NbcodexError as error:
-            await self._lose(part, error)
+            await self._give_up(part, error)
         else:
-            await self._free(part.tag)
+            await self._close(part.tag)
 
-    async def _lose(self, part: Part, error: NbcodexError) -> None:
-        """Nobody can say how a part stands: its rows stay with it, unless it is given up."""
+    async def _give_up(self, part: BatchPart, error: NbcodexError) -> None:
+        """End the rows of a part whose state is unknown; unless cancelled, they stay with it."""
         requests = list(part.requests.values())
-        if self._ending:
-            await self._parts.withdraw_job(part.tag)
-            why = f"The batch is given up. {error.message}"
-            await self._register.settle([self._parked(request, why) for request in requests])
+        if self._cancels_jobs:
+            await self._jobs.withdraw_job(part.tag)
+            await self._finish_parked(f"The batch is abandoned. {error.message}", requests)
         else:
-            await self._parts.park_rows([part.tag], [], batch=part.tag)
+            await self._jobs.park_rows([part.tag], [], batch=part.tag)
             for request in requests:
-                self._register.drop(outcome.failed(request, error, clock=self._clock))
-        await self._free(part.tag)
+                self._pending.drop(failed_ending(request, error, clock=self._clock))
+        await self._close(part.tag)
 
-    async def _free(self, tag: str) -> None:
-        """A part is done with: those who waited for it find their answers, or are handed in."""
-        self._away.pop(tag, None)
-        self._seen.add(tag)
-        self._freed.set()
-        if rows := self._behind.pop(tag, []):
-            await self._admit(rows)
-        self._set_going()
+    async def _finish_parked(self, why: str, requests: Sequence[Any]) -> None:
+        endings = [parked_ending(request, why, clock=self._clock) for request in requests]
+        await self._pending.finish(endings)
 
-    # Tasks.
+    async def _close(self, tag: str) -> None:
+        """A part is done: rows that waited for it find their answers, or are uploaded."""
+        self._uploaded.pop(tag, None)
+        self._closed_tags.add(tag)
+        self._part_closed.set()
+        if rows := self._waiting.pop(tag, []):
+            await self._insert(rows)
+        self._start_tasks()
 
-    def _spawn(self, deed: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(deed, name=f"codex-{self._batch}")
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"codex-{self._map_id}")
         self._tasks.add(task)
-        task.add_done_callback(self._see_off)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _see_off(self, task: asyncio.Task[None]) -> None:
-        """Make sure that even a defect of ours leaves nobody waiting."""
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """End all rows if a task raised: even our own defect must not leave the map waiting."""
         self._tasks.discard(task)
         if task.cancelled() or (defect := task.exception()) is None:
             return
-        log.error("map %s met a defect", self._batch, exc_info=defect)
+        log.error("unexpected error in map %s", self._map_id, exc_info=defect)
         error = NbcodexError(
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
-        for row in list(self._register.rows.values()):
-            self._register.drop(outcome.failed(row.request, error, clock=self._clock))
+        for row in list(self._pending.rows.values()):
+            self._pending.drop(failed_ending(row.request, error, clock=self._clock))

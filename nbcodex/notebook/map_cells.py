@@ -65,16 +65,9 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     options = {name: getattr(chosen, name) or None for name in _OPTIONS}
     options["schema"] = cell_options.output_spec(chosen, names).schema
     options["images"] = images_of(chosen.image, session.shell)
-    asked = MapOptions(
-        limit=None,
-        dry_run=getattr(chosen, "dry_run", False),
-        row_key=None,
-        on_error="keep",
-        engine="live",
-        confirm=None,
-        options=options,
-    )
-    made = prepare_map(template, names[chosen.map], asked, variable=chosen.out)
+    dry_run = getattr(chosen, "dry_run", False)
+    map_options = MapOptions(dry_run=dry_run, request=options)
+    made = prepare_map(template, names[chosen.map], map_options, variable=chosen.out)
     if isinstance(made, Estimate):
         print_line(str(made))
         return
@@ -114,7 +107,7 @@ def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
 
     With `ending`, what is with a provider is ended there, and what it has answered is fetched.
     """
-    run = resume_map(which, ending=ending)
+    run = resume_map(which, cancel_jobs=ending)
     if run is None:
         return False
     go_through(session, run)

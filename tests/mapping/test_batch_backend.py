@@ -13,7 +13,7 @@ import nbcodex
 from nbcodex import host
 from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
-from nbcodex.mapping.bulk import BatchBackend
+from nbcodex.mapping.backends import BatchBackend
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.simulator.error_responses import ErrorResponse
 
@@ -26,7 +26,7 @@ ECHO = "[[echo: {}]]"
 def quickly(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes a moment, and is looked at often."""
     room.simulator.change_knobs(batch_seconds=0.3)
-    monkeypatch.setattr("nbcodex.mapping.batch_api.SOON", 0.03)
+    monkeypatch.setattr("nbcodex.mapping.batch_api.FIRST_POLL_S", 0.03)
 
 
 def last() -> Any:
@@ -83,15 +83,15 @@ def test_a_function_that_fails_for_a_row_stops_nobody(room: Room) -> None:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *, stage: str = "in progress") -> None:
     """Press Stop while the provider is at it, or at another stage."""
-    real = BatchBackend.ended
+    real = BatchBackend.endings
 
-    def ended(self: BatchBackend, *, within: float) -> Any:
-        if within and self.stage.startswith(stage):
-            monkeypatch.setattr(BatchBackend, "ended", real)
+    def endings(self: BatchBackend, *, timeout: float) -> Any:
+        if timeout and self.stage.startswith(stage):
+            monkeypatch.setattr(BatchBackend, "endings", real)
             raise KeyboardInterrupt
-        return real(self, within=min(within, 0.01))
+        return real(self, timeout=min(timeout, 0.01))
 
-    monkeypatch.setattr(BatchBackend, "ended", ended)
+    monkeypatch.setattr(BatchBackend, "endings", endings)
 
 
 def test_stop_says_that_the_provider_has_nothing(
@@ -166,7 +166,7 @@ def test_cancel_ends_it_there_and_fetches_what_is_done(
     interrupted(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, [str(n) for n in range(10)], engine="batch")
-    run = resume_map(last().id, ending=True)
+    run = resume_map(last().id, cancel_jobs=True)
     assert run is not None
     replies = map_runner.run_map(run)
     done = sum(map(bool, replies))
@@ -183,8 +183,8 @@ def test_cancel_ends_it_there_and_fetches_what_is_done(
 def test_only_a_map_at_a_provider_can_be_cancelled(room: Room) -> None:
     """A live one says so."""
     nbcodex.map(ECHO, ["a"])
-    with pytest.raises(NbcodexError, match="with a provider"):
-        resume_map(last().id, ending=True)
+    with pytest.raises(NbcodexError, match="No batch job"):
+        resume_map(last().id, cancel_jobs=True)
 
 
 def test_a_server_without_batches_ends_the_map(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import subprocess
@@ -32,7 +33,7 @@ from nbcodex.mapping import map_api, map_runner
 from nbcodex.mapping.estimate import Estimate, estimate
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_api import resume_map
-from nbcodex.mapping.rows import recipe
+from nbcodex.mapping.rows import row_requests
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import map_cells
 from nbcodex.runtime import event_loop
@@ -145,7 +146,7 @@ def test_a_rows_own_options_leave_those_of_all_rows(room: Room) -> None:
         nbcodex.map(prompt, ["a", "b"], reuse=False)
     assert len(room.prompts) == 4
     shape = read_input(["a"])
-    made = recipe(
+    made = row_requests(
         prompt, shape, {"patience": 1.0}, row_key=None, settings=Settings(), origin=Origin()
     )
     assert made.request(next(shape.rows())).patience == 1.0
@@ -196,8 +197,9 @@ def test_a_failed_row_is_listed_whatever_others_are_called(room: Room) -> None:
 @pytest.mark.parametrize("option", ["thread", "turns"])
 def test_rows_are_no_conversation(room: Room, option: str) -> None:
     """They would not see it, and each would become a turn of it."""
-    with pytest.raises(ConfigurationError, match="without a thread"):
-        nbcodex.map(ECHO, ["a"], **{option: "t"})
+    with pytest.raises(ConfigurationError, match="except thread"):
+        nbcodex.map(lambda item: {"prompt": item, option: "t"}, ["a"])
+    assert option not in inspect.signature(nbcodex.map).parameters
 
 
 def test_pictures_of_a_generator_reach_every_row(room: Room) -> None:
@@ -240,15 +242,15 @@ def test_what_would_meet_every_row_ends_the_map(room: Room) -> None:
         ("{}", pandas.DataFrame({"a": [1]}), {}, "has {item}"),
         ("{}", "one text", {}, "one text"),
         ("{}", 7, {}, "int"),
-        ("{}", polars.DataFrame({"a": [1]}).lazy(), {}, "yet to be run"),
+        ("{}", polars.DataFrame({"a": [1]}).lazy(), {}, "has not been run"),
         ("", ["a"], {}, "template is empty"),
         (None, ["a"], {}, "NoneType"),
         ("{}", ["a"], {"limit": 0}, "limit"),
         ("{}", ["a"], {"on_error": "ignore"}, "on_error"),
         ("{}", ["a"], {"engine": "diesel"}, "unknown"),
-        ("{}", ["a"], {"modle": "x"}, "did you mean 'model'"),
+        (lambda item: {"prompt": item, "modle": "x"}, ["a"], {}, "did you mean 'model'"),
         ("{}", ["a"], {"max_output": 0}, "max_output"),
-        ("{}", ["a"], {"row_key": "id"}, "no column of row 0"),
+        ("{}", ["a"], {"row_key": "id"}, "not a column of row 0"),
         ("{}", ["a"], {"row_key": 3}, "row_key"),
         (lambda item: item.nothing, ["a", "b"], {}, "AttributeError"),
         (lambda item: 3, ["a", "b"], {}, "returned int"),
@@ -313,9 +315,11 @@ def test_a_large_map_is_estimated_by_some_of_its_rows(room: Room) -> None:
         return "x" * item
 
     rows = list(range(1, 5_001))
-    made = recipe(prompt, read_input(rows), {}, row_key=None, settings=Settings(), origin=Origin())
+    made = row_requests(
+        prompt, read_input(rows), {}, row_key=None, settings=Settings(), origin=Origin()
+    )
     settings = Settings.read()
-    told = estimate(read_input(rows), made, room.client, settings, sample=True)
+    told = estimate(read_input(rows), made, room.client, settings, from_sample=True)
     assert len(called) < 500
     whole = estimate(read_input(rows), made, room.client, settings)
     assert told.rows == whole.rows == 5_000
@@ -341,7 +345,7 @@ def test_a_dear_map_asks_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
     host.current.confirm = ask
-    with pytest.raises(NbcodexError, match="Not begun"):
+    with pytest.raises(NbcodexError, match="Not started"):
         nbcodex.map(ECHO, ["a", "b", "c"])
     with pytest.raises(ConfigurationError, match=r"confirm=True"):
         nbcodex.map(ECHO, ["a", "b", "c"])
@@ -356,15 +360,15 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Press Stop while the map waits, once `after` rows are answered."""
     from nbcodex.mapping.backends import LiveBackend
 
-    real = LiveBackend.ended
+    real = LiveBackend.endings
 
-    def ended(self: LiveBackend, *, within: float) -> Any:
-        if self.tally.done >= after and within:
-            monkeypatch.setattr(LiveBackend, "ended", real)
+    def endings(self: LiveBackend, *, timeout: float) -> Any:
+        if self.counter.stats.done >= after and timeout:
+            monkeypatch.setattr(LiveBackend, "endings", real)
             raise KeyboardInterrupt
-        return real(self, within=min(within, 0.01))
+        return real(self, timeout=min(timeout, 0.01))
 
-    monkeypatch.setattr(LiveBackend, "ended", ended)
+    monkeypatch.setattr(LiveBackend, "endings", endings)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -428,7 +432,7 @@ def test_what_was_answered_elsewhere_is_not_asked_again(
     assert journal.maps.summary(here.id).rows == 100  # which waits until they are written
     with monkeypatch.context() as away:
         away.setattr("nbcodex.client._current", other)
-        away.setattr(map_api, "_held", {})
+        away.setattr(map_api, "_kept_runs", {})
         elsewhere = resume_map(here.id)
         assert elsewhere is not None
         map_runner.run_map(elsewhere)
@@ -532,7 +536,7 @@ def test_a_map_that_cannot_go_on_keeps_no_other_from_it(
     shelved(journal, "m78")
     assert map_cells.all_resumed(session_of(journal), None, alone=True) == 2
     assert room.prompts == ["[[echo: m78]]"]
-    assert "The map m77 is under way in another kernel" in capsys.readouterr().out
+    assert "The map m77 is running in another kernel" in capsys.readouterr().out
 
 
 def test_a_map_that_is_under_way_here_is_nothing_to_go_on_with(

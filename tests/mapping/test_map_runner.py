@@ -50,7 +50,9 @@ def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[MapRunner, 
             told.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
-    wait_until(lambda: any(each.run.way.tally.done >= answers for each in active_runners()))
+    wait_until(
+        lambda: any(each.run.backend.counter.stats.done >= answers for each in active_runners())
+    )
     return active_runners()[0], told
 
 
@@ -119,7 +121,7 @@ def test_it_is_said_what_was_ended(room: Room) -> None:
 def test_a_map_that_is_under_way_is_not_gone_on_with(room: Room) -> None:
     """Two who go through one run would each lose what the other hears."""
     runner, told = begun(room)
-    with pytest.raises(NbcodexError, match="is under way"):
+    with pytest.raises(NbcodexError, match="is still running"):
         resume_map(runner.run.id)
     runner.end("park")
     told.exception(timeout=5)
@@ -190,7 +192,7 @@ def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
     """As by Stop; going on fetches it, or ends it there."""
     room.simulator.change_knobs(batch_seconds=0.5)
     runner, told = begun(room, answers=0, engine="batch")
-    wait_until(lambda: runner.run.way.tally.sent == len(ROWS))
+    wait_until(lambda: runner.run.backend.counter.stats.sent == len(ROWS))
     runner.end(order)
     error = told.exception(timeout=5)
     assert isinstance(error, ERRORS[order])

@@ -14,8 +14,8 @@ import pytest
 from nbcodex import events
 from nbcodex.errors import BatchUnsupportedError, BudgetError, ModelError
 from nbcodex.journal.journal import Journal
-from nbcodex.mapping import upload as carriers
-from nbcodex.mapping.pending_rows import Row
+from nbcodex.mapping import upload
+from nbcodex.mapping.pending_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Origin, Request
 from nbcodex.openai_api.api_client import ApiClient
@@ -68,23 +68,25 @@ class Place:
         self.events: list[events.Event] = []
         self._heard = asyncio.Event()
 
-    def carrier(self, settings: Settings = SETTINGS, *, ending: bool = False) -> BatchUploader:
+    def uploader(
+        self, settings: Settings = SETTINGS, *, cancels_jobs: bool = False
+    ) -> BatchUploader:
         engine = Services(
             api_client=ApiClient(clock=self.clock, transport=self.gate),
             journal=lambda _: self.journal,
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
         )
-        return BatchUploader(engine, settings, self._hear, ending=ending)
+        return BatchUploader(engine, settings, self._hear, cancels_jobs=cancels_jobs)
 
     def _hear(self, event: events.Event) -> None:
         self.events.append(event)
         self._heard.set()
 
-    async def ended(self, carrier: BatchUploader, requests: list[Request], **known: Any) -> None:
+    async def ended(self, uploader: BatchUploader, requests: list[Request], **known: Any) -> None:
         """Hand rows over, and wait for all to end."""
-        carrier.take([Row(request, known.get(request.id)) for request in requests])
-        carrier.flush()
+        uploader.add([PendingRow(request, known.get(request.id)) for request in requests])
+        uploader.flush()
         give_up = self.clock.now() + 3 * 86_400.0
         while len(self.endings) < len(requests):
             self._heard.clear()
@@ -143,7 +145,7 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], No
 async def test_all_rows_are_answered_by_one_batch_whose_files_are_erased() -> None:
     """Text, usage and status are in the journal, too; of looks there are few."""
     place = Place()
-    await place.ended(place.carrier(), requests(5))
+    await place.ended(place.uploader(), requests(5))
     assert [place.endings[f"m1-{n}"].reply.text for n in range(5)] == list("01234")
     assert {entry.reply.status for entry in place.entries().values()} == {"done"}
     assert place.entries()["m1-3"].reply.usage.total_tokens
@@ -160,11 +162,11 @@ async def test_a_row_is_in_the_journal_before_anything_is_handed_in() -> None:
     place = Place()
     seen: list[set[Any]] = []
     place.gate.before = lambda call: (
-        seen.append({entry.part for entry in place.entries().values()})
+        seen.append({entry.batch_job for entry in place.entries().values()})
         if call == "POST /v1/files"
         else None
     )
-    await place.ended(place.carrier(), requests(3))
+    await place.ended(place.uploader(), requests(3))
     assert len(seen) == 1
     assert len(seen[0]) == 1
     assert None not in seen[0]
@@ -174,9 +176,9 @@ async def test_a_row_is_in_the_journal_before_anything_is_handed_in() -> None:
 async def test_what_is_answered_is_not_handed_in() -> None:
     """An equal row of another map costs nothing."""
     place = Place()
-    await place.ended(place.carrier(), requests(2))
+    await place.ended(place.uploader(), requests(2))
     place.again()
-    await place.ended(place.carrier(), requests(3, batch="m2"))
+    await place.ended(place.uploader(), requests(3, batch="m2"))
     assert [place.endings[f"m2-{n}"].reply.reused for n in range(3)] == [True, True, False]
     assert sorted(place.asked) == ["[[echo: 0]]", "[[echo: 1]]", "[[echo: 2]]"]
 
@@ -185,15 +187,15 @@ async def test_what_is_answered_is_not_handed_in() -> None:
 async def test_after_stop_the_provider_goes_on_and_resume_fetches() -> None:
     """The rows are parked at once, and handed in once."""
     place = Place()
-    stopped, rows = place.carrier(), requests(3)
-    stopped.take([Row(request) for request in rows])
+    stopped, rows = place.uploader(), requests(3)
+    stopped.add([PendingRow(request) for request in rows])
     stopped.flush()
     await place.until(lambda: stopped.stage == "in progress 1 of 3")
     await stopped.park()
     assert {type(ending) for ending in place.endings.values()} == {events.Parked}
     assert {entry.status for entry in place.entries().values()} == {"parked"}
     place.again()
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert {ending.reply.status for ending in place.endings.values()} == {"done"}
     assert len(place.asked) == 3
     assert place.files == 0
@@ -203,15 +205,15 @@ async def test_after_stop_the_provider_goes_on_and_resume_fetches() -> None:
 async def test_running_the_map_again_waits_for_what_is_with_the_provider() -> None:
     """It is another map then, with equal rows: they are not handed in twice."""
     place = Place()
-    stopped = place.carrier()
-    stopped.take([Row(request) for request in requests(3)])
+    stopped = place.uploader()
+    stopped.add([PendingRow(request) for request in requests(3)])
     stopped.flush()
     await place.until(lambda: place.gate.count("POST /v1/batches") == 1)
     await asyncio.sleep(100)
     await stopped.park()
     place.again()
-    again = place.carrier()
-    again.take([Row(request) for request in requests(4, batch="m2")])
+    again = place.uploader()
+    again.add([PendingRow(request) for request in requests(4, batch="m2")])
     again.flush()
     await place.until(lambda: sum(id_.startswith("m2-") for id_ in place.endings) == 4)
     assert {place.endings[f"m2-{n}"].reply.text for n in range(4)} == set("0123")
@@ -224,20 +226,20 @@ async def test_running_the_map_again_waits_for_what_is_with_the_provider() -> No
 async def test_a_batch_that_nobody_noted_is_found_by_its_tag() -> None:
     """Between the provider's yes and our commit, the process dies: nothing is paid twice."""
     place = Place()
-    died, rows = place.carrier(), requests(2)
+    died, rows = place.uploader(), requests(2)
 
     def die(call: str) -> None:
         if call == "POST /v1/batches":
             raise asyncio.CancelledError
 
     place.gate.after = die
-    died.take([Row(request) for request in rows])
+    died.add([PendingRow(request) for request in rows])
     died.flush()
     await place.until(lambda: place.gate.count("POST /v1/batches") == 1)
     await asyncio.sleep(1)
     await died.park()
     place.again()
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert {ending.reply.text for ending in place.endings.values()} == set("01")
     assert place.gate.count("POST /v1/batches") == 1
     assert place.files == 0
@@ -247,15 +249,15 @@ async def test_a_batch_that_nobody_noted_is_found_by_its_tag() -> None:
 async def test_a_part_that_never_arrived_is_handed_in() -> None:
     """Written down, but the process died before the provider heard of it."""
     place = Place()
-    died, rows = place.carrier(), requests(2)
+    died, rows = place.uploader(), requests(2)
     place.gate.before = lambda call: httpx2.Response(503) if call.startswith("POST") else None
-    died.take([Row(request) for request in rows])
+    died.add([PendingRow(request) for request in rows])
     died.flush()
     await place.until(lambda: place.gate.count("POST /v1/files") >= 2)
     await died.park()
     place.again()
     place.gate.before = lambda _: None
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert {ending.reply.text for ending in place.endings.values()} == set("01")
     assert len(place.asked) == 2
 
@@ -270,7 +272,7 @@ async def test_a_lost_answer_to_handing_in_is_no_reason_to_do_it_twice() -> None
             raise httpx2.ReadError("lost")
 
     place.gate.after = lose
-    await place.ended(place.carrier(), requests(2))
+    await place.ended(place.uploader(), requests(2))
     assert place.gate.count("POST /v1/batches") == 1
     assert place.gate.count("POST /v1/files") == 1
     assert len(place.asked) == 2
@@ -281,7 +283,7 @@ async def test_faults_of_looks_and_results_are_survived() -> None:
     """A third of all calls fail, whatever they are."""
     place, chance = Place(), random.Random(7)
     place.gate.before = lambda _: httpx2.Response(503) if chance.random() < 0.3 else None
-    await place.ended(place.carrier(), requests(3))
+    await place.ended(place.uploader(), requests(3))
     assert {ending.reply.text for ending in place.endings.values()} == set("012")
     assert len(place.asked) == 3
     assert place.files == 0
@@ -292,7 +294,7 @@ async def test_failures_of_rows_are_listed_and_the_rest_is_answered() -> None:
     """A row that the server rejects ends as it would when asked at once."""
     place = Place()
     rows = [*requests(1), *requests(2, model="no-such-model")[1:]]
-    await place.ended(place.carrier(), rows)
+    await place.ended(place.uploader(), rows)
     assert place.endings["m1-0"].reply.text == "0"
     ending = place.endings["m1-1"]
     assert isinstance(ending, events.Failed)
@@ -306,13 +308,13 @@ async def test_what_a_batch_did_not_come_to_is_parked_and_handed_in_again() -> N
     """An expired batch costs only what it answered."""
     place = Place(batch_seconds=2 * 86_400.0)
     rows = requests(4)
-    await place.ended(place.carrier(), rows)
+    await place.ended(place.uploader(), rows)
     kinds = [type(place.endings[f"m1-{n}"]) for n in range(4)]
     assert kinds == [events.Finished] * 2 + [events.Parked] * 2
     assert place.files == 0
     place.core.change_knobs(batch_seconds=HOUR)
     place.again()
-    await place.ended(place.carrier(), rows[2:], **place.entries())
+    await place.ended(place.uploader(), rows[2:], **place.entries())
     assert {ending.reply.text for ending in place.endings.values()} == {"2", "3"}
     assert len(place.asked) == 4
 
@@ -321,13 +323,13 @@ async def test_what_a_batch_did_not_come_to_is_parked_and_handed_in_again() -> N
 async def test_cancel_fetches_what_is_done_and_hands_in_nothing() -> None:
     """The provider is told, and its files are erased."""
     place = Place()
-    stopped, rows = place.carrier(), requests(4)
-    stopped.take([Row(request) for request in rows])
+    stopped, rows = place.uploader(), requests(4)
+    stopped.add([PendingRow(request) for request in rows])
     stopped.flush()
     await place.until(lambda: stopped.stage == "in progress 2 of 4")
     await stopped.park()
     place.again()
-    await place.ended(place.carrier(ending=True), rows, **place.entries())
+    await place.ended(place.uploader(cancels_jobs=True), rows, **place.entries())
     kinds = [type(place.endings[f"m1-{n}"]) for n in range(4)]
     assert kinds == [events.Finished] * 2 + [events.Parked] * 2
     assert place.gate.count("POST /v1/batches") == 2  # the batch, and its cancelling
@@ -338,7 +340,7 @@ async def test_cancel_fetches_what_is_done_and_hands_in_nothing() -> None:
 async def test_a_full_queue_is_waited_for_with_smaller_parts() -> None:
     """Rows stay in order, none is an error, and what fits goes."""
     place = Place(batch_queue=4, batch_seconds=600.0)
-    await place.ended(place.carrier(), requests(20))
+    await place.ended(place.uploader(), requests(20))
     assert {ending.reply.status for ending in place.endings.values()} == {"done"}
     assert len(place.asked) == 20
     assert place.asked[:4] == [f"[[echo: {n}]]" for n in range(4)] or len(place.asked[:2]) == 2
@@ -350,14 +352,14 @@ async def test_a_part_holds_so_many_rows_and_bytes_at_the_most() -> None:
     """What does not fit goes with the next one."""
     place = Place()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(carriers, "MAX_BATCH_REQUESTS", 3)
-        await place.ended(place.carrier(), requests(7))
-        patched.setattr("nbcodex.mapping.packing.MAX_BATCH_BYTES", 700)
-        patched.setattr(carriers, "MAX_BATCH_REQUESTS", 50)
+        patched.setattr(upload, "MAX_BATCH_REQUESTS", 3)
+        await place.ended(place.uploader(), requests(7))
+        patched.setattr("nbcodex.mapping.batch_files.MAX_BATCH_BYTES", 700)
+        patched.setattr(upload, "MAX_BATCH_REQUESTS", 50)
         place.again()
         made = place.gate.count("POST /v1/files")
         assert made == 3
-        await place.ended(place.carrier(), requests(4, batch="m2", prompt="x" * 100 + "{}"))
+        await place.ended(place.uploader(), requests(4, batch="m2", prompt="x" * 100 + "{}"))
         assert place.gate.count("POST /v1/files") - made >= 2
     assert len(place.asked) == 11
 
@@ -367,7 +369,7 @@ async def test_a_server_without_batches_says_so() -> None:
     """The error names the engine that works there."""
     place = Place()
     place.gate.before = lambda _: httpx2.Response(404, json={"error": {"message": "Not Found"}})
-    await place.ended(place.carrier(), requests(2))
+    await place.ended(place.uploader(), requests(2))
     ending = place.endings["m1-0"]
     assert isinstance(ending, events.Failed)
     assert isinstance(ending.error, BatchUnsupportedError)
@@ -379,7 +381,7 @@ async def test_a_budget_holds_rows_back() -> None:
     """What would pass it is parked, before it is handed in; what goes is counted as used."""
     place = Place()
     settings = replace(SETTINGS, budgets=("250",))
-    await place.ended(place.carrier(settings), requests(5, max_output=60))
+    await place.ended(place.uploader(settings), requests(5, max_output=60))
     parked = [e for e in place.endings.values() if isinstance(e, events.Parked)]
     assert 0 < len(parked) < 5
     assert isinstance(parked[0].error, BudgetError)
@@ -396,8 +398,8 @@ async def test_nothing_stays_set_aside_for_rows_that_no_provider_took() -> None:
     """Else a day's budget would refuse what comes, though nothing is under way."""
     place = Place(batch_queue=2)
     await place.journal.set_budget("90k/day")
-    stopped = place.carrier()
-    stopped.take([Row(request) for request in requests(12)])
+    stopped = place.uploader()
+    stopped.add([PendingRow(request) for request in requests(12)])
     stopped.flush()
     await place.until(lambda: stopped.stage == "the provider's queue is full")
     assert await set_aside(place) > 0
@@ -410,15 +412,15 @@ async def test_what_the_provider_goes_on_with_stays_set_aside() -> None:
     """Until it is fetched."""
     place = Place()
     await place.journal.set_budget("90k/day")
-    stopped, rows = place.carrier(), requests(3)
-    stopped.take([Row(request) for request in rows])
+    stopped, rows = place.uploader(), requests(3)
+    stopped.add([PendingRow(request) for request in rows])
     stopped.flush()
     await place.until(lambda: stopped.stage.startswith("in progress"))
     before = await set_aside(place)
     await stopped.park()
     assert await set_aside(place) == before > 0
     place.again()
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert await set_aside(place) == 0
 
 
@@ -426,18 +428,18 @@ async def test_what_the_provider_goes_on_with_stays_set_aside() -> None:
 async def test_another_server_is_not_asked_for_what_it_does_not_have() -> None:
     """The rows stay where they are, and the error says where that is."""
     place = Place()
-    stopped, rows = place.carrier(), requests(2)
-    stopped.take([Row(request) for request in rows])
+    stopped, rows = place.uploader(), requests(2)
+    stopped.add([PendingRow(request) for request in rows])
     stopped.flush()
     await place.until(lambda: place.gate.count("GET /v1/batches/") > 0)
     await stopped.park()
     place.again()
     elsewhere = replace(SETTINGS, base_url="http://127.0.0.2/v1")
-    await place.ended(place.carrier(elsewhere), rows, **place.entries())
+    await place.ended(place.uploader(elsewhere), rows, **place.entries())
     assert "127.0.0.1" in str(place.endings["m1-0"].error)  # type: ignore[union-attr]
     assert {entry.status for entry in place.entries().values()} == {"parked"}
     place.again()
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert len(place.asked) == 2
 
 
@@ -446,11 +448,11 @@ async def test_files_that_a_dead_process_left_are_erased_by_the_next_map() -> No
     """It died between the last commit and the erasing."""
     place = Place()
     place.gate.before = lambda call: httpx2.Response(500) if call.startswith("DELETE") else None
-    await place.ended(place.carrier(), requests(1))
+    await place.ended(place.uploader(), requests(1))
     assert place.files == 2
     place.gate.before = lambda _: None
     place.again()
-    await place.ended(place.carrier(), requests(2))
+    await place.ended(place.uploader(), requests(2))
     await place.until(lambda: place.files == 0)
 
 
@@ -458,16 +460,16 @@ async def test_files_that_a_dead_process_left_are_erased_by_the_next_map() -> No
 async def test_a_file_of_which_no_batch_was_made_is_erased() -> None:
     """The process died between the two; its rows are handed in as another one."""
     place = Place()
-    died, rows = place.carrier(), requests(2)
+    died, rows = place.uploader(), requests(2)
     place.gate.before = lambda call: httpx2.Response(503) if call == "POST /v1/batches" else None
-    died.take([Row(request) for request in rows])
+    died.add([PendingRow(request) for request in rows])
     died.flush()
     await place.until(lambda: place.gate.count("POST /v1/batches") >= 2)
     await died.park()
     assert place.files == 1
     place.again()
     place.gate.before = lambda _: None
-    await place.ended(place.carrier(), rows, **place.entries())
+    await place.ended(place.uploader(), rows, **place.entries())
     assert len(place.asked) == 2
     assert place.files == 0
 
@@ -476,5 +478,5 @@ async def test_a_file_of_which_no_batch_was_made_is_erased() -> None:
 async def test_files_are_kept_where_the_user_wants_it() -> None:
     """Questions and answers stay with the provider."""
     place = Place()
-    await place.ended(place.carrier(replace(SETTINGS, keep_files=True)), requests(1))
+    await place.ended(place.uploader(replace(SETTINGS, keep_files=True)), requests(1))
     assert place.files == 2

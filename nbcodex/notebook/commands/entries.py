@@ -23,7 +23,7 @@ from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.journal.codec import Entry
-    from nbcodex.mapping.map_run import EndAction
+    from nbcodex.mapping.backends import EndAction
     from nbcodex.models import Request
 
 LISTED_ENTRIES = 20
@@ -150,7 +150,7 @@ class RequestCommands(CommandGroup):
             handle.end(action)
         for runner in maps:
             runner.wait_ended(timeout=MAP_END_TIMEOUT_S)
-            print_line(map_runner.describe_outcome(runner.run, runner.end_action or action))
+            print_line(map_runner.describe_outcome(runner.run))
         for handle in handles:
             print_line(f"{handle.request.id}: {handle.wait().reply.status}")
         return maps
