@@ -1,4 +1,4 @@
-"""A server that says what a test tells it to: an httpx2 transport with a script."""
+"""A scripted server: an httpx2 transport that answers as a test says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One try: all the shapes in which an answer arrives, or fails to."""
+"""One attempt: all the shapes in which an answer arrives, or fails."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ CHAT_USAGE = {
 # Answers.
 
 
-def test_a_responses_answer() -> None:
-    """Deltas are the text; the terminal event gives usage, model and id."""
+def test_responses_events_become_text_usage_model_and_id() -> None:
     server = Server(
         Script([delta("Be"), delta("cause."), completed(id="resp_1", usage=FULL), DONE])
     )
@@ -66,8 +65,8 @@ def test_a_responses_answer() -> None:
     assert server.bodies[0].closed
 
 
-def test_a_chat_answer() -> None:
-    """Chunks are the text; the last one, without choices, gives the usage."""
+def test_chat_chunks_become_text_and_usage() -> None:
+    """The last chunk, without choices, has the usage."""
     usage = event({"choices": [], "usage": CHAT_USAGE})
     server = Server(Script([chunk("Be"), chunk("cause."), chunk(finish="stop"), usage, DONE]))
     ending = ending_of(play(server, chosen=settings(api="chat")))
@@ -96,8 +95,7 @@ def test_a_chat_answer() -> None:
         ("chat", [chunk("a"), DONE], None),
     ],
 )
-def test_an_answer_that_is_cut_is_an_answer(api: str, parts: list[bytes], cut: str | None) -> None:
-    """An incomplete answer is finished, and says why it ends early."""
+def test_cut_answer_is_complete_and_says_why(api: str, parts: list[bytes], cut: str | None) -> None:
     ending = ending_of(play(Server(Script(parts)), chosen=settings(api=api)))
     assert (ending.text, ending.cut) == ("a", cut)
 
@@ -150,19 +148,17 @@ def test_an_answer_that_is_cut_is_an_answer(api: str, parts: list[bytes], cut: s
         ),
     ],
 )
-def test_other_shapes_of_answers(api: str, parts: list[bytes], text: str) -> None:
-    """Text that comes at the end, refusals, comments, CRLF, single bytes, plain JSON: all text."""
+def test_text_is_found_in_every_shape_of_answer(api: str, parts: list[bytes], text: str) -> None:
+    """Text only in the final event, refusals, comments, CRLF, single bytes, plain JSON."""
     assert ending_of(play(Server(Script(parts)), chosen=settings(api=api))).text == text
 
 
-def test_half_a_character_is_no_text() -> None:
-    """What could not be written to a file or sent to a browser does not come out."""
+def test_lone_surrogates_are_replaced() -> None:
     ending = ending_of(play(Server(Script([delta("a\ud83d"), completed()]))))
     assert ending.text.encode() == b"a?"
 
 
-def test_a_body_is_read_to_its_end() -> None:
-    """A connection can be used again, if the end of the body follows the answer soon."""
+def test_body_is_drained_so_that_the_connection_is_reused() -> None:
     read: list[str] = []
 
     def body() -> Iterator[bytes]:
@@ -174,8 +170,7 @@ def test_a_body_is_read_to_its_end() -> None:
     assert read
 
 
-def test_thoughts_are_no_text() -> None:
-    """Thinking aloud is told apart from the answer, in both APIs."""
+def test_reasoning_is_not_part_of_the_text() -> None:
     thinking = event({"type": "response.reasoning_summary_text.delta", "delta": "Hm."})
     pieces = play(Server(Script([thinking, delta("hi"), completed()])))
     assert [p for p in pieces if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
@@ -185,14 +180,12 @@ def test_thoughts_are_no_text() -> None:
     assert ReasoningDelta("Hm.") in pieces
 
 
-def test_one_piece_for_each_network_chunk() -> None:
-    """A thousand deltas in one chunk are one piece."""
+def test_deltas_of_one_network_chunk_become_one_event() -> None:
     pieces = play(Server(Script([delta("a") * 1000, completed()])))
     assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["a" * 1000]
 
 
-def test_opened_tells_the_headers_at_the_first_byte() -> None:
-    """The limits are known when the headers are there, dated, before any text."""
+def test_response_started_has_the_limits_before_any_text() -> None:
     headers = {
         "x-ratelimit-limit-tokens": "30000",
         "x-ratelimit-remaining-tokens": "20000",
@@ -206,8 +199,7 @@ def test_opened_tells_the_headers_at_the_first_byte() -> None:
     assert opened.snapshot.tokens
 
 
-def test_a_lost_connection_after_the_last_word_costs_only_the_figures() -> None:
-    """After finish_reason the answer is whole, whatever happens to the usage."""
+def test_connection_lost_after_finish_reason_leaves_usage_unknown() -> None:
     for after in (httpx2.ReadError("gone"), Silence(999), b"data: {broken\n\n", b""):
         server = Server(Script([chunk("hi", finish="stop"), after, DONE]))
         ending = ending_of(play(server, chosen=settings(api="chat")))
@@ -215,10 +207,10 @@ def test_a_lost_connection_after_the_last_word_costs_only_the_figures() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 2**53, 10**400, 1.5, True, "9", None, [], {}])
-def test_figures_that_make_no_sense_are_unknown(wrong: object) -> None:
-    """A usage is a whole number below 2**53, or None; never 0 for what is not known."""
-    told = {"input_tokens": wrong, "output_tokens": wrong, "input_tokens_details": wrong}
-    assert ending_of(play(Server(Script([completed(usage=told)])))).usage == Usage()
+def test_implausible_usage_is_unknown(wrong: object) -> None:
+    """A count is a whole number below 2**53, or None; never 0 for an unknown one."""
+    figures = {"input_tokens": wrong, "output_tokens": wrong, "input_tokens_details": wrong}
+    assert ending_of(play(Server(Script([completed(usage=figures)])))).usage == Usage()
 
 
 # Failures, before any text and after.
@@ -259,10 +251,10 @@ ENDS: list[tuple[str, str, list[Part], str, float | None]] = [
 @pytest.mark.parametrize(
     ("api", "parts", "name", "wait"), [e[1:] for e in ENDS], ids=[e[0] for e in ENDS]
 )
-def test_failures_of_a_stream(
+def test_stream_failure_is_the_same_error_before_and_after_text(
     begun: bool, api: str, parts: list[Part], name: str, wait: float | None
 ) -> None:
-    """Each shape is the same error before the first word and after it; the stream is closed."""
+    """The stream is closed, too."""
     server = Server(Script([*(TEXT[api] if begun else []), *parts]))
     error = fails(server, chosen=settings(api=api))
     assert type(error).__name__ == name
@@ -270,8 +262,7 @@ def test_failures_of_a_stream(
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_failure_1_a_refusal_before_the_stream(api: str) -> None:
-    """A 429 is a limit with its figures, and brings the snapshot of its headers."""
+def test_429_before_the_stream_has_limit_and_snapshot(api: str) -> None:
     headers = {"x-ratelimit-limit-tokens": "30000", "x-ratelimit-remaining-tokens": "7"}
     error = fails(Server(refusal(429, TPM, headers=headers, code="x")), chosen=settings(api=api))
     assert isinstance(error, LimitError)
@@ -281,7 +272,7 @@ def test_failure_1_a_refusal_before_the_stream(api: str) -> None:
     assert error.snapshot.tokens.remaining == 7
 
 
-def test_failure_5_the_wait_is_in_the_headers_of_the_200() -> None:
+def test_wait_of_a_failed_stream_comes_from_the_headers_of_its_200() -> None:
     """Azure: failed without a reason, then an error event, the wait in Retry-After."""
     reason = event({"type": "error", "error": {"code": "429", "message": "token rate limit"}})
     script = Script([delta("a"), failed(None), reason], headers={"retry-after": "37"})
@@ -291,15 +282,13 @@ def test_failure_5_the_wait_is_in_the_headers_of_the_200() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 502])
-def test_failure_9_a_web_page(status: int) -> None:
-    """A gateway's page is a failure of the server, and no part of it is shown."""
+def test_web_page_is_a_server_error_and_not_shown(status: int) -> None:
     error = fails(Server(Script([b"\n<!DOCTYPE html><p>Sorry"], status)))
     assert type(error).__name__ == "ServerError"
     assert "Sorry" not in str(error)
 
 
-def test_no_connection() -> None:
-    """A server that cannot be reached is a transport error that says why."""
+def test_unreachable_server_is_a_transport_error_with_the_reason() -> None:
     error = fails(Server(httpx2.ConnectError("[Errno -2] Name or service not known")))
     assert type(error).__name__ == "TransportError"
     assert "Name or service not known" in error.message
@@ -316,8 +305,10 @@ def test_no_connection() -> None:
         ([delta("a"), *[Silence(4), event({}, "ping")] * 99], 10.0),
     ],
 )
-def test_silence(parts: list[Part], seconds: float) -> None:
-    """Silence ends a stream: longer before the first word; keep-alives are silence."""
+def test_silence_breaks_a_stream_later_before_the_first_text(
+    parts: list[Part], seconds: float
+) -> None:
+    """Keep-alives count as silence."""
 
     async def run() -> float:
         clock = LoopClock()
@@ -333,8 +324,7 @@ def test_silence(parts: list[Part], seconds: float) -> None:
     assert run_virtual(run()) == pytest.approx(seconds)
 
 
-def test_a_long_event_on_a_slow_line_is_no_silence() -> None:
-    """As long as data arrives, the stream lives, even if no event is complete for long."""
+def test_slow_event_is_not_silence_while_data_arrives() -> None:
     text = delta("x" * 2000)
     parts: list[Part] = [delta("a")]
     for at in range(0, len(text), 100):
@@ -343,9 +333,7 @@ def test_a_long_event_on_a_slow_line_is_no_silence() -> None:
     assert len(ending_of(play(server, chosen=settings(idle_timeout=10.0))).text) == 2001
 
 
-def test_a_server_that_sends_no_headers_is_silent_too() -> None:
-    """The wait for headers is bounded like the wait for the first word."""
-
+def test_wait_for_headers_is_bounded() -> None:
     class Hanging(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             await asyncio.sleep(9999)
@@ -360,8 +348,7 @@ def test_a_server_that_sends_no_headers_is_silent_too() -> None:
         run_virtual(run())
 
 
-def test_a_cancelled_reading_closes_the_stream() -> None:
-    """Cancelling the task ends the request at once, and releases its connection."""
+def test_cancelled_task_closes_the_connection() -> None:
     server = Server(Script([delta("a"), Silence(50), completed()]))
 
     async def run() -> None:
@@ -383,8 +370,7 @@ def test_a_cancelled_reading_closes_the_stream() -> None:
     run_virtual(run())
 
 
-def test_the_stream_is_closed_before_the_answer_is_handed_over() -> None:
-    """Whoever leaves the loop at Completed leaves no connection behind."""
+def test_stream_is_closed_before_completed_answer_is_yielded() -> None:
     server = Server(Script([delta("a"), completed()]))
 
     async def run() -> None:

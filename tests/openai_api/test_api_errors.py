@@ -72,8 +72,7 @@ STATUSES = [
 
 
 @pytest.mark.parametrize(("status", "said", "name"), STATUSES)
-def test_statuses(status: int, said: bytes, name: str) -> None:
-    """A status and a body are one error, which says what happened and what to do."""
+def test_status_and_body_become_one_error_with_advice(status: int, said: bytes, name: str) -> None:
     error = api_errors.from_status(status, {}, said, wall=WALL)
     assert type(error).__name__ == name
     assert error.message
@@ -114,8 +113,7 @@ def test_statuses(status: int, said: bytes, name: str) -> None:
         (17, "ServerError"),
     ],
 )
-def test_events(payload: object, name: str) -> None:
-    """An error inside a stream has no status; its code and type decide alone."""
+def test_error_event_is_classified_by_code_and_type(payload: object, name: str) -> None:
     assert type(api_errors.from_event(payload, {}, wall=WALL)).__name__ == name
 
 
@@ -143,14 +141,12 @@ REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
         (errors.QuotaError("same"), "QuotaError"),
     ],
 )
-def test_exceptions(error: Exception, name: str) -> None:
-    """Whatever the SDK, HTTP or a decoder raises is one of our errors."""
+def test_exceptions_of_sdk_http_and_decoder_become_our_errors(error: Exception, name: str) -> None:
     assert type(api_errors.from_exception(error, wall=WALL)).__name__ == name
 
 
 @pytest.mark.parametrize("status", [429, 500, None])
-def test_mistake_4_an_exhausted_quota_is_never_transient(status: int | None) -> None:
-    """insufficient_quota arrives as a 429, and can never succeed: it is not tried again."""
+def test_exhausted_quota_is_permanent_despite_status_429(status: int | None) -> None:
     said = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
     if status is None:
         error = api_errors.from_event(json.loads(said), {"retry-after": "5"}, wall=WALL)
@@ -159,8 +155,7 @@ def test_mistake_4_an_exhausted_quota_is_never_transient(status: int | None) -> 
     assert not isinstance(error, TransientError)
 
 
-def test_too_large_says_by_how_much() -> None:
-    """A request beyond the whole limit looks like a rate limit, and is none."""
+def test_request_above_the_whole_limit_is_too_large_and_says_by_how_much() -> None:
     said = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
     error = api_errors.from_status(429, {"retry-after": "1"}, said, wall=WALL)
     assert isinstance(error, errors.TooLargeError)
@@ -177,31 +172,30 @@ def test_too_large_says_by_how_much() -> None:
         ({"retry-after": "nan"}, "No idea.", None),
     ],
 )
-def test_the_order_of_waits(headers: dict[str, str], message: str, wait: float | None) -> None:
-    """Milliseconds, then seconds, then words, then arithmetic, then nothing."""
+def test_wait_sources_are_tried_in_order(
+    headers: dict[str, str], message: str, wait: float | None
+) -> None:
+    """Milliseconds, then seconds, then the message, then its figures, then nothing."""
     said = body(code="rate_limit_exceeded", message=message)
     error = api_errors.from_status(429, headers, said, wall=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == (wait and pytest.approx(wait, abs=1e-3))
 
 
-def test_an_overloaded_server_may_state_a_wait_too() -> None:
-    """Retry-After counts on a 503 as on a 429."""
+def test_retry_after_counts_on_503() -> None:
     error = api_errors.from_status(503, {"retry-after": "7"}, b"", wall=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == 7.0
 
 
-def test_a_redirect_names_its_target_only() -> None:
-    """The host is named, without credentials that an address may carry."""
+def test_redirect_error_names_the_host_without_credentials() -> None:
     location = {"location": "https://user:pw@evil.example/path?q=1"}
     error = api_errors.from_status(307, location, b"", wall=WALL)
     assert "evil.example" in error.message
     assert "pw" not in error.message
 
 
-def test_a_message_is_short_and_plain() -> None:
-    """Control characters, escapes and length of a server's message are not passed on."""
+def test_server_message_is_shortened_and_printable() -> None:
     error = api_errors.from_status(
         400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall=WALL
     )
@@ -209,8 +203,7 @@ def test_a_message_is_short_and_plain() -> None:
     assert error.message.isprintable()
 
 
-def test_no_secret_is_shown() -> None:
-    """What the server echoes is cleaned, even where a cut would leave half a secret."""
+def test_echoed_secret_is_removed_even_across_a_cut() -> None:
     key = "sk-0123456789"
 
     def clean(text: str) -> str:
@@ -235,8 +228,9 @@ JSON = st.recursive(
 
 
 @given(st.integers(300, 600), JSON | st.binary(max_size=50), st.text(max_size=20))
-def test_garbage_is_one_of_our_errors(status: int, said: Any, header: str) -> None:
-    """No status and no body raises anything, and a wait is always sane."""
+def test_any_status_and_body_become_an_error_with_a_valid_wait(
+    status: int, said: Any, header: str
+) -> None:
     raw = said if isinstance(said, bytes) else json.dumps(said).encode()
     for error in (
         api_errors.from_status(status, {"retry-after": header}, raw, wall=WALL),

@@ -1,4 +1,4 @@
-"""Batches on the wire: handed in, found again, fetched, erased; only our errors are raised."""
+"""Batches: created, found again, fetched, deleted; only our errors are raised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1")
 MODEL = "gpt-5.6-sol"
 
 
-class Desk:
+class BatchStage:
     """Batches at a simulator, in virtual time; made on the loop."""
 
     def __init__(self, transport: httpx2.AsyncBaseTransport | None = None, **knobs: Any) -> None:
@@ -35,7 +35,9 @@ class Desk:
         )
         self.batches = BatchClient(api_client)
 
-    async def hand_in(self, *requests: Request, metadata: dict[str, str] | None = None) -> Batch:
+    async def upload_and_create(
+        self, *requests: Request, metadata: dict[str, str] | None = None
+    ) -> Batch:
         data = b"".join(self.batches.request_line(r, SETTINGS, model=MODEL) for r in requests)
         return await self.start(data, requests[0], metadata or {})
 
@@ -47,7 +49,9 @@ class Desk:
 
     async def results(self, batch: Batch) -> dict[str, CompletedAnswer | NbcodexError]:
         request = Request(prompt="x")
-        return {id_: told async for id_, told in self.batches.results(batch, request, SETTINGS)}
+        return {
+            id_: results async for id_, results in self.batches.results(batch, request, SETTINGS)
+        }
 
     async def ended(self, batch: Batch) -> Batch:
         await self.clock.wait(self.clock.now() + 101)
@@ -55,102 +59,94 @@ class Desk:
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_answers_come_back_under_their_requests_ids(api: Any) -> None:
-    """Text, usage and model are those of an ordinary answer, whichever API."""
-
+def test_batch_answers_have_the_ids_of_their_requests(api: Any) -> None:
     async def main() -> None:
-        desk = Desk()
+        stage = BatchStage()
         one = Request(prompt="[[echo: one]]", api=api, max_output=50)
         two = Request(prompt="[[echo: two]]", api=api)
-        batch = await desk.ended(await desk.hand_in(one, two))
+        batch = await stage.ended(await stage.upload_and_create(one, two))
         assert (batch.status, batch.ended, batch.answered) == ("completed", True, 2)
-        told = await desk.results(batch)
+        results = await stage.results(batch)
         assert {one.id: "one", two.id: "two"} == {
-            id_: answer.text for id_, answer in told.items() if isinstance(answer, CompletedAnswer)
+            id_: answer.text
+            for id_, answer in results.items()
+            if isinstance(answer, CompletedAnswer)
         }
-        assert all(a.usage.total_tokens for a in told.values() if isinstance(a, CompletedAnswer))
-        body = next(seen.body for seen in desk.core.log if seen.method == "BATCH")
+        assert all(a.usage.total_tokens for a in results.values() if isinstance(a, CompletedAnswer))
+        body = next(seen.body for seen in stage.core.log if seen.method == "BATCH")
         assert "stream" not in body
         assert body["model"] == MODEL
 
     run_virtual(main())
 
 
-def test_what_fails_is_one_of_our_errors() -> None:
-    """A request that the server rejects comes back as the error it would be when asked at once."""
-
+def test_rejected_request_in_a_batch_is_the_error_of_a_live_one() -> None:
     async def main() -> None:
-        desk = Desk(models=(MODEL,))
+        stage = BatchStage(models=(MODEL,))
         good, bad = Request(prompt="[[echo: one]]"), Request(prompt="x")
-        data = desk.batches.request_line(good, SETTINGS, model=MODEL)
-        data += desk.batches.request_line(bad, SETTINGS, model="none")
-        handed_in = await desk.start(data, good)
-        told = await desk.results(await desk.ended(handed_in))
-        assert isinstance(told[good.id], CompletedAnswer)
-        assert isinstance(told[bad.id], ModelError)
+        data = stage.batches.request_line(good, SETTINGS, model=MODEL)
+        data += stage.batches.request_line(bad, SETTINGS, model="none")
+        created = await stage.start(data, good)
+        results = await stage.results(await stage.ended(created))
+        assert isinstance(results[good.id], CompletedAnswer)
+        assert isinstance(results[bad.id], ModelError)
 
     run_virtual(main())
 
 
-def test_what_a_batch_did_not_come_to_can_be_asked_again() -> None:
-    """After a cancel, the rest comes back as transient, for it has cost nothing."""
-
+def test_unprocessed_requests_of_a_cancelled_batch_are_transient() -> None:
     async def main() -> None:
-        desk = Desk()
+        stage = BatchStage()
         one, two = Request(prompt="one"), Request(prompt="two")
-        batch = await desk.hand_in(one, two)
-        await desk.clock.wait(desk.clock.now() + 60)
-        told = await desk.results(await desk.batches.cancel_batch(batch.id, one, SETTINGS))
-        assert isinstance(told[one.id], CompletedAnswer)
-        assert isinstance(told[two.id], TransientError)
+        batch = await stage.upload_and_create(one, two)
+        await stage.clock.wait(stage.clock.now() + 60)
+        results = await stage.results(await stage.batches.cancel_batch(batch.id, one, SETTINGS))
+        assert isinstance(results[one.id], CompletedAnswer)
+        assert isinstance(results[two.id], TransientError)
 
     run_virtual(main())
 
 
-def test_a_batch_is_found_by_its_tags() -> None:
-    """Whoever died before noting a batch's name finds it, and does not hand it in twice."""
+def test_batch_is_found_by_its_metadata() -> None:
+    """So that a kernel that died before it stored the batch's id does not create it twice."""
 
     async def main() -> None:
-        desk = Desk()
+        stage = BatchStage()
         request = Request(prompt="one")
-        mine = await desk.hand_in(request, metadata={"nbcodex": "map-1"})
-        await desk.hand_in(request, metadata={"nbcodex": "map-2"})
-        found = await desk.batches.find_batches(request, SETTINGS, metadata={"nbcodex": "map-1"})
+        mine = await stage.upload_and_create(request, metadata={"nbcodex": "map-1"})
+        await stage.upload_and_create(request, metadata={"nbcodex": "map-2"})
+        found = await stage.batches.find_batches(request, SETTINGS, metadata={"nbcodex": "map-1"})
         assert [batch.id for batch in found] == [mine.id]
 
     run_virtual(main())
 
 
-def test_a_batch_that_fails_as_a_whole_says_why() -> None:
-    """The server's words and the line, on one line."""
-
+def test_failed_batch_has_the_servers_message_and_line() -> None:
     async def main() -> None:
-        desk = Desk()
+        stage = BatchStage()
         request = Request(prompt="one")
-        handed_in = await desk.start(b"{\n", request)
-        failed = await desk.ended(handed_in)
+        created = await stage.start(b"{\n", request)
+        failed = await stage.ended(created)
         assert failed.status == "failed"
         assert failed.error == "This line is no request. (line 1)"
 
     run_virtual(main())
 
 
-def test_discarded_files_are_gone() -> None:
-    """After `discard` the provider keeps neither questions nor answers."""
-
+def test_deleted_files_are_gone_at_the_provider() -> None:
     async def main() -> None:
-        desk = Desk()
-        batch = await desk.ended(await desk.hand_in(Request(prompt="one")))
+        stage = BatchStage()
+        batch = await stage.ended(await stage.upload_and_create(Request(prompt="one")))
         for _ in range(2):  # what is gone already is no error
-            await desk.batches.delete_files(batch, Request(prompt="x"), SETTINGS)
-        assert desk.core.library._files == {}
+            await stage.batches.delete_files(batch, Request(prompt="x"), SETTINGS)
+        assert stage.core.library._files == {}
         with pytest.raises(NbcodexError):
-            await desk.results(batch)
+            await stage.results(batch)
 
     run_virtual(main())
 
 
-class Liar(httpx2.AsyncBaseTransport):
+class FixedServer(httpx2.AsyncBaseTransport):
     """Answers every call with the same bytes."""
 
     def __init__(self, body: bytes, status: int = 200) -> None:
@@ -185,36 +181,34 @@ HOSTILE = [
 
 @pytest.mark.parametrize("body", HOSTILE)
 @pytest.mark.parametrize("status", [200, 400, 500])
-def test_a_hostile_server_does_no_harm(body: bytes, status: int) -> None:
-    """Whatever is answered, there is a batch, a result or one of our errors, and never the key."""
-
+def test_any_batch_response_becomes_a_result_or_an_error_without_the_key(
+    body: bytes, status: int
+) -> None:
     async def main() -> None:
-        desk = Desk(Liar(body, status))
-        request, told = Request(prompt="x"), ""
-        for deed in (
-            lambda: desk.batches.retrieve_batch("b", request, SETTINGS),
-            lambda: desk.start(b"{}", request),
-            lambda: desk.results(Batch(id="b", status="completed", files=("f",))),
+        stage = BatchStage(FixedServer(body, status))
+        request, results = Request(prompt="x"), ""
+        for operation in (
+            lambda: stage.batches.retrieve_batch("b", request, SETTINGS),
+            lambda: stage.start(b"{}", request),
+            lambda: stage.results(Batch(id="b", status="completed", files=("f",))),
         ):
             try:
-                told += str(await deed())
+                results += str(await operation())
             except NbcodexError as error:
-                told += str(error)
-        assert KEY not in told
+                results += str(error)
+        assert KEY not in results
 
     run_virtual(main())
 
 
-def test_other_line_separators_end_no_line() -> None:
-    """U+2028 within an answer, which JSON allows, does not tear it."""
-
+def test_only_newlines_end_a_line_of_results() -> None:
     async def main() -> None:
         text = "one\u2028two\x85three"
         body = {"output": [{"type": "message", "content": [{"type": "output_text", "text": text}]}]}
         line = {"custom_id": "a", "response": {"status_code": 200, "body": body}}
-        desk = Desk(Liar(json.dumps(line, ensure_ascii=False).encode()))
-        told = (await desk.results(Batch(id="b", status="completed", files=("f",))))["a"]
-        assert isinstance(told, CompletedAnswer)
-        assert told.text == text
+        stage = BatchStage(FixedServer(json.dumps(line, ensure_ascii=False).encode()))
+        results = (await stage.results(Batch(id="b", status="completed", files=("f",))))["a"]
+        assert isinstance(results, CompletedAnswer)
+        assert results.text == text
 
     run_virtual(main())

@@ -1,4 +1,4 @@
-"""The clients: what they send, to whom, and by which way."""
+"""The clients: what they send, to which server, and by which route."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def sent_to(chosen: Settings) -> httpx2.Request:
         ),
     ],
 )
-def test_azure(azure: dict[str, Any], url: str, headers: dict[str, str]) -> None:
-    """The classic endpoint takes a version and a key or token, v1 does not."""
+def test_azure_url_and_authentication_follow_the_version(
+    azure: dict[str, Any], url: str, headers: dict[str, str]
+) -> None:
     chosen = settings(api_key=None, base_url=None, azure_endpoint=AZURE, **azure)
     request = sent_to(chosen)
     assert str(request.url) == url
     assert {n: request.headers[n] for n in headers} == headers
 
 
-def test_classic_azure_chat_names_the_deployment() -> None:
-    """In the classic API, chat has the deployment in its path."""
+def test_classic_azure_chat_has_the_deployment_in_its_path() -> None:
     server = Server(Script([b"data: [DONE]\n\n"]))
     chosen = settings(
         api="chat", api_key=None, base_url=None, azure_endpoint=AZURE, azure_key=Secret(KEY),
@@ -76,8 +76,9 @@ def test_classic_azure_chat_names_the_deployment() -> None:
     assert server.requests[0].url.path == "/openai/deployments/my-model/chat/completions"
 
 
-def test_nothing_of_the_environment_leaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the SDK reads from the environment reaches no host that it is not for."""
+def test_environment_credentials_reach_no_other_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     secrets = {
         "OPENAI_API_KEY": "sk-environment",
         "OPENAI_ADMIN_KEY": "sk-admin",
@@ -95,22 +96,19 @@ def test_nothing_of_the_environment_leaks(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))
     request = sent_to(settings())
     assert request.headers["authorization"] == f"Bearer {KEY}"
-    told = str(request.headers.multi_items())
-    assert not any(word in told for word in ("environment", "sk-admin", "custom", "netrc", "entra"))
+    sent = str(request.headers.multi_items())
+    assert not any(word in sent for word in ("environment", "sk-admin", "custom", "netrc", "entra"))
 
 
-def test_openai_hears_of_organization_and_project() -> None:
-    """The account's parts go to OpenAI."""
+def test_organization_and_project_are_sent_to_openai() -> None:
     request = sent_to(settings(base_url=None, organization="org", project="p"))
     assert request.headers["openai-organization"] == "org"
     assert request.headers["openai-project"] == "p"
 
 
-def test_one_client_for_an_endpoint_until_the_environment_changes(
+def test_client_is_reused_until_the_proxy_environment_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Connections are kept, and made anew when a proxy appears."""
-
     async def run() -> None:
         connections = Connections()
         endpoint = resolve(settings(), Request(prompt=""))
@@ -132,17 +130,17 @@ def test_one_client_for_an_endpoint_until_the_environment_changes(
         ("SSL_CERT_FILE", "/no/such/file"),
     ],
 )
-def test_a_bad_environment_is_said(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """Variables that make no sense are a matter of configuration, and are not shown."""
+def test_invalid_proxy_environment_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """The value is not shown."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
         Connections().client(resolve(settings(), Request(prompt="")))
     assert "sk-proxy" not in str(caught.value)
 
 
-def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key for a server here does not travel to the proxy."""
-
+def test_local_server_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = completed()
@@ -166,8 +164,7 @@ def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyP
     asyncio.run(run())
 
 
-def test_a_refusal_is_not_read_without_end() -> None:
-    """Of an endless refusal, a bounded part is read."""
+def test_endless_error_body_is_read_in_part() -> None:
     read = 0
 
     def endless() -> Any:
@@ -191,8 +188,8 @@ def custom(server: Server, **options: Any) -> openai.AsyncOpenAI:
     )
 
 
-def test_a_custom_client_is_made_once_and_never_retries() -> None:
-    """A sync factory and an async one serve alike."""
+def test_custom_client_is_made_once_without_retries() -> None:
+    """By a sync factory and by an async one."""
     made: list[openai.AsyncOpenAI] = []
     server = Server(Script([], 500))
 
@@ -221,8 +218,7 @@ def test_a_custom_client_is_made_once_and_never_retries() -> None:
     assert len(server.requests) == 4
 
 
-def test_a_custom_clients_key_is_a_secret_too() -> None:
-    """It is neither sent in a prompt nor shown when echoed."""
+def test_custom_clients_key_is_neither_sent_nor_shown() -> None:
     server = Server(Script([completed(model=KEY)]))
     client = custom(server)
     chosen = Settings(client=lambda: client, api="responses")
@@ -241,15 +237,12 @@ def test_a_custom_clients_key_is_a_secret_too() -> None:
         lambda: asyncio.sleep(0),
     ],
 )
-def test_a_factory_of_anything_else(factory: Any) -> None:
-    """A sync client, no client, or an exception is a matter of configuration."""
+def test_factory_without_an_async_client_is_a_configuration_error(factory: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"Codex\.client"):
         play(Server(Script()), chosen=Settings(client=factory), model="m")
 
 
-def test_a_token_provider_that_fails() -> None:
-    """What a user's own code raises in the middle of a call is not the server's fault."""
-
+def test_failing_token_provider_is_a_configuration_error() -> None:
     async def provider() -> str:
         raise KeyError("secret")
 

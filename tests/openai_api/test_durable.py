@@ -1,4 +1,4 @@
-"""Durable answers on the wire: marked as they are read, picked up at the mark, paid once."""
+"""Durable answers: positions are yielded with the text, and broken streams are resumed."""
 
 from __future__ import annotations
 
@@ -83,22 +83,22 @@ class Reader:
         return None
 
 
-def with_simulator(deed: Callable[[Reader, Simulator], Any], *faults: Any) -> Any:
-    """Run `deed` with a reader of a simulator that has these faults in its script."""
+def with_simulator(operation: Callable[[Reader, Simulator], Any], *faults: Any) -> Any:
+    """Run `operation` with a reader of a simulator that has these faults in its script."""
 
     async def run() -> Any:
         simulator = Simulator(Knobs(), clock=LoopClock())
         simulator.script(faults)
-        return await deed(Reader(SimulatorTransport(simulator)), simulator)
+        return await operation(Reader(SimulatorTransport(simulator)), simulator)
 
     return run_virtual(run())
 
 
-def with_server(deed: Callable[[Reader], Any], server: Server, **chosen: Any) -> Any:
-    """Run `deed` with a reader of a scripted server."""
+def with_server(operation: Callable[[Reader], Any], server: Server, **chosen: Any) -> Any:
+    """Run `operation` with a reader of a scripted server."""
 
     async def run() -> Any:
-        return await deed(Reader(server, **chosen))
+        return await operation(Reader(server, **chosen))
 
     return run_virtual(run())
 
@@ -129,10 +129,8 @@ def whole(text: str, status: str = "completed") -> Script:
 BROKEN = httpx2.ReadError("reset")
 
 
-def test_the_body_asks_for_it() -> None:
-    """A durable request goes with background and store; any other has neither."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_only_a_durable_request_has_background_and_store() -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         await reader.ask()
         await reader.ask(Request(prompt="Why?"))
         durable, ordinary = (seen.body for seen in simulator.log)
@@ -140,17 +138,17 @@ def test_the_body_asks_for_it() -> None:
         assert ordinary["store"] is False
         assert "background" not in ordinary
 
-    with_simulator(deed)
+    with_simulator(operation)
 
 
-def test_the_name_comes_before_the_text_and_the_mark_behind_it() -> None:
-    """Even where one network chunk brings both."""
+def test_position_is_yielded_before_and_after_the_text() -> None:
+    """Even where one network chunk has both."""
 
-    async def deed(reader: Reader) -> list[StreamEvent]:
+    async def operation(reader: Reader) -> list[StreamEvent]:
         await reader.ask()
         return reader.pieces
 
-    pieces = with_server(deed, Server(Script([created() + said("Hi", 1), done(2)])))
+    pieces = with_server(operation, Server(Script([created() + said("Hi", 1), done(2)])))
     assert isinstance(pieces[0], ResponseStarted)
     assert pieces[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
     assert isinstance(pieces[-1], CompletedAnswer)
@@ -158,10 +156,8 @@ def test_the_name_comes_before_the_text_and_the_mark_behind_it() -> None:
 
 @pytest.mark.parametrize("after", [-1, 0, 1, 5, 9])
 @pytest.mark.parametrize("kind", ["dropped", "cut", "truncated", "malformed", "stalled"])
-def test_a_broken_stream_goes_on(kind: Any, after: int) -> None:
-    """Whatever breaks the delivery, the rest is picked up: nothing doubled, nothing paid again."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_broken_stream_is_resumed_without_repeats_or_charge(kind: Any, after: int) -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         broke = await reader.ask()
         assert broke is not None
         if after < 0:
@@ -178,13 +174,11 @@ def test_a_broken_stream_goes_on(kind: Any, after: int) -> None:
         assert all(seen.charged == 0 for seen in picked_up)
         assert asked.finished
 
-    with_simulator(deed, Fault(kind, after=after))
+    with_simulator(operation, Fault(kind, after=after))
 
 
-def test_every_break_is_picked_up() -> None:
-    """A stream that breaks again and again still becomes the whole answer, paid once."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_stream_that_breaks_repeatedly_is_completed_and_paid_once() -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         assert await reader.ask()
         times = 0
         while await reader.go_on():
@@ -194,14 +188,13 @@ def test_every_break_is_picked_up() -> None:
         assert simulator.charged == simulator.log[0].charged
 
     breaks = [Fault("dropped", after=2), "cut", "truncated", "malformed", Fault("dropped", after=1)]
-    with_simulator(deed, *[Fault(f, after=1) if isinstance(f, str) else f for f in breaks])
+    with_simulator(operation, *[Fault(f, after=1) if isinstance(f, str) else f for f in breaks])
 
 
-def test_what_the_redactor_holds_back_is_not_lost() -> None:
-    """A break behind the beginning of a secret loses and doubles no character."""
+def test_break_within_a_possible_secret_loses_no_text() -> None:
     parts = [created(), said("your", 1), said(" thing", 2), said(f" is {KEY[:4]}", 3), BROKEN]
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert reader.text == "your thing"
         assert reader.mark == StreamPosition("resp_1", 2)
@@ -209,41 +202,39 @@ def test_what_the_redactor_holds_back_is_not_lost() -> None:
 
     rest = Script([said(f" is {KEY[:4]}", 3), said("y", 4), done(5)])
     server = Server(Script(parts), rest)
-    reader = with_server(_kept(deed), server)
+    reader = with_server(_kept(operation), server)
     assert reader.text == f"your thing is {KEY[:4]}y"
 
 
-def _kept(deed: Callable[[Reader], Any]) -> Callable[[Reader], Any]:
+def _kept(operation: Callable[[Reader], Any]) -> Callable[[Reader], Any]:
     async def run(reader: Reader) -> Reader:
-        await deed(reader)
+        await operation(reader)
         return reader
 
     return run
 
 
-def test_a_server_that_begins_again_at_the_beginning_doubles_nothing() -> None:
-    """Events that were read before are not read again."""
+def test_repeated_events_are_skipped() -> None:
     events = [created(), said("one ", 1), said("two ", 2), said("three", 3), done(4)]
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    reader = with_server(_kept(deed), Server(Script([*events[:3], BROKEN]), Script(events)))
+    reader = with_server(_kept(operation), Server(Script([*events[:3], BROKEN]), Script(events)))
     assert reader.text == "one two three"
 
 
-def test_a_finished_answer_is_fetched_whole() -> None:
-    """Where the server has the answer but not its events, only the rest of it is added."""
+def test_finished_answer_without_events_is_fetched() -> None:
     server = Server(
         Script([created(), said("one ", 1), BROKEN]), refusal(400, "no stream"), whole("one two")
     )
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    reader = with_server(_kept(deed), server)
+    reader = with_server(_kept(operation), server)
     assert reader.text == "one two"
     assert reader.pieces[-1].text == "one two"
     streamed, fetched = (dict(request.url.params) for request in server.requests[1:])
@@ -251,40 +242,37 @@ def test_a_finished_answer_is_fetched_whole() -> None:
     assert fetched == {}
 
 
-def test_a_whole_answer_that_differs_replaces_what_was_shown() -> None:
-    """The server's answer is the answer."""
+def test_different_fetched_answer_replaces_the_text() -> None:
     server = Server(Script([created(), said("one ", 1), BROKEN]), whole("uno due"))
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    pieces = with_server(_kept(deed), server).pieces
+    pieces = with_server(_kept(operation), server).pieces
     assert pieces[-3:-1] == [Reset(), TextDelta("uno due")]
     assert pieces[-1].text == "uno due"
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
-def test_an_answer_that_is_still_being_made_is_waited_for(status: str) -> None:
-    """Neither finished nor lost: there is more to come, and another attempt brings it."""
+def test_answer_in_progress_is_a_transient_error(status: str) -> None:
     server = Server(Script([created(), BROKEN]), refusal(404), whole("", status))
 
-    async def deed(reader: Reader) -> NbcodexError | None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         await reader.ask()
         return await reader.go_on()
 
-    assert isinstance(with_server(deed, server), TransportError)
+    assert isinstance(with_server(operation, server), TransportError)
 
 
-def test_an_unfinished_answer_in_one_piece_tells_its_name() -> None:
-    """A server that keeps answers and does not stream them is not paid for each look."""
+def test_unfinished_answer_in_one_piece_has_a_position() -> None:
     server = Server(whole("", "queued"), whole("", "in_progress"), whole("there it is"))
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert reader.mark == StreamPosition("resp_1")
 
-    assert with_server(_kept(deed), server).text == ""
+    assert with_server(_kept(operation), server).text == ""
 
 
 @pytest.mark.parametrize(
@@ -299,13 +287,13 @@ def test_an_unfinished_answer_in_one_piece_tells_its_name() -> None:
     ],
     ids=["unknown", "refused", "failed", "cancelled", "failed in its stream", "ended stream"],
 )
-def test_a_lost_answer(answers: list[Any]) -> None:
-    """What the server no longer has, or what failed there, has to be asked anew."""
+def test_lost_answer_is_gone(answers: list[Any]) -> None:
+    """The server no longer has it, or it failed there."""
 
-    async def deed(reader: Reader) -> NbcodexError | None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
-    assert isinstance(with_server(deed, Server(*answers)), GoneError)
+    assert isinstance(with_server(operation, Server(*answers)), GoneError)
 
 
 @pytest.mark.parametrize(
@@ -317,53 +305,47 @@ def test_a_lost_answer(answers: list[Any]) -> None:
         (httpx2.ConnectError("refused"), TransportError),
     ],
 )
-def test_not_every_failure_means_that_the_answer_is_lost(answer: Any, kind: type) -> None:
-    """A key that is refused, a limit, a server in trouble: the answer is not asked anew."""
-
-    async def deed(reader: Reader) -> NbcodexError | None:
+def test_other_errors_do_not_mean_that_the_answer_is_lost(answer: Any, kind: type) -> None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
-    error = with_server(deed, Server(answer))
+    error = with_server(operation, Server(answer))
     assert isinstance(error, kind)
     assert not isinstance(error, GoneError)
 
 
 @pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
-def test_a_failure_of_the_generation_is_final(kind: Any) -> None:
-    """An answer that failed at the server is not read again and again."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_answer_that_failed_at_the_server_is_gone(kind: Any) -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         assert isinstance(await reader.ask(), LimitError)
         assert isinstance(await reader.go_on(), GoneError)
 
-    with_simulator(deed, Fault(kind, after=3))
+    with_simulator(operation, Fault(kind, after=3))
 
 
-def test_an_error_event_is_not_the_end_of_an_answer_that_goes_on() -> None:
-    """Whether the stream or the answer failed, the server is asked; what goes on is not lost."""
+def test_error_event_of_a_running_answer_does_not_lose_it() -> None:
     server = Server(
         Script([said("a", 4), event({"type": "error", "code": "server_error"})]),
         whole("", "in_progress"),
     )
 
-    async def deed(reader: Reader) -> NbcodexError | None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
-    assert isinstance(with_server(deed, server), TransportError)
+    assert isinstance(with_server(operation, server), TransportError)
 
 
-def test_an_end_that_repeats_the_answer_doubles_nothing() -> None:
-    """Where only the last event is missing, the text in it is not added to what was shown."""
+def test_final_event_with_the_whole_text_repeats_nothing() -> None:
     item = {"type": "message", "content": [{"type": "output_text", "text": "all of it"}]}
     made = {"id": "resp_1", "status": "completed", "output": [item]}
     end = event({"type": "response.completed", "response": made, "sequence_number": 9})
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
     server = Server(Script([created(), said("all of it", 8), BROKEN]), Script([end]))
-    reader = with_server(_kept(deed), server)
+    reader = with_server(_kept(operation), server)
     assert reader.text == reader.pieces[-1].text == "all of it"
 
 
@@ -376,13 +358,11 @@ def test_an_end_that_repeats_the_answer_doubles_nothing() -> None:
         (httpx2.ReadTimeout("slow"), True),
     ],
 )
-def test_what_was_not_sent_cannot_be_paid(error: Exception, was_sent: bool) -> None:
-    """A connection that was never made is told apart from one that broke."""
-
-    async def deed(reader: Reader) -> NbcodexError | None:
+def test_unmade_connection_counts_as_not_sent(error: Exception, was_sent: bool) -> None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.ask()
 
-    failure = with_server(deed, Server(error))
+    failure = with_server(operation, Server(error))
     assert isinstance(failure, TransportError)
     assert failure.was_sent is was_sent
 
@@ -397,8 +377,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("why", REFUSALS)
-def test_where_the_server_cannot_an_ordinary_request_goes(why: str) -> None:
-    """It falls back in the same attempt, says so once, and does not try again next time."""
+def test_server_without_background_mode_gets_an_ordinary_request(why: str) -> None:
+    """In the same attempt; it is said once, and remembered."""
 
     def answer(request: httpx2.Request) -> Script:
         asked = json.loads(request.content)
@@ -406,11 +386,11 @@ def test_where_the_server_cannot_an_ordinary_request_goes(why: str) -> None:
 
     server = Server(answer)
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask() is None
         assert await reader.ask() is None
 
-    reader = with_server(_kept(deed), server)
+    reader = with_server(_kept(operation), server)
     assert [sent.get("background") for sent in server.sent] == [True, None, None]
     assert [sent["store"] for sent in server.sent] == [True, False, False]
     assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
@@ -418,84 +398,78 @@ def test_where_the_server_cannot_an_ordinary_request_goes(why: str) -> None:
 
 
 @pytest.mark.parametrize("background", [False, None, "true"])
-def test_a_server_that_ignores_it_is_found_out(background: Any) -> None:
-    """No word of background in what comes back: the answer is not durable, and that is said."""
+def test_server_that_ignores_background_mode_is_detected(background: Any) -> None:
     server = Server(Script([created(background=background), said("Hi", 1), done(2, None)]))
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask() is None
 
-    pieces = with_server(_kept(deed), server).pieces
+    pieces = with_server(_kept(operation), server).pieces
     assert not [p for p in pieces if isinstance(p, StreamPosition)]
     assert len([p for p in pieces if isinstance(p, Notice)]) == 1
 
 
 @pytest.mark.parametrize("api", ["chat", "auto"])
-def test_chat_completions_keep_nothing(api: Any) -> None:
-    """A server that speaks only the other API answers, and it is said that nothing is kept."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_durable_request_over_chat_says_that_nothing_is_kept(api: Any) -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         simulator.change_knobs(apis=("chat",))
         reader.settings = settings(api=api)
         assert await reader.ask() is None
         assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
         assert "background" not in simulator.log[-1].body
 
-    with_simulator(deed)
+    with_simulator(operation)
 
 
-def test_another_refusal_is_told_as_ever() -> None:
-    """A prompt that is refused is not sent twice."""
+def test_refused_prompt_is_not_sent_twice() -> None:
     server = Server(refusal(400, "This prompt is not allowed.", code="invalid_prompt"))
 
-    async def deed(reader: Reader) -> NbcodexError | None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.ask()
 
-    assert type(with_server(deed, server)).__name__ == "RequestError"
+    assert type(with_server(operation, server)).__name__ == "RequestError"
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
     "name", ["../models", "..", "a/b", "a?b=c", "", "x" * 300, 7, None, f"resp_{KEY}", "r\n1"]
 )
-def test_a_hostile_name_is_not_used(name: Any) -> None:
-    """What cannot be a name is put in no address; a secret in it is kept nowhere."""
+def test_invalid_response_id_is_not_used(name: Any) -> None:
+    """Nor one that contains a secret."""
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         await reader.ask()
 
     server = Server(Script([created(id=name), said("Hi", 1), BROKEN]))
-    assert not [p for p in with_server(_kept(deed), server).pieces if isinstance(p, StreamPosition)]
+    assert not [
+        p for p in with_server(_kept(operation), server).pieces if isinstance(p, StreamPosition)
+    ]
 
 
 @pytest.mark.parametrize("name", ["..", "../models", "", "a b", "r\n1"])
-def test_a_damaged_journal_leads_nowhere(name: str) -> None:
-    """A name from the journal that is none is asked of nobody."""
+def test_invalid_response_id_from_the_journal_is_gone(name: str) -> None:
     server = Server(refusal(500))
 
-    async def deed(reader: Reader) -> NbcodexError | None:
+    async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition(name, 1), "text")
 
-    assert isinstance(with_server(deed, server), GoneError)
+    assert isinstance(with_server(operation, server), GoneError)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("number", [None, -1, "3", True, 2.5, 10**40])
-def test_a_hostile_sequence_number_is_none(number: Any) -> None:
-    """Where events are not numbered, the answer is picked up from its beginning."""
+def test_invalid_sequence_number_resumes_from_the_beginning(number: Any) -> None:
     odd = event({"type": "response.output_text.delta", "delta": "Hi", "sequence_number": number})
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert reader.mark.sequence in (None, 0)
 
-    with_server(deed, Server(Script([created(), odd, BROKEN])))
+    with_server(operation, Server(Script([created(), odd, BROKEN])))
 
 
-def test_a_cancelled_answer_ends_at_the_server() -> None:
-    """Cancelling stops the generation there."""
-
-    async def deed(reader: Reader, simulator: Simulator) -> None:
+def test_cancelling_ends_the_generation_at_the_server() -> None:
+    async def operation(reader: Reader, simulator: Simulator) -> None:
         simulator.change_knobs(speed=1)
         reading = asyncio.create_task(reader.ask())
         await asyncio.sleep(3)
@@ -505,59 +479,55 @@ def test_a_cancelled_answer_ends_at_the_server() -> None:
         assert not simulator.log[0].finished
         assert isinstance(await reader.go_on(), GoneError)
 
-    with_simulator(deed)
+    with_simulator(operation)
 
 
 @pytest.mark.parametrize("answer", [BROKEN, refusal(500), Script([Silence(1e6)])])
-def test_cancelling_is_tried_and_no_more(answer: Any) -> None:
-    """A server that cannot be told holds nobody up."""
-
-    async def deed(reader: Reader) -> float:
+def test_failing_cancellation_raises_nothing(answer: Any) -> None:
+    async def operation(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
         await reader.api_client.cancel_response(
             REQUEST, reader.settings, mark=StreamPosition("resp_1", 1)
         )
         return asyncio.get_running_loop().time() - began
 
-    assert with_server(deed, Server(answer)) <= 5.0
+    assert with_server(operation, Server(answer)) <= 5.0
 
 
-def test_the_figures_come_once() -> None:
-    """The server's usage is in the one attempt that reads the end."""
-
-    async def deed(reader: Reader) -> None:
+def test_usage_is_reported_once() -> None:
+    async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
     server = Server(Script([created(), said("Hi", 1), BROKEN]), Script([said("!", 2), done(3)]))
-    endings = [p for p in with_server(_kept(deed), server).pieces if isinstance(p, CompletedAnswer)]
+    endings = [
+        p for p in with_server(_kept(operation), server).pieces if isinstance(p, CompletedAnswer)
+    ]
     assert [ending.usage for ending in endings] == [Usage(input_tokens=7, output_tokens=3)]
     assert endings[0].text == "Hi!"
 
 
-def test_silence_is_noticed_as_soon_as_in_any_stream() -> None:
-    """Behind text that has begun, a silent pick-up breaks after the idle timeout."""
+def test_silent_resumed_stream_breaks_after_the_idle_timeout() -> None:
     server = Server(Script([Silence(1e6)]), whole("", "in_progress"))
 
-    async def deed(reader: Reader) -> float:
+    async def operation(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
         assert isinstance(await reader.go_on(StreamPosition("resp_1", 3), "text"), TransportError)
         return asyncio.get_running_loop().time() - began
 
-    assert with_server(deed, server, idle_timeout=60.0) == pytest.approx(60.0, abs=1.0)
+    assert with_server(operation, server, idle_timeout=60.0) == pytest.approx(60.0, abs=1.0)
 
 
-def test_every_connection_is_closed() -> None:
-    """Also those of attempts that failed."""
+def test_connections_of_failed_attempts_are_closed() -> None:
     server = Server(
         Script([created(), said("a", 1), BROKEN]), Script([said("b", 2), BROKEN]), refusal(404)
     )
 
-    async def deed(reader: Reader) -> None:
+    async def operation(reader: Reader) -> None:
         for _ in range(3):
             with contextlib.suppress(NbcodexError):
                 await (reader.go_on() if reader.pieces else reader.ask())
 
-    with_server(deed, server)
+    with_server(operation, server)
     assert all(isinstance(body, Body) and body.closed for body in server.bodies)
     assert str(server.requests[1].url).startswith(f"{BASE}/responses/resp_1")

@@ -28,15 +28,13 @@ def key_of(endpoint: Endpoint) -> str:
     return endpoint.key.reveal() if endpoint.key else ""
 
 
-def test_openai_is_the_default() -> None:
-    """With a key and nothing else, OpenAI is asked, for the account that the settings name."""
+def test_openai_is_the_default_endpoint() -> None:
     found = reached({"OPENAI_API_KEY": KEY, "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "p"})
     assert (found.kind, found.base_url) == ("openai", "https://api.openai.com/v1")
     assert (found.host, found.scope) == ("api.openai.com", "org/p")
 
 
-def test_scopes_tell_accounts_apart_but_no_keys() -> None:
-    """Two keys are two scopes, the same key is one; neither contains the key."""
+def test_scope_differs_between_keys_and_contains_none() -> None:
     one, again = (reached({"OPENAI_API_KEY": KEY}) for _ in range(2))
     other = reached({"OPENAI_API_KEY": OTHER})
     assert one.scope == again.scope != other.scope
@@ -102,17 +100,16 @@ def test_scopes_tell_accounts_apart_but_no_keys() -> None:
         ),
     ],
 )
-def test_which_provider(
+def test_azure_is_chosen_by_its_endpoint_and_classic_by_its_version(
     environ: dict[str, str], kind: str, base_url: str, version: str | None, entra: bool
 ) -> None:
-    """Azure is chosen by its endpoint alone; a version makes it classic, anything else v1."""
     found = reached(environ)
     assert (found.kind, found.base_url, found.api_version) == (kind, base_url, version)
     assert (key_of(found), found.entra) == (KEY, entra)
 
 
-def test_a_key_goes_only_to_its_own_host() -> None:
-    """Another base URL does not get the key that is configured, not even on this machine."""
+def test_configured_key_is_not_sent_to_another_host() -> None:
+    """Not even on this machine."""
     for api_base in (
         "https://evil.example/v1",
         "http://localhost:8000/v1",
@@ -124,8 +121,7 @@ def test_a_key_goes_only_to_its_own_host() -> None:
         assert KEY not in str(caught.value)
 
 
-def test_a_key_by_host_opens_another_base_url() -> None:
-    """An entry among the keys serves its host, with the port or without."""
+def test_key_by_host_is_used_with_and_without_port() -> None:
     for name in ("gw.example:8443", "gw.example"):
         found = reached(
             {"OPENAI_API_KEY": KEY}, keys={name: OTHER}, api_base="https://gw.example:8443/v1"
@@ -133,20 +129,17 @@ def test_a_key_by_host_opens_another_base_url() -> None:
         assert (found.kind, key_of(found)) == ("compatible", OTHER)
 
 
-def test_a_key_by_host_wins() -> None:
-    """For the configured base URL, too."""
+def test_key_by_host_wins_over_the_configured_key() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://gw.example/v1"}
     assert key_of(reached(environ, keys={"gw.example": OTHER})) == OTHER
 
 
-def test_the_own_host_in_another_path_keeps_the_key() -> None:
-    """A base URL on the configured server is no other host."""
+def test_another_path_on_the_configured_host_keeps_the_key() -> None:
     found = reached({"OPENAI_API_KEY": KEY}, api_base="https://API.openai.com/v2/")
     assert (found.base_url, key_of(found)) == ("https://api.openai.com/v2", KEY)
 
 
-def test_a_server_without_keys_is_told_how_to_be_reached() -> None:
-    """Ollama and its like take any key; that none is set is said, with the value that will do."""
+def test_missing_key_of_a_local_server_advises_none_as_key() -> None:
     ollama = {"OPENAI_BASE_URL": "http://localhost:11434/v1"}
     with pytest.raises(MissingKeyError, match="OPENAI_API_KEY=none"):
         reached(ollama)
@@ -154,8 +147,7 @@ def test_a_server_without_keys_is_told_how_to_be_reached() -> None:
     assert (found.kind, key_of(found), found.host) == ("compatible", "none", "localhost:11434")
 
 
-def test_without_a_key_the_ways_out_are_named() -> None:
-    """A missing key is said shortly, with what to do about it."""
+def test_missing_key_advises_login_and_demo() -> None:
     with pytest.raises(MissingKeyError) as caught:
         reached({})
     for way in ("%codex login", "OPENAI_API_KEY", "nbcodex demo"):
@@ -180,23 +172,20 @@ def test_without_a_key_the_ways_out_are_named() -> None:
         "nonsense",
     ],
 )
-def test_bad_base_urls(url: str) -> None:
-    """A base URL that cannot be one is refused, without showing what it may contain."""
+def test_invalid_base_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         reached({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url})
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"Bearer {KEY}", f"{KEY}\nX-Evil: 1", f'"{KEY}"', f"{KEY}é"])
-def test_bad_keys(key: str) -> None:
-    """A key that cannot be one is refused, and not shown."""
+def test_invalid_key_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         reached({"OPENAI_API_KEY": key})
     assert KEY not in str(caught.value)
 
 
-def test_cleartext_needs_to_be_asked_for() -> None:
-    """http:// beyond this machine is refused, unless the host is named among the keys."""
+def test_cleartext_needs_an_entry_for_the_host() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "http://box.example:8000/v1"}
     with pytest.raises(ConfigurationError, match="unencrypted"):
         reached(environ)
@@ -214,26 +203,22 @@ def test_cleartext_needs_to_be_asked_for() -> None:
         {"params": {"metadata": {KEY: 1}}},
     ],
 )
-def test_a_request_with_a_secret_is_refused(where: dict[str, Any]) -> None:
-    """Nothing that contains a key in force is sent, and the refusal does not show it."""
+def test_request_that_contains_a_key_is_refused(where: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         reached({"OPENAI_API_KEY": KEY}, **where)
     assert KEY not in str(caught.value)
 
 
-def test_half_a_character_is_refused() -> None:
-    """A lone surrogate cannot be sent, and another attempt would not help."""
+def test_lone_surrogate_in_a_request_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="surrogate"):
         reached({"OPENAI_API_KEY": KEY}, prompt="\ud800")
 
 
-def test_an_endpoint_does_not_show_its_key() -> None:
-    """Its repr is safe to log."""
+def test_repr_of_an_endpoint_has_no_key() -> None:
     assert KEY not in repr(reached({"OPENAI_API_KEY": KEY}))
 
 
-def test_the_host_of_a_login() -> None:
-    """A key typed in is for the host that requests go to."""
+def test_login_stores_the_key_for_the_configured_host() -> None:
     assert configured_host(Settings.read({}, {})) == "api.openai.com"
     assert (
         configured_host(Settings.read({}, {"AZURE_OPENAI_ENDPOINT": AZURE}))
@@ -258,8 +243,7 @@ def test_the_host_of_a_login() -> None:
         {1: 2},
     ],
 )
-def test_params_that_are_ours_are_refused(params: dict[Any, Any]) -> None:
-    """What has an option of its own, or reaches outside the body, is no parameter."""
+def test_reserved_params_are_refused(params: dict[Any, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         request_body.check_params(params)
     assert caught.value.advice

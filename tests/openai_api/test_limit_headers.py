@@ -39,8 +39,7 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
         ("1s" * 100, None),
     ],
 )
-def test_go_durations(text: str | None, seconds: float | None) -> None:
-    """A reset is read as Go writes it, or as plain seconds; anything else is absent."""
+def test_reset_is_a_go_duration_or_plain_seconds(text: str | None, seconds: float | None) -> None:
     assert rate_limits.parse_duration(text) == (
         pytest.approx(seconds) if seconds is not None else None
     )
@@ -75,8 +74,7 @@ def test_go_durations(text: str | None, seconds: float | None) -> None:
         ({}, None),
     ],
 )
-def test_stated_wait(given: dict[str, str], wait: float | None) -> None:
-    """The first header that states a sane wait counts; more than a day is a day."""
+def test_first_valid_wait_header_counts(given: dict[str, str], wait: float | None) -> None:
     assert rate_limits.wait_in_headers(given, wall=WALL) == (wait and pytest.approx(wait))
 
 
@@ -88,8 +86,7 @@ def limits(resource: str, limit: str, remaining: str, reset: str = "") -> dict[s
     }
 
 
-def test_snapshot_reads_both_buckets() -> None:
-    """One response gives level, limit and time to full of tokens and of requests."""
+def test_snapshot_has_tokens_and_requests() -> None:
     found = rate_limits.read_snapshot(
         {
             **limits("tokens", "30000", "22999", "14.002s"),
@@ -110,8 +107,7 @@ def test_snapshot_reads_both_buckets() -> None:
     assert found.requests.full_in == pytest.approx(0.12)
 
 
-def test_the_tighter_of_plain_and_project_counts() -> None:
-    """Where a project has less left than its organization, the project's bucket is the one."""
+def test_tighter_of_account_and_project_limit_counts() -> None:
     found = rate_limits.read_snapshot(
         {**limits("tokens", "30000", "20000"), **limits("project-tokens", "9000", "100")}, at=0.0
     )
@@ -123,13 +119,12 @@ def test_the_tighter_of_plain_and_project_counts() -> None:
     ("limit", "remaining"),
     [("-1", "5"), ("0", "0"), ("5", "-1"), ("nan", "1"), ("x", "y"), ("1e300", "1"), ("", "")],
 )
-def test_absurd_limits_are_absent(limit: str, remaining: str) -> None:
-    """What Azure and others write where they have no limit is no limit."""
+def test_placeholder_limits_are_absent(limit: str, remaining: str) -> None:
+    """Azure and others send 0 or -1 where there is no limit."""
     assert rate_limits.read_snapshot(limits("tokens", limit, remaining), at=0.0).tokens is None
 
 
-def test_a_reset_that_is_absurd_leaves_the_level() -> None:
-    """Limit and level are of use without the time to full."""
+def test_invalid_reset_keeps_limit_and_level() -> None:
     gauge = rate_limits.read_snapshot(limits("tokens", "10", "5", "never"), at=0.0).tokens
     assert gauge
     assert gauge.full_in is None
@@ -150,8 +145,7 @@ NAMES = [
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=80)))
-def test_garbage_in_headers_never_raises(given: dict[str, str]) -> None:
-    """Whatever headers say, a wait is None or in (0, a day], and a snapshot comes out."""
+def test_any_headers_give_a_valid_wait_and_snapshot(given: dict[str, str]) -> None:
     wait = rate_limits.wait_in_headers(given, wall=WALL)
     assert wait is None or 0 < wait <= DAY
     found = rate_limits.read_snapshot(given, at=1.0)

@@ -66,13 +66,12 @@ AZURE = (
         ("", Limit()),
     ],
 )
-def test_limits(message: str, limit: Limit) -> None:
-    """A message's resource, window, figures and model are found; what it does not tell is None."""
+def test_limit_is_read_from_the_message(message: str, limit: Limit) -> None:
     assert rate_limits.limit_in_message(message) == limit
 
 
-def test_mistake_5_waits_are_understood_in_every_notation() -> None:
-    """80ms, 7m12s and 35 seconds are waits; none of them was one to the first Codex CLI."""
+def test_wait_is_understood_in_every_notation() -> None:
+    """openai/codex #506 understood none of these."""
     read = rate_limits.wait_in_message
     assert read("Please try again in 80ms.") == pytest.approx(0.08)
     assert read("Please try again in 7m12s.") == pytest.approx(432)
@@ -99,13 +98,11 @@ def test_mistake_5_waits_are_understood_in_every_notation() -> None:
         ("in 5 seconds all is over", None),
     ],
 )
-def test_stated_waits(message: str, wait: float | None) -> None:
-    """Any mix of units, as letters or as words, is a wait; a clamp keeps it sane."""
+def test_wait_in_the_message_is_clamped(message: str, wait: float | None) -> None:
     assert rate_limits.wait_in_message(message) == (wait and pytest.approx(wait))
 
 
-def test_arithmetic_of_the_message() -> None:
-    """Where no wait is stated, the figures give it: to the millisecond of the stated one."""
+def test_wait_is_computed_from_the_figures() -> None:
     assert rate_limits.computed_wait(rate_limits.limit_in_message(TPM)) == pytest.approx(
         11.054, abs=1e-3
     )
@@ -126,8 +123,7 @@ def test_arithmetic_of_the_message() -> None:
         "retry after 1m",
     ],
 )
-def test_ten_megabytes_are_read_in_no_time(unit: str) -> None:
-    """No pattern is slow on a long hostile text, for the text is cut first."""
+def test_long_message_is_cut_before_the_search(unit: str) -> None:
     text = unit * (10_000_000 // len(unit))
     before = time.process_time()
     rate_limits.limit_in_message(text)

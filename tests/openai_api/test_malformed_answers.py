@@ -1,4 +1,4 @@
-"""Whatever a server sends: an answer, or exactly one of our errors, with a sane wait."""
+"""Any response, however malformed, is an answer or one of our errors with a valid wait."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ HEADERS = st.dictionaries(
 )
 @example(200, {}, [b"data: " + b"[" * 100_000 + b"\n\n"], "chat")
 @example(429, {"retry-after": "1e999"}, [b"{" * 100_000], "responses")
-def test_garbage(status: int, headers: dict[str, str], parts: list[bytes], api: str) -> None:
-    """No status, headers and bytes let anything but our errors out."""
+def test_any_response_is_an_answer_or_one_of_our_errors(
+    status: int, headers: dict[str, str], parts: list[bytes], api: str
+) -> None:
     outcome: Any
     try:
         outcome = play(Server(Script(parts, status, headers)), chosen=settings(api=api))[-1]
@@ -98,8 +99,7 @@ BIG = b"x" * 10_000_000
     ],
     ids=range(9),
 )  # fmt: skip
-def test_ten_megabytes_of_garbage_take_no_time(status: int, body: bytes) -> None:
-    """Large nonsense costs what its bytes cost, in chunks of the network's size."""
+def test_large_malformed_body_takes_linear_time(status: int, body: bytes) -> None:
     parts = [body[i : i + 65_536] for i in range(0, len(body), 65_536)]
     before = time.process_time()
     with pytest.raises(NbcodexError):

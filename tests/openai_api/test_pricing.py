@@ -26,13 +26,11 @@ AZURE = "https://me.openai.azure.com/openai/v1"
         ("\ud800", 0, 2),
     ],
 )
-def test_estimates_are_of_the_right_size(text: str, low: int, high: int) -> None:
-    """English, Chinese and Russian are each estimated near what o200k makes of them."""
+def test_token_estimates_are_near_o200k(text: str, low: int, high: int) -> None:
     assert low <= pricing.estimate_text_tokens(text) <= high
 
 
-def test_all_parts_of_a_request_count() -> None:
-    """The system prompt and the parameters are input as well."""
+def test_system_and_params_count_as_input() -> None:
     plain = pricing.estimate_request_tokens(Request(prompt="x" * 400))
     assert 100 <= plain <= 120
     assert (
@@ -44,8 +42,7 @@ def test_all_parts_of_a_request_count() -> None:
     )
 
 
-def test_a_known_model_has_a_price() -> None:
-    """Cached input is cheaper than input, and both than nothing known."""
+def test_cached_input_is_cheaper() -> None:
     full = pricing.cost(Usage(input_tokens=1000, output_tokens=100), "gpt-5", OPENAI)
     cached = pricing.cost(
         Usage(input_tokens=1000, cached_tokens=900, output_tokens=100), "gpt-5", OPENAI
@@ -70,19 +67,16 @@ def test_a_known_model_has_a_price() -> None:
         (Usage(input_tokens=9, output_tokens=9), "phi-4-reasoning:free", AZURE),
     ],
 )
-def test_an_unknown_price_is_none(usage: Usage, model: str | None, base_url: str) -> None:
-    """Where no price is known it is None: never 0, never an error."""
+def test_unknown_price_is_none(usage: Usage, model: str | None, base_url: str) -> None:
     assert pricing.cost(usage, model, base_url) is None
 
 
-def test_azure_has_prices_of_its_own() -> None:
-    """Azure's hosts are priced as Azure."""
+def test_azure_hosts_have_azure_prices() -> None:
     usage = Usage(input_tokens=1000, output_tokens=100)
     assert pricing.cost(usage, "gpt-4o", "https://me.openai.azure.com/openai/v1")
 
 
-def test_importing_the_wire_imports_nothing_heavy() -> None:
-    """The SDK, HTTP and the price table wait until they are needed."""
+def test_importing_the_package_imports_neither_sdk_nor_prices() -> None:
     code = (
         "import sys, pkgutil, importlib, nbcodex.openai_api as w\n"
         "for m in pkgutil.iter_modules(w.__path__):\n"
@@ -93,8 +87,7 @@ def test_importing_the_wire_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_rates_are_known_once_the_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a token costs is told without waiting for the tables: not before they are loaded."""
+def test_token_rates_are_unknown_until_prices_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pricing, "_loaded", threading.Event())
     assert pricing.token_rates("gpt-5", OPENAI) is None
     pricing.load_prices()
@@ -105,7 +98,6 @@ def test_rates_are_known_once_the_tables_are(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("model", "base_url"), [("gpt-5", "http://127.0.0.1/v1"), ("x", OPENAI)])
-def test_no_rates_where_nobody_knows(model: str, base_url: str) -> None:
-    """A price is of a seller and a model that are in the tables."""
+def test_unknown_model_or_server_has_no_rates(model: str, base_url: str) -> None:
     pricing.load_prices()
     assert pricing.token_rates(model, base_url) is None

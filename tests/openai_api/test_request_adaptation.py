@@ -1,4 +1,4 @@
-"""What is sent, in which words, and to which model."""
+"""What is sent, adapted to what a server accepts, and to which model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from tests.openai_api.scripted import (
 from tests.virtual import LoopClock, run_virtual
 
 
-def test_mistake_2_the_request_is_sent_again_as_it_was() -> None:
-    """Trying twice sends the same bytes twice."""
+def test_second_attempt_sends_the_same_bytes() -> None:
     server = Server(refusal(429), Script([completed()]))
     api_client = ApiClient(clock=LoopClock(), transport=server)
     request = Request(prompt="Why?", system="Be brief.")
@@ -45,8 +44,7 @@ def test_mistake_2_the_request_is_sent_again_as_it_was() -> None:
     assert server.sent[0]["input"] == "Why?"
 
 
-def test_the_body_of_responses() -> None:
-    """What is asked is in the body; the server keeps nothing; the user's params win."""
+def test_responses_body_stores_nothing_and_lets_params_win() -> None:
     server = Server(Script([completed()]))
     params = {"reasoning": {"summary": "auto"}, "temperature": 0.5}
     play(server, system="S", max_output=7, effort="low", params=params)
@@ -64,8 +62,7 @@ def test_the_body_of_responses() -> None:
     ]
 
 
-def test_the_body_at_openai() -> None:
-    """OpenAI keeps nothing, so reasoning is carried on encrypted, where the model reasons."""
+def test_openai_reasoning_models_return_encrypted_reasoning() -> None:
     server = Server(Script([completed()]))
     for model in (MODEL, "gpt-4o"):
         play(server, chosen=settings(base_url=None), model=model)
@@ -76,8 +73,9 @@ def test_the_body_at_openai() -> None:
 @pytest.mark.parametrize(
     ("base_url", "name"), [(None, "max_completion_tokens"), ("https://gw.example", "max_tokens")]
 )
-def test_the_body_of_chat(base_url: str | None, name: str) -> None:
-    """The name of the output bound is the one that the server is likely to know."""
+def test_chat_body_names_the_output_bound_as_the_server_does(
+    base_url: str | None, name: str
+) -> None:
     server = Server(Script([DONE]))
     play(
         server,
@@ -102,7 +100,7 @@ def test_the_body_of_chat(base_url: str | None, name: str) -> None:
 
 
 def played_twice(server: Server, **options: Any) -> list[str]:
-    """Ask twice over one wire, and return the paths that were called."""
+    """Ask twice with one client, and return the paths that were called."""
     chosen = settings(**options)
     api_client = ApiClient(clock=LoopClock(), transport=server)
 
@@ -117,15 +115,13 @@ def played_twice(server: Server, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_server_without_responses_is_asked_in_chat(status: int) -> None:
-    """`auto` probes once, and remembers."""
+def test_server_without_responses_gets_chat_and_is_remembered(status: int) -> None:
     server = Server(refusal(status), Script([chunk("hi", finish="stop"), DONE]))
     paths = played_twice(server, api="auto")
     assert paths == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
 
 
-def test_a_missing_model_is_no_missing_api() -> None:
-    """A 404 that names the model is final."""
+def test_404_about_the_model_does_not_switch_to_chat() -> None:
     server = Server(refusal(404, code="model_not_found"), Script([DONE]))
     assert type(fails(server, chosen=settings(api="auto"))).__name__ == "ModelError"
 
@@ -133,21 +129,18 @@ def test_a_missing_model_is_no_missing_api() -> None:
 @pytest.mark.parametrize(
     ("status", "refused"), [(500, True), (503, True), (502, False), (504, False)]
 )
-def test_what_a_gateway_gives_up_may_have_been_answered(status: int, refused: bool) -> None:
-    """A server that fails at once has made no answer; behind a gateway nobody knows."""
+def test_gateway_timeout_may_have_been_charged(status: int, refused: bool) -> None:
     assert fails(Server(refusal(status))).refused is refused
 
 
-def test_openai_is_not_probed() -> None:
-    """A 404 of OpenAI is about the model."""
+def test_404_of_openai_does_not_switch_to_chat() -> None:
     server = Server(refusal(404), Script([DONE]))
     error = fails(server, chosen=settings(api="auto", base_url=None))
     assert type(error).__name__ == "ModelError"
     assert len(server.requests) == 1
 
 
-def test_a_server_that_rejects_stream_options_goes_without() -> None:
-    """A parameter that the server does not know is left out, and that is remembered."""
+def test_rejected_stream_options_are_left_out_and_remembered() -> None:
     server = Server(
         refusal(400, "Unrecognized request argument supplied: stream_options"), Script([DONE])
     )
@@ -171,10 +164,10 @@ SAID = {"type": "output_text", "text": "hi"}
         ("Streaming is not supported for this model.", None),
     ],
 )
-def test_who_may_not_stream_gets_the_answer_in_one_piece(
+def test_unverified_organization_gets_the_answer_in_one_piece(
     api: Any, message: str, param: str | None
 ) -> None:
-    """An organization that is not verified is answered, told why all comes at once, and so on."""
+    """It is told why, and the server is remembered."""
     whole = {
         "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
         "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
@@ -194,8 +187,7 @@ def test_who_may_not_stream_gets_the_answer_in_one_piece(
     ]
 
 
-def test_the_name_of_the_output_bound_is_learnt() -> None:
-    """A server that knows only the other name gets it."""
+def test_name_of_the_output_bound_is_learned() -> None:
     server = Server(
         refusal(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
         Script([DONE]),
@@ -205,8 +197,7 @@ def test_the_name_of_the_output_bound_is_learnt() -> None:
     assert names == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"]]
 
 
-def test_a_rejection_is_argued_with_only_so_often() -> None:
-    """A server that rejects everything is not asked for ever."""
+def test_adaptations_of_one_request_are_bounded() -> None:
     server = Server(refusal(400, "unsupported max_tokens max_completion_tokens stream_options"))
     error = fails(server, chosen=settings(api="chat"), max_output=5)
     assert type(error).__name__ == "RequestError"
@@ -217,22 +208,19 @@ def listing(*names: object) -> Script:
     return Script([json.dumps({"data": [{"id": n} for n in names]}).encode()])
 
 
-def test_the_only_model_of_a_server_is_asked() -> None:
-    """Elsewhere than at OpenAI, with no model named, the only one is it."""
+def test_only_model_of_a_server_is_used() -> None:
     server = Server(listing("tiny"), Script([completed()]))
     play(server, chosen=settings(model=None))
     assert server.sent_models == ["tiny"]
 
 
 @pytest.mark.parametrize(("names", "said"), [(["b", "a"], "offers a, b"), ([], "offers no model")])
-def test_several_models_are_listed(names: list[str], said: str) -> None:
-    """The user has to choose, and sees from what."""
+def test_several_models_are_listed_in_the_error(names: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         play(Server(listing(*names)), chosen=settings(model=None))
 
 
-def test_the_default_model_is_openais_alone() -> None:
-    """OpenAI has a default; on Azure a deployment has to be named."""
+def test_default_model_is_used_at_openai_only() -> None:
     server = Server(Script([completed()]))
     play(server, chosen=settings(model=None, base_url=None))
     assert server.sent_models == [MODEL]
@@ -250,9 +238,7 @@ def test_the_default_model_is_openais_alone() -> None:
         listing(KEY, 5, None, "x" * 999, "\x1b"),
     ],
 )
-def test_a_list_of_models_may_be_nonsense(script: Script) -> None:
-    """Names are short, plain and without our key; anything else is one of our errors."""
-
+def test_malformed_list_of_models_gives_short_names_or_an_error(script: Script) -> None:
     async def run() -> list[str]:
         return await ApiClient(clock=LoopClock(), transport=Server(script)).list_models(settings())
 

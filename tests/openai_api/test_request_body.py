@@ -1,4 +1,4 @@
-"""What a conversation, pictures and a schema look like on the wire."""
+"""The request bodies of conversations, pictures and schemas."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def chat(request: Request) -> dict[str, object]:
     return chat_body(request, model="m", kind="compatible", avoid=frozenset())
 
 
-def test_responses_carries_turns_reasoning_and_pictures() -> None:
-    """Each turn is the prompt with its pictures, what the server wants back, and the answer."""
+def test_responses_body_has_turns_reasoning_and_images() -> None:
     first = [
         {"type": "input_text", "text": "one"},
         {"type": "input_image", "image_url": "data:image/png;base64,YWJj"},
@@ -51,8 +50,7 @@ def test_responses_carries_turns_reasoning_and_pictures() -> None:
     ]
 
 
-def test_chat_carries_turns_and_pictures() -> None:
-    """Chat Completions gets the same conversation in its own words, without the reasoning."""
+def test_chat_body_has_turns_and_images_without_reasoning() -> None:
     messages = chat(REQUEST)["messages"]
     assert messages == [
         {
@@ -73,8 +71,7 @@ def test_chat_carries_turns_and_pictures() -> None:
     ]
 
 
-def test_both_name_the_schema() -> None:
-    """Structured output is asked for by each API's own mode."""
+def test_both_bodies_use_the_apis_schema_mode() -> None:
     shape = {"name": "shape", "schema": {"type": "object"}, "strict": True}
     assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
     assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
@@ -89,10 +86,9 @@ def test_both_name_the_schema() -> None:
         ("m", "https://other.example/v1", False),
     ],
 )
-def test_reasoning_goes_to_whose_it_is(
+def test_reasoning_is_sent_only_to_its_own_model_and_server(
     model: str | None, base_url: str | None, is_sent: bool
 ) -> None:
-    """Encrypted reasoning is sent to the model and the server that gave it, and to no other."""
     turn = replace(TURN, model=model, base_url=base_url)
     endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
     asked = replace(REQUEST, turns=(turn,))
@@ -100,8 +96,7 @@ def test_reasoning_goes_to_whose_it_is(
     assert (REASONING in question.body["input"]) is is_sent
 
 
-def test_hostile_reasoning_is_not_carried_on() -> None:
-    """What is not encrypted, holds a secret or is huge is left out, and unknown fields are cut."""
+def test_unencrypted_secret_or_huge_reasoning_is_dropped() -> None:
     items = [
         {"type": "reasoning", "encrypted_content": "good", "extra": "x"},
         {"type": "reasoning", "summary": []},
@@ -112,16 +107,14 @@ def test_hostile_reasoning_is_not_carried_on() -> None:
     assert done.reasoning == ({"type": "reasoning", "encrypted_content": "good"},)
 
 
-def test_a_conversation_with_the_key_is_refused() -> None:
-    """Earlier turns are looked at like the prompt."""
+def test_conversation_that_contains_the_key_is_refused() -> None:
     turn = replace(TURN, answer="it is sk-a-secret-key")
     with pytest.raises(ConfigurationError, match="conversation contains an API key"):
         check_texts(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
 
 
 @pytest.mark.parametrize("part", ["turns", "images", "schema"])
-def test_every_part_is_counted(part: str) -> None:
-    """Turns, pictures and schemas are input tokens, so the estimate holds them."""
+def test_turns_images_and_schema_count_as_input(part: str) -> None:
     plain = Request(prompt="three")
     with_part = Request(prompt="three", **{part: getattr(REQUEST, part)})
     assert pricing.estimate_request_tokens(with_part) > pricing.estimate_request_tokens(plain)

@@ -1,4 +1,4 @@
-"""Schemas and pictures on the wire: how they are asked for, and what servers make of that."""
+"""Schemas and pictures: how they are requested, and how servers answer."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def picture(data: bytes | str) -> dict[str, Any]:
         ("chat", "response_format", "Invalid schema for response_format 'pet': 'a' is missing"),
     ],
 )
-def test_a_server_without_schemas_is_told_in_words(api: Any, name: str, message: str) -> None:
-    """A 400 about the mode is retried without it, the schema among the instructions; it is said."""
+def test_refused_schema_mode_moves_the_schema_into_the_prompt(
+    api: Any, name: str, message: str
+) -> None:
     good = completed() if api == "responses" else chunk("{}", finish="stop") + b"data: [DONE]\n\n"
     server = Server(refusal(400, message), Script([delta("{}"), good][api == "chat" :]))
     pieces = play(server, chosen=settings(api=api), schema=SCHEMA, system="Be brief.")
@@ -59,15 +60,13 @@ def test_a_server_without_schemas_is_told_in_words(api: Any, name: str, message:
     ]
 
 
-def test_any_json_asks_for_no_mode() -> None:
-    """A schema that says nothing adds nothing to the body."""
+def test_empty_schema_adds_nothing_to_the_body() -> None:
     server = Server(Script([delta("[1]"), completed()]))
     play(server, schema=Schema(name="json", definition={}))
     assert "text" not in server.sent[0]
 
 
-def test_a_key_in_a_schema_is_refused() -> None:
-    """A schema travels, so it holds no key."""
+def test_schema_that_contains_the_key_is_refused() -> None:
     schema = Schema(name="x", definition={"type": "object", "description": KEY})
     error = fails(Server(Script()), schema=schema)
     assert isinstance(error, ConfigurationError)
@@ -85,14 +84,12 @@ def test_a_key_in_a_schema_is_refused() -> None:
         ],
     ],
 )
-def test_a_refusal_is_told_apart(said: list[bytes]) -> None:
-    """The model's refusal is the text, and marked as what it is."""
+def test_refusal_of_responses_is_text_and_marked(said: list[bytes]) -> None:
     done = ending_of(play(Server(Script(said))))
     assert (done.text, done.refused) == ("No.", True)
 
 
-def test_a_refusal_of_chat_is_told_apart() -> None:
-    """Chat Completions say a refusal in a field of its own."""
+def test_refusal_of_chat_is_text_and_marked() -> None:
     choice = {"index": 0, "delta": {"refusal": "No."}, "finish_reason": "stop"}
     said = event({"choices": [choice]}) + b"data: [DONE]\n\n"
     done = ending_of(play(Server(Script([said])), chosen=settings(api="chat")))
@@ -100,8 +97,7 @@ def test_a_refusal_of_chat_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_picture_arrives_once(twice: bool) -> None:
-    """Whether the ending repeats the picture or not, there is one."""
+def test_picture_repeated_in_the_final_event_counts_once(twice: bool) -> None:
     item = {"type": "response.output_item.done", "item": picture(PNG)}
     end = completed(output=[picture(PNG)]) if twice else completed()
     done = ending_of(
@@ -113,8 +109,7 @@ def test_a_picture_arrives_once(twice: bool) -> None:
 @pytest.mark.parametrize(
     "data", [b"<svg onload=alert(1)>", "no base64!", "", b"", b"\x89PNX", b"<html>"]
 )
-def test_what_is_no_picture_is_left_out(data: Any) -> None:
-    """The first bytes decide: nothing that could run is ever taken for a picture."""
+def test_data_without_an_image_signature_is_left_out(data: Any) -> None:
     done = ending_of(play(Server(Script([completed(output=[picture(data)])]))))
     assert done.images == ()
 
@@ -126,15 +121,13 @@ def test_what_is_no_picture_is_left_out(data: Any) -> None:
         (refusal(404, "Not Found"), ModelError),
     ],
 )
-def test_a_server_without_pictures_says_so(answer: Script, kind: type) -> None:
-    """The error names the tool that is missing."""
+def test_error_of_a_server_without_image_tool_names_the_tool(answer: Script, kind: type) -> None:
     error = fails(Server(answer), params=request_body.image_generation_params())
     assert isinstance(error, kind)
     assert error.advice == request_body.NO_IMAGES_ADVICE
 
 
 @pytest.mark.parametrize("name", ["store", "background"])
-def test_params_do_not_have_answers_kept(name: str) -> None:
-    """What the provider keeps is chosen in the open, with --durable."""
+def test_params_cannot_make_the_provider_store_answers(name: str) -> None:
     error = fails(Server(Script()), params={name: True})
     assert "--durable" in str(error)

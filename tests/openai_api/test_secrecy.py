@@ -1,4 +1,4 @@
-"""A hostile server echoes our key, or lures it away."""
+"""A hostile server echoes our key, or redirects to another host."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from tests.openai_api.scripted import (
 )
 
 
-def test_an_echoed_key_is_not_shown() -> None:
-    """A hostile server that sends our key back, in pieces or whole, shows it to nobody."""
+def test_echoed_key_is_masked_in_the_text() -> None:
     half = len(KEY) // 2
     thinking = event({"type": "response.reasoning_text.delta", "delta": f"{KEY}"})
     script = Script(
@@ -54,15 +53,13 @@ def test_an_echoed_key_is_not_shown() -> None:
         Script([httpx2.RemoteProtocolError(f"illegal chunk: {KEY}")]),
     ],
 )
-def test_an_echoed_key_is_in_no_error(script: Any) -> None:
-    """Neither the message nor the traceback, causes included, shows a key."""
+def test_echoed_key_is_in_no_error_or_traceback(script: Any) -> None:
     error = fails(Server(script))
     assert KEY not in "".join(traceback.format_exception(error))
     assert KEY not in repr(vars(error))
 
 
-def test_a_redirect_is_not_followed() -> None:
-    """Neither key nor prompt travel to a host that nobody configured; the error names it."""
+def test_redirect_is_not_followed() -> None:
     server = Server(Script([], 307, {"location": "https://evil.example/v1/responses"}))
     error = fails(server)
     assert "evil.example" in error.message

@@ -1,4 +1,4 @@
-"""The wire and the simulator, which were written apart, understand each other."""
+"""The API client against the simulator, which were written independently."""
 
 from __future__ import annotations
 
@@ -70,15 +70,13 @@ def outcome(fault: Fault, *, api: str) -> StreamEvent | NbcodexError:
 @pytest.mark.parametrize("api", ["responses", "chat"])
 @pytest.mark.parametrize("after", [-1, 0, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_fault(kind: str, after: int, api: str) -> None:
-    """Each of the simulator's faults, before any text and after, is the error that it plays."""
+def test_simulated_fault_becomes_its_error(kind: str, after: int, api: str) -> None:
     came = outcome(Fault(kind=kind, after=after), api=api)  # type: ignore[arg-type]
     assert type(came).__name__ == OUTCOMES[kind]
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_an_answer(api: str) -> None:
-    """Text, usage, limits and the mark of the simulator arrive."""
+def test_simulated_answer_has_text_usage_and_limits(api: str) -> None:
     pieces = ask(None, api=api)
     ending, opened = ending_of(pieces), pieces[0]
     assert isinstance(ending, CompletedAnswer)
@@ -99,8 +97,7 @@ def test_an_answer(api: str) -> None:
         ("requests_per_day", "requests", DAY),
     ],
 )
-def test_limits_are_told_apart(kind: str, resource: str, window: float) -> None:
-    """What ran out, over which time, and for how long."""
+def test_limit_error_has_resource_window_and_wait(kind: str, resource: str, window: float) -> None:
     error = outcome(Fault(kind=kind, seconds=7.0), api="responses")  # type: ignore[arg-type]
     assert isinstance(error, LimitError)
     assert (error.limit.resource, error.limit.window) == (resource, window)
@@ -108,14 +105,12 @@ def test_limits_are_told_apart(kind: str, resource: str, window: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["http", "tokens_per_minute", "quota"])
-def test_a_simulated_refusal_says_so(kind: str) -> None:
-    """What the simulator refuses counts as little as what it answers."""
+def test_simulated_refusal_is_marked(kind: str) -> None:
     with pytest.raises(NbcodexError) as refusal:
         ask(Fault(kind), api="responses")
     assert refusal.value.simulated
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_an_answer_in_one_piece_may_take_minutes(api: str) -> None:
-    """Where none may be streamed, nobody hears of a model that reasons, and its answer comes."""
+def test_unstreamed_answer_may_take_minutes(api: str) -> None:
     assert ending_of(ask(None, api=api, streams=False, latency=400.0)).text == TEXT

@@ -113,8 +113,7 @@ def after(*parts: bytes, reset: bool = False) -> Behaviour:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nConte", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_a_server_that_hangs_up_may_have_read_it(said: bytes, reset: bool) -> None:
-    """The connection failed; nobody knows whether the request is being worked on."""
+def test_closed_connection_counts_as_possibly_sent(said: bytes, reset: bool) -> None:
     error, _ = fails(after(said, reset=reset))
     assert isinstance(error, TransportError)
     assert error.was_sent
@@ -122,8 +121,7 @@ def test_a_server_that_hangs_up_may_have_read_it(said: bytes, reset: bool) -> No
     assert "in time" not in error.message
 
 
-def test_where_nobody_listens_nothing_was_sent() -> None:
-    """A connection that was refused has cost nothing."""
+def test_refused_connection_counts_as_not_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -137,8 +135,7 @@ def test_where_nobody_listens_nothing_was_sent() -> None:
     assert caught.value.refused
 
 
-def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is not made in time has cost nothing either."""
+def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CONNECT_TIMEOUT_S", 0.05)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -163,10 +160,9 @@ def test_where_nobody_answers_the_door_nothing_was_sent(monkeypatch: pytest.Monk
         (b"Content-Length: 100000\r\n\r\n", lambda part: part),
     ],
 )
-def test_an_answer_that_breaks_off_keeps_its_text(
+def test_text_before_a_break_is_yielded(
     framing: bytes, framed: Callable[[bytes], bytes], reset: bool
 ) -> None:
-    """What came before the break is there."""
     released = asyncio.Event()
 
     async def behave(reader: Reader, writer: Writer) -> None:
@@ -188,9 +184,7 @@ def test_an_answer_that_breaks_off_keeps_its_text(
     assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["Because"]
 
 
-def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
-    """The end of the text may come between two reads, and the connection's without a goodbye."""
-
+def test_complete_answer_counts_however_the_connection_ends() -> None:
     async def behave(reader: Reader, writer: Writer) -> None:
         await read(reader)
         writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -211,15 +205,14 @@ def test_an_answer_that_is_whole_counts_however_the_connection_ends() -> None:
     assert pieces[-1].text == "ab"
 
 
-def test_text_comes_when_it_is_written() -> None:
-    """Nothing is held back until there is more of it: the server waits until it was heard."""
-    heard = asyncio.Event()
+def test_text_is_yielded_as_soon_as_it_arrives() -> None:
+    text_arrived = asyncio.Event()
 
     async def behave(reader: Reader, writer: Writer) -> None:
         await read(reader)
         for part in (HEAD, b"Connection: close\r\n\r\n", delta("a")):
             writer.write(part)
-        await heard.wait()
+        await text_arrived.wait()
         writer.write(completed())
 
     async def run() -> None:
@@ -227,36 +220,34 @@ def test_text_comes_when_it_is_written() -> None:
             request = Request(prompt="Why?")
             async for piece in api_client.stream(request, settings(base_url=url), model=MODEL):
                 if isinstance(piece, TextDelta):
-                    heard.set()
+                    text_arrived.set()
             assert isinstance(piece, CompletedAnswer)
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_a_cancelled_request_hangs_up() -> None:
-    """The server hears that nobody listens any more, and can stop at once."""
-    read_on, heard = asyncio.Event(), asyncio.Event()
+def test_cancelled_request_closes_the_connection() -> None:
+    read_on, closed = asyncio.Event(), asyncio.Event()
 
     async def behave(reader: Reader, writer: Writer) -> None:
         await read(reader)
         writer.write(HEAD + b"Content-Length: 100000\r\n\r\n" + delta("a"))
         read_on.set()
         await reader.read()
-        heard.set()
+        closed.set()
 
     async def run() -> None:
         async with server(behave) as url, wired() as api_client:
             task = asyncio.ensure_future(ask(api_client, url, []))
             await read_on.wait()
             task.cancel()
-            await heard.wait()
+            await closed.wait()
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
 @pytest.mark.parametrize("hangs_up", [False, True])
-def test_a_connection_is_used_again_unless_the_server_has_hung_up(hangs_up: bool) -> None:
-    """Between two requests a server may close it: the second one takes another."""
+def test_connection_is_reused_unless_the_server_closed_it(hangs_up: bool) -> None:
     peers: list[Any] = []
 
     async def behave(reader: Reader, writer: Writer) -> None:
@@ -279,8 +270,7 @@ def test_a_connection_is_used_again_unless_the_server_has_hung_up(hangs_up: bool
     assert len(set(peers)) == 1 + hangs_up
 
 
-def test_what_is_sent_is_what_was_said() -> None:
-    """The key goes out once; nothing of the user's machine but the SDK's own headers does."""
+def test_request_has_the_key_once_and_only_the_sdks_headers() -> None:
     heads: list[bytes] = []
 
     async def behave(reader: Reader, writer: Writer) -> None:
@@ -298,8 +288,8 @@ def test_what_is_sent_is_what_was_said() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_ends_without_a_word(tmp_path: Path) -> None:
-    """Neither its end nor a forked child's complains of open connections, or harms the parent's."""
+def test_process_with_open_connections_ends_without_warnings(tmp_path: Path) -> None:
+    """A forked child neither complains nor harms its parent's connections."""
     body = completed()
     answer = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     code = f"""

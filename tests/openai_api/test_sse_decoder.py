@@ -1,4 +1,4 @@
-"""Events from bytes, however they are cut."""
+"""Server-sent events from bytes, however they are split."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def fed(*chunks: bytes) -> list[tuple[str, str]]:
         (b"data: a\n\n\n\n", [("", "a")]),
     ],
 )
-def test_events_do_not_depend_on_the_chunks(stream: bytes, events: list[tuple[str, str]]) -> None:
-    """The same events come out of one chunk, of single bytes, and of every cut in two."""
+def test_events_are_the_same_for_every_split(stream: bytes, events: list[tuple[str, str]]) -> None:
     assert fed(stream) == events
     assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == events
     for cut in range(len(stream)):
@@ -58,14 +57,12 @@ def test_events_do_not_depend_on_the_chunks(stream: bytes, events: list[tuple[st
     ),
     st.integers(1, 5),
 )
-def test_any_bytes_in_any_chunks_are_the_same_events(parts: list[bytes], size: int) -> None:
-    """How the network cuts a stream never changes what it says."""
+def test_random_bytes_decode_the_same_in_any_chunks(parts: list[bytes], size: int) -> None:
     stream = b"".join(parts)
     assert fed(*(stream[i : i + size] for i in range(0, len(stream), size))) == fed(stream)
 
 
-def test_ten_megabytes_in_small_chunks_take_linear_time() -> None:
-    """A line of 10 MB in chunks of 64 bytes costs what its bytes cost, not their square."""
+def test_long_line_in_small_chunks_takes_linear_time() -> None:
     decoder = SseDecoder()
     before = time.process_time()
     decoder.feed(b"data: ")
@@ -77,8 +74,7 @@ def test_ten_megabytes_in_small_chunks_take_linear_time() -> None:
 
 
 @pytest.mark.parametrize("line", [b"x" * 100, b"data: " + b"x" * 90 + b"\n", b": " + b"x" * 90])
-def test_an_endless_event_is_refused(line: bytes) -> None:
-    """An event that grows beyond the bound is an error, not an ever larger memory."""
+def test_event_above_the_bound_is_an_error(line: bytes) -> None:
     decoder = SseDecoder(max_bytes=1000)
 
     def endless() -> None:
@@ -89,8 +85,7 @@ def test_an_endless_event_is_refused(line: bytes) -> None:
         endless()
 
 
-def test_comments_are_no_pending_data() -> None:
-    """What is pending grows with data alone, so that keep-alive comments are no sign of life."""
+def test_comments_do_not_count_as_pending_data() -> None:
     decoder = SseDecoder()
     decoder.feed(b": comment that has not end")
     assert decoder.pending == 0

@@ -1,4 +1,4 @@
-"""How a stream is read: packets that come one by one gather, what is there is read at once."""
+"""How a stream is read: packets are gathered, and what is there is read at once."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
     return text, asyncio.get_running_loop().time() - began
 
 
-def test_what_is_there_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of one packet are not slept between, however long the machine takes for each."""
+def test_chunks_that_are_there_are_read_without_sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps: list[float] = []
 
     async def note(seconds: float) -> None:
@@ -58,9 +57,7 @@ def test_what_is_there_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (text, sleeps) == ("word " * COUNT, [])
 
 
-def test_packets_gather() -> None:
-    """After a chunk that was waited for, others may come before the next is asked for."""
-
+def test_packets_are_gathered_after_a_wait() -> None:
     async def packet_by_packet() -> AsyncIterator[bytes]:
         for piece in [*PIECES, END]:
             await asyncio.sleep(0.001)
@@ -71,8 +68,7 @@ def test_packets_gather() -> None:
     assert took > COUNT * GATHER_S
 
 
-def test_a_body_is_closed_where_it_was_left() -> None:
-    """Whoever stops in the middle leaves nothing open, for the collector to close at any moment."""
+def test_abandoned_body_is_closed() -> None:
     closed: list[bool] = []
 
     async def endless() -> AsyncIterator[bytes]:
