@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import Image, LimitSnapshot, StreamPosition, Usage
@@ -24,27 +24,13 @@ _REASONING_FIELDS = ("type", "id", "summary", "encrypted_content")
 
 @dataclass(frozen=True, slots=True)
 class ResponseStarted:
-    """The server accepted the request: its headers are there, and the answer begins.
+    """The server accepted the request: its headers are there, and the answer begins."""
 
-    Parameters
-    ----------
-    api : str
-        ``responses`` or ``chat``.
-    model : str or None
-        The requested model.
-    snapshot : LimitSnapshot
-        The limits that the headers state.
-    simulated : bool
-        Whether the simulator answers.
-    request_id : str or None
-        The server's id of the request.
-    """
-
-    api: str
-    model: str | None
+    api: str  # "responses" or "chat"
+    model: str | None  # as requested
     snapshot: LimitSnapshot
     simulated: bool
-    request_id: str | None
+    request_id: str | None  # the server's
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,31 +129,6 @@ class RawAnswer:
             images=tuple(self.images),
             refused=self.refused,
         )
-
-
-class AnswerReader(Protocol):
-    """Reads the events of one API."""
-
-    answer: RawAnswer
-    is_complete: bool
-    is_closed: bool  # nothing more can come
-    mark: StreamPosition | None  # where a durable answer continues after the last event
-
-    def read_event(self, name: str, data: str) -> tuple[str, str]:
-        """Return the text and the reasoning that an event adds; `answer` and the flags follow.
-
-        Raises
-        ------
-        AnswerFailedError
-            If the event says that the answer failed.
-        ValueError, RecursionError
-            If the event is not JSON.
-        """
-        ...
-
-    def read_body(self, payload: dict[str, Any]) -> None:
-        """Read an answer that came in one piece."""
-        ...
 
 
 def _returnable_reasoning(

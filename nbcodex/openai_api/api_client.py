@@ -56,13 +56,11 @@ _ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
 class ApiClient:
     """Sends requests to any server. Belongs to one event loop.
 
-    Parameters
-    ----------
-    clock : Clock
-        Dates the limit snapshots; gives the wall time for waits that are stated as dates.
-    transport : httpx2.AsyncBaseTransport or None
-        Replaces the network in tests.
+    The clock dates the limit snapshots, and gives the wall time for waits that are stated as dates;
+    `transport` replaces the network in tests.
     """
+
+    bucket_id = staticmethod(endpoints.bucket_id)
 
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.clock = clock
@@ -71,14 +69,9 @@ class ApiClient:
         self._only_models: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
-        """Return where a request goes; nothing is sent.
+        """Return where a request goes, or raise a ConfigurationError; nothing is sent.
 
         A client that an async factory makes is known only after `resolve_model` was awaited.
-
-        Raises
-        ------
-        ConfigurationError
-            If a setting or a parameter is invalid, no key is known, or the request contains one.
         """
         check_params(request.params)
         if settings.client is None or request.api_base is not None:
@@ -91,13 +84,6 @@ class ApiClient:
             return Endpoint(kind="compatible", base_url="", host="", scope=scope)
         return connections.endpoint_of(client, settings.client)
 
-    def bucket_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
-        """Return the id of the limits that a request draws on: a hash that reveals nothing.
-
-        Except for custom clients, it is the same in all processes that have the same `salt`.
-        """
-        return endpoints.bucket_id(endpoint, model, salt=salt)
-
     def detected_api(self, endpoint: Endpoint) -> str | None:
         """Return which API a server was found to have; None if it was not asked yet."""
         return self.memory.detected_api(endpoint.base_url)
@@ -105,10 +91,7 @@ class ApiClient:
     async def resolve_model(self, request: Request, settings: Settings) -> str:
         """Return the model that the user, the settings or the server names.
 
-        Raises
-        ------
-        ConfigurationError
-            If no model is named, or the server offers several.
+        Raises a ConfigurationError if no model is named and the server does not offer just one.
         """
         named = request.model or settings.model
         if named and settings.client is None:
@@ -122,6 +105,7 @@ class ApiClient:
             raise ConfigurationError(
                 "On Azure, a model is named by its deployment.", advice="Use -m DEPLOYMENT."
             )
+        # A local server usually has one model loaded; it is asked for its name once.
         if endpoint not in self._only_models:
             names = await self._list_models(client, settings)
             self._only_models[endpoint] = _only_model(names, endpoint)
@@ -138,18 +122,8 @@ class ApiClient:
     ) -> AsyncGenerator[StreamEvent]:
         """Send a request once; yield `ResponseStarted`, deltas, and at last `CompletedAnswer`.
 
-        Parameters
-        ----------
-        request, settings
-            What to send, and how.
-        model : str
-            As `resolve_model` returned it.
-
-        Raises
-        ------
-        NbcodexError
-            Nothing else, except for asyncio's CancelledError. The connection is closed before, as
-            it is before `CompletedAnswer` is yielded.
+        `model` is that of `resolve_model`. Raises only NbcodexError, besides asyncio's
+        CancelledError; the connection is closed before, as it is before `CompletedAnswer`.
         """
         endpoint, client = await self.client_for(request, settings)
         redactor = connections.redactor_for(settings, client)
@@ -158,7 +132,9 @@ class ApiClient:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 response = await self._send(stack, client, prepared, settings)
+                # Azure states the wait for a failure in the stream in the headers of its 200.
                 headers = response.headers
+                # What fails from here on is not due to the parameters: they were accepted.
                 self.memory.learn(prepared)
                 yield self._started(response, redactor, api=prepared.api, model=prepared.model)
                 is_chat = prepared.api == "chat"
@@ -172,6 +148,7 @@ class ApiClient:
             if asks_for_images(request.params) and isinstance(failure, RequestError | ModelError):
                 failure.advice = NO_IMAGES_ADVICE
             raise failure from cause
+        # Whether the server keeps the answer is known only from its events.
         if request.durable and reader.mark is None and self.memory.mark_not_durable(prepared):
             yield Notice(NOT_KEPT)
         if prepared.is_unstreamed:
@@ -188,19 +165,8 @@ class ApiClient:
         The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first with
         ``stream`` and ``starting_after``, then for the answer as it stands.
 
-        Parameters
-        ----------
-        mark : StreamPosition
-            Where it continues.
-        text : str
-            The answer up to there, which `CompletedAnswer` also contains.
-
-        Raises
-        ------
-        GoneError
-            If the answer is lost, so that only sending the request again can help.
-        NbcodexError
-            Anything else that goes wrong.
+        `text` is the answer up to `mark`; `CompletedAnswer` contains it, too. Raises a GoneError if
+        the answer is lost, so that only sending the request again can help.
         """
         if safe_response_id(mark.response_id) is None:
             raise GoneError("The answer is lost: the journal has no valid id for it.")
@@ -220,7 +186,8 @@ class ApiClient:
                         yield event
             except Exception as error:
                 failure, cause = self.translate(error, redactor)
-                is_lost = isinstance(error, AnswerFailedError) or _is_unknown(error)
+                status = getattr(error, "status_code", None)
+                is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN
                 is_disconnected = isinstance(failure, TransportError | ServerError)
                 # The answer may still be there when its stream fails: the server may have dropped
                 # its events, a cancelled answer's stream merely ends, and an `error` event may
@@ -272,6 +239,7 @@ class ApiClient:
             )
         if failure is error:
             return failure, error.__cause__
+        # A traceback shows the messages of all causes.
         shown = " ".join(api_errors.exception_messages(error))
         return failure, error if redactor.clean(shown) == shown else None
 
@@ -285,12 +253,14 @@ class ApiClient:
         """Send the request, adapted to what the server turns out not to accept."""
         while True:
             try:
+                # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
                 async with asyncio.timeout(settings.idle_timeout * factor):
                     return await stack.enter_async_context(_create(client, prepared))
             except Exception as error:
                 if prepared.adapt(error):
                     continue
+                # A token provider of the user's own client can raise anything within our call.
                 if settings.client and not api_errors.is_api_exception(error):
                     raise connections.factory_error(error) from None
                 raise
@@ -357,7 +327,6 @@ class ApiClient:
 
 
 def _create(client: AsyncOpenAI, prepared: PreparedRequest) -> Any:
-    """Return the SDK's call that sends a request, as a context that closes its response."""
     body = prepared.body
     # The SDK transforms what is passed by name through its own types, which is a tenth of a
     # request's cost: only what it requires by name is passed so.
@@ -369,7 +338,7 @@ def _create(client: AsyncOpenAI, prepared: PreparedRequest) -> Any:
 
 def _answer_stream(
     response: AsyncAPIResponse[Any],
-    reader: answers.AnswerReader,
+    reader: ResponsesReader | ChatReader,
     client: AsyncOpenAI,
     settings: Settings,
     *,
@@ -383,11 +352,6 @@ def _answer_stream(
         idle_timeout=settings.idle_timeout,
         resumed_text=resumed_text,
     )
-
-
-def _is_unknown(error: Exception) -> bool:
-    """Whether the server does not know the answer, or not the call."""
-    return getattr(error, "status_code", None) in _ANSWER_UNKNOWN
 
 
 def _valid_model(model: str) -> str:

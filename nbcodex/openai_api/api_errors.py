@@ -50,15 +50,7 @@ _BAD_JSON = "The server sent something that is not valid JSON."
 
 
 class AnswerFailedError(Exception):
-    """The stream says that the answer failed.
-
-    Parameters
-    ----------
-    payload : object
-        The event.
-    final : bool
-        Whether it says why; if not, the next event may.
-    """
+    """The stream says that the answer failed; if it is not `final`, the next event may say why."""
 
     def __init__(self, payload: object, *, final: bool = True) -> None:
         super().__init__()
@@ -68,23 +60,13 @@ class AnswerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as the server describes it, safe to show.
+    """An error as the server describes it, safe to show; members that it has not are empty."""
 
-    Parameters
-    ----------
-    status : int or None
-        The HTTP status, or what a gateway writes in its place.
-    code, kind, message : str
-        The error's ``code``, ``type`` and ``message``; empty where there is none.
-    is_page : bool
-        Whether it is a web page.
-    """
-
-    status: int | None = None
+    status: int | None = None  # of HTTP, or what a gateway writes in its place
     code: str = ""
-    kind: str = ""
+    kind: str = ""  # the error's `type`
     message: str = ""
-    is_page: bool = False
+    is_page: bool = False  # a web page instead of JSON
 
     @property
     def codes(self) -> set[str]:
@@ -118,16 +100,9 @@ class ErrorInfo:
 def from_status(
     status: int, headers: Headers, body: bytes | str, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an HTTP status other than 200.
+    """Return the error for a response with an HTTP status other than 200.
 
-    Parameters
-    ----------
-    status, headers, body
-        The response.
-    wall : float
-        Seconds since the epoch, for waits that are given as a date.
-    clean : callable
-        Removes secrets from a text.
+    `wall` is in seconds since the epoch, for waits that are stated as a date.
     """
     if 300 <= status < 400:
         return _redirected(clean(headers.get("location", "")), status)
@@ -142,14 +117,9 @@ def from_status(
 def from_event(
     payload: object, headers: Headers, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an event of a stream: nested, flat, or a failed response.
+    """Return the error for an event's decoded data: nested, flat, or a failed response.
 
-    Parameters
-    ----------
-    payload : object
-        The event's data, decoded.
-    headers : mapping
-        Of the response that the stream came with: Azure states the wait there.
+    `headers` are those of the response that the stream came with: Azure states the wait there.
     """
     return _classify(_describe(payload, clean), headers, wall)
 
@@ -168,6 +138,7 @@ def from_exception(
             response = error.response
             body = _body_of(response)
             return from_status(response.status_code, response.headers, body, wall=wall, clean=clean)
+        # Before APIConnectionError and OSError, of which these are subclasses.
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
             return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
@@ -305,6 +276,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     wait = rate_limits.wait_in_headers(headers, wall=wall) or rate_limits.wait_in_message(
         info.message
     )
+    # Before limits: overload also arrives as 429, and closes no limit of this account.
     if codes & dialects.OVERLOADED_CODES or status in {503, 529}:
         message = info.sentence("The server is overloaded")
         return OverloadedError(message, advice=_ADVICE[OverloadedError], wait=wait)
@@ -314,8 +286,10 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
         return _permanent(CredentialsError, info, "The server does not accept the key")
+    # After the models: without a code, a 404 can also mean a wrong base URL.
     if status == 404:
         return _permanent(ModelError, info, "The server does not have this model or address")
+    # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
     if status in {408, 409, 425}:
         message = info.sentence("The server asks to try again")
         return ServerError(message, advice=_ADVICE[ServerError], wait=wait)
@@ -346,7 +320,6 @@ def _too_large(info: ErrorInfo, limit: Limit) -> TooLargeError:
 
 
 def _limit_message(info: ErrorInfo, limit: Limit) -> str:
-    """Say which limit was reached, in our words where its figures are known."""
     if limit.limit is None:
         return info.sentence("The server's rate limit is reached")
     model = f" for {limit.model}" if limit.model else ""
@@ -377,7 +350,6 @@ def _disconnected(error: BaseException, message: str, *, advice: str = "") -> Tr
 
 
 def _body_of(response: Any) -> bytes:
-    """Return what was read of a response's body."""
     try:
         content = response.content
     except Exception:

@@ -50,21 +50,16 @@ class Batch:
 
     Parameters
     ----------
-    id : str
-        The server's id of it.
-    status : str
-        ``validating``, ``in_progress``, ``finalizing``, ``cancelling``; ``completed``, ``failed``,
-        ``expired`` and ``cancelled`` are final.
+    id, status : str
+        As the server names them; see `ended`.
     total, answered, failed : int
         Its requests.
     files : tuple of str
         The ids of the files with answers and errors, as far as there are any.
     input_file : str or None
         The id of the uploaded file.
-    error : str
+    error, error_codes
         Why it failed as a whole.
-    error_codes : tuple of str
-        The codes of that.
     metadata : mapping
         What it was created with.
     """
@@ -92,13 +87,7 @@ class Batch:
 
 
 class BatchClient:
-    """Batches at any server that has them.
-
-    Parameters
-    ----------
-    api_client : ApiClient
-        Reaches the server.
-    """
+    """Batches at any server that has them, reached through an `ApiClient`."""
 
     def __init__(self, api_client: ApiClient) -> None:
         self._api_client = api_client
@@ -107,6 +96,7 @@ class BatchClient:
     def api_for(self, request: Request, settings: Settings) -> DetectedApi:
         """Return the API of a request; all requests of one batch must have the same."""
         endpoint = self._api_client.endpoint(request, settings)
+        # The API does not depend on the model, which may not be known yet.
         return self._memory.prepare(request, settings, endpoint, "").api
 
     def request_line(self, request: Request, settings: Settings, *, model: str) -> bytes:
@@ -127,28 +117,19 @@ class BatchClient:
         `request` is any of them: here and below it determines the server.
         """
 
-        async def upload(client: AsyncOpenAI) -> str:
+        async def upload(client: AsyncOpenAI, _: Redactor) -> str:
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
 
-        return await self._call(request, settings, lambda client, _: upload(client))
+        return await self._call(request, settings, upload)
 
     async def create_batch(
         self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> Batch:
-        """Have a file answered, whose lines are of one API and one model.
+        """Have an uploaded file answered, whose lines are of one API and one model.
 
-        Parameters
-        ----------
-        file : str
-            As `upload_file` returned it.
-        metadata : mapping
-            Texts by which `find_batches` finds the batch again, also if this call fails.
-
-        Raises
-        ------
-        NbcodexError
-            Nothing else. After a `TransientError`, ask `find_batches` before creating it again.
+        After a `TransientError` the batch may exist: ask `find_batches`, which finds it by its
+        `metadata`, before creating it again.
         """
         path = _PATHS[self.api_for(request, settings)]
         return await self._batch_call(
@@ -157,7 +138,7 @@ class BatchClient:
             lambda client: client.batches.create(
                 input_file_id=file,
                 endpoint=path,  # type: ignore[arg-type]  # a Literal there
-                completion_window="24h",
+                completion_window="24h",  # the only one that OpenAI offers
                 metadata=dict(metadata),
             ),
         )
@@ -168,6 +149,7 @@ class BatchClient:
         """Return this key's batches that have all of `metadata`, among the newest hundred."""
 
         async def find(client: AsyncOpenAI, redactor: Redactor) -> list[Batch]:
+            # Newest first: a batch whose creation was interrupted is among them.
             page = await client.batches.list(limit=100)
             return [_read_batch(made.to_dict(), redactor) for made in page.data]
 
@@ -214,7 +196,7 @@ class BatchClient:
                 try:
                     await client.files.delete(file)
                 except Exception as error:
-                    # 404: it was deleted before.
+                    # 404: an earlier, interrupted deletion reached it.
                     if getattr(error, "status_code", 0) != 404:
                         raise
 
@@ -246,11 +228,11 @@ class BatchClient:
     def _read_line(
         self, line: bytes, redactor: Redactor
     ) -> tuple[str, CompletedAnswer | NbcodexError] | None:
-        """Return what a line of a result file contains."""
         try:
             result = json.loads(line)
             return str(result["custom_id"]), self._outcome(result, redactor)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # One malformed line must not cost the answers on the others.
             return None
 
     def _outcome(
@@ -266,6 +248,7 @@ class BatchClient:
         if status != 200:
             text = json.dumps(body)
             return api_errors.from_status(status, {}, text, wall=wall, clean=redactor.clean)
+        # The line does not name its API; only a response of Responses has `output`.
         reader = ResponsesReader() if "output" in body else ChatReader()
         try:
             reader.read_body(body)
@@ -295,7 +278,6 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 
 
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
-    """Return a batch from the server's description, of which no member is certain."""
     counts, errors = payload.get("request_counts"), payload.get("errors")
     counts = counts if isinstance(counts, dict) else {}
     listed = dict_items(errors, "data")[:_MAX_LISTED_ERRORS] if isinstance(errors, dict) else []

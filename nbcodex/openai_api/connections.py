@@ -38,13 +38,7 @@ _ENVIRONMENT = (*_VARIABLES, *(v.upper() for v in _VARIABLES), "SSL_CERT_FILE", 
 
 
 class Connections:
-    """One pool of connections per proxy and CA environment, one client per endpoint.
-
-    Parameters
-    ----------
-    transport : httpx2.AsyncBaseTransport or None
-        Replaces the network in tests.
-    """
+    """One pool of connections per proxy and CA environment, one client per endpoint."""
 
     def __init__(self, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._transport = transport
@@ -53,13 +47,7 @@ class Connections:
         self._custom_clients: dict[Any, AsyncOpenAI] = {}
 
     def client(self, endpoint: Endpoint) -> AsyncOpenAI:
-        """Return the client for an endpoint.
-
-        Raises
-        ------
-        ConfigurationError
-            If the proxy or CA variables of the environment are invalid.
-        """
+        """Return the client for an endpoint, or raise a ConfigurationError on a bad environment."""
         # Requests that run keep the pool of the environment that they began in.
         environment = tuple(os.environ.get(v) for v in _ENVIRONMENT)
         if environment not in self._pools:
@@ -74,10 +62,7 @@ class Connections:
     async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
         """Return the client that a user's factory makes, made once.
 
-        Raises
-        ------
-        ConfigurationError
-            If the factory fails, or makes anything but an ``AsyncOpenAI``.
+        Raises a ConfigurationError if the factory does not return an ``AsyncOpenAI``.
         """
         if factory not in self._custom_clients:
             try:
@@ -96,7 +81,8 @@ class Connections:
             except Exception as error:
                 raise factory_error(error) from None
             if inspect.iscoroutine(made):
-                made.close()  # it is called again where it can be awaited
+                # Never awaited here, or Python would warn; the factory is called again later.
+                made.close()
             if not inspect.isawaitable(made):
                 self._adopt(factory, made)
         return self._custom_clients.get(factory)

@@ -50,10 +50,8 @@ class Endpoint:
     scope : str
         Whose limits count there: organization and project, else a salted hash of the key; on
         Azure nothing, for there the limits belong to the resource.
-    key : Secret or None
-        The key; None on a custom client, which has its own.
-    entra : bool
-        Whether the key is an Entra ID token.
+    key, entra : Secret or None, bool
+        The key (None on a custom client, which has its own), and whether it is an Entra ID token.
     api_version : str or None
         Only on a classic Azure endpoint.
     organization, project : str or None
@@ -74,12 +72,8 @@ class Endpoint:
 def resolve(settings: Settings, request: Request) -> Endpoint:
     """Return the endpoint that a request goes to.
 
-    Raises
-    ------
-    MissingKeyError
-        If no key is known for its host.
-    ConfigurationError
-        If a setting is invalid, or the request contains a secret.
+    Raises a MissingKeyError if no key is known for its host, and a ConfigurationError if a setting
+    is invalid or the request contains a secret.
     """
     global _last
     check_texts(request, settings.secrets())
@@ -100,7 +94,8 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
         endpoint = configured
     else:
         url = parse_base_url(api_base, "The base URL of this request")
-        if _origin(url) != _origin(urlsplit(configured.base_url)):
+        own = urlsplit(configured.base_url)
+        if (url.scheme, _host_of(url)) != (own.scheme, _host_of(own)):
             endpoint = _endpoint_at(url, _own_key(settings, url), settings)
         elif _without_slash(url) == configured.base_url:
             endpoint = configured
@@ -124,7 +119,6 @@ def configured_host(settings: Settings) -> str:
 
 
 def _configured(settings: Settings) -> Endpoint:
-    """Return the endpoint of the settings alone; its key is None where there is none."""
     if is_azure(settings):
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
@@ -141,6 +135,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     url = parse_base_url(settings.azure_endpoint or "", "AZURE_OPENAI_ENDPOINT")
     base, _, rest = url.path.partition("/openai")
     resource = f"{url.scheme}://{_host_of(url)}{base.rstrip('/')}"
+    # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
     own_key = _own_key(settings, url)
     key = own_key or settings.azure_key or settings.azure_ad_token
@@ -157,6 +152,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
     """Return the endpoint at a base URL, of any provider."""
     kind: Kind = provider_of(_without_slash(url)) or "compatible"
+    # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None
     scope = "/".join(s for s in (organization, project) if s)
@@ -188,7 +184,6 @@ def fingerprint(secret: str, salt: bytes = _PROCESS_SALT) -> str:
 
 
 def _own_key(settings: Settings, url: SplitResult) -> Secret | None:
-    """Return the key that the user set for this host, with its port or without."""
     for name in (_host_of(url), (url.hostname or "").lower()):
         if (key := settings.keys.get(name)) is not None:
             return key or NO_KEY
@@ -235,8 +230,8 @@ def parse_base_url(text: str, name: str) -> SplitResult:
 
 
 def _is_loopback(url: SplitResult) -> bool:
-    """Whether a URL leads to this machine only."""
     host = (url.hostname or "").lower()
+    # RFC 6761: every name under .localhost is this machine.
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -250,16 +245,10 @@ def _without_slash(url: SplitResult) -> str:
 
 
 def _host_of(url: SplitResult) -> str:
-    """Return the host in lower case, with its port unless that is the scheme's own."""
     name = (url.hostname or "").lower()
     name = f"[{name}]" if ":" in name else name
     usual = 443 if url.scheme == "https" else 80
     return name if url.port in {None, usual} else f"{name}:{url.port}"
-
-
-def _origin(url: SplitResult) -> tuple[str, str]:
-    """Return what identifies a server: scheme, and host with port."""
-    return url.scheme, _host_of(url)
 
 
 # Checks before anything is sent.
@@ -277,7 +266,6 @@ def check_key(key: str, host: str) -> None:
 
 
 def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
-    """Refuse http:// beyond this machine, unless the user set a key for the host."""
     url = urlsplit(endpoint.base_url)
     if url.scheme == "http" and not _is_loopback(url) and _own_key(settings, url) is None:
         raise ConfigurationError(
@@ -288,6 +276,7 @@ def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
 
 def check_texts(request: Request, held: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
+    # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
     held = effective_secrets(held)
     for name, text in _texts_of(request):
         try:
@@ -306,7 +295,6 @@ def check_texts(request: Request, held: Iterable[str]) -> None:
 
 
 def _texts_of(request: Request) -> Iterator[tuple[str, str]]:
-    """Yield all strings of a request that would be sent."""
     yield "prompt", request.prompt
     for name in ("system", "model", "effort", "api_base"):
         yield name, getattr(request, name) or ""

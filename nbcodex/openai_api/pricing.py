@@ -115,16 +115,10 @@ def estimate_cost(
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
-    """Return US dollars, or None where no price is known; never 0, never an error.
+    """Return US dollars for one request, or None where no price is known; never 0.
 
-    Parameters
-    ----------
-    usage : Usage
-        Of one request. If it is estimated, so is the cost.
-    model : str or None
-        The model that answered, as the server names it.
-    base_url : str
-        Where it answered.
+    `model` is the one that answered, as the server names it. An estimated usage has an estimated
+    cost.
     """
     provider = provider_of(base_url)
     if not (provider and model) or usage.input_tokens is None or usage.output_tokens is None:

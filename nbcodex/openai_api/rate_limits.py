@@ -89,7 +89,6 @@ def clamp_wait(seconds: float | None) -> float | None:
 
 
 def _parse_date(text: str | None) -> float | None:
-    """Return seconds since the epoch for an HTTP date."""
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
     try:
@@ -108,15 +107,7 @@ def is_simulated(headers: Headers) -> bool:
 
 
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
-    """Return the seconds that ``retry-after-ms`` (Azure) or ``retry-after`` ask for.
-
-    Parameters
-    ----------
-    headers : mapping
-        Of the response.
-    wall : float
-        Seconds since the epoch, for a server that gives a date and not its own time.
-    """
+    """Return the seconds that ``retry-after-ms`` (Azure) or ``retry-after`` ask for."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
     if (wait := clamp_wait(milliseconds / 1000 if milliseconds else None)) is not None:
         return wait
@@ -137,16 +128,8 @@ def read_snapshot(
     """Return the limits that the headers state; a resource without a limit is None.
 
     Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits". Project-scoped variants are named
-    ``x-ratelimit-limit-project-tokens``; of two, the one with less remaining is the tightest.
-
-    Parameters
-    ----------
-    headers : mapping
-        Of the response.
-    at : float
-        The instant at which they arrived.
-    clean : callable
-        Removes secrets from a text.
+    ``x-ratelimit-limit-project-tokens``; of two, the one with less remaining is the tightest. `at`
+    is the instant at which the headers arrived.
     """
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
@@ -185,13 +168,8 @@ def _read_limit(headers: Headers, scope: str) -> LimitReading | None:
 def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     """Return the limit that an error message names, with the figures that it states.
 
-    Parameters
-    ----------
-    message : str
-        For example "Rate limit reached for M in organization O on tokens per min (TPM): Limit
-        30000, Used 22999, Requested 12528."
-    kind : str or None
-        The error's ``type``, which is ``tokens`` or ``requests`` at OpenAI.
+    For example "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000,
+    Used 22999, Requested 12528." `kind` is the error's ``type``: ``tokens`` or ``requests``.
     """
     text = message[:MAX_MESSAGE_CHARS]
     resource, window = _resource_and_window(text)
@@ -253,7 +231,6 @@ def _figure(text: str) -> float | None:
 
 
 def _duration_at(text: str, position: int) -> float | None:
-    """Return the seconds of the duration that begins at `position`."""
     total: float | None = None
     for _ in range(5):  # days, hours, minutes, seconds, milliseconds
         part = _WAIT_PART.match(text, position)

@@ -75,7 +75,6 @@ class Redactor:
 
 
 def _partial_match(secret: str, text: str) -> int:
-    """Return where the end of `text` begins to match `secret`; its length if it does not."""
     at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
     while at >= 0 and not secret.startswith(text[at:]):
         at = text.find(secret[0], at + 1)

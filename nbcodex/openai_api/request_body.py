@@ -31,39 +31,35 @@ NO_IMAGES_ADVICE = (
     "Pictures need the Responses API's tool image_generation: this model or server may lack it."
 )
 
-_PROMPT = "It is the prompt itself."
-_HEADERS = "Headers cannot be set; Codex.client accepts a client that sends them."
-_ADDRESS = "Set the address with --api-base or OPENAI_BASE_URL."
-_STORED = "The provider would store prompt and answer: choose that with --durable, which says so."
+# Parameters that cannot be set with -p, and what to use instead.
 _RESERVED_PARAMS = {
-    "model": "Use -m MODEL.",
-    "input": _PROMPT,
-    "messages": _PROMPT,
-    "prompt": _PROMPT,
-    "instructions": "Use --system.",
-    "max_output_tokens": "Use --max-output.",
-    "max_completion_tokens": "Use --max-output.",
-    "max_tokens": "Use --max-output.",
-    "reasoning_effort": "Use --effort.",
-    "store": _STORED,
-    "background": _STORED,
-    "stream": "Answers are always streamed.",
-    "stream_options": "Answers are always streamed.",
-    "n": "A request has one answer; use --map for many.",
-    "extra_headers": _HEADERS,
-    "headers": _HEADERS,
-    "default_headers": _HEADERS,
-    "extra_query": _ADDRESS,
-    "extra_body": "Write its contents directly.",
-    "base_url": _ADDRESS,
-    "api_base": _ADDRESS,
-    "url": _ADDRESS,
-    "api_key": "Use `%codex login` or OPENAI_API_KEY.",
-    "organization": "Use OPENAI_ORG_ID.",
-    "project": "Use OPENAI_PROJECT_ID.",
-    "timeout": "Use Codex.idle_timeout and --patience.",
-    "max_retries": "Use --patience.",
-    "http_client": "Use Codex.client.",
+    name: advice
+    for names, advice in (
+        ("model", "Use -m MODEL."),
+        ("input messages prompt", "It is the prompt itself."),
+        ("instructions", "Use --system."),
+        ("max_output_tokens max_completion_tokens max_tokens", "Use --max-output."),
+        ("reasoning_effort", "Use --effort."),
+        ("store background", "The provider would store prompt and answer: use --durable for that."),
+        ("stream stream_options", "Answers are always streamed."),
+        ("n", "A request has one answer; use --map for many."),
+        (
+            "extra_headers headers default_headers",
+            "Headers cannot be set; Codex.client accepts a client that sends them.",
+        ),
+        (
+            "extra_query base_url api_base url",
+            "Set the address with --api-base or OPENAI_BASE_URL.",
+        ),
+        ("extra_body", "Write its contents directly."),
+        ("api_key", "Use `%codex login` or OPENAI_API_KEY."),
+        ("organization", "Use OPENAI_ORG_ID."),
+        ("project", "Use OPENAI_PROJECT_ID."),
+        ("timeout", "Use Codex.idle_timeout and --patience."),
+        ("max_retries", "Use --patience."),
+        ("http_client", "Use Codex.client."),
+    )
+    for name in names.split()
 }
 
 # Prefixes of OpenAI's models that reason. For others OpenAI refuses
@@ -118,10 +114,8 @@ class PreparedRequest:
         """The body to send."""
         kind, avoid = self.endpoint.kind, self.avoid
         if self.api == "chat":
-            return chat_body(self.request, model=self.model, kind=kind, avoid=avoid)
-        return responses_body(
-            self.request, model=self.model, kind=kind, avoid=avoid, durable=self.durable
-        )
+            return chat_body(self.request, self.model, kind, avoid)
+        return responses_body(self.request, self.model, kind, avoid, durable=self.durable)
 
     @property
     def is_unstreamed(self) -> bool:
@@ -140,6 +134,7 @@ class PreparedRequest:
         no_such_call = status in _NO_SUCH_CALL
         if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
             return False
+        # Ollama, llama.cpp and most gateways have Chat Completions only.
         if self.is_probe and self.api == "responses" and no_such_call:
             self.api, self.durable = "chat", False
             return True
@@ -179,7 +174,9 @@ class ServerMemory:
             endpoint,
             model,
             api,
+            # OpenAI has both APIs: a 404 of its server is about the model.
             is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
+            # A server has an API for all its models, but parameters differ between them.
             avoid=self._avoid.get((endpoint.base_url, api, model), frozenset()),
             durable=request.durable and api == "responses" and place not in self._not_durable,
         )
@@ -272,7 +269,7 @@ def asks_for_images(params: Mapping[str, Any]) -> bool:
 
 
 def responses_body(
-    request: Request, *, model: str, kind: Kind, avoid: frozenset[str], durable: bool = False
+    request: Request, model: str, kind: Kind, avoid: frozenset[str], *, durable: bool = False
 ) -> Body:
     """Return the body of ``POST /responses``; `avoid` names what the server does not accept."""
     is_plain = not (request.turns or request.images)
@@ -298,7 +295,7 @@ def responses_body(
     return _merge_params(body, request.params, avoid)
 
 
-def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
+def chat_body(request: Request, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
     """Return the body of ``POST /chat/completions``; see `responses_body`."""
     system = _instructions(request, "response_format" in avoid)
     body: Body = {
@@ -311,7 +308,7 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
         "stream_options": {"include_usage": True},
     }
     if "stream" in avoid:
-        avoid |= {"stream_options"}
+        avoid |= {"stream_options"}  # OpenAI refuses the one without the other
     if request.max_output is not None:
         # Compatible servers often know only the first, OpenAI's newer models only the second.
         names = ["max_completion_tokens", "max_tokens"]
@@ -326,13 +323,7 @@ def chat_body(request: Request, *, model: str, kind: Kind, avoid: frozenset[str]
     return _merge_params(body, request.params, avoid)
 
 
-def schema_text(schema: Schema) -> str:
-    """Return a schema's definition as a model can read it."""
-    return json.dumps(dict(schema.definition), ensure_ascii=False, default=str)
-
-
 def _input_items(request: Request) -> list[Body]:
-    """Return the conversation as input items of the Responses API."""
     items: list[Body] = []
     for turn in request.turns:
         items.append({"role": "user", "content": _parts(turn.prompt, turn.images, "input_")})
@@ -342,7 +333,6 @@ def _input_items(request: Request) -> list[Body]:
 
 
 def _messages(request: Request) -> list[Body]:
-    """Return the conversation as messages of Chat Completions, which has no reasoning items."""
     messages: list[Body] = []
     for turn in request.turns:
         messages.append({"role": "user", "content": _parts(turn.prompt, turn.images)})
@@ -371,7 +361,7 @@ def _instructions(request: Request, with_schema: bool) -> str:
     """Return the system text; with the schema in it, where the server has no mode for it."""
     if not (request.schema and with_schema):
         return request.system or ""
-    schema = schema_text(request.schema)
+    schema = json.dumps(dict(request.schema.definition), ensure_ascii=False, default=str)
     words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
     return f"{request.system}\n\n{words}" if request.system else words
 

@@ -101,13 +101,13 @@ class ResponsesReader:
             return "", text_value(event.get("delta"))
         if not isinstance(kind, str):
             return "", ""
+        # Summaries come in parts without a separator.
         if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
         self._read_state(kind, event)
         return "", ""
 
     def _read_state(self, kind: str, event: dict[str, Any]) -> None:
-        """Read an event that is not a delta."""
         response = event.get("response")
         if kind in _ENDINGS:
             self._finish(response if isinstance(response, dict) else {}, kind)
@@ -136,6 +136,7 @@ class ResponsesReader:
         self._identify(response)
         answer = self.answer
         answer.usage = read_usage(response.get("usage"))
+        # The final event repeats the whole text; the stream uses it only where no delta came.
         answer.text = "".join(_output_text(response)) or answer.text
         output = dict_items(response, "output")
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
@@ -179,6 +180,6 @@ def _image_data(value: object) -> bytes:
 
 def _output_text(response: dict[str, Any]) -> Iterator[str]:
     for item in dict_items(response, "output"):
-        if item.get("type") in ("message", None):
+        if item.get("type") in ("message", None):  # some compatible servers leave it out
             for part in dict_items(item, "content"):
                 yield text_value(part.get("text")) + text_value(part.get("refusal"))

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api.answers import (
-    AnswerReader,
     ReasoningDelta,
     Reset,
     StreamEvent,
@@ -27,7 +26,9 @@ from nbcodex.openai_api.api_errors import (
     invalid_answer,
     invalid_json,
 )
+from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.responses import ResponsesReader
 
 # How many times the idle timeout a server may be silent before the first delta, when the model may
 # be reasoning, and before an answer that comes in one piece.
@@ -75,13 +76,7 @@ class SseDecoder:
         return self._data_bytes + (0 if is_comment else self._line_bytes)
 
     def feed(self, chunk: bytes) -> list[tuple[str, str]]:
-        """Return the events that `chunk` completes, as (name, data).
-
-        Raises
-        ------
-        ServerError
-            If an event is larger than `max_bytes`.
-        """
+        """Return the events that `chunk` completes, as (name, data)."""
         # A CRLF may be split between two chunks.
         if self._after_cr and chunk:
             self._after_cr = False
@@ -138,14 +133,10 @@ class SseDecoder:
 
 
 class AnswerStream:
-    """One answer as it arrives.
+    """One answer as it arrives in the chunks of a response's body.
 
     Parameters
     ----------
-    chunks : async iterator of bytes
-        The body of the response.
-    reader : AnswerReader
-        Knows the API.
     text_redactor, reasoning_redactor : Redactor
         Each holds back the tail of its own text.
     idle_timeout : float
@@ -157,7 +148,7 @@ class AnswerStream:
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
-        reader: AnswerReader,
+        reader: ResponsesReader | ChatReader,
         *,
         text_redactor: Redactor,
         reasoning_redactor: Redactor,
@@ -183,14 +174,10 @@ class AnswerStream:
         return arrived if self._is_one_piece else (self._resumed_text or "") + arrived
 
     async def events(self) -> AsyncGenerator[StreamEvent]:
-        """Yield deltas and marks until the answer is complete; then close the body.
+        """Yield deltas and positions until the answer is complete; then close the body.
 
-        Raises
-        ------
-        AnswerFailedError
-            If the stream says that the answer failed.
-        NbcodexError or an exception of HTTP or of decoding
-            If the stream breaks before.
+        Raises an AnswerFailedError if the stream says that the answer failed, and an NbcodexError
+        or an exception of HTTP or of decoding if the stream breaks.
         """
         last = self._mark
         async with contextlib.AsyncExitStack() as stack:
@@ -216,7 +203,6 @@ class AnswerStream:
                 last = mark
 
     async def _deltas(self) -> AsyncGenerator[tuple[str, str]]:
-        """Yield (text, reasoning)."""
         first = await self._first_chunk()
         if first.startswith((b"{", b"[")):
             self._is_one_piece = True
@@ -288,7 +274,7 @@ class AnswerStream:
         chunk, self._waited_for_chunk = b"", False
         # If the loop runs a callback before the chunk is there, the network was waited for. A clock
         # cannot tell: on a busy machine, reading what is there takes as long as waiting.
-        turn = asyncio.get_running_loop().call_soon(self._note_turn)
+        turn = asyncio.get_running_loop().call_soon(setattr, self, "_waited_for_chunk", True)
         try:
             async with asyncio.timeout_at(deadline):
                 while not chunk:
@@ -304,9 +290,6 @@ class AnswerStream:
         finally:
             turn.cancel()
         return chunk
-
-    def _note_turn(self) -> None:
-        self._waited_for_chunk = True
 
     def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str] | None:
         """Return what events add; an error in them is kept until that has been yielded."""

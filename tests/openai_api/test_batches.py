@@ -128,7 +128,7 @@ def test_failed_batch_has_the_servers_message_and_line() -> None:
         created = await stage.start(b"{\n", request)
         failed = await stage.ended(created)
         assert failed.status == "failed"
-        assert failed.error == "This line is no request. (line 1)"
+        assert failed.error == "This line is not a request. (line 1)"
 
     run_virtual(main())
 

@@ -94,7 +94,7 @@ def test_token_rates_are_unknown_until_prices_are_loaded(monkeypatch: pytest.Mon
     rates = pricing.token_rates("gpt-5", OPENAI)
     usage = Usage(input_tokens=1000, output_tokens=100)
     assert rates is not None
-    assert rates.of(usage) == pytest.approx(pricing.cost(usage, "gpt-5", OPENAI))
+    assert rates.cost(usage) == pytest.approx(pricing.cost(usage, "gpt-5", OPENAI))
 
 
 @pytest.mark.parametrize(("model", "base_url"), [("gpt-5", "http://127.0.0.1/v1"), ("x", OPENAI)])

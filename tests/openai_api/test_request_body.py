@@ -26,11 +26,11 @@ REQUEST = Request(
 
 
 def responses(request: Request) -> dict[str, object]:
-    return responses_body(request, model="m", kind="compatible", avoid=frozenset())
+    return responses_body(request, "m", "compatible", frozenset())
 
 
 def chat(request: Request) -> dict[str, object]:
-    return chat_body(request, model="m", kind="compatible", avoid=frozenset())
+    return chat_body(request, "m", "compatible", frozenset())
 
 
 def test_responses_body_has_turns_reasoning_and_images() -> None:
