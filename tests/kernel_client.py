@@ -16,22 +16,21 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 OPEN_ALL = """
-from nbcodex import loop
-from nbcodex.client import current
 from nbcodex import host
-from nbcodex.ratelimit.shares import Shared
+from nbcodex.client import current
+from nbcodex.runtime import event_loop
 
 async def _open_all():
-    def deed(ledger):
-        for name, row in ledger._rows.items():
+    def reset(limiter):
+        for name, row in limiter._rows.items():
             row.open()
             row.met_until = 0.0
-            ledger._store.transaction(name, lambda shared: shared.__init__())
-    await current().limiter(host.current.settings()).run(deed)
+            limiter._store.transaction(name, lambda shared: shared.__init__())
+    await current().limiter(host.current.settings()).run(reset)
 
-loop.shared().submit(_open_all()).result()
+event_loop.shared().submit(_open_all()).result()
 """
-"""A cell that lets a kernel forget what it knows of limits, holds included."""
+"""A cell that makes a kernel forget all limits and cooldowns that it knows."""
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

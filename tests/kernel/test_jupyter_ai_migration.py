@@ -117,7 +117,7 @@ ROWS = {
         "printed nothing",
     ),
     "%ai help": ("%codex help", "%codex resume [ID|all]", "%codex help me", "there is no topic"),
-    "%ai version": ("%codex version", "nbcodex 0.", "%codex version 2", "Tell the versions"),
+    "%ai version": ("%codex version", "nbcodex 0.", "%codex version 2", "Show the versions"),
     "%ai list": ("%codex list", "gpt-5.6-sol", "%codex list openai", "models (also list)"),
     "%ai alias": (
         "%codex alias other gpt-5.6-mini",

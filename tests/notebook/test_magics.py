@@ -208,7 +208,7 @@ def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> No
         if switch == "calm":
             ip.run_cell_magic("codex", "--max-output 20k -o large", "[[echo: there is room]]")
     assert ["3,000 tokens" in out for out in told] == [True, False, True, False]
-    assert "no limit is met" in told[1]
+    assert "no limit is reached" in told[1]
     assert ip.user_ns["large"].attempts == 1
     with pytest.raises(UsageError, match="on, calm or off"):
         ip.run_line_magic("codex", "demo loud")
