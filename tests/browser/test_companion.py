@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.browser.lab import Lab, Notebook
-from tests.companion import AGAIN, read, said
+from tests.companion import RERUN_BEFORE, expectations, read_notebook
 
 pytestmark = pytest.mark.browser
 
@@ -42,13 +42,13 @@ def seen_at(nb: Notebook, index: int) -> tuple[str, str]:
 
 def test_every_cell_runs_and_new_ones_appear(page: Page, lab: Lab) -> None:
     """After `-f code` and `fix` a new cell is seen below, not run; all others do their part."""
-    notebook = read()
+    notebook = read_notebook()
     names = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
     nbformat.write(notebook, lab.folder / "companion.ipynb")
     nb = Notebook(page, lab, "companion.ipynb").open()
     count = len(notebook.cells)
     for name in names:
-        for each in filter(None, (AGAIN.get(name), name)):
+        for each in filter(None, (RERUN_BEFORE.get(name), name)):
             nb.run(place(nb, each))
             nb.wait()
         if name in {"code", "fix"}:
@@ -62,6 +62,8 @@ def test_every_cell_runs_and_new_ones_appear(page: Page, lab: Lab) -> None:
     saved = {cell.id: cell for cell in nb.save().cells}
     assert len(saved) == count
     for cell in map(saved.__getitem__, names):
-        told = str(cell.outputs)
-        assert [text for text in said(cell).get("shows", []) if text not in told] == [], cell.id
+        outputs = str(cell.outputs)
+        assert [
+            text for text in expectations(cell).get("shows", []) if text not in outputs
+        ] == [], cell.id
     assert "2 turns" in str(saved["history-again"].outputs)
