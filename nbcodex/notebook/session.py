@@ -18,10 +18,9 @@ from nbcodex.client import current
 from nbcodex.errors import EntryError, Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.models import MapListener, Reply, Request
-from nbcodex.notebook import identity
-from nbcodex.notebook.display import cell_output
-from nbcodex.notebook.display.cell_output import Screen
-from nbcodex.notebook.monitor.collector import watch_of
+from nbcodex.notebook import display, identity
+from nbcodex.notebook.display.cell_output import CellOutput
+from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.rendering import formats
 from nbcodex.requests.handle import (
     Handle,
@@ -79,7 +78,7 @@ class Session:
         host.current.watch = self.map_listener
         host.current.confirm = _confirm
         self.settings: Settings = config.settings()
-        watch_of(current())
+        collector_of(current())
 
     @property
     def notebook(self) -> str:
@@ -104,7 +103,7 @@ class Session:
                 reply = replace(reply, text=earlier_text)
             self.assign(handle.request.origin.variable, reply)
 
-        ending = self._show(handle, self._screen(handle, view or View()), on_end=assign)
+        ending = self._show(handle, self._output(handle, view or View()), on_end=assign)
         return reply_or_raise(ending, handle.request)
 
     def insert_code(self, reply: Reply, view: View) -> None:
@@ -119,15 +118,15 @@ class Session:
         if name:
             self.shell.user_ns[name] = pending
         self.config.last = pending
-        screen = self._screen(handle, view or View(), later=True)
-        screen.open()
+        output = self._output(handle, view or View(), later=True)
+        output.open()
 
         def assign(reply: Reply) -> None:
             # The user may have assigned another value meanwhile, which wins.
             if name and self.shell.user_ns.get(name) is pending:
                 self.shell.user_ns[name] = reply
 
-        follow = partial(self._show, handle, screen, on_end=assign)
+        follow = partial(self._show, handle, output, on_end=assign)
         handle.start()
         threading.Thread(target=follow, name=f"codex-{pending.id}", daemon=True).start()
         # Once the cell has returned, its request must survive the kernel's end.
@@ -153,10 +152,10 @@ class Session:
         """Return a listener that shows a map's progress below the cell."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
-        from nbcodex.notebook.display import map_output
+        from nbcodex.notebook.display.map import MapOutput
 
-        place = map_output.place(self.shell, self.settings.display)
-        return map_output.Chart(place, current().clock, preview=preview, news=self._take_notice)
+        view = display.choose_map_view(self.shell, self.settings.display)
+        return MapOutput(view, current().clock, preview=preview, news=self._take_notice)
 
     def assign(self, name: str | None, value: object) -> None:
         """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""
@@ -170,15 +169,15 @@ class Session:
         """Wait for a request of `nbcodex.ask`."""
         if os.getpid() != self._pid:
             return handle.follow()  # a forked child has no display
-        return self._show(handle, self._screen(handle, View(only_if_waiting=True)))
+        return self._show(handle, self._output(handle, View(only_if_waiting=True)))
 
     def _show(
-        self, handle: Handle, screen: Screen, *, on_end: Callable[[Reply], None] = lambda _: None
+        self, handle: Handle, output: CellOutput, *, on_end: Callable[[Reply], None] = lambda _: None
     ) -> Ending:
-        """Show a request until it ends, and leave its answer on the screen in any case."""
+        """Show a request until it ends, and leave its answer there in any case."""
         stopped: Stopped | None = None
         try:
-            ending = handle.follow(screen.paint, tick=lambda: screen.tick)
+            ending = handle.follow(output.update, tick=lambda: output.update_interval_s)
         except Stopped as error:
             stopped, reply = error, error.reply
         else:
@@ -188,8 +187,8 @@ class Session:
 
         def finish() -> None:
             if notice := self._take_notice():
-                screen.note(notice)
-            screen.close()
+                output.add_note(notice)
+            output.close()
             if reply is not None:
                 on_end(reply)
 
@@ -204,30 +203,30 @@ class Session:
         notice, current().notices = current().notices, ""
         return self.journal.problem or notice
 
-    def _screen(self, handle: Handle, view: View, *, later: bool = False) -> Screen:
+    def _output(self, handle: Handle, view: View, *, later: bool = False) -> CellOutput:
         actions: dict[ActionName, Callable[[], None]] = {
             "cancel": handle.cancel,
             "retry": handle.retry_now,
             "park": handle.park,
         }
-        place = cell_output.place(
+        request_view = display.choose_request_view(
             self.shell,
             current().clock,
             choice=self.settings.display,
             on_action=lambda action: actions[cast("ActionName", action)](),
-            offers=tuple(actions),
+            buttons=tuple(actions),
             heading=view.heading,
-            later=later,
+            background=later,
         )
-        return Screen(
-            place,
-            form=view.format,
-            lazily=view.only_if_waiting,
+        return CellOutput(
+            request_view,
+            answer_format=view.format,
+            only_if_waiting=view.only_if_waiting,
             remote_images=self.settings.remote_images,
             notes=view.notes,
             heading=view.heading,
-            began=current().clock.now(),
-            later=later,
+            started_at=current().clock.now(),
+            background=later,
         )
 
 

@@ -1,55 +1,112 @@
-"""What Python and a page share of our widgets: their traits, and nothing else.
+"""The base of all widgets: the traits that Python and the page share, and how clicks come back.
 
-Owns how the browser's side gets there, and how its clicks come back. Imports anywidget, and is
-therefore imported only when a widget is to be shown.
+Owns how a widget's JavaScript and CSS get to the page. Imports anywidget, and is therefore imported
+only when a widget is about to be shown.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import uuid
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets  # type: ignore[import-untyped]
 import traitlets
-from ipywidgets import Layout  # type: ignore[import-untyped]
 
 STATIC = Path(__file__).parent / "static"
 
 
 def _read(*names: str) -> str:
-    """Return these files as one: a widget's module has no address to import others from."""
     return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
-def _packed(name: str) -> bytes:
-    """Return the browser's side of a widget, as `static/loader.js` unpacks it."""
-    sources = {"css": _read("parts.css", f"{name}.css"), "js": _read("parts.js", f"{name}.js")}
-    return zlib.compress(json.dumps(sources).encode(), 9)
+class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
+    """The JavaScript and CSS of one kind of widget, as a model that all widgets of it refer to.
+
+    anywidget would send `_esm` and `_css` with every widget: 30 kB for each answer. A model is sent
+    once for each kernel, and a page that is reloaded asks the kernel for it.
+    """
+
+    # The module is loaded from a blob, which has no address to import another file from: what all
+    # kinds share is put before it.
+    js = traitlets.Unicode().tag(sync=True)
+    css = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            js=_read("common.js", f"{name}.js"), css=_read("common.css", f"{name}.css")
+        )
+        self.is_loaded = False
 
 
-class Bridge(anywidget.AnyWidget):
-    """A widget of ours.
+class CodexWidget(anywidget.AnyWidget):
+    """A widget that shows `view`.
 
     Parameters
     ----------
     view : dict
-        What is shown; its ``line`` is the text twin.
+        What is shown; its ``line`` is the plain-text alternative.
+    on_message : callable
+        Called with each message of a page, in the thread that the kernel has for it.
+
+    Attributes
+    ----------
     kernel_id : str
-        The kernel's id at the server, which a click can have it interrupted by; empty where
-        unknown.
-    packed : bytes
-        The browser's side.
+        The id by which the Jupyter server can interrupt this kernel; empty if unknown.
+    source : str
+        The id of the `WidgetSource`.
     """
 
-    _esm = _read("loader.js")
+    _esm = _read("load_source.js")
+    _name = ""
+    _source: WidgetSource | None = None
 
     view = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode().tag(sync=True)
-    packed = traitlets.Bytes().tag(sync=True)
+    source = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self, view: dict[str, Any], on_message: Callable[[object], None] = lambda _: None
+    ) -> None:
+        super().__init__(
+            view=view,
+            kernel_id=_kernel_id(),
+            source=self._shared_source().model_id,
+            layout=_shared_layout(),
+        )
+        self.receive_while_blocked()
+        self._on_message = on_message
+        self.on_msg(self._receive)
+
+    def receive_while_blocked(self) -> None:
+        """Let the page's messages be served beside the cell that blocks the kernel."""
+        # ipykernel 7.4 routes incoming messages of a comm to the shell that last sent on it, which
+        # is the blocked one; 7.0 to 7.3 leave them on the subshell that the page chose. This
+        # does the same. It is private: guarded, and tested with each version of ipykernel.
+        if hasattr(self.comm, "_reply_subshell_for"):
+            self.comm._reply_subshell_for = lambda _data, default: default
+
+    def acknowledge(self, number: int) -> None:
+        """Confirm to the page that a click arrived; 0 stands for a request to synchronize."""
+        self.send({"type": "received", "id": number})
+
+    @classmethod
+    def _shared_source(cls) -> WidgetSource:
+        source = cls._source
+        # The server drops messages in a flood. A page that did not get the source cannot show any
+        # of these widgets, and stays silent: so it is sent again until a page has answered. The one
+        # before stays open, because a page may be loading it at this moment.
+        if source is None or source.comm is None or not source.is_loaded:
+            source = cls._source = WidgetSource(cls._name)
+        return source
+
+    def _receive(self, _widget: object, content: object, _buffers: object) -> None:
+        if self._source is not None:
+            self._source.is_loaded = True
+        self._on_message(content)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -57,49 +114,40 @@ class Bridge(anywidget.AnyWidget):
             bundle[0]["text/plain"] = self.view.get("line", "")
         return bundle
 
-    def hear_while_blocked(self) -> None:
-        """Have clicks served beside the blocked cell.
 
-        ipykernel 7.4 routes a comm's incoming messages to the shell that last sent on it, which is
-        the blocked one; 7.0 to 7.3 leave them on the subshell that the browser chose, as this does.
-        """
-        if hasattr(self.comm, "_reply_subshell_for"):
-            self.comm._reply_subshell_for = lambda _data, default: default
+_layout: ipywidgets.Layout | None = None
 
 
-class Panel(Bridge):
-    """A request's panel."""
-
-    packed = traitlets.Bytes(_packed("panel")).tag(sync=True)
-
-
-class Board(Bridge):
-    """The monitor: `view` is what `overview.picture` returns, and the kernel's clocks."""
-
-    packed = traitlets.Bytes(_packed("monitor")).tag(sync=True)
+def _shared_layout() -> ipywidgets.Layout:
+    # Each widget without a layout makes one, which is a second model and another message.
+    global _layout
+    if _layout is None or _layout.comm is None:
+        _layout = ipywidgets.Layout()
+    return _layout
 
 
-class Meter(Bridge):
-    """A map's progress: `view` is what `progress.view` returns."""
-
-    packed = traitlets.Bytes(_packed("progress")).tag(sync=True)
-
-
-_shared: Layout | None = None
-
-
-def layout() -> Layout:
-    """Return the layout that all widgets share: with one of its own, each would be two."""
-    global _shared
-    if _shared is None or _shared.comm is None:
-        _shared = Layout()
-    return _shared
-
-
-def kernel_id() -> str:
-    """Return the id that the Jupyter server knows this kernel by; empty where nobody can say."""
+def _kernel_id() -> str:
+    """Return the id by which the Jupyter server knows this kernel; empty if it has none."""
     with contextlib.suppress(Exception):
         from ipykernel.connect import get_connection_file
 
         return str(uuid.UUID(Path(get_connection_file()).stem.removeprefix("kernel-")))
     return ""
+
+
+class PanelWidget(CodexWidget):
+    """The panel of one request; `view` is `panel_view` and `time_view` of `display.widget`."""
+
+    _name = "panel"
+
+
+class MapWidget(CodexWidget):
+    """The progress of a map; `view` is `display.map.map_view`."""
+
+    _name = "map"
+
+
+class MonitorWidget(CodexWidget):
+    """The monitor; `view` is `monitor.view.monitor_view`, and the kernel's clocks."""
+
+    _name = "monitor"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
-from nbcodex.notebook.display.panel import ActionName, PanelState, reduce
-from nbcodex.notebook.display.widget import WidgetDisplay
+from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
+from nbcodex.notebook.display.widget import PanelView
 from nbcodex.rendering.figures import figures_line
 from nbcodex.runtime.clock import BootClock
 
@@ -49,20 +49,20 @@ def refused(seconds: float, after: float = 0.1) -> Step:
     )
 
 
-def held(seconds: float, after: float = 0.1) -> Step:
+def cooldown(seconds: float, after: float = 0.1) -> Step:
     """Another request has met the limit, for so many seconds."""
     return after, lambda at: CoolingDown(
         request_id="3f2a", at=at, limit=LIMIT, resume_at=at + seconds, waited=0.0
     )
 
 
-def said(text: str, after: float = 0.0, *, reasoning: bool = False) -> Step:
+def delta(text: str, after: float = 0.0, *, reasoning: bool = False) -> Step:
     """More of the answer."""
     return after, lambda at: Delta(request_id="3f2a", at=at, text=text, reasoning=reasoning)
 
 
 def play(
-    steps: Iterable[Step], *, offers: tuple[ActionName, ...] = ("cancel", "retry", "park")
+    steps: Iterable[Step], *, buttons: tuple[ActionName, ...] = ("cancel", "retry", "park")
 ) -> list[str]:
     """Play `steps` and block; return the names of the buttons that were pressed meanwhile."""
     clock, pressed, cancelled = BootClock(), [], threading.Event()
@@ -72,25 +72,23 @@ def play(
         if name == "cancel":
             cancelled.set()
 
-    screen, state = WidgetDisplay(act, clock, offers=offers), PanelState()
-    opened, painted_at = False, 0.0
+    view, state = PanelView(act, clock, buttons=buttons), PanelState()
+    opened, updated_at = False, 0.0
     for after, make in steps:
         end = time.monotonic() + after
         while time.monotonic() < end and not cancelled.is_set():
             time.sleep(0.02)
-            if opened and time.monotonic() > painted_at + (screen.tick or 0.0):
-                painted_at = time.monotonic()
-                screen.paint(state)
+            if opened and time.monotonic() > updated_at + (view.update_interval_s or 0.0):
+                updated_at = time.monotonic()
+                view.update(state)
         if cancelled.is_set():
             break
-        state = reduce(state, make(clock.now()))
-        (screen.paint if opened else screen.open)(state)
-        opened, painted_at = True, time.monotonic()
+        state = apply_event(state, make(clock.now()))
+        (view.update if opened else view.open)(state)
+        opened, updated_at = True, time.monotonic()
     text = str(state.text)
     reply = Reply(id="3f2a", text=text, status="cancelled") if cancelled.is_set() else REPLY
     kind = Cancelled if cancelled.is_set() else Finished
-    screen.paint(reduce(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
-    screen.close(
-        {"text/markdown": f"{text}\n\n<sub>{figures_line(reply)}</sub>", "text/plain": text}
-    )
+    view.update(apply_event(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
+    view.close({"text/markdown": f"{text}\n\n<sub>{figures_line(reply)}</sub>", "text/plain": text})
     return pressed

@@ -37,12 +37,12 @@ def test_a_map_is_seen_and_stopped(
     nb.wait()
     nb.run(1)
     box = nb.page.locator(".nbcodex-map")
-    expect(box).to_have_attribute("data-phase", "held", timeout=30_000)
+    expect(box).to_have_attribute("data-phase", "cooldown", timeout=30_000)
     nb.page.wait_for_timeout(1_000)  # until what was under way at the refusal is answered
     shown = box.locator(".nbcodex-map-rows").inner_text()
     answered = int(shown.removesuffix(" of 60 rows answered"))
     assert 19 <= answered < 59
-    expect(box.locator(".nbcodex-map-held")).to_contain_text("requests per minute (RPM) reached")
+    expect(box.locator(".nbcodex-map-stage")).to_contain_text("requests per minute (RPM) reached")
     expect(box.locator(".nbcodex-map-keys")).to_contain_text("1 failed")
     expect(box.locator(".nbcodex-map-keys")).to_contain_text("waiting")
     expect(box.locator(".nbcodex-map-failures")).to_contain_text("3:")

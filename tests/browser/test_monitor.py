@@ -59,10 +59,10 @@ def shown(view: Locator) -> dict[str, Any]:
     """Return what a view says, but for what ticks."""
     found: dict[str, Any] = view.evaluate(
         """(e) => ({
-          totals: [...e.querySelectorAll('.nbcodex-sums :is(th, td)')].map((n) => n.innerText),
+          totals: [...e.querySelectorAll('.nbcodex-totals :is(th, td)')].map((n) => n.innerText),
           ids: [...e.querySelectorAll('.nbcodex-row .nbcodex-id')].map((n) => n.innerText),
           phases: [...e.querySelectorAll('.nbcodex-row')].map((n) => n.dataset.phase),
-          due: [...e.querySelectorAll('.nbcodex-row .nbcodex-time')].map((n) => n.innerText),
+          due: [...e.querySelectorAll('.nbcodex-row .nbcodex-row-time')].map((n) => n.innerText),
           log: e.querySelector('.nbcodex-entries').innerText,
         })"""
     )
@@ -102,8 +102,8 @@ def test_monitor_is_live_while_a_cell_blocks(
         row = view.locator(".nbcodex-row")
         expect(row).to_have_attribute("data-phase", "waiting")
         expect(row).to_contain_text("tokens per minute (TPM)")
-        expect(row.locator(".nbcodex-time")).to_have_text(re.compile(r"^in 5\d s$"))
-        expect(view.locator(".nbcodex-shut")).to_contain_text("closed for 5")
+        expect(row.locator(".nbcodex-row-time")).to_have_text(re.compile(r"^in 5\d s$"))
+        expect(view.locator(".nbcodex-cooldown")).to_contain_text("closed for 5")
         expect(view.locator(".nbcodex-entry")).to_contain_text("attempt 1 refused, again in 1 min")
     first, second = map(shown, views.all())
     assert first == second or abs(_seconds(first) - _seconds(second)) <= 1
@@ -216,7 +216,7 @@ def test_buttons_for_all_say_why_they_are_off(watched: Callable[..., Notebook]) 
         expect(button).to_have_attribute("title", re.compile("not possible now. Nothing is under"))
         button.click(force=True)
         expect(button).to_have_text(label)
-        expect(monitor(nb).get_by_role("status")).to_have_text("Nothing is under way.")
+        expect(monitor(nb).get_by_role("status")).to_have_text("There are no open requests.")
     assert axe.violations(nb.page, ".nbcodex-monitor") == []
 
 
@@ -231,15 +231,15 @@ def test_nothing_moves_below_what_comes_and_goes(
     page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
     nb.run(2)
     nb.wait()
-    expect(monitor(nb)).to_contain_text("nobody in line")
+    expect(monitor(nb)).to_contain_text("queue empty")
     calm = places(nb)
     nb.run(3)
     nb.wait()
-    expect(monitor(nb).locator(".nbcodex-shut")).to_contain_text("closed for")
-    expect(monitor(nb).locator(".nbcodex-line")).to_contain_text("in line for up to")
+    expect(monitor(nb).locator(".nbcodex-cooldown")).to_contain_text("closed for")
+    expect(monitor(nb).locator(".nbcodex-queue")).to_contain_text("queued for up to")
     assert places(nb) == calm
     rows(nb).last.get_by_role("button", name="Cancel").click()
-    expect(monitor(nb).get_by_role("status")).to_contain_text("on its way")
+    expect(monitor(nb).get_by_role("status")).to_contain_text("received")
     assert places(nb) == calm
     rows(nb).first.get_by_role("button", name="Retry now").click()
     expect(monitor(nb)).to_contain_text("no open requests", timeout=20_000)
@@ -263,9 +263,9 @@ def test_what_is_certain_of_a_line_counts_down(
     nb = watched(MANY.replace("COUNT", "4"))
     nb.run(2)
     nb.wait()
-    line = monitor(nb).locator(".nbcodex-line")
+    line = monitor(nb).locator(".nbcodex-queue")
     expect(line).to_have_text(
-        re.compile(r"^[34] in line for up to [\d,]+ tokens · the last in 5\d s or more$")
+        re.compile(r"^[34] queued for up to [\d,]+ tokens · the last in 5\d s or more$")
     )
     before = int(line.inner_text().split()[-4])
     page.wait_for_timeout(2000)
@@ -279,7 +279,7 @@ def test_time_that_passes_is_told_from_time_that_is_left(
     nb = watched("%%codex\nHello [[tokens=400]]")
     nb.run(2)
     expect(rows(nb)).to_have_attribute("data-phase", "streaming")
-    elapsed = rows(nb).locator(".nbcodex-time")
+    elapsed = rows(nb).locator(".nbcodex-row-time")
     expect(elapsed).to_have_text(re.compile(r"^for \d s$"))
     expect(elapsed).to_have_css("font-weight", "400")
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
@@ -287,7 +287,7 @@ def test_time_that_passes_is_told_from_time_that_is_left(
     nb.wait()
     nb.run(2)
     expect(rows(nb)).to_have_attribute("data-phase", "waiting")
-    expect(rows(nb).locator(".nbcodex-time")).to_have_css("font-weight", "600")
+    expect(rows(nb).locator(".nbcodex-row-time")).to_have_css("font-weight", "600")
     rows(nb).get_by_role("button", name="Cancel").click()
     nb.wait()
 
@@ -327,7 +327,7 @@ def test_reloaded_page_shows_the_same_monitor(
     page.wait_for_timeout(3000)
     nb.reload()
     expect(rows(nb)).to_have_attribute("data-phase", "waiting")
-    expect(rows(nb).locator(".nbcodex-time")).to_have_text(re.compile(r"^in [345]\d s$"))
+    expect(rows(nb).locator(".nbcodex-row-time")).to_have_text(re.compile(r"^in [345]\d s$"))
     rows(nb).get_by_role("button", name="Cancel").click()
     expect(rows(nb)).to_have_count(0)
 
@@ -349,7 +349,7 @@ def test_other_kernels_are_seen(
     )
     nb.run(3)
     nb.wait()
-    expect(monitor(nb)).to_contain_text("other kernels: nothing under way", timeout=20_000)
+    expect(monitor(nb)).to_contain_text("other kernels: no open requests", timeout=20_000)
 
 
 @pytest.mark.parametrize("width", [1400, 1100, 900, 600, 420])
@@ -369,14 +369,14 @@ def test_everything_can_be_read_at_every_width(
     expect(rows(nb).first).to_contain_text("tokens per minute (TPM)")
     nb.run(4)
     nb.wait()
-    expect(rows(nb).last).to_have_attribute("data-phase", "held")
-    for part in (".nbcodex-monitor", ".nbcodex-scroll", ".nbcodex-bucket", ".nbcodex-row"):
+    expect(rows(nb).last).to_have_attribute("data-phase", "cooldown")
+    for part in (".nbcodex-monitor", ".nbcodex-scroll", ".nbcodex-model-limits", ".nbcodex-row"):
         for node in monitor(nb).locator(f"{part} >> visible=true").all() or [monitor(nb)]:
             assert node.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), part
     assert page.evaluate(_CUT) == []
     assert page.evaluate(_OVERLAPS) == []
     for part in ("phase", "time", "prompt", "why"):
-        boxes = [cell.bounding_box() for cell in rows(nb).locator(f".nbcodex-{part}").all()]
+        boxes = [cell.bounding_box() for cell in rows(nb).locator(f".nbcodex-row-{part}").all()]
         assert len({box["x"] for box in boxes if box}) == 1
     assert axe.violations(page, ".nbcodex-monitor") == []
 
@@ -386,7 +386,7 @@ _CUT = """() => [...document.querySelectorAll('.nbcodex-row span')]
   .filter((e) => !e.hidden && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"""
 _OVERLAPS = """() => [...document.querySelectorAll('.nbcodex-row')].flatMap((row) => {
   const cells = [...row.querySelectorAll('svg, code, button, span')].filter(
-    (e) => !e.hidden && !e.matches('.nbcodex-more, .nbcodex-deeds'));
+    (e) => !e.hidden && !e.matches('.nbcodex-row-details, .nbcodex-row-buttons'));
   const boxes = cells.map((e) => [e.textContent, e.getBoundingClientRect()]);
   return boxes.flatMap(([a, x], i) => boxes.slice(i + 1).filter(([, y]) =>
     x.left < y.right - 1 && y.left < x.right - 1 && x.top < y.bottom - 1 && y.top < x.bottom - 1,

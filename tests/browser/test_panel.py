@@ -21,7 +21,7 @@ WAIT = PLAY.format("refused(20), sent(2, 20)")
 DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
     "import nbcodex.notebook.display.widget as w\n"
-    "w.Panel.hear_while_blocked = lambda panel: None\nprint",
+    "w.PanelWidget.receive_while_blocked = lambda panel: None\nprint",
 )
 
 
@@ -37,7 +37,7 @@ def in_phase(notebook: Notebook, phase: str) -> None:
 
 def test_countdown_falls_while_the_kernel_is_blocked(notebook: Open, page: Page) -> None:
     """The wait counts down in the browser, truly, and the limit is named with its figures."""
-    nb = notebook(PLAY.format("refused(4), sent(2, 4), said('ok', 1.5)"))
+    nb = notebook(PLAY.format("refused(4), sent(2, 4), delta('ok', 1.5)"))
     nb.run(0)
     in_phase(nb, "waiting")
     expect(nb.panel).to_contain_text("tokens per minute (TPM)")
@@ -128,11 +128,11 @@ def test_deaf_kernel_says_why_retry_is_impossible(notebook: Open, page: Page) ->
     nb.run(0)
     in_phase(nb, "waiting")
     nb.press("Retry now")
-    expect(nb.panel.get_by_role("status")).to_contain_text("hears no button")
+    expect(nb.panel.get_by_role("status")).to_contain_text("cannot process buttons")
     retry = nb.panel.get_by_role("button", name="Retry now")
-    expect(retry).to_have_attribute("title", re.compile("hears no button"))
+    expect(retry).to_have_attribute("title", re.compile("cannot process buttons"))
     retry.click(force=True)
-    expect(nb.panel.get_by_role("status")).to_contain_text("hears no button")
+    expect(nb.panel.get_by_role("status")).to_contain_text("cannot process buttons")
     page.wait_for_timeout(500)
     assert not [url for url in requests if url.endswith("/interrupt")]
     nb.press("Cancel")
@@ -154,7 +154,7 @@ def test_buttons_work_by_keyboard(notebook: Open, page: Page) -> None:
 
 def test_saved_notebook_shows_the_answer(notebook: Open, lab: Lab, page: Page) -> None:
     """Saved and opened again, the answer is there, and no dead widget."""
-    nb = notebook(PLAY.format("said('The **answer**.', 0.3)"))
+    nb = notebook(PLAY.format("delta('The **answer**.', 0.3)"))
     nb.run(0)
     nb.wait()
     saved = nb.save()
@@ -176,8 +176,8 @@ HOSTILE = [
 
 def test_hostile_text_does_nothing(notebook: Open, page: Page) -> None:
     """What a model or a server says is shown as text, letter for letter."""
-    said = f"said({HOSTILE[0]!r} + {''.join(HOSTILE[1:])!r}, 0.3), said('.', 20)"
-    nb = notebook(PLAY.format(f"said({HOSTILE[1]!r}, 0.1, reasoning=True), {said}"))
+    said = f"delta({HOSTILE[0]!r} + {''.join(HOSTILE[1:])!r}, 0.3), delta('.', 20)"
+    nb = notebook(PLAY.format(f"delta({HOSTILE[1]!r}, 0.1, reasoning=True), {said}"))
     nb.run(0)
     in_phase(nb, "streaming")
     assert nb.panel.locator(".nbcodex-log").inner_text() == "".join(HOSTILE)
@@ -188,7 +188,7 @@ def test_hostile_text_does_nothing(notebook: Open, page: Page) -> None:
 LOSSY = """
 from tests.browser.play import *
 import nbcodex.notebook.display.widget as w
-send, send_state, lost = w.Panel.send, w.Panel.send_state, []
+send, send_state, lost = w.PanelWidget.send, w.PanelWidget.send_state, []
 def lose_text(panel, content, buffers=None):
     if content.get("text") == "TEXT " and not lost:
         lost.append("text")
@@ -199,8 +199,8 @@ def lose_view(panel, key=None):
         lost.append("view")
     else:
         send_state(panel, key)
-w.Panel.send, w.Panel.send_state = lose_text, lose_view
-play([queued(), sent(), *(said(f"{n} ", 0.3) for n in range(4)), said("end", 20)])
+w.PanelWidget.send, w.PanelWidget.send_state = lose_text, lose_view
+play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(4)), delta("end", 20)])
 """
 
 
@@ -216,14 +216,14 @@ def test_lost_text_is_asked_for(notebook: Open, text: int, view: bool) -> None:
 FLOOD = """
 from tests.browser.play import *
 import nbcodex.notebook.display.widget as w
-send = w.Panel.send
+send = w.PanelWidget.send
 def flood(panel, content, buffers=None):
     noise = 1500 if content.get("text") in ("3 ", "4 ") else 0
     for n in range(noise):
         send(panel, {"type": "noise", "n": n})
     send(panel, content, buffers)
-w.Panel.send = flood
-play([queued(), sent(), *(said(f"{n} ", 0.3) for n in range(30)), said("end", 20)])
+w.PanelWidget.send = flood
+play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(30)), delta("end", 20)])
 """
 
 
@@ -241,7 +241,7 @@ def test_server_that_drops_messages_loses_no_text(notebook: Open, page: Page) ->
 
 def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
     """A view that comes late shows the whole text, and a countdown that did not start anew."""
-    nb = notebook(PLAY.format("said('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
+    nb = notebook(PLAY.format("delta('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
     page.wait_for_timeout(700)
@@ -262,7 +262,7 @@ def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
 
 def test_log_follows_its_end_unless_scrolled(notebook: Open, page: Page) -> None:
     """New text scrolls into view; a reader who has scrolled up is left alone."""
-    lines = "*(said(f'line {n}\\n', 0.03) for n in range(80)), said('', 20)"
+    lines = "*(delta(f'line {n}\\n', 0.03) for n in range(80)), delta('', 20)"
     nb = notebook(PLAY.format(lines))
     nb.run(0)
     log = nb.panel.locator(".nbcodex-log")
@@ -289,12 +289,12 @@ def test_only_phases_are_announced(notebook: Open, page: Page) -> None:
 
 
 STATES = {
-    "queued": "queued(), said('', 20)",
-    "held": "held(20), said('', 20)",
-    "sending": "sent(2), said('', 20)",
-    "thinking": "said('Hm, ', 0.1, reasoning=True), said('', 20, reasoning=True)",
-    "streaming": "said('Half an answer', 0.1), said('.', 20)",
-    "waiting": "said('Half an answer', 0.1), refused(20), sent(2, 20)",
+    "queued": "queued(), delta('', 20)",
+    "cooldown": "cooldown(20), delta('', 20)",
+    "sending": "sent(2), delta('', 20)",
+    "thinking": "delta('Hm, ', 0.1, reasoning=True), delta('', 20, reasoning=True)",
+    "streaming": "delta('Half an answer', 0.1), delta('.', 20)",
+    "waiting": "delta('Half an answer', 0.1), refused(20), sent(2, 20)",
 }
 
 
@@ -333,7 +333,7 @@ def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> No
     nb.run(0)
     in_phase(nb, "waiting")
     expect(nb.panel).to_contain_text(re.compile("would exceed the limit: "))
-    expect(nb.panel).to_contain_text("too many when it was asked")
+    expect(nb.panel).to_contain_text("too many when it was sent")
     expect(nb.panel).to_contain_text("request 12,528 (prompt + the output it may use)")
     expect(nb.panel.locator(".nbcodex-foot")).to_contain_text("of 10 min patience")
     expect(nb.panel.locator(".nbcodex-foot")).not_to_contain_text("in all")
@@ -342,7 +342,7 @@ def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> No
 
 def test_nothing_below_moves(notebook: Open, page: Page) -> None:
     """While a request waits, is sent and streams, the panel's end stays where it was."""
-    nb = notebook(PLAY.format("refused(1.0), sent(2, 1.0), said('Hello', 0.4), said('.', 20)"))
+    nb = notebook(PLAY.format("refused(1.0), sent(2, 1.0), delta('Hello', 0.4), delta('.', 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
     heights = {nb.panel.bounding_box()["height"]}

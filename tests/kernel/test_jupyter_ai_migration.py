@@ -257,8 +257,8 @@ def test_loading_is_light(cell: Kernel) -> None:
 
 
 ASKS = {
-    "stream in the cell (jupyter-ai#960)": "test_a_broken_answer_is_not_shown_twice_as_one",
-    "tokens and bill of each request (jupyter-ai#356)": "test_figures",
+    "stream in the cell (jupyter-ai#960)": "test_terminal_marks_an_answer_that_starts_again",
+    "tokens and bill of each request (jupyter-ai#356)": "test_figures_line",
     "ask before a dear one (llm#625)": "test_a_dear_map_asks_in_the_notebook",
     "history across cells (jupyter-ai#392)": "test_a_cell_sees_the_conversation",
     "one notebook, one conversation (jupyter-ai#972)": "test_threads_and_notebooks_are_apart",
@@ -270,7 +270,7 @@ ASKS = {
         "test_what_cannot_go_on_ends_in_a_short_error"
     ),
     "fast load (jupyter-ai#1115)": "test_loading_is_light",
-    "a plain console (jupyter-ai#1560)": "test_a_terminal_shows_the_answer_and_its_figures",
+    "a plain console (jupyter-ai#1560)": "test_terminal_shows_answer_and_figures",
     "code in VS Code and Colab (jupyter-ai#1244)": "test_insert_takes_another_block",
     "cancel (jupyter-ai#965)": "test_cell_can_be_ended",
     "usage of an aborted stream (tiktoken#418)": "test_a_stopped_answer_is_estimated",
@@ -288,7 +288,7 @@ ASKS = {
     "a spend cap (github/app#2591, instructor#2296)": "test_what_would_pass_the_cap_is_not_sent",
     "bounded auto-resume (codex#34188)": "test_a_wait_longer_than_the_patience_parks_at_once",
     "resume at the reset (codex#34188)": "test_resume_at_reset_sends_by_itself",
-    "which limit was hit (codex#10055)": "test_a_terminal_counts_down_on_one_line",
+    "which limit was hit (codex#10055)": "test_terminal_counts_down_on_one_line",
     "a log of retries (codex#10094)": "test_retries_are_logged",
     "retry now (codex#41438)": "test_retry_now_sends_at_once",
     "a limiter that concurrent runs share (codex#42685)": "test_two_kernels_share_a_limit",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pytest
 
@@ -165,9 +165,8 @@ def test_a_loop_that_is_between_two_replies_is_ended(room: Room) -> None:
 def test_the_monitors_buttons_for_all_end_a_map(room: Room, order: Order) -> None:
     """Its rows alone would make room for the next ones."""
     _, told = begun(room)
-    board = SimpleNamespace(send=lambda _: None)
     click = {"type": "action", "name": order, "request": "all", "id": 1}
-    Monitor(room.client)._hear(cast(Any, board), click, [])
+    Monitor(room.client)._receive(click)
     assert isinstance(told.exception(timeout=5), ERRORS[order])
     assert len(room.prompts) < len(ROWS)
 

@@ -16,7 +16,7 @@ from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import options
-from nbcodex.notebook.monitor.collector import watch_of
+from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
 
@@ -367,10 +367,10 @@ def test_a_budget_refuses_before_sending(
 @pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
 def test_a_new_budget_is_shown_at_once(ip: Any, words: str, changed: bool) -> None:
     """The monitor looks again when a cap was set or lifted, and need not when it was asked for."""
-    watch = watch_of(current())
-    watch.changed.clear()
+    collector = collector_of(current())
+    collector.changed.clear()
     ip.run_line_magic("codex", f"budget {words}")
-    assert watch.changed.is_set() == changed
+    assert collector.changed.is_set() == changed
     ip.run_line_magic("codex", "budget off")
 
 

@@ -1,4 +1,4 @@
-"""The panel without a browser: state, words, wire format, and a click in a real kernel."""
+"""The panel without a browser: state, texts, messages, and a click in a real kernel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from jupyter_client.manager import start_new_kernel
 from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
+from nbcodex.notebook.display import text as text_view
 from nbcodex.notebook.display import widget
-from nbcodex.notebook.display.panel import PanelState, reduce, refusal, status
-from nbcodex.notebook.display.text import MOST
+from nbcodex.notebook.display.panel import PanelState, apply_event, status_line, why_disabled
+from nbcodex.notebook.display.text import MAX_LIVE_CHARS
 from nbcodex.rendering.figures import figures_line
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
@@ -42,8 +43,8 @@ def queued(at: float = 0.0) -> events.Queued:
     return events.Queued(request_id="3f2a", at=at, model="gpt-5.6-sol", patience=600.0)
 
 
-def simulator() -> OverloadedError:
-    """Return what a simulator refuses with."""
+def simulated_error() -> OverloadedError:
+    """Return the error of a simulated refusal."""
     error = OverloadedError("Later.")
     error.simulated = True
     return error
@@ -52,7 +53,7 @@ def simulator() -> OverloadedError:
 def sent(
     at: float, attempt: int = 1, rates: Rates | None = None, *, simulated: bool = False
 ) -> events.Sent:
-    """Return the event of an attempt that begins."""
+    """Return the start of an attempt."""
     return events.Sent(
         request_id="3f2a",
         at=at,
@@ -64,7 +65,7 @@ def sent(
     )
 
 
-def said(at: float, text: str, *, reasoning: bool = False) -> events.Delta:
+def delta(at: float, text: str, *, reasoning: bool = False) -> events.Delta:
     """Return the event of more text."""
     return events.Delta(request_id="3f2a", at=at, text=text, reasoning=reasoning)
 
@@ -76,23 +77,23 @@ def refused(at: float, resume_at: float, error: Any = REFUSED) -> events.Backing
     )
 
 
-def held(at: float, resume_at: float, waited: float = 0.0) -> events.CoolingDown:
-    """Return the event of a model that is closed."""
+def cooldown(at: float, resume_at: float, waited: float = 0.0) -> events.CoolingDown:
+    """Return the event of a closed model."""
     return events.CoolingDown(
         request_id="3f2a", at=at, limit=LIMIT, resume_at=resume_at, waited=waited
     )
 
 
 def restarted(at: float) -> events.Restarted:
-    """Return the event of an answer that begins anew."""
+    """Return the event of an answer that starts again."""
     return events.Restarted(request_id="3f2a", at=at)
 
 
-def after(*stream: events.Event) -> PanelState:
+def state_after(*stream: events.Event) -> PanelState:
     """Return the state after these events."""
     state = PanelState()
     for event in stream:
-        state = reduce(state, event)
+        state = apply_event(state, event)
     return state
 
 
@@ -109,10 +110,10 @@ def ended(kind: Any, at: float = 9.0, **details: Any) -> events.Event:
     ("stream", "phase"),
     [
         ([queued()], "queued"),
-        ([queued(), held(1, 8)], "held"),
+        ([queued(), cooldown(1, 8)], "cooldown"),
         ([queued(), sent(1)], "sending"),
-        ([queued(), sent(1), said(2, "Hm", reasoning=True)], "thinking"),
-        ([queued(), sent(1), said(2, "Hi")], "streaming"),
+        ([queued(), sent(1), delta(2, "Hm", reasoning=True)], "thinking"),
+        ([queued(), sent(1), delta(2, "Hi")], "streaming"),
         ([queued(), sent(1), refused(2, 9)], "waiting"),
         ([queued(), sent(1), refused(2, 9), sent(9, 2)], "sending"),
         ([queued(), ended(events.Finished, reply=REPLY)], "done"),
@@ -125,80 +126,80 @@ def ended(kind: Any, at: float = 9.0, **details: Any) -> events.Event:
         ([queued(), ended(events.Failed, error=RequestError("No."), reply=REPLY)], "failed"),
     ],
 )
-def test_phase(stream: list[events.Event], phase: str) -> None:
-    """Each event leads to the phase that its name promises."""
-    assert after(*stream).phase == phase
+def test_event_leads_to_its_phase(stream: list[events.Event], phase: str) -> None:
+    assert state_after(*stream).phase == phase
 
 
-def test_wait_is_over_when_sent() -> None:
-    """Once an attempt is sent, nothing of the limit is left but the time that was waited."""
-    state = after(queued(), sent(1), refused(2, 9), sent(9.5, 2))
+def test_sending_ends_the_wait() -> None:
+    """Of the limit, only the time waited is left."""
+    state = state_after(queued(), sent(1), refused(2, 9), sent(9.5, 2))
     assert (state.limit, state.resume_at, state.waited, state.attempt) == (None, None, 7.5, 2)
 
 
-def test_wait_announced_again_is_the_same_wait() -> None:
-    """A hold that is prolonged goes on from its beginning, and no second is counted twice."""
-    state = after(queued(), held(1, 8), held(5, 20, waited=4.0))
-    assert (state.since, state.resume_at, state.waited_by(6)) == (1, 20, 5)
-    assert reduce(state, sent(20)).waited == 19
+def test_prolonged_cooldown_is_one_wait() -> None:
+    """A prolonged cooldown keeps its start, and no second is counted twice."""
+    state = state_after(queued(), cooldown(1, 8), cooldown(5, 20, waited=4.0))
+    assert (state.phase_started_at, state.resume_at, state.total_waited(6)) == (1, 20, 5)
+    assert apply_event(state, sent(20)).waited == 19
 
 
-def test_text_of_failed_attempt_stays_until_replaced() -> None:
-    """A broken answer is shown, marked as stale, until the next one begins."""
-    broken = after(queued(), sent(1), said(2, "Hel"), refused(3, 4), sent(4, 2))
+def test_text_of_failed_attempt_is_stale_until_replaced() -> None:
+    broken = state_after(queued(), sent(1), delta(2, "Hel"), refused(3, 4), sent(4, 2))
     assert (str(broken.text), broken.stale) == ("Hel", True)
-    anew = reduce(reduce(broken, restarted(5)), said(5, "Hello"))
+    anew = apply_event(apply_event(broken, restarted(5)), delta(5, "Hello"))
     assert (str(anew.text), anew.stale, anew.usage.output_tokens) == ("Hello", False, 2)
 
 
-def test_thinking_of_second_attempt_is_not_streaming() -> None:
-    """Thoughts that precede the restart neither count the stale text nor pass for an answer."""
-    state = after(
+def test_reasoning_of_second_attempt_leaves_stale_text() -> None:
+    """Reasoning before the restart neither counts the stale text nor becomes an answer."""
+    state = state_after(
         queued(),
         sent(1),
-        said(2, "x" * 400),
+        delta(2, "x" * 400),
         refused(3, 4),
         sent(4, 2),
-        said(5, "Hm, ", reasoning=True),
+        delta(5, "Hm, ", reasoning=True),
     )
     assert (state.phase, state.usage.output_tokens) == ("thinking", 1)
 
 
-def test_servers_usage_replaces_estimates() -> None:
-    """When the server has counted, its figures stand; where it has not, ours stay marked."""
-    live = after(queued(), sent(1), said(2, "Hello"))
-    assert reduce(live, ended(events.Finished, reply=REPLY)).usage == REPLY.usage
-    kept = reduce(live, ended(events.Interrupted, reply=Reply(id="3f2a", status="interrupted")))
+def test_usage_of_the_server_replaces_estimates() -> None:
+    """Without the server's count, the estimates stay and are marked."""
+    live = state_after(queued(), sent(1), delta(2, "Hello"))
+    assert apply_event(live, ended(events.Finished, reply=REPLY)).usage == REPLY.usage
+    kept = apply_event(
+        live, ended(events.Interrupted, reply=Reply(id="3f2a", status="interrupted"))
+    )
     assert kept.usage == Usage(input_tokens=812, output_tokens=2, estimated=True)
 
 
-def test_speed_counts_from_the_first_word() -> None:
-    """Tokens a second do not count the time before the first word, and need a second to tell."""
-    begun = after(queued(), sent(1), said(10, "x" * 40))
-    assert begun.speed is None
-    assert reduce(begun, said(12, "x" * 40)).speed == 10
+def test_speed_starts_with_the_first_delta() -> None:
+    """The time before the first delta does not count; the first second has no speed."""
+    begun = state_after(queued(), sent(1), delta(10, "x" * 40))
+    assert begun.tokens_per_second is None
+    assert apply_event(begun, delta(12, "x" * 40)).tokens_per_second == 10
 
 
 @given(st.lists(st.text()))
-def test_state_never_changes(pieces: list[str]) -> None:
-    """A state keeps its text, whatever grows from it, and from it twice."""
+def test_state_keeps_its_text(pieces: list[str]) -> None:
+    """A state keeps its text, even if two others grow from it."""
     states = [PanelState()]
     for number, piece in enumerate(pieces):
-        states.append(reduce(states[-1], said(number, piece)))
-    branch = [reduce(state, said(99, "!")) for state in states]
+        states.append(apply_event(states[-1], delta(number, piece)))
+    branch = [apply_event(state, delta(99, "!")) for state in states]
     for number, state in enumerate(states):
         assert str(state.text) == "".join(pieces[:number])
         assert str(branch[number].text) == "".join(pieces[:number]) + "!"
 
 
-def test_delta_costs_the_same_however_long_the_answer() -> None:
-    """Ten thousand deltas share one list of chunks, and none of them is copied."""
-    state = after(queued(), sent(1), said(2, "first "))
+def test_delta_copies_no_earlier_text() -> None:
+    """Ten thousand deltas share one list of chunks."""
+    state = state_after(queued(), sent(1), delta(2, "first "))
     later = state
     for number in range(10_000):
-        later = reduce(later, said(2 + number / 100, "word "))
-    assert later.text.grew_from(state.text)
-    assert later.text.since(len(state.text)) == "word " * 10_000
+        later = apply_event(later, delta(2 + number / 100, "word "))
+    assert later.text.extends(state.text)
+    assert later.text.text_after(len(state.text)) == "word " * 10_000
 
 
 @pytest.mark.parametrize(
@@ -206,15 +207,16 @@ def test_delta_costs_the_same_however_long_the_answer() -> None:
     [
         ([queued()], "cancel", True),
         ([queued(), sent(1)], "retry", False),
-        ([queued(), held(1, 9)], "retry", True),
+        ([queued(), cooldown(1, 9)], "retry", True),
         ([queued(), sent(1), refused(2, 9)], "retry", True),
         ([queued(), sent(1), refused(2, 9)], "park", True),
         ([ended(events.Cancelled, reply=Reply(id="3f2a", status="cancelled"))], "cancel", False),
     ],
 )
-def test_buttons(stream: list[events.Event], action: Any, possible: bool) -> None:
-    """A button is refused with a reason exactly when it would do nothing."""
-    assert (refusal(after(*stream), action) == "") is possible
+def test_button_is_disabled_if_it_would_do_nothing(
+    stream: list[events.Event], action: Any, possible: bool
+) -> None:
+    assert (why_disabled(state_after(*stream), action) == "") is possible
 
 
 # The cost.
@@ -223,48 +225,54 @@ RATES = Rates(input=1e-6, output=1e-5)
 
 
 def test_cost_grows_with_the_answer() -> None:
-    """While it streams, the tokens estimated are reckoned at their price."""
-    state = after(queued(), sent(1, rates=RATES), said(2, "x" * 400))
-    assert state.price == "~$0.0018 so far"
-    assert status(state, 2.0, WALL).endswith("~100 out · ~$0.0018 so far")
+    """Estimated tokens are priced while the answer streams."""
+    state = state_after(queued(), sent(1, rates=RATES), delta(2, "x" * 400))
+    assert state.cost_text == "~$0.0018 so far"
+    assert status_line(state, 2.0, WALL).endswith("~100 out · ~$0.0018 so far")
 
 
-def test_cost_of_a_broken_attempt_stays() -> None:
-    """What broke off was paid for, too: the next attempt's cost comes on top of it."""
-    broken = after(queued(), sent(1, rates=RATES), said(2, "x" * 400), refused(3, 5))
-    assert broken.price == "~$0.0018 so far"
+def test_cost_includes_broken_attempts() -> None:
+    """The cost of a failed attempt stays, and that of the next one is added."""
+    broken = state_after(queued(), sent(1, rates=RATES), delta(2, "x" * 400), refused(3, 5))
+    assert broken.cost_text == "~$0.0018 so far"
     again = broken
-    for event in (sent(5, 2, RATES), restarted(6), said(6, "x" * 400)):
-        again = reduce(again, event)
-    assert again.price == "~$0.0036 so far"
+    for event in (sent(5, 2, RATES), restarted(6), delta(6, "x" * 400)):
+        again = apply_event(again, event)
+    assert again.cost_text == "~$0.0036 so far"
 
 
-def test_refused_request_has_cost_nothing() -> None:
-    """Whom a limit refuses is charged nothing; of a fault, nothing is said."""
-    assert after(queued(), sent(1), refused(2, 5)).price == "no cost so far"
-    assert after(queued(), sent(1), refused(2, 5, OverloadedError("later"))).price == ""
-    thought = said(2, "Hm", reasoning=True)
-    assert after(queued(), sent(1), thought, refused(3, 5)).price == ""
-    assert after(queued(), sent(1), refused(2, 5, OverloadedError("x")), held(5, 9)).price == ""
-    assert after(queued(), sent(1), said(2, "x" * 400)).price == ""
+def test_request_refused_by_a_limit_has_no_cost() -> None:
+    """After any other failure, the cost is not known."""
+    assert state_after(queued(), sent(1), refused(2, 5)).cost_text == "no cost so far"
+    assert state_after(queued(), sent(1), refused(2, 5, OverloadedError("later"))).cost_text == ""
+    thought = delta(2, "Hm", reasoning=True)
+    assert state_after(queued(), sent(1), thought, refused(3, 5)).cost_text == ""
+    assert (
+        state_after(
+            queued(), sent(1), refused(2, 5, OverloadedError("x")), cooldown(5, 9)
+        ).cost_text
+        == ""
+    )
+    assert state_after(queued(), sent(1), delta(2, "x" * 400)).cost_text == ""
 
 
-def test_an_unknown_price_is_said_to_be_unknown() -> None:
-    """As soon as there is something to pay, and where it is sure that nobody knows."""
+def test_unknown_price_is_shown_once_there_is_output() -> None:
     begun = replace(sent(1), unpriced=True)
-    assert after(queued(), begun).price == ""
-    assert after(queued(), begun, said(2, "x" * 400)).price == "cost unknown"
-    assert after(queued(), replace(begun, simulated=True), said(2, "x" * 400)).price == ""
+    assert state_after(queued(), begun).cost_text == ""
+    assert state_after(queued(), begun, delta(2, "x" * 400)).cost_text == "cost unknown"
+    assert (
+        state_after(queued(), replace(begun, simulated=True), delta(2, "x" * 400)).cost_text == ""
+    )
 
 
-# The words.
+# The texts.
 
 
 @pytest.mark.parametrize(
     ("stream", "now", "line"),
     [
         ([queued()], 2.0, "queued 2.0 s"),
-        ([queued(), sent(1)], 3.0, "sent, no word yet for 2.0 s · ~812 in"),
+        ([queued(), sent(1)], 3.0, "sent, no answer yet after 2.0 s · ~812 in"),
         (
             [queued(), sent(1), refused(2, 9.4)],
             2.0,
@@ -278,10 +286,10 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
             " used 22,999, requested 12,528 · ~812 in · no cost so far",
         ),
         (
-            [queued(), held(1, 3)],
+            [queued(), cooldown(1, 3)],
             8.0,
-            "held, due now · tokens per minute (TPM): limit 30,000, used 22,999,"
-            " requested 12,528 (met by another request) · no cost so far",
+            "cooldown, due now · tokens per minute (TPM): limit 30,000, used 22,999,"
+            " requested 12,528 (reached by another request) · no cost so far",
         ),
         (
             [queued(), sent(1), refused(2, 9, OverloadedError("Come\x1b[31m back\nlater."))],
@@ -289,17 +297,17 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
             "waiting 7.0 s · Server overloaded: Come [31m back later. · ~812 in",
         ),
         (
-            [queued(), sent(1), said(2, "x" * 40), said(4, "x" * 40)],
+            [queued(), sent(1), delta(2, "x" * 40), delta(4, "x" * 40)],
             4.0,
             "answering · ~812 in · ~20 out · ~10 tokens/s",
         ),
         (
-            [queued(), sent(1, simulated=True), said(2, "x" * 40)],
+            [queued(), sent(1, simulated=True), delta(2, "x" * 40)],
             2.0,
             "answering · ~812 in · ~10 out · simulated",
         ),
         (
-            [queued(), sent(1), refused(2, 9, simulator())],
+            [queued(), sent(1), refused(2, 9, simulated_error())],
             2.0,
             "waiting 7.0 s · Server overloaded: Later. · ~812 in · simulated",
         ),
@@ -310,18 +318,17 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
         ),
     ],
 )
-def test_status(stream: list[events.Event], now: float, line: str) -> None:
-    """The text twin says on one line what the panel shows."""
-    assert status(after(*stream), now, WALL) == line
+def test_status_line(stream: list[events.Event], now: float, line: str) -> None:
+    assert status_line(state_after(*stream), now, WALL) == line
 
 
 @pytest.mark.parametrize("resume_at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
-def test_no_moment_is_too_strange(resume_at: float) -> None:
-    """Whatever moment a server names, the countdown is never negative, and nothing fails."""
-    state = after(queued(), sent(1), refused(2, resume_at))
-    assert "waiting" in status(state, 2.0, WALL)
-    assert state.left(2.0) is None or state.left(2.0) >= 0
-    json.dumps(widget._moving(state, 2.0, WALL), allow_nan=False)
+def test_status_line_accepts_any_resume_time(resume_at: float) -> None:
+    """Whatever time a server sends, the countdown is never negative, and nothing fails."""
+    state = state_after(queued(), sent(1), refused(2, resume_at))
+    assert "waiting" in status_line(state, 2.0, WALL)
+    assert state.seconds_left(2.0) is None or state.seconds_left(2.0) >= 0
+    json.dumps(widget.time_view(state, 2.0, WALL), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -364,12 +371,12 @@ def test_no_moment_is_too_strange(resume_at: float) -> None:
         (Reply(id="1", cost=1234.5), "$1,234.50"),
     ],
 )
-def test_figures(reply: Reply, line: str) -> None:
-    """The line under an answer leaves out what is unknown, and marks what is estimated."""
+def test_figures_line(reply: Reply, line: str) -> None:
+    """Unknown figures are left out, estimates are marked."""
     assert figures_line(reply) == line
 
 
-# The wire format.
+# The messages to the page.
 
 
 class StillClock:
@@ -387,191 +394,187 @@ class StillClock:
         return WALL + self.at
 
     async def wait(self, until: float, *, unless: object = None) -> bool:
-        """Fail: a display does not wait."""
-        raise AssertionError("a display does not wait")
+        """Fail: a view does not wait."""
+        raise AssertionError("a view does not wait")
 
 
-class Stage:
-    """A `WidgetDisplay` without a kernel: what it sends, and where it shows."""
+class PanelHarness:
+    """A `PanelView` without a kernel, and what it sends and shows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
         self.clock, self.pressed, self.sent, self.views = StillClock(), [], [], []
         self.shown: list[tuple[str, Any]] = []
-        monkeypatch.setattr(widget.Panel, "send", lambda _, content: self.sent.append(content))
-        monkeypatch.setattr(widget, "display", self._show("display", fails=fails))
-        monkeypatch.setattr(widget, "update_display", self._show("update"))
-        self.display = widget.WidgetDisplay(
-            self.pressed.append, self.clock, offers=("cancel", "retry")
+        monkeypatch.setattr(
+            widget.PanelWidget, "send", lambda _, content: self.sent.append(content)
         )
+        monkeypatch.setattr(text_view, "display", self._show("display", fails=fails))
+        monkeypatch.setattr(text_view, "update_display", self._show("update"))
+        self.view = widget.PanelView(self.pressed.append, self.clock, buttons=("cancel", "retry"))
 
     def _show(self, verb: str, *, fails: bool = False) -> Any:
         def show(thing: Any, **options: Any) -> None:
-            if fails and isinstance(thing, widget.Panel):
+            if fails and isinstance(thing, widget.PanelWidget):
                 raise RuntimeError("no display")
             self.shown.append((verb, thing))
 
         return show
 
-    def open(self, state: PanelState) -> widget.Panel:
-        """Open the display; return the panel that it shows."""
-        self.display.open(state)
+    def open(self, state: PanelState) -> widget.PanelWidget:
+        """Open the view; return its widget."""
+        self.view.open(state)
         panel = self.shown[0][1]
-        assert isinstance(panel, widget.Panel)
+        assert isinstance(panel, widget.PanelWidget)
         panel.observe(lambda change: self.views.append(change["new"]), "view")
         return panel
 
-    def paint(self, state: PanelState, *, later: float = 0.1) -> None:
-        """Paint, some seconds later."""
+    def update(self, state: PanelState, *, later: float = 0.1) -> None:
+        """Update the view, some seconds later."""
         self.clock.at += later
-        self.display.paint(state)
+        self.view.update(state)
 
-    def hear(self, content: Any) -> None:
-        """Play the browser: send `content`."""
-        self.display._hear(None, content, [])
+    def receive(self, content: Any) -> None:
+        """Send `content` as the page does."""
+        self.view._receive(content)
 
     @property
     def texts(self) -> list[tuple[int, str, bool]]:
-        """The messages of text: number, text, and whether it is the whole."""
+        """The messages with text: number, text, and whether it is all of it."""
         return [(m["seq"], m["text"], m["whole"]) for m in self.sent if m["type"] == "text"]
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
-    """A display whose messages are collected."""
-    return Stage(monkeypatch)
+def harness(monkeypatch: pytest.MonkeyPatch) -> PanelHarness:
+    """A view whose messages are collected."""
+    return PanelHarness(monkeypatch)
 
 
-def test_only_new_text_is_sent(stage: Stage) -> None:
-    """Each message carries what came since the last, numbered without gaps."""
-    state = after(queued(), sent(1))
-    stage.open(state)
+def test_only_new_text_is_sent(harness: PanelHarness) -> None:
+    """Each message carries the text since the last one, numbered without gaps."""
+    state = state_after(queued(), sent(1))
+    harness.open(state)
     for piece in ("a", "b", "c"):
-        state = reduce(state, said(2, piece))
-        stage.paint(state)
-    assert stage.texts == [(1, "a", True), (2, "b", False), (3, "c", False)]
+        state = apply_event(state, delta(2, piece))
+        harness.update(state)
+    assert harness.texts == [(1, "a", True), (2, "b", False), (3, "c", False)]
 
 
-def test_painting_is_one_message(stage: Stage) -> None:
-    """In mid-answer the figures travel with the text; when it pauses, a view counts the last."""
-    state = after(queued(), sent(1), said(2, "first"))
-    stage.open(state)
-    stage.paint(state)
-    stage.views.clear()
+def test_update_is_one_message(harness: PanelHarness) -> None:
+    """Figures travel with the text; when it pauses, a view confirms the last number."""
+    state = state_after(queued(), sent(1), delta(2, "first"))
+    harness.open(state)
+    harness.update(state)
+    harness.views.clear()
     for _ in range(5):
-        state = reduce(state, said(2, "word " * 4))
-        stage.paint(state)
-    assert stage.views == []
-    assert stage.sent[-1]["news"] == {"tokens_out": "~27"}
+        state = apply_event(state, delta(2, "word " * 4))
+        harness.update(state)
+    assert harness.views == []
+    assert harness.sent[-1]["changes"] == {"tokens_out": "~27"}
     for _ in range(5):
-        stage.paint(state, later=0.5)
-    assert [view["seq"] for view in stage.views] == [6]
+        harness.update(state, later=0.5)
+    assert [view["seq"] for view in harness.views] == [6]
 
 
-def test_flood_is_sent_in_part(stage: Stage) -> None:
-    """Of more than anybody reads while it arrives, the end is sent, in place of what was shown."""
-    state = after(queued(), sent(1), said(2, "first"))
-    stage.open(state)
-    stage.paint(state)
-    stage.paint(reduce(state, said(3, "x" * 1_000_000 + "end")))
-    _seq, text, whole = stage.texts[-1]
-    assert (len(text), text[0], text[-3:], whole) == (MOST + 1, "…", "end", True)
+def test_huge_text_is_cut_to_its_end(harness: PanelHarness) -> None:
+    """The end replaces what was shown."""
+    state = state_after(queued(), sent(1), delta(2, "first"))
+    harness.open(state)
+    harness.update(state)
+    harness.update(apply_event(state, delta(3, "x" * 1_000_000 + "end")))
+    _seq, text, whole = harness.texts[-1]
+    assert (len(text), text[0], text[-3:], whole) == (MAX_LIVE_CHARS + 1, "…", "end", True)
 
 
-def test_no_faster_than_anybody_reads(stage: Stage) -> None:
-    """Of an answer at full speed so much is sent in a second; the rest follows in pauses."""
-    state = after(queued(), sent(1), said(2, "first "))
-    stage.open(state)
-    stage.paint(state)
-    state = reduce(state, said(3, "word " * 1_000))
+def test_text_rate_is_limited(harness: PanelHarness) -> None:
+    """A fast answer is sent at a limited rate; the rest follows in pauses."""
+    state = state_after(queued(), sent(1), delta(2, "first "))
+    harness.open(state)
+    harness.update(state)
+    state = apply_event(state, delta(3, "word " * 1_000))
     for _ in range(10):
-        stage.paint(state)
-    assert sum(len(text) for _, text, _ in stage.texts) == len("first ") + widget.FAST
-    stage.paint(state, later=0.5)
-    assert "".join(text for _, text, _ in stage.texts) == "first " + "word " * 1_000
+        harness.update(state)
+    assert sum(len(text) for _, text, _ in harness.texts) == len("first ") + widget.MAX_CHARS_PER_S
+    harness.update(state, later=0.5)
+    assert "".join(text for _, text, _ in harness.texts) == "first " + "word " * 1_000
 
 
-def test_held_back_text_is_sent_when_the_stream_breaks(stage: Stage) -> None:
+def test_unsent_text_is_sent_when_the_stream_breaks(harness: PanelHarness) -> None:
     """A request that waits shows all that there is of its answer."""
-    state = after(queued(), sent(1), said(2, "word " * 1_000))
-    stage.open(state)
-    stage.paint(state)
-    assert stage.texts[-1][1] < "word " * 1_000
-    stage.paint(reduce(state, refused(3, 20)))
-    assert "".join(text for _, text, _ in stage.texts) == "word " * 1_000
+    state = state_after(queued(), sent(1), delta(2, "word " * 1_000))
+    harness.open(state)
+    harness.update(state)
+    assert harness.texts[-1][1] < "word " * 1_000
+    harness.update(apply_event(state, refused(3, 20)))
+    assert "".join(text for _, text, _ in harness.texts) == "word " * 1_000
 
 
-def test_restart_is_sent_whole(stage: Stage) -> None:
-    """A restarted answer replaces what the browser shows."""
-    state = after(queued(), sent(1), said(2, "Hel"))
-    stage.open(state)
-    stage.paint(state)
-    stage.paint(reduce(reduce(state, restarted(3)), said(3, "Anew")))
-    assert stage.texts == [(1, "Hel", True), (2, "Anew", True)]
+def test_restart_replaces_the_text(harness: PanelHarness) -> None:
+    state = state_after(queued(), sent(1), delta(2, "Hel"))
+    harness.open(state)
+    harness.update(state)
+    harness.update(apply_event(apply_event(state, restarted(3)), delta(3, "Anew")))
+    assert harness.texts == [(1, "Hel", True), (2, "Anew", True)]
 
 
-def test_sync_gets_everything(stage: Stage) -> None:
-    """A browser that missed something gets the whole text and a countdown that is right now."""
-    state = after(queued(100), sent(101), said(102, "Hel"), refused(103, 110))
-    stage.open(state)
-    stage.paint(state)
-    stage.clock.at = 105.0
-    stage.hear({"type": "sync"})
-    assert stage.texts[-1] == (2, "Hel", True)
-    assert (stage.views[-1]["remaining_ms"], stage.views[-1]["seq"]) == (5000, 2)
-    assert stage.views[-1]["deadline_ms"] == round((WALL + 110) * 1000)
+def test_sync_sends_text_and_view(harness: PanelHarness) -> None:
+    """The page gets the whole text and a countdown that is right at this moment."""
+    state = state_after(queued(100), sent(101), delta(102, "Hel"), refused(103, 110))
+    harness.open(state)
+    harness.update(state)
+    harness.clock.at = 105.0
+    harness.receive({"type": "sync"})
+    assert harness.texts[-1] == (2, "Hel", True)
+    assert (harness.views[-1]["remaining_ms"], harness.views[-1]["seq"]) == (5000, 2)
+    assert harness.views[-1]["deadline_ms"] == round((WALL + 110) * 1000)
 
 
-def test_ten_paints_a_second(stage: Stage) -> None:
-    """A painter in a hurry sends ten times a second, and a new phase at once."""
-    state = after(queued(100), sent(101))
-    stage.open(state)
+def test_updates_are_sent_ten_times_a_second(harness: PanelHarness) -> None:
+    """A new phase is sent at once."""
+    state = state_after(queued(100), sent(101))
+    harness.open(state)
     for _ in range(100):
-        state = reduce(state, said(stage.clock.at, "word "))
-        stage.paint(state, later=0.01)
-    assert 10 <= len(stage.texts) <= 13
-    before = len(stage.views)
-    stage.paint(reduce(state, refused(stage.clock.at, 120)), later=0.0)
-    assert len(stage.views) == before + 1
+        state = apply_event(state, delta(harness.clock.at, "word "))
+        harness.update(state, later=0.01)
+    assert 10 <= len(harness.texts) <= 13
+    before = len(harness.views)
+    harness.update(apply_event(state, refused(harness.clock.at, 120)), later=0.0)
+    assert len(harness.views) == before + 1
 
 
-def test_a_wait_is_one_message(stage: Stage) -> None:
-    """While nothing but time goes on, nothing is sent."""
-    state = after(queued(100), sent(101), refused(102, 160))
-    stage.open(state)
+def test_wait_sends_nothing_while_only_time_passes(harness: PanelHarness) -> None:
+    state = state_after(queued(100), sent(101), refused(102, 160))
+    harness.open(state)
     for _ in range(50):
-        stage.paint(state, later=1.0)
-    assert (stage.views, stage.sent) == ([], [])
+        harness.update(state, later=1.0)
+    assert (harness.views, harness.sent) == ([], [])
 
 
-def test_a_sleep_is_made_up_for(stage: Stage) -> None:
-    """After a machine's sleep the browser is told how long it still is: its clock stood still."""
-    state = after(queued(100), sent(101), refused(102, 160))
-    stage.open(state)
-    stage.paint(state, later=1.0)
-    stage.paint(state, later=20.0)
-    stage.paint(state, later=1.0)
-    assert [view["remaining_ms"] for view in stage.views] == [39_000]
+def test_view_is_sent_after_the_machine_slept(harness: PanelHarness) -> None:
+    """The browser's clock stood still during the sleep."""
+    state = state_after(queued(100), sent(101), refused(102, 160))
+    harness.open(state)
+    harness.update(state, later=1.0)
+    harness.update(state, later=20.0)
+    harness.update(state, later=1.0)
+    assert [view["remaining_ms"] for view in harness.views] == [39_000]
 
 
-def test_prolonged_wait_is_sent(stage: Stage) -> None:
-    """A hold of which only the end has moved is sent anew."""
-    state = after(queued(100), held(100, 110))
-    stage.open(state)
-    stage.paint(reduce(state, held(100, 130)))
-    assert [view["remaining_ms"] for view in stage.views] == [29_900]
+def test_prolonged_cooldown_is_sent(harness: PanelHarness) -> None:
+    state = state_after(queued(100), cooldown(100, 110))
+    harness.open(state)
+    harness.update(apply_event(state, cooldown(100, 130)))
+    assert [view["remaining_ms"] for view in harness.views] == [29_900]
 
 
-def test_view_holds_no_text(stage: Stage) -> None:
-    """The text travels in messages alone, however often the view is sent."""
-    panel = stage.open(after(queued(), sent(1), said(2, "needle")))
+def test_view_contains_no_text(harness: PanelHarness) -> None:
+    panel = harness.open(state_after(queued(), sent(1), delta(2, "needle")))
     assert "needle" not in json.dumps(panel.view)
 
 
-def test_click_is_acknowledged(stage: Stage) -> None:
-    """A click reaches the callback, and the browser learns that it did."""
-    stage.open(after(queued()))
-    stage.hear({"type": "action", "name": "cancel", "id": 7})
-    assert (stage.pressed, stage.sent) == (["cancel"], [{"type": "heard", "id": 7}])
+def test_click_is_acknowledged(harness: PanelHarness) -> None:
+    """The click reaches the callback, and the page gets an acknowledgement."""
+    harness.open(state_after(queued()))
+    harness.receive({"type": "action", "name": "cancel", "id": 7})
+    assert (harness.pressed, harness.sent) == (["cancel"], [{"type": "received", "id": 7}])
 
 
 @pytest.mark.parametrize(
@@ -586,38 +589,37 @@ def test_click_is_acknowledged(stage: Stage) -> None:
         {"type": "action", "name": "cancel"},
     ],
 )
-def test_other_messages_do_nothing(stage: Stage, content: Any) -> None:
-    """Only buttons that were offered can be pressed."""
-    stage.open(after(queued()))
-    stage.hear(content)
-    assert (stage.pressed, stage.sent) == ([], [])
+def test_unknown_messages_do_nothing(harness: PanelHarness, content: Any) -> None:
+    """Only buttons that are shown can be pressed."""
+    harness.open(state_after(queued()))
+    harness.receive(content)
+    assert (harness.pressed, harness.sent) == ([], [])
 
 
-def test_answer_takes_the_panels_place(stage: Stage) -> None:
-    """The same display is updated with the answer, and the widget is gone."""
-    panel = stage.open(after(queued()))
-    stage.display.close({"text/plain": "Hello"})
-    assert stage.shown[-1] == ("update", {"text/plain": "Hello"})
+def test_answer_replaces_the_panel(harness: PanelHarness) -> None:
+    """The display is updated with the answer, and the widget is closed."""
+    panel = harness.open(state_after(queued()))
+    harness.view.close({"text/plain": "Hello"})
+    assert harness.shown[-1] == ("update", {"text/plain": "Hello"})
     assert panel.comm is None
-    stage.display.paint(after(queued(), sent(1)))
-    stage.display.close({"text/plain": "Hello"})
+    harness.view.update(state_after(queued(), sent(1)))
+    harness.view.close({"text/plain": "Hello"})
 
 
-def test_answer_is_shown_without_a_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the panel could not be shown, the answer still is."""
-    stage = Stage(monkeypatch, fails=True)
+def test_answer_is_shown_if_the_panel_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = PanelHarness(monkeypatch, fails=True)
     with pytest.raises(RuntimeError, match="no display"):
-        stage.display.open(after(queued()))
-    stage.display.close({"text/plain": "Hello"})
-    assert stage.shown == [("display", {"text/plain": "Hello"})]
+        harness.view.open(state_after(queued()))
+    harness.view.close({"text/plain": "Hello"})
+    assert harness.shown == [("display", {"text/plain": "Hello"})]
 
 
-def test_panel_has_a_text_twin(stage: Stage) -> None:
+def test_panel_has_plain_text(harness: PanelHarness) -> None:
     """A front end without widgets shows the line of status."""
-    panel = stage.open(after(queued(100), sent(100)))
+    panel = harness.open(state_after(queued(100), sent(100)))
     bundle = panel._repr_mimebundle_()
     assert bundle is not None
-    assert bundle[0]["text/plain"] == "sent, no word yet for 0.0 s · ~812 in"
+    assert bundle[0]["text/plain"] == "sent, no answer yet after 0.0 s · ~812 in"
 
 
 # A click in a blocked kernel.
@@ -626,15 +628,15 @@ BLOCKED = """
 import time
 from nbcodex.runtime.clock import BootClock
 from nbcodex.notebook.display.panel import PanelState
-from nbcodex.notebook.display.widget import WidgetDisplay
-heard = []
-screen = WidgetDisplay(heard.append, BootClock())
-screen.open(PanelState())
+from nbcodex.notebook.display.widget import PanelView
+pressed = []
+view = PanelView(pressed.append, BootClock())
+view.open(PanelState())
 end = time.monotonic() + 10
-while not heard and time.monotonic() < end:
+while not pressed and time.monotonic() < end:
     time.sleep(0.01)
-screen.close({"text/plain": "closed"})
-print(heard)
+view.close({"text/plain": "closed"})
+print(pressed)
 """
 
 
@@ -650,7 +652,7 @@ def kernel() -> Iterator[BlockingKernelClient]:
 
 @pytest.mark.kernel
 def test_click_reaches_a_blocked_kernel(kernel: BlockingKernelClient) -> None:
-    """While a cell blocks, a click that comes by a subshell is heard at once."""
+    """While a cell blocks, a click that arrives in a subshell is served at once."""
     request = kernel.session.msg("create_subshell_request", {})
     kernel.control_channel.send(request)
     subshell = kernel.get_control_msg(timeout=10)["content"]["subshell_id"]

@@ -51,10 +51,10 @@ def in_terminal(script: Path, simulator: Simulated, home: Path) -> str:
     return str(child.before)
 
 
-def test_a_terminal_shows_the_answer_and_its_figures(
+def test_terminal_shows_answer_and_figures(
     script: Path, simulator: Simulated, tmp_path: Path
 ) -> None:
-    """The answer is text, not an object's repr, and one line of figures follows."""
+    """The answer is text, not the repr of an object, and one line of figures follows."""
     shown = in_terminal(script, simulator, tmp_path)
     assert shown.count("first line and the second") == 1
     assert re.search(r"gpt-5.6-sol · \d+ in · \d+ out", shown)
@@ -62,7 +62,7 @@ def test_a_terminal_shows_the_answer_and_its_figures(
     assert "<" not in shown.split("after")[0]
 
 
-def test_a_terminal_counts_down_on_one_line(
+def test_terminal_counts_down_on_one_line(
     script: Path, simulator: Simulated, tmp_path: Path
 ) -> None:
     """The wait is rewritten in place, names its limit, and leaves nothing behind."""
@@ -76,20 +76,18 @@ def test_a_terminal_counts_down_on_one_line(
     assert shown.count("first line and the second") == 1
 
 
-def test_a_broken_answer_is_not_shown_twice_as_one(
+def test_terminal_marks_an_answer_that_starts_again(
     script: Path, simulator: Simulated, tmp_path: Path
 ) -> None:
-    """What a terminal has printed stays; where the answer starts anew, it says so."""
+    """Printed text stays, and a line separates it from the new answer."""
     simulator.core.script([Fault("dropped", after=2)])
     shown = in_terminal(script, simulator, tmp_path)
-    assert "the answer starts anew" in shown
-    assert "first line and the second" in shown.split("the answer starts anew")[1]
+    assert "the answer starts again" in shown
+    assert "first line and the second" in shown.split("the answer starts again")[1]
 
 
-def test_a_terminal_sees_the_conversation_and_the_last_error(
-    simulator: Simulated, tmp_path: Path
-) -> None:
-    """Names, errors and earlier turns are there without a notebook; another terminal is afresh."""
+def test_terminal_has_conversation_and_last_error(simulator: Simulated, tmp_path: Path) -> None:
+    """Variables, errors and earlier turns work without a notebook; each terminal has its own."""
     path = tmp_path / "cell.ipy"
     ask = "get_ipython().run_cell_magic('codex', '', {!r})\n"
     path.write_text(
@@ -107,8 +105,8 @@ def test_a_terminal_sees_the_conversation_and_the_last_error(
         assert "2 turns, about" in shown
 
 
-def test_a_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -> None:
-    """Where nothing can be rewritten, the wait is said once, without control characters."""
+def test_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -> None:
+    """Without a terminal the wait is printed once, without control characters."""
     simulator.core.script([Fault("tokens_per_minute", seconds=1.5)])
     ran = subprocess.run(
         [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", str(script)],
@@ -123,8 +121,7 @@ def test_a_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -
     assert KEY not in ran.stdout + ran.stderr
 
 
-def test_an_answer_cannot_take_over_a_terminal(tmp_path: Path, simulator: Simulated) -> None:
-    """Escape sequences in an answer are not passed on."""
+def test_escape_sequences_of_an_answer_are_removed(tmp_path: Path, simulator: Simulated) -> None:
     path = tmp_path / "cell.ipy"
     path.write_text(
         "%load_ext nbcodex\nget_ipython().run_cell_magic('codex', '', "
@@ -136,19 +133,19 @@ def test_an_answer_cannot_take_over_a_terminal(tmp_path: Path, simulator: Simula
     assert "\x1b[2J" not in shown
 
 
-def test_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) -> None:
-    """Whatever was asked for, a terminal gets the answer's own words, and code is never run."""
+def test_all_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) -> None:
+    """A terminal shows the answer's own text, and code is never run."""
     path = tmp_path / "cell.ipy"
     cells = {
         "code": "Try\\n```python\\nprint(6 * 7)\\n```",
         "json": '{\\"a\\": 1}',
         "html": "<b>bold</b>",
     }
-    asked = "".join(
+    cells_text = "".join(
         f"get_ipython().run_cell_magic('codex', '-f {form}', \"[[echo: {text}]]\")\n"
         for form, text in cells.items()
     )
-    path.write_text(f"%load_ext nbcodex\n{asked}%codex insert\n")
+    path.write_text(f"%load_ext nbcodex\n{cells_text}%codex insert\n")
     shown = in_terminal(path, simulator, tmp_path)
     for part in ("```python", "print(6 * 7)", '{"a": 1}', "<b>bold</b>"):
         assert part in shown
@@ -156,10 +153,8 @@ def test_formats_are_text_in_a_terminal(tmp_path: Path, simulator: Simulated) ->
     assert "Copy" not in shown
 
 
-def test_a_terminal_says_an_answer_once_below_its_heading(
-    tmp_path: Path, simulator: Simulated
-) -> None:
-    """`fix` names the error, then streams; a picture that cannot be shown is told of."""
+def test_terminal_shows_heading_then_answer_once(tmp_path: Path, simulator: Simulated) -> None:
+    """`fix` names the error and streams; for an image, the line says where its data is."""
     path = tmp_path / "cell.ipy"
     path.write_text(
         "%load_ext nbcodex\nget_ipython().run_cell('1/0', store_history=True)\n%codex fix\n"
@@ -171,10 +166,8 @@ def test_a_terminal_says_an_answer_once_below_its_heading(
     assert re.search(r"no pictures in a terminal: .images\[0\].data is image/png, \d+ bytes", shown)
 
 
-def test_a_map_in_a_terminal_is_one_line_that_is_rewritten(
-    tmp_path: Path, simulator: Simulated
-) -> None:
-    """It tells how far the map has come, and one line of figures stays."""
+def test_map_in_a_terminal_is_one_line(tmp_path: Path, simulator: Simulated) -> None:
+    """The line is rewritten while the map runs, and one line of figures stays."""
     script = tmp_path / "map.ipy"
     script.write_text(
         "%load_ext nbcodex\nimport nbcodex\n"

@@ -20,7 +20,7 @@ from nbcodex.models import (
     Resumption,
     StreamPosition,
 )
-from nbcodex.notebook.display.panel import PanelState, reduce
+from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.charge_policy import Cost
@@ -162,7 +162,7 @@ def test_what_goes_on_is_not_shown_as_stale() -> None:
 
     async def deed(kernel: Kernel) -> None:
         await kernel.run(request())
-        states = list(accumulate(kernel.events, reduce, initial=PanelState()))
+        states = list(accumulate(kernel.events, apply_event, initial=PanelState()))
         waited = [state.phase for state in states].index("waiting")
         assert states[waited].stale
         assert not states[-2].stale

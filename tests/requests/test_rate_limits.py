@@ -12,7 +12,7 @@ import pytest
 from nbcodex.errors import LimitError, TooLargeError, TransportError
 from nbcodex.events import BackingOff, CoolingDown, Event, Failed, Finished, Parked, Sent
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, Resumption
-from nbcodex.notebook.display.panel import PanelState, reduce, status
+from nbcodex.notebook.display.panel import PanelState, apply_event, status_line
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.charge_policy import Cost, Permit
@@ -269,12 +269,12 @@ def test_the_panel_says_queued_for_capacity() -> None:
     number = next(i for i, e in enumerate(heard) if isinstance(e, CoolingDown))
     state = PanelState()
     for event in heard[: number + 1]:
-        state = reduce(state, event)
-    line = status(state, state.since + 3.0, 1e9)
+        state = apply_event(state, event)
+    line = status_line(state, state.phase_started_at + 3.0, 1e9)
     assert line.startswith("queued for capacity 3.0 s")
     assert "limit" not in line
     assert not state.waits
-    assert state.waited_by(state.since + 3.0) == 0.0
+    assert state.total_waited(state.phase_started_at + 3.0) == 0.0
     assert BackingOff not in {type(e) for e in heard}
 
 

@@ -13,7 +13,7 @@ import pytest
 from nbcodex.errors import LimitError, ServerError
 from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.models import Limit, Request, Resumption
-from nbcodex.notebook.display.panel import PanelState, reduce
+from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.ratelimit.backoff import STATED_WAIT_PAD_S
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
@@ -82,7 +82,7 @@ class Bench:
         def hear(event: Event) -> None:
             nonlocal state
             self.events.append(event)
-            state = reduce(state, event)
+            state = apply_event(state, event)
 
         self.events: list[Event] = []
         run = start(self.stage.services, request, SETTINGS, hear, **options)
@@ -91,7 +91,7 @@ class Bench:
             loop.call_later(after, deed, self.machine)
         while not run.task.done():
             now = self.machine.now()
-            if (left := state.left(now)) is not None:
+            if (left := state.seconds_left(now)) is not None:
                 self.readings.append((now, left))
             await asyncio.sleep(0.25)
 

@@ -18,7 +18,7 @@ from nbcodex.client import current
 from nbcodex.errors import NbcodexError
 from nbcodex.notebook import identity, options
 from nbcodex.notebook.commands.base import CommandGroup, print_line
-from nbcodex.notebook.display.cell_output import shows_widgets
+from nbcodex.notebook.display import can_show_widgets
 from nbcodex.rendering.html import printable
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Secret, Settings
@@ -184,7 +184,7 @@ def _display_finding(shell: InteractiveShell, settings: Settings) -> Finding:
 
     if settings.display == "text":
         return Finding("display", "text, as configured")
-    if not shows_widgets(shell, settings.display):
+    if not can_show_widgets(shell, settings.display):
         return Finding("display", "text: this front end is not known to show widgets")
     if not (installed := _installed("anywidget")):
         return Finding("display", "text: anywidget is not installed", "pip install anywidget")

@@ -10,8 +10,8 @@ from IPython.display import display
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.commands.base import CommandGroup, print_line
-from nbcodex.notebook.monitor import limits_text
-from nbcodex.notebook.monitor.collector import watch_of
+from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.notebook.monitor.view import limit_lines
 from nbcodex.rendering.figures import format_dollars
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
@@ -52,7 +52,7 @@ class UsageCommands(CommandGroup):
             else:
                 self._save_cap(cap)
         if text:
-            watch_of(current()).changed.set()
+            collector_of(current()).changed.set()
         settings = self._config.settings()
         caps = event_loop.shared().submit(current().cap_usages(settings)).result()
         for cap_usage in caps:
@@ -80,7 +80,7 @@ class UsageCommands(CommandGroup):
         client = current()
         known = event_loop.shared().submit(client.limits(self._settings)).result()
         now = client.clock.now()
-        texts = [limits_text.lines(label, each, now) for label, each in known.items()]
+        texts = [limit_lines(label, each, now) for label, each in known.items()]
         for lines in filter(None, texts):
             print_line("\n".join(lines))
         if not any(texts):

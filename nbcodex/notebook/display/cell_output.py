@@ -1,286 +1,198 @@
-"""What a request leaves in the notebook, and the choice of the place where it is shown meanwhile.
+"""Shows one request below its cell while it runs, and leaves the answer there.
 
-Owns the final answer: displays may fail as they like, it still arrives.
+Owns that the answer arrives whatever happens to the view. Must not know which view it is.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
-import uuid
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from IPython.display import display, update_display
 
 from nbcodex.errors import shorten
 from nbcodex.events import Event
 from nbcodex.models import Reply
-from nbcodex.notebook.display.panel import PanelState, reduce
-from nbcodex.notebook.display.text import (
-    Bundle,
-    Display,
-    NoticeDisplay,
-    TerminalDisplay,
-    TextDisplay,
-)
+from nbcodex.notebook.display import MAX_HEADING_CHARS
+from nbcodex.notebook.display.panel import PanelState, apply_event
+from nbcodex.notebook.display.text import Bundle, OutputSlot, RequestView
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line
 from nbcodex.rendering.formats import Format
 from nbcodex.requests.fitting import UNFIT
-from nbcodex.runtime.clock import Clock
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+# Creating a widget takes some milliseconds of the interpreter, which the thread that sends the
+# request needs first: so the view is prepared this long after the request was handed over …
+SEND_TIME_S = 0.0015
+# … and opened if there is no answer after this time; a faster one needs no panel.
+OPEN_DELAY_S = 0.05
+# A request that is not even sent by then is shown all the same: a setting may be wrong.
+MAX_UNSENT_S = 1.0
 
-    from nbcodex.notebook.display.panel import ActionName
+# Front ends take seconds to render more than this. The `Reply` holds all of it.
+MAX_RENDERED_CHARS = 200_000
 
-SOON = 0.05
-"""Seconds after which a request that nobody has answered yet is shown all the same."""
+# Characters of the plain text beside rendered Markdown: all of it would double what is sent to the
+# page and what the file holds.
+PLAIN_TEXT_CHARS = 1_000
 
-BREATH = 0.0015
-"""Seconds that the thread which sends a request needs for it, undisturbed."""
-
-LATE = 1.0
-"""Seconds after which it is shown even if it is not sent yet: its settings may prove wrong."""
-
-RENDERED = 200_000
-"""Characters of an answer that stay below its cell: rendering takes time, and the page's patience.
-The `Reply` holds it all."""
-
-TWIN = 1_000
-"""Characters of an answer's text twin, where its Markdown is shown: else all of it would travel to
-the page with it, and into the file."""
-
-_WHOLE = ("json", "html", "code", "math")
-"""Formats that make no sense of a part."""
-_APART = ("json", "image", "fix")
-"""Formats of which more than one output stays."""
+# In these formats the beginning of an answer is of no use.
+_INDIVISIBLE = ("json", "html", "code", "math")
+# These formats leave more than one output.
+_TWO_OUTPUTS = ("json", "image", "fix")
 
 log = logging.getLogger(__name__)
 
 
-class Screen:
-    """Paints one request's events on a display, and leaves the answer in its place.
+class CellOutput:
+    """Renders one request's events in a view, and replaces the view with the answer.
 
     Parameters
     ----------
-    place : Display
-        Where to paint.
-    form : Format
-        What the answer stays as.
-    lazily : bool
-        Whether to show nothing at all unless the request has to wait.
+    view : RequestView
+        Where to show the request.
+    answer_format : Format
+        The format in which the answer stays.
+    only_if_waiting : bool
+        Whether to show nothing unless the request has to wait.
     remote_images : bool
         Whether images in the answer may be fetched.
     notes : collection of str
-        What is said beside the figures.
+        What is added to the line of figures.
     heading : str
-        What stands above the answer.
-    began : float
-        The instant at which it was asked.
-    later : bool
-        Whether the answer comes while the user does something else.
+        The line above the answer.
+    started_at : float
+        The instant at which the request was made.
+    background : bool
+        Whether other cells may run before the answer arrives.
     """
 
     def __init__(
         self,
-        place: Display,
+        view: RequestView,
         *,
-        form: Format = "markdown",
-        lazily: bool = False,
+        answer_format: Format = "markdown",
+        only_if_waiting: bool = False,
         remote_images: bool = False,
         notes: Collection[str] = (),
         heading: str = "",
-        began: float = 0.0,
-        later: bool = False,
+        started_at: float = 0.0,
+        background: bool = False,
     ) -> None:
-        self._place = place
-        self._form, self._lazily, self._remote_images = form, lazily, remote_images
-        # What comes when other cells run can only replace what stands below this one already.
-        self._below = uuid.uuid4().hex if later and form in _APART and not place.single else None
+        self._view = view
+        self._format, self._only_if_waiting = answer_format, only_if_waiting
+        self._remote_images = remote_images
+        # Once other cells run, new outputs land below those. So a second output is added at once,
+        # empty, and replaced at the end.
+        two_outputs = background and answer_format in _TWO_OUTPUTS and not view.is_plain_text
+        self._second_slot = OutputSlot() if two_outputs else None
         self._notes, self._heading = list(notes), heading
-        self._state = PanelState(since=began, began=began)
-        self._open = self._prepared = False
-        self._later, self._why = later, ""
-        self._made_at = time.monotonic()
+        self._state = PanelState(phase_started_at=started_at, started_at=started_at)
+        self._is_open = self._is_prepared = False
+        self._background, self._failure = background, ""
+        self._created_at = time.monotonic()
 
     @property
-    def tick(self) -> float | None:
-        """Seconds after which `paint` wants to be called, even without events."""
-        if self._open:
-            return self._place.tick
-        if self._lazily:
+    def update_interval_s(self) -> float | None:
+        """How often to call `update` without an event; None: only with events."""
+        if self._is_open:
+            return self._view.update_interval_s
+        if self._only_if_waiting:
             return None
-        return SOON if self._prepared or self._state.phase != "sending" else BREATH
+        if self._is_prepared or self._state.phase != "sending":
+            return OPEN_DELAY_S
+        return SEND_TIME_S
 
     def open(self) -> None:
-        """Take up the place, even if there is nothing to be told yet."""
-        self._open = True
-        self._try(self._place.open, self._state)
-        if self._below:
-            _show({"text/plain": ""}, display_id=self._below)
+        """Show the view, even if nothing has happened yet."""
+        self._is_open = True
+        self._call_view(self._view.open)
+        if self._second_slot:
+            self._second_slot.show({"text/plain": ""})
 
-    def note(self, what: str) -> None:
-        """Say something beside the figures, at the end."""
-        self._notes.append(what)
+    def add_note(self, note: str) -> None:
+        """Add `note` to the line of figures."""
+        self._notes.append(note)
 
-    def paint(self, events: tuple[Event, ...]) -> None:
-        """Show what `events` change."""
+    def update(self, events: tuple[Event, ...]) -> None:
+        """Show what `events` change; without any, open a view that is due."""
         for event in events:
-            self._state = reduce(self._state, event)
-            if self._later and (error := getattr(event, "error", None)) and self._state.ended:
-                # No cell fails of it: its place is where it is said.
-                self._why = f"{error.title}: {error}"
+            self._state = apply_event(self._state, event)
+            if self._background and (error := getattr(event, "error", None)) and self._state.ended:
+                # No cell raises this error, so the output is the only place that shows it.
+                self._failure = f"{error.title}: {error}"
         if self._state.ended:
             return
-        if self._open:
-            self._try(self._place.paint, self._state)
-        elif self._state.phase == "sending" and not (self._lazily or self._prepared or events):
-            self._prepared = True
-            self._try(self._place.prepare, self._state)
-        elif self._state.waits or (not self._lazily and self._is_news(events)):
+        if self._is_open:
+            self._call_view(self._view.update)
+        elif self._state.phase == "sending" and not (self._only_if_waiting or self._is_prepared or events):
+            self._is_prepared = True
+            self._call_view(self._view.prepare)
+        elif self._state.is_waiting or (not self._only_if_waiting and self._is_due(events)):
             self.open()
 
-    def _is_news(self, events: tuple[Event, ...]) -> bool:
-        """Whether there is something to show: not at once that nothing has come yet.
-
-        To open a display takes time from the thread that is just sending the request.
-        """
+    def _is_due(self, events: tuple[Event, ...]) -> bool:
         match self._state.phase:
             case "queued":
-                return time.monotonic() - self._made_at > LATE
+                return time.monotonic() - self._created_at > MAX_UNSENT_S
             case "sending":
                 return not events
         return True
 
     def close(self) -> None:
-        """Leave in place what came of the request."""
+        """Replace the view with the answer, or with what there is of it."""
         reply = self._state.reply
-        if reply is None or not (self._open or ((reply or reply.text) and not self._lazily)):
-            self._place.leave()
+        if reply is None or not (self._is_open or ((reply or reply.text) and not self._only_if_waiting)):
+            self._view.discard()
             return
-        bundle, *below = self.bundles(reply)
+        bundle, *more = self.bundles(reply)
         try:
-            self._place.close(bundle)
+            self._view.close(bundle)
         except Exception:
-            log.exception("the display failed at its end")
-            _show(bundle)
-        if self._below:
-            slot, below = below[:1] or [{"text/plain": ""}], below[1:]
-            update_display(slot[0], raw=True, display_id=self._below)  # type: ignore[no-untyped-call]
-        for more in below:
-            _show(more)
+            log.exception("the view failed at its end")
+            OutputSlot().show(bundle)
+        if self._second_slot:
+            second, more = more[:1] or [{"text/plain": ""}], more[1:]
+            self._second_slot.show(second[0])
+        for each in more:
+            OutputSlot().show(each)
 
     def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
-        line = " · ".join(
-            filter(None, [self._told(reply), *map(shorten, [self._why, *self._notes])])
-        )
-        form, rest = self._form, len(reply.text) - RENDERED
-        if rest > 0:
-            line = f"{rest:,} more characters: the Reply's text holds them all · {line}"
-            reply = replace(reply, text=reply.text[:RENDERED])
-            form = "text" if form in _WHOLE else form
+        line = self._final_line(reply)
+        form, excess = self._format, len(reply.text) - MAX_RENDERED_CHARS
+        if excess > 0:
+            line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
+            reply = replace(reply, text=reply.text[:MAX_RENDERED_CHARS])
+            form = "text" if form in _INDIVISIBLE else form
         sheet = formats.AnswerOutput(
             reply=reply,
             line=line,
-            heading=shortened(self._heading),
+            heading=shorten(self._heading, MAX_HEADING_CHARS),
             remote_images=self._remote_images,
-            thought=str(self._state.thought),
-            twin=TWIN if self._place.renders else None,
+            thought=str(self._state.reasoning),
+            twin=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
         )
-        if self._lazily:
+        if self._only_if_waiting:
             return ({"text/plain": sheet.line},)
-        if self._place.single:
-            unseen = formats.image_hints(reply)
-            return ({"text/plain": replace(sheet, line=" · ".join([line, *unseen])).plain},)
+        if self._view.is_plain_text:
+            images = formats.image_hints(reply)
+            return ({"text/plain": replace(sheet, line=" · ".join([line, *images])).plain},)
         try:
             return formats.render_answer(sheet, form)
         except Exception:
             log.exception("an answer could not be shown as %s", form)
             return formats.render_answer(sheet, "text")
 
-    def _told(self, reply: Reply) -> str:
-        if reply or not reply.text or UNFIT in reply.notes:
-            return figures_line(reply)
-        return f"{reply.status}, this is not the whole answer · {figures_line(reply)}"
+    def _final_line(self, reply: Reply) -> str:
+        line = figures_line(reply)
+        if not reply and reply.text and UNFIT not in reply.notes:
+            line = f"{reply.status}, this is not the whole answer · {line}"
+        return " · ".join(filter(None, [line, *map(shorten, [self._failure, *self._notes])]))
 
-    def _try(self, deed: Callable[[PanelState], None], state: PanelState) -> None:
+    def _call_view(self, method: Callable[[PanelState], None]) -> None:
+        # A display that fails must cost nobody the answer.
         try:
-            deed(state)
+            method(self._state)
         except Exception:
-            log.exception("the display failed")
-
-
-def shortened(heading: str) -> str:
-    """Return what stands above an answer, on one line."""
-    return shorten(heading, 80)
-
-
-def _show(bundle: Bundle, **where: str) -> None:
-    display(bundle, raw=True, **where)  # type: ignore[no-untyped-call]
-
-
-def place(
-    shell: InteractiveShell,
-    clock: Clock,
-    *,
-    choice: str,
-    on_action: Callable[[str], None],
-    offers: Collection[ActionName],
-    heading: str = "",
-    later: bool = False,
-) -> Display:
-    """Return the display for where this code runs.
-
-    Parameters
-    ----------
-    shell : InteractiveShell
-        The shell that runs the cell.
-    clock : Clock
-        The clock of the events.
-    choice : {"auto", "widget", "text"}
-        What the user has set.
-    on_action : callable
-        Called with the name of a button that was pressed, in another thread.
-    offers : collection of str
-        The buttons to show.
-    heading : str
-        What stands above the answer.
-    later : bool
-        Whether the answer comes while the user does something else.
-    """
-    if not hasattr(shell, "kernel"):
-        return NoticeDisplay() if later else TerminalDisplay(clock, shortened(heading))
-    if shows_widgets(shell, choice):
-        try:
-            from nbcodex.notebook.display.widget import WidgetDisplay
-
-            return WidgetDisplay(on_action, clock, offers=offers)
-        except Exception:
-            log.exception("widgets cannot be had")
-    return TextDisplay(clock)
-
-
-def shows_widgets(shell: InteractiveShell | None, choice: str) -> bool:
-    """Whether widgets are wanted, and the front end is one of those that are known to show them.
-
-    Parameters
-    ----------
-    shell : InteractiveShell or None
-        The shell that runs the cell.
-    choice : {"auto", "widget", "text"}
-        What the user has set.
-    """
-    if shell is None or not hasattr(shell, "kernel"):
-        return False
-    known = (
-        "JPY_SESSION_NAME" in os.environ
-        or "__vsc_ipynb_file__" in shell.user_ns
-        or "google.colab" in sys.modules
-    )
-    return choice == "widget" or (choice == "auto" and known)
+            log.exception("the view failed")

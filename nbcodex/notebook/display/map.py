@@ -1,25 +1,30 @@
-"""What a user sees of a map: a pure function of its progress, and its text twin.
+"""What a user sees of a map: a state derived from its figures, one line of text, and a final line.
 
-Owns speed, the time that is left, and the expected cost. Must not know IPython, widgets, or what
-time it is.
+Owns the speed, the time left and the expected cost. Must not know IPython, widgets or what time it
+is.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
 from nbcodex.rendering.figures import format_dollars
-from nbcodex.runtime.clock import format_duration, format_time
+from nbcodex.rendering.markdown import escape_inline
+from nbcodex.runtime.clock import Clock, format_duration, format_time
 
-RECENT = 10.0
-"""Seconds over which the speed is taken."""
-SURE = 0.02
-"""The share of the rows that must be answered before the cost of all is told."""
+SPEED_WINDOW_S = 10.0
 
-Sample = tuple[float, int]
+# Before this share of the rows is answered, the cost of all of them would be a guess.
+MIN_ANSWERED_SHARE = 0.02
+# The same for the time left.
+MIN_ANSWERED_ROWS = 3
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,203 +33,246 @@ class MapState:
 
     Parameters
     ----------
-    now : Progress
+    stats : MapStats
         The latest figures.
-    began : float
-        The instant of the first ones.
-    paid_before : int
-        Rows that were answered anew when these figures began.
+    started_at : float
+        The instant of the first figures.
+    answered_before : int
+        Rows that had been answered anew when the figures began, if the map was resumed.
     samples : tuple of (float, int)
         Instants of the last seconds, and the tokens at each.
     """
 
-    now: MapStats
-    began: float
-    paid_before: int = 0
-    samples: tuple[Sample, ...] = ()
+    stats: MapStats
+    started_at: float
+    answered_before: int = 0
+    samples: tuple[tuple[float, int], ...] = ()
 
     @property
-    def tokens(self) -> int:
-        """Tokens so far."""
-        return self.now.totals.usage.total_tokens or 0
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second of late."""
-        (then, before), (at, tokens) = self.samples[0], self.samples[-1]
-        return (tokens - before) / (at - then) if at > then else 0.0
+    def tokens_per_second(self) -> float:
+        """The speed during the last `SPEED_WINDOW_S` seconds."""
+        (start, before), (end, after) = self.samples[0], self.samples[-1]
+        return (after - before) / (end - start) if end > start else 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
-        return self.now.at - self.began
+        """Seconds since the first figures."""
+        return self.stats.at - self.started_at
 
     @property
-    def held(self) -> float:
-        """Seconds until the model opens again; 0 where it is open."""
-        until = self.now.closed_until
-        return 0.0 if until is None or self.now.sent else max(0.0, until - self.now.at)
+    def cooldown_left(self) -> float:
+        """Seconds until the model opens again; 0 if it is open or rows are at the server."""
+        until = self.stats.closed_until
+        return 0.0 if until is None or self.stats.sent else max(0.0, until - self.stats.at)
 
     @property
-    def left(self) -> float | None:
-        """Seconds that the rest will take, about; None where nobody can say.
-
-        Both by the pace so far and by the limits, whichever takes longer: a full bucket is spent
-        faster than it fills, and a slow server does not use up its limit. A hold comes first.
-        """
-        now, paid = self.now, self.now.paid - self.paid_before
-        if now.total is None or paid < 3 or now.outcome or self.elapsed <= 0:
+    def seconds_left(self) -> float | None:
+        """Estimate of the seconds that the rest will take; None while there is no basis for one."""
+        stats, answered = self.stats, self.stats.paid - self.answered_before
+        if stats.total is None or stats.outcome or self.elapsed <= 0:
             return None
-        rest = max(0, now.total - now.ended)
-        times = [rest * self.elapsed / paid]
-        if now.tokens_per_minute:
-            times.append(rest * self.tokens / now.paid / now.tokens_per_minute * MINUTE)
-        if now.requests_per_minute:
-            times.append(rest / now.requests_per_minute * MINUTE)
-        return self.held + max(times)
+        if answered < MIN_ANSWERED_ROWS:
+            return None
+        # The slowest of three bounds: the pace so far, which is too fast while a full token bucket
+        # is being spent, and the two limits, which a slow server does not use up.
+        rest = max(0, stats.total - stats.ended)
+        bounds = [rest * self.elapsed / answered]
+        if stats.tokens_per_minute:
+            tokens = stats.totals.usage.total_tokens or 0
+            bounds.append(rest * tokens / stats.paid / stats.tokens_per_minute * MINUTE)
+        if stats.requests_per_minute:
+            bounds.append(rest / stats.requests_per_minute * MINUTE)
+        return self.cooldown_left + max(bounds)
 
     @property
-    def expected(self) -> float | None:
-        """US dollars that all rows will cost, about; None where nobody can say."""
-        now = self.now
-        if (
-            now.total is None
-            or not now.totals.cost
-            or now.totals.unpriced
-            or now.paid < SURE * now.total
-        ):
+    def expected_cost(self) -> float | None:
+        """Estimate of the US dollars for all rows; None while there is no basis for one."""
+        stats = self.stats
+        if stats.total is None or not stats.totals.cost or stats.totals.unpriced:
             return None
-        return now.totals.cost * (1 + max(0, now.total - now.ended) / now.paid)
+        if stats.paid < MIN_ANSWERED_SHARE * stats.total:
+            return None
+        return stats.totals.cost * (1 + max(0, stats.total - stats.ended) / stats.paid)
 
 
-def reduce(state: MapState | None, progress: MapStats) -> MapState:
-    """Return what is seen after hearing of progress."""
-    tokens = progress.totals.usage.total_tokens or 0
-    sample = (progress.at, tokens)
-    if state is None or (state.now.outcome and not progress.outcome):
+def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
+    """Return the state after new figures; None and a map that starts again begin a new state."""
+    sample = (stats.at, stats.totals.usage.total_tokens or 0)
+    if state is None or (state.stats.outcome and not stats.outcome):
         return MapState(
-            now=progress, began=progress.at, paid_before=progress.paid, samples=(sample,)
+            stats=stats, started_at=stats.at, answered_before=stats.paid, samples=(sample,)
         )
-    recent = [old for old in state.samples if progress.at - old[0] <= RECENT]
-    return replace(state, now=progress, samples=(*(recent or state.samples[-1:]), sample))
+    recent = [old for old in state.samples if stats.at - old[0] <= SPEED_WINDOW_S]
+    return replace(state, stats=stats, samples=(*(recent or state.samples[-1:]), sample))
 
 
-def status(state: MapState, wall: float) -> str:
-    """Return how far it has come, in one line."""
-    now = state.now
-    left = state.left
-    return " · ".join(
-        filter(
-            None,
-            (
-                counted(now),
-                holding(state, wall),
-                shorten(now.stage, 120),
-                f"{now.sent:,} at the server" if now.sent else "",
-                f"{now.waiting:,} waiting" if now.waiting else "",
-                f"{state.speed:,.0f} tokens/s" if state.speed >= 1 else "",
-                cost(state),
-                "" if left is None else f"about {spell_roughly(left)} left",
-                f"{now.failed:,} failed" if now.failed else "",
-            ),
-        )
+def status_line(state: MapState, wall: float) -> str:
+    """Return how far the map has come, in one line."""
+    stats, left, speed = state.stats, state.seconds_left, state.tokens_per_second
+    return _joined(
+        _rows_answered(stats),
+        _cooldown(state, wall),
+        shorten(stats.stage, 120),
+        f"{stats.sent:,} at the server" if stats.sent else "",
+        f"{stats.waiting:,} waiting" if stats.waiting else "",
+        f"{speed:,.0f} tokens/s" if speed >= 1 else "",
+        _cost(state),
+        "" if left is None else f"about {_rough(left)} left",
+        f"{stats.failed:,} failed" if stats.failed else "",
     )
 
 
-def counted(now: MapStats) -> str:
-    """Return how many rows have an answer, of how many."""
-    if now.total is None:
-        return f"{now.done:,} rows answered"
-    return f"{now.done:,} of {now.total:,} rows answered"
+def summary_line(state: MapState) -> str:
+    """Return the result of a map that has ended, in one line."""
+    stats, totals, usage = state.stats, state.stats.totals, state.stats.totals.usage
+    rows = f"{stats.done:,} answered" if stats.done == stats.total else _rows_answered(stats)
+    unfinished = stats.total is not None and (stats.outcome not in {"", "done"} or stats.parked > 0)
+    return _joined(
+        f"map {stats.map_id}",
+        rows + (f" ({stats.reused:,} reused)" if stats.reused else ""),
+        f"{stats.failed:,} failed" if stats.failed else "",
+        f"{stats.parked:,} parked" if stats.parked else "",
+        shorten(stats.model, 80) if stats.model else "",
+        f"{usage.input_tokens:,} in" if usage.input_tokens else "",
+        f"{usage.output_tokens:,} out" if usage.output_tokens else "",
+        format_dollars(totals.cost) if totals.cost else "",
+        f"cost of {totals.unpriced:,} unknown" if totals.unpriced else "",
+        format_duration(state.elapsed),
+        "simulated" if stats.simulated else "",
+        f"`%codex resume {stats.map_id}` continues it" if unfinished else "",
+    )
 
 
-def holding(state: MapState, wall: float) -> str:
-    """Return which limit closes the model, and until when."""
-    if not state.held:
+def map_view(state: MapState, wall: float) -> dict[str, Any]:
+    """Return what the page shows, as numbers and short texts."""
+    stats, left, speed = state.stats, state.seconds_left, state.tokens_per_second
+    usage = stats.totals.usage
+    cooldown = _cooldown(state, wall)
+    return {
+        "phase": stats.outcome or ("cooldown" if cooldown else "running"),
+        "map_id": stats.map_id,
+        "model": shorten(stats.model, 80) if stats.model else "",
+        "total": stats.total,
+        "rows": _rows_answered(stats),
+        "parts": {
+            "reused": stats.reused,
+            "done": stats.paid,
+            "failed": stats.failed,
+            "parked": stats.parked,
+            "sent": stats.sent,
+        },
+        "waiting": stats.waiting,
+        "speed": f"{speed:,.0f}" if speed >= 1 else "",
+        "tokens": f"{usage.input_tokens:,} in · {usage.output_tokens:,} out",
+        "cost": _cost(state),
+        "left": "" if left is None else f"about {_rough(left)}",
+        "stage": cooldown or shorten(stats.stage, 120),
+        "elapsed": _rough(state.elapsed),
+        "failures": failure_lines(stats),
+        "line": status_line(state, wall),
+    }
+
+
+def failure_lines(stats: MapStats) -> list[str]:
+    """Return a line for each of the first failed rows, and one for the number of the others."""
+    lines = [f"{shorten(row, 60)}: {shorten(why, 200)}" for row, why in stats.failures]
+    more = stats.failed - len(lines)
+    return [*lines, f"… and {more:,} more: nbcodex.map.last.failed"] if more > 0 else lines
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(filter(None, parts))
+
+
+def _rows_answered(stats: MapStats) -> str:
+    of = "" if stats.total is None else f" of {stats.total:,}"
+    return f"{stats.done:,}{of} rows answered"
+
+
+def _cooldown(state: MapState, wall: float) -> str:
+    left = state.cooldown_left
+    if not left:
         return ""
-    name = state.now.limit.name if state.now.limit else "a limit"
-    until = format_time(wall + state.held, now=wall)
-    return f"{name} reached, goes on at {until} (in {format_duration(state.held)})"
+    name = state.stats.limit.name if state.stats.limit else "a limit"
+    until = format_time(wall + left, now=wall)
+    return f"{name} reached, continues at {until} (in {format_duration(left)})"
 
 
-def cost(state: MapState) -> str:
-    """Return what it has cost so far, and what all of it may."""
-    if not state.now.totals.cost:
+def _cost(state: MapState) -> str:
+    cost = state.stats.totals.cost
+    if not cost:
         return ""
-    expected = state.expected
-    return format_dollars(state.now.totals.cost) + (
+    expected = state.expected_cost
+    return format_dollars(cost) + (
         "" if expected is None else f" of ~{format_dollars(expected)}"
     )
 
 
-def summary(state: MapState) -> str:
-    """Return what a map came to, in one line."""
-    now = state.now
-    reused = f" ({now.reused:,} reused)" if now.reused else ""
-    rows = f"{now.done:,} answered" if now.done == now.total else counted(now)
-    return " · ".join(
-        filter(
-            None,
-            (
-                f"map {now.map_id}",
-                f"{rows}{reused}",
-                f"{now.failed:,} failed" if now.failed else "",
-                f"{now.parked:,} parked" if now.parked else "",
-                shorten(now.model, 80) if now.model else "",
-                f"{now.totals.usage.input_tokens:,} in" if now.totals.usage.input_tokens else "",
-                f"{now.totals.usage.output_tokens:,} out" if now.totals.usage.output_tokens else "",
-                format_dollars(now.totals.cost) if now.totals.cost else "",
-                f"cost of {now.totals.unpriced:,} unknown" if now.totals.unpriced else "",
-                format_duration(state.elapsed),
-                "simulated" if now.simulated else "",
-                f"`%codex resume {now.map_id}` goes on" if _goes_on(now) else "",
-            ),
-        )
-    )
-
-
-def failures(now: MapStats) -> list[str]:
-    """Return a line for each of the first rows without an answer, and how many more there are."""
-    lines = [f"{shorten(row, 60)}: {shorten(why, 200)}" for row, why in now.failures]
-    more = now.failed - len(lines)
-    return [*lines, f"… and {more:,} more: nbcodex.map.last.failed"] if more > 0 else lines
-
-
-def view(state: MapState, wall: float) -> dict[str, Any]:
-    """Return what the browser shows, as numbers and short texts."""
-    now = state.now
-    left, held = state.left, holding(state, wall)
-    return {
-        "phase": now.outcome or ("held" if held else "going"),
-        "batch": now.map_id,
-        "model": shorten(now.model, 80) if now.model else "",
-        "total": now.total,
-        "rows": counted(now),
-        "parts": {
-            "reused": now.reused,
-            "done": now.paid,
-            "failed": now.failed,
-            "parked": now.parked,
-            "sent": now.sent,
-        },
-        "waiting": now.waiting,
-        "speed": f"{state.speed:,.0f}" if state.speed >= 1 else "",
-        "tokens": f"{now.totals.usage.input_tokens:,} in · {now.totals.usage.output_tokens:,} out",
-        "cost": cost(state),
-        "left": "" if left is None else f"about {spell_roughly(left)}",
-        "held": held or shorten(now.stage, 120),
-        "elapsed": spell_roughly(state.elapsed),
-        "failures": failures(now),
-        "line": status(state, wall),
-    }
-
-
-def spell_roughly(seconds: float) -> str:
-    """Return a duration without the digits that nobody can know."""
+def _rough(seconds: float) -> str:
+    """Return a duration without the tenths that an estimate does not have."""
     if seconds >= 999 * DAY:
         return "a very long time"
     return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(seconds)
 
 
-def _goes_on(now: MapStats) -> bool:
-    return now.total is not None and (now.outcome not in {"", "done"} or now.parked > 0)
+class MapView(Protocol):
+    """Shows a map while it runs."""
+
+    def update(self, state: MapState, wall: float) -> None:
+        """Show `state`."""
+        ...
+
+    def close(self, bundle: dict[str, Any]) -> None:
+        """Replace the view with the final MIME bundle."""
+        ...
+
+
+class MapOutput:
+    """Listens to the figures of a map, shows them in a view, and leaves its result there.
+
+    Parameters
+    ----------
+    view : MapView
+        Where to show it.
+    clock : Clock
+        The clock that gives the time of day.
+    preview : callable
+        Returns what stands above the final figures, as plain text if its argument is true, else as
+        Markdown.
+    news : callable
+        Returns what else the user has to know.
+    """
+
+    def __init__(
+        self,
+        view: MapView,
+        clock: Clock,
+        *,
+        preview: Callable[[bool], str] = lambda _: "",
+        news: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._view, self._clock, self._preview, self._news = view, clock, preview, news
+        self._state: MapState | None = None
+
+    def __call__(self, stats: MapStats) -> None:
+        """Show `stats`. A view that fails is logged: the map must go on."""
+        self._state = apply_stats(self._state, stats)
+        try:
+            if stats.outcome:
+                self._view.close(self._bundle(self._state))
+            else:
+                self._view.update(self._state, self._clock.wall())
+        except Exception:
+            log.exception("the map could not be shown")
+
+    def _bundle(self, state: MapState) -> dict[str, Any]:
+        line = _joined(summary_line(state), shorten(self._news()))
+        failures = failure_lines(state.stats)
+        done = state.stats.outcome == "done"
+        plain, markdown = (self._preview(as_text) if done else "" for as_text in (True, False))
+        gap = "\n\n" if plain else ""
+        items = "".join(f"\n- {escape_inline(each)}" for each in failures)
+        return {
+            "text/plain": "\n".join([f"{plain}{gap}{line}", *(f"  {each}" for each in failures)]),
+            "text/markdown": f"{markdown}{gap}<sub>{escape_inline(line)}</sub>\n{items}".rstrip(),
+        }

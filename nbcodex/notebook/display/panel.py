@@ -1,6 +1,6 @@
-"""What a user sees of one request: a pure function of its events, and its one-line text twin.
+"""What the panel of one request shows: a state derived from its events, and its one-line summary.
 
-Owns the panel's state, and which buttons make sense in it. Must not know IPython, widgets, the
+Owns the panel's state and which buttons are useful in it. Must not know IPython, widgets, the
 network or what time it is.
 """
 
@@ -13,28 +13,22 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
-from nbcodex.notebook.display.growing_text import Text
 from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
-__all__ = ["ACTIONS", "ActionName", "PanelState", "reduce", "refusal", "status"]
-
-Going = Literal["queued", "held", "sending", "thinking", "streaming", "waiting"]
-Ended = Literal["done", "parked", "interrupted", "cancelled", "failed"]
-Phase = Going | Ended
+ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
+FinalPhase = Literal["done", "parked", "interrupted", "cancelled", "failed"]
+Phase = ActivePhase | FinalPhase
 ActionName = Literal["cancel", "retry", "park"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 
-FAR = 999 * DAY
-"""Seconds beyond which no moment is worth naming: a server may say anything."""
+# A server may name any moment; a wait that is longer than this is not worth a date.
+MAX_SHOWN_WAIT_S = 999 * DAY
 
-CAPACITY = "Queued for capacity: the limit is in full use"
-"""What a request waits for that waits for its turn."""
-
+# A token takes about four bytes of UTF-8. Good enough until the server has counted.
 BYTES_PER_TOKEN = 4
-"""What a token takes in UTF-8, roughly, until the server counts for us."""
 
-_ENDS: dict[type[events.Event], Ended] = {
+_FINAL_PHASES: dict[type[events.Event], FinalPhase] = {
     events.Finished: "done",
     events.Parked: "parked",
     events.Interrupted: "interrupted",
@@ -43,162 +37,203 @@ _ENDS: dict[type[events.Event], Ended] = {
 }
 
 
+class GrowingText:
+    """An immutable text that grows by chunks: each `+` returns a new one.
+
+    Texts that grew out of one another share one list of chunks and differ in how much of it they
+    see. A delta therefore costs the same however long the answer is.
+    """
+
+    __slots__ = ("_chunks", "_count", "bytes")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, chunks: list[str] | None = None, count: int = 0, size: int = 0) -> None:
+        self._chunks = [] if chunks is None else chunks
+        self._count = count
+        self.bytes = size
+
+    def __add__(self, more: str) -> GrowingText:
+        # If another text has already grown from this one, the end of the shared list belongs to it.
+        branches = len(self._chunks) != self._count
+        chunks = self._chunks[: self._count] if branches else self._chunks
+        chunks.append(more)
+        return GrowingText(chunks, self._count + 1, self.bytes + len(more.encode(errors="replace")))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __str__(self) -> str:
+        return self.text_after(0)
+
+    def __repr__(self) -> str:
+        return f"GrowingText({self._count} chunks, {self.bytes} bytes)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GrowingText) and str(self) == str(other)
+
+    def extends(self, other: GrowingText) -> bool:
+        """Return whether `other` is certainly the beginning of this text."""
+        return self._chunks is other._chunks and self._count >= other._count
+
+    def text_after(self, count: int) -> str:
+        """Return the text after the first `count` chunks."""
+        return "".join(self._chunks[count : self._count])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelState:
-    """All that a user sees of one request. Instants are the events' own (`Clock.now`).
+    """All that a user sees of one request. Instants are those of the events (`Clock.now`).
 
     Parameters
     ----------
-    id : str
-        The request's, by which it is resumed.
-    prompt : str
-        How the prompt begins.
+    id, prompt : str
+        The request's id, and how its prompt begins.
     simulated : bool
-        Whether it is known that a simulator answers.
-    phase : str
-        What is going on.
-    since, began : float
-        When this phase, and when the request, began.
+        Whether the simulator is known to answer.
+    phase, phase_started_at, started_at
+        What is going on, since when, and when the request began.
     model : str or None
         The model, as far as it is known.
     limit : Limit or None
-        The limit that makes us wait; None where there is none, or nobody knows which.
+        The limit that the request waits for; None outside of waits, or if it is not known.
     reason : str
-        Why we wait or how it ended, in one line; empty where `limit` says it all.
+        Why it waits or how it ended, in one line; empty if `limit` says it all.
     resume_at : float or None
         When the wait ends; None outside of waits.
-    resume_wall : float or None
-        When a parked request can go, in seconds since the epoch.
+    resumable_at_wall : float or None
+        From when on a parked request can be resumed, in seconds since the epoch.
     attempt : int
-        The attempt under way, or the last that failed; 0 before the first.
+        The present attempt, or the last one that failed; 0 before the first.
     waited, patience : float
-        Seconds of waiting until `waits_from`, and how many the user has patience for.
-    waits_from : float or None
-        Since when the present wait is not yet in `waited`; None outside of waits.
+        Seconds waited until `wait_started_at`, and the longest total wait that is accepted.
+    wait_started_at : float or None
+        Start of the wait that `waited` does not contain yet; None outside of waits.
     usage : Usage
-        Tokens; estimates until the server counts.
+        Tokens; estimates until the server has counted.
     rates : Rates or None
-        What a token costs; None while unknown.
+        Prices per token; None while unknown.
     unpriced : bool
-        Whether it is sure that nobody knows what a token costs.
-    cost : float or None
-        US dollars, the attempts that broke off included; estimated until it has ended, and None
-        while unknown.
-    spent : float
-        US dollars that earlier attempts have cost, by the same estimate.
-    text, thought : Text
-        The answer so far, and what the model thinks aloud before it.
+        Whether it is certain that no price is known.
+    cost, earlier_cost : float
+        US dollars of all attempts (None while unknown), and of those before this one.
+    text, reasoning : GrowingText
+        The answer so far, and the reasoning summary before it.
     stale : bool
-        Whether `text` is of an attempt that failed, shown until something replaces it.
-    first_at, last_at : float or None
-        When the first and the last piece arrived in this attempt.
+        Whether `text` comes from a failed attempt and stays only until it is replaced.
+    first_delta_at, last_delta_at : float or None
+        When the first and the last text of this attempt arrived.
     reply : Reply or None
-        What came of it, once it has ended.
+        The result, once the request has ended.
     """
 
     id: str = ""
     prompt: str = ""
     simulated: bool = False
     phase: Phase = "queued"
-    since: float = 0.0
-    began: float = 0.0
+    phase_started_at: float = 0.0
+    started_at: float = 0.0
     model: str | None = None
     limit: Limit | None = None
     reason: str = ""
     resume_at: float | None = None
-    resume_wall: float | None = None
+    resumable_at_wall: float | None = None
     attempt: int = 0
     waited: float = 0.0
-    waits_from: float | None = None
+    wait_started_at: float | None = None
     patience: float = 0.0
     usage: Usage = field(default_factory=lambda: Usage(estimated=True))
     rates: Rates | None = None
     unpriced: bool = False
     cost: float | None = None
-    spent: float = 0.0
-    text: Text = field(default_factory=Text)
-    thought: Text = field(default_factory=Text)
+    earlier_cost: float = 0.0
+    text: GrowingText = field(default_factory=GrowingText)
+    reasoning: GrowingText = field(default_factory=GrowingText)
     stale: bool = False
-    first_at: float | None = None
-    last_at: float | None = None
+    first_delta_at: float | None = None
+    last_delta_at: float | None = None
     reply: Reply | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no event will follow."""
         return self.reply is not None
 
     @property
-    def waits(self) -> bool:
-        """Whether nothing goes on until a moment has come."""
-        return self.phase in {"held", "waiting"}
+    def is_waiting(self) -> bool:
+        """Whether the request waits for a moment, which *Retry now* can skip."""
+        return self.phase in {"cooldown", "waiting"}
 
     @property
-    def speed(self) -> float | None:
-        """Output tokens per second since this attempt's first; None until a second has told."""
-        if self.first_at is None or self.last_at is None or self.ended:
+    def tokens_per_second(self) -> float | None:
+        """Output speed of this attempt; None during its first second, when it says nothing."""
+        if self.first_delta_at is None or self.last_delta_at is None or self.ended:
             return None
-        seconds = self.last_at - self.first_at
+        seconds = self.last_delta_at - self.first_delta_at
         return (self.usage.output_tokens or 0) / seconds if seconds >= 1.0 else None
 
-    def waited_by(self, now: float) -> float:
-        """Return the seconds of waiting until `now`, the present wait included."""
-        return self.waited + (0.0 if self.waits_from is None else max(0.0, now - self.waits_from))
-
     @property
-    def price(self) -> str:
-        """What it has cost so far, or in the end; empty where nobody knows."""
+    def cost_text(self) -> str:
+        """The cost so far, or in the end; empty if it is not known."""
         if self.ended:
             return "" if self.cost is None else format_dollars(self.cost)
         if self.cost:
             return f"~{format_dollars(self.cost)} so far"
-        if self.first_at is not None and self.unpriced and not self.simulated:
+        if self.first_delta_at is not None and self.unpriced and not self.simulated:
             return "cost unknown"
-        # Whom a limit refuses at the door is charged nothing, whatever the price; of an attempt
-        # before that, which failed otherwise, nobody knows.
+        # A request that a limit refused at once is not charged, whatever its price. If an attempt
+        # before that failed for another reason, nobody but the provider knows what it cost.
         refused = self.phase == "waiting" and self.limit is not None and self.attempt == 1
-        unsent = self.phase == "held" and not self.attempt
-        return "no cost so far" if (refused or unsent) and self.first_at is None else ""
+        unsent = self.phase == "cooldown" and not self.attempt
+        return "no cost so far" if (refused or unsent) and self.first_delta_at is None else ""
 
-    def left(self, now: float) -> float | None:
+    def total_waited(self, now: float) -> float:
+        """Return the seconds waited until `now`, the present wait included."""
+        if self.wait_started_at is None:
+            return self.waited
+        return self.waited + max(0.0, now - self.wait_started_at)
+
+    def seconds_left(self, now: float) -> float | None:
         """Return the seconds still to wait at `now`, never negative; None outside of waits."""
         if self.resume_at is None or not math.isfinite(self.resume_at):
             return None
-        return min(max(0.0, self.resume_at - now), FAR)
+        return min(max(0.0, self.resume_at - now), MAX_SHOWN_WAIT_S)
 
 
-def reduce(state: PanelState, event: events.Event) -> PanelState:
-    """Return the state after `event`; what that costs does not depend on the answer's length."""
+def apply_event(state: PanelState, event: events.Event) -> PanelState:
+    """Return the state after `event`; the cost does not depend on the length of the answer."""
     match event:
-        case events.Queued(request_id=id_, at=at):
-            queued = PanelState(id=id_, since=at, began=at, prompt=event.prompt)
-            return replace(queued, model=event.model, patience=event.patience)
+        case events.Queued():
+            return PanelState(
+                id=event.request_id,
+                prompt=event.prompt,
+                phase_started_at=event.at,
+                started_at=event.at,
+                model=event.model,
+                patience=event.patience,
+            )
         case events.CoolingDown(queued=True):
-            queued = _wait(state, event, "queued", limit=None, reason=CAPACITY)
-            return replace(queued, waits_from=None)
+            reason = "Queued for capacity: the limit is fully used"
+            queued = _wait(state, event, "queued", limit=None, reason=reason)
+            # Queueing for capacity is not counted as waiting.
+            return replace(queued, wait_started_at=None)
         case events.CoolingDown(limit=limit):
-            return _wait(state, event, "held", limit=limit, reason="")
-        case events.BackingOff(limit=limit, error=error, attempt=attempt):
+            return _wait(state, event, "cooldown", limit=limit, reason="")
+        case events.BackingOff(limit=limit, error=error):
             reason = "" if limit else f"{error.title}: {shorten(error.message)}"
-            waiting = _wait(state, event, "waiting", limit=limit, reason=reason)
-            spent = state.spent if state.cost is None else state.cost
-            stale, simulated = len(state.text) > 0, state.simulated or error.simulated
-            return replace(waiting, attempt=attempt, stale=stale, spent=spent, simulated=simulated)
+            return replace(
+                _wait(state, event, "waiting", limit=limit, reason=reason),
+                attempt=event.attempt,
+                stale=len(state.text) > 0,
+                earlier_cost=state.earlier_cost if state.cost is None else state.cost,
+                simulated=state.simulated or error.simulated,
+            )
         case events.Sent():
-            return _send(state, event)
+            return _start_attempt(state, event)
         case events.Delta():
-            return _grow(state, event)
+            return _append(state, event)
         case events.Restarted():
-            return replace(state, text=Text(), stale=False)
-        case (
-            events.Finished()
-            | events.Parked()
-            | events.Interrupted()
-            | events.Cancelled()
-            | events.Failed()
-        ):
-            return _end(state, event)
-    return state
+            return replace(state, text=GrowingText(), stale=False)
+    return _end(state, event) if isinstance(event, events.Ending) else state
 
 
 def _wait(
@@ -209,60 +244,61 @@ def _wait(
     limit: Limit | None,
     reason: str,
 ) -> PanelState:
-    # Announced again with a later moment, it is still the same wait, of which a part has passed.
-    since = state.since if state.phase == phase else event.at
+    # A cooldown that is announced again with a later end is still the same wait: its start stays.
+    started_at = state.phase_started_at if state.phase == phase else event.at
     return replace(
         state,
         phase=phase,
-        since=since,
+        phase_started_at=started_at,
         limit=limit,
         reason=reason,
         resume_at=event.resume_at,
         waited=event.waited,
-        waits_from=event.at,
+        wait_started_at=event.at,
     )
 
 
-def _send(state: PanelState, event: events.Sent) -> PanelState:
+def _start_attempt(state: PanelState, event: events.Sent) -> PanelState:
     return replace(
         state,
         phase="sending",
-        since=event.at,
+        phase_started_at=event.at,
         model=event.model or state.model,
         simulated=event.simulated,
         limit=None,
         reason="",
         resume_at=None,
         attempt=event.attempt,
-        waited=state.waited_by(event.at),
-        waits_from=None,
+        waited=state.total_waited(event.at),
+        wait_started_at=None,
         usage=Usage(input_tokens=event.input_tokens, estimated=True),
         rates=event.rates,
         unpriced=event.unpriced,
-        thought=Text(),
-        first_at=None,
-        last_at=None,
+        reasoning=GrowingText(),
+        first_delta_at=None,
+        last_delta_at=None,
     )
 
 
-def _grow(state: PanelState, event: events.Delta) -> PanelState:
+def _append(state: PanelState, event: events.Delta) -> PanelState:
     phase: Phase = "thinking" if event.reasoning else "streaming"
     text = state.text if event.reasoning else state.text + event.text
-    thought = state.thought + event.text if event.reasoning else state.thought
-    size = thought.size + (0 if state.stale else text.size)
+    reasoning = state.reasoning + event.text if event.reasoning else state.reasoning
+    # A stale text was counted by the attempt that it came from.
+    size = reasoning.bytes + (0 if state.stale else text.bytes)
     usage = replace(state.usage, output_tokens=math.ceil(size / BYTES_PER_TOKEN))
     return replace(
         state,
         phase=phase,
         simulated=event.simulated or state.simulated,
-        since=state.since if phase == state.phase else event.at,
+        phase_started_at=state.phase_started_at if phase == state.phase else event.at,
         stale=state.stale and event.reasoning,
         text=text,
-        thought=thought,
-        first_at=event.at if state.first_at is None else state.first_at,
-        last_at=event.at,
+        reasoning=reasoning,
+        first_delta_at=event.at if state.first_delta_at is None else state.first_delta_at,
+        last_delta_at=event.at,
         usage=usage,
-        cost=state.cost if state.rates is None else state.spent + state.rates.cost(usage),
+        cost=state.cost if state.rates is None else state.earlier_cost + state.rates.cost(usage),
     )
 
 
@@ -271,89 +307,88 @@ def _end(state: PanelState, event: events.Ending) -> PanelState:
     counted = reply.usage.input_tokens is not None or reply.usage.output_tokens is not None
     return replace(
         state,
-        phase=_ENDS[type(event)],
-        since=event.at,
+        phase=_FINAL_PHASES[type(event)],
+        phase_started_at=event.at,
         model=reply.model or state.model,
         simulated=reply.simulated,
         limit=getattr(error, "limit", None),
         reason=f"{error.title}: {shorten(error.message)}" if error else "",
         resume_at=None,
-        resume_wall=getattr(error, "resume_at", None),
+        resumable_at_wall=getattr(error, "resume_at", None),
         attempt=reply.attempts,
         waited=reply.waited,
-        waits_from=None,
+        wait_started_at=None,
         usage=reply.usage if counted else state.usage,
         cost=reply.cost,
         reply=reply,
     )
 
 
-def refusal(state: PanelState, action: ActionName) -> str:
-    """Return why `action` makes no sense now; empty where it does."""
+def why_disabled(state: PanelState, action: ActionName) -> str:
+    """Return why the button of `action` would do nothing; empty if it would do something."""
     if state.ended:
         return "The request has ended."
-    if action == "retry" and not state.waits:
+    if action == "retry" and not state.is_waiting:
         return "Nothing to retry: the request is not waiting."
     return ""
 
 
-def status(state: PanelState, now: float, wall: float) -> str:
+def status_line(state: PanelState, now: float, wall: float) -> str:
     """Return the panel in one line of text.
 
     Parameters
     ----------
     state : PanelState
-        What to tell.
+        The state to describe.
     now, wall : float
-        This instant, in the events' clock and in seconds since the epoch.
+        The present, in the clock of the events and in seconds since the epoch.
     """
     if state.reply is not None:
         used = figures_line(replace(state.reply, status="done"))
-        told = [state.phase, _parked_until(state, wall), state.reason, used]
+        parts = [state.phase, _resumable_from(state, wall), state.reason, used]
     else:
-        speed = f"~{state.speed:.0f} tokens/s" if state.speed else ""
-        told = [
-            _going_on(state, now, wall),
-            cause(state),
-            _tries(state),
+        speed = state.tokens_per_second
+        parts = [
+            _progress(state, now, wall),
+            wait_reason(state),
+            f"attempt {state.attempt}" if state.attempt > 1 else "",
             *token_figures(state.usage),
-            speed,
-            state.price,
+            f"~{speed:.0f} tokens/s" if speed else "",
+            state.cost_text,
             "simulated" if state.simulated else "",
         ]
-    return " · ".join(filter(None, told))
+    return " · ".join(filter(None, parts))
 
 
-def _parked_until(state: PanelState, wall: float) -> str:
-    if state.resume_wall is None or not wall <= state.resume_wall <= wall + FAR:
-        return ""
-    return f"can go at {format_time(state.resume_wall, now=wall)}"
-
-
-def _going_on(state: PanelState, now: float, wall: float) -> str:
-    lasted, left = format_duration(now - state.since), state.left(now)
-    if state.phase == "queued" and state.reason:
-        due = f", {format_duration(left)} to go" if left else ""
-        return f"queued for capacity {lasted}{due}"
-    if left is not None:
-        until = f" (until {format_time(wall + left, now=wall)})" if left > MINUTE else ""
-        phase = "held for another" if state.phase == "held" else state.phase
-        return f"{phase} {format_duration(left)}{until}" if left else f"{state.phase}, due now"
-    if state.phase == "sending":
-        return f"sent, no word yet for {lasted}"
-    return "answering" if state.phase == "streaming" else f"{state.phase} {lasted}"
-
-
-def cause(state: PanelState) -> str:
+def wait_reason(state: PanelState) -> str:
     """Return why a request waits: the limit with its figures, or the failure."""
     if state.phase == "queued":
-        return ""  # the phase says it all
+        return ""  # "queued for capacity" is the reason already
     if state.limit is None:
-        told = state.reason
+        reason = state.reason
     else:
-        told = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
-    return f"{told} (met by another request)" if told and state.phase == "held" else told
+        reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
+    in_cooldown = reason and state.phase == "cooldown"
+    return f"{reason} (reached by another request)" if in_cooldown else reason
 
 
-def _tries(state: PanelState) -> str:
-    return f"attempt {state.attempt}" if state.attempt > 1 else ""
+def _resumable_from(state: PanelState, wall: float) -> str:
+    at = state.resumable_at_wall
+    if at is None or not wall <= at <= wall + MAX_SHOWN_WAIT_S:
+        return ""
+    return f"can be resumed at {format_time(at, now=wall)}"
+
+
+def _progress(state: PanelState, now: float, wall: float) -> str:
+    elapsed, left = format_duration(now - state.phase_started_at), state.seconds_left(now)
+    if state.phase == "queued" and state.reason:
+        due = f", {format_duration(left)} to go" if left else ""
+        return f"queued for capacity {elapsed}{due}"
+    if left is not None:
+        until = f" (until {format_time(wall + left, now=wall)})" if left > MINUTE else ""
+        return (
+            f"{state.phase} {format_duration(left)}{until}" if left else f"{state.phase}, due now"
+        )
+    if state.phase == "sending":
+        return f"sent, no answer yet after {elapsed}"
+    return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"

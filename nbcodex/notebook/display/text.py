@@ -1,172 +1,120 @@
-"""The places where a request can be shown: one updatable text, the lines of a terminal.
+"""Views that are one output of the cell, updated in place; the base class of all request views.
 
-Owns how a state looks there; the panel is in `widgets`. Must not know what the answer becomes.
+Used in front ends that may not show widgets: nbclient, papermill, unknown ones. Must not know what
+the answer becomes.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 import uuid
 from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.notebook.display.growing_text import Text
-from nbcodex.notebook.display.panel import PanelState, status
+from nbcodex.notebook.display import map as map_display
+from nbcodex.notebook.display.panel import PanelState, status_line
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
 
 Bundle = dict[str, Any]
 
-MOST = 400_000
-"""Characters of its end that a long answer is shown with while it arrives; the rest is not lost."""
+# While a longer answer arrives, only its end is shown. The reply holds all of it.
+MAX_LIVE_CHARS = 400_000
 
 
-class Display:
-    """A place where a request is shown; what a place has no use for, it leaves as it is here."""
+class OutputSlot:
+    """One output below the cell: the first `show` adds it, each further one replaces it."""
 
-    tick: float | None = None
-    """Seconds after which it wants to be painted anew, even if nothing has happened."""
+    def __init__(self) -> None:
+        self._display_id = uuid.uuid4().hex
+        self._added = False
 
-    single = False
-    """Whether all that stays is one text, printed."""
+    def show(self, content: object, *, raw: bool = True) -> None:
+        """Show a MIME bundle, or with ``raw=False`` an object that IPython renders."""
+        # update_display for an id that was never displayed shows nothing, without an error.
+        show = update_display if self._added else display
+        show(content, raw=raw, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        self._added = True
 
-    renders = False
-    """Whether Markdown is surely shown as such there, so that nobody depends on its text twin."""
+
+class RequestView:
+    """Shows one request while it runs. A subclass overrides what its front end can do."""
+
+    update_interval_s: float | None = None
+    """How often to call `update` without an event; None: only with events."""
+
+    is_plain_text = False
+    """Whether everything is printed, so that the answer can be only one text."""
+
+    renders_markdown = False
+    """Whether Markdown is certainly rendered, so that the plain text can be short."""
 
     def prepare(self, state: PanelState) -> None:
-        """Make ready what takes time to make, while the network is waited for; show nothing."""
-
-    def leave(self) -> None:
-        """Let go of what was made ready: nothing will be shown."""
+        """Do what takes time before `open`, while the network is awaited; show nothing."""
 
     def open(self, state: PanelState) -> None:
-        """Take up the place."""
+        """Show `state` for the first time."""
 
-    def paint(self, state: PanelState) -> None:
+    def update(self, state: PanelState) -> None:
         """Show `state`."""
 
     def close(self, bundle: Bundle) -> None:
-        """Put the MIME bundle in its stead."""
+        """Replace the view with the final MIME bundle."""
+
+    def discard(self) -> None:
+        """Release what was prepared: nothing will be shown."""
 
 
-class TextDisplay(Display):
-    """One output that is updated, for front ends that nobody knows, nbclient and papermill."""
+class TextView(RequestView):
+    """The text so far and a line of status, as plain text."""
 
-    tick: float | None = 1.0
-    pace = 0.5
+    update_interval_s: float | None = 1.0
+    min_interval_s = 0.5
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._display_id = uuid.uuid4().hex
-        self._phase, self._due = "", 0.0
-        self._shown = False
+        self._slot = OutputSlot()
+        self._phase, self._next_at = "", 0.0
 
     def open(self, state: PanelState) -> None:
         """Show the first line."""
-        self._put({"text/plain": self._twin(state)})
+        self._show(state)
 
-    def paint(self, state: PanelState) -> None:
-        """Show the text so far and a line of status, twice a second at the most."""
+    def update(self, state: PanelState) -> None:
+        """Show the text so far, at most twice a second; a new phase at once."""
         now = time.monotonic()
-        if state.phase == self._phase and now < self._due:
+        if state.phase == self._phase and now < self._next_at:
             return
-        # The whole text is sent each time: the longer it is, the less often.
-        self._phase, self._due = state.phase, now + max(self.pace, state.text.size / 50_000)
-        self._put({"text/plain": self._twin(state)})
+        # Each update sends the whole text, which would be quadratic: the longer it is, the rarer.
+        interval = max(self.min_interval_s, state.text.bytes / 50_000)
+        self._phase, self._next_at = state.phase, now + interval
+        self._show(state)
 
     def close(self, bundle: Bundle) -> None:
-        """Put the answer in place."""
-        self._put(bundle)
+        """Replace the text with the answer."""
+        self._slot.show(bundle)
 
-    def _put(self, bundle: Bundle) -> None:
-        show = update_display if self._shown else display
-        show(bundle, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
-        self._shown = True
-
-    def _twin(self, state: PanelState) -> str:
-        line = status(state, self._clock.now(), self._clock.wall())
+    def _show(self, state: PanelState) -> None:
+        line = status_line(state, self._clock.now(), self._clock.wall())
         text = str(state.text)
-        text = text if len(text) <= MOST else f"…{text[-MOST:]}"
-        return f"{printable(text)}\n\n[{line}]".lstrip()
+        if len(text) > MAX_LIVE_CHARS:
+            text = f"…{text[-MAX_LIVE_CHARS:]}"
+        self._slot.show({"text/plain": f"{printable(text)}\n\n[{line}]".lstrip()})
 
 
-class TerminalDisplay(Display):
-    """The lines of a terminal: the answer as it comes, and one line that counts down."""
+class TextMapView:
+    """The status of a map in one line of text."""
 
-    single = True
+    def __init__(self) -> None:
+        self._slot, self._line = OutputSlot(), ""
 
-    def __init__(self, clock: Clock, heading: str = "") -> None:
-        self._clock = clock
-        self._heading = f"{heading}\n\n" if heading else ""
-        self._text = Text()
-        self._line = ""
-        self._at_start = True
-        self._lives = sys.stdout.isatty()
-        self.tick: float | None = 0.2 if self._lives else None
-
-    def open(self, state: PanelState) -> None:
-        """Show the first line of status."""
-        self.paint(state)
-
-    def paint(self, state: PanelState) -> None:
-        """Print what has come, or refresh the line of status."""
-        if len(self._text) and not state.text.grew_from(self._text):
-            self._wipe()
-            self._write(("" if self._at_start else "\n") + "[the answer starts anew]\n")
-            self._text = Text()
-        if more := state.text.since(len(self._text)):
-            self._wipe()
-            self._write(("" if len(self._text) else self._heading) + printable(more))
-            self._text = state.text
-        elif state.phase != "streaming" and not state.ended:
-            self._show(status(state, self._clock.now(), self._clock.wall()))
-
-    def close(self, bundle: Bundle) -> None:
-        """Print what the answer lacks, and the figures."""
-        self._wipe()
-        text = bundle["text/plain"]
-        printed = self._heading + printable(str(self._text)) if len(self._text) else ""
-        if len(printed) > len(text):  # the bundle holds only the beginning of a very long answer
-            text, printed = "\n\n" + text.rpartition("\n\n")[2], ""
-        elif not text.startswith(printed):
-            printed = ""
-            self._write("" if self._at_start else "\n\n")
-        self._write(text[len(printed) :] + "\n")
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        self._at_start = text.endswith("\n")
-
-    def _show(self, line: str) -> None:
-        if not self._lives:
-            # Where lines cannot be rewritten, only a change of what is going on is news.
-            if line.split(" ", 1)[0] != self._line.split(" ", 1)[0]:
-                self._write(("" if self._at_start else "\n") + f"[{line}]\n")
+    def update(self, state: map_display.MapState, wall: float) -> None:
+        """Show the line if it has changed."""
+        if (line := f"[{map_display.status_line(state, wall)}]") != self._line:
             self._line = line
-            return
-        if not self._line and not self._at_start:
-            self._write("\n")
-        width = max(os.get_terminal_size().columns - 1, 20)
-        sys.stdout.write("\r\x1b[K" + line[:width])
-        sys.stdout.flush()
-        self._line = line
-
-    def _wipe(self) -> None:
-        if self._lives and self._line:
-            sys.stdout.write("\r\x1b[K")
-            self._line, self._at_start = "", True
-
-
-class NoticeDisplay(Display):
-    """A terminal whose user does something else: only the answer is printed."""
-
-    single = True
+            self._slot.show({"text/plain": line})
 
     def close(self, bundle: Bundle) -> None:
-        """Print the answer."""
-        sys.stdout.write(f"\n{bundle['text/plain']}\n")
-        sys.stdout.flush()
+        """Replace the line with the final MIME bundle."""
+        self._slot.show(bundle)

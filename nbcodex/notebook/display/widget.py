@@ -1,51 +1,54 @@
-"""The panel as a Jupyter widget: its wire format, and its place in the cell's output.
+"""The panel of a request and the progress of a map as Jupyter widgets.
 
-Owns the messages of `static/panel.js`, their pace and the display id. What they mean is decided in
-`panel`. Imports anywidget, and is therefore imported only when a widget is to be shown.
+Owns the messages to `static/panel.js` and their rate; what they mean is decided in `panel` and
+`map`. Imports anywidget, and is therefore imported only when a widget is about to be shown.
 
-The trait ``view`` holds everything but the text, which travels as messages ``{type: "text", seq,
-text, whole, news}``: the browser asks for the whole when one is missing. In mid-answer `news` are
-the entries of ``view`` that have changed, so that each painting is one message. Figures that only
-time moves (countdown, elapsed) are sent once, and tick in the browser.
+The trait ``view`` holds everything but the text. The text travels in messages ``{type: "text", seq,
+text, whole, changes}``; the page asks for the whole text if a number is missing. While an answer
+arrives, `changes` are the entries of ``view`` that changed, so that one update is one message.
 """
 
 from __future__ import annotations
 
+import _thread
 import threading
-import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
-from IPython.display import display, update_display
-
 from nbcodex.errors import shorten
-from nbcodex.notebook import widget_base
-from nbcodex.notebook.display.growing_text import Text
-from nbcodex.notebook.display.panel import ACTIONS, ActionName, PanelState, refusal, status
-from nbcodex.notebook.display.text import MOST, Display
-from nbcodex.notebook.widget_base import Panel
+from nbcodex.notebook.display.map import MapState, map_view
+from nbcodex.notebook.display.panel import (
+    ACTIONS,
+    ActionName,
+    GrowingText,
+    PanelState,
+    status_line,
+    why_disabled,
+)
+from nbcodex.notebook.display.text import MAX_LIVE_CHARS, Bundle, OutputSlot, RequestView
+from nbcodex.notebook.widget_base import MapWidget, PanelWidget
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
-PACE = 0.09
-"""Seconds between two messages of one phase: ten a second, and a painter need not be exact."""
+# Ten messages a second, and a little less between two of them: the caller's timer is not exact.
+MIN_MESSAGE_INTERVAL_S = 0.09
 
-FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
-"""What changes with every piece of an answer, and travels with its text."""
+# Nobody reads a tenth as fast. The rest of the text is sent when the answer pauses, or stays below
+# the cell anyway when it ends.
+MAX_CHARS_PER_S = 4_000
 
-FAST = 4_000
-"""Characters of an answer that are sent in a second, at most: nobody reads a tenth as fast. What is
-held back comes when the answer pauses, or stays below the cell anyway when it ends."""
+# `update` is called twice a second. After a longer gap the machine was asleep: a browser's clock
+# stands still meanwhile, and its countdown with it.
+SLEEP_GAP_S = 3.0
 
-ASLEEP = 3.0
-"""Seconds without painting, though that is wanted twice in one, from which on the machine slept: a
-browser's clock stood still meanwhile, and its countdown with it."""
+# Characters of the latest reasoning that are shown while a model thinks.
+REASONING_PREVIEW_CHARS = 160
 
-THOUGHT = 160
-"""Characters of its latest thought that a thinking model is shown with."""
+# These entries of the view change with every piece of an answer and travel with its text.
+_LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 
-class WidgetDisplay(Display):
-    """A `Panel` in a cell's output, painted from a `PanelState` and replaced by the answer.
+class PanelView(RequestView):
+    """Shows a request as a `PanelWidget`, which the answer replaces.
 
     Parameters
     ----------
@@ -53,196 +56,196 @@ class WidgetDisplay(Display):
         Called with the name of the button that was pressed, in another thread.
     clock : Clock
         The clock of the events.
-    offers : collection of {"cancel", "retry", "park"}
+    buttons : collection of {"cancel", "retry", "park"}
         The buttons to show.
     """
 
-    renders = True
-    tick: float | None = 0.5
-    """Seconds after which it wants to be painted anew: for what came too soon to be sent."""
+    renders_markdown = True
+    update_interval_s: float | None = 0.5
 
     def __init__(
         self,
         on_action: Callable[[str], None],
         clock: Clock,
         *,
-        offers: Collection[str] = ("cancel",),
+        buttons: Collection[str] = ("cancel",),
     ) -> None:
         self._on_action = on_action
         self._clock = clock
-        self._offers: list[ActionName] = [name for name in ACTIONS if name in offers]
-        self._display_id = uuid.uuid4().hex
-        self._shown = False
-        self._panel: Panel | None = None
+        self._buttons: list[ActionName] = [name for name in ACTIONS if name in buttons]
+        self._slot = OutputSlot()
+        self._widget: PanelWidget | None = None
         self._state = PanelState()
-        self._text = Text()
+        self._text = GrowingText()
         self._unsent = ""
         self._seq = 0
-        self._uncounted = False
-        self._painted_at = float("-inf")
-        # The painter and the thread that hears the browser both send; the browser counts.
+        self._view_is_behind = False
+        self._updated_at = float("-inf")
+        # The thread that follows the request and the one that serves the page both send texts, and
+        # the page relies on their numbers.
         self._sending = threading.RLock()
 
     def prepare(self, state: PanelState) -> None:
-        """Make the widget, while there is nothing to be shown yet and the network is waited for."""
+        """Create the widget while the network is awaited: it takes some milliseconds."""
         self._state = state
-        self._panel = Panel(
-            view=self._view(), kernel_id=widget_base.kernel_id(), layout=widget_base.layout()
-        )
-        self._panel.hear_while_blocked()
-        self._panel.on_msg(self._hear)
+        self._widget = PanelWidget(self._current_view(), self._receive)
 
     def open(self, state: PanelState) -> None:
         """Show the panel below the cell."""
-        if self._panel is None:
+        if self._widget is None:
             self.prepare(state)
         else:
             before, self._state = self._state, state
-            # Times that the page has, it counts on by itself.
-            if state.resume_at is not None or self._shows(before) != self._shows(state):
-                self._panel.view = self._view()
-        display(self._panel, display_id=self._display_id)  # type: ignore[no-untyped-call]
-        self._shown = True
+            # The page counts elapsed time itself: a view that differs in nothing else is not sent.
+            if state.resume_at is not None or self._view_of(before) != self._view_of(state):
+                self._widget.view = self._current_view()
+        self._slot.show(self._widget, raw=False)
 
-    def paint(self, state: PanelState) -> None:
-        """Send what has changed; too soon after the last time, nothing, unless the phase is new."""
+    def update(self, state: PanelState) -> None:
+        """Send what changed; nothing if a message was just sent, unless the phase is new."""
         now = self._clock.now()
-        if self._panel is None or (
-            state.phase == self._state.phase and now - self._painted_at < PACE
+        interval = now - self._updated_at
+        if self._widget is None or (
+            state.phase == self._state.phase and interval < MIN_MESSAGE_INTERVAL_S
         ):
             return
         with self._sending:
-            before, self._state = self._state, state
-            passed = PACE if self._painted_at == float("-inf") else now - self._painted_at
-            slept = passed > ASLEEP
-            self._painted_at = now
-            old, new = self._shows(before), self._shows(state)
-            news = {name: value for name, value in new.items() if value != old[name]}
-            calm = news.keys() <= FIGURES and before.resume_at == state.resume_at and not slept
-            texts = self._seq
-            most = round(FAST * min(1.0, passed)) if state.phase == "streaming" else MOST
-            self._send_text(state.text, news=news if calm else None, most=most)
-            told = self._seq != texts
-            # Nobody misses the last text but by a view that counts it.
-            if not calm or (not told and (news or self._uncounted)):
-                self._panel.view = self._view()
-                told = False
-            self._uncounted = told
+            before, self._state, self._updated_at = self._state, state, now
+            is_first = interval == float("inf")
+            slept = not is_first and interval > SLEEP_GAP_S
+            old, new = self._view_of(before), self._view_of(state)
+            changes = {name: value for name, value in new.items() if value != old[name]}
+            only_figures = (
+                changes.keys() <= _LIVE_FIGURES
+                and before.resume_at == state.resume_at
+                and not slept
+            )
+            max_chars = MAX_LIVE_CHARS
+            if state.phase == "streaming":
+                seconds = MIN_MESSAGE_INTERVAL_S if is_first else min(1.0, interval)
+                max_chars = round(MAX_CHARS_PER_S * seconds)
+            sent_text = self._send_text(
+                state.text, changes=changes if only_figures else None, max_chars=max_chars
+            )
+            if only_figures and sent_text:
+                # A lost text is noticed when the next one comes. After the last text of a pause,
+                # only a view with its number can show that it is missing.
+                self._view_is_behind = True
+            elif not only_figures or changes or self._view_is_behind:
+                self._widget.view = self._current_view()
+                self._view_is_behind = False
 
-    def close(self, bundle: dict[str, Any]) -> None:
-        """Put the MIME bundle in the panel's place, and let go of the widget."""
+    def close(self, bundle: Bundle) -> None:
+        """Replace the panel with the final MIME bundle, and close the widget."""
         try:
-            # Only a display that is there can be updated.
-            show = update_display if self._shown else display
-            show(bundle, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+            self._slot.show(bundle)
         finally:
-            self.leave()
+            self.discard()
 
-    def leave(self) -> None:
-        """Let go of the widget."""
-        if self._panel is not None:
-            self._panel.close()
-            self._panel = None
+    def discard(self) -> None:
+        """Close the widget."""
+        if self._widget is not None:
+            self._widget.close()
+            self._widget = None
 
     def _send_text(
         self,
-        text: Text,
+        text: GrowingText,
         *,
         whole: bool = False,
-        news: dict[str, Any] | None = None,
-        most: int = MOST,
-    ) -> None:
-        """Send at most so much of what the browser has not got, or the whole."""
-        nothing_new = not self._unsent and (
-            text is self._text or not (len(text) or len(self._text))
-        )
-        if self._panel is None or (nothing_new and not whole):
-            return
-        whole = whole or not text.grew_from(self._text)
-        more = str(text) if whole else self._unsent + text.since(len(self._text))
-        if len(more) > MOST:
-            whole, more = True, f"…{more[-MOST:]}"
-            most = len(more)
+        changes: dict[str, Any] | None = None,
+        max_chars: int = MAX_LIVE_CHARS,
+    ) -> bool:
+        """Send up to `max_chars` of the text that the page lacks, or all; return whether it did."""
+        unchanged = text is self._text or not (len(text) or len(self._text))
+        if self._widget is None or (unchanged and not self._unsent and not whole):
+            return False
+        whole = whole or not text.extends(self._text)
+        more = str(text) if whole else self._unsent + text.text_after(len(self._text))
+        if len(more) > MAX_LIVE_CHARS:
+            whole, more = True, f"…{more[-MAX_LIVE_CHARS:]}"
+            max_chars = len(more)
         self._text = text
-        more, self._unsent = more[:most], more[most:]
+        more, self._unsent = more[:max_chars], more[max_chars:]
         self._seq += 1
         message = {"type": "text", "seq": self._seq, "text": more, "whole": whole}
-        self._panel.send(message | ({"news": news} if news else {}))
+        self._widget.send(message | ({"changes": changes} if changes else {}))
+        return True
 
-    def _shows(self, state: PanelState) -> dict[str, Any]:
-        return _picture(state, self._offers)
+    def _view_of(self, state: PanelState) -> dict[str, Any]:
+        return panel_view(state, self._buttons)
 
-    def _view(self) -> dict[str, Any]:
-        now, wall = self._clock.now(), self._clock.wall()
-        return self._shows(self._state) | _moving(self._state, now, wall) | {"seq": self._seq}
+    def _current_view(self) -> dict[str, Any]:
+        times = time_view(self._state, self._clock.now(), self._clock.wall())
+        return self._view_of(self._state) | times | {"seq": self._seq}
 
-    def _hear(self, _panel: object, content: object, _buffers: object) -> None:
-        """Take a message from the browser, in whatever thread the kernel has for it."""
+    def _receive(self, content: object) -> None:
         match content:
-            case {"type": "action", "name": str(name), "id": int(number)} if name in self._offers:
+            case {"type": "action", "name": str(name), "id": int(number)} if name in self._buttons:
                 self._on_action(name)
-                self._answer({"type": "heard", "id": number})
+                self._acknowledge(number)
             case {"type": "sync"}:
-                self._answer({"type": "heard", "id": 0})
+                self._acknowledge(0)
                 with self._sending:
                     self._send_text(self._text, whole=True)
-                    if self._panel is not None:
-                        self._panel.view = self._view()
+                    if self._widget is not None:
+                        self._widget.view = self._current_view()
 
-    def _answer(self, content: dict[str, Any]) -> None:
-        panel = self._panel
-        if panel is not None:
-            panel.send(content)
+    def _acknowledge(self, number: int) -> None:
+        # A click may arrive in its own thread just when the request ends and the widget is closed.
+        if (widget := self._widget) is not None:
+            widget.acknowledge(number)
 
 
-def _picture(state: PanelState, offers: Collection[ActionName]) -> dict[str, Any]:
-    """Return what the browser shows, apart from the text and from what time alone moves."""
-    usage = state.usage
+def panel_view(state: PanelState, buttons: Collection[ActionName]) -> dict[str, Any]:
+    """Return what the page shows, apart from the text and from what only time changes."""
+    usage, speed = state.usage, state.tokens_per_second
     about = "~" if usage.estimated else ""
+    model = shorten(state.model, 80) if state.model else ""
     return {
         "id": state.id,
         "phase": state.phase,
         "ended": state.ended,
         "stale": state.stale,
-        "model": _named(state),
+        "model": " · ".join(filter(None, (model, "simulated" if state.simulated else ""))),
         "cause": _cause(state),
         "attempt": state.attempt,
         "patience": f"{format_duration(state.patience).removesuffix(' 00 s')} patience",
         "tokens_in": "" if usage.input_tokens is None else f"{about}{usage.input_tokens:,}",
         "tokens_out": "" if usage.output_tokens is None else f"{about}{usage.output_tokens:,}",
-        "speed": f"~{state.speed:.0f}" if state.speed else "",
-        "cost": state.price,
-        "thought": _latest(state.thought) if state.phase == "thinking" else "",
-        "actions": [{"name": name, "refusal": refusal(state, name)} for name in offers],
+        "speed": f"~{speed:.0f}" if speed else "",
+        "cost": state.cost_text,
+        "reasoning": _latest(state.reasoning) if state.phase == "thinking" else "",
+        "actions": [{"name": name, "disabled": why_disabled(state, name)} for name in buttons],
     }
 
 
-def _named(state: PanelState) -> str:
-    model = shorten(state.model, 80) if state.model else ""
-    return " · ".join(filter(None, (model, "simulated" if state.simulated else "")))
+def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
+    """Return what time changes, in ms. The page counts on from here by its own clock.
 
-
-def _moving(state: PanelState, now: float, wall: float) -> dict[str, Any]:
-    """Return what time moves, in ms as of this instant, the deadline in ms since the epoch."""
-    left = state.left(now)
-    ending = state.since if state.ended else now
+    The remaining time is right whatever the page's clock says; the deadline, in ms since the epoch,
+    keeps a view that is drawn later from starting the countdown again.
+    """
+    left = state.seconds_left(now)
+    end = state.phase_started_at if state.ended else now
+    total = None if left is None else left + now - state.phase_started_at
     return {
-        "line": status(state, now, wall),
-        "elapsed_ms": round((ending - state.began) * 1000),
-        "waited_ms": round(state.waited_by(now) * 1000),
-        "waits": state.waits_from is not None,
+        "line": status_line(state, now, wall),
+        "elapsed_ms": round((end - state.started_at) * 1000),
+        "waited_ms": round(state.total_waited(now) * 1000),
+        "waits": state.wait_started_at is not None,
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
-        "total_ms": None if left is None else round((left + now - state.since) * 1000),
+        "total_ms": None if total is None else round(total * 1000),
         "until": "" if left is None else format_time(wall + left, now=wall),
     }
 
 
 def _cause(state: PanelState) -> dict[str, Any] | None:
-    """Return why the request waits or ended; with the limit's numbers, where it is one."""
+    """Return why the request waits or how it ended; a limit with its numbers."""
     if (limit := state.limit) is None:
-        name, _, told = state.reason.partition(": ")
-        return {"name": name, "figures": told} if name else None
+        name, _, message = state.reason.partition(": ")
+        return {"name": name, "figures": message} if name else None
     return {
         "name": limit.name,
         "resource": limit.resource,
@@ -253,7 +256,45 @@ def _cause(state: PanelState) -> dict[str, Any] | None:
     }
 
 
-def _latest(thought: Text) -> str:
-    """Return the end of a thought, cut at a word."""
-    tail = " ".join(thought.since(max(0, len(thought) - THOUGHT)).split())
-    return tail if len(tail) <= THOUGHT else "…" + tail[-THOUGHT:].partition(" ")[2]
+def _latest(reasoning: GrowingText) -> str:
+    """Return the end of the reasoning, cut at a word."""
+    recent = reasoning.text_after(max(0, len(reasoning) - REASONING_PREVIEW_CHARS))
+    text = " ".join(recent.split())
+    if len(text) <= REASONING_PREVIEW_CHARS:
+        return text
+    return "…" + text[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
+
+
+class WidgetMapView:
+    """Shows a map as a `MapWidget`, which the final MIME bundle replaces."""
+
+    def __init__(self) -> None:
+        self._slot = OutputSlot()
+        self._widget: MapWidget | None = None
+
+    def update(self, state: MapState, wall: float) -> None:
+        """Send the figures."""
+        if self._widget is not None:
+            self._widget.view = map_view(state, wall)
+            return
+        self._widget = MapWidget(map_view(state, wall), self._receive)
+        self._slot.show(self._widget, raw=False)
+
+    def close(self, bundle: Bundle) -> None:
+        """Replace the widget with the final MIME bundle, and close it."""
+        try:
+            self._slot.show(bundle)
+        finally:
+            if self._widget is not None:
+                self._widget.close()
+                self._widget = None
+
+    def _receive(self, content: object) -> None:
+        match content:
+            case {"type": "stop", "id": int(number)}:
+                if self._widget is not None:
+                    self._widget.acknowledge(number)
+                # The cell blocks the main thread: this is what the notebook's own Stop does to it.
+                _thread.interrupt_main()
+            case {"type": "sync"} if self._widget is not None:
+                self._widget.acknowledge(0)

@@ -1,1 +1,1 @@
-"""The monitor: all requests of a process, live."""
+"""The monitor of all requests of this process: what it observes, shows and sends to its widget."""

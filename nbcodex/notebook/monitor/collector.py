@@ -1,6 +1,6 @@
-"""The ears and eyes of the monitor: hears every event, and looks up what no event tells.
+"""Collects what the monitor shows: a listener of all events, and what it looks up besides.
 
-Owns the state of `monitor` and when it is brought up to date. Knows no widget.
+Owns the state of the monitor and when it is brought up to date. Must not know widgets.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nbcodex import events
-from nbcodex.models import LimitSnapshot
 from nbcodex.notebook.monitor.state import (
-    Grown,
-    Limits,
-    Line,
-    Lines,
+    ModelLimits,
     MonitorState,
-    Observed,
-    reduce,
+    Observation,
+    TextGrew,
+    apply_events,
 )
-from nbcodex.ratelimit.rate_limiter import Cooldown
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
@@ -30,121 +26,117 @@ if TYPE_CHECKING:
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.settings import Settings
 
-LOOK = 5.0
-"""Seconds between two looks at the journal, where other kernels are seen."""
+# The journal shows other kernels and the totals of all time; a look takes milliseconds.
+JOURNAL_INTERVAL_S = 5.0
 
-Heard = events.Event | Observed
-MANY = 4096
-"""Events after which the state is brought up to date, even if nobody looks."""
+# With this many pending events the state is brought up to date even if nobody asks for it: a map
+# without a monitor would otherwise fill the memory.
+MAX_PENDING_EVENTS = 4096
 
 
-class Watch:
-    """A client's listener, from its first request on: it costs a dictionary look-up per delta.
+class MonitorCollector:
+    """Listens to all events of a client, from its first request on.
 
-    Parameters
-    ----------
-    client : Client
-        Whose requests it hears of.
+    A delta costs a dictionary look-up: only sizes are added up until the state is asked for.
     """
 
     def __init__(self, client: Client) -> None:
         self.changed = threading.Event()
         self._client = client
         self._state = MonitorState()
-        self._heard: list[Heard] = []
+        self._pending: list[events.Event | Observation] = []
         self._sizes: dict[tuple[str, bool, bool], int] = {}
-        self._looked_at = float("-inf")
+        self._journal_read_at = float("-inf")
 
     def __call__(self, event: events.Event) -> None:
-        """Hear an event, on the loop's thread."""
+        """Receive an event, on the thread of the event loop."""
         if isinstance(event, events.Delta):
             key = (event.request_id, event.reasoning, event.simulated)
             self._sizes[key] = self._sizes.get(key, 0) + len(event.text.encode(errors="replace"))
         else:
-            self._heard += self._grown(event.at)
-            self._heard.append(event)
-        if len(self._heard) > MANY:
-            self._catch_up()
+            # What the deltas before this event added up to has to come before it.
+            self._pending += self._take_growth(event.at)
+            self._pending.append(event)
+        if len(self._pending) > MAX_PENDING_EVENTS:
+            self._apply_pending()
+        # Setting an event takes a lock, and a stream has hundreds of deltas a second.
         if not self.changed.is_set():
             self.changed.set()
 
-    def look(self, settings: Settings) -> MonitorState:
-        """Return the state as it is now; called in any thread; it waits for the loop's.
+    def state(self, settings: Settings) -> MonitorState:
+        """Return the present state. Can be called in any thread; it waits for the event loop.
 
-        The journal is asked every `LOOK` seconds at most, in the calling thread.
+        The journal is read in the calling thread, at most every `JOURNAL_INTERVAL_S` seconds.
         """
-        seen, here = self._seen(settings), event_loop.shared()
-        if here.is_current_thread:
-            return self._looked(seen)
-        return here.submit(self._on_loop(seen, settings)).result()
+        seen, loop = self._read_journal(settings), event_loop.shared()
+        if loop.is_current_thread:
+            # The limiter would have to be awaited, which the loop cannot do for itself.
+            return self._observe(seen)
+        return loop.submit(self._observe_limits(seen, settings)).result()
 
-    async def _on_loop(self, seen: Observed, settings: Settings) -> MonitorState:
+    async def _observe_limits(self, seen: Observation, settings: Settings) -> MonitorState:
         known = await self._client.limits(settings)
         budgets = tuple(map(str, await self._client.cap_usages(settings)))
-        now = self._client.clock.now()
-        return self._looked(
-            replace(seen, limits=_limits(known, now), lines=_lines(known), budgets=budgets)
-        )
+        limits = model_limits(known, self._client.clock.now())
+        return self._observe(replace(seen, limits=limits, budgets=budgets))
 
-    def _looked(self, seen: Observed) -> MonitorState:
-        client, now = self._client, self._client.clock.now()
-        here = replace(seen, at=now, session=client.totals.total)
-        self._heard += [*self._grown(now), here]
-        self._catch_up()
+    def _observe(self, seen: Observation) -> MonitorState:
+        now = self._client.clock.now()
+        session = self._client.totals.total
+        self._pending += [*self._take_growth(now), replace(seen, at=now, session=session)]
+        self._apply_pending()
         return self._state
 
-    def _catch_up(self) -> None:
-        heard, self._heard = self._heard, []
-        self._state = reduce(self._state, heard)
+    def _apply_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        self._state = apply_events(self._state, pending)
 
-    def _grown(self, at: float) -> list[Heard]:
+    def _take_growth(self, at: float) -> list[TextGrew]:
         sizes, self._sizes = self._sizes, {}
         return [
-            Grown(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
+            TextGrew(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
             for (id_, reasoning, simulated), size in sizes.items()
         ]
 
-    def _seen(self, settings: Settings) -> Observed:
+    def _read_journal(self, settings: Settings) -> Observation:
         now = self._client.clock.now()
-        if time.monotonic() - self._looked_at < LOOK:
-            return Observed(at=now)
-        self._looked_at = time.monotonic()
+        if time.monotonic() - self._journal_read_at < JOURNAL_INTERVAL_S:
+            return Observation(at=now)
+        self._journal_read_at = time.monotonic()
         journal = self._client.journal(settings)
-        return Observed(at=now, ever=journal.read_totals(), elsewhere=journal.other_kernels())
-
-
-def watch_of(client: Client) -> Watch:
-    """Return the client's watch; it hears what is asked from the first call on."""
-    for listener in client.listeners:
-        if isinstance(listener, Watch):
-            return listener
-    watch = Watch(client)
-    client.listeners.append(watch)
-    return watch
-
-
-def _limits(known: Mapping[str, LimitState], now: float) -> Limits:
-    """Return what is known of the limits as it stands at an instant."""
-    found: dict[str, tuple[LimitSnapshot | None, Cooldown | None]] = {}
-    for label, each in known.items():
-        snapshot = LimitSnapshot(at=now, tokens=each.tokens, requests=each.requests)
-        hold = None if each.closed_until is None else Cooldown(each.closed_until, each.limit)
-        found[_name(label)] = snapshot, hold
-    return found
-
-
-def _lines(known: Mapping[str, LimitState]) -> Lines:
-    """Return who waits for the buckets."""
-    return {
-        _name(label): Line(
-            waiting=each.waiting,
-            asked=each.waiting_tokens,
-            kept=each.policy == "kept" and each.declared,
+        return Observation(
+            at=now, all_time=journal.read_totals(), elsewhere=journal.other_kernels()
         )
-        for label, each in known.items()
-    }
 
 
-def _name(label: str) -> str:
-    model, _, server = label.rpartition(" at ")
-    return f"{server} {model}"
+def collector_of(client: Client) -> MonitorCollector:
+    """Return the client's collector; the first call makes it listen."""
+    for listener in client.listeners:
+        if isinstance(listener, MonitorCollector):
+            return listener
+    collector = MonitorCollector(client)
+    client.listeners.append(collector)
+    return collector
+
+
+def model_limits(known: Mapping[str, LimitState], now: float) -> tuple[ModelLimits, ...]:
+    """Return the limits as the monitor shows them, from those of the limiter by label."""
+    found = []
+    for label, each in known.items():
+        model, _, server = label.rpartition(" at ")
+        found.append(
+            ModelLimits(
+                model=model,
+                server=server,
+                at=now,
+                tokens=each.tokens,
+                requests=each.requests,
+                closed_until=each.closed_until,
+                limit=each.limit,
+                waiting=each.waiting,
+                waiting_tokens=each.waiting_tokens,
+                # Without headers nobody has confirmed that the policy is the assumed one.
+                charges_reserved=each.policy == "kept" and each.declared,
+            )
+        )
+    return tuple(found)

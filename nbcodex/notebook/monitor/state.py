@@ -1,7 +1,7 @@
-"""What is known of all requests of a process: a pure function of events and observations.
+"""What the monitor shows of all requests: a state derived from events and observations.
 
-Owns the monitor's state; `overview` puts it into words. Must not know IPython, widgets, threads or
-what time it is.
+Owns the monitor's state; `view` puts it into words. Must not know IPython, widgets, threads or what
+time it is.
 """
 
 from __future__ import annotations
@@ -13,51 +13,21 @@ from dataclasses import dataclass, field, replace
 from nbcodex import events
 from nbcodex.errors import BudgetError, shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import MINUTE, LimitReading, LimitSnapshot, Reply, Usage, UsageTotals
+from nbcodex.models import MINUTE, Limit, LimitReading, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.ratelimit.rate_limiter import Cooldown
 from nbcodex.ratelimit.refusals import figures_from_reading
 from nbcodex.runtime.clock import format_duration
 
-HOUR = 60
-"""Minutes that the plot goes back."""
+PLOT_MINUTES = 60
+MAX_LOG_ENTRIES = 50
 
-_SENT = {"sending", "thinking", "streaming"}
-
-LOGGED = 50
-"""Retries that are remembered."""
-
-Limits = Mapping[str, tuple[LimitSnapshot | None, Cooldown | None]]
-"""By bucket what the last headers told, and whether it is closed."""
+_AT_SERVER = {"sending", "thinking", "streaming"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """Who waits for their turn at a bucket.
-
-    Parameters
-    ----------
-    waiting : int
-        How many requests.
-    asked : float
-        The tokens that they may use.
-    kept : bool
-        Whether the server is believed to charge all of these, used or not.
-    """
-
-    waiting: int
-    asked: float
-    kept: bool = True
-
-
-Lines = Mapping[str, Line]
-"""By bucket who waits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grown(events.Event):
-    """More of an answer: so many bytes, of which the monitor needs no text."""
+class TextGrew(events.Event):
+    """An answer grew by `size` bytes. Stands for many deltas: the monitor needs no text."""
 
     size: int
     reasoning: bool = False
@@ -65,225 +35,256 @@ class Grown(events.Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """What no event tells, as it was at the instant `at`; None where it was not looked up.
+class ModelLimits:
+    """The limits of one model at one server, and the requests that wait for them.
 
     Parameters
     ----------
-    limits, lines : mapping or None
-        The buckets of this process, and who waits for them.
-    session, ever : UsageTotals or None
-        The totals of this process, and of all time.
-    elsewhere : Elsewhere or None
-        What other kernels have under way.
+    model, server : str
+        Their names.
+    at : float
+        The instant of the readings.
+    tokens, requests : LimitReading or None
+        Limit and level; None if the server does not state them.
+    closed_until : float or None
+        The end of the cooldown; None if the model is open.
+    limit : Limit or None
+        The limit that caused the cooldown.
+    waiting, waiting_tokens : int, float
+        Requests that queue for capacity, and the tokens that they may use.
+    charges_reserved : bool
+        Whether the server is believed to charge all tokens that a request may use, used or not.
+    """
+
+    model: str
+    server: str
+    at: float
+    tokens: LimitReading | None = None
+    requests: LimitReading | None = None
+    closed_until: float | None = None
+    limit: Limit | None = None
+    waiting: int = 0
+    waiting_tokens: float = 0.0
+    charges_reserved: bool = True
+
+    @property
+    def readings(self) -> list[tuple[str, LimitReading]]:
+        """The readings that there are, with what they count."""
+        both = (("tokens", self.tokens), ("requests", self.requests))
+        return [(kind, reading) for kind, reading in both if reading is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What was looked up at the instant `at` because no event says it; None if it was not.
+
+    Parameters
+    ----------
+    limits : tuple of ModelLimits or None
+        The limits of all models that this process uses.
+    session, all_time : UsageTotals or None
+        The totals of this process, and of the journal.
+    elsewhere : OtherKernels or None
+        The requests of other kernels.
     budgets : tuple of str
         How far the user's own caps are used up, in words.
     """
 
     at: float
-    limits: Limits | None = None
-    lines: Lines | None = None
+    limits: tuple[ModelLimits, ...] | None = None
     session: UsageTotals | None = None
-    ever: UsageTotals | None = None
+    all_time: UsageTotals | None = None
     elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Logged:
-    """A line of the log: what befell a request, and last at which instant of the events' clock.
-
-    Others that met the same right after it are counted in `times`.
-    """
+class LogEntry:
+    """A retry or a failure: the request and the instant of the latest of `times` equal ones."""
 
     at: float
     request_id: str
-    what: str
+    message: str
     times: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Minute:
-    """What one minute of the plot holds."""
+class MinuteStats:
+    """One minute of the plot."""
 
     tokens: int = 0
-    hits: int = 0
+    limit_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorState:
-    """All that a user sees of all requests. Instants are the events' own (`Clock.now`).
+    """All that a user sees of all requests. Instants are those of the events (`Clock.now`).
 
     Parameters
     ----------
     open : mapping
         The requests that have not ended, by id, oldest first; without their text.
-    limits, lines, session, ever, elsewhere, budgets
+    limits, session, all_time, elsewhere, budgets
         As last observed.
     last : Reply or None
-        What the last request came to, without its text.
+        The result of the last request, without its text.
     minutes : mapping
         Tokens and limit hits of the last hour, by minute of the events' clock.
-    log : tuple of Logged
+    log : tuple of LogEntry
         Retries and failures, newest last.
     """
 
     open: Mapping[str, PanelState] = field(default_factory=dict)
-    limits: Limits = field(default_factory=dict)
-    lines: Lines = field(default_factory=dict)
+    limits: tuple[ModelLimits, ...] = ()
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
-    ever: UsageTotals | None = None
+    all_time: UsageTotals | None = None
     elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
     last: Reply | None = None
-    minutes: Mapping[int, Minute] = field(default_factory=dict)
-    log: tuple[Logged, ...] = ()
+    minutes: Mapping[int, MinuteStats] = field(default_factory=dict)
+    log: tuple[LogEntry, ...] = ()
 
 
-def reduce(state: MonitorState, heard: Iterable[events.Event | Observed]) -> MonitorState:
-    """Return the state after what was heard; a batch costs one copy, however many are open."""
+def apply_events(state: MonitorState, inputs: Iterable[events.Event | Observation]) -> MonitorState:
+    """Return the state after `inputs`."""
+    # The mappings are copied once for each call: with thousands of open requests, a copy for each
+    # event would be quadratic. The functions below change these copies.
     state = replace(state, open=dict(state.open), minutes=dict(state.minutes))
-    for each in heard:
-        state = _observe(state, each) if isinstance(each, Observed) else _hear(state, each)
+    for each in inputs:
+        if isinstance(each, Observation):
+            state = _apply_observation(state, each)
+        else:
+            state = _apply_event(state, each)
     return state
 
 
-def _observe(state: MonitorState, seen: Observed) -> MonitorState:
-    names = ("limits", "lines", "session", "ever", "elsewhere")
-    news = {name: value for name in names if (value := getattr(seen, name)) is not None}
-    return replace(state, budgets=seen.budgets, **news)
+def _apply_observation(state: MonitorState, seen: Observation) -> MonitorState:
+    names = ("limits", "session", "all_time", "elsewhere")
+    known = {name: value for name in names if (value := getattr(seen, name)) is not None}
+    return replace(state, budgets=seen.budgets, **known)
 
 
-def _hear(state: MonitorState, event: events.Event) -> MonitorState:
-    rows: dict[str, PanelState] = state.open  # type: ignore[assignment]  # a copy of our own
-    row = rows.get(event.request_id)
+def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
+    requests: dict[str, PanelState] = state.open  # type: ignore[assignment]  # the copy
+    request = requests.get(event.request_id)
     if isinstance(event, events.Ending):
-        rows.pop(event.request_id, None)
-        return _end(state, event, refused=row is not None and row.phase in _SENT)
-    if isinstance(event, Grown):
-        if row is not None:
-            rows[event.request_id] = _grow(row, event)
+        requests.pop(event.request_id, None)
+        at_server = request is not None and request.phase in _AT_SERVER
+        return _end(state, event, at_server=at_server)
+    if isinstance(event, TextGrew):
+        if request is not None:
+            requests[event.request_id] = _grow(request, event)
         return state
-    rows[event.request_id] = panel.reduce(row or PanelState(since=event.at, began=event.at), event)
+    if request is None:
+        request = PanelState(phase_started_at=event.at, started_at=event.at)
+    requests[event.request_id] = panel.apply_event(request, event)
     if isinstance(event, events.BackingOff):
-        return _log(state, event, _refusal(event), hits=event.limit is not None)
+        return _log(state, event, _refusal(event), limit_hits=event.limit is not None)
     return state
 
 
-def _grow(row: PanelState, event: Grown) -> PanelState:
+def _grow(request: PanelState, event: TextGrew) -> PanelState:
     phase: panel.Phase = "thinking" if event.reasoning else "streaming"
     more = math.ceil(event.size / BYTES_PER_TOKEN)
     return replace(
-        row,
+        request,
         phase=phase,
-        simulated=event.simulated or row.simulated,
-        since=row.since if phase == row.phase else event.at,
-        usage=replace(row.usage, output_tokens=(row.usage.output_tokens or 0) + more),
+        simulated=event.simulated or request.simulated,
+        phase_started_at=request.phase_started_at if phase == request.phase else event.at,
+        usage=replace(request.usage, output_tokens=(request.usage.output_tokens or 0) + more),
     )
 
 
-def _end(state: MonitorState, event: events.Ending, *, refused: bool) -> MonitorState:
-    """Return the state after an ending; `refused`: a limit in it has met an attempt just now."""
+def _end(state: MonitorState, event: events.Ending, *, at_server: bool) -> MonitorState:
     reply = event.reply
     if isinstance(event, events.Parked | events.Failed):
         kind = "parked" if isinstance(event, events.Parked) else "failed"
-        hits = refused and getattr(event.error, "limit", None) is not None
-        over = isinstance(event.error, BudgetError)  # its figures are another in each
-        why = "it would pass your budget" if over else shorten(event.error.message)
-        state = _log(state, event, f"{kind}: {why}", hits=hits)
+        # A request that is parked while it backs off has had its limit hit counted already.
+        hit = at_server and getattr(event.error, "limit", None) is not None
+        # The message of a budget has other figures each time, which would fill the log.
+        is_budget = isinstance(event.error, BudgetError)
+        why = "it would exceed your budget" if is_budget else shorten(event.error.message)
+        state = _log(state, event, f"{kind}: {why}", limit_hits=hit)
     if not reply.attempts:
         return state
-    used = reply.usage
-    _count(state, event.at, tokens=(used.input_tokens or 0) + (used.output_tokens or 0))
+    usage = reply.usage
+    _count(state, event.at, tokens=(usage.input_tokens or 0) + (usage.output_tokens or 0))
     return replace(state, last=replace(reply, text="", parsed=None))
 
 
 def _refusal(event: events.BackingOff) -> str:
     limit, error = event.limit, event.error
-    told = f"{limit.name}: {limit.figures}" if limit and limit.figures else ""
-    why = told or (limit.name if limit else f"{error.title}: {shorten(error.message)}")
+    if limit is None:
+        why = f"{error.title}: {shorten(error.message)}"
+    else:
+        why = f"{limit.name}: {limit.figures}" if limit.figures else limit.name
     wait = event.resume_at - event.at
-    again = f", again in {format_duration(min(wait, panel.FAR))}" if math.isfinite(wait) else ""
+    again = ""
+    if math.isfinite(wait):
+        again = f", again in {format_duration(min(wait, panel.MAX_SHOWN_WAIT_S))}"
     return f"attempt {event.attempt} refused{again} · {why}"
 
 
-def _log(state: MonitorState, event: events.Event, what: str, *, hits: int = 0) -> MonitorState:
-    _count(state, event.at, hits=hits)
-    line = Logged(at=event.at, request_id=event.request_id, what=what)
-    if state.log and state.log[-1].what == what:
+def _log(
+    state: MonitorState, event: events.Event, message: str, *, limit_hits: int = 0
+) -> MonitorState:
+    _count(state, event.at, limit_hits=limit_hits)
+    entry = LogEntry(at=event.at, request_id=event.request_id, message=message)
+    if state.log and state.log[-1].message == message:
         *before, last = state.log
         return replace(state, log=(*before, replace(last, at=event.at, times=last.times + 1)))
-    return replace(state, log=(*state.log, line)[-LOGGED:])
+    return replace(state, log=(*state.log, entry)[-MAX_LOG_ENTRIES:])
 
 
-def _count(state: MonitorState, at: float, *, tokens: int = 0, hits: int = 0) -> None:
-    """Put figures into their minute, and forget those of more than an hour ago."""
-    minutes: dict[int, Minute] = state.minutes  # type: ignore[assignment]  # a copy of our own
+def _count(state: MonitorState, at: float, *, tokens: int = 0, limit_hits: int = 0) -> None:
+    minutes: dict[int, MinuteStats] = state.minutes  # type: ignore[assignment]  # the copy
     now = int(at // MINUTE)
-    old = minutes.get(now, Minute())
-    minutes[now] = Minute(tokens=old.tokens + tokens, hits=old.hits + hits)
-    for minute in [m for m in minutes if m <= now - HOUR]:
+    old = minutes.get(now, MinuteStats())
+    minutes[now] = MinuteStats(tokens=old.tokens + tokens, limit_hits=old.limit_hits + limit_hits)
+    for minute in [m for m in minutes if m <= now - PLOT_MINUTES]:
         del minutes[minute]
 
 
-def last_hour(state: MonitorState, now: float) -> list[Minute]:
+def last_hour(state: MonitorState, now: float) -> list[MinuteStats]:
     """Return the minutes of the last hour, oldest first, the present one last."""
     present = int(now // MINUTE)
-    return [state.minutes.get(m, Minute()) for m in range(present - HOUR + 1, present + 1)]
+    first = present - PLOT_MINUTES + 1
+    return [state.minutes.get(m, MinuteStats()) for m in range(first, present + 1)]
 
 
-def level(gauge: LimitReading, seconds: float) -> tuple[float, float, float]:
-    """Return size and rate of a bucket, and its level `seconds` after its headers: refilled."""
-    limit, rate, left = figures_from_reading(gauge)
+def projected_level(reading: LimitReading, seconds: float) -> tuple[float, float, float]:
+    """Return size, refill per second, and level `seconds` after the reading, if nothing is sent."""
+    limit, rate, left = figures_from_reading(reading)
     return limit, rate, min(limit, left + rate * max(0.0, seconds))
 
 
-def gauges(snapshot: LimitSnapshot | None) -> list[tuple[str, LimitReading]]:
-    """Return the buckets that headers named."""
-    if snapshot is None:
-        return []
-    named = (("tokens", snapshot.tokens), ("requests", snapshot.requests))
-    return [(kind, gauge) for kind, gauge in named if gauge is not None]
+def earliest_last_send(state: MonitorState, limits: ModelLimits) -> float | None:
+    """Return an instant before which the last request in the queue is not sent; None if unknown.
 
-
-def last_turn(state: MonitorState, bucket: str) -> float | None:
-    """Return the instant before which the last in line surely has no turn; None if unknown.
-
-    That is no forecast: who goes when is the ledger's affair, and others on the same key come
-    between. It is the latest of what is certain as things stand: what those in line have been told,
-    the end of the hold, and when the limit will have held all that is asked for.
+    This is a bound, not a forecast: the limiter decides the order, and other users of the key take
+    capacity too. It is the latest instant that is certain: the start that was announced to any
+    request in the queue, the end of the cooldown, and the time until the bucket will have held all
+    tokens that the queue may use.
     """
-    line = state.lines.get(bucket)
-    if line is None or not line.waiting:
+    if not limits.waiting:
         return None
-    snapshot, hold = state.limits.get(bucket, (None, None))
-    instants = [row.resume_at for row in state.open.values() if _is_in_line(state, bucket, row)]
-    if hold is not None:
-        instants.append(hold.until)
-    if line.kept and snapshot is not None and snapshot.tokens is not None:
-        _, rate, left = level(snapshot.tokens, 0.0)
+    instants = [
+        request.resume_at for request in state.open.values() if _is_in_queue(state, limits, request)
+    ]
+    instants.append(limits.closed_until)
+    # A server that refunds unused tokens lets the queue go sooner than this.
+    if limits.charges_reserved and limits.tokens is not None:
+        _, rate, left = projected_level(limits.tokens, 0.0)
         if rate > 0:
-            instants.append(snapshot.at + (line.asked - left) / rate)
+            instants.append(limits.at + (limits.waiting_tokens - left) / rate)
     return max((at for at in instants if at is not None and math.isfinite(at)), default=None)
 
 
-def _is_in_line(state: MonitorState, bucket: str, row: PanelState) -> bool:
-    """Return whether a request surely waits for that bucket; a row knows its model, no server."""
-    if row.phase != "queued" and not (row.phase == "held" and row.limit is not None):
-        return False  # what is held by no limit waits for the moment that its user chose
-    names = [
-        name
-        for name, line in state.lines.items()
-        if line.waiting and row.model in (None, _model(name))
-    ]
-    return names == [bucket]
-
-
-def _model(bucket: str) -> str:
-    return bucket.rpartition(" ")[2]
-
-
-def place(bucket: str) -> tuple[str, str]:
-    """Return the model of a bucket, and the server that it is limited at."""
-    server, *_, model = bucket.split(" ")
-    return shorten(model, 80), shorten(server.partition("://")[2] or server, 80)
+def _is_in_queue(state: MonitorState, limits: ModelLimits, request: PanelState) -> bool:
+    # A cooldown without a limit is a moment that the user chose (`%codex resume --at-reset`).
+    in_cooldown = request.phase == "cooldown" and request.limit is not None
+    if request.phase != "queued" and not in_cooldown:
+        return False
+    # A request knows its model but not its server: with two queues for one model it is in either.
+    queues = [each for each in state.limits if each.waiting and request.model in (None, each.model)]
+    return queues == [limits]

@@ -1,285 +1,333 @@
-"""The monitor in words: as lines of text, and as what its widget draws.
+"""The monitor as lines of text, and as the data that its widget draws.
 
-Owns how figures are put. Pure, like `monitor`; times that only the clock moves are left to whoever
-draws, as instants of the kernel's clock.
+Owns how figures are written. Pure, like `state`. What only time changes is left to the page, as
+instants of the kernel's clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
+from nbcodex.errors import shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import Reply, Usage, UsageTotals
+from nbcodex.models import MINUTE, LimitReading, Usage, UsageTotals
 from nbcodex.notebook.display import panel
-from nbcodex.notebook.display.panel import ACTIONS, PanelState
+from nbcodex.notebook.display.panel import ACTIONS, MAX_SHOWN_WAIT_S, PanelState
 from nbcodex.notebook.monitor.state import (
-    Logged,
+    LogEntry,
+    ModelLimits,
     MonitorState,
-    gauges,
+    earliest_last_send,
     last_hour,
-    last_turn,
-    level,
-    place,
+    projected_level,
 )
+from nbcodex.ratelimit.charge_policy import ChargePolicy
+from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
-ROWS = 50
-"""Open requests that are listed one by one."""
+# Open requests that are listed one by one; the others are only counted.
+MAX_LISTED_REQUESTS = 50
+
+_CHARGED: dict[ChargePolicy, str] = {
+    "kept": "input and all of max_output, however much of it the answer uses",
+    "refunded": "input and max_output; what the answer does not use is refunded at its end",
+    "actual": "input at once, output at the end of the answer",
+}
 
 
-def status(state: MonitorState, now: float, wall: float) -> str:
+def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
-    told = [
+    lines = [
         "Codex monitor",
-        "simulated: nothing of it is paid" if _simulated(state) else "",
-        *(_limit(state, name, now) for name in state.limits),
-        *_open(state, now, wall),
+        "simulated: nothing is charged" if _is_simulated(state) else "",
+        *(_limits_line(state, limits, now) for limits in state.limits),
+        *_open_requests(state, now, wall),
         f"last request: {figures_line(state.last)}" if state.last else "",
-        f"this session: {sums(state.session)}",
-        f"{_ever(state).lower()}: {_answered(state.ever)}" if state.ever else "",
-        hour(state, now),
-        *(f"budget: {told}" for told in state.budgets),
-        f"other kernels: {others(state.elsewhere, wall)}" if state.elsewhere else "",
-        *(f"{when(line, now, wall)}  {line.request_id}  {befell(line)}" for line in state.log),
+        f"this session: {_requests(state.session)}, {_totals_line(state.session)}",
+        f"{_all_time(state).lower()}: {_totals_line(state.all_time)}" if state.all_time else "",
+        _hour_line(state, now),
+        *(f"budget: {budget}" for budget in state.budgets),
+        f"other kernels: {_elsewhere(state.elsewhere, wall)}" if state.elsewhere else "",
+        *(
+            f"{_time_of(entry, now, wall)}  {entry.request_id}  {_message(entry)}"
+            for entry in state.log
+        ),
     ]
-    return "\n".join(filter(None, told))
+    return "\n".join(filter(None, lines))
 
 
-def _limit(state: MonitorState, name: str, now: float) -> str:
-    snapshot, hold = state.limits[name]
-    told = []
-    for kind, gauge in gauges(snapshot):
-        size, _, left = level(gauge, now - snapshot.at if snapshot else 0.0)
-        told.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
-    if hold and hold.until > now:
-        why = f": {hold.limit.name}" if hold.limit else ""
-        told.append(f"closed for another {format_duration(min(hold.until - now, panel.FAR))}{why}")
-    told.append(_line(state, name, now))
-    return f"{' at '.join(place(name))}: {' · '.join(filter(None, told)) or 'no limits told'}"
+def _limits_line(state: MonitorState, limits: ModelLimits, now: float) -> str:
+    parts = []
+    for kind, reading in limits.readings:
+        size, _, left = projected_level(reading, now - limits.at)
+        parts.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
+    if limits.closed_until is not None and limits.closed_until > now:
+        why = f": {limits.limit.name}" if limits.limit else ""
+        parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
+    if limits.waiting:
+        parts.append(_queue(state, limits, now))
+    model, server = _names(limits)
+    return f"{model} at {server}: {' · '.join(parts) or 'no limits stated'}"
 
 
-def _line(state: MonitorState, name: str, now: float) -> str:
-    """Return who waits for a bucket, and how long the last of them waits at least."""
-    line, last = state.lines.get(name), last_turn(state, name)
-    if line is None or not line.waiting:
-        return ""
-    told = f"{line.waiting:,} in line for up to {line.asked:,.0f} tokens"
+def _queue(state: MonitorState, limits: ModelLimits, now: float) -> str:
+    last = earliest_last_send(state, limits)
+    queue = f"{limits.waiting:,} queued for up to {limits.waiting_tokens:,.0f} tokens"
     if last is None or last <= now:
-        return told
-    return f"{told}, the last in {format_duration(min(last - now, panel.FAR))} or more"
+        return queue
+    return f"{queue}, the last for at least {_wait(last - now)}"
 
 
-def _open(state: MonitorState, now: float, wall: float) -> list[str]:
+def _open_requests(state: MonitorState, now: float, wall: float) -> list[str]:
     if not state.open:
         return ["no open requests"]
-    head = f"{len(state.open)} open request{'s' * (len(state.open) > 1)}"
-    phases = Counter(row.phase for row in state.open.values())
-    waiting = f"{phases['waiting']} waiting to retry" if phases["waiting"] else ""
-    held = f"{phases['held']} held back, sent in turn" if phases["held"] else ""
-    head = " · ".join(filter(None, (head, waiting, held))) + ":"
-    lines = [
-        f"  {id_}  {prompt}{panel.status(row, now, wall)}"
-        for id_, row in state.open.items()
-        for prompt in [f"“{row.prompt}” · " if row.prompt else ""]
+    count = len(state.open)
+    phases = Counter(request.phase for request in state.open.values())
+    parts = [f"{count} open request{'s' * (count > 1)}"]
+    if phases["waiting"]:
+        parts.append(f"{phases['waiting']} waiting to retry")
+    if phases["cooldown"]:
+        parts.append(f"{phases['cooldown']} in cooldown, sent in turn")
+    lines = [" · ".join(parts) + ":"]
+    for id_, request in list(state.open.items())[:MAX_LISTED_REQUESTS]:
+        prompt = f"“{request.prompt}” · " if request.prompt else ""
+        lines.append(f"  {id_}  {prompt}{panel.status_line(request, now, wall)}")
+    if count > MAX_LISTED_REQUESTS:
+        lines.append(f"  and {count - MAX_LISTED_REQUESTS} more")
+    return lines
+
+
+def _requests(totals: UsageTotals) -> str:
+    return f"{totals.requests:,} request{'s' * (totals.requests != 1)}"
+
+
+def _totals_line(totals: UsageTotals) -> str:
+    about = "~" if totals.usage.estimated else ""
+    cost = [
+        about + format_dollars(totals.cost) if totals.cost else "",
+        f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
     ]
-    return [head, *lines[:ROWS], *([f"  and {len(lines) - ROWS} more"] * (len(lines) > ROWS))]
-
-
-def sums(total: UsageTotals) -> str:
-    """Return what many requests came to, on one line."""
-    asked = f"{total.requests:,} request{'s' * (total.requests != 1)}"
-    return f"{asked}, {_answered(total)}"
-
-
-def _answered(total: UsageTotals) -> str:
-    told = [
-        f"{total.answers:,} answered",
-        *token_figures(total.usage),
-        f"tokens of {total.unknown} unknown" if total.unknown else "",
-        cost(total),
-        f"waited {format_duration(total.waited)}" if total.waited else "",
+    parts = [
+        f"{totals.answers:,} answered",
+        *token_figures(totals.usage),
+        f"tokens of {totals.unknown} unknown" if totals.unknown else "",
+        ", ".join(filter(None, cost)),
+        f"waited {format_duration(totals.waited)}" if totals.waited else "",
     ]
-    return " · ".join(filter(None, told))
+    return " · ".join(filter(None, parts))
 
 
-def cost(total: UsageTotals) -> str:
-    """Return what it cost, as far as that is known."""
-    unknown = f"cost of {total.unpriced} unknown" if total.unpriced else ""
-    about = "~" if total.usage.estimated else ""
-    return ", ".join(
-        filter(None, (about + format_dollars(total.cost) if total.cost else "", unknown))
-    )
-
-
-def hour(state: MonitorState, now: float) -> str:
-    """Return the plot in words."""
+def _hour_line(state: MonitorState, now: float) -> str:
     minutes = last_hour(state, now)
-    total, hits = sum(m.tokens for m in minutes), sum(m.hits for m in minutes)
-    most = max(m.tokens for m in minutes)
-    met = f"limits met {hits} times" if hits != 1 else "a limit met once"
-    return f"last hour: {total:,} tokens, at most {most:,} a minute, {met}"
+    total, hits = sum(m.tokens for m in minutes), sum(m.limit_hits for m in minutes)
+    peak = max(m.tokens for m in minutes)
+    reached = f"limits reached {hits} times" if hits != 1 else "a limit reached once"
+    return f"last hour: {total:,} tokens, at most {peak:,} a minute, {reached}"
 
 
-def others(seen: OtherKernels, wall: float) -> str:
-    """Return what other kernels do, in words; an empty one has nothing under way."""
+def _elsewhere(seen: OtherKernels, wall: float) -> str:
     if not seen.kernels:
-        return "nothing under way"
+        return "no open requests"
     until = ""
-    if seen.resume_at is not None and wall < seen.resume_at < wall + panel.FAR:
+    if seen.resume_at is not None and wall < seen.resume_at < wall + MAX_SHOWN_WAIT_S:
         until = f", the next at {format_time(seen.resume_at, now=wall)}"
     waiting = f", {seen.waiting:,} waiting{until}" if seen.waiting else ""
     kernels = "1 has" if seen.kernels == 1 else f"{seen.kernels:,} have"
-    return f"{kernels} {seen.requests:,} under way{waiting}"
+    return f"{kernels} {seen.requests:,} open{waiting}"
 
 
-def when(line: Logged, now: float, wall: float) -> str:
-    """Return the time of day of a line in the log."""
-    return format_time(wall - (now - line.at), now=wall)
+def _time_of(entry: LogEntry, now: float, wall: float) -> str:
+    return format_time(wall - (now - entry.at), now=wall)
 
 
-def befell(line: Logged) -> str:
-    """Return what a line of the log tells, and how often it was so in a row."""
-    return f"{line.what} ({line.times:,} times)" if line.times > 1 else line.what
+def _message(entry: LogEntry) -> str:
+    return f"{entry.message} ({entry.times:,} times)" if entry.times > 1 else entry.message
+
+
+def _wait(seconds: float) -> str:
+    return format_duration(min(seconds, MAX_SHOWN_WAIT_S))
+
+
+def _names(limits: ModelLimits) -> tuple[str, str]:
+    # A server is its address and perhaps an organization; without the scheme it fits on the line.
+    address = limits.server.split(" ")[0]
+    return shorten(limits.model, 80), shorten(address.partition("://")[2] or address, 80)
+
+
+def _is_simulated(state: MonitorState) -> bool:
+    last = state.last is not None and state.last.simulated
+    return last or any(request.simulated for request in state.open.values())
+
+
+def _all_time(state: MonitorState) -> str:
+    # The counters of the journal leave out the simulator's answers, but not its requests: so the
+    # number of requests is not shown for them.
+    return "All time, real" if _is_simulated(state) else "All time"
 
 
 # What the widget draws.
 
+TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
 
-def picture(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
-    """Return what the browser draws. Instants are in ms of the kernel's clock, rates per second."""
-    rows = list(state.open.items())
+
+def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
+    """Return what the page draws; instants in ms of the kernel's clock, rates per second."""
+    requests = list(state.open.items())
+    empty = [""] * len(TABLE_COLUMNS)
+    attempts = state.last.attempts if state.last else 0
+    last_name = f"Last request, attempt {attempts}" if attempts > 1 else "Last request"
     return {
-        "limits": [_bucket(state, name) for name in state.limits],
-        "rows": [_row(id_, row) for id_, row in rows[:ROWS]],
-        "open": len(rows),
-        "phases": Counter(row.phase for _, row in rows),
-        "simulated": _simulated(state),
-        "sums": [
-            [_last_name(state), *_last(state)],
-            ["This session", *_columns(state.session)],
-            [_ever(state), *(_columns(state.ever) if state.ever else [""] * len(COLUMNS))],
+        "limits": [_limits_view(state, limits) for limits in state.limits],
+        "requests": [_request_view(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
+        "open": len(requests),
+        "phases": Counter(each.phase for _, each in requests),
+        "simulated": _is_simulated(state),
+        "columns": TABLE_COLUMNS,
+        "totals": [
+            [last_name, *(_last_row(state) or empty)],
+            ["This session", *_totals_row(state.session)],
+            [_all_time(state), *(_totals_row(state.all_time) if state.all_time else empty)],
         ],
-        "columns": COLUMNS,
-        "minutes": [[m.tokens, m.hits] for m in last_hour(state, now)],
-        "hour": hour(state, now),
+        "minutes": [[m.tokens, m.limit_hits] for m in last_hour(state, now)],
+        "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
-        "others": others(state.elsewhere, wall) if state.elsewhere else "",
-        "log": [[when(line, now, wall), line.request_id, befell(line)] for line in state.log],
+        "elsewhere": _elsewhere(state.elsewhere, wall) if state.elsewhere else "",
+        "log": [[_time_of(each, now, wall), each.request_id, _message(each)] for each in state.log],
     }
 
 
-COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
-
-
-def _columns(total: UsageTotals) -> list[str]:
-    least = "≥ " if total.unknown else "~" if total.usage.estimated else ""
+def _totals_row(totals: UsageTotals) -> list[str]:
+    # A sum without some of its parts is at least so much; without all of them it is unknown.
+    estimated = "~" if totals.usage.estimated else ""
+    if totals.unpriced and not totals.cost:
+        cost = "unknown"
+    else:
+        about = "≥ " if totals.unpriced else estimated
+        cost = about + format_dollars(totals.cost) if totals.cost else ""
     return [
-        f"{total.answers:,}",
-        *_counted(total.usage, least),
-        _least_cost(total),
-        format_duration(total.waited) if total.waited else "",
+        f"{totals.answers:,}",
+        *_token_columns(totals.usage, "≥ " if totals.unknown else estimated),
+        cost,
+        format_duration(totals.waited) if totals.waited else "",
     ]
 
 
-def _least_cost(total: UsageTotals) -> str:
-    """Return what it cost in the width of a column: at least so much, where some is unknown."""
-    if total.unpriced and not total.cost:
-        return "unknown"
-    about = "≥ " if total.unpriced else "~" if total.usage.estimated else ""
-    return about + format_dollars(total.cost) if total.cost else ""
-
-
-def _ever(state: MonitorState) -> str:
-    """Return what the counters of all time are called: they leave out what the simulator made.
-
-    Their number of requests does not, and is therefore never told.
-    """
-    return "All time, real" if _simulated(state) else "All time"
-
-
-def _simulated(state: MonitorState) -> bool:
-    """Return whether it is a simulator that is asked, as far as that is known."""
-    last = state.last is not None and state.last.simulated
-    return last or any(row.simulated for row in state.open.values())
-
-
-def _last_name(state: MonitorState) -> str:
-    attempts = 0 if state.last is None else state.last.attempts
-    return f"Last request, attempt {attempts}" if attempts > 1 else "Last request"
-
-
-def _last(state: MonitorState) -> list[str]:
+def _last_row(state: MonitorState) -> list[str] | None:
     if (reply := state.last) is None:
-        return [""] * len(COLUMNS)
+        return None
     about = "~" if reply.usage.estimated else ""
+    if reply.cost is not None:
+        cost = about + format_dollars(reply.cost)
+    else:
+        cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
     return [
         "1" if reply.status == "done" else "0",
-        *_counted(reply.usage, about),
-        about + format_dollars(reply.cost) if reply.cost is not None else _no_price(reply),
+        *_token_columns(reply.usage, about),
+        cost,
         format_duration(reply.waited) if reply.waited else "",
     ]
 
 
-def _no_price(reply: Reply) -> str:
-    """Return what is told of a cost that is not known: nothing, where there can be none."""
-    return "unknown" if reply.usage.total_tokens and not reply.simulated else ""
-
-
-def _counted(usage: Usage, about: str) -> list[str]:
-    figures_ = (
+def _token_columns(usage: Usage, about: str) -> list[str]:
+    counts = (
         usage.input_tokens,
         usage.cached_tokens,
         usage.output_tokens,
         usage.reasoning_tokens,
     )
-    return ["" if n is None else f"{about}{n:,}" for n in figures_]
+    return ["" if count is None else f"{about}{count:,}" for count in counts]
 
 
-def _bucket(state: MonitorState, name: str) -> dict[str, Any]:
-    snapshot, hold = state.limits[name]
-    model, server = place(name)
-    drawn = []
-    for kind, gauge in gauges(snapshot):
-        size, rate, left = level(gauge, 0.0)
-        at = _ms(snapshot.at if snapshot else 0.0)
-        drawn.append({"kind": kind, "size": size, "rate": rate, "left": left, "at": at})
+def _limits_view(state: MonitorState, limits: ModelLimits) -> dict[str, Any]:
+    model, server = _names(limits)
+    readings = []
+    for kind, reading in limits.readings:
+        size, rate, left = projected_level(reading, 0.0)
+        readings.append(
+            {"kind": kind, "size": size, "rate": rate, "left": left, "at": _ms(limits.at)}
+        )
+    queue = {
+        "waiting": limits.waiting,
+        "tokens": round(limits.waiting_tokens),
+        "last": _ms(earliest_last_send(state, limits)),
+    }
     return {
         "model": model,
         "server": server,
-        "gauges": drawn,
-        "closed_until": _ms(hold.until) if hold else None,
-        "why": hold.limit.name if hold and hold.limit else "",
-        "line": _drawn_line(state, name),
+        "readings": readings,
+        "closed_until": _ms(limits.closed_until),
+        "why": limits.limit.name if limits.closed_until and limits.limit else "",
+        "queue": queue if limits.waiting else None,
     }
 
 
-def _drawn_line(state: MonitorState, name: str) -> dict[str, Any] | None:
-    line = state.lines.get(name)
-    if line is None or not line.waiting:
-        return None
-    last = _ms(last_turn(state, name))
-    return {"waiting": line.waiting, "asked": round(line.asked), "last": last}
-
-
-def _row(id_: str, row: PanelState) -> dict[str, Any]:
-    limited = row.limit.name if row.limit else row.reason
-    if row.phase == "queued":
-        limited = limited.partition(": ")[2]  # the phase says the rest
+def _request_view(id_: str, request: PanelState) -> dict[str, Any]:
+    why = request.limit.name if request.limit else request.reason
+    if request.phase == "queued":
+        why = why.partition(": ")[2]  # "Queued for capacity" is the label of the phase
     return {
         "id": id_,
-        "prompt": row.prompt,
-        "phase": row.phase,
-        "why": limited,
-        "about": panel.cause(row),
-        "due": _ms(row.resume_at),
-        "since": _ms(row.since),
-        "attempt": row.attempt,
-        "tokens": ", ".join(token_figures(row.usage)),
-        "refusals": {name: panel.refusal(row, name) for name in ACTIONS},
+        "prompt": request.prompt,
+        "phase": request.phase,
+        "why": why,
+        "details": panel.wait_reason(request),
+        "due": _ms(request.resume_at),
+        "since": _ms(request.phase_started_at),
+        "attempt": request.attempt,
+        "tokens": ", ".join(token_figures(request.usage)),
+        "disabled": {name: panel.why_disabled(request, name) for name in ACTIONS},
     }
 
 
 def _ms(at: float | None) -> int | None:
+    # JSON has no infinity, and JavaScript no integers beyond 2**53.
     return round(at * 1000) if at is not None and abs(at) < 2**42 else None
+
+
+# The answer of `%codex limits`.
+
+
+def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
+    """Return what is known of one model's limits at an instant; empty if nothing is."""
+    readings = (("tokens", known.tokens), ("requests", known.requests))
+    lines = [_reading(kind, reading) for kind, reading in readings if reading]
+    lines += [f"{each.name}: {each.figures}, from a refusal" for each in known.undeclared]
+    if known.burst_tokens is not None and math.isfinite(known.burst_tokens):
+        lines.append(f"at most about {known.burst_tokens:,.0f} tokens at once: a shorter window")
+    if known.closed_until is not None:
+        name = f" ({known.limit.name})" if known.limit else ""
+        lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
+    if known.limit_before_reboot:
+        earlier = f"{known.limit_before_reboot:,.0f} tokens a minute"
+        lines.append(f"{earlier} before the restart; the next answer shows the limit")
+    if not lines and not known.was_used:
+        return []
+    if not lines:
+        lines.append("no limits stated yet")
+    if known.tokens and not known.declared:
+        lines.append("inferred: the server sends no rate-limit headers")
+    charged = _CHARGED[known.policy]
+    if known.history:
+        used = f"answers use {known.history.output_share:.0%} of it"
+        lines.append(f"charged: {charged} (learned from answers; {used})")
+    elif known.tokens:
+        lines.append(f"assumed charging: {charged} (not yet confirmed)")
+    if known.tokens:
+        lines.append(f"safety margin: {known.margin:.1%} of the limit")
+    if known.foreign_rate >= 1:
+        lines.append(f"other users take about {known.foreign_rate * MINUTE:,.0f} tokens a minute")
+    if others := known.other_processes:
+        lines.append(f"shared with {others} other active kernel{'s' * (others > 1)}")
+    return [label, *(f"  {line}" for line in lines)]
+
+
+def _reading(kind: str, reading: LimitReading) -> str:
+    rate, full = reading.limit / MINUTE, ""
+    if reading.full_in and reading.limit > reading.remaining:
+        rate = (reading.limit - reading.remaining) / reading.full_in
+        full = f", full in {format_duration(reading.full_in)}"
+    left, refill = max(0.0, reading.remaining), float(f"{rate * MINUTE:.3g}")
+    return f"{left:,.0f} of {reading.limit:,.0f} {kind} left, {refill:,.0f} a minute{full}"

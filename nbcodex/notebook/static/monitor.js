@@ -1,335 +1,491 @@
-/* The browser's side of the monitor: one feed per model, any number of views on it.
+/* The monitor in the page: one feed for each model, any number of views on it.
  *
- * `view` tells instants of the kernel's clock, and what its clocks read when it was sent: countdowns
- * fall and gauges fill here, from the moment at which it came.
+ * `view` has instants of the kernel's clock, and what its clocks read when it was sent. Countdowns
+ * fall and gauges fill here, from the moment at which it arrived.
  */
 
 const TICK_MS = 250;
+const NOTE_MS = 4000; // long enough to see that a click arrived
+const CONFIRM_MS = 4000; // in which a second click confirms the first one
+const DOUBLE_CLICK_MS = 500; // a second click within this time is part of a double click
+
+// The plot, in its own units.
+const PLOT_WIDTH = 480;
+const PLOT_HEIGHT = 90;
+const PLOT_TOP = 12; // below the marks of limits that were reached
+const MINUTE_WIDTH = PLOT_WIDTH / 60;
+
 const UNITS = { tokens: "tokens (TPM)", requests: "requests (RPM)" };
-const NOTED_MS = 4000; // for a reader to see that a click was heard
-const WIDE = 480, HIGH = 90, SLOT = WIDE / 60; // the plot, in its own units
-const ARMED_MS = 4000; // in which a second click means what the first one asked
-const SLIP_MS = 500; // after which a second click is no double click
-const IDLE = "Nothing is under way.";
-const LATE = "This kernel hears a button only when its cell has ended. The notebook's own Stop (■) works at once.";
+const ALL_TITLES = {
+  cancel: "End all open requests of this kernel; text so far is kept. Asks for confirmation.",
+  park: "Put all open requests of this kernel aside for %codex resume. Asks for confirmation.",
+};
+const QUEUE_TITLE =
+  "A lower bound, not a forecast: what this limit, its cooldown and the requests before it make certain at present.";
+const LEGEND =
+  "Cancel keeps any text · Retry now, if refused: 1 request, no tokens · Park: for %codex resume";
+const NO_REQUESTS = "There are no open requests.";
+const BUSY_KERNEL =
+  "This kernel processes a button only when its cell has ended. The notebook's own Stop (■) works at once.";
 
 function openFeed(model) {
-  const feed = { view: {}, born: 0, clicks: 0, views: new Set(), acks: new Map() };
-  const show = () => feed.views.forEach((view) => view.show());
+  const feed = { view: {}, receivedAt: 0, views: new Set(), channel: openChannel(model) };
 
-  function look(live) {
+  function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
+    // A stored view is as old as its wall clock says, unless that and the page's clock disagree.
     const age = Date.now() - view.wall;
-    // What was stored is as old as it says, unless this clock and the kernel's disagree.
-    feed.born = Date.now() - (!live && age > 0 && age < 86_400_000 ? age : 0);
-    show();
+    const wasStored = !isLive && age > 0 && age < 86_400_000;
+    feed.receivedAt = Date.now() - (wasStored ? age : 0);
+    feed.views.forEach((each) => each.update());
   }
 
-  feed.now = () => feed.view.now + Date.now() - feed.born;
-  model.on("msg:custom", (message) => {
-    if (message.type !== "heard") return;
-    feed.acks.get(message.id)?.();
-    feed.acks.delete(message.id);
-  });
-  model.on("change:view", () => look(true));
-  look(false);
-  for (const ms of KNOCKS_MS) setTimeout(() => model.send({ type: "sync" }), ms);
+  /* The present in the kernel's clock. */
+  feed.now = () => feed.view.now + Date.now() - feed.receivedAt;
+  model.on("change:view", () => receiveView(true));
+  receiveView(false);
+  feed.channel.start();
   return feed;
 }
 
-const count = (n) => Math.round(n).toLocaleString("en-US");
-const some = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
-const brisk = (ms) => {
-  const s = Math.ceil(Math.max(0, ms) / 1000);
-  return s < 60 ? `${s} s` : span(s * 1000);
-};
-
-const mark = (node, name, value) => {
-  if (node.dataset[name] !== String(value)) node.dataset[name] = value;
-};
-
-/* Who waits for a limit; a moment is told only as what it surely is not before. */
-function inLine(line, now) {
-  if (!line) return "nobody in line";
-  const ms = line.last === null ? 0 : line.last - now;
-  const least = ms > 0 ? ` · the last in ${brisk(ms)} or more` : "";
-  return `${count(line.waiting)} in line for up to ${some(line.asked, "token")}${least}`;
+function formatWait(ms) {
+  const seconds = Math.ceil(Math.max(0, ms) / 1000);
+  return seconds < 60 ? `${seconds} s` : formatDuration(seconds * 1000);
 }
 
-/* Keep as many nodes as there are items: each is shown in its place, and none is made twice. */
+/* Write a data attribute only if it differs: each write makes the browser compute styles again. */
+function setData(node, name, value) {
+  if (node.dataset[name] !== String(value)) node.dataset[name] = value;
+}
+
+function queueText(queue, now) {
+  if (!queue) return "queue empty";
+  const ms = queue.last === null ? 0 : queue.last - now;
+  const least = ms > 0 ? ` · the last for at least ${formatWait(ms)}` : "";
+  return `${formatNumber(queue.waiting)} queued for up to ${formatCount(queue.tokens, "token")}${least}`;
+}
+
+/* Keep one node for each item, in the order of the items. An item keeps its node for as long as it is
+ * in the list, so that focus and hover stay where they are. */
 function makeList(parent, build) {
   const kept = new Map();
-  return (items, key) => {
-    const keys = new Set(items.map(key));
-    for (const [name, part] of kept) {
-      if (keys.has(name)) continue;
-      const focused = part.node.contains(part.node.getRootNode().activeElement);
+  return (items, keyOf) => {
+    const keys = new Set(items.map(keyOf));
+    for (const [key, part] of kept) {
+      if (keys.has(key)) continue;
+      const hadFocus = part.node.contains(part.node.getRootNode().activeElement);
       part.node.remove();
-      kept.delete(name);
-      if (focused) parent.closest("[tabindex]")?.focus({ preventScroll: true });
+      kept.delete(key);
+      // Without this, the focus would fall to the top of the page.
+      if (hadFocus) parent.closest("[tabindex]")?.focus({ preventScroll: true });
     }
-    items.forEach((item, place) => {
-      const name = key(item);
-      if (!kept.has(name)) kept.set(name, build(item));
-      const { node, show } = kept.get(name);
-      if (parent.children[place] !== node) parent.insertBefore(node, parent.children[place] ?? null);
-      show(item);
+    items.forEach((item, index) => {
+      const key = keyOf(item);
+      if (!kept.has(key)) kept.set(key, build(item));
+      const { node, update } = kept.get(key);
+      if (parent.children[index] !== node) {
+        parent.insertBefore(node, parent.children[index] ?? null);
+      }
+      update(item);
     });
     return [...kept.values()];
   };
 }
 
-function makeGauge(feed) {
-  const fill = make("i", "left"), bar = make("div", "gauge", { "aria-hidden": "true" }, fill);
-  const words = make("span", "words"), until = make("span", "soft");
-  const node = make("div", "level", {}, bar, until, words);
-  let gauge, width;
-  const tick = () => {
-    const passed = Math.max(0, feed.now() - gauge.at) / 1000;
-    const left = Math.min(gauge.size, gauge.left + gauge.rate * passed);
-    const percent = Math.max(0, Math.round((1000 * left) / gauge.size) / 10);
-    if (percent !== width) fill.style.width = `${(width = percent)}%`;
-    put(words, `~${count(Math.max(0, left))} of ${count(gauge.size)} ${UNITS[gauge.kind] ?? gauge.kind} left`);
-    const full = (1000 * (gauge.size - left)) / gauge.rate;
-    put(until, left < gauge.size ? `full in ${brisk(full)}` : "full");
-  };
-  return { node, tick, show: (item) => { gauge = item; tick(); } };
-}
+/* One limit: how much is left, which grows until it is full. */
+function makeReading(feed) {
+  const fill = makeNode("i", "gauge-fill");
+  const gauge = makeNode("div", "gauge", { "aria-hidden": "true" }, fill);
+  const text = makeNode("span", "reading-text");
+  const until = makeNode("span", "secondary");
+  const node = makeNode("div", "reading", {}, gauge, until, text);
+  let reading;
+  let width;
 
-function makeBucket(feed) {
-  const model = make("strong", "name"), server = make("span", "soft");
-  const levels = make("div", "levels"), nothing = make("span", "soft");
-  const shut = make("span", "shut"), line = make("span", "line", { title: ABOUT_LINE }), state = make("div", "state", {}, shut, line);
-  const node = make("li", "bucket", {}, make("div", "who", {}, model, server), make("div", "told", {}, levels, nothing), state);
-  const list = makeList(levels, () => makeGauge(feed));
-  let bucket, parts = [];
-  const tick = () => {
-    const left = bucket.closed_until === null ? 0 : bucket.closed_until - feed.now();
-    const why = bucket.why && ` · ${bucket.why}`;
-    mark(node, "closed", left > 0);
-    put(shut, left > 0 ? `closed for ${brisk(left)}${why}` : "open");
-    put(line, inLine(bucket.line, feed.now()));
-    parts.forEach((part) => part.tick());
-  };
-  const show = (item) => {
-    bucket = item;
-    put(model, item.model);
-    put(server, `at ${item.server}`);
-    put(nothing, item.gauges.length ? "" : "The server's answers tell no limits.");
-    parts = list(item.gauges, (gauge) => gauge.kind);
+  function tick() {
+    const seconds = Math.max(0, feed.now() - reading.at) / 1000;
+    const left = Math.min(reading.size, reading.left + reading.rate * seconds);
+    const percent = Math.max(0, Math.round((1000 * left) / reading.size) / 10);
+    if (percent !== width) {
+      width = percent;
+      fill.style.width = `${percent}%`;
+    }
+    const unit = UNITS[reading.kind] ?? reading.kind;
+    setText(text, `~${formatNumber(Math.max(0, left))} of ${formatNumber(reading.size)} ${unit} left`);
+    const fullInMs = (1000 * (reading.size - left)) / reading.rate;
+    setText(until, left < reading.size ? `full in ${formatWait(fullInMs)}` : "full");
+  }
+
+  function update(item) {
+    reading = item;
     tick();
-  };
-  return { node, show, tick };
+  }
+
+  return { node, tick, update };
 }
 
-const ABOUT_LINE = "A bound and no forecast: what this limit, its hold, and those who come before it leave no doubt of, as things stand.";
-const LEGEND = "Cancel keeps any text · Retry now, if refused: 1 request, no tokens · Park: for %codex resume";
-const ASKS = { cancel: "Cancel", retry: "Retry now", park: "Park" };
-const ABOUT_ALL = {
-  cancel: "End all open requests of this kernel; text so far is kept. Asks once more.",
-  park: "Put all open requests of this kernel aside for %codex resume. Asks once more.",
-};
+/* The limits of one model, its cooldown and its queue. */
+function makeModelLimits(feed) {
+  const model = makeNode("strong", "name");
+  const server = makeNode("span", "secondary");
+  const readings = makeNode("div", "readings");
+  const noReadings = makeNode("span", "secondary");
+  const cooldown = makeNode("span", "cooldown");
+  const queue = makeNode("span", "queue", { title: QUEUE_TITLE });
+  const node = makeNode(
+    "li",
+    "model-limits",
+    {},
+    makeNode("div", "model-name", {}, model, server),
+    makeNode("div", "model-readings", {}, readings, noReadings),
+    makeNode("div", "model-state", {}, cooldown, queue),
+  );
+  const listReadings = makeList(readings, () => makeReading(feed));
+  let limits;
+  let parts = [];
 
-function makeRow(feed, press, id) {
-  const path = draw("path", {});
-  const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
-  const [phase, time, used, prompt, why] = ["phase", "time", "used", "prompt", "why"].map((name) => make("span", name));
+  function tick() {
+    const left = limits.closed_until === null ? 0 : limits.closed_until - feed.now();
+    const why = limits.why && ` · ${limits.why}`;
+    setData(node, "closed", left > 0);
+    setText(cooldown, left > 0 ? `closed for ${formatWait(left)}${why}` : "open");
+    setText(queue, queueText(limits.queue, feed.now()));
+    parts.forEach((part) => part.tick());
+  }
+
+  function update(item) {
+    limits = item;
+    setText(model, item.model);
+    setText(server, `at ${item.server}`);
+    setText(noReadings, item.readings.length ? "" : "The server's answers state no limits.");
+    parts = listReadings(item.readings, (reading) => reading.kind);
+    tick();
+  }
+
+  return { node, update, tick };
+}
+
+/* One open request, with its countdown and its buttons. */
+function makeRequestRow(feed, press, id) {
+  const iconPath = makeSvg("path", {});
+  const icon = makeSvg(
+    "svg",
+    { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" },
+    iconPath,
+  );
+  const [phase, time, used, prompt, why] = ["phase", "time", "used", "prompt", "why"].map((name) =>
+    makeNode("span", `row-${name}`),
+  );
   used.title = "Tokens of this attempt: in the prompt, and of the answer so far";
-  const buttons = Object.entries(ASKS).map(([action, label]) => {
-    const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": `${label} ${short(id)}` }, label);
-    node.addEventListener("click", () => press(action, id, row.refusals[action]));
+  let request;
+  const buttons = Object.entries(BUTTONS).map(([action, { label }]) => {
+    const attributes = { ...OWN_KEYS, type: "button", "aria-label": `${label} ${shortId(id)}` };
+    const node = makeNode("button", "button", attributes, label);
+    node.addEventListener("click", () => press(action, id, request.disabled[action]));
     return [action, node];
   });
-  const node = make(
-    "li", "row", {}, icon, make("code", "id", { title: id }, short(id)), phase, time, prompt, make("span", "more", {}, used, why),
-    make("span", "deeds", {}, ...buttons.map(([, button]) => button)),
+  const node = makeNode(
+    "li",
+    "row",
+    {},
+    icon,
+    makeNode("code", "id", { title: id }, shortId(id)),
+    phase,
+    time,
+    prompt,
+    makeNode("span", "row-details", {}, used, why),
+    makeNode("span", "row-buttons", {}, ...buttons.map(([, button]) => button)),
   );
-  let row;
-  const tick = () => {
-    const waits = row.due !== null, ms = waits ? row.due - feed.now() : feed.now() - row.since;
-    const due = row.phase === "queued" ? "soon" : "due now", when = { held: "after ", queued: "in ~" }[row.phase] ?? "in ";
-    put(time, !waits ? `for ${brisk(ms)}` : ms <= 0 ? due : when + brisk(ms));
-  };
-  const show = (item) => {
-    row = item;
-    const [label, about] = PHASES[item.phase] ?? [item.phase, ""];
+
+  function timeText() {
+    if (request.due === null) return `for ${formatWait(feed.now() - request.since)}`;
+    const left = request.due - feed.now();
+    if (left <= 0) return request.phase === "queued" ? "soon" : "due now";
+    // In a cooldown others may be sent first; in the queue the moment is an estimate.
+    const before = { cooldown: "after ", queued: "in ~" }[request.phase] ?? "in ";
+    return before + formatWait(left);
+  }
+
+  const tick = () => setText(time, timeText());
+
+  function update(item) {
+    request = item;
+    const [label, description] = PHASES[item.phase] ?? [item.phase, ""];
     if (node.dataset.phase !== item.phase) {
       node.dataset.phase = item.phase;
-      path.setAttribute("d", ICONS[item.phase] ?? CLOCK);
-      phase.title = about;
+      iconPath.setAttribute("d", ICONS[item.phase] ?? CLOCK_ICON);
+      phase.title = description;
     }
-    mark(node, "waits", item.due !== null);
-    put(phase, label);
-    put(prompt, item.prompt);
+    setData(node, "waits", item.due !== null);
+    setText(phase, label);
+    setText(prompt, item.prompt);
     prompt.title = item.prompt;
-    put(why, item.why);
-    why.title = item.about;
-    put(used, [item.attempt > 1 && `attempt ${item.attempt}`, item.tokens].filter(Boolean).join(" · "));
+    setText(why, item.why);
+    why.title = item.details;
+    const attempt = item.attempt > 1 && `attempt ${item.attempt}`;
+    setText(used, [attempt, item.tokens].filter(Boolean).join(" · "));
     for (const [action, button] of buttons) {
-      const refusal = item.refusals[action];
-      button.title = refusal ? `${ASKS[action]} is not possible now. ${refusal}` : aboutButton(action, id);
-      button.setAttribute("aria-disabled", String(Boolean(refusal)));
+      const disabled = item.disabled[action];
+      button.title = buttonTitle(action, id, disabled);
+      button.setAttribute("aria-disabled", String(Boolean(disabled)));
     }
     tick();
-  };
-  return { node, show, tick };
+  }
+
+  return { node, update, tick };
 }
 
-/* A button for all that is open. One click on it may be a slip: it asks, and a second one means it,
- * unless it is the same slip: a double click, or a key that is held down. */
-function makeWhole(action, press) {
-  const label = `${ASKS[action]} all`;
-  const node = make("button", "button", { ...OWN_KEYS, type: "button" }, label);
-  let armed, askedAt, open = 0;
-  const name = () => put(node, armed ? `${label} ${count(open)}?` : label);
-  const ease = () => {
-    clearTimeout(armed);
-    armed = undefined;
-    name();
-  };
+/* A button for all open requests. The first click asks for confirmation and the second confirms,
+ * unless both belong to one slip: a double click, or a key that is held down. */
+function makeAllButton(action, press) {
+  const label = `${BUTTONS[action].label} all`;
+  const node = makeNode("button", "button", { ...OWN_KEYS, type: "button" }, label);
+  let confirmTimer;
+  let askedAt;
+  let open = 0;
+
+  const updateLabel = () => setText(node, confirmTimer ? `${label} ${formatNumber(open)}?` : label);
+  function stopAsking() {
+    clearTimeout(confirmTimer);
+    confirmTimer = undefined;
+    updateLabel();
+  }
+
   node.addEventListener("keydown", (event) => event.repeat && event.preventDefault());
   node.addEventListener("click", (event) => {
     if (!open) {
-      press(action, "all", IDLE);
-    } else if (!armed) {
+      press(action, "all", NO_REQUESTS);
+    } else if (!confirmTimer) {
       askedAt = event.timeStamp;
-      armed = setTimeout(ease, ARMED_MS);
-      name();
-    } else if (event.timeStamp - askedAt >= SLIP_MS) {
-      ease();
+      confirmTimer = setTimeout(stopAsking, CONFIRM_MS);
+      updateLabel();
+    } else if (event.timeStamp - askedAt >= DOUBLE_CLICK_MS) {
+      stopAsking();
       press(action, "all", "");
     }
   });
-  const show = (now) => {
-    open = now; // while it asks, too: with many under way the number never stands still
-    node.title = open ? ABOUT_ALL[action] : `${label} is not possible now. ${IDLE}`;
+
+  function update(count) {
+    // The number changes while the button asks: with many requests it never stands still.
+    open = count;
+    node.title = open ? ALL_TITLES[action] : `${label} is not possible now. ${NO_REQUESTS}`;
     node.setAttribute("aria-disabled", String(!open));
-    (open ? name : ease)();
-  };
-  return { node, show };
+    if (open) updateLabel();
+    else stopAsking();
+  }
+
+  return { node, update };
 }
 
-/* Tokens in each minute of the last hour; a triangle stands over those in which a limit was met. */
+/* Tokens in each minute of the last hour. A triangle marks a minute in which a limit was reached. */
 function makePlot() {
-  const bars = draw("path", { class: "nbcodex-bars" });
-  const hits = draw("path", { class: "nbcodex-hits" });
-  const grid = draw("path", { class: "nbcodex-grid", d: `M0 12H${WIDE}M0 ${(12 + HIGH) / 2}H${WIDE}M0 ${HIGH}H${WIDE}` });
-  const picture = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", preserveAspectRatio: "none" }, grid, bars, hits);
-  const most = make("span", "most"), mark = make("span", "key-hit");
-  const axis = make("div", "axis", { "aria-hidden": "true" }, make("span", "", {}, "1 h ago"), mark, make("span", "", {}, "now"));
-  const node = make("figure", "plot", {}, make("figcaption", "caption", {}, "Tokens by minute", most), picture, axis);
-  const show = ({ minutes, hour }) => {
+  const bars = makeSvg("path", { class: "nbcodex-bars" });
+  const hits = makeSvg("path", { class: "nbcodex-hits" });
+  const lines = [PLOT_TOP, (PLOT_TOP + PLOT_HEIGHT) / 2, PLOT_HEIGHT];
+  const grid = makeSvg("path", {
+    class: "nbcodex-grid",
+    d: lines.map((y) => `M0 ${y}H${PLOT_WIDTH}`).join(""),
+  });
+  const picture = makeSvg(
+    "svg",
+    { viewBox: `0 0 ${PLOT_WIDTH} ${PLOT_HEIGHT}`, role: "img", preserveAspectRatio: "none" },
+    grid,
+    bars,
+    hits,
+  );
+  const peak = makeNode("span", "peak");
+  const hitCount = makeNode("span", "key-hit");
+  const axis = makeNode(
+    "div",
+    "axis",
+    { "aria-hidden": "true" },
+    makeNode("span", "", {}, "1 h ago"),
+    hitCount,
+    makeNode("span", "", {}, "now"),
+  );
+  const caption = makeNode("figcaption", "caption", {}, "Tokens per minute", peak);
+  const node = makeNode("figure", "plot", {}, caption, picture, axis);
+
+  function update({ minutes, hour }) {
     const top = Math.max(1, ...minutes.map(([tokens]) => tokens));
-    const met = minutes.reduce((sum, [, n]) => sum + n, 0);
-    let drawn = "", marked = "";
-    minutes.forEach(([tokens, n], at) => {
-      const x = at * SLOT, height = ((HIGH - 12) * tokens) / top;
-      if (tokens) drawn += `M${x + 1} ${HIGH}v${-height.toFixed(1)}h${SLOT - 2}v${height.toFixed(1)}z`;
-      if (n) marked += `M${x} 1h${SLOT}l${-SLOT / 2} 8z`;
+    const total = minutes.reduce((sum, [, count]) => sum + count, 0);
+    let barPath = "";
+    let hitPath = "";
+    minutes.forEach(([tokens, count], index) => {
+      const x = index * MINUTE_WIDTH;
+      const height = (((PLOT_HEIGHT - PLOT_TOP) * tokens) / top).toFixed(1);
+      if (tokens) barPath += `M${x + 1} ${PLOT_HEIGHT}v-${height}h${MINUTE_WIDTH - 2}v${height}z`;
+      if (count) hitPath += `M${x} 1h${MINUTE_WIDTH}l${-MINUTE_WIDTH / 2} 8z`;
     });
-    bars.setAttribute("d", drawn);
-    hits.setAttribute("d", marked);
+    bars.setAttribute("d", barPath);
+    hits.setAttribute("d", hitPath);
     picture.setAttribute("aria-label", hour);
-    put(most, top > 1 ? `most: ${count(top)}` : "none so far");
-    put(mark, met ? `▼ limit met (${count(met)})` : "no limit met");
-  };
-  return { node, show };
+    setText(peak, top > 1 ? `most: ${formatNumber(top)}` : "none so far");
+    setText(hitCount, total ? `▼ limit reached (${formatNumber(total)})` : "no limit reached");
+  }
+
+  return { node, update };
 }
 
-function makeTable() {
-  // The roles are those that a table has anyway: it loses them where the style turns it.
-  const cell = (tag, role, text, attributes = {}) => make(tag, "", { role, ...attributes }, text);
-  const row = (...cells) => make("tr", "", { role: "row" }, ...cells);
-  const head = make("thead", "", { role: "rowgroup" }), body = make("tbody", "", { role: "rowgroup" });
-  const table = make("table", "sums", { role: "table" }, head, body);
-  const show = ({ columns, sums }) => {
-    const told = JSON.stringify(sums);
-    if (table.dataset.told === told) return;
-    table.dataset.told = told;
-    head.replaceChildren(row(cell("td", "cell", ""), ...columns.map((c) => cell("th", "columnheader", c, { scope: "col" }))));
-    body.replaceChildren(...sums.map(([name, ...figures]) =>
-      row(cell("th", "rowheader", name, { scope: "row" }), ...figures.map((f) => cell("td", "cell", f || "–")))));
-  };
-  return { node: make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": "Totals" }, table), show };
+function makeTotals() {
+  // A table has these roles by itself, but loses them where the style changes its display.
+  const makeCell = (tag, role, text, attributes = {}) =>
+    makeNode(tag, "", { role, ...attributes }, text);
+  const makeRow = (...cells) => makeNode("tr", "", { role: "row" }, ...cells);
+  const head = makeNode("thead", "", { role: "rowgroup" });
+  const body = makeNode("tbody", "", { role: "rowgroup" });
+  const table = makeNode("table", "totals", { role: "table" }, head, body);
+  let shown = "";
+
+  function update({ columns, totals }) {
+    const json = JSON.stringify(totals);
+    if (json === shown) return;
+    shown = json;
+    head.replaceChildren(
+      makeRow(
+        makeCell("td", "cell", ""),
+        ...columns.map((name) => makeCell("th", "columnheader", name, { scope: "col" })),
+      ),
+    );
+    const rows = totals.map(([name, ...figures]) =>
+      makeRow(
+        makeCell("th", "rowheader", name, { scope: "row" }),
+        ...figures.map((figure) => makeCell("td", "cell", figure || "–")),
+      ),
+    );
+    body.replaceChildren(...rows);
+  }
+
+  return { node: makeScrollArea("Totals", table), update };
+}
+
+/* An area that scrolls must be reachable by keyboard, and have a name. */
+function makeScrollArea(label, ...children) {
+  const attributes = { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": label };
+  return makeNode("div", "scroll", attributes, ...children);
+}
+
+function makePart(name, caption, ...children) {
+  const node = makeNode("div", "caption", {}, ...[caption].flat());
+  return makeNode("div", `part nbcodex-part-${name}`, {}, node, ...children);
 }
 
 function openView(feed, model, el) {
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const [open, simulated, others, budget] = ["open", "simulated", "others", "budget"].map((name) => make("span", name));
-  const [buckets, rows, log] = [make("ul", "buckets"), make("ul", "rows"), make("ol", "entries")];
-  const [unlimited, idle, quiet] = [make("p", "empty"), make("p", "empty"), make("p", "empty")];
-  const [table, plot] = [makeTable(), makePlot()];
-  const whole = ["cancel", "park"].map((action) => makeWhole(action, press));
-  const scroll = (label, ...children) =>
-    make("div", "scroll", { ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": label }, ...children);
-  const part = (name, title, ...children) => make("div", `part nbcodex-part-${name}`, {}, make("div", "caption", {}, ...[title].flat()), ...children);
-  const note = make("span", "note", { role: "status", hidden: "" });
-  const live = make("div", "live", { "aria-live": "polite" });
-  const root = make(
-    "div", "monitor", { role: "group", "aria-label": "Codex monitor" },
-    make("div", "top", {}, make("strong", "title", {}, "Codex monitor"), open, make("i", "break"), simulated, others, budget),
-    part("limits", "Limits", buckets, unlimited),
-    make("div", "pair", {}, part("sums", "Used", table.node), plot.node),
-    part("open", ["Open requests", make("span", "say", {}, note, make("span", "legend", {}, LEGEND)), make("span", "deeds", {}, ...whole.map(({ node }) => node))], scroll("Open requests", rows, idle)),
-    part("log", "Retries", scroll("Retries", log, quiet)), live,
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const [open, simulated, elsewhere, budget] = ["open", "simulated", "elsewhere", "budget"].map(
+    (name) => makeNode("span", name),
   );
-  const listBuckets = makeList(buckets, () => makeBucket(feed));
-  const listRows = makeList(rows, (row) => makeRow(feed, press, row.id));
-  const listLog = makeList(log, ([when, id, what]) => ({
-    node: make("li", "entry", {}, make("time", "", {}, when), make("code", "id", { title: id }, short(id)), make("span", "", {}, what)), show() {},
+  const limits = makeNode("ul", "limits");
+  const rows = makeNode("ul", "rows");
+  const log = makeNode("ol", "entries");
+  const [noLimits, noRows, noLog] = [1, 2, 3].map(() => makeNode("p", "empty"));
+  const totals = makeTotals();
+  const plot = makePlot();
+  const allButtons = ["cancel", "park"].map((action) => makeAllButton(action, press));
+  const note = makeNode("span", "note", { role: "status", hidden: "" });
+  const live = makeNode("div", "live", { "aria-live": "polite" });
+  const openCaption = [
+    "Open requests",
+    makeNode("span", "message", {}, note, makeNode("span", "legend", {}, LEGEND)),
+    makeNode("span", "row-buttons", {}, ...allButtons.map(({ node }) => node)),
+  ];
+  const root = makeNode(
+    "div",
+    "monitor",
+    { role: "group", "aria-label": "Codex monitor" },
+    makeNode(
+      "div",
+      "top",
+      {},
+      makeNode("strong", "heading", {}, "Codex monitor"),
+      open,
+      makeNode("i", "line-break"),
+      simulated,
+      elsewhere,
+      budget,
+    ),
+    makePart("limits", "Limits", limits, noLimits),
+    makeNode("div", "side-by-side", {}, makePart("totals", "Used", totals.node), plot.node),
+    makePart("open", openCaption, makeScrollArea("Open requests", rows, noRows)),
+    makePart("log", "Retries", makeScrollArea("Retries", log, noLog)),
+    live,
+  );
+  const listLimits = makeList(limits, () => makeModelLimits(feed));
+  const listRows = makeList(rows, (request) => makeRequestRow(feed, press, request.id));
+  const listLog = makeList(log, ([time, id, message]) => ({
+    node: makeNode(
+      "li",
+      "entry",
+      {},
+      makeNode("time", "", {}, time),
+      makeNode("code", "id", { title: id }, shortId(id)),
+      makeNode("span", "", {}, message),
+    ),
+    update() {},
   }));
-  let ticking = [], spoken = "", noted;
+  let ticking = [];
+  let announced = "";
+  let noteTimer;
 
-  function say(what, ms) {
-    clearTimeout(noted);
-    put(note, what);
-    if (ms) noted = setTimeout(() => put(note, ""), ms);
+  function showNote(text, ms) {
+    clearTimeout(noteTimer);
+    setText(note, text);
+    if (ms) noteTimer = setTimeout(() => setText(note, ""), ms);
   }
 
-  function press(action, request, refusal) {
-    say(refusal, NOTED_MS);
-    if (refusal) return;
-    const id = ++feed.clicks;
-    const late = setTimeout(() => say(LATE), GRACE_MS);
-    feed.acks.set(id, () => {
-      clearTimeout(late);
-      say(`${ASKS[action]} ${short(request)}: on its way.`, NOTED_MS);
-    });
-    model.send({ type: "action", name: action, request, id });
+  function press(action, request, disabled) {
+    showNote(disabled, NOTE_MS);
+    if (disabled) return;
+    const what = `${BUTTONS[action].label} ${shortId(request)}`;
+    feed.channel.send(
+      { type: "action", name: action, request },
+      {
+        onReceived: () => showNote(`${what}: received.`, NOTE_MS),
+        onLate: () => showNote(BUSY_KERNEL),
+      },
+    );
   }
 
-  function show() {
+  function update() {
     const view = feed.view;
-    const [waiting, held] = ["waiting", "held"].map((phase) => view.phases[phase] ?? 0);
-    const told = [
-      view.open ? some(view.open, "open request") : "no open requests",
-      waiting && `${count(waiting)} waiting to retry`, held && `${count(held)} held back`,
+    const waiting = view.phases.waiting ?? 0;
+    const inCooldown = view.phases.cooldown ?? 0;
+    const counts = [
+      view.open ? formatCount(view.open, "open request") : "no open requests",
+      waiting && `${formatNumber(waiting)} waiting to retry`,
+      inCooldown && `${formatNumber(inCooldown)} in cooldown`,
     ];
-    put(open, told.filter(Boolean).join(" · "));
-    put(simulated, view.simulated && "simulated: nothing of it is paid");
-    put(others, view.others && `other kernels: ${view.others}`);
-    put(budget, view.budget && `budget: ${view.budget}`);
-    ticking = [...listBuckets(view.limits, (b) => `${b.model} ${b.server}`), ...listRows(view.rows, (row) => row.id)];
-    // Ids are of one width in all rows, so that what follows them stands in columns.
-    rows.style.setProperty("--id", Math.max(8, ...view.rows.map((row) => short(row.id).length)));
-    whole.forEach((button) => button.show(view.open));
-    listLog([...view.log].reverse(), (line) => line.join(" "));
-    put(unlimited, view.limits.length ? "" : "No answer has told any limits yet.");
-    put(idle, view.open > view.rows.length ? `and ${count(view.open - view.rows.length)} more` : view.open ? "" : IDLE);
-    put(quiet, view.log.length ? "" : "No attempt has been refused.");
-    table.show(view);
-    plot.show(view);
-    // Who listens hears that waiting begins or ends, and not how many of fifty wait just now.
-    const news = `${view.open ? "requests are open" : "nothing is open"}${waiting + held ? ", some wait" : ""}`;
-    if (news !== spoken) put(live, (spoken = news));
+    setText(open, counts.filter(Boolean).join(" · "));
+    setText(simulated, view.simulated && "simulated: nothing is charged");
+    setText(elsewhere, view.elsewhere && `other kernels: ${view.elsewhere}`);
+    setText(budget, view.budget && `budget: ${view.budget}`);
+    ticking = [
+      ...listLimits(view.limits, (each) => `${each.model} ${each.server}`),
+      ...listRows(view.requests, (request) => request.id),
+    ];
+    // All ids get the width of the longest, so that what follows them stands in columns.
+    const idWidth = Math.max(8, ...view.requests.map(({ id }) => shortId(id).length));
+    rows.style.setProperty("--id-chars", idWidth);
+    allButtons.forEach((button) => button.update(view.open));
+    listLog([...view.log].reverse(), (entry) => entry.join(" "));
+    setText(noLimits, view.limits.length ? "" : "No answer has stated any limits yet.");
+    const hidden = view.open - view.requests.length;
+    setText(noRows, hidden > 0 ? `and ${formatNumber(hidden)} more` : view.open ? "" : NO_REQUESTS);
+    setText(noLog, view.log.length ? "" : "No attempt has been refused.");
+    totals.update(view);
+    plot.update(view);
+    // A screen reader announces that waiting begins or ends, not how many of fifty wait just now.
+    const state = view.open ? "requests are open" : "no requests are open";
+    const announcement = `${state}${waiting + inCooldown ? ", some wait" : ""}`;
+    if (announcement !== announced) setText(live, (announced = announcement));
   }
 
-  const tick = () => ticking.forEach((part) => part.tick());
   el.append(root);
-  show();
-  const view = { show };
+  update();
+  const view = { update };
   feed.views.add(view);
-  const timer = setInterval(() => document.hidden || tick(), calm ? 1000 : TICK_MS);
+  const tick = () => document.hidden || ticking.forEach((part) => part.tick());
+  const timer = setInterval(tick, reducedMotion ? 1000 : TICK_MS);
   return () => {
     clearInterval(timer);
     feed.views.delete(view);
@@ -342,8 +498,6 @@ export default () => {
     initialize({ model }) {
       feed = openFeed(model);
     },
-    render({ model, el }) {
-      return openView(feed, model, el);
-    },
+    render: ({ model, el }) => openView(feed, model, el),
   };
 };

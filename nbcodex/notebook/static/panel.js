@@ -1,329 +1,397 @@
-/* The browser's side of a request's panel: one feed per model, any number of views on it.
+/* The panel of a request in the page: one feed for each model, any number of views on it.
  *
- * Everything in `view` and in the text comes from a server or a model: it is put in as text, never
- * as markup. Times count down here, by the page's own clock, which nobody can set.
+ * Python sends times as they are when it sends them; from there on they count here, by the page's
+ * monotonic clock, which nobody can set.
  */
 
-const PARTED_MS = 1000; // between the page's clock and the wall's: one was set, or the machine slept
-const REACH_MS = 2000; // for Python to answer at all while its cell runs
-const MOST = 400_000; // characters of its end that a long answer is shown with
-const BLOCK = 4000; // characters after which the log begins a new block: layout stays cheap
-const BEGUN = new Set(["sending", "thinking", "streaming"]); // an attempt is under way
-const DEAF = "This kernel hears no button while a cell runs.";
+// If the page's clock and the wall clock drift apart by this much, one of them was set, or the
+// machine slept.
+const CLOCK_DRIFT_MS = 1000;
+// Python answers by then, if it can receive messages while its cell runs.
+const REACH_MS = 2000;
+// As in Python (MAX_LIVE_CHARS): of a longer answer, only its end is shown.
+const MAX_CHARS = 400_000;
+// The log begins a new block after this many characters, so that layout does not grow with the text.
+const BLOCK_CHARS = 4000;
+
+const RUNNING_PHASES = new Set(["sending", "thinking", "streaming"]);
+const BUSY_KERNEL = "This kernel cannot process buttons while a cell is running.";
 
 const now = () => performance.now();
 
-/* What the model's messages add up to. Views subscribe; the text outlives each of them. */
+/* What the model's messages add up to. The views subscribe to it, and the text outlives them. */
 function openFeed(model) {
   const feed = {
-    view: {}, text: "", seq: 0, born: 0, due: null, reached: null, clicks: 0,
-    views: new Set(), acks: new Map(),
+    view: {},
+    text: "",
+    seq: 0,
+    receivedAt: 0,
+    dueAt: null,
+    reached: null,
+    views: new Set(),
   };
-  const tell = (what, detail) => feed.views.forEach((view) => view[what](detail));
-  let asked = -Infinity, apart = Date.now() - now();
+  const updateViews = () => feed.views.forEach((view) => view.update());
+  let syncedAt = -Infinity;
+  let offset = Date.now() - now();
 
-  function askForAll() {
-    if (now() - asked < GRACE_MS) return;
-    asked = now();
+  feed.channel = openChannel(model, {
+    reachMs: REACH_MS,
+    onReached: (reached) => {
+      feed.reached = reached;
+      updateViews();
+    },
+  });
+
+  function requestSync() {
+    if (now() - syncedAt < ACKNOWLEDGE_MS) return;
+    syncedAt = now();
     model.send({ type: "sync" });
   }
 
-  /* The page's clock stands still in sleep, and the wall's can be set: where they part, the kernel
-   * knows how long it still is. */
+  /* The page's clock stands still while the machine sleeps; the kernel knows what time is left. */
   feed.checkClocks = () => {
-    const before = apart;
-    apart = Date.now() - now();
-    if (Math.abs(apart - before) > PARTED_MS && !feed.view.ended) askForAll();
+    const before = offset;
+    offset = Date.now() - now();
+    if (Math.abs(offset - before) > CLOCK_DRIFT_MS && !feed.view.ended) requestSync();
   };
 
-  function hearText({ seq, text, whole, news }) {
-    if (!whole && seq !== feed.seq + 1) return askForAll();
-    feed.text = (whole ? text : feed.text + text).slice(-MOST);
+  function receiveText({ seq, text, whole, changes }) {
+    // A number is missing: the server drops messages when there are too many.
+    if (!whole && seq !== feed.seq + 1) return requestSync();
+    feed.text = (whole ? text : feed.text + text).slice(-MAX_CHARS);
     feed.seq = seq;
-    tell("addText", { text, whole });
-    if (!news) return;
-    feed.view = { ...feed.view, ...news };
-    tell("show");
+    feed.views.forEach((view) => view.addText({ text, whole }));
+    if (!changes) return;
+    feed.view = { ...feed.view, ...changes };
+    updateViews();
   }
 
-  function hear(message) {
-    if (message.type === "text") return hearText(message);
-    if (message.type !== "heard") return;
-    knocks.forEach(clearTimeout);
-    feed.acks.get(message.id)?.();
-    if (feed.reached !== true) {
-      feed.reached = true;
-      tell("show");
-    }
-  }
-
-  function look(live) {
+  function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
     const waits = view.remaining_ms !== null;
-    // What arrives now is true now, whatever the kernel's clock says. What was stored is older by
-    // that clock, unless it and ours disagree beyond belief.
+    // A view that has just arrived is true now, whatever the kernel's clock says. One that was stored
+    // is older by the time that passed since, unless the two clocks disagree beyond belief.
     const left = view.deadline_ms - Date.now();
-    const stored = !live && waits && left > 0 && left < view.remaining_ms;
-    feed.born = now() - (stored ? view.remaining_ms - left : 0);
-    feed.due = waits ? feed.born + view.remaining_ms : null;
-    tell("show");
-    if (view.seq > feed.seq) askForAll();
+    const wasStored = !isLive && waits && left > 0 && left < view.remaining_ms;
+    feed.receivedAt = now() - (wasStored ? view.remaining_ms - left : 0);
+    feed.dueAt = waits ? feed.receivedAt + view.remaining_ms : null;
+    updateViews();
+    if (view.seq > feed.seq) requestSync();
   }
 
-  model.on("msg:custom", hear);
-  model.on("change:view", () => look(true));
-  look(false);
-  const knocks = KNOCKS_MS.map((ms) => setTimeout(() => model.send({ type: "sync" }), ms));
-  knocks.push(setTimeout(() => {
-    feed.reached = false;
-    tell("show");
-  }, REACH_MS));
+  model.on("msg:custom", (message) => message.type === "text" && receiveText(message));
+  model.on("change:view", () => receiveView(true));
+  receiveView(false);
+  feed.channel.start();
   return feed;
 }
 
-/* The countdown's digits and their unit, as they stand in the ring. */
-function digits(ms, calm) {
-  const s = Math.max(0, ms) / 1000;
-  if (s < 9.95 && !calm) return [s.toFixed(1), "s left"];
-  const whole = Math.ceil(s), two = (n) => String(n).padStart(2, "0");
+/* The number and the unit that stand in the ring. */
+function countdownText(ms, reducedMotion) {
+  const seconds = Math.max(0, ms) / 1000;
+  if (seconds < 9.95 && !reducedMotion) return [seconds.toFixed(1), "s left"];
+  const whole = Math.ceil(seconds);
   if (whole < 60) return [String(whole), "s left"];
-  if (whole < 3600) return [`${Math.floor(whole / 60)}:${two(whole % 60)}`, "min left"];
-  return [`${Math.floor(whole / 3600)}:${two(Math.floor((whole % 3600) / 60))}`, "h left"];
+  if (whole < 3600) return [`${Math.floor(whole / 60)}:${twoDigits(whole % 60)}`, "min left"];
+  return [
+    `${Math.floor(whole / 3600)}:${twoDigits(Math.floor((whole % 3600) / 60))}`,
+    "h left",
+  ];
 }
 
-/* How full the server's bucket is, and how much of this request does not fit. */
+/* How full the limit is, and how much of this request does not fit. */
 function makeMeter() {
-  const parts = ["used", "asked", "mark"].map((name) => make("i", name));
-  const bar = make("div", "meter", { "aria-hidden": "true" }, ...parts);
-  const words = ["used", "asked", "mark"].map((name) => make("span", `key nbcodex-key-${name}`));
-  const over = make("strong", "over");
-  const node = make("div", "fill", {}, bar, make("div", "keys", {}, ...words, over));
-  const show = ({ resource, limit, used, requested }, ours) => {
-    node.hidden = ![limit, used, requested].every((n) => Number.isFinite(n) && n >= 0) || !limit;
-    if (node.hidden) return false;
-    const full = Math.max(limit, used + requested);
-    const n = (value) => Math.round(value).toLocaleString("en-US");
-    parts[0].style.width = `${(100 * used) / full}%`;
-    parts[1].style.width = `${(100 * requested) / full}%`;
-    parts[2].style.left = `${(100 * limit) / full}%`;
-    put(words[0], `used ${n(used)}`);
-    const reserve = resource === "tokens" ? " (prompt + the output it may use)" : "";
-    put(words[1], `${ours ? "this" : "that"} request ${n(requested)}${reserve}`);
-    put(words[2], `limit ${n(limit)}`);
-    put(over, ours && used + requested > limit ? `${n(used + requested - limit)} too many when it was asked` : "");
-    return true;
-  };
-  return { node, show };
-}
+  const names = ["used", "requested", "limit"];
+  const [used, requested, mark] = names.map((name) => makeNode("i", `meter-${name}`));
+  const labels = names.map((name) => makeNode("span", `key nbcodex-key-${name}`));
+  const excess = makeNode("strong", "excess");
+  const bar = makeNode("div", "meter", { "aria-hidden": "true" }, used, requested, mark);
+  const keys = makeNode("div", "keys", {}, ...labels, excess);
+  const node = makeNode("div", "usage", {}, bar, keys);
 
-/* What a limit did: it may have room, and only too little for the request. */
-function met(cause) {
-  if (!cause || !("limit" in cause)) return "";
-  const { limit, used, requested } = cause;
-  return used < limit && used + requested > limit ? "would exceed the limit: " : "limit reached: ";
+  function update(cause, isOwn) {
+    const numbers = [cause.limit, cause.used, cause.requested];
+    node.hidden = !numbers.every((n) => Number.isFinite(n) && n >= 0) || !cause.limit;
+    if (node.hidden) return false;
+    const sum = cause.used + cause.requested;
+    const full = Math.max(cause.limit, sum);
+    used.style.width = `${(100 * cause.used) / full}%`;
+    requested.style.width = `${(100 * cause.requested) / full}%`;
+    mark.style.left = `${(100 * cause.limit) / full}%`;
+    const whose = isOwn ? "this" : "that";
+    const meaning = cause.resource === "tokens" ? " (prompt + the output it may use)" : "";
+    setText(labels[0], `used ${formatNumber(cause.used)}`);
+    setText(labels[1], `${whose} request ${formatNumber(cause.requested)}${meaning}`);
+    setText(labels[2], `limit ${formatNumber(cause.limit)}`);
+    const over = isOwn && sum > cause.limit ? formatNumber(sum - cause.limit) : "";
+    setText(excess, over && `${over} too many when it was sent`);
+    return true;
+  }
+
+  return { node, update };
 }
 
 function makeRing() {
   const circle = { cx: 40, cy: 40, r: 35, pathLength: 100 };
-  const arc = draw("circle", { ...circle, class: "nbcodex-arc" });
-  // A wedge, as on a kitchen timer: what is left of the wait, never what is done of it.
-  const wedge = draw("circle", { ...circle, r: 15, class: "nbcodex-wedge" });
-  const hand = draw("path", { class: "nbcodex-hand", d: "M62 40H76" });
-  const number = make("span", "number"), unit = make("span", "unit");
-  const timer = make("div", "timer", { role: "timer", "aria-live": "off" }, number, unit);
-  const picture = draw(
-    "svg", { viewBox: "0 0 80 80", "aria-hidden": "true" },
-    draw("circle", { ...circle, class: "nbcodex-track" }), wedge, arc, hand,
+  const arc = makeSvg("circle", { ...circle, class: "nbcodex-arc" });
+  // A wedge as on a kitchen timer: it shows what is left of the wait.
+  const wedge = makeSvg("circle", { ...circle, r: 15, class: "nbcodex-wedge" });
+  const hand = makeSvg("path", { class: "nbcodex-hand", d: "M62 40H76" });
+  const number = makeNode("span", "number");
+  const unit = makeNode("span", "unit");
+  const timer = makeNode("div", "timer", { role: "timer", "aria-live": "off" }, number, unit);
+  const picture = makeSvg(
+    "svg",
+    { viewBox: "0 0 80 80", "aria-hidden": "true" },
+    makeSvg("circle", { ...circle, class: "nbcodex-track" }),
+    wedge,
+    arc,
+    hand,
   );
-  return {
-    node: make("div", "ring", {}, picture, timer),
-    show(left, total, calm) {
-      const [value, name] = left > 0 ? digits(left, calm) : ["now", "due"];
-      put(number, value);
-      put(unit, name);
-      const share = Math.min(1, Math.max(0, left / (total || 1)));
-      for (const part of [arc, wedge]) part.style.strokeDashoffset = 100 - 100 * share;
-      hand.style.transform = `rotate(${360 * share}deg)`;
-    },
-  };
+
+  function update(left, total, reducedMotion) {
+    const [value, name] = left > 0 ? countdownText(left, reducedMotion) : ["now", "due"];
+    setText(number, value);
+    setText(unit, name);
+    const share = Math.min(1, Math.max(0, left / (total || 1)));
+    for (const part of [arc, wedge]) part.style.strokeDashoffset = 100 - 100 * share;
+    hand.style.transform = `rotate(${360 * share}deg)`;
+  }
+
+  return { node: makeNode("div", "ring", {}, picture, timer), update };
 }
 
-/* The answer so far: it follows its end unless the reader has scrolled up. */
+/* The answer so far. It scrolls with its end unless the reader has scrolled up. */
 function makeLog() {
-  const node = make("div", "log", {
-    ...OWN_KEYS, tabindex: "0", role: "group", "aria-label": "Answer so far",
+  const node = makeNode("div", "log", {
+    ...OWN_KEYS,
+    tabindex: "0",
+    role: "group",
+    "aria-label": "Answer so far",
   });
-  let block, size;
-  const begin = (text) => {
-    node.append((block = make("div", "", {}, text)));
+  let block;
+  let size;
+
+  function beginBlock(text) {
+    block = makeNode("div", "", {}, text);
     size = text.length;
-  };
-  function add({ text, whole }) {
-    const follows = node.scrollTop + node.clientHeight >= node.scrollHeight - 12;
+    node.append(block);
+  }
+
+  function addText({ text, whole }) {
+    const isAtEnd = node.scrollTop + node.clientHeight >= node.scrollHeight - 12;
     if (whole) {
       node.replaceChildren();
-      begin("");
+      beginBlock("");
       node.hidden = !text;
     }
-    const end = size > BLOCK ? text.indexOf("\n") : -1;
+    const end = size > BLOCK_CHARS ? text.indexOf("\n") : -1;
     block.append(end < 0 ? text : text.slice(0, end));
     size += text.length;
-    if (end >= 0) begin(text.slice(end + 1));
-    while (node.children.length > MOST / BLOCK) node.firstChild.remove();
+    if (end >= 0) beginBlock(text.slice(end + 1));
+    while (node.children.length > MAX_CHARS / BLOCK_CHARS) node.firstChild.remove();
     if (text) node.hidden = false;
-    if (follows) node.scrollTop = node.scrollHeight;
+    if (isAtEnd) node.scrollTop = node.scrollHeight;
   }
-  add({ text: "", whole: true });
-  return { node, add };
+
+  addText({ text: "", whole: true });
+  return { node, addText };
 }
 
-/* One button, which can always be reached: where it would do nothing, it says why. */
-function makeButton(name, press) {
-  const [label, busy, hint, , midway] = BUTTONS[name];
-  const [words, gloss] = [make("span", "label", {}, label), make("small", "gloss", { "aria-hidden": "true" })];
-  const node = make("button", "button", { ...OWN_KEYS, type: "button", "aria-label": label }, words, gloss);
-  let refusal = "";
-  node.addEventListener("click", () => press(name, refusal));
-  const show = (why, pressed, brief, id, begun) => {
-    refusal = why;
-    put(words, pressed ? busy : label);
-    put(gloss, why ? brief : (begun && midway || hint).replace("ID", short(id)));
-    node.title = why ? `${label} is not possible now. ${why}` : aboutButton(name, id);
-    node.setAttribute("aria-disabled", String(Boolean(why || pressed)));
-  };
-  return { node, show };
+/* A button that can always be focused: when it would do nothing, it says why. */
+function makeButton(action, press) {
+  const { label, pressedLabel, hint, hintWhileRunning } = BUTTONS[action];
+  const labelNode = makeNode("span", "label", {}, label);
+  const hintNode = makeNode("small", "button-hint", { "aria-hidden": "true" });
+  const attributes = { ...OWN_KEYS, type: "button", "aria-label": label };
+  const node = makeNode("button", "button", attributes, labelNode, hintNode);
+  let disabled = "";
+  node.addEventListener("click", () => press(action, disabled));
+
+  function update({ why, shortReason, isPressed, isRunning, id }) {
+    disabled = why;
+    const usualHint = (isRunning && hintWhileRunning) || hint;
+    setText(labelNode, isPressed ? pressedLabel : label);
+    setText(hintNode, why ? shortReason : usualHint.replace("ID", shortId(id)));
+    node.title = buttonTitle(action, id, why);
+    node.setAttribute("aria-disabled", String(Boolean(why || isPressed)));
+  }
+
+  return { node, update };
+}
+
+/* How the limit refused: it may be used up, or have too little room for this request. */
+function causeText(cause) {
+  if (!cause?.name) return "waiting";
+  if (!("limit" in cause)) return cause.name;
+  const { limit, used, requested } = cause;
+  const hasRoom = used < limit && used + requested > limit;
+  return `${hasRoom ? "would exceed the limit" : "limit reached"}: ${cause.name}`;
 }
 
 function openView(feed, model, el) {
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const path = draw("path", {});
-  const icon = draw("svg", { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" }, path);
-  const [title, name, tries] = [make("strong", "title"), make("span", "model"), make("span", "tries")];
-  const buttons = make("span", "buttons");
-  const [ring, meter, log] = [makeRing(), makeMeter(), makeLog()];
-  const [cause, figures, next] = [make("strong", "cause"), make("div", "figures"), make("div", "next")];
-  const wait = make("div", "wait", {}, ring.node, make("div", "why", {}, cause, meter.node, figures, next));
-  const hint = make("div", "hint");
-  const facts = ["in", "out", "speed", "cost", "time", "waited"].map((key) => make("span", key));
-  const body = make("div", "body", {}, wait, hint, log.node);
-  const note = make("div", "note", { role: "status", hidden: "" });
-  const live = make("div", "live", { "aria-live": "polite" });
-  const root = make(
-    "div", "panel", { role: "group", "aria-label": "Codex request" },
-    make("div", "head", {}, icon, title, name, tries, buttons),
-    body, make("div", "foot", {}, ...facts), note, live,
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const iconPath = makeSvg("path", {});
+  const icon = makeSvg(
+    "svg",
+    { viewBox: "0 0 16 16", class: "nbcodex-icon", "aria-hidden": "true" },
+    iconPath,
   );
-  const shown = new Map();
-  let phase = null, pressed = null, gone = false, width = 0;
+  const title = makeNode("strong", "title");
+  const modelName = makeNode("span", "model");
+  const attempt = makeNode("span", "attempt");
+  const buttonRow = makeNode("span", "buttons");
+  const [ring, meter, log] = [makeRing(), makeMeter(), makeLog()];
+  const cause = makeNode("strong", "cause");
+  const limitFigures = makeNode("div", "figures");
+  const next = makeNode("div", "next");
+  const why = makeNode("div", "why", {}, cause, meter.node, limitFigures, next);
+  const wait = makeNode("div", "wait", {}, ring.node, why);
+  const hint = makeNode("div", "hint");
+  const facts = Object.fromEntries(
+    ["in", "out", "speed", "cost", "time", "waited"].map((key) => [key, makeNode("span", key)]),
+  );
+  const body = makeNode("div", "body", {}, wait, hint, log.node);
+  const note = makeNode("div", "note", { role: "status", hidden: "" });
+  const live = makeNode("div", "live", { "aria-live": "polite" });
+  const root = makeNode(
+    "div",
+    "panel",
+    { role: "group", "aria-label": "Codex request" },
+    makeNode("div", "head", {}, icon, title, modelName, attempt, buttonRow),
+    body,
+    makeNode("div", "foot", {}, ...Object.values(facts)),
+    note,
+    live,
+  );
+  const buttons = new Map();
+  let phase = null;
+  let pressed = null;
+  let isRemoved = false;
+  let width = 0;
 
-  function press(action, refusal) {
+  function press(action, disabled) {
     if (pressed === action) return;
-    put(note, refusal);
-    if (refusal) return;
-    const id = ++feed.clicks;
-    const late = setTimeout(() => unheard(action), GRACE_MS);
-    feed.acks.set(id, () => clearTimeout(late));
+    setText(note, disabled);
+    if (disabled) return;
     pressed = action;
-    model.send({ type: "action", name: action, id });
-    show();
+    feed.channel.send({ type: "action", name: action }, { onLate: () => notReceived(action) });
+    update();
   }
 
-  async function unheard(action) {
-    if (gone || feed.view.ended) return;
-    const done = action === "cancel" && (await interrupt(model.get("kernel_id")).catch(() => false));
-    if (done) return;
+  async function notReceived(action) {
+    if (isRemoved || feed.view.ended) return;
+    // An interrupt ends the cell as Cancel does. Retry now and Park have no such way.
+    if (action === "cancel" && (await interruptKernel(model.get("kernel_id")))) return;
     pressed = null;
-    put(note, "This kernel hears no button while this cell runs. Use the notebook's own Stop (■).");
-    show();
+    setText(note, `${BUSY_KERNEL} Use the notebook's own Stop (■).`);
+    update();
   }
 
-  function show() {
+  function update() {
     const view = feed.view;
-    const [label, about] = PHASES[view.phase] ?? [view.phase, ""];
+    const [label, description] = PHASES[view.phase] ?? [view.phase, ""];
     if (phase !== view.phase) {
       phase = view.phase;
       pressed = null;
       root.dataset.phase = phase;
-      path.setAttribute("d", ICONS[phase] ?? CLOCK);
-      put(title, label);
-      title.title = about;
-      put(live, view.line);
+      iconPath.setAttribute("d", ICONS[phase] ?? CLOCK_ICON);
+      setText(title, label);
+      title.title = description;
+      // A screen reader announces new phases only, not each tick.
+      setText(live, view.line);
     }
-    put(name, view.model);
-    put(tries, view.attempt > 1 ? `attempt ${view.attempt}` : "");
-    showButtons(view);
-    showWait(view);
+    setText(modelName, view.model);
+    setText(attempt, view.attempt > 1 ? `attempt ${view.attempt}` : "");
+    updateButtons(view);
+    updateWait(view);
     root.dataset.stale = view.stale;
-    const stale = view.stale && "The text below broke off; the next attempt replaces it.";
-    put(hint, stale || view.thought || (wait.hidden && log.node.hidden ? about : ""));
-    put(facts[0], view.tokens_in && `${view.tokens_in} tokens in the prompt`);
-    put(facts[1], view.tokens_out && `${view.tokens_out} tokens of answer`);
-    put(facts[2], view.speed && `${view.speed} tokens/s`);
-    put(facts[3], view.cost);
+    const stale = view.stale && "The text below is incomplete; the next attempt replaces it.";
+    const isEmpty = wait.hidden && log.node.hidden;
+    setText(hint, stale || view.reasoning || (isEmpty ? description : ""));
+    setText(facts.in, view.tokens_in && `${view.tokens_in} tokens in the prompt`);
+    setText(facts.out, view.tokens_out && `${view.tokens_out} tokens of answer`);
+    setText(facts.speed, view.speed && `${view.speed} tokens/s`);
+    setText(facts.cost, view.cost);
     tick();
     keepHeight();
   }
 
-  /* What comes and goes within a request moves nothing below it, until the page itself changes. */
+  /* Nothing below the panel moves while the request goes through its phases, unless the width of the
+   * page changes. */
   function keepHeight() {
     if (width !== body.offsetWidth) body.style.minHeight = "";
     width = body.offsetWidth;
-    body.style.minHeight = `${Math.max(parseFloat(body.style.minHeight) || 0, body.offsetHeight)}px`;
+    const before = parseFloat(body.style.minHeight) || 0;
+    body.style.minHeight = `${Math.max(before, body.offsetHeight)}px`;
   }
 
-  function showButtons(view) {
-    for (const action of view.actions) {
-      if (!shown.has(action.name)) {
-        shown.set(action.name, makeButton(action.name, press));
-        buttons.append(shown.get(action.name).node);
+  function updateButtons(view) {
+    for (const { name, disabled } of view.actions) {
+      if (!buttons.has(name)) {
+        buttons.set(name, makeButton(name, press));
+        buttonRow.append(buttons.get(name).node);
       }
-      const deaf = action.name !== "cancel" && feed.reached === false && !view.ended;
-      const why = deaf ? DEAF : action.refusal;
-      const brief = deaf ? "unheard by this kernel" : view.ended ? "it has ended" : "it is not waiting";
-      shown.get(action.name).show(why, pressed === action.name, brief, view.id, BEGUN.has(view.phase));
+      const isUnreachable = name !== "cancel" && feed.reached === false && !view.ended;
+      let shortReason = view.ended ? "it has ended" : "it is not waiting";
+      if (isUnreachable) shortReason = "not while a cell runs";
+      buttons.get(name).update({
+        why: isUnreachable ? BUSY_KERNEL : disabled,
+        shortReason,
+        isPressed: pressed === name,
+        isRunning: RUNNING_PHASES.has(view.phase),
+        id: view.id,
+      });
     }
   }
 
-  function showWait(view) {
-    wait.hidden = !view.cause && feed.due === null;
-    ring.node.hidden = feed.due === null;
+  function updateWait(view) {
+    wait.hidden = !view.cause && feed.dueAt === null;
+    ring.node.hidden = feed.dueAt === null;
     if (wait.hidden) return;
-    const held = view.phase === "held";
-    put(cause, `${met(view.cause)}${view.cause?.name || "waiting"}`);
-    const drawn = meter.show(view.cause ?? {}, !held);
-    put(figures, drawn ? "" : (view.cause?.figures ?? ""));
-    // What another request has met, and what is only reckoned, promises no moment.
-    const what = {
+    setText(cause, causeText(view.cause));
+    const isDrawn = meter.update(view.cause ?? {}, view.phase !== "cooldown");
+    setText(limitFigures, isDrawn ? "" : (view.cause?.figures ?? ""));
+    // Only a refused request knows its moment. In a cooldown and in the queue it is a bound or an
+    // estimate.
+    const announcements = {
       waiting: `Attempt ${view.attempt + 1} starts by itself at`,
-      held: "Met by another request; this one is sent by itself in its turn, not before",
-    }[view.phase] ?? "It is sent by itself at about";
-    put(next, feed.due === null ? "" : `${what} ${view.until}.`);
+      cooldown: "Reached by another request; this one is sent in its turn, not before",
+    };
+    const announcement = announcements[view.phase] ?? "It is sent by itself at about";
+    setText(next, feed.dueAt === null ? "" : `${announcement} ${view.until}.`);
   }
 
   function tick() {
-    const view = feed.view, age = view.ended ? 0 : now() - feed.born;
-    if (feed.due !== null) ring.show(feed.due - now(), view.total_ms, calm);
+    const view = feed.view;
+    const age = view.ended ? 0 : now() - feed.receivedAt;
+    if (feed.dueAt !== null) ring.update(feed.dueAt - now(), view.total_ms, reducedMotion);
+    const elapsed = view.elapsed_ms + age;
     const waited = view.waited_ms + (view.waits ? age : 0);
-    const worked = view.elapsed_ms + age - waited;
-    put(facts[4], waited > 0 && worked < 1000 ? "" : `${span(view.elapsed_ms + age)} in all`);
-    put(facts[5], waited > 0 ? `waited ${span(waited)} of ${view.patience}` : "");
+    // While it has only waited, the total would be the same number again.
+    const onlyWaited = waited > 0 && elapsed - waited < 1000;
+    setText(facts.time, onlyWaited ? "" : `${formatDuration(elapsed)} in all`);
+    setText(facts.waited, waited > 0 ? `waited ${formatDuration(waited)} of ${view.patience}` : "");
   }
 
-  log.add({ text: feed.text, whole: true });
+  log.addText({ text: feed.text, whole: true });
   el.append(root);
-  show();
-  const view = { show, addText: log.add };
+  update();
+  const view = { update, addText: log.addText };
   feed.views.add(view);
-  const timer = setInterval(() => {
-    feed.checkClocks();
-    tick();
-  }, calm ? 1000 : 100);
-  const resized = new ResizeObserver(() => width === body.offsetWidth || keepHeight());
-  resized.observe(body);
+  const timer = setInterval(
+    () => {
+      feed.checkClocks();
+      tick();
+    },
+    reducedMotion ? 1000 : 100,
+  );
+  const observer = new ResizeObserver(() => width === body.offsetWidth || keepHeight());
+  observer.observe(body);
   return () => {
-    gone = true;
+    isRemoved = true;
     clearInterval(timer);
-    resized.disconnect();
+    observer.disconnect();
     feed.views.delete(view);
   };
 }
@@ -334,8 +402,6 @@ export default () => {
     initialize({ model }) {
       feed = openFeed(model);
     },
-    render({ model, el }) {
-      return openView(feed, model, el);
-    },
+    render: ({ model, el }) => openView(feed, model, el),
   };
 };

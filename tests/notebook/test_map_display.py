@@ -1,0 +1,117 @@
+"""What a user sees of a map, as a function of its figures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from nbcodex.models import Limit, MapStats, Usage, UsageTotals
+from nbcodex.notebook.display.map import MapState, apply_stats, map_view, status_line, summary_line
+
+WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
+TPM = Limit(resource="tokens", window=60.0)
+
+
+def state_after(*steps: dict[str, Any], total: int | None = 1_000) -> MapState:
+    """Return the state after these figures, which follow those of the start."""
+    state = apply_stats(None, MapStats(map_id="m1", at=100.0, total=total))
+    for figures in steps:
+        state = apply_stats(state, MapStats(map_id="m1", total=total, **figures))
+    return state
+
+
+def used(input_tokens: int, output_tokens: int, cost: float = 0.0, **more: int) -> UsageTotals:
+    """Return totals of so many tokens."""
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    return UsageTotals(usage=usage, cost=cost, **more)
+
+
+HALF = {
+    "at": 160.0,
+    "done": 500,
+    "sent": 40,
+    "waiting": 60,
+    "totals": used(50_000, 10_000, 0.5),
+}
+
+
+def test_status_line_of_a_running_map() -> None:
+    line = status_line(state_after({**HALF, "at": 159.0}, HALF | {"totals": used(50_000, 12_000, 0.5)}), WALL)
+    assert line == (
+        "500 of 1,000 rows answered · 40 at the server · 60 waiting · 2,000 tokens/s · "
+        "$0.50 of ~$1.00 · about 1 min 00 s left"
+    )
+
+
+def test_time_left_includes_the_cooldown() -> None:
+    open_ = state_after({**HALF, "sent": 0})
+    closed = state_after({**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM})
+    assert closed.cooldown_left > 0
+    assert closed.seconds_left == pytest.approx((open_.seconds_left or 0.0) + closed.cooldown_left)
+
+
+def test_time_left_follows_the_slowest_limit() -> None:
+    """While a full bucket is being spent, the pace is faster than it can stay."""
+    limited = state_after(HALF | {"tokens_per_minute": 12_000.0})
+    assert limited.seconds_left == pytest.approx(300.0)
+    assert state_after(HALF | {"requests_per_minute": 50.0}).seconds_left == pytest.approx(600.0)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"at": 160.0},
+        {"at": 160.0, "done": 900, "reused": 900},
+        {**HALF, "outcome": "stopped"},
+        {**HALF, "at": 100.0},
+    ],
+)
+def test_time_left_is_unknown_without_a_basis(figures: dict[str, Any]) -> None:
+    """It needs some rows that were answered anew, and ends with the map."""
+    assert state_after(figures).seconds_left is None
+
+
+def test_iterator_has_no_estimates() -> None:
+    """Without a number of rows, neither time nor cost can be estimated."""
+    state = state_after(HALF, total=None)
+    assert (state.seconds_left, state.expected_cost) == (None, None)
+    assert "500 rows answered" in status_line(state, WALL)
+
+
+def test_cost_is_not_estimated_with_unknown_prices() -> None:
+    assert state_after(HALF | {"totals": used(50_000, 10_000, 0.5, unpriced=3)}).expected_cost is None
+
+
+def test_cooldown_names_its_limit_and_end() -> None:
+    """While rows are at the server, or after it, there is no cooldown to show."""
+    closed = {**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM}
+    assert "tokens per minute (TPM) reached, continues at 14:00:12 (in 12.0 s)" in status_line(
+        state_after(closed), WALL
+    )
+    assert map_view(state_after(closed), WALL)["phase"] == "cooldown"
+    assert map_view(state_after(closed | {"at": 173.0}), WALL)["phase"] == "running"
+
+
+def test_summary_line_of_a_stopped_map() -> None:
+    """It says how to continue if something is left."""
+    end = {**HALF, "sent": 0, "waiting": 0, "reused": 100, "failed": 2, "parked": 498}
+    line = summary_line(state_after(end | {"outcome": "stopped", "model": "gpt-5.6-sol"}))
+    assert line == (
+        "map m1 · 500 of 1,000 rows answered (100 reused) · 2 failed · 498 parked · gpt-5.6-sol · "
+        "50,000 in · 10,000 out · $0.50 · 1 min 00 s · `%codex resume m1` continues it"
+    )
+
+
+def test_state_keeps_a_few_seconds_of_samples() -> None:
+    """However long the map runs, the state does not grow."""
+    state = state_after(*({"at": 100.0 + n / 4, "totals": used(0, n)} for n in range(2_000)))
+    assert len(state.samples) <= 42
+    assert state.tokens_per_second == pytest.approx(4.0)
+
+
+def test_first_failures_are_listed() -> None:
+    """The line after them says how many more there are, and where."""
+    shown = map_view(state_after(HALF | {"failed": 7, "failures": (("a", "too\nlarge"),)}), WALL)
+    assert shown["failures"] == ["a: too large", "… and 6 more: nbcodex.map.last.failed"]
