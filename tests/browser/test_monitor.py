@@ -345,7 +345,7 @@ def test_other_kernels_are_seen(
     nb.run(2)
     nb.wait()
     expect(monitor(nb)).to_contain_text(
-        re.compile("other kernels: 1 has 1 under way, 1 waiting, the next at "), timeout=20_000
+        re.compile("other kernels: 1 has 1 open, 1 waiting, the next at "), timeout=20_000
     )
     nb.run(3)
     nb.wait()
