@@ -172,7 +172,11 @@ class Session:
         return self._show(handle, self._output(handle, View(only_if_waiting=True)))
 
     def _show(
-        self, handle: Handle, output: CellOutput, *, on_end: Callable[[Reply], None] = lambda _: None
+        self,
+        handle: Handle,
+        output: CellOutput,
+        *,
+        on_end: Callable[[Reply], None] = lambda _: None,
     ) -> Ending:
         """Show a request until it ends, and leave its answer there in any case."""
         stopped: Stopped | None = None

@@ -38,7 +38,9 @@ HALF = {
 
 
 def test_status_line_of_a_running_map() -> None:
-    line = status_line(state_after({**HALF, "at": 159.0}, HALF | {"totals": used(50_000, 12_000, 0.5)}), WALL)
+    line = status_line(
+        state_after({**HALF, "at": 159.0}, HALF | {"totals": used(50_000, 12_000, 0.5)}), WALL
+    )
     assert line == (
         "500 of 1,000 rows answered · 40 at the server · 60 waiting · 2,000 tokens/s · "
         "$0.50 of ~$1.00 · about 1 min 00 s left"
@@ -81,7 +83,9 @@ def test_iterator_has_no_estimates() -> None:
 
 
 def test_cost_is_not_estimated_with_unknown_prices() -> None:
-    assert state_after(HALF | {"totals": used(50_000, 10_000, 0.5, unpriced=3)}).expected_cost is None
+    assert (
+        state_after(HALF | {"totals": used(50_000, 10_000, 0.5, unpriced=3)}).expected_cost is None
+    )
 
 
 def test_cooldown_names_its_limit_and_end() -> None:

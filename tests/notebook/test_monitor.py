@@ -230,7 +230,9 @@ other kernels: 1 has 3 open, 2 waiting, the next at 14:00:20
 
 def busy() -> MonitorState:
     """Return a state in which there is something of everything."""
-    totals = UsageTotals(requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2)
+    totals = UsageTotals(
+        requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2
+    )
     seen = Observation(
         at=0,
         session=totals,
@@ -261,7 +263,9 @@ def test_all_time_is_labelled_real_while_simulated() -> None:
 
 def test_all_time_shows_no_number_of_requests() -> None:
     """The journal's counter of requests includes simulated ones."""
-    ever = Observation(at=2, all_time=UsageTotals(requests=4_031, answers=18, usage=Usage(), cost=12.0))
+    ever = Observation(
+        at=2, all_time=UsageTotals(requests=4_031, answers=18, usage=Usage(), cost=12.0)
+    )
     assert "all time: 18 answered · $12.00\n" in monitor_text(state_after(ever), 3, WALL)
 
 

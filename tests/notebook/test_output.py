@@ -73,7 +73,9 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     view = TerminalView(BootClock())
     view.update(PanelState(phase="streaming", text=GrowingText() + long))
     view.close(
-        CellOutput(RequestView(), answer_format="text").bundles(Reply(id="3f2a", text=long, seconds=3.9))[0]
+        CellOutput(RequestView(), answer_format="text").bundles(
+            Reply(id="3f2a", text=long, seconds=3.9)
+        )[0]
     )
     printed = capsys.readouterr().out
     assert printed.startswith(long)

@@ -125,7 +125,9 @@ class CellOutput:
             return
         if self._is_open:
             self._call_view(self._view.update)
-        elif self._state.phase == "sending" and not (self._only_if_waiting or self._is_prepared or events):
+        elif self._state.phase == "sending" and not (
+            self._only_if_waiting or self._is_prepared or events
+        ):
             self._is_prepared = True
             self._call_view(self._view.prepare)
         elif self._state.is_waiting or (not self._only_if_waiting and self._is_due(events)):
@@ -142,7 +144,9 @@ class CellOutput:
     def close(self) -> None:
         """Replace the view with the answer, or with what there is of it."""
         reply = self._state.reply
-        if reply is None or not (self._is_open or ((reply or reply.text) and not self._only_if_waiting)):
+        if reply is None or not (
+            self._is_open or ((reply or reply.text) and not self._only_if_waiting)
+        ):
             self._view.discard()
             return
         bundle, *more = self.bundles(reply)

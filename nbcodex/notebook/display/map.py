@@ -203,9 +203,7 @@ def _cost(state: MapState) -> str:
     if not cost:
         return ""
     expected = state.expected_cost
-    return format_dollars(cost) + (
-        "" if expected is None else f" of ~{format_dollars(expected)}"
-    )
+    return format_dollars(cost) + ("" if expected is None else f" of ~{format_dollars(expected)}")
 
 
 def _rough(seconds: float) -> str:
