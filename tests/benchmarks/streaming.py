@@ -42,7 +42,7 @@ import os, time
 import nbcodex
 from openai import OpenAI
 from nbcodex.events import Delta
-from nbcodex.notebook import output
+from nbcodex.notebook.display.cell_output import CellOutput
 
 %load_ext nbcodex
 %config Codex.api = "responses"
@@ -70,13 +70,13 @@ def ask(prompt):
     return nbcodex.ask(prompt).text
 
 
-def painted(self, events, paint=output.Screen.paint):
-    paint(self, events)
+def timed_update(self, events, update=CellOutput.update):
+    update(self, events)
     if not seen and any(isinstance(event, Delta) for event in events):
         seen.append(time.perf_counter())
 
 
-output.Screen.paint = painted
+CellOutput.update = timed_update
 
 
 def measure(way, display, prompt):

@@ -385,10 +385,10 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
         due = f", {format_duration(left)} to go" if left else ""
         return f"queued for capacity {elapsed}{due}"
     if left is not None:
+        if not left:
+            return f"{state.phase}, due now"
         until = f" (until {format_time(wall + left, now=wall)})" if left > MINUTE else ""
-        return (
-            f"{state.phase} {format_duration(left)}{until}" if left else f"{state.phase}, due now"
-        )
+        return f"{state.phase} {format_duration(left)}{until}"
     if state.phase == "sending":
         return f"sent, no answer yet after {elapsed}"
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
