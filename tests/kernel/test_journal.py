@@ -65,7 +65,7 @@ def test_resume_at_reset_sends_by_itself(cell: Kernel, server: Simulated) -> Non
     asked = cell.start("%codex resume --at-reset")
     ran = cell.finish(asked)
     assert ran.seconds < 0.5
-    assert "held" in cell.run("%codex monitor").plain
+    assert "cooldown" in cell.run("%codex monitor").plain
     assert len(server.prompts) == known
     assert " parked " in cell.run("%codex journal").stream
     assert cell.run("reply.text, reply.status").plain == "('in its time', 'done')"

@@ -273,7 +273,7 @@ def test_the_panel_says_queued_for_capacity() -> None:
     line = status_line(state, state.phase_started_at + 3.0, 1e9)
     assert line.startswith("queued for capacity 3.0 s")
     assert "limit" not in line
-    assert not state.waits
+    assert not state.is_waiting
     assert state.total_waited(state.phase_started_at + 3.0) == 0.0
     assert BackingOff not in {type(e) for e in heard}
 
