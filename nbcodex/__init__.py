@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     extension = sys.modules.get("nbcodex.notebook.extension")
     if extension and _HOMES[name] in {"nbcodex.api", "nbcodex.mapping.map_api"}:
         # Python asks before any cell did: it is to know the notebook and its settings all the same.
-        extension.surround()
+        extension.connect_host()
     return found
 
 

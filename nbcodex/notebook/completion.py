@@ -1,4 +1,4 @@
-"""What Tab completes in the lines of `%%codex` and `%codex`: never by way of the network."""
+"""Tab completion in the lines of `%%codex` and `%codex`. Never uses the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from nbcodex.notebook.config import Codex
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_RECENT = 50
-"""How many entries of the journal are offered."""
+COMPLETED_ENTRIES = 50  # how many of the newest journal entries are offered
 
-_WITH_ID = {"journal", "resume", "retry", "cancel", "park", "forget"}
-_WITH_ALL = {"resume", "cancel", "park", "forget"}
-_SWITCHES = {
+_COMMANDS_WITH_ID = {"journal", "resume", "retry", "cancel", "park", "forget"}
+_COMMANDS_WITH_ALL = {"resume", "cancel", "park", "forget"}
+_COMMAND_WORDS = {
     "demo": ("on", "calm", "off"),
     "budget": ("off",),
     "resume": ("--everywhere", "--at-reset"),
@@ -26,14 +25,14 @@ _SWITCHES = {
 
 
 def install(shell: InteractiveShell, config: Codex) -> None:
-    """Have Tab ask us in our magics' lines."""
+    """Complete the lines of our magics in a shell."""
     uninstall(shell)
     if (matchers := _matchers(shell)) is not None:
         matchers.append(_Matcher(shell, config))
 
 
 def uninstall(shell: InteractiveShell) -> None:
-    """Have it ask us no longer."""
+    """Remove the completion, even that of a class from before a reload."""
     if (matchers := _matchers(shell)) is not None:
         matchers[:] = [m for m in matchers if type(m).__name__ != _Matcher.__name__]
 
@@ -54,13 +53,13 @@ class _Matcher:
         self.__qualname__ = "codex"
 
     def __call__(self, context: Any) -> dict[str, Any]:
-        from IPython.core.completer import SimpleCompletion  # whoever calls has it already
+        from IPython.core.completer import SimpleCompletion  # IPython has imported it already
 
         try:
-            names, word = self._offered(context)
-        except Exception:  # a wrong setting, or no journal: Tab is not the place to say so
+            names, word = self._candidates(context)
+        except Exception:  # an invalid setting or a missing journal is reported elsewhere
             names, word = [], ""
-        # Ours are all that makes sense here: Jedi would take the line for Python.
+        # Other matchers are suppressed: Jedi would complete the line as Python.
         return {
             "completions": [
                 SimpleCompletion(text=name, type="magic") for name in names if name.startswith(word)
@@ -70,8 +69,8 @@ class _Matcher:
             "ordered": True,
         }
 
-    def _offered(self, context: Any) -> tuple[list[str], str]:
-        """Return what may stand where the cursor is, and the beginning of it that is there."""
+    def _candidates(self, context: Any) -> tuple[list[str], str]:
+        """Return the candidates at the cursor, and the word before it that they complete."""
         before: str = context.text_until_cursor
         magic, *words = before.split() or [""]
         if before[-1:].isspace():
@@ -79,14 +78,14 @@ class _Matcher:
         if not words:
             return [], ""
         if magic == "%%codex" and context.cursor_line == 0:
-            return list(_of_cell(words, self._shell, self._config)), words[-1]
+            return list(_cell_candidates(words, self._shell, self._config)), words[-1]
         if magic == "%codex":
-            return list(_of_line(words, self._shell, self._config)), words[-1]
+            return list(_line_candidates(words, self._shell, self._config)), words[-1]
         return [], ""
 
 
-def _of_cell(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
-    """Return what may stand in the place of the last of a cell's words."""
+def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
+    """Return the candidates for the last word of a cell's first line."""
     from nbcodex.notebook import options
 
     actions = options.parser()._actions
@@ -109,17 +108,17 @@ def _of_cell(words: list[str], shell: InteractiveShell, config: Codex) -> Iterab
             return [str(choice) for choice in before.choices or ()]
 
 
-def _of_line(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
-    """Return what may stand in the place of the last of a line's words."""
+def _line_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
+    """Return the candidates for the last word of a `%codex` line."""
     from nbcodex.notebook import commands
 
     if len(words) == 1:
         return commands.all_commands()
     word = words[0]
-    offered = list(_SWITCHES.get(word, ()))
-    if word in _WITH_ID:
+    offered = list(_COMMAND_WORDS.get(word, ()))
+    if word in _COMMANDS_WITH_ID:
         offered += [entry.id for entry in _entries(shell, config)]
-    if word in _WITH_ALL:
+    if word in _COMMANDS_WITH_ALL:
         offered.append("all")
     if word == "alias" and len(words) > 2:
         offered += _models(config)
@@ -131,16 +130,16 @@ def _of_line(words: list[str], shell: InteractiveShell, config: Codex) -> Iterab
 
 
 def _models(config: Codex) -> list[str]:
-    """Return the models that are known without asking."""
+    """Return the models that are known without a request."""
     named = (config.settings().model, DEFAULT_MODEL)
     return list(dict.fromkeys([*config.offered, *config.aliases, *filter(None, named)]))
 
 
 def _entries(shell: InteractiveShell, config: Codex) -> list[Any]:
-    """Return what was asked lately; a journal that does not exist yet is not made for that."""
+    """Return the newest journal entries, without creating a journal that does not exist."""
     from nbcodex.notebook.session import Session
 
     settings = config.settings()
     if settings.journal and not (data_folder(settings) / JOURNAL_FILENAME).exists():
         return []
-    return list(Session(shell, config).journal.recent_entries(_RECENT))
+    return list(Session(shell, config).journal.recent_entries(COMPLETED_ENTRIES))

@@ -1,4 +1,4 @@
-"""`%config Codex`: what a user or a site sets, as traits."""
+"""`%config Codex`: the settings of a user or a site, as traits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from nbcodex.models import Reply
     from nbcodex.notebook.cell_errors import LastError
 
-_MINE = {
+# The demo replaces all other settings, because they are about the real server and its key.
+_KEPT_IN_DEMO = {
     "aliases",
     "max_history",
     "display",
@@ -29,18 +30,19 @@ _MINE = {
     "ask_above",
     "keep_files",
 }
-"""What stays as the user has set it while the demo is on."""
 
 
 class Codex(Configurable):
-    """Settings of nbcodex. What is not set here comes from the environment, else is the default."""
+    """Settings of nbcodex. The environment, then the defaults, apply to what is not set here."""
 
-    model = Unicode("", help="Model (on Azure: deployment) to ask where a cell names none.").tag(
+    model = Unicode("", help="Model (on Azure: deployment) for cells that do not name one.").tag(
         config=True
     )
-    api = Enum(["auto", "responses", "chat"], "auto", help="API to speak; `auto` finds out.").tag(
-        config=True
-    )
+    api = Enum(
+        ["auto", "responses", "chat"],
+        "auto",
+        help="API to use; `auto` finds out which one the server has.",
+    ).tag(config=True)
     base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.").tag(
         config=True
     )
@@ -49,31 +51,32 @@ class Codex(Configurable):
     )
     project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.").tag(config=True)
     keys = Dict(
-        help="API keys by host, such as {'gateway.example.org': '…'}: each goes to its host alone."
+        help="API keys by host, such as {'gateway.example.org': '…'}; a key is sent to its host only."
     ).tag(config=True)
     client = AnyTrait(
         None,
         allow_none=True,
-        help="Factory of an openai.AsyncOpenAI, for what the other settings cannot say.",
+        help="Function that returns an openai.AsyncOpenAI, for what has no setting here.",
     ).tag(config=True)
     patience = Unicode(
-        "10m", help="How long limits and faults may keep a cell waiting before it is parked."
+        "10m",
+        help="Longest wait for limits and after failures; a cell that would wait longer is parked.",
     ).tag(config=True)
     idle_timeout = Unicode(
-        "60s", help="Silence after which a stream that has begun counts as broken."
+        "60s", help="Silence after which a started stream counts as broken."
     ).tag(config=True)
     display = Enum(["auto", "widget", "text"], "auto", help="How requests are shown.").tag(
         config=True
     )
     remote_images = Bool(
-        False, help="Whether images in answers are fetched: doing so tells their server about you."
+        False, help="Whether images in answers are loaded: their server then learns about you."
     ).tag(config=True)
 
     journal = Bool(
         True, help="Whether prompts and answers are kept on disk, so that they survive the kernel."
     ).tag(config=True)
     reuse = Bool(
-        False, help="Whether an equal prompt that was answered is shown again, at no cost."
+        False, help="Whether an equal prompt shows the earlier answer again, at no cost."
     ).tag(config=True)
 
     aliases = Dict(
@@ -86,11 +89,11 @@ class Codex(Configurable):
         None,
         allow_none=True,
         min=0,
-        help="How many earlier turns a cell sees at most; None: as many as the model holds.",
+        help="Maximum of earlier turns that a cell sends; None: as many as the model holds.",
     ).tag(config=True)
 
     budget = Unicode(
-        "", help="Cap on what may be used, such as 200k, $5 or $20/month; %codex budget adds to it."
+        "", help="Cap on usage, such as 200k, $5 or $20/month; %codex budget adds to it."
     ).tag(config=True)
 
     @validate("budget")
@@ -105,17 +108,17 @@ class Codex(Configurable):
                 raise TraitError(f"Codex.budget: {error}") from None
             if cap.unit == "tokens" and cap.amount < LEAST:
                 raise TraitError(
-                    f"Codex.budget: {cap.words(cap.amount)} let nothing through. %config takes $5 "
-                    "for a variable: write 5usd instead of $5, and 5k for 5,000 tokens."
+                    f"Codex.budget: {cap.words(cap.amount)} is too small for any request. %config "
+                    "reads $5 as a variable: write 5usd for $5, and 5k for 5,000 tokens."
                 )
         return text
 
     ask_above = Float(
-        1.0, min=0.0, help="US dollars that a map may be estimated to cost before it asks first."
+        1.0, min=0.0, help="Estimated cost in US dollars from which on a map asks before it starts."
     ).tag(config=True)
 
     keep_files = Bool(
-        False, help="Whether the files of batches stay with the provider when all is answered."
+        False, help="Whether a batch's files stay with the provider after all rows are answered."
     ).tag(config=True)
 
     @validate("patience", "idle_timeout")
@@ -123,7 +126,8 @@ class Codex(Configurable):
         try:
             Settings.typed({proposal["trait"].name: proposal["value"]})
         except ConfigurationError as error:
-            # An error would stay in the shell's configuration, where `%reload_ext` met it again.
+            # A TraitError would leave the value in the shell's configuration, and the next
+            # `%reload_ext` would fail; a warning and the default do not.
             name = proposal["trait"].name
             usual = str(proposal["trait"].default())
             warnings.warn(f"Codex.{name} is {usual}: {error}", stacklevel=2)
@@ -141,26 +145,18 @@ class Codex(Configurable):
     def _is_factory(self, proposal: dict[str, Any]) -> Any:
         factory = proposal["value"]
         if factory is not None and not callable(factory):
-            raise TraitError("Codex.client is a function that returns an openai.AsyncOpenAI.")
+            raise TraitError("Codex.client must be a function that returns an openai.AsyncOpenAI.")
         return factory
 
-    demo: Settings | None = None
-    """What `%codex demo` puts in the place of everything else, the environment included."""
-
-    own_budget: str = ""
-    """What `%codex budget` caps this session at."""
-
-    last: Reply | None = None
-    """The answer whose code `%codex insert` takes: the newest one."""
-
-    last_error: LastError | None = None
-    """The user's last error, for `%codex fix`: failures of our magics are not to hide it."""
-
-    offered: tuple[str, ...] = ()
-    """The models that the server named last, for Tab."""
+    # The state of a session; not traits, so that neither `%config` nor a file sets them.
+    demo: Settings | None = None  # replaces all settings, the environment included
+    own_budget: str = ""  # set by `%codex budget`
+    last: Reply | None = None  # the newest answer, whose code `%codex insert` takes
+    last_error: LastError | None = None  # for `%codex fix`; our own errors do not replace it
+    offered: tuple[str, ...] = ()  # models that the server listed last, for Tab
 
     def take_over(self, before: Any) -> None:
-        """Keep what was typed in and lies in no file: keys, and whether the demo is on."""
+        """Take over the state before a reload: what was typed in, and is in no file."""
         self.demo = before.demo
         self.own_budget = before.own_budget
         self.keys = {**self.keys, **before.keys}
@@ -177,7 +173,7 @@ class Codex(Configurable):
             return Settings.read(chosen)
         from nbcodex.simulator import Knobs
 
-        kept = {name: value for name, value in chosen.items() if name in _MINE}
-        if self.model in Knobs().models:  # of others the simulator knows nothing
+        kept = {name: value for name, value in chosen.items() if name in _KEPT_IN_DEMO}
+        if self.model in Knobs().models:
             kept["model"] = self.model
         return replace(self.demo, **Settings.typed(kept))

@@ -1,4 +1,7 @@
-"""What `%load_ext nbcodex` does: magics and settings, and nothing that takes time."""
+"""`%load_ext nbcodex`: registers the magics and the settings.
+
+Must not import what takes time: the extension is loaded at the start of every notebook.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,27 @@ from nbcodex.settings import JOURNAL_FILENAME, data_folder
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-_before: list[Any] = []
-"""The settings of the time before an unload: `%reload_ext` forgets nothing that was typed in."""
-
-_NAMES = {"line": "codex", "cell": "codex"}
+# The settings before an unload: `%reload_ext` must not lose keys and aliases that were typed in.
+_unloaded: list[Any] = []
 
 
 def load(shell: InteractiveShell) -> None:
     """Register the magics and `%config Codex`."""
+    # `%load_ext` after an upgrade in the same kernel must not leave the old magics in place.
     unload(shell)
     config = _configured(shell)
-    if _before:
-        config.take_over(_before.pop())
+    if _unloaded:
+        config.take_over(_unloaded.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
     shell.register_magics(CodexMagics(shell, config))
-    shell.events.register("post_run_cell", _note)
+    shell.events.register("post_run_cell", _record_error)
     completion.install(shell, config)
     if config.journal:
-        _tell_of_the_unfinished(shell, config)
+        _report_unfinished(shell, config)
 
 
-def _note(result: ExecutionResult) -> None:
-    """Keep what went wrong in a cell, for ``{Err[3]}``."""
+def _record_error(result: ExecutionResult) -> None:
+    """Keep a cell's error, for ``{Err[3]}`` in a prompt."""
     if not result.success:
         from nbcodex.notebook.cell_errors import cell_errors
 
@@ -51,33 +53,35 @@ def _configured(shell: InteractiveShell) -> Codex:
     try:
         return Codex(parent=shell)
     except TraitError as error:
-        if not _before:
+        if not _unloaded:
             raise ConfigurationError(
-                f"A setting of Codex is wrong: {error}", advice="Mend it in ipython_config.py."
+                f"A setting of Codex is not valid: {error}",
+                advice="Correct it in ipython_config.py.",
             ) from None
-    # `%config` leaves in the shell's configuration what we have refused: what held, holds on.
+    # `%config` leaves a value that a trait refused in the shell's configuration, where a reload
+    # would meet it again: the earlier value stays in force.
     chosen: Any = shell.config.Codex
     for name in chosen:
         try:
             Codex(**{name: chosen[name]})
         except TraitError:
-            chosen[name] = getattr(_before[0], name)
+            chosen[name] = getattr(_unloaded[0], name)
     return Codex(parent=shell)
 
 
-def surround() -> None:
-    """Let `nbcodex.ask` know the notebook that loaded us, and its settings."""
+def connect_host() -> None:
+    """Make the notebook that loaded the extension the host of `nbcodex.ask`."""
     shell = get_ipython()
     config = [c for c in getattr(shell, "configurables", ()) if type(c).__name__ == "Codex"]
     if shell is not None and config:
         from nbcodex.notebook.session import Session
 
-        with contextlib.suppress(ConfigurationError):  # which is for whoever asks to hear
+        with contextlib.suppress(ConfigurationError):  # the next request reports it
             Session(shell, cast("Codex", config[0]))
 
 
-def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
-    """Say in one line what this notebook left behind; nothing is sent by itself."""
+def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
+    """Print in one line what can be resumed in this notebook; nothing is sent by itself."""
     path = data_folder(config.settings()) / JOURNAL_FILENAME
     if not may_have_unfinished(path, notebook_id(shell)):
         return
@@ -90,21 +94,22 @@ def _tell_of_the_unfinished(shell: InteractiveShell, config: Codex) -> None:
     ]
     if left:
         ids = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
-        print(  # noqa: T201 - what loading has to say
-            f"{len(left)} parked or abandoned here ({ids}): `%codex resume` goes on with them, "
+        print(  # noqa: T201
+            f"{len(left)} parked or abandoned here ({ids}): `%codex resume` resumes them, "
             "`%codex journal` lists them."
         )
-    elif trouble := session.journal.problem:
-        print(trouble)  # noqa: T201 - else nobody would know of what is parked in the file
+    elif problem := session.journal.problem:
+        print(problem)  # noqa: T201 - what is parked in the file could not be read
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take them away again; requests on their way go on to their ends."""
-    notes = [n for n in shell.events.callbacks["post_run_cell"] if n.__qualname__ == _note.__name__]
-    for note in notes:
-        shell.events.unregister("post_run_cell", note)
+    """Remove the magics and the settings; running requests continue to their ends."""
+    # By name, because a reloaded module has another function and another class.
+    for callback in list(shell.events.callbacks["post_run_cell"]):
+        if getattr(callback, "__qualname__", "") == _record_error.__name__:
+            shell.events.unregister("post_run_cell", callback)
     completion.uninstall(shell)
-    for kind, name in _NAMES.items():
-        shell.magics_manager.magics[kind].pop(name, None)
-    _before[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _before
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("codex", None)
+    _unloaded[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _unloaded
     shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != "Codex"]

@@ -1,4 +1,4 @@
-"""Which notebook and which cell this is, as far as anybody can tell."""
+"""The identity of this notebook, its kernel and the running cell, as far as they are known."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ if TYPE_CHECKING:
 
     from nbcodex.models import Origin
 
-
-_TERMINAL = f"{os.getpid()}-{os.urandom(4).hex()}"
-"""Stands for this process: its number alone will be another's one day, in a container soon."""
+# The random part tells processes apart whose number is the same: in containers they often are.
+_TERMINAL_ID = f"{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def notebook_id(shell: InteractiveShell) -> str:
     """Return the notebook's path, or else a name for this kernel or terminal."""
+    # Jupyter Server sets the variable, VS Code the name in the namespace; others set neither.
     path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
-    return str(path) if path else f"kernel {kernel_id(shell) or _TERMINAL}"
+    return str(path) if path else f"kernel {kernel_id(shell) or _TERMINAL_ID}"
 
 
 def kernel_id(shell: InteractiveShell) -> str:
-    """Return the kernel's id at its server: the end of its connection file's name."""
+    """Return the kernel's id at its server, or an empty text."""
+    # The protocol does not send the id; Jupyter Server names the connection file after it.
     file = getattr(getattr(getattr(shell, "kernel", None), "parent", None), "connection_file", "")
     return Path(file).stem.removeprefix("kernel-")
 
 
 def cell_id(shell: InteractiveShell) -> str | None:
-    """Return the id of the cell that runs, where the front end sends it (Lab and Notebook do)."""
+    """Return the running cell's id, if the front end sends it (JupyterLab and Notebook do)."""
     parent = getattr(shell, "parent_header", None)
     if not isinstance(parent, dict):
         return None
@@ -38,13 +39,13 @@ def cell_id(shell: InteractiveShell) -> str | None:
 
 
 def cell_number(shell: InteractiveShell) -> int:
-    """Return the number of the cell that runs, as in ``In[3]``."""
+    """Return the running cell's number, as in ``In[3]``."""
     # `execution_count` is that of the next cell already, since IPython 9.
     return len(shell.user_ns["In"]) - 1
 
 
 def current_origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
-    """Return where the request that is asked now comes from."""
+    """Return the origin of a request that the running cell makes."""
     from nbcodex.models import Origin
 
     return Origin(notebook=notebook_id(shell), cell=cell_id(shell), variable=variable)

@@ -1,4 +1,7 @@
-"""The magics `%%codex` and `%codex`: a cell's way from its text to what stays below it."""
+"""The magics `%%codex` and `%codex`: from the text of a cell to what stays below it.
+
+Imports what asks and answers only when a magic runs, because `%load_ext` has to be fast.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ if TYPE_CHECKING:
     from nbcodex.notebook.config import Codex
 
 
-def _documented(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
-    """Give the magic the help of its options, made when somebody asks for it: ``%%codex?``."""
+def _with_option_help(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
+    """Let ``%%codex?`` show the options, whose help is made only then."""
 
-    def help_of_options() -> str:
+    def option_help() -> str:
         from nbcodex.notebook import options
 
         return options.parser().format_help()
 
-    magic.getdoc = help_of_options  # type: ignore[attr-defined]  # where IPython looks first
+    magic.getdoc = option_help  # type: ignore[attr-defined]  # where IPython looks first
     return magic
 
 
@@ -38,15 +41,15 @@ class CodexMagics(Magics):
         super().__init__(shell)
         self._shell, self._config = shell, config
 
-    @no_var_expand
+    @no_var_expand  # IPython would expand braces and `$` in prompts by rules of its own
     @cell_magic("codex")  # type: ignore[arg-type]  # IPython annotates it too narrowly
-    @_documented
+    @_with_option_help
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
-        __tracebackhide__ = True  # of an error in a cell that --eval runs, only that cell is shown
-        self._remember_failure()
+        __tracebackhide__ = True  # an error in a cell that --eval runs then shows that cell only
+        self._remember_error()
         from nbcodex.notebook import options
 
-        chosen = options.read(line)
+        chosen = options.parse_options(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
         try:
@@ -65,12 +68,12 @@ class CodexMagics(Magics):
         from nbcodex.requests.options import build_request
 
         session = Session(self._shell, self._config)
+        text = cell.removesuffix("\n")
         if chosen.map:
             from nbcodex.notebook import map_cells
 
-            map_cells.ask(session, chosen, cell.removesuffix("\n"))
+            map_cells.ask(session, chosen, text)
             return
-        text = cell.removesuffix("\n")
         if chosen.eval:
             prompt = variables.run_for_prompt(self._shell, cell)
         elif chosen.raw:
@@ -81,17 +84,7 @@ class CodexMagics(Magics):
         request = build_request(
             prompt.text,
             session.settings,
-            model=chosen.model,
-            system=output.system,
-            max_output=chosen.max_output,
-            effort=chosen.effort,
-            params=output.params,
-            patience=chosen.patience,
-            api=output.api,
-            schema=output.schema,
-            api_base=chosen.api_base,
-            reuse=chosen.reuse or None,
-            durable=chosen.durable,
+            **options.request_options(chosen, output),
             origin=identity.current_origin(self._shell, variable=chosen.out),
             thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
             images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
@@ -110,15 +103,16 @@ class CodexMagics(Magics):
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]
     def command(self, line: str) -> None:
-        """Look after requests, limits and settings; `%codex help` lists how."""
+        """Manage requests, limits and settings; `%codex help` lists the commands."""
         from nbcodex.notebook import commands
         from nbcodex.notebook.session import Session
 
-        self._remember_failure()
+        self._remember_error()
         commands.run(Session(self._shell, self._config), line)
 
-    def _remember_failure(self) -> None:
-        """Keep the user's last error for `%codex fix`, before one of ours takes its place."""
+    def _remember_error(self) -> None:
+        # Python keeps one last error only, and an error of this magic would replace the user's,
+        # which `%codex fix` is about.
         if getattr(sys, "last_value", None) is not None:
             from nbcodex.notebook.cell_errors import last_error
 

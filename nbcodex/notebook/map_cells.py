@@ -33,17 +33,6 @@ ROWS, WIDTH = 5, 120
 
 NOT_LATER = "--at-reset does not go with a map, which waits for its limits as it goes on"
 
-_OPTIONS = (
-    "model",
-    "system",
-    "max_output",
-    "effort",
-    "params",
-    "patience",
-    "api",
-    "api_base",
-    "durable",
-)
 _OF_A_CELL = ("background", "raw", "eval", "format", "thread", "new")
 """What is said of one prompt and its answer: a map is no conversation, and shows a table."""
 
@@ -62,8 +51,10 @@ def ask(session: Session, chosen: Namespace, template: str) -> None:
     names = session.shell.user_ns
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    options = {name: getattr(chosen, name) or None for name in _OPTIONS}
-    options["schema"] = cell_options.output_spec(chosen, names).schema
+    output = cell_options.output_spec(chosen, names)
+    options = {
+        name: value or None for name, value in cell_options.request_options(chosen, output).items()
+    }
     options["images"] = images_of(chosen.image, session.shell)
     dry_run = getattr(chosen, "dry_run", False)
     map_options = MapOptions(dry_run=dry_run, request=options)

@@ -1,4 +1,8 @@
-"""What may stand behind `%%codex`: the options of a cell, read into plain values."""
+"""The options of a `%%codex` cell: parsing its first line, and what the answer's format needs.
+
+Owns the option names, their help, and the checks that need no other package. A new option of a
+request is a line in `_OPTIONS` and one in `request_options`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import keyword
 import re
 import shlex
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -21,36 +26,36 @@ from nbcodex.rendering.formats import INSTRUCTIONS, Format
 from nbcodex.requests.structured_output import ANY_JSON, declare
 from nbcodex.settings import parse_duration
 
-T = TypeVar("T")
+ValueT = TypeVar("ValueT")
 
-_TAKEN = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
-"""Names that IPython itself needs."""
+FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
 
+_INSERT_HINT = "`%codex insert` puts it into a cell"
 
-_OPENAI = {"openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai"}
-_PROVIDERS = _OPENAI | {
+# IPython needs these names itself: binding a reply to one of them would break the shell.
+_RESERVED_NAMES = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
+
+# Providers that Jupyter AI's `%%ai` puts before a model's name, with a colon.
+_OPENAI_PROVIDERS = {
+    *("openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai"),
+}
+_OTHER_PROVIDERS = {
     *("ai21", "anthropic", "anthropic-chat", "amazon-bedrock", "bedrock", "bedrock-chat"),
     *("bedrock-custom", "cohere", "gemini", "gpt4all", "huggingface_hub", "mistralai"),
     *("nvidia-chat", "ollama", "openrouter", "qianfan", "sagemaker-endpoint", "togetherai"),
     *("vertexai",),
 }
-"""What stands before a model's name in `%%ai`, with a colon."""
-
-_INSERT_HINT = "`%codex insert` puts it into a cell"
-
-FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
-"""How an answer may be shown."""
 
 _PARAMS = ("-p", "--params", "--model-parameters")
-_BARE = re.compile(rf"(?<!\S)({'|'.join(_PARAMS)})(?:\s+|=)(?=\{{)")
+_UNQUOTED_PARAMS = re.compile(rf"(?<!\S)({'|'.join(_PARAMS)})(?:\s+|=)(?=\{{)")
 
 _EPILOG = """\
-{name} in the prompt is filled in from the notebook; --raw leaves it alone. Examples:
-  %%codex -o answer                   bind the Reply: .text .parsed .usage .cost .status
-  %%codex gpt-5.6-mini -f code        the code goes into a new cell; nothing is run
+{name} in the prompt is filled in from the notebook's variables; --raw turns this off. Examples:
+  %%codex -o answer                   assign the Reply: .text .parsed .usage .cost .status
+  %%codex gpt-5.6-mini -f code        put the code into a new cell, without running it
   %%codex --schema Person -o p        p.parsed is a validated Person
-  %%codex -b --patience 2h            go on meanwhile, whatever the limits
-%codex help lists what else there is, %config Codex the settings.
+  %%codex -b --patience 2h            run other cells while this one waits for limits
+%codex help lists the commands, %config Codex the settings.
 """
 
 
@@ -61,20 +66,22 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"%%codex: {message.rstrip('.')}. See %%codex?")
 
 
-def _count(text: str) -> int:
-    """Read a number of tokens: ``800``, ``2k``."""
+def _token_count(text: str) -> int:
+    """Parse a number of tokens such as ``800`` or ``2k``."""
     try:
         number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
     except (ValueError, OverflowError):
         number = 0
+    # JSON numbers are exact up to 2**53 in every server's language.
     if not 1 <= number < 2**53:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of tokens, 1 or more")
+        raise ArgumentTypeError(f"{text[:40]!r} is not a number of tokens, 1 or more")
     return number
 
 
 def _model(text: str) -> str:
+    # `%%ai -m` takes what `-p` takes here.
     if text.lstrip().startswith("{"):
-        raise argparse.ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
+        raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
     return text
 
 
@@ -82,12 +89,10 @@ def _params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"is not JSON ({shorten(str(error), 80)})") from None
+        raise ArgumentTypeError(f"is not JSON ({shorten(str(error), 80)})") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
-    from nbcodex.openai_api.request_body import check_params
-
-    return _checked(check_params, value)
+        raise ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
+    return _checked(request_body.check_params, value)
 
 
 def _url(text: str) -> str:
@@ -96,32 +101,113 @@ def _url(text: str) -> str:
     return _checked(lambda url: parse_base_url(url, "This"), text)
 
 
-def _checked(check: Callable[[T], object], value: T) -> T:
-    """Return `value` if `check` has nothing against it."""
-    try:
-        check(value)
-    except ConfigurationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return value
-
-
 def _thread(text: str) -> str:
     from nbcodex.requests.options import LONGEST_NAME, is_thread
 
     if not is_thread(text):
-        raise argparse.ArgumentTypeError(f"is a name of at most {LONGEST_NAME} characters")
+        raise ArgumentTypeError(f"must be a name of at most {LONGEST_NAME} characters")
     return text
 
 
-def _wait(text: str) -> str:
+def _duration(text: str) -> str:
     return _checked(parse_duration, text)
 
 
-def _name(text: str) -> str:
-    taken = keyword.iskeyword(text) or text.startswith("__") or text in _TAKEN
-    if not text.isidentifier() or taken:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a variable")
+def _checked(check: Callable[[ValueT], object], value: ValueT) -> ValueT:
+    """Return `value`, or raise what argparse reports in one line."""
+    try:
+        check(value)
+    except ConfigurationError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return value
+
+
+def _variable(text: str) -> str:
+    is_taken = keyword.iskeyword(text) or text.startswith("__") or text in _RESERVED_NAMES
+    if not text.isidentifier() or is_taken:
+        raise ArgumentTypeError(f"{text!r} cannot be the name of a variable")
     return text
+
+
+def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, settings
+
+
+def _flag(*names: str, help: str) -> tuple[tuple[str, ...], dict[str, Any]]:  # noqa: A002
+    return names, {"action": "store_true", "help": help}
+
+
+_OPTIONS = {
+    "the question": (
+        _option("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask"),
+        _option("-m", "--model", type=_model, metavar="MODEL", help="the same, as an option"),
+        _option("--system", metavar="TEXT", help="instructions that precede the prompt"),
+        _option(
+            "--image",
+            action="append",
+            default=[],
+            metavar="EXPR",
+            help="picture to send: a path or a variable",
+        ),
+        _option(
+            "--map",
+            type=_variable,
+            metavar="NAME",
+            help="ask once for each row of a variable: {column}, {}",
+        ),
+        _flag("--eval", help="run the cell and send what it prints"),
+        _flag("--raw", help="leave {…} in the prompt as it is"),
+        _option("--max-output", type=_token_count, metavar="N", help="maximum of output tokens"),
+        _option("--effort", metavar="LEVEL", help="reasoning effort, such as low or high"),
+        _option(
+            *_PARAMS,
+            type=_params,
+            metavar="JSON",
+            help="further parameters of the API: '{\"temperature\": 0}'",
+        ),
+    ),
+    "the answer": (
+        _option(
+            "-o", "--out", type=_variable, metavar="NAME", help="variable to assign the Reply to"
+        ),
+        _option(
+            "-f",
+            "--format",
+            choices=FORMATS,
+            metavar="FORMAT",
+            help=f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
+        ),
+        _option(
+            "--schema",
+            type=_variable,
+            metavar="NAME",
+            help="variable: a pydantic class or a JSON schema",
+        ),
+    ),
+    "the conversation": (
+        _option(
+            "--thread", metavar="NAME", type=_thread, help="conversation to join (default: main)"
+        ),
+        _flag("--new", help="start the conversation afresh with this cell"),
+        _flag("--no-history", help="neither use nor join the conversation"),
+    ),
+    "waiting and paying": (
+        _flag("-b", "--background", help="run other cells meanwhile"),
+        _option(
+            "--patience",
+            type=_duration,
+            metavar="DURATION",
+            help="longest wait for limits: 90s, 10m, 2h",
+        ),
+        _flag("--dry-run", help="show tokens and cost, send nothing"),
+        _flag("--reuse", help="show the answer to an equal earlier prompt, at no cost"),
+        _flag("--durable", help="let the server keep the answer until it has arrived"),
+    ),
+    "the server": (
+        _option("--api-base", type=_url, metavar="URL", help="base URL for this request"),
+        _option("--api", choices=["auto", "responses", "chat"], help="API to use"),
+    ),
+}
 
 
 @functools.cache
@@ -131,135 +217,76 @@ def parser() -> argparse.ArgumentParser:
         prog="%%codex",
         usage="%%%%codex [MODEL] [options]",
         add_help=False,
+        # An abbreviation that is clear today could be ambiguous once there are more options.
         allow_abbrev=False,
         description="Ask a model; the text below the first line is the prompt.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for title, add_options in _GROUPS.items():
-        add_options(cell.add_argument_group(title).add_argument)
+    for title, options in _OPTIONS.items():
+        group = cell.add_argument_group(title)
+        for names, settings in options:
+            group.add_argument(*names, **settings)
     return cell
 
 
-def _question(add: Callable[..., object]) -> None:
-    add("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask")
-    add("-m", "--model", type=_model, metavar="MODEL", help="the same, as an option")
-    add("--system", metavar="TEXT", help="instructions to stand before the prompt")
-    add(
-        "--image", action="append", default=[], metavar="EXPR", help="picture: a path or a variable"
-    )
-    add("--map", type=_name, metavar="NAME", help="ask for each row of a variable: {column}, {}")
-    add("--eval", action="store_true", help="run the cell: what it prints is the prompt")
-    add("--raw", action="store_true", help="leave {…} in the prompt alone")
-    add("--max-output", type=_count, metavar="N", help="upper bound on output tokens")
-    add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
-    add(
-        *_PARAMS,
-        type=_params,
-        metavar="JSON",
-        help="further parameters of the API: '{\"temperature\": 0}'",
-    )
-
-
-def _answer(add: Callable[..., object]) -> None:
-    add("-o", "--out", type=_name, metavar="NAME", help="variable that the Reply is bound to")
-    add(
-        "-f",
-        "--format",
-        choices=FORMATS,
-        metavar="FORMAT",
-        help=f"how it is shown: {', '.join(FORMATS)}; code goes into a new cell, and is never run",
-    )
-    add("--schema", type=_name, metavar="NAME", help="variable: a pydantic class or JSON schema")
-
-
-def _conversation(add: Callable[..., object]) -> None:
-    add("--thread", metavar="NAME", type=_thread, help="conversation to join (usually: main)")
-    add("--new", action="store_true", help="start the conversation afresh with this cell")
-    add("--no-history", action="store_true", help="neither see the conversation nor join it")
-
-
-def _course(add: Callable[..., object]) -> None:
-    add("-b", "--background", action="store_true", help="go on with other cells meanwhile")
-    add("--patience", type=_wait, metavar="DURATION", help="longest wait for limits: 90s, 10m, 2h")
-    add("--dry-run", action="store_true", help="tell tokens and cost, and send nothing")
-    add("--reuse", action="store_true", help="show the answer to an equal prompt again, at no cost")
-    add("--durable", action="store_true", help="have the server keep the answer until it is here")
-
-
-def _server(add: Callable[..., object]) -> None:
-    add("--api-base", type=_url, metavar="URL", help="base URL for this request")
-    add("--api", choices=["auto", "responses", "chat"], help="API to speak")
-
-
-_GROUPS = {
-    "the question": _question,
-    "the answer": _answer,
-    "the conversation": _conversation,
-    "waiting and paying": _course,
-    "the server": _server,
-}
-
-
-def read(line: str) -> argparse.Namespace:
+def parse_options(line: str) -> Namespace:
     """Return the options that stand in `line`.
 
     Raises
     ------
     UsageError
-        If they make no sense; it says which one, and names the nearest that exists.
+        If an option does not exist, or its value or a combination is not valid.
     """
     try:
-        words = shlex.split(_quoted(line))
+        words = shlex.split(_quote_params(line))
     except ValueError as error:
         raise UsageError(f"%%codex: {error} in the options: {line.strip()[:80]}") from None
-    cell = parser()
-    options, rest = cell.parse_known_args(words)
+    options, rest = parser().parse_known_args(words)
     if rest:
-        raise UsageError(f"%%codex: {_unknown(cell, rest[0])} See %%codex?")
+        known = [name for action in parser()._actions for name in action.option_strings]
+        hint = did_you_mean(rest[0].partition("=")[0], known)
+        raise UsageError(f"%%codex: there is no option {rest[0][:60]}{hint} See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
     if options.no_history and (options.new or options.thread):
-        raise UsageError("%%codex: --no-history joins no conversation: drop it, or --new, --thread")
+        raise UsageError(
+            "%%codex: --no-history cannot be combined with --new or --thread: drop one of them"
+        )
     options.model = check_provider(options.model or options.MODEL)
     return options
 
 
-def _quoted(line: str) -> str:
-    """Return a line with the JSON that stands there without quotes, as `%%ai` takes it, in them."""
-    for found in _BARE.finditer(line):
+def _quote_params(line: str) -> str:
+    """Return a line whose unquoted JSON, as `%%ai` takes it, is in quotes."""
+    for found in _UNQUOTED_PARAMS.finditer(line):
         try:
-            shlex.split(line[: found.start()])  # fails inside of quotes
+            shlex.split(line[: found.start()])  # fails if the match is inside of quotes
             _, end = json.JSONDecoder().raw_decode(line, found.end())
         except (ValueError, RecursionError):
             continue
-        rest = _quoted(line[end:])
+        rest = _quote_params(line[end:])
         return f"{line[: found.start()]}{found[1]} {shlex.quote(line[found.end() : end])}{rest}"
     return line
 
 
 def check_provider(model: str | None) -> str | None:
-    """Return a model's name, or say what stands for the provider before it in `%%ai`.
+    """Return a model's name.
 
     Raises
     ------
     UsageError
-        If a provider stands before it.
+        If a provider stands before it, as in `%%ai`.
     """
-    provider, colon, name = (model or "").partition(":")
-    if not colon or provider not in _PROVIDERS:
-        return model
-    if provider in _OPENAI:
-        raise UsageError(f"%%codex: write {name or 'the model'} without {provider}: before it")
-    raise UsageError(
-        f"%%codex: {provider} is no model: nbcodex asks OpenAI, Azure and servers that speak their "
-        f"API. Use --api-base URL -m {name or 'MODEL'}"
-    )
-
-
-def _unknown(cell: argparse.ArgumentParser, word: str) -> str:
-    known = [name for action in cell._actions for name in action.option_strings]
-    return f"there is no option {word[:60]}{did_you_mean(word.partition('=')[0], known)}"
+    provider, _, name = (model or "").partition(":")
+    if name and provider in _OPENAI_PROVIDERS:
+        raise UsageError(f"%%codex: write {name} without {provider}: before it")
+    if ":" in (model or "") and provider in _OPENAI_PROVIDERS | _OTHER_PROVIDERS:
+        raise UsageError(
+            f"%%codex: {provider} is a provider, not a model. nbcodex asks OpenAI, Azure and "
+            f"servers with their API: use --api-base URL -m {name or 'MODEL'}"
+        )
+    return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +311,7 @@ class OutputSpec:
     notes: tuple[str, ...] = ()
 
 
-def output_spec(chosen: argparse.Namespace, variables: Mapping[str, Any]) -> OutputSpec:
+def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:
     """Return the output that a cell's options ask for.
 
     Raises
@@ -292,16 +319,19 @@ def output_spec(chosen: argparse.Namespace, variables: Mapping[str, Any]) -> Out
     UsageError, ConfigurationError
         If the options contradict each other, or the schema does not exist.
     """
-    schema = _schema(chosen.schema, variables) if chosen.schema else None
+    schema = _find_schema(chosen.schema, variables) if chosen.schema else None
     named = {"md": "markdown"}.get(chosen.format, chosen.format)
     format_: Format = named or ("json" if schema else "markdown")
     if schema and format_ not in {"json", "markdown", "text"}:
-        raise UsageError(f"%%codex: --schema makes JSON, not {format_}: leave -f {format_} out")
+        raise UsageError(
+            f"%%codex: --schema makes JSON, which -f {format_} cannot show: drop one of them"
+        )
     params, api = chosen.params, chosen.api
     if format_ == "image":
         if api == "chat":
-            raise UsageError("%%codex: -f image needs the Responses API: leave --api chat out")
+            raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         params, api = {**request_body.image_generation_params(), **(params or {})}, "responses"
+    # A schema says more about the answer than the format's instructions.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
     return OutputSpec(
         format=format_,
@@ -309,11 +339,29 @@ def output_spec(chosen: argparse.Namespace, variables: Mapping[str, Any]) -> Out
         params=params,
         api=api,
         schema=schema or (ANY_JSON if format_ == "json" else None),
+        # A background thread cannot insert a cell: IPython would put it below any other one.
         notes=(_INSERT_HINT,) if format_ == "code" and chosen.background else (),
     )
 
 
-def _schema(name: str, variables: Mapping[str, Any]) -> Schema | None:
+def request_options(chosen: Namespace, output: OutputSpec) -> dict[str, Any]:
+    """Return a cell's options of a request, as `build_request` takes them."""
+    return {
+        "model": chosen.model,
+        "system": output.system,
+        "max_output": chosen.max_output,
+        "effort": chosen.effort,
+        "params": output.params,
+        "patience": chosen.patience,
+        "api": output.api,
+        "api_base": chosen.api_base,
+        "schema": output.schema,
+        "reuse": chosen.reuse or None,  # not given: as `Codex.reuse` says
+        "durable": chosen.durable,
+    }
+
+
+def _find_schema(name: str, variables: Mapping[str, Any]) -> Schema | None:
     if name not in variables:
         raise ConfigurationError(
             f"--schema {name}: there is no such variable.",

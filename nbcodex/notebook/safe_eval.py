@@ -1,7 +1,7 @@
-"""Chains of attributes, indexes and calls that begin with a name, such as ``df.head()[0]``.
+"""Evaluates chains of attributes, indexes and calls that begin with a name: ``df.head()[0]``.
 
-Owns what is a chain, and walks it: nothing is compiled or run as code, so that a chain can do no
-more than the objects it is made of. Must not know prompts.
+Owns which expressions are a chain. A chain is walked, not compiled and run, so it can do no more
+than the objects in it. Must not know prompts.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from nbcodex.errors import shorten
 
 
 def parse(source: str) -> ast.expr | None:
-    """Return the chain that `source` is, or None if it is anything else."""
+    """Return the chain in `source`; None for any other text."""
     if source != source.strip():
         return None
     try:
         node = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # ast.parse raises all of them
         return None
     return node if _is_chain(node) else None
 
 
 def root_name(node: ast.expr) -> str:
-    """Return the name that a chain begins with."""
+    """Return the name at the beginning of a chain."""
     match node:
         case ast.Attribute(value=owner) | ast.Subscript(value=owner) | ast.Call(func=owner):
             return root_name(owner)
@@ -35,12 +35,12 @@ def root_name(node: ast.expr) -> str:
 
 
 def is_known(node: ast.expr, namespace: Mapping[str, object]) -> bool:
-    """Whether every name in a chain is there."""
+    """Whether the namespace has every name in a chain."""
     return all(part.id in namespace for part in ast.walk(node) if isinstance(part, ast.Name))
 
 
 def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
-    """Return the value of a chain, or of what may stand in its brackets."""
+    """Return the value of a chain, or of an index or argument in it."""
 
     def value_of(part: ast.expr | None) -> Any:
         return evaluate(part, namespace)
@@ -71,14 +71,16 @@ def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
 
 
 def describe_error(error: Exception) -> str:
-    """Return what went wrong in a chain, in a few words."""
+    """Describe an error of a chain in a few words."""
     try:
         message = shorten(str(error), 200)
-    except Exception:  # an exception of the user's own may fail to say what it is
+    except Exception:  # the `__str__` of a user's own exception may raise
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+# Operators, comparisons, lambdas and comprehensions are left out on purpose: braces around them are
+# far more often code in the prompt than a request to evaluate it.
 def _is_chain(node: ast.expr) -> bool:
     match node:
         case ast.Name():

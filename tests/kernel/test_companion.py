@@ -89,7 +89,7 @@ def test_a_base_url_works(cell: Kernel, server: Simulated) -> None:
         ("-p '{\"store\": true}'", "--durable"),
         ("-p '{\"background\": true}'", "--durable"),
         ("-f image --api chat", "Responses API"),
-        ("-f code --schema Pet", "leave -f code out"),
+        ("-f code --schema Pet", "drop one of them"),
         ("--schema Nowhere", "no such variable"),
         ("--schema KEY", "pydantic class or a JSON schema"),
         ("openai-chat:gpt-4o", "write gpt-4o without openai-chat:"),

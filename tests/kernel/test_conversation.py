@@ -141,7 +141,7 @@ def test_new_and_reset_start_afresh(cell: Kernel, server: Simulated, word: str) 
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("%%codex --no-history --new\nhi", "--no-history joins no conversation"),
+        ("%%codex --no-history --new\nhi", "--no-history cannot be combined"),
         ("%%codex --thread ''\nhi", "is a name"),
         ("%codex history a b", "history [THREAD]"),
         ("%codex reset a b", "new [THREAD]"),

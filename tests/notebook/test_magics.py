@@ -62,7 +62,7 @@ def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
     """What cannot be meant raises exactly `UsageError`, which IPython shows as one line."""
     with pytest.raises(UsageError) as caught:
-        options.read(line)
+        options.parse_options(line)
     assert type(caught.value) is UsageError
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
 )
 def test_options_are_read(line: str, wants: dict[str, Any]) -> None:
     """Each option gives the value that it names."""
-    got = vars(options.read(line))
+    got = vars(options.parse_options(line))
     assert {name: got[name] for name in wants} == wants
 
 
