@@ -41,7 +41,7 @@ class Codex(Configurable):
     api = Enum(
         ["auto", "responses", "chat"],
         "auto",
-        help="API to use; `auto` finds out which one the server has.",
+        help="API to use; `auto` finds out.",
     ).tag(config=True)
     base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.").tag(
         config=True
@@ -51,7 +51,7 @@ class Codex(Configurable):
     )
     project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.").tag(config=True)
     keys = Dict(
-        help="API keys by host, such as {'gateway.example.org': '…'}; a key is sent to its host only."
+        help="API keys by host, such as {'gateway.example.org': '…'}; sent to that host only."
     ).tag(config=True)
     client = AnyTrait(
         None,
@@ -60,7 +60,7 @@ class Codex(Configurable):
     ).tag(config=True)
     patience = Unicode(
         "10m",
-        help="Longest wait for limits and after failures; a cell that would wait longer is parked.",
+        help="Longest wait for limits and failures; beyond it, a cell is parked.",
     ).tag(config=True)
     idle_timeout = Unicode(
         "60s", help="Silence after which a started stream counts as broken."
