@@ -22,9 +22,9 @@ from nbcodex.runtime import event_loop
 
 async def _open_all():
     def reset(limiter):
-        for name, row in limiter._rows.items():
-            row.open()
-            row.met_until = 0.0
+        for name, queue in limiter._queues.items():
+            queue.open()
+            queue.met_until = 0.0
             limiter._store.transaction(name, lambda shared: shared.__init__())
     await current().limiter(host.current.settings()).run(reset)
 

@@ -1,8 +1,12 @@
-"""What a server charges for an answer, found out by keeping three ledgers and comparing.
+"""What a server charges for a request, and how much output answers use: both are learned.
 
-*kept*: input and the whole of the bound on output, for good. *refunded*: the same, what was not
-used given back at the end. *actual*: input at admission, output at the end. Pure arithmetic. No
-header tells which; the snapshots do, since the three drift apart by what each gets wrong.
+No header states the charge policy. Three projections of the token bucket are kept, one for each
+policy, and compared with the snapshots:
+
+*kept*: input and the whole bound on output, for good. *refunded*: the same, the unused output
+given back at the end. *actual*: input at admission, output at the end.
+
+Pure arithmetic; must not know requests, nor who waits.
 """
 
 from __future__ import annotations
@@ -14,290 +18,245 @@ from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
 
 ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
-KEPT, ACTUAL = 0, 2
-"""Index of the policy that is safe under every server, and of the one that charges later."""
+KEPT, ACTUAL = 0, 2  # indexes: the policy that is safe under every server, the one charging later
 
-WINDOW, STALE = 0.4, 5.0
-"""Seconds of snapshots that are judged together: order on the way is noise, and evens out. A window
-that says nothing for longer is begun anew."""
-APART = 3.0
-"""How many usual requests the ledgers must differ by before a window says anything."""
-MEMORY, CONVINCED, DISMISSED = 0.8, 1.5, 0.5
-"""What a judgement is worth one window later; the lead in judgements that changes the policy, and
-the one by which what speaks against a policy is believed."""
+# Snapshots are judged by windows: the order of requests on the way is noise that evens out over
+# 0.4 s. A window that shows nothing for 5 s is restarted, or slow drift would count as evidence.
+WINDOW_S, STALE_WINDOW_S = 0.4, 5.0
+# The projections must differ by this many typical requests before a window counts.
+MIN_DIVERGENCE_REQUESTS = 3.0
+# A judgement counts 0.8 times as much one window later. With scores of at most 1 a window, a lead
+# of 1.5 takes at least two windows; a policy that is 0.5 behind is no longer assumed possible.
+SCORE_DECAY, SWITCH_LEAD, DISMISSED_LEAD = 0.8, 1.5, 0.5
+TYPICAL_REQUEST_LEARNING_RATE = 0.02
+
+# Before answers have come, as if so many had used their whole bound.
+PRIOR_ANSWERS = 5.0
+# After so many answers, the earlier ones count half.
+OUTPUT_MEMORY_ANSWERS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request asks of the limits: estimated input, and the most output it may use."""
+
+    tokens: float
+    output: float
+
+    @property
+    def total(self) -> float:
+        """Input and output together."""
+        return self.tokens + self.output
+
+
+@dataclass(slots=True)
+class Permit:
+    """Leave to send one request, and what has become of it."""
+
+    name: str  # of the limits that it was taken from
+    cost: Cost
+    issued_at: float
+    number: int  # in the order of sending
+    is_probe: bool  # goes through a cooldown
+    marks: tuple[LevelMark, ...]  # of the three token projections, just after it was taken
+    request_mark: LevelMark  # of the bucket of requests
+    tokens: float  # the input as charged here: the estimate times what the server counts
+    is_answered: bool = False  # let in, refused, or ended without a verdict
+    is_closed: bool = False
+    sent_at: float = 0.0  # when it really went; infinite until then
+    model_id: int = 0  # of the model that it was taken from
+    share_id: int = 0  # of the holder's share that counts it
+    is_orphaned: bool = False  # that model is lost, so its marks mean nothing
+
+    def restore(self, other: Permit) -> None:
+        """Undo what has become of it since it was like `other`."""
+        self.marks, self.is_answered, self.is_closed = (
+            other.marks,
+            other.is_answered,
+            other.is_closed,
+        )
+        self.share_id, self.is_orphaned = other.share_id, other.is_orphaned
+
+    def shift_marks(self, amounts: tuple[float, ...]) -> None:
+        """Correct the marks: the projections held so much more when they were made."""
+        pairs = zip(self.marks, amounts, strict=True)
+        self.marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
 
 
 @dataclass(slots=True)
 class ChargePolicyEstimator:
-    """Three ledgers over the same events, and how well each foretells the snapshots.
+    """Three projections over the same events, scored by how well they predict the snapshots.
 
-    Parameters
-    ----------
-    tanks : list of Tank
-        One for each policy.
-    scores : list of float
-        What each got wrong lately; lower is better.
-    drift : list of float
-        The sum of each ledger's errors in the window that is under way.
-    since : float or None
-        When that window began.
-    chosen : int
-        Index of the policy believed in.
-    usual : float
-        Tokens of a usual request.
+    The fields' order is their form in stores.
     """
 
-    tanks: list[TokenBucket] = field(
+    buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
-    scores: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))
-    drift: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))
-    since: float | None = None
+    scores: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))  # errors
+    window_errors: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))
+    window_start_at: float | None = None
     chosen: int = KEPT
-    usual: float = 0.0
+    typical_request: float = 0.0  # tokens, output bound included
 
     @property
     def policy(self) -> ChargePolicy:
-        """The policy believed in."""
+        """The policy that is assumed."""
         return CHARGE_POLICIES[self.chosen]
 
     @property
-    def tank(self) -> TokenBucket:
-        """The ledger believed in."""
-        return self.tanks[self.chosen]
+    def bucket(self) -> TokenBucket:
+        """The projection for the policy that is assumed."""
+        return self.buckets[self.chosen]
 
     @property
-    def may_owe(self) -> bool:
-        """Whether answers may yet be charged at their end: no evidence speaks against it.
+    def may_charge_later(self) -> bool:
+        """Whether answers may yet be charged at their end, as no evidence speaks against it.
 
-        Snapshots put right what a wrong policy has reckoned, but not what has not been charged yet.
+        Snapshots correct what a wrong policy has projected, but show no charge that is yet to
+        come: trusted at once, 300 requests on a tenth of a minute's tokens met two refusals.
         """
-        return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED
+        return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED_LEAD
 
-    def admit(self, tokens: float, output: float, now: float) -> tuple[LevelMark, ...]:
-        """Enter a request of `tokens` input and at most `output` output."""
-        whole = tokens + output
-        self.usual += (whole - self.usual) * (0.02 if self.usual else 1.0)
-        charges = (whole, whole, tokens)
-        return tuple(t.take(c, now) for t, c in zip(self.tanks, charges, strict=True))
+    def charge(self, tokens: float, output: float, now: float) -> tuple[LevelMark, ...]:
+        """Enter the admission of a request of `tokens` input and at most `output` output."""
+        total = tokens + output
+        rate = TYPICAL_REQUEST_LEARNING_RATE if self.typical_request else 1.0
+        self.typical_request += (total - self.typical_request) * rate
+        charges = (total, total, tokens)
+        return tuple(b.take(c, now) for b, c in zip(self.buckets, charges, strict=True))
 
     def settle(self, output: float, used: float, now: float) -> tuple[float, ...]:
-        """Enter the end of a request that used `used` of `output`; return what each gives back."""
-        back = (0.0, output - used, -used)
-        for tank, amount in zip(self.tanks, back, strict=True):
-            tank.take(-amount, now)
-        return back
+        """Enter the end of a request that used `used` of `output`; return each refund."""
+        refunds = (0.0, output - used, -used)
+        for bucket, amount in zip(self.buckets, refunds, strict=True):
+            bucket.take(-amount, now)
+        return refunds
 
-    def void(self, tokens: float, output: float, now: float) -> None:
-        """Take a request out again that was never charged."""
-        whole = tokens + output
-        for tank, amount in zip(self.tanks, (whole, whole, tokens), strict=True):
-            tank.give_back(amount, now)
+    def undo_charge(self, tokens: float, output: float, now: float) -> None:
+        """Take out a request that was never charged."""
+        total = tokens + output
+        for bucket, amount in zip(self.buckets, (total, total, tokens), strict=True):
+            bucket.undo(amount, now)
 
     def observe(
         self,
         marks: tuple[LevelMark, ...],
         remaining: float,
         *,
-        gone: float,
+        elapsed: float,
         taken_at: float,
         now: float,
-        usual: bool,
+        learns_drain: bool,
     ) -> tuple[float, ...]:
-        """Put all three right by a snapshot; return what each had wrong."""
-        pairs = zip(self.tanks, marks, strict=True)
-        errors = tuple(t.error(m, remaining, gone=gone) for t, m in pairs)
-        for index, (tank, error) in enumerate(zip(self.tanks, errors, strict=True)):
-            if tank.known:
-                self.drift[index] += error
-            tank.correct(error, now, taken_at=taken_at, usual=usual)
+        """Correct all three by a snapshot; return the error of each."""
+        pairs = zip(self.buckets, marks, strict=True)
+        errors = tuple(b.error(m, remaining, elapsed=elapsed) for b, m in pairs)
+        for index, (bucket, error) in enumerate(zip(self.buckets, errors, strict=True)):
+            if bucket.is_known:
+                self.window_errors[index] += error
+            bucket.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
         return errors
 
-    def judge(self, at: float, *, patient: bool = False) -> bool:
-        """Close the window if it says enough; return whether the belief has changed.
+    def judge(self, at: float, *, snapshots_are_rare: bool = False) -> None:
+        """Score the window that ends with the snapshot of an instant, if it shows enough."""
+        if self.window_start_at is None:
+            self._restart_window(at)
+            return
+        age = at - self.window_start_at
+        divergence = max(self.window_errors) - min(self.window_errors)
+        if age < WINDOW_S or divergence <= MIN_DIVERGENCE_REQUESTS * self.typical_request:
+            if age > STALE_WINDOW_S and not snapshots_are_rare:
+                self._restart_window(at)
+            return
+        # Errors are summed with their sign before they are compared: what one snapshot shows too
+        # early, the next shows too late.
+        errors = [abs(e) for e in self.window_errors]
+        least = min(errors)
+        for index, error in enumerate(errors):
+            score = min(1.0, (error - least) / divergence)
+            self.scores[index] = SCORE_DECAY * self.scores[index] + score
+        self._restart_window(at)
+        best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
+        if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
+            self.chosen = best
 
-        Parameters
-        ----------
-        at : float
-            The instant of the newest snapshot.
-        patient : bool
-            Whether snapshots are rare, and a window may be long.
-        """
-        if self.since is None:
-            self._open(at)
-            return False
-        age, apart = at - self.since, max(self.drift) - min(self.drift)
-        if age < WINDOW or apart <= APART * self.usual:
-            if age > STALE and not patient:
-                self._open(at)
-            return False
-        wrong = [abs(d) for d in self.drift]
-        least = min(wrong)
-        for index, error in enumerate(wrong):
-            self.scores[index] = MEMORY * self.scores[index] + min(1.0, (error - least) / apart)
-        self._open(at)
-        return self._choose()
+    def choose_optimistic(self, now: float) -> None:
+        """Assume the policy that allows most among those that the evidence does not rule out.
 
-    def hope(self, now: float) -> None:
-        """Believe in whatever allows most among what the evidence does not speak against.
-
-        Where answers carry no limits, only a refusal tells anything: what is never tried is never
-        learnt.
+        Where answers carry no limits, only a refusal shows anything: what is never tried is never
+        learned.
         """
         best = min(self.scores)
-        likely = [i for i, score in enumerate(self.scores) if score - best < CONVINCED]
-        self.chosen = max(likely, key=lambda i: self.tanks[i].level_at(now))
+        likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
+        self.chosen = max(likely, key=lambda i: self.buckets[i].level_at(now))
 
-    def doubt(self) -> None:
-        """Go back to the safe policy, and ask for evidence anew."""
-        self.chosen = KEPT
+    def reset(self) -> None:
+        """Go back to the safe policy, and collect evidence anew."""
+        self.chosen, self.window_start_at = KEPT, None
         self.scores = [0.0] * len(CHARGE_POLICIES)
-        self.since, self.drift = None, [0.0] * len(CHARGE_POLICIES)
+        self.window_errors = [0.0] * len(CHARGE_POLICIES)
 
-    def _open(self, at: float) -> None:
-        self.since, self.drift = at, [0.0] * len(CHARGE_POLICIES)
-
-    def _choose(self) -> bool:
-        best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
-        if self.scores[self.chosen] - self.scores[best] < CONVINCED:
-            return False
-        self.chosen = best
-        return True
-
-
-PRIOR = 5.0
-"""Requests that used all their output, assumed before any answer has come."""
-RECENT = 1_000
-"""Answers after which the older ones count half."""
+    def _restart_window(self, at: float) -> None:
+        self.window_start_at, self.window_errors = at, [0.0] * len(CHARGE_POLICIES)
 
 
 @dataclass(slots=True)
 class OutputEstimator:
-    """The mean share, not misled by the short answers, which are the first to end.
+    """The mean share of its bound that an answer uses. The fields' order is their form in stores.
 
-    Of `asked` tokens `used` were used by the answers that have ended; the time that those still
-    under way have taken so far counts as if nothing had come of it yet.
+    Short answers end first, and would make the mean too small: the time that those in flight have
+    taken so far counts as if they had produced output at the usual pace.
     """
 
-    asked: float = 0.0
-    used: float = 0.0
-    took: float = 0.0
+    requested: float = 0.0  # bounds of the answers that have ended
+    used: float = 0.0  # what those used
+    seconds: float = 0.0  # what those took
     ended: int = 0
-    under_way: int = 0
-    asked_under_way: float = 0.0
-    starts: float = 0.0
+    in_flight: int = 0
+    requested_in_flight: float = 0.0
+    start_sum: float = 0.0  # of the instants at which those in flight started
 
-    def begin(self, asked: float, now: float) -> None:
+    def start(self, requested: float, now: float) -> None:
         """A request goes."""
-        self.under_way += 1
-        self.asked_under_way += asked
-        self.starts += now
+        self.in_flight += 1
+        self.requested_in_flight += requested
+        self.start_sum += now
 
-    def drop(self, asked: float, at: float) -> None:
-        """A request that went at `at` is no longer under way."""
-        self.under_way -= 1
-        self.asked_under_way -= asked
-        self.starts -= at
-        if not self.under_way:
-            self.asked_under_way = self.starts = 0.0
+    def drop(self, requested: float, started_at: float) -> None:
+        """A request is in flight no longer."""
+        self.in_flight -= 1
+        self.requested_in_flight -= requested
+        self.start_sum -= started_at
+        if not self.in_flight:
+            self.requested_in_flight = self.start_sum = 0.0  # rounding errors must not add up
 
-    def end(self, asked: float, used: float, took: float) -> None:
+    def record(self, requested: float, used: float, seconds: float) -> None:
         """An answer has ended."""
-        self.asked += asked
+        self.requested += requested
         self.used += used
-        self.took += took
+        self.seconds += seconds
         self.ended += 1
-        if self.ended >= RECENT:
-            self.asked, self.used, self.took = self.asked / 2, self.used / 2, self.took / 2
-            self.ended //= 2
+        if self.ended >= OUTPUT_MEMORY_ANSWERS:
+            self.requested, self.used = self.requested / 2, self.used / 2
+            self.seconds, self.ended = self.seconds / 2, self.ended // 2
 
-    def lasts(self, now: float) -> float:
-        """Return for how long the answers under way go on, by the mean of those that have ended.
+    def remaining_seconds(self, now: float) -> float:
+        """Return how long the answers in flight go on, by the mean of those that have ended.
 
-        Where they began one after another, they end so, too: the last of them after the whole mean.
+        Where they started one after another they end so: the last one after the whole mean, which
+        is twice what is left of an answer of mean age.
         """
-        if not self.ended or not self.under_way:
+        if not self.ended or not self.in_flight:
             return 0.0
-        whole, age = self.took / self.ended, now - self.starts / self.under_way
-        return max(0.0, min(whole, 2 * (whole - age)))
+        mean, age = self.seconds / self.ended, now - self.start_sum / self.in_flight
+        return max(0.0, min(mean, 2 * (mean - age)))
 
     def share(self, now: float) -> float:
         """Return the share of its bound that an answer uses, on average."""
-        if not self.ended or not self.asked:
+        if not self.ended or not self.requested:
             return 1.0
-        pending = max(0.0, self.under_way * now - self.starts)
-        used = self.used * (1.0 + pending / self.took if self.took else 2.0)
-        weight = PRIOR / (PRIOR + self.ended)
-        return min(1.0, weight + (1.0 - weight) * used / self.asked)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request asks of the limits.
-
-    Parameters
-    ----------
-    tokens : float
-        Our estimate of its input.
-    output : float
-        The most output that it may use, as the server reckons it.
-    """
-
-    tokens: float
-    output: float
-
-
-@dataclass(slots=True)
-class Permit:
-    """Leave to send one request, at an instant.
-
-    Parameters
-    ----------
-    bucket : str
-        Name of the bucket.
-    cost : Cost
-        What it asks for.
-    at : float
-        When it may go.
-    number : int
-        Its place in the order of sending.
-    probe : bool
-        Whether it goes through a hold.
-    marks, turn : Mark
-        The token ledgers and the tank of requests, just after it was taken from them.
-    tokens : float
-        The input as it was charged here, the fit included.
-    heard, closed : bool
-        Whether the server has answered; whether it is over.
-    sent_at : float
-        When it really went: infinite as long as whoever has it is not ready.
-    home, born : int
-        The bucket that it was taken from, and the share of its holder in which it is counted.
-    astray : bool
-        Whether that bucket is lost, so that its marks mean nothing.
-    """
-
-    bucket: str
-    cost: Cost
-    at: float
-    number: int
-    probe: bool
-    marks: tuple[LevelMark, ...]
-    turn: LevelMark
-    tokens: float
-    heard: bool = False
-    closed: bool = False
-    sent_at: float = 0.0
-    home: int = 0
-    born: int = 0
-    astray: bool = False
-
-    def become(self, other: Permit) -> None:
-        """Take back what happened to it since it was like `other`."""
-        self.marks, self.heard, self.closed = other.marks, other.heard, other.closed
-        self.born, self.astray = other.born, other.astray
-
-    def shift(self, amounts: tuple[float, ...]) -> None:
-        """Let the token ledgers have held more at the mark."""
-        pairs = zip(self.marks, amounts, strict=True)
-        self.marks = tuple(LevelMark(mark.level + amount, mark.shift) for mark, amount in pairs)
+        pending = max(0.0, self.in_flight * now - self.start_sum)
+        used = self.used * (1.0 + pending / self.seconds if self.seconds else 2.0)
+        weight = PRIOR_ANSWERS / (PRIOR_ANSWERS + self.ended)
+        return min(1.0, weight + (1.0 - weight) * used / self.requested)

@@ -1,6 +1,6 @@
-"""All that is known of one model's limits: an observed bucket, and what it learns.
+"""All that is known of one model's limits: projected token buckets, and what they learn from.
 
-Numbers only, so that processes can share it, and pure: every function is told the time. Must not
+Numbers only, so that processes can share it, and pure: every function is given the time. Must not
 know who waits, nor how.
 """
 
@@ -22,360 +22,342 @@ from nbcodex.ratelimit.refusals import (
     RefusalFigures,
     UndeclaredLimits,
     figures_from_reading,
-    is_another,
+    is_undeclared,
     read_refusal,
 )
-from nbcodex.ratelimit.token_bucket import LATELY, LevelMark, TokenBucket
+from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
-MARGIN, WIDEST, WIDER, NARROWER = 0.005, 0.1, 1.5, 0.99
-"""Share of the limit kept back; its bound; its growth by a refusal that nobody can explain, and how
-it shrinks in a second."""
-GROWTH, FASTER = 0.004, 0.02
-"""What the pace gains each second, where no headers tell whether there is more; where not even the
-limit is known."""
-FEW = 3
-"""Requests under way that tell no pace: refused without figures, they wait, and go one by one."""
-BUSY = 4.0
-"""How many usual requests may have flowed in since the last one went, for the pace to be what holds
-them up: it is tried out only where it is used."""
-CUT = 0.85
-"""What is left of a pace that was refused, where the server tells no figures."""
+# The share of the limit that is kept back: at first, at most, how a refusal that nothing explains
+# widens it, and how it narrows in a second.
+MIN_MARGIN, MAX_MARGIN, MARGIN_GROWTH, MARGIN_DECAY = 0.005, 0.1, 1.5, 0.99
+# What a pace gains in a second where no headers show whether there is more; and where not even
+# the limit is known.
+HEADERLESS_GROWTH, GUESSED_GROWTH, MAX_GROWTH = 0.004, 0.02, 0.1
+# A pace is only tried out while it is what limits us: if less than this many typical requests have
+# flowed in since the last one went.
+MAX_IDLE_REQUESTS = 4.0
+# What is left of a pace that was refused without figures. Fewer requests in flight than
+# MIN_PACE_REQUESTS show no pace: they wait, and go one by one.
+REFUSED_PACE_SHARE, MIN_PACE_REQUESTS = 0.85, 3
+# What the server counts for each estimated input token: a moving average, within these bounds.
+INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
+# A round trip's minimum may grow by this factor with each snapshot, as routes change.
+ROUND_TRIP_GROWTH = 1.01
+
+NO_REFUND = (0.0,) * len(CHARGE_POLICIES)
 
 
 @dataclass(slots=True)
 class LimitModel:
-    """The limits of one model and account, as they are reckoned.
-
-    Parameters
-    ----------
-    tokens, requests : Shadows and Tank
-        Tokens and requests a minute.
-    windows : Windows
-        Limits that only refusals tell of.
-    output : Output
-        How much output answers use.
-    fit : float
-        What the server counts for each token that we estimate.
-    until, limit : float, Limit or None
-        The hold: nobody may send until then, because of this limit.
-    margin : float
-        Share of the limit that is kept back.
-    at_once : int or None
-        How many requests may be without a verdict, while the limits are unknown; None once known.
-    blind, guessed : bool
-        Whether answers carry no limits; whether not even refusals do, and the limit is a guess, or
-        was told long ago.
-    sent, unheard : int
-        Requests that went, and those of them without a verdict.
-    sent_at : float
-        When the last one went.
-    first_at, first_level, later_at, later_level : float
-        The stretch over which a pace is measured: when it began, one to two minutes ago or after a
-        rest, and what there was; and the same of its middle, where the next one begins.
-    newest : int
-        Number of the last request whose headers were read; those of earlier ones are old news.
-    rtt : float
-        Seconds on the way to the server and back, at the least; infinite while unknown.
-    largest : float
-        Input tokens of the largest request that was ever let in.
-    earlier : float
-        The limit on tokens before the machine was started anew; infinite where nobody knows.
-    """
+    """The limits of one model and account. The fields' order is their form in stores."""
 
     tokens: ChargePolicyEstimator = field(default_factory=ChargePolicyEstimator)
     requests: TokenBucket = field(default_factory=TokenBucket)
-    windows: UndeclaredLimits = field(default_factory=UndeclaredLimits)
+    undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)
     output: OutputEstimator = field(default_factory=OutputEstimator)
-    fit: float = 1.0
-    until: float = -math.inf
-    limit: Limit | None = None
-    margin: float = MARGIN
-    at_once: int | None = 1
-    unheard: int = 0
-    blind: bool = False
-    guessed: bool = False
-    sent_at: float = -math.inf
-    first_at: float = -math.inf
-    first_level: float = 0.0
-    later_at: float = -math.inf
-    later_level: float = 0.0
+    input_ratio: float = 1.0
+    closed_until: float = -math.inf  # a cooldown: nothing may be sent until then,
+    closing_limit: Limit | None = None  # because of this limit
+    margin: float = MIN_MARGIN
+    max_unanswered: int | None = 1  # while limits are unknown; None once they are known
+    unanswered: int = 0
+    is_headerless: bool = False  # answers state no limits
+    is_guessed: bool = False  # nor do refusals, or the limit was stated long ago
+    last_sent_at: float = -math.inf
+    # A pace is measured over a stretch that began one to two minutes ago, or after a rest: its
+    # start, and its middle, where the next one begins.
+    pace_start_at: float = -math.inf
+    pace_start_level: float = 0.0
+    pace_middle_at: float = -math.inf
+    pace_middle_level: float = 0.0
     sent: int = 0
-    newest: int = -1
-    rtt: float = math.inf
-    largest: float = 0.0
-    earlier: float = math.inf
+    newest_observed: int = -1  # number of the last permit whose headers were read
+    round_trip: float = math.inf  # the least seconds to the server and back
+    largest_admitted: float = 0.0  # input tokens
+    limit_before_reboot: float = math.inf  # on tokens
 
-    def take(self, name: str, cost: Cost, at: float, *, probe: bool = False) -> Permit:
-        """Let a request go at the instant `at`."""
-        self._grow(at)
-        tokens = cost.tokens * self.fit
+    def issue_permit(self, name: str, cost: Cost, now: float, *, is_probe: bool = False) -> Permit:
+        """Let a request go."""
+        self._relax(now)
+        tokens = cost.tokens * self.input_ratio
         self.sent += 1
-        self.unheard += 1
-        if at > self.later_at + MINUTE:
-            has_rested, level = at > self.sent_at + MINUTE, self.tokens.tank.level_at(at)
-            self.first_at = at if has_rested else self.later_at
-            self.first_level = level if has_rested else self.later_level
-            self.later_at, self.later_level = at, level
-        self.sent_at = max(self.sent_at, at)
-        self.output.begin(cost.output, at)
-        self.windows.take(self.charge(cost), at)
+        self.unanswered += 1
+        if now > self.pace_middle_at + MINUTE:
+            level = self.tokens.bucket.level_at(now)
+            has_rested = now > self.last_sent_at + MINUTE
+            self.pace_start_at = now if has_rested else self.pace_middle_at
+            self.pace_start_level = level if has_rested else self.pace_middle_level
+            self.pace_middle_at, self.pace_middle_level = now, level
+        self.last_sent_at = max(self.last_sent_at, now)
+        self.output.start(cost.output, now)
+        self.undeclared.charge(self.admission_charge(cost), now)
         return Permit(
-            bucket=name,
+            name=name,
             cost=cost,
-            at=at,
-            sent_at=at,
+            issued_at=now,
+            sent_at=now,
             number=self.sent,
-            probe=probe,
-            marks=self.tokens.admit(tokens, cost.output, at),
-            turn=self.requests.take(1, at),
+            is_probe=is_probe,
+            marks=self.tokens.charge(tokens, cost.output, now),
+            request_mark=self.requests.take(1, now),
             tokens=tokens,
         )
 
-    def admit(self, reservation: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
-        """The server has let a request in; its headers are at hand."""
-        if reservation.closed:
-            return
-        self._hear(reservation)
-        if reservation.probe:
-            self.until = min(self.until, now)
-        if reservation.astray:
-            return  # taken from a bucket that is lost: its marks mean nothing here
-        self.windows.refute(self.charge(reservation.cost), now)
-        self._lose_sight(reservation, snapshot, now)
-        gauges = snapshot and (snapshot.tokens or snapshot.requests)
-        if snapshot is None or gauges is None:
-            self.blind = self.blind or not self.tokens.tank.known
-            if self.at_once is not None:
-                self.at_once += 1
-            return
-        if snapshot.tokens or not self.tokens.tank.known:
-            self.blind = False
-        self.at_once = None
-        self.largest = max(self.largest, reservation.tokens)
-        self._observe(reservation, snapshot, now)
-
-    def settle(self, reservation: Permit, usage: Usage, now: float) -> tuple[float, ...]:
-        """An answer has ended; return what each ledger gave back."""
-        self._hear(reservation)
-        if reservation.closed:
-            return (0.0,) * len(CHARGE_POLICIES)
-        reservation.closed = True
-        cost = reservation.cost
-        self.output.drop(cost.output, reservation.at)
-        if usage.output_tokens is None:
-            return (0.0,) * len(CHARGE_POLICIES)
-        used = min(float(usage.output_tokens), cost.output)
-        self.output.end(cost.output, used, now - reservation.at)
-        if reservation.astray:
-            return (0.0,) * len(CHARGE_POLICIES)  # nothing was taken from these ledgers
-        if usage.input_tokens and cost.tokens and not usage.estimated:
-            ratio = min(4.0, max(0.25, usage.input_tokens / cost.tokens))
-            self.fit += (ratio - self.fit) * 0.02
-        back = self.tokens.settle(cost.output, used, now)
-        self.windows.give_back(0, back[self.tokens.chosen], now)
-        return back
-
-    def charge(self, cost: Cost) -> float:
+    def admission_charge(self, cost: Cost) -> float:
         """Return the tokens that the server takes at admission."""
-        tokens = cost.tokens * self.fit
+        tokens = cost.tokens * self.input_ratio
         return tokens if self.tokens.policy == "actual" else tokens + cost.output
 
-    def cancel(self, reservation: Permit, now: float) -> None:
-        """A request has ended without a verdict; what it was charged, snapshots will tell.
+    def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
+        """Learn from a request that the server has let in, and from its headers."""
+        if permit.is_closed:
+            return
+        self._answer(permit)
+        if permit.is_probe:
+            self.closed_until = min(self.closed_until, now)
+        if permit.is_orphaned:
+            return
+        self.undeclared.disprove(self.admission_charge(permit.cost), now)
+        self._distrust_old_headers(permit, snapshot, now)
+        if snapshot is None or not (snapshot.tokens or snapshot.requests):
+            self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
+            if self.max_unanswered is not None:
+                # Slow start: each answer lets one more go, which doubles them per round trip.
+                self.max_unanswered += 1
+            return
+        if snapshot.tokens or not self.tokens.bucket.is_known:
+            self.is_headerless = False
+        self.max_unanswered = None
+        self.largest_admitted = max(self.largest_admitted, permit.tokens)
+        if permit.number <= self.newest_observed:
+            return  # what a later one has shown includes this one
+        self.newest_observed = permit.number
+        elapsed = self._seconds_to_admission(permit, snapshot)
+        if reading := snapshot.tokens:
+            self._observe_tokens(permit, reading, elapsed, now)
+        if reading := snapshot.requests:
+            self._observe_requests(permit, reading, elapsed, now)
 
-        Of limits that no snapshot tells of, it is taken not to have been.
+    def settle(self, permit: Permit, usage: Usage, now: float) -> tuple[float, ...]:
+        """Enter the end of an answer; return what each projection was given back."""
+        self._answer(permit)
+        if permit.is_closed:
+            return NO_REFUND
+        permit.is_closed = True
+        cost = permit.cost
+        self.output.drop(cost.output, permit.issued_at)
+        if usage.output_tokens is None:
+            return NO_REFUND
+        used = min(float(usage.output_tokens), cost.output)
+        self.output.record(cost.output, used, now - permit.issued_at)
+        if permit.is_orphaned:
+            return NO_REFUND  # nothing was taken from these projections
+        if usage.input_tokens and cost.tokens and not usage.estimated:
+            ratio = clamp_input_ratio(usage.input_tokens / cost.tokens)
+            self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
+        refunds = self.tokens.settle(cost.output, used, now)
+        self.undeclared.refund(0, refunds[self.tokens.chosen], now)
+        return refunds
+
+    def release(self, permit: Permit, now: float) -> None:
+        """Enter the end of a request without a verdict. Snapshots show what it was charged.
+
+        Limits that no snapshot shows are assumed not to have counted it.
         """
-        if not (reservation.heard or reservation.astray):
-            self.windows.give_back(1, self.charge(reservation.cost), now)
-        self._hear(reservation)
-        if not reservation.closed:
-            reservation.closed = True
-            self.output.drop(reservation.cost.output, reservation.at)
+        if not (permit.is_answered or permit.is_orphaned):
+            self.undeclared.refund(1, self.admission_charge(permit.cost), now)
+        self._answer(permit)
+        if not permit.is_closed:
+            permit.is_closed = True
+            self.output.drop(permit.cost.output, permit.issued_at)
 
     def refuse(
         self,
-        reservation: Permit,
+        permit: Permit,
         *,
         until: float,
         limit: Limit | None,
         snapshot: LimitSnapshot | None,
         now: float,
     ) -> None:
-        """A limit has refused a request: close the bucket until an instant, and learn from it.
-
-        What was let in and broken off later is closed for, too, but teaches nothing; nor does what
-        was taken from a bucket that is lost.
-        """
-        fresh, admitted = now >= self.until, reservation.heard
-        self.cancel(reservation, now)
-        if not reservation.probe and until > self.until:
-            self.until, self.limit = until, limit
-        if admitted or reservation.astray:
+        """A limit has refused a request: close the model until an instant, and learn from it."""
+        is_first, was_let_in = now >= self.closed_until, permit.is_answered
+        self.release(permit, now)
+        if not permit.is_probe and until > self.closed_until:
+            self.closed_until, self.closing_limit = until, limit
+        # What was let in and broken off later teaches nothing, nor do the marks of a lost model.
+        if was_let_in or permit.is_orphaned:
             return
-        # What a later one has told includes already that this one was never charged.
-        is_news = reservation.number > self.newest
+        # What a later one has shown includes that this one was never charged.
+        is_news = permit.number > self.newest_observed
         if is_news:
-            self.tokens.void(reservation.tokens, reservation.cost.output, now)
-        if reservation.probe or self._meet(limit, reservation, until, now, is_news=is_news):
+            self.tokens.undo_charge(permit.tokens, permit.cost.output, now)
+        if permit.is_probe or self._learn_undeclared(limit, permit, until, now, is_news=is_news):
             return
-        told = read_refusal(limit, snapshot)
-        if told is not None:
-            self._learn(reservation, told, until, now, fresh=fresh, is_news=is_news)
+        figures = read_refusal(limit, snapshot)
+        if figures is not None:
+            self._learn(permit, figures, until, now, is_first=is_first, is_news=is_news)
         elif limit is None or limit.window in (None, MINUTE):
-            self._guess(now, fresh=fresh)
+            self._guess_pace(now, is_first=is_first)
 
-    # What is learnt.
+    # What is learned.
 
-    def _hear(self, reservation: Permit) -> None:
-        if not reservation.heard:
-            reservation.heard = True
-            self.unheard -= 1
-
-    def _meet(
-        self,
-        limit: Limit | None,
-        reservation: Permit,
-        until: float,
-        now: float,
-        *,
-        is_news: bool,
-    ) -> bool:
-        """Whether a refusal speaks of a window that headers do not tell; learn from it then."""
-        of_requests = limit is not None and limit.resource == "requests"
-        shown = self.requests if of_requests else self.tokens.tank
-        if limit is None or (self.blind and shown.known) or not is_another(limit, shown):
-            return False
-        self.windows.meet(limit, reservation.number, until=until, now=now)
-        if of_requests and is_news:
-            self.requests.give_back(1, now)  # a request that is refused for its number counts not
-        return True
-
-    def _observe(self, reservation: Permit, snapshot: LimitSnapshot, now: float) -> None:
-        """Put the ledgers right by the headers of a request that was let in."""
-        if reservation.number <= self.newest:
-            return
-        self.newest = reservation.number
-        gone = self._gone(reservation, snapshot)
-        if gauge := snapshot.tokens:
-            self._observe_tokens(reservation, gauge, gone, now)
-        if gauge := snapshot.requests:
-            self._observe_requests(reservation.turn, gauge, gone, reservation.at, now)
+    def _answer(self, permit: Permit) -> None:
+        if not permit.is_answered:
+            permit.is_answered = True
+            self.unanswered -= 1
 
     def _observe_requests(
-        self, turn: LevelMark, gauge: LimitReading, gone: float, at: float, now: float
+        self, permit: Permit, reading: LimitReading, elapsed: float, now: float
     ) -> None:
-        limit, rate, remaining = figures_from_reading(gauge)
-        self.windows.show("requests", limit)
-        error, taken_at = self.requests.error(turn, remaining, gone=gone), at + gone
-        usual = not self.blind and self.requests.has_limit(limit)
-        self.requests.correct(error, now, taken_at=taken_at, usual=usual)
+        limit, rate, remaining = figures_from_reading(reading)
+        self.undeclared.drop_declared("requests", limit)
+        error, taken_at = (
+            self.requests.error(permit.request_mark, remaining, elapsed=elapsed),
+            permit.issued_at + elapsed,
+        )
+        learns_drain = not self.is_headerless and self.requests.has_limit(limit)
+        self.requests.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
         self.requests.adopt(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
-        self, reservation: Permit, gauge: LimitReading, gone: float, now: float
+        self, permit: Permit, reading: LimitReading, elapsed: float, now: float
     ) -> tuple[float, ...]:
-        limit, rate, remaining = figures_from_reading(gauge)
-        self.windows.show("tokens", limit)
-        taken_at = reservation.at + gone
-        marks = reservation.marks
-        usual = not self.blind and self.tokens.tank.has_limit(limit)
+        limit, rate, remaining = figures_from_reading(reading)
+        self.undeclared.drop_declared("tokens", limit)
+        taken_at = permit.issued_at + elapsed
         errors = self.tokens.observe(
-            marks, remaining, gone=gone, taken_at=taken_at, now=now, usual=usual
+            permit.marks,
+            remaining,
+            elapsed=elapsed,
+            taken_at=taken_at,
+            now=now,
+            learns_drain=not self.is_headerless and self.tokens.bucket.has_limit(limit),
         )
-        self._adopt(limit, rate, now=now, since=taken_at)
-        self.tokens.judge(taken_at, patient=self.blind)
+        self._adopt_tokens(limit, rate, now=now, since=taken_at)
+        self.tokens.judge(taken_at, snapshots_are_rare=self.is_headerless)
         return errors
 
-    def _adopt(self, limit: float, rate: float, *, now: float, since: float) -> None:
-        self.guessed = False
-        for tank in self.tokens.tanks:
-            tank.adopt(limit, rate, now=now, since=since)
+    def _adopt_tokens(self, limit: float, rate: float, *, now: float, since: float) -> None:
+        self.is_guessed = False
+        for bucket in self.tokens.buckets:
+            bucket.adopt(limit, rate, now=now, since=since)
 
-    def _gone(self, reservation: Permit, snapshot: LimitSnapshot) -> float:
-        """Return the seconds between the leave and the admission that the snapshot shows."""
-        readying = reservation.sent_at - reservation.at
+    def _seconds_to_admission(self, permit: Permit, snapshot: LimitSnapshot) -> float:
+        """Return the seconds between the permit and the admission that the snapshot shows.
+
+        A snapshot is taken at admission, not on arrival: that is half a round trip after sending,
+        where the round trip is the time to the headers less the server's own processing.
+        """
+        preparation = permit.sent_at - permit.issued_at  # the journal's commit lies between
+        passed = max(0.0, snapshot.at - permit.sent_at)
         if snapshot.processing is not None:
-            way = max(0.0, snapshot.at - reservation.sent_at - snapshot.processing)
-            self.rtt = min(self.rtt * 1.01, way)
-            return readying + way / 2
-        # A way that was long once may be short now.
-        passed = max(0.0, snapshot.at - reservation.sent_at)
-        return readying + (min(self.rtt / 2, passed) if self.rtt < math.inf else 0.0)
+            round_trip = max(0.0, passed - snapshot.processing)
+            self.round_trip = min(self.round_trip * ROUND_TRIP_GROWTH, round_trip)
+            return preparation + round_trip / 2
+        if self.round_trip == math.inf:
+            return preparation
+        return preparation + min(self.round_trip / 2, passed)
+
+    def _learn_undeclared(
+        self, limit: Limit | None, permit: Permit, until: float, now: float, *, is_news: bool
+    ) -> bool:
+        """Learn from a refusal by a window that headers do not state; False if it is not one."""
+        of_requests = limit is not None and limit.resource == "requests"
+        declared = self.requests if of_requests else self.tokens.bucket
+        if limit is None or (self.is_headerless and declared.is_known):
+            return False
+        if not is_undeclared(limit, declared):
+            return False
+        self.undeclared.learn(limit, permit.number, until=until, now=now)
+        if of_requests and is_news:
+            self.requests.undo(1, now)  # a request refused for its number is not counted
+        return True
 
     def _learn(
         self,
-        reservation: Permit,
-        told: RefusalFigures,
+        permit: Permit,
+        figures: RefusalFigures,
         until: float,
         now: float,
         *,
-        fresh: bool,
+        is_first: bool,
         is_news: bool,
     ) -> None:
-        """Adopt the figures of a refusal; where they surprise, keep back more."""
-        self.at_once = None
-        of_requests = told.resource == "requests"
-        tank = self.requests if of_requests else self.tokens.tank
-        steady = tank.has_limit(told.gauge.limit)
-        gone = (now + reservation.sent_at) / 2 - reservation.at
+        """Adopt the figures of a refusal; where they surprise, widen the margin."""
+        self.max_unanswered = None
+        of_requests = figures.resource == "requests"
+        bucket = self.requests if of_requests else self.tokens.bucket
+        is_expected_limit = bucket.has_limit(figures.reading.limit)
+        elapsed = (now + permit.sent_at) / 2 - permit.issued_at
         errors = None
         if is_news:
-            self.newest = reservation.number
+            self.newest_observed = permit.number
             if of_requests:
-                # A request that is refused for its number is not counted.
-                self.requests.give_back(1, now)
-                self._observe_requests(reservation.turn, told.gauge, gone, reservation.at, now)
+                self.requests.undo(1, now)  # a request refused for its number is not counted
+                self._observe_requests(permit, figures.reading, elapsed, now)
             else:
-                errors = self._observe_tokens(reservation, told.gauge, gone, now)
-        if told.hidden:
-            hidden = max(0.0, told.requested - max(0.0, until - now) * tank.rate)
-            for each in (self.requests,) if of_requests else self.tokens.tanks:
-                each.hide(told.gauge.remaining - hidden, now)
-        elif steady and fresh and not self.blind:
-            self._widen()
+                errors = self._observe_tokens(permit, figures.reading, elapsed, now)
+        if figures.is_hidden:
+            # At `until` the shorter window has room for the request; what it holds now is less by
+            # its refill. The stated level exceeds that by what cannot be used.
+            hidden_level = max(0.0, figures.requested - max(0.0, until - now) * bucket.rate)
+            for each in (self.requests,) if of_requests else self.tokens.buckets:
+                each.hide(figures.reading.remaining - hidden_level, now)
+        elif is_expected_limit and is_first and not self.is_headerless:
+            self._widen_margin()
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
-                self.tokens.doubt()
+                self.tokens.reset()
 
-    def _lose_sight(self, reservation: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
-        """Rely no more on a limit that headers told long ago, and do not tell any more."""
-        tokens, requests = self.tokens.tank, self.requests
-        if not (snapshot and snapshot.tokens) and tokens.known and not self.blind:
-            self.blind = self.guessed = now - tokens.seen_at > LATELY
-        was_full = reservation.turn.level >= requests.limit - 1
-        if not (snapshot and snapshot.requests) and was_full and now - requests.seen_at > LATELY:
-            self.requests = TokenBucket(at=now)
+    def _distrust_old_headers(
+        self, permit: Permit, snapshot: LimitSnapshot | None, now: float
+    ) -> None:
+        """Rely no longer on a limit that headers stated long ago and have ceased to state."""
+        tokens, requests = self.tokens.bucket, self.requests
+        if not (snapshot and snapshot.tokens) and tokens.is_known and not self.is_headerless:
+            self.is_headerless = self.is_guessed = now - tokens.observed_at > LIMIT_TRUST_S
+        was_full = permit.request_mark.level >= requests.limit - 1
+        is_old = now - requests.observed_at > LIMIT_TRUST_S
+        if not (snapshot and snapshot.requests) and was_full and is_old:
+            self.requests = TokenBucket(updated_at=now)
 
-    def _widen(self) -> None:
-        self.margin = min(WIDEST, self.margin * WIDER)
+    def _widen_margin(self) -> None:
+        self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
 
-    def _guess(self, now: float, *, fresh: bool) -> None:
-        """Go on more slowly, where a refusal tells no figures and nothing is known."""
-        tank = self.tokens.tank
-        if tank.known and not self.guessed:
-            if fresh:
-                self._widen()
+    def _guess_pace(self, now: float, *, is_first: bool) -> None:
+        """Go on more slowly, where a refusal has no figures and nothing is known."""
+        bucket = self.tokens.bucket
+        if not is_first:
+            return  # the refusals of one burst count once
+        if bucket.is_known and not self.is_guessed:
+            self._widen_margin()
             return
-        if not fresh:
+        if self.output.in_flight < MIN_PACE_REQUESTS:
+            self.max_unanswered = self.max_unanswered if bucket.is_known else 1
             return
-        if self.output.under_way < FEW:
-            self.at_once = self.at_once if tank.known else 1
-            return
-        taken = (self.first_level - tank.level_at(now)) / max(1.0, now - self.first_at)
-        rate = CUT * (tank.rate if tank.known else max(1.0, taken))
-        self.at_once = None
-        self._adopt(rate * MINUTE, rate, now=now, since=now)
-        self.guessed = self.blind = True
-        for each in self.tokens.tanks:
-            each.level, each.at = 0.0, now
+        taken = self.pace_start_level - bucket.level_at(now)
+        measured = max(1.0, taken / max(1.0, now - self.pace_start_at))
+        rate = REFUSED_PACE_SHARE * (bucket.rate if bucket.is_known else measured)
+        self.max_unanswered = None
+        self._adopt_tokens(rate * MINUTE, rate, now=now, since=now)
+        self.is_guessed = self.is_headerless = True
+        for each in self.tokens.buckets:
+            each.level, each.updated_at = 0.0, now
 
-    def _grow(self, now: float) -> None:
-        """Let time heal: keep back less, and try more where no headers tell what there is."""
-        passed = max(0.0, now - self.sent_at) if self.sent else 0.0
-        self.margin = max(MARGIN, self.margin * NARROWER**passed)
-        if self.guessed and passed > LATELY:
-            self.guessed, self.at_once = False, 1
-            self.tokens.tanks = [TokenBucket(at=now) for _ in CHARGE_POLICIES]
-        if self.blind and passed * self.tokens.tank.rate <= BUSY * self.tokens.usual:
-            growth = FASTER if self.guessed else GROWTH
-            for tank in (*self.tokens.tanks, self.requests):
-                tank.rate *= 1 + min(0.1, growth * passed)
+    def _relax(self, now: float) -> None:
+        """Let time heal: narrow the margin, and try more where no headers show what there is."""
+        passed = max(0.0, now - self.last_sent_at) if self.sent else 0.0
+        self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**passed)
+        if self.is_guessed and passed > LIMIT_TRUST_S:
+            self.is_guessed, self.max_unanswered = False, 1
+            self.tokens.buckets = [TokenBucket(updated_at=now) for _ in CHARGE_POLICIES]
+        flowed_in = passed * self.tokens.bucket.rate
+        if self.is_headerless and flowed_in <= MAX_IDLE_REQUESTS * self.tokens.typical_request:
+            growth = GUESSED_GROWTH if self.is_guessed else HEADERLESS_GROWTH
+            for bucket in (*self.tokens.buckets, self.requests):
+                bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
+
+
+def clamp_input_ratio(ratio: float) -> float:
+    """Return a ratio within what is plausible."""
+    return min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))

@@ -108,7 +108,7 @@ class Waiter:
     ) -> Wait | Cooldown | None:
         """Take a permit, or return what to wait for."""
         entry = self._entry
-        if entry is None or entry.bucket != name:
+        if entry is None or entry.name != name:
             entry = self._entry = core.enqueue(name, cost, wake)
         else:
             core.requeue(entry)

@@ -1,4 +1,4 @@
-"""When a request may go, by what is known of a bucket. Pure; must not know who waits, nor how."""
+"""When a request may go, by what is known of a model. Pure; must not know who waits, nor how."""
 
 from __future__ import annotations
 
@@ -8,149 +8,154 @@ from operator import itemgetter
 
 from nbcodex.models import MINUTE, Limit, Resource
 from nbcodex.ratelimit.charge_policy import Cost
-from nbcodex.ratelimit.limit_model import WIDEST, LimitModel
-from nbcodex.ratelimit.refusals import limit_of
-from nbcodex.ratelimit.token_bucket import LATELY, TokenBucket
+from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel
+from nbcodex.ratelimit.refusals import describe_limit
+from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
-MIN_SEND_GAP_S = 0.004
-"""Seconds between two sends: a burst that the network and the server's doors bear."""
-BURST = 4.0
-"""How many times a limit's own rate a burst may have, where that is more: the gap must never be
-what bounds a job."""
-TAIL = 0.02
-"""What is kept back is at most this share of what still waits: the end of a job spends it."""
-PROBE = 10.0
-"""Seconds without a verdict after which a server that has told nothing yet is asked again."""
-HASTE = 3.0
-"""Without headers, how many times the limit's own rate is tried, once the limit is known: a wrong
-hope so meets few refusals before the first of them is heard of."""
-ERR = 1.2
-"""By how much an estimate of the input may err."""
-LONG = 2 * MINUTE
-"""Seconds over which a limit counts that a request is rather told of than made to wait for."""
-OWED = 0.5
-"""Share of the bucket that is reserved for answers under way at most, as long as more flows in by
-their end; the rest lets others begin."""
+# Between two sends: a burst that networks and the server's front end bear. But the gap must never
+# be what bounds a job (4 ms would be a limit of 15,000 a minute): it is at most a quarter of the
+# limit's own interval.
+MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
+# The margin is at most this share of what still waits, so that the end of a job spends it.
+MARGIN_SHARE_OF_WAITING = 0.02
+# A server that has stated nothing yet is asked again after so long without an answer.
+UNANSWERED_TIMEOUT_S = 10.0
+# Without headers, an optimistic charge policy is tried at this many times the limit's rate at
+# most: if it is wrong, few requests meet the refusal before the first of them is known of.
+HEADERLESS_RATE_FACTOR = 3.0
+# An estimate of the input may be wrong by this factor.
+INPUT_ESTIMATE_ERROR = 1.2
+# Waiting for a limit over more than this is a cooldown that users decide on, not queueing.
+LONG_WINDOW_S = 2 * MINUTE
+# Charges that answers under way may still bring hold at most this share of the bucket, as long as
+# more flows in by their end: the rest lets others begin.
+MAX_OWED_SHARE = 0.5
 
 
 def earliest_start(
-    bucket: LimitModel,
+    model: LimitModel,
     cost: Cost,
     now: float,
     *,
-    waiting: float = math.inf,
+    waiting_tokens: float = math.inf,
     before: Sequence[Cost] = (),
-    guests: int = 0,
+    spare_requests: int = 0,
 ) -> float:
     """Return the earliest instant at which a request may go.
 
-    Strictly first come, first served: in a bucket, whoever passes the first one delays it.
+    Strictly first come, first served: in a bucket, every request that passes the first one delays
+    it, so small ones that pass would let a large one starve.
 
     Parameters
     ----------
-    bucket : Bucket
+    model : LimitModel
         What is known.
     cost : Cost
-        What it asks for.
-    waiting : float
-        Tokens that all who wait ask for together, this request included.
+        What the request asks for.
+    waiting_tokens : float
+        What all that wait ask for together, this request included.
     before : sequence of Cost
-        What those ask for who come first.
-    guests : int
-        Usual requests that shall find room at once, should they come.
+        What those ask for that come first.
+    spare_requests : int
+        Typical requests of others that shall find room at once.
     """
-    first = after_gap(bucket, now)
-    if bucket.blind and bucket.tokens.tank.known:
-        bucket.tokens.hope(now)
-        gap = bucket.charge(cost) / (HASTE * bucket.tokens.tank.rate)
-        first = max(first, bucket.sent_at + gap)
-    if bucket.at_once is not None and bucket.unheard >= bucket.at_once:
-        first = max(first, bucket.sent_at + PROBE)
-    if bucket.tokens.tank.known:
-        spare = _spare(bucket, bucket.tokens.tank) + guests * bucket.tokens.usual
-        spare = min(spare, TAIL * waiting)
-        first = max(first, _has_tokens_at(bucket, (cost, *before), spare, now))
-    if bucket.requests.known:
-        spare = _spare(bucket, bucket.requests)
-        if bucket.tokens.usual:
-            spare = min(spare, TAIL * waiting / bucket.tokens.usual)
-        first = max(first, bucket.requests.has_at(1 + len(before) + spare, now))
-    tokens = sum(map(bucket.charge, (cost, *before)))
-    return max(first, bucket.windows.have_at(1 + len(before), tokens, now))
+    start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
+    if model.is_headerless and tokens.is_known:
+        model.tokens.choose_optimistic(now)
+        tokens = model.tokens.bucket
+        gap = model.admission_charge(cost) / (HEADERLESS_RATE_FACTOR * tokens.rate)
+        start_at = max(start_at, model.last_sent_at + gap)
+    if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
+        start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
+    if tokens.is_known:
+        spare = _margin(model, tokens) + spare_requests * model.tokens.typical_request
+        spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
+        start_at = max(start_at, _tokens_available_at(model, (cost, *before), spare, now))
+    if requests.is_known:
+        spare = _margin(model, requests)
+        if typical := model.tokens.typical_request:
+            spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens / typical)
+        start_at = max(start_at, requests.available_at(1 + len(before) + spare, now))
+    charges = sum(map(model.admission_charge, (cost, *before)))
+    return max(start_at, model.undeclared.available_at(1 + len(before), charges, now))
 
 
-def used_up(bucket: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
-    """Return until when a limit over hours is used up, and which one; None if none is, for long.
+def after_gap(model: LimitModel, now: float) -> float:
+    """Return the earliest instant at which anything may go: no cooldown, and a gap after a send."""
+    tokens, typical = model.tokens.bucket, model.tokens.typical_request
+    rates = [model.requests.rate] if model.requests.is_known else []
+    if tokens.is_known and typical:
+        rates.append(tokens.rate / typical)
+    gap = MIN_SEND_GAP_S
+    if rates and min(rates) > 0:
+        gap = min(gap, 1 / (BURST_RATE_FACTOR * min(rates)))
+    return max(now, model.closed_until, model.last_sent_at + gap)
 
-    To wait for one is no queueing, but what its user may not want to do.
-    """
-    tokens = bucket.charge(cost)
-    found: list[tuple[Resource, TokenBucket, float]] = [
-        ("requests", bucket.requests, 1.0),
-        ("tokens", bucket.tokens.tank, tokens),
+
+def exhausted_limit(model: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
+    """Return the limit over hours that is used up for longest, and until when; None if none is."""
+    tokens = model.admission_charge(cost)
+    buckets: list[tuple[Resource, TokenBucket, float]] = [
+        ("requests", model.requests, 1.0),
+        ("tokens", model.tokens.bucket, tokens),
     ]
-    found += [(w.resource, w.tank, w.charge(1, tokens)) for w in bucket.windows]
-    closed: list[tuple[float, Limit]] = []
-    for resource, tank, need in found:
-        seconds = tank.limit / tank.rate if tank.known else 0.0
-        until = tank.has_at(need, now)
-        if seconds > LONG and until > now + MINUTE:
-            closed.append((until, limit_of(resource, tank, now, requested=need)))
-    return max(closed, key=itemgetter(0), default=None)
+    buckets += [(e.resource, e.bucket, e.amount_of(1, tokens)) for e in model.undeclared]
+    exhausted: list[tuple[float, Limit]] = []
+    for resource, bucket, need in buckets:
+        window = bucket.limit / bucket.rate if bucket.is_known else 0.0
+        until = bucket.available_at(need, now)
+        if window > LONG_WINDOW_S and until > now + MINUTE:
+            exhausted.append((until, describe_limit(resource, bucket, now, requested=need)))
+    return max(exhausted, key=itemgetter(0), default=None)
 
 
-def after_gap(bucket: LimitModel, now: float) -> float:
-    """Return the earliest instant at which anything may go: no hold, and a gap since the last."""
-    rates = [bucket.requests.rate] if bucket.requests.known else []
-    if bucket.tokens.tank.known and bucket.tokens.usual:
-        rates.append(bucket.tokens.tank.rate / bucket.tokens.usual)
-    gap = (
-        min(MIN_SEND_GAP_S, 1 / (BURST * min(rates)))
-        if rates and min(rates) > 0
-        else MIN_SEND_GAP_S
-    )
-    return max(now, bucket.until, bucket.sent_at + gap)
-
-
-def _has_tokens_at(bucket: LimitModel, costs: Sequence[Cost], spare: float, now: float) -> float:
-    """Return when the tokens are there that requests and the answers under way are charged."""
-    tank, owed = bucket.tokens.tank, _owed(bucket, costs, now)
-    need = sum(map(bucket.charge, costs)) + owed + spare
-    at = tank.has_at(need, now)
-    if not bucket.output.under_way:
-        return at
-    # What no bucket holds at once flows in while answers end: of what is owed beyond the usual
-    # share, that much.
-    over = min(owed - OWED * tank.usable, need - tank.usable)
-    return at + max(0.0, over) / tank.rate
-
-
-def _owed(bucket: LimitModel, costs: Sequence[Cost], now: float) -> float:
-    """Return what answers will be charged at their end, which is reserved as well."""
-    asked = bucket.output.asked_under_way
-    if bucket.tokens.policy == "actual":
-        asked += sum(cost.output for cost in costs)
-    elif bucket.blind or not bucket.tokens.may_owe:
-        return 0.0  # without headers nothing would ever speak against it
-    owed, tank = bucket.output.share(now) * asked, bucket.tokens.tank
-    if not bucket.output.ended or tank.floor:
-        return min(owed, OWED * tank.usable)
-    # Beyond that, what they are charged must have flowed in by the time they end.
-    return min(owed, max(OWED * tank.usable, owed - tank.rate * bucket.output.lasts(now)))
-
-
-def _spare(bucket: LimitModel, tank: TokenBucket) -> float:
-    return min(bucket.margin * tank.limit, WIDEST * tank.usable)
-
-
-def never(bucket: LimitModel, cost: Cost, now: float) -> float | None:
+def impossible_limit(model: LimitModel, cost: Cost, now: float) -> float | None:
     """Return the limit that the request is too large for at any time; None if it can fit.
 
-    Estimates err, limits change, and some servers state nonsense: nothing is refused here that is
-    not clearly larger, nor what the server has let in before, nor by a limit told long ago. That
-    short prompts count for more than they seem to says nothing of a long one.
+    Estimates err, limits change, and some servers state nonsense: only what is clearly larger is
+    refused here, not what the server has let in before, nor by a limit stated long ago.
     """
-    tank = bucket.tokens.tank
-    least = cost.tokens * min(1.0, bucket.fit)
-    clearly = least > ERR * tank.limit and least > bucket.largest and not bucket.guessed
-    return tank.limit if clearly and now - tank.seen_at <= LATELY else None
+    bucket = model.tokens.bucket
+    # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
+    # ratio above 1, learned from short prompts, shows nothing of a long one.
+    at_least = cost.tokens * min(1.0, model.input_ratio)
+    is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
+    is_old = now - bucket.observed_at > LIMIT_TRUST_S
+    return bucket.limit if is_larger and not (model.is_guessed or is_old) else None
+
+
+def _tokens_available_at(
+    model: LimitModel, costs: Sequence[Cost], spare: float, now: float
+) -> float:
+    """Return when there are enough tokens for requests and for the answers under way."""
+    bucket, owed = model.tokens.bucket, _owed(model, costs, now)
+    need = sum(map(model.admission_charge, costs)) + owed + spare
+    available_at = bucket.available_at(need, now)
+    if not model.output.in_flight:
+        return available_at
+    # What no bucket holds at once flows in while answers end: of what is owed beyond its usual
+    # share, that much.
+    over = min(owed - MAX_OWED_SHARE * bucket.usable, need - bucket.usable)
+    return available_at + max(0.0, over) / bucket.rate
+
+
+def _owed(model: LimitModel, costs: Sequence[Cost], now: float) -> float:
+    """Return what answers will be charged at their end, which is reserved as well.
+
+    Without it, prompts with long answers put the bucket seven limits into debt.
+    """
+    output, bucket = model.output, model.tokens.bucket
+    requested = output.requested_in_flight
+    if model.tokens.policy == "actual":
+        requested += sum(cost.output for cost in costs)
+    elif model.is_headerless or not model.tokens.may_charge_later:
+        return 0.0  # without headers, nothing would ever speak against it
+    owed, usual = output.share(now) * requested, MAX_OWED_SHARE * bucket.usable
+    if output.ended and not bucket.unusable:
+        # Beyond the usual share, what answers are charged must flow in by the time they end.
+        usual = max(usual, owed - bucket.rate * output.remaining_seconds(now))
+    return min(owed, usual)
+
+
+def _margin(model: LimitModel, bucket: TokenBucket) -> float:
+    return min(model.margin * bucket.limit, MAX_MARGIN * bucket.usable)

@@ -1,4 +1,10 @@
-"""What a bucket has learnt: told to people, and kept so that the next job begins where it ended."""
+"""One limit model shared by several holders (kernels, hosts), fair between them by tokens.
+
+Each holder that waits leaves what its first request asks for. The one that has been served least
+goes first; the others get the instant at which there is enough for those before them, too, so
+none of them polls. Also what outlives a model: its history. Pure arithmetic on numbers; must not
+know where they are stored.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +14,213 @@ from dataclasses import dataclass, field, replace
 
 from nbcodex.models import Limit, LimitReading
 from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicy, Cost, Permit
-from nbcodex.ratelimit.limit_model import LimitModel
-from nbcodex.ratelimit.refusals import limit_of
+from nbcodex.ratelimit.limit_model import LimitModel, clamp_input_ratio
+from nbcodex.ratelimit.refusals import describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
 
-ANSWERS = 50
-"""As how many answers of its own a bucket takes what it is told of earlier ones."""
+# A holder that has not come by then after its instant loses its turn,
+LATE_S = 0.3
+# and by then its claim to what it missed. Not sooner: on a busy machine all are late now and then,
+# and the punctual ones would take their turns for good (four busy hosts: Jain index 0.655 without,
+# 0.999 with these three seconds).
+CLAIM_LOST_S = 3.0
+# Without a sign of life for so long, a holder counts as dead.
+LEASE_S = 5.0
+# Room that is left for holders which ask for nothing at present, in typical requests: it costs a
+# long job a moment, once, and lets the short jobs of others go at once.
+COURTESY_REQUESTS = 4
+# No instant lies further ahead, unless it is of another boot of the machine.
+MAX_AHEAD_S = 60.0
+# One of several holders asks again after so long: the others may have changed something.
+RECHECK_S = 0.25
+# A history counts as much as so many answers of the model's own.
+HISTORY_ANSWERS = 50
+NEVER_DUE = -1e18
+
+
+def _new_id() -> int:
+    return secrets.randbits(53)  # exact in a JSON number
+
+
+@dataclass(slots=True)
+class HolderShare:
+    """One holder's part. The fields' order is their form in stores."""
+
+    seen_at: float = 0.0  # its last sign of life
+    served: float = 0.0  # tokens that it was given, on the scale of all
+    due_at: float = NEVER_DUE  # when its first request may go
+    tokens: float = 0.0  # what that request asks for
+    output: float = 0.0
+    waiting_tokens: float = 0.0  # what all its waiting requests ask for
+    in_flight: int = 0
+    unanswered: int = 0
+    requested_in_flight: float = 0.0
+    start_sum: float = 0.0
+    share_id: int = field(default_factory=_new_id)  # differs from an earlier share's of the holder
+
+    def is_waiting(self, now: float) -> bool:
+        """Return whether it has a request waiting, and is not late."""
+        return self.due_at + LATE_S >= now
+
+
+@dataclass(slots=True)
+class SharedModel:
+    """A limit model and its holders. The fields' order is their form in stores."""
+
+    model: LimitModel = field(default_factory=LimitModel)
+    holders: dict[str, HolderShare] = field(default_factory=dict)
+    model_id: int = field(default_factory=_new_id)  # differs from a model's that was lost
+    # The most that one of those that went had been given before: where a newcomer begins.
+    served_before: float = 0.0
+    # When a cooldown ends, the server lets this much in: of the holder that was refused, or of the
+    # next one if that is gone by then. Without this, the next one would wait as long again.
+    granted_tokens: float = 0.0
+    granted_to: str = ""
+
+    def share_of(self, holder: str, now: float) -> HolderShare:
+        """Return a holder's part, which is a sign of its life; remove the parts of the dead."""
+        if self.model.last_sent_at > now + MAX_AHEAD_S:
+            self.model, self.holders, self.model_id = model_after_reboot(self.model), {}, _new_id()
+        for name in [n for n, share in self.holders.items() if share.seen_at + LEASE_S < now]:
+            self.remove_holder(name)
+        if (share := self.holders.get(holder)) is None:
+            share = self.holders[holder] = HolderShare()
+        share.seen_at = now
+        return share
+
+    def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
+        """Enter a holder's sign of life; return until when the model is closed.
+
+        A holder that asks for nothing any more must keep no other waiting.
+        """
+        share = self.share_of(holder, now)
+        if not is_waiting:
+            share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
+        return self.model.closed_until
+
+    def earliest_start(
+        self, holder: str, cost: Cost, now: float, *, waiting_tokens: float
+    ) -> float:
+        """Return when the holder's first request may go, and keep its turn until then."""
+        share = self.share_of(holder, now)
+        others = [s for n, s in self.holders.items() if n != holder and s.is_waiting(now)]
+        if share.due_at + CLAIM_LOST_S < now:
+            # It has no claim on what it did not ask for.
+            share.served = max(share.served, self.served_before)
+        has_many = waiting_tokens > cost.total
+        some_are_idle = len(self.holders) - 1 > len(others)
+        share.due_at = earliest_start(
+            self.model,
+            cost,
+            now,
+            waiting_tokens=waiting_tokens + sum(s.waiting_tokens for s in others),
+            before=[Cost(s.tokens, s.output) for s in others if s.served < share.served],
+            spare_requests=COURTESY_REQUESTS if has_many and some_are_idle else 0,
+        )
+        share.tokens, share.output, share.waiting_tokens = cost.tokens, cost.output, waiting_tokens
+        return share.due_at
+
+    def count_others(self, holder: str, now: float) -> int:
+        """Return how many holders live beside this one."""
+        alive = {n for n, share in self.holders.items() if share.seen_at + LEASE_S >= now}
+        return len(alive - {holder})
+
+    def grant_after_cooldown(self, holder: str, cost: Cost) -> None:
+        """Note that the server lets this holder's request in when the cooldown ends."""
+        self.granted_tokens, self.granted_to = cost.total, holder
+
+    def inherits_grant(self, holder: str, cost: Cost) -> bool:
+        """Return whether room for a request was granted to a holder that is gone by now."""
+        is_gone = self.granted_to not in {*self.holders} - {holder}
+        return is_gone and cost.total <= self.granted_tokens
+
+    def recheck_at(self, due_at: float, now: float) -> float:
+        """Return when a holder that waits for `due_at` shall ask again."""
+        return due_at if len(self.holders) < 2 else min(due_at, now + RECHECK_S)
+
+    def issue_permit(
+        self, name: str, holder: str, cost: Cost, now: float, *, is_probe: bool = False
+    ) -> Permit:
+        """Let the holder's request go."""
+        share = self.share_of(holder, now)
+        self.served_before = max(self.served_before, share.served)
+        share.served += cost.total
+        share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total)
+        if not share.waiting_tokens:
+            share.due_at = NEVER_DUE
+        share.in_flight += 1
+        share.unanswered += 1
+        share.requested_in_flight += cost.output
+        share.start_sum += now
+        if holder == self.granted_to or self.inherits_grant(holder, cost):
+            self.granted_tokens, self.granted_to = 0.0, ""
+        permit = self.model.issue_permit(name, cost, now, is_probe=is_probe)
+        permit.model_id, permit.share_id = self.model_id, share.share_id
+        return permit
+
+    def recount(self, holder: str, permit: Permit, now: float) -> None:
+        """Count a permit again that was counted out when its holder seemed dead, or was lost."""
+        share = self.share_of(holder, now)
+        if permit.share_id == share.share_id or permit.is_closed:
+            return
+        permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
+        self.model.output.start(permit.cost.output, permit.issued_at)
+        share.in_flight += 1
+        share.requested_in_flight += permit.cost.output
+        share.start_sum += permit.issued_at
+        if not permit.is_answered:
+            share.unanswered += 1
+            self.model.unanswered += 1
+
+    def update_share(self, holder: str, permit: Permit, *, before: Permit) -> None:
+        """Enter in the holder's part what has become of a permit that was like `before`."""
+        share = self.holders.get(holder)
+        if share is None:
+            return
+        if permit.is_answered and not before.is_answered:
+            share.unanswered -= 1
+        if permit.is_closed and not before.is_closed:
+            share.in_flight -= 1
+            share.requested_in_flight -= permit.cost.output
+            share.start_sum -= permit.issued_at
+
+    def remove_holder(self, holder: str) -> None:
+        """Count out what a holder has under way, as it ends or is dead."""
+        share = self.holders.pop(holder, None)
+        if share is not None:
+            output = self.model.output
+            self.model.unanswered -= share.unanswered
+            output.in_flight -= share.in_flight
+            output.requested_in_flight -= share.requested_in_flight
+            output.start_sum -= share.start_sum
+
+    def move_clock(self, seconds: float) -> None:
+        """Add seconds to every instant: hosts have a clock of their own each."""
+        model, undeclared = self.model, list(self.model.undeclared)
+        buckets = (*model.tokens.buckets, model.requests, *(each.bucket for each in undeclared))
+        for bucket in buckets:
+            bucket.updated_at += seconds
+            bucket.observed_at += seconds
+            bucket.hidden_refusal_at += seconds
+        for each in undeclared:
+            each.refused_at += seconds
+        if model.tokens.window_start_at is not None:
+            model.tokens.window_start_at += seconds
+        model.closed_until += seconds
+        model.last_sent_at += seconds
+        model.pace_start_at += seconds
+        model.pace_middle_at += seconds
+        model.output.start_sum += seconds * model.output.in_flight
+        for share in self.holders.values():
+            share.seen_at += seconds
+            share.due_at += seconds
+            share.start_sum += seconds * share.in_flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitHistory:
-    """What was learnt. Limits are not part of it: the first answer tells them.
+    """What was learned of a model. Limits are no part of it: the first answer states them.
 
     Parameters
     ----------
@@ -38,36 +239,36 @@ class LimitHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitState:
-    """What is known of a bucket at an instant, for people.
+    """What is known of one model's limits at an instant, for display.
 
     Parameters
     ----------
-    tokens, requests : Gauge or None
-        Limit and level as they are reckoned; None while the limit is unknown.
+    tokens, requests : LimitReading or None
+        Limit and level as projected; None while the limit is unknown.
     undeclared : tuple of Limit
-        Limits that only refusals tell of, as they are reckoned.
+        Limits that only refusals state, as projected.
     policy : {"kept", "refunded", "actual"}
-        What the server is believed to charge.
+        What the server is assumed to charge.
     declared : bool
-        Whether its headers tell of limits.
+        Whether its headers state limits.
     burst_tokens : float or None
-        Tokens that a shorter window, which no header tells of, lets through at once.
+        Tokens that a shorter window, which no header states, lets through at once.
     foreign_rate : float
-        Tokens a second that somebody else on the same key takes.
+        Tokens a second that others on the same key take.
     margin : float
         Share of the limit that is kept back.
     other_processes : int
         Other processes that are active on it.
     was_used : bool
-        Whether it was ever drawn on.
+        Whether a request was ever sent.
     closed_until : float or None
-        Until when nobody may send.
+        Until when nothing may be sent.
     limit : Limit or None
-        The limit that closed the bucket last.
-    history : Prior or None
+        The limit that closed the model last.
+    history : LimitHistory or None
         What the next job can begin with.
     limit_before_reboot : float or None
-        The limit on tokens before the machine was started anew, where it is not told yet.
+        The limit on tokens before the machine was restarted, where it is not stated yet.
     waiting, waiting_tokens : int, float
         Requests of this process that wait for their turn, and the tokens that they may use.
     """
@@ -90,262 +291,63 @@ class LimitState:
     waiting_tokens: float = 0.0
 
 
-def limit_state(bucket: LimitModel, now: float, *, others: int = 0) -> LimitState:
-    """Return what is known of a bucket."""
-    tank = bucket.tokens.tank
+def limit_state(model: LimitModel, now: float, *, other_processes: int = 0) -> LimitState:
+    """Return what is known of a model's limits."""
+    tokens, before = model.tokens.bucket, model.limit_before_reboot
     return LimitState(
-        tokens=_gauge(tank, now),
-        requests=_gauge(bucket.requests, now),
-        undeclared=tuple(limit_of(w.resource, w.tank, now) for w in bucket.windows),
-        policy=bucket.tokens.policy,
-        declared=tank.known and not bucket.blind,
-        burst_tokens=tank.usable if tank.floor else None,
-        foreign_rate=tank.leak,
-        margin=bucket.margin,
-        other_processes=others,
-        was_used=bucket.sent > 0,
-        closed_until=bucket.until if bucket.until > now else None,
-        limit=bucket.limit,
-        history=learned_history(bucket, now),
-        limit_before_reboot=None if tank.known or bucket.earlier == math.inf else bucket.earlier,
+        tokens=_reading(tokens, now),
+        requests=_reading(model.requests, now),
+        undeclared=tuple(describe_limit(e.resource, e.bucket, now) for e in model.undeclared),
+        policy=model.tokens.policy,
+        declared=tokens.is_known and not model.is_headerless,
+        burst_tokens=tokens.usable if tokens.unusable else None,
+        foreign_rate=tokens.foreign_rate,
+        margin=model.margin,
+        other_processes=other_processes,
+        was_used=model.sent > 0,
+        closed_until=model.closed_until if model.closed_until > now else None,
+        limit=model.closing_limit,
+        history=history_of(model, now),
+        limit_before_reboot=None if tokens.is_known or before == math.inf else before,
     )
 
 
-def _gauge(tank: TokenBucket, now: float) -> LimitReading | None:
-    if not tank.known:
+def _reading(bucket: TokenBucket, now: float) -> LimitReading | None:
+    if not bucket.is_known:
         return None
-    level = tank.level_at(now)
-    return LimitReading(limit=tank.limit, remaining=level, full_in=(tank.limit - level) / tank.rate)
+    level = bucket.level_at(now)
+    full_in = (bucket.limit - level) / bucket.rate
+    return LimitReading(limit=bucket.limit, remaining=level, full_in=full_in)
 
 
-def learned_history(bucket: LimitModel, now: float) -> LimitHistory | None:
-    """Return what a bucket has learnt; None before it has seen enough answers."""
-    if bucket.output.ended < ANSWERS:
+def history_of(model: LimitModel, now: float) -> LimitHistory | None:
+    """Return what a model has learned; None before it has seen enough answers."""
+    if model.output.ended < HISTORY_ANSWERS:
         return None
     return LimitHistory(
-        policy=bucket.tokens.policy, output_share=bucket.output.share(now), input_ratio=bucket.fit
+        policy=model.tokens.policy,
+        output_share=model.output.share(now),
+        input_ratio=model.input_ratio,
     )
 
 
-def model_from_history(prior: LimitHistory) -> LimitModel:
-    """Return a bucket that begins where an earlier one left off; evidence changes its mind."""
-    bucket = LimitModel(fit=min(4.0, max(0.25, prior.input_ratio)))
-    bucket.tokens.chosen = CHARGE_POLICIES.index(prior.policy)
-    output = bucket.output
-    output.asked = output.took = float(ANSWERS)
-    output.used = ANSWERS * min(1.0, max(0.0, prior.output_share))
-    output.ended = ANSWERS
-    return bucket
+def model_with_history(history: LimitHistory) -> LimitModel:
+    """Return a model that begins where an earlier one ended; evidence changes its mind."""
+    model = LimitModel(input_ratio=clamp_input_ratio(history.input_ratio))
+    model.tokens.chosen = CHARGE_POLICIES.index(history.policy)
+    output = model.output
+    output.requested = output.seconds = float(HISTORY_ANSWERS)
+    output.used = HISTORY_ANSWERS * min(1.0, max(0.0, history.output_share))
+    output.ended = HISTORY_ANSWERS
+    return model
 
 
-def successor(bucket: LimitModel) -> LimitModel:
-    """Return what outlives a bucket when the clock begins anew, and all under way has ended."""
-    idle = replace(bucket.output, under_way=0, asked_under_way=0.0, starts=0.0)
-    prior = learned_history(replace(bucket, output=idle), 0.0)
-    new = LimitModel() if prior is None else model_from_history(prior)
-    limit = bucket.tokens.tank.limit
-    new.earlier = limit if limit < math.inf and not bucket.guessed else bucket.earlier
+def model_after_reboot(model: LimitModel) -> LimitModel:
+    """Return what outlives a model when the boot clock starts anew and nothing is under way."""
+    idle = replace(model.output, in_flight=0, requested_in_flight=0.0, start_sum=0.0)
+    history = history_of(replace(model, output=idle), 0.0)
+    new = LimitModel() if history is None else model_with_history(history)
+    limit = model.tokens.bucket.limit
+    is_stated = limit < math.inf and not model.is_guessed
+    new.limit_before_reboot = limit if is_stated else model.limit_before_reboot
     return new
-
-
-LATE = 0.3
-"""Seconds after its moment when a holder that has not come loses its turn."""
-GONE = 3.0
-"""Seconds after its moment when it has no claim any more to what it did not get: on a busy machine
-all are late now and then, and whoever is not would get the turns of the others for good."""
-LEASE = 5.0
-"""Seconds without a sign of life after which a holder is taken for dead."""
-COURTESY = 4
-"""Usual requests that are left in the bucket for holders that have nothing to ask just now: it
-costs a long job a moment, once, and lets the others' short ones go at once."""
-AHEAD = 60.0
-"""Seconds into the future that no instant lies, unless it is of another run of the machine."""
-LOOK = 0.25
-"""Seconds after which one of several holders looks again, as the others may have news."""
-
-
-def _birth() -> int:
-    return secrets.randbits(53)
-
-
-@dataclass(slots=True)
-class HolderShare:
-    """One holder's part.
-
-    Parameters
-    ----------
-    seen_at : float
-        Its last sign of life.
-    served : float
-        Tokens it was given, on the scale of all.
-    due_at : float
-        When its first request may go; in the past if it has none.
-    tokens, output : float
-        What that request asks for.
-    asked : float
-        Tokens that all its waiting requests ask for.
-    under_way, unheard : int
-        Requests that are under way, and those of them without a verdict.
-    asked_under_way, starts : float
-        Their bounds on output, and the sum of the instants at which they went.
-    born : int
-        Tells it from an earlier share of the same holder.
-    """
-
-    seen_at: float = 0.0
-    served: float = 0.0
-    due_at: float = -1e18
-    tokens: float = 0.0
-    output: float = 0.0
-    asked: float = 0.0
-    under_way: int = 0
-    unheard: int = 0
-    asked_under_way: float = 0.0
-    starts: float = 0.0
-    born: int = field(default_factory=_birth)
-
-    def waits(self, now: float) -> bool:
-        """Return whether it has somebody waiting who is not late."""
-        return self.due_at + LATE >= now
-
-
-@dataclass(slots=True)
-class SharedModel:
-    """A bucket and who holds parts of it.
-
-    Parameters
-    ----------
-    bucket, holders : Bucket, dict
-        What is known, and the parts by the holders' names.
-    born : int
-        Tells it from one that was lost or elsewhere.
-    turn : float
-        Tokens that those who went had been given before, at the most, on the scale of all: where a
-        newcomer begins.
-    promise, promised_to : float, str
-        Tokens that the server has said it lets in when the hold ends, and the holder it was told.
-    """
-
-    bucket: LimitModel = field(default_factory=LimitModel)
-    holders: dict[str, HolderShare] = field(default_factory=dict)
-    born: int = field(default_factory=_birth)
-    turn: float = 0.0
-    promise: float = 0.0
-    promised_to: str = ""
-
-    def share(self, holder: str, now: float) -> HolderShare:
-        """Return a holder's part, which is a sign of its life; drop those of the dead."""
-        if self.bucket.sent_at > now + AHEAD:
-            self.bucket, self.holders, self.born = successor(self.bucket), {}, _birth()
-        for name in [n for n, share in self.holders.items() if share.seen_at + LEASE < now]:
-            self._bury(self.holders.pop(name))
-        mine = self.holders.get(holder)
-        if mine is None:
-            mine = self.holders[holder] = HolderShare()
-        mine.seen_at = now
-        return mine
-
-    def beat(self, holder: str, now: float, *, waits: bool) -> float:
-        """Take a holder's sign of life, and whether it has anybody waiting; return the hold's end.
-
-        What it asked for, and does not any more, keeps nobody waiting.
-        """
-        mine = self.share(holder, now)
-        if not waits:
-            mine.due_at, mine.asked = -1e18, 0.0
-        return self.bucket.until
-
-    def earliest_start(self, holder: str, cost: Cost, now: float, *, asked: float) -> float:
-        """Return when the holder's first request may go, and keep its place until then."""
-        mine = self.share(holder, now)
-        others = [s for n, s in self.holders.items() if n != holder and s.waits(now)]
-        if mine.due_at + GONE < now:
-            # Who comes back has no claim on what it did not ask for.
-            mine.served = max(mine.served, self.turn)
-        before = [Cost(s.tokens, s.output) for s in others if s.served < mine.served]
-        waiting = asked + sum(s.asked for s in others)
-        has_many = asked > cost.tokens + cost.output
-        some_idle = len(self.holders) - 1 > len(others)
-        guests = COURTESY if has_many and some_idle else 0
-        mine.due_at = earliest_start(
-            self.bucket, cost, now, waiting=waiting, before=before, guests=guests
-        )
-        mine.tokens, mine.output, mine.asked = cost.tokens, cost.output, asked
-        return mine.due_at
-
-    def others(self, holder: str, now: float) -> int:
-        """Return how many holders live beside this one."""
-        lives = [n for n, share in self.holders.items() if share.seen_at + LEASE >= now]
-        return len({*lives} - {holder})
-
-    def keep_promise(self, holder: str, cost: Cost) -> None:
-        """Note that the server lets this holder's request in when the hold ends."""
-        self.promise, self.promised_to = cost.tokens + cost.output, holder
-
-    def inherits(self, holder: str, cost: Cost) -> bool:
-        """Whether the server has promised room for a request to a holder that is gone by now."""
-        gone = self.promised_to not in {*self.holders} - {holder}
-        return gone and cost.tokens + cost.output <= self.promise
-
-    def look_at(self, due_at: float, now: float) -> float:
-        """Return when one who waits for `due_at` shall ask again."""
-        return due_at if len(self.holders) < 2 else min(due_at, now + LOOK)
-
-    def take(
-        self, name: str, holder: str, cost: Cost, now: float, *, probe: bool = False
-    ) -> Permit:
-        """Let the holder's request go."""
-        mine = self.share(holder, now)
-        self.turn = max(self.turn, mine.served)
-        mine.served += cost.tokens + cost.output
-        mine.asked = max(0.0, mine.asked - cost.tokens - cost.output)
-        if not mine.asked:
-            mine.due_at = -1e18
-        mine.under_way += 1
-        mine.unheard += 1
-        mine.asked_under_way += cost.output
-        mine.starts += now
-        if holder == self.promised_to or self.inherits(holder, cost):
-            self.promise, self.promised_to = 0.0, ""
-        reservation = self.bucket.take(name, cost, now, probe=probe)
-        reservation.home, reservation.born = self.born, mine.born
-        return reservation
-
-    def revive(self, holder: str, reservation: Permit, now: float) -> None:
-        """Count in again what was counted out when its holder seemed dead, or was lost."""
-        mine = self.share(holder, now)
-        if reservation.born == mine.born or reservation.closed:
-            return
-        reservation.born, reservation.astray = mine.born, reservation.home != self.born
-        self.bucket.output.begin(reservation.cost.output, reservation.at)
-        mine.under_way += 1
-        mine.asked_under_way += reservation.cost.output
-        mine.starts += reservation.at
-        if not reservation.heard:
-            mine.unheard += 1
-            self.bucket.unheard += 1
-
-    def leave(self, holder: str) -> None:
-        """The holder ends, and leaves its part to the others."""
-        if holder in self.holders:
-            self._bury(self.holders.pop(holder))
-
-    def follow(self, holder: str, reservation: Permit, was: tuple[bool, bool]) -> None:
-        """Note in the holder's part what became of a reservation that `was` heard, was closed."""
-        mine = self.holders.get(holder)
-        if mine is None:
-            return
-        if reservation.heard and not was[0]:
-            mine.unheard -= 1
-        if reservation.closed and not was[1]:
-            mine.under_way -= 1
-            mine.asked_under_way -= reservation.cost.output
-            mine.starts -= reservation.at
-
-    def _bury(self, share: HolderShare) -> None:
-        """What a dead holder had under way ends without a word."""
-        self.bucket.unheard -= share.unheard
-        output = self.bucket.output
-        output.under_way -= share.under_way
-        output.asked_under_way -= share.asked_under_way
-        output.starts -= share.starts

@@ -1,6 +1,6 @@
-"""A server's token bucket as seen from outside: reckoned forward, and put right by snapshots.
+"""A server's token bucket as seen from outside: projected forward, and corrected by snapshots.
 
-Pure arithmetic: every function is told the time. Must not know what is counted, nor who waits.
+Pure arithmetic: every function is given the time. Must not know what is counted, nor who waits.
 """
 
 from __future__ import annotations
@@ -8,121 +8,96 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FULL, SAME = 1e-6, 1e-3
-"""Share of the limit by which a full bucket may seem not to be; by which two are taken for one."""
-LATELY = 600.0
-"""Seconds for which what was learnt of a limit is relied on, if nothing bears it out: an account
-may be given a larger one, and some refusals are odd."""
-LEARN, UNSEEN = 0.1, 10.0
-"""What of an error counts, each second, as somebody else's doing: 10 s make a habit; for no longer
-than so many seconds is a habit relied on unseen."""
+# Shares of the limit: a bucket this close to its limit is full, two limits this close are equal.
+FULL_TOLERANCE, SAME_LIMIT_TOLERANCE = 1e-6, 1e-3
+
+# Knowledge about a limit is relied on for so long if nothing confirms it: an account may be given
+# a larger one, and some refusals are odd.
+LIMIT_TRUST_S = 600.0
+
+# What others on the same key take is estimated by a moving average that adopts this share of each
+# second's error, so 10 s make a habit. A single surprise must not slow a bucket for long, so the
+# habit is only assumed to go on for DRAIN_TRUST_S after the last snapshot.
+DRAIN_LEARNING_RATE, DRAIN_TRUST_S = 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class LevelMark:
-    """What a tank was reckoned to hold just after something was taken.
-
-    A snapshot of that very moment is compared with it.
-
-    Parameters
-    ----------
-    level : float
-        The level reckoned then.
-    shift : float
-        The sum of the corrections made until then.
-    """
+    """The level as projected just after something was taken, to compare with its snapshot."""
 
     level: float
-    shift: float
+    correction: float  # the sum of the corrections made until then
 
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A level that rises continuously up to `limit`. Of an unknown limit only changes are reckoned.
+    """A level that rises continuously up to `limit`. The fields' order is their form in stores."""
 
-    Parameters
-    ----------
-    limit : float
-        Size; infinite while it is unknown.
-    rate : float
-        What flows in a second.
-    level, at : float
-        The level at an instant; negative in debt, and as long as the limit is unknown.
-    shift : float
-        The sum of all corrections, by which older marks are brought up to date.
-    floor, least_floor : float
-        What is there and cannot be used, and the least that it ever was. A shorter window that the
-        server does not tell of fills and empties together with the one that it tells of, so their
-        levels differ by this much as long as neither is full.
-    hid_at : float
-        When a refusal told of that window last.
-    leak, seen_at : float
-        What somebody else takes in a second, on average, and since when it is not accounted for.
-    """
-
-    limit: float = math.inf
-    rate: float = 0.0
-    level: float = 0.0
-    at: float = 0.0
-    shift: float = 0.0
-    floor: float = 0.0
-    least_floor: float = math.inf
-    hid_at: float = -math.inf
-    leak: float = 0.0
-    seen_at: float = 0.0
+    limit: float = math.inf  # infinite while unknown: then only changes of the level are tracked
+    rate: float = 0.0  # refill per second
+    level: float = 0.0  # at `updated_at`; negative in debt, and while the limit is unknown
+    updated_at: float = 0.0
+    correction: float = 0.0  # the sum of all corrections, to bring older marks up to date
+    # A shorter window that the server does not state fills and empties together with the stated
+    # one. So their levels differ by a constant while neither is full: `unusable` is there, and
+    # cannot be used. Its least value outlives a single odd refusal.
+    unusable: float = 0.0
+    min_unusable: float = math.inf
+    hidden_refusal_at: float = -math.inf  # when a refusal last showed that window
+    foreign_rate: float = 0.0  # what others on the same key take in a second, on average
+    observed_at: float = 0.0  # when a snapshot last accounted for that
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the limit is known."""
         return self.limit < math.inf
-
-    def has_limit(self, limit: float) -> bool:
-        """Whether a stated limit is the one that is known."""
-        return self.known and abs(self.limit - limit) <= SAME * self.limit
 
     @property
     def usable(self) -> float:
         """How much can be used at once when it is full."""
-        return self.limit - self.floor
+        return self.limit - self.unusable
+
+    def has_limit(self, limit: float) -> bool:
+        """Return whether a stated limit is the one that is known."""
+        return self.is_known and abs(self.limit - limit) <= SAME_LIMIT_TOLERANCE * self.limit
 
     def level_at(self, now: float) -> float:
-        """Return the level reckoned for an instant that is not past."""
-        return min(self.limit, self.level + max(0.0, now - self.at) * self.rate)
+        """Return the projected level at an instant that is not past."""
+        return min(self.limit, self.level + max(0.0, now - self.updated_at) * self.rate)
 
-    def has_at(self, amount: float, now: float) -> float:
+    def available_at(self, amount: float, now: float) -> float:
         """Return the earliest instant at which `amount` is there; now while nothing is known."""
-        if not self.known:
+        if not self.is_known:
             return now
-        # What is larger than the whole goes when it is full: the server decides.
-        amount = min(amount + self.floor, self.limit * (1 - FULL))
-        unseen = min(UNSEEN, max(0.0, now - self.seen_at))
-        level = self.level + max(0.0, now - self.at) * self.rate - self.leak * unseen
-        missing = amount - min(self.limit, level)
+        # What is larger than the whole goes when the bucket is full: the server decides.
+        amount = min(amount + self.unusable, self.limit * (1 - FULL_TOLERANCE))
+        unseen = min(DRAIN_TRUST_S, max(0.0, now - self.observed_at))
+        level = self.level + max(0.0, now - self.updated_at) * self.rate
+        missing = amount - min(self.limit, level - self.foreign_rate * unseen)
         if missing <= 0:
             return now
-        watchful, rate = UNSEEN - unseen, self.rate - self.leak
-        if missing <= watchful * rate:
-            return now + missing / rate
-        return now + watchful + (missing - watchful * rate) / self.rate
+        # Others are assumed to go on for the rest of DRAIN_TRUST_S; after that, the full rate.
+        trusted, net_rate = DRAIN_TRUST_S - unseen, self.rate - self.foreign_rate
+        if missing <= trusted * net_rate:
+            return now + missing / net_rate
+        return now + trusted + (missing - trusted * net_rate) / self.rate
 
     def take(self, amount: float, now: float) -> LevelMark:
-        """Take `amount` (a negative one is given back), and return the mark of the moment after."""
-        if self.floor and self.level_at(now) >= self.limit * (1 - FULL):
-            is_old = now - self.hid_at > LATELY
-            self.least_floor = math.inf if is_old else self.least_floor
-            self.floor = 0.0 if is_old else self.least_floor
-        self.level = min(self.limit, self.level_at(now) - amount)
-        self.at = max(self.at, now)
-        return LevelMark(self.level, self.shift)
+        """Take `amount` (a negative one is a refund), and mark the level after it."""
+        if self.unusable and self.level_at(now) >= self.limit * (1 - FULL_TOLERANCE):
+            is_stale = now - self.hidden_refusal_at > LIMIT_TRUST_S
+            self.min_unusable = math.inf if is_stale else self.min_unusable
+            self.unusable = 0.0 if is_stale else self.min_unusable
+        self._add(-amount, now)
+        return LevelMark(self.level, self.correction)
 
-    def give_back(self, amount: float, now: float) -> None:
-        """Give back what was never taken: later marks were made without it, and are put right."""
-        self.level = min(self.limit, self.level_at(now) + amount)
-        self.at = max(self.at, now)
-        self.shift += amount
+    def undo(self, amount: float, now: float) -> None:
+        """Add what was never taken: marks made since were made without it, and are corrected."""
+        self._add(amount, now)
+        self.correction += amount
 
-    def error(self, mark: LevelMark, remaining: float, *, gone: float) -> float:
-        """Return how much more a snapshot shows than was reckoned.
+    def error(self, mark: LevelMark, remaining: float, *, elapsed: float) -> float:
+        """Return by how much a snapshot exceeds the projection.
 
         Parameters
         ----------
@@ -130,40 +105,43 @@ class TokenBucket:
             Of the request that the snapshot answers.
         remaining : float
             The level that the server states.
-        gone : float
+        elapsed : float
             Seconds between the mark and the server's admission.
         """
-        reckoned = min(self.limit, mark.level + max(0.0, gone) * self.rate)
-        return remaining - reckoned - (self.shift - mark.shift)
+        projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
+        return remaining - projected - (self.correction - mark.correction)
 
-    def correct(self, error: float, now: float, *, taken_at: float, usual: bool = True) -> None:
-        """Put the level right by the `error` that a snapshot taken at an instant shows.
+    def correct(self, error: float, now: float, *, taken_at: float, learns_drain: bool) -> None:
+        """Correct the level by the `error` of a snapshot taken at an instant.
 
-        One that is `usual` tells of somebody else, too. One that only refusals bring does not, nor
-        one of another limit than the error was reckoned with.
+        It shows what others take, too, unless only refusals bring snapshots, or its limit is
+        another than the error was projected with: a limit that falls is not a drain.
         """
-        if self.known and usual:
-            passed = max(0.0, taken_at - self.seen_at)
-            leak = self.leak - LEARN * (error + self.leak * passed)
-            self.leak = min(self.rate / 2, max(0.0, leak))
-        self.seen_at = max(self.seen_at, taken_at)
-        self.level = min(self.limit, self.level_at(now) + error)
-        self.at = max(self.at, now)
-        self.shift += error
+        if self.is_known and learns_drain:
+            expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
+            drain = self.foreign_rate - DRAIN_LEARNING_RATE * (error - expected)
+            self.foreign_rate = min(self.rate / 2, max(0.0, drain))
+        self.observed_at = max(self.observed_at, taken_at)
+        self._add(error, now)
+        self.correction += error
 
     def adopt(self, limit: float, rate: float, *, now: float, since: float) -> None:
-        """Take over a stated limit; what flowed since the instant `since` counts if it is new."""
-        if self.known:
-            self.floor *= limit / self.limit
-            self.least_floor *= limit / self.limit
+        """Take over a stated limit. If it is the first, count what has flowed in since `since`."""
+        if self.is_known:
+            self.unusable *= limit / self.limit
+            self.min_unusable *= limit / self.limit
             self.level = min(limit, self.level_at(now))
-            self.at = max(self.at, now)
+            self.updated_at = max(self.updated_at, now)
         else:
-            self.at = min(since, now)
+            self.updated_at = min(since, now)
         self.limit, self.rate = limit, rate
-        self.leak = min(self.leak, rate / 2)
+        self.foreign_rate = min(self.foreign_rate, rate / 2)
 
-    def hide(self, floor: float, now: float) -> None:
-        """A shorter window that nobody tells of keeps `floor` from being used."""
-        self.floor, self.hid_at = min(self.limit, max(0.0, floor)), now
-        self.least_floor = min(self.least_floor, self.floor)
+    def hide(self, unusable: float, now: float) -> None:
+        """Take note of a shorter, unstated window that keeps so much from being used."""
+        self.unusable, self.hidden_refusal_at = min(self.limit, max(0.0, unusable)), now
+        self.min_unusable = min(self.min_unusable, self.unusable)
+
+    def _add(self, amount: float, now: float) -> None:
+        self.level = min(self.limit, self.level_at(now) + amount)
+        self.updated_at = max(self.updated_at, now)

@@ -1,7 +1,6 @@
-"""Where an event loop deals with a ledger.
+"""A limiter that is shared with other processes, on a worker thread: its store may block.
 
-Owns on which thread the ledger's deeds are done, and what becomes of a store that fails. Must not
-know what the deeds do.
+Owns which store is used, and on which thread operations are done. Must not know what they do.
 """
 
 from __future__ import annotations
@@ -14,40 +13,39 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.ratelimit.limiter import Limiter, Operation
+from nbcodex.ratelimit.limiter import Limiter, Operation, ResultT
 from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret
 
-T = TypeVar("T")
+# Between two signs of life, while anything is under way.
+HEARTBEAT_INTERVAL_S = 1.0
+# A store that failed is tried again after so long, at first.
+STORE_RETRY_S = 60.0
+# A posted operation, which no task waits for, may wait so long for others: to wake the thread
+# costs more than the operation does.
+POST_DELAY_S = 0.004
+# Between two transactions while several operations are waited for at once. One transaction for all
+# of them spares a quarrel between the thread and the event loop over the interpreter: each SQLite
+# statement releases it and has to win it back.
+TRANSACTION_INTERVAL_S = 0.004
+CLOSE_TIMEOUT_S = 2.0
 
-BEAT = 1.0
-"""Seconds between two signs of life, while anything is under way."""
-RETRY = 60.0
-"""Seconds after which a store that failed is tried again, at first."""
-LINGER = 0.004
-"""Seconds that a deed may wait for others which nobody waits for: to wake the thread costs more."""
-GATHER = 0.004
-"""Seconds between two transactions, while several deeds are waited for at once: one for all of them
-spares their thread's quarrel with the event loop's over the interpreter."""
-JOIN = 2.0
-"""Seconds for which `SharedLimiter.close` waits for what is being done."""
-
-_ALONE = "{} So the pace is this kernel's own: others on the same key are not reckoned with."
+_NOT_SHARED = "{} So requests are paced for this kernel alone, without regard to others on its key."
 
 
 @dataclass(slots=True)
 class _Job:
-    deed: Operation[Any]
-    future: asyncio.Future[Any] | None
+    operation: Operation[Any]
+    future: asyncio.Future[Any] | None  # None where no task waits for it
     result: Any = None
     error: Exception | None = None
 
-    def settle(self) -> None:
-        """Hand over what came of it, on the loop."""
+    def resolve(self) -> None:
+        """Hand the result over, on the loop."""
         if self.future is None or self.future.done():
             return
         if self.error is None:
@@ -57,7 +55,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Post:
+class _Delivery:
     """What the thread has for the loop: one call brings all of it."""
 
     jobs: list[_Job] = field(default_factory=list)
@@ -65,16 +63,15 @@ class _Post:
 
     def deliver(self) -> None:
         for job in self.jobs:
-            job.settle()
+            job.resolve()
         for event in self.wakes:
             event.set()
 
 
 class SharedLimiter(Limiter):
-    """A ledger that is shared with other processes, on a thread of its own: its store may block.
+    """Rate limits that are shared with other processes. Made on the event loop that it serves.
 
-    Made on the event loop that it serves. A store that fails is replaced by memory, and tried
-    again after a minute.
+    A store that fails is replaced by memory, and tried again after a minute.
 
     Parameters
     ----------
@@ -83,7 +80,7 @@ class SharedLimiter(Limiter):
     clock : Clock
         Dates the signs of life; read on the thread.
     on_problem : callable
-        Told once, on the thread, why nothing is shared.
+        Called once, on the thread, with the reason why nothing is shared.
     """
 
     def __init__(
@@ -92,54 +89,53 @@ class SharedLimiter(Limiter):
         super().__init__()
         self._opening, self._clock, self._on_problem = opening, clock, on_problem
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
-        self._later: list[_Job] = []
-        self._lingering: asyncio.TimerHandle | None = None
-        self._post = _Post()
+        self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._unsent: list[_Job] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._delivery = _Delivery()
         self._store: Store | None = None
-        self._retry_at, self._retry_after = 0.0, RETRY
-        self._beat_at: float | None = None
+        self._retry_at, self._retry_after = 0.0, STORE_RETRY_S
+        self._heartbeat_at: float | None = None
         self._not_before = 0.0
-        self._thread = threading.Thread(target=self._serve, name="nbcodex-ledger", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="nbcodex-limiter", daemon=True)
         self._thread.start()
 
     async def salt(self) -> bytes:
-        """Return what makes the buckets' names the same for all who share the ledger."""
+        """Return what the names of limits are hashed with, the same for all who share them."""
         if self._store is None and self.sharing_problem is None:
             await self.run(lambda _: None)
         return self._core.salt
 
-    async def run(self, deed: Operation[T]) -> T:
-        """Do a deed on the thread and return what it returns."""
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._later.append(_Job(deed, future))
+    async def run(self, operation: Operation[ResultT]) -> ResultT:
+        """Do an operation on the thread and return its result."""
+        future: asyncio.Future[ResultT] = self._loop.create_future()
+        self._unsent.append(_Job(operation, future))
         self._send()
         return await future
 
-    def post(self, deed: Operation[object]) -> None:
-        """Do a deed on the thread within moments, and wait for nothing."""
-        if not self._later:
-            self._lingering = self._loop.call_later(LINGER, self._send)
-        self._later.append(_Job(deed, None))
+    def post(self, operation: Operation[object]) -> None:
+        """Do an operation on the thread within milliseconds, without waiting for it."""
+        if not self._unsent:
+            self._timer = self._loop.call_later(POST_DELAY_S, self._send)
+        self._unsent.append(_Job(operation, None))
 
     def _send(self) -> None:
-        """Have the thread do what has gathered."""
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
-        if self._later:
-            later, self._later = self._later, []
-            self._jobs.put(later)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._unsent:
+            jobs, self._unsent = self._unsent, []
+            self._queue.put(jobs)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
-        """Return what sets `event` on the loop, for the ledger to call on the thread."""
-        return lambda: self._post.wakes.append(event)
+        """Return what sets `event` on the loop, for an operation to call on the thread."""
+        return lambda: self._delivery.wakes.append(event)
 
     def close(self) -> None:
         """Leave this process's part to the others, and close the store."""
         self._send()
-        self._jobs.put(None)
-        self._thread.join(JOIN)
+        self._queue.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     # On the thread.
 
@@ -147,27 +143,37 @@ class SharedLimiter(Limiter):
         self._open()
         while (jobs := self._next()) is not None:
             self._perform_all(jobs)
-            self._hand_over()
-            crowded = sum(job.future is not None for job in jobs) > 1
-            self._not_before = time.monotonic() + GATHER if crowded else 0.0
-        self._leave()
+            delivery, self._delivery = self._delivery, _Delivery()
+            if delivery.wakes or any(job.future for job in delivery.jobs):
+                with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                    self._loop.call_soon_threadsafe(delivery.deliver)
+            is_crowded = sum(job.future is not None for job in jobs) > 1
+            # One that comes alone waits for no other: 0.2 ms instead of 3.
+            self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_crowded else 0.0
+        if self._store is not None:
+            with contextlib.suppress(StoreError):
+                self._core.withdraw()
+            with contextlib.suppress(Exception):
+                self._store.close()
 
     def _next(self) -> list[_Job] | None:
-        """Return jobs; none where it is time for a sign of life, None at the end."""
-        wait = None if self._beat_at is None else max(0.0, self._beat_at - self._clock.now())
+        """Return jobs; none where a sign of life is due, None at the end."""
+        due_at = self._heartbeat_at
+        timeout = None if due_at is None else max(0.0, due_at - self._clock.now())
         try:
-            taken = self._jobs.get(timeout=wait)
+            jobs = self._queue.get(timeout=timeout)
         except queue.Empty:
             return []
+        # Even a sleep of 0 s releases the interpreter, which costs 0.1 ms.
         if (rest := self._not_before - time.monotonic()) > 0:
             time.sleep(rest)
-        while taken is not None and not self._jobs.empty():
-            more = self._jobs.get()
+        while jobs is not None and not self._queue.empty():
+            more = self._queue.get()
             if more is None:
-                self._jobs.put(None)  # the end comes next
+                self._queue.put(None)  # the end comes next
                 break
-            taken += more
-        return taken
+            jobs += more
+        return jobs
 
     def _perform_all(self, jobs: list[_Job]) -> None:
         store = self._store
@@ -175,7 +181,7 @@ class SharedLimiter(Limiter):
             with contextlib.nullcontext() if store is None else store.batch():
                 for job in jobs:
                     self._perform(job)
-                self._beat()
+                self._heartbeat()
         except StoreError as error:
             if store is self._store:
                 self._fall_back(error)
@@ -185,43 +191,36 @@ class SharedLimiter(Limiter):
         if self._store is None and now >= self._retry_at:
             self._open()
         try:
-            job.result = self._surely(job.deed)
+            try:
+                job.result = job.operation(self._core)
+            except StoreError as error:
+                self._fall_back(error)
+                job.result = job.operation(self._core)
         except Exception as error:  # whatever it is, the thread goes on
             job.error = error
-        self._post.jobs.append(job)
-        self._beat_at = self._beat_at or now + BEAT
+        self._delivery.jobs.append(job)
+        self._heartbeat_at = self._heartbeat_at or now + HEARTBEAT_INTERVAL_S
 
-    def _surely(self, deed: Operation[T]) -> T:
-        try:
-            return deed(self._core)
-        except StoreError as error:
-            self._fall_back(error)
-            return deed(self._core)
-
-    def _beat(self) -> None:
-        """Give a sign of life, if one is due; where nothing is under way, none is due any more."""
-        if self._beat_at is None or (now := self._clock.now()) < self._beat_at:
+    def _heartbeat(self) -> None:
+        """Give a sign of life if one is due; none is due while nothing is under way."""
+        now = self._clock.now()
+        if self._heartbeat_at is None or now < self._heartbeat_at:
             return
-        beat = _Job(lambda ledger: ledger.heartbeat(now), None)
-        self._perform(beat)
-        self._beat_at = now + BEAT if beat.result else None
-
-    def _hand_over(self) -> None:
-        post, self._post = self._post, _Post()
-        if post.wakes or any(job.future for job in post.jobs):
-            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                self._loop.call_soon_threadsafe(post.deliver)
+        job = _Job(lambda core: core.heartbeat(now), None)
+        self._perform(job)
+        self._heartbeat_at = now + HEARTBEAT_INTERVAL_S if job.result else None
 
     def _open(self) -> None:
         try:
             self._store = self._opening()
         except StoreError as error:
             self._fall_back(error)
-        except Exception as error:  # or the thread would end, and everybody wait for ever
-            self._fall_back(StoreError(f"The ledger cannot be opened ({type(error).__name__})."))
+        except Exception as error:  # if the thread ended here, all requests would wait for ever
+            name = type(error).__name__
+            self._fall_back(StoreError(f"The shared limits cannot be opened ({name})."))
         else:
             self._core.use_store(self._store)
-            self.sharing_problem, self._retry_after = None, RETRY
+            self.sharing_problem, self._retry_after = None, STORE_RETRY_S
 
     def _fall_back(self, error: StoreError) -> None:
         """Go on in memory."""
@@ -231,32 +230,28 @@ class SharedLimiter(Limiter):
                 store.close()
         self._core.use_store(MemoryStore())
         self._retry_at = self._clock.now() + self._retry_after
-        self._retry_after *= 2  # each try may block those who wait
+        self._retry_after *= 2  # each try may block the requests that wait
         if self.sharing_problem is None:
-            self.sharing_problem = _ALONE.format(error)
+            self.sharing_problem = _NOT_SHARED.format(error)
             self._on_problem(self.sharing_problem)
-
-    def _leave(self) -> None:
-        if self._store is not None:
-            with contextlib.suppress(StoreError):
-                self._core.withdraw()
-            with contextlib.suppress(Exception):
-                self._store.close()
 
 
 def open_store(
-    folder: Path, *, redis_url: Secret | None = None, notify: Callable[[str], None] = lambda _: None
+    folder: Path,
+    *,
+    redis_url: Secret | None = None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Store:
     """Return the store of all processes that have a folder, or a Redis, in common; it may block.
 
     Parameters
     ----------
     folder : Path
-        Where this machine's buckets are kept.
+        Where this machine's limit models are kept.
     redis_url : Secret or None
         The Redis of several hosts; where it cannot be used, this machine's own store stands in.
     notify : callable
-        Hears, on the thread that uses the store, that Redis is gone or back.
+        Called, on the thread that uses the store, when Redis is lost or back.
 
     Raises
     ------
@@ -267,8 +262,7 @@ def open_store(
 
     if not redis_url:
         return open_in(folder)
-    from nbcodex.ratelimit.stores import MemoryStore
-    from nbcodex.ratelimit.stores.fallback import Fallback
+    from nbcodex.ratelimit.stores.fallback import FallbackStore
     from nbcodex.ratelimit.stores.redis import RedisStore
 
     try:
@@ -280,4 +274,4 @@ def open_store(
         local = open_in(folder)
     except StoreError:
         local = MemoryStore()
-    return Fallback(shared, local, notify=notify)
+    return FallbackStore(shared, local, notify=notify)

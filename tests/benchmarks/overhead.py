@@ -175,10 +175,10 @@ def floor() -> Callable[[int], Awaitable[int]]:
     async def commit(statement: str, *values: Any) -> None:
         loop = asyncio.get_running_loop()
 
-        def deed(file: sqlite3.Connection) -> None:
+        def operation(file: sqlite3.Connection) -> None:
             file.execute(statement, values)  # a transaction of its own
 
-        await asyncio.gather(*(loop.run_in_executor(pool, deed, file) for pool, file in files))
+        await asyncio.gather(*(loop.run_in_executor(pool, operation, file) for pool, file in files))
 
     async def asked(number: int) -> int:
         asked = {"model": MODEL, "input": prompt_of(number), "stream": True}

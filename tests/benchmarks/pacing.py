@@ -67,7 +67,7 @@ class Errand:
     def ask(self) -> None:
         self.asking = False
         heap, ticket = self.client.heap, self.ticket
-        if ticket is None or not ticket.waiting or self.client.dead:
+        if ticket is None or not ticket.is_waiting or self.client.dead:
             return
         leave = self.client.ledger.try_acquire(ticket, heap.now)
         if isinstance(leave, Wait | Cooldown):

@@ -20,7 +20,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.sharing import SharedModel
 from nbcodex.ratelimit.stores import MemoryStore, Store
-from nbcodex.ratelimit.stores.fallback import Fallback
+from nbcodex.ratelimit.stores.fallback import FallbackStore
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
@@ -38,10 +38,10 @@ class Timed:
         self.salt = store.salt
         self.store, self.took, self.done = store, list[float](), 0
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
+    def transaction(self, name: str, operation: Callable[[SharedModel], T]) -> T:
         def counted(shared: SharedModel) -> T:
             self.done += 1
-            return deed(shared)
+            return operation(shared)
 
         began = time.perf_counter()
         try:
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     options = parser.parse_args()
     say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    store = Timed(Fallback(RedisStore(Secret(options.redis)), MemoryStore(), notify=say))
+    store = Timed(FallbackStore(RedisStore(Secret(options.redis)), MemoryStore(), notify=say))
     store.transaction("b", lambda _: None)
     clock = BootClock()
     if options.rate:

@@ -106,5 +106,5 @@ def test_a_damaged_ledger_costs_no_answer(server: Simulated, home: Path) -> None
         cell.run("%load_ext nbcodex")
         first, second = (cell.run("%%codex --max-output 16\nhello") for _ in range(2))
         assert first.status == second.status == "ok"
-        assert (first.plain + second.plain).count("the pace is this kernel's own") == 1
-        assert "this kernel's own" in cell.run("%codex limits").stream
+        assert (first.plain + second.plain).count("paced for this kernel alone") == 1
+        assert "for this kernel alone" in cell.run("%codex limits").stream

@@ -14,9 +14,9 @@ import pytest
 
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
-from nbcodex.ratelimit.sharing import LEASE
+from nbcodex.ratelimit.sharing import LEASE_S
 from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, fallback, redis
-from nbcodex.ratelimit.stores.fallback import Fallback
+from nbcodex.ratelimit.stores.fallback import FallbackStore
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.settings import Secret
@@ -26,7 +26,7 @@ from tests.servers.processes import free_port
 PATIENT = 20.0
 """Seconds in which what must come by itself has come, on a busy machine."""
 LONGEST = 1.0
-"""Seconds that a deed may wait because of Redis, and what a busy machine adds."""
+"""Seconds that a operation may wait because of Redis, and what a busy machine adds."""
 BUSY = 1.0
 
 
@@ -37,9 +37,9 @@ class Shaky(MemoryStore):
         super().__init__()
         self.up, self.checks, self.done = True, 0, 0
 
-    def transaction(self, name: str, deed: Callable[[Any], Any]) -> Any:
+    def transaction(self, name: str, operation: Callable[[Any], Any]) -> Any:
         self.done += 1
-        result = super().transaction(name, deed)
+        result = super().transaction(name, operation)
         if not self.up:
             raise UnreachableError("Redis cannot be reached.")
         return result
@@ -55,7 +55,7 @@ class Shaky(MemoryStore):
 @pytest.fixture(autouse=True)
 def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for Redis follow fast on each other."""
-    monkeypatch.setattr(fallback, "RARELY", 0.1)
+    monkeypatch.setattr(fallback, "MAX_CHECK_INTERVAL_S", 0.1)
 
 
 @pytest.fixture
@@ -69,15 +69,17 @@ def shaky() -> Shaky:
 
 
 @pytest.fixture
-def store(shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fallback]:
-    monkeypatch.setattr(fallback, "GRACE", 0.01)
-    with closing(Fallback(shaky, MemoryStore(), notify=said.append, stay=0.0)) as made:
+def store(
+    shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FallbackStore]:
+    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
+    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append, min_local=0.0)) as made:
         yield made
 
 
 def count(shared: Any) -> int:
-    shared.bucket.sent += 1
-    sent: int = shared.bucket.sent
+    shared.model.sent += 1
+    sent: int = shared.model.sent
     return sent
 
 
@@ -89,14 +91,16 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_shared_store_is_used_as_long_as_it_can_be(store: Fallback, said: list[str]) -> None:
+def test_the_shared_store_is_used_as_long_as_it_can_be(
+    store: FallbackStore, said: list[str]
+) -> None:
     """Nothing is said, and nothing is done twice."""
     assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
     assert said == []
 
 
 def test_without_the_shared_store_the_own_one_is_used(
-    shaky: Shaky, store: Fallback, said: list[str]
+    shaky: Shaky, store: FallbackStore, said: list[str]
 ) -> None:
     """Deeds go on, and it is said once why."""
     shaky.up = False
@@ -105,7 +109,7 @@ def test_without_the_shared_store_the_own_one_is_used(
     assert said[0].startswith("Redis cannot be reached.")
 
 
-def test_it_comes_back_by_itself(shaky: Shaky, store: Fallback, said: list[str]) -> None:
+def test_it_comes_back_by_itself(shaky: Shaky, store: FallbackStore, said: list[str]) -> None:
     """When it answers again it is used again, and that is said."""
     store.transaction("b", count)
     shaky.up = False
@@ -118,7 +122,7 @@ def test_it_comes_back_by_itself(shaky: Shaky, store: Fallback, said: list[str])
 
 
 def test_a_store_that_comes_and_goes_is_spoken_of_once(
-    shaky: Shaky, store: Fallback, said: list[str]
+    shaky: Shaky, store: FallbackStore, said: list[str]
 ) -> None:
     """A flood of messages helps nobody."""
     for _ in range(5):
@@ -134,9 +138,9 @@ def test_who_has_fallen_back_stays_until_its_lease_is_over(
     shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or what it had under way there would be counted for ever."""
-    monkeypatch.setattr(fallback, "GRACE", 0.01)
-    assert fallback.STAY > LEASE
-    with closing(Fallback(shaky, MemoryStore(), notify=said.append)) as store:
+    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
+    assert fallback.MIN_LOCAL_S > LEASE_S
+    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as store:
         store.transaction("b", count)
         shaky.up = False
         store.transaction("b", count)
@@ -148,7 +152,7 @@ def test_who_has_fallen_back_stays_until_its_lease_is_over(
 
 
 def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
-    shaky: Shaky, store: Fallback
+    shaky: Shaky, store: FallbackStore
 ) -> None:
     """A reservation of the shared store counts nothing in the own one, nor the other way round."""
     own = store._local
@@ -159,7 +163,7 @@ def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
     ledger.observe(given, None, 2.0)
     ledger.release(given, 3.0)
     told = own.transaction(
-        "b", lambda s: (s.bucket.unheard, s.bucket.output.under_way, s.bucket.at_once)
+        "b", lambda s: (s.model.unanswered, s.model.output.in_flight, s.model.max_unanswered)
     )
     assert told == (0, 0, 1)
 
@@ -173,7 +177,9 @@ class Rig:
     def __init__(self, url: Secret) -> None:
         self.said: list[str] = []
         self.longest = 0.0
-        self.store = Fallback(RedisStore(url), MemoryStore(), notify=self.said.append, stay=0.0)
+        self.store = FallbackStore(
+            RedisStore(url), MemoryStore(), notify=self.said.append, min_local=0.0
+        )
 
     def transaction(self) -> int:
         began = time.monotonic()
@@ -194,8 +200,8 @@ class Rig:
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis has all the time it needs, so that it is not taken for one that hangs."""
-    monkeypatch.setattr(redis, "TIMEOUT", PATIENT)
-    monkeypatch.setattr(fallback, "FIRST", PATIENT)
+    monkeypatch.setattr(redis, "TIMEOUT_S", PATIENT)
+    monkeypatch.setattr(fallback, "CONNECT_WAIT_S", PATIENT)
 
 
 @pytest.fixture
@@ -237,7 +243,7 @@ def test_a_dropped_connection_is_no_reason_to_fall_back(
     own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that closes idle connections is connected to again, without a word."""
-    monkeypatch.setattr(fallback, "GRACE", PATIENT)
+    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", PATIENT)
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.transaction()
@@ -253,7 +259,7 @@ def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
     with closing(rig.store):
         assert [rig.transaction(), rig.transaction()] == [1, 2]
     assert len(rig.said) == 1
-    assert rig.longest < fallback.FIRST + BUSY
+    assert rig.longest < fallback.CONNECT_WAIT_S + BUSY
 
 
 def test_a_server_that_says_nothing_is_not_waited_for() -> None:
@@ -262,7 +268,7 @@ def test_a_server_that_says_nothing_is_not_waited_for() -> None:
         rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
         with closing(rig.store):
             rig.transaction()
-    assert rig.longest < fallback.FIRST + BUSY
+    assert rig.longest < fallback.CONNECT_WAIT_S + BUSY
 
 
 FULL = ("CONFIG", "SET", "maxmemory", "1")
@@ -305,5 +311,5 @@ def test_a_url_leads_to_redis(own_redis: RedisServer, tmp_path: Path) -> None:
     ]
     assert [store.transaction("b", count) for store in made] == [1, 2]
     for store in made:
-        assert isinstance(store, Fallback)
+        assert isinstance(store, FallbackStore)
         store.close()

@@ -10,7 +10,7 @@ import pytest
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
-from nbcodex.ratelimit.sharing import LEASE, SharedModel
+from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
 from nbcodex.ratelimit.stores import MemoryStore
 
 SNAPSHOT = LimitSnapshot(at=1.5, tokens=LimitReading(limit=600.0, remaining=500.0))
@@ -18,13 +18,13 @@ USAGE = Usage(input_tokens=10, output_tokens=40)
 
 
 class Twice(MemoryStore):
-    """A store that does each deed on a copy first, as one does that another was faster than."""
+    """A store that does each operation twice, as when another host was faster."""
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], Any]) -> Any:
+    def transaction(self, name: str, operation: Callable[[SharedModel], Any]) -> Any:
         import copy
 
-        deed(copy.deepcopy(self._models.setdefault(name, SharedModel())))
-        return super().transaction(name, deed)
+        operation(copy.deepcopy(self._models.setdefault(name, SharedModel())))
+        return super().transaction(name, operation)
 
 
 def taken(ledger: RateLimiter, now: float) -> Permit:
@@ -34,8 +34,8 @@ def taken(ledger: RateLimiter, now: float) -> Permit:
 
 
 def counts(store: MemoryStore) -> tuple[int, int, float]:
-    bucket = store.transaction("b", lambda shared: shared.bucket)
-    return bucket.unheard, bucket.output.under_way, bucket.output.starts
+    bucket = store.transaction("b", lambda shared: shared.model)
+    return bucket.unanswered, bucket.output.in_flight, bucket.output.start_sum
 
 
 def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
@@ -53,8 +53,8 @@ def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
     ledger.observe(
         fresh, LimitSnapshot(at=62.0, tokens=LimitReading(limit=60.0, remaining=50.0)), 62.0
     )
-    bucket = store.transaction("b", lambda shared: shared.bucket)
-    assert (bucket.tokens.tank.limit, bucket.tokens.tank.level) == (60, 50)
+    bucket = store.transaction("b", lambda shared: shared.model)
+    assert (bucket.tokens.bucket.limit, bucket.tokens.bucket.level) == (60, 50)
 
 
 @pytest.mark.parametrize("witness", ["me", "another"])
@@ -62,12 +62,12 @@ def test_a_holder_that_was_silent_for_too_long_loses_no_news(witness: str) -> No
     """It was taken for dead, by itself or another; its answer tells of the limits all the same."""
     store = MemoryStore()
     ledger = RateLimiter(store, holder="me")
-    given, late = taken(ledger, 1.0), 1.0 + 2 * LEASE
-    store.transaction("b", lambda shared: shared.share(witness, late))
+    given, late = taken(ledger, 1.0), 1.0 + 2 * LEASE_S
+    store.transaction("b", lambda shared: shared.share_of(witness, late))
     assert counts(store) == (0, 0, 0.0)
     ledger.observe(given, SNAPSHOT, late + 1)
     assert counts(store) == (0, 1, 1.0)
-    assert store.transaction("b", lambda shared: shared.bucket.tokens.tank.limit) == 600
+    assert store.transaction("b", lambda shared: shared.model.tokens.bucket.limit) == 600
     ledger.settle(given, USAGE, late + 2)
     assert counts(store) == (0, 0, 0.0)
 
@@ -81,7 +81,7 @@ def test_an_answer_from_a_bucket_that_was_lost_changes_no_number() -> None:
     ledger.observe(given, SNAPSHOT, 2.0)
     ledger.settle(given, USAGE, 3.0)
     assert counts(store) == (0, 0, 0.0)
-    assert not store.transaction("b", lambda shared: shared.bucket.tokens.tank.known)
+    assert not store.transaction("b", lambda shared: shared.model.tokens.bucket.is_known)
 
 
 def test_a_deed_that_is_done_again_counts_once() -> None:
@@ -94,7 +94,7 @@ def test_a_deed_that_is_done_again_counts_once() -> None:
         other = taken(ledger, 2.0)
         ledger.settle(given, USAGE, 3.0)
         ledger.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
-        ends.append((store.transaction("b", lambda shared: shared.bucket), other.marks))
+        ends.append((store.transaction("b", lambda shared: shared.model), other.marks))
     assert ends[0] == ends[1]
 
 

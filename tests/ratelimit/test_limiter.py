@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from nbcodex.models import LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit import worker as desks
+from nbcodex.ratelimit import worker
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.stores import MemoryStore, StoreError, sqlite
@@ -43,10 +43,10 @@ class Kernel:
         """Reserve, be let in, and be answered."""
         now = self.clock.now()
 
-        def deed(core: RateLimiter) -> QueueEntry:
+        def operation(core: RateLimiter) -> QueueEntry:
             return core.enqueue("b", COST, lambda: None)
 
-        ticket = await self.limiter.run(deed)
+        ticket = await self.limiter.run(operation)
         leave = await self.limiter.run(lambda core: core.try_acquire(ticket, self.clock.now()))
         while not isinstance(leave, Permit):
             await self.clock.wait(leave.until)
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
             await alone.ask()
             await alone.ask()
             assert len(alone.told) == 1
-            assert "this kernel's own" in alone.told[0]
+            assert "for this kernel alone" in alone.told[0]
             assert alone.limiter.sharing_problem == alone.told[0]
 
     run(main())
@@ -154,8 +154,8 @@ def test_a_locked_file_holds_nobody_up_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another program keeps locked is given up for memory, and taken up again later."""
-    monkeypatch.setattr(sqlite, "PATIENCE", 0.05)
-    monkeypatch.setattr(desks, "RETRY", 0.0)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(worker, "STORE_RETRY_S", 0.0)
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
@@ -188,7 +188,7 @@ def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: P
             usage = Usage(input_tokens=10, output_tokens=20)
             await limiter.run(lambda core: core.settle(given, usage, clock.now()))
             (shared,) = limiter._core._store._models.values()  # type: ignore[attr-defined]
-            return shared.bucket.output.under_way, shared.bucket.unheard
+            return shared.model.output.in_flight, shared.model.unanswered
 
     assert run(main()) == (0, 0)
 
@@ -205,7 +205,7 @@ def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
     async def main() -> None:
         kernel = Kernel(Full)
         try:
-            assert (await kernel.ask()).closed
+            assert (await kernel.ask()).is_closed
             assert [told.split(" So ")[0] for told in kernel.told] == ["The disk is full."]
         finally:
             kernel.limiter.close()
@@ -220,7 +220,7 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
     class Counting(sqlite.SqliteStore):
         @contextmanager
         def batch(self) -> Iterator[None]:
-            begun.append(not self._is_open)
+            begun.append(not self._in_batch)
             with super().batch():
                 yield
 
@@ -242,15 +242,15 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
 
 
 def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Path) -> None:
-    """After a deed that took the others along, the next one that lingers has its whole time."""
+    """After an operation that took the others along, the next post waits its whole time."""
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
             alone.limiter.post(lambda _: None)
-            first = alone.limiter._lingering
+            first = alone.limiter._timer
             await alone.limiter.run(lambda _: None)
             alone.limiter.post(lambda _: None)
-            second = alone.limiter._lingering
+            second = alone.limiter._timer
             assert first is not None
             assert second is not None
             assert first.cancelled()
@@ -322,7 +322,7 @@ def test_signs_of_life_are_given_while_anything_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that takes long keeps its share; where nothing is under way, the thread sleeps."""
-    monkeypatch.setattr(desks, "BEAT", 0.01)
+    monkeypatch.setattr(worker, "HEARTBEAT_INTERVAL_S", 0.01)
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
@@ -340,7 +340,7 @@ def test_signs_of_life_are_given_while_anything_is_under_way(
             await asyncio.to_thread(_until, lambda: len(beats) >= 5)
             assert all(beats)
             await limiter.run(lambda core: core.release(given, clock.now()))
-            await asyncio.to_thread(_until, lambda: limiter._beat_at is None)
+            await asyncio.to_thread(_until, lambda: limiter._heartbeat_at is None)
 
     run(main())
 
@@ -379,7 +379,7 @@ def test_a_fork_during_deeds_leaves_both_in_order(tmp_path: Path) -> None:
 def _child(folder: Path) -> int:
     """Use the file in a forked child."""
     store = open_store(folder)
-    return int(store.transaction("b", lambda shared: shared.bucket.sent) < 1)
+    return int(store.transaction("b", lambda shared: shared.model.sent) < 1)
 
 
 def test_a_store_error_says_why(tmp_path: Path) -> None:

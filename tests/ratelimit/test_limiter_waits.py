@@ -30,7 +30,7 @@ class PostponingCore:
         self._turns = list(turns)
 
     def enqueue(self, *_: object) -> object:
-        return SimpleNamespace(bucket="name")
+        return SimpleNamespace(name="name")
 
     def requeue(self, _: object) -> None:
         pass

@@ -16,7 +16,7 @@ from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
-from nbcodex.ratelimit.token_bucket import UNSEEN
+from nbcodex.ratelimit.token_bucket import DRAIN_TRUST_S
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.kernels import beat, fairness
 from tests.benchmarks.kernels import run as run_kernels
@@ -32,7 +32,7 @@ class Watched(MemoryStore):
     """A store that lets a test look in."""
 
     def bucket(self) -> Any:
-        return self.transaction(BUCKET, lambda shared: shared.bucket)
+        return self.transaction(BUCKET, lambda shared: shared.model)
 
 
 def crowd(knobs: Knobs, prompts: list[Prompt], seed: int = 0) -> tuple[World, Client, Watched]:
@@ -171,9 +171,9 @@ def test_a_day_s_limit_only_closes() -> None:
     assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
     ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=100.1)
-    assert store.bucket().until == 500.0
-    assert not store.bucket().tokens.tank.known
-    assert not store.bucket().requests.known
+    assert store.bucket().closed_until == 500.0
+    assert not store.bucket().tokens.bucket.is_known
+    assert not store.bucket().requests.is_known
 
 
 def test_what_is_refused_is_not_charged() -> None:
@@ -185,12 +185,12 @@ def test_what_is_refused_is_not_charged() -> None:
     assert isinstance(sent, Permit)
     gauge = LimitReading(limit=6000, remaining=3000, full_in=30.0)
     ledger.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
-    before = store.bucket().tokens.tank.level_at(102.0)
+    before = store.bucket().tokens.bucket.level_at(102.0)
     sent = ledger.try_acquire(second, 102.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=86_400.0, limit=200, used=200, requested=100)
     ledger.refuse(sent, until=500.0, limit=limit, snapshot=None, now=102.0)
-    assert store.bucket().tokens.tank.level_at(102.0) == pytest.approx(before)
+    assert store.bucket().tokens.bucket.level_at(102.0) == pytest.approx(before)
 
 
 def test_a_bucket_is_not_left_in_debt() -> None:
@@ -290,7 +290,7 @@ def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, float]
             case "cancel":
                 ledger.release(sent, now + 1)
             case "refuse":
-                sent.probe = False
+                sent.is_probe = False
                 ledger.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
     return ledger, now + 100
 
@@ -325,7 +325,7 @@ def test_whatever_a_server_has_said_the_truth_outweighs_it(
     ledger.observe(sent, LimitSnapshot(at=now, tokens=tokens, requests=requests), now)
     ledger.settle(sent, Usage(input_tokens=20, output_tokens=80), now)
     leave = ledger.try_acquire(ledger.enqueue("b", Cost(0, asked * 3_000), lambda: None), now)
-    assert isinstance(leave, Permit) or leave.until <= now + 60 + UNSEEN
+    assert isinstance(leave, Permit) or leave.until <= now + 60 + DRAIN_TRUST_S
 
 
 def test_one_goes_when_the_server_said() -> None:
@@ -389,7 +389,7 @@ def refused_without_figures(ledger: RateLimiter, at: float, count: int) -> None:
     tickets = [ledger.enqueue(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
     sent = [ledger.probe(ticket, at) for ticket in tickets]
     for each in sent:
-        each.probe = False
+        each.is_probe = False
         ledger.refuse(each, until=at + 10, limit=None, snapshot=None, now=at)
 
 
@@ -406,10 +406,10 @@ def test_a_pace_that_is_not_used_does_not_grow() -> None:
     for second in range(100, 110):
         let_in(ledger, float(second))
     refused_without_figures(ledger, 110.0, 5)
-    before = store.bucket().tokens.tank.rate
+    before = store.bucket().tokens.bucket.rate
     for number in range(100):
         let_in(ledger, 130.0 + 20 * number)
-    assert store.bucket().tokens.tank.rate == before
+    assert store.bucket().tokens.bucket.rate == before
 
 
 def test_a_guess_is_not_kept_over_a_long_rest() -> None:
@@ -417,9 +417,9 @@ def test_a_guess_is_not_kept_over_a_long_rest() -> None:
     ledger = RateLimiter(store := Watched())
     let_in(ledger, 100.0)
     refused_without_figures(ledger, 110.0, 5)
-    assert store.bucket().tokens.tank.known
+    assert store.bucket().tokens.bucket.is_known
     let_in(ledger, 90_000.0)
-    assert not store.bucket().tokens.tank.known
+    assert not store.bucket().tokens.bucket.is_known
 
 
 def test_a_guess_is_made_from_the_last_minutes() -> None:
@@ -431,7 +431,7 @@ def test_a_guess_is_made_from_the_last_minutes() -> None:
     for number in range(100):
         let_in(ledger, at + number / 10)
     refused_without_figures(ledger, at + 10, 5)
-    assert store.bucket().tokens.tank.rate > 500
+    assert store.bucket().tokens.bucket.rate > 500
 
 
 def test_an_odd_refusal_is_forgotten() -> None:
@@ -440,7 +440,7 @@ def test_an_odd_refusal_is_forgotten() -> None:
     full = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(ledger, 100.0, LimitSnapshot(at=100.0, tokens=full))
     odd = ledger.probe(ledger.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
-    odd.probe = False
+    odd.is_probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
     ledger.refuse(odd, until=130.0, limit=limit, snapshot=None, now=110.0)
     let_in(ledger, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
@@ -474,7 +474,7 @@ def test_a_lonely_refusal_without_figures_only_closes() -> None:
     ledger.refuse(sent, until=101.0, limit=Limit(), snapshot=None, now=100.1)
     ledger.requeue(ticket)
     assert isinstance(ledger.try_acquire(ticket, 101.0), Permit)
-    assert not store.bucket().tokens.tank.known
+    assert not store.bucket().tokens.bucket.is_known
 
 
 def test_a_silent_server_is_asked_again() -> None:
@@ -507,7 +507,7 @@ def test_settling_twice_counts_once() -> None:
     ledger.release(sent, 104.0)
     ledger.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
     output = store.bucket().output
-    assert (output.ended, output.under_way, store.bucket().unheard) == (1, 0, 0)
+    assert (output.ended, output.in_flight, store.bucket().unanswered) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -569,7 +569,7 @@ def test_what_was_learnt_outlives_the_bucket() -> None:
     bucket = later.bucket()
     assert bucket.tokens.policy == "actual"
     assert bucket.output.share(0.0) == pytest.approx(told.history.output_share, rel=0.5)
-    assert bucket.fit == pytest.approx(1.15, rel=0.05)
+    assert bucket.input_ratio == pytest.approx(1.15, rel=0.05)
 
 
 def test_a_hold_that_another_kernel_found_over_is_over() -> None:
@@ -658,6 +658,6 @@ def test_a_dead_kernel_is_buried() -> None:
     assert isinstance(sent, Permit)
     alive.enqueue(BUCKET, Cost(10, 90), lambda: None)
     alive.heartbeat(104.0)
-    assert store.bucket().output.under_way == 1
+    assert store.bucket().output.in_flight == 1
     alive.heartbeat(106.0)
-    assert (store.bucket().output.under_way, store.bucket().unheard) == (0, 0)
+    assert (store.bucket().output.in_flight, store.bucket().unanswered) == (0, 0)

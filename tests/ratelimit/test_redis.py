@@ -19,10 +19,10 @@ from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.refusals import UndeclaredLimit
-from nbcodex.ratelimit.sharing import LEASE, SharedModel
-from nbcodex.ratelimit.stores import StoreError, UnreachableError, key_of, move, pack
+from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
+from nbcodex.ratelimit.stores import StoreError, UnreachableError, pack
 from nbcodex.ratelimit.stores import redis as module
-from nbcodex.ratelimit.stores.redis import DRIFT, Offset, RedisStore
+from nbcodex.ratelimit.stores.redis import CLOCK_DRIFT, ClockOffset, RedisStore, key_of
 from nbcodex.ratelimit.stores.sqlite import SqliteStore
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.runtime.clock import BootClock
@@ -67,44 +67,47 @@ def instants(kind: type, path: str = "") -> Iterator[str]:
             yield path + name
 
 
-TANKS = ("tokens.tanks", "requests", "windows.kept.tank")
-MOVED = {"at", "seen_at", "hid_at"}
-RELATIVE = {"limit", "rate", "level", "shift", "floor", "least_floor", "leak"}
+BUCKETS = ("tokens.buckets", "requests", "undeclared.by_name.bucket")
+MOVED = {"updated_at", "observed_at", "hidden_refusal_at"}
+RELATIVE = {"limit", "rate", "level", "correction", "unusable", "min_unusable", "foreign_rate"}
 
 
-def test_every_number_of_a_bucket_is_known_to_be_an_instant_or_none() -> None:
-    """A field that is added must be said to move with the clock, or not to."""
+def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> None:
+    """A field that is added must be entered here, and moved if it is an instant."""
     moved = {
-        *(f"bucket.{tank}.{f}" for tank in TANKS for f in MOVED),
-        "bucket.windows.kept.met_at",
-        *("bucket.tokens.since", "bucket.until", "bucket.sent_at"),
-        *("bucket.first_at", "bucket.later_at"),
-        *("bucket.output.starts", "holders.seen_at", "holders.due_at", "holders.starts"),
+        *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in MOVED),
+        "model.undeclared.by_name.refused_at",
+        *(f"model.{f}" for f in ("tokens.window_start_at", "closed_until", "last_sent_at")),
+        *(f"model.{f}" for f in ("pace_start_at", "pace_middle_at", "output.start_sum")),
+        *(f"holders.{f}" for f in ("seen_at", "due_at", "start_sum")),
     }
     still = {
-        *(f"bucket.{tank}.{f}" for tank in TANKS for f in RELATIVE),
-        "bucket.windows.kept.seconds",
-        *(f"bucket.tokens.{f}" for f in ("scores", "drift", "usual")),
-        *(f"bucket.output.{f}" for f in ("asked", "used", "took", "asked_under_way")),
-        *(f"bucket.limit.{f}" for f in ("window", "limit", "used", "requested")),
-        *(f"bucket.{f}" for f in ("fit", "margin", "rtt", "largest", "earlier")),
-        *("bucket.first_level", "bucket.later_level"),
-        *(f"holders.{f}" for f in ("served", "tokens", "output", "asked", "asked_under_way")),
-        "turn",
-        "promise",
+        *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
+        "model.undeclared.by_name.seconds",
+        *(f"model.tokens.{f}" for f in ("scores", "window_errors", "typical_request")),
+        *(f"model.output.{f}" for f in ("requested", "used", "seconds", "requested_in_flight")),
+        *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
+        *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted")),
+        *(f"model.{f}" for f in ("pace_start_level", "pace_middle_level", "limit_before_reboot")),
+        *(f"holders.{f}" for f in ("served", "tokens", "output", "waiting_tokens")),
+        "holders.requested_in_flight",
+        "served_before",
+        "granted_tokens",
     }
     assert set(instants(SharedModel)) == moved | still
     shared = SharedModel()
-    shared.take("b", "me", Cost(1, 2), 100.0)
-    shared.bucket.tokens.since = shared.bucket.until = shared.holders["me"].due_at = 100.0
-    window = shared.bucket.windows.kept["w"] = UndeclaredLimit("requests", 86_400.0, met_at=100.0)
-    for tank in (*shared.bucket.tokens.tanks, shared.bucket.requests, window.tank):
-        tank.hid_at = 100.0
+    shared.issue_permit("b", "me", Cost(1, 2), 100.0)
+    shared.model.tokens.window_start_at = shared.model.closed_until = 100.0
+    shared.holders["me"].due_at = 100.0
+    undeclared = UndeclaredLimit("requests", 86_400.0, refused_at=100.0)
+    shared.model.undeclared.by_name["w"] = undeclared
+    for bucket in (*shared.model.tokens.buckets, shared.model.requests, undeclared.bucket):
+        bucket.hidden_refusal_at = 100.0
     before = pack(shared)
-    move(shared, 1.0)
+    shared.move_clock(1.0)
     differ = sum(a != b for a, b in zip(numbers(before), numbers(pack(shared)), strict=True))
-    assert differ == len(moved) + 2 * len(MOVED)  # three tanks of tokens
-    move(shared, -1.0)
+    assert differ == len(moved) + 2 * len(MOVED)  # three buckets of tokens
+    shared.move_clock(-1.0)
     assert pack(shared) == before
 
 
@@ -119,19 +122,19 @@ def numbers(packed: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("there", [0.0, 0.2])
 def test_an_offset_is_wrong_by_no_more_than_it_says(there: float) -> None:
     """However unequal the ways are, the true offset lies within the bounds; they do not widen."""
-    offset, true, errors = Offset(), 1e9, []
+    offset, true, errors = ClockOffset(), 1e9, []
     for index in range(50):
         sent = index * 1.0
         received = sent + there + 0.01 * (index % 7 + 1)
         assert offset.observe(sent + there + true, sent_at=sent, received_at=received)
         errors.append(offset.error)
         assert abs(offset.value - true) <= offset.error
-    assert max(errors[7:]) <= there / 2 + 0.005 + 7 * DRIFT
+    assert max(errors[7:]) <= there / 2 + 0.005 + 7 * CLOCK_DRIFT
 
 
 def test_a_clock_that_jumps_is_noticed() -> None:
     """What the old bounds exclude starts new ones."""
-    offset = Offset()
+    offset = ClockOffset()
     assert offset.observe(100.0, sent_at=0.0, received_at=0.1)
     assert not offset.observe(3701.0, sent_at=1.0, received_at=1.1)
     assert offset.value == pytest.approx(3699.95)
@@ -149,8 +152,10 @@ def test_hosts_whose_clocks_differ_agree_on_a_hold(redis: RedisServer, wrong: fl
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
         assert held.until - other.now() > 29
-        told = other.store.transaction("b", lambda shared: shared.bucket.until)
-        assert told - wrong == pytest.approx(until, abs=one.store.error + other.store.error + 1e-3)
+        told = other.store.transaction("b", lambda shared: shared.model.closed_until)
+        assert told - wrong == pytest.approx(
+            until, abs=one.store.clock_error + other.store.clock_error + 1e-3
+        )
 
 
 @pytest.mark.server
@@ -161,12 +166,12 @@ def test_an_hour_that_redis_s_clock_is_put_back_closes_nothing(redis: RedisServe
         state = json.loads(redis.ask("--raw", "HGET", key_of("b"), "state"))
         shared_at = state[0]
         moved = SharedModel()
-        moved.bucket.until = shared_at + HOUR + 20
+        moved.model.closed_until = shared_at + HOUR + 20
         state = json.dumps([shared_at + HOUR, pack(moved)])
         redis.ask("HSET", key_of("b"), "state", state, "version", "x")
-        until = host.store.transaction("b", lambda shared: shared.bucket.until)
+        until = host.store.transaction("b", lambda shared: shared.model.closed_until)
         host.store.close()
-        until = host.store.transaction("b", lambda shared: shared.bucket.until)
+        until = host.store.transaction("b", lambda shared: shared.model.closed_until)
         assert 15 < until - host.now() < 21
 
 
@@ -175,9 +180,11 @@ def test_a_dead_holder_gives_its_share_back(redis: RedisServer) -> None:
     """Who gives no sign of life for the time of a lease has nothing under way any more."""
     with closing(Host(redis, "dead")) as dead, closing(Host(redis, "live")) as live:
         dead.ask()
-        live.store.transaction("b", lambda shared: shared.share("live", live.now()))
-        live.store.transaction("b", lambda shared: shared.share("live", live.now() + LEASE + 0.1))
-        left = live.store.transaction("b", lambda s: (set(s.holders), s.bucket.output.under_way))
+        live.store.transaction("b", lambda shared: shared.share_of("live", live.now()))
+        live.store.transaction(
+            "b", lambda shared: shared.share_of("live", live.now() + LEASE_S + 0.1)
+        )
+        left = live.store.transaction("b", lambda s: (set(s.holders), s.model.output.in_flight))
         assert left == ({"live"}, 0)
 
 
@@ -202,7 +209,7 @@ HOSTILE = [
 def spoilt(value: str) -> str:
     """Return a state of the right form in which one number is none, in each place at once."""
     shared = SharedModel()
-    shared.take("b", "other", Cost(1, 2), 100.0)
+    shared.issue_permit("b", "other", Cost(1, 2), 100.0)
     text = json.dumps([0.0, pack(shared)])
     return text.replace("-1003.0", value).replace("0.0", value)
 
@@ -222,7 +229,7 @@ def test_whatever_stands_there_is_learnt_again(redis: RedisServer, state: str) -
         assert isinstance(given, Permit)
         assert given.number == 1
         host.store.close()
-        assert host.store.transaction("b", lambda shared: shared.bucket.sent) == 1
+        assert host.store.transaction("b", lambda shared: shared.model.sent) == 1
 
 
 @pytest.mark.server
@@ -250,7 +257,9 @@ def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
         assert isinstance(given, Permit)
         redis.ask("FLUSHALL")
         host.ledger.release(given, host.now())
-        state = host.store.transaction("b", lambda s: (s.bucket.unheard, s.bucket.output.under_way))
+        state = host.store.transaction(
+            "b", lambda s: (s.model.unanswered, s.model.output.in_flight)
+        )
         assert state == (0, 0)
 
 
@@ -261,20 +270,20 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
 ) -> None:
     """Redis has kept it, but did not say so in time: whoever comes again has its result."""
     host = Host(redis, "a")
-    deal, ask, lost = host.store.transaction, host.store._ask, []
+    deal, ask, lost = host.store.transaction, host.store._script, []
 
-    def insisting(name: str, deed: Any) -> Any:
+    def insisting(name: str, operation: Any) -> Any:
         with contextlib.suppress(UnreachableError):
-            return deal(name, deed)
-        return deal(name, deed)
+            return deal(name, operation)
+        return deal(name, operation)
 
-    def losing(*words: str | bytes) -> Any:
-        answer = ask(*words)
-        if lost and answer[0][0] == 1:
+    def losing(**words: Any) -> Any:
+        answer = ask(**words)
+        if lost and answer[0] == 1:
             raise TimeoutError(lost.pop())
         return answer
 
-    monkeypatch.setattr(host.store, "_ask", losing)
+    monkeypatch.setattr(host.store, "_script", losing)
     monkeypatch.setattr(host.store, "transaction", insisting)
     for later in (10, 20):
         lost.extend([what] if what == "reserve" else [])
@@ -286,10 +295,10 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
         )
         lost.extend([what] if what == "settle" else [])
         host.ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
-    bucket = host.store.transaction("b", lambda shared: shared.bucket)
+    bucket = host.store.transaction("b", lambda shared: shared.model)
     assert not lost
-    assert (bucket.sent, bucket.unheard) == (2, 0)
-    assert (bucket.output.ended, bucket.output.under_way) == (2, 0)
+    assert (bucket.sent, bucket.unanswered) == (2, 0)
+    assert (bucket.output.ended, bucket.output.in_flight) == (2, 0)
     host.close()
 
 

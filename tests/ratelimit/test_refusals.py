@@ -107,18 +107,18 @@ def test_tokens_of_a_day_are_counted_as_they_are_used() -> None:
     ledger = RateLimiter()
     gauge = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(ledger, 100.0, LimitSnapshot(at=100.0, tokens=gauge))
-    bucket = ledger._store.transaction("b", lambda shared: shared.bucket)
+    bucket = ledger._store.transaction("b", lambda shared: shared.model)
     bucket.tokens.chosen = 1
     leave = ask(ledger, 110.0)
     assert isinstance(leave, Permit)
     limit = Limit(resource="tokens", window=DAY, limit=1_000_000, used=999_900, requested=200)
     ledger.refuse(leave, until=110.0, limit=limit, snapshot=None, now=110.0)
-    (window,) = bucket.windows
-    window.tank.level = 1_000.0
+    (window,) = bucket.undeclared
+    window.bucket.level = 1_000.0
     answered = ask(ledger, 111.0)
     assert isinstance(answered, Permit)
     ledger.settle(answered, Usage(input_tokens=50, output_tokens=10), 111.0)
-    assert window.tank.level_at(111.0) == pytest.approx(1_000 - 50 - 10, abs=20)
+    assert window.bucket.level_at(111.0) == pytest.approx(1_000 - 50 - 10, abs=20)
 
 
 def a_day_used_up(*, store: MemoryStore | None = None) -> RateLimiter:
@@ -156,10 +156,10 @@ def test_what_another_kernel_finds_open_wakes_the_first_in_the_row() -> None:
 def test_what_never_reached_the_server_is_charged_to_no_window() -> None:
     """Offline, a day's limit is not used up by attempts, and a late refusal is given back, too."""
     ledger = a_minute_s_limit_met()
-    bucket = ledger._store.transaction("b", lambda shared: shared.bucket)
-    (window,) = bucket.windows
+    bucket = ledger._store.transaction("b", lambda shared: shared.model)
+    (window,) = bucket.undeclared
     for number in range(20):
         leave = ask(ledger, 200.0 + number / 10)
         assert isinstance(leave, Permit)
         ledger.release(leave, 200.0 + number / 10)
-    assert window.tank.level_at(202.0) == 30
+    assert window.bucket.level_at(202.0) == 30

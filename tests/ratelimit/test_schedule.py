@@ -12,55 +12,55 @@ from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S, earliest_start
 
 def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
     """A level that stands high because output is charged at the end is not taken for free room."""
-    bucket, cost = LimitModel(), Cost(10, 90)
-    sent = bucket.take("b", cost, 100.0)
+    model, cost = LimitModel(), Cost(10, 90)
+    sent = model.issue_permit("b", cost, 100.0)
     level = LimitReading(limit=1000, remaining=180, full_in=49.2)
-    bucket.admit(sent, LimitSnapshot(at=100.1, tokens=level), 100.1)
-    assert earliest_start(bucket, cost, 100.2) > 100.2
-    bucket.tokens.scores[ACTUAL] = 1.0
-    assert earliest_start(bucket, cost, 100.2) == 100.2
+    model.observe(sent, LimitSnapshot(at=100.1, tokens=level), 100.1)
+    assert earliest_start(model, cost, 100.2) > 100.2
+    model.tokens.scores[ACTUAL] = 1.0
+    assert earliest_start(model, cost, 100.2) == 100.2
 
 
 @pytest.mark.parametrize(("requests", "tokens"), [(60_000, 1e9), (1e9, 6e6)])
 def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, tokens: float) -> None:
     """Where the server lets more than 250 go in a second, so do we: by requests or by tokens."""
-    bucket, cost = LimitModel(), Cost(10, 90)
-    sent = bucket.take("b", cost, 100.0)
+    model, cost = LimitModel(), Cost(10, 90)
+    sent = model.issue_permit("b", cost, 100.0)
     full = LimitSnapshot(
         at=100.1,
         tokens=LimitReading(limit=tokens, remaining=tokens - 100, full_in=0.1),
         requests=LimitReading(limit=requests, remaining=requests - 1, full_in=0.1),
     )
-    bucket.admit(sent, full, 100.1)
-    bucket.take("b", cost, 100.2)
-    gap = earliest_start(bucket, cost, 100.2) - 100.2
+    model.observe(sent, full, 100.1)
+    model.issue_permit("b", cost, 100.2)
+    gap = earliest_start(model, cost, 100.2) - 100.2
     assert 0 < gap < 1 / 1000 < MIN_SEND_GAP_S
 
 
 def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
     """Long answers, charged at their end: no more begin than the bucket and its flow will pay."""
-    bucket, now = LimitModel(), 1000.0
-    first = bucket.take("b", Cost(100, 2_000), now)
+    model, now = LimitModel(), 1000.0
+    first = model.issue_permit("b", Cost(100, 2_000), now)
     gauge = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
-    bucket.admit(first, LimitSnapshot(at=now, tokens=gauge), now)
-    bucket.tokens.chosen = ACTUAL
-    output = bucket.output
+    model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
+    model.tokens.chosen = ACTUAL
+    output = model.output
     output.drop(2_000, now)
-    output.asked, output.used, output.took, output.ended = 2e6, 2e6, 20_000.0, 1_000
+    output.requested, output.used, output.seconds, output.ended = 2e6, 2e6, 20_000.0, 1_000
     sent, now = 0, now + 0.01
-    while earliest_start(bucket, Cost(100, 2_000), now) <= now and sent < 1_000:
-        bucket.take("b", Cost(100, 2_000), now)
+    while earliest_start(model, Cost(100, 2_000), now) <= now and sent < 1_000:
+        model.issue_permit("b", Cost(100, 2_000), now)
         sent, now = sent + 1, now + 0.01
     assert 100 < sent < (200_000 + 20 * 200_000 / 60) / 2_000
 
 
 def test_a_bound_that_no_bucket_holds_lets_a_request_go() -> None:
     """Whatever its output may be: with nothing else under way, it goes when the bucket is full."""
-    bucket, now = LimitModel(), 1000.0
-    first = bucket.take("b", Cost(100, 1_000), now)
+    model, now = LimitModel(), 1000.0
+    first = model.issue_permit("b", Cost(100, 1_000), now)
     gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
-    bucket.admit(first, LimitSnapshot(at=now, tokens=gauge), now)
-    bucket.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
-    bucket.tokens.chosen = ACTUAL
+    model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
+    model.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
+    model.tokens.chosen = ACTUAL
     large = Cost(100, 50_000)
-    assert earliest_start(bucket, large, now + 100) == now + 100
+    assert earliest_start(model, large, now + 100) == now + 100

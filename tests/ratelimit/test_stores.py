@@ -15,7 +15,7 @@ from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.sharing import SharedModel
 from nbcodex.ratelimit.stores import MemoryStore, Store, pack, unpack
 from nbcodex.ratelimit.stores.redis import RedisStore
-from nbcodex.ratelimit.stores.sqlite import _TABLE, SqliteStore
+from nbcodex.ratelimit.stores.sqlite import TABLE, SqliteStore
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer
 
@@ -40,12 +40,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def take(shared: SharedModel) -> int:
-    shared.take("b", "me", Cost(10, 90), 100.0 + shared.bucket.sent)
-    return shared.bucket.sent
+    shared.issue_permit("b", "me", Cost(10, 90), 100.0 + shared.model.sent)
+    return shared.model.sent
 
 
 def test_a_deed_stays_done(store: Store) -> None:
-    """What one deed changes, the next one finds."""
+    """What one operation changes, the next one finds."""
     assert [store.transaction("b", take) for _ in range(3)] == [1, 2, 3]
 
 
@@ -58,7 +58,7 @@ def test_deeds_that_are_done_together_stay_done(store: Store) -> None:
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
 def test_of_deeds_done_together_one_fails_alone(store: Store) -> None:
-    """A deed that raises leaves no trace; those beside it do."""
+    """A operation that raises leaves no trace; those beside it do."""
 
     def fail(shared: SharedModel) -> None:
         take(shared)
@@ -82,13 +82,15 @@ def test_everything_survives_packing() -> None:
     """A bucket that was packed and unpacked through JSON is equal to itself."""
     shared = SharedModel()
     take(shared)
-    shared.bucket.limit = Limit(resource="tokens", window=60.0, limit=600, used=1, requested=2)
+    shared.model.closing_limit = Limit(
+        resource="tokens", window=60.0, limit=600, used=1, requested=2
+    )
     assert unpack(SharedModel, json.loads(json.dumps(pack(shared)))) == shared
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
 def test_a_deed_that_fails_has_changed_nothing(store: Store) -> None:
-    """An exception in a deed rolls it back, and the store can be used on."""
+    """An exception in a operation rolls it back, and the store can be used on."""
 
     def fail(shared: SharedModel) -> None:
         take(shared)
@@ -110,7 +112,7 @@ def test_a_damaged_row_is_learnt_again(tmp_path: Path, state: str) -> None:
     """Whatever stands in the row, the ledger goes on."""
     store = SqliteStore(tmp_path / "l", boot="one")
     with sqlite3.connect(tmp_path / "l") as other:
-        other.execute(f"INSERT INTO {_TABLE} VALUES ('b', 'one', ?)", (state,))
+        other.execute(f"INSERT INTO {TABLE} VALUES ('b', 'one', ?)", (state,))
     other.close()
     assert store.transaction("b", take) == 1
     store.close()

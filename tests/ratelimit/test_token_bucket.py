@@ -1,4 +1,4 @@
-"""A tank: a server's bucket, reckoned from outside."""
+"""A bucket: a server's bucket, reckoned from outside."""
 
 from __future__ import annotations
 
@@ -8,105 +8,110 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcodex.ratelimit.token_bucket import UNSEEN, TokenBucket
+from nbcodex.ratelimit.token_bucket import DRAIN_TRUST_S, TokenBucket
 
 amounts = st.floats(0, 1000)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=30)
 
 
 def full(limit: float = 600.0) -> TokenBucket:
-    return TokenBucket(limit=limit, rate=limit / 60, level=limit, at=100.0)
+    return TokenBucket(limit=limit, rate=limit / 60, level=limit, updated_at=100.0)
 
 
 def test_it_fills_at_its_rate_and_no_further() -> None:
     """The level rises by the rate and stops at the limit."""
-    tank = full()
-    tank.take(600, 100)
-    assert tank.level_at(130) == pytest.approx(300)
-    assert tank.level_at(1000) == 600
+    bucket = full()
+    bucket.take(600, 100)
+    assert bucket.level_at(130) == pytest.approx(300)
+    assert bucket.level_at(1000) == 600
 
 
 def test_the_moment_is_exact() -> None:
     """At the moment that is told there is enough, and not a moment sooner."""
-    tank = full()
-    tank.take(600, 100)
-    moment = tank.has_at(50, 100)
+    bucket = full()
+    bucket.take(600, 100)
+    moment = bucket.available_at(50, 100)
     assert moment == pytest.approx(105)
-    assert tank.level_at(moment) >= 50 - 1e-9
+    assert bucket.level_at(moment) >= 50 - 1e-9
 
 
 def test_an_unknown_limit_stops_nobody() -> None:
     """Before any snapshot, whatever is asked for is there now."""
-    assert TokenBucket().has_at(1e9, 7.0) == 7.0
+    assert TokenBucket().available_at(1e9, 7.0) == 7.0
 
 
 def test_what_is_larger_than_the_whole_goes_when_it_is_full() -> None:
     """No request waits for ever: the server decides over one that cannot fit."""
-    tank = full()
-    tank.take(60, 100)
-    assert tank.has_at(10_000, 100) == pytest.approx(106, abs=0.01)
+    bucket = full()
+    bucket.take(60, 100)
+    assert bucket.available_at(10_000, 100) == pytest.approx(106, abs=0.01)
 
 
 def test_a_first_snapshot_counts_what_flowed_since() -> None:
     """What was taken after an old snapshot is taken from it, what has flowed since is added."""
-    tank = TokenBucket()
-    mark = tank.take(100, 10.0)
-    tank.take(50, 11.0)
-    tank.correct(tank.error(mark, 500, gone=0.0), 20.0, taken_at=10.0)
-    tank.adopt(600, 10, now=20.0, since=10.0)
-    assert tank.level_at(20.0) == pytest.approx(500 - 50 + 100)
+    bucket = TokenBucket()
+    mark = bucket.take(100, 10.0)
+    bucket.take(50, 11.0)
+    bucket.correct(bucket.error(mark, 500, elapsed=0.0), 20.0, taken_at=10.0, learns_drain=True)
+    bucket.adopt(600, 10, now=20.0, since=10.0)
+    assert bucket.level_at(20.0) == pytest.approx(500 - 50 + 100)
 
 
 @given(steps)
 def test_a_true_snapshot_changes_nothing(events: list[tuple[float, float]]) -> None:
     """Where the reckoning is right, a snapshot of any earlier moment shows no error."""
-    tank, now, seen = full(1e6), 100.0, []
+    bucket, now, seen = full(1e6), 100.0, []
     for wait, amount in events:
         now += wait
-        mark = tank.take(amount, now)
-        seen.append((mark, tank.level))
+        mark = bucket.take(amount, now)
+        seen.append((mark, bucket.level))
     assert all(
-        tank.error(mark, level, gone=0) == pytest.approx(0, abs=1e-6) for mark, level in seen
+        bucket.error(mark, level, elapsed=0) == pytest.approx(0, abs=1e-6) for mark, level in seen
     )
 
 
 @given(steps, st.floats(-500, 500))
 def test_an_error_is_put_right_once(events: list[tuple[float, float]], wrong: float) -> None:
     """After a correction, older marks that shared the error show none any more."""
-    tank, now, marks = TokenBucket(limit=1e6, rate=1.0, level=5e5, at=100.0), 100.0, []
+    bucket, now, marks = TokenBucket(limit=1e6, rate=1.0, level=5e5, updated_at=100.0), 100.0, []
     for wait, amount in events:
         now += wait
-        marks.append((tank.take(amount, now), tank.level + wrong))
+        marks.append((bucket.take(amount, now), bucket.level + wrong))
     for mark, level in marks[:1]:
-        tank.correct(tank.error(mark, level, gone=0), now, taken_at=now)
+        bucket.correct(bucket.error(mark, level, elapsed=0), now, taken_at=now, learns_drain=True)
     for mark, level in marks:
-        assert tank.error(mark, level, gone=0) == pytest.approx(0, abs=1e-6)
+        assert bucket.error(mark, level, elapsed=0) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_debt_lasts_until_it_is_paid() -> None:
     """A level below nothing is waited out."""
-    tank = full()
-    tank.take(900, 100)
-    assert tank.has_at(1, 100) == pytest.approx(100 + 30.1)
+    bucket = full()
+    bucket.take(900, 100)
+    assert bucket.available_at(1, 100) == pytest.approx(100 + 30.1)
 
 
 def test_somebody_else_is_noticed() -> None:
     """Snapshots that keep showing less than reckoned make the reckoning slower."""
-    tank = full()
-    tank.take(600, 100)
+    bucket = full()
+    bucket.take(600, 100)
     for second in range(101, 160):
-        mark = tank.take(0, second)
-        tank.correct(tank.error(mark, 7 * (second - 100.0), gone=0), second, taken_at=second)
-    assert tank.leak == pytest.approx(3, rel=0.1)
-    assert math.isclose(tank.has_at(tank.level + 70, 159), 159 + 10, rel_tol=0.01)
+        mark = bucket.take(0, second)
+        bucket.correct(
+            bucket.error(mark, 7 * (second - 100.0), elapsed=0),
+            second,
+            taken_at=second,
+            learns_drain=True,
+        )
+    assert bucket.foreign_rate == pytest.approx(3, rel=0.1)
+    assert math.isclose(bucket.available_at(bucket.level + 70, 159), 159 + 10, rel_tol=0.01)
 
 
 def test_somebody_else_is_not_relied_on_for_long() -> None:
     """One large surprise slows nobody for longer than it is a habit unseen."""
-    tank = full()
-    mark = tank.take(0, 100)
-    tank.correct(tank.error(mark, 0, gone=0), 100, taken_at=100)
-    assert tank.leak == tank.rate / 2
-    assert tank.has_at(30, 100) == pytest.approx(106)
-    assert tank.has_at(600, 100) == pytest.approx(160 + UNSEEN / 2, rel=1e-3)
-    assert tank.has_at(600, 150) == pytest.approx(160 + UNSEEN / 2, rel=1e-3)
+    bucket = full()
+    mark = bucket.take(0, 100)
+    bucket.correct(bucket.error(mark, 0, elapsed=0), 100, taken_at=100, learns_drain=True)
+    assert bucket.foreign_rate == bucket.rate / 2
+    assert bucket.available_at(30, 100) == pytest.approx(106)
+    assert bucket.available_at(600, 100) == pytest.approx(160 + DRAIN_TRUST_S / 2, rel=1e-3)
+    assert bucket.available_at(600, 150) == pytest.approx(160 + DRAIN_TRUST_S / 2, rel=1e-3)

@@ -121,13 +121,13 @@ class Kernel:
         return len([event for event in self.events if isinstance(event, kind)])
 
 
-def play(deed: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: Any) -> None:
-    """Run `deed` with a kernel whose simulator has these faults in its script."""
+def play(operation: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: Any) -> None:
+    """Run `operation` with a kernel whose simulator has these faults in its script."""
 
     async def main() -> None:
         simulator = Simulator(Knobs(**knobs), clock=LoopClock())
         simulator.script(faults)
-        await deed(Kernel(simulator))
+        await operation(Kernel(simulator))
 
     run_virtual(main())
 
@@ -142,7 +142,7 @@ def asked(simulator: Simulator) -> int:
 def test_a_broken_stream_goes_on_where_it_stopped(kind: Any, after: int) -> None:
     """No text is replaced or doubled, and one answer is paid."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
         assert reply.text == kernel.shown
@@ -154,38 +154,38 @@ def test_a_broken_stream_goes_on_where_it_stopped(kind: Any, after: int) -> None
         assert not reply.usage.estimated
         assert reply.notes == ()
 
-    play(deed, Fault(kind, after=after))
+    play(operation, Fault(kind, after=after))
 
 
 def test_what_goes_on_is_not_shown_as_stale() -> None:
     """During the wait the panel's text may yet be replaced; when more of it comes, it stays."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         await kernel.run(request())
         states = list(accumulate(kernel.events, apply_event, initial=PanelState()))
         waited = [state.phase for state in states].index("waiting")
         assert states[waited].stale
         assert not states[-2].stale
 
-    play(deed, Fault("dropped", after=5))
+    play(operation, Fault("dropped", after=5))
 
 
 def test_an_ordinary_request_pays_twice() -> None:
     """What durable saves: without it, the same fault costs a second answer."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(durable=False))
         assert reply.status == "done"
         assert (asked(kernel.simulator), kernel.count(Restarted)) == (2, 1)
         assert reply.notes == ()
 
-    play(deed, Fault("dropped", after=5))
+    play(operation, Fault("dropped", after=5))
 
 
 def test_the_name_is_kept_before_any_text_is_shown() -> None:
     """Whoever sees a word of it knows that the answer can be picked up."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         names: list[str] = []
         written = kernel.journal.written
 
@@ -197,7 +197,7 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
         assert names
         assert set(names) == {kernel.simulator.log[0].response_id}
 
-    play(deed)
+    play(operation)
 
 
 @pytest.mark.parametrize("at", [0.05, 0.6, 1.0, 1.5, 2.4, 3.0, 3.3, 30.0])
@@ -208,7 +208,7 @@ def test_another_kernel_goes_on_from_the_journal(at: float, chunk: int) -> None:
     Only an answer of which not even the name had arrived is asked for again.
     """
 
-    async def deed(first: Kernel) -> None:
+    async def operation(first: Kernel) -> None:
         run = first.start(question := request())
         await asyncio.sleep(at)
         run.task.cancel()  # as the death of its process: no ending, no last word to the journal
@@ -224,13 +224,13 @@ def test_another_kernel_goes_on_from_the_journal(at: float, chunk: int) -> None:
         assert second.count(Restarted) == 0
         assert asked(first.simulator) == (1 if named else 2)
 
-    play(deed, latency=0.5, speed=60.0, chunk=chunk)
+    play(operation, latency=0.5, speed=60.0, chunk=chunk)
 
 
 def test_an_answer_that_was_finished_meanwhile_is_there_at_once() -> None:
     """The server goes on while nobody reads; whoever comes back gets the rest."""
 
-    async def deed(first: Kernel) -> None:
+    async def operation(first: Kernel) -> None:
         run = first.start(question := request())
         await asyncio.sleep(1.5)
         run.task.cancel()
@@ -246,14 +246,14 @@ def test_an_answer_that_was_finished_meanwhile_is_there_at_once() -> None:
         assert "starting_after=" in first.simulator.log[-1].path
         assert asked(first.simulator) == 1
 
-    play(deed)
+    play(operation)
 
 
 @pytest.mark.parametrize("order", ["stop", "park"])
 def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
     """What was stopped can be resumed, is paid once, and is counted once."""
 
-    async def deed(first: Kernel) -> None:
+    async def operation(first: Kernel) -> None:
         question = request()
         totals = SessionTotals()
         stopped = await first.run(question, (1.5, order))
@@ -269,13 +269,13 @@ def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
         counted = sum(total.usage.output_tokens for total in totals.by_model.values())
         assert counted == first.simulator.log[0].output_tokens
 
-    play(deed)
+    play(operation)
 
 
 def test_cancel_tells_the_server() -> None:
     """What is cancelled is not generated to its end, and its usage is an estimate."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(), (1.5, "cancel"))
         assert reply.status == "cancelled"
         assert reply.usage.estimated
@@ -283,13 +283,13 @@ def test_cancel_tells_the_server() -> None:
         assert kernel.simulator.log[-1].path.endswith("/cancel")
         assert not kernel.simulator.log[0].finished
 
-    play(deed)
+    play(operation)
 
 
 def test_cancel_waits_for_no_server() -> None:
     """The user is told at once, whether or not the server can be."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         async def deaf(*_: Any, **__: Any) -> None:
             await asyncio.sleep(5)
 
@@ -298,13 +298,13 @@ def test_cancel_waits_for_no_server() -> None:
         await kernel.run(request(), (1.5, "cancel"))
         assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
 
-    play(deed)
+    play(operation)
 
 
 def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
     """Visibly: the new text replaces the old, and the figures say so."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
         await asyncio.sleep(1.5)
         kernel.simulator._stored.clear()
@@ -317,14 +317,14 @@ def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
         assert reply.notes == (ASKED_ANEW,)
         assert asked(kernel.simulator) == 2
 
-    play(deed, Fault("dropped", after=30))
+    play(operation, Fault("dropped", after=30))
 
 
 @pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
 def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
     """After the wait that the failure asks for, and no other."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
         assert kernel.shown == reply.text
@@ -332,25 +332,25 @@ def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
         assert kernel.count(BackingOff) == 1
         assert reply.notes == (ASKED_ANEW,)
 
-    play(deed, Fault(kind, after=5, seconds=1.0))
+    play(operation, Fault(kind, after=5, seconds=1.0))
 
 
 def test_a_limit_on_the_question_is_waited_out_as_ever() -> None:
     """A 429 on the POST closes the model and opens it again."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
         assert reply.waited >= 7.0
         assert reply.notes == ()
 
-    play(deed, Fault("tokens_per_minute", seconds=7.0))
+    play(operation, Fault("tokens_per_minute", seconds=7.0))
 
 
 def test_a_limit_on_picking_up_closes_nothing() -> None:
     """It is waited out by the one that met it; the model stays open to the others."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
         other = Kernel(kernel.simulator)
         other.services = kernel.services
@@ -365,13 +365,13 @@ def test_a_limit_on_picking_up_closes_nothing() -> None:
         assert kernel.count(Restarted) == 0
         assert asked(kernel.simulator) == 2
 
-    play(deed, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None)
+    play(operation, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None)
 
 
 def test_picking_up_waits_for_no_hold() -> None:
     """What is paid already needs no leave to be fetched."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
         await asyncio.sleep(0.7)
         closed = asyncio.get_running_loop().time() + 300.0
@@ -380,7 +380,7 @@ def test_picking_up_waits_for_no_hold() -> None:
             now = closed - 300.0
             (name,) = ledger.limit_states(now)
             sent = ledger.probe(ledger.enqueue(name, Cost(1, 1), lambda: None), now)
-            sent.probe = False
+            sent.is_probe = False
             ledger.refuse(sent, until=closed, limit=None, snapshot=None, now=now)
 
         kernel.limiter.post(close)
@@ -388,53 +388,53 @@ def test_picking_up_waits_for_no_hold() -> None:
         assert isinstance(kernel.events[-1], Finished)
         assert kernel.events[-1].at < closed
 
-    play(deed, Fault("dropped", after=20))
+    play(operation, Fault("dropped", after=20))
 
 
 def test_a_server_that_is_down_is_waited_for() -> None:
     """Failures on the way to the answer do not lose it."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.text.count(WORDS) == 1
         assert (asked(kernel.simulator), kernel.count(Restarted)) == (1, 0)
 
     down = [Fault("http", status=503), Fault("http", status=500), Fault("html_502"), "refused"]
-    play(deed, Fault("dropped", after=5), *down)
+    play(operation, Fault("dropped", after=5), *down)
 
 
 def test_the_gap_before_the_name_is_reported() -> None:
     """Sent, and broken off before the first event: perhaps it is paid twice, and that is said."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
         assert reply.notes == (NOTE_POSSIBLY_PAID_TWICE,)
 
-    play(deed, Fault("dropped", after=-1))
+    play(operation, Fault("dropped", after=-1))
 
 
 @pytest.mark.parametrize(("after", "notes"), [(0.2, (NOTE_POSSIBLY_PAID,)), (1.5, ())])
 def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> None:
     """Stopped before the first event, an answer may be paid all the same; later it is known."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         stopped = await kernel.run(request(), (after, "stop"))
         assert stopped.notes == notes
 
-    play(deed)
+    play(operation)
 
 
 def test_a_doubt_is_told_with_the_answer() -> None:
     """Whoever resumes what may be paid finds it in the figures."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         resumption = Resumption(notes=(NOTE_POSSIBLY_PAID_TWICE,))
         assert (await kernel.run(request(), resumption=resumption)).notes == (
             NOTE_POSSIBLY_PAID_TWICE,
         )
 
-    play(deed)
+    play(operation)
 
 
 def test_nothing_is_reported_where_nothing_was_sent() -> None:
@@ -454,14 +454,14 @@ def test_nothing_is_reported_where_nothing_was_sent() -> None:
 def test_it_is_said_that_the_server_keeps_nothing() -> None:
     """A server with Chat Completions alone answers as ever, and the figures say it once."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         first = await kernel.run(request())
         kernel.events.clear()
         second = await kernel.run(request())
         assert (first.status, second.status) == ("done", "done")
         assert (first.notes, second.notes) == ((NOT_KEPT,), ())
 
-    play(deed, apis=("chat",))
+    play(operation, apis=("chat",))
 
 
 def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
@@ -512,9 +512,9 @@ class _Gone:
 def test_a_durable_answer_that_may_not_be_streamed_is_fetched() -> None:
     """It is made at the server, asked for again until it is there, and paid once."""
 
-    async def deed(kernel: Kernel) -> None:
+    async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(patience=600.0))
         assert (reply.status, WORDS in reply.text) == ("done", True)
         assert asked(kernel.simulator) == 1
 
-    play(deed, streams=False)
+    play(operation, streams=False)

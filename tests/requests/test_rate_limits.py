@@ -236,8 +236,8 @@ def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
         stage = Stage(act)
         await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
         (shared,) = (await stage.limiter.run(lambda core: core._store))._models.values()
-        output = shared.bucket.output
-        return output.under_way, shared.bucket.unheard, output.ended
+        output = shared.model.output
+        return output.in_flight, shared.model.unanswered, output.ended
 
     assert run_virtual(main()) == (0, 0, ended)
 
@@ -246,8 +246,8 @@ def test_leave_that_comes_too_late_is_given_back() -> None:
     """A request that is stopped while the ledger lets it go leaves nothing reserved."""
 
     class Slow(Limiter):
-        async def run(self, deed: Any) -> Any:
-            result = deed(self._core)
+        async def run(self, operation: Any) -> Any:
+            result = operation(self._core)
             await asyncio.sleep(1.0)
             return result
 
@@ -257,7 +257,7 @@ def test_leave_that_comes_too_late_is_given_back() -> None:
         await stage.play(Request(prompt="x", model="m"), (0.5, "stop"))
         (shared,) = stage.limiter._core._store._models.values()  # type: ignore[attr-defined]
         assert stage.api_client.seen == []
-        return shared.bucket.output.under_way, shared.bucket.sent
+        return shared.model.output.in_flight, shared.model.sent
 
     assert run_virtual(main()) == (0, 1)
 

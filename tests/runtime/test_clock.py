@@ -87,8 +87,8 @@ class Bench:
         self.events: list[Event] = []
         run = start(self.stage.services, request, SETTINGS, hear, **options)
         loop = asyncio.get_running_loop()
-        for after, deed in jumps:
-            loop.call_later(after, deed, self.machine)
+        for after, operation in jumps:
+            loop.call_later(after, operation, self.machine)
         while not run.task.done():
             now = self.machine.now()
             if (left := state.seconds_left(now)) is not None:

@@ -1,9 +1,12 @@
-"""Where observed buckets are kept: in memory, or where several processes or hosts share them."""
+"""Where limit models are kept: what a store must do, a store in memory, and the stored form.
+
+`sqlite` shares models between the processes of a machine, `redis` between hosts, and `fallback`
+bridges the time in which Redis cannot be used. Must not know what operations do.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +16,11 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from nbcodex.ratelimit.sharing import SharedModel
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+KindT = TypeVar("KindT")
 
-COMMON_SALT = b"nbcodex, shared by hosts"
-"""Names buckets where hosts share them: nothing has to be agreed upon, and what reaches Redis is a
-slow hash of such a name."""
+# What reading numbers can raise that are damaged, or were never ours.
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
 class StoreError(Exception):
@@ -25,17 +28,16 @@ class StoreError(Exception):
 
 
 class UnreachableError(StoreError):
-    """A store on another machine cannot be used now."""
+    """A store on another machine cannot be used at present."""
 
 
 class Store(Protocol):
-    """What the ledger asks of a store."""
+    """What the rate limiter asks of a store."""
 
-    salt: bytes
-    """Makes the buckets' names, the same for all who share the store."""
+    salt: bytes  # what names of limits are hashed with, the same for all that share the store
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
-        """Let `deed` read and change the bucket `name`, undisturbed, and return what it returns.
+    def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        """Let `operation` read and change the model `name` in isolation; return its result.
 
         It may be done more than once, each time on other numbers; only the last time counts.
 
@@ -47,7 +49,7 @@ class Store(Protocol):
         ...
 
     def batch(self) -> AbstractContextManager[None]:
-        """Return a block in which deeds may share one write.
+        """Return a block in which transactions may share one write.
 
         Raises
         ------
@@ -57,34 +59,38 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release what is open."""
         ...
 
 
 class MemoryStore:
-    """Keeps buckets for as long as it lives. Used from one thread at a time."""
+    """Keeps models for as long as it lives. Used from one thread at a time."""
 
     def __init__(self) -> None:
         self.salt = secrets.token_bytes(16)
         self._models: dict[str, SharedModel] = {}
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
-        """Let `deed` read and change the bucket `name`, and return what it returns."""
-        return deed(self._models.setdefault(name, SharedModel()))
+    def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        """Let `operation` read and change the model `name`, and return its result."""
+        return operation(self._models.setdefault(name, SharedModel()))
 
     def batch(self) -> AbstractContextManager[None]:
-        """Each deed is done at once, whatever stands around it."""
+        """Each transaction is done at once."""
         return nullcontext()
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to release."""
 
+
+# The stored form: the values of a dataclass as a list, in the order of its fields, all the way
+# down. Names are left out, which halves the size. Reader and writer of each class are made once:
+# with `dataclasses.astuple`, packing was most of a transaction's time.
 
 _PLAIN = frozenset({float, int, bool, str, type(None)})
 
 
 def pack(value: Any) -> Any:
-    """Return a dataclass as a list of its fields' values, all the way down."""
+    """Return a dataclass in its stored form."""
     kind: Any = type(value)
     if kind in _PLAIN:
         return value
@@ -95,55 +101,30 @@ def pack(value: Any) -> Any:
     return _writer(kind)(value)
 
 
-def unpack(kind: type[T], data: Any) -> T:
-    """Return the dataclass `kind` that was packed.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `data` is not what `pack` makes of one.
-    """
+def unpack(kind: type[KindT], data: Any) -> KindT:
+    """Return the dataclass `kind` from its stored form; one of `DAMAGE` is raised for any other."""
     wanted: Any = kind
-    found: T = _reader(wanted)(data)
+    found: KindT = _reader(wanted)(data)
     return found
-
-
-def shape(kind: Any) -> str:
-    """Return a name for what the lists of `kind` look like: equal only for those of equal form."""
-    return hashlib.blake2b(_form(kind).encode(), digest_size=4).hexdigest()
-
-
-def _form(kind: Any) -> str:
-    if dataclasses.is_dataclass(kind):
-        hints: dict[str, Any] = get_type_hints(kind)
-        return f"{[(name, _form(hint)) for name, hint in hints.items()]}"
-    return f"{get_origin(kind) or kind}{[_form(each) for each in get_args(kind)]}"
 
 
 @cache
 def _writer(kind: Any) -> Callable[[Any], list[Any]]:
-    """Return what makes a list of an instance of the dataclass `kind`."""
-    names, hints = _names(kind), get_type_hints(kind)
-    inner = [place for place, name in enumerate(names) if hints[name] not in _PLAIN]
+    names, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind)
+    nested = [index for index, name in enumerate(names) if hints[name] not in _PLAIN]
     get = attrgetter(names[0], *names)  # one name alone would give no tuple
 
     def write(value: Any) -> list[Any]:
         _, *values = get(value)
-        for place in inner:
-            values[place] = pack(values[place])
+        for index in nested:
+            values[index] = pack(values[index])
         return values
 
     return write
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
-
-
-@cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """Return what makes a value of the type `kind` from plain data."""
     if dataclasses.is_dataclass(kind):
         return _dataclass_reader(kind)
     if get_origin(kind) is list:
@@ -152,60 +133,20 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if get_origin(kind) is dict:
         item = _reader(get_args(kind)[1])
         return lambda data: {key: item(each) for key, each in data.items()}
-    inner: list[Any] = [k for k in get_args(kind) if dataclasses.is_dataclass(k)]
-    if inner:
-        read = _reader(inner[0])
+    optional: list[Any] = [k for k in get_args(kind) if dataclasses.is_dataclass(k)]
+    if optional:
+        read = _reader(optional[0])
         return lambda data: None if data is None else read(data)
     return lambda data: data
 
 
 def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
-    names = _names(kind)
-    plain = {n for n in names if hints[n] in _PLAIN}
-    readers = [(n, None if n in plain else _reader(hints[n])) for n in names]
+    names = [field.name for field in dataclasses.fields(kind)]
+    readers = [(name, None if hints[name] in _PLAIN else _reader(hints[name])) for name in names]
 
     def read(data: Any) -> Any:
         pairs = zip(readers, data, strict=True)
-        return kind(**{n: each if r is None else r(each) for (n, r), each in pairs})
+        return kind(**{name: v if reader is None else reader(v) for (name, reader), v in pairs})
 
     return read
-
-
-def move(shared: SharedModel, by: float) -> None:
-    """Add `by` seconds to every instant in a bucket; what is relative to them stays."""
-    bucket = shared.bucket
-    windows = [*bucket.windows]
-    for tank in (*bucket.tokens.tanks, bucket.requests, *(w.tank for w in windows)):
-        tank.at += by
-        tank.seen_at += by
-        tank.hid_at += by
-    for window in windows:
-        window.met_at += by
-    if bucket.tokens.since is not None:
-        bucket.tokens.since += by
-    bucket.until += by
-    bucket.sent_at += by
-    bucket.first_at += by
-    bucket.later_at += by
-    bucket.output.starts += by * bucket.output.under_way
-    for share in shared.holders.values():
-        share.seen_at += by
-        share.due_at += by
-        share.starts += by * share.under_way
-
-
-_SALT = b"nbcodex, a bucket's name in Redis"
-
-CHECK = "nbcodex:{check}"
-"""The key of no bucket, on which a store is tried out."""
-
-
-@cache
-def key_of(name: str) -> str:
-    """Return the key of a bucket: in braces its tag, by which a cluster keeps together what is one.
-
-    The key ends in the layout of a bucket, so that two versions do not undo each other's work.
-    """
-    tag = hashlib.scrypt(name.encode(), salt=_SALT, n=2**14, r=8, p=1, dklen=16).hex()
-    return f"nbcodex:{{{tag}}}:20302231"

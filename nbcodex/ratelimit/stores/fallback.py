@@ -1,7 +1,6 @@
-"""A store that other machines share, as long as it can be used; this machine's own meanwhile.
+"""A store that other machines share, for as long as it can be used; this machine's own meanwhile.
 
-Owns when to turn from one to the other. Must not know what stands behind either. Looking whether
-the shared one is back is done on a thread of its own: nobody waits for it for more than a moment.
+Owns when to change from one to the other. Must not know what stands behind either.
 """
 
 from __future__ import annotations
@@ -10,25 +9,24 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from nbcodex.ratelimit.sharing import LEASE, SharedModel
-from nbcodex.ratelimit.stores import Store, UnreachableError
+from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
+from nbcodex.ratelimit.stores import ResultT, Store, UnreachableError
 
-T = TypeVar("T")
+# How long an operation waits for the shared store: for the first connection, and when it has just
+# been lost.
+CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
+# After a change to the local store, stay there for so long: meanwhile the lease in the shared one
+# expires, so what this process had under way there does not count twice.
+MIN_LOCAL_S = LEASE_S + 1.0
+# Between two looks whether the shared store is back: at first, and at most.
+FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
+# A store that comes and goes is reported once in so long.
+NOTICE_INTERVAL_S = 60.0
 
-FIRST, GRACE = 1.0, 0.5
-"""Seconds that a deed waits for the shared store: at first, and when it has just gone."""
-STAY = LEASE + 1.0
-"""Seconds for which one who has fallen back stays: meanwhile its lease there runs out, so what it
-had under way there is counted no more."""
-LOOK, RARELY = 0.05, 5.0
-"""Seconds between two looks at the shared store: the first, and at most."""
-QUIET = 60.0
-"""Seconds in which a store that comes and goes is spoken of once."""
 
-
-class Remote(Store, Protocol):
+class RemoteStore(Store, Protocol):
     """A store on another machine."""
 
     def check(self) -> None:
@@ -36,109 +34,115 @@ class Remote(Store, Protocol):
         ...
 
 
-class Fallback:
-    """Keeps buckets in a shared store, or else in a local one. Used from one thread at a time.
+class FallbackStore:
+    """Keeps models in a shared store, or else in a local one. Used from one thread at a time.
 
     Parameters
     ----------
-    shared : Remote
+    shared : RemoteStore
         The store that other machines share.
     local : Store
         What stands in for it.
     notify : callable
-        Told once that it is gone, and that it is back.
-    stay : float
-        Seconds for which one who has fallen back stays.
+        Called when the shared store is lost, and when it is back.
+    min_local : float
+        Seconds for which to stay with the local store.
     """
 
     def __init__(
-        self, shared: Remote, local: Store, *, notify: Callable[[str], None], stay: float = STAY
+        self,
+        shared: RemoteStore,
+        local: Store,
+        *,
+        notify: Callable[[str], None],
+        min_local: float = MIN_LOCAL_S,
     ) -> None:
         self.salt = shared.salt
-        self._shared, self._local, self._notify, self._stay = shared, local, notify, stay
-        self._there, self._closed = threading.Event(), threading.Event()
-        self._seeker: threading.Thread | None = None
+        self._shared, self._local, self._notify = shared, local, notify
+        self._min_local = min_local
+        self._reachable, self._closed = threading.Event(), threading.Event()
+        self._checker: threading.Thread | None = None
         self._reason = "Redis does not answer."
-        self._stays_until = self._quiet_until = 0.0
-        self._grace = FIRST
-        self._away = self._told = False
+        self._stay_until = self._quiet_until = 0.0
+        self._patience = CONNECT_WAIT_S
+        self._is_local = self._is_reported = False
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
-        """Let `deed` read and change the bucket `name`, where that can be done now."""
-        for _ in range(1 if self._away else 2):
+    def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        """Let `operation` read and change the model `name`, in the store that can be used."""
+        # Once more after a lost connection: the shared store returns the result of an operation
+        # that it has done without its answer having arrived.
+        for _ in range(1 if self._is_local else 2):
             if not self._is_ready():
                 break
             try:
-                result = self._shared.transaction(name, deed)
+                result = self._shared.transaction(name, operation)
             except UnreachableError as error:
                 self._reason = str(error)
-                self._there.clear()
+                self._reachable.clear()
             else:
-                self._come_back()
+                self._use_shared()
                 return result
-        self._fall_back()
-        return self._local.transaction(name, deed)
+        self._use_local()
+        return self._local.transaction(name, operation)
 
     def batch(self) -> AbstractContextManager[None]:
-        """Each deed is done by itself: where one ends in, the next may not."""
+        """Each transaction is done by itself: the next one may be done in the other store."""
         return nullcontext()
 
     def close(self) -> None:
         """Close both for good."""
         self._closed.set()
-        if self._seeker is not None:
-            self._seeker.join()
+        if self._checker is not None:
+            self._checker.join()
         self._shared.close()
         self._local.close()
 
     def _is_ready(self) -> bool:
-        """Return whether the shared store can be used; wait a moment if it has just gone."""
-        if self._away:
-            return self._there.is_set() and time.monotonic() >= self._stays_until
-        if self._there.is_set():
+        """Return whether the shared store can be used; wait a moment if it has just been lost."""
+        if self._is_local:
+            return self._reachable.is_set() and time.monotonic() >= self._stay_until
+        if self._reachable.is_set():
             return True
-        self._seek()
-        found, self._grace = self._there.wait(self._grace), GRACE
-        return found
+        self._start_checks()
+        is_back, self._patience = self._reachable.wait(self._patience), RECONNECT_WAIT_S
+        return is_back
 
-    def _fall_back(self) -> None:
-        self._seek()
-        if self._away:
+    def _use_local(self) -> None:
+        self._start_checks()
+        if self._is_local:
             return
         now = time.monotonic()
-        self._away, self._stays_until = True, now + self._stay
+        self._is_local, self._stay_until = True, now + self._min_local
         if now >= self._quiet_until:
-            self._told, self._quiet_until = True, now + QUIET
+            self._is_reported, self._quiet_until = True, now + NOTICE_INTERVAL_S
             self._notify(
-                f"{self._reason} Until it can be used, this machine shares the limits with no "
-                "other, and may be refused more often."
+                f"{self._reason} Until it can be used, this machine does not share the limits with "
+                "others, and may be refused more often."
             )
 
-    def _come_back(self) -> None:
-        if not self._away:
-            return
-        self._away = False
-        if self._told:
-            self._told = False
+    def _use_shared(self) -> None:
+        self._is_local, was_reported = False, self._is_local and self._is_reported
+        if was_reported:
+            self._is_reported = False
             self._notify("Redis can be used again: the limits are shared with the other machines.")
 
-    # On a thread of its own.
+    # On a thread of its own, so that no request waits for a check.
 
-    def _seek(self) -> None:
-        """Look for the shared store until it is there."""
-        if not self._there.is_set() and not (self._seeker and self._seeker.is_alive()):
-            self._seeker = threading.Thread(target=self._look, name="nbcodex-redis", daemon=True)
-            self._seeker.start()
+    def _start_checks(self) -> None:
+        is_checking = self._checker is not None and self._checker.is_alive()
+        if not self._reachable.is_set() and not is_checking:
+            self._checker = threading.Thread(target=self._check, name="nbcodex-redis", daemon=True)
+            self._checker.start()
 
-    def _look(self) -> None:
-        pause = LOOK
+    def _check(self) -> None:
+        interval = FIRST_CHECK_INTERVAL_S
         while not self._closed.is_set():
             try:
                 self._shared.check()
             except UnreachableError as error:
                 self._reason = str(error)
             else:
-                self._there.set()
+                self._reachable.set()
                 return
-            self._closed.wait(pause)
-            pause = min(2 * pause, RARELY)
+            self._closed.wait(interval)
+            interval = min(2 * interval, MAX_CHECK_INTERVAL_S)

@@ -1,8 +1,12 @@
-"""How far a server's clock is ahead of ours, from round trips. Pure; bounded, not just estimated.
+"""Limit models of all hosts that share a key, in Redis.
 
-A stamp that the server made between our sending and our receiving bounds the difference from both
-sides, whatever the way took in each direction. The narrowest bounds are kept, and widened by what
-the clocks may drift apart meanwhile.
+Optimistic: an operation is done here, on the newest numbers that this process knows, and one
+script commits the outcome if no other host was faster; else it returns what is there, and the
+operation is done again. So an undisturbed operation costs one round trip.
+
+In Redis, instants are in its own time, by which no two hosts can differ; here, in the host's.
+Redis holds numbers, under names that reveal nothing. It blocks, for at most `TIMEOUT_S` a step, so
+it is used off the event loop, and from one thread at a time. Sole user of redis-py.
 """
 
 from __future__ import annotations
@@ -16,88 +20,45 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.sharing import SharedModel
-from nbcodex.ratelimit.stores import (
-    CHECK,
-    COMMON_SALT,
-    UnreachableError,
-    key_of,
-    move,
-    pack,
-    unpack,
-)
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, UnreachableError, pack, unpack
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
-DRIFT = 5e-4
-"""Seconds by which two clocks may part in a second: as fast as one that is being put right."""
+# For each step; and for an operation that other hosts are always faster with.
+TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
+# A host that was too slow this often may claim the model, for so many seconds at most; the others
+# look again after each pause. Without claims, a host 5 ms away from three near ones at 200
+# operations/s needed 505 ms for one and gave up every second; with them 28 ms, and none is given
+# up. A lock of redis-py would take two round trips more: here the commit that failed claims.
+TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
+# A model is forgotten so long after its last use.
+EXPIRY_S = 600.0
+# The largest state that is read; that of a thousand hosts is smaller.
+MAX_STATE_BYTES = 1_000_000
+# If a state is from further in the future, Redis's clock was set back.
+MAX_STATE_AHEAD_S = 1.0
+# Two clocks part by at most this much in a second: as fast as one that is being slewed.
+CLOCK_DRIFT = 5e-4
 
-
-@dataclass(slots=True)
-class Offset:
-    """The bounds of server time minus our time.
-
-    Parameters
-    ----------
-    low, high : float
-        The bounds; infinite before the first stamp.
-    at : float
-        When they were found, by our clock.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    at: float = 0.0
-
-    @property
-    def value(self) -> float:
-        """The offset in seconds, wrong by at most `error`."""
-        return (self.low + self.high) / 2
-
-    @property
-    def error(self) -> float:
-        """By how much `value` may be wrong."""
-        return (self.high - self.low) / 2
-
-    def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
-        """Learn from the server's `stamp`; return False if one of the clocks has jumped.
-
-        The bounds are then those of this stamp alone.
-        """
-        wider = DRIFT * max(0.0, received_at - self.at)
-        low, high = stamp - received_at, stamp - sent_at
-        steady = low <= self.high + wider and high >= self.low - wider
-        if steady:
-            low, high = max(low, self.low - wider), min(high, self.high + wider)
-        self.low, self.high, self.at = low, high, received_at
-        return steady
-
-
-T = TypeVar("T")
-
-TIMEOUT = 0.25
-"""Seconds that Redis has for each step."""
-BUSY = 0.5
-"""Seconds after which a deed that others are always faster than is given up."""
-TRIES, CLAIM, PAUSE = 3, 0.05, 0.001
-"""How often one may be too slow before a claim; the seconds that it lasts at most, in which the
-others look again after each pause."""
-LIFE = 600.0
-"""Seconds after its last use when a bucket is forgotten."""
-LARGEST = 1_000_000
-"""Bytes of the largest state that is looked at; that of a thousand hosts is smaller."""
-JUMP = 1.0
-"""Seconds by which a state may be from the future: more, and Redis's clock was put back."""
+# There is no secret to agree on between hosts: names are hashed slowly instead (`key_of`).
+COMMON_SALT = b"nbcodex, shared by hosts"
+_KEY_SALT = b"nbcodex, a bucket's name in Redis"
+# A key on which the store is tried out.
+CHECK_KEY = "nbcodex:{check}"
+# Stands for the stored form, as the table's name does in SQLite.
+_FORM = "20302231"
 
 _SCRIPT = f"""
 local now = redis.call('TIME')
 local instant = now[1] + now[2] / 1000000
 local key = KEYS[1]
 local kept = redis.pcall('HMGET', key, 'version', 'state', 'claimed_by', 'claimed_until')
-if kept.err or redis.call('HSTRLEN', key, 'state') > {LARGEST} then
+if kept.err or redis.call('HSTRLEN', key, 'state') > {MAX_STATE_BYTES} then
   redis.call('DEL', key)
   kept = {{}}
 end
@@ -115,111 +76,162 @@ redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3], 'claimed_until', 0
 redis.call('PEXPIRE', key, ARGV[4])
 return {{1, now[1], now[2]}}
 """
-_DIGEST = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
-"""What comes of numbers that are none of ours."""
-
-_ADVICE = (
-    "Write it like redis://:PASSWORD@HOST:6379/0 (rediss:// for TLS), with what is special in the "
-    "password percent-encoded."
+_URL_ADVICE = (
+    "Write it like redis://:PASSWORD@HOST:6379/0 (rediss:// for TLS), with special characters in "
+    "the password percent-encoded."
 )
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A bucket as Redis has it, its instants in Redis's time; no version: it has none."""
+@cache
+def key_of(name: str) -> str:
+    """Return the key of a model, the same on all hosts.
 
-    version: bytes
+    It is a slow hash of what all that share the limits know, so nothing has to be agreed on nor can
+    be lost, and a weak API key behind it cannot be tried out cheaply. Its tag in braces keeps what
+    belongs together on one node of a cluster.
+    """
+    tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
+    return f"nbcodex:{{{tag}}}:{_FORM}"
+
+
+@dataclass(slots=True)
+class ClockOffset:
+    """Redis's time minus ours, bounded by round trips and not just estimated.
+
+    A stamp that the server made between our sending and our receiving bounds the difference from
+    both sides, however unequal the ways are. The narrowest bounds are kept, and widened by what the
+    clocks may drift apart meanwhile.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    found_at: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The offset in seconds, wrong by at most `error`."""
+        return (self.low + self.high) / 2
+
+    @property
+    def error(self) -> float:
+        """By how much `value` may be wrong."""
+        return (self.high - self.low) / 2
+
+    def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
+        """Learn from the server's `stamp`; return False if one of the clocks has jumped.
+
+        The bounds are then those of this stamp alone.
+        """
+        drift = CLOCK_DRIFT * max(0.0, received_at - self.found_at)
+        low, high = stamp - received_at, stamp - sent_at
+        is_steady = low <= self.high + drift and high >= self.low - drift
+        if is_steady:
+            low, high = max(low, self.low - drift), min(high, self.high + drift)
+        self.low, self.high, self.found_at = low, high, received_at
+        return is_steady
+
+
+@dataclass(slots=True)
+class _State:
+    """A model as Redis has it, its instants in Redis's time."""
+
+    version: bytes  # empty where Redis has none
     shared: SharedModel
-    fresh: bool
-    claimed: bool = False
+    is_new: bool
+    is_claimed: bool = False  # by another host
 
 
 @dataclass(slots=True)
-class _Doubt:
-    """A deed of which nobody knows whether Redis has kept it: its answer was lost."""
+class _Unconfirmed:
+    """An operation whose answer was lost: Redis may have kept it."""
 
-    deed: Callable[[SharedModel], Any]
+    operation: Callable[[SharedModel], Any]
     version: bytes
     result: Any
 
 
 class RedisStore:
-    """Keeps buckets in a Redis that several hosts use at once. Connects at the first deed.
+    """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
     Parameters
     ----------
     url : Secret
         ``redis://``, ``rediss://`` or ``unix://``, with the password in it.
     now : callable or None
-        The host's clock, which deeds speak in; None: time since boot.
+        The host's clock, in which operations think; None: time since boot.
 
     Attributes
     ----------
     conflicts : int
-        How often a deed had to be done again, because another host was faster.
+        How often an operation had to be done again, because another host was faster.
 
     Raises
     ------
     ConfigurationError
-        If the URL is none, or redis-py is missing.
+        If the URL is not valid, or redis-py is missing.
     """
 
     def __init__(self, url: Secret, *, now: Callable[[], float] | None = None) -> None:
         self.salt = COMMON_SALT
         self._now = now or BootClock().now
-        self._connection = _connection(url)
-        self._offset = Offset()
-        self._me = secrets.token_hex(8)
-        self._steady = True
-        self._kept: dict[str, _Kept] = {}
-        self._doubts: dict[str, _Doubt] = {}
+        self._client = _client(url)
+        self._script = self._client.register_script(_SCRIPT)
+        self._offset = ClockOffset()
+        self._host = secrets.token_hex(8)
+        self._is_steady = True
+        self._states: dict[str, _State] = {}
+        self._unconfirmed: dict[str, _Unconfirmed] = {}
         self.conflicts = 0
 
     def __repr__(self) -> str:
         return "<RedisStore>"
 
     @property
-    def error(self) -> float:
+    def clock_error(self) -> float:
         """Seconds by which instants of another host may be wrong here."""
         return self._offset.error
 
-    def transaction(self, name: str, deed: Callable[[SharedModel], T]) -> T:
-        """Let `deed` read and change the bucket `name`, and return what it returns.
+    def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        """Let `operation` read and change the model `name`, and return its result.
 
         It is done again, on newer numbers, when another host was faster.
 
         Raises
         ------
         UnreachableError
-            If Redis cannot be used; whether the deed was kept is unknown then. Who comes again with
-            the same one is given its result, if it was and nobody was faster since.
+            If Redis cannot be used. Whether the operation was kept is unknown then: called again
+            with the same one, this returns its result if it was and no other host came between.
         """
-        return self._transaction(key_of(name), deed)
+        return self._transaction(key_of(name), operation)
 
-    def _transaction(self, key: str, deed: Callable[[SharedModel], T]) -> T:
-        kept, doubt = self._kept.pop(key, None), self._doubts.pop(key, None)
-        kept = kept or self._read(key)
-        if doubt and doubt.deed is deed and doubt.version == kept.version:
-            self._kept[key] = kept
-            return doubt.result  # type: ignore[no-any-return]
-        end = time.monotonic() + BUSY
+    def _transaction(self, key: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
+        state = state or self._state_in(self._run(key, b"", b"", ""))
+        is_same = unconfirmed is not None and unconfirmed.operation is operation
+        if unconfirmed and is_same and unconfirmed.version == state.version:
+            # Redis has the version that this operation was to write: it is not done twice.
+            self._states[key] = state
+            return unconfirmed.result  # type: ignore[no-any-return]
+        give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         for tries in itertools.count(1):
-            result, version = self._do(kept, deed), secrets.token_bytes(8)
-            self._doubts[key] = _Doubt(deed, version, result)
-            newer = self._commit(key, kept, version, claim=tries > TRIES)
-            del self._doubts[key]
-            if newer is None:
+            result, version = self._perform(state, operation), secrets.token_bytes(8)
+            self._unconfirmed[key] = _Unconfirmed(operation, version, result)
+            claims = tries > TRIES_BEFORE_CLAIM
+            packed = self._packed(state.shared)
+            answer = self._run(key, state.version, version, packed, claims=claims)
+            del self._unconfirmed[key]
+            if answer[0] == 1:
                 break
-            if time.monotonic() > end:
+            if time.monotonic() > give_up_at:
                 raise UnreachableError("Redis is too busy.")
             self.conflicts += 1
-            kept = newer
-            if kept.claimed:
-                time.sleep(PAUSE)
-        if self._steady:
-            self._kept[key] = kept
+            state = self._state_in(answer)
+            if state.is_claimed:
+                time.sleep(CLAIM_PAUSE_S)
+        state.version, state.is_new = version, False
+        if self._is_steady:
+            self._states[key] = state
         return result
 
     def check(self) -> None:
@@ -231,128 +243,109 @@ class RedisStore:
             If it cannot.
         """
         self.close()
-        self._transaction(CHECK, lambda _: None)
+        self._transaction(CHECK_KEY, lambda _: None)
 
     def batch(self) -> AbstractContextManager[None]:
-        """Each deed is a script of its own."""
+        """Each transaction is a script of its own."""
         return nullcontext()
 
     def close(self) -> None:
-        """Close the connection; the next deed opens another one."""
-        self._kept.clear()
-        self._connection.disconnect()
+        """Close the connection; the next operation opens another one."""
+        self._states.clear()
+        self._client.connection_pool.disconnect()
 
-    def _do(self, kept: _Kept, deed: Callable[[SharedModel], T]) -> T:
-        """Do a deed in the host's time."""
+    def _perform(self, state: _State, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        """Do an operation in the host's time."""
         offset = self._offset.value
         try:
-            move(kept.shared, -offset)
-            result = deed(kept.shared)
-            move(kept.shared, offset)
-        except _DAMAGE:
-            if kept.fresh:
+            state.shared.move_clock(-offset)
+            result = operation(state.shared)
+            state.shared.move_clock(offset)
+        except DAMAGE:
+            if state.is_new:
                 raise
-            # The form was right and the numbers were not: what was learnt is learnt again.
-            kept.shared, kept.fresh = SharedModel(), True
-            return self._do(kept, deed)
+            # The form was right and the numbers were not: what was learned is learned again.
+            state.shared, state.is_new = SharedModel(), True
+            return self._perform(state, operation)
         return result
 
-    def _read(self, key: str) -> _Kept:
-        return self._kept_in(self._run(key, b"", b"", ""))
-
-    def _commit(self, key: str, kept: _Kept, version: bytes, *, claim: bool) -> _Kept | None:
-        """Keep what a deed has made; return what is there instead, if another was faster."""
-        answer = self._run(key, kept.version, version, self._packed(kept.shared), claim=claim)
-        if answer[0] != 1:
-            return self._kept_in(answer)
-        kept.version, kept.fresh = version, False
-        return None
-
     def _packed(self, shared: SharedModel) -> str:
-        limit = shared.bucket.limit
+        limit = shared.model.closing_limit
         if limit and limit.model:
-            shared.bucket.limit = replace(limit, model=None)  # a name is no number
+            shared.model.closing_limit = replace(limit, model=None)  # Redis holds no names
         return json.dumps([self._now() + self._offset.value, pack(shared)])
 
-    def _kept_in(self, answer: Any) -> _Kept:
+    def _state_in(self, answer: Any) -> _State:
         try:
             _, seconds, micros, version, state, claimed = answer
             if not state:
-                return _Kept(version, SharedModel(), fresh=True, claimed=claimed == 1)
-            written_at, packed = json.loads(state, parse_constant=_constant)
+                return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
+            written_at, packed = json.loads(state, parse_constant=_parse_constant)
             shared = unpack(SharedModel, packed)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
-            if ahead > JUMP:
-                move(shared, -ahead)
-        except _DAMAGE:
-            # Damaged, or never ours.
-            return _Kept(version, SharedModel(), fresh=True)
-        return _Kept(version, shared, fresh=False, claimed=claimed == 1)
+            if ahead > MAX_STATE_AHEAD_S:
+                shared.move_clock(-ahead)
+        except DAMAGE:
+            return _State(version, SharedModel(), is_new=True)
+        return _State(version, shared, is_new=False, is_claimed=claimed == 1)
 
     def _run(
-        self, key: str, known: bytes, version: bytes, state: str, *, claim: bool = False
+        self, key: str, known: bytes, version: bytes, state: str, *, claims: bool = False
     ) -> Any:
-        """Run the script, and learn from its stamp."""
-        from redis.exceptions import NoScriptError, RedisError
+        """Run the script, and learn from its stamp; without a `version` it only reads."""
+        from redis.exceptions import RedisError
 
-        life, lasts = str(int(LIFE * 1000)), str(CLAIM) if claim else ""
-        arguments = ("1", key, known, version, state, life, self._me, lasts)
+        args = (known, version, state, int(EXPIRY_S * 1000), self._host, CLAIM_S if claims else "")
+        sent_at = self._now()
         try:
-            try:
-                answer, way = self._ask("EVALSHA", _DIGEST, *arguments)
-            except NoScriptError:
-                answer, way = self._ask("EVAL", _SCRIPT, *arguments)
-            stamp = int(answer[1]) + int(answer[2]) / 1e6
-        except (RedisError, OSError, *_DAMAGE) as error:
+            answer = self._script(keys=[key], args=args)
+            received_at, stamp = self._now(), int(answer[1]) + int(answer[2]) / 1e6
+        except (RedisError, OSError, *DAMAGE) as error:
             self.close()
             raise UnreachableError(_reason(error)) from None
         except BaseException:
-            self.close()  # or the next one would read this one's answer
+            self.close()  # or the next operation would read this one's answer
             raise
-        self._steady = self._offset.observe(stamp, sent_at=way[0], received_at=way[1])
-        if not self._steady:
-            self._kept.clear()
+        self._is_steady = self._offset.observe(stamp, sent_at=sent_at, received_at=received_at)
+        if not self._is_steady:
+            self._states.clear()
         return answer
 
-    def _ask(self, *words: str | bytes) -> tuple[Any, tuple[float, float]]:
-        self._connection.connect()
-        sent_at = self._now()
-        self._connection.send_command(*words, check_health=False)
-        answer = self._connection.read_response()
-        return answer, (sent_at, self._now())
 
-
-def _constant(name: str) -> float:
+def _parse_constant(name: str) -> float:
     if name == "NaN":
         raise ValueError(name)
-    return float(name)
+    return float(name)  # infinities are fine
 
 
-def _connection(url: Secret) -> Any:
-    """Return a connection that is not open yet."""
+def _client(url: Secret) -> Any:
+    """Return a client that has not connected yet."""
     try:
+        from redis import ConnectionPool, Redis
         from redis.backoff import NoBackoff
-        from redis.connection import Connection, parse_url
+        from redis.connection import parse_url
         from redis.retry import Retry
     except ImportError:
         raise ConfigurationError(
             "NBCODEX_REDIS_URL is set, but redis-py is not installed.",
             advice="Run: %pip install 'nbcodex[redis]'",
         ) from None
-    parse: Any = parse_url
     try:
-        options = parse(url.reveal())
-        kind = options.pop("connection_class", Connection)
-        bounds = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
-        return kind(**options | bounds, protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0))
+        options: dict[str, Any] = parse_url(url.reveal())  # type: ignore[no-untyped-call]
+        options |= {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+        # A retry inside redis-py would commit an operation twice.
+        options |= {"protocol": 2, "driver_info": None, "retry": Retry(NoBackoff(), 0)}
+        pool = ConnectionPool(**options)
+        pool.connection_class(**pool.connection_kwargs)  # raises what is wrong with the options
     except (ValueError, TypeError, AttributeError):
         # redis-py's own words quote the password.
-        message = "NBCODEX_REDIS_URL is not the URL of a Redis."
-        raise ConfigurationError(message, advice=_ADVICE) from None
+        message = "NBCODEX_REDIS_URL is not the URL of a Redis server."
+        raise ConfigurationError(message, advice=_URL_ADVICE) from None
+    return Redis(connection_pool=pool)
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong, in our own words: a server's could say anything."""
+    """Return what is wrong in our own words: a server's could say anything."""
     from redis import exceptions
 
     reasons: list[tuple[tuple[type[Exception], ...], str]] = [
@@ -364,5 +357,5 @@ def _reason(error: Exception) -> str:
         ((exceptions.TimeoutError, TimeoutError), "does not answer"),
         ((exceptions.ConnectionError, OSError), "cannot be reached"),
     ]
-    said = next((words for kinds, words in reasons if isinstance(error, kinds)), "cannot be used")
-    return f"Redis {said}."
+    found = (words for kinds, words in reasons if isinstance(error, kinds))
+    return f"Redis {next(found, 'cannot be used')}."
