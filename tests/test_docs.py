@@ -169,6 +169,13 @@ def _slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
+def test_files_named_for_contributors_exist() -> None:
+    """Every path in CONTRIBUTING is a file or folder of the package or the checkout."""
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?|\w+\.(?:py|toml|md))`", text):
+        assert (ROOT / "nbcodex" / path).exists() or (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
 def test_named_commands_options_and_settings_exist(page: Path) -> None:
     """`%codex WORD`, `--option` and `Codex.setting` are what the program knows."""
