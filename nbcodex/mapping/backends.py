@@ -9,14 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from typing import TYPE_CHECKING, Literal, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.events import Ending, Event
+from nbcodex.events import (
+    BackingOff,
+    Cancelled,
+    CoolingDown,
+    Ending,
+    Event,
+    Failed,
+    Finished,
+    Interrupted,
+    Parked,
+    Sent,
+)
 from nbcodex.mapping.pending_rows import PendingRow
-from nbcodex.mapping.stats import StatsCounter
 from nbcodex.mapping.upload import BatchUploader
-from nbcodex.models import Request
+from nbcodex.models import MapStats, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests.event_queue import WAIT_SLICE_S
 from nbcodex.runtime import event_loop
@@ -42,75 +54,111 @@ UPLOAD_CHUNK_ROWS = 5_000
 READING_WAIT_S = 0.01
 
 
-class Backend(Protocol):
-    """A way for rows to be answered.
+class StatsCounter:
+    """Sums over the rows of one map; an event listener, called on the event loop's thread."""
+
+    def __init__(self, map_id: str) -> None:
+        # Replaced as a whole, so that another thread never reads a mixture of two states.
+        self.stats = MapStats(map_id=map_id, at=0.0)
+        # Counted apart: these are failures, unless the user cancelled the whole map.
+        self.cancelled = 0
+        self._sent: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Count an event of one of the map's rows."""
+        match event:
+            case Sent():
+                self._sent.add(event.request_id)
+                self._update(sent=len(self._sent), model=event.model or self.stats.model)
+            case BackingOff() | CoolingDown():
+                self._sent.discard(event.request_id)
+                self._update(sent=len(self._sent))
+                if event.limit is not None:
+                    self._update(closed_until=event.resume_at, limit=event.limit)
+            case Finished() | Parked() | Interrupted() | Cancelled() | Failed():
+                self._sent.discard(event.request_id)
+                self._count_ending(event)
+
+    def _count_ending(self, event: Ending) -> None:
+        stats, reply = self.stats, event.reply
+        match event:
+            case Finished():
+                counts = {"done": stats.done + 1, "reused": stats.reused + reply.reused}
+            case Parked():
+                counts = {"parked": stats.parked + 1}
+            case Cancelled():
+                counts = {}
+                self.cancelled += 1
+            case _:
+                counts = {"failed": stats.failed + 1}
+        self._update(
+            sent=len(self._sent),
+            totals=stats.totals.plus(UsageTotals.of(reply)),
+            model=reply.model or stats.model,
+            simulated=stats.simulated or reply.simulated,
+            **counts,
+        )
+
+    def count_known(self) -> None:
+        """Count a row whose answer is known from an earlier execution."""
+        self._update(done=self.stats.done + 1, reused=self.stats.reused + 1)
+
+    def reset_unanswered(self) -> None:
+        """Start over with the rows that have no answer: the map is resumed."""
+        self.cancelled = 0
+        self._update(failed=0, parked=0)
+
+    def _update(self, **changes: Any) -> None:
+        self.stats = replace(self.stats, **changes)
+
+
+class Backend(ABC):
+    """A way for rows to be answered. All methods are called by the thread that executes the map.
 
     Attributes
     ----------
     settings : Settings
         How the server is reached by rows that are started from now on.
-    counter : StatsCounter
-        Receives every event of the rows.
     window : int
         Rows of an iterator between the reply to be returned next and the last row started.
     """
 
-    settings: Settings
-    counter: StatsCounter
     window: int
 
-    @property
-    def stage(self) -> str:
-        """State of the provider's batch jobs in a few words; empty for live rows."""
-        ...
-
-    def capacity(self, active: int) -> int:
-        """Return how many more rows can be started while `active` rows have not ended."""
-        ...
-
-    def start(self, request: Request, entry: Entry | None = None) -> None:
-        """Start a request, or resume one that is in the journal."""
-        ...
-
-    def flush(self) -> None:
-        """Send what is held back: no more rows follow for the moment."""
-        ...
-
-    def end_active(self, action: EndAction, /) -> None:
-        """End what has not ended; what a provider's batch job holds continues there."""
-        ...
-
-    def endings(self, *, timeout: float) -> list[Ending]:
-        """Return the endings that have arrived; wait for one at most `timeout` seconds."""
-        ...
-
-    def unconfirmed(self) -> list[Ending]:
-        """Return the endings that are not confirmed, those returned by `endings` included."""
-        ...
-
-    def confirm(self, request_id: str) -> None:
-        """Note that the ending of this row is recorded."""
-        ...
-
-
-class _EndingBuffer:
-    """Takes endings from the event loop's thread to the one that executes the map."""
-
-    def __init__(self) -> None:
+    def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
+        self._client, self.settings, self.counter = client, settings, StatsCounter(map_id)
         self._queue: queue.SimpleQueue[Ending] = queue.SimpleQueue()
         # An interrupt may strike after `endings` has taken an ending and before the map has
         # recorded it. Until it is confirmed, it can be fetched again from here.
         self._unconfirmed: dict[str, Ending] = {}
 
-    def _add_ending(self, ending: Ending) -> None:
-        self._unconfirmed[ending.request_id] = ending
-        self._queue.put(ending)
+    @property
+    def stage(self) -> str:
+        """State of the provider's batch jobs in a few words; empty for live rows."""
+        return ""
+
+    @abstractmethod
+    def capacity(self, active: int) -> int:
+        """Return how many more rows can be started while `active` rows have not ended."""
+
+    @abstractmethod
+    def start(self, request: Request, entry: Entry | None = None) -> None:
+        """Start a request, or resume one that is in the journal."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what is held back: no more rows follow for the moment."""
+
+    @abstractmethod
+    def end_active(self, action: EndAction, /) -> None:
+        """End what has not ended; the provider continues with the batch jobs that it has."""
 
     def endings(self, *, timeout: float) -> list[Ending]:
         """Return the endings that have arrived; wait for one at most `timeout` seconds."""
         found: list[Ending] = []
         with contextlib.suppress(queue.Empty):
             if timeout > 0:
+                # On Windows an interrupt cannot end this wait, so it is taken in slices.
                 found.append(self._queue.get(timeout=min(timeout, WAIT_SLICE_S or timeout)))
             while True:
                 found.append(self._queue.get_nowait())
@@ -124,16 +172,20 @@ class _EndingBuffer:
         """Note that the ending of this row is recorded."""
         self._unconfirmed.pop(request_id, None)
 
+    def _on_event(self, event: Event) -> None:
+        self.counter(event)
+        if isinstance(event, Ending):
+            self._unconfirmed[event.request_id] = event
+            self._queue.put(event)
 
-class LiveBackend(_EndingBuffer):
+
+class LiveBackend(Backend):
     """Each row is a request of its own, limited together with all others of this process."""
 
-    window, stage = LIVE_WINDOW_ROWS, ""
+    window = LIVE_WINDOW_ROWS
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
-        super().__init__()
-        self.settings, self.counter = settings, StatsCounter(map_id)
-        self._client = client
+        super().__init__(client, settings, map_id=map_id)
         self._handles: dict[str, Handle] = {}
 
     def capacity(self, active: int) -> int:
@@ -164,21 +216,15 @@ class LiveBackend(_EndingBuffer):
         super().confirm(request_id)
         self._handles.pop(request_id, None)
 
-    def _on_event(self, event: Event) -> None:
-        self.counter(event)
-        if isinstance(event, Ending):
-            self._add_ending(event)
 
-
-class BatchBackend(_EndingBuffer):
+class BatchBackend(Backend):
     """Rows are collected, uploaded together at half the price, and answered within a day."""
 
     window = MAX_BATCH_REQUESTS
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
-        super().__init__()
-        self.settings, self.counter = settings, StatsCounter(map_id)
-        self._client, self._cancels_jobs = client, False
+        super().__init__(client, settings, map_id=map_id)
+        self._cancels_jobs = False
         self._uploader: BatchUploader | None = None
         self._rows: list[PendingRow] = []
         self._own_ids: set[str] = set()
@@ -245,10 +291,9 @@ class BatchBackend(_EndingBuffer):
         self._client.totals(event)
         if event.request_id not in self._own_ids:
             return  # a row of another map whose batch job this map waits for
-        self.counter(event)
+        super()._on_event(event)
         if isinstance(event, Ending):
             self._own_ids.discard(event.request_id)
-            self._add_ending(event)
 
 
 def make_backend(engine: str, client: Client, settings: Settings, *, map_id: str) -> Backend:

@@ -41,27 +41,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class BatchPart:
-    """Rows of a map that are uploaded together and become one batch job.
+    """Rows of a map that are uploaded together and become one batch job."""
 
-    Parameters
-    ----------
-    tag : str
-        Its name in the job's metadata, by which the job is found again.
-    requests : dict
-        Its rows without an answer, by id.
-    sample : Request
-        Any of its rows, from which the server's address is derived.
-    base_url, model : str, str or None
-        Where it goes.
-    batch : Batch or None
-        The job's latest known state.
-    """
-
+    # Stands in the job's metadata, by which the job is found again if its id was lost.
     tag: str
+    # Its rows without an answer, by id.
     requests: dict[str, Request]
+    # Any of its rows: server and key are derived from a request.
     sample: Request
     base_url: str
     model: str | None = None
+    # The job's latest known state.
     batch: Batch | None = None
 
     @property
@@ -71,40 +61,21 @@ class BatchPart:
 
 
 class BatchApi:
-    """Creates, polls, reads and erases batch jobs, retrying as long as necessary.
-
-    Parameters
-    ----------
-    services : Services
-        Its API client, clock and random source.
-    settings : Settings
-        How the server is reached.
-
-    Attributes
-    ----------
-    fault : str
-        The temporary fault after which it waits right now; empty while there is none.
-    """
+    """Creates, polls, reads and erases batch jobs, retrying as long as necessary."""
 
     def __init__(self, services: Services, settings: Settings) -> None:
         self.client = BatchClient(services.api_client)
+        # The temporary fault after which it waits right now.
         self.fault = ""
         self._settings, self._clock, self._random = settings, services.clock, services.chance
 
     async def create(
         self, part: BatchPart, data: bytes, *, on_file: Callable[[str], Awaitable[None]]
     ) -> Batch:
-        """Upload a part and create its job.
+        """Upload a part and create its job; raise a NbcodexError if the server refuses it.
 
         `on_file` records the file's id before anything else happens, so that the file is erased
         even if this process dies.
-
-        Raises
-        ------
-        BatchUnsupportedError
-            If the server has no Batch API.
-        NbcodexError
-            If it refuses this job.
         """
         attempted = False
 
@@ -129,6 +100,7 @@ class BatchApi:
         except NbcodexError as error:
             if file:
                 await self.erase(jobless_batch(file), part.sample)
+            # The rows are valid for live requests, so a refusal is about batches as such.
             if isinstance(error, RequestError | ModelError):
                 raise BatchUnsupportedError(
                     f"The server does not accept this batch. {error.message}",

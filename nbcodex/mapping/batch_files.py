@@ -39,17 +39,7 @@ YIELD_EVERY_ROWS = 50
 
 
 class BatchFiles:
-    """Writes the input files of a map's parts and reads their output files.
-
-    Parameters
-    ----------
-    services, settings
-        Those of the map.
-    batch_api : BatchApi
-        Reaches the provider.
-    pending : PendingRows
-        Where rows end.
-    """
+    """Writes the input files of a map's parts and reads their output files."""
 
     def __init__(
         self, services: Services, settings: Settings, batch_api: BatchApi, pending: PendingRows
@@ -78,6 +68,7 @@ class BatchFiles:
                 rows.popleft()
                 await self._pending.finish([failed_ending(request, error, clock=self._clock)])
                 continue
+            # One row always fits: `_request_line` refuses longer ones.
             if part.requests and len(data) + len(line) > MAX_BATCH_BYTES:
                 break
             rows.popleft()
@@ -114,13 +105,8 @@ class BatchFiles:
             )
 
     async def read_part(self, part: BatchPart) -> None:
-        """Finish all rows of a part whose batch job has ended, and erase its files.
-
-        Raises
-        ------
-        NbcodexError
-            If the provider does not return the answers.
-        """
+        """Finish all rows of a part whose batch job has ended, and erase its files."""
+        # Loading takes longer than a display may wait for the event loop.
         await asyncio.to_thread(pricing.load_prices)
         chunk: dict[str, Ending] = {}
         results = self._batch_api.results(part, part.requests)

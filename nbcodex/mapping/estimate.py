@@ -104,6 +104,7 @@ def estimate(
     """
     rows: Iterable[Row] = data.rows()
     distinct, scale = 0, 1.0
+    # A sample calls the user's function some hundred times, not for each of a million rows.
     if from_sample:
         sample, distinct = _sample(data, requests)
         rows, scale = sample, distinct / max(len(sample), 1)
@@ -124,6 +125,7 @@ def estimate(
         halved=is_batch,
     )
     used = result.input_tokens + result.output_tokens
+    # Parts of the budget that other kernels use are in the journal, which the loop reads.
     outlook = client.budget_outlook(settings, base_url, tokens=used, cost=result.cost)
     return replace(result, budgets=tuple(event_loop.shared().submit(outlook).result()))
 
@@ -142,6 +144,7 @@ def _count(
         if made and first is None:
             first = made[0]
             base_url = client.services().api_client.endpoint(first, settings).base_url
+        # A row without `reuse` has no key: it is sent even if it was answered before.
         keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
         answered = client.journal(settings).maps.answered_keys(filter(None, keys))
         for request, key in zip(made, keys, strict=True):
@@ -210,6 +213,7 @@ def _cost(count: Estimate, model: str | None, base_url: str) -> float | None:
     The mean, not the sum: prices rise above a length of prompt that only single rows can reach.
     """
     sent = count.rows - count.answered - count.equal - count.refused
+    # Without any request there is no server whose prices could be unknown.
     if sent <= 0:
         return 0.0 if pricing.provider_of(base_url) or not base_url else None
     mean = Usage(input_tokens=count.input_tokens // sent, output_tokens=count.output_tokens // sent)
@@ -218,13 +222,7 @@ def _cost(count: Estimate, model: str | None, base_url: str) -> float | None:
 
 
 def has_known_prices(requests: RowRequests, client: Client, settings: Settings) -> bool:
-    """Return whether prices are known for the server; calls no function of the user's.
-
-    Raises
-    ------
-    ConfigurationError
-        If a setting is wrong, or no key is set.
-    """
+    """Return whether prices are known for the server; calls no function of the user's."""
     sample = Request(prompt="?", api_base=requests.options.get("api_base"))
     endpoint = client.services().api_client.endpoint(sample, settings)
     return pricing.provider_of(endpoint.base_url) is not None
@@ -233,17 +231,10 @@ def has_known_prices(requests: RowRequests, client: Client, settings: Settings) 
 def confirm_cost(
     expected: Estimate, *, threshold: float, confirm: Callable[[str], bool | None]
 ) -> None:
-    """Ask the user to confirm a map that may cost more than `threshold` dollars.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no way to ask; the message says how to continue.
-    NbcodexError
-        If the user declines.
-    """
+    """Ask the user about a map that may cost more than `threshold` dollars; raise if declined."""
     if expected.cost is None or expected.cost <= threshold:
         return
+    # None: there is no terminal or notebook front end, as in a scheduled run.
     confirmed = confirm(f"{expected}. That is more than ${threshold:,.2f}. Go on?")
     if confirmed is None:
         raise ConfigurationError(

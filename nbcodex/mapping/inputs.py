@@ -28,19 +28,7 @@ _INTEGER_COLUMNS, _FLOAT_COLUMNS = ("input_tokens", "output_tokens"), ("cost",)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input.
-
-    Parameters
-    ----------
-    index : int
-        Its position, from 0.
-    label : str
-        Its name in listings and errors, unless a row key overrides it.
-    item : object
-        The input as a function receives it.
-    values : mapping
-        Its columns by name.
-    """
+    """One input: its position from 0, its name in listings, what a function gets, its columns."""
 
     index: int
     label: str
@@ -49,17 +37,11 @@ class Row:
 
 
 class InputData(Protocol):
-    """A kind of data.
+    """A kind of data."""
 
-    Attributes
-    ----------
-    total : int or None
-        Number of rows; None while it is unknown, which it is for an iterator.
-    columns : sequence of str or None
-        Columns of all rows; None where each row has its own.
-    """
-
+    # None for an iterator: its number of rows is unknown.
     total: int | None
+    # None where each row has columns of its own.
     columns: Sequence[str] | None
 
     def rows(self) -> Iterator[Row]:
@@ -72,13 +54,8 @@ class InputData(Protocol):
 
 
 def read_input(data: Any, *, limit: int | None = None) -> InputData:
-    """Return `data`, or its first `limit` rows, as rows.
-
-    Raises
-    ------
-    ConfigurationError
-        If the data cannot be iterated over.
-    """
+    """Return `data`, or its first `limit` rows; raise a ConfigurationError if it has no rows."""
+    # Frames first: they are sized iterables, too, but of their column names.
     if frame := _read_frame(data, limit):
         return frame
     if isinstance(data, str | bytes | bytearray):
@@ -133,6 +110,7 @@ class DictInput:
     def rows(self) -> Iterator[Row]:
         """Return the values in order, with their keys as column ``key``."""
         for index, (key, item) in enumerate(self._items.items()):
+            # The item's own column `key` wins: it is what its author means by `{key}`.
             yield Row(index, str(key), item, {KEY_COLUMN: key, **columns_of(item)})
 
     def with_replies(self, replies: Sequence[Reply]) -> dict[Any, Reply]:
@@ -182,6 +160,7 @@ def columns_of(item: Any) -> dict[str, Any]:
 def _read_frame(data: Any, limit: int | None) -> InputData | None:
     """Return a pandas or polars frame or series as input data; None for anything else."""
     library = type(data).__module__.partition(".")[0]
+    # Running a query may take hours and memory that its user did not ask for.
     if library == "polars" and type(data).__name__ == "LazyFrame":
         raise ConfigurationError(
             "The data is a polars query that has not been run.", advice="Pass data.collect()."
@@ -208,6 +187,7 @@ class _FrameInput:
 
     def _row(self, index: int, label: str, values: Sequence[Any]) -> Row:
         columns = dict(zip(self._names, values, strict=True))
+        # A series has one value per row, which `{}` and `{item}` mean as they do for a list.
         if self._is_series:
             return Row(index, label, values[0], {ITEM: values[0], **columns})
         return Row(index, label, columns, columns)
@@ -231,6 +211,7 @@ class PandasInput(_FrameInput):
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return a copy of the frame with the result columns."""
+        # The caller's frame stays as it is: a cell that is run again starts from the same data.
         pandas = sys.modules["pandas"]
         types: dict[str, Any] = dict.fromkeys(_INTEGER_COLUMNS, "Int64")
         types |= dict.fromkeys(_FLOAT_COLUMNS, "Float64") | {"parsed": object}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, overload
 
 from nbcodex import host
@@ -117,28 +117,7 @@ def map(  # noqa: A001 - it is nbcodex.map
     >>> frame = nbcodex.map("Sentiment of {text}, one word", frame, max_output=20)
     >>> frame["answer"]
     """
-    options = MapOptions(
-        limit=limit,
-        dry_run=dry_run,
-        row_key=row_key,
-        on_error=on_error,
-        engine=engine,
-        confirm=confirm,
-        request={
-            "model": model,
-            "system": system,
-            "max_output": max_output,
-            "effort": effort,
-            "params": params,
-            "patience": patience,
-            "api": api,
-            "api_base": api_base,
-            "reuse": reuse,
-            "durable": durable,
-            "schema": schema,
-            "images": images,
-        },
-    )
+    options = _map_options(locals())
     run = prepare_map(template, data, options)
     if isinstance(run, Estimate):
         return run
@@ -178,28 +157,7 @@ async def amap(
     >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
     ...     print(reply)
     """
-    options = MapOptions(
-        limit=limit,
-        dry_run=dry_run,
-        row_key=row_key,
-        on_error=on_error,
-        engine=engine,
-        confirm=confirm,
-        request={
-            "model": model,
-            "system": system,
-            "max_output": max_output,
-            "effort": effort,
-            "params": params,
-            "patience": patience,
-            "api": api,
-            "api_base": api_base,
-            "reuse": reuse,
-            "durable": durable,
-            "schema": schema,
-            "images": images,
-        },
-    )
+    options = _map_options(locals())
     run = prepare_map(template, data, options)
     if isinstance(run, Estimate):
         return run
@@ -210,7 +168,7 @@ async def amap(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapOptions:
-    """The options of a map, see `map`; `request` holds those of its requests."""
+    """The options of a map, see `map`; `request` holds those that it shares with `nbcodex.ask`."""
 
     limit: int | None = None
     dry_run: bool = False
@@ -229,20 +187,23 @@ class MapOptions:
             raise ConfigurationError("on_error must be 'keep' or 'raise'.")
 
 
+def _map_options(arguments: dict[str, Any]) -> MapOptions:
+    """Return the arguments of `map` as options."""
+    # From its `locals()`: spelling out 18 names twice more is how one of them gets lost.
+    options = {name: arguments[name] for name in arguments.keys() - {"template", "data"}}
+    own = {
+        field.name: options.pop(field.name) for field in fields(MapOptions) if field.name in options
+    }
+    return MapOptions(**own, request=options)
+
+
 def prepare_map(
     template: PromptSource, data: Any, options: MapOptions, *, variable: str | None = None
 ) -> MapRun | Estimate:
     """Return a map that is ready to be executed, or for a dry run what it would use.
 
-    Parameters
-    ----------
-    variable : str or None
-        The notebook variable that the result is assigned to, also after a resume.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is invalid, or the user declines; nothing was sent.
+    `variable` is the notebook variable that gets the result, also after a resume. Raises a
+    ConfigurationError if the map is invalid, a NbcodexError if the user declines.
     """
     options.check()
     client, settings = current(), host.current.settings()
@@ -292,11 +253,7 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
 
     A map of this process continues with its data, another one with its rows in the journal. With
     `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
-
-    Raises
-    ------
-    EntryError
-        If several ids begin so, or nothing of the map is left to be done.
+    Raises an EntryError if several ids begin so, or nothing of the map is left to be done.
     """
     client, settings = current(), host.current.settings()
     maps = client.journal(settings).maps
@@ -305,15 +262,18 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
     if map_id is None:
         return None
     run = _kept_runs.get(map_id)
+    # After Stop, rows may need some more seconds to end; a resume would send them a second time.
     is_active = any(runner.run.id == map_id for runner in active_runners())
     if is_active or (run is not None and not run.wait_inactive(timeout=INACTIVE_TIMEOUT_S)):
         raise NbcodexError(
             f"The map {map_id} is still running.",
             advice=f"Wait for it, or end it with `%codex park {map_id}`.",
         )
+    # The journal knows best: another kernel may have resumed the map meanwhile.
     entries = {entry.id: entry for entry in maps.entries(map_id)}
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
+    # What is left of an iterator is not kept, only the rows that were started.
     if run is None or not run.keeps_replies:
         run = _run_from_journal(map_id, list(entries.values()))
     if isinstance(run.backend, BatchBackend):
@@ -347,13 +307,7 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
 
 
 class JournalInput(ListInput):
-    """The rows of a map as the journal knows them; there is no data to read more of.
-
-    Attributes
-    ----------
-    unknown : int
-        Rows that never reached the journal.
-    """
+    """The rows of a map in the journal, without its data; `unknown` ones never got there."""
 
     def __init__(self, total: int, *, unknown: int) -> None:
         super().__init__((), None)
@@ -378,12 +332,7 @@ def describe_unknown_rows(run: MapRun) -> str:
 class LastMap(Sequence[Reply]):
     """`nbcodex.map.last`: the latest map's replies in order, false where there is no answer.
 
-    For an iterator it is empty, because those replies are not kept.
-
-    Attributes
-    ----------
-    id : str
-        The map's id, for `%codex resume`.
+    For an iterator it is empty, because those replies are not kept. `id` is the map's id.
     """
 
     def __init__(self, run: MapRun) -> None:

@@ -81,27 +81,10 @@ class MapRun:
 
     Parameters
     ----------
-    inputs : InputData
-        The data.
     requests : RowRequests or None
         Makes requests of rows; None if all rows are in the journal.
-    backend : Backend
-        Answers them.
-    origin : Origin
-        Where the map was started, and its id.
     on_error : {"keep", "raise"}
-        Whether the first row that fails ends it.
-
-    Attributes
-    ----------
-    keeps_replies : bool
-        Whether all replies are kept; those of an iterator are not.
-    failures : dict
-        By position, the name of each row without an answer, and why it has none.
-    outcome : str
-        How the map ended; empty while it is executed.
-    end_action : {"cancel", "park"} or None
-        How the user ends it: nothing more is started then. Any thread may set it.
+        Whether the first row that fails ends the map.
     """
 
     def __init__(
@@ -117,11 +100,14 @@ class MapRun:
     ) -> None:
         self.inputs, self.backend, self.origin = inputs, backend, origin
         self.client, self.settings = client, settings
+        # Replies of an iterator are not kept: it may be endless.
         self.id, self.keeps_replies = origin.map_id or "", inputs.total is not None
         self.on_stats: MapListener = lambda _: None
         self.replies: dict[int, Reply] = {}
+        # By position: the name of each row without an answer, and why it has none.
         self.failures: dict[int, tuple[str, str]] = {}
-        self.outcome: MapOutcome = ""
+        self.outcome: MapOutcome = ""  # empty while the map is executed
+        # How the user ends the map; nothing is started then. Any thread may set it.
         self.end_action: EndAction | None = None
         self._requests, self._on_error = requests, on_error
         self._source: Iterator[Row] = inputs.rows()
@@ -140,13 +126,7 @@ class MapRun:
     # Starting rows.
 
     def advance(self) -> bool:
-        """Start as many rows as the backend accepts; return whether there is more to wait for.
-
-        Raises
-        ------
-        NbcodexError
-            If a failure ends the map.
-        """
+        """Start as many rows as the backend accepts; return whether there is more to wait for."""
         self.record(self.backend.endings(timeout=0.0))
         free = self.backend.capacity(len(self._active))
         while free > 0 and self._may_start and (row := self._next_row()):

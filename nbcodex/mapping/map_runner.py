@@ -46,14 +46,9 @@ class MapRunner:
         self._ended = threading.Event()
 
     def advance(self) -> bool:
-        """Advance the run; return whether there is more to wait for.
-
-        Raises
-        ------
-        NbcodexError
-            If a failure ends the map.
-        """
+        """Advance the run; return whether there is more to wait for."""
         self._check_end_action()
+        # While it is set, the executing thread is awake and sees `end_action` by itself.
         self._is_advancing = True
         try:
             has_more = self.run.advance()
@@ -101,22 +96,14 @@ class MapRunner:
 
     @contextmanager
     def executing(self) -> Iterator[None]:
-        """Be listed as active; finish the run at the end, or park it if anything is raised.
-
-        Raises
-        ------
-        Stopped
-            In place of a KeyboardInterrupt.
-        CancelledError, ParkedError
-            If the user has ended it otherwise. Not an interrupt: on an event loop, that would end
-            the loop instead of the task alone.
-        """
+        """Be listed as active; finish the run at the end, or park it if anything is raised."""
         _active[self] = None
         try:
             yield
             self.run.finish()
             self.outcome = "done"
         except _EndedByUserError:
+            # Raised as an ordinary error: on an event loop, an interrupt would end the loop.
             action = self.run.end_action or "park"
             run_uninterrupted(lambda: self.end_early(OUTCOME_BY_ACTION[action]))
             raise _ended_error(self.run, self.outcome) from None
@@ -124,6 +111,7 @@ class MapRunner:
             run_uninterrupted(lambda: self.end_early("stopped"))
             message = f"Stopped: {_answered(self.run)}, {_rest(self.run, self.outcome)}."
             raise Stopped(message, advice=resume_advice(self.run)) from None
+        # A loop that is left early, or a task that is cancelled, is the user's own decision.
         except (GeneratorExit, asyncio.CancelledError):
             run_uninterrupted(lambda: self.end_early("stopped"))
             raise

@@ -32,9 +32,10 @@ RowResult = CompletedAnswer | NbcodexError
 
 @dataclass(slots=True, eq=False)
 class PendingRow:
-    """A row without an ending; `entry` if it was in the journal before and is not claimed yet."""
+    """A row without an ending."""
 
     request: Request
+    # Set as long as a row that was in the journal before is not claimed for this process.
     entry: Entry | None = None
     destination: Destination = ("", "", "")
     key: bytes = b""
@@ -46,22 +47,7 @@ class PendingRow:
 
 
 class PendingRows:
-    """The rows of one map, on the event loop.
-
-    Parameters
-    ----------
-    services : Services
-        Its budget counts what rows use, its clock dates events.
-    jobs : BatchJobs
-        Where endings are committed.
-    emit : callable
-        Receives the events of rows.
-
-    Attributes
-    ----------
-    rows : dict
-        Rows without an ending, by id.
-    """
+    """The rows of one map without an ending, by id; lives on the event loop."""
 
     def __init__(self, services: Services, jobs: BatchJobs, emit: Callable[[Event], None]) -> None:
         self.rows: dict[str, PendingRow] = {}
@@ -79,6 +65,8 @@ class PendingRows:
 
     async def commit(self, endings: Sequence[Ending]) -> list[Ending]:
         """Charge and commit endings; return them, with budget warnings, to be emitted."""
+        # Charged first, so that the warnings are in the journal's reply, too. Committed before
+        # they are emitted: a user never sees an answer that a crash could still lose.
         charged = [self._charge(ending) for ending in endings]
         await self._jobs.finish_rows([(ending.reply, _error_text(ending)) for ending in charged])
         return charged
@@ -106,6 +94,7 @@ class PendingRows:
 
     async def shield(self, work: Coroutine[Any, Any, None]) -> None:
         """Complete `work` even if the calling task is cancelled."""
+        # The event loop holds only weak references to tasks (python/cpython#91887).
         task = asyncio.create_task(work)
         self._shielded.add(task)
         task.add_done_callback(self._shielded.discard)
@@ -132,6 +121,7 @@ def ending_from_result(
         return parked_ending(request, result.message, clock=clock)
     if isinstance(result, NbcodexError):
         return failed_ending(request, result, clock=clock)
+    # The ending is built as for a live request, so that replies have the same fields.
     story = Story(request, lambda _: None, clock=clock)
     story.base_url, story.attempts = base_url, 1
     story.hear_server(simulated=result.simulated)

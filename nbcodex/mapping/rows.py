@@ -31,13 +31,7 @@ _OPTION_NAMES = frozenset(inspect.signature(build_request).parameters) - _NOT_FO
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are set.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option does not exist; the message names the nearest.
-    """
+    """Return the options that are set; raise a ConfigurationError if one does not exist."""
     for name in options:
         if name not in _OPTION_NAMES:
             near = difflib.get_close_matches(name, _OPTION_NAMES, n=1)
@@ -54,22 +48,7 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
-    """Makes the requests of a map.
-
-    Parameters
-    ----------
-    source : Template or callable
-        A template, or a function that returns a row's prompt, or a mapping of ``prompt`` and
-        options for this row.
-    options : mapping
-        Options of all rows, see `given_options`.
-    row_key : str, callable or None
-        Names a row: a column, or a function of the item.
-    settings : Settings
-        Applies where the options are silent.
-    origin : Origin
-        Where the map was started, and its id.
-    """
+    """Makes the requests of a map. `options` hold for all rows."""
 
     source: Template | Callable[[Any], object]
     options: Mapping[str, Any]
@@ -83,14 +62,10 @@ class RowRequests:
         return not isinstance(self.source, Template)
 
     def check(self, data: InputData) -> None:
-        """Refuse what would fail in every row, before anything is sent.
-
-        Raises
-        ------
-        ConfigurationError
-            If an option is invalid, or a column is missing in data that is already in memory.
-        """
+        """Raise a ConfigurationError for what would fail in every row, before anything is sent."""
         build_request("?", self.settings, **self.options)
+        # Frames have the same columns in every row. Of other data each row is looked at, but an
+        # iterator would be used up by that: its rows are refused one by one.
         if data.columns is not None:
             self._check_columns(data.columns, "the data")
         elif data.total is not None and (
@@ -114,13 +89,7 @@ class RowRequests:
         return row.label if key is None else key
 
     def request(self, row: Row) -> Request:
-        """Return the request of a row.
-
-        Raises
-        ------
-        NbcodexError
-            If no request can be made of the row; the message says why.
-        """
+        """Return the request of a row; raise a NbcodexError if none can be made of it."""
         prompt, options = self._prompt(row), self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
@@ -130,6 +99,7 @@ class RowRequests:
                 f"The function returned {type(prompt).__name__} instead of a prompt.",
                 advice="Return a text, or a dict of 'prompt' and options.",
             )
+        # The id is derived, not random: a resume finds the entry of a row without a look-up table.
         origin = replace(self.origin, row_index=row.index)
         request = build_request(prompt, self.settings, **options, origin=origin)
         return replace(request, id=f"{origin.map_id}-{row.index}", row=self._key(row))
@@ -180,13 +150,7 @@ def row_requests(
     settings: Settings,
     origin: Origin,
 ) -> RowRequests:
-    """Return how the rows of `data` become requests, checked as far as possible before sending.
-
-    Raises
-    ------
-    ConfigurationError
-        If the template, an option or the row key is invalid.
-    """
+    """Return how the rows of `data` become requests, checked as far as possible before sending."""
     if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
         raise ConfigurationError("row_key must be the name of a column, or a function of a row.")
     if isinstance(source, str):
@@ -200,6 +164,7 @@ def row_requests(
             f"The template is of type {type(source).__name__}.",
             advice="Pass a text or a function of a row.",
         )
+    # `reuse` is on, unlike for single requests: running a map again must not pay twice.
     shared = {"patience": DEFAULT_PATIENCE_S, "reuse": True, **given_options(options)}
     requests = RowRequests(parsed, shared, row_key, settings, origin)
     requests.check(data)
@@ -208,6 +173,7 @@ def row_requests(
 
 def _known_columns(data: InputData) -> Collection[str]:
     """Return the columns of the data, as far as they can be read without using it up."""
+    # Known names may contain spaces and punctuation, which the template would not recognise.
     if data.columns is not None or data.total is None:
         return data.columns or ()
     return next((row.values.keys() for row in data.rows()), ())

@@ -43,21 +43,8 @@ log = logging.getLogger(__name__)
 class BatchUploader:
     """Brings the rows of one map to the provider. Its methods are called on the loop's thread.
 
-    Parameters
-    ----------
-    services : Services
-        What all requests of the process share.
-    settings : Settings
-        How the server is reached.
-    emit : callable
-        Receives the events of rows.
-    cancels_jobs : bool
-        Whether the provider's jobs are cancelled, and nothing more is uploaded.
-
-    Attributes
-    ----------
-    backlog : int
-        Rows that are not in the journal yet.
+    With `cancels_jobs`, the provider's jobs are cancelled, and nothing more is uploaded. `backlog`
+    is the number of rows that are not in the journal yet.
     """
 
     def __init__(
@@ -101,6 +88,7 @@ class BatchUploader:
 
     def _post(self, rows: list[PendingRow] | None) -> None:
         self._inbox.append(rows)
+        # Once per map is often enough for files that a dead kernel left at the provider.
         if self._inbox_task is None:
             self._spawn(self._files.erase_leftovers())
         if self._inbox_task is None or self._inbox_task.done():
@@ -108,6 +96,8 @@ class BatchUploader:
 
     async def park(self) -> None:
         """Stop waiting and park all rows; the provider continues with its jobs."""
+        # Shielded work, such as a commit, is completed; everything else may be cut off, because
+        # the journal knows how far it came.
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -228,6 +218,8 @@ class BatchUploader:
     async def _upload(self, part: BatchPart, data: bytes) -> bool:
         """Upload a part and wait for its validation; return False if the queue is full."""
         self._uploaded[part.tag] = part
+        # Recorded before the upload: a kernel that dies in between leaves a tag to look for, and
+        # the next one does not pay for the rows again.
         await self._jobs.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
         try:
             on_file = partial(self._record_file, part.tag)
@@ -271,6 +263,7 @@ class BatchUploader:
             part.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0
         )
         rows = self._pending.rows
+        # A resumed part may hold rows of another map, which wait for nothing here.
         foreign = [id_ for id_ in part.requests if id_ not in rows]
         await self._jobs.park_rows([], foreign, batch=part.tag)
         for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
@@ -287,6 +280,7 @@ class BatchUploader:
             return
         requests = {request.id: request for request in held.requests}
         part = self._uploaded[tag] = BatchPart(tag, requests, held.requests[0], held.base_url)
+        # Rows of the part itself get its answers; only equal rows of this map go on waiting.
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:

@@ -513,7 +513,7 @@ def test_a_map_that_another_kernel_is_at_is_left_to_it(room: Room) -> None:
 def session_of(journal: Any) -> Any:
     """Return as much of a notebook's session as a map needs that goes on."""
     return SimpleNamespace(
-        watcher=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
+        map_listener=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
     )
 
 

@@ -14,11 +14,11 @@ from nbcodex.mapping.backends import (
     MAX_ACTIVE_ROWS,
     MAX_QUEUED_ROWS,
     LiveBackend,
+    StatsCounter,
 )
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_run import MapRun, RowState
 from nbcodex.mapping.rows import row_requests
-from nbcodex.mapping.stats import StatsCounter
 from nbcodex.models import MapStats, Origin, Reply, Request
 from nbcodex.settings import Settings
 
