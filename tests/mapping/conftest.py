@@ -19,7 +19,7 @@ from tests.simulated import KEY
 
 
 @dataclass
-class Room:
+class SimulatedClient:
     """A client and the simulator that it asks."""
 
     simulator: Simulator
@@ -27,11 +27,11 @@ class Room:
 
     @property
     def prompts(self) -> list[str]:
-        """What was asked, refused requests included."""
+        """Prompts that were sent, refused requests included."""
         return [seen.prompt for seen in self.simulator.log if seen.api]
 
-    def again(self) -> None:
-        """Go on as another process would: with the same files, and nothing in memory."""
+    def restart_process(self) -> None:
+        """Continue as another process would: with the same files, and nothing in memory."""
         from nbcodex.mapping import map_api
 
         self.client.close()
@@ -40,14 +40,14 @@ class Room:
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    """A client whose server has limits that nobody meets."""
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedClient]:
+    """A client whose server has limits far out of reach."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NBCODEX_MODEL", "gpt-5.6-sol")
     core = Simulator(
         Knobs(tpm=10**8, rpm=10**6, latency=0.005, speed=20_000.0, chunk=50), clock=BootClock()
     )
-    made = Room(core, Client(transport=SimulatorTransport(core)))
+    made = SimulatedClient(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
     monkeypatch.setattr("nbcodex.host.current", Host(confirm=lambda _: True))
     yield made

@@ -22,7 +22,7 @@ from nbcodex.mapping.rows import row_requests
 from nbcodex.models import MapStats, Origin, Reply, Request
 from nbcodex.settings import Settings
 
-from .conftest import Room
+from .conftest import SimulatedClient
 
 
 class ManualBackend:
@@ -70,18 +70,17 @@ class ManualBackend:
             self._endings.append(ending)
 
 
-def run_of(data: Any, room: Room, backend: ManualBackend, **options: Any) -> MapRun:
+def run_of(data: Any, simulated: SimulatedClient, backend: ManualBackend, **options: Any) -> MapRun:
     shape, origin = read_input(data), Origin(map_id="m1")
     made = row_requests("{}", shape, {}, row_key=None, settings=Settings(), origin=origin)
     return MapRun(
-        shape, made, backend, origin=origin, client=room.client, settings=Settings(), **options
+        shape, made, backend, origin=origin, client=simulated.client, settings=Settings(), **options
     )
 
 
-def test_replies_are_given_in_order(room: Room) -> None:
-    """What ends early waits for those before it."""
+def test_replies_are_returned_in_order(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(iter(range(3)), room, backend)
+    run = run_of(iter(range(3)), simulated, backend)
     run.advance()
     backend.end_rows(2, 1)
     run.advance()
@@ -93,10 +92,9 @@ def test_replies_are_given_in_order(room: Room) -> None:
     assert backend.flushed
 
 
-def test_a_slow_row_holds_up_a_window_and_no_more(room: Room) -> None:
-    """However many rows there are, only so many are read before the slow one is given."""
+def test_slow_row_of_an_iterator_stops_reading_after_one_window(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(iter(range(10**9)), room, backend)
+    run = run_of(iter(range(10**9)), simulated, backend)
     for _ in range(5):
         run.advance()
         backend.end_rows(*range(1, len(backend.started)))
@@ -108,10 +106,9 @@ def test_a_slow_row_holds_up_a_window_and_no_more(room: Room) -> None:
     assert len(backend.started) == LIVE_WINDOW_ROWS + 1
 
 
-def test_a_list_has_no_window(room: Room) -> None:
-    """All its answers are kept anyway, so a slow row holds up nothing."""
+def test_slow_row_of_a_list_delays_no_other(simulated: SimulatedClient) -> None:
     backend = ManualBackend(max_active=2)
-    run = run_of(list(range(5_000)), room, backend)
+    run = run_of(list(range(5_000)), simulated, backend)
     run.advance()
     for number in range(1, 5_000):
         backend.end_rows(number)
@@ -120,10 +117,9 @@ def test_a_list_has_no_window(room: Room) -> None:
     assert run.active_rows == 1
 
 
-def test_an_ending_that_is_told_twice_counts_once(room: Room) -> None:
-    """After an interrupt, what was heard may be heard again."""
+def test_ending_delivered_twice_counts_once(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(["a"], room, backend)
+    run = run_of(["a"], simulated, backend)
     run.advance()
     backend.end_rows(0)
     endings = backend.endings(timeout=0.0)
@@ -133,10 +129,9 @@ def test_an_ending_that_is_told_twice_counts_once(room: Room) -> None:
     assert not run.advance()
 
 
-def test_equal_rows_follow_the_first(room: Room) -> None:
-    """They are started when it has ended, all of them, to find its answer."""
+def test_equal_rows_start_after_the_first_has_ended(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(["a", "a", "b", "a"], room, backend)
+    run = run_of(["a", "a", "b", "a"], simulated, backend)
     run.advance()
     assert backend.started == ["m1-0", "m1-2"]
     backend.end_rows(0)
@@ -145,10 +140,10 @@ def test_equal_rows_follow_the_first(room: Room) -> None:
 
 
 @pytest.mark.parametrize("kind", [PermanentError, ParkedError])
-def test_no_row_waits_for_an_equal_one_twice(
-    room: Room, monkeypatch: pytest.MonkeyPatch, kind: type[NbcodexError]
+def test_equal_rows_are_started_at_most_twice_each(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, kind: type[NbcodexError]
 ) -> None:
-    """What many equal rows cost is told by how many there are, whatever the first came to."""
+    """Otherwise many equal rows would take quadratic time."""
     begun: list[int] = []
     real = MapRun._start
 
@@ -158,7 +153,7 @@ def test_no_row_waits_for_an_equal_one_twice(
 
     monkeypatch.setattr(MapRun, "_start", begin)
     backend = ManualBackend(max_active=10)
-    run, ended = run_of(["a", "b"] * 50, room, backend), 0
+    run, ended = run_of(["a", "b"] * 50, simulated, backend), 0
     while run.advance():
         numbers = [int(id_.partition("-")[2]) for id_ in backend.started[ended:]]
         backend.end_rows(*numbers, error=None if ended else kind("no"))
@@ -166,10 +161,9 @@ def test_no_row_waits_for_an_equal_one_twice(
     assert max(Counter(begun).values()) <= 2
 
 
-def test_equal_rows_fail_together(room: Room) -> None:
-    """What is refused for what it asks would be refused again: it is asked once."""
+def test_permanent_failure_is_shared_by_equal_rows(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(["a", "a", "a"], room, backend)
+    run = run_of(["a", "a", "a"], simulated, backend)
     run.advance()
     backend.end_rows(0, error=PermanentError("no"))
     assert not run.advance()
@@ -177,29 +171,26 @@ def test_equal_rows_fail_together(room: Room) -> None:
     assert [reply.error for reply in run.replies_in_order()] == ["no", "no", "no"]
 
 
-def test_a_parked_row_is_no_failure_that_ends_a_map(room: Room) -> None:
-    """It is kept for later, also where the first failure is to end all."""
+def test_parked_row_does_not_end_a_map_with_on_error_raise(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(["a", "b"], room, backend, on_error="raise")
+    run = run_of(["a", "b"], simulated, backend, on_error="raise")
     run.advance()
     backend.end_rows(0, error=ParkedError("later"))
     assert run.advance()
 
 
-def test_the_next_of_equal_rows_is_asked_where_the_first_was_parked(room: Room) -> None:
-    """That may have been for a reason of its own; the others go on waiting."""
+def test_next_equal_row_starts_if_the_first_is_parked(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(["a", "a", "a"], room, backend)
+    run = run_of(["a", "a", "a"], simulated, backend)
     run.advance()
     backend.end_rows(0, error=ParkedError("later"))
     run.advance()
     assert backend.started == ["m1-0", "m1-1"]
 
 
-def test_an_iterators_failures_are_not_remembered_for_ever(room: Room) -> None:
-    """A million failed rows do not fill the memory."""
+def test_remembered_failures_of_an_iterator_are_bounded(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
-    run = run_of(iter(range(3_000)), room, backend)
+    run = run_of(iter(range(3_000)), simulated, backend)
     ended = 0
     while run.advance():
         backend.end_rows(*range(ended, len(backend.started)), error=PermanentError("no"))
@@ -212,9 +203,8 @@ def test_an_iterators_failures_are_not_remembered_for_ever(room: Room) -> None:
     assert not run._unanswered
 
 
-def test_live_takes_what_does_good(room: Room) -> None:
-    """A few wait for leave to be sent, so that the ledger always has a next one; not all."""
-    live = LiveBackend(cast(Any, room.client), Settings(), map_id="m1")
+def test_live_capacity_is_bounded_by_active_and_queued_rows(simulated: SimulatedClient) -> None:
+    live = LiveBackend(cast(Any, simulated.client), Settings(), map_id="m1")
     for active, sent, left in [
         (0, 0, MAX_QUEUED_ROWS),
         (40, 0, MAX_QUEUED_ROWS - 40),

@@ -1,4 +1,4 @@
-"""Maps that are ended by an order: cancelled or parked, in whatever thread they are under way."""
+"""Maps that are cancelled or parked, from the executing thread and from others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -16,123 +16,124 @@ import nbcodex
 from nbcodex import host
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError
 from nbcodex.mapping import map_runner
+from nbcodex.mapping.backends import EndAction
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request
 from nbcodex.notebook.commands.entries import _running
 from nbcodex.notebook.monitor.widget import Monitor
 
-from .conftest import Room, texts
+from .conftest import SimulatedClient, texts
 
 ECHO = "[[echo: {}]]"
 ROWS = [f"row {n}" for n in range(600)]
 ERRORS = {"cancel": CancelledError, "park": ParkedError}
 
-Order = Literal["cancel", "park"]
-either = pytest.mark.parametrize("order", ["cancel", "park"])
+cancel_or_park = pytest.mark.parametrize("action", ["cancel", "park"])
 
 
 @pytest.fixture
-def room(room: Room) -> Room:
-    """There are always rows under way, and rows that are not begun."""
-    room.simulator.change_knobs(latency=0.1)
-    return room
+def simulated(simulated: SimulatedClient) -> SimulatedClient:
+    """There are always active rows, and rows that are not started."""
+    simulated.simulator.change_knobs(latency=0.1)
+    return simulated
 
 
-def begun(room: Room, *, answers: int = 20, **options: Any) -> tuple[MapRunner, Future[Any]]:
-    """Return a map that another thread is at, when some of its rows are answered."""
-    told: Future[Any] = Future()
+def started(
+    simulated: SimulatedClient, *, answers: int = 20, **options: Any
+) -> tuple[MapRunner, Future[Any]]:
+    """Return a map that another thread executes, once some of its rows are answered."""
+    result: Future[Any] = Future()
 
     def ask() -> None:
         try:
-            told.set_result(nbcodex.map(ECHO, ROWS, **options))
+            result.set_result(nbcodex.map(ECHO, ROWS, **options))
         except BaseException as error:
-            told.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
     wait_until(
         lambda: any(each.run.backend.counter.stats.done >= answers for each in active_runners())
     )
-    return active_runners()[0], told
+    return active_runners()[0], result
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while not holds():
-        assert time.monotonic() < give_up, "it did not come about"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
 
 
-@either
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_map_of_another_thread_is_ended_and_goes_on(
-    room: Room, order: Order, elsewhere: bool
+@cancel_or_park
+@pytest.mark.parametrize("in_other_process", [False, True])
+def test_map_ended_from_another_thread_can_be_resumed(
+    simulated: SimulatedClient, action: EndAction, in_other_process: bool
 ) -> None:
-    """Nothing more is begun; here or in another process, going on asks what has no answer."""
-    runner, told = begun(room)
-    runner.end(order)
-    error = told.exception(timeout=5)
-    assert isinstance(error, ERRORS[order])
+    """Here or in another process, only rows without an answer are sent."""
+    runner, result = started(simulated)
+    runner.end(action)
+    error = result.exception(timeout=5)
+    assert isinstance(error, ERRORS[action])
     assert f"%codex resume {runner.run.id} goes on" in error.advice.replace("`", "")
-    known = len(room.prompts)
+    known = len(simulated.prompts)
     assert known < len(ROWS)
     assert active_runners() == []
     done = [n for n, reply in enumerate(runner.run.replies_in_order()) if reply]
-    if elsewhere:
-        room.again()
+    if in_other_process:
+        simulated.restart_process()
     run = resume_map(runner.run.id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == ROWS
-    asked = room.prompts.count
+    asked = simulated.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
-    journal = room.client.journal(host.current.settings())
+    journal = simulated.client.journal(host.current.settings())
     assert journal.maps.summary(run.id).counts == {"done": len(ROWS)}
 
 
-@either
-def test_rows_under_way_get_the_order(room: Room, order: Order) -> None:
-    """They end as a single request does; what was not begun is parked, whichever it is."""
-    runner, told = begun(room)
-    runner.end(order)
-    told.exception(timeout=5)
-    journal = room.client.journal(host.current.settings())
+@cancel_or_park
+def test_active_rows_are_cancelled_or_parked_and_others_parked(
+    simulated: SimulatedClient, action: EndAction
+) -> None:
+    runner, result = started(simulated)
+    runner.end(action)
+    result.exception(timeout=5)
+    journal = simulated.client.journal(host.current.settings())
     counts = journal.maps.summary(runner.run.id).counts
     assert counts.total() == len(ROWS)
-    assert (counts["cancelled"] > 0) is (order == "cancel")
+    assert (counts["cancelled"] > 0) is (action == "cancel")
     assert counts["parked"] > 0
     assert counts.keys() <= {"done", "parked", "cancelled"}
 
 
-def test_it_is_said_what_was_ended(room: Room) -> None:
-    """No row of it counts as failed, the map keeps what it has, and the last report says how."""
-    heard: list[Any] = []
-    host.current.watch = lambda: heard.append
-    runner, told = begun(room, on_error="raise")
+def test_cancelled_map_reports_no_failures(simulated: SimulatedClient) -> None:
+    reports: list[Any] = []
+    host.current.watch = lambda: reports.append
+    runner, result = started(simulated, on_error="raise")
     runner.end("cancel")
-    error = told.exception(timeout=5)
+    error = result.exception(timeout=5)
     assert isinstance(error, CancelledError)
     assert error.message.startswith("Cancelled by you: ")
     assert "of 600 rows are answered, nothing is lost." in error.message
-    assert (heard[-1].outcome, heard[-1].failed) == ("cancelled", 0)
-    assert heard[-1].done + heard[-1].parked == len(ROWS)
+    assert (reports[-1].outcome, reports[-1].failed) == ("cancelled", 0)
+    assert reports[-1].done + reports[-1].parked == len(ROWS)
     assert runner.run.failures == {}
 
 
-def test_a_map_that_is_under_way_is_not_gone_on_with(room: Room) -> None:
-    """Two who go through one run would each lose what the other hears."""
-    runner, told = begun(room)
+def test_active_map_cannot_be_resumed(simulated: SimulatedClient) -> None:
+    runner, result = started(simulated)
     with pytest.raises(NbcodexError, match="is still running"):
         resume_map(runner.run.id)
     runner.end("park")
-    told.exception(timeout=5)
+    result.exception(timeout=5)
 
 
-def test_on_ones_own_loop_it_has_ended_at_once(room: Room) -> None:
-    """The error is no interrupt, which would end the loop; who wakes late leaves it alone."""
+def test_map_on_the_callers_loop_ends_at_once(simulated: SimulatedClient) -> None:
+    """A task that wakes up late leaves the resumed map alone."""
 
     async def main() -> tuple[Any, Any]:
         answered = asyncio.Event()
-        host.current.watch = lambda: lambda told: answered.set() if told.done else None
+        host.current.watch = lambda: lambda stats: answered.set() if stats.done else None
         task = asyncio.ensure_future(nbcodex.amap(ECHO, ROWS))
         await answered.wait()
         (runner,) = active_runners()
@@ -140,72 +141,72 @@ def test_on_ones_own_loop_it_has_ended_at_once(room: Room) -> None:
         assert runner.run.outcome == "cancelled"
         run = resume_map(runner.run.id)
         assert run is runner.run
-        back = map_runner.run_map(run)
-        return back, (await asyncio.gather(task, return_exceptions=True))[0]
+        replies = map_runner.run_map(run)
+        return replies, (await asyncio.gather(task, return_exceptions=True))[0]
 
-    back, error = asyncio.run(main())
-    assert texts(back) == ROWS
+    replies, error = asyncio.run(main())
+    assert texts(replies) == ROWS
     assert isinstance(error, CancelledError)
 
 
-def test_a_loop_that_is_between_two_replies_is_ended(room: Room) -> None:
-    """What it has begun is ended at once; it hears of it when it asks for the next reply."""
+def test_suspended_iterator_is_ended_at_once(simulated: SimulatedClient) -> None:
     replies = nbcodex.map(ECHO, iter(ROWS))
     assert next(replies).text == "row 0"
     (runner,) = active_runners()
     runner.end("park")
     assert runner.ended
-    known = len(room.prompts)
+    known = len(simulated.prompts)
     with pytest.raises(ParkedError, match="the rest is parked"):
         next(replies)
-    assert len(room.prompts) == known
+    assert len(simulated.prompts) == known
 
 
-@either
-def test_the_monitors_buttons_for_all_end_a_map(room: Room, order: Order) -> None:
-    """Its rows alone would make room for the next ones."""
-    _, told = begun(room)
-    click = {"type": "action", "name": order, "request": "all", "id": 1}
-    Monitor(room.client)._receive(click)
-    assert isinstance(told.exception(timeout=5), ERRORS[order])
-    assert len(room.prompts) < len(ROWS)
+@cancel_or_park
+def test_monitor_buttons_for_all_end_a_map(simulated: SimulatedClient, action: EndAction) -> None:
+    """Ending its rows alone would make room for the next ones."""
+    _, result = started(simulated)
+    click = {"type": "action", "name": action, "request": "all", "id": 1}
+    Monitor(simulated.client)._receive(click)
+    assert isinstance(result.exception(timeout=5), ERRORS[action])
+    assert len(simulated.prompts) < len(ROWS)
 
 
-def test_an_id_means_a_map_or_one_of_its_rows(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beginning of the map's is that of all its rows, too, and means the map."""
-    runner, told = begun(room)
+def test_id_prefix_names_the_map_not_its_rows(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, result = started(simulated)
     map_id = runner.run.id
     rows = [Request(prompt="x", id=f"{map_id}-{n}", origin=Origin(map_id=map_id)) for n in (1, 10)]
     handles = [SimpleNamespace(request=row) for row in rows]
     with monkeypatch.context() as patch:
-        patch.setattr(type(room.client), "active_handles", lambda _: handles)
+        patch.setattr(type(simulated.client), "active_handles", lambda _: handles)
         assert _running(map_id[:5]) == ([runner], [])
         assert _running(map_id) == ([runner], [])
         assert _running(f"{map_id}-1") == ([], handles[:1])
     runner.end("park")
-    told.exception(timeout=5)
+    result.exception(timeout=5)
 
 
-@either
-def test_a_map_at_a_provider_is_left_there(room: Room, order: Order) -> None:
-    """As by Stop; going on fetches it, or ends it there."""
-    room.simulator.change_knobs(batch_seconds=0.5)
-    runner, told = begun(room, answers=0, engine="batch")
+@cancel_or_park
+def test_batch_job_continues_after_cancel_or_park(
+    simulated: SimulatedClient, action: EndAction
+) -> None:
+    simulated.simulator.change_knobs(batch_seconds=0.5)
+    runner, result = started(simulated, answers=0, engine="batch")
     wait_until(lambda: runner.run.backend.counter.stats.sent == len(ROWS))
-    runner.end(order)
-    error = told.exception(timeout=5)
-    assert isinstance(error, ERRORS[order])
+    runner.end(action)
+    error = result.exception(timeout=5)
+    assert isinstance(error, ERRORS[action])
     assert "the provider goes on" in str(error)
     run = resume_map(runner.run.id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == ROWS
 
 
-def test_one_row_that_is_cancelled_ends_nothing_else(room: Room) -> None:
-    """The map goes on, and its row says why it has no answer."""
-    _, told = begun(room)
-    handle = room.client.active_handles()[-1]
+def test_cancelled_row_does_not_end_its_map(simulated: SimulatedClient) -> None:
+    _, result = started(simulated)
+    handle = simulated.client.active_handles()[-1]
     handle.cancel()
-    replies = told.result(timeout=20)
+    replies = result.result(timeout=20)
     missing = [reply for reply in replies if not reply]
     assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]

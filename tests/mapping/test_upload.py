@@ -1,4 +1,4 @@
-"""Maps through the Batch API: handed in once, found again, fetched and erased."""
+"""Batch uploads: rows are uploaded once, jobs are found again, files are erased."""
 
 from __future__ import annotations
 
@@ -30,11 +30,8 @@ SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1", model="
 HOUR = 3_600.0
 
 
-class Gate(httpx2.AsyncBaseTransport):
-    """Lets calls through to a simulator, unless a test has something else for them.
-
-    `before` and `after` see each call; what they raise or return is what comes of it.
-    """
+class FaultyTransport(httpx2.AsyncBaseTransport):
+    """Passes calls on to a simulator; `before` and `after` may answer or fail them instead."""
 
     def __init__(self, core: Simulator) -> None:
         self._inner = SimulatorTransport(core)
@@ -55,60 +52,56 @@ class Gate(httpx2.AsyncBaseTransport):
         return sum(call.startswith(start) for call in self.calls)
 
 
-class Place:
-    """A server and a journal, which outlive the processes that use them; made on the loop."""
+class World:
+    """A server and a journal that outlive the processes which use them."""
 
     def __init__(self, **knobs: Any) -> None:
         self.clock = LoopClock()
         knobs = {"batch_seconds": HOUR, **knobs}
         self.core = Simulator(Knobs(**knobs), clock=self.clock)
-        self.gate = Gate(self.core)
+        self.transport = FaultyTransport(self.core)
         self.journal = Journal()
         let_time_wait(self.journal)
         self.events: list[events.Event] = []
-        self._heard = asyncio.Event()
+        self._on_eventd = asyncio.Event()
 
     def uploader(
         self, settings: Settings = SETTINGS, *, cancels_jobs: bool = False
     ) -> BatchUploader:
         engine = Services(
-            api_client=ApiClient(clock=self.clock, transport=self.gate),
+            api_client=ApiClient(clock=self.clock, transport=self.transport),
             journal=lambda _: self.journal,
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
         )
-        return BatchUploader(engine, settings, self._hear, cancels_jobs=cancels_jobs)
+        return BatchUploader(engine, settings, self._on_event, cancels_jobs=cancels_jobs)
 
-    def _hear(self, event: events.Event) -> None:
+    def _on_event(self, event: events.Event) -> None:
         self.events.append(event)
-        self._heard.set()
+        self._on_eventd.set()
 
-    async def ended(self, uploader: BatchUploader, requests: list[Request], **known: Any) -> None:
-        """Hand rows over, and wait for all to end."""
+    async def run(self, uploader: BatchUploader, requests: list[Request], **known: Any) -> None:
+        """Upload rows, and wait for all endings."""
         uploader.add([PendingRow(request, known.get(request.id)) for request in requests])
         uploader.flush()
-        give_up = self.clock.now() + 3 * 86_400.0
+        deadline = self.clock.now() + 3 * 86_400.0
         while len(self.endings) < len(requests):
-            self._heard.clear()
-            assert await self.clock.wait(give_up, unless=self._heard), "it did not come about"
+            self._on_eventd.clear()
+            assert await self.clock.wait(deadline, unless=self._on_eventd), "timed out"
 
     async def until(self, holds: Callable[[], bool], *, within: float = 86_401.0) -> None:
-        give_up = self.clock.now() + within
+        deadline = self.clock.now() + within
         while not holds():
-            assert self.clock.now() < give_up, "it did not come about"
+            assert self.clock.now() < deadline, "timed out"
             await asyncio.sleep(30.0)
 
     @property
     def endings(self) -> dict[str, events.Ending]:
         return {e.request_id: e for e in self.events if isinstance(e, events.Ending)}
 
-    def again(self) -> None:
-        """Hear of what comes from now on alone."""
-        self.events.clear()
-
     @property
-    def asked(self) -> list[str]:
-        """What the provider answered in batches."""
+    def sent_prompts(self) -> list[str]:
+        """Prompts that were answered in batch jobs."""
         return [seen.prompt for seen in self.core.log if seen.method == "BATCH"]
 
     @property
@@ -131,7 +124,7 @@ def requests(count: int, *, batch: str = "m1", prompt: str = "[[echo: {}]]", **o
     ]
 
 
-def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], None]:
     """Run a test in virtual time."""
 
     def run() -> None:
@@ -141,342 +134,330 @@ def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[], No
     return run
 
 
-@virtually
-async def test_all_rows_are_answered_by_one_batch_whose_files_are_erased() -> None:
-    """Text, usage and status are in the journal, too; of looks there are few."""
-    place = Place()
-    await place.ended(place.uploader(), requests(5))
-    assert [place.endings[f"m1-{n}"].reply.text for n in range(5)] == list("01234")
-    assert {entry.reply.status for entry in place.entries().values()} == {"done"}
-    assert place.entries()["m1-3"].reply.usage.total_tokens
-    assert place.endings["m1-3"].reply.simulated
-    assert place.gate.count("POST /v1/batches") == 1
-    assert place.files == 0
-    looks = place.gate.count("GET /v1/batches/")
-    assert 60 <= looks <= 90  # an hour, seldom more often than once a minute
+@in_virtual_time
+async def test_one_job_answers_all_rows_and_its_files_are_erased() -> None:
+    world = World()
+    await world.run(world.uploader(), requests(5))
+    assert [world.endings[f"m1-{n}"].reply.text for n in range(5)] == list("01234")
+    assert {entry.reply.status for entry in world.entries().values()} == {"done"}
+    assert world.entries()["m1-3"].reply.usage.total_tokens
+    assert world.endings["m1-3"].reply.simulated
+    assert world.transport.count("POST /v1/batches") == 1
+    assert world.files == 0
+    polls = world.transport.count("GET /v1/batches/")
+    assert 60 <= polls <= 90  # an hour, at most about once a minute
 
 
-@virtually
-async def test_a_row_is_in_the_journal_before_anything_is_handed_in() -> None:
-    """So is the part that it goes with."""
-    place = Place()
+@in_virtual_time
+async def test_rows_are_in_the_journal_before_the_upload() -> None:
+    world = World()
     seen: list[set[Any]] = []
-    place.gate.before = lambda call: (
-        seen.append({entry.batch_job for entry in place.entries().values()})
+    world.transport.before = lambda call: (
+        seen.append({entry.batch_job for entry in world.entries().values()})
         if call == "POST /v1/files"
         else None
     )
-    await place.ended(place.uploader(), requests(3))
+    await world.run(world.uploader(), requests(3))
     assert len(seen) == 1
     assert len(seen[0]) == 1
     assert None not in seen[0]
 
 
-@virtually
-async def test_what_is_answered_is_not_handed_in() -> None:
-    """An equal row of another map costs nothing."""
-    place = Place()
-    await place.ended(place.uploader(), requests(2))
-    place.again()
-    await place.ended(place.uploader(), requests(3, batch="m2"))
-    assert [place.endings[f"m2-{n}"].reply.reused for n in range(3)] == [True, True, False]
-    assert sorted(place.asked) == ["[[echo: 0]]", "[[echo: 1]]", "[[echo: 2]]"]
+@in_virtual_time
+async def test_answered_rows_are_not_uploaded() -> None:
+    world = World()
+    await world.run(world.uploader(), requests(2))
+    world.events.clear()
+    await world.run(world.uploader(), requests(3, batch="m2"))
+    assert [world.endings[f"m2-{n}"].reply.reused for n in range(3)] == [True, True, False]
+    assert sorted(world.sent_prompts) == ["[[echo: 0]]", "[[echo: 1]]", "[[echo: 2]]"]
 
 
-@virtually
-async def test_after_stop_the_provider_goes_on_and_resume_fetches() -> None:
-    """The rows are parked at once, and handed in once."""
-    place = Place()
-    stopped, rows = place.uploader(), requests(3)
-    stopped.add([PendingRow(request) for request in rows])
-    stopped.flush()
-    await place.until(lambda: stopped.stage == "in progress 1 of 3")
-    await stopped.park()
-    assert {type(ending) for ending in place.endings.values()} == {events.Parked}
-    assert {entry.status for entry in place.entries().values()} == {"parked"}
-    place.again()
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert {ending.reply.status for ending in place.endings.values()} == {"done"}
-    assert len(place.asked) == 3
-    assert place.files == 0
+@in_virtual_time
+async def test_parked_job_is_fetched_by_a_resume() -> None:
+    world = World()
+    first, rows = world.uploader(), requests(3)
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: first.stage == "in progress 1 of 3")
+    await first.park()
+    assert {type(ending) for ending in world.endings.values()} == {events.Parked}
+    assert {entry.status for entry in world.entries().values()} == {"parked"}
+    world.events.clear()
+    await world.run(world.uploader(), rows, **world.entries())
+    assert {ending.reply.status for ending in world.endings.values()} == {"done"}
+    assert len(world.sent_prompts) == 3
+    assert world.files == 0
 
 
-@virtually
-async def test_running_the_map_again_waits_for_what_is_with_the_provider() -> None:
-    """It is another map then, with equal rows: they are not handed in twice."""
-    place = Place()
-    stopped = place.uploader()
-    stopped.add([PendingRow(request) for request in requests(3)])
-    stopped.flush()
-    await place.until(lambda: place.gate.count("POST /v1/batches") == 1)
+@in_virtual_time
+async def test_equal_rows_of_another_map_wait_for_the_existing_job() -> None:
+    world = World()
+    first = world.uploader()
+    first.add([PendingRow(request) for request in requests(3)])
+    first.flush()
+    await world.until(lambda: world.transport.count("POST /v1/batches") == 1)
     await asyncio.sleep(100)
-    await stopped.park()
-    place.again()
-    again = place.uploader()
+    await first.park()
+    world.events.clear()
+    again = world.uploader()
     again.add([PendingRow(request) for request in requests(4, batch="m2")])
     again.flush()
-    await place.until(lambda: sum(id_.startswith("m2-") for id_ in place.endings) == 4)
-    assert {place.endings[f"m2-{n}"].reply.text for n in range(4)} == set("0123")
-    assert len(place.asked) == 4
-    assert {entry.status for entry in place.entries("m1").values()} == {"done"}
-    assert place.files == 0
+    await world.until(lambda: sum(id_.startswith("m2-") for id_ in world.endings) == 4)
+    assert {world.endings[f"m2-{n}"].reply.text for n in range(4)} == set("0123")
+    assert len(world.sent_prompts) == 4
+    assert {entry.status for entry in world.entries("m1").values()} == {"done"}
+    assert world.files == 0
 
 
-@virtually
-async def test_a_batch_that_nobody_noted_is_found_by_its_tag() -> None:
-    """Between the provider's yes and our commit, the process dies: nothing is paid twice."""
-    place = Place()
-    died, rows = place.uploader(), requests(2)
+@in_virtual_time
+async def test_job_whose_id_was_lost_is_found_by_its_tag() -> None:
+    """The process first between the provider's answer and our commit."""
+    world = World()
+    first, rows = world.uploader(), requests(2)
 
     def die(call: str) -> None:
         if call == "POST /v1/batches":
             raise asyncio.CancelledError
 
-    place.gate.after = die
-    died.add([PendingRow(request) for request in rows])
-    died.flush()
-    await place.until(lambda: place.gate.count("POST /v1/batches") == 1)
+    world.transport.after = die
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: world.transport.count("POST /v1/batches") == 1)
     await asyncio.sleep(1)
-    await died.park()
-    place.again()
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert {ending.reply.text for ending in place.endings.values()} == set("01")
-    assert place.gate.count("POST /v1/batches") == 1
-    assert place.files == 0
+    await first.park()
+    world.events.clear()
+    await world.run(world.uploader(), rows, **world.entries())
+    assert {ending.reply.text for ending in world.endings.values()} == set("01")
+    assert world.transport.count("POST /v1/batches") == 1
+    assert world.files == 0
 
 
-@virtually
-async def test_a_part_that_never_arrived_is_handed_in() -> None:
-    """Written down, but the process died before the provider heard of it."""
-    place = Place()
-    died, rows = place.uploader(), requests(2)
-    place.gate.before = lambda call: httpx2.Response(503) if call.startswith("POST") else None
-    died.add([PendingRow(request) for request in rows])
-    died.flush()
-    await place.until(lambda: place.gate.count("POST /v1/files") >= 2)
-    await died.park()
-    place.again()
-    place.gate.before = lambda _: None
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert {ending.reply.text for ending in place.endings.values()} == set("01")
-    assert len(place.asked) == 2
+@in_virtual_time
+async def test_recorded_part_without_a_job_is_uploaded() -> None:
+    world = World()
+    first, rows = world.uploader(), requests(2)
+    world.transport.before = lambda call: httpx2.Response(503) if call.startswith("POST") else None
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: world.transport.count("POST /v1/files") >= 2)
+    await first.park()
+    world.events.clear()
+    world.transport.before = lambda _: None
+    await world.run(world.uploader(), rows, **world.entries())
+    assert {ending.reply.text for ending in world.endings.values()} == set("01")
+    assert len(world.sent_prompts) == 2
 
 
-@virtually
-async def test_a_lost_answer_to_handing_in_is_no_reason_to_do_it_twice() -> None:
-    """The provider made the batch, and its answer was lost on the way."""
-    place = Place()
+@in_virtual_time
+async def test_lost_response_does_not_create_a_second_job() -> None:
+    world = World()
 
     def lose(call: str) -> None:
-        if call == "POST /v1/batches" and place.gate.count(call) == 1:
+        if call == "POST /v1/batches" and world.transport.count(call) == 1:
             raise httpx2.ReadError("lost")
 
-    place.gate.after = lose
-    await place.ended(place.uploader(), requests(2))
-    assert place.gate.count("POST /v1/batches") == 1
-    assert place.gate.count("POST /v1/files") == 1
-    assert len(place.asked) == 2
+    world.transport.after = lose
+    await world.run(world.uploader(), requests(2))
+    assert world.transport.count("POST /v1/batches") == 1
+    assert world.transport.count("POST /v1/files") == 1
+    assert len(world.sent_prompts) == 2
 
 
-@virtually
-async def test_faults_of_looks_and_results_are_survived() -> None:
-    """A third of all calls fail, whatever they are."""
-    place, chance = Place(), random.Random(7)
-    place.gate.before = lambda _: httpx2.Response(503) if chance.random() < 0.3 else None
-    await place.ended(place.uploader(), requests(3))
-    assert {ending.reply.text for ending in place.endings.values()} == set("012")
-    assert len(place.asked) == 3
-    assert place.files == 0
+@in_virtual_time
+async def test_map_survives_faults_of_any_call() -> None:
+    world, chance = World(), random.Random(7)
+    world.transport.before = lambda _: httpx2.Response(503) if chance.random() < 0.3 else None
+    await world.run(world.uploader(), requests(3))
+    assert {ending.reply.text for ending in world.endings.values()} == set("012")
+    assert len(world.sent_prompts) == 3
+    assert world.files == 0
 
 
-@virtually
-async def test_failures_of_rows_are_listed_and_the_rest_is_answered() -> None:
-    """A row that the server rejects ends as it would when asked at once."""
-    place = Place()
+@in_virtual_time
+async def test_rejected_row_fails_and_the_others_are_answered() -> None:
+    world = World()
     rows = [*requests(1), *requests(2, model="no-such-model")[1:]]
-    await place.ended(place.uploader(), rows)
-    assert place.endings["m1-0"].reply.text == "0"
-    ending = place.endings["m1-1"]
+    await world.run(world.uploader(), rows)
+    assert world.endings["m1-0"].reply.text == "0"
+    ending = world.endings["m1-1"]
     assert isinstance(ending, events.Failed)
     assert isinstance(ending.error, ModelError)
-    assert place.entries()["m1-1"].status == "failed"
+    assert world.entries()["m1-1"].status == "failed"
 
 
 @pytest.mark.slow
-@virtually
-async def test_what_a_batch_did_not_come_to_is_parked_and_handed_in_again() -> None:
-    """An expired batch costs only what it answered."""
-    place = Place(batch_seconds=2 * 86_400.0)
+@in_virtual_time
+async def test_rows_of_an_expired_job_are_parked_and_uploaded_again() -> None:
+    world = World(batch_seconds=2 * 86_400.0)
     rows = requests(4)
-    await place.ended(place.uploader(), rows)
-    kinds = [type(place.endings[f"m1-{n}"]) for n in range(4)]
+    await world.run(world.uploader(), rows)
+    kinds = [type(world.endings[f"m1-{n}"]) for n in range(4)]
     assert kinds == [events.Finished] * 2 + [events.Parked] * 2
-    assert place.files == 0
-    place.core.change_knobs(batch_seconds=HOUR)
-    place.again()
-    await place.ended(place.uploader(), rows[2:], **place.entries())
-    assert {ending.reply.text for ending in place.endings.values()} == {"2", "3"}
-    assert len(place.asked) == 4
+    assert world.files == 0
+    world.core.change_knobs(batch_seconds=HOUR)
+    world.events.clear()
+    await world.run(world.uploader(), rows[2:], **world.entries())
+    assert {ending.reply.text for ending in world.endings.values()} == {"2", "3"}
+    assert len(world.sent_prompts) == 4
 
 
-@virtually
-async def test_cancel_fetches_what_is_done_and_hands_in_nothing() -> None:
-    """The provider is told, and its files are erased."""
-    place = Place()
-    stopped, rows = place.uploader(), requests(4)
-    stopped.add([PendingRow(request) for request in rows])
-    stopped.flush()
-    await place.until(lambda: stopped.stage == "in progress 2 of 4")
-    await stopped.park()
-    place.again()
-    await place.ended(place.uploader(cancels_jobs=True), rows, **place.entries())
-    kinds = [type(place.endings[f"m1-{n}"]) for n in range(4)]
+@in_virtual_time
+async def test_cancelled_job_returns_finished_rows_and_nothing_is_uploaded() -> None:
+    world = World()
+    first, rows = world.uploader(), requests(4)
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: first.stage == "in progress 2 of 4")
+    await first.park()
+    world.events.clear()
+    await world.run(world.uploader(cancels_jobs=True), rows, **world.entries())
+    kinds = [type(world.endings[f"m1-{n}"]) for n in range(4)]
     assert kinds == [events.Finished] * 2 + [events.Parked] * 2
-    assert place.gate.count("POST /v1/batches") == 2  # the batch, and its cancelling
-    assert place.files == 0
+    assert world.transport.count("POST /v1/batches") == 2  # the batch, and its cancelling
+    assert world.files == 0
 
 
-@virtually
-async def test_a_full_queue_is_waited_for_with_smaller_parts() -> None:
-    """Rows stay in order, none is an error, and what fits goes."""
-    place = Place(batch_queue=4, batch_seconds=600.0)
-    await place.ended(place.uploader(), requests(20))
-    assert {ending.reply.status for ending in place.endings.values()} == {"done"}
-    assert len(place.asked) == 20
-    assert place.asked[:4] == [f"[[echo: {n}]]" for n in range(4)] or len(place.asked[:2]) == 2
-    assert place.files == 0
+@in_virtual_time
+async def test_full_queue_is_waited_for_with_smaller_parts() -> None:
+    world = World(batch_queue=4, batch_seconds=600.0)
+    await world.run(world.uploader(), requests(20))
+    assert {ending.reply.status for ending in world.endings.values()} == {"done"}
+    assert len(world.sent_prompts) == 20
+    assert (
+        world.sent_prompts[:4] == [f"[[echo: {n}]]" for n in range(4)]
+        or len(world.sent_prompts[:2]) == 2
+    )
+    assert world.files == 0
 
 
-@virtually
-async def test_a_part_holds_so_many_rows_and_bytes_at_the_most() -> None:
-    """What does not fit goes with the next one."""
-    place = Place()
+@in_virtual_time
+async def test_part_is_bounded_in_rows_and_bytes() -> None:
+    world = World()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(upload, "MAX_BATCH_REQUESTS", 3)
-        await place.ended(place.uploader(), requests(7))
+        await world.run(world.uploader(), requests(7))
         patched.setattr("nbcodex.mapping.batch_files.MAX_BATCH_BYTES", 700)
         patched.setattr(upload, "MAX_BATCH_REQUESTS", 50)
-        place.again()
-        made = place.gate.count("POST /v1/files")
+        world.events.clear()
+        made = world.transport.count("POST /v1/files")
         assert made == 3
-        await place.ended(place.uploader(), requests(4, batch="m2", prompt="x" * 100 + "{}"))
-        assert place.gate.count("POST /v1/files") - made >= 2
-    assert len(place.asked) == 11
+        await world.run(world.uploader(), requests(4, batch="m2", prompt="x" * 100 + "{}"))
+        assert world.transport.count("POST /v1/files") - made >= 2
+    assert len(world.sent_prompts) == 11
 
 
-@virtually
-async def test_a_server_without_batches_says_so() -> None:
-    """The error names the engine that works there."""
-    place = Place()
-    place.gate.before = lambda _: httpx2.Response(404, json={"error": {"message": "Not Found"}})
-    await place.ended(place.uploader(), requests(2))
-    ending = place.endings["m1-0"]
+@in_virtual_time
+async def test_server_without_batch_api_names_the_live_engine() -> None:
+    world = World()
+    world.transport.before = lambda _: httpx2.Response(
+        404, json={"error": {"message": "Not Found"}}
+    )
+    await world.run(world.uploader(), requests(2))
+    ending = world.endings["m1-0"]
     assert isinstance(ending, events.Failed)
     assert isinstance(ending.error, BatchUnsupportedError)
     assert "engine='live'" in str(ending.error)
 
 
-@virtually
-async def test_a_budget_holds_rows_back() -> None:
-    """What would pass it is parked, before it is handed in; what goes is counted as used."""
-    place = Place()
+@in_virtual_time
+async def test_rows_beyond_the_budget_are_parked() -> None:
+    world = World()
     settings = replace(SETTINGS, budgets=("250",))
-    await place.ended(place.uploader(settings), requests(5, max_output=60))
-    parked = [e for e in place.endings.values() if isinstance(e, events.Parked)]
+    await world.run(world.uploader(settings), requests(5, max_output=60))
+    parked = [e for e in world.endings.values() if isinstance(e, events.Parked)]
     assert 0 < len(parked) < 5
     assert isinstance(parked[0].error, BudgetError)
-    assert len(place.asked) == 5 - len(parked)
+    assert len(world.sent_prompts) == 5 - len(parked)
 
 
-async def set_aside(place: Place) -> int:
-    """Return how many tokens are set aside for all kernels."""
-    return (await place.journal.read_spending("2030-01-01")).reserved.tokens
+async def reserved_tokens(world: World) -> int:
+    """Return the tokens that are reserved for all kernels."""
+    return (await world.journal.read_spending("2030-01-01")).reserved.tokens
 
 
-@virtually
-async def test_nothing_stays_set_aside_for_rows_that_no_provider_took() -> None:
-    """Else a day's budget would refuse what comes, though nothing is under way."""
-    place = Place(batch_queue=2)
-    await place.journal.set_budget("90k/day")
-    stopped = place.uploader()
-    stopped.add([PendingRow(request) for request in requests(12)])
-    stopped.flush()
-    await place.until(lambda: stopped.stage == "the provider's queue is full")
-    assert await set_aside(place) > 0
-    await stopped.park()
-    assert await set_aside(place) == 0
+@in_virtual_time
+async def test_reservation_is_released_for_rows_without_a_job() -> None:
+    world = World(batch_queue=2)
+    await world.journal.set_budget("90k/day")
+    first = world.uploader()
+    first.add([PendingRow(request) for request in requests(12)])
+    first.flush()
+    await world.until(lambda: first.stage == "the provider's queue is full")
+    assert await reserved_tokens(world) > 0
+    await first.park()
+    assert await reserved_tokens(world) == 0
 
 
-@virtually
-async def test_what_the_provider_goes_on_with_stays_set_aside() -> None:
-    """Until it is fetched."""
-    place = Place()
-    await place.journal.set_budget("90k/day")
-    stopped, rows = place.uploader(), requests(3)
-    stopped.add([PendingRow(request) for request in rows])
-    stopped.flush()
-    await place.until(lambda: stopped.stage.startswith("in progress"))
-    before = await set_aside(place)
-    await stopped.park()
-    assert await set_aside(place) == before > 0
-    place.again()
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert await set_aside(place) == 0
+@in_virtual_time
+async def test_reservation_stays_until_a_parked_job_is_fetched() -> None:
+    world = World()
+    await world.journal.set_budget("90k/day")
+    first, rows = world.uploader(), requests(3)
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: first.stage.startswith("in progress"))
+    before = await reserved_tokens(world)
+    await first.park()
+    assert await reserved_tokens(world) == before > 0
+    world.events.clear()
+    await world.run(world.uploader(), rows, **world.entries())
+    assert await reserved_tokens(world) == 0
 
 
-@virtually
-async def test_another_server_is_not_asked_for_what_it_does_not_have() -> None:
-    """The rows stay where they are, and the error says where that is."""
-    place = Place()
-    stopped, rows = place.uploader(), requests(2)
-    stopped.add([PendingRow(request) for request in rows])
-    stopped.flush()
-    await place.until(lambda: place.gate.count("GET /v1/batches/") > 0)
-    await stopped.park()
-    place.again()
+@in_virtual_time
+async def test_job_of_another_server_is_left_alone() -> None:
+    world = World()
+    first, rows = world.uploader(), requests(2)
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: world.transport.count("GET /v1/batches/") > 0)
+    await first.park()
+    world.events.clear()
     elsewhere = replace(SETTINGS, base_url="http://127.0.0.2/v1")
-    await place.ended(place.uploader(elsewhere), rows, **place.entries())
-    assert "127.0.0.1" in str(place.endings["m1-0"].error)  # type: ignore[union-attr]
-    assert {entry.status for entry in place.entries().values()} == {"parked"}
-    place.again()
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert len(place.asked) == 2
+    await world.run(world.uploader(elsewhere), rows, **world.entries())
+    assert "127.0.0.1" in str(world.endings["m1-0"].error)  # type: ignore[union-attr]
+    assert {entry.status for entry in world.entries().values()} == {"parked"}
+    world.events.clear()
+    await world.run(world.uploader(), rows, **world.entries())
+    assert len(world.sent_prompts) == 2
 
 
-@virtually
-async def test_files_that_a_dead_process_left_are_erased_by_the_next_map() -> None:
-    """It died between the last commit and the erasing."""
-    place = Place()
-    place.gate.before = lambda call: httpx2.Response(500) if call.startswith("DELETE") else None
-    await place.ended(place.uploader(), requests(1))
-    assert place.files == 2
-    place.gate.before = lambda _: None
-    place.again()
-    await place.ended(place.uploader(), requests(2))
-    await place.until(lambda: place.files == 0)
+@in_virtual_time
+async def test_leftover_files_are_erased_by_the_next_map() -> None:
+    world = World()
+    world.transport.before = lambda call: (
+        httpx2.Response(500) if call.startswith("DELETE") else None
+    )
+    await world.run(world.uploader(), requests(1))
+    assert world.files == 2
+    world.transport.before = lambda _: None
+    world.events.clear()
+    await world.run(world.uploader(), requests(2))
+    await world.until(lambda: world.files == 0)
 
 
-@virtually
-async def test_a_file_of_which_no_batch_was_made_is_erased() -> None:
-    """The process died between the two; its rows are handed in as another one."""
-    place = Place()
-    died, rows = place.uploader(), requests(2)
-    place.gate.before = lambda call: httpx2.Response(503) if call == "POST /v1/batches" else None
-    died.add([PendingRow(request) for request in rows])
-    died.flush()
-    await place.until(lambda: place.gate.count("POST /v1/batches") >= 2)
-    await died.park()
-    assert place.files == 1
-    place.again()
-    place.gate.before = lambda _: None
-    await place.ended(place.uploader(), rows, **place.entries())
-    assert len(place.asked) == 2
-    assert place.files == 0
+@in_virtual_time
+async def test_file_without_a_job_is_erased() -> None:
+    world = World()
+    first, rows = world.uploader(), requests(2)
+    world.transport.before = lambda call: (
+        httpx2.Response(503) if call == "POST /v1/batches" else None
+    )
+    first.add([PendingRow(request) for request in rows])
+    first.flush()
+    await world.until(lambda: world.transport.count("POST /v1/batches") >= 2)
+    await first.park()
+    assert world.files == 1
+    world.events.clear()
+    world.transport.before = lambda _: None
+    await world.run(world.uploader(), rows, **world.entries())
+    assert len(world.sent_prompts) == 2
+    assert world.files == 0
 
 
-@virtually
-async def test_files_are_kept_where_the_user_wants_it() -> None:
-    """Questions and answers stay with the provider."""
-    place = Place()
-    await place.ended(place.uploader(replace(SETTINGS, keep_files=True)), requests(1))
-    assert place.files == 2
+@in_virtual_time
+async def test_files_are_kept_if_the_setting_says_so() -> None:
+    world = World()
+    await world.run(world.uploader(replace(SETTINGS, keep_files=True)), requests(1))
+    assert world.files == 2
