@@ -113,16 +113,9 @@ class StatsCounter:
 
 
 class Backend(ABC):
-    """A way for rows to be answered. All methods are called by the thread that executes the map.
+    """A way for rows to be answered. All methods are called by the thread that executes the map."""
 
-    Attributes
-    ----------
-    settings : Settings
-        How the server is reached by rows that are started from now on.
-    window : int
-        Rows of an iterator between the reply to be returned next and the last row started.
-    """
-
+    # Rows of an iterator between the reply to be returned next and the last row started.
     window: int
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
@@ -297,13 +290,7 @@ class BatchBackend(Backend):
 
 
 def make_backend(engine: str, client: Client, settings: Settings, *, map_id: str) -> Backend:
-    """Return the backend that `nbcodex.map(engine=…)` names.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is none of that name.
-    """
+    """Return the backend that `nbcodex.map(engine=…)` names."""
     if engine == "live":
         return LiveBackend(client, settings, map_id=map_id)
     if engine == "batch":

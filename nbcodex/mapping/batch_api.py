@@ -70,11 +70,11 @@ class BatchApi:
         self._settings, self._clock, self._random = settings, services.clock, services.chance
 
     async def create(
-        self, part: BatchPart, data: bytes, *, on_file: Callable[[str], Awaitable[None]]
+        self, part: BatchPart, data: bytes, *, record_file: Callable[..., Awaitable[None]]
     ) -> Batch:
         """Upload a part and create its job; raise a NbcodexError if the server refuses it.
 
-        `on_file` records the file's id before anything else happens, so that the file is erased
+        `record_file(file=ID)` is called before anything else happens, so that the file is erased
         even if this process dies.
         """
         attempted = False
@@ -95,7 +95,7 @@ class BatchApi:
             file = await self._retrying(
                 lambda: self.client.upload_file(data, part.sample, self._settings)
             )
-            await on_file(file)
+            await record_file(file=file)
             return await self._retrying(create_once)
         except NbcodexError as error:
             if file:

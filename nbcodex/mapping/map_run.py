@@ -79,12 +79,8 @@ class RowState:
 class MapRun:
     """One map, from its first row to its last, through any number of stops and resumes.
 
-    Parameters
-    ----------
-    requests : RowRequests or None
-        Makes requests of rows; None if all rows are in the journal.
-    on_error : {"keep", "raise"}
-        Whether the first row that fails ends the map.
+    Without `requests`, all rows come from the journal. `on_error` decides whether a row that fails
+    ends the map.
     """
 
     def __init__(

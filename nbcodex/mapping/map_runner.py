@@ -30,17 +30,12 @@ class _EndedByUserError(Exception):
 
 
 class MapRunner:
-    """One execution of a map run. It can be ended from any thread: a cell, the monitor's buttons.
-
-    Attributes
-    ----------
-    outcome : str
-        How this execution ended; empty before. A run that was resumed belongs to another runner,
-        so a runner that wakes up late reads its own outcome and leaves the run alone.
-    """
+    """One execution of a map run. It can be ended from any thread: a cell, a monitor's button."""
 
     def __init__(self, run: MapRun) -> None:
         self.run = run
+        # How this execution ended. A run that was resumed belongs to another runner, so a runner
+        # that wakes up late reads its own outcome and leaves the run alone.
         self.outcome: MapOutcome = ""
         self._thread, self._is_advancing = threading.get_ident(), False
         self._ended = threading.Event()

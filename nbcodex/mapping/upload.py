@@ -222,8 +222,8 @@ class BatchUploader:
         # the next one does not pay for the rows again.
         await self._jobs.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
         try:
-            on_file = partial(self._record_file, part.tag)
-            part.batch = await self._batch_api.create(part, data, on_file=on_file)
+            record_file = partial(self._jobs.set_remote_names, part.tag)
+            part.batch = await self._batch_api.create(part, data, record_file=record_file)
         except NbcodexError as error:
             del self._uploaded[part.tag]
             await self._jobs.withdraw_job(part.tag)
@@ -245,9 +245,6 @@ class BatchUploader:
             return False
         self._spawn(self._wait_for_job(part))
         return True
-
-    async def _record_file(self, tag: str, file: str) -> None:
-        await self._jobs.set_remote_names(tag, file=file)
 
     def _emit_sent(self, part: BatchPart) -> None:
         self._services.load_prices(part.base_url)

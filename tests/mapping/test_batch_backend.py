@@ -183,11 +183,10 @@ def test_live_map_has_no_job_to_cancel(simulated: SimulatedClient) -> None:
 def test_server_without_batch_api_ends_the_map(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     def upload(*_: object) -> None:
         raise ErrorResponse(404, "Not Found")
 
-    monkeypatch.setattr(simulated.simulator.library, "upload", upload)
+    monkeypatch.setattr(simulated.simulator.library, "_upload", upload)
     with pytest.raises(BatchUnsupportedError, match="engine='live'"):
         nbcodex.map(ECHO, ["a"], engine="batch")
 
