@@ -40,9 +40,8 @@ if TYPE_CHECKING:
     from nbcodex.journal.journal import Journal
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
-    from nbcodex.requests.cost_estimate import Estimate
-    from nbcodex.requests.services import Services
-    from nbcodex.requests.spending_cap import CapUsage, SpendingCap
+    from nbcodex.requests.budget import CapUsage, Estimate, SpendingCap
+    from nbcodex.requests.runner import Services
 
 _FIRST_USE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
@@ -118,7 +117,7 @@ class Client:
 
     def _make(self) -> Services:
         from nbcodex.openai_api.api_client import ApiClient
-        from nbcodex.requests.services import Services
+        from nbcodex.requests.runner import Services
 
         atexit.register(self.close)
         self._services = Services(
@@ -167,10 +166,10 @@ class Client:
 
     async def cap_usages(self, settings: Settings) -> list[CapUsage]:
         """Return how far the user's caps are used up."""
-        from nbcodex.requests import spending_cap
+        from nbcodex.requests.budget import parse_cap
 
-        caps = [spending_cap.read(text) for text in settings.budgets]
-        return await self.services().budget.look(self.journal(settings), caps)
+        caps = [parse_cap(text) for text in settings.budgets]
+        return await self.services().budget.read_cap_usages(self.journal(settings), caps)
 
     async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
@@ -178,31 +177,33 @@ class Client:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
         from nbcodex.journal.spending import SpendAmount
         from nbcodex.openai_api import pricing
-        from nbcodex.requests import spending_cap
+        from nbcodex.requests.budget import parse_cap
 
         caps, expected = (
-            map(spending_cap.read, settings.budgets),
+            map(parse_cap, settings.budgets),
             SpendAmount(tokens=tokens, dollars=cost or 0.0),
         )
         watched = cost is not None or pricing.is_local_server(base_url)
         allowance, journal = self.services().budget, self.journal(settings)
-        return await allowance.outlook(journal, caps, expected, watched=watched)
+        return await allowance.outlook(journal, caps, expected, is_priced=watched)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Let all kernels that share the journal hold to a cap; None lifts it."""
-        await self.services().budget.keep(self.journal(settings), cap)
+        await self.services().budget.set_shared_cap(self.journal(settings), cap)
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may come to."""
         from nbcodex.openai_api import pricing
-        from nbcodex.requests import cost_estimate
+        from nbcodex.requests.budget import estimate_request
 
         api_client = self.services().api_client
         base_url = api_client.endpoint(request, settings).base_url
         model = await api_client.resolve_model(request, settings)
         await asyncio.to_thread(pricing.load_prices)
-        usual = self.services().budget.usual
-        return model, cost_estimate.estimate(request, model=model, base_url=base_url, usual=usual)
+        average = self.services().budget.average_output
+        return model, estimate_request(
+            request, model=model, base_url=base_url, average_output=average
+        )
 
     @property
     def conversations(self) -> Conversations:

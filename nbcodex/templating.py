@@ -74,7 +74,7 @@ class Field(Generic[ExpressionT]):
         """Return a value's text with the field's conversion and format."""
         if self.conversion:
             value = _CONVERSIONS[self.conversion](value)
-        return format(value, self.spec) if self.spec else str(value)
+        return format(value, self.spec)
 
 
 Recognise = Callable[[str], tuple[ExpressionT, bool] | None]

@@ -13,8 +13,8 @@ from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint, resolve
 from nbcodex.ratelimit.limiter import Limiter
-from nbcodex.requests.runner import Order, Run, start
-from nbcodex.requests.services import Services
+from nbcodex.requests.handle import EndAction
+from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock
 
@@ -125,12 +125,12 @@ class Stage:
         )
         self.events: dict[str, list[Event]] = {}
 
-    def start(self, request: Request) -> Run:
+    def start(self, request: Request) -> RequestRunner:
         """Start a request; its events are gathered under its id."""
         heard = self.events.setdefault(request.id, [])
-        return start(self.services, request, SETTINGS, heard.append)
+        return RequestRunner(self.services, request, SETTINGS, heard.append).start()
 
-    async def play(self, request: Request, *orders: tuple[float, Order]) -> list[Event]:
+    async def play(self, request: Request, *orders: tuple[float, EndAction]) -> list[Event]:
         """Run a request to its ending, giving orders at their seconds; return its events."""
         run = self.start(request)
         loop = asyncio.get_running_loop()

@@ -35,7 +35,7 @@ class AnswerState(Protocol):
         """The text so far."""
 
     @property
-    def mark(self) -> StreamPosition | None:
+    def position(self) -> StreamPosition | None:
         """Where a durable answer continues behind `text`."""
 
     @property
@@ -122,27 +122,27 @@ class JournalEntry:
             self._inserting = None
 
     async def start_attempt(self, attempt: int) -> None:
-        """Commit that an attempt is about to be sent; with a mark, it continues an answer."""
+        """Commit that an attempt is about to be sent; with a position, it continues an answer."""
         if insert := self._take_insert():
             # The journal runs this even if the task is cancelled here, and before later writes.
             await insert(attempt=attempt)
             self._call_inserted()
             return
-        continues = self._answer.mark is not None
+        continues = self._answer.position is not None
         started = self._journal.start_attempt(self._request.id, attempt, continues=continues)
         # Both are submitted before either is awaited, so that they share one commit.
         await asyncio.gather(self.wait_inserted(), started)
 
-    async def set_response_id(self, mark: StreamPosition) -> None:
+    async def set_response_id(self, position: StreamPosition) -> None:
         """Commit which durable response carries the answer, before any of its text is shown."""
-        if mark.response_id != self._known_response_id:
-            self._known_response_id = mark.response_id
-            await self._journal.set_response_id(self._request.id, mark.response_id)
+        if position.response_id != self._known_response_id:
+            self._known_response_id = position.response_id
+            await self._journal.set_response_id(self._request.id, position.response_id)
 
     async def wait(self, until: float, limit: Limit | None) -> None:
         """Record that the request waits until `until`, an instant of the clock."""
         await self.wait_inserted()
-        await self._update_with_mark()
+        await self._update_with_position()
         wall = self._clock.wall() + until - self._clock.now()
         await self._journal.record_wait(self._request.id, wall, limit, notes=self._answer.notes)
 
@@ -162,7 +162,7 @@ class JournalEntry:
         if isinstance(error, EntryError):
             return  # another kernel owns the entry: it writes the ending
         await self.wait_inserted()
-        await self._update_with_mark()
+        await self._update_with_position()
         await self._journal.finish(
             self._request.id,
             ending.reply,
@@ -198,14 +198,14 @@ class JournalEntry:
         await self._update()
 
     async def _update(self) -> None:
-        mark = self._answer.mark
-        sequence = mark.sequence if mark else None
+        position = self._answer.position
+        sequence = position.sequence if position else None
         await self._journal.update_text(self._request.id, self._answer.text, sequence=sequence)
 
-    async def _update_with_mark(self) -> None:
-        # A durable answer is picked up behind its mark: text and mark have to be in one commit, or
-        # words would be lost or doubled.
-        if self._answer.mark is not None:
+    async def _update_with_position(self) -> None:
+        # A durable answer continues behind its position: text and position have to be in one
+        # commit, or words would be lost or doubled.
+        if self._answer.position is not None:
             await self._update()
 
 

@@ -30,8 +30,8 @@ from nbcodex.mapping.pending_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import MapStats, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
-from nbcodex.requests.event_queue import WAIT_SLICE_S
 from nbcodex.runtime import event_loop
+from nbcodex.runtime.event_loop import WAIT_SLICE_S
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from nbcodex.ratelimit import backoff
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Services
+    from nbcodex.requests.runner import Services
 
 ResultT = TypeVar("ResultT")
 

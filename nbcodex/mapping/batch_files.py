@@ -26,11 +26,11 @@ from nbcodex.mapping.pending_rows import (
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES
-from nbcodex.requests import spending_cap
+from nbcodex.requests.budget import parse_cap
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Services
+    from nbcodex.requests.runner import Services
 
 # Endings that are committed in one transaction.
 COMMIT_CHUNK_ROWS = 250
@@ -79,13 +79,13 @@ class BatchFiles:
         return part, bytes(data)
 
     async def _request_line(self, request: Request, part: BatchPart) -> bytes:
-        await self._services.budget.admit(
+        await self._services.budget.reserve(
             request,
-            caps=map(spending_cap.read, self._settings.budgets),
+            caps=map(parse_cap, self._settings.budgets),
             journal=self._services.journal(self._settings),
             model=part.model,
             base_url=part.base_url,
-            share=BATCH_PRICE_FACTOR,
+            price_factor=BATCH_PRICE_FACTOR,
         )
         client = self._batch_api.client
         line = client.request_line(request, self._settings, model=part.model or "")

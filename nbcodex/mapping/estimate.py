@@ -17,7 +17,7 @@ from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
-from nbcodex.requests.cost_estimate import DEFAULT_OUTPUT_TOKENS
+from nbcodex.requests.budget import DEFAULT_OUTPUT_TOKENS
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Settings
 

@@ -31,7 +31,7 @@ from nbcodex.mapping.backends import Backend, EndAction
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Request
-from nbcodex.requests import repair
+from nbcodex.requests import structured_output
 from nbcodex.requests.handle import reply_or_raise
 from nbcodex.runtime import event_loop
 
@@ -359,7 +359,9 @@ class MapRun:
             row.answered, row.reply = False, None
             if entry and entry.reply:
                 request = row.request or entry.request
-                self._set_reply(row, repair.reused(request, entry.reply) or entry.reply)
+                self._set_reply(
+                    row, structured_output.reusable(request, entry.reply) or entry.reply
+                )
                 counter.count_known()
             else:
                 self._queue.append(row)

@@ -15,14 +15,15 @@ from nbcodex.events import Ending, Event, Failed, Finished, Parked
 from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
-from nbcodex.requests import fitting, structured_output
-from nbcodex.requests.story import Story
+from nbcodex.ratelimit.limiter import Patience
+from nbcodex.requests import structured_output
+from nbcodex.requests.state import RequestState
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from nbcodex.journal.batch_jobs import BatchJobs
     from nbcodex.journal.codec import Entry
-    from nbcodex.requests.services import Services
+    from nbcodex.requests.runner import Services
 
 # Server, API and model: what the rows of one batch job have in common.
 Destination = tuple[str, str, str]
@@ -73,7 +74,7 @@ class PendingRows:
 
     def _charge(self, ending: Ending) -> Ending:
         reply = ending.reply
-        warnings = self._services.budget.settle(ending.request_id, reply)
+        warnings = self._services.budget.commit(ending.request_id, reply)
         return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
 
     def emit_ending(self, ending: Ending) -> None:
@@ -83,7 +84,7 @@ class PendingRows:
 
     def drop(self, ending: Ending) -> None:
         """Emit an ending that cost nothing here, and that the journal already has."""
-        self._services.budget.settle(ending.request_id, Reply(id=ending.request_id, attempts=0))
+        self._services.budget.commit(ending.request_id, Reply(id=ending.request_id, attempts=0))
         self.emit_ending(ending)
 
     def emit(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
@@ -122,20 +123,26 @@ def ending_from_result(
     if isinstance(result, NbcodexError):
         return failed_ending(request, result, clock=clock)
     # The ending is built as for a live request, so that replies have the same fields.
-    story = Story(request, lambda _: None, clock=clock)
-    story.base_url, story.attempts = base_url, 1
-    story.hear_server(simulated=result.simulated)
-    story.model, story.answer = model or request.model, result
+    state = RequestState(
+        request=request,
+        patience=Patience(request.patience),
+        started_at=clock.now(),
+        simulators={base_url} if result.simulated else set(),
+        base_url=base_url,
+        model=model,
+        attempts=1,
+        answer=result,
+    )
     try:
         parsed = _parse(request, result)
     except AnswerError as error:
-        story.partial.note(fitting.UNFIT)
-        reply = _at_batch_price(story.reply("failed", result))
-        return story.event(Failed, error=error, reply=reply)
+        state.partial.add_note(structured_output.NOTE_MISMATCH)
+        reply = _at_batch_price(state.reply("failed", now=clock.now()))
+        return Failed(request_id=request.id, at=clock.now(), error=error, reply=reply)
     if result.refused:
-        story.partial.note(fitting.REFUSED)
-    reply = _at_batch_price(story.reply("done", result))
-    return story.event(Finished, reply=replace(reply, parsed=parsed))
+        state.partial.add_note(structured_output.NOTE_REFUSED)
+    reply = replace(_at_batch_price(state.reply("done", now=clock.now())), parsed=parsed)
+    return Finished(request_id=request.id, at=clock.now(), reply=reply)
 
 
 def failed_ending(request: Request, error: NbcodexError, *, clock: Clock) -> Ending:
@@ -157,13 +164,13 @@ def parked_ending(request: Request, why: str, *, clock: Clock, attempts: int = 0
 
 def _parse(request: Request, answer: CompletedAnswer) -> object:
     """Return the object that a schema asks for. There is no second round, unlike live requests."""
-    fitting.check_given(answer)
+    structured_output.check_not_withheld(answer)
     if request.schema is None:
         return None
     try:
-        return structured_output.read(request.schema, answer.text)
-    except structured_output.MisfitError as misfit:
-        raise fitting.unfit(request.schema, misfit, asked="once") from None
+        return structured_output.parse_answer(request.schema, answer.text)
+    except structured_output.SchemaMismatchError as misfit:
+        raise structured_output.mismatch_error(request.schema, misfit, asked="once") from None
 
 
 def _at_batch_price(reply: Reply) -> Reply:

@@ -28,11 +28,11 @@ from nbcodex.mapping.pending_rows import (
     parked_ending,
 )
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
-from nbcodex.requests import repair
+from nbcodex.requests import structured_output
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.services import Services
+    from nbcodex.requests.runner import Services
 
 # Waits before a full provider queue is tried again: the first, and the longest.
 FIRST_QUEUE_WAIT_S, MAX_QUEUE_WAIT_S = 30.0, 600.0
@@ -156,7 +156,7 @@ class BatchUploader:
             if id_ in admitted.lost:
                 error = EntryError(f"Row {id_} is done, or another kernel is working on it.")
                 ended.append(failed_ending(request, error, clock=self._clock))
-            elif reply := repair.reused(request, admitted.answers.get(id_)):
+            elif reply := structured_output.reusable(request, admitted.answers.get(id_)):
                 finished = events.Finished(request_id=id_, at=self._clock.now(), reply=reply)
                 ended.append(finished)
             elif (tag := admitted.other_jobs.get(id_)) and tag not in self._closed_tags:

@@ -100,15 +100,15 @@ class Codex(Configurable):
     def _is_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.requests.spending_cap import LEAST, read
+            from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
 
             try:
-                cap = read(text)
+                cap = parse_cap(text)
             except ConfigurationError as error:
                 raise TraitError(f"Codex.budget: {error}") from None
-            if cap.unit == "tokens" and cap.amount < LEAST:
+            if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
                 raise TraitError(
-                    f"Codex.budget: {cap.words(cap.amount)} is too small for any request. %config "
+                    f"Codex.budget: {cap.format(cap.amount)} is too small for any request. %config "
                     "reads $5 as a variable: write 5usd for $5, and 5k for 5,000 tokens."
                 )
         return text

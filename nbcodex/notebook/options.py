@@ -23,7 +23,7 @@ from nbcodex.errors import ConfigurationError, did_you_mean, shorten
 from nbcodex.models import Schema
 from nbcodex.openai_api import request_body
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
-from nbcodex.requests.structured_output import ANY_JSON, declare
+from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 
 ValueT = TypeVar("ValueT")
@@ -367,4 +367,4 @@ def _find_schema(name: str, variables: Mapping[str, Any]) -> Schema | None:
             f"--schema {name}: there is no such variable.",
             advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
         )
-    return declare(variables[name])
+    return to_schema(variables[name])

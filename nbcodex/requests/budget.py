@@ -1,30 +1,191 @@
-"""The user's own caps at work: what is used, and what is refused before it is sent.
+"""The user's own caps: how they are written, what a request may cost, and what they refuse.
 
-Owns what this process has set aside, and the warnings. The counters of days and months are the
-journal's. A cap is a help against mistakes: whoever can change the settings can lift it.
+Owns what this process has reserved, and the warnings; the counters of days and months are the
+journal's. A cap protects against mistakes, not against its user, who can change the settings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Literal
 
-from nbcodex.errors import BudgetError
+from nbcodex.errors import BudgetError, ConfigurationError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request
 from nbcodex.openai_api import pricing
-from nbcodex.requests.cost_estimate import DEFAULT_OUTPUT_TOKENS, Estimate, estimate
-from nbcodex.requests.spending_cap import CapUsage, SpendingCap, read
+from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.runtime.clock import Clock, format_duration
 
-WARNINGS = (0.75, 0.90, 0.95)
-"""Shares of a cap at which its user is told."""
-FRESH = 5.0
-"""Seconds after which another kernel may have changed the caps that the journal keeps."""
-NOTHING = SpendAmount()
+Unit = Literal["tokens", "dollars"]
+Period = Literal["session", "day", "month"]
+
+# Fewer tokens are a mistake: a dollar sign was forgotten, or `%config` has expanded it.
+MIN_CAP_TOKENS = 100
+
+WARNING_SHARES = (0.75, 0.90, 0.95)  # of a cap, at which its user gets a note
+
+# Another kernel may have used or changed a lasting cap meanwhile; reading it costs a commit.
+REFRESH_INTERVAL_S = 5.0
+
+DEFAULT_OUTPUT_TOKENS = 500  # of an answer, until the session's own answers show
+
+# The output that rate limits are asked for where a request states no bound; what answers really use
+# of it is learned.
+UNBOUNDED_OUTPUT_TOKENS = 1_000
+
+_CAP = re.compile(
+    r"(?P<sign>\$)?(?P<number>\d[\d,_]*\.?\d*|\.\d+)(?P<scale>[km])?"
+    r"(?P<unit>\$|usd|dollars?|tokens?)?(?:(?:/|per)(?P<period>day|month|session))?",
+    re.IGNORECASE,
+)
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
+_PERIOD_WORDS = {"session": "for this session", "day": "for today", "month": "for this month"}
+_NO_SPEND = SpendAmount()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendingCap:
+    """How much may be used, and over what time.
+
+    Parameters
+    ----------
+    amount : float
+        Tokens, input and output together, or US dollars.
+    unit : {"tokens", "dollars"}
+        What is counted.
+    period : {"session", "day", "month"}
+        Until the kernel ends, or by the calendar.
+    """
+
+    amount: float
+    unit: Unit
+    period: Period = "session"
+
+    def __str__(self) -> str:
+        return f"{self.format(self.amount)} {_PERIOD_WORDS[self.period]}"
+
+    @property
+    def text(self) -> str:
+        """The cap as `parse_cap` accepts it."""
+        return f"{self.amount}{'usd' if self.unit == 'dollars' else ''}/{self.period}"
+
+    def format(self, amount: float) -> str:
+        """Return an amount in the cap's unit."""
+        if self.unit == "tokens":
+            return f"{amount:,.0f} tokens"
+        return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
+
+    def allows(self, amount: SpendAmount, *, used: float) -> bool:
+        """Return whether `amount` fits beside what is used."""
+        return used + amount.in_unit(self.unit) <= self.amount
+
+    def used_of(self, spending: Spending, *, with_reserved: bool = False) -> float:
+        """Return what all kernels have used in this cap's day or month."""
+        spent = spending.day if self.period == "day" else spending.month
+        reserved = spending.reserved.in_unit(self.unit) if with_reserved else 0.0
+        return spent.in_unit(self.unit) + reserved
+
+
+def parse_cap(text: str) -> SpendingCap:
+    """Return the cap that is written as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not one.
+    """
+    found = _CAP.fullmatch("".join(text.split()))
+    amount = 0.0
+    if found:
+        number = found["number"].replace(",", "").replace("_", "")
+        amount = float(number) * _SCALES[(found["scale"] or "").lower()]
+    if not found or not amount or (found["sign"] and (found["unit"] or "").startswith("tok")):
+        raise ConfigurationError(
+            f"{text[:40]!r} is not a budget.",
+            advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
+        )
+    in_dollars = found["sign"] or (found["unit"] or "").lower().startswith(("$", "usd", "dol"))
+    period = (found["period"] or "session").lower()
+    return SpendingCap(
+        amount=amount,
+        unit="dollars" if in_dollars else "tokens",
+        period=period,  # type: ignore[arg-type]  # the pattern admits no other
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CapUsage:
+    """How far a cap is used up."""
+
+    cap: SpendingCap
+    used: float
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1, or more."""
+        return self.used / self.cap.amount
+
+    def __str__(self) -> str:
+        return f"{self.cap.format(self.used)} of {self.cap} used ({self.share:.0%})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a request may cost.
+
+    Parameters
+    ----------
+    input_tokens, output_tokens : int
+        Estimates; the output is `max_output` where there is one, else that of an average answer.
+    bounded : bool
+        Whether the output cannot be longer.
+    cost : float or None
+        US dollars; None where no price is known.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    bounded: bool = False
+    cost: float | None = None
+
+    def __str__(self) -> str:
+        output = f"{'at most' if self.bounded else 'perhaps'} {self.output_tokens:,} out"
+        tokens = f"~{self.input_tokens:,} in, {output}"
+        return f"{tokens}, about ${self.cost:.4f}" if self.cost else tokens
+
+    @property
+    def amount(self) -> SpendAmount:
+        """The estimate as if it were used."""
+        return SpendAmount(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
+
+
+def estimate_request(
+    request: Request,
+    *,
+    model: str | None,
+    base_url: str,
+    average_output: int = DEFAULT_OUTPUT_TOKENS,
+) -> Estimate:
+    """Return what `request` may cost; the first call loads the price tables, which takes 0.2 s."""
+    input_tokens = pricing.estimate_request_tokens(request)
+    output_tokens = request.max_output or average_output
+    return Estimate(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        bounded=request.max_output is not None,
+        cost=pricing.estimate_cost(input_tokens, output_tokens, model=model, base_url=base_url),
+    )
+
+
+def rate_limit_cost(request: Request) -> Cost:
+    """Return what a request asks of the rate limits."""
+    output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
+    return Cost(float(pricing.estimate_request_tokens(request)), float(output))
 
 
 class Budget:
@@ -33,36 +194,32 @@ class Budget:
     Parameters
     ----------
     clock : Clock
-        Whose calendar counts.
+        Its local calendar separates days and months.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._session = NOTHING
-        self._kernels = Spending()
-        self._kept: tuple[SpendingCap, ...] = ()
-        self._read_at = float("-inf")
-        self._day = ""
+        self._session = _NO_SPEND
+        self._all_kernels = Spending()
+        self._shared_caps: tuple[SpendingCap, ...] = ()
+        self._read_at, self._read_on = float("-inf"), ""
         self._reading: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
-        self._aside = NOTHING
+        self._reservations: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
+        self._reserved = _NO_SPEND
         self._warned: set[tuple[SpendingCap, float]] = set()
-        self._answers = self._output = 0
+        self._answers = self._answer_tokens = 0
 
     @property
-    def usual(self) -> int:
-        """Output tokens of this session's usual answer."""
-        return self._output // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
+    def average_output(self) -> int:
+        """Output tokens of this session's average answer."""
+        return self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
 
-    def foresee(self, journal: Journal) -> None:
-        """Have read by the time of `admit` what that will ask for, if it is not known.
-
-        Called before the request is committed, it does not wait for the disk.
-        """
+    def prefetch(self, journal: Journal) -> None:
+        """Start to read what `reserve` will need, while the request is being committed."""
         if not self._is_fresh():
-            self._begin_to_read(journal)
+            self._start_reading(journal)
 
-    async def admit(
+    async def reserve(
         self,
         request: Request,
         *,
@@ -70,47 +227,47 @@ class Budget:
         journal: Journal,
         model: str | None,
         base_url: str,
-        share: float = 1.0,
-        so_far: SpendAmount = NOTHING,
+        price_factor: float = 1.0,
+        so_far: SpendAmount = _NO_SPEND,
     ) -> None:
-        """Set aside what the request may come to, at a share of the usual price.
-
-        That is its next answer and what it has used `so_far`, in attempts that broke off.
+        """Reserve what a request may cost: its next answer, and its broken attempts `so_far`.
 
         Raises
         ------
         BudgetError
-            If a cap would be passed, or cannot be watched; nothing is sent then.
+            If a cap would be passed, or cannot be checked; nothing may be sent then.
         """
         await self._refresh(journal)
-        caps = (*caps, *self._kept)
-        if not caps or (request.id in self._open and so_far == NOTHING):
+        caps = (*caps, *self._shared_caps)
+        if not caps or (request.id in self._reservations and so_far == _NO_SPEND):
             return
         if any(cap.unit == "dollars" for cap in caps):
             await asyncio.to_thread(pricing.load_prices)
-        expected = estimate(request, model=model, base_url=base_url, usual=self.usual)
+        expected = estimate_request(
+            request, model=model, base_url=base_url, average_output=self.average_output
+        )
         if expected.cost is not None:
-            expected = replace(expected, cost=expected.cost * share)
-        # Of a server on this machine the unknown price is nothing.
-        free = expected.cost is None and pricing.is_local_server(base_url)
-        watched = [cap for cap in caps if not (free and cap.unit == "dollars")]
-        lasting = [cap for cap in watched if cap.period != "session"]
-        self._drop(request.id)
-        amount = expected.spent.plus(so_far)
-        for cap in watched:
-            self._check_price(request, expected, cap)
+            expected = replace(expected, cost=expected.cost * price_factor)
+        # A server on this machine has no price, because it costs nothing.
+        is_free = expected.cost is None and pricing.is_local_server(base_url)
+        checked = [cap for cap in caps if not (is_free and cap.unit == "dollars")]
+        lasting = [cap for cap in checked if cap.period != "session"]
+        self.release(request.id)
+        amount = expected.amount.plus(so_far)
+        for cap in checked:
+            _check_price(request, expected, cap)
             if cap not in lasting:
                 self._check(request, expected, amount, cap)
-        self._open[request.id] = amount, caps
-        self._aside = self._aside.plus(amount)
+        self._reservations[request.id] = amount, caps
+        self._reserved = self._reserved.plus(amount)
         try:
             if lasting:
-                await self._set_aside(request, expected, amount, lasting, journal)
+                await self._reserve_in_journal(request, expected, amount, lasting, journal)
         except BaseException:
-            self._drop(request.id)
+            self.release(request.id)
             raise
 
-    async def _set_aside(
+    async def _reserve_in_journal(
         self,
         request: Request,
         expected: Estimate,
@@ -118,157 +275,158 @@ class Budget:
         caps: Sequence[SpendingCap],
         journal: Journal,
     ) -> None:
-        """Set an amount aside for all kernels, if the caps allow it that count them all.
+        """Reserve an amount for all kernels, if their caps allow it."""
 
-        Raises
-        ------
-        BudgetError
-            If one does not.
-        """
+        def allowed(spending: Spending) -> bool:
+            return all(
+                cap.allows(amount, used=cap.used_of(spending, with_reserved=True)) for cap in caps
+            )
 
-        def allowed(seen: Spending) -> bool:
-            return all(_fits(amount, cap, _used(seen, cap)) for cap in caps)
-
-        today = self._today()
-        # That is as it was before: each cap is held against it once more, to say which refuses.
-        self._kernels = await journal.reserve_budget(
-            request.id, amount, today=today, allowed=allowed
+        # The journal decides, in one transaction. It returns the figures from before, by which the
+        # caps are checked once more to find the one that refused.
+        self._all_kernels = await journal.reserve_budget(
+            request.id, amount, today=self._today(), allowed=allowed
         )
         for cap in caps:
             self._check(request, expected, amount, cap)
-
-    def _check_price(self, request: Request, expected: Estimate, cap: SpendingCap) -> None:
-        if cap.unit == "dollars" and expected.cost is None:
-            raise BudgetError(
-                f"No price is known for this model, so your budget of {cap} cannot be watched.",
-                advice=f"Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`), "
-                f"then `%codex resume {request.id}`.",
-            )
 
     def _check(
         self, request: Request, expected: Estimate, amount: SpendAmount, cap: SpendingCap
     ) -> None:
         used = self._in_use(cap)
-        if not _fits(amount, cap, used):
-            used += amount.minus(expected.spent).in_unit(cap.unit)
-            reset = self._reset(cap)
-            anew = (
-                f"; it starts anew in {format_duration(reset - self._clock.wall())}"
-                if reset
-                else ""
-            )
-            raise BudgetError(
-                f"It would pass your budget of {cap}: {cap.words(used)} are used or set aside, and "
-                f"it is estimated at {expected}.",
-                advice=f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{anew}.",
-                resume_at=reset,
-            )
+        if cap.allows(amount, used=used):
+            return
+        used += amount.minus(expected.amount).in_unit(cap.unit)
+        resets_at = self._resets_at(cap)
+        reset = (
+            f"; it resets in {format_duration(resets_at - self._clock.wall())}" if resets_at else ""
+        )
+        raise BudgetError(
+            f"It would pass your budget of {cap}: {cap.format(used)} are used or reserved, and "
+            f"it is estimated at {expected}.",
+            advice=f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{reset}.",
+            resume_at=resets_at,
+        )
 
-    def settle(
-        self, request_id: str, reply: Reply, *, otherwise: SpendAmount | None = None
+    def commit(
+        self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count what a request came to; return warnings, each once, in a few words.
+        """Count what a request has used; return warnings, each once.
 
-        Where nobody knows, it counts as `otherwise`, or as what was set aside for it.
+        A reply that does not state its usage counts as `assumed`, or as what was reserved.
         """
-        aside = self.aside_for(request_id) if otherwise is None else otherwise
-        caps = self._drop(request_id)
+        assumed = self.reserved_for(request_id) if assumed is None else assumed
+        caps = self.release(request_id)
         if reply.reused or not reply.attempts:
             return ()
         if reply:
             self._answers += 1
-            self._output += reply.usage.output_tokens or 0
-        spent = SpendAmount.of_reply(reply, assumed=aside)
+            self._answer_tokens += reply.usage.output_tokens or 0
+        spent = SpendAmount.of_reply(reply, assumed=assumed)
         self._session = self._session.plus(spent)
         if not reply.simulated:
-            day, month = self._kernels.day.plus(spent), self._kernels.month.plus(spent)
-            self._kernels = replace(self._kernels, day=day, month=month)
+            day, month = self._all_kernels.day.plus(spent), self._all_kernels.month.plus(spent)
+            self._all_kernels = replace(self._all_kernels, day=day, month=month)
         return tuple(filter(None, map(self._warning, caps)))
 
-    def aside_for(self, request_id: str) -> SpendAmount:
-        """Return what is set aside for a request."""
-        amount, _ = self._open.get(request_id, (NOTHING, ()))
+    def reserved_for(self, request_id: str) -> SpendAmount:
+        """Return what is reserved for a request."""
+        amount, _ = self._reservations.get(request_id, (_NO_SPEND, ()))
         return amount
 
-    def _drop(self, request_id: str) -> tuple[SpendingCap, ...]:
-        """Set nothing aside any more for a request; return the caps that it was held against."""
-        amount, caps = self._open.pop(request_id, (NOTHING, ()))
-        self._aside = self._aside.minus(amount) if self._open else NOTHING
+    def release(self, request_id: str) -> tuple[SpendingCap, ...]:
+        """Reserve nothing for a request any more; return the caps that it was checked against."""
+        amount, caps = self._reservations.pop(request_id, (_NO_SPEND, ()))
+        # Set to zero when nothing is open: sums of floats would leave a rest.
+        self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
         return caps
 
     def _warning(self, cap: SpendingCap) -> str:
-        standing = self._standing(cap)
-        passed = [w for w in WARNINGS if standing.share >= w and (cap, w) not in self._warned]
-        self._warned |= {(cap, level) for level in passed}
-        return str(standing) if passed else ""
+        usage = self._usage(cap)
+        passed = [
+            share
+            for share in WARNING_SHARES
+            if usage.share >= share and (cap, share) not in self._warned
+        ]
+        self._warned |= {(cap, share) for share in passed}
+        return str(usage) if passed else ""
 
     def cap_usages(self, caps: Iterable[SpendingCap]) -> list[CapUsage]:
-        """Return how far the caps in force are used up, as far as is known."""
-        return [self._standing(cap) for cap in (*caps, *self._kept)]
+        """Return how far the caps in force are used up, as far as this process knows."""
+        return [self._usage(cap) for cap in (*caps, *self._shared_caps)]
 
-    def _standing(self, cap: SpendingCap) -> CapUsage:
-        used = self._session if cap.period == "session" else _since(self._kernels, cap)
-        return CapUsage(cap, used.in_unit(cap.unit))
+    def _usage(self, cap: SpendingCap) -> CapUsage:
+        if cap.period == "session":
+            return CapUsage(cap, self._session.in_unit(cap.unit))
+        return CapUsage(cap, cap.used_of(self._all_kernels))
 
-    async def look(self, journal: Journal, caps: Iterable[SpendingCap]) -> list[CapUsage]:
+    async def read_cap_usages(
+        self, journal: Journal, caps: Iterable[SpendingCap]
+    ) -> list[CapUsage]:
         """Return how far the caps in force are used up, other kernels included."""
         await self._refresh(journal)
         return self.cap_usages(caps)
 
     async def outlook(
-        self, journal: Journal, caps: Iterable[SpendingCap], expected: SpendAmount, *, watched: bool
+        self,
+        journal: Journal,
+        caps: Iterable[SpendingCap],
+        expected: SpendAmount,
+        *,
+        is_priced: bool,
     ) -> list[str]:
-        """Return in words what is left of each cap in force for what is `expected` to be used.
-
-        Not `watched`: its cost is unknown, and not sure to be nothing.
-        """
+        """Return in words what each cap in force leaves for what is `expected` to be used."""
         await self._refresh(journal)
-        return [self._outlook(cap, expected, watched=watched) for cap in (*caps, *self._kept)]
+        words = []
+        for cap in (*caps, *self._shared_caps):
+            used = self._in_use(cap)
+            if cap.unit == "dollars" and not is_priced:
+                words.append(f"your budget of {cap} allows nothing without a known price")
+            elif not cap.allows(expected, used=used):
+                left = cap.format(max(0.0, cap.amount - used))
+                words.append(f"more than is left of your budget: {left} of {cap}")
+            else:
+                words.append(f"budget: {CapUsage(cap, used)}")
+        return words
 
-    def _outlook(self, cap: SpendingCap, expected: SpendAmount, *, watched: bool) -> str:
-        if cap.unit == "dollars" and not watched:
-            return f"your budget of {cap} lets nothing through whose price is unknown"
-        used = self._in_use(cap)
-        if not _fits(expected, cap, used):
-            left = cap.words(max(0.0, cap.amount - used))
-            return f"more than is left of your budget: {left} of {cap}"
-        return f"budget: {CapUsage(cap, used)}"
-
-    async def keep(self, journal: Journal, cap: SpendingCap | None) -> None:
-        """Let every kernel of this user hold to `cap` from now on; None lifts it."""
+    async def set_shared_cap(self, journal: Journal, cap: SpendingCap | None) -> None:
+        """Let all kernels of this user observe `cap` from now on; None removes it."""
         await journal.set_budget("" if cap is None else cap.text)
         self._read_at = float("-inf")
 
     async def _refresh(self, journal: Journal) -> None:
-        """Read what other kernels have used and set, once for all who come meanwhile."""
+        """Read what other kernels have used and set, unless that is recent."""
         if not self._is_fresh():
-            # A lock would let them go one by one, and with many under way it never gets free.
-            await asyncio.shield(self._begin_to_read(journal))
+            # All that come meanwhile share one task: a lock would let them pass one by one, and
+            # with many requests it would never be free.
+            await asyncio.shield(self._start_reading(journal))
 
-    def _begin_to_read(self, journal: Journal) -> asyncio.Task[None]:
+    def _start_reading(self, journal: Journal) -> asyncio.Task[None]:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read(journal))
         return self._reading
 
     async def _read(self, journal: Journal) -> None:
         now, today = self._clock.now(), self._today()
-        self._kernels = await journal.read_spending(today)
-        self._read_at, self._day = now, today
-        self._kept = (read(self._kernels.budget),) if self._kernels.budget else ()
+        self._all_kernels = await journal.read_spending(today)
+        self._read_at, self._read_on = now, today
+        text = self._all_kernels.budget
+        self._shared_caps = (parse_cap(text),) if text else ()
 
     def _is_fresh(self) -> bool:
-        return self._clock.now() - self._read_at < FRESH and self._today() == self._day
+        is_recent = self._clock.now() - self._read_at < REFRESH_INTERVAL_S
+        return is_recent and self._today() == self._read_on
 
     def _in_use(self, cap: SpendingCap) -> float:
         if cap.period == "session":
-            return self._session.in_unit(cap.unit) + self._aside.in_unit(cap.unit)
-        return _used(self._kernels, cap)
+            return self._session.in_unit(cap.unit) + self._reserved.in_unit(cap.unit)
+        return cap.used_of(self._all_kernels, with_reserved=True)
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
 
-    def _reset(self, cap: SpendingCap) -> float | None:
-        """Return when the cap starts anew, in seconds since the epoch."""
+    def _resets_at(self, cap: SpendingCap) -> float | None:
+        """Return when the cap's period ends, in seconds since the epoch."""
         if cap.period == "session":
             return None
         today = datetime.fromtimestamp(self._clock.wall()).replace(
@@ -279,15 +437,10 @@ class Budget:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def _since(seen: Spending, cap: SpendingCap) -> SpendAmount:
-    """Return what all kernels have used in the time that the cap is about."""
-    return seen.day if cap.period == "day" else seen.month
-
-
-def _used(seen: Spending, cap: SpendingCap) -> float:
-    """Return what all kernels have used and set aside."""
-    return _since(seen, cap).in_unit(cap.unit) + seen.reserved.in_unit(cap.unit)
-
-
-def _fits(expected: SpendAmount, cap: SpendingCap, used: float) -> bool:
-    return used + expected.in_unit(cap.unit) <= cap.amount
+def _check_price(request: Request, expected: Estimate, cap: SpendingCap) -> None:
+    if cap.unit == "dollars" and expected.cost is None:
+        raise BudgetError(
+            f"No price is known for this model, so your budget of {cap} cannot be checked.",
+            advice=f"Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`), "
+            f"then `%codex resume {request.id}`.",
+        )

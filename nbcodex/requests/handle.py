@@ -1,24 +1,28 @@
-"""One request, as the thread that asked holds it: set going, followed, ordered about.
+"""One request as the calling thread holds it: started, followed, ended, and read as a reply.
 
-Owns the way from a thread that waits to the loop that works. An interrupt may strike anywhere in
-here; whatever it finds, the request ends and its last event is painted.
+Owns the way between a waiting thread and the event loop, events included. An interrupt may strike
+at any instruction in here; whatever it hits, the request ends and its last event is painted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import logging
+import queue
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
 from nbcodex.events import (
     Cancelled,
+    Delta,
     Ending,
     Event,
     Failed,
@@ -28,28 +32,97 @@ from nbcodex.events import (
     Queued,
 )
 from nbcodex.models import Reply, Request, Resumption, Status
-from nbcodex.requests.event_queue import WAIT_SLICE_S, EventQueue
 from nbcodex.runtime import event_loop
+from nbcodex.runtime.event_loop import WAIT_SLICE_S
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.requests.runner import Order, Run
-    from nbcodex.requests.services import Services
+    from nbcodex.requests.runner import RequestRunner, Services
 
-log = logging.getLogger(__name__)
-
-_STOPPING = 0.2
-"""Seconds that Stop waits for the last events; the request ends on the loop in any case."""
-
-AWAKE = 0.05
-"""Seconds after which a caller's loop is woken, to look whether it was interrupted."""
-
+EndAction = Literal["stop", "cancel", "park"]
 PaintEvents = Callable[[tuple[Event, ...]], None]
 Listener = Callable[[Event], None]
 
+DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
+STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
+LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may strike in a caller's event loop
+
+log = logging.getLogger(__name__)
+
+
+class EventQueue:
+    """A listener on the loop's side; on the painter's side, a source of batches of events.
+
+    Deltas are gathered, so that 2,000 events a second wake the painter ten times; no other event
+    waits. There are no locks, because an interrupt may strike the painter anywhere.
+    """
+
+    def __init__(self) -> None:
+        self._batches: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
+        self._gathered: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._delivered_at = float("-inf")
+
+    def __call__(self, event: Event) -> None:
+        """Receive an event, on the loop's thread."""
+        self._gathered.append(event)
+        if not isinstance(event, Delta):
+            self._deliver()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            due = self._delivered_at + DELTA_INTERVAL_S
+            if loop.time() >= due:
+                self._deliver()
+            else:
+                self._timer = loop.call_at(due, self._deliver)
+
+    def _deliver(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if isinstance(self._gathered[0], Delta):
+            self._delivered_at = asyncio.get_running_loop().time()
+        batch, self._gathered = tuple(_join_deltas(self._gathered)), []
+        self._batches.put(batch)
+
+    def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
+        """Wait for the next batch of events; an empty one after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if end is None else end - time.monotonic()
+            piece = WAIT_SLICE_S if left is None else min(left, WAIT_SLICE_S or left)
+            try:
+                return self._batches.get(timeout=None if piece is None else max(piece, 0.0))
+            except queue.Empty:
+                if end is not None and time.monotonic() >= end:
+                    return ()
+
+
+def _join_deltas(events: Iterable[Event]) -> list[Event]:
+    """Return the events with consecutive deltas of one kind joined."""
+    joined: list[Event] = []
+    run: list[Delta] = []
+
+    def close() -> None:
+        if run:
+            text = "".join(delta.text for delta in run)
+            joined.append(dataclasses.replace(run[-1], text=text))
+            run.clear()
+
+    for event in events:
+        if isinstance(event, Delta):
+            if run and run[-1].reasoning != event.reasoning:
+                close()
+            run.append(event)
+        else:
+            close()
+            joined.append(event)
+    close()
+    return joined
+
 
 class Handle:
-    """One request on its way. Orders return at once.
+    """One request, for any thread. The methods that end it return at once.
 
     Parameters
     ----------
@@ -58,7 +131,7 @@ class Handle:
     services : callable
         Returns the services; called on the loop's thread.
     listeners : sequence of callable
-        Hear every event, on the loop's thread, beside whoever follows.
+        Receive every event, on the loop's thread.
     resumption : Resumption or None
         How to take up a request that is in the journal already.
     """
@@ -74,61 +147,60 @@ class Handle:
     ) -> None:
         self.request = request
         self._settings, self._services = settings, services
-        self._feed = EventQueue()
-        self._listeners: Sequence[Listener] = (self._feed, *listeners)
+        self._queue = EventQueue()
+        self._listeners: Sequence[Listener] = (self._queue, *listeners)
         self._resumption = resumption
-        self._run: Run | None = None
-        self._kept = threading.Event()
+        self._runner: RequestRunner | None = None
+        self._committed = threading.Event()
         self._ending: Future[Ending] = Future()
-        self._ending.set_running_or_notify_cancel()  # whoever gives up waiting cancels nothing
+        # A future that runs cannot be cancelled by one of those that wait for it.
+        self._ending.set_running_or_notify_cancel()
 
     def start(self) -> None:
-        """Set the request going, unless it is."""
-        event_loop.shared().call_soon(self._begin)
+        """Start the request; without effect if it has been started."""
+        event_loop.shared().call_soon(self._start)
 
-    def _begin(self) -> None:
-        if self._run is not None:
+    def _start(self) -> None:
+        if self._runner is not None:
             return
         try:
             services = self._services()
-            from nbcodex.requests import runner  # with all that it takes, not before it is needed
+            # Imported when it is first needed: it brings tenacity, the journal and the SDK.
+            from nbcodex.requests.runner import RequestRunner
 
-            self._run = runner.start(
+            self._runner = RequestRunner(
                 services,
                 self.request,
                 self._settings,
-                self._hear,
+                self._on_event,
                 resumption=self._resumption,
-                kept=self._kept.set,
-            )
+                on_committed=self._committed.set,
+            ).start()
         except Exception as error:
             failure = NbcodexError(
                 f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `%codex doctor`."
             )
-            self._hear(
-                Failed(
-                    request_id=self.request.id, at=0.0, error=failure, reply=self._nothing("failed")
-                )
-            )
+            reply = self._empty_reply("failed")
+            self._on_event(Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply))
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:
                 log.exception("a listener failed on %s", type(event).__name__)
         if not isinstance(event, Queued):
-            self._kept.set()
+            self._committed.set()
         if isinstance(event, Ending) and not self._ending.done():
             self._ending.set_result(event)
 
-    def end(self, order: Order) -> None:
-        """End the request: ``stop``, ``cancel`` or ``park``. The first order counts."""
-        event_loop.shared().call_soon(self._end, order)
+    def end(self, action: EndAction) -> None:
+        """End the request: ``stop``, ``cancel`` or ``park``. The first action counts."""
+        event_loop.shared().call_soon(self._end, action)
 
-    def _end(self, order: Order) -> None:
-        if self._run is not None:
-            self._run.end(order)
+    def _end(self, action: EndAction) -> None:
+        if self._runner is not None:
+            self._runner.end(action)
 
     def stop(self) -> None:
         """End the request as interrupted; the text so far is kept."""
@@ -152,8 +224,8 @@ class Handle:
         event_loop.shared().call_soon(self._retry_now)
 
     def _retry_now(self) -> None:
-        if self._run is not None:
-            self._run.retry_now()
+        if self._runner is not None:
+            self._runner.retry_now()
 
     def follow(
         self,
@@ -161,14 +233,14 @@ class Handle:
         *,
         tick: Callable[[], float | None] = lambda: None,
     ) -> Ending:
-        """Start the request and wait for its ending, handing each batch of events to `paint`.
+        """Start the request and wait for its ending, passing each batch of events to `paint`.
 
         Parameters
         ----------
         paint : callable
-            Called in this thread; with no events when `tick()` seconds passed without any.
+            Called in this thread; with no events when `tick()` seconds have passed without any.
         tick : callable
-            Returns how often to call it at the least; None means only for events.
+            Returns the longest interval between two calls of `paint`; None: only for events.
 
         Returns
         -------
@@ -176,31 +248,33 @@ class Handle:
             The last event. An interrupt ends the request, and returns `Interrupted`; if the ending
             was already on its way, that one is painted and the interrupt is raised again.
         """
-        stopped, start = False, self.start
+        is_stopped, begin = False, self.start
         try:
             while True:
                 try:
                     try:
-                        start()
-                        ending = self._painted(paint, tick, within=_STOPPING if stopped else None)
+                        begin()
+                        ending = self._paint_all(
+                            paint, tick, within=STOP_TIMEOUT_S if is_stopped else None
+                        )
                         break
                     except KeyboardInterrupt:
-                        stopped, start = True, self.stop
-                except KeyboardInterrupt:  # a second one, while the first was being noted
-                    stopped, start = True, self.stop
+                        is_stopped, begin = True, self.stop
+                except KeyboardInterrupt:  # a second one, while the first was being handled
+                    is_stopped, begin = True, self.stop
         finally:
             if not self._ending.done():
                 self.stop()
-        if stopped and not isinstance(ending, Interrupted):
-            raise Stopped("Stopped, when the request had just ended.", reply=ending.reply)
+        if is_stopped and not isinstance(ending, Interrupted):
+            raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
-    def _painted(
+    def _paint_all(
         self, paint: PaintEvents, tick: Callable[[], float | None], *, within: float | None
     ) -> Ending:
         """Paint batch after batch up to the ending; after `within` seconds, make one up."""
         while True:
-            batch = self._feed.take(tick() if within is None else within)
+            batch = self._queue.next_batch(tick() if within is None else within)
             if not batch and within is not None:
                 batch = (self._last_event(),)
             paint(batch)
@@ -209,7 +283,7 @@ class Handle:
 
     def wait_until_committed(self) -> None:
         """Wait until the request is in the journal, or it is known that it cannot be."""
-        while not self._kept.wait(WAIT_SLICE_S):
+        while not self._committed.wait(WAIT_SLICE_S):
             pass
 
     @property
@@ -223,7 +297,7 @@ class Handle:
         return self._ending
 
     def wait(self) -> Ending:
-        """Wait for the ending, without painting; an interrupt ends the wait, not the request.
+        """Wait for the ending without painting; an interrupt ends the wait, not the request.
 
         Raises
         ------
@@ -236,36 +310,35 @@ class Handle:
             with contextlib.suppress(TimeoutError):
                 return self._ending.result(WAIT_SLICE_S)
 
-    def _last_event(self) -> Ending:
-        """Return the ending for someone who stops waiting, even if none has come."""
-        if self._ending.done():
-            return self._ending.result()
-        return Interrupted(request_id=self.request.id, at=0.0, reply=self._nothing("interrupted"))
-
-    def _nothing(self, status: Status) -> Reply:
-        return Reply(id=self.request.id, status=status, attempts=0)
-
     async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""
         try:
             self.start()
-            with _awake(asyncio.get_running_loop()):
+            with _keep_waking(asyncio.get_running_loop()):
                 return await asyncio.wrap_future(self._ending)
         finally:
             if not self._ending.done():
                 self.stop()
 
+    def _last_event(self) -> Ending:
+        """Return the ending for a caller that stops waiting, even if none has come."""
+        if self._ending.done():
+            return self._ending.result()
+        reply = self._empty_reply("interrupted")
+        return Interrupted(request_id=self.request.id, at=0.0, reply=reply)
 
+    def _empty_reply(self, status: Status) -> Reply:
+        return Reply(id=self.request.id, status=status, attempts=0)
+
+
+# A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it,
+# however many requests wait.
 _waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
 _ticking: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def _awake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Have a loop wake now and then: a kernel's takes an interrupt only when it does.
-
-    However many wait, one timer does it.
-    """
+def _keep_waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     _waiting[loop] = _waiting.get(loop, 0) + 1
     if loop not in _ticking:
         _ticking.add(loop)
@@ -278,7 +351,7 @@ def _awake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 def _tick(loop: asyncio.AbstractEventLoop) -> None:
     if _waiting.get(loop):
-        loop.call_later(AWAKE, _tick, loop)
+        loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
     else:
         _ticking.discard(loop)
 
@@ -286,36 +359,60 @@ def _tick(loop: asyncio.AbstractEventLoop) -> None:
 class PendingReply(Reply):
     """A `Reply` that fills: reading what is not known yet waits for it, and Stop ends the wait.
 
+    Looking at it never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
+
     Parameters
     ----------
     handle : Handle
-        The request, on its way.
+        The running request.
     """
 
     __slots__ = ("_handle",)
+    _handle: Handle
 
     def __init__(self, handle: Handle) -> None:
         object.__setattr__(self, "_handle", handle)
 
-    def __getattribute__(self, name: str) -> Any:
-        if name not in _FIELDS:
-            return object.__getattribute__(self, name)
-        handle: Handle = object.__getattribute__(self, "_handle")
-        if name == "id":
-            return handle.request.id
-        if name == "status" and not handle.done:
-            return "running"
-        return getattr(handle.wait().reply, name)
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self._handle.request.id
+
+    @property
+    def status(self) -> Status:
+        """The status of the reply; ``running`` until there is one."""
+        return self._handle.wait().reply.status if self._handle.done else "running"
+
+    def _now(self) -> Reply:
+        """Return the reply, or what there is of it without waiting."""
+        if self._handle.done:
+            return self._handle.wait().reply
+        return Reply(id=self.id, status="running", attempts=0)
 
     def __repr__(self) -> str:
-        if not self._handle.done:
-            return f"<Reply {self.id}: under way>"
-        return repr(self._handle.wait().reply)
+        return repr(self._now()) if self._handle.done else f"<Reply {self.id}: running>"
+
+    def __str__(self) -> str:
+        return str(self._now()) if self._handle.done else repr(self)
+
+    def __format__(self, spec: str) -> str:
+        # Unlike `str`, which inspectors call, this is how a text uses the answer.
+        return format(self.text, spec)
 
     def _repr_markdown_(self) -> str:
         if not self._handle.done:
-            return f"*{self.id} is under way; reading its text waits for it.*"
-        return str(self._handle.wait().reply._repr_markdown_())
+            return f"*{self.id} is still running; reading its text waits for it.*"
+        return str(self._now()._repr_markdown_())
+
+    def __copy__(self) -> PendingReply:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> PendingReply:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process cannot wait for this one's request: it gets what there is now.
+        return copy.copy, (self._now(),)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -324,7 +421,14 @@ class PendingReply(Reply):
         return id(self)
 
 
-_FIELDS = frozenset(field.name for field in dataclasses.fields(Reply))
+def _awaited(name: str) -> Any:
+    return property(lambda self: getattr(self._handle.wait().reply, name))
+
+
+# Properties, because completers and inspectors evaluate the members of slots, but no properties.
+for _field in dataclasses.fields(Reply):
+    if _field.name not in {"id", "status"}:
+        setattr(PendingReply, _field.name, _awaited(_field.name))
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
@@ -344,13 +448,13 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
             error.reply = reply
             raise error
         case Cancelled(reply=reply):
-            cancelled = CancelledError("Cancelled by you.", advice="Run it again to ask anew.")
+            cancelled = CancelledError("Cancelled by you.", advice="Run it again to ask again.")
             cancelled.reply = reply
             raise cancelled
         case Interrupted(reply=reply):
             kept = "the text so far is kept" if reply.text else "nothing had arrived"
-            go_on = f"`%codex resume {reply.id}` goes on with it."
-            advice = go_on if request and request.durable else "Run it again to ask anew."
+            resume = f"`%codex resume {reply.id}` goes on with it."
+            advice = resume if request and request.durable else "Run it again to ask again."
             raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
 
 

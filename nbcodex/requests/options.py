@@ -57,7 +57,7 @@ def build_request(
         images=_pictures(images),
         turns=tuple(turns),
         thread=thread,
-        schema=structured_output.declare(schema),
+        schema=structured_output.to_schema(schema),
         max_output=max_output,
         effort=effort,
         params=dict(params or {}),

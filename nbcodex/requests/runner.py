@@ -1,16 +1,21 @@
-"""The life of one request, from the question to one of its five endings.
+"""Runs one request from its prompt to one of its five endings: admit, attempt, wait, end.
 
-Owns when it is tried again, and what it comes to (with tenacity). Knows neither HTTP nor any
-display; runs on the one event loop, so nothing here is locked.
+Owns when another attempt is made, and the order of events: nothing is sent before the request is in
+the journal, and no ending is shown before it is. Knows neither HTTP nor any display. It lives on
+the one event loop, so nothing here is locked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import random
+import threading
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, TypeVar
 
 import tenacity
 
@@ -18,6 +23,7 @@ from nbcodex import events
 from nbcodex.errors import (
     LONG_CONVERSATION_ADVICE,
     AnswerError,
+    GoneError,
     LimitError,
     NbcodexError,
     ParkedError,
@@ -26,48 +32,123 @@ from nbcodex.errors import (
     shorten,
 )
 from nbcodex.journal.entry import JournalEntry
+from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply, Request, Resumption
-from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.models import (
+    NOTE_POSSIBLY_PAID,
+    NOTE_POSSIBLY_PAID_TWICE,
+    Reply,
+    Request,
+    Resumption,
+    StreamPosition,
+)
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Notice,
+    ReasoningDelta,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.limiter import Waiter
-from nbcodex.requests import fitting, parking, repair, spending_cap
-from nbcodex.requests.sender import Sender
-from nbcodex.requests.services import Services
-from nbcodex.requests.story import Story
+from nbcodex.ratelimit.limiter import (
+    CooldownTooLongError,
+    Limiter,
+    Patience,
+    Reservation,
+    Waiter,
+)
+from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
+from nbcodex.requests import structured_output
+from nbcodex.requests.budget import Budget, parse_cap, rate_limit_cost
+from nbcodex.requests.handle import EndAction, Listener
+from nbcodex.requests.state import Failure, RequestState, cooldown_error
+from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
-Listener = Callable[[events.Event], None]
-Order = Literal["stop", "cancel", "park"]
+PROMPT_PREVIEW_CHARS = 60
+NOTE_SENT_AGAIN = "the server lost the answer: sent again"
+
+EventT = TypeVar("EventT", bound=events.Event)
 
 log = logging.getLogger(__name__)
 
-TOLD = 60
-"""Characters of a prompt that are told, for people to know the request by."""
 
+class Services:
+    """What all requests of a process share.
 
-def start(
-    services: Services,
-    request: Request,
-    settings: Settings,
-    listener: Listener,
-    *,
-    resumption: Resumption | None = None,
-    kept: Callable[[], object] = lambda: None,
-) -> Run:
-    """Begin the life of a request, or take one up that is in the journal.
+    Parameters
+    ----------
+    api_client : ApiClient
+        Sends attempts.
+    journal, limiter : callable
+        Return the journal and the limiter that some settings ask for.
+    clock : Clock
+        The time.
+    chance : random.Random
+        Source of jitter.
 
-    `listener` hears its events on the loop's thread; there, `kept` is called when the request
-    is in the journal, or it is known that it cannot be.
+    Attributes
+    ----------
+    budget : Budget
+        The user's caps.
+    simulators : set of str
+        Base URLs at which a simulator answers, as far as any request has seen.
     """
-    run = Run(services, request, settings, listener, resumption=resumption, kept=kept)
-    run.task = asyncio.get_running_loop().create_task(run.live(), name=f"codex-{request.id}")
-    run.task.add_done_callback(run.see_off)
-    return run
+
+    def __init__(
+        self,
+        *,
+        api_client: ApiClient,
+        journal: Callable[[Settings], Journal],
+        limiter: Callable[[Settings], Limiter],
+        clock: Clock,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.api_client = api_client
+        self.journal = journal
+        self.limiter = limiter
+        self.clock = clock
+        self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
+        self.budget = Budget(clock)
+        self.simulators: set[str] = set()
+        self._loading: threading.Thread | None = None
+        self._retry_budgets: dict[str, backoff.RetryBudget] = {}
+
+    def load_prices(self, base_url: str) -> None:
+        """Start to load the price tables, which takes about as long as a first answer."""
+        if not self._loading and pricing.provider_of(base_url):
+            self._loading = threading.Thread(target=pricing.load_prices, daemon=True)
+            self._loading.start()
+
+    def retry_budget(self, base_url: str) -> backoff.RetryBudget:
+        """Return the retry budget that all requests to one server share."""
+        return self._retry_budgets.setdefault(base_url, backoff.RetryBudget())
+
+    def note_simulator(self, base_url: str, *, simulated: bool) -> None:
+        """Take note of whether a server has identified itself as a simulator."""
+        (self.simulators.add if simulated else self.simulators.discard)(base_url)
 
 
-class Run:
-    """One request on its way. Its orders are given on the loop's thread."""
+class RequestRunner:
+    """One running request. Its methods are called on the loop's thread.
+
+    Parameters
+    ----------
+    services : Services
+        What it calls.
+    request, settings
+        What is asked, and how.
+    listener : callable
+        Receives its events.
+    resumption : Resumption or None
+        How to take up a request that is in the journal already.
+    on_committed : callable
+        Called once the request is in the journal, or it is known that it cannot be.
+    """
 
     task: asyncio.Task[None]
 
@@ -78,249 +159,423 @@ class Run:
         settings: Settings,
         listener: Listener,
         *,
-        resumption: Resumption | None,
-        kept: Callable[[], object],
+        resumption: Resumption | None = None,
+        on_committed: Callable[[], object] = lambda: None,
     ) -> None:
-        self._services, self._clock, self._kept = services, services.clock, kept
-        self._request, self._settings = request, settings
-        self._resumption = resumption
-        self._story = Story(request, listener, clock=services.clock, simulators=services.simulators)
-        self._partial = self._story.partial
-        self._entry = JournalEntry(
-            services.journal(settings), request, self._partial, services.clock
+        self._services, self._clock = services, services.clock
+        self._request, self._settings, self._resumption = request, settings, resumption
+        self._listener, self._on_committed = listener, on_committed
+        self._journal, self._limiter = services.journal(settings), services.limiter(settings)
+        self.state = RequestState(
+            request=request,
+            patience=Patience(request.patience),
+            started_at=self._clock.now(),
+            simulators=services.simulators,
         )
-        resumed = resumption is not None
-        self._waiter = Waiter(self._clock, self._story.patience, may_probe=resumed)
-        self._sender = Sender(
-            services.api_client,
-            settings,
-            self._story,
-            self._entry,
-            services.limiter(settings),
-            self._waiter,
-            under_way=services.load_prices,
-            permit=self._permitted,
-        )
-        self._order: Order | None = None
-        self._living = self._fault = False
+        self._entry = JournalEntry(self._journal, request, self.state.partial, self._clock)
+        # The cooldown that parked a resumed request may be hours old: it may probe.
+        self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
+        self._end_action: EndAction | None = None
+        self._can_be_ended = False
 
-    # Orders.
+    def start(self) -> RequestRunner:
+        """Start the request's task."""
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(self.run(), name=f"codex-{self._request.id}")
+        self.task.add_done_callback(self._report_defect)
+        return self
 
-    def end(self, order: Order) -> None:
-        """End the request as its user wishes; the first order counts."""
-        if self._order is None:
-            self._order = order
-            if self._living:
+    def end(self, action: EndAction) -> None:
+        """End the request as its user wants; the first action counts."""
+        if self._end_action is None:
+            self._end_action = action
+            if self._can_be_ended:
                 self.task.cancel()
 
     def retry_now(self) -> None:
-        """Send this one request through a wait, as a probe; without effect when it is not held."""
+        """Send the request through its wait, as a probe; without effect when it does not wait."""
         self._waiter.retry_now()
 
-    # The life.
-
-    async def live(self) -> None:
-        """Live from `Queued` to an ending. Every failure ends in an event, never in a traceback."""
-        self._living = True
-        self._story.tell(
+    async def run(self) -> None:
+        """Run from `Queued` to an ending. Every failure becomes an event, never a traceback."""
+        state, services = self.state, self._services
+        self._can_be_ended = True
+        self._emit(
             events.Queued,
-            model=self._story.model,
+            model=state.model,
             patience=self._request.patience,
-            prompt=shorten(self._request.prompt, TOLD),
+            prompt=shorten(self._request.prompt, PROMPT_PREVIEW_CHARS),
         )
-        ending = await self._ending()
-        self._living = False  # what has ended is not to be ended otherwise
-        # What goes on at the server counts when it is picked up.
-        goes_on = self._partial.goes_on(ending.reply.status)
-        assumed = SpendAmount() if goes_on else self._services.budget.aside_for(self._request.id)
-        ending = self._accounted(ending, assumed)
+        ending = await self._find_ending()
+        # From here on, Stop cannot turn an answer into an interruption.
+        self._can_be_ended = False
+        # What a durable answer still costs at the server counts when it is picked up.
+        continues = state.partial.continues_at_server(ending.reply.status)
+        assumed = SpendAmount() if continues else services.budget.reserved_for(self._request.id)
+        warnings = services.budget.commit(self._request.id, ending.reply, assumed=assumed)
+        reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
+        ending = replace(ending, reply=reply)
         await self._entry.finish(ending, assumed=assumed)
-        self._story.say(ending)
-        if isinstance(ending, events.Cancelled) and (mark := self._partial.mark):
-            await self._services.api_client.cancel_response(
-                self._request, self._settings, mark=mark
-            )
+        self._send_event(ending)
+        if isinstance(ending, events.Cancelled) and (position := state.partial.position):
+            await services.api_client.cancel_response(self._request, self._settings, mark=position)
 
-    def _accounted(self, ending: events.Ending, assumed: SpendAmount) -> events.Ending:
-        """Count what the request has used, and warn where its user's budget runs out."""
-        reply = ending.reply
-        allowance = self._services.budget
-        warnings = allowance.settle(self._request.id, reply, otherwise=assumed)
-        return replace(ending, reply=replace(reply, notes=(*reply.notes, *warnings)))
-
-    async def _ending(self) -> events.Ending:
-        """Return what the request comes to."""
-        story = self._story
+    async def _find_ending(self) -> events.Ending:
         try:
-            if self._order:
+            if self._end_action:
                 raise asyncio.CancelledError
-            if reply := repair.reused(self._request, await self._admitted()):
-                return story.event(events.Finished, reply=reply)
-            parsed = await repair.fitted(story, await self._completed(), self._completed)
+            reused = structured_output.reusable(self._request, await self._admit())
+            if reused:
+                return self._event(events.Finished, reply=reused)
+            parsed = await self._parse(await self._obtain_answer())
         except asyncio.CancelledError:
-            if self._order is None:
-                raise  # the process ends, and nobody is left to hear of it
-            return self._ended_as_ordered()
+            if self._end_action is None:
+                raise  # the process ends, and nothing listens any more
+            return self._ending_by_user(self._end_action)
         except ParkedError as error:
-            return story.event(events.Parked, error=error, reply=story.reply("parked"))
+            return self._event(events.Parked, error=error, reply=self._reply("parked"))
         except NbcodexError as error:
             if isinstance(error, AnswerError):
-                self._partial.note(fitting.UNFIT)
+                self.state.partial.add_note(structured_output.NOTE_MISMATCH)
             if isinstance(error, TooLargeError) and self._request.turns:
                 error.advice = LONG_CONVERSATION_ADVICE
-            reply = story.reply("failed", story.answer)
-            return story.event(events.Failed, error=error, reply=reply)
-        reply = replace(story.reply("done", story.answer), parsed=parsed)
-        return story.event(events.Finished, reply=reply)
+            return self._event(events.Failed, error=error, reply=self._reply("failed"))
+        return self._event(events.Finished, reply=replace(self._reply("done"), parsed=parsed))
 
-    async def _admitted(self) -> Reply | None:
-        """Put the request into the journal before anything is sent; return an answer to reuse."""
-        base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
-        self._story.base_url = base_url
-        self._services.budget.foresee(self._services.journal(self._settings))
-        if self._resumption is None:
-            reused = await self._entry.insert(base_url)
-            self._entry.on_inserted(self._kept)
+    def _ending_by_user(self, action: EndAction) -> events.Ending:
+        if self.state.is_sent:
+            self._note_unknown_response(NOTE_POSSIBLY_PAID)
+        if action == "park":
+            error = self.state.parked_by_user_error(now=self._clock.now(), wall=self._clock.wall())
+            return self._event(events.Parked, error=error, reply=self._reply("parked"))
+        if action == "cancel":
+            return self._event(events.Cancelled, reply=self._reply("cancelled"))
+        return self._event(events.Interrupted, reply=self._reply("interrupted"))
+
+    # Admission.
+
+    async def _admit(self) -> Reply | None:
+        """Put the request into the journal, or claim its entry; return an answer to reuse."""
+        state, resumption = self.state, self._resumption
+        state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
+        self._services.budget.prefetch(self._journal)
+        if resumption is None:
+            reused = await self._entry.insert(state.base_url)
+            self._entry.on_inserted(self._on_committed)
             return reused
-        if (wall := self._resumption.not_before) is not None:
+        if (wall := resumption.not_before) is not None:
             until = self._clock.now() + wall - self._clock.wall()
-            self._story.tell(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
+            self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
-        goes_on = self._resumption.position is not None
-        if reused := await self._entry.claim(base_url, reuse=not goes_on):
+        # A durable answer that is under way at the server is better than an equal request's.
+        reuse = resumption.position is None
+        if reused := await self._entry.claim(state.base_url, reuse=reuse):
             return reused
-        for note in self._resumption.notes:
-            self._partial.note(note)
-        if mark := self._resumption.position:
-            self._partial.take_up(mark, self._resumption.text)
-            if self._partial.text:
-                self._story.grow(self._partial.text)
+        for note in resumption.notes:
+            state.partial.add_note(note)
+        if resumption.position:
+            state.partial.restore(resumption.position, resumption.text)
+            if state.partial.text:
+                self._emit_text(state.partial.text)
         return None
 
-    def _ended_as_ordered(self) -> events.Ending:
-        if self._sender.sent:
-            self._note_the_gap(NOTE_POSSIBLY_PAID)
-        story = self._story
-        if self._order == "park":
-            error = parking.by_user(self._request, story.wait, clock=self._clock)
-            return story.event(events.Parked, error=error, reply=story.reply("parked"))
-        if self._order == "cancel":
-            return story.event(events.Cancelled, reply=story.reply("cancelled"))
-        return story.event(events.Interrupted, reply=story.reply("interrupted"))
+    # The answer, and its repair.
 
-    def see_off(self, task: asyncio.Task[None]) -> None:
-        """Make sure of an ending: even a defect of ours leaves nobody waiting."""
+    async def _obtain_answer(self) -> CompletedAnswer:
+        """Make attempts until one brings an answer, or the patience is used up."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            wait=partial(backoff_s, self.state),
+            stop=partial(is_out_of_patience, self.state),
+            before_sleep=self._start_backoff,
+            sleep=self._sleep,
+            retry_error_callback=self._park,
+        )
+        answer: CompletedAnswer = await retrying(self._attempt)
+        self._services.retry_budget(self.state.base_url).record_success(self._clock.now())
+        return answer
+
+    async def _parse(self, answer: CompletedAnswer) -> object:
+        """Return the object that was asked for, if any; ask once more if the answer has none."""
+        state, schema = self.state, self._request.schema
+        state.answer = answer
+        structured_output.check_not_withheld(answer)
+        if answer.refused:
+            state.partial.add_note(structured_output.NOTE_REFUSED)
+        if schema is None:
+            return None
+        try:
+            return structured_output.parse_answer(schema, answer.text)
+        except structured_output.SchemaMismatchError as mismatch:
+            structured_output.check_repairable(self._request, answer, mismatch, waited=state.waited)
+            state.answer = await self._repair(answer, mismatch)
+        structured_output.check_not_withheld(state.answer)
+        try:
+            return structured_output.parse_answer(schema, state.answer.text)
+        except structured_output.SchemaMismatchError as mismatch:
+            raise structured_output.mismatch_error(schema, mismatch, asked="twice") from None
+
+    async def _repair(
+        self, answer: CompletedAnswer, mismatch: structured_output.SchemaMismatchError
+    ) -> CompletedAnswer:
+        """Return another answer; all of the time that it takes is paid from the patience."""
+        state, started_at, waited = self.state, self._clock.now(), self.state.waited
+        state.sent_request = structured_output.repair_request(self._request, answer.text, mismatch)
+        state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
+        state.partial.start_over()
+        try:
+            second = await self._obtain_answer()
+        except NbcodexError as error:
+            raise structured_output.mismatch_error(
+                self._request.schema, mismatch, asked="once", repair_error=error
+            ) from error
+        finally:
+            state.patience.waited = waited + self._clock.now() - started_at
+        return replace(second, usage=answer.usage.plus(second.usage))
+
+    # One attempt.
+
+    async def _attempt(self) -> CompletedAnswer:
+        """Send the request once, or continue its durable answer, and read to the end."""
+        state, api_client = self.state, self._services.api_client
+        state.last_activity_at = self._clock.now()
+        try:
+            if not (self._request.model or self._settings.model):
+                # The server may have to be asked for one: the journal comes first.
+                await self._entry.wait_inserted()
+            state.model = await api_client.resolve_model(self._request, self._settings)
+            endpoint = api_client.endpoint(self._request, self._settings)
+            state.base_url = endpoint.base_url  # that of a custom client is known only now
+            if position := state.partial.position:
+                with contextlib.suppress(GoneError):
+                    return await self._continue_answer(position)
+                state.partial.add_note(NOTE_SENT_AGAIN)
+            salt = await self._limiter.salt()
+            bucket_id = api_client.bucket_id(endpoint, state.model, salt=salt)
+            return await self._send(bucket_id, state.model)
+        except NbcodexError as error:
+            if error.simulated:
+                self._services.note_simulator(state.base_url, simulated=True)
+            if isinstance(error, TransientError):
+                state.failure = self._count_failure(error)
+            raise
+
+    async def _continue_answer(self, position: StreamPosition) -> CompletedAnswer:
+        # The server draws this on no limit, so nothing is reserved.
+        self.state.reservation = None
+        await self._announce_attempt()
+        text = self.state.partial.text_before(position)
+        return await self._read(
+            self._services.api_client.resume_stream(
+                self._request, self._settings, mark=position, text=text
+            )
+        )
+
+    async def _send(self, bucket_id: str, model: str) -> CompletedAnswer:
+        state = self.state
+        state.start_over()
+        await self._services.budget.reserve(
+            self._request,
+            caps=map(parse_cap, self._settings.budgets),
+            journal=self._journal,
+            model=model,
+            base_url=state.base_url,
+            so_far=state.broken_spend,
+        )
+        reservation = await self._acquire(bucket_id, label=f"{model} at {state.base_url}")
+        try:
+            await self._announce_attempt(
+                rates=pricing.token_rates(model, state.base_url),
+                unpriced=pricing.is_price_unknown(model, state.base_url),
+            )
+            reservation.mark_sent()
+            answer = await self._read(
+                self._services.api_client.stream(state.sent_request, self._settings, model=model)
+            )
+        except LimitError as error:
+            # The reservation stays open: `_close_model` refuses it, in one step with closing the
+            # model, or another request could be let in between the two.
+            state.fail_attempt(unbilled=error.refused)
+            raise
+        except NbcodexError as error:
+            state.fail_attempt(unbilled=error.refused)
+            reservation.release()
+            raise
+        except asyncio.CancelledError:
+            reservation.settle(state.partial.usage(self._request, "interrupted", None))
+            raise
+        except BaseException:
+            reservation.release()
+            raise
+        reservation.settle(state.partial.usage(self._request, "done", answer))
+        return answer
+
+    async def _acquire(self, bucket_id: str, *, label: str) -> Reservation:
+        state = self.state
+        state.reservation = None
+        cost = rate_limit_cost(state.sent_request)
+        try:
+            state.reservation = await self._limiter.acquire(
+                bucket_id, cost, self._waiter, label=label, on_wait=self._report_wait
+            )
+        except CooldownTooLongError as error:
+            cause = cooldown_error(error.cooldown.limit)
+            raise self._patience_error(cause, error.cooldown.until) from None
+        return state.reservation
+
+    async def _report_wait(self, wait: Wait | Cooldown) -> None:
+        waited = self.state.waited
+        if isinstance(wait, Wait):
+            self._emit(
+                events.CoolingDown, limit=None, resume_at=wait.due_at, waited=waited, queued=True
+            )
+            return
+        await self._entry.wait_inserted()
+        self._emit(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=waited)
+        await self._entry.wait(wait.until, wait.limit)
+
+    async def _announce_attempt(self, **price: Any) -> None:
+        """Commit that an attempt begins, then emit it."""
+        state = self.state
+        state.attempts += 1
+        state.last_activity_at, state.is_accepted = self._clock.now(), False
+        await self._entry.start_attempt(state.attempts)
+        self._emit(
+            events.Sent,
+            attempt=state.attempts,
+            model=state.model,
+            input_tokens=pricing.estimate_request_tokens(state.sent_request),
+            simulated=state.is_simulated,
+            **price,
+        )
+        state.is_sent = True
+        self._services.load_prices(state.base_url)
+
+    async def _read(self, stream: AsyncGenerator[StreamEvent]) -> CompletedAnswer:
+        state, answer = self.state, self.state.partial
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                state.last_activity_at = self._clock.now()
+                match event:
+                    case ResponseStarted():
+                        state.is_accepted = True
+                        self._services.note_simulator(state.base_url, simulated=event.simulated)
+                        if state.reservation:
+                            state.reservation.observe(event.snapshot)
+                    case StreamPosition():
+                        answer.reach(event)
+                        await self._entry.set_response_id(event)
+                    case Reset():
+                        answer.expect_replacement()
+                    case TextDelta(text):
+                        if answer.append(text):
+                            self._emit(events.Restarted)
+                        self._emit_text(text)
+                        self._entry.update_soon()
+                    case ReasoningDelta(text):
+                        self._emit_text(text, reasoning=True)
+                    case Notice(text):
+                        answer.add_note(text)
+                    case CompletedAnswer():
+                        return event
+        raise AssertionError("the API client ends a stream with an answer or an error")
+
+    # After a failed attempt.
+
+    def _count_failure(self, error: TransientError) -> Failure:
+        """Charge the patience and the retry budget for a failed attempt."""
+        state, now = self.state, self._clock.now()
+        state.is_sent = False
+        if state.is_accepted or getattr(error, "was_sent", False):
+            self._note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
+        stated = (
+            None if error.wait is None else backoff.stated_wait(error.wait, self._services.chance)
+        )
+        if isinstance(error, LimitError):
+            return Failure(error, stated)
+        # The silence that ends in a fault is a wait, too.
+        state.patience.waited += now - state.last_activity_at
+        return Failure(error, stated, self._services.retry_budget(state.base_url).spend(now))
+
+    async def _start_backoff(self, call: tenacity.RetryCallState) -> None:
+        error = _failure(self.state).error
+        resume_at = await self._close_model(error, self._clock.now() + call.upcoming_sleep)
+        self._waiter.start_cooldown(resume_at)
+        self._emit(
+            events.BackingOff,
+            error=error,
+            attempt=self.state.attempts,
+            resume_at=resume_at,
+            waited=self.state.waited,
+        )
+        await self._entry.wait(resume_at, getattr(error, "limit", None))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait out a fault. A limit's wait is a cooldown of the model: `acquire` waits for it."""
+        is_limit = isinstance(_failure(self.state).error, LimitError)
+        if not (is_limit and self.state.reservation):
+            await self._waiter.sleep_until(self._clock.now() + seconds)
+
+    async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
+        """Give up for now."""
+        error, now = _failure(self.state).error, self._clock.now()
+        resume_at = now + call.upcoming_sleep
+        # A smaller request might be let in at once: too many tokens for now close nothing.
+        by_size = isinstance(error, LimitError) and error.limit.resource == "tokens"
+        closed_until = await self._close_model(error, now if by_size else resume_at)
+        raise self._patience_error(error, max(resume_at, closed_until)) from error
+
+    async def _close_model(self, error: TransientError, resume_at: float) -> float:
+        """Close the model where a limit demands it; return when the next attempt is due."""
+        reservation = self.state.reservation
+        if reservation is None or not isinstance(error, LimitError):
+            return resume_at
+        return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
+
+    def _patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
+        return self.state.patience_error(
+            cause, resume_at, now=self._clock.now(), wall=self._clock.wall()
+        )
+
+    def _note_unknown_response(self, note: str) -> None:
+        """Add a note where a durable answer may be under way that has no known id."""
+        if self._request.durable and self.state.partial.position is None:
+            self.state.partial.add_note(note)
+
+    # Events.
+
+    def _reply(self, status: Any) -> Reply:
+        return self.state.reply(status, now=self._clock.now())
+
+    def _event(self, kind: Callable[..., EventT], **details: Any) -> EventT:
+        return kind(request_id=self._request.id, at=self._clock.now(), **details)
+
+    def _emit(self, kind: Callable[..., events.Event], **details: Any) -> None:
+        self._send_event(self._event(kind, **details))
+
+    def _emit_text(self, text: str, *, reasoning: bool = False) -> None:
+        self._emit(events.Delta, text=text, reasoning=reasoning, simulated=self.state.is_simulated)
+
+    def _send_event(self, event: events.Event) -> None:
+        self.state.apply(event)
+        try:
+            self._listener(event)
+        except Exception:
+            log.exception("a listener failed on %s", type(event).__name__)
+
+    def _report_defect(self, task: asyncio.Task[None]) -> None:
+        # An ending comes in any case: after a defect of ours, nothing may wait for ever.
         if task.cancelled() or (defect := task.exception()) is None:
             return
         log.error("request %s met a defect", self._request.id, exc_info=defect)
         error = NbcodexError(
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
-        reply = Reply(id=self._request.id, text=self._partial.text, status="failed")
-        self._story.tell(events.Failed, error=error, reply=reply)
-
-    # The attempts.
-
-    async def _permitted(self) -> None:
-        """Hold the request against its user's budget."""
-        await self._services.budget.admit(
-            self._request,
-            caps=map(spending_cap.read, self._settings.budgets),
-            journal=self._services.journal(self._settings),
-            model=self._story.model,
-            base_url=self._story.base_url,
-            so_far=self._story.spent,
-        )
-
-    async def _completed(self) -> CompletedAnswer:
-        attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TransientError),
-            wait=self._wait,
-            stop=self._out_of_patience,
-            before_sleep=self._back_off,
-            sleep=self._sleep,
-            retry_error_callback=self._park,
-        )
-        completed: CompletedAnswer = await attempts(self._sender.attempt)
-        self._services.retry_budget(self._story.base_url).record_success(self._clock.now())
-        return completed
-
-    # What tenacity asks.
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        """Return the seconds to wait after a failed attempt."""
-        error, now = _failure(state), self._clock.now()
-        self._sender.sent = False
-        if self._sender.opened or getattr(error, "was_sent", False):
-            self._note_the_gap(NOTE_POSSIBLY_PAID_TWICE)
-        stated = (
-            None if error.wait is None else backoff.stated_wait(error.wait, self._services.chance)
-        )
-        if isinstance(error, LimitError):
-            return _exponential(state) if stated is None else stated
-        self._story.patience.waited += (
-            now - self._sender.heard_at
-        )  # the silence before a fault is a wait, too
-        earned = self._services.retry_budget(self._story.base_url).spend(now)
-        # A server in trouble may ask for too short a wait again and again: it still gets longer.
-        return max(stated or 0.0, _exponential(state), earned)
-
-    def _out_of_patience(self, state: tenacity.RetryCallState) -> bool:
-        return not self._story.patience.covers(state.upcoming_sleep)
-
-    async def _back_off(self, state: tenacity.RetryCallState) -> None:
-        """Announce the wait."""
-        error, story = _failure(state), self._story
-        self._fault = not (self._sender.reservation and isinstance(error, LimitError))
-        resume_at = await self._closed_until(error, self._clock.now() + state.upcoming_sleep)
-        self._waiter.start_cooldown(resume_at)
-        backing_off = story.event(
-            events.BackingOff,
-            error=error,
-            attempt=story.attempts,
-            resume_at=resume_at,
-            waited=story.waited,
-        )
-        story.say(backing_off)
-        await self._entry.wait(backing_off.resume_at, backing_off.limit)
-
-    def _note_the_gap(self, note: str) -> None:
-        """Note where a durable answer may be under way of which nobody knows the name."""
-        if self._request.durable and self._partial.mark is None:
-            self._partial.note(note)
-
-    async def _park(self, state: tenacity.RetryCallState) -> CompletedAnswer:
-        """Give up for now."""
-        error, now = _failure(state), self._clock.now()
-        resume_at = now + state.upcoming_sleep
-        # A smaller request might be let in at once: what is too much for now closes nothing.
-        closed_until = await self._closed_until(error, now if _is_of_size(error) else resume_at)
-        raise self._story.parked(error, max(resume_at, closed_until)) from error
-
-    async def _closed_until(self, error: TransientError, resume_at: float) -> float:
-        """Close the bucket where a limit asks for it; return the instant of the next attempt."""
-        reservation = self._sender.reservation
-        if reservation is None or not isinstance(error, LimitError):
-            return resume_at
-        return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait out a fault. A limit's wait is a cooldown, which the limiter waits for."""
-        if self._fault:
-            await self._waiter.sleep_until(self._clock.now() + seconds)
+        reply = Reply(id=self._request.id, text=self.state.partial.text, status="failed")
+        self._emit(events.Failed, error=error, reply=reply)
 
 
-def _failure(state: tenacity.RetryCallState) -> TransientError:
-    """Return the error of the attempt that tenacity asks about."""
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, TransientError)  # noqa: S101 - no other is retried
-    return error
-
-
-def _is_of_size(error: TransientError) -> bool:
-    """Whether a smaller request might be let in at once, so that others need not wait."""
-    return isinstance(error, LimitError) and error.limit.resource == "tokens"
-
+# What tenacity decides by: functions of the state. The jitter of the backoff only adds.
 
 _exponential = tenacity.wait_exponential_jitter(
     initial=backoff.BACKOFF_INITIAL_S,
@@ -328,4 +583,23 @@ _exponential = tenacity.wait_exponential_jitter(
     max=backoff.BACKOFF_MAX_S,
     jitter=backoff.BACKOFF_INITIAL_S,
 )
-"""Seconds to wait where the server says nothing; the jitter only adds."""
+
+
+def backoff_s(state: RequestState, call: tenacity.RetryCallState) -> float:
+    """Return the seconds to wait after a failed attempt."""
+    failure, exponential = _failure(state), _exponential(call)
+    if isinstance(failure.error, LimitError):
+        return exponential if failure.stated_wait is None else failure.stated_wait
+    # A server in trouble may ask for too short a wait again and again: it still gets longer.
+    return max(failure.stated_wait or 0.0, exponential, failure.budget_wait)
+
+
+def is_out_of_patience(state: RequestState, call: tenacity.RetryCallState) -> bool:
+    """Return whether the next wait is longer than what is left of the patience."""
+    return not state.patience.covers(call.upcoming_sleep)
+
+
+def _failure(state: RequestState) -> Failure:
+    if state.failure is None:
+        raise AssertionError("only a failed attempt is retried")
+    return state.failure

@@ -1,6 +1,7 @@
-"""The shape that an answer is to have: from the user's class to a JSON schema, and back to objects.
+"""The structure that an answer must have: from the user's class to a JSON schema, and back.
 
-Pydantic's models are told by what they can do, never imported. Must not know who asks, or how.
+Owns what counts as a success, and whether asking once more is worth it. Pydantic is recognized by
+its methods, never imported. Must not know how a request is sent.
 """
 
 from __future__ import annotations
@@ -9,27 +10,34 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from nbcodex.errors import ConfigurationError, shorten
-from nbcodex.models import Request, Schema, Turn
+from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
+from nbcodex.models import CONTENT_FILTER, Reply, Request, Schema, Turn
+from nbcodex.openai_api.answers import CompletedAnswer
 
-ANY_JSON = Schema(name="json", definition={}, strict=False)
-"""Whatever is valid JSON."""
+ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everything that is JSON
 
-_DEEPEST, _NAMED = 60, 5
+# Notes in the line of figures.
+NOTE_ASKED_AGAIN = "asked again, because the answer did not fit"
+NOTE_REFUSED = "the model refuses"
+NOTE_MISMATCH = "not what was asked for"
+
+MAX_SCHEMA_DEPTH = 60  # a recursive definition that was expanded would not end
+MAX_ERRORS_SHOWN = 5
+
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
-_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_-]+")
-_PARTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_FAMILIES = ("properties", "$defs", "definitions")
+_INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
+_LIST_KEYWORDS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPPING_KEYWORDS = ("properties", "$defs", "definitions")
 
 
-class MisfitError(ValueError):
-    """An answer is not what was asked for; its text says why."""
+class SchemaMismatchError(ValueError):
+    """An answer does not have the structure that was asked for; its text says why."""
 
 
-def declare(given: object) -> Schema | None:
-    """Return the schema that a user's pydantic class, or JSON schema, stands for.
+def to_schema(given: object) -> Schema | None:
+    """Return the schema that a pydantic class or a JSON schema stands for.
 
     Raises
     ------
@@ -39,9 +47,9 @@ def declare(given: object) -> Schema | None:
     if given is None or isinstance(given, Schema):
         return given
     if isinstance(given, type) and hasattr(given, "model_json_schema"):
-        definition, name, model = _told_by(given), given.__name__, given
+        definition, name, model = _definition_of(given), given.__name__, given
     elif isinstance(given, Mapping):
-        definition, name, model = _copied(given), str(given.get("title") or "answer"), None
+        definition, name, model = _copy(given), str(given.get("title") or "answer"), None
     else:
         kind = type(given).__name__
         found = f"an object of {kind}" if hasattr(given, "model_json_schema") else kind
@@ -51,50 +59,86 @@ def declare(given: object) -> Schema | None:
         )
     if definition.get("type") != "object":
         raise ConfigurationError(
-            "The schema of an answer describes an object.",
+            "The schema of an answer must describe an object.",
             advice='Let it begin with {"type": "object", "properties": …}.',
         )
-    strict = all(_can_be_strict(part) for part in _objects(definition))
-    for part in _objects(definition) if strict else ():
-        _tighten(part)
-    name = _UNNAMEABLE.sub("_", name)[:64] or "answer"
+    strict = all(_can_be_strict(part) for part in _object_schemas(definition))
+    for part in _object_schemas(definition) if strict else ():
+        _make_strict(part)
+    name = _INVALID_NAME_CHARS.sub("_", name)[:64] or "answer"
     return Schema(name=name, definition=definition, strict=strict, model=model)
 
 
-def read(schema: Schema, text: str) -> Any:
-    """Return the object that an answer holds: the class's instance, else what the JSON says.
+def parse_answer(schema: Schema, text: str) -> Any:
+    """Return the object in an answer: an instance of the class, else the JSON value.
 
     Raises
     ------
-    MisfitError
-        If it is no JSON, or has another shape.
+    SchemaMismatchError
+        If it is not JSON, or has another structure.
     """
-    text = _unfenced(text)
+    text = _without_fence(text)
     model = schema.model
     if not schema.definition or not hasattr(model, "model_validate_json"):
-        return _fitting(schema.definition, as_json(text))
+        return _checked(schema.definition, parse_json(text))
     try:
         return model.model_validate_json(text)
-    except Exception as error:  # a validator is the user's own code, and raises what it likes
-        raise MisfitError(_complaint(error)) from None
+    except Exception as error:  # a validator is the user's own code, and may raise anything
+        raise SchemaMismatchError(_describe(error)) from None
 
 
-def as_json(text: str) -> Any:
-    """Return what `text` says in JSON as its standard has it, without NaN and infinities.
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text by the standard, which has no NaN and no infinities.
 
     Raises
     ------
-    MisfitError
-        If it is none.
+    SchemaMismatchError
+        If it is not JSON.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        told = str(error) or "nested too deeply"
-        raise MisfitError(f"It is not valid JSON ({shorten(told, 100)}).") from None
+        reason = str(error) or "nested too deeply"
+        raise SchemaMismatchError(f"It is not valid JSON ({shorten(reason, 100)}).") from None
 
 
-def again(request: Request, answer: str, misfit: MisfitError) -> Request:
+def reusable(request: Request, reply: Reply | None) -> Reply | None:
+    """Return an answer of the journal with its object; None if the schema has changed since."""
+    if reply is None or request.schema is None:
+        return reply
+    try:
+        return replace(reply, parsed=parse_answer(request.schema, reply.text))
+    except SchemaMismatchError:
+        return None
+
+
+def check_not_withheld(answer: CompletedAnswer) -> None:
+    """Raise an AnswerError if the provider has withheld the whole answer."""
+    if answer.cut == CONTENT_FILTER and not answer.text.strip():
+        raise AnswerError(
+            "The provider's content filter withheld the answer.", advice="Rephrase the prompt."
+        )
+
+
+def check_repairable(
+    request: Request, answer: CompletedAnswer, mismatch: SchemaMismatchError, *, waited: float
+) -> None:
+    """Raise an AnswerError if asking once more cannot help, or is not worth its cost."""
+    schema = request.schema
+    if answer.refused:
+        raise AnswerError(
+            f"The model refuses: {shorten(answer.text, 200)}", advice="Rephrase the prompt."
+        )
+    if answer.cut:
+        advice = "Raise --max-output." if answer.cut.startswith("max") else "Rephrase the prompt."
+        raise AnswerError(
+            f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
+        )
+    if schema is None or not schema.definition or waited >= request.patience:
+        raise mismatch_error(schema, mismatch, asked="once")
+
+
+def repair_request(request: Request, answer: str, mismatch: SchemaMismatchError) -> Request:
     """Return the request that asks for an answer once more, saying what is wrong with it."""
     schema = request.schema
     wanted = json.dumps(dict(schema.definition), ensure_ascii=False, default=str) if schema else ""
@@ -102,14 +146,35 @@ def again(request: Request, answer: str, misfit: MisfitError) -> Request:
         request,
         turns=(*request.turns, Turn(prompt=request.prompt, answer=answer, images=request.images)),
         images=(),
-        prompt=f"Your answer does not fit. {misfit}\nAnswer again, with nothing but one JSON "
+        prompt=f"Your answer does not fit. {mismatch}\nAnswer again, with nothing but one JSON "
         f"object that fits this JSON schema:\n{wanted}",
     )
 
 
-def _told_by(model: Any) -> dict[str, Any]:
+def mismatch_error(
+    schema: Schema | None,
+    mismatch: SchemaMismatchError,
+    *,
+    asked: Literal["once", "twice"],
+    repair_error: NbcodexError | None = None,
+) -> AnswerError:
+    """Return the error of an answer that does not fit, and why it was not asked again."""
+    wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
+    often = ", asked twice" if asked == "twice" else ""
+    why = (
+        f" It could not be asked again: {shorten(repair_error.message, 120)}"
+        if repair_error
+        else ""
+    )
+    return AnswerError(
+        f"The answer does not fit {wanted}{often}. {mismatch}{why}",
+        advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
+    )
+
+
+def _definition_of(model: Any) -> dict[str, Any]:
     try:
-        return _copied(model.model_json_schema())
+        return _copy(model.model_json_schema())
     except ConfigurationError:
         raise
     except Exception as error:
@@ -119,42 +184,44 @@ def _told_by(model: Any) -> dict[str, Any]:
         ) from None
 
 
-def _copied(definition: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a copy of a schema that may be changed, and is JSON for certain."""
+def _copy(definition: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a copy that may be changed, and is certainly JSON."""
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(definition), allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
-            "The schema is no JSON.", advice="Use text, numbers, true, false, null, lists."
+            "The schema is not JSON.", advice="Use text, numbers, true, false, null, lists."
         ) from None
     return copy
 
 
-def _objects(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+def _object_schemas(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
     """Yield every schema of an object within a schema, itself included."""
     if not isinstance(part, dict):
         return
-    if depth > _DEEPEST:
+    if depth > MAX_SCHEMA_DEPTH:
         raise ConfigurationError("The schema is nested too deeply.")
     if part.get("type") == "object" or "properties" in part:
         yield part
-    within = [part.get("items"), part.get("additionalProperties")]
-    for name in _PARTS:
-        within += part[name] if isinstance(part.get(name), list) else []
-    for name in _FAMILIES:
-        within += part[name].values() if isinstance(part.get(name), dict) else []
-    for inner in within:
-        yield from _objects(inner, depth + 1)
+    children = [part.get("items"), part.get("additionalProperties")]
+    for name in _LIST_KEYWORDS:
+        children += part[name] if isinstance(part.get(name), list) else []
+    for name in _MAPPING_KEYWORDS:
+        children += part[name].values() if isinstance(part.get(name), dict) else []
+    for child in children:
+        yield from _object_schemas(child, depth + 1)
+
+
+# The rules of strict mode: https://platform.openai.com/docs/guides/structured-outputs, "Supported
+# schemas". All fields have to be required, and no others allowed; a `$ref` stands alone.
 
 
 def _can_be_strict(part: dict[str, Any]) -> bool:
-    """Whether an object's fields are all known: OpenAI's strict mode takes no others."""
     closed = part.get("additionalProperties", False) is False
     return closed and "properties" in part and "patternProperties" not in part
 
 
-def _tighten(part: dict[str, Any]) -> None:
-    """Make an object's schema as OpenAI's guide to structured outputs demands of strict ones."""
+def _make_strict(part: dict[str, Any]) -> None:
     part["additionalProperties"] = False
     part["required"] = list(part["properties"])
     for name, field in part["properties"].items():
@@ -164,18 +231,19 @@ def _tighten(part: dict[str, Any]) -> None:
                 part["properties"][name] = {"$ref": field["$ref"]}
 
 
-def _unfenced(text: str) -> str:
+def _without_fence(text: str) -> str:
+    # Models that were told "JSON only" still wrap it in a Markdown fence.
     found = _FENCED.fullmatch(text)
     return found[2] if found else text
 
 
-def _fitting(definition: Mapping[str, Any], value: Any) -> Any:
+def _checked(definition: Mapping[str, Any], value: Any) -> Any:
     if definition and not isinstance(value, dict):
-        raise MisfitError(f"It is {_kind(value)}, not a JSON object.")
+        raise SchemaMismatchError(f"It is {_kind(value)}, not a JSON object.")
     required = definition.get("required")
     missing = [n for n in required if n not in value] if isinstance(required, list) else []
     if missing:
-        raise MisfitError(f"It lacks {', '.join(map(str, missing[:_NAMED]))}.")
+        raise SchemaMismatchError(f"It lacks {', '.join(map(str, missing[:MAX_ERRORS_SHOWN]))}.")
     return value
 
 
@@ -184,16 +252,16 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a number, true or false")
 
 
-def _complaint(error: Exception) -> str:
-    """Return what pydantic finds wrong, field by field; of other errors their own words."""
+def _describe(error: Exception) -> str:
+    """Return pydantic's findings, field by field; of other errors their own words."""
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
         parts = [f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], 100)}" for e in found]
     except Exception:
         return f"It does not fit ({type(error).__name__}: {shorten(str(error), 100)})."
-    more = f"; and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
-    return f"{'; '.join(parts[:_NAMED])}{more}."
+    more = f"; and {len(parts) - MAX_ERRORS_SHOWN} more" if len(parts) > MAX_ERRORS_SHOWN else ""
+    return f"{'; '.join(parts[:MAX_ERRORS_SHOWN])}{more}."
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+def _reject_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not valid JSON")

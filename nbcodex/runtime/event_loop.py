@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_LAST_WORDS = 1.0
-"""Seconds that tasks get to end in when the interpreter does."""
+# Windows wakes no waiting thread for an interrupt: waits are cut into slices there, in seconds.
+WAIT_SLICE_S = 0.1 if os.name == "nt" else None
+
+SHUTDOWN_TIMEOUT_S = 1.0  # for tasks to end in when the interpreter does
 
 
 class EventLoop:
@@ -51,14 +53,14 @@ class EventLoop:
         if not self._thread.is_alive() or self.is_current_thread:
             return
         asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
-        self._thread.join(_LAST_WORDS)
+        self._thread.join(SHUTDOWN_TIMEOUT_S)
 
     async def _wind_up(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=_LAST_WORDS / 2)
+            await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT_S / 2)
         await self._loop.shutdown_asyncgens()
         self._loop.stop()
 

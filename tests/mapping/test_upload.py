@@ -19,7 +19,7 @@ from nbcodex.mapping.pending_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Origin, Request
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.requests.services import Services
+from nbcodex.requests.runner import Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport

@@ -14,7 +14,7 @@ from nbcodex.models import Image, Reply
 from nbcodex.notebook import options
 from nbcodex.rendering import formats
 from nbcodex.rendering.formats import AnswerOutput, Format, extract_code, render_answer
-from nbcodex.requests.fitting import UNFIT
+from nbcodex.requests.structured_output import NOTE_MISMATCH
 from tests.hostile import HOSTILE, LEAK
 
 PNG = Image(b"\x89PNG\r\n\x1a\n", "image/png")
@@ -109,7 +109,7 @@ def test_what_no_viewer_can_show_stays_text(text: str) -> None:
 @pytest.mark.parametrize("form", ["code", "json", "html", "math", "image"])
 def test_half_an_answer_stays_text(form: Format) -> None:
     """What was interrupted, or does not fit, is shown in full as it is."""
-    stays = bundle("half <b>of", form, status="failed", notes=(UNFIT,))
+    stays = bundle("half <b>of", form, status="failed", notes=(NOTE_MISMATCH,))
     assert stays == {"text/plain": "half <b>of\n\nm-1 · 3 out"}
 
 

@@ -18,9 +18,8 @@ from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Limit, Reply, Request, StreamPosition, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests import budget
-from nbcodex.requests.budget import Budget
-from nbcodex.requests.runner import start
-from nbcodex.requests.spending_cap import SpendingCap, read
+from nbcodex.requests.budget import Budget, SpendingCap, parse_cap
+from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import BootClock
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
 from tests.virtual import LoopClock, run_virtual
@@ -42,15 +41,15 @@ USED = Reply(id="a", usage=Usage(input_tokens=60, output_tokens=40), cost=0.25)
 )
 def test_a_cap_is_read_as_people_write_it(text: str, cap: SpendingCap) -> None:
     """Tokens and dollars, for a session, a day or a month; what is kept reads the same."""
-    assert read(text) == cap
-    assert read(cap.text) == cap
+    assert parse_cap(text) == cap
+    assert parse_cap(cap.text) == cap
 
 
 @pytest.mark.parametrize("text", ["", "much", "-5", "0", "$0", "$5 tokens", "5/week", "1e5", "k"])
 def test_what_is_no_cap_says_how_to_write_one(text: str) -> None:
     """Nonsense is refused with examples."""
     with pytest.raises(ConfigurationError, match=r"200k.*\$5.*off"):
-        read(text)
+        parse_cap(text)
 
 
 def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[Any], Stage]:
@@ -62,7 +61,9 @@ def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[A
         for _ in acts:
             asked = replace(request or Request(prompt="hello"), id=f"r{len(endings)}")
             heard: list[Any] = []
-            run = start(stage.services, asked, replace(SETTINGS, budgets=(cap,)), heard.append)
+            run = RequestRunner(
+                stage.services, asked, replace(SETTINGS, budgets=(cap,)), heard.append
+            ).start()
             await asyncio.wait([run.task])
             endings.append(ending(heard))
         return endings, stage
@@ -107,14 +108,14 @@ async def standing(
     try:
         for number, reply in enumerate(replies):
             request = Request(prompt="hello", id=f"r{number}", max_output=10)
-            await own.admit(
+            await own.reserve(
                 request,
-                caps=map(read, caps),
+                caps=map(parse_cap, caps),
                 journal=journal,
                 model=model,
                 base_url=base_url,
             )
-            told.append(own.settle(request.id, reply))
+            told.append(own.commit(request.id, reply))
     finally:
         journal.close()
     return own, told
@@ -136,9 +137,11 @@ def test_estimates_in_flight_are_set_aside() -> None:
         try:
             for _ in range(2):
                 request = Request(prompt="hello", max_output=40)
-                await own.admit(request, caps=[read("120")], **where)
-            with pytest.raises(BudgetError, match="are used or set aside"):
-                await own.admit(Request(prompt="hello", max_output=40), caps=[read("120")], **where)
+                await own.reserve(request, caps=[parse_cap("120")], **where)
+            with pytest.raises(BudgetError, match="are used or reserved"):
+                await own.reserve(
+                    Request(prompt="hello", max_output=40), caps=[parse_cap("120")], **where
+                )
         finally:
             journal.close()
 
@@ -154,19 +157,19 @@ def test_an_unknown_price_is_never_zero() -> None:
 def test_this_machines_own_server_sends_no_bill() -> None:
     """A local server is let through a cap in dollars, though its price is unknown."""
     own, _ = asyncio.run(standing(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
-    assert own.cap_usages([read("$5")])[0].used == 0
+    assert own.cap_usages([parse_cap("$5")])[0].used == 0
 
 
 def test_what_is_reused_costs_nothing() -> None:
     """An answer from the journal uses nothing of the cap."""
     own, _ = asyncio.run(standing(replace(USED, reused=True, attempts=0), caps=["500"]))
-    assert own.cap_usages([read("500")])[0].used == 0
+    assert own.cap_usages([parse_cap("500")])[0].used == 0
 
 
 def test_an_answer_without_figures_counts_as_estimated() -> None:
     """Where the server tells no usage, what was set aside is taken as used."""
     own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
-    assert own.cap_usages([read("500")])[0].used > 10
+    assert own.cap_usages([parse_cap("500")])[0].used > 10
 
 
 def test_what_a_limit_refused_is_not_used() -> None:
@@ -207,14 +210,14 @@ def test_a_kept_cap_holds_in_every_kernel() -> None:
     async def main() -> None:
         journal = Journal(None)
         try:
-            await Budget(BootClock()).keep(journal, read("1k/day"))
+            await Budget(BootClock()).set_shared_cap(journal, parse_cap("1k/day"))
             await journal.insert(Request(prompt="x", id="other"))
             await journal.finish(
                 "other", replace(USED, id="other", usage=Usage(input_tokens=900, output_tokens=80))
             )
             mine = Budget(BootClock())
-            with pytest.raises(BudgetError, match=r"1,000 tokens for today: 980 .*starts anew in"):
-                await mine.admit(
+            with pytest.raises(BudgetError, match=r"1,000 tokens for today: 980 .*resets in"):
+                await mine.reserve(
                     Request(prompt="hello", max_output=40),
                     caps=[],
                     journal=journal,
@@ -231,7 +234,7 @@ async def admitted(budget: Budget, journal: Journal, id_: str) -> bool:
     """Return whether a cap lets a request of about 50 tokens through."""
     request = Request(prompt="hello", id=id_, max_output=41)
     try:
-        await budget.admit(request, caps=[], journal=journal, model="m", base_url=LOCAL)
+        await budget.reserve(request, caps=[], journal=journal, model="m", base_url=LOCAL)
     except BudgetError:
         return False
     return True
@@ -244,14 +247,14 @@ def test_what_other_kernels_have_under_way_is_set_aside(tmp_path: Path) -> None:
         journals = [Journal(tmp_path) for _ in range(2)]
         budgets = [Budget(BootClock()) for _ in journals]
         try:
-            await budgets[0].keep(journals[0], read("260/day"))
+            await budgets[0].set_shared_cap(journals[0], parse_cap("260/day"))
             asked = [admitted(budgets[n % 2], journals[n % 2], f"{n}") for n in range(12)]
             assert sum(await asyncio.gather(*asked)) == 5
             done = Reply(id="0", usage=Usage(input_tokens=2, output_tokens=1))
             for number in range(12):
                 journal, budget = journals[number % 2], budgets[number % 2]
                 reply = replace(done, id=f"{number}")
-                budget.settle(reply.id, reply)
+                budget.commit(reply.id, reply)
                 await journal.finish(reply.id, reply)
             # 36 tokens are used by now, and nothing is set aside.
             assert (
@@ -272,7 +275,7 @@ def test_what_a_kernel_that_is_gone_had_set_aside_is_free(tmp_path: Path) -> Non
         here, gone = Journal(tmp_path), Journal(tmp_path)
         budget = Budget(BootClock())
         try:
-            await budget.keep(here, read("60/day"))
+            await budget.set_shared_cap(here, parse_cap("60/day"))
             assert await admitted(Budget(BootClock()), gone, "theirs")
             assert not await admitted(budget, here, "ours")
             gone.close()
@@ -292,14 +295,16 @@ def test_a_day_counts_what_the_session_counts() -> None:
         reply = Reply(id="a", attempts=1, status="cancelled")
         request = Request(prompt="hello", id="a", max_output=41)
         try:
-            await own.admit(request, caps=[read("9k")], journal=journal, model="m", base_url=LOCAL)
+            await own.reserve(
+                request, caps=[parse_cap("9k")], journal=journal, model="m", base_url=LOCAL
+            )
             await journal.insert(request)
-            aside = own.aside_for("a")
-            own.settle("a", reply)
+            aside = own.reserved_for("a")
+            own.commit("a", reply)
             await journal.finish("a", reply, assumed=aside)
             seen = await journal.read_spending(date.today().isoformat())
             assert seen.day == aside == SpendAmount(tokens=50)
-            assert own.cap_usages([read("9k")])[0].used == 50
+            assert own.cap_usages([parse_cap("9k")])[0].used == 50
         finally:
             journal.close()
 
@@ -311,7 +316,7 @@ def test_those_who_wait_for_the_journal_go_on_together() -> None:
 
     async def main() -> None:
         journal, budget = Journal(None), Budget(BootClock())
-        ask = partial(budget.admit, caps=[], journal=journal, model="m", base_url=LOCAL)
+        ask = partial(budget.reserve, caps=[], journal=journal, model="m", base_url=LOCAL)
         try:
             those = [asyncio.create_task(ask(Request(prompt="hello"))) for _ in range(50)]
             await asyncio.wait(those, return_when=asyncio.FIRST_COMPLETED)
@@ -328,7 +333,7 @@ def test_a_months_end_is_the_calendars() -> None:
 
     async def main() -> tuple[float, float]:
         own = Budget(clock := LoopClock())
-        reset = own._reset(read("$1/month"))
+        reset = own._resets_at(parse_cap("$1/month"))
         assert reset is not None
         return reset, clock.wall()
 

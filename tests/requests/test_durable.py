@@ -26,9 +26,8 @@ from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
-from nbcodex.requests.partial import ASKED_ANEW
-from nbcodex.requests.runner import Order, Run, start
-from nbcodex.requests.services import Services
+from nbcodex.requests.handle import EndAction
+from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -95,10 +94,10 @@ class Kernel:
             clock=LoopClock(),
         )
 
-    def start(self, asked: Request, **options: Any) -> Run:
-        return start(self.services, asked, SETTINGS, self.events.append, **options)
+    def start(self, asked: Request, **options: Any) -> RequestRunner:
+        return RequestRunner(self.services, asked, SETTINGS, self.events.append, **options).start()
 
-    async def run(self, asked: Request, *orders: tuple[float, Order], **options: Any) -> Reply:
+    async def run(self, asked: Request, *orders: tuple[float, EndAction], **options: Any) -> Reply:
         run = self.start(asked, **options)
         for after, what in orders:
             asyncio.get_running_loop().call_later(after, run.end, what)
@@ -193,7 +192,9 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
             if isinstance(event, Delta):
                 names.extend(name for verb, name in written if verb == "set_response_id")
 
-        await asyncio.wait([start(kernel.services, request(), SETTINGS, listen).task])
+        await asyncio.wait(
+            [RequestRunner(kernel.services, request(), SETTINGS, listen).start().task]
+        )
         assert names
         assert set(names) == {kernel.simulator.log[0].response_id}
 
@@ -314,7 +315,7 @@ def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
         assert kernel.shown == reply.text
         assert reply.text.count(WORDS) == 1
         assert kernel.count(Restarted) == 1
-        assert reply.notes == (ASKED_ANEW,)
+        assert reply.notes == (NOTE_SENT_AGAIN,)
         assert asked(kernel.simulator) == 2
 
     play(operation, Fault("dropped", after=30))
@@ -330,7 +331,7 @@ def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
         assert kernel.shown == reply.text
         assert reply.text.count(WORDS) == 1
         assert kernel.count(BackingOff) == 1
-        assert reply.notes == (ASKED_ANEW,)
+        assert reply.notes == (NOTE_SENT_AGAIN,)
 
     play(operation, Fault(kind, after=5, seconds=1.0))
 

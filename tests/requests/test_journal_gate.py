@@ -10,7 +10,7 @@ import pytest
 from nbcodex import events
 from nbcodex.errors import LimitError
 from nbcodex.models import Limit, Request
-from nbcodex.requests.runner import Order
+from nbcodex.requests.runner import EndAction
 from tests.scripted import InstantJournal, Stage, answer, ending
 from tests.virtual import run_virtual
 
@@ -22,7 +22,7 @@ class SlowJournal(InstantJournal):
 
 
 @pytest.mark.parametrize("order", ["stop", "park", "cancel"])
-def test_an_order_during_the_first_commit_ends_the_request(order: Order) -> None:
+def test_an_order_during_the_first_commit_ends_the_request(order: EndAction) -> None:
     """The commit goes on, the ending waits for it, and whoever waits hears of it."""
 
     async def main() -> tuple[Any, list[str]]:

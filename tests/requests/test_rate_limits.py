@@ -1,4 +1,4 @@
-"""Many requests through the engine at a limit, in virtual time: the limit is used, not met."""
+"""Many requests through the services at a limit, in virtual time: the limit is used, not met."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
-from nbcodex.requests.runner import start
-from nbcodex.requests.services import Services
+from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -57,19 +56,23 @@ class Crowd:
 
 @cache
 def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
-    """Ask `count` prompts at once, through engine and API client."""
+    """Ask `count` prompts at once, through services and API client."""
 
     async def main() -> Crowd:
         clock, limiter, journal = LoopClock(), Limiter(), InstantJournal()
         simulator = Simulator(Knobs(**knobs), clock=clock)
-        engine = Services(
+        services = Services(
             api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: limiter,
             clock=clock,
         )
         # The SDK's first request runs a thread, in which virtual time would jump.
-        await start(engine, Request(prompt="hi", max_output=16), SETTINGS, lambda _: None).task
+        await (
+            RequestRunner(services, Request(prompt="hi", max_output=16), SETTINGS, lambda _: None)
+            .start()
+            .task
+        )
         simulator.log.clear()
         result, began, runs = Crowd(simulator), clock.now(), []
         for number in range(count):
@@ -77,7 +80,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
             asked = Request(
                 prompt=f"{number} [[tokens=100]] " + "x" * 800, max_output=200, patience=patience
             )
-            runs.append(start(engine, asked, SETTINGS, heard.append))
+            runs.append(RequestRunner(services, asked, SETTINGS, heard.append).start())
         await asyncio.wait([run.task for run in runs])
         result.seconds = clock.now() - began
         return result
@@ -192,7 +195,9 @@ def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> N
         other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
         heard: list[Event] = []
         request = Request(prompt="x", model=name)
-        run = start(stage.services, request, SETTINGS, heard.append, resumption=resumption)
+        run = RequestRunner(
+            stage.services, request, SETTINGS, heard.append, resumption=resumption
+        ).start()
         await asyncio.wait([run.task])
         return heard
 

@@ -24,7 +24,7 @@ from nbcodex.errors import (
 from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Parked, Restarted, Sent
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
-from nbcodex.requests.runner import start
+from nbcodex.requests.runner import RequestRunner
 from tests.scripted import OPENED, SETTINGS, Stage, answer, ending
 from tests.virtual import EPOCH, run_virtual
 
@@ -379,7 +379,7 @@ def test_a_raising_listener_disturbs_nobody() -> None:
             heard.append(event)
             raise RuntimeError("painted into a corner")
 
-        run = start(stage.services, Request(prompt="x"), SETTINGS, listen)
+        run = RequestRunner(stage.services, Request(prompt="x"), SETTINGS, listen).start()
         await asyncio.wait([run.task])
         return heard
 
@@ -437,12 +437,12 @@ def test_the_journal_is_a_gate() -> None:
         stage = Stage(answer("hi"))
         log: list[str] = []
         stage.journal.written = _Tee(log)  # type: ignore[assignment]
-        run = start(
+        run = RequestRunner(
             stage.services,
             Request(prompt="x"),
             SETTINGS,
             lambda event: log.append(type(event).__name__),
-        )
+        ).start()
         await asyncio.wait([run.task])
         return log
 
@@ -487,9 +487,9 @@ def test_an_entry_of_another_kernel_is_not_sent() -> None:
         stage = Stage(answer("hi"))
         stage.journal.claimable = False
         heard: list[Event] = stage.events.setdefault("", [])
-        run = start(
+        run = RequestRunner(
             stage.services, Request(prompt="x"), SETTINGS, heard.append, resumption=Resumption()
-        )
+        ).start()
         await asyncio.wait([run.task])
         return stage
 

@@ -15,7 +15,7 @@ from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
 from nbcodex.requests import structured_output
-from nbcodex.requests.structured_output import MisfitError
+from nbcodex.requests.structured_output import SchemaMismatchError
 from tests.scripted import OPENED, USAGE, Stage, answer, ending
 from tests.virtual import run_virtual
 
@@ -52,7 +52,7 @@ def objects(part: Any) -> list[dict[str, Any]]:
 
 
 def declared(given: object) -> Any:
-    schema = structured_output.declare(given)
+    schema = structured_output.to_schema(given)
     assert schema
     return schema
 
@@ -89,7 +89,7 @@ def test_a_dict_is_copied() -> None:
 def test_what_is_no_schema_is_refused(wrong: object) -> None:
     """Anything but a pydantic class or a JSON schema of an object says what to give."""
     with pytest.raises(ConfigurationError) as caught:
-        structured_output.declare(wrong)
+        structured_output.to_schema(wrong)
     assert caught.value.advice
 
 
@@ -97,8 +97,8 @@ def test_what_is_no_schema_is_refused(wrong: object) -> None:
 def test_an_answer_is_read(fence: str) -> None:
     """The instance of a class, and the dict of a dict's schema; one fence around it is no harm."""
     text = f'{fence}{{"name": "Rex", "legs": 3}}\n{fence[:3]}'
-    assert structured_output.read(declared(Pet), text) == Pet(name="Rex", legs=3)
-    assert structured_output.read(declared(PET), text) == {"name": "Rex", "legs": 3}
+    assert structured_output.parse_answer(declared(Pet), text) == Pet(name="Rex", legs=3)
+    assert structured_output.parse_answer(declared(PET), text) == {"name": "Rex", "legs": 3}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_an_answer_is_read(fence: str) -> None:
 )
 def test_a_misfit_says_why(given: object, text: str, says: str) -> None:
     """Whatever a model or a validator does, it is one error, and a short one."""
-    with pytest.raises(MisfitError, match=says) as caught:
-        structured_output.read(declared(given), text)
+    with pytest.raises(SchemaMismatchError, match=says) as caught:
+        structured_output.parse_answer(declared(given), text)
     assert len(str(caught.value)) < 700
 
 

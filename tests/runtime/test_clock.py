@@ -17,7 +17,7 @@ from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.ratelimit.backoff import STATED_WAIT_PAD_S
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
-from nbcodex.requests.runner import start
+from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, BootClock
 from tests.scripted import SETTINGS, Stage, answer
 from tests.virtual import EPOCH, run_virtual
@@ -85,7 +85,7 @@ class Bench:
             state = apply_event(state, event)
 
         self.events: list[Event] = []
-        run = start(self.stage.services, request, SETTINGS, hear, **options)
+        run = RequestRunner(self.stage.services, request, SETTINGS, hear, **options).start()
         loop = asyncio.get_running_loop()
         for after, operation in jumps:
             loop.call_later(after, operation, self.machine)

@@ -18,7 +18,7 @@ from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
     from nbcodex.models import UsageTotals
-    from nbcodex.requests.spending_cap import SpendingCap
+    from nbcodex.requests.budget import SpendingCap
 
 
 class UsageCommands(CommandGroup):
@@ -34,17 +34,17 @@ class UsageCommands(CommandGroup):
 
     def budget(self, *amount: str) -> None:
         """Show or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
-        from nbcodex.requests.spending_cap import LEAST, read
+        from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
 
         text = "".join(amount)
         if text.lower() == "off":
             self._config.own_budget = ""
             self._save_cap(None)
         elif text:
-            cap = read(text)
-            if cap.unit == "tokens" and cap.amount < LEAST:
+            cap = parse_cap(text)
+            if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
                 raise ConfigurationError(
-                    f"A budget of {cap.words(cap.amount)} is too small for any request.",
+                    f"A budget of {cap.format(cap.amount)} is too small for any request.",
                     advice="Write dollars as $5, and tokens as 5000, 5k or 2M.",
                 )
             if cap.period == "session":

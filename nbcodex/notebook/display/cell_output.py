@@ -19,7 +19,7 @@ from nbcodex.notebook.display.text import Bundle, OutputSlot, RequestView
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line
 from nbcodex.rendering.formats import Format
-from nbcodex.requests.fitting import UNFIT
+from nbcodex.requests.structured_output import NOTE_MISMATCH
 
 # Creating a widget takes some milliseconds of the interpreter, which the thread that sends the
 # request needs first: so the view is prepared this long after the request was handed over …
@@ -190,7 +190,7 @@ class CellOutput:
 
     def _final_line(self, reply: Reply) -> str:
         line = figures_line(reply)
-        if not reply and reply.text and UNFIT not in reply.notes:
+        if not reply and reply.text and NOTE_MISMATCH not in reply.notes:
             line = f"{reply.status}, this is not the whole answer · {line}"
         return " · ".join(filter(None, [line, *map(shorten, [self._failure, *self._notes])]))
 

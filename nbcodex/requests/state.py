@@ -1,0 +1,367 @@
+"""The state of one request while it runs: plain data, and pure functions of it.
+
+Owns that the answer's text and the position to continue from fit together, and the figures of every
+reply. Sends nothing, waits for nothing, and knows neither the journal nor the limiter's queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nbcodex.errors import LimitError, ParkedError, TransientError
+from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
+from nbcodex.journal.spending import SpendAmount
+from nbcodex.models import (
+    NO_USAGE,
+    CarriedReasoning,
+    Limit,
+    Reply,
+    Request,
+    Status,
+    StreamPosition,
+    Usage,
+)
+from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.ratelimit.limiter import Patience, Reservation
+from nbcodex.runtime.clock import format_duration, format_time
+
+
+class PartialAnswer:
+    """The part of an answer that has arrived.
+
+    Attributes
+    ----------
+    position : StreamPosition or None
+        Where the durable answer continues behind `text`; None where there is no such answer.
+    """
+
+    def __init__(self) -> None:
+        self.position: StreamPosition | None = None
+        self._shown: list[str] = []
+        # Text of an earlier attempt stays on display until the first text of the next one.
+        self._is_stale = False
+        self._notes: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The text that is shown."""
+        return "".join(self._shown)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the reader of the answer."""
+        return tuple(self._notes)
+
+    def add_note(self, text: str) -> None:
+        """Add a note, unless it is there already."""
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def restore(self, position: StreamPosition, text: str) -> None:
+        """Begin with what an earlier process received."""
+        self.position, self._shown = position, [text] if text else []
+
+    def append(self, text: str) -> bool:
+        """Add text; return whether it replaces what was shown."""
+        replaces, self._is_stale = self._is_stale, False
+        if replaces:
+            self._shown.clear()
+        self._shown.append(text)
+        return replaces
+
+    def reach(self, position: StreamPosition) -> None:
+        """Take note that the text so far is the answer up to `position`."""
+        # While the text of another attempt is shown, the position does not fit it: a resumed
+        # request then has to read this answer from its beginning.
+        self.position = StreamPosition(position.response_id) if self._is_stale else position
+
+    def expect_replacement(self) -> None:
+        """Let the next text replace what is shown."""
+        self._is_stale = bool(self._shown)
+
+    def start_over(self) -> None:
+        """Expect a new answer instead of this one."""
+        self.position = None
+        self.expect_replacement()
+
+    def text_before(self, position: StreamPosition) -> str:
+        """Return the text behind which the answer continues at `position`."""
+        if position.sequence is None:
+            self.expect_replacement()
+            return ""
+        return self.text
+
+    def continues_at_server(self, status: Status) -> bool:
+        """Return whether the answer of a request that ends like this goes on at the server."""
+        return self.position is not None and status in {"parked", "interrupted", "failed"}
+
+    def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
+        """Return what the answer has used: the server's figures, else an estimate.
+
+        A durable answer that goes on at the server counts when it is picked up, and only then.
+        """
+        if completed and completed.usage != Usage():
+            return completed.usage
+        if self.continues_at_server(status):
+            return Usage()
+        return _estimate_usage(request, completed.text) if completed else self.usage_so_far(request)
+
+    def usage_so_far(self, request: Request) -> Usage:
+        """Return an estimate of what the current attempt has used, by the text it has brought."""
+        return _estimate_usage(request, "" if self._is_stale else self.text)
+
+
+def _estimate_usage(request: Request, text: str) -> Usage:
+    if not text:
+        return Usage()
+    return Usage(
+        input_tokens=pricing.estimate_request_tokens(request),
+        output_tokens=pricing.estimate_text_tokens(text),
+        estimated=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWait:
+    """What a request waits for.
+
+    Parameters
+    ----------
+    cause : TransientError
+        Why.
+    until : float
+        An instant of the clock.
+    is_free : bool
+        Whether the request has certainly cost nothing yet.
+    """
+
+    cause: TransientError
+    until: float
+    is_free: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the last attempt failed, and the waits that this demands.
+
+    Parameters
+    ----------
+    error : TransientError
+        The failure.
+    stated_wait : float or None
+        Seconds that the server asked for, with jitter; None where it did not say.
+    budget_wait : float
+        Seconds until the retry budget of this server allows another attempt.
+    """
+
+    error: TransientError
+    stated_wait: float | None
+    budget_wait: float = 0.0
+
+
+@dataclass(slots=True)
+class RequestState:
+    """Everything that is known of a running request.
+
+    Parameters
+    ----------
+    request : Request
+        As the user asked it.
+    patience : Patience
+        The seconds of waiting that are accepted, and used.
+    started_at : float
+        When it began.
+    simulators : set of str
+        Base URLs at which a simulator answers, as far as any request has seen.
+    base_url, model : str, str or None
+        The server and the model, as far as they are known.
+    sent_request : Request
+        As it is sent: differs from `request` while an answer is being repaired.
+    partial : PartialAnswer
+        The answer so far.
+    answer : CompletedAnswer or None
+        The finished answer.
+    attempts : int
+        HTTP attempts.
+    refused : int
+        Attempts that cost nothing: the server refused them before any answer.
+    broken_usage : Usage
+        What broken attempts have used, as far as they brought text; an estimate.
+    wait : PendingWait or None
+        What it waits for now.
+    failure : Failure or None
+        How the last attempt failed.
+    reservation : Reservation or None
+        Of the current attempt; None where it draws on no limit.
+    is_accepted : bool
+        Whether the server has let the current attempt in.
+    is_sent : bool
+        Whether an attempt is running that the server may know of.
+    last_activity_at : float
+        When the current attempt last received something.
+    """
+
+    request: Request
+    patience: Patience
+    started_at: float
+    simulators: Set[str] = frozenset()
+    base_url: str = ""
+    model: str | None = None
+    sent_request: Request = field(init=False)
+    partial: PartialAnswer = field(default_factory=PartialAnswer)
+    answer: CompletedAnswer | None = None
+    attempts: int = 0
+    refused: int = 0
+    broken_usage: Usage = NO_USAGE
+    wait: PendingWait | None = None
+    failure: Failure | None = None
+    reservation: Reservation | None = None
+    is_accepted: bool = False
+    is_sent: bool = False
+    last_activity_at: float = 0.0
+    _has_text: bool = False
+    _is_broken: bool = False
+
+    def __post_init__(self) -> None:
+        self.sent_request = self.request
+        self.model = self.model or self.request.model
+        self.last_activity_at = self.started_at
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether a simulator answers at the server's address, so that nothing of it counts."""
+        return self.base_url in self.simulators
+
+    @property
+    def waited(self) -> float:
+        """Seconds of patience that are used."""
+        return self.patience.waited
+
+    @property
+    def broken_spend(self) -> SpendAmount:
+        """What broken attempts have cost."""
+        if self.broken_usage == NO_USAGE:
+            return SpendAmount()
+        cost = pricing.cost(self.broken_usage, self.model, self.base_url)
+        return SpendAmount(tokens=self.broken_usage.total_tokens or 0, dollars=cost or 0.0)
+
+    def apply(self, event: Event) -> None:
+        """Keep `wait` in step with the events."""
+        match event:
+            case BackingOff(error=error, resume_at=until, limit=limit):
+                # A limit that refuses the first attempt has charged nothing for it.
+                is_free = limit is not None and self.attempts == 1 and not self._has_text
+                self.wait = PendingWait(error, until, is_free=is_free)
+            case CoolingDown(limit=limit, resume_at=float(until), queued=False):
+                self.wait = PendingWait(cooldown_error(limit), until, is_free=not self.attempts)
+            case Sent() | CoolingDown():
+                self.wait = None
+            case Delta():
+                self._has_text = True
+
+    def start_over(self) -> None:
+        """Expect a new answer in place of the last attempt's."""
+        # What a broken attempt has used is paid, though no server reports it. It is counted only
+        # now: until another attempt begins, its text is still the answer of this request.
+        if self._is_broken and (usage := self.partial.usage_so_far(self.sent_request)) != Usage():
+            self.broken_usage = self.broken_usage.plus(usage)
+        self._is_broken = False
+        self.partial.start_over()
+
+    def fail_attempt(self, *, unbilled: bool) -> None:
+        """Take note that the current attempt brought no answer."""
+        self._is_broken = self.is_accepted
+        # A refusal costs nothing as long as no answer has begun.
+        self.refused += unbilled and not self.is_accepted
+
+    def reply(self, status: Status, *, now: float) -> Reply:
+        """Return what there is of an answer."""
+        # The answer of an interrupted repair is not what the user sees: that is the text so far.
+        completed = self.answer if status in {"done", "failed"} else None
+        usage = self._total_usage(self.partial.usage(self.request, status, completed))
+        model = (completed and completed.model) or self.model
+        return Reply(
+            id=self.request.id,
+            text=completed.text if completed else self.partial.text,
+            status=status,
+            model=model,
+            usage=usage,
+            cost=pricing.cost(usage, model, self.base_url),
+            attempts=self.attempts,
+            waited=self.waited,
+            seconds=max(0.0, now - self.started_at - self.waited),
+            cut=completed.cut if completed else None,
+            images=completed.images if completed else (),
+            simulated=self.is_simulated,
+            notes=self.partial.notes,
+            carried=self._carried_reasoning(completed),
+        )
+
+    def _total_usage(self, last: Usage) -> Usage:
+        """Return what all attempts have used, of which the `last` one may be known."""
+        if last == Usage() and 0 < self.attempts == self.refused:
+            return NO_USAGE
+        if self.broken_usage == NO_USAGE:
+            return last
+        return replace(
+            last,
+            input_tokens=(last.input_tokens or 0) + (self.broken_usage.input_tokens or 0),
+            output_tokens=(last.output_tokens or 0) + (self.broken_usage.output_tokens or 0),
+            estimated=True,
+        )
+
+    def _carried_reasoning(self, answer: CompletedAnswer | None) -> CarriedReasoning | None:
+        if answer is None or not answer.reasoning or not self.model:
+            return None
+        return CarriedReasoning(items=answer.reasoning, model=self.model, base_url=self.base_url)
+
+    def patience_error(
+        self, cause: TransientError, resume_at: float, *, now: float, wall: float
+    ) -> ParkedError:
+        """Return the error of a request that can go only when its user waits no longer.
+
+        Parameters
+        ----------
+        cause : TransientError
+            What it waits for.
+        resume_at, now : float
+            Instants of the clock.
+        wall : float
+            Seconds since the epoch, at `now`.
+        """
+        wait, moment = resume_at - now, format_time(wall + resume_at - now, now=wall)
+        patience = f"your patience of {format_duration(self.request.patience)}"
+        if self.waited:
+            patience = f"is left of {patience} after {format_duration(self.waited)}"
+        return ParkedError(
+            f"{cause.message} It can go at {moment} (in {format_duration(wait)}), "
+            f"longer than {patience}.",
+            advice=f"`%codex resume {self.request.id}` after {moment}, or run it with a longer "
+            "--patience.",
+            cause=cause,
+            resume_at=wall + wait,
+        )
+
+    def parked_by_user_error(self, *, now: float, wall: float) -> ParkedError:
+        """Return the error of a request that its user parked, with the wait if it was in one."""
+        message, details = "It is in the journal.", dict[str, Any]()
+        if (wait := self.wait) is not None and wait.until > now:
+            left = wait.until - now
+            moment = format_time(wall + left, now=wall)
+            free = " It has cost nothing so far." if wait.is_free else ""
+            message = f"{wait.cause.message} It can go at {moment} (in {format_duration(left)})."
+            message, details = message + free, {"cause": wait.cause, "resume_at": wall + left}
+        advice = f"`%codex resume {self.request.id}` goes on with it."
+        error = ParkedError(message, advice=advice, **details)
+        error.title = "Parked by you"
+        return error
+
+
+def cooldown_error(limit: Limit | None) -> LimitError:
+    """Return a cooldown as the error that started it."""
+    limit = limit or Limit()
+    figures = f" ({limit.figures})" if limit.figures else ""
+    return LimitError(f"{limit.name[0].upper()}{limit.name[1:]} reached{figures}.", limit=limit)
