@@ -72,7 +72,7 @@ class CodexMagics(Magics):
         if chosen.map:
             from nbcodex.notebook import map_cells
 
-            map_cells.ask(session, chosen, text)
+            map_cells.run_map_cell(session, chosen, text)
             return
         if chosen.eval:
             prompt = variables.run_for_prompt(self._shell, cell)

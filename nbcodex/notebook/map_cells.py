@@ -1,6 +1,6 @@
-"""Maps in a notebook: `%%codex --map NAME`, going on with one, and how the journal lists one.
+"""Maps in a notebook: `%%codex --map NAME`, resuming a map, and how the journal lists one.
 
-Owns what such a cell binds and shows when it has ended. Must not know how rows are answered.
+Owns what such a cell assigns and shows when it has ended. Must not know how rows are answered.
 """
 
 from __future__ import annotations
@@ -28,47 +28,46 @@ if TYPE_CHECKING:
     from nbcodex.journal.codec import Entry
     from nbcodex.notebook.session import Session
 
-ROWS, WIDTH = 5, 120
-"""How many answers a cell shows of its map, and how much of each."""
+# A cell shows the beginning of the first answers: the variable has them all.
+PREVIEW_ROWS = 5
+PREVIEW_CHARS = 120
 
-NOT_LATER = "--at-reset does not go with a map, which waits for its limits as it goes on"
+NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits while it runs"
 
-_OF_A_CELL = ("background", "raw", "eval", "format", "thread", "new")
-"""What is said of one prompt and its answer: a map is no conversation, and shows a table."""
+# These belong to one prompt and its answer: a map is no conversation, and shows a table.
+_ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
-def ask(session: Session, chosen: Namespace, template: str) -> None:
-    """Ask a cell's template for each row of the variable that ``--map`` names.
+def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
+    """Send a cell's template for each row of the variable that ``--map`` names.
 
     Raises
     ------
     UsageError
-        If there is no such variable, or an option does not go with it.
+        If there is no such variable, or an option cannot be used with it.
     """
-    for option in _OF_A_CELL:
+    for option in _ONE_PROMPT_OPTIONS:
         if getattr(chosen, option):
-            raise UsageError(f"%%codex: --{option} does not go with --map")
+            raise UsageError(f"%%codex: --{option} cannot be used with --map")
     names = session.shell.user_ns
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     output = cell_options.output_spec(chosen, names)
-    options = {
-        name: value or None for name, value in cell_options.request_options(chosen, output).items()
-    }
-    options["images"] = images_of(chosen.image, session.shell)
-    dry_run = getattr(chosen, "dry_run", False)
-    map_options = MapOptions(dry_run=dry_run, request=options)
-    made = prepare_map(template, names[chosen.map], map_options, variable=chosen.out)
-    if isinstance(made, Estimate):
-        print_line(str(made))
-        return
-    go_through(session, made)
+    chosen_options = cell_options.request_options(chosen, output)
+    request = {name: value or None for name, value in chosen_options.items()}
+    request["images"] = images_of(chosen.image, session.shell)
+    options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
+    prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
+    if isinstance(prepared, Estimate):
+        print_line(str(prepared))
+    else:
+        _run(session, prepared)
 
 
-def go_through(session: Session, run: MapRun) -> None:
-    """Go through a map below the cell and bind its variable, with what there is if it stops."""
+def _run(session: Session, run: MapRun) -> None:
+    """Run a map below the cell and assign its variable; if it stops, with what there is."""
     replies: list[Any] = []
-    run.on_stats = session.map_listener(preview=partial(table, run, replies))
+    run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:
         if run.keeps_replies:
             map_runner.run_map(run)
@@ -78,81 +77,83 @@ def go_through(session: Session, run: MapRun) -> None:
         session.assign(run.origin.variable, run.result if run.keeps_replies else replies)
 
 
-def table(run: MapRun, replies: list[Any], as_text: bool) -> str:
+def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
     """Return the first answers, as plain text or as a Markdown table."""
     found = run.replies_in_order() if run.keeps_replies else replies
-    rows = [
-        (str(number), shorten(reply.text if reply else f"({reply.error or reply.status})", WIDTH))
-        for number, reply in enumerate(found[:ROWS])
-    ]
-    if len(found) > ROWS:
-        rows.append(("…", f"{len(found) - ROWS:,} more"))
+    rows = []
+    for number, reply in enumerate(found[:PREVIEW_ROWS]):
+        text = reply.text if reply else f"({reply.error or reply.status})"
+        rows.append((str(number), shorten(text, PREVIEW_CHARS)))
+    if len(found) > PREVIEW_ROWS:
+        rows.append(("…", f"{len(found) - PREVIEW_ROWS:,} more"))
     if as_text or not rows:
         return "\n".join(f"{number}  {printable(text)}" for number, text in rows)
     lines = [f"| {number} | {escape_inline(text)} |" for number, text in rows]
     return "\n".join(["| row | answer |", "| --- | --- |", *lines])
 
 
-def resumed(session: Session, which: str, *, ending: bool = False) -> bool:
-    """Go on with the map that `which` names; return whether there is one.
+def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False) -> bool:
+    """Resume a map; return whether there is one of that id.
 
-    With `ending`, what is with a provider is ended there, and what it has answered is fetched.
+    With `cancel_jobs`, batch jobs are cancelled at the provider, and their answers fetched.
     """
-    run = resume_map(which, cancel_jobs=ending)
+    run = resume_map(id_or_prefix, cancel_jobs=cancel_jobs)
     if run is None:
         return False
-    go_through(session, run)
-    if told := describe_unknown_rows(run):
-        print_line(f"{run.id}: {told}")
+    _run(session, run)
+    if unknown_rows := describe_unknown_rows(run):
+        print_line(f"{run.id}: {unknown_rows}")
     if not run.origin.variable:
         print_line("nbcodex.map.last.result holds the result.")
     return True
 
 
-def all_resumed(
-    session: Session, notebook: str | None, *, alone: bool = False, later: bool = False
+def resume_all(
+    session: Session, notebook: str | None, *, only_maps: bool = False, at_reset: bool = False
 ) -> int:
-    """Go on with all maps of a notebook, or of all, that are not finished; return how many.
+    """Resume the unfinished maps of a notebook, or of all; return how many there are.
 
-    One that cannot go on is told of, and the next one goes on. With `later` none does: a map that
-    goes on waits for its limits by itself.
+    With `at_reset` none is resumed. An error is printed, and the next map is resumed.
 
     Raises
     ------
     NbcodexError
-        If the only one cannot go on, and it is `alone`: nothing else is to be gone on with.
+        If the map cannot be resumed and nothing else is (`only_maps`, and it is the only one).
     """
-    going = {runner.run.id for runner in active_runners()}
-    batches = session.journal.maps.unfinished(notebook=notebook)
-    unfinished = [batch.id for batch in batches if batch.id not in going]
-    for batch in unfinished:
-        if later:
-            print_line(f"{batch} is left: {NOT_LATER}. `%codex resume {batch}` goes on with it.")
+    running = {runner.run.id for runner in active_runners()}
+    maps = session.journal.maps.unfinished(notebook=notebook)
+    ids = [each.id for each in maps if each.id not in running]
+    for map_id in ids:
+        if at_reset:
+            command = f"`%codex resume {map_id}`"
+            print_line(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
             continue
         try:
-            resumed(session, batch)
+            resume_one(session, map_id)
         except NbcodexError as error:
-            if alone and len(unfinished) == 1:
+            # With several, one that fails must not keep the others from being resumed.
+            if only_maps and len(ids) == 1:
                 raise
-            print_line("\n".join(render(f"{batch}: {error.title}", error.message, error.advice)))
-    return len(unfinished)
+            print_line("\n".join(render(f"{map_id}: {error.title}", error.message, error.advice)))
+    return len(ids)
 
 
-def line(session: Session, batch: str, entry: Entry, now: float) -> str:
+def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str:
     """Return the line of the journal's list that stands for all rows of a map."""
-    counts = session.journal.maps.summary(batch).counts
-    told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
-    if (of := entry.request.origin.row_count or 0) > counts.total():
-        told += f" of {of:,} rows"
+    counts = session.journal.maps.summary(map_id).counts
+    rows = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
+    # Rows that were never begun have no entry.
+    total = entry.request.origin.row_count or 0
+    of = f" of {total:,} rows" if total > counts.total() else ""
     when = format_time(entry.added_at, now=now)
-    return f"{batch} map: {told}  {when}  {shorten(entry.request.prompt, 40)}"
+    return f"{map_id} map: {rows}{of}  {when}  {shorten(entry.request.prompt, 40)}"
 
 
-def rows_of(session: Session, which: str) -> list[Entry]:
-    """Return the rows of the map that `which` names; none where it names none."""
-    batches = session.journal.maps
+def rows_of(session: Session, id_or_prefix: str) -> list[Entry]:
+    """Return the rows of a map; none if there is no map of that id."""
+    maps = session.journal.maps
     try:
-        batch = batches.find_id(which)
+        map_id = maps.find_id(id_or_prefix)
     except EntryError:
         return []
-    return batches.entries(batch) if batch else []
+    return maps.entries(map_id) if map_id else []

@@ -181,7 +181,7 @@ class Session:
         """Show a request until it ends, and leave its answer there in any case."""
         stopped: Stopped | None = None
         try:
-            ending = handle.follow(output.update, tick=lambda: output.update_interval_s)
+            ending = handle.follow(output.on_events, tick=lambda: output.render_interval_s)
         except Stopped as error:
             stopped, reply = error, error.reply
         else:

@@ -45,27 +45,18 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
 class CodexWidget(anywidget.AnyWidget):
     """A widget that shows `view`.
 
-    Parameters
-    ----------
-    view : dict
-        What is shown; its ``line`` is the plain-text alternative.
-    on_message : callable
-        Called with each message of a page, in the thread that the kernel has for it.
-
-    Attributes
-    ----------
-    kernel_id : str
-        The id by which the Jupyter server can interrupt this kernel; empty if unknown.
-    source : str
-        The id of the `WidgetSource`.
+    `on_message` is called with each message of a page, in the thread that the kernel has for it.
     """
 
     _esm = _read("load_source.js")
     _name = ""
     _source: WidgetSource | None = None
 
+    # What is shown; its "line" is the plain-text alternative.
     view = traitlets.Dict().tag(sync=True)
+    # The id by which the Jupyter server can interrupt this kernel; empty if unknown.
     kernel_id = traitlets.Unicode().tag(sync=True)
+    # The id of the `WidgetSource`.
     source = traitlets.Unicode().tag(sync=True)
 
     def __init__(

@@ -70,13 +70,13 @@ def ask(prompt):
     return nbcodex.ask(prompt).text
 
 
-def timed_update(self, events, update=CellOutput.update):
-    update(self, events)
+def timed_on_events(self, events, on_events=CellOutput.on_events):
+    on_events(self, events)
     if not seen and any(isinstance(event, Delta) for event in events):
         seen.append(time.perf_counter())
 
 
-CellOutput.update = timed_update
+CellOutput.on_events = timed_on_events
 
 
 def measure(way, display, prompt):

@@ -10,7 +10,7 @@ from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
 from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
-from nbcodex.notebook.display.widget import PanelView
+from nbcodex.notebook.display.widget_views import WidgetView
 from nbcodex.rendering.figures import figures_line
 from nbcodex.runtime.clock import BootClock
 
@@ -72,23 +72,23 @@ def play(
         if name == "cancel":
             cancelled.set()
 
-    view, state = PanelView(act, clock, buttons=buttons), PanelState()
+    view, state = WidgetView(act, clock, buttons=buttons), PanelState()
     opened, updated_at = False, 0.0
     for after, make in steps:
         end = time.monotonic() + after
         while time.monotonic() < end and not cancelled.is_set():
             time.sleep(0.02)
-            if opened and time.monotonic() > updated_at + (view.update_interval_s or 0.0):
+            if opened and time.monotonic() > updated_at + (view.render_interval_s or 0.0):
                 updated_at = time.monotonic()
-                view.update(state)
+                view.render(state)
         if cancelled.is_set():
             break
         state = apply_event(state, make(clock.now()))
-        (view.update if opened else view.open)(state)
+        (view.render if opened else view.open)(state)
         opened, updated_at = True, time.monotonic()
     text = str(state.text)
     reply = Reply(id="3f2a", text=text, status="cancelled") if cancelled.is_set() else REPLY
     kind = Cancelled if cancelled.is_set() else Finished
-    view.update(apply_event(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
+    view.render(apply_event(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
     view.close({"text/markdown": f"{text}\n\n<sub>{figures_line(reply)}</sub>", "text/plain": text})
     return pressed

@@ -20,7 +20,7 @@ PLAY = "from tests.browser.play import *\nprint('pressed', play([queued(), sent(
 WAIT = PLAY.format("refused(20), sent(2, 20)")
 DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
-    "import nbcodex.notebook.display.widget as w\n"
+    "import nbcodex.notebook.display.widget_views as w\n"
     "w.PanelWidget.receive_while_blocked = lambda panel: None\nprint",
 )
 
@@ -187,7 +187,7 @@ def test_hostile_text_does_nothing(notebook: Open, page: Page) -> None:
 
 LOSSY = """
 from tests.browser.play import *
-import nbcodex.notebook.display.widget as w
+import nbcodex.notebook.display.widget_views as w
 send, send_state, lost = w.PanelWidget.send, w.PanelWidget.send_state, []
 def lose_text(panel, content, buffers=None):
     if content.get("text") == "TEXT " and not lost:
@@ -215,7 +215,7 @@ def test_lost_text_is_asked_for(notebook: Open, text: int, view: bool) -> None:
 
 FLOOD = """
 from tests.browser.play import *
-import nbcodex.notebook.display.widget as w
+import nbcodex.notebook.display.widget_views as w
 send = w.PanelWidget.send
 def flood(panel, content, buffers=None):
     noise = 1500 if content.get("text") in ("3 ", "4 ") else 0

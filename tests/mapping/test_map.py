@@ -513,7 +513,7 @@ def test_resume_all_continues_after_a_map_that_cannot_be_resumed(
     held = replace(held, id="m77-1", origin=replace(held.origin, row_index=1))
     event_loop.shared().submit(journal.insert(held)).result()  # which another kernel is at
     parked_row(journal, "m78")
-    assert map_cells.all_resumed(session_with(journal), None, alone=True) == 2
+    assert map_cells.resume_all(session_with(journal), None, only_maps=True) == 2
     assert simulated.prompts == ["[[echo: m78]]"]
     assert "The map m77 is running in another kernel" in capsys.readouterr().out
 
@@ -525,7 +525,7 @@ def test_resume_all_skips_active_maps(
     parked_row(journal, "m77")
     runner = SimpleNamespace(run=SimpleNamespace(id="m77"))
     monkeypatch.setattr(map_cells, "active_runners", lambda: [runner])
-    assert map_cells.all_resumed(session_with(journal), None) == 0
+    assert map_cells.resume_all(session_with(journal), None) == 0
 
 
 def test_resume_reports_rows_missing_from_the_journal(
@@ -537,7 +537,7 @@ def test_resume_reports_rows_missing_from_the_journal(
         request = Request(prompt=f"[[echo: {item}]]", id=f"m77-{item}", origin=origin)
         journal.maps.insert_parked([(request, b"%d" % item)])
     session = session_with(journal)
-    assert map_cells.resumed(session, "m77")
+    assert map_cells.resume_one(session, "m77")
     assert [reply.text for reply in last() if reply] == ["0", "3"]
     said = "1,498 of its 1,500 rows never reached the journal: run the map again"
     assert f"m77: {said}" in capsys.readouterr().out
@@ -547,7 +547,7 @@ def test_resume_reports_rows_missing_from_the_journal(
     assert caught.value.advice.startswith(said)
     journal = session.journal = simulated.client.journal(host.current.settings())
     (entry,) = journal.recent_entries()
-    assert "m77 map: 2 done of 1,500 rows" in map_cells.line(session, "m77", entry, 0.0)
+    assert "m77 map: 2 done of 1,500 rows" in map_cells.journal_line(session, "m77", entry, 0.0)
 
 
 def test_missing_key_ends_the_map_first(

@@ -306,7 +306,7 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
     origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="hello", id="m77-0", origin=origin)
     current().journal(Settings.read()).maps.insert_parked([(request, b"m77")])
-    with pytest.raises(UsageError, match="--at-reset does not go with a map"):
+    with pytest.raises(UsageError, match="--at-reset cannot be used with a map"):
         ip.run_line_magic("codex", "resume m77 --at-reset")
     ip.run_line_magic("codex", "resume --everywhere --at-reset")
     assert "m77 is left" in capsys.readouterr().out
@@ -317,7 +317,7 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
 def test_what_means_nothing_for_a_map_is_refused(ip: Any, simulator: Simulated, line: str) -> None:
     """An option that would change nothing is no option; no row is asked."""
     ip.user_ns["words"] = ["one", "two"]
-    with pytest.raises(UsageError, match="does not go with --map"):
+    with pytest.raises(UsageError, match="cannot be used with --map"):
         ip.run_cell_magic("codex", f"--map words {line}", "[[echo: {}]]")
     assert simulator.prompts == []
 

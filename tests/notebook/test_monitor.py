@@ -19,7 +19,7 @@ from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import NO_USAGE, Limit, LimitReading, Reply, Request, Usage, UsageTotals
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
-from nbcodex.notebook.display import widget as panel_widget
+from nbcodex.notebook.display import widget_views as panel_widget
 from nbcodex.notebook.monitor import widget as monitor_widget
 from nbcodex.notebook.monitor.collector import MonitorCollector, model_limits
 from nbcodex.notebook.monitor.state import (

@@ -71,7 +71,7 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     """Text that was printed as it arrived is not printed again: only the figures follow."""
     long = "word\n" * MAX_RENDERED_CHARS
     view = TerminalView(BootClock())
-    view.update(PanelState(phase="streaming", text=GrowingText() + long))
+    view.render(PanelState(phase="streaming", text=GrowingText() + long))
     view.close(
         CellOutput(RequestView(), answer_format="text").bundles(
             Reply(id="3f2a", text=long, seconds=3.9)

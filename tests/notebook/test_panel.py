@@ -18,7 +18,7 @@ from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import text as text_view
-from nbcodex.notebook.display import widget
+from nbcodex.notebook.display import widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, status_line, why_disabled
 from nbcodex.notebook.display.text import MAX_LIVE_CHARS
 from nbcodex.rendering.figures import figures_line
@@ -328,7 +328,7 @@ def test_status_line_accepts_any_resume_time(resume_at: float) -> None:
     state = state_after(queued(), sent(1), refused(2, resume_at))
     assert "waiting" in status_line(state, 2.0, WALL)
     assert state.seconds_left(2.0) is None or state.seconds_left(2.0) >= 0
-    json.dumps(widget.time_view(state, 2.0, WALL), allow_nan=False)
+    json.dumps(widget_views.time_view(state, 2.0, WALL), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -399,38 +399,40 @@ class StillClock:
 
 
 class PanelHarness:
-    """A `PanelView` without a kernel, and what it sends and shows."""
+    """A `WidgetView` without a kernel, and what it sends and shows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
         self.clock, self.pressed, self.sent, self.views = StillClock(), [], [], []
         self.shown: list[tuple[str, Any]] = []
         monkeypatch.setattr(
-            widget.PanelWidget, "send", lambda _, content: self.sent.append(content)
+            widget_views.PanelWidget, "send", lambda _, content: self.sent.append(content)
         )
         monkeypatch.setattr(text_view, "display", self._show("display", fails=fails))
         monkeypatch.setattr(text_view, "update_display", self._show("update"))
-        self.view = widget.PanelView(self.pressed.append, self.clock, buttons=("cancel", "retry"))
+        self.view = widget_views.WidgetView(
+            self.pressed.append, self.clock, buttons=("cancel", "retry")
+        )
 
     def _show(self, verb: str, *, fails: bool = False) -> Any:
         def show(thing: Any, **options: Any) -> None:
-            if fails and isinstance(thing, widget.PanelWidget):
+            if fails and isinstance(thing, widget_views.PanelWidget):
                 raise RuntimeError("no display")
             self.shown.append((verb, thing))
 
         return show
 
-    def open(self, state: PanelState) -> widget.PanelWidget:
+    def open(self, state: PanelState) -> widget_views.PanelWidget:
         """Open the view; return its widget."""
         self.view.open(state)
         panel = self.shown[0][1]
-        assert isinstance(panel, widget.PanelWidget)
+        assert isinstance(panel, widget_views.PanelWidget)
         panel.observe(lambda change: self.views.append(change["new"]), "view")
         return panel
 
-    def update(self, state: PanelState, *, later: float = 0.1) -> None:
+    def render(self, state: PanelState, *, later: float = 0.1) -> None:
         """Update the view, some seconds later."""
         self.clock.at += later
-        self.view.update(state)
+        self.view.render(state)
 
     def receive(self, content: Any) -> None:
         """Send `content` as the page does."""
@@ -454,7 +456,7 @@ def test_only_new_text_is_sent(harness: PanelHarness) -> None:
     harness.open(state)
     for piece in ("a", "b", "c"):
         state = apply_event(state, delta(2, piece))
-        harness.update(state)
+        harness.render(state)
     assert harness.texts == [(1, "a", True), (2, "b", False), (3, "c", False)]
 
 
@@ -462,15 +464,15 @@ def test_update_is_one_message(harness: PanelHarness) -> None:
     """Figures travel with the text; when it pauses, a view confirms the last number."""
     state = state_after(queued(), sent(1), delta(2, "first"))
     harness.open(state)
-    harness.update(state)
+    harness.render(state)
     harness.views.clear()
     for _ in range(5):
         state = apply_event(state, delta(2, "word " * 4))
-        harness.update(state)
+        harness.render(state)
     assert harness.views == []
     assert harness.sent[-1]["changes"] == {"tokens_out": "~27"}
     for _ in range(5):
-        harness.update(state, later=0.5)
+        harness.render(state, later=0.5)
     assert [view["seq"] for view in harness.views] == [6]
 
 
@@ -478,8 +480,8 @@ def test_huge_text_is_cut_to_its_end(harness: PanelHarness) -> None:
     """The end replaces what was shown."""
     state = state_after(queued(), sent(1), delta(2, "first"))
     harness.open(state)
-    harness.update(state)
-    harness.update(apply_event(state, delta(3, "x" * 1_000_000 + "end")))
+    harness.render(state)
+    harness.render(apply_event(state, delta(3, "x" * 1_000_000 + "end")))
     _seq, text, whole = harness.texts[-1]
     assert (len(text), text[0], text[-3:], whole) == (MAX_LIVE_CHARS + 1, "…", "end", True)
 
@@ -488,12 +490,15 @@ def test_text_rate_is_limited(harness: PanelHarness) -> None:
     """A fast answer is sent at a limited rate; the rest follows in pauses."""
     state = state_after(queued(), sent(1), delta(2, "first "))
     harness.open(state)
-    harness.update(state)
+    harness.render(state)
     state = apply_event(state, delta(3, "word " * 1_000))
     for _ in range(10):
-        harness.update(state)
-    assert sum(len(text) for _, text, _ in harness.texts) == len("first ") + widget.MAX_CHARS_PER_S
-    harness.update(state, later=0.5)
+        harness.render(state)
+    assert (
+        sum(len(text) for _, text, _ in harness.texts)
+        == len("first ") + widget_views.MAX_CHARS_PER_S
+    )
+    harness.render(state, later=0.5)
     assert "".join(text for _, text, _ in harness.texts) == "first " + "word " * 1_000
 
 
@@ -501,17 +506,17 @@ def test_unsent_text_is_sent_when_the_stream_breaks(harness: PanelHarness) -> No
     """A request that waits shows all that there is of its answer."""
     state = state_after(queued(), sent(1), delta(2, "word " * 1_000))
     harness.open(state)
-    harness.update(state)
+    harness.render(state)
     assert harness.texts[-1][1] < "word " * 1_000
-    harness.update(apply_event(state, refused(3, 20)))
+    harness.render(apply_event(state, refused(3, 20)))
     assert "".join(text for _, text, _ in harness.texts) == "word " * 1_000
 
 
 def test_restart_replaces_the_text(harness: PanelHarness) -> None:
     state = state_after(queued(), sent(1), delta(2, "Hel"))
     harness.open(state)
-    harness.update(state)
-    harness.update(apply_event(apply_event(state, restarted(3)), delta(3, "Anew")))
+    harness.render(state)
+    harness.render(apply_event(apply_event(state, restarted(3)), delta(3, "Anew")))
     assert harness.texts == [(1, "Hel", True), (2, "Anew", True)]
 
 
@@ -519,7 +524,7 @@ def test_sync_sends_text_and_view(harness: PanelHarness) -> None:
     """The page gets the whole text and a countdown that is right at this moment."""
     state = state_after(queued(100), sent(101), delta(102, "Hel"), refused(103, 110))
     harness.open(state)
-    harness.update(state)
+    harness.render(state)
     harness.clock.at = 105.0
     harness.receive({"type": "sync"})
     assert harness.texts[-1] == (2, "Hel", True)
@@ -533,10 +538,10 @@ def test_updates_are_sent_ten_times_a_second(harness: PanelHarness) -> None:
     harness.open(state)
     for _ in range(100):
         state = apply_event(state, delta(harness.clock.at, "word "))
-        harness.update(state, later=0.01)
+        harness.render(state, later=0.01)
     assert 10 <= len(harness.texts) <= 13
     before = len(harness.views)
-    harness.update(apply_event(state, refused(harness.clock.at, 120)), later=0.0)
+    harness.render(apply_event(state, refused(harness.clock.at, 120)), later=0.0)
     assert len(harness.views) == before + 1
 
 
@@ -544,7 +549,7 @@ def test_wait_sends_nothing_while_only_time_passes(harness: PanelHarness) -> Non
     state = state_after(queued(100), sent(101), refused(102, 160))
     harness.open(state)
     for _ in range(50):
-        harness.update(state, later=1.0)
+        harness.render(state, later=1.0)
     assert (harness.views, harness.sent) == ([], [])
 
 
@@ -552,16 +557,16 @@ def test_view_is_sent_after_the_machine_slept(harness: PanelHarness) -> None:
     """The browser's clock stood still during the sleep."""
     state = state_after(queued(100), sent(101), refused(102, 160))
     harness.open(state)
-    harness.update(state, later=1.0)
-    harness.update(state, later=20.0)
-    harness.update(state, later=1.0)
+    harness.render(state, later=1.0)
+    harness.render(state, later=20.0)
+    harness.render(state, later=1.0)
     assert [view["remaining_ms"] for view in harness.views] == [39_000]
 
 
 def test_prolonged_cooldown_is_sent(harness: PanelHarness) -> None:
     state = state_after(queued(100), cooldown(100, 110))
     harness.open(state)
-    harness.update(apply_event(state, cooldown(100, 130)))
+    harness.render(apply_event(state, cooldown(100, 130)))
     assert [view["remaining_ms"] for view in harness.views] == [29_900]
 
 
@@ -602,7 +607,7 @@ def test_answer_replaces_the_panel(harness: PanelHarness) -> None:
     harness.view.close({"text/plain": "Hello"})
     assert harness.shown[-1] == ("update", {"text/plain": "Hello"})
     assert panel.comm is None
-    harness.view.update(state_after(queued(), sent(1)))
+    harness.view.render(state_after(queued(), sent(1)))
     harness.view.close({"text/plain": "Hello"})
 
 
@@ -628,9 +633,9 @@ BLOCKED = """
 import time
 from nbcodex.runtime.clock import BootClock
 from nbcodex.notebook.display.panel import PanelState
-from nbcodex.notebook.display.widget import PanelView
+from nbcodex.notebook.display.widget_views import WidgetView
 pressed = []
-view = PanelView(pressed.append, BootClock())
+view = WidgetView(pressed.append, BootClock())
 view.open(PanelState())
 end = time.monotonic() + 10
 while not pressed and time.monotonic() < end:

@@ -46,7 +46,7 @@ class RequestCommands(CommandGroup):
         entries = journal.recent_entries(LISTED_ENTRIES)
         for entry in entries:
             if map_id := entry.request.origin.map_id:
-                print_line(map_cells.line(self._session, map_id, entry, now))
+                print_line(map_cells.journal_line(self._session, map_id, entry, now))
             else:
                 print_line(_entry_line(entry, now))
         if len(entries) == LISTED_ENTRIES:
@@ -67,10 +67,12 @@ class RequestCommands(CommandGroup):
         if which == "all" or which.startswith("--"):
             notebook = None if "--everywhere" in flags else self._session.notebook
             entries = journal.resumable_entries(notebook=notebook)
-            maps = map_cells.all_resumed(self._session, notebook, alone=not entries, later=at_reset)
+            maps = map_cells.resume_all(
+                self._session, notebook, only_maps=not entries, at_reset=at_reset
+            )
         elif at_reset and map_cells.rows_of(self._session, which):
-            raise UsageError(f"%codex resume: {map_cells.NOT_LATER}")
-        elif map_cells.resumed(self._session, which):
+            raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
+        elif map_cells.resume_one(self._session, which):
             return
         else:
             entries = [journal.find_entry(which)]
@@ -121,11 +123,11 @@ class RequestCommands(CommandGroup):
         is_running = any(_running(id))
         # A map whose rows are at the provider is not running here, but can be cancelled there.
         is_map = not is_running and id.startswith("m")
-        if is_map and map_cells.resumed(self._session, id, ending=True):
+        if is_map and map_cells.resume_one(self._session, id, cancel_jobs=True):
             return
         for runner in self._end("cancel", id):
             if runner.ended and runner.run.origin.engine == "batch":
-                map_cells.resumed(self._session, runner.run.id, ending=True)
+                map_cells.resume_one(self._session, runner.run.id, cancel_jobs=True)
 
     def park(self, id: str = "all") -> None:  # noqa: A002
         """Park running requests or a map, to resume them later: park [ID|all]."""

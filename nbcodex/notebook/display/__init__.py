@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
     """Return whether the user wants widgets and the front end is known to show them.
 
-    Parameters
-    ----------
-    shell : InteractiveShell or None
-        The shell that runs the cell.
-    choice : {"auto", "widget", "text"}
-        The setting `Codex.display`.
+    `choice` is the setting `Codex.display`: "auto", "widget" or "text".
     """
     if shell is None or not hasattr(shell, "kernel"):
         return False
@@ -59,24 +54,10 @@ def choose_request_view(
     heading: str = "",
     background: bool = False,
 ) -> RequestView:
-    """Return the view of a request that suits the front end.
+    """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`.
 
-    Parameters
-    ----------
-    shell : InteractiveShell
-        The shell that runs the cell.
-    clock : Clock
-        The clock of the events.
-    choice : {"auto", "widget", "text"}
-        The setting `Codex.display`.
-    on_action : callable
-        Called with the name of a button that was pressed, in another thread.
-    buttons : collection of str
-        The buttons to show.
-    heading : str
-        The line above the answer.
-    background : bool
-        Whether other cells may run before the answer arrives.
+    `on_action` is called with the name of a button that was pressed, in another thread. With
+    `background`, other cells may run before the answer arrives.
     """
     from nbcodex.notebook.display import terminal, text
 
@@ -86,9 +67,9 @@ def choose_request_view(
         return terminal.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
         try:
-            from nbcodex.notebook.display.widget import PanelView
+            from nbcodex.notebook.display.widget_views import WidgetView
 
-            return PanelView(on_action, clock, buttons=buttons)
+            return WidgetView(on_action, clock, buttons=buttons)
         except Exception:
             log.exception("widgets are not available")
     return text.TextView(clock)
@@ -102,7 +83,7 @@ def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
         return terminal.TerminalMapView()
     if can_show_widgets(shell, choice):
         try:
-            from nbcodex.notebook.display.widget import WidgetMapView
+            from nbcodex.notebook.display.widget_views import WidgetMapView
 
             return WidgetMapView()
         except Exception:

@@ -47,24 +47,8 @@ log = logging.getLogger(__name__)
 class CellOutput:
     """Renders one request's events in a view, and replaces the view with the answer.
 
-    Parameters
-    ----------
-    view : RequestView
-        Where to show the request.
-    answer_format : Format
-        The format in which the answer stays.
-    only_if_waiting : bool
-        Whether to show nothing unless the request has to wait.
-    remote_images : bool
-        Whether images in the answer may be fetched.
-    notes : collection of str
-        What is added to the line of figures.
-    heading : str
-        The line above the answer.
-    started_at : float
-        The instant at which the request was made.
-    background : bool
-        Whether other cells may run before the answer arrives.
+    With `only_if_waiting`, nothing is shown unless the request has to wait. With `background`,
+    other cells may run before the answer arrives. `notes` are added to the line of figures.
     """
 
     def __init__(
@@ -93,10 +77,10 @@ class CellOutput:
         self._created_at = time.monotonic()
 
     @property
-    def update_interval_s(self) -> float | None:
-        """How often to call `update` without an event; None: only with events."""
+    def render_interval_s(self) -> float | None:
+        """How often to call `on_events` without one; None: only with events."""
         if self._is_open:
-            return self._view.update_interval_s
+            return self._view.render_interval_s
         if self._only_if_waiting:
             return None
         if self._is_prepared or self._state.phase != "sending":
@@ -114,7 +98,7 @@ class CellOutput:
         """Add `note` to the line of figures."""
         self._notes.append(note)
 
-    def update(self, events: tuple[Event, ...]) -> None:
+    def on_events(self, events: tuple[Event, ...]) -> None:
         """Show what `events` change; without any, open a view that is due."""
         for event in events:
             self._state = apply_event(self._state, event)
@@ -124,7 +108,7 @@ class CellOutput:
         if self._state.ended:
             return
         if self._is_open:
-            self._call_view(self._view.update)
+            self._call_view(self._view.render)
         elif self._state.phase == "sending" and not (
             self._only_if_waiting or self._is_prepared or events
         ):

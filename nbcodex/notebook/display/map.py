@@ -29,24 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapState:
-    """All that a user sees of a map.
-
-    Parameters
-    ----------
-    stats : MapStats
-        The latest figures.
-    started_at : float
-        The instant of the first figures.
-    answered_before : int
-        Rows that had been answered anew when the figures began, if the map was resumed.
-    samples : tuple of (float, int)
-        Instants of the last seconds, and the tokens at each.
-    """
+    """All that a user sees of a map."""
 
     stats: MapStats
     started_at: float
+    # Rows that had been answered anew when a resumed map began: they say nothing about its pace.
     answered_before: int = 0
-    samples: tuple[tuple[float, int], ...] = ()
+    samples: tuple[tuple[float, int], ...] = ()  # instants of the last seconds, tokens at each
 
     @property
     def tokens_per_second(self) -> float:
@@ -216,7 +205,7 @@ def _rough(seconds: float) -> str:
 class MapView(Protocol):
     """Shows a map while it runs."""
 
-    def update(self, state: MapState, wall: float) -> None:
+    def render(self, state: MapState, wall: float) -> None:
         """Show `state`."""
         ...
 
@@ -228,17 +217,8 @@ class MapView(Protocol):
 class MapOutput:
     """Listens to the figures of a map, shows them in a view, and leaves its result there.
 
-    Parameters
-    ----------
-    view : MapView
-        Where to show it.
-    clock : Clock
-        The clock that gives the time of day.
-    preview : callable
-        Returns what stands above the final figures, as plain text if its argument is true, else as
-        Markdown.
-    news : callable
-        Returns what else the user has to know.
+    `preview` returns what stands above the final figures: plain text if its argument is true, else
+    Markdown. `news` returns what else the user has to know.
     """
 
     def __init__(
@@ -259,7 +239,7 @@ class MapOutput:
             if stats.outcome:
                 self._view.close(self._bundle(self._state))
             else:
-                self._view.update(self._state, self._clock.wall())
+                self._view.render(self._state, self._clock.wall())
         except Exception:
             log.exception("the map could not be shown")
 

@@ -82,76 +82,38 @@ class GrowingText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelState:
-    """All that a user sees of one request. Instants are those of the events (`Clock.now`).
-
-    Parameters
-    ----------
-    id, prompt : str
-        The request's id, and how its prompt begins.
-    simulated : bool
-        Whether the simulator is known to answer.
-    phase, phase_started_at, started_at
-        What is going on, since when, and when the request began.
-    model : str or None
-        The model, as far as it is known.
-    limit : Limit or None
-        The limit that the request waits for; None outside of waits, or if it is not known.
-    reason : str
-        Why it waits or how it ended, in one line; empty if `limit` says it all.
-    resume_at : float or None
-        When the wait ends; None outside of waits.
-    resumable_at_wall : float or None
-        From when on a parked request can be resumed, in seconds since the epoch.
-    attempt : int
-        The present attempt, or the last one that failed; 0 before the first.
-    waited, patience : float
-        Seconds waited until `wait_started_at`, and the longest total wait that is accepted.
-    wait_started_at : float or None
-        Start of the wait that `waited` does not contain yet; None outside of waits.
-    usage : Usage
-        Tokens; estimates until the server has counted.
-    rates : Rates or None
-        Prices per token; None while unknown.
-    unpriced : bool
-        Whether it is certain that no price is known.
-    cost, earlier_cost : float
-        US dollars of all attempts (None while unknown), and of those before this one.
-    text, reasoning : GrowingText
-        The answer so far, and the reasoning summary before it.
-    stale : bool
-        Whether `text` comes from a failed attempt and stays only until it is replaced.
-    first_delta_at, last_delta_at : float or None
-        When the first and the last text of this attempt arrived.
-    reply : Reply or None
-        The result, once the request has ended.
-    """
+    """All that a user sees of one request. Instants are those of the events (`Clock.now`)."""
 
     id: str = ""
-    prompt: str = ""
-    simulated: bool = False
+    prompt: str = ""  # its beginning
+    model: str | None = None
+    simulated: bool = False  # the simulator is known to answer
+    started_at: float = 0.0
     phase: Phase = "queued"
     phase_started_at: float = 0.0
-    started_at: float = 0.0
-    model: str | None = None
+    attempt: int = 0  # the present one, or the last that failed; 0 before the first
+    # Waits: the limit that the request waits for, if it is one that is known; otherwise the reason
+    # in one line, which also says how the request ended.
     limit: Limit | None = None
     reason: str = ""
-    resume_at: float | None = None
-    resumable_at_wall: float | None = None
-    attempt: int = 0
-    waited: float = 0.0
-    wait_started_at: float | None = None
+    resume_at: float | None = None  # when the wait ends
+    wait_started_at: float | None = None  # of a wait that counts as patience
+    waited: float = 0.0  # seconds, without the wait since `wait_started_at`
     patience: float = 0.0
-    usage: Usage = field(default_factory=lambda: Usage(estimated=True))
-    rates: Rates | None = None
-    unpriced: bool = False
-    cost: float | None = None
-    earlier_cost: float = 0.0
+    resumable_at_wall: float | None = None  # when a parked request can go, seconds since the epoch
+    # The answer: `text` is stale while it comes from a failed attempt and has not been replaced.
     text: GrowingText = field(default_factory=GrowingText)
     reasoning: GrowingText = field(default_factory=GrowingText)
     stale: bool = False
-    first_delta_at: float | None = None
+    first_delta_at: float | None = None  # in this attempt
     last_delta_at: float | None = None
-    reply: Reply | None = None
+    # Figures: estimates until the server has counted. A cost is in US dollars, None while unknown.
+    usage: Usage = field(default_factory=lambda: Usage(estimated=True))
+    rates: Rates | None = None
+    unpriced: bool = False  # it is certain that no price is known
+    cost: float | None = None
+    earlier_cost: float = 0.0  # of the attempts before this one
+    reply: Reply | None = None  # the result, once the request has ended
 
     @property
     def ended(self) -> bool:

@@ -44,13 +44,13 @@ class TerminalView(RequestView):
         self._at_line_start = True
         # In a pipe or a file nothing can be rewritten.
         self._is_tty = sys.stdout.isatty()
-        self.update_interval_s: float | None = 0.2 if self._is_tty else None
+        self.render_interval_s: float | None = 0.2 if self._is_tty else None
 
     def open(self, state: PanelState) -> None:
         """Show the first line of status."""
-        self.update(state)
+        self.render(state)
 
-    def update(self, state: PanelState) -> None:
+    def render(self, state: PanelState) -> None:
         """Print the text that is new, or else refresh the line of status."""
         if len(self._text) and not state.text.extends(self._text):
             self._clear()
@@ -113,7 +113,7 @@ class TerminalMapView:
     def __init__(self) -> None:
         self._is_tty, self._line = sys.stdout.isatty(), ""
 
-    def update(self, state: MapState, wall: float) -> None:
+    def render(self, state: MapState, wall: float) -> None:
         """Rewrite the line if it has changed."""
         line = map_status_line(state, wall)
         if self._is_tty and line != self._line:

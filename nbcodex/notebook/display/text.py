@@ -12,7 +12,8 @@ from typing import Any
 
 from IPython.display import display, update_display
 
-from nbcodex.notebook.display import map as map_display
+from nbcodex.notebook.display.map import MapState
+from nbcodex.notebook.display.map import status_line as map_status_line
 from nbcodex.notebook.display.panel import PanelState, status_line
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
@@ -41,8 +42,8 @@ class OutputSlot:
 class RequestView:
     """Shows one request while it runs. A subclass overrides what its front end can do."""
 
-    update_interval_s: float | None = None
-    """How often to call `update` without an event; None: only with events."""
+    render_interval_s: float | None = None
+    """How often to call `render` without an event; None: only with events."""
 
     is_plain_text = False
     """Whether everything is printed, so that the answer can be only one text."""
@@ -56,7 +57,7 @@ class RequestView:
     def open(self, state: PanelState) -> None:
         """Show `state` for the first time."""
 
-    def update(self, state: PanelState) -> None:
+    def render(self, state: PanelState) -> None:
         """Show `state`."""
 
     def close(self, bundle: Bundle) -> None:
@@ -69,7 +70,7 @@ class RequestView:
 class TextView(RequestView):
     """The text so far and a line of status, as plain text."""
 
-    update_interval_s: float | None = 1.0
+    render_interval_s: float | None = 1.0
     min_interval_s = 0.5
 
     def __init__(self, clock: Clock) -> None:
@@ -81,7 +82,7 @@ class TextView(RequestView):
         """Show the first line."""
         self._show(state)
 
-    def update(self, state: PanelState) -> None:
+    def render(self, state: PanelState) -> None:
         """Show the text so far, at most twice a second; a new phase at once."""
         now = time.monotonic()
         if state.phase == self._phase and now < self._next_at:
@@ -109,9 +110,9 @@ class TextMapView:
     def __init__(self) -> None:
         self._slot, self._line = OutputSlot(), ""
 
-    def update(self, state: map_display.MapState, wall: float) -> None:
+    def render(self, state: MapState, wall: float) -> None:
         """Show the line if it has changed."""
-        if (line := f"[{map_display.status_line(state, wall)}]") != self._line:
+        if (line := f"[{map_status_line(state, wall)}]") != self._line:
             self._line = line
             self._slot.show({"text/plain": line})
 

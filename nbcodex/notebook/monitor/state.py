@@ -36,35 +36,18 @@ class TextGrew(events.Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
-    """The limits of one model at one server, and the requests that wait for them.
-
-    Parameters
-    ----------
-    model, server : str
-        Their names.
-    at : float
-        The instant of the readings.
-    tokens, requests : LimitReading or None
-        Limit and level; None if the server does not state them.
-    closed_until : float or None
-        The end of the cooldown; None if the model is open.
-    limit : Limit or None
-        The limit that caused the cooldown.
-    waiting, waiting_tokens : int, float
-        Requests that queue for capacity, and the tokens that they may use.
-    charges_reserved : bool
-        Whether the server is believed to charge all tokens that a request may use, used or not.
-    """
+    """The limits of one model at one server, and the requests that wait for them."""
 
     model: str
     server: str
-    at: float
+    at: float  # the instant of the readings, which are None if the server does not state them
     tokens: LimitReading | None = None
     requests: LimitReading | None = None
-    closed_until: float | None = None
+    closed_until: float | None = None  # the end of the cooldown, and the limit that caused it
     limit: Limit | None = None
-    waiting: int = 0
+    waiting: int = 0  # requests that queue for capacity, and the tokens that they may use
     waiting_tokens: float = 0.0
+    # The server is believed to charge all tokens that a request may use, used or not.
     charges_reserved: bool = True
 
     @property
@@ -76,26 +59,14 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What was looked up at the instant `at` because no event says it; None if it was not.
-
-    Parameters
-    ----------
-    limits : tuple of ModelLimits or None
-        The limits of all models that this process uses.
-    session, all_time : UsageTotals or None
-        The totals of this process, and of the journal.
-    elsewhere : OtherKernels or None
-        The requests of other kernels.
-    budgets : tuple of str
-        How far the user's own caps are used up, in words.
-    """
+    """What was looked up at the instant `at` because no event says it; None if it was not."""
 
     at: float
     limits: tuple[ModelLimits, ...] | None = None
-    session: UsageTotals | None = None
-    all_time: UsageTotals | None = None
+    session: UsageTotals | None = None  # of this process
+    all_time: UsageTotals | None = None  # of the journal
     elsewhere: OtherKernels | None = None
-    budgets: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()  # how far the user's own caps are used up, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,31 +89,20 @@ class MinuteStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorState:
-    """All that a user sees of all requests. Instants are those of the events (`Clock.now`).
+    """All that a user sees of all requests. Instants are those of the events (`Clock.now`)."""
 
-    Parameters
-    ----------
-    open : mapping
-        The requests that have not ended, by id, oldest first; without their text.
-    limits, session, all_time, elsewhere, budgets
-        As last observed.
-    last : Reply or None
-        The result of the last request, without its text.
-    minutes : mapping
-        Tokens and limit hits of the last hour, by minute of the events' clock.
-    log : tuple of LogEntry
-        Retries and failures, newest last.
-    """
-
+    # The requests that have not ended, by id, oldest first; without their text.
     open: Mapping[str, PanelState] = field(default_factory=dict)
+    # As last observed.
     limits: tuple[ModelLimits, ...] = ()
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
     all_time: UsageTotals | None = None
     elsewhere: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
-    last: Reply | None = None
+    last: Reply | None = None  # the result of the last request, without its text
+    # Tokens and limit hits of the last hour, by minute of the events' clock.
     minutes: Mapping[int, MinuteStats] = field(default_factory=dict)
-    log: tuple[LogEntry, ...] = ()
+    log: tuple[LogEntry, ...] = ()  # retries and failures, newest last
 
 
 def apply_events(state: MonitorState, inputs: Iterable[events.Event | Observation]) -> MonitorState:

@@ -5,7 +5,7 @@ Owns the messages to `static/panel.js` and their rate; what they mean is decided
 
 The trait ``view`` holds everything but the text. The text travels in messages ``{type: "text", seq,
 text, whole, changes}``; the page asks for the whole text if a number is missing. While an answer
-arrives, `changes` are the entries of ``view`` that changed, so that one update is one message.
+arrives, `changes` are the entries of ``view`` that changed, so that one rendering is one message.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIN_MESSAGE_INTERVAL_S = 0.09
 # the cell anyway when it ends.
 MAX_CHARS_PER_S = 4_000
 
-# `update` is called twice a second. After a longer gap the machine was asleep: a browser's clock
+# `render` is called twice a second. After a longer gap the machine was asleep: a browser's clock
 # stands still meanwhile, and its countdown with it.
 SLEEP_GAP_S = 3.0
 
@@ -47,21 +47,14 @@ REASONING_PREVIEW_CHARS = 160
 _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 
-class PanelView(RequestView):
+class WidgetView(RequestView):
     """Shows a request as a `PanelWidget`, which the answer replaces.
 
-    Parameters
-    ----------
-    on_action : callable
-        Called with the name of the button that was pressed, in another thread.
-    clock : Clock
-        The clock of the events.
-    buttons : collection of {"cancel", "retry", "park"}
-        The buttons to show.
+    `on_action` is called with the name of a button that was pressed, in another thread.
     """
 
     renders_markdown = True
-    update_interval_s: float | None = 0.5
+    render_interval_s: float | None = 0.5
 
     def __init__(
         self,
@@ -101,7 +94,7 @@ class PanelView(RequestView):
                 self._widget.view = self._current_view()
         self._slot.show(self._widget, raw=False)
 
-    def update(self, state: PanelState) -> None:
+    def render(self, state: PanelState) -> None:
         """Send what changed; nothing if a message was just sent, unless the phase is new."""
         now = self._clock.now()
         interval = now - self._updated_at
@@ -272,7 +265,7 @@ class WidgetMapView:
         self._slot = OutputSlot()
         self._widget: MapWidget | None = None
 
-    def update(self, state: MapState, wall: float) -> None:
+    def render(self, state: MapState, wall: float) -> None:
         """Send the figures."""
         if self._widget is not None:
             self._widget.view = map_view(state, wall)
