@@ -309,7 +309,7 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
     with pytest.raises(UsageError, match="--at-reset cannot be used with a map"):
         ip.run_line_magic("codex", "resume m77 --at-reset")
     ip.run_line_magic("codex", "resume --everywhere --at-reset")
-    assert "m77 is left" in capsys.readouterr().out
+    assert "m77 was not resumed" in capsys.readouterr().out
     assert simulator.prompts == []
 
 
