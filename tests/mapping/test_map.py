@@ -493,7 +493,7 @@ def test_map_running_in_another_kernel_cannot_be_resumed(simulated: SimulatedCli
 def session_with(journal: Any) -> Any:
     """Return a notebook session with all that a resumed map needs."""
     return SimpleNamespace(
-        map_listener=lambda **_: lambda _: None, bind=lambda *_: None, journal=journal
+        map_listener=lambda **_: lambda _: None, assign=lambda *_: None, journal=journal
     )
 
 
