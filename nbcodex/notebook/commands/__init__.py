@@ -28,9 +28,10 @@ HELP_COLUMN = 32  # where a line of help begins to explain a command
 
 PAGES_FOLDER = Path(__file__).parents[2] / "docs"
 
-_COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
+# A picture is a file of the checkout, and not in the package.
+_COMMENT_OR_PICTURE = re.compile(r"<!--.*?-->\n*|^!\[[^\]]*\]\(\S*\)\n\n", re.DOTALL | re.MULTILINE)
 _PAGE_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]*)?\)")
-_LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 _MARKUP = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 
 
@@ -155,7 +156,7 @@ def find_page(name: str, others: Iterable[str] = ()) -> str:
 def page_markdown(topic: str) -> str:
     """Return a page as Markdown. Links to other pages become the commands that show them."""
     text = (PAGES_FOLDER / f"{topic}.md").read_text(encoding="utf-8")
-    return _PAGE_LINK.sub(r"\1 (`%codex help \2`)", _COMMENT.sub("", text)).rstrip()
+    return _PAGE_LINK.sub(r"\1 (`%codex help \2`)", _COMMENT_OR_PICTURE.sub("", text)).rstrip()
 
 
 def page_text(topic: str) -> str:
