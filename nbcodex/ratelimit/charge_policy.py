@@ -45,7 +45,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Input and output together."""
+        """Input and output."""
         return self.tokens + self.output
 
 
@@ -70,12 +70,9 @@ class Permit:
 
     def restore(self, other: Permit) -> None:
         """Undo what has become of it since it was like `other`."""
-        self.marks, self.is_answered, self.is_closed = (
-            other.marks,
-            other.is_answered,
-            other.is_closed,
-        )
-        self.share_id, self.is_orphaned = other.share_id, other.is_orphaned
+        self.marks, self.share_id = other.marks, other.share_id
+        self.is_answered, self.is_closed = other.is_answered, other.is_closed
+        self.is_orphaned = other.is_orphaned
 
     def shift_marks(self, amounts: tuple[float, ...]) -> None:
         """Correct the marks: the projections held so much more when they were made."""
@@ -193,11 +190,10 @@ class ChargePolicyEstimator:
 
     def reset(self) -> None:
         """Go back to the safe policy, and collect evidence anew."""
-        self.chosen, self.window_start_at = KEPT, None
-        self.scores = [0.0] * len(CHARGE_POLICIES)
-        self.window_errors = [0.0] * len(CHARGE_POLICIES)
+        self.chosen, self.scores = KEPT, [0.0] * len(CHARGE_POLICIES)
+        self._restart_window(None)
 
-    def _restart_window(self, at: float) -> None:
+    def _restart_window(self, at: float | None) -> None:
         self.window_start_at, self.window_errors = at, [0.0] * len(CHARGE_POLICIES)
 
 

@@ -212,10 +212,8 @@ class LimitModel:
     ) -> None:
         limit, rate, remaining = figures_from_reading(reading)
         self.undeclared.drop_declared("requests", limit)
-        error, taken_at = (
-            self.requests.error(permit.request_mark, remaining, elapsed=elapsed),
-            permit.issued_at + elapsed,
-        )
+        taken_at = permit.issued_at + elapsed
+        error = self.requests.error(permit.request_mark, remaining, elapsed=elapsed)
         learns_drain = not self.is_headerless and self.requests.has_limit(limit)
         self.requests.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
         self.requests.adopt(limit, rate, now=now, since=taken_at)
@@ -305,7 +303,7 @@ class LimitModel:
             for each in (self.requests,) if of_requests else self.tokens.buckets:
                 each.hide(figures.reading.remaining - hidden_level, now)
         elif is_expected_limit and is_first and not self.is_headerless:
-            self._widen_margin()
+            self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
                 self.tokens.reset()
 
@@ -321,16 +319,13 @@ class LimitModel:
         if not (snapshot and snapshot.requests) and was_full and is_old:
             self.requests = TokenBucket(updated_at=now)
 
-    def _widen_margin(self) -> None:
-        self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
-
     def _guess_pace(self, now: float, *, is_first: bool) -> None:
         """Go on more slowly, where a refusal has no figures and nothing is known."""
         bucket = self.tokens.bucket
         if not is_first:
             return  # the refusals of one burst count once
         if bucket.is_known and not self.is_guessed:
-            self._widen_margin()
+            self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
             return
         if self.output.in_flight < MIN_PACE_REQUESTS:
             self.max_unanswered = self.max_unanswered if bucket.is_known else 1

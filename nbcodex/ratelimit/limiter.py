@@ -52,17 +52,9 @@ class Patience:
 class Waiter:
     """How one request waits: its place in the queue, its patience, and its Retry now.
 
-    It lives as long as the request, so that a refused attempt comes back to its old place.
-
-    Parameters
-    ----------
-    clock : Clock
-        Measures the waits.
-    patience : Patience
-        What cooldowns and backoffs use up.
-    may_probe : bool
-        Whether to ask the server once where another process has met a cooldown that is longer
-        than the patience. A resumed request may: the cooldown may be hours old.
+    It lives as long as the request, so that a refused attempt comes back to its old place. With
+    `may_probe`, it asks the server once where another process has met a cooldown that is longer
+    than the patience: when a request is resumed, that may be hours old.
     """
 
     def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
@@ -95,13 +87,10 @@ class Waiter:
 
     # Used by `Limiter.acquire`.
 
-    def start(self) -> None:
-        """Begin to wait for a permit."""
-        self.permit, self._quiet_until = None, self.clock.now() + MIN_REPORTED_WAIT_S
-
-    def end(self) -> None:
-        """Wait for a permit no longer."""
+    def reset(self) -> None:
+        """Forget what was reported of the last wait; the next second is not worth reporting."""
         self._is_queued, self._due_at = False, None
+        self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
     def try_acquire(
         self, core: RateLimiter, wake: Callable[[], None], name: str, cost: Cost, now: float
@@ -158,7 +147,7 @@ class Waiter:
             return
         if cooldown.until > max(self._cooldown_reported_until, now) + MIN_REPORTED_WAIT_S:
             self._cooldown_reported_until = cooldown.until
-            self.end()
+            self._is_queued, self._due_at = False, None
             await on_wait(cooldown)
         await self.sleep_until(cooldown.until)
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
@@ -167,7 +156,8 @@ class Waiter:
 class Reservation:
     """A permit in use. What is posted is done in order; exactly one of the endings counts."""
 
-    def __init__(self, limiter: Limiter, permit: Permit, clock: Clock) -> None:
+    def __init__(self, limiter: Limiter, permit: Permit | None, clock: Clock) -> None:
+        assert permit is not None  # noqa: S101 - there was nothing left to wait for
         self._limiter, self._permit, self._clock = limiter, permit, clock
 
     def mark_sent(self) -> None:
@@ -206,20 +196,12 @@ class Reservation:
 
 
 class Limiter:
-    """Rate limits that this process keeps for itself, in memory: operations are done at once.
-
-    Attributes
-    ----------
-    labels : dict
-        What users call the limits, by name.
-    sharing_problem : str or None
-        Why nothing is shared with other processes, where it should be.
-    """
+    """Rate limits that this process keeps for itself, in memory: operations are done at once."""
 
     def __init__(self) -> None:
         self._core = RateLimiter(MemoryStore(), holder=secrets.token_hex(8))
-        self.labels: dict[str, str] = {}
-        self.sharing_problem: str | None = None
+        self.labels: dict[str, str] = {}  # what users call the limits, by name
+        self.sharing_problem: str | None = None  # why nothing is shared, where it should be
 
     async def salt(self) -> bytes:
         """Return what the names of limits are hashed with, the same for all who share them."""
@@ -258,14 +240,13 @@ class Limiter:
 
         Raises
         ------
-        CooldownTooLongError
-            If the model is closed for longer than the patience lasts.
-        TooLargeError
-            If the request is larger than the limit.
+        CooldownTooLongError, TooLargeError
+            If the cooldown outlasts the patience, or the request exceeds the limit.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
         self.labels[name] = label
-        waiter.start()
+        waiter.permit = None
+        waiter.reset()
         try:
             while wait := await self.run(
                 partial(waiter.try_acquire, wake=wake, name=name, cost=cost, now=clock.now())
@@ -280,9 +261,7 @@ class Limiter:
             self.post(partial(waiter.withdraw, now=clock.now()))
             raise
         finally:
-            waiter.end()
-        if waiter.permit is None:
-            raise AssertionError("neither a wait nor a permit")
+            waiter.reset()
         return Reservation(self, waiter.permit, clock)
 
     async def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:

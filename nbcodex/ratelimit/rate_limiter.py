@@ -1,8 +1,7 @@
 """The decision core: who may send, and when, first come, first served.
 
-It decides and never waits. Each request that waits has an entry in the queue of its limits; only
-the first is given an instant, and the others are woken when it is their turn, so that no herd
-wakes. Must not know threads or event loops.
+It decides and never waits. Only the first request in the queue of a model is given an instant; the
+others are woken when it is their turn, so that no herd wakes. Must not know threads or event loops.
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ from nbcodex.errors import TooLargeError
 from nbcodex.models import Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.schedule import after_gap, exhausted_limit, impossible_limit
-from nbcodex.ratelimit.sharing import (
-    LimitHistory,
-    LimitState,
-    SharedModel,
-    limit_state,
-    model_with_history,
-)
+from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store
 
 ResultT = TypeVar("ResultT")
@@ -135,39 +128,27 @@ class WaitQueue:
             entry.rank = 0.0 if is_large else entry.cost.tokens
         self.heap = sorted((e.rank, e.place, e) for e in self.entries())
 
-    def wake(self) -> None:
+    def wake_first(self) -> None:
         """Let the first ask again."""
         if head := self.head():
             head.wake()
 
-    def wake_all(self) -> None:
-        """Let all ask again."""
-        for entry in self.entries():
-            entry.wake()
-
-    def close(self, cooldown: Cooldown, now: float) -> None:
-        """Begin a cooldown; announce it to all if it is long, or if they know of another one."""
+    def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
+        """Begin or end a cooldown for all; those that wait need not know of a short one."""
         known, self.cooldown = self.cooldown, cooldown
-        longer_than = max(now + MIN_ANNOUNCED_COOLDOWN_S, known.until if known else now)
-        if cooldown.until > longer_than or (known is not None and known.inherited):
-            self.wake_all()
-
-    def open(self) -> None:
-        """End a cooldown for all."""
-        if self.cooldown is not None:
-            self.cooldown = None
-            self.wake_all()
+        if cooldown is None:
+            is_news = known is not None
+        else:
+            longer_than = max(now + MIN_ANNOUNCED_COOLDOWN_S, known.until if known else now)
+            is_news = cooldown.until > longer_than or (known is not None and known.inherited)
+        for entry in [*self.entries()] if is_news else ():
+            entry.wake()
 
 
 class RateLimiter:
     """Who may send, and when: one queue and one limit model for each model and account.
 
-    Parameters
-    ----------
-    store : Store or None
-        Where the models are kept; None: in memory.
-    holder : str
-        Names this process among those that share the store.
+    `holder` names this process among those that share the store.
     """
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
@@ -203,7 +184,7 @@ class RateLimiter:
         was_first = queue.head() is entry
         queue.leave(entry)
         if was_first:
-            queue.wake()
+            queue.wake_first()
 
     def try_acquire(
         self, entry: QueueEntry, now: float, *, may_probe: bool = False
@@ -233,7 +214,7 @@ class RateLimiter:
         elif isinstance(answer, Cooldown) and may_probe and answer.inherited and queue.probes:
             return Wait(now + FALLBACK_RECHECK_S)
         elif queue.head() is not entry:
-            queue.wake()
+            queue.wake_first()
         return answer
 
     def _decide(
@@ -282,7 +263,7 @@ class RateLimiter:
         queue.recent.append(permit)
         queue.in_flight += 1
         queue.leave(entry)
-        queue.wake()
+        queue.wake_first()
 
     def refuse(
         self,
@@ -306,13 +287,13 @@ class RateLimiter:
         queue = self._queue(permit.name)
         queue.is_granted = queue.is_granted or cooldown.until > now
         queue.met_until = max(queue.met_until, cooldown.until)
-        queue.close(cooldown, now)
+        queue.set_cooldown(cooldown, now)
         return cooldown
 
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """The server let the request in: learn from its headers. A probe ends the cooldown."""
         if permit.is_probe:
-            self._queue(permit.name).open()
+            self._queue(permit.name).set_cooldown(None, now)
         self._update(permit, lambda shared: shared.model.observe(permit, snapshot, now), now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> None:
@@ -333,15 +314,6 @@ class RateLimiter:
     def release(self, permit: Permit, now: float) -> None:
         """The request ended without a verdict."""
         self._update(permit, lambda shared: shared.model.release(permit, now), now)
-
-    def start_from(self, name: str, history: LimitHistory) -> None:
-        """Let a model of which nothing is known begin with what was learned earlier."""
-
-        def operation(shared: SharedModel) -> None:
-            if not shared.model.sent:
-                shared.model = model_with_history(history)
-
-        self._store.transaction(name, operation)
 
     def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
         """Return what is known of the limits that were used here, and of `more`, for display."""
@@ -377,9 +349,9 @@ class RateLimiter:
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
-                queue.wake()  # the first one looks whether the limit is still used up
+                queue.wake_first()  # the first one looks whether the limit is still used up
             else:
-                queue.open()
+                queue.set_cooldown(None, now)
         return bool(active)
 
     def use_store(self, store: Store) -> None:
@@ -409,7 +381,7 @@ class RateLimiter:
         result = self._store.transaction(permit.name, counted)
         queue.probes -= permit.is_probe and permit.is_answered and not before.is_answered
         queue.in_flight -= permit.is_closed and not before.is_closed
-        queue.wake()
+        queue.wake_first()
         return result
 
 

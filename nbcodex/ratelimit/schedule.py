@@ -41,23 +41,11 @@ def earliest_start(
     before: Sequence[Cost] = (),
     spare_requests: int = 0,
 ) -> float:
-    """Return the earliest instant at which a request may go.
+    """Return the earliest instant at which a request may go, after those `before` it.
 
-    Strictly first come, first served: in a bucket, every request that passes the first one delays
-    it, so small ones that pass would let a large one starve.
-
-    Parameters
-    ----------
-    model : LimitModel
-        What is known.
-    cost : Cost
-        What the request asks for.
-    waiting_tokens : float
-        What all that wait ask for together, this request included.
-    before : sequence of Cost
-        What those ask for that come first.
-    spare_requests : int
-        Typical requests of others that shall find room at once.
+    All that wait ask for `waiting_tokens` together; `spare_requests` typical requests of others
+    shall find room at once. Strictly first come, first served: in a bucket, every request that
+    passes the first one delays it, so small ones that pass would let a large one starve.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
     if model.is_headerless and tokens.is_known:

@@ -220,74 +220,32 @@ class SharedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitHistory:
-    """What was learned of a model. Limits are no part of it: the first answer states them.
-
-    Parameters
-    ----------
-    policy : {"kept", "refunded", "actual"}
-        What the server charges.
-    output_share : float
-        How much of the output that requests ask for they use, on average.
-    input_ratio : float
-        What the server counts for each token that we estimate.
-    """
+    """What was learned of a model. Limits are no part of it: the first answer states them."""
 
     policy: ChargePolicy
-    output_share: float
-    input_ratio: float
+    output_share: float  # how much of the output that requests ask for they use, on average
+    input_ratio: float  # what the server counts for each token that we estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitState:
-    """What is known of one model's limits at an instant, for display.
+    """What is known of one model's limits at an instant, for display."""
 
-    Parameters
-    ----------
-    tokens, requests : LimitReading or None
-        Limit and level as projected; None while the limit is unknown.
-    undeclared : tuple of Limit
-        Limits that only refusals state, as projected.
-    policy : {"kept", "refunded", "actual"}
-        What the server is assumed to charge.
-    declared : bool
-        Whether its headers state limits.
-    burst_tokens : float or None
-        Tokens that a shorter window, which no header states, lets through at once.
-    foreign_rate : float
-        Tokens a second that others on the same key take.
-    margin : float
-        Share of the limit that is kept back.
-    other_processes : int
-        Other processes that are active on it.
-    was_used : bool
-        Whether a request was ever sent.
-    closed_until : float or None
-        Until when nothing may be sent.
-    limit : Limit or None
-        The limit that closed the model last.
-    history : LimitHistory or None
-        What the next job can begin with.
-    limit_before_reboot : float or None
-        The limit on tokens before the machine was restarted, where it is not stated yet.
-    waiting, waiting_tokens : int, float
-        Requests of this process that wait for their turn, and the tokens that they may use.
-    """
-
-    tokens: LimitReading | None
+    tokens: LimitReading | None  # as projected; None while the limit is unknown
     requests: LimitReading | None
-    undeclared: tuple[Limit, ...]
+    undeclared: tuple[Limit, ...]  # limits that only refusals state, as projected
     policy: ChargePolicy
-    declared: bool
-    burst_tokens: float | None
-    foreign_rate: float
-    margin: float
-    other_processes: int
-    was_used: bool
+    declared: bool  # the server's headers state limits
+    burst_tokens: float | None  # what a shorter window, which no header states, lets through
+    foreign_rate: float  # tokens a second that others on the same key take
+    margin: float  # share of the limit that is kept back
+    other_processes: int  # that are active on it
+    was_used: bool  # a request was sent
     closed_until: float | None
-    limit: Limit | None
-    history: LimitHistory | None
-    limit_before_reboot: float | None = None
-    waiting: int = 0
+    limit: Limit | None  # that closed the model last
+    history: LimitHistory | None  # what the next job can begin with
+    limit_before_reboot: float | None = None  # on tokens, until a new one is stated
+    waiting: int = 0  # requests of this process, and the tokens that they may use
     waiting_tokens: float = 0.0
 
 
@@ -324,11 +282,8 @@ def history_of(model: LimitModel, now: float) -> LimitHistory | None:
     """Return what a model has learned; None before it has seen enough answers."""
     if model.output.ended < HISTORY_ANSWERS:
         return None
-    return LimitHistory(
-        policy=model.tokens.policy,
-        output_share=model.output.share(now),
-        input_ratio=model.input_ratio,
-    )
+    share, ratio = model.output.share(now), model.input_ratio
+    return LimitHistory(policy=model.tokens.policy, output_share=share, input_ratio=ratio)
 
 
 def model_with_history(history: LimitHistory) -> LimitModel:

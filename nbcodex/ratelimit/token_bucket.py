@@ -97,16 +97,9 @@ class TokenBucket:
         self.correction += amount
 
     def error(self, mark: LevelMark, remaining: float, *, elapsed: float) -> float:
-        """Return by how much a snapshot exceeds the projection.
+        """Return by how much the `remaining` of a snapshot exceeds the projection.
 
-        Parameters
-        ----------
-        mark : LevelMark
-            Of the request that the snapshot answers.
-        remaining : float
-            The level that the server states.
-        elapsed : float
-            Seconds between the mark and the server's admission.
+        It belongs to the request of the `mark`, which the server let in `elapsed` seconds later.
         """
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)

@@ -244,19 +244,8 @@ def open_store(
 ) -> Store:
     """Return the store of all processes that have a folder, or a Redis, in common; it may block.
 
-    Parameters
-    ----------
-    folder : Path
-        Where this machine's limit models are kept.
-    redis_url : Secret or None
-        The Redis of several hosts; where it cannot be used, this machine's own store stands in.
-    notify : callable
-        Called, on the thread that uses the store, when Redis is lost or back.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be used.
+    Where the Redis of several hosts cannot be used, the folder's store stands in; `notify` is
+    called when Redis is lost or back. A `StoreError` says why there is none.
     """
     from nbcodex.ratelimit.stores.sqlite import open_in
 

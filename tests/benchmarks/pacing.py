@@ -18,6 +18,8 @@ from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
+from nbcodex.ratelimit.sharing import LimitHistory, SharedModel, model_with_history
+from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
@@ -191,13 +193,9 @@ def run(case: Case, prompts: list[Prompt], seed: int, make: Callable[..., Any]) 
     return world
 
 
-class Seen(World):
-    client: Any
-
-
 def beginning(case: Case, seed: int) -> RateLimiter:
-    """Return a ledger that knows nothing, or what another one has learnt from an earlier job."""
-    ledger = RateLimiter()
+    """Return a limiter that knows nothing, or what another one learned in an earlier job."""
+    store = MemoryStore()
     if case.prior:
         before = replace(case, prior=False)
         world = run(
@@ -206,10 +204,19 @@ def beginning(case: Case, seed: int) -> RateLimiter:
             seed,
             lambda w: Client(w, RateLimiter(), workload(1500, seed + 100), seed),
         )
-        learnt = world.client.ledger.limit_states(world.heap.now)[BUCKET].history
-        assert learnt
-        ledger.start_from(BUCKET, learnt)
-    return ledger
+        history = world.client.ledger.limit_states(world.heap.now)[BUCKET].history
+        assert history
+        begin_with(store, history)
+    return RateLimiter(store)
+
+
+def begin_with(store: MemoryStore, history: LimitHistory) -> None:
+    """Let a store's model begin where an earlier job ended."""
+
+    def begin(shared: SharedModel) -> None:
+        shared.model = model_with_history(history)
+
+    store.transaction(BUCKET, begin)
 
 
 def measure(case: Case, count: int, seed: int) -> dict[str, float]:

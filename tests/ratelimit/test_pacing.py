@@ -20,7 +20,7 @@ from nbcodex.ratelimit.token_bucket import DRAIN_TRUST_S
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.kernels import beat, fairness
 from tests.benchmarks.kernels import run as run_kernels
-from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, Errand, measure
+from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, Errand, begin_with, measure
 from tests.benchmarks.world import START, Heap, Prompt, World, workload
 
 pytestmark = pytest.mark.slow
@@ -565,7 +565,7 @@ def test_what_was_learnt_outlives_the_bucket() -> None:
     assert told.tokens
     assert told.tokens.limit == 600_000
     later = Watched()
-    RateLimiter(later).start_from(BUCKET, told.history)
+    begin_with(later, told.history)
     bucket = later.bucket()
     assert bucket.tokens.policy == "actual"
     assert bucket.output.share(0.0) == pytest.approx(told.history.output_share, rel=0.5)

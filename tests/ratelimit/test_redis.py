@@ -154,7 +154,7 @@ def test_hosts_whose_clocks_differ_agree_on_a_hold(redis: RedisServer, wrong: fl
         assert held.until - other.now() > 29
         told = other.store.transaction("b", lambda shared: shared.model.closed_until)
         assert told - wrong == pytest.approx(
-            until, abs=one.store.clock_error + other.store.clock_error + 1e-3
+            until, abs=one.store._offset.error + other.store._offset.error + 1e-3
         )
 
 

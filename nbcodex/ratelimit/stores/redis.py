@@ -48,8 +48,6 @@ CLOCK_DRIFT = 5e-4
 # There is no secret to agree on between hosts: names are hashed slowly instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
-# A key on which the store is tried out.
-CHECK_KEY = "nbcodex:{check}"
 # Stands for the stored form, as the table's name does in SQLite.
 _FORM = "20302231"
 
@@ -161,11 +159,6 @@ class RedisStore:
     now : callable or None
         The host's clock, in which operations think; None: time since boot.
 
-    Attributes
-    ----------
-    conflicts : int
-        How often an operation had to be done again, because another host was faster.
-
     Raises
     ------
     ConfigurationError
@@ -182,30 +175,17 @@ class RedisStore:
         self._is_steady = True
         self._states: dict[str, _State] = {}
         self._unconfirmed: dict[str, _Unconfirmed] = {}
-        self.conflicts = 0
 
     def __repr__(self) -> str:
         return "<RedisStore>"
 
-    @property
-    def clock_error(self) -> float:
-        """Seconds by which instants of another host may be wrong here."""
-        return self._offset.error
-
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result.
 
-        It is done again, on newer numbers, when another host was faster.
-
-        Raises
-        ------
-        UnreachableError
-            If Redis cannot be used. Whether the operation was kept is unknown then: called again
-            with the same one, this returns its result if it was and no other host came between.
+        After an `UnreachableError`, it is unknown whether the operation was kept: called again with
+        the same one, this returns its result if it was and no other host came between.
         """
-        return self._transaction(key_of(name), operation)
-
-    def _transaction(self, key: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        key = key_of(name)
         state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
         state = state or self._state_in(self._run(key, b"", b"", ""))
         is_same = unconfirmed is not None and unconfirmed.operation is operation
@@ -225,7 +205,6 @@ class RedisStore:
                 break
             if time.monotonic() > give_up_at:
                 raise UnreachableError("Redis is too busy.")
-            self.conflicts += 1
             state = self._state_in(answer)
             if state.is_claimed:
                 time.sleep(CLAIM_PAUSE_S)
@@ -235,15 +214,9 @@ class RedisStore:
         return result
 
     def check(self) -> None:
-        """Connect anew, and see whether Redis can be read and written.
-
-        Raises
-        ------
-        UnreachableError
-            If it cannot.
-        """
+        """Connect anew, and raise an `UnreachableError` if Redis cannot be read and written."""
         self.close()
-        self._transaction(CHECK_KEY, lambda _: None)
+        self.transaction("", lambda _: None)
 
     def batch(self) -> AbstractContextManager[None]:
         """Each transaction is a script of its own."""

@@ -46,16 +46,11 @@ _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOC
 
 
 def open_in(folder: Path) -> SqliteStore:
-    """Return the store in `folder`, which is created where it does not exist.
-
-    Raises
-    ------
-    StoreError
-        If the folder or the file cannot be used, or is on a network, where locks cannot be trusted.
-    """
+    """Return the store in `folder`, which is created where it does not exist."""
     try:
         path = prepare(folder, LIMITER_FILENAME)
         if on_network(folder):
+            # Locks cannot be trusted there.
             raise StoreError(f"{folder} is on a network file system.")
         return SqliteStore(path, boot=boot())
     except UnsafePathError as error:
@@ -65,20 +60,10 @@ def open_in(folder: Path) -> SqliteStore:
 
 
 class SqliteStore:
-    """Keeps models in a file that several processes use at once.
+    """Keeps models in a file on a local file system that several processes use at once.
 
-    Parameters
-    ----------
-    path : Path
-        The file, on a local file system.
-    boot : str
-        Names this run of the machine. Instants of another one mean nothing, so of what was kept
-        then only the history counts.
-
-    Raises
-    ------
-    StoreError
-        If the file cannot be used.
+    `boot` names this run of the machine: instants of another one mean nothing, so of what was kept
+    then only the history counts.
     """
 
     def __init__(self, path: Path, *, boot: str) -> None:
@@ -117,13 +102,7 @@ class SqliteStore:
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
-        """Let `operation` read and change the model `name`, and return its result.
-
-        Raises
-        ------
-        StoreError
-            If the file cannot be used; nothing has changed then.
-        """
+        """Let `operation` read and change the model `name`, and return its result."""
         with self.batch():
             try:
                 shared = self._current(name)
@@ -140,13 +119,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Let the operations within be one transaction; one that fails is undone by itself.
-
-        Raises
-        ------
-        StoreError
-            At the end, if the file cannot be used: none of them is kept then.
-        """
+        """Let the operations within be one transaction; one that fails is undone by itself."""
         with self._lock:
             if self._in_batch:
                 yield
