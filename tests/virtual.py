@@ -133,7 +133,7 @@ class LoopClock:
 
 def let_time_wait(journal: Journal) -> None:
     """Let virtual time stand still whenever a journal's thread is waited for."""
-    run = journal._writer.run
+    run = journal._worker.run
 
     async def awaited(*args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ def let_time_wait(journal: Journal) -> None:
         with loop.stands_still():
             return await run(*args, **options)
 
-    journal._writer.run = awaited  # type: ignore[method-assign]
+    journal._worker.run = awaited  # type: ignore[method-assign]
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

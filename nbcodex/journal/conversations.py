@@ -1,7 +1,8 @@
-"""Conversations in a journal: entries of one notebook and thread, in the order of their places.
+"""Conversations in the journal: the entries of one notebook and thread, and where each stands.
 
-Owns how a request's earlier turns are kept: as references, so that forgetting an entry takes its
-words out of every later one, and a long conversation is not written anew with each turn.
+Owns how the earlier turns of a request are stored: as references to their entries. So deleting an
+entry removes its words from every later one, and a long conversation is not written again with
+each turn. Knows nothing of which turns a request should see.
 """
 
 from __future__ import annotations
@@ -11,16 +12,11 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from nbcodex.journal.codec import decode, storable
-from nbcodex.journal.jobs import Level
-from nbcodex.journal.opening import FAR
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn, TurnPosition
 from nbcodex.runtime.clock import Clock
-
-if TYPE_CHECKING:
-    from nbcodex.journal.writer import Writer
+from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 
 Connection = sqlite3.Connection
 
@@ -32,7 +28,7 @@ class TurnCandidate:
     Parameters
     ----------
     entry : int
-        The entry; later ones have larger numbers.
+        The entry's number; later entries have larger ones.
     chapter, number : int
         Where it stands. Of several entries at one place, the newest that is done is the turn.
     cell : str or None
@@ -53,56 +49,108 @@ class TurnCandidate:
 
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
-    """A conversation as the journal has it: its latest chapter, and all places, oldest first."""
+    """A conversation: its latest chapter, and the places of all chapters, oldest first."""
 
     chapter: int = 0
     candidates: tuple[TurnCandidate, ...] = ()
 
 
 class ConversationStore:
-    """The conversations of one journal. Each read waits for the writer thread, and needs no loop.
+    """The conversations of one journal. Its methods block the calling thread; they need no loop."""
 
-    Parameters
-    ----------
-    writer : Writer
-        The journal's thread.
-    clock : Clock
-        Dates the chapters.
-    """
-
-    def __init__(self, writer: Writer, clock: Clock) -> None:
-        self._writer, self._clock = writer, clock
+    def __init__(self, worker: SqliteWorker, clock: Clock) -> None:
+        self._worker, self._clock = worker, clock
 
     def find_conversation(self, notebook: str | None, thread: str) -> StoredConversation:
-        """Return a conversation, which is empty where nothing was said."""
-        work = partial(find, notebook=notebook, thread=thread)
-        return self._writer.ask(work, default=StoredConversation())
+        """Return a conversation, which may be empty."""
+        work = partial(_find_conversation, notebook=notebook, thread=thread)
+        return self._worker.call(work, default=StoredConversation())
 
     def read_turns(self, entries: Iterable[int]) -> list[Turn]:
-        """Return what was said in these entries, in their order, but for those that are gone."""
-        work = partial(turns, entries=list(entries))
-        return self._writer.ask(work, default=[])
+        """Return the turns of these entries, in order, without those that were deleted."""
+        numbers = list(entries)
+
+        def work(connection: Connection) -> list[Turn]:
+            found = (_turn(connection, number) for number in numbers)
+            return [turn for turn in found if turn is not None]
+
+        return self._worker.call(work, default=[])
 
     def read_prompt(self, entry: int) -> str | None:
-        """Return what was asked in an entry, whatever came of it."""
-        return self._writer.ask(partial(prompt, entry=entry), default=None)
+        """Return the prompt of an entry, answered or not; None if it is gone or damaged."""
+        return self._worker.call(partial(_prompt, entry=entry), default=None)
 
     def start_chapter(self, notebook: str | None, thread: str) -> int:
-        """Open the next chapter; return its number."""
-        at = self._clock.wall()
-        work = partial(begin_anew, notebook=notebook, thread=thread, at=at)
-        return self._writer.ask(work, default=0, level=Level.SAFE)
+        """Start the next chapter; return its number."""
+        values = storable(notebook), storable(thread), self._clock.wall()
+
+        def work(connection: Connection) -> int:
+            opened = connection.execute(
+                "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)", values
+            )
+            return opened.lastrowid or 0
+
+        return self._worker.call(work, default=0, level=Level.SAFE)
 
 
-def find(connection: Connection, *, notebook: str | None, thread: str) -> StoredConversation:
-    """Return a conversation; the index holds all that this reads."""
+def set_position(connection: Connection, request: Request) -> None:
+    """Store the position of a new entry: behind all others, unless it names one."""
+    position = request.origin.position
+    connection.execute(
+        """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
+        WHERE id = ?""",
+        (
+            storable(request.thread),
+            position.chapter,
+            position.number,
+            position.begins,
+            storable(request.id),
+        ),
+    )
+
+
+def position_of(row: sqlite3.Row) -> TurnPosition:
+    """Return the position of an entry."""
+    return TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
+
+
+def name_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Return turns as they are stored: without the words that their entries hold."""
+    named = []
+    for turn in turns:
+        # The number alone proves nothing: memory may have replaced the file since the turn was
+        # read, or the file another one, and there it may be an entry of another notebook.
+        known = turn.entry and connection.execute(
+            "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?",
+            (turn.entry, turn.answer),
+        )
+        if known and known.fetchone():
+            turn = Turn(prompt="", answer="", entry=turn.entry)
+        named.append(turn)
+    return tuple(named)
+
+
+def resolve_turns(connection: Connection, turns: Iterable[object]) -> tuple[Turn, ...]:
+    """Return turns with their words again; those whose entries were deleted are left out."""
+    found = [
+        _turn(connection, turn.entry) if turn.entry and not turn.answer else turn
+        for turn in turns
+        if isinstance(turn, Turn)  # a damaged row may hold anything
+    ]
+    return tuple(turn for turn in found if turn is not None)
+
+
+def _find_conversation(
+    connection: Connection, *, notebook: str | None, thread: str
+) -> StoredConversation:
     where = {"notebook": storable(notebook), "thread": storable(thread)}
+    # The index `entries_thread` holds all of these columns, so no entry is read.
     rows = connection.execute(
         """SELECT seq, chapter, place, cell, status, begins FROM entries
         WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL ORDER BY seq""",
         where,
     )
-    slots = tuple(
+    candidates = tuple(
         TurnCandidate(
             entry=row["seq"],
             chapter=row["chapter"],
@@ -113,20 +161,14 @@ def find(connection: Connection, *, notebook: str | None, thread: str) -> Stored
         )
         for row in rows
     )
-    opened = connection.execute(
+    (opened,) = connection.execute(
         "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
-    ).fetchone()[0]
-    return StoredConversation(max([opened or 0, *(slot.chapter for slot in slots)]), slots)
+    ).fetchone()
+    chapters = [candidate.chapter for candidate in candidates]
+    return StoredConversation(max([opened or 0, *chapters]), candidates)
 
 
-def turns(connection: Connection, *, entries: list[int]) -> list[Turn]:
-    """Return what was said; an answer without a word is no turn."""
-    found = (_turn(connection, entry) for entry in entries)
-    return [turn for turn in found if turn is not None]
-
-
-def prompt(connection: Connection, *, entry: int) -> str | None:
-    """Return what was asked in an entry; None if it is gone or damaged."""
+def _prompt(connection: Connection, *, entry: int) -> str | None:
     row = connection.execute("SELECT request FROM entries WHERE seq = ?", (entry,)).fetchone()
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         request = decode(row["request"])
@@ -134,71 +176,8 @@ def prompt(connection: Connection, *, entry: int) -> str | None:
     return None
 
 
-def begin_anew(connection: Connection, *, notebook: str | None, thread: str, at: float) -> int:
-    """Open the next chapter; return its number."""
-    opened = connection.execute(
-        "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
-        (storable(notebook), storable(thread), at),
-    )
-    return opened.lastrowid or 0
-
-
-def join(connection: Connection, request: Request) -> None:
-    """Note an entry's place: behind all others, unless it has one."""
-    place = request.origin.position
-    connection.execute(
-        """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
-        WHERE id = ?""",
-        (
-            storable(request.thread),
-            place.chapter,
-            place.number,
-            place.begins,
-            storable(request.id),
-        ),
-    )
-
-
-def without_words(connection: Connection, request: Request) -> Request:
-    """Return a request whose turns name their entries, instead of saying them again.
-
-    Those that another journal has numbered, which failed since they were read, are said.
-    """
-    if not any(turn.entry for turn in request.turns):
-        return request
-    here = _is_far(connection)
-    named = (
-        Turn(prompt="", answer="", entry=turn.entry)
-        if turn.entry and (turn.entry >= FAR) == here
-        else turn
-        for turn in request.turns
-    )
-    return replace(request, turns=tuple(named))
-
-
-def with_words(connection: Connection, request: Request) -> Request:
-    """Return a request as it was asked; turns that were forgotten are gone."""
-    said = [
-        _turn(connection, turn.entry) if turn.entry and not turn.answer else turn
-        for turn in request.turns
-        if isinstance(turn, Turn)
-    ]
-    return replace(request, turns=tuple(turn for turn in said if turn is not None))
-
-
-def place_of(row: sqlite3.Row) -> TurnPosition:
-    """Return the place of an entry."""
-    return TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
-
-
-def _is_far(connection: Connection) -> bool:
-    """Return whether this journal is in memory, and numbers entries as no file does."""
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entries'").fetchone()
-    return row is not None and row["seq"] >= FAR
-
-
 def _turn(connection: Connection, entry: int) -> Turn | None:
-    """Return what was said in an entry; None if it is gone, damaged or without an answer."""
+    """Return the turn of an entry; None if that is gone, damaged, or has no answer in words."""
     row = connection.execute(
         "SELECT request, reply, text FROM entries WHERE seq = ? AND status = 'done'", (entry,)
     ).fetchone()

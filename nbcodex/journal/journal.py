@@ -1,8 +1,8 @@
-"""The journal: what survives the kernel.
+"""The journal: every request of a user, from before it is sent until it is deleted.
 
-Owns the verbs that the engine awaits and the reads that the notebook asks. Each await costs the
-loop some microseconds: the work is done on the database's writer thread. Nothing here raises
-because a disk is full or a file is damaged; `trouble` says so instead.
+Runs the functions of `writes` and `reads` on the database's worker thread; an await costs the event
+loop some microseconds. Nothing here raises because a disk is full or a file is damaged: the journal
+then goes on in memory, and `problem` says why.
 """
 
 from __future__ import annotations
@@ -17,34 +17,32 @@ from nbcodex.journal import reads, spending, writes
 from nbcodex.journal.batch_jobs import BatchJobs
 from nbcodex.journal.codec import Entry, counted, storable
 from nbcodex.journal.conversations import ConversationStore
-from nbcodex.journal.database import Connection, Database
-from nbcodex.journal.jobs import Level
-from nbcodex.journal.maintenance import Upkeep
-from nbcodex.journal.maps import Maps, named
-from nbcodex.journal.reads import OtherKernels, look
+from nbcodex.journal.database import Connection, JournalDatabase
+from nbcodex.journal.maintenance import Maintenance
+from nbcodex.journal.maps import Maps, find_map_id
+from nbcodex.journal.reads import OtherKernels
 from nbcodex.journal.spending import SpendAmount, Spending
-from nbcodex.journal.writer import Writer
 from nbcodex.models import DAY, Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
+from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 from nbcodex.settings import Settings, data_folder
 
-RETENTION = 90 * DAY
-"""Seconds for which an entry is kept after its last change, unless chosen otherwise."""
+RETENTION_S = 90.0 * DAY
 
 
 class Journal:
-    """Every request of this user, from before it is sent until it is forgotten.
+    """Every request of this user, from before it is sent until it is deleted.
 
     Parameters
     ----------
     folder : Path or None
-        Where the file lies; None keeps the journal in memory, as long as the process lives.
+        Where the file is; None keeps the journal in memory, until the process ends.
     clock : Clock
-        Heartbeats, ages and retries are told by it.
+        Dates entries, heartbeats and retries.
     retention : float or None
-        Seconds for which entries are kept after their last change; None keeps them for ever.
+        Seconds for which entries are kept after their last change; None keeps them forever.
     patience : float
-        Seconds to wait, at most, for another process that holds the file locked.
+        Seconds to wait, at most, for another process that keeps the file locked.
     """
 
     def __init__(
@@ -52,19 +50,24 @@ class Journal:
         folder: Path | None = None,
         *,
         clock: Clock | None = None,
-        retention: float | None = RETENTION,
+        retention: float | None = RETENTION_S,
         patience: float = 10.0,
     ) -> None:
         self._clock = clock or BootClock()
-        self._upkeep = Upkeep(clock=self._clock, retention=retention)
-        self._database = Database(folder, clock=self._clock, keeper=self._upkeep, patience=patience)
-        self._writer = Writer(self._database)
-        self._session = UsageTotals()
-        self._interrupted = False
+        self._maintenance = Maintenance(clock=self._clock, retention=retention)
+        self._database = JournalDatabase(
+            folder, clock=self._clock, maintenance=self._maintenance, patience=patience
+        )
+        self._worker = SqliteWorker(self._database, name="nbcodex-journal")
+        self._session_totals = UsageTotals()
+        self._was_interrupted = False
+        self.maps = Maps(self._worker, self._maintenance, self._clock)
+        self.batch_jobs = BatchJobs(self._worker, self._maintenance, self._clock)
+        self.conversations = ConversationStore(self._worker, self._clock)
 
     @classmethod
     def from_settings(cls, settings: Settings, *, clock: Clock | None = None) -> Self:
-        """Return the journal in the folder that `settings` name."""
+        """Return the journal on disk, whether or not new requests are to be kept there."""
         return cls(data_folder(settings), clock=clock)
 
     def __repr__(self) -> str:
@@ -72,28 +75,15 @@ class Journal:
 
     @property
     def problem(self) -> str | None:
-        """What cannot be kept now, and why; None while all is well, or before the first use."""
-        return self._database.trouble
-
-    @property
-    def maps(self) -> Maps:
-        """The maps, whose rows are entries."""
-        return Maps(self._writer, self._upkeep, self._clock)
-
-    @property
-    def batch_jobs(self) -> BatchJobs:
-        """The parts of maps that are with a provider."""
-        return BatchJobs(self._writer, self._upkeep, self._clock)
+        """What cannot be kept now, and why; None if all is well, or before the first use."""
+        return self._database.problem
 
     @property
     def session_totals(self) -> UsageTotals:
-        """Counters of this journal since it was made, in this process."""
-        return self._session
+        """The totals of this journal since it was made, in this process."""
+        return self._session_totals
 
-    @property
-    def conversations(self) -> ConversationStore:
-        """The conversations in it."""
-        return ConversationStore(self._writer, self._clock)
+    # Writes.
 
     async def insert(
         self,
@@ -105,16 +95,16 @@ class Journal:
         key: bytes | None = None,
         attempt: int | None = None,
     ) -> None:
-        """Commit `request` as pending: when this returns, it may be sent.
+        """Commit `request` as pending: once this returns, it may be sent.
 
         Parameters
         ----------
         notebook, cell, variable : str or None
-            Where it was asked, and the name that the answer is to be bound to.
+            Where it was asked, and the name that the answer is bound to.
         key : bytes or None
-            `equality_key` of the request, under which `answered` finds its answer.
+            `equality_key` of the request, under which `find_answer` finds its answer.
         attempt : int or None
-            The attempt that is about to be sent, where one is: as if `begin` were called, too.
+            The attempt that is about to be sent, as for `start_attempt`.
         """
         insert = partial(
             writes.insert,
@@ -128,21 +118,21 @@ class Journal:
         )
 
         def work(connection: Connection) -> None:
-            own_insert = partial(insert, owner=self._upkeep.owner)
-            own_insert(connection)
-            self._upkeep.busy(connection, request.id, insert=own_insert)
+            insert_owned = partial(insert, owner=self._maintenance.owner)
+            insert_owned(connection)
+            self._maintenance.activate(connection, request.id, insert=insert_owned)
 
-        self._session = self._session.plus(UsageTotals(requests=1))
-        await self._writer.run(work, level=Level.SAFE, default=None)
+        self._session_totals = self._session_totals.plus(UsageTotals(requests=1))
+        await self._worker.run(work, level=Level.SAFE, default=None)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
-        """Note that attempt number `attempt`, counted from 1, is about to be sent.
+        """Commit that attempt number `attempt`, counted from 1, is about to be sent.
 
-        Unless it picks up the durable response that is known, it asks for a new one: the entry
-        then names none until `remember_remote`.
+        Unless it continues the durable response that is known, it asks for a new one: the entry
+        then names none until `set_response_id`.
         """
-        work = self._owned(partial(writes.begin, id_=id_, attempt=attempt, picks_up=continues))
-        await self._writer.run(work, level=Level.WRITE, default=None)
+        change = partial(writes.start_attempt, id_=id_, attempt=attempt, continues=continues)
+        await self._worker.run(self._owned(change), level=Level.WRITE, default=None)
 
     async def record_wait(
         self,
@@ -154,30 +144,26 @@ class Journal:
     ) -> None:
         """Note that the request waits until `resume_at` (seconds since the epoch) for `limit`.
 
-        `notes` are what its reader should know by now. Like `keep` it returns at once and is
-        written in its turn: every call after it sees it.
+        `notes` are for the reader of the answer. This does not wait for the commit, as
+        `update_text` does not; calls after it see the change all the same.
         """
-        self._writer.post(
-            self._owned(
-                partial(writes.wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
-            )
-        )
+        change = partial(writes.record_wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
+        self._worker.post(self._owned(change))
 
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
-        """Keep the whole text so far; of a durable response, also the last event in it.
+        """Store the whole text so far, and the last event of a durable response that is in it.
 
-        Both in one commit, so that a stream is taken up exactly where the text ends. Meant to be
-        called once a second at most: the text is written anew each time. It does not wait for the
-        disk, so that a slow one never holds up a stream.
+        Both are in one commit, so that a stream is continued exactly where the text ends. The text
+        is written anew each time, so call this once a second at most. It does not wait for the
+        commit: a slow disk must not hold up a stream.
         """
-        self._writer.post(self._owned(partial(writes.keep, id_=id_, text=text, sequence=sequence)))
+        change = partial(writes.update_text, id_=id_, text=text, sequence=sequence)
+        self._worker.post(self._owned(change))
 
-    async def set_response_id(
-        self, id_: str, response_id: str, sequence: int | None = None
-    ) -> None:
-        """Note which durable response carries the answer, and its last event seen."""
-        change = partial(writes.remember, id_=id_, response_id=response_id, sequence=sequence)
-        await self._writer.run(self._owned(change), level=Level.SAFE, default=None)
+    async def set_response_id(self, id_: str, response_id: str) -> None:
+        """Commit which durable response carries the answer."""
+        change = partial(writes.set_response_id, id_=id_, response_id=response_id)
+        await self._worker.run(self._owned(change), level=Level.SAFE, default=None)
 
     async def finish(
         self,
@@ -188,37 +174,31 @@ class Journal:
         resume_at: float | None = None,
         assumed: SpendAmount | None = None,
     ) -> None:
-        """Commit what came of the request: when this returns, the answer may be shown.
+        """Commit the ending of a request: once this returns, the answer may be shown.
 
         Parameters
         ----------
         reply : Reply
-            Its `status` is the entry's from now on. `parsed` is not kept: it is made of the text.
+            Its `status` becomes the entry's. `parsed` is not stored: it follows from the text.
         error : str or None
             Why there is no answer.
         resume_at : float or None
-            When a parked request may go, in seconds since the epoch.
-        otherwise : Spent or None
-            What it counts for where the reply does not tell what it used.
+            When a parked request may be sent, in seconds since the epoch.
+        assumed : SpendAmount or None
+            What it counts for if the reply does not state its usage.
         """
+        change = partial(
+            writes.finish, id_=id_, reply=reply, error=error, resume_at=resume_at, assumed=assumed
+        )
 
         def work(connection: Connection) -> None:
-            writes.finish(
-                connection,
-                id_,
-                owner=self._upkeep.owner,
-                at=self._clock.wall(),
-                reply=reply,
-                error=error,
-                resume_at=resume_at,
-                otherwise=assumed,
-            )
-            self._upkeep.idle(id_)
+            change(connection, owner=self._maintenance.owner, at=self._clock.wall())
+            self._maintenance.deactivate(id_)
 
-        self._interrupted |= reply.status == "interrupted"
-        await self._writer.run(work, level=Level.SAFE, default=None)
+        self._was_interrupted |= reply.status == "interrupted"
+        await self._worker.run(work, level=Level.SAFE, default=None)
         if not reply.reused:
-            self._session = self._session.plus(counted(reply))
+            self._session_totals = self._session_totals.plus(counted(reply))
 
     async def claim(self, id_: str) -> bool:
         """Take over an entry that is parked, abandoned, interrupted or failed.
@@ -230,66 +210,53 @@ class Journal:
         """
 
         def work(connection: Connection) -> bool:
-            owner, at = self._upkeep.owner, self._clock.wall()
+            owner, at = self._maintenance.owner, self._clock.wall()
             won = writes.claim(connection, id_, owner=owner, at=at, clock=self._clock)
             if won:
-                self._upkeep.busy(connection, id_)
+                self._maintenance.activate(connection, id_)
             return won
 
-        return await self._writer.run(work, level=Level.SAFE, default=False)
-
-    async def find_answer(self, key: bytes) -> Reply | None:
-        """Return the newest answer to an equal request, marked as reused and at no cost."""
-        entry = await self._writer.run(
-            lambda connection: reads.answered(connection, key), level=Level.READ, default=None
-        )
-        return reads.reused(entry.reply) if entry else None
-
-    async def read_spending(self, today: str) -> Spending:
-        """Return what was used on this day (an ISO date) and its month, and what is set aside."""
-        return await self._writer.run(
-            lambda connection: spending.seen(connection, today=today),
-            level=Level.READ,
-            default=Spending(),
-        )
+        return await self._worker.run(work, level=Level.SAFE, default=False)
 
     async def reserve_budget(
         self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
     ) -> Spending:
-        """Set aside what a request may come to until `finish`, if that is `allowed`.
+        """Reserve what a request may come to until `finish`, if `allowed` returns true.
 
-        Of all kernels one at a time is asked, by what they all have used and set aside; returns
-        that as it was before.
+        `allowed` receives what all kernels have spent and reserved before, which is also returned.
+        It is called in a write transaction: one kernel decides at a time.
         """
 
         def work(connection: Connection) -> Spending:
-            self._upkeep.bury(connection)
+            self._maintenance.release_reservations_of_the_dead(connection)
             spending.release(connection, storable(id_))
-            before = spending.seen(connection, today=today)
+            before = spending.read_spending(connection, today=today)
             if allowed(before):
-                owner = self._upkeep.owner.id
-                spending.set_aside(connection, storable(id_), amount, owner=owner)
-                self._upkeep.alive(connection)
+                owner = self._maintenance.owner.id
+                spending.reserve(connection, storable(id_), amount, owner=owner)
+                self._maintenance.ensure_heartbeat(connection)
             return before
 
-        return await self._writer.run(work, level=Level.WRITE, default=Spending())
+        return await self._worker.run(work, level=Level.WRITE, default=Spending())
 
     async def set_budget(self, budget: str) -> None:
-        """Keep the budget that all kernels hold to; an empty one lifts it."""
-        await self._writer.run(
-            lambda connection: spending.keep(connection, budget), level=Level.SAFE, default=None
+        """Commit the budget that all kernels keep to; an empty one lifts it."""
+        await self._worker.run(
+            lambda connection: spending.set_budget(connection, budget),
+            level=Level.SAFE,
+            default=None,
         )
 
     async def delete(self, prefix: str | None = None, *, before: float | None = None) -> int:
-        """Erase the entry or the map that `prefix` names, or those added before an instant, or all.
+        """Delete the entry or map that `prefix` names, or those added before an instant, or all.
 
-        The text is overwritten in the file and leaves its write-ahead log too, at the latest when
-        the last process that reads it is done. Counters stay.
+        The text is overwritten with zeros in the file, and the write-ahead log is truncated, at the
+        latest when the last process that reads it has finished. The counters stay.
 
         Returns
         -------
         int
-            How many were erased.
+            How many entries were deleted.
 
         Raises
         ------
@@ -298,42 +265,59 @@ class Journal:
         """
 
         def work(connection: Connection) -> int:
-            if self._database.fallen:
+            if self._database.is_fallback:
                 raise EntryError(f"Nothing can be erased now. {self.problem}")
             if prefix is None:
-                return writes.erase(connection, before=before)
-            if batch := named(connection, prefix):
-                return writes.erase(connection, batch=batch)
-            return writes.erase(connection, id_=self._find(connection, prefix).id)
+                return writes.delete(connection, before=before)
+            if map_id := find_map_id(connection, prefix):
+                return writes.delete(connection, batch=map_id)
+            return writes.delete(connection, id_=self._find_entry(connection, prefix).id)
 
-        erased = await self._writer.run(work, level=Level.SAFE, default=0)
-        await self._writer.run(self._upkeep.checkpoint, level=Level.BARE, default=None)
-        return erased
+        deleted = await self._worker.run(work, level=Level.SAFE, default=0)
+        await self._worker.run(self._maintenance.checkpoint, level=Level.ALONE, default=None)
+        return deleted
+
+    def shut_down(self, *, within: float) -> None:
+        """Close because the process ends, and park what was interrupted just before.
+
+        `within` is how many seconds before the end an interrupt belongs to it.
+        """
+        if self._was_interrupted:
+            self._worker.post(self._owned(partial(writes.park_interrupted, within=within)))
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what is unfinished here is abandoned from now on."""
+        self._worker.close()
+
+    # Reads. Those that are not async block the calling thread and need no event loop.
+
+    async def find_answer(self, key: bytes) -> Reply | None:
+        """Return the newest answer to an equal request, marked as reused and at no cost."""
+        return await self._worker.run(
+            lambda connection: reads.find_answer(connection, key), level=Level.READ, default=None
+        )
+
+    async def read_spending(self, today: str) -> Spending:
+        """Return what is spent on this day (an ISO date) and in its month, and reserved."""
+        return await self._worker.run(
+            lambda connection: spending.read_spending(connection, today=today),
+            level=Level.READ,
+            default=Spending(),
+        )
 
     def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
-        """Return entries, newest first: of one notebook, or of all.
-
-        Like all reads that are not awaited, it makes the calling thread wait for the writer thread
-        and needs no loop.
-        """
-        return self._writer.ask(
-            lambda connection: reads.newest(
-                connection,
-                limit=limit,
-                notebook=notebook,
-                owner=self._upkeep.owner,
-                clock=self._clock,
-            ),
-            default=[],
+        """Return entries, newest first: of one notebook, or of all."""
+        read = partial(reads.newest, limit=limit, notebook=notebook, clock=self._clock)
+        return self._worker.call(
+            lambda connection: read(connection, owner=self._maintenance.owner), default=[]
         )
 
     def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
-        """Return what is parked or abandoned, oldest first: in one notebook, or everywhere."""
-        return self._writer.ask(
-            lambda connection: reads.unfinished(
-                connection, notebook=notebook, owner=self._upkeep.owner, clock=self._clock
-            ),
-            default=[],
+        """Return what is parked or abandoned, oldest first: in one notebook, or in all."""
+        read = partial(reads.resumable, notebook=notebook, clock=self._clock)
+        return self._worker.call(
+            lambda connection: read(connection, owner=self._maintenance.owner), default=[]
         )
 
     def find_entry(self, prefix: str) -> Entry:
@@ -344,46 +328,31 @@ class Journal:
         EntryError
             If there is none, or more than one (the message lists them), or if it is damaged.
         """
-        found = self._writer.ask(lambda connection: self._find(connection, prefix), default=None)
+        found = self._worker.call(lambda c: self._find_entry(c, prefix), default=None)
         if found is None:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found
 
     def read_totals(self) -> UsageTotals:
-        """Return the counters of all time: kept as such, so that nothing is scanned."""
-        return self._writer.ask(reads.totals, default=UsageTotals())
+        """Return the totals of all time, which are stored as such: no entry is read."""
+        return self._worker.call(reads.totals, default=UsageTotals())
 
     def other_kernels(self) -> OtherKernels:
-        """Return what other kernels of this user have under way."""
-        return self._writer.ask(
-            lambda connection: look(connection, owner=self._upkeep.owner, clock=self._clock),
+        """Return what other kernels of this user are doing."""
+        read = partial(reads.other_kernels, clock=self._clock)
+        return self._worker.call(
+            lambda connection: read(connection, owner=self._maintenance.owner),
             default=OtherKernels(),
         )
 
-    def shut_down(self, *, within: float) -> None:
-        """Close because the process ends: what was interrupted just before is parked.
-
-        Parameters
-        ----------
-        within : float
-            Seconds before the end in which an interrupt belongs to it.
-        """
-        if self._interrupted:
-            deed = partial(writes.keep_what_the_end_stopped, within=within)
-            self._writer.post(self._owned(deed))
-        self.close()
-
-    def close(self) -> None:
-        """Let the file go; what is still under way here is abandoned from now on."""
-        self._writer.close()
-
     def _owned(self, change: Callable[..., None]) -> Callable[[Connection], None]:
-        """Return `change` as a job that is done as ourselves, and dated."""
+        """Return `change` with our owner and the time; the owner is known on the worker only."""
 
         def work(connection: Connection) -> None:
-            change(connection, owner=self._upkeep.owner, at=self._clock.wall())
+            change(connection, owner=self._maintenance.owner, at=self._clock.wall())
 
         return work
 
-    def _find(self, connection: Connection, prefix: str) -> Entry:
-        return reads.find(connection, prefix, owner=self._upkeep.owner, clock=self._clock)
+    def _find_entry(self, connection: Connection, prefix: str) -> Entry:
+        owner = self._maintenance.owner
+        return reads.find_entry(connection, prefix, owner=owner, clock=self._clock)

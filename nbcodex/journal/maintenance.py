@@ -1,7 +1,7 @@
-"""What the journal does unasked: it beats, forgets what is old, and moves when its file fails.
+"""What the journal does unasked: heartbeats, retention, and copying when its file fails.
 
-Owns the owner, the heartbeat, retention and the way between file and memory. Called on the writer
-thread only. Must not know threads or queues.
+Owns who this journal is to others, and what goes along between a file and the memory that stands
+in for it. All of it runs on the worker thread. Knows nothing of queues and transactions.
 """
 
 from __future__ import annotations
@@ -9,87 +9,119 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from nbcodex.journal import spending, transfer, writes
-from nbcodex.journal.owner import BEAT, Owner
+from nbcodex.journal import spending, writes
+from nbcodex.journal.codec import decode, encode
+from nbcodex.journal.conversations import name_turns, resolve_turns
+from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Owner
 from nbcodex.journal.reads import is_gone, totals
-from nbcodex.journal.spending import Lent
+from nbcodex.journal.spending import SpendAmount
+from nbcodex.models import Request
 from nbcodex.runtime.clock import Clock
 
-FEW = 100
-"""Entries that one step of retention erases: milliseconds, so that nobody waits for it."""
+Connection = sqlite3.Connection
 
-AGAIN = 1.0
-"""Seconds until the write-ahead log is tried again, if somebody else is reading it."""
+# Erasing this many takes milliseconds, so that no caller waits long behind a step of retention.
+EXPIRED_PER_STEP = 100
 
-STALE = 86_400.0
-"""Seconds after which an owner that has nothing under way is forgotten."""
+CHECKPOINT_RETRY_S = 1.0
+
+# An owner without open entries is forgotten after a day.
+OWNER_RETENTION_S = 86_400.0
+
+# A row that returns to the file replaces what the file has of it, unless another owner has claimed
+# it meanwhile; an answer counts all the same while there is none.
+_UPDATE = """UPDATE entries SET status = :status, updated_at = :updated_at, attempts = :attempts,
+    resume_at = :resume_at, limits = :limits, error = :error, response_id = :response_id,
+    sequence = :sequence, reply = :reply, text = :text, part = :part
+    WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))"""
 
 
-class Upkeep:
-    """The journal's own part in one process.
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The budget and the spending by day that memory started with."""
+
+    budget: str = ""
+    days: dict[str, SpendAmount] = field(default_factory=dict)
+
+
+class Maintenance:
+    """The upkeep of a journal by one process.
 
     Parameters
     ----------
     clock : Clock
-        Heartbeats and ages are told by it.
+        Dates heartbeats and ages.
     retention : float or None
         Seconds for which an entry is kept after its last change; None keeps all.
     """
 
     def __init__(self, *, clock: Clock, retention: float | None) -> None:
-        self._clock = clock
-        self._retention = retention
+        self._clock, self._retention = clock, retention
+        self.reset()
+
+    def reset(self) -> None:
+        """Start as a new owner: after `disconnected`, and in a forked child."""
         self._owner: Owner | None = None
-        self._busy: dict[str, Callable[[sqlite3.Connection], None] | None] = {}
-        self._beat_at = 0.0
-        self._expiring = False
+        self._active: dict[str, Callable[[Connection], None] | None] = {}
+        self._heartbeat_at = 0.0
+        self._is_expiring = False
         self._checkpoint_at: float | None = None
-        self._lent: Lent | None = None
-        self._chapter = 0
+        self._baseline = Baseline()
 
     @property
     def owner(self) -> Owner:
-        """Who we are, from the first use until `leave`."""
+        """Who this journal is, from the first use on."""
         if self._owner is None:
             self._owner = Owner.here()
         return self._owner
 
-    def opened(self, connection: sqlite3.Connection) -> None:
-        """Begin with a connection: forget owners of long ago, and look for old entries."""
+    def connected(self, connection: Connection) -> None:
+        """Forget old owners, and start looking for expired entries."""
         connection.execute(
             """DELETE FROM owners WHERE beat_at < ? AND id NOT IN (SELECT owner FROM entries
             WHERE status IN ('pending', 'running', 'waiting', 'parked') AND owner IS NOT NULL)""",
-            (self._clock.wall() - STALE,),
+            (self._clock.wall() - OWNER_RETENTION_S,),
         )
-        self._expiring = self._retention is not None
-        self.undone()
+        self._is_expiring = self._retention is not None
+        self.rolled_back()
 
-    def undone(self) -> None:
-        """What was written last is not there: nobody can rely on the heartbeat."""
-        self._beat_at = 0.0
+    def disconnecting(self, connection: Connection) -> None:
+        """Declare this owner gone, so that its open entries are abandoned at once."""
+        connection.execute("DELETE FROM owners WHERE id = ?", (self.owner.id,))
 
-    def busy(
+    def rolled_back(self) -> None:
+        """Write the heartbeat again: the last transaction may have contained it."""
+        self._heartbeat_at = 0.0
+
+    def activate(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         id_: str,
         *,
-        insert: Callable[[sqlite3.Connection], None] | None = None,
+        insert: Callable[[Connection], None] | None = None,
     ) -> None:
-        """Count an entry as under way here, which wants a heartbeat from now on.
+        """Send heartbeats for an entry or a batch job until `deactivate`.
 
-        With `insert` it can be written anew where the file cannot even be read any more.
+        With `insert` the entry can be written again where the file cannot even be read.
         """
-        self._busy[id_] = insert
-        self.alive(connection)
+        self._active[id_] = insert
+        self.ensure_heartbeat(connection)
 
-    def alive(self, connection: sqlite3.Connection) -> None:
-        """Give a sign of life, if one is due."""
-        if self._clock.now() >= self._beat_at:
-            self._beat(connection)
+    def deactivate(self, id_: str) -> None:
+        """Send no heartbeats for it any more."""
+        self._active.pop(id_, None)
 
-    def bury(self, connection: sqlite3.Connection) -> None:
-        """Release what owners had set aside that are gone."""
+    def ensure_heartbeat(self, connection: Connection) -> None:
+        """Write a heartbeat if one is due."""
+        if self._clock.now() >= self._heartbeat_at:
+            writes.heartbeat(connection, self.owner, clock=self._clock)
+            self._heartbeat_at = self._clock.now() + HEARTBEAT_INTERVAL_S
+
+    def release_reservations_of_the_dead(self, connection: Connection) -> None:
+        """Release the budget that kernels had reserved which are gone."""
         rows = connection.execute(
             """SELECT DISTINCT a.owner, o.host, o.boot, o.space, o.pid, o.start, o.beat_at,
             o.beat_now FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner
@@ -99,76 +131,123 @@ class Upkeep:
         gone = [(r["owner"],) for r in rows if is_gone(r, here=self.owner, clock=self._clock)]
         connection.executemany("DELETE FROM asides WHERE owner = ?", gone)
 
-    def idle(self, id_: str) -> None:
-        """Count an entry as no longer under way here."""
-        self._busy.pop(id_, None)
-
-    def due(self) -> float | None:
-        """Return seconds until `step` is wanted; None if nothing is to be done."""
-        if self._expiring:
+    def due_in(self) -> float | None:
+        """Return seconds until the next `step`; None if nothing is scheduled."""
+        if self._is_expiring:
             return 0.0
-        instants = [self._beat_at] if self._busy else []
+        instants = [self._heartbeat_at] if self._active else []
         instants += [self._checkpoint_at] if self._checkpoint_at is not None else []
         return max(0.0, min(instants) - self._clock.now()) if instants else None
 
-    def step(self, connection: sqlite3.Connection) -> None:
+    def step(self, connection: Connection) -> None:
         """Do what is due, a little of it, outside of a transaction."""
-        now = self._clock.now()
-        if self._busy and now >= self._beat_at:
-            self._beat(connection)
-        if self._checkpoint_at is not None and now >= self._checkpoint_at:
+        if self._active:
+            self.ensure_heartbeat(connection)
+        if self._checkpoint_at is not None and self._clock.now() >= self._checkpoint_at:
             self.checkpoint(connection)
-        if self._expiring and self._retention is not None:
+        if self._is_expiring and self._retention is not None:
             before = self._clock.wall() - self._retention
-            erased = writes.expire(connection, before=before, limit=FEW)
-            self._expiring = erased == FEW
-            if erased and not self._expiring:
+            erased = writes.expire(connection, before=before, limit=EXPIRED_PER_STEP)
+            self._is_expiring = erased == EXPIRED_PER_STEP
+            if erased and not self._is_expiring:
                 self.checkpoint(connection)
 
-    def checkpoint(self, connection: sqlite3.Connection) -> None:
-        """Empty the write-ahead log, in which erased text still stands; if need be later."""
+    def checkpoint(self, connection: Connection) -> None:
+        """Truncate the write-ahead log, which still holds erased text."""
         patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
         connection.execute("PRAGMA busy_timeout = 100")
         try:
             blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
             connection.execute(f"PRAGMA busy_timeout = {patience:d}")
-        self._checkpoint_at = self._clock.now() + AGAIN if blocked else None
+        # A reader in another process blocks it: tried again until it succeeds.
+        self._checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
 
-    def to_memory(self, file: sqlite3.Connection, memory: sqlite3.Connection) -> None:
-        """Take along what is ours and unanswered, and the caps, as far as the file can be read."""
-        self._lent, self._chapter = None, 0
+    # Without the following, an outage of the file in a long run would cost its user answers that
+    # are paid for (their entries would be resumed, and paid again), parked prompts, and the
+    # budget of the day.
+
+    def copy_to_memory(self, file: Connection, memory: Connection) -> None:
+        """Copy what is ours and unanswered, and the budget, as far as the file can be read."""
+        self._baseline = Baseline()
         with contextlib.suppress(sqlite3.Error):
-            self._lent = spending.lend(file, memory)
+            self._baseline = Baseline(spending.budget(file), spending.by_day(file))
+            spending.set_budget(memory, self._baseline.budget)
+            for table in ("spending", "asides", "owners"):
+                _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
-            self._chapter = transfer.to_memory(file, memory, owner=self.owner.id)
-        for insert in filter(None, self._busy.values()):
+            memory.execute(
+                "UPDATE salt SET value = ?", file.execute("SELECT * FROM salt").fetchone()
+            )
+            _copy_rows(file, memory, "chapters")
+            _copy_rows(file, memory, "parts")
+            _copy_entries(file, memory, "owner = ? AND status <> 'done'", self.owner.id)
+        for insert in filter(None, self._active.values()):
             insert(memory)
-        if self._busy:
-            self._beat(memory)
+        if self._active:
+            self.rolled_back()
+            self.ensure_heartbeat(memory)
 
-    def to_file(self, memory: sqlite3.Connection, file: sqlite3.Connection) -> None:
-        """Bring everything back that was kept in memory meanwhile."""
-        transfer.to_file(memory, file, chapter=self._chapter)
-        spending.give_back(memory, file, self._lent, owner=self.owner.id)
+    def copy_to_file(self, memory: Connection, file: Connection) -> None:
+        """Copy back what was written in memory; what another owner claimed meanwhile stays."""
+        _copy_rows(memory, file, "chapters")
+        _copy_rows(memory, file, "parts")
+        _copy_entries(memory, file, "1")
+        if (budget := spending.budget(memory)) != self._baseline.budget:
+            spending.set_budget(file, budget)
+        for day, amount in spending.by_day(memory).items():
+            spent = amount.minus(self._baseline.days.get(day, SpendAmount()))
+            spending.spend(file, spent, day=day)
+        file.execute("DELETE FROM asides WHERE owner = ?", (self.owner.id,))
+        _copy_rows(memory, file, "asides", f"owner = {self.owner.id:d}")
         missed = totals(memory)
         writes.count(file, missed, requests=missed.requests)
-        self.undone()
-        if self._busy:
-            self._beat(file)
+        self.rolled_back()
+        if self._active:
+            self.ensure_heartbeat(file)
 
-    def leave(self, connection: sqlite3.Connection) -> None:
-        """Say that this owner is gone: what it has under way is abandoned at once."""
-        connection.execute("DELETE FROM owners WHERE id = ?", (self.owner.id,))
 
-    def reset(self) -> None:
-        """Be nobody: after `leave`, and in a forked child."""
-        self._owner = None
-        self._busy.clear()
-        self._expiring, self._checkpoint_at = False, None
-        self._lent, self._chapter = None, 0
-        self.undone()
+def _copy_rows(source: Connection, target: Connection, table: str, where: str = "1") -> None:
+    """Copy the rows that the target lacks; of those that it has, only names that it lacks."""
+    rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
+    for row in rows:
+        names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+        target.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({places})", row)  # noqa: S608
+    if table == "parts":
+        target.executemany(
+            """UPDATE parts SET file = coalesce(:file, file), remote = coalesce(:remote, remote)
+            WHERE tag = :tag""",
+            rows,
+        )
 
-    def _beat(self, connection: sqlite3.Connection) -> None:
-        writes.beat(connection, self.owner, clock=self._clock)
-        self._beat_at = self._clock.now() + BEAT
+
+def _copy_entries(source: Connection, target: Connection, where: str, *parameters: Any) -> None:
+    query = f"SELECT * FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - from this module
+    for row in source.execute(query, parameters):
+        values = dict(row)
+        if target.execute(_UPDATE, values).rowcount:
+            continue
+        values["request"] = _request_for(row, source, target)
+        columns = [name for name in values if name != "seq"]
+        # A row keeps its number, by which turns refer to it. In a new file, where the old one was
+        # deleted, another entry may have it.
+        target.execute(
+            f"""INSERT INTO entries (seq, {", ".join(columns)})
+            SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM entries WHERE seq = :seq) THEN :seq END,
+            {", ".join(f":{name}" for name in columns)}
+            WHERE NOT EXISTS (SELECT 1 FROM entries WHERE id = :id)""",  # noqa: S608 - our columns
+            values,
+        )
+
+
+def _request_for(row: sqlite3.Row, source: Connection, target: Connection) -> str:
+    """Return an entry's request as the target can hold it: with the turns that it lacks in full."""
+    text: str = row["request"]
+    if row["batch"] is not None:  # rows of a map have no turns
+        return text
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        request = decode(text)
+        if isinstance(request, Request) and request.turns:
+            turns = resolve_turns(source, request.turns)
+            return encode(replace(request, turns=name_turns(target, turns)))
+    return text

@@ -1,6 +1,6 @@
-"""Maps in the journal: their rows, how far each has come, and which rows were answered before.
+"""Map runs in the journal: their rows, how far each run is, and which rows have an answer already.
 
-Owns what is asked and written for many rows at once. Must not know templates, nor who asks.
+Owns reads and writes of many rows at once. Knows nothing of templates or of how rows are answered.
 """
 
 from __future__ import annotations
@@ -10,29 +10,28 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nbcodex.errors import EntryError
 from nbcodex.journal import writes
 from nbcodex.journal.codec import Entry, storable
-from nbcodex.journal.maintenance import Upkeep
-from nbcodex.journal.reads import abandoned, entries_of, salted
-from nbcodex.journal.writer import Writer
+from nbcodex.journal.maintenance import Maintenance
+from nbcodex.journal.reads import ambiguous, entries_of, is_abandoned, salted
 from nbcodex.models import Request
 from nbcodex.runtime.clock import Clock
+from nbcodex.runtime.sqlite_worker import SqliteWorker
 
-MANY = 400
-"""Keys that one statement asks for: SQLite allows 999 variables in its older builds."""
+# SQLite allows 999 variables in a statement in its older builds.
+KEYS_PER_STATEMENT = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapSummary:
-    """A map as its readers see it.
+    """How far a map run is.
 
     Parameters
     ----------
     id : str
-        Its id.
+        The map's id.
     counts : Counter
-        Rows by status; those that were under way in a kernel that is gone are ``abandoned``.
+        Rows by status. Unfinished ones of a kernel that is gone count as ``abandoned``.
     """
 
     id: str
@@ -50,34 +49,34 @@ class MapSummary:
 
 
 class Maps:
-    """The maps of a journal. Reads make the calling thread wait for the writer thread."""
+    """The map runs of a journal. Its reads block the calling thread."""
 
-    def __init__(self, writer: Writer, upkeep: Upkeep, clock: Clock) -> None:
-        self._writer, self._upkeep, self._clock = writer, upkeep, clock
+    def __init__(self, worker: SqliteWorker, maintenance: Maintenance, clock: Clock) -> None:
+        self._worker, self._maintenance, self._clock = worker, maintenance, clock
 
     def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
-        """Keep requests as parked that were never begun, each with its `equality_key`.
+        """Insert rows as parked that were never started, each with its `equality_key`.
 
-        Returns at once; it is written in its turn.
+        Does not wait for the commit.
         """
 
         def work(connection: sqlite3.Connection) -> None:
-            owner, at = self._upkeep.owner, self._clock.wall()
-            writes.shelve(connection, requests, owner=owner, at=at)
+            owner, at = self._maintenance.owner, self._clock.wall()
+            writes.insert_parked(connection, requests, owner=owner, at=at)
 
-        self._writer.post(work)
+        self._worker.post(work)
 
     def answered_keys(self, keys: Iterable[bytes]) -> set[bytes]:
-        """Return those of `keys` to which an answer is known."""
-        asked = list(dict.fromkeys(keys))
-        known: set[bytes] = set()
-        for at in range(0, len(asked), MANY):
-            few = asked[at : at + MANY]
-            known |= self._writer.ask(lambda c, few=few: _answered(c, few), default=set())  # type: ignore[misc]
-        return known
+        """Return those of `keys` that have an answer."""
+        unique = list(dict.fromkeys(keys))
+        found: set[bytes] = set()
+        for start in range(0, len(unique), KEYS_PER_STATEMENT):
+            some = unique[start : start + KEYS_PER_STATEMENT]
+            found |= self._worker.call(lambda c, some=some: _answered(c, some), default=set())  # type: ignore[misc]
+        return found
 
     def find_id(self, prefix: str) -> str | None:
-        """Return the id of the map that begins with `prefix`; None where there is none.
+        """Return the id of the map that begins with `prefix`; None if there is none.
 
         Raises
         ------
@@ -85,47 +84,47 @@ class Maps:
             If there are several.
         """
         nothing: str | None = None
-        return self._writer.ask(lambda connection: named(connection, prefix), default=nothing)
+        return self._worker.call(lambda c: find_map_id(c, prefix), default=nothing)
 
-    def entries(self, batch: str) -> list[Entry]:
+    def entries(self, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
 
         def work(connection: sqlite3.Connection) -> list[Entry]:
-            rows = connection.execute("SELECT * FROM book WHERE batch = ?", (batch,)).fetchall()
-            return entries_of(rows, owner=self._upkeep.owner, clock=self._clock)
+            rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,)).fetchall()
+            return entries_of(rows, owner=self._maintenance.owner, clock=self._clock)
 
         nothing: list[Entry] = []
-        found = self._writer.ask(work, default=nothing)
+        found = self._worker.call(work, default=nothing)
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
-    def summary(self, batch: str) -> MapSummary:
-        """Return how far a map has come."""
-        found = self._counted("batch = ?", batch)
-        return found[0] if found else MapSummary(id=batch)
+    def summary(self, map_id: str) -> MapSummary:
+        """Return how far a map is."""
+        found = self._summaries("batch = ?", map_id)
+        return found[0] if found else MapSummary(id=map_id)
 
-    def has_batch_job(self, batch: str) -> bool:
-        """Return whether rows of a map are with a provider, or may be."""
+    def has_batch_job(self, map_id: str) -> bool:
+        """Return whether rows of a map are in a batch job, or may be."""
 
         def work(connection: sqlite3.Connection) -> bool:
             found = connection.execute(
                 """SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
                 AND status IN ('running', 'waiting', 'parked') LIMIT 1""",
-                (batch,),
+                (map_id,),
             )
             return found.fetchone() is not None
 
-        return self._writer.ask(work, default=False)
+        return self._worker.call(work, default=False)
 
     def unfinished(self, *, notebook: str | None = None) -> list[MapSummary]:
         """Return the maps with parked or abandoned rows: of one notebook, or of all."""
-        found = self._counted(
+        found = self._summaries(
             """status IN ('pending', 'running', 'waiting', 'parked') AND batch IS NOT NULL
             AND (?1 IS NULL OR notebook = ?1)""",
             storable(notebook),
         )
-        return [batch for batch in found if batch.unfinished]
+        return [summary for summary in found if summary.unfinished]
 
-    def _counted(self, condition: str, value: str | None) -> list[MapSummary]:
+    def _summaries(self, condition: str, value: str | None) -> list[MapSummary]:
         """Return the maps whose rows meet a condition, with those rows counted."""
 
         def work(connection: sqlite3.Connection) -> list[MapSummary]:
@@ -137,16 +136,18 @@ class Maps:
                 (value,),
             )
             for row in rows:
-                gone = abandoned(row, here=self._upkeep.owner, clock=self._clock, known=known)
-                batch = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
-                batch.counts["abandoned" if gone else row["status"]] += row["rows"]
+                # The rows of a group share status and owner, so one of them stands for all.
+                owner = self._maintenance.owner
+                gone = is_abandoned(row, here=owner, clock=self._clock, known=known)
+                summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
+                summary.counts["abandoned" if gone else row["status"]] += row["rows"]
             return list(found.values())
 
-        return self._writer.ask(work, default=[])
+        return self._worker.call(work, default=[])
 
 
-def named(connection: sqlite3.Connection, prefix: str) -> str | None:
-    """Return the id of the map that begins with `prefix`; None where there is none.
+def find_map_id(connection: sqlite3.Connection, prefix: str) -> str | None:
+    """Return the id of the map that begins with `prefix`; None if there is none.
 
     Raises
     ------
@@ -162,16 +163,14 @@ def named(connection: sqlite3.Connection, prefix: str) -> str | None:
     )
     found = [str(row["batch"]) for row in rows]
     if len(found) > 1:
-        raise EntryError(
-            f"{prefix[:40]!r} may be {', '.join(found)}.", advice="Give more of the id."
-        )
+        raise ambiguous(prefix, found)
     return found[0] if found else None
 
 
 def _answered(connection: sqlite3.Connection, keys: list[bytes]) -> set[bytes]:
-    """Return those of a few keys to which an answer is known."""
     stored = {salted(connection, key): key for key in keys}
     places = ", ".join("?" * len(stored))
+    # The condition has to repeat that of the index `entries_answered` to use it.
     rows = connection.execute(
         f"SELECT key FROM entries WHERE key IN ({places}) "  # noqa: S608 - question marks
         "AND status = 'done' AND key IS NOT NULL",

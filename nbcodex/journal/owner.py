@@ -1,6 +1,6 @@
-"""Who runs an entry, and whether that process still lives.
+"""Who owns an entry, and whether that process is still alive.
 
-Owns the identity of a process across reboots, containers and reused pids. Must not know the tables.
+Owns the identity of a process across reboots, containers and reused pids. Knows nothing of tables.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbcodex.runtime.clock import Clock
+from nbcodex.runtime.clock import Clock, boot
 
-BEAT = 10.0
-"""Seconds between two heartbeats."""
+HEARTBEAT_INTERVAL_S = 10.0
 
-SILENCE = 60.0
-"""Seconds without a heartbeat after which an owner counts as gone."""
+# Six heartbeats: a kernel in heavy swapping is not taken for dead after one or two of them.
+HEARTBEAT_TIMEOUT_S = 60.0
 
-Look = Callable[[int], tuple[str, int] | None]
-"""Returns the state letter and the start (in ticks since boot) of a process; None: no such pid."""
+# Returns the state letter and the start of the process with a pid; None if there is none.
+ProcessReader = Callable[[int], tuple[str, int] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +33,9 @@ class Owner:
     id : int
         Random, and new for each journal that is opened.
     host, boot, space : str
-        Host name, boot id and pid namespace; empty where the platform does not tell.
+        Host name, boot id and pid namespace; empty where the platform has none.
     pid, start : int
-        The process, and when it started (ticks since boot): pids are used again.
+        The process, and its start in ticks since boot, because pids are reused.
     """
 
     id: int
@@ -51,55 +50,68 @@ class Owner:
         """Return a new owner in this process."""
         space = ""
         with contextlib.suppress(OSError):
+            # Two containers of one machine share the boot id, and each has its own pid 1.
             space = str(Path("/proc/self/ns/pid").stat().st_ino)
-        seen = look(os.getpid())
+        process = read_process(os.getpid())
         return cls(
             id=secrets.randbits(62),
             host=socket.gethostname(),
-            boot=_read("/proc/sys/kernel/random/boot_id"),
+            boot=boot(),
             space=space,
             pid=os.getpid(),
-            start=seen[1] if seen else 0,
+            start=process[1] if process else 0,
         )
 
     @property
     def machine(self) -> tuple[str, str, str] | None:
-        """What pids are relative to; None where that is not known."""
+        """The scope in which its pid is unique; None where that is not known."""
         known = self.boot and self.space and self.start
         return (self.host, self.boot, self.space) if known else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """A heartbeat: `at` in seconds since the epoch, `now` on the boot clock of the owner's host."""
+class Heartbeat:
+    """A sign of life.
+
+    Parameters
+    ----------
+    at : float
+        Seconds since the epoch.
+    now : float
+        The boot clock of the owner's host.
+    """
 
     at: float
     now: float
 
 
-def look(pid: int) -> tuple[str, int] | None:
-    """Return the state letter and the start of a process of this machine; None if there is none.
+def read_process(pid: int) -> tuple[str, int] | None:
+    """Return the state letter and the start (ticks since boot) of a process, from proc(5).
 
-    The fields are those of ``/proc/PID/stat`` in proc(5): 3, the state, and 22, the start.
+    None if there is no such process; a state of "?" where that cannot be known.
     """
+    # Not psutil: its `create_time` adds the boot time of the wall clock, and so changes when that
+    # clock is set (https://github.com/giampaolo/psutil/issues/2526). A live kernel would be taken
+    # for dead, and its request sent twice. Where there is no /proc, heartbeats decide.
     try:
         line = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
     except OSError:
         return "?", 0
+    # The name of the program, in parentheses, may hold spaces and parentheses itself.
     fields = line[line.rfind(b")") + 2 :].split()
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
-def provably_dead(owner: Owner, *, here: Owner, look: Look = look) -> bool:
-    """Return whether `owner` lived on this machine and is no more.
+def is_provably_dead(owner: Owner, *, here: Owner, read: ProcessReader = read_process) -> bool:
+    """Return whether `owner` was a process of this machine that has ended.
 
-    Never True across hosts, boots or pid namespaces: there only the heartbeat counts.
+    Never true across hosts, boots or pid namespaces: there only the heartbeat counts.
     """
     if owner.machine is None or owner.machine != here.machine:
         return False
-    match look(owner.pid):
+    match read(owner.pid):
         case None:
             return True
         case "?", _:
@@ -109,19 +121,10 @@ def provably_dead(owner: Owner, *, here: Owner, look: Look = look) -> bool:
     return False
 
 
-def silent(owner: Owner, beat: Beat, *, here: Owner, clock: Clock) -> bool:
-    """Return whether `owner` gave no heartbeat for longer than `SILENCE`.
-
-    Within one boot the boot clock decides, which nobody can set. Between hosts there is only the
-    wall clock: a beat from the future counts as a sign of life.
-    """
+def is_silent(owner: Owner, last: Heartbeat, *, here: Owner, clock: Clock) -> bool:
+    """Return whether the last heartbeat of `owner` is older than HEARTBEAT_TIMEOUT_S."""
+    # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
+    # only the wall clock: a heartbeat from the future counts as a sign of life.
     if owner.boot and owner.boot == here.boot:
-        return clock.now() - beat.now > SILENCE
-    return clock.wall() - beat.at > SILENCE
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+        return clock.now() - last.now > HEARTBEAT_TIMEOUT_S
+    return clock.wall() - last.at > HEARTBEAT_TIMEOUT_S

@@ -1,7 +1,7 @@
-"""What is read from a journal, each as one function on a connection.
+"""What is read from a journal, each query as one function on a connection.
 
-Owns every query, and the verdict whether an entry is abandoned. Reads nothing but data: a row that
-is damaged is left out, never guessed at. Must not know threads, files or loops.
+Also decides whether an entry is abandoned. A damaged row is left out, never guessed at. Knows
+nothing of threads, files or loops.
 """
 
 from __future__ import annotations
@@ -13,32 +13,47 @@ from typing import TypeVar, get_args
 
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import Entry, decode, storable
-from nbcodex.journal.conversations import place_of, with_words
-from nbcodex.journal.owner import Beat, Owner, provably_dead, silent
+from nbcodex.journal.conversations import position_of, resolve_turns
+from nbcodex.journal.owner import Heartbeat, Owner, is_provably_dead, is_silent
 from nbcodex.models import NO_USAGE, Limit, Origin, Reply, Request, Status, Usage, UsageTotals
 from nbcodex.runtime.clock import Clock
 
-R = TypeVar("R")
+RecordT = TypeVar("RecordT")
 Connection = sqlite3.Connection
 ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
 
 
-def answered(connection: Connection, key: bytes) -> Entry | None:
-    """Return the newest answered entry whose request is equal."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherKernels:
+    """What other kernels are doing.
+
+    Parameters
+    ----------
+    kernels, requests, waiting : int
+        How many kernels have how many unfinished requests, and how many of those wait.
+    resume_at : float or None
+        When the first of those continues, in seconds since the epoch.
+    """
+
+    kernels: int = 0
+    requests: int = 0
+    waiting: int = 0
+    resume_at: float | None = None
+
+
+def find_answer(connection: Connection, key: bytes) -> Reply | None:
+    """Return the newest answer to an equal request, marked as reused and at no cost."""
     rows = connection.execute(
         """SELECT * FROM book WHERE key = ? AND status = 'done' AND key IS NOT NULL
         ORDER BY seq DESC LIMIT 1""",
         (salted(connection, key),),
     )
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        return next((_entry(row, is_abandoned=False) for row in rows), None)
+        for row in rows:
+            reply = _entry(row, is_abandoned=False).reply
+            free = replace(reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+            return replace(free, reused=True, notes=())
     return None
-
-
-def reused(reply: Reply, *, id_: str | None = None) -> Reply:
-    """Return an answer as one that is given again, at no cost."""
-    cheap = replace(reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
-    return replace(cheap, reused=True, notes=(), id=id_ or reply.id)
 
 
 def newest(
@@ -57,7 +72,7 @@ def newest(
     return entries_of(rows.fetchall(), owner=owner, clock=clock)
 
 
-def unfinished(
+def resumable(
     connection: Connection, *, notebook: str | None, owner: Owner, clock: Clock
 ) -> list[Entry]:
     """Return what is parked or abandoned, oldest first; not the rows of maps."""
@@ -67,10 +82,10 @@ def unfinished(
         {"notebook": storable(notebook)},
     )
     entries = entries_of(rows.fetchall(), owner=owner, clock=clock)
-    return [_worded(connection, entry) for entry in entries if entry.resumable]
+    return [_with_turns(connection, entry) for entry in entries if entry.resumable]
 
 
-def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
+def find_entry(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it.
 
     Raises
@@ -87,15 +102,22 @@ def find(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> 
     if not rows or not start:
         raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
     if len(rows) > 1:
-        ids = ", ".join(row["id"] for row in rows[:7]) + (", …" if len(rows) > 7 else "")
-        raise EntryError(f"{prefix[:40]!r} may be {ids}.", advice="Give more of the id.")
+        raise ambiguous(prefix, [row["id"] for row in rows])
     if not (entries := entries_of(rows, owner=owner, clock=clock)):
         raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
-    return _worded(connection, entries[0])
+    return _with_turns(connection, entries[0])
+
+
+def ambiguous(prefix: str, ids: list[str]) -> EntryError:
+    """Return the error for a prefix that fits several ids."""
+    more = ", …" if len(ids) > 7 else ""
+    return EntryError(
+        f"{prefix[:40]!r} may be {', '.join(ids[:7])}{more}.", advice="Give more of the id."
+    )
 
 
 def totals(connection: Connection) -> UsageTotals:
-    """Return the counters, which are never computed from the entries."""
+    """Return the counters of all time, which include deleted entries."""
     row = connection.execute("SELECT * FROM totals").fetchone()
     names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
     return UsageTotals(
@@ -110,10 +132,39 @@ def totals(connection: Connection) -> UsageTotals:
     )
 
 
-def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, bool]) -> bool:
-    """Return whether the entry was under way and its owner is gone.
+# The first condition has to repeat that of the index `entries_open` to the letter to use it: only
+# the heads of open rows are read, never their texts.
+OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
+    sum(e.status = 'waiting') AS waiting,
+    min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at,
+    o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+FROM entries AS e JOIN owners AS o ON o.id = e.owner
+WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
+    AND e.status <> 'parked' AND e.owner <> ?
+GROUP BY e.owner"""
 
-    `known` remembers the verdict on each owner, for a list of many entries.
+
+def other_kernels(connection: Connection, *, owner: Owner, clock: Clock) -> OtherKernels:
+    """Return what kernels other than `owner` are doing, without those that are gone."""
+    known: dict[int, bool] = {}
+    rows = [
+        row
+        for row in connection.execute(OTHER_KERNELS_QUERY, (owner.id,))
+        if not is_abandoned(row, here=owner, clock=clock, known=known)
+    ]
+    instants = [row["resume_at"] for row in rows if row["resume_at"] is not None]
+    return OtherKernels(
+        kernels=len(rows),
+        requests=sum(row["requests"] for row in rows),
+        waiting=sum(row["waiting"] for row in rows),
+        resume_at=min(instants, default=None),
+    )
+
+
+def is_abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, bool]) -> bool:
+    """Return whether an entry is unfinished and its owner gone.
+
+    `known` remembers the verdict on each owner: it costs a read of /proc, and a list has many rows.
     """
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == here.id:
         return False
@@ -125,17 +176,17 @@ def abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, b
 
 
 def is_gone(row: sqlite3.Row, *, here: Owner, clock: Clock) -> bool:
-    """Return whether the owner that a row tells of is no more."""
+    """Return whether the owner in a row is gone."""
     if row["host"] is None:
         return True
     names = ("host", "boot", "space", "pid", "start")
     owner = Owner(id=row["owner"], **{name: row[name] for name in names})
-    last = Beat(at=row["beat_at"], now=row["beat_now"])
-    return provably_dead(owner, here=here) or silent(owner, last, here=here, clock=clock)
+    last = Heartbeat(at=row["beat_at"], now=row["beat_now"])
+    return is_provably_dead(owner, here=here) or is_silent(owner, last, here=here, clock=clock)
 
 
 def salted(connection: Connection, key: bytes) -> bytes:
-    """Return `key` as it is stored: of no use outside this journal."""
+    """Return `key` as it is stored: of no use outside of this journal."""
     found: bytes = connection.execute("SELECT salted(?, value) FROM salt", (key,)).fetchone()[0]
     return found
 
@@ -146,24 +197,24 @@ def entries_of(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[E
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            gone = abandoned(row, here=owner, clock=clock, known=known)
+            gone = is_abandoned(row, here=owner, clock=clock, known=known)
             found.append(_entry(row, is_abandoned=gone))
     return found
 
 
-def _worded(connection: Connection, entry: Entry) -> Entry:
-    """Return an entry whose request says its earlier turns."""
+def _with_turns(connection: Connection, entry: Entry) -> Entry:
     request = entry.request
-    return replace(entry, request=with_words(connection, request))
+    turns = resolve_turns(connection, request.turns)
+    return replace(entry, request=replace(request, turns=turns))
 
 
 def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
-    """Return what `row` says.
+    """Return the entry in a row.
 
     Raises
     ------
     ValueError, TypeError, RecursionError
-        If it is damaged beyond reading.
+        If the row is damaged.
     """
     request = _record(row["request"], Request)
     reply = _record(row["reply"], Reply)
@@ -175,7 +226,7 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
     if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
         raise ValueError("a row without a status or usage")
-    origin = replace(request.origin, position=place_of(row))
+    origin = replace(request.origin, position=position_of(row))
     return Entry(
         request=replace(request, id=row["id"], origin=origin),
         reply=replace(
@@ -196,56 +247,10 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
     )
 
 
-def _record(text: str | None, kind: type[R]) -> R | None:
+def _record(text: str | None, kind: type[RecordT]) -> RecordT | None:
     if text is None:
         return None
     found = decode(text)
     if not isinstance(found, kind):
-        raise TypeError(f"no {kind.__name__}")
+        raise TypeError(f"not a {kind.__name__}")
     return found
-
-
-_OPEN = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
-    sum(e.status = 'waiting') AS waiting,
-    min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at,
-    o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
-FROM entries AS e JOIN owners AS o ON o.id = e.owner
-WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
-    AND e.status <> 'parked' AND e.owner <> ?
-GROUP BY e.owner"""
-"""The first condition is that of the partial index `entries_open`, to the letter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherKernels:
-    """What other kernels have under way.
-
-    Parameters
-    ----------
-    kernels, requests, waiting : int
-        How many kernels, with how many requests, of which so many wait for a limit or a fault.
-    resume_at : float or None
-        When the first of those goes on, in seconds since the epoch.
-    """
-
-    kernels: int = 0
-    requests: int = 0
-    waiting: int = 0
-    resume_at: float | None = None
-
-
-def look(connection: sqlite3.Connection, *, owner: Owner, clock: Clock) -> OtherKernels:
-    """Return what kernels other than `owner` have under way; those that are gone do not count."""
-    known: dict[int, bool] = {}
-    rows = [
-        row
-        for row in connection.execute(_OPEN, (owner.id,))
-        if not abandoned(row, here=owner, clock=clock, known=known)
-    ]
-    moments = [row["resume_at"] for row in rows if row["resume_at"] is not None]
-    return OtherKernels(
-        kernels=len(rows),
-        requests=sum(row["requests"] for row in rows),
-        waiting=sum(row["waiting"] for row in rows),
-        resume_at=min(moments, default=None),
-    )

@@ -1,171 +1,317 @@
-"""The tables, as an append-only list of migrations.
+"""What a journal's database looks like, and how it is opened: as a file, or in memory.
 
-Owns what a journal's file looks like. A migration that was released is never edited: a change is a
-further entry at the end.
+Owns the tables, the migrations and the pragmas. Knows nothing of what is read or written. The
+extension imports `may_have_unfinished` whenever it is loaded, so this module imports little.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import random
+import secrets
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
-from nbcodex.journal.diagnosis import UnusableFileError
+from nbcodex.runtime import paths
+from nbcodex.settings import JOURNAL_FILENAME
 
-APPLICATION = 0x6E626378
-"""SQLite's application id: ``nbcx``."""
+ResultT = TypeVar("ResultT")
+Connection = sqlite3.Connection
 
-MIGRATIONS: list[list[str]] = [
-    [
-        """CREATE TABLE entries (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            status TEXT NOT NULL,
-            owner INTEGER,
-            notebook TEXT,
-            cell TEXT,
-            variable TEXT,
-            key BLOB,
-            added_at REAL NOT NULL,
-            updated_at REAL NOT NULL,
-            attempts INTEGER NOT NULL DEFAULT 0,
-            resume_at REAL,
-            limits TEXT,
-            error TEXT,
-            response_id TEXT,
-            sequence INTEGER,
-            request TEXT NOT NULL,
-            reply TEXT,
-            text TEXT NOT NULL DEFAULT ''
-        )""",
-        """CREATE INDEX entries_open ON entries (status, seq)
-            WHERE status IN ('pending', 'running', 'waiting', 'parked')""",
-        """CREATE INDEX entries_answered ON entries (key)
-            WHERE status = 'done' AND key IS NOT NULL""",
-        "CREATE INDEX entries_age ON entries (added_at)",
-        "CREATE INDEX entries_notebook ON entries (notebook)",
-        """CREATE TABLE owners (
-            id INTEGER PRIMARY KEY,
-            host TEXT NOT NULL,
-            boot TEXT NOT NULL,
-            space TEXT NOT NULL,
-            pid INTEGER NOT NULL,
-            start INTEGER NOT NULL,
-            beat_at REAL NOT NULL,
-            beat_now REAL NOT NULL
-        )""",
-        """CREATE VIEW book AS
-            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
-            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
-        """CREATE TABLE totals (
-            requests INTEGER NOT NULL DEFAULT 0,
-            answers INTEGER NOT NULL DEFAULT 0,
-            input_tokens INTEGER NOT NULL DEFAULT 0,
-            cached_tokens INTEGER NOT NULL DEFAULT 0,
-            output_tokens INTEGER NOT NULL DEFAULT 0,
-            reasoning_tokens INTEGER NOT NULL DEFAULT 0,
-            cost REAL NOT NULL DEFAULT 0,
-            waited REAL NOT NULL DEFAULT 0
-        )""",
-        "INSERT INTO totals DEFAULT VALUES",
-        "CREATE TABLE salt (value BLOB NOT NULL)",
-        "INSERT INTO salt VALUES (randomblob(32))",
-        "PRAGMA application_id = 1851941752",
-        "PRAGMA user_version = 1",
-    ],
-    [
-        """CREATE TABLE spending (
-            day TEXT PRIMARY KEY,
-            tokens INTEGER NOT NULL,
-            dollars REAL NOT NULL
-        )""",
-        "CREATE TABLE budget (text TEXT NOT NULL)",
-        "PRAGMA user_version = 2",
-    ],
-    [
-        "ALTER TABLE entries ADD COLUMN batch TEXT",
-        "ALTER TABLE entries ADD COLUMN item INTEGER",
-        # Of a map, the row that was added first stands for all in a list.
-        "ALTER TABLE entries ADD COLUMN listed INTEGER NOT NULL DEFAULT 1",
-        "CREATE INDEX entries_listed ON entries (seq) WHERE listed = 1",
-        """CREATE INDEX entries_batch ON entries (batch, status, owner, item)
-            WHERE batch IS NOT NULL""",
-        "PRAGMA user_version = 3",
-    ],
-    [
-        "ALTER TABLE entries ADD COLUMN thread TEXT",
-        "ALTER TABLE entries ADD COLUMN chapter INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE entries ADD COLUMN place INTEGER",
-        "ALTER TABLE entries ADD COLUMN begins INTEGER NOT NULL DEFAULT 0",
-        """CREATE INDEX entries_thread
-            ON entries (thread, notebook, seq, chapter, place, cell, status, begins)
-            WHERE thread IS NOT NULL""",
-        """CREATE TABLE chapters (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            notebook TEXT,
-            thread TEXT NOT NULL,
-            begun_at REAL NOT NULL
-        )""",
-        "DROP VIEW book",
-        """CREATE VIEW book AS
-            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
-            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
-        "PRAGMA user_version = 4",
-    ],
-    [
-        # The part of a map with which a row went to a provider's Batch API.
-        "ALTER TABLE entries ADD COLUMN part TEXT",
-        "CREATE INDEX entries_part ON entries (part) WHERE part IS NOT NULL",
-        """CREATE INDEX entries_away ON entries (key)
-            WHERE part IS NOT NULL AND status IN ('waiting', 'parked')""",
-        """CREATE TABLE parts (
-            tag TEXT PRIMARY KEY,
-            base_url TEXT NOT NULL,
-            file TEXT,
-            remote TEXT
-        )""",
-        "DROP VIEW book",
-        """CREATE VIEW book AS
-            SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
-            FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
-        "PRAGMA user_version = 5",
-    ],
-    [
-        # What is set aside for requests under way, where a cap is kept for all kernels.
-        """CREATE TABLE asides (
-            id TEXT PRIMARY KEY,
-            owner INTEGER NOT NULL,
-            tokens INTEGER NOT NULL,
-            dollars REAL NOT NULL
-        )""",
-        "ALTER TABLE totals ADD COLUMN unknown INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE totals ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE totals ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0",
-        "PRAGMA user_version = 6",
-    ],
+DAMAGED = "{path} is damaged. To begin a new journal, move it away."
+
+# SQLite's application id: "nbcx".
+APPLICATION_ID = 0x6E626378
+
+# The version that SCHEMA creates. Files of versions 1 to 5 exist on developers' machines only.
+SCHEMA_VERSION = 6
+
+# `batch` and `item` name a map and the row's index in it; `listed` is set for the row of a map that
+# stands for all of them in a list; `part` is a batch job; `place` is a turn's number in its
+# chapter. The salt makes the keys useless outside of this file.
+SCHEMA = [
+    """CREATE TABLE entries (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL,
+        owner INTEGER,
+        notebook TEXT,
+        cell TEXT,
+        variable TEXT,
+        key BLOB,
+        added_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        resume_at REAL,
+        limits TEXT,
+        error TEXT,
+        response_id TEXT,
+        sequence INTEGER,
+        request TEXT NOT NULL,
+        reply TEXT,
+        text TEXT NOT NULL DEFAULT '',
+        batch TEXT,
+        item INTEGER,
+        listed INTEGER NOT NULL DEFAULT 1,
+        thread TEXT,
+        chapter INTEGER NOT NULL DEFAULT 0,
+        place INTEGER,
+        begins INTEGER NOT NULL DEFAULT 0,
+        part TEXT
+    )""",
+    """CREATE INDEX entries_open ON entries (status, seq)
+        WHERE status IN ('pending', 'running', 'waiting', 'parked')""",
+    """CREATE INDEX entries_answered ON entries (key)
+        WHERE status = 'done' AND key IS NOT NULL""",
+    "CREATE INDEX entries_age ON entries (added_at)",
+    "CREATE INDEX entries_notebook ON entries (notebook)",
+    "CREATE INDEX entries_listed ON entries (seq) WHERE listed = 1",
+    """CREATE INDEX entries_batch ON entries (batch, status, owner, item)
+        WHERE batch IS NOT NULL""",
+    """CREATE INDEX entries_thread
+        ON entries (thread, notebook, seq, chapter, place, cell, status, begins)
+        WHERE thread IS NOT NULL""",
+    "CREATE INDEX entries_part ON entries (part) WHERE part IS NOT NULL",
+    """CREATE INDEX entries_away ON entries (key)
+        WHERE part IS NOT NULL AND status IN ('waiting', 'parked')""",
+    """CREATE TABLE owners (
+        id INTEGER PRIMARY KEY,
+        host TEXT NOT NULL,
+        boot TEXT NOT NULL,
+        space TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        beat_at REAL NOT NULL,
+        beat_now REAL NOT NULL
+    )""",
+    """CREATE VIEW book AS
+        SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+        FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
+    """CREATE TABLE chapters (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        notebook TEXT,
+        thread TEXT NOT NULL,
+        begun_at REAL NOT NULL
+    )""",
+    "CREATE TABLE parts (tag TEXT PRIMARY KEY, base_url TEXT NOT NULL, file TEXT, remote TEXT)",
+    """CREATE TABLE totals (
+        requests INTEGER NOT NULL DEFAULT 0,
+        answers INTEGER NOT NULL DEFAULT 0,
+        input_tokens INTEGER NOT NULL DEFAULT 0,
+        cached_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0,
+        reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+        cost REAL NOT NULL DEFAULT 0,
+        waited REAL NOT NULL DEFAULT 0,
+        unknown INTEGER NOT NULL DEFAULT 0,
+        unpriced INTEGER NOT NULL DEFAULT 0,
+        estimated INTEGER NOT NULL DEFAULT 0
+    )""",
+    "INSERT INTO totals DEFAULT VALUES",
+    "CREATE TABLE spending (day TEXT PRIMARY KEY, tokens INTEGER NOT NULL, dollars REAL NOT NULL)",
+    "CREATE TABLE budget (text TEXT NOT NULL)",
+    # What running requests may come to, where a budget holds for all kernels.
+    """CREATE TABLE asides (
+        id TEXT PRIMARY KEY,
+        owner INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        dollars REAL NOT NULL
+    )""",
+    "CREATE TABLE salt (value BLOB NOT NULL)",
+    "INSERT INTO salt VALUES (randomblob(32))",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
 ]
 
+# What was released is never edited: each change is one more list of statements at the end, the
+# last of which sets `user_version`.
+MIGRATIONS: list[list[str]] = []
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file up to date; of several processes that try at once, one does it.
+# Memory numbers its entries and chapters beyond those of the file that it stands in for. So a
+# number from before the file failed never names another entry in memory, and entries keep their
+# numbers when they return to the file.
+MEMORY_FIRST_NUMBER = 2**40
+
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_NO_SHARED_MEMORY_CODES = {
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+}
+
+
+class UnusableFileError(Exception):
+    """The journal's file cannot be used; says why, in a sentence for the user.
+
+    Attributes
+    ----------
+    is_permanent : bool
+        Whether it is pointless to try the file again within this process.
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
+        super().__init__(message)
+        self.is_permanent = is_permanent
+
+
+def open_file(folder: Path, *, patience: float) -> Connection:
+    """Return a connection to the journal in `folder`, which is created if there is none.
+
+    Waits at most `patience` seconds for other processes that keep the file locked.
 
     Raises
     ------
-    UnusableError
-        If a newer nbcodex wrote the file, or another program.
+    UnusableFileError, sqlite3.Error, OSError
+        If the folder or the file cannot be used.
     """
-    with _transaction(connection, "BEGIN"):  # of one moment: another process may be at it
-        pending = _pending(connection)
+    path = prepare(folder)
+    network = paths.on_network(folder)
+    connection = _connect(str(path), patience=patience)
+    try:
+        # SQLite does not call its own busy handler while the mode of a new file changes.
+        wait_for_lock(lambda: _choose_journal_mode(connection, network=network), patience=patience)
+        wait_for_lock(lambda: _check_length(connection, path), patience=patience)
+        wait_for_lock(lambda: migrate(connection), patience=patience)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_memory(*, after: int = 0) -> Connection:
+    """Return a connection to a new journal in memory, whose numbers are larger than `after`."""
+    connection = _connect(":memory:", patience=0.0)
+    migrate(connection)
+    # Several kernels may fall back at once, and return to one file: each begins elsewhere.
+    first = max(after, MEMORY_FIRST_NUMBER) + ((1 + secrets.randbits(20)) << 20)
+    connection.executemany(
+        "INSERT INTO sqlite_sequence VALUES (?, ?)", [("entries", first), ("chapters", first)]
+    )
+    return connection
+
+
+def prepare(folder: Path) -> Path:
+    """Return the journal's path in `folder`; both exist, and only the user can read them.
+
+    Raises
+    ------
+    UnusableFileError
+        If another user owns the folder or the file, or can write to the folder.
+    OSError
+        If it cannot be created.
+    """
+    try:
+        return paths.prepare(folder, JOURNAL_FILENAME)
+    except paths.UnsafePathError as error:
+        raise UnusableFileError(str(error)) from None
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables up to date; of several processes that try at once, one does it.
+
+    Raises
+    ------
+    UnusableFileError
+        If another program wrote the file, or another version of this one.
+    """
+    with _transaction(connection, "BEGIN"):  # one state, even while another process migrates
+        pending = _pending_statements(connection)
     if pending:
         with _transaction(connection, "BEGIN IMMEDIATE"):
-            for statement in [s for step in _pending(connection) for s in step]:
+            for statement in _pending_statements(connection):
                 connection.execute(statement)
 
 
+def may_have_unfinished(path: Path, notebook: str) -> bool:
+    """Return whether a notebook may have parked or abandoned requests in the file at `path`.
+
+    Runs whenever the extension is loaded, so it opens the file without checks. True if the file
+    cannot be read: the journal itself then says why.
+    """
+    if not path.exists():
+        return False
+    # The condition has to repeat that of the index `entries_open` to the letter to use it.
+    query = """SELECT 1 FROM entries
+        WHERE status IN ('pending', 'running', 'waiting', 'parked') AND notebook = ? LIMIT 1"""
+    try:
+        with closing(sqlite3.connect(path, timeout=0.05)) as connection:
+            connection.execute("PRAGMA query_only = 1")
+            return connection.execute(query, (notebook,)).fetchone() is not None
+    except (sqlite3.Error, UnicodeDecodeError):  # of a table's name, in a damaged file
+        return True
+
+
+def wait_for_lock(step: Callable[[], ResultT], *, patience: float) -> ResultT:
+    """Return what `step` returns; call it again while another process keeps the file locked."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if primary_code(error) not in _BUSY_CODES or time.monotonic() >= deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter, not cryptography
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code (the low byte of an extended one)."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _connect(target: str, *, patience: float) -> Connection:
+    connection = sqlite3.connect(target, timeout=patience, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    # A function of SQL, because a query of its own for the salt costs more than the hash.
+    connection.create_function("salted", 2, _salted, deterministic=True)
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    connection.execute("PRAGMA secure_delete = ON")  # `forget` overwrites with zeros
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _salted(key: bytes | None, salt: bytes) -> bytes | None:
+    if key is None:
+        return None
+    return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
+
+
+def _choose_journal_mode(connection: Connection, *, network: bool) -> None:
+    # A write-ahead log needs memory that all processes share (https://sqlite.org/wal.html).
+    if network:
+        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        return
+    try:
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    except sqlite3.OperationalError as error:
+        if primary_code(error) not in _NO_SHARED_MEMORY_CODES:
+            raise
+        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+
+
+def _check_length(connection: Connection, path: Path) -> None:
+    """Refuse a file that lost its end: SQLite would read the missing part as zeros."""
+    log = path.with_name(path.name + "-wal")
+
+    def has_log() -> bool:
+        return log.exists() and log.stat().st_size > 0
+
+    if not has_log():
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        # Pages that another process has added meanwhile are in its log only.
+        if path.stat().st_size < pages * size and not has_log():
+            raise UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
+
+
 @contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+def _transaction(connection: Connection, begin: str) -> Iterator[None]:
     connection.execute(begin)
     try:
         yield
@@ -175,35 +321,25 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-def _pending(connection: sqlite3.Connection) -> list[list[str]]:
-    """Return the migrations that the file still lacks."""
+def _pending_statements(connection: Connection) -> list[str]:
+    """Return the statements that bring the file up to date."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    if version > len(MIGRATIONS) and application == APPLICATION:
-        raise UnusableFileError(
-            "The journal was written by a newer nbcodex: update this one.", lasting=True
-        )
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if application != APPLICATION and (version or application or tables):
-        raise UnusableFileError("The journal's file belongs to another program.", lasting=True)
-    return MIGRATIONS[max(version, 0) :]
-
-
-_UNDER_WAY = """SELECT 1 FROM entries
-WHERE status IN ('pending', 'running', 'waiting', 'parked') AND notebook = ? LIMIT 1"""
-"""The condition of the partial index `entries_open`, to the letter."""
-
-
-def may_have_unfinished(path: Path, notebook: str) -> bool:
-    """Return whether a notebook may have parked or abandoned requests in the file at `path`.
-
-    True if that cannot be told: whoever opens the journal properly will say why.
-    """
-    if not path.exists():
-        return False
-    try:
-        with closing(sqlite3.connect(path, timeout=0.05)) as connection:
-            connection.execute("PRAGMA query_only = 1")
-            return connection.execute(_UNDER_WAY, (notebook,)).fetchone() is not None
-    except (sqlite3.Error, UnicodeDecodeError):  # names of tables that are no text any more
-        return True
+    if application != APPLICATION_ID:
+        if version or application or tables:
+            raise UnusableFileError(
+                "The journal's file belongs to another program.", is_permanent=True
+            )
+        return [*SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
+    if version > SCHEMA_VERSION + len(MIGRATIONS):
+        raise UnusableFileError(
+            "The journal was written by a newer nbcodex: update this one.", is_permanent=True
+        )
+    if version < SCHEMA_VERSION:
+        raise UnusableFileError(
+            "The journal was written by an nbcodex from before its first release. "
+            "To begin a new journal, move its file away.",
+            is_permanent=True,
+        )
+    return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]

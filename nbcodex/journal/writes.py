@@ -1,7 +1,7 @@
-"""What is written to a journal, each as one function on a connection within a transaction.
+"""What is written to a journal, each change as one function on a connection in a transaction.
 
-Owns every change of an entry, and who may make it: its owner, and whoever brings an answer where
-there is none yet. Must not know threads, files or loops.
+Owns who may change an entry: its owner, and any kernel that brings an answer while there is none.
+Knows nothing of threads, files or loops.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from datetime import date
 
 from nbcodex.journal import spending
 from nbcodex.journal.codec import counted, encode, finite, may_be_claimed, storable, whole
-from nbcodex.journal.conversations import join, without_words
+from nbcodex.journal.conversations import name_turns, set_position
 from nbcodex.journal.owner import Owner
-from nbcodex.journal.reads import abandoned
+from nbcodex.journal.reads import is_abandoned
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import Clock
 
 Connection = sqlite3.Connection
 
-
+# Of a map, the row that is inserted first is listed, and stands for all of them.
 _INSERT = """INSERT INTO entries
     (id, status, attempts, owner, notebook, cell, variable, key, added_at, updated_at, request,
     batch, item, listed)
@@ -32,10 +32,11 @@ _INSERT = """INSERT INTO entries
     ON CONFLICT (id) DO NOTHING"""
 
 
-def beat(connection: Connection, owner: Owner, *, clock: Clock) -> None:
-    """Write that `owner` lives."""
+def heartbeat(connection: Connection, owner: Owner, *, clock: Clock) -> None:
+    """Write a sign of life of `owner`."""
     connection.execute(
-        """INSERT INTO owners VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, beat_now = excluded.beat_now""",
         (
             owner.id,
@@ -56,17 +57,18 @@ def insert(
     *,
     owner: Owner,
     at: float,
-    notebook: str | None,
-    cell: str | None,
-    variable: str | None,
     key: bytes | None,
+    notebook: str | None = None,
+    cell: str | None = None,
+    variable: str | None = None,
     attempt: int | None = None,
 ) -> None:
-    """Add a request as `pending`, or as `running` where an attempt is about to be sent.
+    """Insert a request as `pending`, or as `running` if an attempt is about to be sent.
 
-    The same one again changes nothing.
+    Inserting it again changes nothing.
     """
     id_, origin = storable(request.id), request.origin
+    stored = replace(request, turns=name_turns(connection, request.turns))
     values = {
         "id": id_,
         "status": "pending" if attempt is None else "running",
@@ -77,7 +79,7 @@ def insert(
         "variable": storable(variable),
         "key": key,
         "at": at,
-        "request": encode(without_words(connection, request)),
+        "request": encode(stored if request.turns else request),
         "batch": storable(origin.map_id),
         "item": origin.row_index,
     }
@@ -85,72 +87,77 @@ def insert(
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
         if row["owner"] == owner.id:
             return
-        # Ids are random: should two processes draw the same, the older entry steps aside.
+        # Ids are random: if two processes draw the same one, the older entry is renamed.
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
         connection.execute(_INSERT, values)
     if request.thread is not None:
-        join(connection, request)
+        set_position(connection, request)
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
-def enter(connection: Connection, request: Request, *, owner: Owner, at: float, key: bytes) -> None:
-    """Add a row of a map as `pending`; the same one again changes nothing."""
-    where = request.origin
+def insert_row(
+    connection: Connection, request: Request, *, owner: Owner, at: float, key: bytes
+) -> None:
+    """Insert a row of a map as `pending`, with the place that its request names."""
+    origin = request.origin
     insert(
         connection,
         request,
         owner=owner,
         at=at,
-        notebook=where.notebook,
-        cell=where.cell,
-        variable=where.variable,
         key=key,
+        notebook=origin.notebook,
+        cell=origin.cell,
+        variable=origin.variable,
     )
 
 
-def shelve(
+def insert_parked(
     connection: Connection,
     requests: Iterable[tuple[Request, bytes]],
     *,
     owner: Owner,
     at: float,
 ) -> None:
-    """Add requests as `parked` that were never begun, each with its key."""
+    """Insert rows of a map as `parked` that were never started, each with its key."""
     for request, key in requests:
-        enter(connection, request, owner=owner, at=at, key=key)
+        insert_row(connection, request, owner=owner, at=at, key=key)
         connection.execute(
             "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
             (storable(request.id),),
         )
 
 
-def begin(
+def start_attempt(
     connection: Connection,
     id_: str,
     *,
     owner: Owner,
     at: float,
     attempt: int,
-    picks_up: bool = False,
+    continues: bool = False,
 ) -> None:
-    """Note that an attempt is about to be sent; unless it picks an answer up, it asks for one."""
+    """Note that an attempt is about to be sent.
+
+    Unless it continues a durable response, it asks for a new one, whose id is not known yet.
+    """
     connection.execute(
         """UPDATE entries SET status = 'running', attempts = :attempt, resume_at = NULL,
         limits = NULL, updated_at = :at,
-        response_id = CASE WHEN :picks_up THEN response_id END,
-        sequence = CASE WHEN :picks_up THEN sequence END
+        response_id = CASE WHEN :continues THEN response_id END,
+        sequence = CASE WHEN :continues THEN sequence END
         WHERE id = :id AND owner = :owner""",
         {
             "attempt": whole(attempt),
             "at": at,
-            "picks_up": picks_up,
+            "continues": continues,
             "id": storable(id_),
             "owner": owner.id,
         },
     )
 
 
-def wait(
+def record_wait(
     connection: Connection,
     id_: str,
     *,
@@ -160,7 +167,7 @@ def wait(
     limit: Limit | None,
     notes: tuple[str, ...] = (),
 ) -> None:
-    """Note that the request waits for `resume_at`, and what for."""
+    """Note that the request waits until `resume_at`, and for which limit."""
     connection.execute(
         """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?,
         reply = coalesce(?, reply) WHERE id = ? AND owner = ?""",
@@ -175,7 +182,7 @@ def wait(
     )
 
 
-def keep(
+def update_text(
     connection: Connection,
     id_: str,
     *,
@@ -184,28 +191,27 @@ def keep(
     text: str,
     sequence: int | None,
 ) -> None:
-    """Replace the text so far, and the event that it reaches to."""
+    """Replace the text so far, and the last event of a durable response that is in it."""
+    position = None if sequence is None else whole(sequence)
     connection.execute(
         """UPDATE entries SET text = ?, sequence = coalesce(?, sequence), updated_at = ?
         WHERE id = ? AND owner = ?""",
-        (storable(text), _position(sequence), at, storable(id_), owner.id),
+        (storable(text), position, at, storable(id_), owner.id),
     )
 
 
-def remember(
+def set_response_id(
     connection: Connection,
     id_: str,
     *,
     owner: Owner,
     at: float,
     response_id: str,
-    sequence: int | None,
 ) -> None:
-    """Note the durable response that carries the answer."""
+    """Note which durable response carries the answer."""
     connection.execute(
-        """UPDATE entries SET response_id = ?, sequence = coalesce(?, sequence), updated_at = ?
-        WHERE id = ? AND owner = ?""",
-        (storable(response_id), _position(sequence), at, storable(id_), owner.id),
+        """UPDATE entries SET response_id = ?, updated_at = ? WHERE id = ? AND owner = ?""",
+        (storable(response_id), at, storable(id_), owner.id),
     )
 
 
@@ -218,14 +224,14 @@ def finish(
     reply: Reply,
     error: str | None,
     resume_at: float | None,
-    otherwise: SpendAmount | None = None,
+    assumed: SpendAmount | None = None,
 ) -> None:
-    """Write what came of the request, and count what it used: `otherwise`, where nobody knows.
+    """Write the ending of a request, and count what it used: `assumed`, if the reply lacks that.
 
-    An answer is kept even if another kernel has claimed the entry meanwhile, unless that one was
-    faster; anything less is then the new owner's to say. Whoever resumes a request and ends without
-    a word, leaves the text that an earlier kernel kept.
+    An answer is stored even if another kernel has claimed the entry meanwhile, unless that kernel
+    has answered it; any other ending is then for the new owner to write.
     """
+    # A resumed request that ends without text leaves the text that an earlier kernel has stored.
     connection.execute(
         """UPDATE entries SET status = :status, reply = :reply, error = :error,
         text = CASE WHEN :text = '' AND :status <> 'done' THEN text ELSE :text END,
@@ -243,19 +249,17 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
-    aside = spending.release(connection, storable(id_)) or SpendAmount()
+    reserved = spending.release(connection, storable(id_)) or SpendAmount()
     if reply.attempts and not (reply.simulated or reply.reused):
         count(connection, counted(reply))
-        spent = SpendAmount.of_reply(reply, assumed=aside if otherwise is None else otherwise)
-        spending.spend(connection, spent, day=date.fromtimestamp(at).isoformat())
+        amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
+        spending.spend(connection, amount, day=date.fromtimestamp(at).isoformat())
 
 
-def keep_what_the_end_stopped(
-    connection: Connection, *, owner: Owner, at: float, within: float
-) -> None:
+def park_interrupted(connection: Connection, *, owner: Owner, at: float, within: float) -> None:
     """Park what was interrupted in the last `within` seconds of its process.
 
-    A restart interrupts the kernel before it ends it: nobody pressed Stop.
+    A restart interrupts the kernel before it ends it, without the user having pressed Stop.
     """
     connection.execute(
         """UPDATE entries SET status = 'parked', updated_at = ?
@@ -265,14 +269,14 @@ def keep_what_the_end_stopped(
 
 
 def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:
-    """Take over an entry that is resumable; of several who would, one succeeds."""
+    """Take over an entry that is resumable; of several kernels that try, one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
     if row is None or not (
         may_be_claimed(row["status"], of_map=row["batch"] is not None)
-        or abandoned(row, here=owner, clock=clock, known={})
+        or is_abandoned(row, here=owner, clock=clock, known={})
     ):
         return False
-    # The one statement that decides: it finds the entry as it was judged, or nothing.
+    # This statement decides the race: it changes the entry only as it was read above.
     taken = connection.execute(
         """UPDATE entries SET status = 'running', owner = ?, resume_at = NULL, error = NULL,
         updated_at = ? WHERE id = ? AND status = ? AND owner IS ?""",
@@ -281,16 +285,16 @@ def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: C
     return taken.rowcount == 1
 
 
-def erase(
+def delete(
     connection: Connection,
     *,
     id_: str | None = None,
     batch: str | None = None,
     before: float | None = None,
 ) -> int:
-    """Erase one entry, the rows of a map, what was added before an instant, or all.
+    """Delete one entry, the rows of a map, what was added before an instant, or all.
 
-    Returns how many were erased.
+    Returns how many were deleted.
     """
     if batch is not None:
         return connection.execute("DELETE FROM entries WHERE batch = ?", (batch,)).rowcount
@@ -303,7 +307,7 @@ def erase(
 
 
 def expire(connection: Connection, *, before: float, limit: int) -> int:
-    """Erase a few of the entries that nothing has touched since `before`; return how many."""
+    """Delete some of the entries that were last changed before `before`; return how many."""
     connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
     return connection.execute(
         """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries
@@ -335,7 +339,3 @@ def count(connection: Connection, more: UsageTotals, *, requests: int = 0) -> No
             more.estimated,
         ),
     )
-
-
-def _position(sequence: int | None) -> int | None:
-    return None if sequence is None else whole(sequence)

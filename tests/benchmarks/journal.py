@@ -178,7 +178,7 @@ for name in ("insert", "start_attempt", "record_wait", "update_text", "finish", 
 
 def share(way, prompt):
     (journal,) = current()._journals.values()
-    writer = time.pthread_getcpuclockid(journal._writer._thread.ident)
+    writer = time.pthread_getcpuclockid(journal._worker._thread.ident)
     whole, kept, Timed.spent = time.process_time(), time.clock_gettime(writer), 0.0
     way(prompt)
     whole, kept = time.process_time() - whole, time.clock_gettime(writer) - kept
@@ -239,7 +239,7 @@ def fill(folder: Path, rows: int) -> None:
             ),
         )
 
-    journal._writer.ask(work, default=None)
+    journal._worker.call(work, default=None)
     if journal.problem:
         raise RuntimeError(journal.problem)
     journal.close()

@@ -96,7 +96,7 @@ def added(journal: Journal, *, status: str | None = None, text: str = "", **wher
 
 def fall_silent(journal: Journal) -> None:
     """Stop the heart of `journal`, as a frozen machine does."""
-    journal._upkeep.due = lambda: None  # type: ignore[method-assign]
+    journal._maintenance.due_in = lambda: None  # type: ignore[method-assign]
 
 
 PRELUDE = """

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nbcodex.errors import EntryError
-from nbcodex.journal import schema
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Origin, Reply, Request
 from nbcodex.settings import JOURNAL_FILENAME
 
-from .conftest import HandClock, added, run
+from .conftest import added, run
 
 Open = Callable[..., Journal]
 
@@ -102,26 +100,6 @@ def test_a_row_key_tells_equal_requests_apart() -> None:
     one, two = (Request(prompt="a joke", row=name) for name in ("1", "2"))
     assert key(one) != key(two)
     assert key(one) == key(Request(prompt="a joke", row="1"))
-
-
-def test_a_journal_of_the_first_version_is_brought_up_to_date(
-    folder: Path, open_journal: Open, clock: HandClock
-) -> None:
-    """Entries that were written before there were maps are still listed and found."""
-    folder.mkdir(mode=0o700)
-    old = sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)
-    for statement in schema.MIGRATIONS[0]:
-        old.execute(statement)
-    old.execute(
-        """INSERT INTO entries (id, status, added_at, updated_at, request) VALUES
-        ('abc', 'parked', ?1, ?1, '{"__record__": "Request", "prompt": "old"}')""",
-        (clock.wall(),),
-    )
-    old.close()
-    journal = open_journal()
-    assert [entry.request.prompt for entry in journal.recent_entries()] == ["old"]
-    add(journal, row(0))
-    assert len(journal.recent_entries()) == 2
 
 
 def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.reads import _OPEN, OtherKernels
+from nbcodex.journal.reads import OTHER_KERNELS_QUERY, OtherKernels
 from tests.journal.conftest import HandClock, added, fall_silent, run
 
 Open = Callable[..., Journal]
@@ -41,8 +41,10 @@ def test_kernels_that_are_gone_do_not_count(
 
 def test_nothing_is_scanned(journal: Journal) -> None:
     """The look goes by the index of what is open, however long the journal is."""
-    plan = journal._writer.ask(
-        lambda connection: connection.execute(f"EXPLAIN QUERY PLAN {_OPEN}", (0,)).fetchall(),
+    plan = journal._worker.call(
+        lambda connection: connection.execute(
+            f"EXPLAIN QUERY PLAN {OTHER_KERNELS_QUERY}", (0,)
+        ).fetchall(),
         default=[],
     )
     told = [row[3] for row in plan]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.journal import RETENTION, Journal
+from nbcodex.journal.journal import RETENTION_S, Journal
 from nbcodex.models import DAY, Reply
-from nbcodex.settings import JOURNAL_FILENAME
+from nbcodex.settings import JOURNAL_FILENAME, Settings
 
 from .conftest import HandClock, added, request, run
 
@@ -53,6 +54,30 @@ def test_what_is_forgotten_is_in_no_file(
     assert erased == (2 if what == "all" else 1)
     assert SECRET.encode() not in everything(folder)
     assert [e.id for e in journal.recent_entries()] == ([] if what == "all" else [kept.id])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deleting_all_leaves_no_word_while_the_journal_is_off(folder: Path, seed: int) -> None:
+    """With `journal=False` new requests stay in memory; those on disk are deleted all the same."""
+    dice, words = random.Random(seed), []
+    on_disk = Journal(folder)
+    for number in range(150):
+        word = f"secret-{seed}-{number}-{dice.getrandbits(60):x}"
+        words.append(word.encode())
+        asked = request(word * dice.randrange(1, 60), thread=dice.choice([None, "main"]))
+        run(on_disk.insert(asked, notebook="n"))
+        for length in range(dice.randrange(4)):
+            run(on_disk.update_text(asked.id, word * 40 * length))
+        status = dice.choice(["done", "parked", "failed"])
+        text = word * dice.randrange(300)
+        run(on_disk.finish(asked.id, Reply(id=asked.id, text=text, status=status), error=word))
+    on_disk.close()
+    settings = Settings(home=folder, journal=False)
+    journal = Journal.from_settings(settings)
+    assert run(journal.delete()) == 150
+    assert not any(word in everything(folder) for word in words)
+    journal.close()
+    assert not any(word in everything(folder) for word in words)
 
 
 def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
@@ -102,7 +127,7 @@ def test_entries_are_kept_90_days_after_their_last_change(
     clock.pass_(1.5 * DAY)
     later = open_journal()
     later.read_totals()
-    while later._upkeep._expiring:
+    while later._maintenance._is_expiring:
         later.read_totals()
     assert [entry.id for entry in later.recent_entries()] == [parked.id]
     later.read_totals()
@@ -115,7 +140,7 @@ def test_retention_can_be_turned_off(
     """With None everything is kept."""
     added(journal, status="done")
     journal.close()
-    clock.pass_(RETENTION * 10)
+    clock.pass_(RETENTION_S * 10)
     later = open_journal(retention=None)
     later.read_totals()
     assert len(later.recent_entries()) == 1

@@ -11,9 +11,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from nbcodex.journal.diagnosis import UnusableFileError
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.opening import prepare
+from nbcodex.journal.schema import UnusableFileError, prepare
 from nbcodex.runtime.paths import on_network
 from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
@@ -161,10 +160,10 @@ def test_a_network_folder_gets_a_rollback_journal(
     open_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, network: bool, mode_: str
 ) -> None:
     """There the write-ahead log would lose data; everything else works the same."""
-    monkeypatch.setattr("nbcodex.journal.opening.on_network", lambda _: network)
+    monkeypatch.setattr("nbcodex.journal.schema.paths.on_network", lambda _: network)
     journal = open_journal()
     asked = added(journal, status="done", text="kept")
-    found = journal._writer.ask(
+    found = journal._worker.call(
         lambda c: c.execute("PRAGMA journal_mode").fetchone()[0], default=""
     )
     assert found == mode_

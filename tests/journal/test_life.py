@@ -6,17 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from nbcodex.errors import EntryError
-from nbcodex.journal import jobs
 from nbcodex.journal.codec import decode, encode, equality_key
-from nbcodex.journal.jobs import Job, Level
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Limit, Reply, StreamPosition, Usage, UsageTotals
+from nbcodex.runtime import sqlite_worker
 
 from .conftest import HandClock, added, request, run
 
@@ -103,7 +101,7 @@ def test_attempts_and_waits_are_seen(journal: Journal) -> None:
 def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> None:
     """A stream that breaks is taken up at the event at which the kept text ends."""
     asked = added(journal)
-    run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1", 0))
+    run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
     run(
         journal.update_text(asked.id, "Because", sequence=7),
         journal.update_text(asked.id, "Because of"),
@@ -132,7 +130,8 @@ def test_hostile_figures_do_no_harm(journal: Journal) -> None:
     usage = Usage(input_tokens=10**30, output_tokens=-5)
     reply = Reply(id=asked.id, text="\udfff", usage=usage, cost=float("nan"), waited=float("inf"))
     run(
-        journal.set_response_id(asked.id, "\ud800", 10**40),
+        journal.set_response_id(asked.id, "\ud800"),
+        journal.update_text(asked.id, "\ud800", sequence=10**40),
         journal.record_wait(asked.id, float("nan")),
         journal.finish(asked.id, reply, error="\ud800", resume_at=float("inf")),
     )
@@ -361,30 +360,12 @@ def test_many_writes_share_a_commit(journal: Journal) -> None:
     assert commits < 100
 
 
-def test_what_comes_while_a_file_rests_shares_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits between two transactions takes what has come meanwhile."""
-    queue: jobs.Jobs = SimpleQueue()
-    first, second = (Job(lambda _: None, Level.SAFE, None, lambda *_: None) for _ in range(2))
-    queue.put(first)
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: queue.put(second))
-    assert jobs.take(queue, 1.0, not_before=float("inf")) == [first, second]
-
-
-def test_who_reads_waits_for_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only reads is done at once, also while a file rests between two transactions."""
-    queue: jobs.Jobs = SimpleQueue()
-    reading = Job(lambda _: None, Level.READ, None, lambda *_: None)
-    queue.put(reading)
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: pytest.fail("it waited"))
-    assert jobs.take(queue, 1.0, not_before=float("inf")) == [reading]
-
-
 def test_a_request_alone_waits_for_no_other(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where jobs come thick and fast does the file rest before the next."""
     rests: list[float] = []
-    monkeypatch.setattr(jobs.time, "sleep", rests.append)
+    monkeypatch.setattr(sqlite_worker.time, "sleep", rests.append)
     first = request()
     run(journal.insert(first), journal.start_attempt(first.id, 1))
     assert not any(rests)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.owner import Beat, Owner, look, provably_dead, silent
+from nbcodex.journal.owner import Heartbeat, Owner, is_provably_dead, is_silent, read_process
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 
 from .conftest import HandClock, added, fall_silent, output, request, run
@@ -44,28 +44,28 @@ def test_death_is_proven_only_on_the_same_machine(
     owner: Owner, seen: tuple[str, int] | None, dead: bool
 ) -> None:
     """A missing or different process is proof only where pids mean the same."""
-    assert provably_dead(owner, here=HERE, look=lambda _: seen) is dead
+    assert is_provably_dead(owner, here=HERE, read=lambda _: seen) is dead
 
 
 def test_nothing_is_proven_where_we_know_nothing_of_ourselves() -> None:
     """Two processes on a platform that tells nothing look alike; that is no proof."""
     unknown = replace(HERE, boot="", space="")
-    assert not provably_dead(replace(unknown, pid=200), here=unknown, look=lambda _: None)
+    assert not is_provably_dead(replace(unknown, pid=200), here=unknown, read=lambda _: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_real_process_is_seen_to_die() -> None:
     """Alive, dead but unburied, buried: what /proc says of a child of ours."""
     process = subprocess.Popen(["sleep", "60"])
-    seen = look(process.pid)
+    seen = read_process(process.pid)
     assert seen is not None
     owner = replace(Owner.here(), id=2, pid=process.pid, start=seen[1])
-    assert not provably_dead(owner, here=Owner.here())
+    assert not is_provably_dead(owner, here=Owner.here())
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert provably_dead(owner, here=Owner.here())
+    assert is_provably_dead(owner, here=Owner.here())
     process.wait()
-    assert provably_dead(owner, here=Owner.here())
+    assert is_provably_dead(owner, here=Owner.here())
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 86_400.0 * 365])
@@ -73,22 +73,22 @@ def test_a_wall_clock_that_jumps_neither_kills_nor_saves_on_one_boot(
     clock: HandClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    beat = Beat(at=clock.wall(), now=clock.now())
+    beat = Heartbeat(at=clock.wall(), now=clock.now())
     clock.epoch += jump
-    assert not silent(OTHER, beat, here=HERE, clock=clock)
+    assert not is_silent(OTHER, beat, here=HERE, clock=clock)
     clock.boot += 61
-    assert silent(OTHER, beat, here=HERE, clock=clock)
+    assert is_silent(OTHER, beat, here=HERE, clock=clock)
 
 
 def test_between_hosts_the_wall_clock_counts(clock: HandClock) -> None:
     """60 s without a beat; a beat from the future is a sign of life."""
-    far, beat = replace(OTHER, host="g", boot="c"), Beat(at=clock.wall(), now=99.0)
+    far, beat = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), now=99.0)
     clock.epoch += 60
-    assert not silent(far, beat, here=HERE, clock=clock)
+    assert not is_silent(far, beat, here=HERE, clock=clock)
     clock.epoch += 1
-    assert silent(far, beat, here=HERE, clock=clock)
+    assert is_silent(far, beat, here=HERE, clock=clock)
     clock.epoch -= 3600
-    assert not silent(far, beat, here=HERE, clock=clock)
+    assert not is_silent(far, beat, here=HERE, clock=clock)
 
 
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])
@@ -126,9 +126,9 @@ def test_a_heart_beats_while_something_is_under_way(
 def test_an_idle_heart_rests(journal: Journal) -> None:
     """With nothing under way the thread sleeps without an end, and the disk is left alone."""
     asked = added(journal)
-    assert journal._upkeep.due() is not None
+    assert journal._maintenance.due_in() is not None
     run(journal.finish(asked.id, Reply(id=asked.id)))
-    assert journal._upkeep.due() is None
+    assert journal._maintenance.due_in() is None
 
 
 def test_a_sleeping_laptop_does_not_lose_its_own_entries(
@@ -304,5 +304,5 @@ def test_request_ids_need_no_owner_row(journal: Journal, open_journal: Open) -> 
     """An entry whose owner is unknown to the file is abandoned, not lost."""
     asked = request()
     run(journal.insert(asked))
-    journal._writer.ask(lambda c: c.execute("DELETE FROM owners") and None, default=None)
+    journal._worker.call(lambda c: c.execute("DELETE FROM owners") and None, default=None)
     assert open_journal().find_entry(asked.id).abandoned

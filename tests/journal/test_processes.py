@@ -184,7 +184,7 @@ def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
     written = int(output(process)[0])
     journal = open_journal(clock=None)
     assert len(journal.recent_entries(1_000_000)) == written > 0
-    check = journal._writer.ask(
+    check = journal._worker.call(
         lambda c: c.execute("PRAGMA integrity_check").fetchone()[0], default=""
     )
     assert check == "ok"

@@ -241,3 +241,15 @@ def test_what_is_set_aside_follows_what_became_of_it_meanwhile(
         run(journal.finish(ended.id, Reply(id=ended.id, status="cancelled")))
         set_aside(journal, "begun", clock, tokens=4000)
     assert seen(journal, clock).reserved == SpendAmount(tokens=4301)
+
+
+def test_turns_keep_their_order_through_two_outages(journal: Journal, locked: Any) -> None:
+    """Memory numbers its entries beyond those of the file, each time."""
+    asked = ["first"]
+    ask(journal, "first")
+    for number in range(4):
+        with locked():
+            ask(journal, f"meanwhile {number}")
+        ask(journal, f"after {number}")
+        asked += [f"meanwhile {number}", f"after {number}"]
+    assert prompts(said(journal)) == asked

@@ -17,8 +17,7 @@ import pytest
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.opening import wait_for
-from nbcodex.journal.schema import MIGRATIONS, migrate
+from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate, wait_for_lock
 from nbcodex.models import Reply
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -135,7 +134,7 @@ def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journ
 def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None:
     """The same without root: a limit of pages stands in for the full disk."""
     added(journal)
-    journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
+    journal._worker.call(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
     for _ in range(200):
         added(journal, status="parked", text="x" * 1000)
     assert "is full" in (journal.problem or "")
@@ -230,7 +229,7 @@ def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
     """The file is overwritten under an open journal: what is under way is known all the same."""
     asked = added(journal, notebook="a", variable="answer")
     run(journal.start_attempt(asked.id, 1))
-    journal._writer.ask(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
+    journal._worker.call(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
     run(journal.update_text(asked.id, "half"))
     for name in [JOURNAL_FILENAME, f"{JOURNAL_FILENAME}-wal"]:
         path = folder / name
@@ -264,7 +263,7 @@ def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None
             "request": "UPDATE entries SET request = ? WHERE id = ?",
             "reply": "UPDATE entries SET reply = ? WHERE id = ?",
         }[column]
-        journal._writer.ask(
+        journal._worker.call(
             lambda c, u=update, t=text: [c.execute(u, (t, bad.id))],  # type: ignore[misc]
             default=None,
         )
@@ -277,7 +276,7 @@ def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None
 def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) -> None:
     """It is left alone, byte by byte, and the message says to update."""
     with closing(sqlite3.connect(written)) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + len(MIGRATIONS) + 1}")
     content = written.read_bytes()
     journal = open_journal()
     assert works(journal)
@@ -342,7 +341,7 @@ def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
 ) -> None:
     """While our file failed, our silence let another kernel take over: that is respected."""
     asked = added(journal)
-    journal._writer.ask(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
+    journal._worker.call(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
     while not journal.problem:
         added(journal, status="parked", text="x" * 9000)
     other = open_journal()
@@ -363,10 +362,10 @@ def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> No
         raise ValueError("this job alone is to blame")
 
     async def together() -> None:
-        await asyncio.gather(journal.insert(request()), journal._writer.run(fail, default=None))
+        await asyncio.gather(journal.insert(request()), journal._worker.run(fail, default=None))
 
     asyncio.run(together())
-    beats = journal._writer.ask(
+    beats = journal._worker.call(
         lambda c: c.execute("SELECT count(*) FROM owners").fetchone()[0], default=0
     )
     assert beats == 1
@@ -375,7 +374,7 @@ def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> No
 def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:
     """Bytes that are no UTF-8 cost some characters, not the entry."""
     asked = added(journal, status="done")
-    journal._writer.ask(
+    journal._worker.call(
         lambda c: [c.execute("UPDATE entries SET text = CAST(x'61ff62' AS TEXT)")], default=None
     )
     assert journal.find_entry(asked.id).reply.text == "a\N{REPLACEMENT CHARACTER}b"
@@ -398,7 +397,7 @@ def test_only_a_lock_is_waited_for(code: str, patience: float, tries: int) -> No
         return "done"
 
     with nullcontext() if tries == 3 else pytest.raises(sqlite3.OperationalError, match=code):
-        assert wait_for(step, patience=patience) == "done"
+        assert wait_for_lock(step, patience=patience) == "done"
     assert len(calls) == tries
 
 

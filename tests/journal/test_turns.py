@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbcodex.journal.codec import encode
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.schema import MIGRATIONS
 from nbcodex.models import Origin, Reply, Request, Turn
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -31,30 +26,6 @@ def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> i
 
     asyncio.run(keep())
     return journal.conversations.find_conversation("n", thread).candidates[-1].entry
-
-
-def test_a_file_of_the_first_version_is_brought_up_to_date(
-    folder: Path, open_journal: Open
-) -> None:
-    """Its entries are read, belong to no conversation, and new ones join theirs."""
-    folder.mkdir(mode=0o700)
-    with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as connection:
-        for statement in MIGRATIONS[0]:
-            connection.execute(statement)
-        record = json.loads(encode(Request(prompt="of old", id="0ld")))
-        del record["origin"]["position"], record["turns"], record["thread"]
-        connection.execute(
-            "INSERT INTO entries (id, status, notebook, added_at, updated_at, request, text)"
-            " VALUES ('0ld', 'done', 'n', 1.8e9, 1.8e9, ?, 'an answer')",
-            (json.dumps(record),),
-        )
-    (folder / JOURNAL_FILENAME).chmod(0o600)
-    journal = open_journal()
-    assert journal.find_entry("0ld").request.prompt == "of old"
-    assert journal.conversations.find_conversation("n", "main").candidates == ()
-    entry = said(journal, "of now")
-    assert [turn.prompt for turn in journal.conversations.read_turns([entry])] == ["of now"]
-    assert journal.problem is None
 
 
 def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
@@ -88,7 +59,7 @@ def test_a_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) 
     def damage(connection: Any) -> None:
         connection.execute(update, (text, bad))
 
-    journal._writer.ask(damage, default=None)
+    journal._worker.call(damage, default=None)
     prompts = [turn.prompt for turn in journal.conversations.read_turns([bad, good])]
     assert prompts[-1] == "good"
     assert "bad" not in prompts or column == "reply"

@@ -1,0 +1,272 @@
+"""One thread for one SQLite database: all its statements run there, many to a commit.
+
+Owns the thread, the queue, which jobs share a transaction, and what happens at exit and in a forked
+child. Knows no SQL: what a job does with the connection is the job's affair, and how a group of
+jobs is committed is the database's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol, TypeVar
+
+from nbcodex.runtime import fork_safety
+
+ResultT = TypeVar("ResultT")
+
+MAX_JOBS_PER_COMMIT = 256
+
+# Between two commits while jobs come thick and fast: one commit for all of them saves the disk's
+# work, and keeps this thread from competing with the event loop for the interpreter's lock.
+GROUP_INTERVAL_S = 0.008
+
+# When nothing came during such an interval, no further one is waited for this long: a caller that
+# writes one thing after another would otherwise wait each time.
+INTERVAL_PAUSE_S = 0.25
+
+CLOSE_TIMEOUT_S = 30.0
+
+# A fork waits no longer than this; it takes longer only if another process keeps the file locked.
+FORK_TIMEOUT_S = 2.0
+
+
+class Level(IntEnum):
+    """What a job needs. Of several jobs in one transaction the highest level counts."""
+
+    READ = 0
+    WRITE = 1  # survives the end of the process
+    SAFE = 2  # survives a power failure as well
+    ALONE = 3  # runs by itself, outside of a transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A function to run on the worker thread, and the receiver of its result or error."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    level: Level
+    default: Any
+    resolve: Callable[[Any, Exception | None], None]
+
+
+# Jobs in order; None stops the thread that reads this queue.
+JobQueue = queue.SimpleQueue[Job | None]
+
+
+class WorkerDatabase(Protocol):
+    """What a worker needs of its database. All of it is called on the worker thread."""
+
+    @property
+    def groups_commits(self) -> bool:
+        """Whether a commit is expensive enough to wait for more jobs."""
+
+    def perform(self, jobs: list[Job]) -> None:
+        """Run jobs in one transaction and resolve each of them; never raises."""
+
+    def maintain(self) -> float | None:
+        """Do what is due between jobs; return seconds until the next call, None for never."""
+
+    def disconnect(self) -> None:
+        """Close the connection; the next job opens another."""
+
+    def abandon(self) -> None:
+        """In a forked child: give up the parent's connection without closing it."""
+
+
+class SqliteWorker:
+    """The thread of a database; it starts when it is first needed.
+
+    Parameters
+    ----------
+    database : WorkerDatabase
+        Runs the jobs.
+    name : str
+        The thread's name.
+    """
+
+    def __init__(self, database: WorkerDatabase, *, name: str) -> None:
+        self._database, self._name = database, name
+        self._reset()
+        _workers.add(self)
+        fork_safety.attend(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._jobs: JobQueue = queue.SimpleQueue()
+        self._in_sqlite = threading.Lock()
+        self._outcomes: dict[asyncio.AbstractEventLoop, list[tuple[Any, ...]]] = {}
+
+    async def run(
+        self,
+        work: Callable[[sqlite3.Connection], ResultT],
+        *,
+        level: Level = Level.WRITE,
+        default: ResultT,
+    ) -> ResultT:
+        """Run `work` and return its result once it is committed.
+
+        It runs even if the waiting task is cancelled, and before any job that is submitted later.
+        Where the database fails, this returns `default`; only errors of this package are raised.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ResultT] = loop.create_future()
+
+        def resolve(result: ResultT, error: Exception | None) -> None:
+            self._outcomes.setdefault(loop, []).append((future, result, error))
+
+        if not self._submit(Job(work, level, default, resolve)):
+            return default
+        return await future
+
+    def post(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Run `work` in its turn, without waiting for it."""
+        self._submit(Job(work, Level.WRITE, None, lambda *_: None))
+
+    def call(
+        self,
+        work: Callable[[sqlite3.Connection], ResultT],
+        *,
+        default: ResultT,
+        level: Level = Level.READ,
+    ) -> ResultT:
+        """Run `work` while the calling thread waits; needs no event loop."""
+        future: Future[ResultT] = Future()
+        job = Job(work, level, default, lambda *outcome: _set_outcome(future, *outcome))
+        return future.result() if self._submit(job) else default
+
+    def close(self) -> None:
+        """Finish the submitted jobs and close the connection. A later job opens it again."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._jobs.put(None)
+            self._jobs = queue.SimpleQueue()
+        if thread is not None:
+            thread.join(CLOSE_TIMEOUT_S)
+
+    # For `fork_safety`: SQLite's own mutexes must not be held by this thread at the fork, because
+    # nothing would ever release them in the child.
+
+    def pause(self) -> bool:
+        """Before a fork: keep the thread out of SQLite; return whether that succeeded."""
+        return self._in_sqlite.acquire(timeout=FORK_TIMEOUT_S)
+
+    def go_on(self) -> None:
+        """After a fork, in the parent: end a `pause` that succeeded."""
+        self._in_sqlite.release()
+
+    def forsake(self) -> None:
+        """In a forked child: leave the connection to the parent, and start anew when used."""
+        self._database.abandon()
+        self._reset()
+
+    def _submit(self, job: Job) -> bool:
+        """Put a job into the queue; False if no thread can be started any more."""
+        with self._lock:
+            if self._thread is None and not self._start():
+                return False
+            self._jobs.put(job)
+        return True
+
+    def _start(self) -> bool:
+        thread = threading.Thread(
+            target=self._serve, args=(self._jobs,), name=self._name, daemon=True
+        )
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+            thread.start()
+            self._thread = thread
+        return self._thread is not None
+
+    def _serve(self, jobs: JobQueue) -> None:
+        wait: float | None = None
+        not_before = ended_at = paused_until = 0.0
+        while True:
+            taken = take_jobs(jobs, wait, not_before=not_before)
+            began_at = time.monotonic()
+            if len(taken) == 1 and not_before <= began_at < not_before + GROUP_INTERVAL_S / 4:
+                # The interval was waited for, and no second job came in it.
+                paused_until = began_at + INTERVAL_PAUSE_S
+            back_to_back = paused_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
+            with self._in_sqlite:
+                for group in split_into_transactions([job for job in taken if job is not None]):
+                    self._database.perform(group)
+                    self._deliver()
+                if None in taken:
+                    return self._database.disconnect()
+                wait = self._database.maintain()
+            ended_at = time.monotonic()
+            busy = len(taken) > 1 or back_to_back
+            groups = busy and self._database.groups_commits
+            not_before = ended_at + GROUP_INTERVAL_S if groups else 0.0
+
+    def _deliver(self) -> None:
+        """Hand each loop the outcomes of its jobs, with one wake-up for all of them."""
+        outcomes, self._outcomes = self._outcomes, {}
+        for loop, of_loop in outcomes.items():
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(_set_outcomes, of_loop)
+
+
+def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job | None]:
+    """Return the jobs in the queue, after at most `wait` seconds.
+
+    Before the instant `not_before` (of `time.monotonic`) no write is begun, so that more of them
+    share a transaction. A read never waits, and takes the jobs behind it along.
+    """
+    taken: list[Job | None] = []
+    with contextlib.suppress(queue.Empty):
+        taken.append(first := jobs.get(timeout=wait))
+        is_write = first is not None and first.level is not Level.READ
+        if is_write and (rest := not_before - time.monotonic()) > 0:
+            time.sleep(rest)
+        while taken[-1] is not None and len(taken) < MAX_JOBS_PER_COMMIT:
+            taken.append(jobs.get_nowait())
+    return taken
+
+
+def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
+    """Return the jobs in order, grouped by the transaction that they share."""
+    groups: list[list[Job]] = []
+    for job in jobs:
+        alone = job.level is Level.ALONE
+        if not groups or alone or groups[-1][-1].level is Level.ALONE:
+            groups.append([])
+        groups[-1].append(job)
+    return groups
+
+
+def _set_outcomes(outcomes: list[tuple[Any, ...]]) -> None:
+    for outcome in outcomes:
+        _set_outcome(*outcome)
+
+
+def _set_outcome(future: Any, result: Any, error: Exception | None) -> None:
+    """Resolve a future, of asyncio or of a thread, unless it was cancelled meanwhile."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+_workers: weakref.WeakSet[SqliteWorker] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for worker in list(_workers):
+        worker.close()
+
+
+atexit.register(_close_all)

@@ -1,0 +1,45 @@
+"""How jobs are taken from the queue, and which of them share a transaction."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+
+import pytest
+
+from nbcodex.runtime import sqlite_worker
+from nbcodex.runtime.sqlite_worker import (
+    Job,
+    JobQueue,
+    Level,
+    split_into_transactions,
+    take_jobs,
+)
+
+
+def job(level: Level) -> Job:
+    return Job(lambda _: None, level, None, lambda *_: None)
+
+
+def test_jobs_that_arrive_before_the_next_commit_share_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write that waits for the next commit takes what has arrived meanwhile."""
+    jobs: JobQueue = SimpleQueue()
+    first, second = job(Level.SAFE), job(Level.SAFE)
+    jobs.put(first)
+    monkeypatch.setattr(sqlite_worker.time, "sleep", lambda _: jobs.put(second))
+    assert take_jobs(jobs, 1.0, not_before=float("inf")) == [first, second]
+
+
+def test_a_read_does_not_wait_for_the_next_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: JobQueue = SimpleQueue()
+    read = job(Level.READ)
+    jobs.put(read)
+    monkeypatch.setattr(sqlite_worker.time, "sleep", lambda _: pytest.fail("it waited"))
+    assert take_jobs(jobs, 1.0, not_before=float("inf")) == [read]
+
+
+def test_a_job_outside_of_transactions_shares_none() -> None:
+    first, second, alone, last = map(job, [Level.READ, Level.SAFE, Level.ALONE, Level.WRITE])
+    groups = split_into_transactions([first, second, alone, last])
+    assert groups == [[first, second], [alone], [last]]
