@@ -1,6 +1,6 @@
-"""What a request has used, in words: tokens, cost, time and tries, on one line.
+"""The line of figures below an answer: model, tokens, cost, time and attempts.
 
-Nothing unknown is ever shown as zero, and every estimate carries a ``~``.
+Nothing unknown is shown as zero, and every estimate has a ``~``.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ MIN_SHOWN_S = 0.05  # shorter times are left out of the line
 
 
 def figures_line(reply: Reply) -> str:
-    """Return the line under an answer, as plain text.
+    """Return the line below an answer, as plain text.
 
-    The model's name in it comes from the server: escape the line for whatever renders it.
+    The model's name in it comes from the server: escape the line for the format it is put into.
     """
-    tries = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
+    attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
-    told = [
+    parts = [
         shorten(reply.model, 80) if reply.model else "",
         *token_figures(reply.usage),
         _price(reply),
         format_duration(reply.seconds) if reply.seconds >= MIN_SHOWN_S else "",
-        ", ".join(filter(None, (tries, waited))),
+        ", ".join(filter(None, (attempts, waited))),
         _cut(reply.cut),
         "" if reply.status == "done" else reply.status,
         "simulated" if reply.simulated else "",
         *reply.notes,
     ]
-    return " · ".join(filter(None, told))
+    return " · ".join(filter(None, parts))
 
 
 def token_figures(usage: Usage) -> list[str]:
-    """Return the tokens as people read them, such as ``812 in (512 cached)`` and ``~431 out``."""
+    """Return the token counts in words, such as ``812 in (512 cached)`` and ``~431 out``."""
     if usage.total_tokens == 0:
         return ["0 tokens"]
     about = "~" if usage.estimated else ""
-    told = []
+    parts = []
     if usage.input_tokens is not None:
         cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-        told.append(f"{about}{usage.input_tokens:,} in{cached}")
+        parts.append(f"{about}{usage.input_tokens:,} in{cached}")
     if usage.output_tokens is not None:
-        thought = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
-        told.append(f"{about}{usage.output_tokens:,} out{thought}")
-    return told
+        reasoning = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
+        parts.append(f"{about}{usage.output_tokens:,} out{reasoning}")
+    return parts
 
 
 def format_dollars(dollars: float) -> str:
-    """Return US dollars with two digits that mean something: ``$0.0052``, ``$1.37``."""
+    """Return US dollars with two significant digits at least: ``$0.0052``, ``$1.37``."""
     if dollars >= 1 or dollars <= 0:
         return f"${dollars:,.2f}"
     return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"

@@ -1,18 +1,18 @@
-"""What stays of an answer in the notebook, by the format that was asked for. Pure.
+"""The outputs that an answer leaves in the notebook, by the format that was asked for. Pure.
 
-Owns that an answer runs nothing and fetches nothing, whatever it holds and whoever renders it.
+Owns that no answer runs or fetches anything, whichever program renders it.
 """
 
 from __future__ import annotations
 
 import ast
-import html
 import json
 import re
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any, Literal
 
 from nbcodex.models import Image, Reply
@@ -21,66 +21,64 @@ from nbcodex.rendering.markdown import code_blocks, escape_inline, sanitize_mark
 
 MimeBundle = dict[str, Any]
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
+
+# Added to the system text of a request in this format.
 INSTRUCTIONS: Mapping[str, str] = {
     "code": "Answer with code alone, in a fenced block.",
     "json": "Answer with JSON alone, nothing before or after it.",
     "html": "Answer with HTML alone: a fragment without scripts and styles.",
     "math": "Answer with one formula in LaTeX alone, between $$ and $$.",
 }
-"""What a format adds to the system text."""
 
-_DEEPEST = 100
-"""Levels of JSON beyond which it stays text: viewers, and messages to them, have bounds too."""
+MAX_JSON_DEPTH = 100  # deeper JSON is shown as text: viewers and message encoders recurse
+MAX_REASONING_CHARS = 20_000  # the end of a longer one is kept
 
-_THOUGHT = 20_000
-"""Characters of a thought that stay, its end."""
-
-_MATH = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+_MATH_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOutput:
-    """An answer, and what is said around it.
+    """An answer with the texts around it.
 
     Parameters
     ----------
     reply : Reply
         The answer.
     line : str
-        The figures, as plain text.
+        The line of figures, as plain text.
     heading : str
-        What stands above it, as plain text.
+        The text above the answer, as plain text.
     remote_images : bool
-        Whether images in it may be fetched.
-    thought : str
-        The summary of its reasoning, where the server told one.
-    twin : int or None
-        Characters of the answer in the text twin of what is rendered; None: all of it.
+        Whether images in the answer may be loaded.
+    reasoning : str
+        The summary of the model's reasoning, if the server sent one.
+    max_plain_chars : int or None
+        Characters of the answer in the plain-text format_ beside Markdown; None: all of them.
     """
 
     reply: Reply
     line: str
     heading: str = ""
     remote_images: bool = False
-    thought: str = ""
-    twin: int | None = None
+    reasoning: str = ""
+    max_plain_chars: int | None = None
 
     @property
-    def plain(self) -> str:
-        """All of it as text, without what could take over a terminal."""
-        return self._plain(self.reply.text)
+    def plain_text(self) -> str:
+        """The whole output as text, without control characters of terminals."""
+        return self._as_text(self.reply.text)
 
     @property
-    def brief(self) -> str:
-        """What stands beside the rendered answer, for those who can show text alone."""
-        text = self.reply.text
-        if self.twin is None or len(text) <= self.twin:
-            return self.plain
-        more = f"… {len(text) - self.twin:,} more characters: this output's Markdown holds them all"
-        return self._plain(f"{text[: self.twin]}{more}")
+    def short_plain_text(self) -> str:
+        """The plain-text format_ beside Markdown, for front ends that show text only."""
+        text, most = self.reply.text, self.max_plain_chars
+        if most is None or len(text) <= most:
+            return self.plain_text
+        more = f"… {len(text) - most:,} more characters: this output's Markdown has all of them"
+        return self._as_text(f"{text[:most]}{more}")
 
-    def _plain(self, text: str) -> str:
+    def _as_text(self, text: str) -> str:
         gap = "\n\n" if self.heading else ""
         return f"{self.heading}{gap}{printable(text)}\n\n{self.line}".lstrip()
 
@@ -90,51 +88,52 @@ class AnswerOutput:
         line = escape_inline(" · ".join([self.line, *notes]))
         return {
             "text/markdown": f"{head}{text}\n\n<sub>{line}</sub>".lstrip(),
-            "text/plain": self.brief,
+            "text/plain": self.short_plain_text,
         }
 
-    def hypertext(self, text: str, *notes: str) -> MimeBundle:
-        """Return HTML with the heading above and the figures below; `text` is harmless."""
-        head = f"<p>{html.escape(self.heading)}</p>" if self.heading else ""
-        line = html.escape(" · ".join([self.line, *notes]))
+    def html(self, text: str, *notes: str) -> MimeBundle:
+        """Return HTML with the heading above and the figures below; `text` must be sanitized."""
+        head = f"<p>{escape(self.heading)}</p>" if self.heading else ""
+        line = escape(" · ".join([self.line, *notes]))
         return {
             "text/html": f"<div>{head}{text}</div><sub>{line}</sub>",
-            "text/plain": self.plain,
+            "text/plain": self.plain_text,
         }
 
     def figures(self, text: str = "", *notes: str) -> MimeBundle:
-        """Return the figures by themselves, below what stands apart."""
+        """Return the figures as an output of their own, below the answer's output."""
         line = f"{self.heading} · {self.line}" if self.heading else self.line
         bundle = replace(self, heading="", line=line).markdown(text, *notes)
         return bundle | {"text/plain": f"{printable(text)}\n\n{line}".lstrip()}
 
 
-def render_answer(sheet: AnswerOutput, form: Format) -> tuple[MimeBundle, ...]:
-    """Return the outputs that stay of an answer, the first in its place and the rest below it."""
-    if not sheet.reply and form not in {"markdown", "fix"}:
-        form = "text"  # half a table, formula or document is not what it was to become
-    return _FORMS[form](sheet)
+def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ...]:
+    """Return an answer's outputs: the first replaces the display, the others follow below it."""
+    if not answer.reply and format_ not in {"markdown", "fix"}:
+        format_ = "text"  # half of a JSON value, a formula or a document cannot be rendered
+    return _RENDERERS[format_](answer)
 
 
 def extract_code(text: str) -> list[str]:
-    """Return the code in an answer: its fenced blocks, or all of it where it is code by itself."""
+    """Return the code in an answer: its fenced blocks, or the whole text if it is Python."""
     fenced = [code for _, code in code_blocks(text) if code.strip()]
     return fenced or ([text.strip("\n")] if _is_python(text) else [])
 
 
-def _markdown(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
-    return (sheet.markdown(_folded(sheet.thought) + text), *_pictures(sheet.reply))
+def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
+    return (answer.markdown(_fold(answer.reasoning) + text), *_pictures(answer.reply))
 
 
-def _folded(thought: str) -> str:
-    """Return a thought as Markdown that opens at a click; nothing in it can end the fold."""
-    if not thought.strip():
+def _fold(reasoning: str) -> str:
+    """Return reasoning as Markdown that opens at a click."""
+    if not reasoning.strip():
         return ""
-    cut = "…\n\n" if len(thought) > _THOUGHT else ""
-    parts = [part for part in re.split(r"\n\s*\n", cut + thought[-_THOUGHT:]) if part.strip()]
-    told = "\n\n".join(map(_paragraph, parts))
-    return f"<details><summary>Reasoning</summary>\n\n{told}\n\n</details>\n\n"
+    cut = "…\n\n" if len(reasoning) > MAX_REASONING_CHARS else ""
+    parts = re.split(r"\n\s*\n", cut + reasoning[-MAX_REASONING_CHARS:])
+    # Every paragraph is escaped, so that no tag in it can close the fold.
+    text = "\n\n".join(_paragraph(part) for part in parts if part.strip())
+    return f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>\n\n"
 
 
 def _paragraph(text: str) -> str:
@@ -142,72 +141,72 @@ def _paragraph(text: str) -> str:
     return f"**{escape_inline(title[1])}**" if title else escape_inline(text)
 
 
-def _text(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    return ({"text/plain": sheet.plain},)
+def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    return ({"text/plain": answer.plain_text},)
 
 
-def _code(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    blocks = extract_code(sheet.reply.text)
+def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    blocks = extract_code(answer.reply.text)
     if not blocks:
-        text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
-        return (sheet.markdown(text, "no code in it"),)
+        text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
+        return (answer.markdown(text, "it contains no code"),)
     more = f"{len(blocks)} blocks: `%codex insert 2` takes the second" if len(blocks) > 1 else ""
-    return (sheet.hypertext(code_listing(blocks), *filter(None, [more])),)
+    return (answer.html(code_listing(blocks), *filter(None, [more])),)
 
 
-def _fix(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    blocks = extract_code(sheet.reply.text)[:1] if code_blocks(sheet.reply.text) else []
+def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    blocks = extract_code(answer.reply.text)[:1] if code_blocks(answer.reply.text) else []
     copies = {"text/html": code_listing(blocks), "text/plain": "\n".join(blocks)}
-    return (*_markdown(sheet), *([copies] if blocks and sheet.reply else []))
+    return (*_markdown(answer), *([copies] if blocks and answer.reply else []))
 
 
-def _json(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    value = sheet.reply.parsed
+def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    value = answer.reply.parsed
     if hasattr(value, "model_dump_json"):
         value = json.loads(value.model_dump_json())
-    elif value is None:  # null, or an answer that nobody has read yet
+    elif value is None:  # null, or an answer of the journal, whose text was not parsed yet
         try:
-            value = json.loads(_unfenced(sheet.reply.text))
+            value = json.loads(_unfenced(answer.reply.text))
         except (ValueError, RecursionError):
-            return _text(sheet)
-    if _depth(value) > _DEEPEST:
-        return _text(sheet)
+            return _text(answer)
+    if _depth(value) > MAX_JSON_DEPTH:
+        return _text(answer)
     try:
         # A notebook file is strict JSON, and cannot hold NaN.
-        told = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     except ValueError:
-        return _text(sheet)
-    told = told.encode("utf-8", "replace").decode()
-    main = {"application/json": json.loads(told), "text/plain": printable(told)}
-    return (main, sheet.figures())
+        return _text(answer)
+    text = text.encode("utf-8", "replace").decode()
+    main = {"application/json": json.loads(text), "text/plain": printable(text)}
+    return (main, answer.figures())
 
 
-def _html(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
+def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     dropped: list[str] = []
     text = sanitize_html(
-        _unfenced(sheet.reply.text), remote_images=sheet.remote_images, drop=dropped.append
+        _unfenced(answer.reply.text), remote_images=answer.remote_images, drop=dropped.append
     )
     images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
-    return (sheet.hypertext(text, *filter(None, [images])),)
+    return (answer.html(text, *filter(None, [images])),)
 
 
-def _math(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    formula = _formula(_unfenced(sheet.reply.text))
+def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    formula = _formula(_unfenced(answer.reply.text))
     if formula is None:  # prose with formulas in it
-        return _markdown(sheet)
-    bundle = sheet.markdown(sanitize_markdown(f"$$\n{formula}\n$$"))
+        return _markdown(answer)
+    bundle = answer.markdown(sanitize_markdown(f"$$\n{formula}\n$$"))
     return ({**bundle, "text/latex": f"$$\n{formula}\n$$"},)
 
 
-def _image(sheet: AnswerOutput) -> tuple[MimeBundle, ...]:
-    text = sanitize_markdown(sheet.reply.text, remote_images=sheet.remote_images)
-    first, *more = [*_pictures(sheet.reply), None]
+def _image(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
+    first, *more = [*_pictures(answer.reply), None]
     if first is None:
-        return (sheet.markdown(text, "no picture came"),)
-    return (first, sheet.figures(text), *filter(None, more))
+        return (answer.markdown(text, "it contains no picture"),)
+    return (first, answer.figures(text), *filter(None, more))
 
 
-_FORMS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
+_RENDERERS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
     "markdown": _markdown,
     "text": _text,
     "code": _code,
@@ -220,7 +219,7 @@ _FORMS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
 
 
 def image_hints(reply: Reply) -> list[str]:
-    """Return where the pictures are that a terminal cannot show."""
+    """Return hints at the pictures of an answer, which a terminal cannot show."""
     return [
         f"no pictures in a terminal: .images[{number}].data is {_described(image)}"
         for number, image in enumerate(reply.images)
@@ -242,29 +241,29 @@ def _pictures(reply: Reply) -> list[MimeBundle]:
 
 
 def _unfenced(text: str) -> str:
-    """Return what stands in the one fence that is all of an answer, else the answer."""
+    """Return the content of a fence around the whole answer, or else the answer."""
     blocks = code_blocks(text)
     alone = len(blocks) == 1 and text.strip()[:3] in {"```", "~~~"}
     return blocks[0][1] if alone and text.strip()[-3:] in {"```", "~~~"} else text
 
 
 def _formula(text: str) -> str | None:
-    """Return the formula that an answer is, without its delimiters; None if it is more."""
+    """Return an answer's only formula, without its delimiters; None if there is other text."""
     text = "\n".join(line for line in text.strip().splitlines() if line.strip())
-    for begin, end in _MATH:
+    for begin, end in _MATH_DELIMITERS:
         if len(text) > len(begin + end) and text.startswith(begin) and text.endswith(end):
             text = text[len(begin) : -len(end)].strip()
             break
     if not text or _DELIMITER.search(text):
         return None
-    # As commands, they can be taken for tags by nobody.
+    # Written as commands, no renderer can mistake them for tags.
     return text.replace("<", "\\lt ").replace(">", "\\gt ")
 
 
 def _depth(value: Any) -> int:
-    """Return how many levels deep a value is, as far as that matters."""
+    """Return how deeply a value is nested, up to one level more than is allowed."""
     level, depth = [value], 0
-    while level and depth <= _DEEPEST:
+    while level and depth <= MAX_JSON_DEPTH:
         depth += 1
         inner = [
             v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
@@ -274,7 +273,7 @@ def _depth(value: Any) -> int:
 
 
 def _is_python(text: str) -> bool:
-    """Whether a text without fences is code all the same; it is parsed, never run."""
+    """Whether a text without fences is Python code; it is parsed, never run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

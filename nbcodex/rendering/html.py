@@ -1,7 +1,6 @@
-"""HTML that may stay in a notebook: of an answer, what is harmless; of ours, a button that copies.
+"""HTML for notebooks: sanitized answers, and code listings with a button that copies the code.
 
-The button's handler is a constant, and the one script there is. No answer can make an element that
-passes for it, for none may have a class.
+Owns which tags, attributes and addresses an answer may have.
 """
 
 from __future__ import annotations
@@ -29,14 +28,17 @@ _ATTRIBUTES = {
     "th": {"align", "colspan", "rowspan", "scope"},
 }
 _LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:\\]*")
-_PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
-_REMOTE = re.compile(r"(?i:https?:)?//\S+")
+# SVG is left out: it can contain scripts.
+_DATA_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
+_REMOTE_IMAGE = re.compile(r"(?i:https?:)?//\S+")
 
-# In what nh3 writes, every attribute is quoted, and no quote is within one.
+# nh3 quotes every attribute and escapes the quotes within: a regular expression can read it.
 _IMAGE = re.compile(r'<img(?: [a-z]+="[^"]*")*>')
 _ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
 
-_COPY = (
+# The only script. No answer can imitate the button, because answers may not have classes. In pages
+# without a secure context there is no clipboard API, only the selection.
+_COPY_BUTTON = (
     '<button type="button" class="nbcodex-copy" onclick="((b)=>{const c=b.nextElementSibling,'
     "done=()=>{b.textContent='Copied'},old=()=>{const s=getSelection();s.selectAllChildren(c);"
     "document.execCommand('copy');s.removeAllRanges();done()};navigator.clipboard?"
@@ -45,15 +47,15 @@ _COPY = (
 
 
 def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]) -> str:
-    """Return HTML of which only the harmless is left; `drop` hears of each image taken out."""
-    import nh3  # only for this format
+    """Return HTML without anything that runs or loads; `drop` is called for each removed image."""
+    import nh3  # a native module, needed for this format only
 
     def allowed(tag: str, name: str, value: str) -> str | None:
         if (tag, name) == ("a", "href"):
             return value if _LINK.fullmatch(value) else None
         if (tag, name) != ("img", "src"):
             return value
-        if _PICTURE.fullmatch(value) or (remote_images and _REMOTE.fullmatch(value)):
+        if _DATA_IMAGE.fullmatch(value) or (remote_images and _REMOTE_IMAGE.fullmatch(value)):
             return value
         drop(value)
         return None
@@ -66,11 +68,11 @@ def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]
         attribute_filter=allowed,
         clean_content_tags={"script", "style", "title", "template", "noscript"},
     )
-    return _IMAGE.sub(_put_in_words, cleaned)
+    return _IMAGE.sub(_image_as_text, cleaned)
 
 
-def _put_in_words(found: re.Match[str]) -> str:
-    """Return an image that has nothing to show as what it was to show, in brackets."""
+def _image_as_text(found: re.Match[str]) -> str:
+    """Return the alternative text, in brackets, of an image whose source was removed."""
     attributes = dict(_ATTRIBUTE.findall(found[0]))
     if "src" in attributes:
         return found[0]
@@ -81,14 +83,14 @@ def _put_in_words(found: re.Match[str]) -> str:
 def code_listing(blocks: list[str]) -> str:
     """Return blocks of code as HTML, each with a button that copies it."""
     return "".join(
-        f'<div style="margin-top: 8px">{_COPY}'
+        f'<div style="margin-top: 8px">{_COPY_BUTTON}'
         f"<pre><code>{html.escape(printable(code))}</code></pre></div>"
         for code in blocks
     )
 
 
 def printable(text: str) -> str:
-    """Return `text` without the control characters that could take over a terminal."""
+    """Return `text` without control characters, which could control a terminal."""
     if text.isprintable():
         return text
     return "".join(c for c in text if c.isprintable() or c in "\n\t")

@@ -66,7 +66,7 @@ def test_prose_instead_of_code_is_shown() -> None:
     """An answer without code is not lost: it stays as Markdown, and says what it lacks."""
     stays = bundle("I *cannot* do that.", "code")
     assert "I *cannot* do that." in stays["text/markdown"]
-    assert "no code in it" in stays["text/markdown"]
+    assert "it contains no code" in stays["text/markdown"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_missing_picture_is_said() -> None:
     """The text that came instead is shown."""
     stays = bundle("I cannot draw.", "image")
     assert "I cannot draw." in stays["text/markdown"]
-    assert "no picture came" in stays["text/markdown"]
+    assert "it contains no picture" in stays["text/markdown"]
 
 
 KEPT = "<table><tbody><tr><td>1</td></tr></tbody></table>"
@@ -260,7 +260,7 @@ def test_reasoning_is_folded_away() -> None:
     """It opens at a click, before the answer; nothing in it can end the fold, or act."""
     thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
     reply = Reply(id="1", text="The *answer*.")
-    (stays,) = render_answer(AnswerOutput(reply=reply, line="x", thought=thought), "markdown")
+    (stays,) = render_answer(AnswerOutput(reply=reply, line="x", reasoning=thought), "markdown")
     text = stays["text/markdown"]
     fold, _, answer = text.partition("</details>")
     assert fold.startswith("<details><summary>Reasoning</summary>\n\n**Reading**\n\nSome ")

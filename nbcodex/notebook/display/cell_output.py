@@ -158,14 +158,14 @@ class CellOutput:
             line=line,
             heading=shorten(self._heading, MAX_HEADING_CHARS),
             remote_images=self._remote_images,
-            thought=str(self._state.reasoning),
-            twin=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
+            reasoning=str(self._state.reasoning),
+            max_plain_chars=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
         )
         if self._only_if_waiting:
             return ({"text/plain": sheet.line},)
         if self._view.is_plain_text:
             images = formats.image_hints(reply)
-            return ({"text/plain": replace(sheet, line=" · ".join([line, *images])).plain},)
+            return ({"text/plain": replace(sheet, line=" · ".join([line, *images])).plain_text},)
         try:
             return formats.render_answer(sheet, form)
         except Exception:
