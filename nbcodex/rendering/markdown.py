@@ -1,8 +1,8 @@
-"""Answers as Markdown that runs nothing and fetches nothing, whoever renders it.
+"""Answers as Markdown that runs and fetches nothing, whichever program renders it.
 
-Owns what a stored answer may hold. Knows no renderer, for it cannot know which will come: no two
-agree on what is code. So whatever leaves here is harmless even if all of it were read as ordinary
-text, raw HTML included, with one exception: fenced blocks which no renderer can fail to see.
+Owns what a stored answer may contain. No two renderers agree on what is code, so the result is
+harmless even if all of it were read as ordinary text with raw HTML. The one exception are fenced
+blocks that every renderer recognises.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 _TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
-_STYLES = "b|code|em|i|s|small|strong|u"  # left open, these go on in whatever follows on the page
+_STYLES = "b|code|em|i|s|small|strong|u"  # left open, these would format the rest of the page
 
-# A destination holds no `$`, no `\` and no `@@`: JupyterLab puts mathematics back into the finished
-# HTML, quotes and all, even where it finds its place within an attribute.
+# A destination may not contain `$`, `\` or `@@`: JupyterLab puts formulas back into the finished
+# HTML, with their quotes, even where their placeholder is within an attribute.
 _CHAR = r"""[^\s()<>\[\]"`$\\@]"""
 _SEGMENT = r"(?:[\w.~+,;=*|{}-]|%20)"
 _TARGET = (
@@ -29,6 +29,8 @@ _TITLE = r"""(?:"[^"$\\@`<\[\]]*"|'[^'"$\\@`<\[\]]*')"""
 _REST = rf"(?:\s++{_TITLE})?\s*+\)"
 _ALT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
 
+# Constructs that could run, load or link: the handler of each named group is in `_defuse`. The
+# quantifiers are possessive, so that hostile text cannot make matching slow.
 _DANGER = re.compile(
     rf"""
     (?P<link>   \]\(\s*+(?:{_TARGET}(?=[\s)]))?{_REST} )
@@ -45,7 +47,9 @@ _DANGER = re.compile(
     re.VERBOSE,
 )
 _OPENS_FENCE = re.compile(r"(`{3,}|~{3,})([^\n]*)")
+# Some renderers turn bare URLs into links by themselves.
 _URL = re.compile(r"(?i:https?://|ftp://|www\.)\S*")
+# Where a formula has characters that would be a tag or a link, a blank between them is invisible.
 _TIGHT = re.compile(r"(?<=<)(?=[A-Za-z/!?])|(?<=\])(?=[(:])|(?<=!)(?=\[)")
 
 _FENCE = re.compile(
@@ -55,8 +59,8 @@ _FENCE = re.compile(
 _QUOTE = re.compile(r" {0,3}> ?")
 _ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
 _PIECE = re.compile(r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t])|\n(?=[ \t]*\|))")
-# What could end something that a renderer holds open (a fence, nbconvert's mathematics), so that
-# the rest of a code block would be read as text.
+# Lines of code that could end what a renderer has open (a fence, nbconvert's formula), so that it
+# would read the rest of the code as text.
 _ENDS = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
 _MARK = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
 
@@ -70,34 +74,34 @@ _CONTROLS: dict[int, str | None] = {
 
 
 def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
-    """Return Markdown that reads like `text`, and runs and fetches nothing in any renderer.
+    """Return Markdown that looks like `text`, and runs and fetches nothing in any renderer.
 
     Parameters
     ----------
     text : str
-        A model's answer; anything at all.
+        A model's answer.
     remote_images : bool
-        Leave images as they are. Otherwise they become links: to show one sends data out.
+        Whether images stay. Otherwise they become links, because loading one sends data out.
 
     Returns
     -------
     str
-        The Markdown. Of HTML, a few tags without attributes are left; of links, those to ``http``,
-        ``https``, ``mailto``, a fragment or a relative path; the rest is there to be read.
+        The Markdown. It keeps a few HTML tags without attributes, and links to ``http``,
+        ``https``, ``mailto``, fragments and relative paths; the rest is shown as text.
     """
-    sheet = _Sheet(remote_images)
+    document = _Document(remote_images)
     for block in _blocks(_clean(text).split("\n")):
         if isinstance(block, str):
-            sheet.write(block)
+            document.write(block)
         elif _disarm(kept := "\n".join(block.lines), remote_images) == kept:
-            sheet.write(*block.lines, code=True)
+            document.write(*block.lines, code=True)
         else:
-            sheet.insert(block)
-    return sheet.text()
+            document.insert(block)
+    return document.text()
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Return the fenced blocks of an answer: what stands behind the fence, and the code in it."""
+    """Return the fenced blocks of an answer: the text behind the opening fence, and the code."""
     blocks = _blocks(_clean(text).split("\n"))
     return [
         (block.info.strip(), "\n".join(block.code))
@@ -114,25 +118,25 @@ def code_fence(code: str, info: str = "") -> str:
 
 
 def escape_inline(text: str) -> str:
-    """Return a short plain text, such as a model's name, for use within a line of Markdown."""
+    """Escape a short plain text, such as a model's name, for use in a line of Markdown."""
     return " ".join(_clean(text).split()).translate(_SPECIAL)
 
 
 def _clean(text: str) -> str:
-    # CR is a line end to some and a blank to others, and browsers drop it from URLs
+    # Renderers read CR as a line end or as a blank, and browsers drop it from URLs.
     text = text.replace("\r\n", "\n").translate(_CONTROLS)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _disarm(text: str, images: bool) -> str:
-    """Return `text` so that it is harmless as text; `text` itself if it is so already."""
+    """Return `text` so that it is harmless if it is read as text; `text` itself if it is already."""
     text = _OPENS_FENCE.sub(_plain_info, text)
     text = _URL.sub(_plain_url, text)
     return _DANGER.sub(lambda found: _defuse(found, images), text)
 
 
 def _plain_info(found: re.Match[str]) -> str:
-    # nbconvert writes a mermaid block as live HTML, JupyterLab the whole info into an attribute
+    # nbconvert writes a mermaid block as live HTML, JupyterLab puts the info into an attribute.
     run, info = found.groups()
     if "mermaid" in html.unescape(info).lower():
         info = re.sub(r"(?i)(?<!text-)mermaid", "text-mermaid", info.replace("&#", "&amp;#"))
@@ -169,7 +173,7 @@ def _defuse(found: re.Match[str], images: bool) -> str:
 
 @dataclass(slots=True)
 class _Code:
-    """A block of code: its lines as they stand, and what they say."""
+    """A block of code: its lines in the answer, and the code in them."""
 
     lines: list[str]
     code: list[str]
@@ -178,11 +182,11 @@ class _Code:
     indent: int = 0
 
     def render(self) -> str:
-        """Return the block as one that every renderer sees, or that is harmless to all."""
+        """Return the block so that every renderer recognises it as code, or finds it harmless."""
         body = "\n".join(self.code)
         if _ENDS.search(body):
             return f"<pre><code>{body.translate(_ENTITIES)}</code></pre>"
-        # A fence with an info cannot be taken for the end of another; none is inside (`_ENDS`)
+        # A fence with an info string cannot end another one, and none is in `body` (see `_ENDS`).
         info = re.match(r"\s*([\w+.#-]*)", self.info, re.ASCII)
         name = info[1] if info else ""
         name = "text" if not name or name.lower().startswith("mermaid") else name
@@ -190,8 +194,8 @@ class _Code:
 
 
 @dataclass(slots=True)
-class _Sheet:
-    """The Markdown so far: finished parts, and lines that may yet join with the next."""
+class _Document:
+    """The Markdown so far: finished parts, and lines that the next ones may still join."""
 
     images: bool
     parts: list[str] = field(default_factory=list)
@@ -200,22 +204,20 @@ class _Sheet:
     shift: int = 0
 
     def write(self, *lines: str, code: bool = False) -> None:
-        """Add lines of text, or a block of code that may stay as it is."""
+        """Add lines of text, or a block of code that is harmless as it is."""
         if lines[0].strip():
             self.shift = min(self.shift, _indent(lines[0]))
         lines = tuple(_dedent(line, self.shift) for line in lines)
         if code:
-            self._settle()
+            self._disarm_prose()
             self.lines += lines
         else:
             self.prose += lines
 
     def insert(self, block: _Code) -> None:
-        """Add a block of code that has to stand by itself, at the margin.
-
-        What follows it in the same list keeps its shape, but moves to the margin too: four blanks
-        would make it code.
-        """
+        """Add a block of code that has to be rendered anew, at the margin."""
+        # What follows in the same list keeps its shape, but moves to the margin, too: with four
+        # blanks before it, it would become code.
         if block.lead.strip():
             self.write(block.lead.rstrip())
         self._flush()
@@ -229,13 +231,13 @@ class _Sheet:
         self._flush()
         return "\n\n".join(self.parts)
 
-    def _settle(self) -> None:
+    def _disarm_prose(self) -> None:
         if self.prose:
             self.lines.append(_spell("\n".join(self.prose), self.images))
             self.prose = []
 
     def _flush(self) -> None:
-        self._settle()
+        self._disarm_prose()
         if self.lines:
             text = _disarm("\n".join(self.lines), self.images)
             self.parts.append(text.lstrip("\n") if self.parts else text)
@@ -291,14 +293,14 @@ def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _C
     else:
         if code and not code[-1]:
             code.pop()
-        # An answer that was cut in its code is closed, so that what follows is none of it.
+        # A fence that the answer left open is closed, so that what follows is not code.
         end = [f"{fence['quote']}{' ' * indent}{run}"]
     lead = fence["quote"] + fence["lead"] if fence["lead"].strip() else ""
     return at, _Code(lines[start:at] + end, code, fence["info"], lead, indent)
 
 
 def _unquote(line: str, depth: int) -> str | None:
-    """Return `line` without its quote marks; None if it stands outside of the quote."""
+    """Return `line` without its quote marks; None if it is outside of the quote."""
     for _ in range(depth):
         if not (mark := _QUOTE.match(line)):
             return None
@@ -316,7 +318,7 @@ def _indented(lines: list[str], start: int) -> tuple[int, _Code]:
 
 
 def _spell(text: str, images: bool) -> str:
-    """Return text whose code and mathematics will still look right once it is disarmed."""
+    """Return text whose code spans and formulas still look right after `_disarm`."""
     return "".join(_spell_piece(piece, images) for piece in _PIECE.split(text))
 
 
@@ -353,7 +355,7 @@ def _code_end(runs: dict[int, list[int]], mark: re.Match[str]) -> int:
 
 
 def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
-    """Return where the mathematics that `mark` opens end, or -1 if it opens none."""
+    """Return the end of the formula that `mark` opens, or -1 if it opens none."""
     opening = mark[0]
     match opening[-1]:
         case "$":

@@ -47,7 +47,7 @@ def test_plain_text_is_short_beside_rendered_markdown() -> None:
     reply = Reply(id="3f2a", text="x" * (PLAIN_TEXT_CHARS + 1), seconds=3.9)
     bundle, *_ = CellOutput(MarkdownView()).bundles(reply)
     assert reply.text in bundle["text/markdown"]
-    more = "… 1 more characters: this output's Markdown holds them all"
+    more = "… 1 more characters: this output's Markdown has all of them"
     assert bundle["text/plain"] == f"{'x' * PLAIN_TEXT_CHARS}{more}\n\n3.9 s"
 
 
