@@ -129,7 +129,7 @@ def _clean(text: str) -> str:
 
 
 def _disarm(text: str, images: bool) -> str:
-    """Return `text` so that it is harmless if it is read as text; `text` itself if it is already."""
+    """Return `text` changed so that it is harmless as text; `text` itself if it already is."""
     text = _OPENS_FENCE.sub(_plain_info, text)
     text = _URL.sub(_plain_url, text)
     return _DANGER.sub(lambda found: _defuse(found, images), text)
