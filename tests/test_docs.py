@@ -9,7 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +17,17 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 
-from nbcodex import cli
+from nbcodex import cli, errors
+from nbcodex.errors import NbcodexError
+from nbcodex.models import Reply
 from nbcodex.notebook import commands, options
 from nbcodex.notebook.config import Codex
+from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.settings import _ENVIRONMENT
 from nbcodex.simulator import generated_answers
 from nbcodex.simulator.parsed_request import ParsedRequest
 from tests.kernel_client import Kernel, Ran, kernel
+from tests.redis_server import redis_server
 from tests.simulated import Simulated, simulated
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +215,18 @@ def test_readme_lists_all_options_and_commands() -> None:
         assert f"`{variable}`" in settings, variable
 
 
+def test_python_page_names_existing_attributes_and_errors() -> None:
+    """What the page calls an attribute of a reply, or an error exists."""
+    text = (commands.PAGES_FOLDER / "python.md").read_text(encoding="utf-8")
+    reply_table, errors_table = (
+        re.findall(r"^\|([^|]+)\|", section.partition("\n## ")[0], re.MULTILINE)
+        for section in (text.partition("## Reply\n")[2], text.partition("## Errors\n")[2])
+    )
+    assert set(re.findall(r"`(\w+)`", "".join(reply_table))) <= {f.name for f in fields(Reply)}
+    for name in re.findall(r"`(\w+)`", "".join(errors_table)):
+        assert issubclass(getattr(errors, name), NbcodexError)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_page_is_readable_in_a_terminal(page: Path) -> None:
     """The text of a page has no fences, comments or file links, and loses no code."""
@@ -345,3 +361,18 @@ for name in list(os.environ):
 %config Codex.keys = {}
 %config Codex.model = ""
 """
+
+
+@pytest.mark.server
+def test_redis_user_of_the_page_may_do_what_the_store_needs(tmp_path: Path) -> None:
+    """The access rule in the page on shared limits suffices for the Redis store."""
+    (block,) = blocks(commands.PAGES_FOLDER / "shared-limits.md", "console")
+    code = block.code.replace("$ADMIN_PASSWORD", "admin").replace("$CLASS_PASSWORD", "class")
+    words = shlex.split(code.splitlines()[1])
+    rule = words[words.index("ACL") :]
+    with redis_server(tmp_path) as server:
+        assert b"OK" in server.ask(*rule)
+        store = RedisStore(server.url("class", user="nbcodex"))
+        for _ in range(2):
+            assert store.transaction("model", lambda _: "done") == "done"
+        store.close()
