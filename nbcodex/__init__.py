@@ -1,7 +1,8 @@
 """nbcodex: a ``%%codex`` cell magic that survives every rate limit.
 
 ``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `map`, `amap`, `monitor` and `Reply` serve
-plain Python. Everything heavy is imported when it is first needed.
+plain Python. A public name is imported from its module when it is first used, so that importing
+the package takes no time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "monitor"]
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "NbcodexError": "nbcodex.errors",
     "Reply": "nbcodex.models",
     "Usage": "nbcodex.models",
@@ -35,29 +36,29 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _HOMES[name] in {"nbcodex.api", "nbcodex.mapping.map_api"}:
-        # Python asks before any cell did: it is to know the notebook and its settings all the same.
+    if extension and _MODULES[name] in {"nbcodex.api", "nbcodex.mapping.map_api"}:
+        # Without a cell before it, a call from Python still needs the notebook and its settings.
         extension.connect_host()
-    return found
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return list(__all__)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Add the magics to `shell`: what ``%load_ext nbcodex`` calls."""
+    """Add the magics to `shell`; ``%load_ext nbcodex`` calls this."""
     from nbcodex.notebook.extension import load
 
     load(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Take the magics away again: what ``%unload_ext nbcodex`` calls."""
+    """Remove the magics; ``%unload_ext nbcodex`` calls this."""
     from nbcodex.notebook.extension import unload
 
     unload(shell)

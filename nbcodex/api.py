@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.models import Origin, Reply, Request
+from nbcodex.models import Api, Origin, Reply, Request
 from nbcodex.requests.handle import reply_or_raise
-from nbcodex.requests.options import build_request
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Settings
 
 
-def ask(prompt: str, **options: Any) -> Reply:
-    """Ask, and wait for the answer, whatever limits stand in its way.
+def ask(
+    prompt: str,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: Api | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool = False,
+    schema: object = None,
+    images: Iterable[Any] = (),
+    thread: str | None = None,
+) -> Reply:
+    """Ask, and wait for the answer through all limits and faults.
 
     Parameters
     ----------
     prompt : str
         The text.
-    **options
-        ``model``, ``system``, ``max_output`` (tokens), ``effort``, ``params`` (mapping of further
-        API parameters), ``patience`` (seconds, or text like ``"10m"``), ``api`` (``"auto"``,
-        ``"responses"`` or ``"chat"``), ``api_base``, ``reuse`` (whether an equal request's answer
-        in the journal will do), ``durable`` (whether the server shall keep the answer, so that a
-        broken stream or a restarted kernel goes on with it and pays nothing again), ``schema`` (a
-        pydantic class, or a JSON schema as a dict: `Reply.parsed` is the instance, or the dict),
-        ``images`` (paths, bytes, `Image` records, matplotlib figures or PIL images), ``thread``
-        (name of the conversation that the answer joins; without one, it sees and joins none).
+    model : str, optional
+        The model; otherwise ``Codex.model``, or the provider's choice.
+    system : str, optional
+        Instructions that precede the prompt.
+    max_output : int, optional
+        Upper bound on output tokens, reasoning included.
+    effort : str, optional
+        Reasoning effort, such as ``"low"``.
+    params : mapping, optional
+        Further parameters of the API, such as ``{"temperature": 0}``.
+    patience : str or float, optional
+        The longest wait for limits and faults, as ``"10m"`` or in seconds, before the request is
+        parked.
+    api : {"auto", "responses", "chat"}, optional
+        Which API to use.
+    api_base : str, optional
+        Base URL of another server.
+    reuse : bool, optional
+        Whether the answer to an equal request in the journal is acceptable.
+    durable : bool
+        Whether the server keeps the answer, so that a broken stream or a restarted kernel
+        continues it and pays nothing again.
+    schema : class or mapping, optional
+        A pydantic class, or a JSON schema: `Reply.parsed` is then an instance, or a dict.
+    images : iterable
+        Paths, bytes, matplotlib figures or PIL images.
+    thread : str, optional
+        Name of the conversation that the answer joins; without one, it sees and joins none.
 
     Returns
     -------
@@ -39,23 +73,50 @@ def ask(prompt: str, **options: Any) -> Reply:
     Raises
     ------
     NbcodexError
-        If there is none; `ParkedError` where it would take longer than the patience,
-        `AnswerError` where it does not fit the schema, asked for twice.
+        If there is none: `ParkedError` if it would take longer than the patience, `AnswerError` if
+        it does not fit the schema, asked for twice.
+
+    Examples
+    --------
+    >>> reply = nbcodex.ask("Name three rivers.", max_output=200)
+    >>> reply.text, reply.cost
     """
     settings = host.current.settings()
-    handle = current().handle(_composed(prompt, settings, options), settings)
-    return reply_or_raise(host.current.follow(handle), handle.request)
+    request = _build(prompt, settings, RequestOptions.from_arguments(locals()))
+    handle = current().handle(request, settings)
+    return reply_or_raise(host.current.follow(handle), request)
 
 
-async def aask(prompt: str, **options: Any) -> Reply:
-    """Ask without blocking the caller's event loop; the parameters are those of `ask`."""
+async def aask(
+    prompt: str,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: Api | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool = False,
+    schema: object = None,
+    images: Iterable[Any] = (),
+    thread: str | None = None,
+) -> Reply:
+    """Ask without blocking the caller's event loop; the parameters are those of `ask`.
+
+    Examples
+    --------
+    >>> replies = await asyncio.gather(*(nbcodex.aask(f"Define {word}.") for word in words))
+    """
     settings = host.current.settings()
-    request = _composed(prompt, settings, options)
+    request = _build(prompt, settings, RequestOptions.from_arguments(locals()))
     return reply_or_raise(await current().follow(request, settings), request)
 
 
-def _composed(prompt: str, settings: Settings, options: Mapping[str, Any]) -> Request:
-    # No cell: a loop in one of them makes many turns.
+def _build(prompt: str, settings: Settings, options: RequestOptions) -> Request:
+    # Not a cell's origin: in a cell, a loop makes many turns.
     origin = Origin(notebook=host.current.notebook())
-    request = replace(build_request(prompt, settings, **options), origin=origin)
+    request = build_request(prompt, settings, options, origin=origin)
     return request if request.thread is None else current().join(request, settings).request

@@ -7,15 +7,14 @@ called in the thread that asks for the request. Must not know what becomes of th
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.models import DAY, Origin, Request
-from nbcodex.requests.options import build_request
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
 
@@ -26,8 +25,7 @@ PromptSource = str | Callable[[Any], object]
 RowKey = str | Callable[[Any], object] | None
 
 # Rows are no conversation: they would not see it, and each would become a turn of it.
-_NOT_FOR_ROWS = {"prompt", "settings", "origin", "thread", "turns"}
-_OPTION_NAMES = frozenset(inspect.signature(build_request).parameters) - _NOT_FOR_ROWS
+_OPTION_NAMES = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +61,7 @@ class RowRequests:
 
     def check(self, data: InputData) -> None:
         """Raise a ConfigurationError for what would fail in every row, before anything is sent."""
-        build_request("?", self.settings, **self.options)
+        build_request("?", self.settings, RequestOptions(**self.options))
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows are refused one by one.
         if data.columns is not None:
@@ -101,7 +99,7 @@ class RowRequests:
             )
         # The id is derived, not random: a resume finds the entry of a row without a look-up table.
         origin = replace(self.origin, row_index=row.index)
-        request = build_request(prompt, self.settings, **options, origin=origin)
+        request = build_request(prompt, self.settings, RequestOptions(**options), origin=origin)
         return replace(request, id=f"{origin.map_id}-{row.index}", row=self._key(row))
 
     def fingerprint(self, row: Row) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
@@ -84,10 +85,12 @@ class CodexMagics(Magics):
         request = build_request(
             prompt.text,
             session.settings,
-            **options.request_options(chosen, output),
+            replace(
+                options.request_options(chosen, output),
+                thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
+                images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
+            ),
             origin=identity.current_origin(self._shell, variable=chosen.out),
-            thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
-            images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
         )
         joined = current().join(request, session.settings, anew=chosen.new)
         view = View(format=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])

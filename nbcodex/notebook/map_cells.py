@@ -53,8 +53,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     output = cell_options.output_spec(chosen, names)
-    chosen_options = cell_options.request_options(chosen, output)
-    request = {name: value or None for name, value in chosen_options.items()}
+    request = cell_options.request_options(chosen, output).given()
     request["images"] = images_of(chosen.image, session.shell)
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)

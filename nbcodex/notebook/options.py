@@ -23,6 +23,7 @@ from nbcodex.errors import ConfigurationError, did_you_mean, shorten
 from nbcodex.models import Schema
 from nbcodex.openai_api import request_body
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
+from nbcodex.requests.options import MAX_THREAD_NAME_CHARS, RequestOptions, is_thread_name
 from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 
@@ -102,10 +103,8 @@ def _url(text: str) -> str:
 
 
 def _thread(text: str) -> str:
-    from nbcodex.requests.options import LONGEST_NAME, is_thread
-
-    if not is_thread(text):
-        raise ArgumentTypeError(f"must be a name of at most {LONGEST_NAME} characters")
+    if not is_thread_name(text):
+        raise ArgumentTypeError(f"must be a name of at most {MAX_THREAD_NAME_CHARS} characters")
     return text
 
 
@@ -344,21 +343,21 @@ def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:
     )
 
 
-def request_options(chosen: Namespace, output: OutputSpec) -> dict[str, Any]:
-    """Return a cell's options of a request, as `build_request` takes them."""
-    return {
-        "model": chosen.model,
-        "system": output.system,
-        "max_output": chosen.max_output,
-        "effort": chosen.effort,
-        "params": output.params,
-        "patience": chosen.patience,
-        "api": output.api,
-        "api_base": chosen.api_base,
-        "schema": output.schema,
-        "reuse": chosen.reuse or None,  # not given: as `Codex.reuse` says
-        "durable": chosen.durable,
-    }
+def request_options(chosen: Namespace, output: OutputSpec) -> RequestOptions:
+    """Return a cell's options of a request."""
+    return RequestOptions(
+        model=chosen.model,
+        system=output.system,
+        max_output=chosen.max_output,
+        effort=chosen.effort,
+        params=output.params,
+        patience=chosen.patience,
+        api=output.api,
+        api_base=chosen.api_base,
+        schema=output.schema,
+        reuse=chosen.reuse or None,  # not given: as `Codex.reuse` says
+        durable=chosen.durable,
+    )
 
 
 def _find_schema(name: str, variables: Mapping[str, Any]) -> Schema | None:

@@ -22,7 +22,7 @@ from IPython.core.error import UsageError
 from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
-from nbcodex.requests.images import is_drawable, picture
+from nbcodex.requests.images import is_drawable, to_image
 from nbcodex.templating import Field, parse_fields
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def images_of(expressions: Iterable[str], shell: InteractiveShell) -> list[Image
     ConfigurationError
         If one of them is not an image.
     """
-    return [picture(_path_or_value(text, variables(shell, f"{{{text}"))) for text in expressions]
+    return [to_image(_path_or_value(text, variables(shell, f"{{{text}"))) for text in expressions]
 
 
 def _path_or_value(text: str, names: Mapping[str, object]) -> object:

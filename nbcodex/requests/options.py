@@ -1,103 +1,153 @@
-"""How a request is made of what a user says: checked, and completed from the settings."""
+"""The options of a request: given by a user, checked, and completed from the settings.
+
+Owns `RequestOptions`, the one object in which options travel. A new option is a field here and of
+`models.Request`, a parameter where users give it, and its use in the request's body.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Any, Self, cast, get_args
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.models import Api, Image, Origin, Request, Turn
+from nbcodex.models import Api, Origin, Request, Turn
 from nbcodex.requests import structured_output
-from nbcodex.requests.images import picture
+from nbcodex.requests.images import to_image
 from nbcodex.settings import Settings, parse_duration
 
-LONGEST_NAME = 100
-"""Characters of a thread's name."""
+MAX_THREAD_NAME_CHARS = 100
 
-_APIS = ("auto", "responses", "chat")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """What is given for one request, beside its prompt. None stands for what the settings say.
+
+    Parameters
+    ----------
+    model : str or None
+        The model, or an alias of one.
+    system : str or None
+        Instructions that precede the prompt.
+    max_output : int or None
+        Upper bound on output tokens, reasoning included.
+    effort : str or None
+        Reasoning effort, in the server's words.
+    params : mapping or None
+        Further parameters of the API.
+    patience : str, float or None
+        Seconds, or a text such as ``10m``.
+    api : {"auto", "responses", "chat"} or None
+        Which API to use.
+    api_base : str or None
+        Another server.
+    reuse : bool or None
+        Whether the answer to an equal request in the journal is acceptable.
+    durable : bool or None
+        Whether the server keeps the answer, so that a broken stream can be continued.
+    schema : object
+        A pydantic class, or a JSON schema as a mapping.
+    images : iterable or None
+        Whatever `nbcodex.requests.images.to_image` accepts.
+    thread : str or None
+        The conversation that the answer joins.
+    """
+
+    model: str | None = None
+    system: str | None = None
+    max_output: int | None = None
+    effort: str | None = None
+    params: Mapping[str, Any] | None = None
+    patience: str | float | None = None
+    api: str | None = None
+    api_base: str | None = None
+    reuse: bool | None = None
+    durable: bool | None = None
+    schema: object = None
+    images: Iterable[Any] | None = None
+    thread: str | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the options among the arguments of a function, such as its `locals()`."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: arguments[name] for name in names if name in arguments})
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that say something, as keyword arguments."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: v for name, v in values.items() if v is not None and v is not False}
 
 
 def build_request(
     prompt: str,
     settings: Settings,
+    options: RequestOptions = RequestOptions(),
     *,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: str | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool = False,
     origin: Origin | None = None,
-    images: Iterable[Any] = (),
     turns: Iterable[Turn] = (),
-    thread: str | None = None,
-    schema: object = None,
 ) -> Request:
     """Return the request that a prompt and its options make.
 
     Raises
     ------
     ConfigurationError
-        If an option makes no sense; nothing is sent.
+        If an option is invalid; nothing is sent.
     """
-    words = {"model": model, "system": system, "effort": effort, "api": api, "api_base": api_base}
-    _check(prompt, {**words, "thread": thread}, max_output, params, patience)
-    if (api := api or settings.api) not in _APIS:
-        raise ConfigurationError(f"There is no API {api[:40]!r}.", advice=f"One of {_APIS}.")
-    if thread is not None and not is_thread(thread):
-        raise ConfigurationError("A thread's name is a word or a few.", advice="Such as 'plots'.")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
+    _check_types(options)
+    api = options.api or settings.api
+    if api not in get_args(Api):
+        raise ConfigurationError(
+            f"{api[:40]!r} is not an API.", advice=f"Use one of {', '.join(get_args(Api))}."
+        )
+    if options.thread is not None and not is_thread_name(options.thread):
+        raise ConfigurationError(
+            f"A thread's name has 1 to {MAX_THREAD_NAME_CHARS} printable characters.",
+            advice="Such as 'plots'.",
+        )
+    model = options.model or settings.model
+    patience = settings.patience if options.patience is None else parse_duration(options.patience)
     return Request(
         prompt=prompt,
-        model=settings.aliases.get(named, named) if (named := model or settings.model) else None,
-        system=system,
-        images=_pictures(images),
+        model=settings.aliases.get(model, model) if model else None,
+        system=options.system,
+        images=tuple(map(to_image, () if options.images is None else options.images)),
         turns=tuple(turns),
-        thread=thread,
-        schema=structured_output.to_schema(schema),
-        max_output=max_output,
-        effort=effort,
-        params=dict(params or {}),
+        thread=options.thread,
+        schema=structured_output.to_schema(options.schema),
+        max_output=options.max_output,
+        effort=options.effort,
+        params=dict(options.params or {}),
         api=cast(Api, api),
-        api_base=api_base,
-        patience=settings.patience if patience is None else parse_duration(patience),
-        reuse=settings.reuse if reuse is None else reuse,
-        durable=durable,
+        api_base=options.api_base,
+        patience=patience,
+        reuse=settings.reuse if options.reuse is None else options.reuse,
+        durable=bool(options.durable),
         origin=origin or Origin(),
     )
 
 
-def _check(
-    prompt: object,
-    words: Mapping[str, object],
-    max_output: object,
-    params: object,
-    patience: object,
-) -> None:
-    """Raise a ConfigurationError where an option is of a kind that it cannot be."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
-    for name, value in words.items():
+def is_thread_name(name: str) -> bool:
+    """Return whether `name` can be that of a conversation."""
+    return bool(name.strip()) and name.isprintable() and len(name) <= MAX_THREAD_NAME_CHARS
+
+
+def _check_types(options: RequestOptions) -> None:
+    """Raise a ConfigurationError where an option has the wrong type: users pass anything."""
+    for name in ("model", "system", "effort", "api", "api_base", "thread"):
+        value = getattr(options, name)
         if not isinstance(value, str | None):
-            raise ConfigurationError(f"{name} is a text, not {type(value).__name__}.")
-    whole = isinstance(max_output, int) and not isinstance(max_output, bool) and max_output >= 1
-    if max_output is not None and not whole:
-        raise ConfigurationError("max_output is a number of tokens, 1 or more.")
-    if not isinstance(params, Mapping | None):
-        raise ConfigurationError("params is a mapping of API parameters, such as a dict.")
-    if not isinstance(patience, str | int | float | None):
-        raise ConfigurationError("patience is a number of seconds, or a text such as '10m'.")
-
-
-def is_thread(name: str) -> bool:
-    """Whether `name` can be that of a conversation."""
-    return bool(name.strip()) and name.isprintable() and len(name) <= LONGEST_NAME
-
-
-def _pictures(images: Iterable[Any]) -> tuple[Image, ...]:
-    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
-        raise ConfigurationError("images is a list of pictures.", advice="Write [picture].")
-    return tuple(map(picture, images))
+            raise ConfigurationError(f"{name} must be a text, not {type(value).__name__}.")
+    bound: object = options.max_output
+    is_number = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1
+    if bound is not None and not is_number:
+        raise ConfigurationError("max_output must be a number of tokens, 1 or more.")
+    if not isinstance(options.params, Mapping | None):
+        raise ConfigurationError("params must be a mapping of API parameters, such as a dict.")
+    if not isinstance(options.patience, str | int | float | None):
+        raise ConfigurationError("patience must be a number of seconds, or a text such as '10m'.")
+    images: object = options.images
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable | None):
+        raise ConfigurationError("images must be a list of images.", advice="Write [image].")

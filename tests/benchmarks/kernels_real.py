@@ -41,14 +41,16 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
     os.environ.update(environ)
     from nbcodex.client import current
     from nbcodex.events import Finished
-    from nbcodex.requests.options import build_request
+    from nbcodex.requests.options import RequestOptions, build_request
     from nbcodex.settings import Settings
 
     settings = Settings.read()
 
     async def ask(prompt: Prompt) -> float | None:
         began = time.monotonic()
-        request = build_request(text_of(prompt), settings, max_output=prompt.max_output)
+        request = build_request(
+            text_of(prompt), settings, RequestOptions(max_output=prompt.max_output)
+        )
         ending = await current().follow(request, settings)
         return time.monotonic() - began if isinstance(ending, Finished) else None
 

@@ -170,11 +170,11 @@ def test_pictures_are_sent(ip: Any, simulator: Simulated, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("expression", "says"),
     [
-        ("nobody", "The picture nobody cannot be read"),
-        ("number", "A int is no picture"),
+        ("nobody", "The image nobody cannot be read"),
+        ("number", "type int is not an image"),
         ("number.x", "AttributeError"),
         ("'exit()'", "cannot be read"),
-        ("/etc/passwd", "no picture that can be sent"),
+        ("/etc/passwd", "not an image that can be sent"),
     ],
 )
 def test_a_wrong_picture_sends_nothing(

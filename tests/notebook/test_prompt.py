@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.variables import MAX_TABLE_CHARS, MAX_TABLE_COLUMNS, MAX_TABLE_ROWS, fill
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.requests.options import build_request
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.transport import SimulatorTransport
@@ -287,7 +287,9 @@ def test_prompts_reach_the_server_byte_for_byte() -> None:
         core = Simulator(Knobs(tpm=None, rpm=None, latency=0.0, speed=1e6), clock=clock)
         api_client = ApiClient(clock=clock, transport=SimulatorTransport(core))
         for number, prompt in enumerate(prompts):
-            request = build_request(prompt, settings, api=("responses", "chat")[number % 2])
+            request = build_request(
+                prompt, settings, RequestOptions(api=("responses", "chat")[number % 2])
+            )
             async for _ in api_client.stream(request, settings, model="gpt-5.6-sol"):
                 pass
         return [seen.prompt for seen in core.log]

@@ -13,8 +13,8 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image
 from nbcodex.requests import images
-from nbcodex.requests.images import picture
-from nbcodex.requests.options import build_request
+from nbcodex.requests.images import to_image
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
@@ -47,49 +47,49 @@ class Broken:
 )
 def test_bytes_are_told_by_their_beginning(data: bytes, kind: str) -> None:
     """The first bytes say what a picture is."""
-    assert picture(data) == Image(data, kind)
-    assert picture(bytearray(data)) == Image(data, kind)
+    assert to_image(data) == Image(data, kind)
+    assert to_image(bytearray(data)) == Image(data, kind)
 
 
 def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
     """A path, as text or as a Path; its suffix does not count."""
     path = tmp_path / "chart.txt"
     path.write_bytes(PNG)
-    assert picture(str(path)) == picture(path) == Image(PNG, "image/png")
+    assert to_image(str(path)) == to_image(path) == Image(PNG, "image/png")
 
 
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (b"BM6", "no picture that can be sent"),
-        (b"", "no picture that can be sent"),
+        (b"BM6", "not an image that can be sent"),
+        (b"", "not an image that can be sent"),
         ("nowhere.png", "cannot be read: No such file"),
         (".", "cannot be read: Is a directory"),
         ("a\0b", "cannot be read"),
-        (42, "A int is no picture"),
-        (None, "A NoneType is no picture"),
+        (42, "type int is not an image"),
+        (None, "type NoneType is not an image"),
         (Broken(), "cannot be drawn: no backend"),
-        (PNG + b"0" * images.LARGEST, "larger than 20 MiB"),
-        (Image(PNG + b"0" * images.LARGEST), "larger than 20 MiB"),
+        (PNG + b"0" * images.MAX_IMAGE_BYTES, "larger than 20 MiB"),
+        (Image(PNG + b"0" * images.MAX_IMAGE_BYTES), "larger than 20 MiB"),
     ],
     ids=lambda value: str(value)[:20],
 )
 def test_what_is_no_picture_is_said(value: Any, says: str) -> None:
     """Anything else is a clear error, and nothing is sent."""
     with pytest.raises(ConfigurationError, match=says):
-        picture(value)
+        to_image(value)
 
 
 def test_a_display_object_gives_its_png() -> None:
     """What a notebook would show as a PNG is that PNG."""
-    assert picture(Unnamed()) == Image(PNG, "image/png")
+    assert to_image(Unnamed()) == Image(PNG, "image/png")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "F", "P", "1"])
 def test_pillow_images_become_png(mode: str) -> None:
     """Every mode arrives as a PNG of the same size, converted where a PNG cannot hold it."""
     pil = pytest.importorskip("PIL.Image")
-    made = picture(pil.new(mode, (3, 2)))
+    made = to_image(pil.new(mode, (3, 2)))
     assert pil.open(io.BytesIO(made.data)).size == (3, 2)
     assert made.media_type == "image/png"
 
@@ -98,25 +98,27 @@ def test_figures_and_axes_become_png() -> None:
     """A matplotlib figure, and axes by their figure, without pyplot or a display."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
     axes = figure.subplots()
-    assert picture(figure).media_type == picture(axes).media_type == "image/png"
+    assert to_image(figure).media_type == to_image(axes).media_type == "image/png"
 
 
 def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
     """`images=` of `ask` takes whatever a picture can be; one that is no list is refused."""
     (tmp_path / "a").write_bytes(PNG)
-    request = build_request("hi", Settings(), images=[tmp_path / "a", PNG, Image(PNG)])
+    request = build_request(
+        "hi", Settings(), RequestOptions(images=[tmp_path / "a", PNG, Image(PNG)])
+    )
     assert request.images == (Image(PNG),) * 3
     for wrong in ("a.png", PNG, 3):
-        with pytest.raises(ConfigurationError, match="a list of pictures"):
-            build_request("hi", Settings(), images=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="a list of images"):
+            build_request("hi", Settings(), RequestOptions(images=wrong))  # type: ignore[arg-type]
 
 
 def test_no_library_is_imported_for_pictures() -> None:
     """Neither matplotlib, Pillow nor numpy is loaded by telling pictures apart."""
     code = (
-        "import sys; from nbcodex.requests.images import picture\n"
-        f"picture({PNG!r})\n"
-        "try: picture(object())\nexcept Exception: pass\n"
+        "import sys; from nbcodex.requests.images import to_image\n"
+        f"to_image({PNG!r})\n"
+        "try: to_image(object())\nexcept Exception: pass\n"
         "print(*{'PIL', 'matplotlib', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""

@@ -10,7 +10,7 @@ import pytest
 from nbcodex.client import Client
 from nbcodex.events import Finished
 from nbcodex.models import MINUTE, Request
-from nbcodex.requests.options import build_request
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Secret, Settings
 from tests.servers.mock import ANSWER, KEY, MODEL, TOKENS_PER_MINUTE, Mock, mocked
 from tests.servers.racing import Racer, warm_up
@@ -45,7 +45,9 @@ def settings_of(server: Mock, key: str) -> Settings:
 
 
 def request(number: int, settings: Settings) -> Request:
-    return build_request(f"Number {number}: what is special about it?", settings, max_output=BOUND)
+    return build_request(
+        f"Number {number}: what is special about it?", settings, RequestOptions(max_output=BOUND)
+    )
 
 
 def test_the_limit_is_used_fully_and_not_met(server: Mock) -> None:

@@ -22,7 +22,7 @@ from nbcodex.client import Client
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted
 from nbcodex.models import Reply, Request
 from nbcodex.requests.handle import reply_or_raise
-from nbcodex.requests.options import build_request
+from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Secret, Settings
 from tests.servers.lookalike import AGAIN_IN, MODEL
 from tests.servers.metering import MINUTE, Policy
@@ -103,7 +103,7 @@ def asked(look: Look, prompt: str, *, api: str, bound: int = BOUND) -> Asked:
     events: list[Event] = []
     asking = Client()
     try:
-        request = build_request(prompt, look.settings, api=api, max_output=bound)
+        request = build_request(prompt, look.settings, RequestOptions(api=api, max_output=bound))
         handle = asking.handle(request, look.settings, listener=events.append)
         return Asked(reply_or_raise(handle.follow()), events)
     finally:
@@ -257,7 +257,9 @@ def _prompt(number: int) -> str:
 
 
 def _request(number: int, settings: Settings, bound: int) -> Request:
-    return build_request(_prompt(number), settings, api="responses", max_output=bound)
+    return build_request(
+        _prompt(number), settings, RequestOptions(api="responses", max_output=bound)
+    )
 
 
 def _start(racing: Client, look: Look, course: Course) -> Racer:
