@@ -123,6 +123,7 @@ def _field_at(
     text: str, start: int, recognise: Recognise[ExpressionT], names: Collection[str]
 ) -> Field[ExpressionT] | None:
     """Return the field whose first brace is at `start`, if there is one."""
+    # `${name}` is a variable of a shell or of JavaScript.
     if start and text[start - 1] == "$":
         return None
     is_doubled = text.startswith("{", start + 1)
@@ -142,6 +143,7 @@ def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, st
     close = text.find("}", start, start + MAX_FIELD_CHARS)
     if names and text[start : max(close, start)] in names:
         return close + 1, text[start:close], "", ""
+    # By tokens, so that an index such as `x["}"]` may contain a brace or a colon.
     depth = 0
     for token in _TOKEN.finditer(text, start, start + MAX_FIELD_CHARS):
         match token[0]:

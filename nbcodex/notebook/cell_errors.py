@@ -22,7 +22,7 @@ from nbcodex.rendering.markdown import code_fence
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-MAX_KEPT_ERRORS = 50
+MAX_KEPT_ERRORS = 50  # a notebook that fails in a loop must not fill the memory
 MAX_ERROR_CHARS = 10_000  # of one traceback, and of one cell's code; the middle is left out
 MAX_FRAMES = 30  # of one traceback, counted from the place of the error
 
@@ -94,6 +94,8 @@ def last_error(shell: InteractiveShell) -> LastError | None:
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         files.append(error.filename)  # its cell never ran, so no frame names it
+    # IPython has no public way from a compiled file's name to its cell; without it, the prompt
+    # only lacks the code.
     cells = getattr(shell.compile, "_filename_map", {})
     numbers = [n for n in dict.fromkeys(map(cells.get, files)) if isinstance(n, int)]
     typed = getattr(shell.history_manager, "input_hist_raw", [])
@@ -121,6 +123,7 @@ def format_traceback(error: BaseException) -> str:
             text = f"UsageError: {error}"
         else:
             formatted = traceback.TracebackException.from_exception(error)
+            # IPython's frames around the cell would make up most of a short traceback.
             frames = [f for f in formatted.stack if not f.filename.startswith(_IPYTHON)]
             formatted.stack = traceback.StackSummary.from_list(frames[-MAX_FRAMES:])
             text = _FILE.sub(_name_cell, "".join(formatted.format()))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from nbcodex.notebook.config import Codex
 
+# The known levels; the server decides which of them a model takes.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 COMPLETED_ENTRIES = 50  # how many of the newest journal entries are offered
 
@@ -50,6 +51,7 @@ class _Matcher:
 
     def __init__(self, shell: InteractiveShell, config: Codex) -> None:
         self._shell, self._config = shell, config
+        # IPython reads this attribute even of matchers with an identifier; instances have none.
         self.__qualname__ = "codex"
 
     def __call__(self, context: Any) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
         case "thread":
             return sorted({e.request.thread for e in _entries(shell, config) if e.request.thread})
         case "out" | "schema" | "map":
+            # Of any type: checking each value could run a property of the user's object.
             return [name for name in shell.user_ns if not name.startswith("_")]
         case _:
             return [str(choice) for choice in before.choices or ()]
@@ -140,6 +143,7 @@ def _entries(shell: InteractiveShell, config: Codex) -> list[Any]:
     from nbcodex.notebook.session import Session
 
     settings = config.settings()
+    # Opening the journal would create its file, and Tab must change nothing.
     if settings.journal and not (data_folder(settings) / JOURNAL_FILENAME).exists():
         return []
     return list(Session(shell, config).journal.recent_entries(COMPLETED_ENTRIES))

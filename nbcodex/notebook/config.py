@@ -35,66 +35,55 @@ _KEPT_IN_DEMO = {
 class Codex(Configurable):
     """Settings of nbcodex. The environment, then the defaults, apply to what is not set here."""
 
-    model = Unicode("", help="Model (on Azure: deployment) for cells that do not name one.").tag(
-        config=True
-    )
+    model = Unicode("", help="Model (on Azure: deployment) for cells that do not name one.")
     api = Enum(
         ["auto", "responses", "chat"],
         "auto",
         help="API to use; `auto` finds out.",
-    ).tag(config=True)
-    base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.").tag(
-        config=True
     )
-    organization = Unicode("", help="Organisation to ask for, instead of OPENAI_ORG_ID.").tag(
-        config=True
-    )
-    project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.").tag(config=True)
+    base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.")
+    organization = Unicode("", help="Organisation to ask for, instead of OPENAI_ORG_ID.")
+    project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.")
+    # One key for each host: a wrong base URL must not carry the OpenAI key to another server.
     keys = Dict(
         help="API keys by host, such as {'gateway.example.org': '…'}; sent to that host only."
-    ).tag(config=True)
+    )
     client = AnyTrait(
         None,
         allow_none=True,
         help="Function that returns an openai.AsyncOpenAI, for what has no setting here.",
-    ).tag(config=True)
+    )
     patience = Unicode(
         "10m",
         help="Longest wait for limits and failures; beyond it, a cell is parked.",
-    ).tag(config=True)
-    idle_timeout = Unicode(
-        "60s", help="Silence after which a started stream counts as broken."
-    ).tag(config=True)
-    display = Enum(["auto", "widget", "text"], "auto", help="How requests are shown.").tag(
-        config=True
     )
+    idle_timeout = Unicode("60s", help="Silence after which a started stream counts as broken.")
+    display = Enum(["auto", "widget", "text"], "auto", help="How requests are shown.")
     remote_images = Bool(
         False, help="Whether images in answers are loaded: their server then learns about you."
-    ).tag(config=True)
+    )
 
     journal = Bool(
         True, help="Whether prompts and answers are kept on disk, so that they survive the kernel."
-    ).tag(config=True)
-    reuse = Bool(
-        False, help="Whether an equal prompt shows the earlier answer again, at no cost."
-    ).tag(config=True)
+    )
+    reuse = Bool(False, help="Whether an equal prompt shows the earlier answer again, at no cost.")
 
     aliases = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
         help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them.",
-    ).tag(config=True)
+    )
 
     max_history = Integer(
         None,
         allow_none=True,
         min=0,
         help="Maximum of earlier turns that a cell sends; None: as many as the model holds.",
-    ).tag(config=True)
+    )
 
     budget = Unicode(
         "", help="Cap on usage, such as 200k, $5 or $20/month; %codex budget adds to it."
-    ).tag(config=True)
+    )
 
     @validate("budget")
     def _is_budget(self, proposal: dict[str, Any]) -> str:
@@ -115,11 +104,11 @@ class Codex(Configurable):
 
     ask_above = Float(
         1.0, min=0.0, help="Estimated cost in US dollars from which on a map asks before it starts."
-    ).tag(config=True)
+    )
 
     keep_files = Bool(
         False, help="Whether a batch's files stay with the provider after all rows are answered."
-    ).tag(config=True)
+    )
 
     @validate("patience", "idle_timeout")
     def _is_duration(self, proposal: dict[str, Any]) -> str:
@@ -134,6 +123,7 @@ class Codex(Configurable):
             return usual
         return str(proposal["value"])
 
+    # `%config Codex` prints all values, and `Secret` has no readable repr.
     @validate("keys")
     def _hidden(self, proposal: dict[str, Any]) -> dict[str, Secret]:
         return {
@@ -169,6 +159,7 @@ class Codex(Configurable):
         values = {name: getattr(self, name) for name in traits if name != "budget"}
         chosen = {name: v for name, v in values.items() if v != traits[name].default()}
         chosen["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
+        # What equals the default is left out, so that the environment applies to it.
         if self.demo is None:
             return Settings.read(chosen)
         from nbcodex.simulator import Knobs
@@ -177,3 +168,7 @@ class Codex(Configurable):
         if self.model in Knobs().models:
             kept["model"] = self.model
         return replace(self.demo, **Settings.typed(kept))
+
+
+for _trait in Codex.class_own_traits().values():
+    _trait.tag(config=True)  # every trait of the class is a setting

@@ -57,7 +57,7 @@ class CodexMagics(Magics):
             self._ask(chosen, cell)
         except Stopped:
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # while variables were evaluated, or the journal opened
             raise Stopped("Stopped before anything was sent.") from None
 
     def _ask(self, chosen: Namespace, cell: str) -> None:
@@ -68,6 +68,7 @@ class CodexMagics(Magics):
         from nbcodex.requests.conversation import MAIN_THREAD
         from nbcodex.requests.options import build_request
 
+        # Settings are read for each cell: `%config` and the environment may change between two.
         session = Session(self._shell, self._config)
         text = cell.removesuffix("\n")
         if chosen.map:
@@ -92,6 +93,7 @@ class CodexMagics(Magics):
             ),
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
+        # Only now, so that a prompt that fails leaves the conversation as it is.
         joined = current().join(request, session.settings, anew=chosen.new)
         view = View(format=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
         if chosen.dry_run:

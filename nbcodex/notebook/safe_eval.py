@@ -15,6 +15,7 @@ from nbcodex.errors import shorten
 
 def parse(source: str) -> ast.expr | None:
     """Return the chain in `source`; None for any other text."""
+    # `{ name }` is more likely JavaScript or a set than a field.
     if source != source.strip():
         return None
     try:
@@ -111,6 +112,7 @@ def _is_argument(node: ast.expr) -> bool:
     match node:
         case ast.Constant():
             return True
+        # -1 is an operator on a constant to Python's parser.
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return _is_argument(operand)
         case _:

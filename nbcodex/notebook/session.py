@@ -71,6 +71,7 @@ class Session:
     def __init__(self, shell: InteractiveShell, config: Codex) -> None:
         self.shell, self.config = shell, config
         self._pid = os.getpid()
+        # `nbcodex.ask` in a cell then uses this notebook's settings and display.
         host.current.settings = config.settings
         host.current.follow = self._follow
         host.current.notebook = partial(identity.notebook_id, shell)
@@ -163,6 +164,7 @@ class Session:
             self.shell.user_ns[name] = value
         if isinstance(value, Reply):
             self.config.last = value
+        # Not by returning it: IPython would display the Reply below its own output.
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 
     def _follow(self, handle: Handle) -> Ending:
@@ -208,6 +210,7 @@ class Session:
         return self.journal.problem or notice
 
     def _output(self, handle: Handle, view: View, *, later: bool = False) -> CellOutput:
+        # Buttons call these from another thread, while the cell's thread waits in `follow`.
         actions: dict[ActionName, Callable[[], None]] = {
             "cancel": handle.cancel,
             "retry": handle.retry_now,

@@ -52,6 +52,7 @@ def token_figures(usage: Usage) -> list[str]:
 
 def format_dollars(dollars: float) -> str:
     """Return US dollars with two significant digits at least: ``$0.0052``, ``$1.37``."""
+    # Most answers cost less than a cent: with two decimals they would all be $0.00.
     if dollars >= 1 or dollars <= 0:
         return f"${dollars:,.2f}"
     return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
@@ -61,9 +62,10 @@ def _price(reply: Reply) -> str:
     if reply.reused:
         return "reused, 0 tokens"
     if reply.usage.total_tokens == 0:
-        return ""
+        return ""  # nothing was sent, and "0 tokens" says so already
     if reply.cost is not None:
         return ("~" if reply.usage.estimated else "") + format_dollars(reply.cost)
+    # The simulator's models have no price, and a missing count is said where the tokens stand.
     counted = reply.usage.total_tokens is not None and not reply.simulated
     return "cost unknown" if counted else ""
 

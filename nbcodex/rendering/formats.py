@@ -169,6 +169,7 @@ def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
             value = json.loads(_unfenced(answer.reply.text))
         except (ValueError, RecursionError):
             return _text(answer)
+    # `parsed` may come from a class of the user, of any depth.
     if _depth(value) > MAX_JSON_DEPTH:
         return _text(answer)
     try:
@@ -186,6 +187,7 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     text = sanitize_html(
         _unfenced(answer.reply.text), remote_images=answer.remote_images, drop=dropped.append
     )
+    # A reader would otherwise not know that the page is incomplete.
     images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
     return (answer.html(text, *filter(None, [images])),)
 
@@ -200,6 +202,7 @@ def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 def _image(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
+    # The picture itself is the main output, so that it can be saved with a right click.
     first, *more = [*_pictures(answer.reply), None]
     if first is None:
         return (answer.markdown(text, "it contains no picture"),)

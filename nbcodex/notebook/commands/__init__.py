@@ -98,6 +98,7 @@ def run(session: Session, line: str) -> None:
     UsageError
         If the command does not exist, or its arguments do not fit.
     """
+    # Not shlex: no command takes a value with blanks, and `%codex budget $5/day` has no quotes.
     name, *arguments = line.split() or ["help"]
     commands = all_commands()
     name = _SYNONYMS.get(name, name)
@@ -106,6 +107,7 @@ def run(session: Session, line: str) -> None:
         raise UsageError(f"%codex: there is no command {name[:40]}{hint} See %codex help")
     group, command = commands[name]
     try:
+        # Checked beforehand, so that a TypeError from inside a command is not mistaken for this.
         inspect.signature(command).bind(None, *arguments)
     except TypeError:
         raise UsageError(f"%codex {name}: {command.__doc__}") from None

@@ -17,6 +17,7 @@ class CommandGroup:
     command does, then, after a colon, its arguments.
     """
 
+    # A new group for each command: a session reads the settings afresh.
     def __init__(self, session: Session) -> None:
         self._session, self._config = session, session.config
         self._settings = session.settings

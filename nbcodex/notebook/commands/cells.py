@@ -56,10 +56,12 @@ class CodeCommands(CommandGroup):
                 f"%codex fix: only the last error can be explained, and it was {where}. "
                 f"{{Err[{cell[:10]}]}} in a prompt is the error of another cell"
             )
+        # No thread: a question about an error does not belong to the conversation.
         origin = identity.current_origin(self._session.shell)
         request = build_request(found.as_prompt(), self._settings, origin=origin)
         where = f" in cell {found.cell_number}" if found.cell_number else ""
         message = found.traceback.rpartition("\n")[2]
+        # The prompt is long and not the user's, so the error itself stands above the answer.
         view = View(format="fix", heading=f"{message}{where}")
         reply = self._session.show_answer(current().handle(request, self._settings), view)
         self._session.insert_code(reply, view)

@@ -92,10 +92,12 @@ class RequestCommands(CommandGroup):
             try:
                 self._session.show_answer(handle, view, earlier_text=entry.reply.text)
             except Stopped:
+                # Stop means all of them: the following cells must not find them running.
                 for other in handles[number:]:
                     other.stop()
                 raise
             except NbcodexError as error:
+                # Of several, a failed one must not keep the others' answers from being shown.
                 if len(handles) == 1:
                     raise
                 print_line("\n".join(render(error.title, error.message, error.advice)))
@@ -148,6 +150,7 @@ class RequestCommands(CommandGroup):
             )
         for runner in maps:
             runner.end(action)
+        # All are ended before any is waited for, so that ending takes as long as the slowest.
         for handle in handles:
             handle.end(action)
         for runner in maps:

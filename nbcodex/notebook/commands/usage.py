@@ -47,6 +47,7 @@ class UsageCommands(CommandGroup):
                     f"A budget of {cap.format(cap.amount)} is too small for any request.",
                     advice="Write dollars as $5, and tokens as 5000, 5k or 2M.",
                 )
+            # A cap of a day or month holds for all kernels, so it is in the journal.
             if cap.period == "session":
                 self._config.own_budget = text
             else:
