@@ -101,7 +101,7 @@ class Lab:
         connects (https://github.com/ipython/ipykernel/issues/1554): one start in sixty hangs.
         """
         done = threading.Event()
-        thread = threading.Thread(target=self._knock_until, args=(done,))
+        thread = threading.Thread(target=self._connect_until, args=(done,))
         thread.start()
         try:
             yield
@@ -109,15 +109,15 @@ class Lab:
             done.set()
             thread.join()
 
-    def _knock_until(self, done: threading.Event) -> None:
+    def _connect_until(self, done: threading.Event) -> None:
         with zmq.Context() as context:
             context.linger = 0
             while not done.wait(0.25):
                 for file in (self.folder.parent / "runtime").glob("kernel-*.json"):
                     with contextlib.suppress(OSError, ValueError):
-                        told = json.loads(file.read_text())
+                        connection = json.loads(file.read_text())
                         with context.socket(zmq.DEALER) as client:
-                            client.connect(f"tcp://{told['ip']}:{told['shell_port']}")
+                            client.connect(f"tcp://{connection['ip']}:{connection['shell_port']}")
                             done.wait(0.05)
 
     def _call(self, method: str, path: str) -> bytes:
@@ -252,9 +252,9 @@ class Notebook:
 
     def readings(self) -> list[tuple[float, float]]:
         """Return what the countdown has read: instants of `BootClock`, and seconds left."""
-        told = self.page.evaluate("() => window.timeline.readings")
+        readings = self.page.evaluate("() => window.timeline.readings")
         booted = time.time() - BootClock().now()
-        return [(at / 1000 - booted, left) for at, left in told]
+        return [(at / 1000 - booted, left) for at, left in readings]
 
     def seconds_from_click(self) -> float:
         """Return the seconds from the last click to the end of the cell."""

@@ -105,7 +105,7 @@ def shoot(nb: Notebook, simulator: Simulated, theme: str) -> None:
 def watch(nb: Notebook, simulator: Simulated, name: str) -> None:
     """Take the picture of a monitor some seconds after fifty requests were asked at once.
 
-    Some were answered before; then somebody else has used up what was left of the limit.
+    Some were answered before; then other users have used up the rest of the limit.
     """
     leave(simulator, 20_000)
     for index in (2, 3):
@@ -119,7 +119,7 @@ def watch(nb: Notebook, simulator: Simulated, name: str) -> None:
 
 
 def leave(simulator: Simulated, tokens: int) -> None:
-    """Have so many tokens of the minute be left, whoever has used the others."""
+    """Leave so many tokens of the minute, as if other users had taken the rest."""
     core = simulator.core
     seen, now = core.log[-1], core.clock.now()
     account = core.account(seen.key, seen.model)

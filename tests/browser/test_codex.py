@@ -68,7 +68,7 @@ def arrivals(simulator: Simulated) -> list[float]:
 
 
 def test_countdown_ends_when_the_request_is_sent(ask: Ask, simulator: Simulated) -> None:
-    """After a 429 the limit is named, and the countdown falls truly, down to the next request."""
+    """After a 429 the limit is named, and the countdown ends with the next request."""
     simulator.core.script([Fault(REFUSED, seconds=3.0)])
     nb = ask("%%codex\nHello [[tokens=20]]")
     in_phase(nb, "waiting")
@@ -104,8 +104,7 @@ def test_cell_can_be_ended(ask: Ask, simulator: Simulated, way: str, phase: str)
     assert re.match(r"(cancelled|parked|interrupted) \d\d", nb.text(2))
 
 
-def test_cell_can_be_stopped_before_the_first_word(ask: Ask, simulator: Simulated) -> None:
-    """While a request is sent and nothing has come, Stop ends the cell within a second, too."""
+def test_cell_can_be_stopped_before_the_answer_begins(ask: Ask, simulator: Simulated) -> None:
     simulator.core.change_knobs(latency=30.0)
     nb = ask("%%codex -o answer\nHello")
     in_phase(nb, "sending")
@@ -116,7 +115,7 @@ def test_cell_can_be_stopped_before_the_first_word(ask: Ask, simulator: Simulate
 
 
 def test_retry_now_sends_at_once(ask: Ask, simulator: Simulated) -> None:
-    """A probe that is let in brings the answer, a minute before the countdown would have."""
+    """A probe that is accepted brings the answer, a minute before the countdown would have."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     nb = ask("%%codex\nHello [[tokens=20]]")
     in_phase(nb, "waiting")
@@ -127,8 +126,8 @@ def test_retry_now_sends_at_once(ask: Ask, simulator: Simulated) -> None:
     assert "2 attempts" in nb.outputs(1)[0]["data"]["text/markdown"]
 
 
-def test_refused_probe_changes_no_countdown(ask: Ask, simulator: Simulated) -> None:
-    """Refused for longer, a probe leaves the moment as it was, and the request goes then."""
+def test_refused_probe_keeps_the_countdown(ask: Ask, simulator: Simulated) -> None:
+    """The request is sent at the moment that was shown before."""
     simulator.core.script([Fault(REFUSED, seconds=5.0), Fault(REFUSED, seconds=60.0)])
     nb = ask("%%codex\nHello [[tokens=20]]")
     in_phase(nb, "waiting")
@@ -141,7 +140,7 @@ def test_refused_probe_changes_no_countdown(ask: Ask, simulator: Simulated) -> N
 
 
 def test_saved_notebook_holds_the_answer(ask: Ask, page: Page, lab: Lab) -> None:
-    """Closed and opened again, and as nbconvert's HTML: the answer and one line of figures."""
+    """Reopened, and as nbconvert's HTML: the answer and one line of figures."""
     nb = ask("%%codex\nHello")
     nb.wait()
     saved = nb.save()
@@ -176,10 +175,10 @@ ACTIVE = """() => [...document.querySelectorAll('.jp-OutputArea-output *')].filt
 ).map((e) => e.outerHTML.slice(0, 200))"""
 
 
-def test_hostile_answer_does_nothing(
+def test_hostile_answer_is_harmless(
     ask: Ask, page: Page, lab: Lab, simulator: Simulated, requests: list[str]
 ) -> None:
-    """It runs and fetches nothing: not in the stream, not finished, not in a trusted notebook."""
+    """It runs and fetches nothing: while it streams, when finished, and in a trusted notebook."""
     simulator.core.change_knobs(tpm=10_000_000, speed=50_000.0, chunk=20)
     simulator.core.script([Fault("stalled", after=100, seconds=4.0)])
     nb = ask(f"%%codex --raw\n[[echo: {HOSTILE}{END}]]")
@@ -206,14 +205,14 @@ SHAPED = {
 }
 
 
-def test_hostile_answers_do_nothing_in_any_format(
+def test_hostile_answer_is_harmless_in_any_format(
     notebook: Callable[..., Notebook],
     page: Page,
     lab: Lab,
     simulator: Simulated,
     requests: list[str],
 ) -> None:
-    """HTML, a formula, JSON, code and text run and fetch nothing, fresh or reopened and trusted."""
+    """HTML, a formula, JSON, code and text run and fetch nothing, also when reopened and trusted."""
     simulator.core.change_knobs(tpm=10_000_000, speed=50_000.0, chunk=20)
     cells = [f"%%codex --raw -f {form}\n[[echo: {text}]]" for form, text in SHAPED.items()]
     nb = notebook(simulator.setup, *cells)
@@ -233,7 +232,7 @@ def test_hostile_answers_do_nothing_in_any_format(
 def test_code_is_inserted_and_can_be_copied(
     notebook: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:
-    """A new cell below holds the code, which has not run; the button copies the very same."""
+    """A new cell below holds the code, which has not run; the button copies the same code."""
     code = "if 1 < 2:\n    window = '<b>&amp;</b>'"
     nb = notebook(simulator.setup, f"%%codex --raw -f code\n[[echo: ```python\n{code}\n```]]")
     for index in range(2):
@@ -265,8 +264,8 @@ def check_harmless(page: Page, lab: Lab, requests: list[str]) -> None:
     assert not [url for url in requests if not url.startswith((lab.url, "data:", "blob:"))]
 
 
-def test_reload_loses_nothing(ask: Ask, simulator: Simulated) -> None:
-    """The page is saved and loaded again in mid-stream: the variable holds the whole answer."""
+def test_reload_keeps_the_answer(ask: Ask, simulator: Simulated) -> None:
+    """The page is reloaded during the stream: the variable holds the whole answer."""
     nb = ask("%%codex -o answer\nHello [[tokens=200]]")
     in_stream(nb)
     nb.save()

@@ -23,10 +23,10 @@ def simulator() -> Iterator[Simulated]:
         yield running
 
 
-def test_a_map_is_seen_and_stopped(
+def test_map_shows_its_progress_and_stops(
     notebook: Callable[..., Notebook], simulator: Simulated, tmp_path: Path
 ) -> None:
-    """The bar tells answered and waiting rows, and which limit is met; Stop parks the rest."""
+    """The bar shows answered and waiting rows, and the limit; Stop parks the rest."""
     rows = "rows = [f'row {n}' for n in range(60)]\nrows[3] = '[[fault=too_large]]'"
     nb = notebook(
         f"{simulator.setup}\n{rows}",
@@ -50,9 +50,9 @@ def test_a_map_is_seen_and_stopped(
     box.get_by_role("button", name="Stop").click()
     nb.wait()
     expect(box).to_have_count(0)
-    told = str(nb.outputs(1))
-    assert "codex resume m" in told
-    assert "Stopped" in told
+    saved = str(nb.outputs(1))
+    assert "codex resume m" in saved
+    assert "Stopped" in saved
     assert f"{answered} of 60" in str(nb.save().cells[1].outputs)
     nb.run(2)
     nb.wait()

@@ -23,7 +23,7 @@ FACES = {"lab": "lab/tree", "notebook": "notebooks"}
 HEARS = {"6.31.0": False, "7.3.0": True, "installed": True}
 """The versions of ipykernel, and whether a click arrives while a cell runs."""
 DROWSY = {"7.3.0"}
-"""Those that may not hear a request (`Lab.kept_awake`)."""
+"""Versions that may not receive a request (`Lab.kept_awake`)."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ MATRIX = [(version, face) for version in HEARS for face in FACES]
 
 
 @pytest.mark.parametrize(("version", "face"), MATRIX)
-def test_buttons_do_what_they_can(
+def test_buttons_work_in_each_kernel_and_front_end(
     waiting: Wait, page: Page, simulator: Simulated, version: str, face: str
 ) -> None:
     """Retry now sends at once or says why it cannot; Cancel ends the cell within a second."""

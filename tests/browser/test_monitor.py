@@ -123,15 +123,15 @@ def test_monitor_is_live_while_a_cell_blocks(
     assert first == second
 
 
-def _seconds(told: dict[str, Any]) -> float:
-    return float(told["due"][0].split()[1])
+def _seconds(view: dict[str, Any]) -> float:
+    return float(view["due"][0].split()[1])
 
 
 @pytest.mark.parametrize("label", ["Cancel", "Park"])
-def test_buttons_act_on_their_row(
+def test_button_ends_only_its_request(
     watched: Callable[..., Notebook], simulator: Simulated, label: str
 ) -> None:
-    """With the kernel blocked by something else, a button ends its own request within a second."""
+    """With the kernel blocked by something else, it does so within a second."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
     nb = watched(MANY.replace("COUNT", "3"), BLOCK)
     nb.run(2)
@@ -149,7 +149,7 @@ def test_buttons_act_on_their_row(
 
 
 @pytest.mark.parametrize(("label", "status"), [("Cancel all", "cancelled"), ("Park all", "parked")])
-def test_two_clicks_end_all(
+def test_second_click_ends_all_requests(
     watched: Callable[..., Notebook], simulator: Simulated, label: str, status: str
 ) -> None:
     """With the kernel blocked: the first click asks and ends nothing, the second ends all.
@@ -184,8 +184,8 @@ def test_two_clicks_end_all(
     assert " ".join([f"{status.capitalize()}Error"] * 3) in nb.text(4)
 
 
-def test_a_slip_ends_nothing(watched: Callable[..., Notebook], simulator: Simulated) -> None:
-    """A double click, a key that is held, and a second click that comes much later only ask."""
+def test_double_click_ends_nothing(watched: Callable[..., Notebook], simulator: Simulated) -> None:
+    """Nor does a key that is held down, or a second click that comes much later."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)] * 3)
     nb = watched(MANY.replace("COUNT", "3"))
     nb.run(2)
@@ -207,8 +207,8 @@ def test_a_slip_ends_nothing(watched: Callable[..., Notebook], simulator: Simula
     expect(rows(nb)).to_have_count(3)
 
 
-def test_buttons_for_all_say_why_they_are_off(watched: Callable[..., Notebook]) -> None:
-    """With nothing open they stay where they are, and a click on them asks nothing."""
+def test_buttons_for_all_are_disabled_without_requests(watched: Callable[..., Notebook]) -> None:
+    """They stay where they are, and a click says why it does nothing."""
     nb = watched()
     for label in ("Cancel all", "Park all"):
         button = monitor(nb).get_by_role("button", name=label)
@@ -221,10 +221,10 @@ def test_buttons_for_all_say_why_they_are_off(watched: Callable[..., Notebook]) 
 
 
 @pytest.mark.parametrize("width", [1400, 1100, 900])
-def test_nothing_moves_below_what_comes_and_goes(
+def test_open_requests_stay_in_place(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated, width: int
 ) -> None:
-    """Where the open requests stand does not depend on what is told of limits, lines and clicks."""
+    """Changing texts about limits, queues and clicks do not move them."""
     simulator.core.script([None, Fault(REFUSED, seconds=60.0)])
     nb = watched("%%codex\nHello [[tokens=9]]", MANY.replace("COUNT", "9"))
     page.set_viewport_size({"width": width, "height": 1000})
@@ -255,10 +255,10 @@ def places(nb: Notebook) -> list[float]:
     return found
 
 
-def test_what_is_certain_of_a_line_counts_down(
+def test_bound_of_the_queue_counts_down(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:
-    """Who waits in line is told no end, but a moment before which none comes; it ticks."""
+    """The queue has no predicted end, but a moment before which it does not end."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     nb = watched(MANY.replace("COUNT", "4"))
     nb.run(2)
@@ -272,10 +272,10 @@ def test_what_is_certain_of_a_line_counts_down(
     assert 1 <= before - int(line.inner_text().split()[-4]) <= 3
 
 
-def test_time_that_passes_is_told_from_time_that_is_left(
+def test_elapsed_time_differs_from_time_left(
     watched: Callable[..., Notebook], simulator: Simulated
 ) -> None:
-    """An answer has been coming *for* so long; only countdowns are set in bold."""
+    """An answer shows how long it has been arriving; only countdowns are bold."""
     nb = watched("%%codex\nHello [[tokens=400]]")
     nb.run(2)
     expect(rows(nb)).to_have_attribute("data-phase", "streaming")
@@ -292,10 +292,10 @@ def test_time_that_passes_is_told_from_time_that_is_left(
     nb.wait()
 
 
-def test_rows_of_a_map_are_told_apart(
+def test_rows_of_a_map_have_distinct_names(
     watched: Callable[..., Notebook], simulator: Simulated
 ) -> None:
-    """Their ids begin alike, so a button's name tells the whole of its row's."""
+    """Their ids have equal beginnings, so the names of their buttons have the whole id."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     nb = watched("rows = ['one', 'two', 'three']", "%%codex --map rows\nTell me about {}.")
     nb.run(2)
@@ -317,7 +317,7 @@ def test_rows_of_a_map_are_told_apart(
 def test_reloaded_page_shows_the_same_monitor(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:
-    """After a reload the monitor lives on, with a countdown that did not restart."""
+    """After a reload the monitor is live, and its countdown did not start again."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     nb = watched(MANY.replace("COUNT", "1"))
     nb.run(2)
@@ -332,10 +332,10 @@ def test_reloaded_page_shows_the_same_monitor(
     expect(rows(nb)).to_have_count(0)
 
 
-def test_other_kernels_are_seen(
+def test_requests_of_other_kernels_are_shown(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:
-    """What another notebook's kernel has under way is told in words, and gone when it is gone."""
+    """They disappear when they end."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     nb = watched(
         "import subprocess, sys\nother = subprocess.Popen([sys.executable, '-c', "
@@ -353,10 +353,10 @@ def test_other_kernels_are_seen(
 
 
 @pytest.mark.parametrize("width", [1400, 1100, 900, 600, 420])
-def test_everything_can_be_read_at_every_width(
+def test_text_is_readable_at_every_width(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated, width: int
 ) -> None:
-    """Nothing is cut off sideways, nothing overlaps, and rows stand in columns."""
+    """Nothing is cut off, nothing overlaps, and rows stand in columns."""
     simulator.core.script([None, Fault("overloaded"), Fault(REFUSED, seconds=60.0)])
     nb = watched("%%codex\nHello [[tokens=9]]", *(MANY.replace("COUNT", n) for n in "18"))
     page.set_viewport_size({"width": width, "height": 1000})
@@ -381,7 +381,7 @@ def test_everything_can_be_read_at_every_width(
     assert axe.violations(page, ".nbcodex-monitor") == []
 
 
-# Words that are cut, and those that lie on others, in rows of open requests.
+# Texts that are cut off, and those that overlap, in the rows of open requests.
 _CUT = """() => [...document.querySelectorAll('.nbcodex-row span')]
   .filter((e) => !e.hidden && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"""
 _OVERLAPS = """() => [...document.querySelectorAll('.nbcodex-row')].flatMap((row) => {
@@ -395,10 +395,10 @@ _OVERLAPS = """() => [...document.querySelectorAll('.nbcodex-row')].flatMap((row
 
 
 @pytest.mark.parametrize("width", [600, 420])
-def test_totals_are_turned_where_it_is_narrow(
+def test_totals_are_turned_on_a_narrow_page(
     watched: Callable[..., Notebook], page: Page, width: int
 ) -> None:
-    """Cost and time waited are in view; it is still a table, with its rows and their names."""
+    """Cost and time waited are visible; it is still a table, with its rows and their names."""
     nb = watched()
     page.set_viewport_size({"width": width, "height": 900})
     page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
@@ -413,10 +413,10 @@ def test_totals_are_turned_where_it_is_narrow(
     assert table.evaluate("e => e.parentNode.scrollWidth <= e.parentNode.clientWidth")
 
 
-def test_monitor_is_usable_where_it_is_narrow(
+def test_monitor_is_usable_on_a_narrow_page(
     watched: Callable[..., Notebook], page: Page, simulator: Simulated
 ) -> None:
-    """On a small screen nothing is cut off sideways, and buttons work by keyboard."""
+    """Nothing is cut off, and buttons work by keyboard."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)] * 2)
     nb = watched(MANY.replace("COUNT", "2"))
     page.set_viewport_size({"width": 480, "height": 800})

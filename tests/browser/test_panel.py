@@ -18,7 +18,7 @@ Open = Callable[..., Notebook]
 
 PLAY = "from tests.browser.play import *\nprint('pressed', play([queued(), sent(), {}]))"
 WAIT = PLAY.format("refused(20), sent(2, 20)")
-DEAF = PLAY.format("refused(20), sent(2, 20)").replace(
+UNREACHABLE = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
     "import nbcodex.notebook.display.widget_views as w\n"
     "w.PanelWidget.receive_while_blocked = lambda panel: None\nprint",
@@ -36,7 +36,7 @@ def in_phase(notebook: Notebook, phase: str) -> None:
 
 
 def test_countdown_falls_while_the_kernel_is_blocked(notebook: Open, page: Page) -> None:
-    """The wait counts down in the browser, truly, and the limit is named with its figures."""
+    """The countdown runs in the browser, and the limit is shown with its figures."""
     nb = notebook(PLAY.format("refused(4), sent(2, 4), delta('ok', 1.5)"))
     nb.run(0)
     in_phase(nb, "waiting")
@@ -50,7 +50,7 @@ def test_countdown_falls_while_the_kernel_is_blocked(notebook: Open, page: Page)
     expect(nb.panel).to_contain_text("attempt 2")
 
 
-def test_countdown_survives_a_wrong_clock(notebook: Open, page: Page) -> None:
+def test_countdown_ignores_a_wrong_clock(notebook: Open, page: Page) -> None:
     """A browser whose clock is an hour ahead counts the same seconds."""
     page.add_init_script("const now = Date.now; Date.now = () => now() + 3_600_000;")
     nb = notebook(WAIT)
@@ -63,8 +63,8 @@ def test_countdown_survives_a_wrong_clock(notebook: Open, page: Page) -> None:
 SKEW = "window.skew = 0; const now = Date.now; Date.now = () => now() + window.skew;"
 
 
-def test_countdown_survives_a_clock_that_is_set(notebook: Open, page: Page) -> None:
-    """The wall clock set an hour forwards and back in mid-wait: no reading jumps."""
+def test_countdown_ignores_a_clock_that_is_set(notebook: Open, page: Page) -> None:
+    """The wall clock is set an hour forwards and back during the wait."""
     page.add_init_script(SKEW)
     nb = notebook(WAIT)
     nb.run(0)
@@ -79,8 +79,8 @@ def test_countdown_survives_a_clock_that_is_set(notebook: Open, page: Page) -> N
     nb.press("Cancel")
 
 
-def test_countdown_asks_after_a_sleep(notebook: Open, page: Page) -> None:
-    """Where the page's clock stood still in the machine's sleep, the kernel tells what is left."""
+def test_countdown_is_synchronized_after_a_sleep(notebook: Open, page: Page) -> None:
+    """The page's clock stood still while the machine slept; the kernel knows what is left."""
     page.add_init_script(
         "window.slept = 0; window.ticks = performance.now.bind(performance);"
         "performance.now = () => window.ticks() - window.slept;"
@@ -98,8 +98,7 @@ def test_countdown_asks_after_a_sleep(notebook: Open, page: Page) -> None:
 
 
 @pytest.mark.parametrize("label", ["Cancel", "Retry now", "Park"])
-def test_click_reaches_python_in_mid_cell(notebook: Open, label: str) -> None:
-    """A button's callback runs while the cell blocks the kernel's main thread."""
+def test_click_reaches_python_while_a_cell_runs(notebook: Open, label: str) -> None:
     nb = notebook(WAIT.replace("20), sent(2, 20)", "2.5), sent(2, 2.5)"))
     nb.run(0)
     in_phase(nb, "waiting")
@@ -108,9 +107,9 @@ def test_click_reaches_python_in_mid_cell(notebook: Open, label: str) -> None:
     assert nb.text(0) == f"pressed ['{label.split()[0].lower()}']\n"
 
 
-def test_cancel_interrupts_a_kernel_that_hears_nothing(notebook: Open, page: Page) -> None:
-    """Where no message gets through, Cancel interrupts by way of the page's own server."""
-    nb = notebook(DEAF)
+def test_cancel_interrupts_a_kernel_that_receives_nothing(notebook: Open, page: Page) -> None:
+    """Without messages, Cancel interrupts the kernel through the page's own server."""
+    nb = notebook(UNREACHABLE)
     nb.run(0)
     in_phase(nb, "waiting")
     with page.expect_response(re.compile(r"/api/kernels/[0-9a-f-]{36}/interrupt$")) as answer:
@@ -120,11 +119,11 @@ def test_cancel_interrupts_a_kernel_that_hears_nothing(notebook: Open, page: Pag
     assert nb.outputs(0)[-1]["ename"] == "KeyboardInterrupt"
 
 
-def test_deaf_kernel_says_why_retry_is_impossible(notebook: Open, page: Page) -> None:
-    """What has no second way is refused with a reason, and nothing is sent."""
+def test_retry_is_disabled_if_the_kernel_receives_nothing(notebook: Open, page: Page) -> None:
+    """The button says why, and nothing is sent."""
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    nb = notebook(DEAF)
+    nb = notebook(UNREACHABLE)
     nb.run(0)
     in_phase(nb, "waiting")
     nb.press("Retry now")
@@ -139,7 +138,7 @@ def test_deaf_kernel_says_why_retry_is_impossible(notebook: Open, page: Page) ->
 
 
 def test_buttons_work_by_keyboard(notebook: Open, page: Page) -> None:
-    """A button takes the focus and Enter presses it; the notebook's own keys stay out of it."""
+    """A button takes the focus and Enter presses it; the notebook's own keys do nothing there."""
     nb = notebook(WAIT)
     nb.run(0)
     in_phase(nb, "waiting")
@@ -153,7 +152,7 @@ def test_buttons_work_by_keyboard(notebook: Open, page: Page) -> None:
 
 
 def test_saved_notebook_shows_the_answer(notebook: Open, lab: Lab, page: Page) -> None:
-    """Saved and opened again, the answer is there, and no dead widget."""
+    """Saved and opened again, the answer is there, and no broken widget."""
     nb = notebook(PLAY.format("delta('The **answer**.', 0.3)"))
     nb.run(0)
     nb.wait()
@@ -174,8 +173,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_text_does_nothing(notebook: Open, page: Page) -> None:
-    """What a model or a server says is shown as text, letter for letter."""
+def test_hostile_text_is_shown_as_text(notebook: Open, page: Page) -> None:
     said = f"delta({HOSTILE[0]!r} + {''.join(HOSTILE[1:])!r}, 0.3), delta('.', 20)"
     nb = notebook(PLAY.format(f"delta({HOSTILE[1]!r}, 0.1, reasoning=True), {said}"))
     nb.run(0)
@@ -205,8 +203,8 @@ play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(4)), delta("end", 2
 
 
 @pytest.mark.parametrize(("text", "view"), [(2, True), (2, False), (3, False)])
-def test_lost_text_is_asked_for(notebook: Open, text: int, view: bool) -> None:
-    """A message that was dropped, in mid-stream with its view or at the end, leaves no gap."""
+def test_lost_text_is_requested_again(notebook: Open, text: int, view: bool) -> None:
+    """A dropped message leaves no gap, even with its view or at the end."""
     nb = notebook(LOSSY.replace("TEXT", str(text)).replace("VIEW", str(view)))
     nb.run(0)
     expect(nb.panel.locator(".nbcodex-log")).to_have_text("0 1 2 3")
@@ -227,8 +225,8 @@ play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(30)), delta("end", 
 """
 
 
-def test_server_that_drops_messages_loses_no_text(notebook: Open, page: Page) -> None:
-    """In a flood the server drops messages, ours among them; when it is over all text is there."""
+def test_flood_of_messages_loses_no_text(notebook: Open, page: Page) -> None:
+    """The server drops messages in a flood; afterwards all of the text is there."""
     came: list[bool] = []
     page.on("websocket", lambda s: s.on("framereceived", lambda f: came.append("noise" in str(f))))
     nb = notebook(FLOOD)
@@ -239,8 +237,8 @@ def test_server_that_drops_messages_loses_no_text(notebook: Open, page: Page) ->
     nb.press("Cancel")
 
 
-def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
-    """A view that comes late shows the whole text, and a countdown that did not start anew."""
+def test_second_view_shows_the_same_state(notebook: Open, page: Page) -> None:
+    """It shows the whole text, and its countdown does not start again."""
     nb = notebook(PLAY.format("delta('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
@@ -261,7 +259,7 @@ def test_second_view_shows_the_same(notebook: Open, page: Page) -> None:
 
 
 def test_log_follows_its_end_unless_scrolled(notebook: Open, page: Page) -> None:
-    """New text scrolls into view; a reader who has scrolled up is left alone."""
+    """New text scrolls into view, unless the reader has scrolled up."""
     lines = "*(delta(f'line {n}\\n', 0.03) for n in range(80)), delta('', 20)"
     nb = notebook(PLAY.format(lines))
     nb.run(0)
@@ -275,7 +273,7 @@ def test_log_follows_its_end_unless_scrolled(notebook: Open, page: Page) -> None
 
 
 def test_only_phases_are_announced(notebook: Open, page: Page) -> None:
-    """A screen reader hears of each new phase, and not of each tick."""
+    """A screen reader announces each new phase, and not each tick."""
     nb = notebook(WAIT)
     nb.run(0)
     in_phase(nb, "waiting")
@@ -299,8 +297,8 @@ STATES = {
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
-def test_axe_finds_nothing(notebook: Open, theme: str) -> None:
-    """In each state, in both themes, no rule of axe-core is broken."""
+def test_axe_finds_no_violation(notebook: Open, theme: str) -> None:
+    """In each state and both themes."""
     nb = notebook(*(PLAY.format(steps) for steps in STATES.values()))
     nb.use_theme(f"JupyterLab {theme}")
     for index, phase in enumerate(STATES):
@@ -311,8 +309,8 @@ def test_axe_finds_nothing(notebook: Open, theme: str) -> None:
         nb.wait()
 
 
-def test_buttons_say_what_they_do(notebook: Open) -> None:
-    """Each says in a few words, and whole in its title, what it keeps, costs and leads to."""
+def test_buttons_state_their_effect(notebook: Open) -> None:
+    """A hint and a title say what each keeps and costs, and how to continue."""
     nb = notebook(WAIT)
     nb.run(0)
     in_phase(nb, "waiting")
@@ -327,8 +325,8 @@ def test_buttons_say_what_they_do(notebook: Open) -> None:
     nb.press("Cancel")
 
 
-def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> None:
-    """The figures name the wait, not once more as the time in all; what does not fit is said so."""
+def test_total_time_is_hidden_while_it_equals_the_wait(notebook: Open) -> None:
+    """What does not fit the limit is shown as well."""
     nb = notebook(PLAY.format("refused(20, 0.1), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
@@ -340,8 +338,8 @@ def test_only_the_wait_is_told_while_nothing_else_happened(notebook: Open) -> No
     nb.press("Cancel")
 
 
-def test_nothing_below_moves(notebook: Open, page: Page) -> None:
-    """While a request waits, is sent and streams, the panel's end stays where it was."""
+def test_panel_keeps_its_height(notebook: Open, page: Page) -> None:
+    """It does while a request waits, is sent and streams."""
     nb = notebook(PLAY.format("refused(1.0), sent(2, 1.0), delta('Hello', 0.4), delta('.', 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
@@ -355,7 +353,7 @@ def test_nothing_below_moves(notebook: Open, page: Page) -> None:
 
 
 def test_reduced_motion_is_respected(notebook: Open, page: Page) -> None:
-    """Who asked for less motion sees whole seconds, and nothing breathes."""
+    """With reduced motion, whole seconds are shown, and nothing is animated."""
     page.emulate_media(reduced_motion="reduce")
     nb = notebook(PLAY.format("refused(8), sent(2, 8)"))
     nb.run(0)

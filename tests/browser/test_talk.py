@@ -19,8 +19,10 @@ def simulator() -> Iterator[Simulated]:
         yield running
 
 
-def test_a_cell_keeps_its_place(notebook: Callable[..., Notebook], simulator: Simulated) -> None:
-    """Run again, a cell sees what stands above it, and later cells its new answer once."""
+def test_cell_keeps_its_place_in_the_conversation(
+    notebook: Callable[..., Notebook], simulator: Simulated
+) -> None:
+    """Run again, a cell sees the cells above it, and later cells see its new answer once."""
     nb = notebook(simulator.setup, "%%codex\none", "%%codex\ntwo", "%%codex\nthree")
     for index in (0, 1, 2, 2, 1, 3):
         nb.run(index)

@@ -289,7 +289,7 @@ ASKS = {
     "bounded auto-resume (codex#34188)": "test_a_wait_longer_than_the_patience_parks_at_once",
     "resume at the reset (codex#34188)": "test_resume_at_reset_sends_by_itself",
     "which limit was hit (codex#10055)": "test_terminal_counts_down_on_one_line",
-    "a log of retries (codex#10094)": "test_retries_are_logged",
+    "a log of retries (codex#10094)": "test_retries_and_failures_are_logged",
     "retry now (codex#41438)": "test_retry_now_sends_at_once",
     "a limiter that concurrent runs share (codex#42685)": "test_two_kernels_share_a_limit",
     "what can never fit, said at once (codex#34465)": "test_what_can_never_fit_fails_at_once",

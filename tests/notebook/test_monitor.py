@@ -334,7 +334,7 @@ def test_queue_without_a_bound_shows_no_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "told"),
+    ("known", "text"),
     [
         ({"cost": 0.039, "unpriced": 1}, "≥ $0.039"),
         ({"cost": 0.039}, "$0.039"),
@@ -343,11 +343,11 @@ def test_queue_without_a_bound_shows_no_time() -> None:
         ({}, ""),
     ],
 )
-def test_incomplete_cost_is_a_lower_bound(known: dict[str, Any], told: str) -> None:
+def test_incomplete_cost_is_a_lower_bound(known: dict[str, Any], text: str) -> None:
     """Without any known part it is unknown."""
     state = state_after(Observation(at=0, session=UsageTotals(requests=2, **known)))
     drawn = monitor_view(state, 1, WALL)
-    assert drawn["totals"][1][1 + drawn["columns"].index("cost")] == told
+    assert drawn["totals"][1][1 + drawn["columns"].index("cost")] == text
 
 
 def test_totals_with_estimates_are_marked() -> None:
@@ -360,7 +360,7 @@ def test_totals_with_estimates_are_marked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "text"),
     [
         ({}, "$0.0052"),
         ({"cost": None}, "unknown"),
@@ -369,12 +369,12 @@ def test_totals_with_estimates_are_marked() -> None:
         ({"cost": None, "usage": Usage(input_tokens=0, output_tokens=0)}, ""),
     ],
 )
-def test_cost_of_the_last_request(changes: dict[str, Any], told: str) -> None:
+def test_cost_of_the_last_request(changes: dict[str, Any], text: str) -> None:
     """Counted tokens have a cost, known or not; simulated ones have none."""
     drawn = monitor_view(
         state_after(queued(), finished(1, reply=replace(REPLY, **changes))), 2, WALL
     )
-    assert drawn["totals"][0][1 + drawn["columns"].index("cost")] == told
+    assert drawn["totals"][0][1 + drawn["columns"].index("cost")] == text
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_view_does_not_change_with_time_alone() -> None:
 
 @pytest.fixture
 def live_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
-    """A monitor whose widget is never told anything by a thread, and what the widget sends."""
+    """A monitor whose thread sends nothing, and what its widget sends."""
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
     sent: list[Any] = []
     monkeypatch.setattr(widget_base.MonitorWidget, "send", lambda _, content: sent.append(content))
