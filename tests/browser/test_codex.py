@@ -212,7 +212,7 @@ def test_hostile_answer_is_harmless_in_any_format(
     simulator: Simulated,
     requests: list[str],
 ) -> None:
-    """HTML, a formula, JSON, code and text run and fetch nothing, also when reopened and trusted."""
+    """HTML, a formula, JSON, code and text run and fetch nothing, reopened and trusted too."""
     simulator.core.change_knobs(tpm=10_000_000, speed=50_000.0, chunk=20)
     cells = [f"%%codex --raw -f {form}\n[[echo: {text}]]" for form, text in SHAPED.items()]
     nb = notebook(simulator.setup, *cells)

@@ -41,7 +41,7 @@ def seen_at(nb: Notebook, index: int) -> tuple[str, str]:
 
 
 def test_every_cell_runs_and_new_ones_appear(page: Page, lab: Lab) -> None:
-    """After `-f code` and `fix` a new cell is below, not run; all other cells show what they should."""
+    """`-f code` and `fix` add a cell that is not run; all other cells show what they should."""
     notebook = read_notebook()
     names = [cell.id for cell in notebook.cells if cell.cell_type == "code"]
     nbformat.write(notebook, lab.folder / "companion.ipynb")

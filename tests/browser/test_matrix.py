@@ -20,17 +20,17 @@ from tests.simulated import Simulated, simulated
 pytestmark = pytest.mark.browser
 
 FACES = {"lab": "lab/tree", "notebook": "notebooks"}
-HEARS = {"6.31.0": False, "7.3.0": True, "installed": True}
+RECEIVES_CLICKS = {"6.31.0": False, "7.3.0": True, "installed": True}
 """The versions of ipykernel, and whether a click arrives while a cell runs."""
-DROWSY = {"7.3.0"}
-"""Versions that may not receive a request (`Lab.kept_awake`)."""
+MAY_HANG = {"7.3.0"}
+"""Versions whose kernel may leave a request unread (`Lab.kept_awake`)."""
 
 
 @pytest.fixture(scope="module")
 def kernels(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Kernelspecs by version of ipykernel; a version that cannot be had is missing."""
     found = {"installed": "python3"}
-    for version in HEARS.keys() - found.keys():
+    for version in RECEIVES_CLICKS.keys() - found.keys():
         target = tmp_path_factory.mktemp("ipykernel")
         asked = [f"--target={target}", f"ipykernel=={version}"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *asked]
@@ -60,7 +60,7 @@ def waiting(
         if version not in kernels:
             give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
             give_up(f"pip could not install ipykernel {version}")
-        if version in DROWSY:
+        if version in MAY_HANG:
             stack.enter_context(lab.kept_awake())
         name = f"{os.urandom(3).hex()}.ipynb"
         show = "import ipykernel\nprint(ipykernel.__version__)"
@@ -81,7 +81,7 @@ def waiting(
         yield start
 
 
-MATRIX = [(version, face) for version in HEARS for face in FACES]
+MATRIX = [(version, face) for version in RECEIVES_CLICKS for face in FACES]
 
 
 @pytest.mark.parametrize(("version", "face"), MATRIX)
@@ -91,7 +91,7 @@ def test_buttons_work_in_each_kernel_and_front_end(
     """Retry now sends at once or says why it cannot; Cancel ends the cell within a second."""
     nb = waiting(version, face)
     retry = nb.panel.get_by_role("button", name="Retry now")
-    if HEARS[version]:
+    if RECEIVES_CLICKS[version]:
         simulator.core.script([Fault("tokens_per_minute", seconds=60.0)])
         asked = len(simulator.prompts)
         nb.press("Retry now")

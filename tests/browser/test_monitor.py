@@ -117,7 +117,7 @@ def test_monitor_is_live_while_a_cell_blocks(
     for view in views.all():
         expect(view.locator(".nbcodex-row")).to_have_count(0)
         expect(view.get_by_role("row", name="Last request")).to_contain_text("attempt 2")
-        expect(view.get_by_role("img")).to_have_attribute("aria-label", re.compile("met once"))
+        expect(view.get_by_role("img")).to_have_attribute("aria-label", re.compile("reached once"))
     assert axe.violations(nb.page, ".nbcodex-monitor") == []
     first, second = map(shown, views.all())
     assert first == second
