@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 PAGES = sorted(commands.PAGES_FOLDER.glob("*.md"))
-DOCUMENTS = [README, CONTRIBUTING, *PAGES]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DOCUMENTS = [README, CONTRIBUTING, ROOT / ".github" / "CHANGELOG.md", *PAGES]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 _FENCE = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*?) -->\n\n?)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
@@ -113,41 +113,35 @@ def _check_command(words: list[str]) -> None:
         case "pip":
             assert rest[0] == "install"
             for word in rest[1:]:
-                assert word in {"-q", "-e", "--group"} or _is_installable(word), word
+                assert word in {"-q", "-e"} or _is_installable(word), word
         case "python" | "python3":
             assert rest[0] == "-m"
             assert find_spec(rest[1]), rest[1]
             if rest[1] == "pytest":
                 _check_pytest_options(rest[2:])
         case "export":
-            names = {*_ENVIRONMENT, "NBCODEX_HOME"}
-            assert rest[0].partition("=")[0] in names, rest
+            assert rest[0].partition("=")[0] in _ENVIRONMENT, rest
         case "pytest":
             _check_pytest_options(rest)
         case other:
-            assert other in {
-                "git",
-                "cd",
-                "redis-server",
-                "redis-cli",
-                "ruff",
-                "mypy",
-                "lint-imports",
-            }
+            assert other in _OTHER_PROGRAMS, other
+
+
+_OTHER_PROGRAMS = {"git", "cd", "ruff", "mypy", "lint-imports", "redis-server", "redis-cli"}
 
 
 def _is_installable(word: str) -> bool:
     name, _, extra = word.rstrip("]").partition("[")
-    return name in {".", "nbcodex"} and (not extra or extra in PROJECT["optional-dependencies"])
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    return name in {".", "nbcodex"} and (not extra or extra in extras)
 
 
 def _check_pytest_options(words: list[str]) -> None:
     for option, value in zip(words, [*words[1:], ""], strict=True):
         match option:
             case "-m":
-                markers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-                named = markers["tool"]["pytest"]["ini_options"]["markers"]
-                assert value in {marker.partition(":")[0] for marker in named}
+                markers = PYPROJECT["tool"]["pytest"]["ini_options"]["markers"]
+                assert value in {marker.partition(":")[0] for marker in markers}
             case "-n":
                 assert find_spec("xdist")
             case path if path.startswith("tests/"):

@@ -32,6 +32,7 @@ PAGES_FOLDER = Path(__file__).parents[2] / "docs"
 _COMMENT_OR_PICTURE = re.compile(r"<!--.*?-->\n*|^!\[[^\]]*\]\(\S*\)\n\n", re.DOTALL | re.MULTILINE)
 _PAGE_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]*)?\)")
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
 _MARKUP = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 
 
@@ -169,5 +170,9 @@ def page_text(topic: str) -> str:
             parts[index] = re.sub(r"^(?=.)", "    ", part, flags=re.MULTILINE).rstrip("\n")
         else:
             linked = _LINK.sub(lambda found: f"{found[1]} ({found[2]})", part)
-            parts[index] = _MARKUP.sub("", re.sub(r"^#+ ", "", linked, flags=re.MULTILINE))
+            parts[index] = _MARKUP.sub("", _HEADING.sub(_underlined, linked))
     return "".join(parts)
+
+
+def _underlined(heading: re.Match[str]) -> str:
+    return f"{heading[2]}\n{('=' if heading[1] == '#' else '-') * len(heading[2])}"
