@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nbcodex.journal.journal import Journal
-from nbcodex.runtime.clock import pause
+from nbcodex.runtime.clock import sleep_unless
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class LoopClock:
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for `until`; return True as soon as `unless` is set."""
         while (left := until - self.now()) > 0:
-            if await pause(left, unless):
+            if await sleep_unless(left, unless):
                 return True
         return unless is not None and unless.is_set()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbcodex.runtime.clock import Clock, boot
+from nbcodex.runtime.clock import Clock, boot_id
 
 HEARTBEAT_INTERVAL_S = 10.0
 
@@ -56,7 +56,7 @@ class Owner:
         return cls(
             id=secrets.randbits(62),
             host=socket.gethostname(),
-            boot=boot(),
+            boot=boot_id(),
             space=space,
             pid=os.getpid(),
             start=process[1] if process else 0,

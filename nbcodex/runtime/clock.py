@@ -1,6 +1,6 @@
-"""Time, and waiting for it: the only door to both, so that hours pass in milliseconds in tests.
+"""Time, and waiting for it: the only access to both, so that hours pass in milliseconds in tests.
 
-Owns what "now" means. Must not know what anybody waits for.
+Owns what "now" means. Must not know what anything waits for.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+# A wait reads the clock again after this time: asyncio's timers stand still while a laptop sleeps,
+# boot time does not.
 CLOCK_RECHECK_S = 1.0
-"""Seconds after which a wait looks at the clock again: asyncio's own timer stands still while a
-laptop sleeps, boot time does not."""
 
 
 class Clock(Protocol):
-    """What the engine and the ledger ask of time."""
+    """What requests and the rate limiter ask of time."""
 
     def now(self) -> float:
         """Return the instant in seconds, comparable across processes of one boot."""
@@ -33,8 +33,9 @@ class Clock(Protocol):
 
 
 class BootClock:
-    """The machine's time since boot: it goes on in sleep, and no wall clock can move it."""
+    """The machine's time since boot: it continues during sleep, and cannot be set."""
 
+    # Only Linux has CLOCK_BOOTTIME.
     _source = getattr(time, "CLOCK_BOOTTIME", None)
 
     def now(self) -> float:
@@ -48,32 +49,32 @@ class BootClock:
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
         while (left := until - self.now()) > 0:
-            if await pause(min(left, CLOCK_RECHECK_S), unless):
+            if await sleep_unless(min(left, CLOCK_RECHECK_S), unless):
                 return True
         return unless is not None and unless.is_set()
 
 
-def boot() -> str:
-    """Return what names this run of the machine; empty where the platform does not tell."""
+def boot_id() -> str:
+    """Return the id of this boot of the machine; empty where the platform has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 
 
-async def pause(seconds: float, unless: asyncio.Event | None = None) -> bool:
-    """Sleep on the running loop; return True as soon as `unless` is set."""
-    if unless is None:
+async def sleep_unless(seconds: float, event: asyncio.Event | None = None) -> bool:
+    """Sleep on the running loop; return True as soon as `event` is set."""
+    if event is None:
         await asyncio.sleep(seconds)
         return False
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await unless.wait()
-    return unless.is_set()
+            await event.wait()
+    return event.is_set()
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration for people: ``7.4 s``, ``1 min 12 s``, ``2 h 03 min``, ``3 d 4 h``."""
+    """Return a duration in words: ``7.4 s``, ``1 min 12 s``, ``2 h 03 min``, ``3 d 4 h``."""
     if seconds < 59.95:
         return f"{max(seconds, 0.0):.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
 """The one event loop, in one daemon thread, on which all network work runs.
 
 Owns the thread. The kernel's main thread only waits and paints, so an interrupt reaches it at once.
-Must not know what runs here.
+Must not know what runs on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 # Windows wakes no waiting thread for an interrupt: waits are cut into slices there, in seconds.
 WAIT_SLICE_S = 0.1 if os.name == "nt" else None
@@ -23,7 +23,7 @@ SHUTDOWN_TIMEOUT_S = 1.0  # for tasks to end in when the interpreter does
 
 
 class EventLoop:
-    """An asyncio loop that lives in a daemon thread of its own."""
+    """An asyncio loop in a daemon thread of its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -41,21 +41,21 @@ class EventLoop:
         return threading.current_thread() is self._thread
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Have `function` called on the loop soon; return at once."""
+        """Call `function` on the loop soon; return at once."""
         self._loop.call_soon_threadsafe(function, *args)
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
         """Run `coroutine` on the loop and return the future of its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Cancel what runs, give it a moment to end, and stop the thread."""
+        """Cancel all tasks, give them a moment to end, and stop the thread."""
         if not self._thread.is_alive() or self.is_current_thread:
             return
-        asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
         self._thread.join(SHUTDOWN_TIMEOUT_S)
 
-    async def _wind_up(self) -> None:
+    async def _shut_down(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -79,11 +79,11 @@ def shared() -> EventLoop:
         return _shared
 
 
-def _forget_the_parents() -> None:
-    """A forked child has its parent's memory but not its threads: it starts afresh."""
+def _reset_after_fork() -> None:
+    # A forked child has its parent's memory, but not its threads: it needs a new loop.
     global _lock, _shared
     _lock, _shared = threading.Lock(), None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_parents)
+    os.register_at_fork(after_in_child=_reset_after_fork)

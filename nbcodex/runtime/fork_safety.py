@@ -1,8 +1,8 @@
-"""What becomes of open databases when the process forks.
+"""What happens to open databases when the process forks.
 
-SQLite has locks that all databases of a process share; a child that is forked while one is held
-could never use SQLite again. So all who use it pause for the fork, and a child leaves to its parent
-what is the parent's (SQLite's "How To Corrupt", 2.6).
+SQLite has mutexes that all databases of a process share: a child that is forked while a thread
+holds one could never use SQLite again. So every user of SQLite pauses for the fork, and the child
+leaves open connections to its parent (sqlite.org/howtocorrupt.html, section 2.6).
 """
 
 from __future__ import annotations
@@ -13,44 +13,49 @@ from typing import Protocol
 
 
 class ForkAware(Protocol):
-    """Who uses SQLite on a thread of its own."""
+    """A user of SQLite on a thread of its own."""
 
-    def pause(self) -> bool:
-        """Before a fork: wait until nothing is being done, and let nothing begin."""
+    def before_fork(self) -> bool:
+        """Wait until nothing is running, and let nothing start; return whether that succeeded."""
         ...
 
-    def go_on(self) -> None:
-        """After a fork, in the parent: the end of a `pause` that succeeded."""
+    def after_fork_in_parent(self) -> None:
+        """Continue after a `before_fork` that succeeded."""
         ...
 
-    def forsake(self) -> None:
-        """In a forked child: leave everything to the parent."""
+    def after_fork_in_child(self) -> None:
+        """Leave everything to the parent."""
         ...
 
 
-def attend(one: ForkAware) -> None:
-    """Have `one` pause whenever the process forks, for as long as it lives."""
-    _all.add(one)
-
-
-_all: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+# Weak references: being registered keeps nothing alive.
+_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 _paused: list[ForkAware] = []
 
 
-def _pause() -> None:
-    _paused.extend(one for one in list(_all) if one.pause())
+def register(user: ForkAware) -> None:
+    """Call `user` at each fork of the process, for as long as it lives."""
+    _registered.add(user)
 
 
-def _go_on() -> None:
+def _before_fork() -> None:
+    _paused.extend(user for user in list(_registered) if user.before_fork())
+
+
+def _after_fork_in_parent() -> None:
     while _paused:
-        _paused.pop().go_on()
+        _paused.pop().after_fork_in_parent()
 
 
-def _forsake() -> None:
+def _after_fork_in_child() -> None:
     _paused.clear()
-    for one in list(_all):
-        one.forsake()
+    for user in list(_registered):
+        user.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_forsake)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -99,7 +99,7 @@ class SqliteWorker:
         self._database, self._name = database, name
         self._reset()
         _workers.add(self)
-        fork_safety.attend(self)
+        fork_safety.register(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -158,15 +158,15 @@ class SqliteWorker:
     # For `fork_safety`: SQLite's own mutexes must not be held by this thread at the fork, because
     # nothing would ever release them in the child.
 
-    def pause(self) -> bool:
+    def before_fork(self) -> bool:
         """Before a fork: keep the thread out of SQLite; return whether that succeeded."""
         return self._in_sqlite.acquire(timeout=FORK_TIMEOUT_S)
 
-    def go_on(self) -> None:
+    def after_fork_in_parent(self) -> None:
         """After a fork, in the parent: end a `pause` that succeeded."""
         self._in_sqlite.release()
 
-    def forsake(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: leave the connection to the parent, and start anew when used."""
         self._database.abandon()
         self._reset()

@@ -20,7 +20,7 @@ from typing import Any
 from nbcodex.ratelimit.sharing import SharedModel, model_after_reboot
 from nbcodex.ratelimit.stores import DAMAGE, ResultT, StoreError, pack, unpack
 from nbcodex.runtime import fork_safety
-from nbcodex.runtime.clock import boot
+from nbcodex.runtime.clock import boot_id
 from nbcodex.runtime.paths import UnsafePathError, on_network, prepare
 from nbcodex.settings import LIMITER_FILENAME
 
@@ -52,7 +52,7 @@ def open_in(folder: Path) -> SqliteStore:
         if on_network(folder):
             # Locks cannot be trusted there.
             raise StoreError(f"{folder} is on a network file system.")
-        return SqliteStore(path, boot=boot())
+        return SqliteStore(path, boot=boot_id())
     except UnsafePathError as error:
         raise StoreError(str(error)) from None
     except OSError as error:
@@ -85,7 +85,7 @@ class SqliteStore:
             self.salt = bytes(salt)
         except sqlite3.Error as error:
             raise self._unusable(error) from None
-        fork_safety.attend(self)
+        fork_safety.register(self)
 
     def _execute_patiently(self, order: str) -> None:
         # SQLite does not ask its busy handler while the journal mode of a new file changes.
@@ -175,15 +175,15 @@ class SqliteStore:
         with self._lock:
             self._connection.close()
 
-    def pause(self) -> bool:
+    def before_fork(self) -> bool:
         """Before a fork: wait until no operation is being done, and let none begin."""
         return self._lock.acquire(timeout=FORK_WAIT_S)
 
-    def go_on(self) -> None:
+    def after_fork_in_parent(self) -> None:
         """After a fork, in the parent: the end of a `pause` that succeeded."""
         self._lock.release()
 
-    def forsake(self) -> None:
+    def after_fork_in_child(self) -> None:
         """After a fork, in the child: leak the connection, as closing it breaks the parent's."""
         # POSIX locks of a process go with any descriptor that is closed: "How To Corrupt An SQLite
         # Database File", section 2.6 (https://www.sqlite.org/howtocorrupt.html).
