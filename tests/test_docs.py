@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 
+import nbcodex
 from nbcodex import cli, errors
 from nbcodex.errors import NbcodexError
 from nbcodex.models import Reply
@@ -210,15 +212,20 @@ def test_readme_lists_all_options_and_commands() -> None:
 
 
 def test_python_page_names_existing_attributes_and_errors() -> None:
-    """What the page calls an attribute of a reply, or an error exists."""
+    """What the page calls an option, an attribute of a reply, or an error exists."""
     text = (commands.PAGES_FOLDER / "python.md").read_text(encoding="utf-8")
-    reply_table, errors_table = (
+    options_table, reply_table, errors_table = (
         re.findall(r"^\|([^|]+)\|", section.partition("\n## ")[0], re.MULTILINE)
-        for section in (text.partition("## Reply\n")[2], text.partition("## Errors\n")[2])
+        for section in (text.partition(f"## {title}\n")[2] for title in _PYTHON_SECTIONS)
     )
+    named = set(re.findall(r"`(\w+)`", "".join(options_table)))
+    assert named == set(inspect.signature(nbcodex.ask).parameters) - {"prompt"}
     assert set(re.findall(r"`(\w+)`", "".join(reply_table))) <= {f.name for f in fields(Reply)}
     for name in re.findall(r"`(\w+)`", "".join(errors_table)):
         assert issubclass(getattr(errors, name), NbcodexError)
+
+
+_PYTHON_SECTIONS = ("Options", "Reply", "Errors")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
