@@ -65,16 +65,18 @@ FENCED = "[[echo: Here:\n```python\nran = 1\n```\nor\n```bash\nls\n```]]"
         ("--schema Pet", "Which?", "application/json", "'name': 'simulated'"),
     ],
 )
-def test_an_option_works(cell: Kernel, line: str, prompt: str, mime: str, shows: str) -> None:
-    """Each of `%%ai`'s formats and options shows what it promises."""
+def test_each_option_of_ai_works(
+    cell: Kernel, line: str, prompt: str, mime: str, shows: str
+) -> None:
+    """Each of `%%ai`'s formats and options works here."""
     ran = cell.run(f"%%codex {line}\n{prompt}")
     assert ran.status == "ok", ran.shown_error
     found = [str(o["data"][mime]) for o in ran.outputs if mime in o.get("data", {})]
     assert shows in "".join(found)
 
 
-def test_a_base_url_works(cell: Kernel, server: Simulated) -> None:
-    """`--api-base` asks the server that is named, in another path of the same host."""
+def test_api_base_selects_the_server(cell: Kernel, server: Simulated) -> None:
+    """`--api-base` uses the given server, in another path of the same host."""
     ran = cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]")
     assert "there" in ran.markdown
     assert server.core.log[-1].path.startswith("/openai/v1")
@@ -97,8 +99,10 @@ def test_a_base_url_works(cell: Kernel, server: Simulated) -> None:
         ("--api-base nowhere", "https://"),
     ],
 )
-def test_a_wrong_option_is_said(cell: Kernel, server: Simulated, line: str, says: str) -> None:
-    """A wrong use is a short error that says what to do, and sends nothing."""
+def test_an_invalid_option_sends_nothing(
+    cell: Kernel, server: Simulated, line: str, says: str
+) -> None:
+    """An invalid option is a short error with advice, and sends nothing."""
     cell.run(f"KEY = {KEY!r}")
     before = len(server.prompts)
     ran = cell.run(f"%%codex {line}\nhello")
@@ -116,8 +120,8 @@ def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
     assert cell.run("'ran' in globals()").plain == "False"
 
 
-def test_insert_takes_another_block(cell: Kernel) -> None:
-    """`%codex insert N` puts block N into a cell, and shows it to be copied."""
+def test_insert_takes_a_numbered_block(cell: Kernel) -> None:
+    """`%codex insert N` puts block N into a cell, and shows it for copying."""
     cell.run(f"%%codex\n{FENCED}")
     ran, cells = inserted(cell, "%codex insert 2")
     assert cells == ["ls"]
@@ -127,21 +131,21 @@ def test_insert_takes_another_block(cell: Kernel) -> None:
     assert "a number from 1 to 2" in ran.stream
 
 
-def test_insert_takes_from_the_background(cell: Kernel) -> None:
-    """A background answer's code inserts nothing by itself, and is there for `insert`."""
+def test_insert_takes_a_background_answer(cell: Kernel) -> None:
+    """A background answer inserts nothing by itself, but `insert` finds it."""
     _, cells = inserted(cell, f"%%codex -f code -b -o late\n{FENCED}")
     assert cells == []
     cell.run("late.text")
     assert inserted(cell, "%codex insert")[1] == ["ran = 1"]
 
 
-def test_insert_without_code(cell: Kernel) -> None:
-    """An answer without code says so."""
+def test_insert_refuses_an_answer_without_code(cell: Kernel) -> None:
+    """An answer without code is an error."""
     cell.run("%%codex\n[[echo: no code here, sorry]]")
     assert "contains no code" in "".join(cell.run("%codex insert").shown_error)
 
 
-def test_broken_json_is_shown_before_its_error(cell: Kernel) -> None:
+def test_invalid_json_is_shown_before_the_error(cell: Kernel) -> None:
     """The paid text is shown in full and kept, then the cell fails."""
     ran = cell.run('%%codex -f json -o bad\n[[echo: {"a": nope}]]')
     assert ran.error == "AnswerError"
@@ -150,8 +154,8 @@ def test_broken_json_is_shown_before_its_error(cell: Kernel) -> None:
     assert kept == "('{\"a\": nope}', False, None)"
 
 
-def test_a_schema_gives_an_instance(cell: Kernel) -> None:
-    """`--schema` binds the validated object; one round of repair is said in the figures."""
+def test_schema_gives_a_validated_instance(cell: Kernel) -> None:
+    """`--schema` assigns the validated object; the figures mention a repair."""
     ran = cell.run("%%codex --schema Pet -o pet\n[[echo: not even JSON]]", cell="pet")
     assert "asked again" in ran.markdown
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
@@ -160,8 +164,8 @@ def test_a_schema_gives_an_instance(cell: Kernel) -> None:
     assert cell.run("pet.parsed").plain == "Pet(name='simulated', legs=1)"
 
 
-def test_a_picture_is_bound(cell: Kernel) -> None:
-    """The file itself is in `Reply.images`."""
+def test_image_is_in_the_reply(cell: Kernel) -> None:
+    """The image file is in `Reply.images`."""
     cell.run("%%codex -f image -o cat\na cat")
     assert cell.run("cat.images[0].data[:4]").plain == r"b'\x89PNG'"
 
@@ -169,10 +173,10 @@ def test_a_picture_is_bound(cell: Kernel) -> None:
 @pytest.mark.parametrize(
     ("body", "error"), [("1/0", "ZeroDivisionError"), ("import sys; print(1, file=sys.stderr)", "")]
 )
-def test_eval_that_says_nothing_sends_nothing(
+def test_eval_without_output_sends_nothing(
     cell: Kernel, server: Simulated, body: str, error: str
 ) -> None:
-    """An error in the cell is the cell's own; what goes to stderr is no prompt."""
+    """An error in the cell is shown as the cell's own; stderr is not part of the prompt."""
     before = len(server.prompts)
     ran = cell.run(f"%%codex --eval\n{body}")
     assert ran.error == error
@@ -181,7 +185,7 @@ def test_eval_that_says_nothing_sends_nothing(
 
 
 def test_fix_explains_the_last_error(cell: Kernel, server: Simulated) -> None:
-    """`%codex fix` asks with the cell and the plain traceback, and inserts the mended cell."""
+    """`%codex fix` sends the cell and the plain traceback, and inserts the corrected cell."""
     cell.run("def f():\n    return undefined_name\nf()")
     ran, cells = inserted(cell, "%codex fix")
     asked = server.prompts[-1]
@@ -195,8 +199,8 @@ def test_fix_explains_the_last_error(cell: Kernel, server: Simulated) -> None:
     assert "text/markdown" in ran.outputs[0]["data"]
 
 
-def test_fix_survives_its_own_failure(cell: Kernel, server: Simulated) -> None:
-    """After a fix that could not be asked, the user's error is still the one that is meant."""
+def test_fix_can_be_repeated_after_it_failed(cell: Kernel, server: Simulated) -> None:
+    """After a failed fix, the user's error is still the last one."""
     cell.run("1/0")
     cell.run("import os; saved = os.environ.pop('OPENAI_API_KEY')")
     assert cell.run("%codex fix").error == "MissingKeyError"
@@ -205,8 +209,8 @@ def test_fix_survives_its_own_failure(cell: Kernel, server: Simulated) -> None:
     assert "ZeroDivisionError" in server.prompts[-1]
 
 
-def test_fix_is_not_led_astray_by_us(cell: Kernel, server: Simulated) -> None:
-    """Mistyped magics and requests that failed since do not hide the user's error."""
+def test_fix_ignores_errors_of_nbcodex(cell: Kernel, server: Simulated) -> None:
+    """Mistyped magics and failed requests do not hide the user's error."""
     cell.run("undefined_here")
     for mistake in (
         "%codex fxi",
@@ -220,19 +224,19 @@ def test_fix_is_not_led_astray_by_us(cell: Kernel, server: Simulated) -> None:
 
 
 def test_fix_of_another_cell_is_refused(cell: Kernel) -> None:
-    """Only the last error can be explained; it is said whose that is."""
+    """Only the last error can be explained; the message names its cell."""
     cell.run("1/0")
     assert "only the last error can be explained" in cell.run("%codex fix 1").stream
 
 
 @pytest.mark.parametrize("word", ["list", "models"])
-def test_list_names_models(cell: Kernel, word: str) -> None:
+def test_list_is_a_synonym_of_models(cell: Kernel, word: str) -> None:
     """`%codex list` is `%codex models`."""
     assert "gpt-5.6-mini" in cell.run(f"%codex {word}").stream
 
 
-def test_an_alias_is_a_model(cell: Kernel, server: Simulated) -> None:
-    """`alias` gives a short name, `dealias` takes it away; both say what is wrong."""
+def test_alias_and_dealias(cell: Kernel, server: Simulated) -> None:
+    """`alias` defines a short name, `dealias` removes it; both refuse invalid uses."""
     assert "→ gpt-5.6-mini" in cell.run("%codex alias mini gpt-5.6-mini").stream
     cell.run("%%codex mini\nhello")
     assert server.core.log[-1].model == "gpt-5.6-mini"
@@ -243,13 +247,13 @@ def test_an_alias_is_a_model(cell: Kernel, server: Simulated) -> None:
 
 
 @pytest.mark.parametrize("word", ["help", "version"])
-def test_words_that_tell(cell: Kernel, word: str) -> None:
-    """`help` and `version` answer, and refuse what they do not take."""
+def test_help_and_version_refuse_unknown_arguments(cell: Kernel, word: str) -> None:
+    """`help` and `version` answer, and refuse unknown arguments."""
     assert cell.run(f"%codex {word}").stream
     assert cell.run(f"%codex {word} me").stream.startswith("UsageError")
 
 
-def test_help_is_worth_reading(cell: Kernel) -> None:
+def test_magic_help_shows_options_and_examples(cell: Kernel) -> None:
     """`%%codex?` shows every option, and examples."""
     asked = cell.start("%%codex?")
     list(cell.messages(asked))
@@ -272,16 +276,18 @@ def test_help_is_worth_reading(cell: Kernel) -> None:
         ("%codex demo o", {"on", "off"}),
     ],
 )
-def test_tab_completes(cell: Kernel, code: str, offered: set[str]) -> None:
-    """Options, values, models and words, in little time and with no others among them."""
+def test_tab_completes_options_values_and_commands(
+    cell: Kernel, code: str, offered: set[str]
+) -> None:
+    """Options, values, models and commands, quickly and without other candidates."""
     began = time.monotonic()
     told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
     assert set(told["matches"]) == offered
     assert time.monotonic() - began < 1.0
 
 
-def test_tab_completes_entries(cell: Kernel) -> None:
-    """IDs of the journal, but nothing in the cell's body."""
+def test_tab_completes_journal_ids(cell: Kernel) -> None:
+    """Ids of the journal, but nothing in the cell's body."""
     cell.run("%%codex -o one\n[[echo: hi]]")
     code = f"%codex journal {cell.run('one.id').plain[1:4]}"
     told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]

@@ -56,7 +56,7 @@ def figures(ran: Ran) -> str:
     return ran.plain.splitlines()[-1]
 
 
-def test_names_in_out_and_err(cell: Kernel, server: Simulated) -> None:
+def test_fields_and_histories_are_filled_in(cell: Kernel, server: Simulated) -> None:
     """`{name}`, `{In[n]}`, `{Out[n]}` and `{Err[n]}` are filled in, and the figures say so."""
     number = int(cell.run("x = 6\nlen(In) - 1").plain)
     cell.run("x * 7")
@@ -72,7 +72,7 @@ def test_names_in_out_and_err(cell: Kernel, server: Simulated) -> None:
     assert prompt.endswith("KeyError: 'lost'|{nobody}")
 
 
-def test_an_answer_is_an_output(cell: Kernel, server: Simulated) -> None:
+def test_an_answer_is_the_cells_out(cell: Kernel, server: Simulated) -> None:
     """`{Out[n]}` of a `%%codex` cell is its answer."""
     number = int(cell.run("len(In) - 1").plain) + 1
     cell.run("%%codex --no-history\n[[echo: forty-two]]")
@@ -81,8 +81,8 @@ def test_an_answer_is_an_output(cell: Kernel, server: Simulated) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["{x.nothing}", "{Out[99999]}", "{Err[99999]}", "{In[99999]}"])
-def test_a_name_that_fails_sends_nothing(cell: Kernel, server: Simulated, wrong: str) -> None:
-    """An expression that fails is an error in a few lines, and nothing is sent."""
+def test_a_failing_field_sends_nothing(cell: Kernel, server: Simulated, wrong: str) -> None:
+    """A failing expression is a short error, and nothing is sent."""
     cell.run("x = 6")
     before = len(server.prompts)
     ran = cell.run(f"%%codex\nexplain {wrong}")
@@ -102,15 +102,15 @@ def test_a_name_that_fails_sends_nothing(cell: Kernel, server: Simulated, wrong:
         "[a-z]{2,3} {x:{x}} 🦉{}",
     ],
 )
-def test_braces_of_others_arrive_as_they_are(cell: Kernel, server: Simulated, text: str) -> None:
-    """JSON, LaTeX, TypeScript and regular expressions reach the server to the letter."""
+def test_other_braces_arrive_unchanged(cell: Kernel, server: Simulated, text: str) -> None:
+    """JSON, LaTeX, TypeScript and regular expressions reach the server unchanged."""
     cell.run("x = 6")
     assert cell.run(f"%%codex --no-history\n{text}").status == "ok"
     assert said(server) == [text]
 
 
-def test_a_cell_sees_the_conversation(cell: Kernel, server: Simulated) -> None:
-    """Cells join one conversation; `--no-history` neither sees nor joins; the figures tell."""
+def test_cells_share_a_conversation(cell: Kernel, server: Simulated) -> None:
+    """Cells join one conversation; `--no-history` neither uses nor joins it; the figures say so."""
     assert "earlier" not in figures(cell.run("%%codex\nmy name is Ada"))
     assert "1 earlier turn" in figures(cell.run("%%codex\nwho am I?"))
     assert said(server) == ["my name is Ada", "who am I?"]
@@ -126,8 +126,10 @@ def test_a_cell_sees_the_conversation(cell: Kernel, server: Simulated) -> None:
 
 
 @pytest.mark.parametrize("word", ["new", "reset"])
-def test_new_and_reset_start_afresh(cell: Kernel, server: Simulated, word: str) -> None:
-    """`%codex new`, also said as `reset`, and `--new` leave what was said behind."""
+def test_new_and_reset_start_the_conversation_afresh(
+    cell: Kernel, server: Simulated, word: str
+) -> None:
+    """`%codex new` or `reset`, and `--new`, leave the earlier turns behind."""
     cell.run("%%codex\na")
     assert "starts afresh" in cell.run(f"%codex {word}").stream
     assert "There are no turns" in cell.run("%codex history").stream
@@ -148,16 +150,16 @@ def test_new_and_reset_start_afresh(cell: Kernel, server: Simulated, word: str) 
         ("%codex histroy", "did you mean history"),
     ],
 )
-def test_wrong_words_about_it_are_one_line(cell: Kernel, code: str, says: str) -> None:
-    """What cannot be meant is a line that says what can."""
+def test_invalid_conversation_options_are_one_line(cell: Kernel, code: str, says: str) -> None:
+    """An invalid combination is one line that says what is possible."""
     ran = cell.run(code)
     assert ran.status == "error"
     assert says in ran.stream
     assert ran.stream.count("\n") == 1
 
 
-def test_a_cell_that_runs_again_replaces_its_turn(cell: Kernel, server: Simulated) -> None:
-    """Cells with ids keep their places; a failure leaves the old turn there."""
+def test_rerunning_a_cell_replaces_its_turn(cell: Kernel, server: Simulated) -> None:
+    """Cells with ids keep their places; after a failure the old turn stays."""
     for name in ("a", "b", "c"):
         cell.run(f"%%codex\n{name}", cell=name)
     cell.run("%%codex\nagain", cell="b")
@@ -167,8 +169,8 @@ def test_a_cell_that_runs_again_replaces_its_turn(cell: Kernel, server: Simulate
     assert said(server) == ["a", "again", "c", "d"]
 
 
-def test_a_background_cell_joins_when_it_is_answered(cell: Kernel, server: Simulated) -> None:
-    """It sees what was said when it began; what is asked meanwhile does not see it."""
+def test_a_background_cell_joins_when_answered(cell: Kernel, server: Simulated) -> None:
+    """It sees the turns before its start; prompts sent meanwhile do not see it."""
     cell.run("%%codex\na", cell="a")
     cell.run("%%codex -b -o later\n[[tokens=2000]] slow", cell="b")
     cell.run("%%codex\nc", cell="c")
@@ -178,8 +180,8 @@ def test_a_background_cell_joins_when_it_is_answered(cell: Kernel, server: Simul
     assert said(server) == ["a", "[[tokens=2000]] slow", "c", "d"]
 
 
-def test_ask_joins_only_a_thread_that_it_names(cell: Kernel, server: Simulated) -> None:
-    """`nbcodex.ask` sees no history; with `thread=` it shares the cells' one of that name."""
+def test_ask_joins_only_a_named_thread(cell: Kernel, server: Simulated) -> None:
+    """`nbcodex.ask` sees no history; with `thread=` it shares the cells' thread of that name."""
     cell.run("%%codex --thread shared\na")
     cell.run("import nbcodex\nnbcodex.ask('b')")
     assert said(server) == ["b"]
@@ -188,8 +190,8 @@ def test_ask_joins_only_a_thread_that_it_names(cell: Kernel, server: Simulated) 
     assert cell.run("nbcodex.ask('e', thread='')").error == "ConfigurationError"
 
 
-def test_python_may_begin_the_conversation(server: Simulated, tmp_path: Path) -> None:
-    """`ask` before any cell asked knows the notebook, its settings and its conversation."""
+def test_ask_can_begin_the_conversation(server: Simulated, tmp_path: Path) -> None:
+    """`ask` before any cell knows the notebook, its settings and its conversation."""
     with kernel(**server.environ, NBCODEX_HOME=str(tmp_path)) as cell:
         cell.run("%load_ext nbcodex\n%config Codex.model = 'gpt-5.6-mini'\nimport nbcodex")
         assert cell.run("nbcodex.ask('a', thread='main').model").plain == "'gpt-5.6-mini'"
@@ -197,8 +199,8 @@ def test_python_may_begin_the_conversation(server: Simulated, tmp_path: Path) ->
         assert said(server) == ["a", "b"]
 
 
-def test_a_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) -> None:
-    """What is asked again from the journal sees and takes the place that it had."""
+def test_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) -> None:
+    """A retried request sees and takes the place that it had."""
     cell.run("%%codex\na", cell="a")
     cell.run("%%codex -o b\nb", cell="b")
     cell.run("%%codex\nc", cell="c")
@@ -208,7 +210,7 @@ def test_a_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) 
     assert said(server) == ["a", "b", "c", "d"]
 
 
-def test_reasoning_goes_back_to_its_own_model(cell: Kernel, server: Simulated) -> None:
+def test_reasoning_is_sent_back_to_its_own_model_only(cell: Kernel, server: Simulated) -> None:
     """Encrypted reasoning is sent before its answer, and to no other model."""
     cell.run(f"%%codex {REASONS}\na")
     cell.run("%%codex\nb")
@@ -219,8 +221,8 @@ def test_reasoning_goes_back_to_its_own_model(cell: Kernel, server: Simulated) -
     assert "reasoning" not in [item.get("type") for item in sent(server)]
 
 
-def test_a_conversation_too_long_says_what_to_do(tmp_path: Path) -> None:
-    """Where the server finds it too long, the error names the ways out, and they work."""
+def test_a_too_long_conversation_names_the_ways_out(tmp_path: Path) -> None:
+    """If the server finds it too long, the error names options, and they work."""
     with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0, context=3000) as small:
         environ = {**small.environ, "NBCODEX_HOME": str(tmp_path)}
         with kernel(**environ) as cell:
@@ -238,8 +240,10 @@ def notebook(server: Simulated, home: Path) -> Any:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["cell ids", "no cell ids"])
-def test_restart_and_run_all_sends_nothing(server: Simulated, tmp_path: Path, named: bool) -> None:
-    """With reuse on, ten prompts of one conversation cost nothing after a restart."""
+def test_run_all_after_restart_sends_nothing_with_reuse(
+    server: Simulated, tmp_path: Path, named: bool
+) -> None:
+    """With reuse, ten prompts of one conversation cost nothing after a restart."""
     prompts = [f"%%codex -o r{n} {REASONS}\nquestion {n} after {{x}}" for n in range(10)]
     counts = []
     for _ in range(3):
@@ -255,8 +259,8 @@ def test_restart_and_run_all_sends_nothing(server: Simulated, tmp_path: Path, na
     assert counts == [10, 0, 0]
 
 
-def test_a_resumed_answer_joins_at_its_cells_place(server: Simulated, tmp_path: Path) -> None:
-    """What was parked is no turn; answered after a restart, it stands where its cell stands."""
+def test_a_resumed_answer_joins_at_the_place_of_its_cell(server: Simulated, tmp_path: Path) -> None:
+    """A parked request is not a turn; answered after a restart, it has its cell's place."""
     with notebook(server, tmp_path) as cell:
         cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
         cell.run("%%codex\na", cell="a")
@@ -272,8 +276,8 @@ def test_a_resumed_answer_joins_at_its_cells_place(server: Simulated, tmp_path: 
         assert said(server) == ["a", "parked", "c", "d"]
 
 
-def test_what_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
-    """Under `--reuse` a changed image, thread, parameter or base URL is another question."""
+def test_reuse_needs_an_equal_request(cell: Kernel, server: Simulated) -> None:
+    """Under `--reuse` a changed image, thread, parameter or base URL is another request."""
     png = "b'\\x89PNG\\r\\n\\x1a\\n' + b'{}' * 9"
     cell.run(f"one = {png.format(1)}; two = {png.format(2)}")
 
@@ -303,8 +307,8 @@ def test_what_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
         assert len(other.prompts) == 1
 
 
-def test_a_thread_that_differs_is_sent_again(cell: Kernel, server: Simulated) -> None:
-    """The same prompt after other turns, or in another thread, is another question."""
+def test_reuse_needs_equal_turns(cell: Kernel, server: Simulated) -> None:
+    """The same prompt after other turns, or in another thread, is another request."""
     cell.run("%%codex --reuse\nsame", cell="s")
     before = len(server.prompts)
     cell.run("%%codex --reuse\nsame", cell="s")
@@ -314,8 +318,8 @@ def test_a_thread_that_differs_is_sent_again(cell: Kernel, server: Simulated) ->
     assert len(server.prompts) == before + 2
 
 
-def test_a_figure_goes_along(cell: Kernel, server: Simulated) -> None:
-    """A matplotlib figure of the notebook is sent as a PNG, in a prompt or by `--image`."""
+def test_a_figure_is_sent_as_png(cell: Kernel, server: Simulated) -> None:
+    """A matplotlib figure is sent as a PNG, from a prompt or from `--image`."""
     pytest.importorskip("matplotlib")
     cell.run(
         "from matplotlib.figure import Figure\n"

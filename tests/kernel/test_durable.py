@@ -49,8 +49,8 @@ def paid(simulator: Simulated) -> list[int]:
     return [seen.charged for seen in simulator.core.log if seen.charged]
 
 
-def test_a_broken_stream_goes_on(simulator: Simulated, tmp_path: Path) -> None:
-    """A stream that is dropped twice becomes one answer, in one piece, paid once."""
+def test_a_broken_durable_stream_continues(simulator: Simulated, tmp_path: Path) -> None:
+    """A stream that breaks twice becomes one answer, in one piece, paid once."""
     simulator.core.script([Fault("dropped", after=20), Fault("cut", after=20)])
     with kernel(**environment(simulator, tmp_path)) as running:
         running.run("%load_ext nbcodex")
@@ -62,8 +62,8 @@ def test_a_broken_stream_goes_on(simulator: Simulated, tmp_path: Path) -> None:
     assert simulator.core.charged == simulator.core.log[0].charged
 
 
-def test_a_killed_kernel_costs_no_second_answer(simulator: Simulated, tmp_path: Path) -> None:
-    """After SIGKILL in mid-stream the next kernel has the whole answer, at no further charge."""
+def test_a_killed_kernels_durable_answer_is_paid_once(simulator: Simulated, tmp_path: Path) -> None:
+    """After SIGKILL in mid-stream the next kernel gets the whole answer, at no further cost."""
     simulator.core.change_knobs(speed=40.0)
     with kernel(**environment(simulator, tmp_path)) as first:
         first.run("%load_ext nbcodex")
@@ -88,8 +88,8 @@ def test_a_killed_kernel_costs_no_second_answer(simulator: Simulated, tmp_path: 
     assert "starting_after=" in picked_up.path
 
 
-def test_stop_leaves_the_answer_to_the_server(simulator: Simulated, tmp_path: Path) -> None:
-    """After Stop, `%codex resume` goes on with the same answer."""
+def test_a_stopped_durable_answer_can_be_resumed(simulator: Simulated, tmp_path: Path) -> None:
+    """After Stop, `%codex resume` continues with the same answer."""
     simulator.core.change_knobs(speed=40.0)
     with kernel(**environment(simulator, tmp_path)) as running:
         running.run("%load_ext nbcodex")

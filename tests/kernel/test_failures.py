@@ -82,10 +82,10 @@ def test_the_answer_is_complete_and_not_doubled(
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
 @pytest.mark.parametrize("case", ENDS)
-def test_what_cannot_go_on_ends_in_a_short_error(
+def test_a_final_failure_is_a_short_error(
     cell: Kernel, simulator: Simulated, case: str, api: str
 ) -> None:
-    """A request that cannot be answered now ends after one attempt, in six lines at the most."""
+    """A request that cannot be answered ends after one attempt, in six lines at most."""
     fault, title = ENDS[case]
     simulator.core.script([fault])
     ran = ask(cell, api)

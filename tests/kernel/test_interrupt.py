@@ -45,7 +45,7 @@ def stop(cell: Kernel, asked: str, *, times: int = 1) -> tuple[Ran, float]:
     return ran, time.perf_counter() - began
 
 
-def test_stop_in_a_stream(cell: Kernel) -> None:
+def test_stop_in_a_stream_keeps_the_text(cell: Kernel) -> None:
     """The text so far stays, marked; the next cell runs."""
     asked = cell.start(f"%%codex -o reply\n{PROMPT}")
     cell.wait_for(asked, "answering")
@@ -68,8 +68,10 @@ def test_stop_in_a_stream(cell: Kernel) -> None:
     ],
     ids=["countdown", "stalled connection", "stalled stream", "no first byte"],
 )
-def test_stop_in_a_wait(cell: Kernel, slow: Simulated, fault: Fault, shows: str) -> None:
-    """A countdown and a silent connection end as soon as a stream does."""
+def test_stop_in_a_wait_ends_at_once(
+    cell: Kernel, slow: Simulated, fault: Fault, shows: str
+) -> None:
+    """A countdown and a silent connection end as quickly as a stream."""
     slow.core.script([fault])
     known = len(slow.core.log)
     asked = cell.start(f"%%codex -m gpt-5.6-mini\n{PROMPT} {fault.kind} {fault.after}")
@@ -85,8 +87,8 @@ def test_stop_in_a_wait(cell: Kernel, slow: Simulated, fault: Fault, shows: str)
     cell.run("import os, tempfile; os.environ['NBCODEX_HOME'] = tempfile.mkdtemp()")
 
 
-def test_stop_twice_in_a_row(cell: Kernel) -> None:
-    """A second Stop while the first is being followed changes nothing."""
+def test_a_second_stop_changes_nothing(cell: Kernel) -> None:
+    """A second Stop while the first is handled changes nothing."""
     asked = cell.start(f"%%codex -o reply\n{PROMPT}")
     cell.wait_for(asked, "answering")
     ran, seconds = stop(cell, asked, times=2)
@@ -97,8 +99,8 @@ def test_stop_twice_in_a_row(cell: Kernel) -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.01, 0.03])
-def test_stop_between_submit_and_wait(cell: Kernel, slow: Simulated, after: float) -> None:
-    """However early Stop comes, the cell ends, and no orphan goes on asking."""
+def test_an_early_stop_ends_the_request(cell: Kernel, slow: Simulated, after: float) -> None:
+    """However early Stop comes, the cell ends, and no request continues without it."""
     # Before a cell's first line runs, ipykernel itself loses the reply to an interrupt.
     magic = f"get_ipython().run_cell_magic('codex', '', {f'{PROMPT} {after}'!r})"
     asked = cell.start(f"print('running')\n{magic}")
@@ -118,8 +120,8 @@ def test_stop_between_submit_and_wait(cell: Kernel, slow: Simulated, after: floa
     )
 
 
-def test_stop_ends_a_loop_that_goes_on_after_errors(cell: Kernel) -> None:
-    """`except Exception` does not swallow a Stop."""
+def test_stop_ends_a_loop_that_catches_exceptions(cell: Kernel) -> None:
+    """`except Exception` does not catch a Stop."""
     asked = cell.start(
         "import nbcodex\nfor n in range(100):\n    try:\n"
         f"        print(n); nbcodex.ask('{PROMPT}')\n    except Exception: pass"

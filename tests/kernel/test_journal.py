@@ -58,8 +58,8 @@ def park(cell: Kernel, server: Simulated, text: str, *, seconds: float = 5000.0)
     return cell.run("%codex journal").stream.split()[0]
 
 
-def test_resume_at_reset_sends_by_itself(cell: Kernel, server: Simulated) -> None:
-    """The cell returns at once; the request goes when its limit resets, and no sooner."""
+def test_resume_at_reset_sends_at_the_reset(cell: Kernel, server: Simulated) -> None:
+    """The cell returns at once; the request is sent when its limit resets, not earlier."""
     park(cell, server, "in its time", seconds=2.0)
     known, reset = len(server.prompts), server.core.log[-1].at + 2.0
     asked = cell.start("%codex resume --at-reset")
@@ -74,8 +74,8 @@ def test_resume_at_reset_sends_by_itself(cell: Kernel, server: Simulated) -> Non
     assert " done " in cell.run("%codex journal").stream
 
 
-def test_retry_asks_the_same_anew(cell: Kernel, server: Simulated) -> None:
-    """A new entry with an answer of its own; the variable has it, the old one stays."""
+def test_retry_makes_a_new_entry(cell: Kernel, server: Simulated) -> None:
+    """The new entry has an answer of its own; the variable has it, the old entry stays."""
     first = park(cell, server, "once more")
     ran = cell.run(f"%codex retry {first[:5]}")
     assert "once more" in ran.markdown
@@ -85,8 +85,8 @@ def test_retry_asks_the_same_anew(cell: Kernel, server: Simulated) -> None:
     assert server.prompts[-2:] == ["[[echo: once more]]"] * 2
 
 
-def test_resume_all_is_of_this_notebook_unless_everywhere(cell: Kernel, server: Simulated) -> None:
-    """What another notebook parked is left to it, and `--everywhere` takes it up."""
+def test_resume_all_is_limited_to_this_notebook(cell: Kernel, server: Simulated) -> None:
+    """Requests of another notebook are resumed with `--everywhere` only."""
     park(cell, server, "from one")
     cell.run("os.environ['JPY_SESSION_NAME'] = '/lessons/two.ipynb'")
     park(cell, server, "from two")
@@ -112,7 +112,7 @@ def waiting(cell: Kernel, server: Simulated) -> Iterator[list[str]]:
 
 
 def test_an_ambiguous_id_is_refused(cell: Kernel, server: Simulated, waiting: list[str]) -> None:
-    """All that it may be are named; nothing is sent, ended or erased."""
+    """All candidates are named; nothing is sent, ended or erased."""
     digits = [id_[0] for id_ in waiting]
     digit = next(each for each in digits if digits.count(each) > 1)
     cell.run("%codex limits")
@@ -154,7 +154,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 """Where no disk can be made small: no file of this kernel grows any more."""
 
 
-def test_a_full_disk_is_said_once_a_cell(
+def test_a_full_disk_is_reported_once_per_cell(
     server: Simulated, tmp_path: Path, disk: Callable[[str], None] | None
 ) -> None:
     """The prompt is answered all the same, and one line says what is not kept."""
@@ -177,10 +177,10 @@ def test_a_full_disk_is_said_once_a_cell(
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_that_cannot_be_written_is_said(
+def test_a_read_only_folder_is_reported(
     server: Simulated, tmp_path: Path, disk: Callable[[str], None] | None, exists: bool
 ) -> None:
-    """The same on a read-only file system, whether or not a journal is there."""
+    """The same on a read-only file system, with or without a journal."""
     if disk is None:
         pytest.skip("this user cannot mount a read-only file system")
     if exists:

@@ -191,8 +191,8 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_of_ai(cell: Kernel, server: Simulated, name: str) -> None:
-    """Each thing that `%%ai` has works here; a wrong use is said in few lines and sends nothing."""
+def test_each_row_of_the_ai_table(cell: Kernel, server: Simulated, name: str) -> None:
+    """Each feature of `%%ai` works here; a wrong use is a short message and sends nothing."""
     right, shown, wrong, says = ROWS[name]
     ran = cell.run(right)
     seen = told(ran) + " ".join(" ".join(map(str, o.get("data", {}).values())) for o in ran.outputs)
@@ -212,8 +212,8 @@ def test_parameters_reach_the_server(cell: Kernel, server: Simulated) -> None:
     assert server.core.log[-1].body["metadata"] == {"a": "b c"}
 
 
-def test_a_base_url(cell: Kernel, server: Simulated) -> None:
-    """`--api-base` asks there; what is no URL is refused."""
+def test_api_base_is_used_or_refused(cell: Kernel, server: Simulated) -> None:
+    """`--api-base` is used; an invalid URL is refused."""
     assert "there" in told(cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]"))
     assert server.core.log[-1].path.startswith("/openai/v1")
     sent = len(server.prompts)
@@ -235,8 +235,10 @@ def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
 
 
 @pytest.mark.parametrize(("most", "seen"), [("None", 3), ("2", 2), ("1", 1), ("0", 0)])
-def test_a_history_of_n_exchanges(cell: Kernel, server: Simulated, most: str, seen: int) -> None:
-    """`Codex.max_history` is how many earlier turns a cell sees; without it, all of them."""
+def test_max_history_limits_the_turns(
+    cell: Kernel, server: Simulated, most: str, seen: int
+) -> None:
+    """`Codex.max_history` is the number of earlier turns a cell sends; without it, all."""
     cell.run(f"%codex new\n%config Codex.max_history = {most}")
     for prompt in ("one", "two", "three"):
         cell.run(f"%%codex\n{prompt}")
@@ -250,8 +252,8 @@ def test_a_history_of_n_exchanges(cell: Kernel, server: Simulated, most: str, se
     assert said == [*["one", "two", "three"][3 - seen :], "four"]
 
 
-def test_loading_is_light(cell: Kernel) -> None:
-    """`%load_ext nbcodex` loads neither the SDK nor the widgets; they come when they are needed."""
+def test_load_ext_imports_neither_sdk_nor_widgets(cell: Kernel) -> None:
+    """They are imported when they are needed."""
     heavy = "{'openai', 'httpx2', 'anywidget', 'ipywidgets', 'pydantic'}"
     assert cell.run(f"loaded & {heavy}").plain == "set()"
 
@@ -259,35 +261,33 @@ def test_loading_is_light(cell: Kernel) -> None:
 ASKS = {
     "stream in the cell (jupyter-ai#960)": "test_terminal_marks_an_answer_that_starts_again",
     "tokens and bill of each request (jupyter-ai#356)": "test_figures_line",
-    "ask before a dear one (llm#625)": "test_a_dear_map_asks_in_the_notebook",
-    "history across cells (jupyter-ai#392)": "test_a_cell_sees_the_conversation",
+    "ask before a dear one (llm#625)": "test_an_expensive_map_asks_first",
+    "history across cells (jupyter-ai#392)": "test_cells_share_a_conversation",
     "one notebook, one conversation (jupyter-ai#972)": "test_threads_and_notebooks_are_apart",
-    "the answer in a variable (jupyter-ai#603)": "test_the_reply_is_bound",
-    "many inputs in one magic (jupyter-ai#774)": "test_a_cell_is_asked_for_each_row",
-    "braces in prompts (jupyter-ai#27)": "test_braces_of_others_arrive_as_they_are",
+    "the answer in a variable (jupyter-ai#603)": "test_out_assigns_the_reply",
+    "many inputs in one magic (jupyter-ai#774)": "test_map_cell_assigns_a_frame_with_answers",
+    "braces in prompts (jupyter-ai#27)": "test_other_braces_arrive_unchanged",
     "model parameters (jupyter-ai#121, #1452)": "test_parameters_reach_the_server",
-    "errors that name the cause (jupyter-ai#315, #469)": (
-        "test_what_cannot_go_on_ends_in_a_short_error"
-    ),
-    "fast load (jupyter-ai#1115)": "test_loading_is_light",
+    "errors that name the cause (jupyter-ai#315, #469)": ("test_a_final_failure_is_a_short_error"),
+    "fast load (jupyter-ai#1115)": "test_load_ext_imports_neither_sdk_nor_widgets",
     "a plain console (jupyter-ai#1560)": "test_terminal_shows_answer_and_figures",
-    "code in VS Code and Colab (jupyter-ai#1244)": "test_insert_takes_another_block",
+    "code in VS Code and Colab (jupyter-ai#1244)": "test_insert_takes_a_numbered_block",
     "cancel (jupyter-ai#965)": "test_cell_can_be_ended",
     "usage of an aborted stream (tiktoken#418)": "test_a_stopped_answer_is_estimated",
     "background cells with cancel (beakerx#6907)": "test_ten_answers_land_in_their_own_cells",
-    "resumable batches (polar_llama#75)": "test_a_killed_kernels_map_pays_only_for_what_is_missing",
+    "resumable batches (polar_llama#75)": "test_a_killed_kernels_map_pays_only_for_missing_rows",
     "each retry visible (openai-ruby#242, crush#3024)": "test_monitor_is_live_while_a_cell_blocks",
     "go on after a 429 (magenta.nvim#59)": "test_the_demo_shows_a_limit_and_its_recovery",
     "a countdown that tells the truth (vscode-copilot-release#4571, #10327)": (
         "test_the_countdown_tells_the_truth"
     ),
-    "no wait of -9223372036 s (vscode-copilot-release#13693)": "test_stated_waits",
+    "no wait of -9223372036 s (vscode-copilot-release#13693)": "test_any_status_and_body_become_an_error_with_a_valid_wait",
     "quota told apart from rate limit (coder#26200)": (
-        "test_mistake_4_an_exhausted_quota_is_never_transient"
+        "test_exhausted_quota_is_permanent_despite_status_429"
     ),
     "a spend cap (github/app#2591, instructor#2296)": "test_what_would_pass_the_cap_is_not_sent",
     "bounded auto-resume (codex#34188)": "test_a_wait_longer_than_the_patience_parks_at_once",
-    "resume at the reset (codex#34188)": "test_resume_at_reset_sends_by_itself",
+    "resume at the reset (codex#34188)": "test_resume_at_reset_sends_at_the_reset",
     "which limit was hit (codex#10055)": "test_terminal_counts_down_on_one_line",
     "a log of retries (codex#10094)": "test_retries_and_failures_are_logged",
     "retry now (codex#41438)": "test_retry_now_sends_at_once",
@@ -298,7 +298,7 @@ ASKS = {
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_what_was_asked_for_is_tested(ask: str) -> None:
-    """Each wish of users has a test that exists under the name in this table."""
+def test_each_wish_has_an_existing_test(ask: str) -> None:
+    """Each row of this table names a test that exists."""
     files = (ROOT / "tests").rglob("test_*.py")
     assert any(f"def {ASKS[ask]}(" in file.read_text(encoding="utf-8") for file in files)

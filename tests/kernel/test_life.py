@@ -28,7 +28,7 @@ def cell(server: Simulated) -> Iterator[Kernel]:
         yield started
 
 
-def test_reload_ext(cell: Kernel) -> None:
+def test_reload_ext_leaves_working_magics(cell: Kernel) -> None:
     """`%reload_ext` leaves working magics and one `%config Codex`."""
     cell.run("%config Codex.patience = '5m'")
     ran = cell.run("%reload_ext nbcodex")
@@ -40,8 +40,8 @@ def test_reload_ext(cell: Kernel) -> None:
     )
 
 
-def test_autoreload(cell: Kernel) -> None:
-    """`%autoreload 2` with changed modules of ours does not break a later cell."""
+def test_autoreload_of_changed_modules_works(cell: Kernel) -> None:
+    """`%autoreload 2` with changed modules does not break a later cell."""
     cell.run("%load_ext autoreload\n%autoreload 2")
     cell.run(
         "import importlib.util, os, time, pathlib\n"
@@ -57,8 +57,8 @@ def test_autoreload(cell: Kernel) -> None:
     cell.run("%autoreload 0")
 
 
-def test_fork(cell: Kernel) -> None:
-    """A forked child asks on a loop and connections of its own, and so does its parent after."""
+def test_a_forked_child_has_its_own_connections(cell: Kernel) -> None:
+    """A forked child uses a loop and connections of its own, and its parent keeps its own."""
     ran = cell.run(
         "import multiprocessing\n"
         "def child(queue):\n"
@@ -73,7 +73,7 @@ def test_fork(cell: Kernel) -> None:
     assert "parent" in ran.stream
 
 
-def test_another_thread(cell: Kernel) -> None:
+def test_ask_works_from_any_thread(cell: Kernel) -> None:
     """`ask` works from any thread, several at once."""
     ran = cell.run(
         "from concurrent.futures import ThreadPoolExecutor\n"
@@ -84,8 +84,8 @@ def test_another_thread(cell: Kernel) -> None:
     assert ran.stream.strip() == str([True] * 8)
 
 
-def test_our_own_loop(cell: Kernel) -> None:
-    """`ask` in a callback on our loop is told so, and does not wait for itself for ever."""
+def test_ask_on_the_network_loop_is_refused(cell: Kernel) -> None:
+    """`ask` in a callback on the network's loop raises instead of waiting for itself."""
     ran = cell.run(
         "from nbcodex import loop\n"
         "async def inside():\n    return nbcodex.ask('x')\n"
@@ -96,8 +96,8 @@ def test_our_own_loop(cell: Kernel) -> None:
     assert cell.lives()
 
 
-def test_the_kernels_loop(cell: Kernel) -> None:
-    """`aask` is awaited on the kernel's loop, which goes on meanwhile."""
+def test_aask_leaves_the_kernels_loop_running(cell: Kernel) -> None:
+    """`aask` is awaited on the kernel's loop, which runs on meanwhile."""
     ran = cell.run(
         "import asyncio\nticks = 0\n"
         "async def tick():\n    global ticks\n    while True:\n"
@@ -109,7 +109,7 @@ def test_the_kernels_loop(cell: Kernel) -> None:
     assert ran.stream.strip() == "[True, True, True] True"
 
 
-def test_cancelling_aask(cell: Kernel, server: Simulated) -> None:
+def test_cancelling_aask_ends_the_request(cell: Kernel, server: Simulated) -> None:
     """Cancelling the task that awaits `aask` ends the request."""
     ran = cell.run(
         "task = asyncio.create_task(nbcodex.aask('[[tokens=5000]] long'))\n"
@@ -119,8 +119,8 @@ def test_cancelling_aask(cell: Kernel, server: Simulated) -> None:
     assert ran.stream.strip() == "cancelled"
 
 
-def test_a_subshell(cell: Kernel) -> None:
-    """A cell that runs in a subshell's thread asks while another cell blocks the main one."""
+def test_a_subshell_can_ask_while_the_main_shell_is_busy(cell: Kernel) -> None:
+    """A cell in a subshell's thread asks while another cell blocks the main one."""
     control = cell.client.session.msg("create_subshell_request", {})
     cell.client.control_channel.send(control)
     made = cell.client.control_channel.get_msg(timeout=5)
@@ -142,7 +142,7 @@ def test_a_subshell(cell: Kernel) -> None:
     assert blocked in seen
 
 
-def test_two_cells_at_once(cell: Kernel) -> None:
+def test_two_cells_at_once_keep_their_own_answers(cell: Kernel) -> None:
     """Two `%%codex` in one process keep to their own answers."""
     ran = cell.run(
         "from threading import Thread\n"
@@ -154,8 +154,8 @@ def test_two_cells_at_once(cell: Kernel) -> None:
     assert "True True" in ran.stream
 
 
-def test_a_process_that_ends_in_mid_stream(server: Simulated, tmp_path: Path) -> None:
-    """A script whose main thread ends while a request runs ends quietly, and at once."""
+def test_a_script_ends_quietly_in_mid_stream(server: Simulated, tmp_path: Path) -> None:
+    """A script whose main thread ends while a request runs ends at once."""
     import subprocess
     import sys
 

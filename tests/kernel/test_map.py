@@ -38,8 +38,8 @@ def loaded(cell: Kernel) -> str:
     return said
 
 
-def test_a_cell_is_asked_for_each_row(server: Simulated, tmp_path: Path) -> None:
-    """`--map` binds a frame with answers, and shows the first of them and one line of figures."""
+def test_map_cell_assigns_a_frame_with_answers(server: Simulated, tmp_path: Path) -> None:
+    """`--map` assigns a frame with answers, and shows the first of them and one line of figures."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("import pandas as pd\nframe = pd.DataFrame({'word': ['one', 'two', None]})")
@@ -54,10 +54,8 @@ def test_a_cell_is_asked_for_each_row(server: Simulated, tmp_path: Path) -> None
         assert cell.run("%%codex --map frame\n{wrod}").error == "ConfigurationError"
 
 
-def test_settings_and_display_hold_before_the_first_magic(
-    server: Simulated, tmp_path: Path
-) -> None:
-    """`nbcodex.map` and `ask` obey `%config Codex` as soon as the extension is loaded."""
+def test_settings_apply_before_the_first_magic(server: Simulated, tmp_path: Path) -> None:
+    """`nbcodex.map` and `ask` use `%config Codex` as soon as the extension is loaded."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         ran = cell.run("r = nbcodex.map('[[echo: {}]]', ['a', 'b'])")
@@ -68,8 +66,8 @@ def test_settings_and_display_hold_before_the_first_magic(
         assert cell.run("nbcodex.ask('hi')").error == "ModelError"
 
 
-def test_a_dear_map_asks_in_the_notebook(server: Simulated, tmp_path: Path) -> None:
-    """Yes goes on, no is an error; where there is no input line, it says what to do."""
+def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
+    """Yes continues, no is an error; without an input line, the message says what to do."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(
@@ -90,8 +88,8 @@ def test_a_dear_map_asks_in_the_notebook(server: Simulated, tmp_path: Path) -> N
         assert cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'], confirm=True)").error == ""
 
 
-def test_stop_ends_a_loop_and_an_await(server: Simulated, tmp_path: Path) -> None:
-    """Over an iterator and on the kernel's own loop, rows under way are parked; it lives."""
+def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path: Path) -> None:
+    """Running rows are parked over an iterator and on the kernel's own loop."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         server.core.change_knobs(latency=5.0)
@@ -111,8 +109,8 @@ def test_stop_ends_a_loop_and_an_await(server: Simulated, tmp_path: Path) -> Non
         assert "100 parked" in cell.run("%codex journal").stream
 
 
-def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> None:
-    """In the same kernel the variable is bound to all, and nothing is paid twice."""
+def test_stop_parks_a_map_and_resume_completes_it(server: Simulated, tmp_path: Path) -> None:
+    """In the same kernel the variable has all rows, and nothing is paid twice."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(f"rows = [f'row {{n}}' for n in range({ROWS})]")
@@ -134,8 +132,8 @@ def test_stop_parks_and_resume_goes_on(server: Simulated, tmp_path: Path) -> Non
         assert "Nothing is parked" in cell.run("%codex resume").stream
 
 
-def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path) -> None:
-    """By its id or a beginning of it, or with all; one line says so, and a resume goes on."""
+def test_cancel_and_park_end_a_background_map(server: Simulated, tmp_path: Path) -> None:
+    """By its id, a prefix of it, or `all`; one line says so, and resume continues."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(f"import asyncio\nROWS = list(range({30 * ROWS}))")
@@ -161,10 +159,8 @@ def test_an_order_ends_a_map_in_the_background(server: Simulated, tmp_path: Path
         assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
 
 
-def test_a_killed_kernels_map_pays_only_for_what_is_missing(
-    server: Simulated, tmp_path: Path
-) -> None:
-    """The next kernel says what was left; the same cell again asks the other rows alone."""
+def test_a_killed_kernels_map_pays_only_for_missing_rows(server: Simulated, tmp_path: Path) -> None:
+    """The next kernel lists it; the same cell again sends the missing rows only."""
     code = f"back = nbcodex.map('[[echo: {{}}]]', [f'row {{n}}' for n in range({ROWS})])"
     with begin(server, tmp_path) as cell:
         loaded(cell)
@@ -184,8 +180,8 @@ def test_a_killed_kernels_map_pays_only_for_what_is_missing(
         assert answered(server) == ROWS
 
 
-def test_a_map_at_the_batch_api_survives_its_kernel(server: Simulated, tmp_path: Path) -> None:
-    """Killed after handing in; the next kernel lists it, fetches it, and nothing is paid twice.
+def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> None:
+    """Killed after the upload; the next kernel lists it, fetches it, and nothing is paid twice.
 
     There, Stop leaves another one with the provider, and `%codex cancel` ends it.
     """

@@ -42,7 +42,7 @@ def started(cell: Kernel) -> Kernel:
 
 
 def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
-    """Together they use it up, and hardly ever meet it; each knows of the other."""
+    """Together they use it up, and rarely exceed it; each knows of the other."""
     environ = {**server.environ, "NBCODEX_HOME": str(home)}
     with kernel(**environ) as one, kernel(**environ) as two:
         first, second = started(one), started(two)
@@ -66,8 +66,8 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
     assert b"127.0.0.1" not in (home / LIMITER_FILENAME).read_bytes()
 
 
-def test_a_killed_kernels_share_comes_back(server: Simulated, home: Path) -> None:
-    """Ten seconds after it was killed, nothing is kept for it."""
+def test_a_killed_kernels_share_is_released(server: Simulated, home: Path) -> None:
+    """Ten seconds after it was killed, nothing is reserved for it."""
     environ = {**server.environ, "NBCODEX_HOME": str(home)}
     with kernel(**environ) as stays:
         started(stays)
@@ -83,8 +83,8 @@ def test_a_killed_kernels_share_comes_back(server: Simulated, home: Path) -> Non
         assert stays.run("nbcodex.ask('hello', max_output=16).status").plain == "'done'"
 
 
-def test_the_next_kernel_begins_with_what_was_learnt(home: Path) -> None:
-    """Limits and the charge policy outlive the kernel, and `%codex limits` tells them."""
+def test_the_next_kernel_starts_with_learned_limits(home: Path) -> None:
+    """Limits and the charge policy outlive the kernel, and `%codex limits` shows them."""
     with simulated(tpm=100_000, rpm=10_000, latency=0.02, speed=2_000.0) as server:
         environ = {**server.environ, "NBCODEX_HOME": str(home)}
         with kernel(**environ) as cell:
@@ -98,8 +98,8 @@ def test_the_next_kernel_begins_with_what_was_learnt(home: Path) -> None:
     assert "kept back" in told
 
 
-def test_a_damaged_ledger_costs_no_answer(server: Simulated, home: Path) -> None:
-    """The prompt is answered, and it is said once that the pace is this kernel's own."""
+def test_a_damaged_limits_file_costs_no_answer(server: Simulated, home: Path) -> None:
+    """The prompt is answered, and one line says that this kernel limits itself alone."""
     home.mkdir(mode=0o700)
     (home / LIMITER_FILENAME).write_bytes(b"no database, " * 1000)
     with kernel(**server.environ, NBCODEX_HOME=str(home)) as cell:

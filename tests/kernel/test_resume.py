@@ -47,8 +47,8 @@ def parked(cell: Kernel, server: Simulated, cellmagic: str) -> None:
     assert cell.run(cellmagic).error == "ParkedError"
 
 
-def test_a_parked_request_is_told_and_taken_up(server: Simulated, tmp_path: Path) -> None:
-    """The next kernel of the notebook says what is parked, and resuming binds its variable."""
+def test_a_parked_request_is_listed_and_resumed(server: Simulated, tmp_path: Path) -> None:
+    """The next kernel of the notebook lists it, and resuming assigns its variable."""
     with begin(server, tmp_path) as cell:
         assert loaded(cell) == ""
         parked(cell, server, "%%codex -o b\n[[echo: the answer]]")
@@ -64,8 +64,8 @@ def test_a_parked_request_is_told_and_taken_up(server: Simulated, tmp_path: Path
         assert "Nothing is parked" in cell.run("%codex resume").stream
 
 
-def test_a_killed_kernels_request_is_taken_up(server: Simulated, tmp_path: Path) -> None:
-    """After SIGKILL in mid-stream the prompt is abandoned, its text kept, and its answer whole."""
+def test_a_killed_kernels_request_is_resumed(server: Simulated, tmp_path: Path) -> None:
+    """After SIGKILL in mid-stream the prompt is abandoned, its text kept, its answer complete."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
@@ -83,7 +83,7 @@ def test_a_killed_kernels_request_is_taken_up(server: Simulated, tmp_path: Path)
         assert cell.run("a.status, len(a.text) > 2000").plain == "('done', True)"
 
 
-def test_two_kernels_resume_at_once(server: Simulated, tmp_path: Path) -> None:
+def test_two_kernels_that_resume_send_once(server: Simulated, tmp_path: Path) -> None:
     """Of two that resume the same request, one sends it."""
     with begin(server, tmp_path) as one:
         loaded(one)
@@ -98,8 +98,8 @@ def test_two_kernels_resume_at_once(server: Simulated, tmp_path: Path) -> None:
     assert len(server.prompts) == known + 1
 
 
-def test_what_is_done_or_under_way_keeps_its_variable(server: Simulated, tmp_path: Path) -> None:
-    """To resume what needs no resuming is an error that takes no answer away."""
+def test_resuming_a_done_or_running_request_is_refused(server: Simulated, tmp_path: Path) -> None:
+    """The error takes no answer away."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -o good\n[[echo: an answer]]")
@@ -112,8 +112,8 @@ def test_what_is_done_or_under_way_keeps_its_variable(server: Simulated, tmp_pat
         assert cell.run("len(later.text) > 100, later.status").plain == "(True, 'done')"
 
 
-def test_who_comes_too_late_keeps_what_the_variable_held(server: Simulated, tmp_path: Path) -> None:
-    """Of two kernels that resume, the slower one's variable is not emptied."""
+def test_the_slower_of_two_kernels_keeps_its_variable(server: Simulated, tmp_path: Path) -> None:
+    """Of two kernels that resume, the slower one's variable keeps its value."""
     with begin(server, tmp_path) as one, begin(server, tmp_path) as two:
         loaded(one), loaded(two)
         parked(one, server, "%%codex -o b\n[[tokens=100]] once")
@@ -128,8 +128,8 @@ def test_who_comes_too_late_keeps_what_the_variable_held(server: Simulated, tmp_
             assert two.run("b").plain == "'mine'"
 
 
-def test_a_resumption_without_a_word_leaves_the_text(server: Simulated, tmp_path: Path) -> None:
-    """Parked before anything arrives, the variable holds what an earlier try brought."""
+def test_a_resume_without_text_keeps_the_earlier_text(server: Simulated, tmp_path: Path) -> None:
+    """Parked before anything arrives, the variable has the text of the earlier attempt."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
@@ -142,8 +142,8 @@ def test_a_resumption_without_a_word_leaves_the_text(server: Simulated, tmp_path
         assert cell.run("r.text").plain == text
 
 
-def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:
-    """With reuse on, a restarted notebook sends nothing; what was changed is sent."""
+def test_run_all_again_sends_changed_cells_only(server: Simulated, tmp_path: Path) -> None:
+    """With reuse, a restarted notebook sends nothing but what was changed."""
     cells = [f"%%codex -o r{n}\n[[echo: prompt {n}]]" for n in range(10)]
     for known in (10, 10):
         with begin(server, tmp_path) as cell:
@@ -165,8 +165,8 @@ def test_run_all_again_costs_nothing(server: Simulated, tmp_path: Path) -> None:
     raise AssertionError("nothing was reused")
 
 
-def test_background_answers_land_in_their_cells(server: Simulated, tmp_path: Path) -> None:
-    """Cells return at once; each answer replaces its own cell's output; variables fill."""
+def test_background_answers_appear_in_their_cells(server: Simulated, tmp_path: Path) -> None:
+    """Cells return at once; each answer replaces its own cell's output and fills its variable."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         asked = {n: cell.run(f"%%codex -b -o r{n}\n[[tokens=120]] number {n}") for n in range(4)}
@@ -176,8 +176,8 @@ def test_background_answers_land_in_their_cells(server: Simulated, tmp_path: Pat
         assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
 
 
-def test_a_background_cell_says_why_it_has_no_answer(server: Simulated, tmp_path: Path) -> None:
-    """No cell fails of it, so its place tells: which limit or budget, and how to go on."""
+def test_a_background_failure_is_shown_in_its_cell(server: Simulated, tmp_path: Path) -> None:
+    """Its place names the limit or budget, and how to continue."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         server.core.script([Fault("requests_per_day", seconds=5000)])
@@ -193,8 +193,8 @@ def test_a_background_cell_says_why_it_has_no_answer(server: Simulated, tmp_path
             assert "%codex resume" in told
 
 
-def test_what_a_killed_kernels_ask_left_is_taken_up(server: Simulated, tmp_path: Path) -> None:
-    """What `nbcodex.ask` asked belongs to its notebook, as cells do."""
+def test_a_killed_kernels_ask_is_resumed(server: Simulated, tmp_path: Path) -> None:
+    """Requests of `nbcodex.ask` belong to their notebook, as cells do."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         pid = int(cell.run("import os, nbcodex; os.getpid()").plain)
@@ -211,8 +211,8 @@ def test_what_a_killed_kernels_ask_left_is_taken_up(server: Simulated, tmp_path:
         assert "a long one" in cell.run("%codex resume").markdown
 
 
-def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_path: Path) -> None:
-    """Reading `.text` early waits; Stop ends that wait, and the request goes on."""
+def test_stop_ends_only_the_wait_for_a_background_reply(server: Simulated, tmp_path: Path) -> None:
+    """Reading `.text` early waits; Stop ends that wait, and the request continues."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=300]] slow")
@@ -223,8 +223,8 @@ def test_stop_ends_the_wait_for_a_background_reply_only(server: Simulated, tmp_p
         assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"
 
 
-def test_a_kernels_end_parks_what_is_under_way(server: Simulated, tmp_path: Path) -> None:
-    """A background request that a shutdown meets is parked, not abandoned."""
+def test_a_kernel_shutdown_parks_running_requests(server: Simulated, tmp_path: Path) -> None:
+    """A background request is parked by a shutdown, not abandoned."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
@@ -234,8 +234,8 @@ def test_a_kernels_end_parks_what_is_under_way(server: Simulated, tmp_path: Path
         assert " parked " in cell.run("%codex journal").stream
 
 
-def test_a_restart_parks_the_cell_that_runs(server: Simulated, tmp_path: Path) -> None:
-    """The interrupt that comes before a restart is no Stop: the next kernel says what is left."""
+def test_a_kernel_restart_parks_the_running_cell(server: Simulated, tmp_path: Path) -> None:
+    """The interrupt before a restart is not a Stop: the next kernel lists the request."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         asked = cell.start("%%codex -o r\n[[tokens=2000]] slow")
@@ -248,8 +248,8 @@ def test_a_restart_parks_the_cell_that_runs(server: Simulated, tmp_path: Path) -
         assert cell.run("r.status").plain == "'done'"
 
 
-def test_forget_erases(server: Simulated, tmp_path: Path) -> None:
-    """What was forgotten is in no file any more."""
+def test_forget_erases_from_every_file(server: Simulated, tmp_path: Path) -> None:
+    """Forgotten text is in no file."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex\n[[echo: extraordinary secret]]")
@@ -259,7 +259,7 @@ def test_forget_erases(server: Simulated, tmp_path: Path) -> None:
             assert b"extraordinary" not in path.read_bytes()
 
 
-def test_no_journal_leaves_no_file(server: Simulated, tmp_path: Path) -> None:
+def test_without_journal_nothing_is_written(server: Simulated, tmp_path: Path) -> None:
     """`%config Codex.journal = False` keeps everything in memory."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
@@ -269,7 +269,7 @@ def test_no_journal_leaves_no_file(server: Simulated, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.sqlite3")) == []
 
 
-def test_a_journal_that_cannot_be_used_is_said(server: Simulated, tmp_path: Path) -> None:
+def test_an_unusable_journal_is_reported(server: Simulated, tmp_path: Path) -> None:
     """Prompts work without it, and the cell says what is not kept."""
     (tmp_path / "kept").mkdir(mode=0o700)
     (tmp_path / "kept" / "journal.sqlite3").write_bytes(
@@ -283,8 +283,8 @@ def test_a_journal_that_cannot_be_used_is_said(server: Simulated, tmp_path: Path
         assert "in memory" in ran.plain
 
 
-def test_names_that_are_no_text_stop_no_loading(server: Simulated, tmp_path: Path) -> None:
-    """A file whose schema is damaged is said when the extension is loaded, not raised."""
+def test_a_damaged_journal_does_not_stop_loading(server: Simulated, tmp_path: Path) -> None:
+    """A file whose schema is damaged is reported when the extension is loaded."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex\n[[echo: hello]]")

@@ -77,7 +77,7 @@ def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_a_redirect_is_not_followed(simulator: Simulated) -> None:
-    """Neither the key nor the prompt goes to where a server points."""
+    """Neither the key nor the prompt is sent to where a server redirects."""
     with simulated() as elsewhere, kernel(**simulator.environ) as cell:
         for status in (301, 302, 307, 308):
             simulator.core.script(

@@ -59,8 +59,8 @@ def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ("--system 'unclosed", "No closing quotation"),
     ],
 )
-def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
-    """What cannot be meant raises exactly `UsageError`, which IPython shows as one line."""
+def test_an_invalid_option_is_a_one_line_usage_error(line: str, says: str) -> None:
+    """An invalid option raises exactly `UsageError`, which IPython shows in one line."""
     with pytest.raises(UsageError) as caught:
         options.parse_options(line)
     assert type(caught.value) is UsageError
@@ -82,7 +82,7 @@ def test_a_wrong_option_is_one_line(line: str, says: str) -> None:
         ("--raw -b --reuse", {"raw": True, "background": True, "reuse": True}),
     ],
 )
-def test_options_are_read(line: str, wants: dict[str, Any]) -> None:
+def test_each_option_is_parsed(line: str, wants: dict[str, Any]) -> None:
     """Each option gives the value that it names."""
     got = vars(options.parse_options(line))
     assert {name: got[name] for name in wants} == wants
@@ -95,7 +95,7 @@ def test_an_empty_prompt_is_refused(ip: Any, simulator: Simulated) -> None:
     assert simulator.prompts == []
 
 
-def test_names_are_filled_in(ip: Any, simulator: Simulated) -> None:
+def test_fields_are_filled_in_unless_raw(ip: Any, simulator: Simulated) -> None:
     """`{name}` is the variable's value; with `--raw` it stays as it is."""
     ip.user_ns["who"] = "world"
     ip.run_cell_magic("codex", "", "hello {who}")
@@ -114,20 +114,22 @@ def test_names_are_filled_in(ip: Any, simulator: Simulated) -> None:
         "{Out}",
     ],
 )
-def test_what_ipython_adds_is_no_variable(ip: Any, simulator: Simulated, text: str) -> None:
+def test_names_that_ipython_adds_are_not_variables(
+    ip: Any, simulator: Simulated, text: str
+) -> None:
     """A prompt that quotes code cannot end the kernel, write files or send the history."""
     ip.run_cell_magic("codex", "", text)
     assert simulator.prompts == [text]
 
 
-def test_an_entry_of_the_history_is_filled_in(ip: Any, simulator: Simulated) -> None:
-    """`{Out[n]}` is what that cell showed."""
+def test_out_entry_is_filled_in(ip: Any, simulator: Simulated) -> None:
+    """`{Out[n]}` is the result of that cell."""
     ip.user_ns["Out"][7] = "seven"
     ip.run_cell_magic("codex", "", "explain {Out[7]}")
     assert simulator.prompts == ["explain seven"]
 
 
-def test_an_error_is_filled_in(ip: Any, simulator: Simulated) -> None:
+def test_err_entry_is_code_and_traceback(ip: Any, simulator: Simulated) -> None:
     """`{Err[n]}` is the code of that cell and its traceback, without colours."""
     ran = ip.run_cell("def broken():\n    return {}['k']\nbroken()", store_history=True)
     number = ran.execution_count
@@ -144,16 +146,18 @@ def test_an_error_is_filled_in(ip: Any, simulator: Simulated) -> None:
 
 
 @pytest.mark.parametrize("code", ["1 +", "%nosuchmagic", "raise KeyboardInterrupt", "%%codex\n"])
-def test_every_kind_of_error_is_kept(ip: Any, simulator: Simulated, code: str) -> None:
-    """Syntax errors, magics that do not exist, Stop and errors of ours are kept, too."""
+def test_err_keeps_every_kind_of_error(ip: Any, simulator: Simulated, code: str) -> None:
+    """Syntax errors, unknown magics, Stop and nbcodex's own errors are kept, too."""
     ran = ip.run_cell(code, store_history=True)
     ip.run_cell_magic("codex", "", "explain {Err[-1]}")
     assert ran.error_in_exec is None or type(ran.error_in_exec).__name__ in simulator.prompts[0]
     assert code.strip() in simulator.prompts[0]
 
 
-def test_pictures_are_sent(ip: Any, simulator: Simulated, tmp_path: Path) -> None:
-    """`--image` takes files and variables, and `{figure}` goes along with its place marked."""
+def test_images_are_sent_from_files_variables_and_fields(
+    ip: Any, simulator: Simulated, tmp_path: Path
+) -> None:
+    """`--image` takes files and variables; `{figure}` is sent, too, and leaves a placeholder."""
     png = b"\x89PNG\r\n\x1a\n" + b"0" * 8
     (tmp_path / "a b.png").write_bytes(png)
     ip.user_ns["figure"] = pytest.importorskip("matplotlib.figure").Figure()
@@ -177,20 +181,20 @@ def test_pictures_are_sent(ip: Any, simulator: Simulated, tmp_path: Path) -> Non
         ("/etc/passwd", "not an image that can be sent"),
     ],
 )
-def test_a_wrong_picture_sends_nothing(
+def test_an_invalid_image_sends_nothing(
     ip: Any, simulator: Simulated, expression: str, says: str
 ) -> None:
-    """What is no picture is a clear error, and no code is run for it."""
+    """An invalid image is a clear error, and no code is run for it."""
     ip.user_ns["number"] = 5
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         ip.run_cell_magic("codex", f"--image {expression}", "look")
     assert simulator.prompts == []
 
 
-def test_a_reload_keeps_what_was_typed_in(
+def test_reload_keeps_keys_and_the_demo(
     ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`%reload_ext` neither forgets a login nor turns the demo off in silence."""
+    """`%reload_ext` neither loses a login nor turns the demo off."""
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setattr("getpass.getpass", lambda _: KEY)
     ip.run_line_magic("codex", "login")
@@ -199,8 +203,10 @@ def test_a_reload_keeps_what_was_typed_in(
     assert simulator.core.log[-1].status == 200
 
 
-def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its high limits take the place of the low ones, and the other way round; it says which."""
+def test_demo_calm_switches_to_high_limits_and_back(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`calm` replaces the low limits by high ones; the message says which are in force."""
     told = []
     for switch in ("", "calm", "", "off"):
         ip.run_line_magic("codex", f"demo {switch}")
@@ -214,8 +220,8 @@ def test_the_demo_may_be_calm(ip: Any, capsys: pytest.CaptureFixture[str]) -> No
         ip.run_line_magic("codex", "demo loud")
 
 
-def test_the_demo_leaves_nothing_behind(ip: Any, tmp_path: Path) -> None:
-    """What is simulated comes neither into the user's journal nor into the ledger of limits."""
+def test_demo_writes_neither_journal_nor_limits(ip: Any, tmp_path: Path) -> None:
+    """Simulated requests come neither into the user's journal nor into the limiter's files."""
     ip.run_line_magic("codex", "demo calm")
     ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
     ip.run_line_magic("codex", "demo off")
@@ -226,8 +232,8 @@ def test_the_demo_leaves_nothing_behind(ip: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chosen", "asked"), [("gpt-5.6-mini", "gpt-5.6-mini"), ("gpt-4o", "gpt-5.6-sol")]
 )
-def test_the_demo_heeds_the_models_it_has(ip: Any, chosen: str, asked: str) -> None:
-    """`Codex.model` holds in the demo as well, unless the simulator has no such model."""
+def test_demo_uses_the_configured_model_if_simulated(ip: Any, chosen: str, asked: str) -> None:
+    """`Codex.model` applies in the demo, unless the simulator does not have it."""
     ip.run_line_magic("config", f"Codex.model = {chosen!r}")
     ip.run_line_magic("codex", "demo calm")
     ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
@@ -235,15 +241,15 @@ def test_the_demo_heeds_the_models_it_has(ip: Any, chosen: str, asked: str) -> N
     assert ip.user_ns["r"].model == asked
 
 
-def test_dollars_and_braces_are_left_alone(ip: Any, simulator: Simulated) -> None:
+def test_ipython_does_not_expand_prompts(ip: Any, simulator: Simulated) -> None:
     """IPython expands neither `$` nor braces in a prompt."""
     ip.user_ns["x"] = 1
     ip.run_cell_magic("codex", "", "$x and {'foo': 'bar'}")
     assert simulator.prompts == ["$x and {'foo': 'bar'}"]
 
 
-def test_every_option_reaches_the_server(ip: Any, simulator: Simulated) -> None:
-    """System text, bound, effort and parameters are in the body that is sent."""
+def test_options_are_in_the_request_body(ip: Any, simulator: Simulated) -> None:
+    """System text, output maximum, effort and parameters are in the sent body."""
     ip.run_cell_magic(
         "codex",
         "gpt-5.6-mini --system Brief. --max-output 99 --effort low -p '{\"temperature\": 0}'",
@@ -258,8 +264,8 @@ def test_every_option_reaches_the_server(ip: Any, simulator: Simulated) -> None:
     assert body["store"] is False
 
 
-def test_a_prompt_with_the_key_is_refused(ip: Any, simulator: Simulated) -> None:
-    """The key never becomes part of a prompt, filled in or not."""
+def test_a_prompt_that_contains_the_key_is_refused(ip: Any, simulator: Simulated) -> None:
+    """The key is refused in a prompt, typed or filled in."""
     ip.user_ns["key"] = KEY
     with pytest.raises(ConfigurationError) as caught:
         ip.run_cell_magic("codex", "", "what is {key}?")
@@ -267,8 +273,8 @@ def test_a_prompt_with_the_key_is_refused(ip: Any, simulator: Simulated) -> None
     assert simulator.prompts == []
 
 
-def test_the_reply_is_bound(ip: Any) -> None:
-    """`-o` binds a true `Reply` with text, usage and model."""
+def test_out_assigns_the_reply(ip: Any) -> None:
+    """`-o` assigns a true `Reply` with text, usage and model."""
     ip.run_cell_magic("codex", "-o answer", "[[echo: hi]]")
     answer = ip.user_ns["answer"]
     assert answer
@@ -280,18 +286,20 @@ def test_the_reply_is_bound(ip: Any) -> None:
 @pytest.mark.parametrize(
     "word", ["usage", "monitor", "limits", "budget", "models", "doctor", "version", "help"]
 )
-def test_commands_answer(ip: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command that only tells prints something, and no key."""
+def test_informing_commands_print_no_key(
+    ip: Any, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command that only informs prints something, and no key."""
     ip.run_line_magic("codex", word)
     shown = capsys.readouterr().out
     assert shown.strip()
     assert KEY not in shown
 
 
-def test_a_dry_run_sends_nothing(
+def test_dry_run_sends_nothing(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--dry-run` tells model and tokens, says that the cost is unknown, and sends no prompt."""
+    """`--dry-run` prints model, tokens and the unknown cost, and sends nothing."""
     ip.run_cell_magic("codex", "--dry-run --max-output 40 -o dry", "hello")
     told = capsys.readouterr().out
     assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", told)
@@ -299,10 +307,10 @@ def test_a_dry_run_sends_nothing(
     assert "dry" not in ip.user_ns
 
 
-def test_a_map_does_not_go_on_when_a_limit_resets(
+def test_resume_at_reset_refuses_maps(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named, it is refused, for it would wait in this cell; among all, it is told of and left."""
+    """A named map is refused, as it would wait in this cell; among all, it is skipped."""
     origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="hello", id="m77-0", origin=origin)
     current().journal(Settings.read()).maps.insert_parked([(request, b"m77")])
@@ -314,8 +322,8 @@ def test_a_map_does_not_go_on_when_a_limit_resets(
 
 
 @pytest.mark.parametrize("line", ["-f json", "--eval", "--thread t", "--new", "--raw", "-b"])
-def test_what_means_nothing_for_a_map_is_refused(ip: Any, simulator: Simulated, line: str) -> None:
-    """An option that would change nothing is no option; no row is asked."""
+def test_map_refuses_options_without_effect(ip: Any, simulator: Simulated, line: str) -> None:
+    """An option that has no effect on a map is refused, and no row is sent."""
     ip.user_ns["words"] = ["one", "two"]
     with pytest.raises(UsageError, match="cannot be used with --map"):
         ip.run_cell_magic("codex", f"--map words {line}", "[[echo: {}]]")
@@ -325,7 +333,7 @@ def test_what_means_nothing_for_a_map_is_refused(ip: Any, simulator: Simulated, 
 @pytest.mark.parametrize(
     ("line", "says"), [("--schema Wanted", "json_schema"), ("--image dot", "input_image")]
 )
-def test_a_maps_schema_and_pictures_go_with_every_row(
+def test_map_sends_schema_and_images_with_every_row(
     ip: Any, simulator: Simulated, line: str, says: str
 ) -> None:
     """They are options of a row as they are of a single prompt."""
@@ -337,10 +345,10 @@ def test_a_maps_schema_and_pictures_go_with_every_row(
     assert [says in body for body in sent] == [True, True]
 
 
-def test_a_dry_run_tells_what_is_left_of_a_budget(
+def test_dry_run_shows_the_rest_of_the_budget(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether a prompt would pass it, too, which its user would else learn by sending it."""
+    """It also says whether the prompt would exceed the budget."""
     ip.run_line_magic("codex", "budget 10M")
     ip.run_cell_magic("codex", "--dry-run --max-output 40", "hello")
     told = capsys.readouterr().out
@@ -350,10 +358,10 @@ def test_a_dry_run_tells_what_is_left_of_a_budget(
     assert re.search(r"more than is left of your budget: 9,[\d,]+ tokens of 10,000,000", told)
 
 
-def test_a_budget_refuses_before_sending(
+def test_budget_refuses_before_sending(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`%codex budget` sets a cap that a prompt would pass, and `off` lets it go again."""
+    """`%codex budget` sets a cap that refuses a prompt, and `off` removes it."""
     ip.run_line_magic("codex", "budget 100")
     assert "of 100 tokens for this session used" in capsys.readouterr().out
     with pytest.raises(BudgetError, match="resume"):
@@ -365,8 +373,8 @@ def test_a_budget_refuses_before_sending(
 
 
 @pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
-def test_a_new_budget_is_shown_at_once(ip: Any, words: str, changed: bool) -> None:
-    """The monitor looks again when a cap was set or lifted, and need not when it was asked for."""
+def test_monitor_updates_when_the_budget_changes(ip: Any, words: str, changed: bool) -> None:
+    """A set or removed cap wakes the monitor; showing the cap does not."""
     collector = collector_of(current())
     collector.changed.clear()
     ip.run_line_magic("codex", f"budget {words}")
@@ -374,18 +382,20 @@ def test_a_new_budget_is_shown_at_once(ip: Any, words: str, changed: bool) -> No
     ip.run_line_magic("codex", "budget off")
 
 
-def test_a_sites_budget_stays(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """`budget off` lifts the user's own cap, and says who set the one that remains."""
+def test_budget_off_keeps_the_configured_budget(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`budget off` removes the user's own cap, and says who set the remaining one."""
     (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
     config.budget = "5k"
     ip.run_line_magic("codex", "budget off")
     assert "Codex.budget" in capsys.readouterr().out
 
 
-def test_dollars_in_config_are_not_taken_for_tokens(
+def test_config_budget_without_dollar_sign_is_refused(
     ip: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """IPython makes `5` of `$5` there: that is refused, and what held before holds on."""
+    """IPython makes `5` of `$5` there: that is refused, and the earlier value stays."""
     ip.run_line_magic("config", "Codex.budget = '6usd/day'")
     ip.run_line_magic("config", "Codex.budget = '5/day'")
     for _ in range(2):
@@ -394,22 +404,22 @@ def test_dollars_in_config_are_not_taken_for_tokens(
         ip.run_line_magic("reload_ext", "nbcodex")
 
 
-def test_an_unknown_command_names_the_nearest(ip: Any) -> None:
+def test_an_unknown_command_suggests_the_nearest(ip: Any) -> None:
     """A mistyped command is one line with a hint."""
     with pytest.raises(UsageError, match="did you mean usage"):
         ip.run_line_magic("codex", "useage")
 
 
-def test_too_many_words_are_refused(ip: Any) -> None:
-    """A command with words that it does not know says what it takes."""
+def test_surplus_arguments_show_the_usage(ip: Any) -> None:
+    """A command with unknown arguments shows which ones it takes."""
     with pytest.raises(UsageError, match="usage"):
         ip.run_line_magic("codex", "usage everything")
 
 
-def test_login_keeps_the_key_in_memory(
+def test_login_keeps_the_key_in_memory_only(
     ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that was typed in is used for its host, and shown nowhere."""
+    """A typed key is used for its host, and shown nowhere."""
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(MissingKeyError):
         ip.run_cell_magic("codex", "", "hello")
@@ -422,7 +432,7 @@ def test_login_keeps_the_key_in_memory(
     assert KEY not in repr(config.keys)
 
 
-def test_config_is_listed_without_secrets(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_lists_settings_without_keys(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`%config Codex` shows the settings, and hides the keys."""
     ip.run_line_magic("config", f"Codex.keys = {{'a.example': '{KEY}'}}")
     ip.run_line_magic("config", "Codex")
@@ -431,8 +441,8 @@ def test_config_is_listed_without_secrets(ip: Any, capsys: pytest.CaptureFixture
     assert KEY not in shown
 
 
-def test_a_wrong_setting_is_refused(ip: Any) -> None:
-    """A duration that is none is not taken, is said, and does not break the next load."""
+def test_an_invalid_duration_warns_and_keeps_the_default(ip: Any) -> None:
+    """An invalid duration is not used, causes a warning, and does not break the next load."""
     with pytest.warns(UserWarning, match="is 10m: 'soon' is not a duration"):
         ip.run_line_magic("config", "Codex.patience = 'soon'")
     with pytest.warns(UserWarning, match="is 10m"):
@@ -440,15 +450,17 @@ def test_a_wrong_setting_is_refused(ip: Any) -> None:
     ip.run_cell_magic("codex", "", "[[echo: hello]]")
 
 
-def test_the_help_of_the_magic_lists_its_options(ip: Any) -> None:
-    """`%%codex?` is worth reading."""
+def test_magic_help_lists_the_options(ip: Any) -> None:
+    """`%%codex?` shows the options and examples."""
     shown = ip.object_inspect("%%codex")["docstring"]
     for option in ("--out", "--patience", "--max-output", "--background"):
         assert option in shown
 
 
-def test_keeping_prompts_is_said_once(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first answer of a new journal says where prompts are kept; later ones do not."""
+def test_first_answer_says_where_prompts_are_kept(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first answer of a new journal says it; later ones do not."""
     for _ in range(2):
         ip.run_cell_magic("codex", "", "[[echo: hi]]")
     assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1

@@ -152,8 +152,8 @@ NAMES = {
         (r"\alpha {name}", r"\alpha Ada"),
     ],
 )
-def test_chains_are_filled_in(text: str, expected: str) -> None:
-    """Names with attributes, indexes, calls, conversions and formats give way to their values."""
+def test_fields_are_replaced_by_values(text: str, expected: str) -> None:
+    """Attributes, indexes, calls, conversions and formats work in fields."""
     assert fill(text, NAMES).text == expected
 
 
@@ -188,8 +188,8 @@ def test_chains_are_filled_in(text: str, expected: str) -> None:
         "{n:{n}} {name:{n}} {n!r:>{n}} {n:{missing}}",
     ],
 )
-def test_everything_else_is_left_to_the_letter(text: str) -> None:
-    """JSON, LaTeX, TypeScript, regular expressions, sets and arithmetic are not ours."""
+def test_other_braces_stay_as_written(text: str) -> None:
+    """JSON, LaTeX, TypeScript, regular expressions, sets and arithmetic are not fields."""
     done = fill(text, NAMES)
     assert (done.text, done.filled, done.missing) == (text, (), ())
 
@@ -205,22 +205,22 @@ def test_everything_else_is_left_to_the_letter(text: str) -> None:
         ("{len(rows)}", ("len(rows)",)),
     ],
 )
-def test_what_was_meant_is_missed(text: str, missing: tuple[str, ...]) -> None:
-    """A chain whose name is not there is told, and stays in the text."""
+def test_unknown_names_are_reported_and_stay(text: str, missing: tuple[str, ...]) -> None:
+    """A field with an unknown name is reported, and stays in the text."""
     done = fill(text, NAMES)
     assert done.missing == missing
     assert all(f"{{{chain}" in done.text for chain in missing)
 
 
-def test_values_are_not_read_again() -> None:
-    """Braces in a value stay what they are."""
+def test_values_are_not_searched_for_fields() -> None:
+    """Braces in a value stay as they are."""
     assert fill("{braces}{In[3]}", NAMES).text == "{name} {{name}} {n}print('{name}')"
     assert fill("{a}{b}", {"a": "{", "b": "b}"}).text == "{b}"
 
 
 @given(st.text("{}name$\\ !:.[]'\"", max_size=40))
-def test_no_value_is_read_again(value: str) -> None:
-    """Whatever a value is, it arrives as it is."""
+def test_any_value_arrives_unchanged(value: str) -> None:
+    """Any text arrives as it is."""
     assert fill("<{value}>", {"value": value, "name": "!"}).text == f"<{value}>"
 
 
@@ -235,8 +235,8 @@ WORDS = st.sampled_from(
 @pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.one_of(WORDS, st.text(max_size=3)), max_size=25).map("".join))
-def test_text_without_known_names_passes_byte_for_byte(text: str) -> None:
-    """Where no name is known, nothing changes, nothing is evaluated and nothing raises."""
+def test_text_without_known_names_is_unchanged(text: str) -> None:
+    """Without known names nothing changes, nothing is evaluated and nothing raises."""
     done = fill(text, {"in_no_text": 1})
     assert (done.text, done.filled, done.images) == (text, (), ())
 
@@ -244,8 +244,8 @@ def test_text_without_known_names_passes_byte_for_byte(text: str) -> None:
 @pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.one_of(WORDS, st.text(max_size=3)), max_size=25).map("".join))
-def test_only_known_names_in_braces_are_touched(text: str) -> None:
-    """Every filled chain begins with a name that exists, and was written in braces."""
+def test_only_known_names_in_braces_are_filled(text: str) -> None:
+    """Every filled expression begins with an existing name, and was written in braces."""
     done = fill(text, {"name": "", "x": ""}) if _calm(text) else None
     for chain in done.filled if done else ():
         assert f"{{{chain}" in text
@@ -261,8 +261,8 @@ PIECES = [
 BEGUN = re.compile(r"\{(?:name|x|df|In|Out|Err)(?!\w)")
 
 
-def test_a_hundred_thousand_prompts_pass_byte_for_byte() -> None:
-    """Prompts in which no brace is followed by a name that exists reach the body as they are."""
+def test_a_hundred_thousand_prompts_without_fields_are_unchanged() -> None:
+    """Prompts without a brace before a known name are unchanged."""
     chance, known = random.Random(7), {"name": "!", "x": "!", "df": "!", "In": ["!"] * 9, "Out": {}}
     passed = changed = 0
     while passed < 100_000:
@@ -276,8 +276,8 @@ def test_a_hundred_thousand_prompts_pass_byte_for_byte() -> None:
 
 
 @pytest.mark.slow
-def test_prompts_reach_the_server_byte_for_byte() -> None:
-    """From the body to the server nothing touches them either, by either API."""
+def test_prompts_reach_the_server_unchanged() -> None:
+    """Neither API changes a prompt on its way to the server."""
     chance = random.Random(8)
     prompts = [p for p in ("".join(chance.choices(PIECES, k=9)) for _ in range(500)) if p.strip()]
     settings = Settings(api_key=Secret("sk-x"), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
@@ -302,8 +302,8 @@ def _calm(text: str) -> bool:
     return not any(sign in text for sign in (".", "[", "(", ":"))
 
 
-def test_each_is_evaluated_once_and_in_order() -> None:
-    """Expressions run as often as they stand there, from left to right."""
+def test_fields_are_evaluated_once_and_in_order() -> None:
+    """Expressions are evaluated as often as they occur, from left to right."""
     seen: list[int] = []
 
     def note(number: int) -> int:
@@ -327,22 +327,22 @@ def test_each_is_evaluated_once_and_in_order() -> None:
         ("{f()}", {"f": fails(ValueError("a\nb"))}, "ValueError: a b"),
     ],
 )
-def test_a_failure_names_the_expression(text: str, names: dict[str, Any], said: str) -> None:
-    """An exception in evaluation becomes one of ours, in brief."""
+def test_a_failing_expression_is_named(text: str, names: dict[str, Any], said: str) -> None:
+    """An exception in an expression becomes a short error of nbcodex."""
     with pytest.raises(ConfigurationError) as caught:
         fill(text, names)
     assert said in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_an_interrupt_is_not_an_error() -> None:
-    """Stop during an evaluation stops."""
+def test_stop_during_evaluation_stops() -> None:
+    """Stop during an evaluation is not turned into an error."""
     with pytest.raises(KeyboardInterrupt):
         fill("{f()}", {"f": fails(KeyboardInterrupt())})
 
 
-def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chains are walked, not run as code: neither `eval` nor `exec` is called."""
+def test_expressions_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expressions are walked: neither `eval` nor `exec` is called."""
 
     def refuse(*_: object) -> None:
         raise AssertionError
@@ -352,23 +352,23 @@ def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fill("{name.upper()}", NAMES).text == "ADA"
 
 
-def test_a_frame_becomes_a_table() -> None:
-    """A frame reads as a Markdown table on lines of its own, its plain index left out."""
+def test_a_frame_becomes_a_markdown_table() -> None:
+    """A frame is a Markdown table on lines of its own, without its plain index."""
     frame = Frame(["a", "b|c"], [(1, 2.123456789), ("x|y\nz", None)])
     assert fill("Data: {df}Go", {"df": frame}).text == (
         "Data: \n\n| a | b\\|c |\n| --- | --- |\n| 1 | 2.12346 |\n| x\\|y z | None |\nGo"
     )
 
 
-def test_an_index_with_a_meaning_is_shown() -> None:
-    """Rows that have labels keep them."""
+def test_a_meaningful_index_is_a_column() -> None:
+    """Labels of rows are kept."""
     frame = Frame(["a"], [(1,), (2,)], Labels(["Mon", "Tue"]))
     assert fill("{df}", {"df": frame}).text == (
         "| day | a |\n| --- | --- |\n| Mon | 1 |\n| Tue | 2 |\n"
     )
 
 
-def test_a_large_frame_is_cut_and_says_so() -> None:
+def test_a_large_frame_is_cut_with_a_count() -> None:
     """Rows and columns beyond the limit are counted in the text."""
     frame = Frame([f"c{i}" for i in range(25)], [tuple(range(25))] * 1000)
     lines = fill("{df}", {"df": frame}).text.splitlines()
@@ -377,16 +377,16 @@ def test_a_large_frame_is_cut_and_says_so() -> None:
     assert {line.count("|") for line in lines[:-2]} == {MAX_TABLE_COLUMNS + 1}
 
 
-def test_a_wide_frame_is_cut_by_its_size() -> None:
-    """Long cells leave out rows, so that a table stays within its limit."""
+def test_a_frame_with_long_cells_is_cut_by_size() -> None:
+    """Rows are left out so that a table stays within its limit."""
     frame = Frame([f"c{i}" for i in range(20)], [("y" * 999,) * 20] * 50)
     text = fill("{df}", {"df": frame}).text
     assert len(text) < MAX_TABLE_CHARS + 1000
     assert text.splitlines()[-1] == "… 46 more rows"
 
 
-def test_what_was_filled_in_is_told() -> None:
-    """The notes name what was filled in, each once, and what was not found."""
+def test_notes_list_filled_and_missing_names() -> None:
+    """Each filled name is listed once, and each missing one."""
     done = fill("{name} {n} {name} {nam} {nam}", NAMES)
     assert done.notes == ["{name}, {n} filled in", "{nam} not found"]
     many = fill("".join(f"{{rows[{n}]}}" for n in range(9)), NAMES)
@@ -401,14 +401,14 @@ def test_polars_and_series_become_tables() -> None:
     assert fill("{s}", {"s": Series()}).text == "| s |\n| --- |\n| 1 |\n| 2 |\n"
 
 
-def test_a_frame_with_a_conversion_is_formatted_as_asked() -> None:
-    """Who writes `!r` gets the repr."""
+def test_a_frame_with_a_conversion_is_not_a_table() -> None:
+    """`!r` gives the repr."""
     frame = Frame(["a"], [(1,)])
     assert fill("{df!r}", {"df": frame}).text == repr(frame)
 
 
-def test_pandas_frames() -> None:
-    """The real thing, where it is installed."""
+def test_pandas_frames_and_columns_become_tables() -> None:
+    """Checked with pandas itself, if it is installed."""
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": range(100), "b": 1.5})
     lines = fill("{df}", {"df": frame}).text.splitlines()
@@ -422,32 +422,32 @@ def test_pandas_frames() -> None:
     )
 
 
-def test_polars_frames() -> None:
-    """The real thing, where it is installed."""
+def test_polars_frames_and_columns_become_tables() -> None:
+    """Checked with polars itself, if it is installed."""
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame({"a": [1], "b": ["x"]})
     assert fill("{df}", {"df": frame}).text == "| a | b |\n| --- | --- |\n| 1 | x |\n"
     assert fill("{df['a']}", {"df": frame}).text == "| a |\n| --- |\n| 1 |\n"
 
 
-def test_images_are_set_aside() -> None:
-    """A figure or a picture leaves its number in the text, the same one for the same image."""
+def test_images_leave_numbered_placeholders() -> None:
+    """A figure or an image leaves its number in the text, the same one for the same image."""
     figure, picture = Figure(), Picture()
     done = fill("{f} {p} {f}", {"f": figure, "p": picture})
     assert done.text == "[image 1] [image 2] [image 1]"
     assert done.images == (figure, picture)
 
 
-def test_real_images_are_known() -> None:
-    """PIL and matplotlib, where they are installed."""
+def test_pil_and_matplotlib_images_are_recognised() -> None:
+    """Checked with PIL and matplotlib, if they are installed."""
     image = pytest.importorskip("PIL.Image").new("RGB", (1, 1))
     assert fill("{i}", {"i": image}).images == (image,)
     figure = pytest.importorskip("matplotlib.figure").Figure()
     assert fill("{i}", {"i": figure}).images == (figure,)
 
 
-def test_an_object_with_every_attribute_is_just_text() -> None:
-    """A proxy that answers to any name is neither a frame nor an image."""
+def test_an_object_with_every_attribute_is_text() -> None:
+    """A proxy that has any attribute is neither a frame nor an image."""
 
     class Proxy:
         def __getattr__(self, name: str) -> object:
@@ -461,7 +461,7 @@ def test_an_object_with_every_attribute_is_just_text() -> None:
 
 
 def test_equal_expressions_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that stands there a thousand times costs one parse."""
+    """A name that occurs a thousand times is parsed once."""
     calls: list[str] = []
     parse = ast.parse
     monkeypatch.setattr(ast, "parse", lambda *a, **k: calls.append(a[0]) or parse(*a, **k))
@@ -478,7 +478,7 @@ def test_equal_expressions_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> N
         *("\\a{}", "name"),
     ],
 )
-def test_a_megabyte_of_braces_takes_a_moment(piece: str) -> None:
+def test_time_grows_linearly_with_braces(piece: str) -> None:
     """Time grows with the length and no faster."""
     times = []
     for size in (100_000, 1_000_000):
@@ -489,8 +489,8 @@ def test_a_megabyte_of_braces_takes_a_moment(piece: str) -> None:
 
 
 @pytest.mark.slow
-def test_many_different_names_take_a_moment() -> None:
-    """Nor does it matter that each needs a parse of its own."""
+def test_many_different_names_are_fast() -> None:
+    """A hundred thousand expressions are parsed in seconds."""
     start = time.process_time()
     fill("".join(f"{{m{i}}}" for i in range(100_000)), NAMES)
     assert time.process_time() - start < 10

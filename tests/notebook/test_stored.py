@@ -43,8 +43,8 @@ def executed(*sources: str) -> nbformat.NotebookNode:
     return made
 
 
-def test_nbclient_keeps_the_answer(environment: Simulated) -> None:
-    """After a limit, the executed notebook holds one output: the answer, with its figures."""
+def test_nbclient_keeps_one_output_with_the_answer(environment: Simulated) -> None:
+    """After a limit, the executed notebook has one output: the answer with its figures."""
     environment.core.script([Fault("tokens_per_minute", seconds=0.5)])
     made = executed("%%codex\n[[echo: the answer]]")
     (output,) = made.cells[1].outputs
@@ -53,8 +53,8 @@ def test_nbclient_keeps_the_answer(environment: Simulated) -> None:
 
 
 @pytest.mark.parametrize("display", ["widget", "text"])
-def test_no_widget_stays_behind(environment: Simulated, display: str) -> None:
-    """Whichever display was chosen, what is saved needs no widget."""
+def test_saved_output_needs_no_widget(environment: Simulated, display: str) -> None:
+    """With any display, the saved output needs no widget."""
     made = executed(f"%config Codex.display = {display!r}", "%%codex\n[[echo: the answer]]")
     (output,) = made.cells[2].outputs
     assert set(output.data) == {"text/markdown", "text/plain"}
@@ -72,8 +72,8 @@ def test_run_all_stops_at_an_error(environment: Simulated) -> None:
     assert made.cells[2].outputs == []
 
 
-def test_papermill(environment: Simulated, tmp_path: Path) -> None:
-    """A notebook with `%%codex` cells run by papermill holds the answers in its copy."""
+def test_papermill_copy_contains_the_answers(environment: Simulated, tmp_path: Path) -> None:
+    """A notebook with `%%codex` cells that papermill runs has the answers in its copy."""
     papermill = pytest.importorskip("papermill")
     nbformat.write(
         notebook("%%codex -o r\n[[echo: by papermill]]", "print(r.status)"), tmp_path / "in.ipynb"
@@ -85,8 +85,8 @@ def test_papermill(environment: Simulated, tmp_path: Path) -> None:
     assert done.cells[2].outputs[0].text == "done\n"
 
 
-def test_nbclients_cells_share_a_conversation(environment: Simulated) -> None:
-    """Without cell ids, cells see what was said before; run again and reused, nothing is sent."""
+def test_nbclient_cells_share_a_conversation(environment: Simulated) -> None:
+    """Without cell ids, cells see earlier turns; run again with reuse, nothing is sent."""
     sources = ("%config Codex.reuse = True", "%%codex\nmy name is Ada", "%%codex\nwho am I?")
     made = executed(*sources)
     assert "1 earlier turn" in made.cells[3].outputs[0].data["text/plain"]
@@ -122,7 +122,7 @@ def asked_as(form: str, text: str) -> str:
     return f"%%codex --raw -f {form}\n[[echo: {text}]]"
 
 
-def test_an_answer_runs_nothing_in_nbconverts_html(environment: Simulated) -> None:
+def test_an_answer_runs_nothing_in_nbconvert_html(environment: Simulated) -> None:
     """Scripts, handlers, `javascript:` links and remote images are inert, in every format."""
     from nbconvert import HTMLExporter
 
@@ -138,8 +138,8 @@ def test_an_answer_runs_nothing_in_nbconverts_html(environment: Simulated) -> No
     assert os.environ["OPENAI_API_KEY"] not in page
 
 
-def test_formats_in_a_notebook_that_papermill_runs(environment: Simulated, tmp_path: Path) -> None:
-    """Its copy holds code to be copied, JSON and a picture; the answer's code has not run."""
+def test_papermill_copy_contains_all_formats(environment: Simulated, tmp_path: Path) -> None:
+    """Its copy has code to copy, JSON and a picture; the answer's code was not run."""
     papermill = pytest.importorskip("papermill")
     cells = (asked_as("code", "x = 1"), asked_as("json", "x"), "%%codex -f image\na cat")
     nbformat.write(notebook(*cells), tmp_path / "in.ipynb")

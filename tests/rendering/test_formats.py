@@ -48,12 +48,12 @@ TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~
         ("", []),
     ],
 )
-def test_code_is_found(text: str, blocks: list[str]) -> None:
-    """Fenced blocks without their fences; else the whole text, where it parses as Python."""
+def test_extract_code_finds_fenced_blocks_or_python(text: str, blocks: list[str]) -> None:
+    """Fenced blocks without their fences, or else the whole text, if it is Python."""
     assert extract_code(text) == blocks
 
 
-def test_code_can_be_copied() -> None:
+def test_each_code_block_has_a_copy_button() -> None:
     """Each block has a Copy button, and is escaped."""
     shown_ = bundle("```html\n<script>alert(1)</script>\n```\n```\nb\n```", "code")["text/html"]
     assert shown_.count("<button") == 2
@@ -62,8 +62,8 @@ def test_code_can_be_copied() -> None:
     assert "m-1 · 3 out" in shown_
 
 
-def test_prose_instead_of_code_is_shown() -> None:
-    """An answer without code is not lost: it stays as Markdown, and says what it lacks."""
+def test_prose_instead_of_code_is_shown_with_a_note() -> None:
+    """An answer without code is shown as Markdown, with a note."""
     stays = bundle("I *cannot* do that.", "code")
     assert "I *cannot* do that." in stays["text/markdown"]
     assert "it contains no code" in stays["text/markdown"]
@@ -73,23 +73,23 @@ def test_prose_instead_of_code_is_shown() -> None:
     ("text", "value"),
     [('{"a": [1]}', {"a": [1]}), ("```json\n[1, 2]\n```", [1, 2]), ('"\\ud800"', "?")],
 )
-def test_json_is_shown_as_json(text: str, value: Any) -> None:
-    """The value for the viewer, and the figures below, in an output of their own."""
+def test_json_has_its_own_output(text: str, value: Any) -> None:
+    """The value is for the viewer; the figures are in an output below."""
     main, below = render_answer(sheet(text), "json")
     assert main["application/json"] == value
     assert below["text/plain"] == "m-1 · 3 out"
     json.dumps(main, ensure_ascii=False).encode()
 
 
-def test_a_heading_is_not_lost_apart() -> None:
-    """Where the figures stand below, what stands above an answer elsewhere is said with them."""
+def test_the_heading_joins_separate_figures() -> None:
+    """If the figures have an output of their own, the heading is in it."""
     reply = Reply(id="1", text="[1]")
     _, below = render_answer(AnswerOutput(reply=reply, line="m-1", heading="3f2a · What?"), "json")
     assert below["text/plain"] == "3f2a · What? · m-1"
 
 
-def test_an_instance_is_shown_as_json() -> None:
-    """What a schema's class made of the answer is shown, not only what the answer said."""
+def test_a_schema_instance_is_shown_as_json() -> None:
+    """The parsed instance is shown, with its defaults."""
 
     class Pet(BaseModel):
         name: str
@@ -100,15 +100,15 @@ def test_an_instance_is_shown_as_json() -> None:
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[" * 150 + "]" * 150])
-def test_what_no_viewer_can_show_stays_text(text: str) -> None:
-    """Whole, with its figures."""
+def test_invalid_or_deep_json_is_shown_as_text(text: str) -> None:
+    """The whole text is shown with its figures."""
     (stays,) = render_answer(sheet(text), "json")
     assert stays == {"text/plain": f"{text}\n\nm-1 · 3 out"}
 
 
 @pytest.mark.parametrize("form", ["code", "json", "html", "math", "image"])
-def test_half_an_answer_stays_text(form: Format) -> None:
-    """What was interrupted, or does not fit, is shown in full as it is."""
+def test_an_incomplete_answer_is_shown_as_text(form: Format) -> None:
+    """An interrupted or unfit answer is shown in full as plain text."""
     stays = bundle("half <b>of", form, status="failed", notes=(NOTE_MISMATCH,))
     assert stays == {"text/plain": "half <b>of\n\nm-1 · 3 out"}
 
@@ -123,22 +123,22 @@ def test_half_an_answer_stays_text(form: Format) -> None:
         ("$a < b$", "a \\lt  b"),
     ],
 )
-def test_a_formula_is_displayed(text: str, formula: str) -> None:
-    """Whatever its delimiters, as display mathematics, in Markdown and as LaTeX."""
+def test_a_formula_is_displayed_with_any_delimiters(text: str, formula: str) -> None:
+    """It is display mathematics in Markdown and in LaTeX."""
     stays = bundle(text, "math")
     assert stays["text/latex"] == f"$$\n{formula}\n$$"
     assert stays["text/markdown"].startswith(f"$$\n{formula}\n$$\n\n<sub>")
 
 
-def test_prose_with_formulas_stays_prose() -> None:
-    """It is Markdown, whose formulas are rendered all the same."""
+def test_prose_with_formulas_is_markdown() -> None:
+    """Its formulas are rendered all the same."""
     stays = bundle("Let $x$ be\n\n$$y$$", "math")
     assert "text/latex" not in stays
     assert "Let $x$ be" in stays["text/markdown"]
 
 
-def test_a_picture_is_an_image_output() -> None:
-    """In base64 under its own type, with text and figures below it."""
+def test_an_image_is_an_output_of_its_type() -> None:
+    """It is in base64 under its media type, with text and figures below it."""
     first, below = render_answer(sheet("A cat.", images=(PNG,)), "image")
     assert first["image/png"] == "iVBORw0KGgo="
     assert ".images[0]" in first["text/plain"]
@@ -146,8 +146,8 @@ def test_a_picture_is_an_image_output() -> None:
     assert "m-1 · 3 out" in below["text/markdown"]
 
 
-def test_a_missing_picture_is_said() -> None:
-    """The text that came instead is shown."""
+def test_a_missing_image_shows_the_text() -> None:
+    """The text that came instead is shown, with a note."""
     stays = bundle("I cannot draw.", "image")
     assert "I cannot draw." in stays["text/markdown"]
     assert "it contains no picture" in stays["text/markdown"]
@@ -179,14 +179,14 @@ KEPT = "<table><tbody><tr><td>1</td></tr></tbody></table>"
     ],
 )
 def test_html_is_sanitized(text: str, stays: str) -> None:
-    """What acts or fetches is gone, what is harmless stays."""
+    """What runs or loads is removed, what is harmless stays."""
     found = bundle(text, "html")["text/html"]
     assert stays in found
     assert not acts(found)
 
 
-def test_remote_images_on_request() -> None:
-    """With `Codex.remote_images` they stay; otherwise it is said how many are not fetched."""
+def test_remote_images_need_the_setting() -> None:
+    """With `Codex.remote_images` they stay; otherwise a note counts them."""
     text = f"<img src='{LEAK}'><img src='{LEAK}'>"
     assert bundle(text, "html", remote_images=True)["text/html"].count(LEAK) == 2
     refused = bundle(text, "html")["text/html"]
@@ -220,8 +220,8 @@ def acts(text: str) -> list[str]:
     return parser.found
 
 
-def test_the_detector_detects() -> None:
-    """The check of these tests finds what it is to find."""
+def test_the_detector_finds_active_html() -> None:
+    """The check that these tests use can fail."""
     assert acts("<img src=x onerror=y><script>")
 
 
@@ -238,8 +238,8 @@ def test_the_detector_detects() -> None:
         "<button class=nbcodex-copy onclick=x()>Copy</button>",
     ],
 )
-def test_no_format_lets_anything_act(form: Format, text: str) -> None:
-    """Of a hostile answer, no output holds HTML that runs, fetches or waits for a click."""
+def test_no_format_renders_active_html(form: Format, text: str) -> None:
+    """No output of a hostile answer has HTML that runs, loads or waits for a click."""
     allowed = {"text/plain", "text/markdown", "text/html", "text/latex", "application/json"}
     for output in render_answer(sheet(text), form):
         assert output.keys() <= allowed
@@ -249,15 +249,15 @@ def test_no_format_lets_anything_act(form: Format, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", get_args(Format))
-def test_huge_answers_take_no_time(form: Format) -> None:
-    """Ten thousand tags that nest, and a megabyte of text, are shown within seconds."""
+def test_huge_answers_render_fast(form: Format) -> None:
+    """Ten thousand nested tags and a megabyte of text are rendered within seconds."""
     began = time.process_time()
     render_answer(sheet("<div>" * 10_000 + "x" * 1_000_000), form)
     assert time.process_time() - began < 10.0
 
 
-def test_reasoning_is_folded_away() -> None:
-    """It opens at a click, before the answer; nothing in it can end the fold, or act."""
+def test_reasoning_is_folded_above_the_answer() -> None:
+    """It opens at a click; nothing in it can end the fold or run."""
     thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
     reply = Reply(id="1", text="The *answer*.")
     (stays,) = render_answer(AnswerOutput(reply=reply, line="x", reasoning=thought), "markdown")
@@ -270,7 +270,7 @@ def test_reasoning_is_folded_away() -> None:
     assert stays["text/plain"] == "The *answer*.\n\nx"
 
 
-def test_every_format_can_be_asked_for() -> None:
-    """What the option offers is what there is, and `md` is a second name."""
+def test_every_format_is_an_option() -> None:
+    """The option offers all formats, and `md` is a synonym."""
     assert set(options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}
     assert formats.INSTRUCTIONS.keys() <= set(options.FORMATS)

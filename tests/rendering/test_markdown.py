@@ -295,8 +295,8 @@ FRAMES = ["{}", "text {} text", "- {}", "> {}", "<details>\n{}\n</details>", "``
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
-def test_no_attack_survives(render: Render, attack: str) -> None:
-    """Whatever an answer holds, its rendering has nothing in it that runs or fetches."""
+def test_no_attack_survives_sanitizing(render: Render, attack: str) -> None:
+    """No answer's rendering runs or loads anything."""
     for frame in FRAMES:
         once = sanitize_markdown(frame.format(attack))
         for text in (once, sanitize_markdown(once)):
@@ -307,8 +307,8 @@ def test_no_attack_survives(render: Render, attack: str) -> None:
     "attack",
     ["<script>alert(1)</script>", "<svg onload=x>", "![a](http://evil/)", "<b onx=1>x</b>"],
 )
-def test_the_judge_sees_an_attack(render: Render, attack: str) -> None:
-    """Unharmed, the attacks are seen: the tests here can fail."""
+def test_the_check_finds_unsanitized_attacks(render: Render, attack: str) -> None:
+    """The check that these tests use can fail."""
     assert judge(render(attack)).bad
 
 
@@ -325,8 +325,8 @@ DOCUMENTS = st.lists(PIECES, max_size=14).map("".join)
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(DOCUMENTS)
-def test_no_mixture_survives(document: str) -> None:
-    """Attacks glued together, where renderers disagree on what is code, are harmless too."""
+def test_no_combination_of_attacks_survives(document: str) -> None:
+    """Combined attacks, where renderers disagree on what is code, are harmless, too."""
     once = sanitize_markdown(document)
     for text in (once, sanitize_markdown(once)):
         for renderer in RENDERERS.values():
@@ -335,8 +335,8 @@ def test_no_mixture_survives(document: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(DOCUMENTS, st.text(st.characters(exclude_categories=()))))
-def test_anything_can_be_stored(document: str) -> None:
-    """No string raises, and what comes out can be encoded: no lone surrogates, no controls."""
+def test_any_string_can_be_stored(document: str) -> None:
+    """No string raises, and the result can be encoded and has no control characters."""
     for text in (
         sanitize_markdown(document),
         sanitize_markdown(document, remote_images=True),
@@ -361,15 +361,15 @@ JUPYTERLAB = [  # puts mathematics into finished HTML, and an info into an attri
 
 
 @pytest.mark.parametrize("attack", JUPYTERLAB)
-def test_mathematics_stay_out_of_attributes(attack: str) -> None:
-    """JupyterLab finds neither mathematics nor quotes where they end up in an attribute."""
+def test_formulas_stay_out_of_attributes(attack: str) -> None:
+    """JupyterLab finds neither formulas nor quotes that it would put into an attribute."""
     text = sanitize_markdown(attack)
     kept = re.findall(r"\]\([^)]*\)|\]: *\S+|(?:https?://|www\.)\S*|(?:```|~~~).*", text)
     assert not [part for part in kept if re.search(r"\$|@@|\\\\", part)]
 
 
-def test_an_exported_notebook_is_clean() -> None:
-    """HTMLExporter adds no script of the answer's to its own page."""
+def test_an_exported_notebook_has_no_added_script() -> None:
+    """HTMLExporter adds no script of an answer to its page."""
     notebook = nbformat.v4.new_notebook()
     output = nbformat.v4.new_output(
         "display_data", {"text/markdown": sanitize_markdown("\n\n".join(SCRIPTS + OTHERS))}
@@ -433,8 +433,8 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_looks_as_it_did(render: Render, answer: str) -> None:
-    """The visible text and each piece of code are the same as without us."""
+def test_visible_text_and_code_are_unchanged(render: Render, answer: str) -> None:
+    """The visible text and each piece of code are the same as without sanitizing."""
     before, after = judge(render(answer)), judge(render(sanitize_markdown(answer)))
     words = ["".join("".join(side.seen).split()) for side in (before, after)]
     assert words[0] == words[1]
@@ -442,8 +442,8 @@ def test_an_answer_looks_as_it_did(render: Render, answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["plain", "table", "lists", "python"])
-def test_what_is_harmless_stays_to_the_letter(answer: str) -> None:
-    """Where nothing is dangerous, nothing changes."""
+def test_harmless_markdown_is_unchanged(answer: str) -> None:
+    """Without anything dangerous, nothing changes."""
     text = ANSWERS[answer].replace("<y>", "").replace("<d>", "").replace("<q>", "")
     text = text.replace("<b>", "")
     assert sanitize_markdown(text) == text
@@ -464,49 +464,49 @@ PROSE = {
 
 
 @pytest.mark.parametrize(("text", "seen"), PROSE.items())
-def test_prose_reads_as_written(render: Render, text: str, seen: str) -> None:
-    """Angle brackets and the like in prose are shown, and what is broken up is there to read."""
+def test_prose_with_angle_brackets_is_shown(render: Render, text: str, seen: str) -> None:
+    """Angle brackets in prose are shown, and defused constructs stay readable."""
     assert " ".join("".join(judge(render(sanitize_markdown(text))).seen).split()) == seen
 
 
 @pytest.mark.parametrize(
     "maths", ["$a < b$", "$a<b$", "$$\nx<y & z\n$$", "\\\\(a<b\\\\)", "\\begin{a}x<y\\end{a}"]
 )
-def test_mathematics_reach_mathjax(maths: str) -> None:
-    """Nbconvert escapes mathematics itself, so MathJax must not get an entity of ours to see."""
+def test_formulas_reach_mathjax(maths: str) -> None:
+    """Since nbconvert escapes formulas itself, MathJax must not see entities of ours."""
     html = markdown2html_mistune(sanitize_markdown(f"So {maths} holds."))
     assert "&lt; b" in html or "&lt; y" in html
     assert "&amp;lt;" not in html
 
 
 @pytest.mark.parametrize("start", ["   ```html\n   <p>\n   ```\n", "1. ```html\n   <p>\n   ```\n"])
-def test_a_list_goes_on_after_its_code(render: Render, start: str) -> None:
-    """What follows code in a list is not taken for code, though the block moved to the margin."""
+def test_text_after_code_in_a_list_is_not_code(render: Render, start: str) -> None:
+    """Text after a moved code block in a list is not taken for code."""
     found = judge(
         render(sanitize_markdown(f"1. a\n{start.replace('<p>', '<i x>')}    then\n    - b\n"))
     )
     assert [code.strip() for code in found.codes] == ["<i x>"]
 
 
-def test_a_fence_is_longer_than_any_inside() -> None:
+def test_a_fence_is_longer_than_backticks_in_it() -> None:
     """Backticks within a line of code are outnumbered by those of the fence."""
     assert sanitize_markdown("~~~js\n<i x> ```` y\n~~~") == "`````js\n<i x> ```` y\n`````"
 
 
-def test_line_ends_of_javascript_are_line_ends() -> None:
-    """What JavaScript takes for the end of a line is one for everybody."""
+def test_javascript_line_ends_are_line_ends() -> None:
+    """Line separators of JavaScript become line ends for all renderers."""
     assert sanitize_markdown("a\u2028b\u2029c\x85d\re\r\nf") == "a\nb\nc\nd\ne\nf"
 
 
-def test_images_stay_where_they_are_wanted() -> None:
-    """With `remote_images`, an image with a safe address is left, and no other."""
+def test_remote_images_keep_safe_addresses_only() -> None:
+    """With `remote_images`, an image with a safe address stays, and no other."""
     good, bad = "![a](https://x/y.png)", "![a](javascript:x)"
     assert sanitize_markdown(good, remote_images=True) == good
     assert "<img" not in markdown_it(sanitize_markdown(bad, remote_images=True))
 
 
-def test_a_second_time_changes_nothing_dangerous() -> None:
-    """A block that had to become `<pre>` is kept when the text comes through again."""
+def test_sanitizing_twice_stays_harmless() -> None:
+    """A block that became `<pre>` is kept when the text is sanitized again."""
     once = sanitize_markdown("```\n<i x>\n$$\n```")
     assert once.startswith("<pre><code>&#60;i x&#62;&#10;")
     assert sanitize_markdown(once) == once
@@ -521,7 +521,7 @@ HOSTILE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_a_megabyte_of_anything_takes_a_moment(piece: str) -> None:
+def test_time_grows_linearly_with_repetition(piece: str) -> None:
     """Time grows with the length and no faster, whatever is repeated."""
     times = []
     for size in (100_000, 1_000_000):
@@ -535,8 +535,8 @@ def test_a_megabyte_of_anything_takes_a_moment(piece: str) -> None:
     "name",
     ["gpt-5.6-sol", "a_b*c*", "<script>", "![x](http://e)", "`a`", "x\n# y", "[a](b)", "a|b"],
 )
-def test_a_name_is_shown_as_it_is(render: Render, name: str) -> None:
-    """A model's name or a line of figures is text, whatever it holds."""
+def test_escape_inline_shows_text_as_it_is(render: Render, name: str) -> None:
+    """A model's name or a line of figures is shown as text."""
     found = judge(render(f"x {escape_inline(name)} y"))
     assert "".join(found.seen).strip() == f"x {' '.join(name.split())} y"
     assert found.bad == []
