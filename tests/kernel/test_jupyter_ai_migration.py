@@ -281,7 +281,9 @@ ASKS = {
     "a countdown that tells the truth (vscode-copilot-release#4571, #10327)": (
         "test_the_countdown_tells_the_truth"
     ),
-    "no wait of -9223372036 s (vscode-copilot-release#13693)": "test_any_status_and_body_become_an_error_with_a_valid_wait",
+    "no wait of -9223372036 s (vscode-copilot-release#13693)": (
+        "test_any_status_and_body_become_an_error_with_a_valid_wait"
+    ),
     "quota told apart from rate limit (coder#26200)": (
         "test_exhausted_quota_is_permanent_despite_status_429"
     ),
