@@ -80,6 +80,10 @@ class Permit:
         self.marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
 
 
+def _zeros() -> list[float]:
+    return [0.0] * len(CHARGE_POLICIES)
+
+
 @dataclass(slots=True)
 class ChargePolicyEstimator:
     """Three projections over the same events, scored by how well they predict the snapshots.
@@ -90,8 +94,8 @@ class ChargePolicyEstimator:
     buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
-    scores: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))  # errors
-    window_errors: list[float] = field(default_factory=lambda: [0.0] * len(CHARGE_POLICIES))
+    scores: list[float] = field(default_factory=_zeros)  # lower is better
+    window_errors: list[float] = field(default_factory=_zeros)
     window_start_at: float | None = None
     chosen: int = KEPT
     typical_request: float = 0.0  # tokens, output bound included
@@ -166,8 +170,7 @@ class ChargePolicyEstimator:
             if age > STALE_WINDOW_S and not snapshots_are_rare:
                 self._restart_window(at)
             return
-        # Errors are summed with their sign before they are compared: what one snapshot shows too
-        # early, the next shows too late.
+        # Summed with their sign: what one snapshot shows too early, the next shows too late.
         errors = [abs(e) for e in self.window_errors]
         least = min(errors)
         for index, error in enumerate(errors):
@@ -190,11 +193,11 @@ class ChargePolicyEstimator:
 
     def reset(self) -> None:
         """Go back to the safe policy, and collect evidence anew."""
-        self.chosen, self.scores = KEPT, [0.0] * len(CHARGE_POLICIES)
+        self.chosen, self.scores = KEPT, _zeros()
         self._restart_window(None)
 
     def _restart_window(self, at: float | None) -> None:
-        self.window_start_at, self.window_errors = at, [0.0] * len(CHARGE_POLICIES)
+        self.window_start_at, self.window_errors = at, _zeros()
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class Waiter:
         self.wake.set()
 
     def start_cooldown(self, until: float) -> None:
-        """Take note of a wait that the caller has reported; drop a Retry now that came before."""
+        """Note a wait that the caller has reported; drop a Retry now that came before."""
         self._cooldown_reported_until, self._probes_next = until, False
         self.wake.clear()
 
@@ -121,21 +121,16 @@ class Waiter:
 
     async def queue(self, wait: Wait, on_wait: OnWait) -> None:
         """Wait for capacity, which uses up no patience."""
-        if self._is_worth_reporting(wait):
+        now = self.clock.now()
+        known = now if self._due_at is None else self._due_at
+        has_moved = wait.due_at is not None and abs(wait.due_at - known) > MIN_REPORTED_WAIT_S
+        # A wait that has lasted a second is reported however near its end is by then: else this
+        # would look again at once, and again, without giving the loop to others.
+        if has_moved or not (self._is_queued or now < self._quiet_until):
             self._is_queued, self._due_at = True, wait.due_at
             await on_wait(wait)
         until = wait.until if self._is_queued else min(wait.until, self._quiet_until)
         await self.clock.wait(until, unless=self.wake)
-
-    def _is_worth_reporting(self, wait: Wait) -> bool:
-        # However near the end is by then: else this would look again at once, and again, without
-        # giving the loop to others.
-        if not self._is_queued and self.clock.now() >= self._quiet_until:
-            return True
-        if wait.due_at is None:
-            return False
-        known = self.clock.now() if self._due_at is None else self._due_at
-        return abs(wait.due_at - known) > MIN_REPORTED_WAIT_S
 
     async def sit_out(self, cooldown: Cooldown, on_wait: OnWait) -> None:
         """Wait for a cooldown to end, or decide to probe it."""
@@ -227,16 +222,9 @@ class Limiter:
     ) -> Reservation:
         """Wait for a permit to send one attempt.
 
-        Parameters
-        ----------
-        name, label : str
-            The limits that the attempt draws on: a hashed name, and what users call them.
-        cost : Cost
-            What it asks for; an attempt that comes back keeps the cost it first came with.
-        waiter : Waiter
-            How its request waits.
-        on_wait : callable
-            Awaited before a wait that lasts a second or more, and when its end has moved.
+        The limits that it draws on have a hashed `name`, and a `label` for users. An attempt that
+        comes back keeps the cost with which its waiter first came. `on_wait` is awaited before a
+        wait that lasts a second or more, and when the end of one has moved.
 
         Raises
         ------

@@ -24,8 +24,9 @@ from nbcodex.ratelimit.stores import MemoryStore, Store
 
 ResultT = TypeVar("ResultT")
 
-# One that waits behind others asks again after so long, though it is woken before.
-FALLBACK_RECHECK_S = 60.0
+# One that waits behind others asks again after so long, though it is woken before; the first one,
+# if several processes share the limits: the others may have changed something.
+FALLBACK_RECHECK_S, RECHECK_S = 60.0, 0.25
 # A shorter cooldown is not announced to those far back in the queue.
 MIN_ANNOUNCED_COOLDOWN_S = 1.0
 # In limits: a queue that was LONG and has shrunk to END is reordered, but for what is LARGE.
@@ -221,9 +222,13 @@ class RateLimiter:
         self, shared: SharedModel, queue: WaitQueue, entry: QueueEntry, now: float
     ) -> Permit | Wait | Cooldown:
         model, cost = shared.model, entry.cost
-        limit = impossible_limit(model, cost, now)
-        if limit is not None:
-            raise _too_large(cost.tokens * min(1.0, model.input_ratio), limit)
+        if (limit := impossible_limit(model, cost, now)) is not None:
+            needed = cost.tokens * min(1.0, model.input_ratio)
+            raise TooLargeError(
+                f"The prompt has about {needed:,.0f} tokens, {needed - limit:,.0f} more than the "
+                f"{limit:,.0f} tokens per minute that the model allows.",
+                advice="Shorten the prompt, or choose a model with a larger limit.",
+            )
         if model.tokens.policy == "refunded":
             queue.reorder_end(model.tokens.bucket.limit)
             if queue.head() is not entry:
@@ -245,7 +250,8 @@ class RateLimiter:
         if exhausted := exhausted_limit(model, cost, now):
             queue.cooldown = Cooldown(*exhausted, inherited=True, inferred=True)
             return queue.cooldown
-        return Wait(shared.recheck_at(start_at, now), due_at=start_at)
+        recheck_at = now + RECHECK_S if len(shared.holders) > 1 else start_at
+        return Wait(min(start_at, recheck_at), due_at=start_at)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send through any cooldown; a refusal will not change that."""
@@ -280,7 +286,7 @@ class RateLimiter:
             model = shared.model
             model.refuse(permit, until=until, limit=limit, snapshot=snapshot, now=now)
             if not permit.is_probe and model.closed_until > now:
-                shared.grant_after_cooldown(self._holder, permit.cost)
+                shared.granted_tokens, shared.granted_to = permit.cost.total, self._holder
             return Cooldown(model.closed_until, model.closing_limit)
 
         cooldown = self._update(permit, operation, now)
@@ -317,19 +323,14 @@ class RateLimiter:
 
     def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
         """Return what is known of the limits that were used here, and of `more`, for display."""
-
-        def operation(shared: SharedModel) -> LimitState:
-            others = shared.count_others(self._holder, now)
-            return limit_state(shared.model, now, other_processes=others)
-
         states = {}
         for name in {**self._queues, **dict.fromkeys(more)}:
             queue = self._queues.get(name, WaitQueue())
-            states[name] = replace(
-                self._store.transaction(name, operation),
-                waiting=sum(1 for _ in queue.entries()),
-                waiting_tokens=queue.waiting_tokens,
+            state = self._store.transaction(
+                name, lambda shared: limit_state(shared, self._holder, now)
             )
+            waiting, tokens = sum(1 for _ in queue.entries()), queue.waiting_tokens
+            states[name] = replace(state, waiting=waiting, waiting_tokens=tokens)
         return states
 
     def heartbeat(self, now: float) -> bool:
@@ -383,11 +384,3 @@ class RateLimiter:
         queue.in_flight -= permit.is_closed and not before.is_closed
         queue.wake_first()
         return result
-
-
-def _too_large(needed: float, limit: float) -> TooLargeError:
-    return TooLargeError(
-        f"The prompt has about {needed:,.0f} tokens, {needed - limit:,.0f} more than the "
-        f"{limit:,.0f} tokens per minute that the model allows.",
-        advice="Shorten the prompt, or choose a model with a larger limit.",
-    )

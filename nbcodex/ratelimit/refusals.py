@@ -90,11 +90,6 @@ class UndeclaredLimit:
         """Return what it counts of so many requests and tokens."""
         return float(requests) if self.resource == "requests" else tokens
 
-    def is_stale(self, now: float) -> bool:
-        """Return whether it may exist no longer: it is full, and has refused nothing for long."""
-        is_full = self.bucket.level_at(now) >= self.bucket.limit
-        return is_full and now - self.refused_at > LIMIT_TRUST_S
-
 
 @dataclass(slots=True)
 class UndeclaredLimits:
@@ -106,9 +101,11 @@ class UndeclaredLimits:
         return iter(self.by_name.values())
 
     def charge(self, tokens: float, now: float) -> None:
-        """Charge one request; forget limits that are stale."""
-        self.by_name = {n: each for n, each in self.by_name.items() if not each.is_stale(now)}
-        for each in self:
+        """Charge one request."""
+        for name, each in list(self.by_name.items()):
+            is_full = each.bucket.level_at(now) >= each.bucket.limit
+            if is_full and now - each.refused_at > LIMIT_TRUST_S:
+                del self.by_name[name]  # it may exist no longer
             each.bucket.take(each.amount_of(1, tokens), now)
 
     def refund(self, requests: int, tokens: float, now: float) -> None:

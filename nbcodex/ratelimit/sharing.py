@@ -32,8 +32,6 @@ LEASE_S = 5.0
 COURTESY_REQUESTS = 4
 # No instant lies further ahead, unless it is of another boot of the machine.
 MAX_AHEAD_S = 60.0
-# One of several holders asks again after so long: the others may have changed something.
-RECHECK_S = 0.25
 # A history counts as much as so many answers of the model's own.
 HISTORY_ANSWERS = 50
 NEVER_DUE = -1e18
@@ -62,6 +60,12 @@ class HolderShare:
     def is_waiting(self, now: float) -> bool:
         """Return whether it has a request waiting, and is not late."""
         return self.due_at + LATE_S >= now
+
+    def count(self, permit: Permit, *, sign: int = 1) -> None:
+        """Count a permit as under way, or no longer."""
+        self.in_flight += sign
+        self.requested_in_flight += sign * permit.cost.output
+        self.start_sum += sign * permit.issued_at
 
 
 @dataclass(slots=True)
@@ -121,23 +125,10 @@ class SharedModel:
         share.tokens, share.output, share.waiting_tokens = cost.tokens, cost.output, waiting_tokens
         return share.due_at
 
-    def count_others(self, holder: str, now: float) -> int:
-        """Return how many holders live beside this one."""
-        alive = {n for n, share in self.holders.items() if share.seen_at + LEASE_S >= now}
-        return len(alive - {holder})
-
-    def grant_after_cooldown(self, holder: str, cost: Cost) -> None:
-        """Note that the server lets this holder's request in when the cooldown ends."""
-        self.granted_tokens, self.granted_to = cost.total, holder
-
     def inherits_grant(self, holder: str, cost: Cost) -> bool:
         """Return whether room for a request was granted to a holder that is gone by now."""
         is_gone = self.granted_to not in {*self.holders} - {holder}
         return is_gone and cost.total <= self.granted_tokens
-
-    def recheck_at(self, due_at: float, now: float) -> float:
-        """Return when a holder that waits for `due_at` shall ask again."""
-        return due_at if len(self.holders) < 2 else min(due_at, now + RECHECK_S)
 
     def issue_permit(
         self, name: str, holder: str, cost: Cost, now: float, *, is_probe: bool = False
@@ -149,14 +140,12 @@ class SharedModel:
         share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total)
         if not share.waiting_tokens:
             share.due_at = NEVER_DUE
-        share.in_flight += 1
-        share.unanswered += 1
-        share.requested_in_flight += cost.output
-        share.start_sum += now
         if holder == self.granted_to or self.inherits_grant(holder, cost):
             self.granted_tokens, self.granted_to = 0.0, ""
         permit = self.model.issue_permit(name, cost, now, is_probe=is_probe)
         permit.model_id, permit.share_id = self.model_id, share.share_id
+        share.count(permit)
+        share.unanswered += 1
         return permit
 
     def recount(self, holder: str, permit: Permit, now: float) -> None:
@@ -166,29 +155,21 @@ class SharedModel:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
         self.model.output.start(permit.cost.output, permit.issued_at)
-        share.in_flight += 1
-        share.requested_in_flight += permit.cost.output
-        share.start_sum += permit.issued_at
+        share.count(permit)
         if not permit.is_answered:
             share.unanswered += 1
             self.model.unanswered += 1
 
     def update_share(self, holder: str, permit: Permit, *, before: Permit) -> None:
         """Enter in the holder's part what has become of a permit that was like `before`."""
-        share = self.holders.get(holder)
-        if share is None:
-            return
-        if permit.is_answered and not before.is_answered:
-            share.unanswered -= 1
-        if permit.is_closed and not before.is_closed:
-            share.in_flight -= 1
-            share.requested_in_flight -= permit.cost.output
-            share.start_sum -= permit.issued_at
+        if (share := self.holders.get(holder)) is not None:
+            share.unanswered -= permit.is_answered and not before.is_answered
+            if permit.is_closed and not before.is_closed:
+                share.count(permit, sign=-1)
 
     def remove_holder(self, holder: str) -> None:
         """Count out what a holder has under way, as it ends or is dead."""
-        share = self.holders.pop(holder, None)
-        if share is not None:
+        if (share := self.holders.pop(holder, None)) is not None:
             output = self.model.output
             self.model.unanswered -= share.unanswered
             output.in_flight -= share.in_flight
@@ -249,9 +230,11 @@ class LimitState:
     waiting_tokens: float = 0.0
 
 
-def limit_state(model: LimitModel, now: float, *, other_processes: int = 0) -> LimitState:
+def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
     """Return what is known of a model's limits."""
+    model = shared.model
     tokens, before = model.tokens.bucket, model.limit_before_reboot
+    alive = {name for name, share in shared.holders.items() if share.seen_at + LEASE_S >= now}
     return LimitState(
         tokens=_reading(tokens, now),
         requests=_reading(model.requests, now),
@@ -261,7 +244,7 @@ def limit_state(model: LimitModel, now: float, *, other_processes: int = 0) -> L
         burst_tokens=tokens.usable if tokens.unusable else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
-        other_processes=other_processes,
+        other_processes=len(alive - {holder}),
         was_used=model.sent > 0,
         closed_until=model.closed_until if model.closed_until > now else None,
         limit=model.closing_limit,

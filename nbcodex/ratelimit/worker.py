@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,43 +44,24 @@ class _Job:
     result: Any = None
     error: Exception | None = None
 
-    def resolve(self) -> None:
-        """Hand the result over, on the loop."""
-        if self.future is None or self.future.done():
-            return
-        if self.error is None:
-            self.future.set_result(self.result)
+
+def _deliver(jobs: list[_Job], wakes: list[asyncio.Event]) -> None:
+    for job in jobs:
+        if job.future is None or job.future.done():
+            continue
+        if job.error is None:
+            job.future.set_result(job.result)
         else:
-            self.future.set_exception(self.error)
-
-
-@dataclass(slots=True)
-class _Delivery:
-    """What the thread has for the loop: one call brings all of it."""
-
-    jobs: list[_Job] = field(default_factory=list)
-    wakes: list[asyncio.Event] = field(default_factory=list)
-
-    def deliver(self) -> None:
-        for job in self.jobs:
-            job.resolve()
-        for event in self.wakes:
-            event.set()
+            job.future.set_exception(job.error)
+    for event in wakes:
+        event.set()
 
 
 class SharedLimiter(Limiter):
     """Rate limits that are shared with other processes. Made on the event loop that it serves.
 
-    A store that fails is replaced by memory, and tried again after a minute.
-
-    Parameters
-    ----------
-    opening : callable
-        Opens the store.
-    clock : Clock
-        Dates the signs of life; read on the thread.
-    on_problem : callable
-        Called once, on the thread, with the reason why nothing is shared.
+    The store comes from `opening`. One that fails is replaced by memory, and tried again after a
+    minute; `on_problem` is called once, on the thread, with the reason.
     """
 
     def __init__(
@@ -92,7 +73,8 @@ class SharedLimiter(Limiter):
         self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._unsent: list[_Job] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._delivery = _Delivery()
+        self._done: list[_Job] = []
+        self._wakes: list[asyncio.Event] = []
         self._store: Store | None = None
         self._retry_at, self._retry_after = 0.0, STORE_RETRY_S
         self._heartbeat_at: float | None = None
@@ -129,7 +111,7 @@ class SharedLimiter(Limiter):
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
         """Return what sets `event` on the loop, for an operation to call on the thread."""
-        return lambda: self._delivery.wakes.append(event)
+        return lambda: self._wakes.append(event)
 
     def close(self) -> None:
         """Leave this process's part to the others, and close the store."""
@@ -143,10 +125,11 @@ class SharedLimiter(Limiter):
         self._open()
         while (jobs := self._next()) is not None:
             self._perform_all(jobs)
-            delivery, self._delivery = self._delivery, _Delivery()
-            if delivery.wakes or any(job.future for job in delivery.jobs):
+            done, self._done = [job for job in self._done if job.future], []
+            wakes, self._wakes = self._wakes, []
+            if done or wakes:  # one call for all of it, as each wakes the loop
                 with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                    self._loop.call_soon_threadsafe(delivery.deliver)
+                    self._loop.call_soon_threadsafe(_deliver, done, wakes)
             is_crowded = sum(job.future is not None for job in jobs) > 1
             # One that comes alone waits for no other: 0.2 ms instead of 3.
             self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_crowded else 0.0
@@ -176,7 +159,7 @@ class SharedLimiter(Limiter):
         return jobs
 
     def _perform_all(self, jobs: list[_Job]) -> None:
-        store = self._store
+        store = self._store  # an operation may replace it, and opens no transaction then
         try:
             with contextlib.nullcontext() if store is None else store.batch():
                 for job in jobs:
@@ -198,11 +181,10 @@ class SharedLimiter(Limiter):
                 job.result = job.operation(self._core)
         except Exception as error:  # whatever it is, the thread goes on
             job.error = error
-        self._delivery.jobs.append(job)
+        self._done.append(job)
         self._heartbeat_at = self._heartbeat_at or now + HEARTBEAT_INTERVAL_S
 
     def _heartbeat(self) -> None:
-        """Give a sign of life if one is due; none is due while nothing is under way."""
         now = self._clock.now()
         if self._heartbeat_at is None or now < self._heartbeat_at:
             return
@@ -237,10 +219,7 @@ class SharedLimiter(Limiter):
 
 
 def open_store(
-    folder: Path,
-    *,
-    redis_url: Secret | None = None,
-    notify: Callable[[str], None] = lambda _: None,
+    folder: Path, *, redis_url: Secret | None = None, notify: Callable[[str], None] = lambda _: None
 ) -> Store:
     """Return the store of all processes that have a folder, or a Redis, in common; it may block.
 

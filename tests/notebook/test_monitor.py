@@ -33,8 +33,7 @@ from nbcodex.notebook.monitor.state import (
     last_hour,
 )
 from nbcodex.notebook.monitor.view import MAX_LISTED_REQUESTS, monitor_text, monitor_view
-from nbcodex.ratelimit.limit_model import LimitModel
-from nbcodex.ratelimit.sharing import limit_state
+from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from tests.kernel_client import kernel
 from tests.simulated import Simulated
 
@@ -496,7 +495,7 @@ def test_refused_request_has_no_unknown_cost() -> None:
 
 def test_limits_show_whether_all_reserved_tokens_are_charged() -> None:
     """That is certain only if the server states its limits."""
-    known = replace(limit_state(LimitModel(), 0.0), waiting=2, waiting_tokens=90.0)
+    known = replace(limit_state(SharedModel(), "", 0.0), waiting=2, waiting_tokens=90.0)
     declared = replace(known, declared=True)
     limits = model_limits({f"{MODEL} at x": declared, "other at x": known}, 0.0)
     assert [(each.model, each.waiting_tokens, each.charges_reserved) for each in limits] == [

@@ -39,23 +39,13 @@ class Store(Protocol):
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name` in isolation; return its result.
 
-        It may be done more than once, each time on other numbers; only the last time counts.
-
-        Raises
-        ------
-        StoreError
-            If the store cannot be used.
+        It may be done more than once, each time on other numbers; only the last time counts. A
+        `StoreError` says that the store cannot be used.
         """
         ...
 
     def batch(self) -> AbstractContextManager[None]:
-        """Return a block in which transactions may share one write.
-
-        Raises
-        ------
-        StoreError
-            At its end, if that fails: none of them is kept then.
-        """
+        """Return a block of transactions that may share one write: if that fails, none is kept."""
         ...
 
     def close(self) -> None:
@@ -110,7 +100,7 @@ def unpack(kind: type[KindT], data: Any) -> KindT:
 
 @cache
 def _writer(kind: Any) -> Callable[[Any], list[Any]]:
-    names, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind)
+    names, hints = _names(kind), get_type_hints(kind)
     nested = [index for index, name in enumerate(names) if hints[name] not in _PLAIN]
     get = attrgetter(names[0], *names)  # one name alone would give no tuple
 
@@ -126,7 +116,15 @@ def _writer(kind: Any) -> Callable[[Any], list[Any]]:
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
     if dataclasses.is_dataclass(kind):
-        return _dataclass_reader(kind)
+        hints = get_type_hints(kind)
+        readers = [(n, None if hints[n] in _PLAIN else _reader(hints[n])) for n in _names(kind)]
+        make: Any = kind
+
+        def read_fields(data: Any) -> Any:
+            pairs = zip(readers, data, strict=True)
+            return make(**{n: v if reader is None else reader(v) for (n, reader), v in pairs})
+
+        return read_fields
     if get_origin(kind) is list:
         item = _reader(get_args(kind)[0])
         return lambda data: [item(each) for each in data]
@@ -140,13 +138,5 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     return lambda data: data
 
 
-def _dataclass_reader(kind: Any) -> Callable[[Any], Any]:
-    hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    readers = [(name, None if hints[name] in _PLAIN else _reader(hints[name])) for name in names]
-
-    def read(data: Any) -> Any:
-        pairs = zip(readers, data, strict=True)
-        return kind(**{name: v if reader is None else reader(v) for (name, reader), v in pairs})
-
-    return read
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]

@@ -37,16 +37,7 @@ class RemoteStore(Store, Protocol):
 class FallbackStore:
     """Keeps models in a shared store, or else in a local one. Used from one thread at a time.
 
-    Parameters
-    ----------
-    shared : RemoteStore
-        The store that other machines share.
-    local : Store
-        What stands in for it.
-    notify : callable
-        Called when the shared store is lost, and when it is back.
-    min_local : float
-        Seconds for which to stay with the local store.
+    `notify` is called when the shared store is lost, and when it is back.
     """
 
     def __init__(
@@ -98,7 +89,6 @@ class FallbackStore:
         self._local.close()
 
     def _is_ready(self) -> bool:
-        """Return whether the shared store can be used; wait a moment if it has just been lost."""
         if self._is_local:
             return self._reachable.is_set() and time.monotonic() >= self._stay_until
         if self._reachable.is_set():

@@ -83,11 +83,9 @@ _URL_ADVICE = (
 
 @cache
 def key_of(name: str) -> str:
-    """Return the key of a model, the same on all hosts.
+    """Return the key of a model, the same on all hosts, with its cluster tag in braces.
 
-    It is a slow hash of what all that share the limits know, so nothing has to be agreed on nor can
-    be lost, and a weak API key behind it cannot be tried out cheaply. Its tag in braces keeps what
-    belongs together on one node of a cluster.
+    A slow hash: a weak API key behind the name cannot be tried out cheaply.
     """
     tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
     return f"nbcodex:{{{tag}}}:{_FORM}"
@@ -97,9 +95,8 @@ def key_of(name: str) -> str:
 class ClockOffset:
     """Redis's time minus ours, bounded by round trips and not just estimated.
 
-    A stamp that the server made between our sending and our receiving bounds the difference from
-    both sides, however unequal the ways are. The narrowest bounds are kept, and widened by what the
-    clocks may drift apart meanwhile.
+    A stamp that the server made between our sending and our receiving bounds it from both sides,
+    however unequal the ways are. The narrowest bounds are kept, and widened by the clocks' drift.
     """
 
     low: float = -math.inf
@@ -108,13 +105,8 @@ class ClockOffset:
 
     @property
     def value(self) -> float:
-        """The offset in seconds, wrong by at most `error`."""
+        """The offset in seconds, wrong by at most half of the bounds' distance."""
         return (self.low + self.high) / 2
-
-    @property
-    def error(self) -> float:
-        """By how much `value` may be wrong."""
-        return (self.high - self.low) / 2
 
     def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
         """Learn from the server's `stamp`; return False if one of the clocks has jumped.
@@ -140,29 +132,12 @@ class _State:
     is_claimed: bool = False  # by another host
 
 
-@dataclass(slots=True)
-class _Unconfirmed:
-    """An operation whose answer was lost: Redis may have kept it."""
-
-    operation: Callable[[SharedModel], Any]
-    version: bytes
-    result: Any
-
-
 class RedisStore:
     """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
-    Parameters
-    ----------
-    url : Secret
-        ``redis://``, ``rediss://`` or ``unix://``, with the password in it.
-    now : callable or None
-        The host's clock, in which operations think; None: time since boot.
-
-    Raises
-    ------
-    ConfigurationError
-        If the URL is not valid, or redis-py is missing.
+    The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it; `now` is the
+    host's clock, by default the time since boot. A `ConfigurationError` says that the URL is not
+    valid, or that redis-py is missing.
     """
 
     def __init__(self, url: Secret, *, now: Callable[[], float] | None = None) -> None:
@@ -174,10 +149,8 @@ class RedisStore:
         self._host = secrets.token_hex(8)
         self._is_steady = True
         self._states: dict[str, _State] = {}
-        self._unconfirmed: dict[str, _Unconfirmed] = {}
-
-    def __repr__(self) -> str:
-        return "<RedisStore>"
+        # By key, an operation whose answer was lost: Redis may have kept it as this version.
+        self._unconfirmed: dict[str, tuple[Callable[[SharedModel], Any], bytes, Any]] = {}
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result.
@@ -188,15 +161,13 @@ class RedisStore:
         key = key_of(name)
         state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
         state = state or self._state_in(self._run(key, b"", b"", ""))
-        is_same = unconfirmed is not None and unconfirmed.operation is operation
-        if unconfirmed and is_same and unconfirmed.version == state.version:
-            # Redis has the version that this operation was to write: it is not done twice.
+        if unconfirmed and unconfirmed[0] is operation and unconfirmed[1] == state.version:
             self._states[key] = state
-            return unconfirmed.result  # type: ignore[no-any-return]
+            return unconfirmed[2]  # type: ignore[no-any-return]
         give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         for tries in itertools.count(1):
             result, version = self._perform(state, operation), secrets.token_bytes(8)
-            self._unconfirmed[key] = _Unconfirmed(operation, version, result)
+            self._unconfirmed[key] = operation, version, result
             claims = tries > TRIES_BEFORE_CLAIM
             packed = self._packed(state.shared)
             answer = self._run(key, state.version, version, packed, claims=claims)
@@ -253,7 +224,9 @@ class RedisStore:
             _, seconds, micros, version, state, claimed = answer
             if not state:
                 return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
-            written_at, packed = json.loads(state, parse_constant=_parse_constant)
+            if b"NaN" in state:  # which JSON allows here, as it does infinities
+                raise ValueError
+            written_at, packed = json.loads(state)
             shared = unpack(SharedModel, packed)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
             if ahead > MAX_STATE_AHEAD_S:
@@ -283,12 +256,6 @@ class RedisStore:
         if not self._is_steady:
             self._states.clear()
         return answer
-
-
-def _parse_constant(name: str) -> float:
-    if name == "NaN":
-        raise ValueError(name)
-    return float(name)  # infinities are fine
 
 
 def _client(url: Secret) -> Any:

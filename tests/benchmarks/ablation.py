@@ -1,0 +1,154 @@
+"""What each heuristic of the pacing is worth: the virtual scenes with one of them switched off.
+
+Run with ``python -m tests.benchmarks.ablation [--prompts N] [--seeds N]``. A cell is the change of
+the efficiency (the oracle's time over ours) in points of a hundred, and of the 429s in points, when
+the heuristic is off; the first row has the figures with all of them on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from nbcodex.models import MINUTE
+from nbcodex.ratelimit import sharing
+from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicyEstimator
+from nbcodex.ratelimit.rate_limiter import RateLimiter, WaitQueue
+from nbcodex.ratelimit.sharing import SharedModel
+from nbcodex.ratelimit.stores import MemoryStore
+from nbcodex.ratelimit.token_bucket import TokenBucket
+from tests.benchmarks import pacing
+from tests.benchmarks.kernels import beat
+from tests.benchmarks.pacing import TOKENS, Case, Client, Errand, measure
+from tests.benchmarks.table import table
+from tests.benchmarks.world import START, Heap, World, workload
+
+_correct = TokenBucket.correct
+
+
+def _correct_without_drain(bucket: TokenBucket, *args: Any, **options: Any) -> None:
+    _correct(bucket, *args, **options | {"learns_drain": False})
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
+    "three charge policies": (
+        (ChargePolicyEstimator, "judge", _nothing),
+        (ChargePolicyEstimator, "choose_optimistic", _nothing),
+    ),
+    "hidden window": ((TokenBucket, "hide", _nothing),),
+    "drain by others": ((TokenBucket, "correct", _correct_without_drain),),
+    "end of a job by size": ((WaitQueue, "reorder_end", _nothing),),
+    "courtesy between kernels": ((sharing, "COURTESY_REQUESTS", 0),),
+    "inherited grant": ((SharedModel, "inherits_grant", lambda *_: False),),
+    "history": ((pacing, "begin_with", _nothing),),
+}
+
+
+@contextmanager
+def without(heuristic: str | None) -> Iterator[None]:
+    """Switch a heuristic off within the block."""
+    with ExitStack() as stack:
+        for target, name, value in HEURISTICS[heuristic] if heuristic else ():
+            stack.enter_context(patch.object(target, name, value))
+        yield
+
+
+def alone(count: int, seed: int, policy: Any, **knobs: Any) -> tuple[float, float]:
+    """Return the efficiency of one kernel and its share of 429s, both in percent."""
+    prior = knobs.pop("prior", False)
+    case = Case("", replace(TOKENS, policy=policy, **knobs), prior=prior)
+    figures = measure(case, count, seed)
+    return 100 * figures["oracle"], figures["429%"]
+
+
+def light(count: int, seed: int, policy: Any) -> tuple[float, float]:
+    """Return the longest wait in ms of a few prompts beside a heavy kernel, and the 429s."""
+    prompts, store = workload(count + 20, seed), MemoryStore()
+    world = World(Heap(), replace(TOKENS, policy=policy), seed)
+    busy, idle = (Client(world, RateLimiter(store, holder=n), [], seed) for n in ("busy", "idle"))
+    busy.errands = [Errand(busy, p) for p in prompts[:count]]
+    idle.errands = [Errand(idle, p) for p in prompts[count:]]
+    busy.start()
+    for client in (busy, idle):
+        beat(client, world)
+    for number, errand in enumerate(idle.errands):
+        world.heap.at(START + 40 + number, errand.enter)
+    world.heap.run()
+    at = world.tally.admitted_at
+    waits = [at[e.prompt.number] - e.entered_at for e in idle.errands]
+    return 1000 * max(waits[1:17]), 100 * world.tally.refused / world.tally.requests
+
+
+def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
+    """Return how much of the limit three kernels use after a fourth has died, and the 429s."""
+    prompts, store = workload(count, seed), MemoryStore()
+    world = World(Heap(), replace(TOKENS, policy=policy, stranger=0.3), seed)
+    clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
+    for client in clients:
+        client.start()
+        beat(client, world)
+    world.heap.at(START + 30, setattr, clients[0], "dead", True)
+    world.heap.run()
+    begin, end = START + 35, START + 75
+    at = world.tally.admitted_at
+    taken = sum(p.charge(policy) for p in prompts if begin <= at.get(p.number, 0) < end)
+    used = taken / (0.7 * TOKENS.tpm / MINUTE * (end - begin))  # type: ignore[operator]
+    return 100 * used, 100 * world.tally.refused / world.tally.requests
+
+
+SCENES: dict[str, Callable[[int, int, Any], tuple[float, float]]] = {
+    "plain": alone,
+    "stranger": lambda *a: alone(*a, stranger=0.3),
+    "no headers": lambda *a: alone(*a, headers=False),
+    "1 s window": lambda *a: alone(*a, burst=1.0),
+    "second job": lambda *a: alone(*a, prior=True),
+    "light beside heavy, ms": light,
+    "one of four killed": killed,
+}
+# Heuristics that cannot matter in a scene are not measured there.
+ONLY = {
+    "courtesy between kernels": {"light beside heavy, ms", "one of four killed"},
+    "inherited grant": {"light beside heavy, ms", "one of four killed"},
+    "history": {"second job"},
+}
+
+
+def main() -> None:
+    """Print one table for each policy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    for policy in CHARGE_POLICIES:
+        full: dict[str, tuple[float, float]] = {}
+        rows = []
+        for heuristic in (None, *HEURISTICS):
+            cells = []
+            for name, scene in SCENES.items():
+                if heuristic and name not in ONLY.get(heuristic, SCENES):
+                    cells.append("")
+                    continue
+                with without(heuristic):
+                    runs = [scene(options.prompts, seed, policy) for seed in range(options.seeds)]
+                figures = tuple(statistics.fmean(column) for column in zip(*runs, strict=True))
+                if heuristic is None:
+                    full[name] = figures
+                    cells.append(f"{figures[0]:.1f}, {figures[1]:.2f}")
+                else:
+                    change = [new - old for new, old in zip(figures, full[name], strict=True)]
+                    cells.append(f"{change[0]:+.1f}, {change[1]:+.2f}")
+            rows.append([f"without {heuristic}" if heuristic else "all on", *cells])
+        print(f"\n*{policy}*\n\n{table(['', *SCENES], rows)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
