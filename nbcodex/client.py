@@ -1,6 +1,6 @@
-"""Puts everything together: requests from any thread, answers as replies. Knows no notebook.
+"""Builds the services and hands out requests, from any thread. Must not know notebooks.
 
-Owns the process's one client, and the making of requests from what a user says.
+Owns the process's one client, its journals and its limiters.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _FIRST_USE = (
     "(%codex forget erases, %config Codex.journal = False keeps none)"
 )
 
-RESTART = 5.0
-"""Seconds that a front end gives a kernel to end after the interrupt of a restart."""
+# Front ends kill a kernel so long after the interrupt of a restart: the journal is closed by then.
+SHUTDOWN_TIMEOUT_S = 5.0
 
 
 class SessionTotals:
@@ -78,21 +78,21 @@ class SessionTotals:
 
 
 class Client:
-    """All requests of a process: one engine, one set of listeners.
+    """All requests of a process: one set of services and listeners.
 
     Parameters
     ----------
     clock : Clock
         The time.
     transport : httpx2.AsyncBaseTransport or None
-        Stands in for the network: the simulator's door.
+        Replaces the network, in the simulator and in tests.
 
     Attributes
     ----------
     totals : SessionTotals
         What this process has used.
-    news : str
-        What its user has to be told once; whoever tells it empties it.
+    notices : str
+        What its user has to see once; showing it empties it.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Client:
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
-        self._conversations = Conversations()
+        self.conversations = Conversations()
 
     def services(self) -> Services:
-        """Return the engine, made at the first call, whoever calls."""
+        """Return the services, made at the first call, from any thread."""
         with self._making:
             return self._services or self._make()
 
@@ -129,14 +129,12 @@ class Client:
         return self._services
 
     def limiter(self, settings: Settings) -> Limiter:
-        """Return where it is asked who may send, and when; called on the loop's thread.
-
-        What is known of limits is shared by all who have the folder or the Redis of `settings` in
-        common, also where prompts are not kept: numbers alone, under names that are hashes.
-        """
+        """Return the limiter that some settings ask for; called on the loop's thread."""
         from nbcodex.ratelimit.limiter import Limiter
         from nbcodex.ratelimit.worker import SharedLimiter, open_store
 
+        # Shared by all processes with this folder or Redis, also where prompts are not kept: it
+        # holds numbers only, under names that are hashes.
         place = None if settings.private_limits else (data_folder(settings), settings.redis_url)
         if place in self._limiters:
             return self._limiters[place]
@@ -144,13 +142,13 @@ class Client:
             limiter = Limiter()
         else:
             folder, url = place
-            opening = partial(open_store, folder, redis_url=url, notify=self._announce)
-            limiter = SharedLimiter(opening, clock=self.clock, on_problem=self._announce)
+            opening = partial(open_store, folder, redis_url=url, notify=self._add_notice)
+            limiter = SharedLimiter(opening, clock=self.clock, on_problem=self._add_notice)
         self._limiters[place] = limiter
         return limiter
 
-    def _announce(self, news: str) -> None:
-        self.notices = f"{self.notices} {news}".strip()
+    def _add_notice(self, notice: str) -> None:
+        self.notices = f"{self.notices} {notice}".strip()
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
@@ -179,20 +177,20 @@ class Client:
         from nbcodex.openai_api import pricing
         from nbcodex.requests.budget import parse_cap
 
-        caps, expected = (
+        return await self.services().budget.outlook(
+            self.journal(settings),
             map(parse_cap, settings.budgets),
             SpendAmount(tokens=tokens, dollars=cost or 0.0),
+            # A server on this machine costs nothing.
+            is_priced=cost is not None or pricing.is_local_server(base_url),
         )
-        watched = cost is not None or pricing.is_local_server(base_url)
-        allowance, journal = self.services().budget, self.journal(settings)
-        return await allowance.outlook(journal, caps, expected, is_priced=watched)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
-        """Let all kernels that share the journal hold to a cap; None lifts it."""
+        """Let all kernels that share the journal observe a cap; None removes it."""
         await self.services().budget.set_shared_cap(self.journal(settings), cap)
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
-        """Return the model that would be asked, and what the request may come to."""
+        """Return the model that would be asked, and what the request may cost."""
         from nbcodex.openai_api import pricing
         from nbcodex.requests.budget import estimate_request
 
@@ -205,15 +203,12 @@ class Client:
             request, model=model, base_url=base_url, average_output=average
         )
 
-    @property
-    def conversations(self) -> Conversations:
-        """The threads of this process."""
-        return self._conversations
-
-    def join(self, request: Request, settings: Settings, *, anew: bool = False) -> JoinedRequest:
-        """Return a request with the earlier turns of its thread; with `anew` it sees none."""
-        threads = self.journal(settings).conversations
-        return self._conversations.join(request, threads, settings, anew=anew)
+    def join(
+        self, request: Request, settings: Settings, *, start_new: bool = False
+    ) -> JoinedRequest:
+        """Return a request with the earlier turns of its thread; with `start_new` it sees none."""
+        store = self.journal(settings).conversations
+        return self.conversations.join(request, store, settings, start_new=start_new)
 
     def resume(
         self,
@@ -223,20 +218,20 @@ class Client:
         not_before: float | None = None,
         listener: Listener | None = None,
     ) -> Handle:
-        """Return a handle that takes up a request of the journal; it is yet to be started.
+        """Return a handle that takes up a request of the journal; nothing is started yet.
 
         Parameters
         ----------
         entry : Entry
-            What is parked, abandoned, interrupted or failed.
+            One that is parked, abandoned, interrupted or failed.
         settings : Settings
             How to reach the server now.
         not_before : float or None
             Seconds since the epoch at which it is taken up.
         listener : callable or None
-            Hears its events, on the loop's thread.
+            Receives its events, on the loop's thread.
         """
-        # Who resumes a request waits for it now, however little patience it began with.
+        # Resuming a request shows more patience than it may have begun with.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
         position = entry.stream_position
         text = "" if position is None or position.sequence is None else entry.reply.text
@@ -254,14 +249,14 @@ class Client:
     def handle(
         self, request: Request, settings: Settings, *, listener: Listener | None = None
     ) -> Handle:
-        """Return a handle of a request that is yet to be started.
+        """Return a handle of a request; nothing is started yet.
 
-        `listener` hears its events, on the loop's thread.
+        `listener` receives its events, on the loop's thread.
 
         Raises
         ------
         ConfigurationError
-            On the loop's own thread, where whoever waits would wait for ever.
+            On the loop's own thread, where a wait would never end.
         """
         if event_loop.shared().is_current_thread:
             raise ConfigurationError(
@@ -293,13 +288,13 @@ class Client:
         return [handle for handle in self._handles.values() if not handle.done]
 
     def close(self, *, within: float = 1.0) -> None:
-        """Park what is under way, and let the journal go: what happens when the process ends."""
+        """Park what is running, and close the journals and limiters, as the process ends."""
         handles = self.active_handles()
         for handle in handles:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
         for journal in self._journals.values():
-            journal.shut_down(within=RESTART)
+            journal.shut_down(within=SHUTDOWN_TIMEOUT_S)
         for limiter in self._limiters.values():
             limiter.close()
 
@@ -308,7 +303,7 @@ class Client:
         return await self._handle(request, settings).follow_async()
 
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
-        """Return what is known of the limits that this process met, or meets by default."""
+        """Return the limits that were used here, and those of the default model, by label."""
         limiter, api_client = self.limiter(settings), self.services().api_client
         default: list[str] = []
         with contextlib.suppress(NbcodexError):
@@ -334,11 +329,11 @@ def current() -> Client:
     return _current
 
 
-def _forget_the_parents() -> None:
-    """A forked child makes connections of its own."""
+def _reset_after_fork() -> None:
+    # A forked child makes connections of its own.
     global _current
     _current = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_parents)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,6 +1,6 @@
-"""What whoever hosts this process adds to asking: a notebook, say. Knows none.
+"""What the embedding program adds: by default a plain script or a terminal, else a notebook.
 
-Owns the one place where a host puts it, before anything is asked.
+Owns the one place where a front end registers itself. Must not know any of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from nbcodex.requests.handle import Handle
 from nbcodex.settings import Settings
 
 
-def _in_the_terminal(question: str) -> bool | None:
-    """Ask whoever sits at the terminal, if this is one."""
+def _confirm_in_terminal(question: str) -> bool | None:
+    """Ask at the terminal, if there is one."""
     if not (sys.stdin and sys.stdin.isatty()):
         return None
     return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
@@ -24,22 +24,22 @@ def _in_the_terminal(question: str) -> bool | None:
 
 @dataclass(slots=True)
 class Host:
-    """What whoever hosts this process adds to the client: a notebook, say.
+    """What the embedding program provides.
 
     Parameters
     ----------
     settings : callable
-        Returns the settings in force now.
+        Returns the settings in force.
     follow : callable
-        Starts a handle and waits for its ending, showing what it likes.
+        Starts a handle and waits for its ending, displaying what it likes.
     notebook : callable
-        Returns the notebook that what is asked belongs to.
+        Returns the notebook that requests belong to.
     origin : callable
-        Returns where something is asked now.
+        Returns where a request comes from.
     watch : callable
-        Returns who hears how far a map has come, in the thread that asked.
+        Returns a listener for the progress of a map, in the thread that runs it.
     confirm : callable
-        Puts a question to the user; None where nobody can be asked.
+        Asks the user a question; returns None where it cannot be asked.
     """
 
     settings: Callable[[], Settings] = Settings.read
@@ -47,7 +47,7 @@ class Host:
     notebook: Callable[[], str | None] = lambda: None
     origin: Callable[[], Origin] = Origin
     watch: Callable[[], MapListener] = lambda: lambda _: None
-    confirm: Callable[[str], bool | None] = _in_the_terminal
+    confirm: Callable[[str], bool | None] = _confirm_in_terminal
 
 
 current = Host()

@@ -94,7 +94,7 @@ class CodexMagics(Magics):
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
         # Only now, so that a prompt that fails leaves the conversation as it is.
-        joined = current().join(request, session.settings, anew=chosen.new)
+        joined = current().join(request, session.settings, start_new=chosen.new)
         view = View(format=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
         if chosen.dry_run:
             session.dry_run(joined.request, view.notes)

@@ -1,8 +1,8 @@
-"""Threads and their turns: what a request is told of what was said before it, and where it joins.
+"""Threads and their turns: which earlier turns a request sees, and where its answer joins.
 
-Owns the order of a conversation and how much of it fits a model. A cell that is run again keeps its
-place: it sees the turns before it, and its answer takes the old one's stead. Only finished answers
-are turns. Must not know cells of a front end beyond their ids, nor how a conversation is kept.
+Owns the order of a conversation, and how much of it fits a model. A cell that is run again keeps
+its position: it sees the turns before it, and its answer replaces the old one. Only finished
+answers are turns. Must not know cells beyond their ids, nor how a conversation is stored.
 """
 
 from __future__ import annotations
@@ -16,22 +16,15 @@ from nbcodex.models import Request, Turn, TurnPosition
 from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
-MAIN_THREAD = "main"
-"""The thread of whoever names none."""
+MAIN_THREAD = "main"  # of a cell that names no thread
 
-SMALL = 16_000
-"""Tokens that every model is thought to hold: up to here nobody looks up how many it does."""
+# Every model is assumed to hold so many tokens: looking up its context window takes 0.2 s at first.
+SMALL_CONVERSATION_TOKENS = 16_000
+DEFAULT_CONTEXT_TOKENS = 32_000  # where the context window is unknown
+USABLE_CONTEXT_SHARE = 0.85  # because our token counts are estimates
 
-UNKNOWN = 32_000
-"""Tokens that a model is thought to hold whose context window nobody knows."""
-
-SHARE = 0.85
-"""Of the context window, for our counts are estimates."""
-
-ANSWER = 16_000
-"""Tokens that are left for an answer without a bound of its own; an eighth of smaller windows."""
-
-_Key = tuple[str | None, str]
+# Left for an answer without a bound of its own; in smaller windows an eighth.
+ANSWER_TOKENS = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +34,7 @@ class JoinedRequest:
     Parameters
     ----------
     request : Request
-        With turns, and its place among them.
+        With turns, and its position among them.
     left_out : int
         How many older turns did not fit.
     """
@@ -53,24 +46,24 @@ class JoinedRequest:
     def notes(self) -> list[str]:
         """What the reader of the answer should know, in a few words each."""
         seen = len(self.request.turns)
-        told = [_count(seen, "earlier")] if seen else []
+        notes = [_count(seen, "earlier")] if seen else []
         if self.left_out:
-            told.append(f"{_count(self.left_out, 'older')} left out: the context is full")
-        return told
+            notes.append(f"{_count(self.left_out, 'older')} left out: the context is full")
+        return notes
 
 
 @dataclass(slots=True)
-class _Course:
-    """What this process knows of one thread's course.
+class _ThreadState:
+    """What this process knows of one thread.
 
     Parameters
     ----------
     chapter : int or None
-        The chapter that goes on; None: the latest.
+        The chapter that is continued; None: the latest.
     is_new : bool
-        Whether it was begun here: what stands before it is then history, to which nobody returns.
+        Whether the chapter was started here: cells then never return to an earlier one.
     replayed : int or None
-        How many turns were asked again from the top, by cells without a name; None: no more.
+        How many turns were repeated from the top, by cells without an id; None: no more.
     """
 
     chapter: int | None = None
@@ -82,150 +75,142 @@ class _Course:
 class Conversations:
     """The threads of one process."""
 
-    _courses: dict[_Key, _Course] = field(default_factory=dict)
+    _states: dict[tuple[str | None, str], _ThreadState] = field(default_factory=dict)
 
     def join(
         self,
         request: Request,
-        threads: ConversationStore,
+        store: ConversationStore,
         settings: Settings,
         *,
-        anew: bool = False,
+        start_new: bool = False,
     ) -> JoinedRequest:
-        """Return `request` with the turns that it is to see, and the place where it joins.
+        """Return `request` with the turns that it sees, and the position where it joins.
 
         Parameters
         ----------
         request : Request
-            Its thread and origin say which conversation; without a thread it joins none.
-        threads : Threads
-            The conversations of the journal in force.
+            Its thread and origin determine the conversation; without a thread it joins none.
+        store : ConversationStore
+            The conversations of the journal.
         settings : Settings
-            Tell the model, where the request names none.
-        anew : bool
+            Name the model, where the request names none.
+        start_new : bool
             Whether the conversation starts afresh with this request.
         """
         if request.thread is None:
             return JoinedRequest(request)
-        thread = threads.find_conversation(request.origin.notebook, request.thread)
-        place = self._place(request, thread, threads)
-        place = replace(place, begins=anew)
-        turns = _newest(threads.read_turns(before(thread.candidates, place)), settings.max_history)
-        kept = fitting(turns, request, model=request.model or _usual(settings))
-        origin = replace(request.origin, position=place)
+        stored = store.find_conversation(request.origin.notebook, request.thread)
+        position = replace(self._position(request, stored, store), begins=start_new)
+        turns = store.read_turns(entries_before(stored.candidates, position))
+        turns = _newest(turns, settings.max_history)
+        kept = fit_context(turns, request, model=request.model or _default_model(settings))
+        origin = replace(request.origin, position=position)
         request = replace(request, turns=tuple(kept), origin=origin)
         return JoinedRequest(request, left_out=len(turns) - len(kept))
 
-    def begin_anew(self, notebook: str | None, thread: str, threads: ConversationStore) -> None:
-        """Start a thread afresh: what was said so far is not seen any more."""
-        course = _Course(threads.start_chapter(notebook, thread), is_new=True, replayed=None)
-        self._courses[notebook, thread] = course
+    def start_chapter(self, notebook: str | None, thread: str, store: ConversationStore) -> None:
+        """Start a thread afresh: its turns so far are not seen any more."""
+        chapter = store.start_chapter(notebook, thread)
+        self._states[notebook, thread] = _ThreadState(chapter, is_new=True, replayed=None)
 
-    def turns(
+    def next_turns(
         self,
         notebook: str | None,
         thread: str,
-        threads: ConversationStore,
+        store: ConversationStore,
         *,
-        most: int | None = None,
+        limit: int | None = None,
     ) -> list[Turn]:
-        """Return the turns that the next new cell would see, `most` at most, if all of them fit."""
-        found = threads.find_conversation(notebook, thread)
-        chapter = self._course(notebook, thread).chapter
-        place = TurnPosition(chapter=found.chapter if chapter is None else chapter)
-        return _newest(threads.read_turns(before(found.candidates, place)), most)
+        """Return the turns that the next new cell would see if all of them fit its model."""
+        stored = store.find_conversation(notebook, thread)
+        chapter = self._state(notebook, thread).chapter
+        position = TurnPosition(chapter=stored.chapter if chapter is None else chapter)
+        return _newest(store.read_turns(entries_before(stored.candidates, position)), limit)
 
-    def _course(self, notebook: str | None, thread: str) -> _Course:
-        return self._courses.setdefault((notebook, thread), _Course())
+    def _state(self, notebook: str | None, thread: str) -> _ThreadState:
+        return self._states.setdefault((notebook, thread), _ThreadState())
 
-    def _place(
-        self, request: Request, thread: StoredConversation, threads: ConversationStore
+    def _position(
+        self, request: Request, stored: StoredConversation, store: ConversationStore
     ) -> TurnPosition:
-        """Return the place of a cell that was run before, else one behind all others."""
-        course = self._course(request.origin.notebook, request.thread or MAIN_THREAD)
-        if course.chapter is None:
-            course.chapter = thread.chapter
-        slot = self._own(request, course, thread, threads)
-        if slot is None:
-            return TurnPosition(chapter=course.chapter)
-        course.chapter = slot.chapter
-        return TurnPosition(chapter=slot.chapter, number=slot.number)
-
-    def _own(
-        self,
-        request: Request,
-        course: _Course,
-        thread: StoredConversation,
-        threads: ConversationStore,
-    ) -> TurnCandidate | None:
-        """Return an entry at the place of the cell that asks, if it has one."""
+        """Return the position of a cell that was run before, else one behind all others."""
+        state = self._state(request.origin.notebook, request.thread or MAIN_THREAD)
+        if state.chapter is None:
+            state.chapter = stored.chapter
         cell = request.origin.cell
         if cell is None:
-            return _replayed(request, course, thread, threads)
-        mine = (slot for slot in reversed(thread.candidates) if slot.cell == cell)
-        return next((s for s in mine if not course.is_new or s.chapter == course.chapter), None)
+            earlier = _replayed_turn(request, state, stored, store)
+        else:
+            own = (turn for turn in reversed(stored.candidates) if turn.cell == cell)
+            earlier = next((t for t in own if not state.is_new or t.chapter == state.chapter), None)
+        if earlier is None:
+            return TurnPosition(chapter=state.chapter)
+        state.chapter = earlier.chapter
+        return TurnPosition(chapter=earlier.chapter, number=earlier.number)
 
 
-def before(slots: Sequence[TurnCandidate], place: TurnPosition) -> list[int]:
-    """Return the entries whose turns stand before a place in its chapter, oldest first."""
-    if place.begins:
+def entries_before(candidates: Sequence[TurnCandidate], position: TurnPosition) -> list[int]:
+    """Return the entries whose turns precede a position in its chapter, oldest first."""
+    if position.begins:
         return []
     newest: dict[int, TurnCandidate] = {}
     done: dict[int, TurnCandidate] = {}
-    for slot in slots:
-        earlier = place.number is None or slot.number < place.number
-        if slot.chapter == place.chapter and earlier:
-            newest[slot.number] = slot
-            if slot.is_done:
-                done[slot.number] = slot
-    start = max((number for number, slot in newest.items() if slot.begins), default=0)
+    for turn in candidates:
+        is_earlier = position.number is None or turn.number < position.number
+        if turn.chapter == position.chapter and is_earlier:
+            newest[turn.number] = turn
+            # A cell that failed when it was run again keeps its last answer as a turn.
+            if turn.is_done:
+                done[turn.number] = turn
+    start = max((number for number, turn in newest.items() if turn.begins), default=0)
     return [done[number].entry for number in sorted(done) if number >= start]
 
 
-def _newest(turns: list[Turn], most: int | None) -> list[Turn]:
-    return turns if most is None else turns[max(0, len(turns) - most) :]
+def _newest(turns: list[Turn], limit: int | None) -> list[Turn]:
+    return turns if limit is None else turns[max(0, len(turns) - limit) :]
 
 
-def fitting(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:
+def fit_context(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:
     """Return the newest of `turns` that fit the model's context beside the request."""
     own = pricing.estimate_request_tokens(replace(request, turns=()))
     sizes = list(accumulate(map(pricing.estimate_turn_tokens, reversed(turns))))
-    if not sizes or own + sizes[-1] <= SMALL:
+    if not sizes or own + sizes[-1] <= SMALL_CONVERSATION_TOKENS:
         return list(turns)
-    context = pricing.context_window(model) or UNKNOWN
-    answer = request.max_output or min(ANSWER, context // 8)
-    room = context * SHARE - answer - own
+    context = pricing.context_window(model) or DEFAULT_CONTEXT_TOKENS
+    answer = request.max_output or min(ANSWER_TOKENS, context // 8)
+    room = context * USABLE_CONTEXT_SHARE - answer - own
     count = sum(1 for _ in takewhile(lambda size: size <= room, sizes))
     return list(turns[len(turns) - count :])
 
 
-def _usual(settings: Settings) -> str | None:
-    """Return the model that is asked where nobody names one, if it is known beforehand."""
-    elsewhere = settings.base_url or settings.azure_endpoint or settings.client
-    return settings.model or (None if elsewhere else DEFAULT_MODEL)
+def _default_model(settings: Settings) -> str | None:
+    """Return the model of a request that names none, if it is known before the server is asked."""
+    other_server = settings.base_url or settings.azure_endpoint or settings.client
+    return settings.model or (None if other_server else DEFAULT_MODEL)
 
 
-def _replayed(
-    request: Request, course: _Course, thread: StoredConversation, threads: ConversationStore
+def _replayed_turn(
+    request: Request, state: _ThreadState, stored: StoredConversation, store: ConversationStore
 ) -> TurnCandidate | None:
-    """Return the place at which an earlier process asked the same, from the top and in order.
+    """Return the turn of an earlier process with this prompt, from the top and in order.
 
-    Where the front end names no cells, this is how a notebook that is run again after a restart is
-    told from one that goes on.
+    In a front end without cell ids, this distinguishes a notebook that is run again after a restart
+    from one that continues.
     """
-    at, course.replayed = course.replayed, None
-    if at is None:
+    index, state.replayed = state.replayed, None
+    if index is None:
         return None
-    nameless = [slot for slot in thread.candidates if slot.cell is None]
-    chapters = [course.chapter] if at else sorted({s.chapter for s in nameless}, reverse=True)
+    without_cell = [turn for turn in stored.candidates if turn.cell is None]
+    chapters = [state.chapter] if index else sorted({t.chapter for t in without_cell}, reverse=True)
     for chapter in chapters:
-        places = {slot.number: slot for slot in nameless if slot.chapter == chapter}
-        if at >= len(places):
+        by_number = {turn.number: turn for turn in without_cell if turn.chapter == chapter}
+        if index >= len(by_number):
             continue
-        slot = places[sorted(places)[at]]
-        if threads.read_prompt(slot.entry) == request.prompt:
-            course.replayed = at + 1
-            return slot
+        turn = by_number[sorted(by_number)[index]]
+        if store.read_prompt(turn.entry) == request.prompt:
+            state.replayed = index + 1
+            return turn
     return None
 
 

@@ -41,7 +41,9 @@ class Notebook:
         origin = Origin(notebook=self.name, cell=cell)
         anew = how.pop("new", False)
         request = Request(prompt=prompt, origin=origin, **{"thread": "main", **how})
-        return self.conversations.join(request, self.journal.conversations, Settings(), anew=anew)
+        return self.conversations.join(
+            request, self.journal.conversations, Settings(), start_new=anew
+        )
 
     def ask(self, prompt: str, cell: str | None = None, **how: Any) -> Request:
         """Run a cell; its answer is its prompt in capitals, unless it ends otherwise."""
@@ -59,7 +61,7 @@ class Notebook:
 
     def new(self, thread: str = "main") -> None:
         """Run ``%codex new``."""
-        self.conversations.begin_anew(self.name, thread, self.journal.conversations)
+        self.conversations.start_chapter(self.name, thread, self.journal.conversations)
 
     def seen(self, prompt: str, cell: str | None = None, **how: Any) -> str:
         """Return the prompts that a cell would see, without running it."""
@@ -273,7 +275,7 @@ def test_the_oldest_turns_are_left_out_first(book: Notebook) -> None:
     assert [turn.prompt[:2] for turn in joined.request.turns] == ["p5", "p6", "p7"]
     assert joined.left_out == 5
     assert joined.notes == ["3 earlier turns", "5 older turns left out: the context is full"]
-    assert pricing.estimate_request_tokens(joined.request) < conversation.UNKNOWN
+    assert pricing.estimate_request_tokens(joined.request) < conversation.DEFAULT_CONTEXT_TOKENS
     assert book.joined("c", "c", model="gpt-5.6-sol").left_out == 0
     assert book.joined("c", "c", model="gpt-4o").left_out == 0
 

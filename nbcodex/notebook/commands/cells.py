@@ -73,7 +73,9 @@ class ConversationCommands(CommandGroup):
     def new(self, thread: str = MAIN_THREAD) -> None:
         """Start the conversation afresh: new [THREAD] (also reset)."""
         session = self._session
-        current().conversations.begin_anew(session.notebook, thread, session.journal.conversations)
+        current().conversations.start_chapter(
+            session.notebook, thread, session.journal.conversations
+        )
         print_line(
             f"The conversation{_suffix(thread)} starts afresh: earlier turns are not sent again."
         )
@@ -83,11 +85,11 @@ class ConversationCommands(CommandGroup):
     def history(self, thread: str = MAIN_THREAD) -> None:
         """Show the turns that the next cell sends along: history [THREAD]."""
         session = self._session
-        turns = current().conversations.turns(
+        turns = current().conversations.next_turns(
             session.notebook,
             thread,
             session.journal.conversations,
-            most=self._settings.max_history,
+            limit=self._settings.max_history,
         )
         for number, turn in enumerate(turns, start=1):
             images = f" [{len(turn.images)} images]" if turn.images else ""
