@@ -1,6 +1,6 @@
 """Shows one request below its cell while it runs, and leaves the answer there.
 
-Owns that the answer arrives whatever happens to the view. Must not know which view it is.
+Owns that the answer arrives even if the view fails. Must not know which view it is.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class CellOutput:
         return " · ".join(filter(None, [line, *map(shorten, [self._failure, *self._notes])]))
 
     def _call_view(self, method: Callable[[PanelState], None]) -> None:
-        # A display that fails must cost nobody the answer.
+        # A view that fails must not lose the answer.
         try:
             method(self._state)
         except Exception:

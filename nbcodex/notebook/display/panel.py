@@ -142,8 +142,8 @@ class PanelState:
             return f"~{format_dollars(self.cost)} so far"
         if self.first_delta_at is not None and self.unpriced and not self.simulated:
             return "cost unknown"
-        # A request that a limit refused at once is not charged, whatever its price. If an attempt
-        # before that failed for another reason, nobody but the provider knows what it cost.
+        # A request that a limit refused at once is not charged. If an attempt
+        # before that failed for another reason, only the provider knows what it cost.
         refused = self.phase == "waiting" and self.limit is not None and self.attempt == 1
         unsent = self.phase == "cooldown" and not self.attempt
         return "no cost so far" if (refused or unsent) and self.first_delta_at is None else ""
@@ -165,14 +165,9 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
     """Return the state after `event`; the cost does not depend on the length of the answer."""
     match event:
         case events.Queued():
-            return PanelState(
-                id=event.request_id,
-                prompt=event.prompt,
-                phase_started_at=event.at,
-                started_at=event.at,
-                model=event.model,
-                patience=event.patience,
-            )
+            queued = PanelState(id=event.request_id, prompt=event.prompt, model=event.model)
+            at, patience = event.at, event.patience
+            return replace(queued, started_at=at, phase_started_at=at, patience=patience)
         case events.CoolingDown(queued=True):
             reason = "Queued for capacity: the limit is fully used"
             queued = _wait(state, event, "queued", limit=None, reason=reason)
@@ -296,15 +291,7 @@ def why_disabled(state: PanelState, action: ActionName) -> str:
 
 
 def status_line(state: PanelState, now: float, wall: float) -> str:
-    """Return the panel in one line of text.
-
-    Parameters
-    ----------
-    state : PanelState
-        The state to describe.
-    now, wall : float
-        The present, in the clock of the events and in seconds since the epoch.
-    """
+    """Return the panel in one line; `now` is of the events' clock, `wall` since the epoch."""
     if state.reply is not None:
         used = figures_line(replace(state.reply, status="done"))
         parts = [state.phase, _resumable_from(state, wall), state.reason, used]

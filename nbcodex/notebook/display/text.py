@@ -42,14 +42,12 @@ class OutputSlot:
 class RequestView:
     """Shows one request while it runs. A subclass overrides what its front end can do."""
 
+    # How often to call `render` without an event; None: only with events.
     render_interval_s: float | None = None
-    """How often to call `render` without an event; None: only with events."""
-
+    # Everything is printed, so the answer can be only one text.
     is_plain_text = False
-    """Whether everything is printed, so that the answer can be only one text."""
-
+    # Markdown is certainly rendered, so the plain text beside it can be short.
     renders_markdown = False
-    """Whether Markdown is certainly rendered, so that the plain text can be short."""
 
     def prepare(self, state: PanelState) -> None:
         """Do what takes time before `open`, while the network is awaited; show nothing."""

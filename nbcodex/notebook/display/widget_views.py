@@ -32,8 +32,8 @@ from nbcodex.runtime.clock import Clock, format_duration, format_time
 # Ten messages a second, and a little less between two of them: the caller's timer is not exact.
 MIN_MESSAGE_INTERVAL_S = 0.09
 
-# Nobody reads a tenth as fast. The rest of the text is sent when the answer pauses, or stays below
-# the cell anyway when it ends.
+# Ten times as fast as people read. The rest of the text is sent when the answer pauses, or stays
+# below the cell anyway when it ends.
 MAX_CHARS_PER_S = 4_000
 
 # `render` is called twice a second. After a longer gap the machine was asleep: a browser's clock
@@ -216,7 +216,7 @@ def panel_view(state: PanelState, buttons: Collection[ActionName]) -> dict[str, 
 def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
     """Return what time changes, in ms. The page counts on from here by its own clock.
 
-    The remaining time is right whatever the page's clock says; the deadline, in ms since the epoch,
+    The remaining time does not depend on the page's clock; the deadline, in ms since the epoch,
     keeps a view that is drawn later from starting the countdown again.
     """
     left = state.seconds_left(now)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # The journal shows other kernels and the totals of all time; a look takes milliseconds.
 JOURNAL_INTERVAL_S = 5.0
 
-# With this many pending events the state is brought up to date even if nobody asks for it: a map
+# With this many pending events the state is brought up to date without being asked for: a map
 # without a monitor would otherwise fill the memory.
 MAX_PENDING_EVENTS = 4096
 
@@ -135,7 +135,7 @@ def model_limits(known: Mapping[str, LimitState], now: float) -> tuple[ModelLimi
                 limit=each.limit,
                 waiting=each.waiting,
                 waiting_tokens=each.waiting_tokens,
-                # Without headers nobody has confirmed that the policy is the assumed one.
+                # Without headers, nothing confirms that the policy is the assumed one.
                 charges_reserved=each.policy == "kept" and each.declared,
             )
         )

@@ -40,21 +40,19 @@ _CHARGED: dict[ChargePolicy, str] = {
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
+    count = state.session.requests
     lines = [
         "Codex monitor",
         "simulated: nothing is charged" if _is_simulated(state) else "",
         *(_limits_line(state, limits, now) for limits in state.limits),
         *_open_requests(state, now, wall),
         f"last request: {figures_line(state.last)}" if state.last else "",
-        f"this session: {_requests(state.session)}, {_totals_line(state.session)}",
+        f"this session: {count:,} request{'s' * (count != 1)}, {_totals_line(state.session)}",
         f"{_all_time(state).lower()}: {_totals_line(state.all_time)}" if state.all_time else "",
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
         f"other kernels: {_elsewhere(state.elsewhere, wall)}" if state.elsewhere else "",
-        *(
-            f"{_time_of(entry, now, wall)}  {entry.request_id}  {_message(entry)}"
-            for entry in state.log
-        ),
+        *("  ".join(_log_row(entry, now, wall)) for entry in state.log),
     ]
     return "\n".join(filter(None, lines))
 
@@ -100,10 +98,6 @@ def _open_requests(state: MonitorState, now: float, wall: float) -> list[str]:
     return lines
 
 
-def _requests(totals: UsageTotals) -> str:
-    return f"{totals.requests:,} request{'s' * (totals.requests != 1)}"
-
-
 def _totals_line(totals: UsageTotals) -> str:
     about = "~" if totals.usage.estimated else ""
     cost = [
@@ -139,12 +133,10 @@ def _elsewhere(seen: OtherKernels, wall: float) -> str:
     return f"{kernels} {seen.requests:,} open{waiting}"
 
 
-def _time_of(entry: LogEntry, now: float, wall: float) -> str:
-    return format_time(wall - (now - entry.at), now=wall)
-
-
-def _message(entry: LogEntry) -> str:
-    return f"{entry.message} ({entry.times:,} times)" if entry.times > 1 else entry.message
+def _log_row(entry: LogEntry, now: float, wall: float) -> list[str]:
+    times = f" ({entry.times:,} times)" if entry.times > 1 else ""
+    at = format_time(wall - (now - entry.at), now=wall)
+    return [at, entry.request_id, entry.message + times]
 
 
 def _wait(seconds: float) -> str:
@@ -195,7 +187,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
         "elsewhere": _elsewhere(state.elsewhere, wall) if state.elsewhere else "",
-        "log": [[_time_of(each, now, wall), each.request_id, _message(each)] for each in state.log],
+        "log": [_log_row(entry, now, wall) for entry in state.log],
     }
 
 
@@ -232,12 +224,7 @@ def _last_row(state: MonitorState) -> list[str] | None:
 
 
 def _token_columns(usage: Usage, about: str) -> list[str]:
-    counts = (
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-    )
+    counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
     return ["" if count is None else f"{about}{count:,}" for count in counts]
 
 
@@ -246,14 +233,11 @@ def _limits_view(state: MonitorState, limits: ModelLimits) -> dict[str, Any]:
     readings = []
     for kind, reading in limits.readings:
         size, rate, left = projected_level(reading, 0.0)
-        readings.append(
-            {"kind": kind, "size": size, "rate": rate, "left": left, "at": _ms(limits.at)}
-        )
-    queue = {
-        "waiting": limits.waiting,
-        "tokens": round(limits.waiting_tokens),
-        "last": _ms(earliest_last_send(state, limits)),
-    }
+        levels = {"size": size, "rate": rate, "left": left, "at": _ms(limits.at)}
+        readings.append({"kind": kind} | levels)
+    last = _ms(earliest_last_send(state, limits))
+    tokens = round(limits.waiting_tokens)
+    queue = {"waiting": limits.waiting, "tokens": tokens, "last": last}
     return {
         "model": model,
         "server": server,

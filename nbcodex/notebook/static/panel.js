@@ -1,7 +1,7 @@
 /* The panel of a request in the page: one feed for each model, any number of views on it.
  *
  * Python sends times as they are when it sends them; from there on they count here, by the page's
- * monotonic clock, which nobody can set.
+ * monotonic clock, which cannot be set.
  */
 
 // If the page's clock and the wall clock drift apart by this much, one of them was set, or the
@@ -69,7 +69,7 @@ function openFeed(model) {
   function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
     const waits = view.remaining_ms !== null;
-    // A view that has just arrived is true now, whatever the kernel's clock says. One that was stored
+    // A view that has just arrived is true now, even if the kernel's clock is wrong. One that was stored
     // is older by the time that passed since, unless the two clocks disagree beyond belief.
     const left = view.deadline_ms - Date.now();
     const wasStored = !isLive && waits && left > 0 && left < view.remaining_ms;
