@@ -139,7 +139,6 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
     cooldown = _cooldown(state, wall)
     return {
         "phase": stats.outcome or ("cooldown" if cooldown else "running"),
-        "map_id": stats.map_id,
         "model": shorten(stats.model, 80) if stats.model else "",
         "total": stats.total,
         "rows": _rows_answered(stats),

@@ -193,13 +193,11 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
     return _end(state, event) if isinstance(event, events.Ending) else state
 
 
+Wait = events.CoolingDown | events.BackingOff
+
+
 def _wait(
-    state: PanelState,
-    event: events.CoolingDown | events.BackingOff,
-    phase: Phase,
-    *,
-    limit: Limit | None,
-    reason: str,
+    state: PanelState, event: Wait, phase: Phase, *, limit: Limit | None, reason: str
 ) -> PanelState:
     # A cooldown that is announced again with a later end is still the same wait: its start stays.
     started_at = state.phase_started_at if state.phase == phase else event.at
