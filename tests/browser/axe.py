@@ -1,4 +1,4 @@
-"""What axe-core finds wrong with a part of a page."""
+"""The accessibility violations that axe-core finds in a part of a page."""
 
 from __future__ import annotations
 

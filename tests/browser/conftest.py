@@ -1,7 +1,7 @@
 """One JupyterLab and one Chromium for these tests; a page of its own for each.
 
-Playwright keeps an event loop running in this thread: it ends with this package, so that others can
-have theirs.
+Playwright keeps an event loop running in this thread. It ends with this package, so that other
+tests can have their own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A JupyterLab that knows nothing of its user's files."""
+    """A JupyterLab without access to the files of its user."""
     from tests.browser.lab import serve
 
     with serve(tmp_path_factory.mktemp("lab")) as lab:
@@ -52,7 +52,7 @@ def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def page(chromium: Browser, lab: Lab) -> Iterator[Page]:
-    """A fresh page, of a browser that remembers nothing."""
+    """A new page in a new browser context."""
     context = chromium.new_context(viewport={"width": 1100, "height": 900})
     context.set_default_timeout(15_000)
     yield context.new_page()

@@ -1,4 +1,4 @@
-"""A JupyterLab of our own, and a notebook in it: what the tests in a browser stand on."""
+"""A JupyterLab server and a notebook in it, for the tests in a browser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _READY = """(path) => {
 }"""
 
 
-# What only the page itself can time: each reading of the countdown, the last click, the cell's end.
+# Only the page can time these: each reading of the countdown, the last click, the end of the cell.
 _TIMELINE = """() => {
   const timeline = { readings: [], clicked: 0, ended: 0 };
   const look = () => {
@@ -64,7 +64,7 @@ _TIMELINE = """() => {
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """A running server: where it is, its token, and the folder that it shows."""
+    """A running server: its address, its token, and the folder that it shows."""
 
     url: str
     token: str
@@ -79,7 +79,7 @@ class Lab:
         return path
 
     def add_kernel(self, name: str, packages: Path) -> str:
-        """Make known a kernel that takes the packages in that folder first; return its name."""
+        """Add a kernel that imports packages from that folder first; return its name."""
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         path = os.pathsep.join([str(packages), str(REPOSITORY)])
         spec = {"argv": command, "display_name": name, "language": "python"}
@@ -89,7 +89,7 @@ class Lab:
         return name
 
     def shut_down_kernels(self) -> None:
-        """End every kernel, so that one test leaves the next an idle machine."""
+        """End every kernel, so that the next test finds an idle machine."""
         for session in json.loads(self._call("GET", "api/sessions")):
             self._call("DELETE", f"api/sessions/{session['id']}")
 
@@ -147,7 +147,7 @@ def serve(root: Path) -> Iterator[Lab]:
         f"--IdentityProvider.token={lab.token}",
         "--ServerApp.jpserver_extensions={'jupyterlab': True, 'notebook': True}",
         "--JupyterNotebookApp.expose_app_in_browser=True",
-        # A fifth of the usual: what a fast machine meets is met on a slow one, too.
+        # A fifth of the default, so that a slow machine reaches it as well.
         "--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=200",
         "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -214,7 +214,7 @@ class Notebook:
         return self
 
     def reload(self) -> None:
-        """Load the page again, and wait until the kernel has ended what it was at."""
+        """Load the page again, and wait until the kernel is idle."""
         self.page.once("dialog", lambda dialog: dialog.accept())
         self.page.reload()
         self.page.wait_for_function(_READY, arg=self.name, timeout=40_000)
@@ -233,25 +233,25 @@ class Notebook:
         )
 
     def deselect(self) -> None:
-        """Make the first cell the active one, so that no other wears its tools."""
+        """Make the first cell the active one, so that no other shows its toolbar."""
         self.page.evaluate(f"() => {{ {_NOTEBOOK} nb.content.activeCellIndex = 0; }}")
 
     def wait(self) -> None:
-        """Wait until the cell that was started last has ended, well or not.
+        """Wait until the cell that was started last has ended, with or without an error.
 
         The kernel's status cannot tell: a click that a subshell serves makes it look idle.
         """
         self.page.wait_for_function("() => window.timeline.ended", timeout=30_000)
 
     def until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
-        """Wait until something outside of the page holds."""
+        """Wait until a condition outside of the page is true."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "it did not come to hold"
+            assert time.monotonic() < end, "the condition did not become true"
             self.page.wait_for_timeout(20)
 
     def readings(self) -> list[tuple[float, float]]:
-        """Return what the countdown has read: instants of `BootClock`, and seconds left."""
+        """Return the readings of the countdown: instants of `BootClock`, and seconds left."""
         readings = self.page.evaluate("() => window.timeline.readings")
         booted = time.time() - BootClock().now()
         return [(at / 1000 - booted, left) for at, left in readings]
@@ -279,7 +279,7 @@ class Notebook:
 
     @property
     def trusted(self) -> bool:
-        """Whether the front end renders its outputs without suspicion."""
+        """Whether the front end trusts all outputs."""
         trusted: bool = self.page.evaluate(
             f"() => {{ {_NOTEBOOK} return nb.content.widgets.every((c) => c.model.trusted); }}"
         )
@@ -299,7 +299,7 @@ class Notebook:
         self.panel.screenshot(path=path)
 
     def use_theme(self, name: str) -> None:
-        """Change Lab's theme: ``JupyterLab Light`` or ``JupyterLab Dark``."""
+        """Change the theme of JupyterLab: ``JupyterLab Light`` or ``JupyterLab Dark``."""
         self.page.evaluate(
             "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name
         )

@@ -1,4 +1,4 @@
-"""Play the events of a request on a panel, in real time, and block as a magic would."""
+"""Play the events of a request on a panel, in real time, and block the cell as the magic does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def delta(text: str, after: float = 0.0, *, reasoning: bool = False) -> Step:
 def play(
     steps: Iterable[Step], *, buttons: tuple[ActionName, ...] = ("cancel", "retry", "park")
 ) -> list[str]:
-    """Play `steps` and block; return the names of the buttons that were pressed meanwhile."""
+    """Play `steps` and block; return the names of the buttons that were pressed."""
     clock, pressed, cancelled = BootClock(), [], threading.Event()
 
     def act(name: str) -> None:
