@@ -87,7 +87,7 @@ class CodexMagics(Magics):
             prompt.text,
             session.settings,
             replace(
-                options.request_options(chosen, output),
+                output.request,
                 thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
                 images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
             ),

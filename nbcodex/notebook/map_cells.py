@@ -52,8 +52,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     names = session.shell.user_ns
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    output = cell_options.output_spec(chosen, names)
-    request = cell_options.request_options(chosen, output).given()
+    request = cell_options.output_spec(chosen, names).request.given()
     request["images"] = images_of(chosen.image, session.shell)
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)

@@ -1,7 +1,7 @@
 """The options of a `%%codex` cell: parsing its first line, and what the answer's format needs.
 
-Owns the option names, their help, and the checks that need no other package. A new option of a
-request is a line in `_OPTIONS` and one in `request_options`.
+Owns the option names, their help, and their checks. An option in `_OPTIONS` that is named as a
+field of `RequestOptions` reaches the request without further code here.
 """
 
 from __future__ import annotations
@@ -290,23 +290,20 @@ def check_provider(model: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """The format of a cell's answer, and what has to be sent so that the answer has it.
+    """The format of a cell's answer, and the request options that make the answer fit it.
 
     Parameters
     ----------
     format : Format
         The format in which the answer is shown.
-    system, params, api, schema
-        As `build_request` takes them.
+    request : RequestOptions
+        All options of the cell's request.
     notes : tuple of str
         Shown beside the figures.
     """
 
     format: Format
-    system: str | None
-    params: Mapping[str, Any] | None
-    api: str | None
-    schema: Schema | None
+    request: RequestOptions
     notes: tuple[str, ...] = ()
 
 
@@ -325,38 +322,24 @@ def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:
         raise UsageError(
             f"%%codex: --schema makes JSON, which -f {format_} cannot show: drop one of them"
         )
-    params, api = chosen.params, chosen.api
-    if format_ == "image":
-        if api == "chat":
-            raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
-        params, api = {**request_body.image_generation_params(), **(params or {})}, "responses"
     # A schema says more about the answer than the format's instructions.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
+    arguments = vars(chosen) | {
+        "system": "\n\n".join(filter(None, (chosen.system, instructions))) or None,
+        "schema": schema or (ANY_JSON if format_ == "json" else None),
+        "reuse": chosen.reuse or None,  # if it is not given, `Codex.reuse` decides
+    }
+    if format_ == "image":
+        if chosen.api == "chat":
+            raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
+        arguments["api"] = "responses"
+        arguments["params"] = request_body.image_generation_params() | (chosen.params or {})
     return OutputSpec(
         format=format_,
-        system="\n\n".join(filter(None, (chosen.system, instructions))) or None,
-        params=params,
-        api=api,
-        schema=schema or (ANY_JSON if format_ == "json" else None),
+        # Options of equal names are passed on as they are.
+        request=RequestOptions.from_arguments(arguments),
         # A background thread cannot insert a cell: IPython would put it below any other one.
         notes=(_INSERT_HINT,) if format_ == "code" and chosen.background else (),
-    )
-
-
-def request_options(chosen: Namespace, output: OutputSpec) -> RequestOptions:
-    """Return a cell's options of a request."""
-    return RequestOptions(
-        model=chosen.model,
-        system=output.system,
-        max_output=chosen.max_output,
-        effort=chosen.effort,
-        params=output.params,
-        patience=chosen.patience,
-        api=output.api,
-        api_base=chosen.api_base,
-        schema=output.schema,
-        reuse=chosen.reuse or None,  # not given: as `Codex.reuse` says
-        durable=chosen.durable,
     )
 
 
