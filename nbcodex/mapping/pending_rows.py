@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nbcodex.errors import AnswerError, BudgetError, NbcodexError, ParkedError, TransientError
 from nbcodex.events import Ending, Event, Failed, Finished, Parked
 from nbcodex.models import NO_USAGE, Reply, Request
-from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.answers import CompletedAnswer, judge
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests import structured_output
@@ -164,7 +164,7 @@ def parked_ending(request: Request, why: str, *, clock: Clock, attempts: int = 0
 
 def _parse(request: Request, answer: CompletedAnswer) -> object:
     """Return the object that a schema asks for. There is no second round, unlike live requests."""
-    structured_output.check_not_withheld(answer)
+    judge(answer)
     if request.schema is None:
         return None
     try:

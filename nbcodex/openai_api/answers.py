@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.errors import shorten
-from nbcodex.models import Image, LimitSnapshot, StreamPosition, Usage
+from nbcodex.errors import AnswerError, shorten
+from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, StreamPosition, Usage
+from nbcodex.openai_api import dialects
 from nbcodex.openai_api.redaction import Redactor
 
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
+
+# Values of `cut`, besides CONTENT_FILTER and endings that are not known.
+MAX_OUTPUT, TOOL_CALLS = "max_output_tokens", "tool_calls"
 
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
 # ResponseReasoningItemParam).
@@ -81,6 +85,8 @@ class CompletedAnswer:
         The pictures that the model made.
     refused : bool
         Whether the model refused to answer.
+    tool_calls : tuple of str
+        The names of the functions that the model asked to call.
     simulated : bool
         Whether a batch file came from the simulator; for a stream, `ResponseStarted` says so.
     """
@@ -94,6 +100,7 @@ class CompletedAnswer:
     images: tuple[Image, ...] = ()
     refused: bool = False
     simulated: bool = False
+    tool_calls: tuple[str, ...] = ()
 
 
 # A `StreamPosition` says where a durable answer continues, after all text that was yielded before
@@ -116,6 +123,24 @@ class RawAnswer:
     reasoning: list[dict[str, Any]] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     refused: bool = False
+    tool_calls: list[str] = field(default_factory=list)
+
+    def end(self, reason: str) -> bool:
+        """Note how the server says that the answer ended; return False if that is a failure."""
+        name = dialects.normal_ending(reason)
+        if name in dialects.FAILED_ENDINGS:
+            return False
+        if self.cut:  # the first ending counts
+            return True
+        if name in dialects.MAX_OUTPUT_ENDINGS:
+            self.cut = MAX_OUTPUT
+        elif name in dialects.FILTER_ENDINGS:
+            self.cut = CONTENT_FILTER
+        elif name in dialects.TOOL_ENDINGS:
+            self.cut = TOOL_CALLS
+        elif name not in dialects.NORMAL_ENDINGS:
+            self.cut = shorten(reason, 100)
+        return True
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
@@ -128,7 +153,48 @@ class RawAnswer:
             reasoning=tuple(_returnable_reasoning(self.reasoning, redactor)),
             images=tuple(self.images),
             refused=self.refused,
+            tool_calls=tuple(redactor.clean(name) for name in self.tool_calls),
         )
+
+
+def judge(answer: CompletedAnswer) -> None:
+    """Raise an AnswerError unless an answer that has ended is a success.
+
+    The only place that decides this, for both APIs: a success is not empty, and was ended by the
+    model or cut by the output limit. Broken and failed answers never get here; they are retried.
+    What is refused here was generated and is charged: the same request would end the same way.
+    """
+    is_empty = not (answer.text.strip() or answer.images)
+    if answer.cut == TOOL_CALLS or (answer.tool_calls and is_empty):
+        names = shorten(", ".join(answer.tool_calls) or "a function", 100)
+        raise AnswerError(
+            f"The model asked to call {names} instead of answering; nothing was called.",
+            advice="nbcodex does not call functions: leave out the tools, or tool_choice.",
+        )
+    if answer.cut == CONTENT_FILTER:
+        part = "the answer" if is_empty else "the rest of the answer"
+        raise AnswerError(
+            f"The provider's content filter withheld {part}.", advice="Rephrase the prompt."
+        )
+    if answer.cut not in (None, MAX_OUTPUT):
+        raise AnswerError(
+            f'The answer ended with "{answer.cut}", which is not known as a complete ending.',
+            advice="The text so far is kept; the server's log may say why it ended.",
+        )
+    if not is_empty:
+        return
+    if answer.cut == MAX_OUTPUT:
+        output, reasoning = answer.usage.output_tokens, answer.usage.reasoning_tokens
+        count = f"{output:,} output tokens" if output else "output tokens"
+        where = "went into reasoning" if reasoning or output else "were used up"
+        raise AnswerError(
+            f"The answer is empty: the {count} {where}.",
+            advice="Raise --max-output, or lower --effort.",
+        )
+    raise AnswerError(
+        "The answer is empty: the model ended it without any text.",
+        advice="Send it again, or change the prompt; --effort and --max-output can matter, too.",
+    )
 
 
 def _returnable_reasoning(
@@ -197,6 +263,21 @@ def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the objects in a list member; other elements are left out."""
     found = payload.get(name)
     return [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+
+
+def is_error_object(payload: Mapping[str, Any]) -> bool:
+    """Whether an object of a successful response describes an error after all.
+
+    OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462).
+    """
+    if payload.get("type") == "error":
+        return True
+    return any(value for name, value in payload.items() if name.startswith(("error", "Error")))
+
+
+def failed_ending(reason: str) -> dict[str, Any]:
+    """Return the error object for an ending that says that the answer failed."""
+    return {"error": {"message": f'the server ended the answer with "{shorten(reason, 100)}"'}}
 
 
 def json_object(data: str) -> dict[str, Any]:

@@ -6,9 +6,11 @@ an error comes from a server: it is cut, cleaned of our secrets and put on one p
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +28,7 @@ from nbcodex.errors import (
     TransportError,
     shorten,
 )
-from nbcodex.models import Limit
+from nbcodex.models import DAY, Limit
 from nbcodex.openai_api import dialects, rate_limits
 from nbcodex.openai_api.rate_limits import MAX_MESSAGE_CHARS, Headers
 
@@ -64,9 +66,14 @@ class ErrorInfo:
 
     status: int | None = None  # of HTTP, or what a gateway writes in its place
     code: str = ""
-    kind: str = ""  # the error's `type`
+    kind: str = ""  # the error's `type`, or Google's `status`
     message: str = ""
+    param: str = ""
     is_page: bool = False  # a web page instead of JSON
+    limit: Limit | None = None  # from structured details
+    wait: float | None = None
+    is_google: bool = False
+    headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
     @property
     def codes(self) -> set[str]:
@@ -90,6 +97,8 @@ class ErrorInfo:
         status = f" (HTTP {self.status})" if self.status is not None else ""
         stated = "it sent a web page instead of an answer" if self.is_page else self.message
         stated = stated or self.code or self.kind
+        if self.param and self.param not in stated:
+            stated = f"{stated.rstrip('.')} (parameter {self.param!r})"
         stop = "" if stated.endswith((".", "!", "?")) else "."
         return shorten(f"{words}{status}: {stated}{stop}" if stated else f"{words}{status}.")
 
@@ -107,6 +116,10 @@ def from_status(
     if 300 <= status < 400:
         return _redirected(clean(headers.get("location", "")), status)
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    # Some servers frame the body of a refusal as the stream that was asked for.
+    if text.lstrip().startswith(("data:", "event:")):
+        lines = (line.removeprefix("data:").strip() for line in text.splitlines()[:20])
+        text = next((line for line in lines if line.startswith(("{", "["))), text)
     try:
         payload: object = json.loads(text)
     except (ValueError, RecursionError):
@@ -131,6 +144,9 @@ def from_exception(
     import httpx2
     import openai
 
+    # An error of our own in a hook of the HTTP library: the SDK wraps it.
+    if isinstance(error.__cause__, NbcodexError) and isinstance(error, openai.APIConnectionError):
+        return error.__cause__
     match error:
         case NbcodexError():
             return error
@@ -203,26 +219,74 @@ def invalid_json() -> ServerError:
 
 
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
-    """Find code, type and message in any of the shapes that servers use."""
-    if isinstance(payload, list) and payload:
+    """Find code, type, message and details in any of the shapes that servers use."""
+    if isinstance(payload, list) and payload:  # Gemini
         payload = payload[0]
-    if isinstance(payload, str):
-        is_page = payload.lstrip("\ufeff \t\r\n")[:1] == "<"
-        message = "" if is_page else _line(payload, clean)
-        return ErrorInfo(status=status, message=message, is_page=is_page)
-    details = _error_part(payload)
+    details = payload if isinstance(payload, str) else _error_part(payload)
     if isinstance(details, str):
-        return ErrorInfo(status=status, message=_line(details, clean))
-    code = _line(details.get("code"), clean)[:100]
-    stated = details.get("message") or details.get("detail") or details.get("msg")
+        is_page = details.lstrip("\ufeff \t\r\n")[:1] == "<"
+        message = "" if is_page else _line(details, clean)
+        return ErrorInfo(status=status, message=message, is_page=is_page)
+    code = _line(_first(details, "code", "error_code"), clean)[:100]
+    kind = _line(_first(details, "type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
-    return ErrorInfo(
+    limit, wait = rate_limits.limit_in_google_details(details.get("details"))
+    info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
-        kind=_line(details.get("type"), clean)[:100],
-        message=_line(stated, clean),
+        kind=kind,
+        message=_line(
+            _first(details, "message", "detail", "msg", "error_msg", "error_message", "text"), clean
+        ),
+        param=_line(details.get("param"), clean)[:100],
+        limit=limit,
+        wait=wait,
+        is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
+    metadata = details.get("metadata")
+    return _behind_gateway(info, metadata, clean) if isinstance(metadata, dict) else info
+
+
+def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
+    """Return OpenRouter's error with what the provider behind it said.
+
+    ``raw`` is the provider's body, as text or as JSON in text (cline #813); ``headers`` are those
+    of OpenRouter's own limits (openclaude #936).
+    """
+    headers = metadata.get("headers")
+    if isinstance(headers, dict):
+        lower = {str(n).lower(): _line(v, clean) for n, v in list(headers.items())[:50]}
+        info = replace(info, headers=lower)
+    raw = metadata.get("raw")
+    if isinstance(raw, str) and raw.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            raw = json.loads(raw)
+    if not raw:
+        return info
+    inner = _describe(raw, clean)
+    provider = _line(metadata.get("provider_name"), clean)[:60]
+    status = info.status
+    # As HTTP 400, too, although the provider is only busy.
+    if status == 400 and (inner.status == 429 or _sounds_temporary(inner.message)):
+        status = 429
+    return replace(
+        inner,
+        status=status,
+        message=f"{provider}: {inner.message}" if provider else inner.message,
+        code=inner.code or info.code,
+        headers=info.headers,
+    )
+
+
+def _sounds_temporary(message: str) -> bool:
+    lower = message.lower()
+    words = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
+    return any(w in lower for w in words) or rate_limits.wait_in_message(message) is not None
+
+
+def _first(details: Mapping[str, Any], *names: str) -> object:
+    return next((details[name] for name in names if details.get(name)), None)
 
 
 def _error_part(payload: object) -> Mapping[str, Any] | str:
@@ -231,24 +295,36 @@ def _error_part(payload: object) -> Mapping[str, Any] | str:
         if not isinstance(payload, dict):
             break
         inner = payload.get("error") or payload.get("response")
+        if isinstance(inner, list) and inner:
+            inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
             return payload
+        if isinstance(inner, str) and _first(payload, "message", "detail"):
+            return payload  # the HTTP library's name of the status (FastAPI, Spring)
         payload = inner
     return payload if isinstance(payload, dict | str) else {}
 
 
 def _line(value: object, clean: CleanText) -> str:
     """Return a value of any type on one line, cut before anything expensive is done."""
+    if isinstance(value, dict):  # Mistral: {"detail": [...]}
+        value = _first(value, "detail", "message", "msg")
     if value is None or isinstance(value, dict | bool):
         return ""
-    if isinstance(value, list):  # FastAPI's validation errors (vLLM)
-        entries = (f"{v.get('msg')}: {v.get('loc')}" for v in value if isinstance(v, dict))
-        value = str(next(entries, ""))
+    if isinstance(value, list):  # validation errors of FastAPI and pydantic (vLLM, Mistral)
+        entries = (entry for entry in value[:3] if isinstance(entry, dict))
+        value = "; ".join(f"{_place(entry.get('loc'))}{entry.get('msg')}" for entry in entries)
     if isinstance(value, int) and abs(value) > 2**63:
         return ""  # its digits alone could take minutes to compute
     # A cut through a secret would leave half of it: clean far beyond what can be shown.
     text = clean(str(value)[:MAX_ERROR_BODY_CHARS])
     return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
+
+
+def _place(loc: object) -> str:
+    """Return ``temperature: `` for the place ``["body", "temperature"]``."""
+    names = [str(part) for part in loc if part != "body"] if isinstance(loc, list) else []
+    return f"{'.'.join(names)}: " if names else ""
 
 
 # What it means.
@@ -261,29 +337,40 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     must never be retried.
     """
     codes, status, lower = info.codes, info.status, info.message.lower()
-    if codes & dialects.QUOTA_CODES or status == 402:
-        return _permanent(QuotaError, info, "The account has no credit left")
-    limit = rate_limits.limit_in_message(info.message, kind=info.kind)
+    if status is not None and status >= 500 and codes & dialects.WRAPPED_REQUEST_CODES:
+        status = 400
+    headers = {**headers, **info.headers} if info.headers else headers
+    limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
+    wait = (
+        rate_limits.wait_in_headers(headers, wall=wall)
+        or info.wait
+        or rate_limits.wait_in_message(info.message, wall=wall)
+    )
     is_refusal = status == 429 or bool(codes & dialects.LIMIT_CODES)
+    # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
+    # shows that waiting helps.
+    is_quota = any(p in lower for p in dialects.QUOTA_PHRASES) and not (wait or limit.limit)
+    if codes & dialects.QUOTA_CODES or status == 402 or (is_refusal and is_quota):
+        return _quota_error(info, wall)
     # A 5xx page can talk about a context window that has nothing to do with the request.
     says_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)
     if says_too_large or codes & dialects.TOO_LARGE_CODES or status == 413:
         return _too_large(info, limit)
     if is_refusal and limit.limit and limit.requested and limit.requested > limit.limit:
         return _too_large(info, limit)
+    if is_refusal and limit.limit == 0:
+        return QuotaError(
+            info.sentence("The plan does not include this model: its limit is 0"),
+            advice="Choose another model (`%codex models`), or a plan that includes this one.",
+        )
     if codes & dialects.MODEL_CODES:
         return _permanent(ModelError, info, "The server does not have this model")
-    wait = rate_limits.wait_in_headers(headers, wall=wall) or rate_limits.wait_in_message(
-        info.message
-    )
     # Before limits: overload also arrives as 429, and closes no limit of this account.
-    if codes & dialects.OVERLOADED_CODES or status in {503, 529}:
+    if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529}:
         message = info.sentence("The server is overloaded")
         return OverloadedError(message, advice=_ADVICE[OverloadedError], wait=wait)
     if is_refusal:
-        wait = wait or rate_limits.computed_wait(limit)
-        message = _limit_message(info, limit)
-        return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
+        return _limit_error(info, limit, wait, headers, wall)
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
         return _permanent(CredentialsError, info, "The server does not accept the key")
     # After the models: without a code, a 404 can also mean a wrong base URL.
@@ -301,6 +388,39 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.refused = status in {500, 501}
     return failure
+
+
+def _limit_error(
+    info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
+) -> LimitError:
+    """Return the error of a rate limit, completed from the headers where the body is silent."""
+    exhausted = rate_limits.exhausted_limit(headers, wall=wall)
+    if exhausted and limit.limit is None:
+        resource, window = limit.resource or exhausted.resource, limit.window or exhausted.window
+        bound, remaining = exhausted.limit, exhausted.remaining
+        used = None if bound is None or remaining is None else max(0.0, bound - remaining)
+        limit = replace(limit, resource=resource, window=window, limit=bound, used=used)
+    wait = wait or rate_limits.computed_wait(limit)
+    if exhausted and wait is None:
+        wait = rate_limits.clamp_wait(exhausted.reset_in)
+    if info.is_google and limit.window == DAY:
+        wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
+    message = _limit_message(info, limit)
+    return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
+
+
+def _quota_error(info: ErrorInfo, wall: float) -> QuotaError:
+    """Return the error of billing: credit, or a spend limit, which resets each month."""
+    code = next((code for code in info.codes if code in dialects.QUOTA_TEXTS), None)
+    if code is None:
+        error = _permanent(QuotaError, info, "The account has no credit left")
+        assert isinstance(error, QuotaError)  # noqa: S101 - as asked
+        return error
+    words, advice = dialects.QUOTA_TEXTS[code]
+    today = datetime.fromtimestamp(wall, UTC)
+    year, month = divmod(today.year * 12 + today.month, 12)
+    reset = datetime(year, month + 1, 1, tzinfo=UTC)
+    return QuotaError(info.sentence(words), advice=advice.format(reset=f"1 {reset:%B} (UTC)"))
 
 
 def _permanent(kind: type[Any], info: ErrorInfo, words: str) -> NbcodexError:

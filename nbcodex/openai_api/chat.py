@@ -8,16 +8,14 @@ from nbcodex.models import StreamPosition
 from nbcodex.openai_api.answers import (
     RawAnswer,
     dict_items,
+    failed_ending,
+    is_error_object,
     json_object,
     name_value,
     read_usage,
     text_value,
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
-
-# OpenAI ends with "stop"; the others are endings of compatible servers (TGI, Anthropic's endpoint).
-_NORMAL_ENDINGS = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
-_CUT_REASONS = {"length": "max_output_tokens", "max_tokens": "max_output_tokens"}
 
 
 class ChatReader:
@@ -27,15 +25,22 @@ class ChatReader:
         self.answer = RawAnswer()
         self.mark: StreamPosition | None = None  # only the Responses API has durable answers
         self.is_complete = self.is_closed = False
+        self._unrecognized: dict[str, Any] | None = None
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that a chunk adds."""
         if data == "[DONE]":
-            self.is_complete = self.is_closed = True
+            # It ends the stream, not the answer: llama-cpp-python sends it when another request
+            # interrupts this one. Only a finish_reason makes an answer complete.
+            self.is_closed = True
+            if self._unrecognized and not self.is_complete:
+                raise AnswerFailedError(self._unrecognized)
             return "", ""
         chunk = json_object(data)
-        if chunk.get("error") or name == "error" or chunk.get("type") == "error":
+        if is_error_object(chunk) or name == "error":
             raise AnswerFailedError(chunk)
+        if "choices" not in chunk and "usage" not in chunk:
+            self._unrecognized = chunk
         answer = self.answer
         if answer.model is None:
             answer.model = name_value(chunk.get("model"))
@@ -53,7 +58,7 @@ class ChatReader:
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read a completion that came in one piece."""
         choices = dict_items(payload, "choices")
-        if payload.get("error") or not choices:
+        if is_error_object(payload) or not choices:
             raise AnswerFailedError(payload)
         self.answer.model = name_value(payload.get("model"))
         self.answer.response_id = name_value(payload.get("id"))
@@ -62,15 +67,23 @@ class ChatReader:
         self.is_complete = self.is_closed = True
 
     def _read_choice(self, choice: dict[str, Any], member: str) -> tuple[str, str]:
+        # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
+        if is_error_object(choice):
+            raise AnswerFailedError(choice)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
+            if not self.answer.end(reason):
+                raise AnswerFailedError(failed_ending(reason))
             # Usage may still follow, so this completes the answer but does not close the stream.
             self.is_complete = True
-            if reason not in _NORMAL_ENDINGS:
-                self.answer.cut = _CUT_REASONS.get(reason) or name_value(reason)
         delta = choice.get(member)
         if not isinstance(delta, dict):
             return "", ""
+        # The older `function_call` has the same members as a call's `function`.
+        for call in [*dict_items(delta, "tool_calls"), {"function": delta.get("function_call")}]:
+            function = call.get("function")
+            if isinstance(function, dict) and (called := name_value(function.get("name"))):
+                self.answer.tool_calls.append(called)
         refusal = text_value(delta.get("refusal"))
         self.answer.refused |= bool(refusal)
         # DeepSeek and vLLM send `reasoning_content`, OpenRouter and Ollama `reasoning`.

@@ -16,7 +16,32 @@ QUOTA_CODES = {
     "billing_not_active",
     "insufficient_balance",  # DeepSeek, with HTTP 402
     "account_deactivated",
+    "credit_balance_exhausted",  # this and the next three are OpenAI's of 2026, with any `type`
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
 }
+
+# What happened and what to do, for the codes of OpenAI's guide "Error codes" that are not about
+# credit. {reset} is the first day of the next month, when a monthly limit begins anew.
+_LIMITS_PAGE = "platform.openai.com/settings/organization/limits"
+QUOTA_TEXTS = {
+    "organization_spend_limit_exceeded": (
+        "The organization's monthly spend limit is reached",
+        f"An owner can raise it at {_LIMITS_PAGE}; it resets on {{reset}}.",
+    ),
+    "project_spend_limit_exceeded": (
+        "The project's monthly spend limit is reached",
+        "Raise it in the project's limits at platform.openai.com/settings, or use another project "
+        "(OPENAI_PROJECT_ID); it resets on {reset}.",
+    ),
+    "organization_usage_limit_exceeded": (
+        "The organization's monthly usage limit is reached",
+        f"Ask for a higher usage tier at {_LIMITS_PAGE}; it resets on {{reset}}.",
+    ),
+}
+# LiteLLM's provider budgets, and a quota behind a proxy that changes code and type.
+QUOTA_PHRASES = ("crossed budget", "exceeded budget", "exceeded your current quota")
 TOO_LARGE_CODES = {
     "context_length_exceeded",
     "exceed_context_size_error",  # llama.cpp
@@ -35,6 +60,8 @@ OVERLOADED_CODES = {
     "overloaded",
     "overloaded_error",  # Anthropic, with HTTP 529
     "engine_overloaded",
+    "capacity_exceeded",  # Groq's flex tier, with HTTP 498
+    "unavailable",  # Google's `status`
     "service_unavailable",
     "service_unavailable_error",
 }
@@ -43,6 +70,7 @@ LIMIT_CODES = {
     "rate_limit_error",  # Anthropic
     "rate_limit_reached",
     "ratelimitreached",
+    "resource_exhausted",  # Google's `status`
     "too_many_requests",
     "toomanyrequests",
     "tokens",  # OpenAI's `type` names the resource
@@ -53,10 +81,30 @@ CREDENTIALS_CODES = {
     "authentication_error",
     "permission_error",
     "permission_denied",
+    "unauthenticated",  # Google's `status`
 }
-REQUEST_CODES = {"invalid_request_error", "invalid_prompt", "content_filter", "bad_request"}
+REQUEST_CODES = {
+    "invalid_request_error",
+    "invalid_prompt",
+    "content_filter",
+    "bad_request",
+    "invalid_argument",  # Google's `status`
+    "extra_forbidden",  # pydantic (Mistral, vLLM)
+}
 REQUEST_CODE_PREFIXES = ("invalid_", "unsupported_", "image_", "empty_image", "missing_")
 REQUEST_CODE_SUFFIXES = ("_policy", "policy_violation")
+
+# Codes that make an error the request's own fault even under HTTP 5xx: relays wrap a 400 of the
+# provider as 500 (claude-code-router #849).
+WRAPPED_REQUEST_CODES = {
+    "invalid_request_error",
+    "unsupported_value",
+    "unsupported_parameter",
+    "unknown_parameter",
+    "invalid_value",
+    "invalid_type",
+    "missing_required_parameter",
+}
 
 # Phrases of messages whose code does not say that the request is too large.
 TOO_LARGE_PHRASES = (
@@ -80,3 +128,75 @@ UNSUPPORTED_PHRASES = (
     "not allowed",
     "extra_forbidden",
 )
+
+# How servers say, sometimes with HTTP 200, that an address is not one of their API's: LM Studio
+# (lmstudio-bug-tracker #618), Ollama, FastAPI, Express.
+NO_SUCH_CALL_PHRASES = ("unexpected endpoint or method", "404 page not found", "cannot post /")
+
+# The words of rate-limit headers. Names are split at hyphens: ``x-ratelimit-limit-tokens-minute``
+# (Cerebras), ``anthropic-ratelimit-input-tokens-reset``, ``x-ratelimit-remaining-req-minute``
+# (Mistral), ``x-ratelimit-reset-requests-1h``, ``ratelimit-limit`` (IETF draft, Telnyx). What is in
+# none of these tables ("project", "input") tells limits of one resource apart.
+HEADER_FIGURES = {"limit", "remaining", "reset", "used"}
+HEADER_RESOURCES = {
+    "requests": "requests",
+    "request": "requests",
+    "req": "requests",
+    "tokens": "tokens",
+    "token": "tokens",
+}
+WINDOWS_S = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86_400.0),
+}
+
+# Values of `finish_reason` (Chat) and of `incomplete_details.reason` (Responses), in lower case and
+# without the prefix that Google's enum has, by what they mean.
+NORMAL_ENDINGS = {
+    "stop",
+    "eos",  # TGI, together with eos_token
+    "eos_token",
+    "end",
+    "end_turn",  # Anthropic
+    "stop_sequence",
+    "complete",  # Cohere
+    "completed",
+}
+MAX_OUTPUT_ENDINGS = {
+    "length",
+    "max_tokens",  # Anthropic, Gemini
+    "max_output_tokens",
+    "max_completion_tokens",
+    "max_new_tokens",
+    "model_length",  # Mistral: the context window is full
+    "token_limit",
+}
+FILTER_ENDINGS = {
+    "content_filter",
+    "content_filtered",
+    "safety",  # this and the next four are Gemini's
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+    "sensitive",  # GLM
+}
+TOOL_ENDINGS = {"tool_calls", "tool_call", "tool_use", "function_call"}
+FAILED_ENDINGS = {
+    "error",  # OpenRouter, in mid-answer with HTTP 200 (CherryHQ/cherry-studio #16079)
+    "abort",  # vLLM and SGLang, when the request is evicted
+    "aborted",
+    "cancelled",
+    "canceled",
+    "failed",
+    "insufficient_system_resource",  # DeepSeek
+    "network_error",  # GLM
+    "timeout",
+}
+
+
+def normal_ending(reason: str) -> str:
+    """Return an ending as it is compared: ``FINISH_REASON_STOP`` and ``STOP`` are ``stop``."""
+    return reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from typing import cast
+from typing import Any, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
-from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
+from nbcodex.models import DAY, Limit, LimitReading, LimitSnapshot, Resource
+from nbcodex.openai_api.dialects import HEADER_FIGURES, HEADER_RESOURCES, WINDOWS_S
 
 Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
 
@@ -41,15 +44,35 @@ _MODEL = re.compile(
     re.IGNORECASE,
 )
 _PER_WINDOW = re.compile(
-    r"(tokens?|requests?|calls?) per (?:1 )?(second|sec|minute|min|hour|day)\b", re.IGNORECASE
+    r"(tokens?|requests?|calls?|models?)[ -]per[ -](?:1 )?(second|sec|minute|min|hour|day)\b",
+    re.IGNORECASE,
 )
 _ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")
 _RESOURCE = re.compile(r"\b(token|request|call)s? (?:rate )?limit", re.IGNORECASE)
 _FIGURE = re.compile(
     r"\b(limit|used|current|requested):?\s{1,3}(\d[\d,]{0,18}(?:\.\d{1,9})?)", re.IGNORECASE
 )
-_RESOURCES = {"t": "tokens", "r": "requests", "c": "requests"}
-_WINDOWS_S = {"s": 1.0, "m": MINUTE, "h": 3600.0, "d": DAY}
+_RESOURCES = {
+    "t": "tokens",
+    "r": "requests",
+    "c": "requests",
+    "m": "requests",
+}  # models: OpenRouter
+
+# LiteLLM: "current rpm: 1, rpm limit: 15, current tpm: 12260, tpm limit: 5000" (litellm #13898) and
+# "Limit type: requests. Current limit: 3, Remaining: 0. Limit resets at: 2026-11-30 08:00:00 UTC".
+_CURRENT = re.compile(r"\bcurrent ([rt])p([smhd]): (\d{1,15})", re.IGNORECASE)
+_CURRENT_LIMIT = re.compile(r"\b([rt])p([smhd]) limit: (\d{1,15})", re.IGNORECASE)
+_LIMIT_TYPE = re.compile(r"\blimit type: (tokens|requests)\b", re.IGNORECASE)
+_RESETS_AT = re.compile(r"\bresets at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE)
+# Google: "Quota exceeded for metric: x/free_tier_requests, limit: 0, model: m", and the id
+# "GenerateRequestsPerDayPerProjectPerModel-FreeTier".
+_METRIC = re.compile(r"\bmetric: [\w./-]{0,200}?(request|token)", re.IGNORECASE)
+_QUOTA_ID = re.compile(r"(request|token)[a-z]{0,20}?per(second|minute|hour|day)", re.IGNORECASE)
+
+_SUFFIXED_WINDOW = re.compile(r"(\d{0,6})([a-z]+)")
+_POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants, not durations
 
 
 # Numbers and durations.
@@ -91,11 +114,26 @@ def clamp_wait(seconds: float | None) -> float | None:
 def _parse_date(text: str | None) -> float | None:
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
-    try:
-        moment = parsedate_to_datetime(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, OverflowError, OSError, IndexError):
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            moment = parse(text.strip().replace(" UTC", "Z"))
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, TypeError, OverflowError, OSError, IndexError):
+            continue
+    return None
+
+
+def parse_reset(text: str | None, now: float) -> float | None:
+    """Return the seconds until a reset: a duration, an epoch in s or ms, an ISO or HTTP date."""
+    if not text or len(text) > _MAX_VALUE_CHARS:
         return None
+    seconds = parse_duration(text)
+    if seconds is None:
+        moment = _parse_date(text)
+        return None if moment is None else max(0.0, moment - now)
+    if seconds >= _EPOCH_S:
+        seconds = max(0.0, seconds / (1000 if seconds >= _EPOCH_MS else 1) - now)
+    return seconds
 
 
 # Headers.
@@ -115,11 +153,88 @@ def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     if (wait := clamp_wait(parse_duration(stated))) is not None:
         return wait
     moment = _parse_date(stated)
-    if moment is None:
-        return None
+    return None if moment is None else clamp_wait(moment - _server_time(headers, wall))
+
+
+def _server_time(headers: Headers, wall: float) -> float:
     # The server's own time, where it gives one: our clock may be wrong by hours.
     sent = _parse_date(headers.get("date"))
-    return clamp_wait(moment - (wall if sent is None else sent))
+    return wall if sent is None else sent
+
+
+@dataclass(slots=True)
+class HeaderLimit:
+    """One limit as a refusal's headers state it, in any of the dialects."""
+
+    resource: Resource | None
+    window: float | None
+    limit: float | None = None
+    remaining: float | None = None
+    reset_in: float | None = None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it can be what refused the request: nothing, or next to nothing, remains."""
+        if self.remaining is None:
+            return self.reset_in is not None
+        return self.remaining < 1 or (self.limit is not None and self.remaining < self.limit / 20)
+
+
+def exhausted_limit(headers: Headers, *, wall: float) -> HeaderLimit | None:
+    """Return the limit that the headers of a refusal show as exhausted; of several, the longest."""
+    exhausted = [limit for limit in header_limits(headers, wall=wall) if limit.is_exhausted]
+    return max(exhausted, key=lambda limit: limit.reset_in or 0.0, default=None)
+
+
+def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
+    """Return the limits in headers of any dialect (the words are in `dialects`)."""
+    now = _server_time(headers, wall)
+    limits: dict[tuple[object, ...], HeaderLimit] = {}
+    for name, value in headers.items():
+        lower = name.lower().replace("rate-limit", "ratelimit")
+        if "ratelimit" not in lower or len(lower) > 100:
+            continue
+        if lower in ("ratelimit", "ratelimit-policy"):
+            _read_structured(value[:1000], limits)
+            continue
+        words = lower.split("-")
+        words = words[words.index("ratelimit") + 1 :] if "ratelimit" in words else []
+        figure = next((word for word in words if word in HEADER_FIGURES), None)
+        if figure is None:
+            continue
+        words.remove(figure)
+        resource = next((HEADER_RESOURCES[w] for w in words if w in HEADER_RESOURCES), None)
+        window = _window(words)
+        place = (resource, window, *(w for w in words if w not in HEADER_RESOURCES))
+        limit = limits.setdefault(place, HeaderLimit(cast(Resource, resource), window))
+        if figure == "reset":
+            limit.reset_in = parse_reset(value, now)
+        elif figure in ("limit", "remaining"):
+            # Kong and older IETF drafts append the policy: "10, 10;w=60".
+            setattr(limit, figure, parse_number(value.split(",")[0].split(";")[0].strip()))
+    return list(limits.values())
+
+
+def _window(words: list[str]) -> float | None:
+    """Return the window that words name: ``minute``, ``1h``, or ``5`` and ``minute``."""
+    for at, word in enumerate(words):
+        found = _SUFFIXED_WINDOW.fullmatch(word)
+        if found and found[2] in WINDOWS_S:
+            count = found[1] or (words[at - 1] if at and words[at - 1].isdigit() else "1")
+            return float(count) * WINDOWS_S[found[2]]
+    return None
+
+
+def _read_structured(value: str, limits: dict[tuple[object, ...], HeaderLimit]) -> None:
+    # draft-ietf-httpapi-ratelimit-headers: `"api";r=0;t=55` with the policy `"api";q=500;w=300`; an
+    # older draft: `limit=100, remaining=0, reset=9`.
+    names = {"r": "remaining", "t": "reset_in", "q": "limit", "w": "window", "reset": "reset_in"}
+    for item in value.split(",") if ";" in value else [value]:
+        policy = item.partition(";")[0].strip() if ";" in item else ""
+        limit = limits.setdefault(("policy", policy), HeaderLimit(None, None))
+        for name, figure in _POLICY_PART.findall(item):
+            if (member := names.get(name, name)) in HeaderLimit.__slots__:
+                setattr(limit, member, float(figure))
 
 
 def read_snapshot(
@@ -177,6 +292,8 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
         resource = cast(Resource, kind)
     # Reversed, so that the first mention of a figure counts.
     figures = {name.lower(): _figure(value) for name, value in reversed(_FIGURE.findall(text))}
+    if crossed := _crossed_limit(text):
+        resource, window, figures = crossed
     model = _MODEL.search(text)
     return Limit(
         resource=resource,
@@ -188,7 +305,64 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     )
 
 
-def wait_in_message(message: str) -> float | None:
+def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float | None]] | None:
+    """Return what LiteLLM states: figures of all limits, of which one is crossed."""
+    if found := _LIMIT_TYPE.search(text):
+        bound = _FIGURE.search(text, found.end())
+        figure = _figure(bound[2]) if bound else None
+        return cast(Resource, found[1].lower()), None, {"limit": figure}
+    limits = {(r.lower(), w.lower()): float(n) for r, w, n in _CURRENT_LIMIT.findall(text)}
+    for resource, window, used in _CURRENT.findall(text):
+        limit = limits.get((resource.lower(), window.lower()))
+        if limit is not None and float(used) >= limit:
+            figures: dict[str, float | None] = {"limit": limit, "used": float(used)}
+            return _resource(resource), WINDOWS_S[window.lower()], figures
+    return None
+
+
+def limit_in_google_details(details: object) -> tuple[Limit | None, float | None]:
+    """Return the limit and the wait in the ``details`` of Google's errors.
+
+    Source: google.rpc.QuotaFailure and google.rpc.RetryInfo, as Gemini's compatible endpoint sends
+    them (aider #3694). Of several violations, the one with the longest window counts.
+    """
+    limits: list[Limit] = []
+    wait = None
+    for detail in details if isinstance(details, list) else []:
+        if not isinstance(detail, dict):
+            continue
+        if isinstance(delay := detail.get("retryDelay"), str):
+            wait = clamp_wait(parse_duration(delay))
+        violations = detail.get("violations")
+        listed = violations if isinstance(violations, list) else []
+        limits += [_google_limit(violation) for violation in listed if isinstance(violation, dict)]
+    return max(limits, key=lambda limit: limit.window or 0.0, default=None), wait
+
+
+def _google_limit(violation: dict[str, Any]) -> Limit:
+    named = _QUOTA_ID.search(f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400])
+    return Limit(
+        resource=_resource(named[1]) if named else None,
+        window=WINDOWS_S[named[2].lower()] if named else None,
+        limit=parse_number(str(violation.get("quotaValue"))),
+    )
+
+
+def seconds_to_pacific_midnight(wall: float) -> float:
+    """Return the wait for Google's daily limits, which reset at midnight Pacific time.
+
+    Source: Gemini's guide "Rate limits". Its refusals ask to retry in seconds all day long.
+    """
+    try:
+        zone: Any = ZoneInfo("America/Los_Angeles")
+    except ZoneInfoNotFoundError:  # Windows without tzdata; an hour late in summer
+        zone = timezone(timedelta(hours=-8))
+    now = datetime.fromtimestamp(wall, zone)
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight.timestamp() - wall
+
+
+def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
     """Return the seconds after which a message asks to try again.
 
     Any mix of hours, minutes, seconds and milliseconds, as letters or as words ("80ms", "7m12s",
@@ -198,6 +372,9 @@ def wait_in_message(message: str) -> float | None:
     for start in _WAIT_START.finditer(text):
         if (wait := clamp_wait(_duration_at(text, start.end()))) is not None:
             return wait
+    if wall and (found := _RESETS_AT.search(text)):
+        moment = _parse_date(found[1].strip())
+        return None if moment is None else clamp_wait(moment - wall)
     return None
 
 
@@ -214,10 +391,10 @@ def computed_wait(limit: Limit) -> float | None:
 
 def _resource_and_window(text: str) -> tuple[Resource | None, float | None]:
     if found := _PER_WINDOW.search(text):
-        return _resource(found[1]), _WINDOWS_S[found[2][0].lower()]
+        return _resource(found[1]), WINDOWS_S[found[2].lower()]
     if found := _ACRONYM.search(text):
-        return _resource(found[1]), _WINDOWS_S[found[2].lower()]
-    found = _RESOURCE.search(text)
+        return _resource(found[1]), WINDOWS_S[found[2].lower()]
+    found = _RESOURCE.search(text) or _METRIC.search(text)
     return (_resource(found[1]) if found else None), None
 
 
@@ -237,7 +414,7 @@ def _duration_at(text: str, position: int) -> float | None:
         if part is None:
             break
         unit = part[2].lower()
-        seconds = 0.001 if unit.startswith(("ms", "milli")) else _WINDOWS_S[unit[0]]
+        seconds = 0.001 if unit.startswith(("ms", "milli")) else WINDOWS_S[unit[0]]
         total = (total or 0.0) + float(part[1]) * seconds
         position = part.end()
     return total if total is None or math.isfinite(total) else None

@@ -17,6 +17,8 @@ from nbcodex.openai_api.answers import (
     RawAnswer,
     count_value,
     dict_items,
+    failed_ending,
+    is_error_object,
     json_object,
     name_value,
     read_usage,
@@ -86,8 +88,7 @@ class ResponsesReader:
         self._identify(payload)
         if payload.get("status") in _IN_PROGRESS:
             raise broken_connection("The answer is still being generated.")
-        failed = payload.get("error") or payload.get("status") in {"failed", "cancelled"}
-        if failed or not isinstance(payload.get("output"), list):
+        if not isinstance(payload.get("output"), list):
             raise AnswerFailedError(payload)
         self._finish(payload)
 
@@ -111,16 +112,18 @@ class ResponsesReader:
         response = event.get("response")
         if kind in _ENDINGS:
             self._finish(response if isinstance(response, dict) else {}, kind)
+        elif kind == "response.output_item.done":
+            item = event.get("item")
+            self.answer.images += images_of_items([item])
+            self.answer.tool_calls += _function_calls([item])
         elif kind in _FAILURES:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             has_reason = isinstance(response, dict) and bool(response.get("error"))
             raise AnswerFailedError(event, final=has_reason)
-        elif kind == "error" or (event.get("error") and "response" not in event):
+        elif kind == "error" or (is_error_object(event) and "response" not in event):
             raise AnswerFailedError(event)
         elif kind in _DONE_TEXTS:
             self.answer.text += text_value(event.get(_DONE_TEXTS[kind]))
-        elif kind == "response.output_item.done":
-            self.answer.images += images_of_items([event.get("item")])
         elif isinstance(response, dict):
             self._identify(response)
 
@@ -133,6 +136,11 @@ class ResponsesReader:
             self.mark = StreamPosition(id_)
 
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
+        status = response.get("status")
+        if is_error_object(response) or status in {"failed", "cancelled"}:
+            raise AnswerFailedError(
+                response if response.get("error") else failed_ending(str(status))
+            )
         self._identify(response)
         answer = self.answer
         answer.usage = read_usage(response.get("usage"))
@@ -141,11 +149,13 @@ class ResponsesReader:
         output = dict_items(response, "output")
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         answer.images = images_of_items(output) or answer.images
+        answer.tool_calls = _function_calls(output) or answer.tool_calls
         answer.refused |= any(p.get("refusal") for i in output for p in dict_items(i, "content"))
         if kind == "response.incomplete" or response.get("status") == "incomplete":
             details = response.get("incomplete_details")
             reason = details.get("reason") if isinstance(details, dict) else None
-            answer.cut = name_value(reason) or "incomplete"
+            if not answer.end(name_value(reason) or "incomplete"):
+                raise AnswerFailedError(failed_ending(str(reason)))
         self.is_complete = self.is_closed = True
 
 
@@ -169,6 +179,14 @@ def images_of_items(items: Iterable[object]) -> list[Image]:
                     found.append(Image(data, media_type))
                     break
     return found
+
+
+def _function_calls(items: Iterable[object]) -> list[str]:
+    return [
+        name_value(item.get("name")) or "a function"
+        for item in items
+        if isinstance(item, Mapping) and item.get("type") in ("function_call", "custom_tool_call")
+    ]
 
 
 def _image_data(value: object) -> bytes:

@@ -51,6 +51,7 @@ from nbcodex.openai_api.answers import (
     ResponseStarted,
     StreamEvent,
     TextDelta,
+    judge,
 )
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
@@ -299,7 +300,7 @@ class RequestRunner:
         """Return the object that was asked for, if any; ask once more if the answer has none."""
         state, schema = self.state, self._request.schema
         state.answer = answer
-        structured_output.check_not_withheld(answer)
+        judge(answer)
         if answer.refused:
             state.partial.add_note(structured_output.NOTE_REFUSED)
         if schema is None:
@@ -309,7 +310,7 @@ class RequestRunner:
         except structured_output.SchemaMismatchError as mismatch:
             structured_output.check_repairable(self._request, answer, mismatch, waited=state.waited)
             state.answer = await self._repair(answer, mismatch)
-        structured_output.check_not_withheld(state.answer)
+        judge(state.answer)
         try:
             return structured_output.parse_answer(schema, state.answer.text)
         except structured_output.SchemaMismatchError as mismatch:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
-from nbcodex.models import CONTENT_FILTER, Reply, Request, Schema, Turn
+from nbcodex.models import Reply, Request, Schema, Turn
 from nbcodex.openai_api.answers import CompletedAnswer
 
 ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everything that is JSON
@@ -110,14 +110,6 @@ def reusable(request: Request, reply: Reply | None) -> Reply | None:
         return replace(reply, parsed=parse_answer(request.schema, reply.text))
     except SchemaMismatchError:
         return None
-
-
-def check_not_withheld(answer: CompletedAnswer) -> None:
-    """Raise an AnswerError if the provider has withheld the whole answer."""
-    if answer.cut == CONTENT_FILTER and not answer.text.strip():
-        raise AnswerError(
-            "The provider's content filter withheld the answer.", advice="Rephrase the prompt."
-        )
 
 
 def check_repairable(

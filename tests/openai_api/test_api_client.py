@@ -92,7 +92,6 @@ def test_chat_chunks_become_text_and_usage() -> None:
         ("chat", [chunk("a", finish="length"), DONE], "max_output_tokens"),
         ("chat", [chunk("a", finish="content_filter"), DONE], "content_filter"),
         ("chat", [chunk("a", finish="stop"), DONE], None),
-        ("chat", [chunk("a"), DONE], None),
     ],
 )
 def test_cut_answer_is_complete_and_says_why(api: str, parts: list[bytes], cut: str | None) -> None:
@@ -130,7 +129,14 @@ def test_cut_answer_is_complete_and_says_why(api: str, parts: list[bytes], cut: 
             [event({"choices": [{"delta": {"refusal": "No."}, "finish_reason": "stop"}]}), DONE],
             "No.",
         ),
-        ("chat", [event({"choices": [{"delta": {"content": [{"text": "hi"}]}}]}), DONE], "hi"),
+        (
+            "chat",
+            [
+                event({"choices": [{"delta": {"content": [{"text": "hi"}]}}]}),
+                chunk(finish="stop"),
+            ],
+            "hi",
+        ),
         ("responses", [b": hello\n\n", b"data: \n\n", delta("hi"), completed()], "hi"),
         ("responses", [(delta("h") + delta("i") + completed()).replace(b"\n", b"\r\n")], "hi"),
         ("responses", [bytes([b]) for b in delta("hé😀") + completed()], "hé😀"),
@@ -176,7 +182,9 @@ def test_reasoning_is_not_part_of_the_text() -> None:
     assert [p for p in pieces if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
     assert ending_of(pieces).text == "hi"
     said = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
-    pieces = play(Server(Script([said, chunk("hi"), DONE])), chosen=settings(api="chat"))
+    pieces = play(
+        Server(Script([said, chunk("hi", finish="stop"), DONE])), chosen=settings(api="chat")
+    )
     assert ReasoningDelta("Hm.") in pieces
 
 

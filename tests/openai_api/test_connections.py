@@ -17,7 +17,7 @@ from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections
 from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
-from tests.openai_api.scripted import KEY, MODEL, Script, Server, completed, play, settings
+from tests.openai_api.scripted import KEY, MODEL, Script, Server, chunk, completed, play, settings
 from tests.virtual import LoopClock, run_virtual
 
 AZURE = "https://me.openai.azure.com"
@@ -67,7 +67,7 @@ def test_azure_url_and_authentication_follow_the_version(
 
 
 def test_classic_azure_chat_has_the_deployment_in_its_path() -> None:
-    server = Server(Script([b"data: [DONE]\n\n"]))
+    server = Server(Script([chunk("hi", finish="stop")]))
     chosen = settings(
         api="chat", api_key=None, base_url=None, azure_endpoint=AZURE, azure_key=Secret(KEY),
         api_version="2025-04-01-preview",

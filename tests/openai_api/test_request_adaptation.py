@@ -13,7 +13,6 @@ from nbcodex.models import Request
 from nbcodex.openai_api.answers import Notice, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
 from tests.openai_api.scripted import (
-    DONE,
     KEY,
     MODEL,
     Script,
@@ -26,6 +25,8 @@ from tests.openai_api.scripted import (
     settings,
 )
 from tests.virtual import LoopClock, run_virtual
+
+ANSWER = chunk("hi", finish="stop")
 
 
 def test_second_attempt_sends_the_same_bytes() -> None:
@@ -76,7 +77,7 @@ def test_openai_reasoning_models_return_encrypted_reasoning() -> None:
 def test_chat_body_names_the_output_bound_as_the_server_does(
     base_url: str | None, name: str
 ) -> None:
-    server = Server(Script([DONE]))
+    server = Server(Script([ANSWER]))
     play(
         server,
         chosen=settings(api="chat", base_url=base_url),
@@ -116,13 +117,13 @@ def played_twice(server: Server, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_server_without_responses_gets_chat_and_is_remembered(status: int) -> None:
-    server = Server(refusal(status), Script([chunk("hi", finish="stop"), DONE]))
+    server = Server(refusal(status), Script([ANSWER]))
     paths = played_twice(server, api="auto")
     assert paths == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
 
 
 def test_404_about_the_model_does_not_switch_to_chat() -> None:
-    server = Server(refusal(404, code="model_not_found"), Script([DONE]))
+    server = Server(refusal(404, code="model_not_found"), Script([ANSWER]))
     assert type(fails(server, chosen=settings(api="auto"))).__name__ == "ModelError"
 
 
@@ -134,7 +135,7 @@ def test_gateway_timeout_may_have_been_charged(status: int, refused: bool) -> No
 
 
 def test_404_of_openai_does_not_switch_to_chat() -> None:
-    server = Server(refusal(404), Script([DONE]))
+    server = Server(refusal(404), Script([ANSWER]))
     error = fails(server, chosen=settings(api="auto", base_url=None))
     assert type(error).__name__ == "ModelError"
     assert len(server.requests) == 1
@@ -142,7 +143,7 @@ def test_404_of_openai_does_not_switch_to_chat() -> None:
 
 def test_rejected_stream_options_are_left_out_and_remembered() -> None:
     server = Server(
-        refusal(400, "Unrecognized request argument supplied: stream_options"), Script([DONE])
+        refusal(400, "Unrecognized request argument supplied: stream_options"), Script([ANSWER])
     )
     played_twice(server, api="chat")
     assert ["stream_options" in b for b in server.sent] == [True, False, False]
@@ -190,7 +191,7 @@ def test_unverified_organization_gets_the_answer_in_one_piece(
 def test_name_of_the_output_bound_is_learned() -> None:
     server = Server(
         refusal(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
-        Script([DONE]),
+        Script([ANSWER]),
     )
     played_twice(server, api="chat")
     names = [[n for n in b if n.startswith("max")] for b in server.sent]

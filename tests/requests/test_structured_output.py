@@ -219,11 +219,31 @@ def test_a_refusal_without_a_schema_is_an_answer() -> None:
     assert ending(heard).reply.notes == ("the model refuses",)
 
 
-def test_a_cut_answer_without_a_schema_is_finished() -> None:
-    """What the filter let through is an answer that says where it was cut."""
-    heard, _ = play(cut("Half of", cut="content_filter"), schema=None)
-    assert ending(heard).reply.cut == "content_filter"
+def test_answer_cut_by_max_output_is_finished() -> None:
+    heard, _ = play(cut("Half of", cut="max_output_tokens"), schema=None)
+    assert ending(heard).reply.cut == "max_output_tokens"
     assert ending(heard).reply
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "says"),
+    [
+        ("", None, "empty"),
+        (" \n", None, "empty"),
+        ("", "max_output_tokens", "Raise --max-output"),
+        ("Half of", "content_filter", "the rest of the answer"),
+        ("Half of", "banana", "banana"),
+        ("Half of", "tool_calls", "call"),
+    ],
+)
+def test_answer_that_is_no_success_fails_once_and_keeps_its_text(
+    text: str, reason: str | None, says: str
+) -> None:
+    heard, stage = play(cut(text, cut=reason), schema=None)
+    assert says in str(ending(heard).error)
+    assert not ending(heard).reply
+    assert ending(heard).reply.text == text
+    assert len(stage.api_client.seen) == 1
 
 
 def test_stop_in_the_second_round_ends_it() -> None:

@@ -1,0 +1,250 @@
+"""Which endings make an answer a success, a failure that is retried, or an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbcodex.errors import AnswerError, TransientError
+from nbcodex.openai_api.answers import CompletedAnswer, judge
+from tests.openai_api.scripted import (
+    DONE,
+    Script,
+    Server,
+    chunk,
+    completed,
+    delta,
+    ending_of,
+    event,
+    fails,
+    play,
+    settings,
+)
+
+MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
+CALL = {"type": "function_call", "name": "look_up", "arguments": "{}"}
+
+
+def incomplete(reason: str, **response: Any) -> bytes:
+    details = {"incomplete_details": {"reason": reason}, "status": "incomplete", **response}
+    return event({"type": "response.incomplete", "response": details})
+
+
+def answer(api: str, *parts: bytes) -> CompletedAnswer:
+    return ending_of(play(Server(Script(parts)), chosen=settings(api=api)))
+
+
+@pytest.mark.parametrize("reason", ["stop", "STOP", "eos", "end_turn", "FINISH_REASON_STOP", "End"])
+def test_normal_ending_in_any_spelling_is_a_success(reason: str) -> None:
+    done = answer("chat", chunk("a"), chunk(finish=reason), DONE)
+    assert done.cut is None
+    judge(done)
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "max_output_tokens", "model_length"])
+def test_text_cut_by_max_output_is_a_success_that_says_so(reason: str) -> None:
+    for done in (
+        answer("chat", chunk("a", finish=reason), DONE),
+        answer("responses", delta("a"), incomplete(reason)),
+    ):
+        assert done.cut == "max_output_tokens"
+        judge(done)
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "SAFETY", "RECITATION"])
+def test_filtered_answer_is_an_error_that_names_the_filter(reason: str) -> None:
+    with pytest.raises(AnswerError, match="content filter withheld the rest"):
+        judge(answer("chat", chunk("a", finish=reason), DONE))
+
+
+@pytest.mark.parametrize("reason", ["banana", "OTHER", "incomplete"])
+def test_unknown_ending_is_an_error_that_names_it(reason: str) -> None:
+    for done in (
+        answer("chat", chunk("a", finish=reason), DONE),
+        answer("responses", delta("a"), incomplete(reason)),
+    ):
+        with pytest.raises(AnswerError, match=reason):
+            judge(done)
+
+
+@pytest.mark.parametrize("reason", ["error", "ABORT", "cancelled", "insufficient_system_resource"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_failed_ending_is_retried(reason: str, streamed: bool) -> None:
+    parts = [chunk("Half of"), chunk(finish=reason), DONE]
+    if not streamed:
+        choice = {"message": {"content": "Half of"}, "finish_reason": reason}
+        parts = [event({"choices": [choice]}).removeprefix(b"data: ")]
+    error = fails(Server(Script(parts)), chosen=settings(api="chat"))
+    assert isinstance(error, TransientError)
+    assert reason in error.message
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [chunk("Half of"), DONE],
+        [chunk("Half of")],
+        [DONE],
+        [chunk("Half of"), chunk(usage={"prompt_tokens": 3, "completion_tokens": 2}), DONE],
+    ],
+)
+def test_stream_without_finish_reason_is_broken(parts: list[bytes]) -> None:
+    assert isinstance(fails(Server(Script(parts)), chosen=settings(api="chat")), TransientError)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_completed_event_with_a_failed_status_is_retried(status: str) -> None:
+    server = Server(Script([delta("Half of"), completed(status=status)]))
+    assert isinstance(fails(server), TransientError)
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        ({"text": "busy", "error_code": 50002}, "busy"),
+        ({"error_code": 50002, "error_msg": "slow down"}, "slow down"),
+        ({"error": {"message": "upstream died", "code": 502}}, "upstream died"),
+        ({"choices": [{"error": {"code": 502, "message": "upstream died"}}]}, "upstream died"),
+        ({"object": "error", "message": "busy"}, "busy"),
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_error_object_in_a_200_is_retried(
+    payload: dict[str, Any], says: str, api: str, streamed: bool
+) -> None:
+    if api == "responses" and "choices" in payload:
+        payload = payload["choices"][0]
+    body = event(payload)
+    parts = [body, DONE] if streamed else [body.removeprefix(b"data: ")]
+    error = fails(Server(Script(parts)), chosen=settings(api=api))
+    assert isinstance(error, TransientError)
+    if api == "chat" or not streamed or "object" not in payload:
+        assert says in error.message
+
+
+@pytest.mark.parametrize(
+    ("api", "parts"),
+    [
+        ("chat", [chunk(finish="stop"), DONE]),
+        ("chat", [chunk(" \n", finish="stop"), DONE]),
+        ("responses", [completed(output=[])]),
+        ("responses", [completed(output=[{"type": "reasoning", "summary": []}])]),
+    ],
+)
+def test_empty_answer_is_an_error(api: str, parts: list[bytes]) -> None:
+    with pytest.raises(AnswerError, match="empty"):
+        judge(answer(api, *parts))
+
+
+def test_output_spent_on_reasoning_is_an_error_with_the_figures() -> None:
+    chat = {"prompt_tokens": 9, "completion_tokens": 200}
+    responses = {"input_tokens": 9, "output_tokens": 200}
+    for done in (
+        answer("chat", chunk(finish="length"), chunk(usage=chat), DONE),
+        answer("responses", incomplete("max_output_tokens", usage=responses)),
+    ):
+        with pytest.raises(AnswerError, match="200 output tokens went into reasoning") as caught:
+            judge(done)
+        assert "--max-output" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("api", "parts"),
+    [
+        (
+            "chat",
+            [
+                event(
+                    {
+                        "choices": [
+                            {
+                                "delta": {
+                                    "tool_calls": [
+                                        {
+                                            "index": 0,
+                                            "function": {"name": "look_up", "arguments": ""},
+                                        }
+                                    ]
+                                }
+                            }
+                        ]
+                    }
+                ),
+                chunk(finish="tool_calls"),
+                DONE,
+            ],
+        ),
+        (
+            "chat",
+            [
+                event({"choices": [{"delta": {"function_call": {"name": "look_up"}}}]}),
+                chunk(finish="stop"),
+                DONE,
+            ],
+        ),
+        ("responses", [event({"type": "response.output_item.done", "item": CALL}), completed()]),
+        ("responses", [completed(output=[CALL])]),
+    ],
+)
+def test_function_call_without_an_answer_is_an_error_that_names_it(
+    api: str, parts: list[bytes]
+) -> None:
+    with pytest.raises(AnswerError, match="look_up"):
+        judge(answer(api, *parts))
+
+
+CHUNKS = st.sampled_from(
+    [
+        chunk("text"),
+        chunk(),
+        chunk(finish="stop"),
+        chunk(finish="length"),
+        chunk(finish="error"),
+        chunk(finish="banana"),
+        chunk(finish="tool_calls"),
+        event({"text": "busy", "error_code": 1}),
+        DONE,
+    ]
+)
+EVENTS = st.sampled_from(
+    [
+        delta("text"),
+        completed(output=[]),
+        completed(output=[MESSAGE]),
+        completed(output=[CALL]),
+        completed(status="failed"),
+        incomplete("max_output_tokens"),
+        incomplete("banana"),
+        event({"type": "response.failed", "response": {"error": None}}),
+        event({"text": "busy", "error_code": 1}),
+        DONE,
+    ]
+)
+
+
+def is_success(parts: list[bytes], api: str) -> bool:
+    try:
+        judge(answer(api, *parts))
+    except (AnswerError, TransientError):
+        return False
+    return True
+
+
+@given(st.lists(CHUNKS, max_size=5))
+def test_only_finished_text_of_chat_is_ever_a_success(parts: list[bytes]) -> None:
+    if is_success(parts, "chat"):
+        finish = next(p for p in parts if b'"finish_reason": "' in p)
+        assert finish in (chunk(finish="stop"), chunk(finish="length"))
+        assert chunk("text") in parts
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_only_finished_text_of_responses_is_ever_a_success(parts: list[bytes]) -> None:
+    if is_success(parts, "responses"):
+        ends = (completed(output=[]), completed(output=[MESSAGE]), completed(output=[CALL]))
+        end = next(p for p in parts if p in (*ends, incomplete("max_output_tokens")))
+        assert delta("text") in parts or end == completed(output=[MESSAGE])
