@@ -405,9 +405,10 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of one request. Cached is a part of input, reasoning a part of output.
+    """Tokens of one request. Cached and cache-written are parts of input, reasoning of output.
 
-    None means unknown, never zero. `estimated` marks our own figures, not the server's.
+    `stated_cost` is the provider's own figure in US dollars, where it states one. None means
+    unknown, never zero. `estimated` marks our own figures, not the server's.
     """
 
     input_tokens: int | None = None
@@ -415,11 +416,13 @@ class Usage:
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
     estimated: bool = False
+    cache_written_tokens: int | None = None
+    stated_cost: float | None = None
 
     def plus(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
 
-        def add(a: int | None, b: int | None) -> int | None:
+        def add(a: Any, b: Any) -> Any:
             return None if a is None or b is None else a + b
 
         return Usage(
@@ -428,6 +431,8 @@ class Usage:
             output_tokens=add(self.output_tokens, other.output_tokens),
             reasoning_tokens=add(self.reasoning_tokens, other.reasoning_tokens),
             estimated=self.estimated or other.estimated,
+            cache_written_tokens=add(self.cache_written_tokens, other.cache_written_tokens),
+            stated_cost=add(self.stated_cost, other.stated_cost),
         )
 
     @property

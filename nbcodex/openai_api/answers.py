@@ -16,6 +16,7 @@ from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, StreamPosition,
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.redaction import Redactor
 
+MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
 
 # Values of `cut`, besides CONTENT_FILTER and endings that are not known.
@@ -120,6 +121,7 @@ class RawAnswer:
     cut: str | None = None
     response_id: str | None = None
     text: str = ""
+    reasoning_text: str = ""  # of an answer in one piece
     reasoning: list[dict[str, Any]] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     refused: bool = False
@@ -221,11 +223,16 @@ def read_usage(figures: object) -> Usage:
     """
     if not isinstance(figures, dict):
         return Usage()
+    cached = _usage_detail(figures, "input", "prompt", "cached_tokens")
+    if cached is None:
+        cached = count_value(figures, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek
     return Usage(
         input_tokens=count_value(figures, "input_tokens", "prompt_tokens"),
-        cached_tokens=_usage_detail(figures, "input", "prompt", "cached_tokens"),
+        cached_tokens=cached,
+        cache_written_tokens=_usage_detail(figures, "input", "prompt", "cache_write_tokens"),
         output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
         reasoning_tokens=_usage_detail(figures, "output", "completion", "reasoning_tokens"),
+        stated_cost=_stated_cost(figures.get("cost")),
     )
 
 
@@ -236,6 +243,15 @@ def _usage_detail(figures: dict[str, Any], *prefixes_and_name: str) -> int | Non
         if isinstance(details, dict):
             return count_value(details, name)
     return None
+
+
+def _stated_cost(cost: object) -> float | None:
+    """Return the provider's own figure in US dollars: OpenRouter's number, Perplexity's object."""
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return None
+    return float(cost) if 0 <= cost < MAX_STATED_COST else None  # False for NaN
 
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:

@@ -21,9 +21,16 @@ from nbcodex.errors import (
     TransportError,
     shorten,
 )
-from nbcodex.models import Request, StreamPosition
+from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
 from nbcodex.openai_api import answers, api_errors, connections, endpoints, rate_limits
-from nbcodex.openai_api.answers import Notice, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Notice,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.endpoints import Endpoint
@@ -131,23 +138,44 @@ class ApiClient:
         headers: rate_limits.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
-                response = await self._send(stack, client, prepared, settings)
+                response, reader, stream = await self._send(stack, client, prepared, settings)
                 # Azure states the wait for a failure in the stream in the headers of its 200.
                 headers = response.headers
                 # What fails from here on is not due to the parameters: they were accepted.
                 self.memory.learn(prepared)
                 yield self._started(response, redactor, api=prepared.api, model=prepared.model)
-                is_chat = prepared.api == "chat"
-                reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
-                stream = _answer_stream(response, reader, client, settings)
                 async with contextlib.aclosing(stream.events()) as events:
                     async for event in events:
                         yield event
         except Exception as error:
             failure, cause = self.translate(error, redactor, headers)
-            if asks_for_images(request.params) and isinstance(failure, RequestError | ModelError):
-                failure.advice = NO_IMAGES_ADVICE
-            raise failure from cause
+            unfit = api_errors.failed_generation(error)
+            if unfit is None:
+                if asks_for_images(request.params) and isinstance(
+                    failure, RequestError | ModelError
+                ):
+                    failure.advice = NO_IMAGES_ADVICE
+                elif api_errors.is_wrong_address(failure):
+                    api_errors.name_address(failure, endpoint.base_url, prepared.path)
+                raise failure from cause
+        else:
+            unfit = None
+        if unfit is not None:
+            # Groq validates the schema itself, and refuses what it has generated and charged: it is
+            # an answer that does not fit, and gets the round of repair of any other.
+            text = redactor.clean(unfit)
+            if headers is None:
+                yield ResponseStarted(
+                    prepared.api,
+                    model,
+                    failure.snapshot or LimitSnapshot(at=self.clock.now()),
+                    failure.simulated,
+                    None,
+                )
+            yield Reset()
+            yield TextDelta(text)
+            yield CompletedAnswer(text, Usage(), model, None, None)
+            return
         # Whether the server keeps the answer is known only from its events.
         if request.durable and reader.mark is None and self.memory.mark_not_durable(prepared):
             yield Notice(NOT_KEPT)
@@ -249,14 +277,20 @@ class ApiClient:
         client: AsyncOpenAI,
         prepared: PreparedRequest,
         settings: Settings,
-    ) -> AsyncAPIResponse[Any]:
+    ) -> tuple[AsyncAPIResponse[Any], ResponsesReader | ChatReader, AnswerStream]:
         """Send the request, adapted to what the server turns out not to accept."""
         while True:
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
                 async with asyncio.timeout(settings.idle_timeout * factor):
-                    return await stack.enter_async_context(_create(client, prepared))
+                    response = await stack.enter_async_context(_create(client, prepared))
+                    is_chat = prepared.api == "chat"
+                    reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
+                    stream = _answer_stream(response, reader, client, settings, prepared=prepared)
+                    if "json" in response.headers.get("content-type", ""):
+                        await stream.prefetch()
+                    return response, reader, stream
             except Exception as error:
                 if prepared.adapt(error):
                     continue
@@ -318,8 +352,12 @@ class ApiClient:
             ):
                 body = await read_body(response.iter_bytes())
             payload = answers.json_object(body.decode("utf-8", "replace"))
+            if answers.is_error_object(payload):  # LM Studio, with HTTP 200
+                raise AnswerFailedError(payload)
         except Exception as error:
             failure, cause = self.translate(error, redactor)
+            if api_errors.is_wrong_address(failure):
+                api_errors.name_address(failure, str(client.base_url).rstrip("/"), "/models")
             raise failure from cause
         models = answers.dict_items(payload, "data")
         names = {name for model in models if (name := answers.name_value(model.get("id")))}
@@ -342,6 +380,7 @@ def _answer_stream(
     client: AsyncOpenAI,
     settings: Settings,
     *,
+    prepared: PreparedRequest | None = None,
     resumed_text: str | None = None,
 ) -> AnswerStream:
     return AnswerStream(
@@ -350,6 +389,8 @@ def _answer_stream(
         text_redactor=connections.redactor_for(settings, client),
         reasoning_redactor=connections.redactor_for(settings, client),
         idle_timeout=settings.idle_timeout,
+        # OpenAI's answers have no such tags, and a durable one could not be resumed within them.
+        has_tags=bool(prepared and prepared.endpoint.kind != "openai" and not prepared.durable),
         resumed_text=resumed_text,
     )
 

@@ -47,6 +47,7 @@ _ADVICE: dict[type[NbcodexError], str] = {
     ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
     RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
+_ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 _BAD_JSON = "The server sent something that is not valid JSON."
 
@@ -188,6 +189,32 @@ def is_api_exception(error: Exception) -> bool:
     return isinstance(
         error, NbcodexError | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError
     )
+
+
+def is_wrong_address(error: NbcodexError) -> bool:
+    """Whether a server says that the address is none of its API's."""
+    return error.advice == _ADDRESS_ADVICE
+
+
+def name_address(error: NbcodexError, base_url: str, path: str) -> None:
+    """Add the address to such an error, and what it should probably be."""
+    said = error.message.partition(": ")[2]
+    error.message = f"{base_url}{path} is not an address of an API" + (f": {said}" if said else ".")
+    error.args = (error.message,)
+    if not urlsplit(base_url).path.strip("/"):
+        error.advice = f"Set the base URL to {base_url}/v1."
+
+
+def failed_generation(error: Exception) -> str | None:
+    """Return the answer in Groq's error ``json_validate_failed``, as a status or as an event."""
+    payload = (
+        error.payload if isinstance(error, AnswerFailedError) else getattr(error, "body", None)
+    )
+    details = _error_part(payload)
+    if isinstance(details, str) or details.get("code") != "json_validate_failed":
+        return None
+    generation = details.get("failed_generation")
+    return generation if isinstance(generation, str) else None
 
 
 def exception_messages(error: BaseException) -> list[str]:
@@ -373,7 +400,12 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         return _limit_error(info, limit, wait, headers, wall)
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
         return _permanent(CredentialsError, info, "The server does not accept the key")
-    # After the models: without a code, a 404 can also mean a wrong base URL.
+    is_no_call = any(phrase in lower for phrase in dialects.NO_SUCH_CALL_PHRASES)
+    # Without a word of the model, a 404 usually means a wrong base URL.
+    if is_no_call or (status in {404, 405} and "model" not in lower and not info.code):
+        error = _permanent(ModelError, info, "The server does not have this address")
+        error.advice = _ADDRESS_ADVICE
+        return error
     if status == 404:
         return _permanent(ModelError, info, "The server does not have this model or address")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).

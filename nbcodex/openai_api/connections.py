@@ -7,12 +7,13 @@ that the user did not configure. The SDK takes 0.7 s to import, so it is importe
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import ConfigurationError, shorten
+from nbcodex.errors import ConfigurationError, ServerError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
 from nbcodex.openai_api.redaction import Redactor
@@ -30,7 +31,9 @@ WRITE_TIMEOUT_S = 60.0
 # that took a sixth of the event loop's work at full speed.
 MAX_IDLE_CONNECTIONS = 10
 
-MAX_ERROR_BODY_BYTES = 65_536  # the SDK reads an error's body whole, before we see it
+# Bounds on decoded bodies that the SDK reads whole, before we see them.
+MAX_ERROR_BODY_BYTES = 65_536
+MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches has some 100 kB
 
 _MAX_CLIENTS = 64  # Entra ID tokens, which are renewed every hour, make a client each
 _VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -96,6 +99,9 @@ class Connections:
                 f"Codex.client made {found}, not an openai.AsyncOpenAI.",
                 advice="Let it return openai.AsyncOpenAI(…) or openai.AsyncAzureOpenAI(…).",
             )
+        hooks = made._client.event_hooks["response"]
+        if _bound_body not in hooks:
+            hooks.append(_bound_body)
         self._custom_clients[factory] = made.with_options(max_retries=0)
 
     async def close(self) -> None:
@@ -161,7 +167,7 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
             ),
             # The key for a server on this machine must not go through the proxy.
             mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
-            event_hooks={"response": [_bound_error_body]},
+            event_hooks={"response": [_bound_body]},
         )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
         raise ConfigurationError(
@@ -201,26 +207,27 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
     return client
 
 
-async def _bound_error_body(response: httpx2.Response) -> None:
-    if response.status_code >= 300:
-        response.stream = _bounded(response.stream)
+async def _bound_body(response: httpx2.Response) -> None:
+    """Read a body that the SDK would read whole, up to a bound on what it decodes to.
 
-
-def _bounded(stream: Any) -> Any:
-    import httpx2
-
-    class BoundedStream(httpx2.AsyncByteStream):
-        """The first part of a body; the rest is never read."""
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            remaining = MAX_ERROR_BODY_BYTES
-            async for chunk in stream:
-                yield chunk[:remaining]
-                remaining -= len(chunk)
-                if remaining <= 0:
-                    return
-
-        async def aclose(self) -> None:
-            await stream.aclose()
-
-    return BoundedStream()
+    5 kB with ``content-encoding: gzip, gzip`` can decode to gigabytes. httpx2 decodes in pieces of
+    1 MiB, so a loop that stops is enough; the SDK's `aread` has no bound.
+    """
+    path = response.request.url.path.rstrip("/")
+    is_error = response.status_code >= 300
+    # Answers and result files are streams, which their readers bound.
+    if not (
+        is_error or (("/batches" in path or "/files" in path) and not path.endswith("/content"))
+    ):
+        return
+    max_bytes = MAX_ERROR_BODY_BYTES if is_error else MAX_JSON_BODY_BYTES
+    body = bytearray()
+    async with contextlib.aclosing(response.aiter_bytes()) as chunks:
+        async for chunk in chunks:
+            body += chunk[: max_bytes - len(body) + 1]
+            if len(body) > max_bytes:
+                break
+    await response.aclose()
+    if len(body) > max_bytes and not is_error:
+        raise ServerError(f"The server sent more than {max_bytes >> 20} MB.")
+    response._content = bytes(body[:max_bytes])

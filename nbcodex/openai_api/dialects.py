@@ -133,6 +133,10 @@ UNSUPPORTED_PHRASES = (
 # (lmstudio-bug-tracker #618), Ollama, FastAPI, Express.
 NO_SUCH_CALL_PHRASES = ("unexpected endpoint or method", "404 page not found", "cannot post /")
 
+# Tags in which local reasoning models put their reasoning into the text: DeepSeek R1, Qwen and GLM
+# (vllm #13375), Magistral.
+REASONING_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
+
 # The words of rate-limit headers. Names are split at hyphens: ``x-ratelimit-limit-tokens-minute``
 # (Cerebras), ``anthropic-ratelimit-input-tokens-reset``, ``x-ratelimit-remaining-req-minute``
 # (Mistral), ``x-ratelimit-reset-requests-1h``, ``ratelimit-limit`` (IETF draft, Telnyx). What is in

@@ -118,10 +118,12 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
     """Return US dollars for one request, or None where no price is known; never 0.
 
     `model` is the one that answered, as the server names it. An estimated usage has an estimated
-    cost.
+    cost. Where we have no prices, the provider's own figure counts (OpenRouter, Perplexity).
     """
     provider = provider_of(base_url)
-    if not (provider and model) or usage.input_tokens is None or usage.output_tokens is None:
+    if provider is None:
+        return usage.stated_cost
+    if not model or usage.input_tokens is None or usage.output_tokens is None:
         return None
     try:
         import genai_prices
@@ -129,6 +131,7 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
         tokens = genai_prices.Usage(
             input_tokens=usage.input_tokens,
             cache_read_tokens=usage.cached_tokens or 0,
+            cache_write_tokens=usage.cache_written_tokens or 0,
             output_tokens=usage.output_tokens,
         )
         price = genai_prices.calc_price(tokens, model, provider_id=provider)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema
 from nbcodex.openai_api import dialects
+from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint, Kind
 from nbcodex.settings import Settings
 
@@ -128,9 +129,22 @@ class PreparedRequest:
         param = "response_format" if self.api == "chat" else "text"
         return bool(self.request.schema and self.request.schema.definition) and param in self.avoid
 
+    @property
+    def path(self) -> str:
+        """The path of the API call."""
+        return "/chat/completions" if self.api == "chat" else "/responses"
+
     def adapt(self, error: Exception) -> bool:
         """Change what was refused, if the request can go without it; return whether it can."""
         status = getattr(error, "status_code", None)
+        if isinstance(error, AnswerFailedError):  # in a 200
+            text = f"{error.payload!s:.4000}".lower()
+            if any(phrase in text for phrase in dialects.NO_SUCH_CALL_PHRASES):
+                status = 404
+        elif status and status >= 500:
+            codes = {str(getattr(error, name, "")).lower() for name in ("code", "type")}
+            if codes & dialects.WRAPPED_REQUEST_CODES:
+                status = 400
         no_such_call = status in _NO_SUCH_CALL
         if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
@@ -18,6 +19,7 @@ from nbcodex.openai_api.answers import (
     Reset,
     StreamEvent,
     TextDelta,
+    is_error_object,
     json_object,
 )
 from nbcodex.openai_api.api_errors import (
@@ -26,7 +28,7 @@ from nbcodex.openai_api.api_errors import (
     invalid_answer,
     invalid_json,
 )
-from nbcodex.openai_api.chat import ChatReader
+from nbcodex.openai_api.chat import ChatReader, ReasoningSplitter, split_reasoning
 from nbcodex.openai_api.redaction import Redactor
 from nbcodex.openai_api.responses import ResponsesReader
 
@@ -141,6 +143,8 @@ class AnswerStream:
         Each holds back the tail of its own text.
     idle_timeout : float
         Seconds of silence after which a stream that has begun is considered broken.
+    has_tags : bool
+        Whether the text may contain reasoning in tags.
     resumed_text : str or None
         The text of a durable answer that an earlier stream brought; None for a new answer.
     """
@@ -153,11 +157,16 @@ class AnswerStream:
         text_redactor: Redactor,
         reasoning_redactor: Redactor,
         idle_timeout: float,
+        has_tags: bool = False,
         resumed_text: str | None = None,
     ) -> None:
         self._chunks, self._reader, self._idle_timeout = chunks, reader, idle_timeout
         self._redactor, self._reasoning_redactor = text_redactor, reasoning_redactor
         self._decoder = SseDecoder()
+        self._splitter = ReasoningSplitter() if has_tags else None
+        self._has_restarted = False
+        self._first: bytes | None = None
+        self._payload: dict[str, Any] = {}
         self._resumed_text = resumed_text
         self._texts: list[str] = []
         self._has_text, self._withheld = bool(resumed_text), ""
@@ -189,6 +198,9 @@ class AnswerStream:
                     mark = None  # an id that contains a secret is not stored
                 if mark and not last:
                     yield StreamPosition(mark.response_id)
+                if self._has_restarted:
+                    self._has_restarted = False
+                    yield Reset()
                 if reasoning:
                     yield ReasoningDelta(reasoning)
                 if text and self._is_one_piece and self._resumed_text is not None:
@@ -202,18 +214,36 @@ class AnswerStream:
                     yield mark
                 last = mark
 
+    async def prefetch(self) -> None:
+        """Read a body in one piece, before anything is yielded.
+
+        Raises an AnswerFailedError if it is an error, so that the request can still be adapted.
+        """
+        self._first = await self._first_chunk()
+        if self._first.startswith((b"{", b"[")):
+            self._payload = await self._read_json(self._first)
+            if is_error_object(self._payload):
+                raise AnswerFailedError(self._payload)
+
     async def _deltas(self) -> AsyncGenerator[tuple[str, str]]:
-        first = await self._first_chunk()
+        first = await self._first_chunk() if self._first is None else self._first
         if first.startswith((b"{", b"[")):
             self._is_one_piece = True
             try:
-                text = await self._read_one_piece(first)
+                payload = self._payload or await self._read_json(first)
+                self._reader.read_body(payload)
             except Exception:
                 # An answer that is still being generated has an id, which must not be lost.
                 self._mark = self._reader.mark
                 yield "", ""
                 raise
-            yield text, ""
+            answer = self._reader.answer
+            text, reasoning = answer.text, answer.reasoning_text
+            if self._splitter:
+                text, tagged = split_reasoning(text)
+                reasoning += tagged
+            self._texts.append(self._redactor.clean(text))
+            yield self._texts[0], self._reasoning_redactor.clean(reasoning)
             return
         if first.startswith(b"<"):
             raise invalid_answer("The server sent a web page instead of an answer.")
@@ -306,6 +336,12 @@ class AnswerStream:
                 if self._is_final(error):
                     break
                 continue
+            if self._splitter and text:
+                text, tagged = self._splitter.feed(text)
+                reasonings.append(tagged)
+                if self._splitter.has_restarted:
+                    self._restart()
+                    texts.clear()
             texts.append(text)
             reasonings.append(reasoning)
         text = self._visible("".join(texts))
@@ -314,6 +350,12 @@ class AnswerStream:
         if text:
             self._texts.append(text)
         return (text, reasoning) if text or reasoning or self._reader.mark else None
+
+    def _restart(self) -> None:
+        """Drop the text so far: it was reasoning."""
+        self._texts.clear()
+        self._redactor.flush()
+        self._withheld, self._has_restarted = "", True
 
     def _visible(self, text: str) -> str:
         """Return what can be shown already; of a durable answer, only up to where it has a mark.
@@ -349,16 +391,20 @@ class AnswerStream:
     def _take_rest(self) -> tuple[str, str] | None:
         """Return what was held back, and text that came only with the final event."""
         held, self._withheld = self._withheld, ""
+        rest = tagged = ""
         if not self._has_text:
-            held = self._redactor.feed(self._reader.answer.text)
-        held += self._redactor.flush()
-        reasoning = self._reasoning_redactor.flush()
+            rest = self._reader.answer.text
+        if self._splitter:
+            text, tagged = split_reasoning(rest) if rest else self._splitter.flush()
+            rest = text
+        held += self._redactor.feed(rest) + self._redactor.flush()
+        reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
         if held:
             self._texts.append(held)
         return (held, reasoning) if held or reasoning else None
 
-    async def _read_one_piece(self, first: bytes) -> str:
-        """Return the answer of a server that did not stream."""
+    async def _read_json(self, first: bytes) -> dict[str, Any]:
+        """Return the body of a server that did not stream."""
 
         async def chunks() -> AsyncIterator[bytes]:
             chunk = first
@@ -368,13 +414,9 @@ class AnswerStream:
 
         body = await read_body(chunks())
         try:
-            payload = json_object(body.decode("utf-8", "replace"))
+            return json_object(body.decode("utf-8", "replace"))
         except (ValueError, RecursionError) as error:
             raise invalid_json() from error
-        self._reader.read_body(payload)
-        text = self._redactor.clean(self._reader.answer.text)
-        self._texts.append(text)
-        return text
 
     async def _drain(self) -> None:
         """Read to the end of the body, if that is near."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,24 @@ import httpx2
 import openai
 import pytest
 
-from nbcodex.errors import ConfigurationError, NbcodexError
+from nbcodex.errors import ConfigurationError, NbcodexError, ServerError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections
 from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
-from tests.openai_api.scripted import KEY, MODEL, Script, Server, chunk, completed, play, settings
+from tests.openai_api.scripted import (
+    BASE,
+    KEY,
+    MODEL,
+    Script,
+    Server,
+    chunk,
+    completed,
+    play,
+    settings,
+)
 from tests.virtual import LoopClock, run_virtual
 
 AZURE = "https://me.openai.azure.com"
@@ -176,6 +189,64 @@ def test_endless_error_body_is_read_in_part() -> None:
     with pytest.raises(NbcodexError):
         play(Server(Script(endless(), 400)))
     assert read <= MAX_ERROR_BODY_BYTES + 20_000
+
+
+def bomb(codings: int, size: int = 60_000_000) -> bytes:
+    """Return zeros, compressed so many times over."""
+    data = bytes(size)
+    for _ in range(codings):
+        data = gzip.compress(data)
+    return data
+
+
+@pytest.mark.parametrize("codings", [1, 2])
+@pytest.mark.parametrize("status", [401, 429, 500])
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_error_body_is_bounded_after_decoding(codings: int, status: int, is_custom: bool) -> None:
+    coding = ", ".join(["gzip"] * codings)
+    body = bomb(codings)
+    server = Server(Script([body], status, {"content-encoding": coding}))
+    chosen = settings()
+    if is_custom:
+        http = httpx2.AsyncClient(transport=server)
+        client = openai.AsyncOpenAI(api_key="sk-custom-key", http_client=http, base_url=BASE)
+        chosen = settings(client=lambda: client)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NbcodexError):
+            play(server, chosen=chosen)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("call", ["retrieve_batch", "upload_file", "find_batches", "delete_files"])
+@pytest.mark.parametrize("codings", [1, 2])
+def test_body_of_a_batch_call_is_bounded_after_decoding(call: str, codings: int) -> None:
+    headers = {
+        "content-encoding": ", ".join(["gzip"] * codings),
+        "content-type": "application/json",
+    }
+    server = Server(Script([bomb(codings)], 200, headers))
+    batches = BatchClient(ApiClient(clock=LoopClock(), transport=server))
+    arguments: dict[str, tuple[Any, ...]] = {
+        "retrieve_batch": ("batch_1",),
+        "upload_file": (b"{}",),
+        "find_batches": (),
+        "delete_files": (Batch(id="b", status="failed", input_file="f"),),
+    }
+    more = {"metadata": {}} if call == "find_batches" else {}
+
+    async def main() -> None:
+        with pytest.raises(ServerError, match="more than 4 MB"):
+            await getattr(batches, call)(*arguments[call], Request(prompt="?"), settings(), **more)
+
+    tracemalloc.start()
+    try:
+        run_virtual(main())
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # Custom clients.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
+from nbcodex.openai_api.answers import read_usage
 
 OPENAI = "https://api.openai.com/v1"
 AZURE = "https://me.openai.azure.com/openai/v1"
@@ -101,3 +104,49 @@ def test_token_rates_are_unknown_until_prices_are_loaded(monkeypatch: pytest.Mon
 def test_unknown_model_or_server_has_no_rates(model: str, base_url: str) -> None:
     pricing.load_prices()
     assert pricing.token_rates(model, base_url) is None
+
+
+@pytest.mark.parametrize(
+    ("figures", "cached", "written"),
+    [
+        ({"input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4}}, 3, 4),
+        ({"prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4}}, 3, 4),
+        ({"prompt_cache_hit_tokens": 3, "prompt_cache_miss_tokens": 7}, 3, None),
+        ({"input_tokens_details": {"cache_write_tokens": -1}}, None, None),
+    ],
+)
+def test_cache_reads_and_writes_are_in_the_usage(
+    figures: dict[str, Any], cached: int | None, written: int | None
+) -> None:
+    usage = read_usage({"input_tokens": 10, "output_tokens": 5, **figures})
+    assert (usage.cached_tokens, usage.cache_written_tokens) == (cached, written)
+
+
+def test_cache_writes_cost_more_than_input() -> None:
+    plain = Usage(input_tokens=100_000, output_tokens=0)
+    written = replace(plain, cache_written_tokens=100_000)
+    cost = pricing.cost(plain, "gpt-5.6-sol", OPENAI)
+    assert cost
+    assert pricing.cost(written, "gpt-5.6-sol", OPENAI) == pytest.approx(cost * 1.25)
+
+
+@pytest.mark.parametrize(
+    ("cost", "stated"),
+    [
+        (0.0123, 0.0123),
+        ({"total_cost": 0.006}, 0.006),
+        (0, 0.0),
+        (-1, None),
+        (1e15, None),
+        (float("nan"), None),
+        ("0.1", None),
+        (True, None),
+    ],
+)
+def test_providers_own_cost_counts_where_prices_are_unknown(
+    cost: object, stated: float | None
+) -> None:
+    usage = read_usage({"prompt_tokens": 10, "completion_tokens": 5, "cost": cost})
+    assert pricing.cost(usage, "any/model", "https://openrouter.ai/api/v1") == stated
+    known = Usage(input_tokens=10, output_tokens=5)
+    assert pricing.cost(usage, "gpt-5", OPENAI) == pricing.cost(known, "gpt-5", OPENAI)

@@ -290,7 +290,7 @@ def test_request_has_the_key_once_and_only_the_sdks_headers() -> None:
 @pytest.mark.slow
 def test_process_with_open_connections_ends_without_warnings(tmp_path: Path) -> None:
     """A forked child neither complains nor harms its parent's connections."""
-    body = completed()
+    body = delta("hi") + completed()
     answer = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     code = f"""
 import gc, os, socketserver, threading

@@ -1,0 +1,235 @@
+"""Answers and refusals as compatible servers really send them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from nbcodex.errors import ModelError, RequestError
+from nbcodex.models import Schema
+from nbcodex.openai_api.answers import ReasoningDelta, Reset, StreamEvent, TextDelta
+from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.openai_api.chat import ReasoningSplitter, split_reasoning
+from tests.openai_api.scripted import (
+    BASE,
+    DONE,
+    Script,
+    Server,
+    chunk,
+    completed,
+    delta,
+    event,
+    fails,
+    play,
+    refusal,
+    settings,
+)
+from tests.virtual import LoopClock, run_virtual
+
+JSON = {"content-type": "application/json"}
+SCHEMA = Schema(name="pet", definition={"type": "object"})
+
+
+def json_script(payload: object, status: int = 200) -> Script:
+    return Script([json.dumps(payload).encode()], status, JSON)
+
+
+def lm_studio(request: httpx2.Request) -> Script:
+    """Answer any path but that of Chat Completions below /v1 as LM Studio does."""
+    if request.url.path == "/v1/chat/completions":
+        return Script([chunk("hi", finish="stop"), DONE])
+    words = f"Unexpected endpoint or method. ({request.method} {request.url.path})"
+    return json_script({"error": words})
+
+
+# Wrong addresses with HTTP 200.
+
+
+def test_missing_responses_api_in_a_200_switches_to_chat_and_is_remembered() -> None:
+    server = Server(lm_studio)
+    api_client = ApiClient(clock=LoopClock(), transport=server)
+    for _ in range(2):
+        events = play(server, chosen=settings(api="auto"), api_client=api_client)
+        assert shown(events) == ("hi", "")
+    paths = [request.url.path for request in server.requests]
+    assert paths == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("api", ["auto", "chat", "responses"])
+def test_base_url_without_v1_is_an_error_that_suggests_it(api: str) -> None:
+    server = Server(lm_studio)
+    error = fails(server, chosen=settings(api=api, base_url="https://gateway.example"))
+    assert isinstance(error, ModelError)
+    assert "https://gateway.example/" in error.message
+    assert "https://gateway.example/v1" in error.advice
+    assert len(server.requests) == (2 if api == "auto" else 1)
+
+
+@pytest.mark.parametrize("answer", [lm_studio, Script([b"404 page not found"], 404)])
+def test_list_of_models_at_a_wrong_address_is_an_error(answer: Any) -> None:
+    async def main() -> None:
+        api_client = ApiClient(clock=LoopClock(), transport=Server(answer))
+        with pytest.raises(ModelError, match="not an address"):
+            await api_client.list_models(settings(base_url="https://gateway.example"))
+
+    run_virtual(main())
+
+
+# Groq's validation of schemas.
+
+
+@pytest.mark.parametrize("in_stream", [False, True])
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_generation_that_failed_validation_is_an_answer(in_stream: bool, api: str) -> None:
+    error = {
+        "message": "Failed to validate JSON",
+        "type": "invalid_request_error",
+        "code": "json_validate_failed",
+        "failed_generation": '{"name": 3}',
+    }
+    begun = chunk("{") if api == "chat" else delta("{")
+    failed = Script([begun, event({"error": error}, "error")])
+    server = Server(failed if in_stream else json_script({"error": error}, 400))
+    events = play(server, chosen=settings(api=api), schema=SCHEMA)
+    assert shown(events) == ('{"name": 3}', "")
+    assert events[-1].text == '{"name": 3}'  # type: ignore[union-attr]
+
+
+def test_validation_error_without_a_generation_stays_an_error() -> None:
+    server = Server(refusal(400, "Failed to validate JSON", code="json_validate_failed"))
+    assert isinstance(fails(server), RequestError)
+
+
+# A relay that wraps a 400.
+
+
+def test_output_bound_is_learned_from_a_wrapped_400() -> None:
+    message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    wrapped = refusal(500, message, type="invalid_request_error", code="unsupported_parameter")
+    server = Server(wrapped, Script([chunk("hi", finish="stop"), DONE]))
+    play(server, chosen=settings(api="chat", base_url=BASE), max_output=9)
+    first, second = server.sent
+    assert "max_tokens" in first
+    assert "max_completion_tokens" in second
+
+
+def test_wrapped_400_of_the_users_parameter_is_not_retried() -> None:
+    message = "Unsupported value: 'temperature' does not support 0."
+    server = Server(refusal(500, message, type="invalid_request_error", code="unsupported_value"))
+    error = fails(server, params={"temperature": 0})
+    assert isinstance(error, RequestError)
+    assert "temperature" in error.message
+    assert len(server.requests) == 1
+
+
+# Reasoning in the text.
+
+
+def shown(events: list[StreamEvent]) -> tuple[str, str]:
+    """Return the text and the reasoning that a reader is left with."""
+    text = reasoning = ""
+    for each in events:
+        match each:
+            case Reset():
+                text = ""
+            case TextDelta(more):
+                text += more
+            case ReasoningDelta(more):
+                reasoning += more
+    return text, reasoning
+
+
+TAGGED = [
+    "<think>Hm.</think>\n\nhi",
+    "\n<think>\nHm.\n</think>hi",
+    "<thinking>Hm.</thinking> hi",
+    "[THINK]Hm.[/THINK]hi",
+    "Hm.\n</think>\n\nhi",
+    "Hm.</think>hi",
+    "<think>Hm</think><think>.</think>hi",
+]
+
+
+@pytest.mark.parametrize("text", TAGGED)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_reasoning_in_tags_is_not_part_of_the_answer(text: str, size: int, api: str) -> None:
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    if api == "chat":
+        parts = [*map(chunk, pieces), chunk(finish="stop"), DONE]
+    else:
+        message = {"type": "message", "content": [{"type": "output_text", "text": text}]}
+        parts = [*map(delta, pieces), completed(output=[message])]
+    events = play(Server(Script(parts)), chosen=settings(api=api))
+    answer, reasoning = shown(events)
+    assert answer == "hi"
+    assert reasoning.strip() == "Hm."
+    assert events[-1].text == "hi"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_reasoning_in_tags_of_an_answer_in_one_piece_is_separated(text: str) -> None:
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    events = play(Server(json_script({"choices": [choice]})), chosen=settings(api="chat"))
+    answer, reasoning = shown(events)
+    assert (answer, reasoning.strip()) == ("hi", "Hm.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tag `</think>` ends it.",
+        "```\n</think>\n```\nIt ends.",
+        'It is written "</think>".',
+        "a < b and <thin lines> [THIN",
+        "hi <think>no</think> there",
+        "<",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_tags_that_belong_to_the_answer_stay(text: str, size: int) -> None:
+    splitter = ReasoningSplitter()
+    if "<think>" in text:
+        text = text.replace("hi <think>", "`<think>`").replace("</think>", "`</think>`")
+    found = [splitter.feed(text[at : at + size]) for at in range(0, len(text), size)]
+    found.append(splitter.flush())
+    assert "".join(answer for answer, _ in found) == text
+    assert "".join(reasoning for _, reasoning in found) == ""
+
+
+def test_unclosed_reasoning_leaves_no_answer() -> None:
+    assert split_reasoning("<think>Hm, so") == ("", "Hm, so")
+
+
+@pytest.mark.parametrize(
+    "delta_of_choice",
+    [
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                {"type": "text", "text": "hi"},
+            ]
+        },
+        {"content": "hi", "reasoning_content": [{"type": "text", "text": "Hm."}]},
+        {"content": "hi", "reasoning_content": "Hm."},
+        {"content": "hi", "reasoning": "Hm."},
+    ],
+)
+@pytest.mark.parametrize("streamed", [True, False])
+def test_reasoning_is_read_in_every_shape(delta_of_choice: dict[str, Any], streamed: bool) -> None:
+    member = "delta" if streamed else "message"
+    payload = {"choices": [{member: delta_of_choice, "finish_reason": "stop"}]}
+    script = Script([event(payload), DONE]) if streamed else json_script(payload)
+    assert shown(play(Server(script), chosen=settings(api="chat"))) == ("hi", "Hm.")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_content_that_is_a_json_object_is_its_json(streamed: bool) -> None:
+    member = "delta" if streamed else "message"
+    payload = {"choices": [{member: {"content": {"name": "Ö"}}, "finish_reason": "stop"}]}
+    script = Script([event(payload), DONE]) if streamed else json_script(payload)
+    events = play(Server(script), chosen=settings(api="chat"))
+    assert shown(events) == ('{"name": "Ö"}', "")
