@@ -335,9 +335,11 @@ class Limit:
         """The limit's usual name: ``tokens per minute (TPM)``."""
         if self.resource is None:
             return "rate limit"
-        per = {MINUTE: "minute", DAY: "day"}.get(self.window or 0.0)
-        if per is None:
+        if not self.window:
             return f"{self.resource} limit"
+        per = {1.0: "second", MINUTE: "minute", 3600.0: "hour", DAY: "day"}.get(self.window)
+        if per is None:
+            return f"{self.resource} per {self.window / MINUTE:,g} minutes"
         return f"{self.resource} per {per} ({self.resource[0].upper()}P{per[0].upper()})"
 
     @property

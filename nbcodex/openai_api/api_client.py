@@ -203,7 +203,9 @@ class ApiClient:
         for streamed in (True, False):
             try:
                 async with contextlib.aclosing(
-                    self._retrieve(client, settings, mark=mark, text=text, streamed=streamed)
+                    self._retrieve(
+                        client, request, settings, mark=mark, text=text, streamed=streamed
+                    )
                 ) as events:
                     async for event in events:
                         match event:
@@ -287,7 +289,9 @@ class ApiClient:
                     response = await stack.enter_async_context(_create(client, prepared))
                     is_chat = prepared.api == "chat"
                     reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
-                    stream = _answer_stream(response, reader, client, settings, prepared=prepared)
+                    stream = _answer_stream(
+                        response, reader, client, prepared.request, settings, prepared=prepared
+                    )
                     if "json" in response.headers.get("content-type", ""):
                         await stream.prefetch()
                     return response, reader, stream
@@ -302,6 +306,7 @@ class ApiClient:
     async def _retrieve(
         self,
         client: AsyncOpenAI,
+        request: Request,
         settings: Settings,
         *,
         mark: StreamPosition,
@@ -323,7 +328,7 @@ class ApiClient:
             async with asyncio.timeout(settings.idle_timeout):
                 response = await stack.enter_async_context(call)
             yield self._started(response, redactor, api="responses", model=None)
-            stream = _answer_stream(response, reader, client, settings, resumed_text=text)
+            stream = _answer_stream(response, reader, client, request, settings, resumed_text=text)
             async with contextlib.aclosing(stream.events()) as events:
                 async for event in events:
                     yield event
@@ -378,6 +383,7 @@ def _answer_stream(
     response: AsyncAPIResponse[Any],
     reader: ResponsesReader | ChatReader,
     client: AsyncOpenAI,
+    request: Request,
     settings: Settings,
     *,
     prepared: PreparedRequest | None = None,
@@ -389,6 +395,7 @@ def _answer_stream(
         text_redactor=connections.redactor_for(settings, client),
         reasoning_redactor=connections.redactor_for(settings, client),
         idle_timeout=settings.idle_timeout,
+        patience=request.patience,
         # OpenAI's answers have no such tags, and a durable one could not be resumed within them.
         has_tags=bool(prepared and prepared.endpoint.kind != "openai" and not prepared.durable),
         resumed_text=resumed_text,

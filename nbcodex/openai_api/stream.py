@@ -143,6 +143,8 @@ class AnswerStream:
         Each holds back the tail of its own text.
     idle_timeout : float
         Seconds of silence after which a stream that has begun is considered broken.
+    patience : float
+        Seconds that keep-alives can hold a stream open in which nothing else arrives.
     has_tags : bool
         Whether the text may contain reasoning in tags.
     resumed_text : str or None
@@ -157,10 +159,12 @@ class AnswerStream:
         text_redactor: Redactor,
         reasoning_redactor: Redactor,
         idle_timeout: float,
+        patience: float = 0.0,
         has_tags: bool = False,
         resumed_text: str | None = None,
     ) -> None:
-        self._chunks, self._reader, self._idle_timeout = chunks, reader, idle_timeout
+        self._chunks, self._reader = chunks, reader
+        self._idle_timeout, self._patience = idle_timeout, patience
         self._redactor, self._reasoning_redactor = text_redactor, reasoning_redactor
         self._decoder = SseDecoder()
         self._splitter = ReasoningSplitter() if has_tags else None
@@ -265,6 +269,8 @@ class AnswerStream:
     async def _read_stream(self, chunk: bytes) -> AsyncGenerator[tuple[str, str]]:
         """Yield the deltas of a stream of events, one pair per network chunk."""
         deadline = self._deadline()
+        loop = asyncio.get_running_loop()
+        progress_at = loop.time()
         while chunk:
             pending = self._decoder.pending
             events = self._decoder.feed(chunk)
@@ -274,10 +280,14 @@ class AnswerStream:
                 raise self._error
             if self._reader.is_closed:
                 break
-            # Comments and keep-alive events show that the connection lives, not that the model
-            # does: a gateway can send them for a model that has died.
+            deadline = self._deadline()
+            # Comments and keep-alive events show that the server lives and still wants to answer
+            # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
             if any(_is_progress(*event) for event in events) or self._decoder.pending > pending:
-                deadline = self._deadline()
+                progress_at = loop.time()
+            else:
+                silence = deadline - loop.time()
+                deadline = min(deadline, progress_at + max(silence, self._patience))
             if self._texts and self._waited_for_chunk:
                 await asyncio.sleep(GATHER_S)
             chunk = await self._next_chunk(deadline)

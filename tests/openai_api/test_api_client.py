@@ -308,20 +308,22 @@ def test_unreachable_server_is_a_transport_error_with_the_reason() -> None:
         ([Silence(9999)], 50.0),
         ([delta("a"), Silence(9999)], 10.0),
         ([delta("a"), Silence(8), delta("b"), Silence(9999)], 18.0),
-        ([delta("a"), *[Silence(4), b": ping\n\n"] * 99], 10.0),
-        ([delta("a"), *[Silence(4), event({"type": "keepalive"})] * 99], 10.0),
-        ([delta("a"), *[Silence(4), event({}, "ping")] * 99], 10.0),
+        ([delta("a"), *[Silence(4), b": ping\n\n"] * 99], 120.0),
+        ([*[Silence(4), b": ping\n\n"] * 99], 124.0),
+        ([delta("a"), *[Silence(4), event({"type": "keepalive"})] * 99], 120.0),
+        ([delta("a"), *[Silence(4), event({}, "ping")] * 99], 120.0),
+        ([delta("a"), *[Silence(4), b": ping\n\n"] * 9, Silence(9999)], 46.0),
     ],
 )
 def test_silence_breaks_a_stream_later_before_the_first_text(
     parts: list[Part], seconds: float
 ) -> None:
-    """Keep-alives count as silence."""
+    """Keep-alives extend the wait, as long as the patience lasts."""
 
     async def run() -> float:
         clock = LoopClock()
         api_client = ApiClient(clock=clock, transport=Server(Script(parts)))
-        chosen, request = settings(idle_timeout=10.0), Request(prompt="Why?")
+        chosen, request = settings(idle_timeout=10.0), Request(prompt="Why?", patience=120.0)
         await api_client.resolve_model(request, chosen)
         began = clock.now()
         with pytest.raises(TransientError, match="stopped sending"):
@@ -329,7 +331,18 @@ def test_silence_breaks_a_stream_later_before_the_first_text(
                 pass
         return clock.now() - began
 
-    assert run_virtual(run()) == pytest.approx(seconds)
+    assert run_virtual(run()) == pytest.approx(seconds, abs=1)
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize("ping", [b": ping\n\n", event({"type": "ping"}), event({}, "keepalive")])
+def test_keep_alives_before_and_within_an_answer_do_not_break_it(api: str, ping: bytes) -> None:
+    first, rest = chunk("a"), chunk("b", finish="stop") + DONE
+    if api == "responses":
+        first, rest = delta("a"), delta("b") + completed()
+    parts = [*[Silence(5), ping] * 20, first, *[Silence(5), ping] * 20, rest]
+    events = play(Server(Script(parts)), chosen=settings(api=api, idle_timeout=6.0))
+    assert ending_of(events).text == "ab"
 
 
 def test_slow_event_is_not_silence_while_data_arrives() -> None:
