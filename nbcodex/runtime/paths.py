@@ -12,13 +12,10 @@ import re
 import stat
 from pathlib import Path
 
-MOUNTS = Path("/proc/self/mounts")
-
 _NETWORK = re.compile(
     r"(nfs\d*|cifs|smb\w*|9p|afs|ceph|lustre|gpfs|beegfs|orangefs|ocfs2|gfs2?|virtiofs|vboxsf"
-    r"|prl_fs|vmhgfs|ncpfs|coda|fuse\.(?!fuse-overlayfs).*)"
+    r"|prl_fs|vmhgfs|ncpfs|coda|afpfs|webdav|fuse\.(?!fuse-overlayfs).*)"
 )
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class UnsafePathError(Exception):
@@ -61,24 +58,24 @@ def _claim(path: Path, *, kind: str, mode: int) -> None:
         path.chmod(mode)
 
 
-def on_network(folder: Path, *, mounts: Path = MOUNTS) -> bool:
-    """Return whether `folder` lies on a file system whose shared memory cannot be relied on.
+def on_network(folder: Path) -> bool:
+    """Return whether `folder` is on a file system whose locks and shared memory are not reliable.
 
-    There SQLite's write-ahead log does not work (https://sqlite.org/wal.html, "all processes using
-    a database must be on the same host computer"). False where the platform does not tell.
+    False where the platform does not list its mounts.
     """
+    # SQLite's write-ahead log needs all processes on one host (https://sqlite.org/wal.html).
     if os.fspath(folder).startswith("\\\\"):
         return True
+    import psutil  # takes milliseconds, so not before a file is opened
+
     try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:
+        mounts = psutil.disk_partitions(all=True)
+    except (OSError, psutil.Error):
         return False
-    place, kind = Path(os.path.realpath(folder)), ""
-    deepest = 0
-    for fields in (line.split(" ") for line in lines):
-        if len(fields) < 3:
-            continue
-        point = Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), fields[1]))
-        if len(point.parts) >= deepest and place.is_relative_to(point):
-            deepest, kind = len(point.parts), fields[2]
-    return _NETWORK.fullmatch(kind) is not None
+    place = Path(os.path.realpath(folder))
+    # The deepest mount point counts; of two at one place, the later one covers the earlier.
+    around = [mount for mount in mounts if place.is_relative_to(mount.mountpoint)]
+    mount = max(reversed(around), key=lambda m: len(Path(m.mountpoint).parts), default=None)
+    if mount is None:
+        return False
+    return bool(_NETWORK.fullmatch(mount.fstype)) or "remote" in mount.opts.split(",")

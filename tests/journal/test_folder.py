@@ -7,8 +7,11 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import platformdirs
+import psutil
 import pytest
 
 from nbcodex.journal.journal import Journal
@@ -124,14 +127,14 @@ def test_a_file_in_place_of_the_folder_is_said(
     assert "cannot be used" in (journal.problem or "")
 
 
-MOUNTS = """\
-overlay / overlay rw 0 0
-/dev/sdb /home/local ext4 rw 0 0
-server:/home /home nfs4 rw 0 0
-me@there: /mnt/my\\040disk fuse.sshfs rw 0 0
-tmpfs /home/local/deep/er tmpfs rw 0 0
-C: /mnt/c 9p rw 0 0
-"""
+MOUNTS = [
+    ("overlay", "/", "overlay"),
+    ("/dev/sdb", "/home/local", "ext4"),
+    ("server:/home", "/home", "nfs4"),
+    ("me@there:", "/mnt/my disk", "fuse.sshfs"),
+    ("tmpfs", "/home/local/deep/er", "tmpfs"),
+    ("C:", "/mnt/c", "9p"),
+]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +150,28 @@ C: /mnt/c 9p rw 0 0
         ("\\\\server\\share", True),
     ],
 )
-def test_a_network_folder_is_recognised(tmp_path: Path, place: str, network: bool) -> None:
-    """The deepest mount point decides; a name that only begins alike does not."""
-    mounts = tmp_path / "mounts"
-    mounts.write_text(MOUNTS)
-    assert on_network(Path(place), mounts=mounts) is network
-    assert not on_network(Path("/home/me"), mounts=tmp_path / "none")
+def test_the_deepest_mount_point_decides_whether_a_folder_is_on_a_network(
+    monkeypatch: pytest.MonkeyPatch, place: str, network: bool
+) -> None:
+    mounts = [SimpleNamespace(device=d, mountpoint=m, fstype=t, opts="rw") for d, m, t in MOUNTS]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+    assert on_network(Path(place)) is network
+
+
+def test_a_drive_that_windows_calls_remote_is_on_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = SimpleNamespace(device="Z:", mountpoint="/", fstype="NTFS", opts="rw,remote")
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [drive])
+    assert on_network(Path("/home/me"))
+
+
+def test_a_platform_without_a_list_of_mounts_has_no_network_folders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**_: Any) -> None:
+        raise FileNotFoundError("/proc")
+
+    monkeypatch.setattr(psutil, "disk_partitions", fail)
+    assert not on_network(Path("/home/me"))
 
 
 @pytest.mark.parametrize(("network", "mode_"), [(True, "delete"), (False, "wal")])
