@@ -202,8 +202,7 @@ class BatchJobs:
             owner = self._maintenance.owner.id
             set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
             connection.executemany(
-                f"{set_parked} ('waiting', 'running') AND part = ?",
-                [(owner, tag) for tag in jobs],
+                f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in jobs]
             )
             connection.executemany(
                 f"{set_parked} ('pending', 'running') AND id = ?",
@@ -243,7 +242,7 @@ class BatchJobs:
         """Make a row pending and ours; return whether it is."""
         owner, at = self._maintenance.owner, self._clock.wall()
         if not exists:
-            writes.insert_row(connection, request, owner=owner, at=at, key=key)
+            writes.insert(connection, request, owner=owner, at=at, key=key)
             return True
         if not writes.claim(connection, request.id, owner=owner, at=at, clock=self._clock):
             return False

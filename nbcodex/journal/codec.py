@@ -1,7 +1,7 @@
-"""An entry as its readers see it, and how requests and replies become text and come back.
+"""An entry as its readers see it, and how requests and replies become text and back.
 
-Owns the words of the journal. What comes back is data only: no class outside `nbcodex.models` is
-ever built, whatever the file says.
+Also says when two requests are equal. What is read back is data only: no class outside of
+`nbcodex.models` is ever built, whatever the file says. Knows nothing of the database.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from nbcodex.models import (
     UsageTotals,
 )
 
+# Floats and JSON are exact up to here, and a sum of many still fits a column.
 MAX_STORED_INTEGER = 2**53
 RESUMABLE_STATUSES: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
 
@@ -49,12 +50,10 @@ class Entry:
 
     Parameters
     ----------
-    request : Request
-        What was asked.
-    reply : Reply
-        The answer, or as much of it as is known: its `status` is the entry's.
+    request, reply : Request, Reply
+        What was asked, and as much of the answer as is stored; its `status` is the entry's.
     abandoned : bool
-        Whether it was under way, and its owner is gone.
+        Whether it is unfinished and its owner gone.
     notebook, cell, variable : str or None
         Where it was asked, and the name that the answer is bound to.
     added_at, updated_at, resume_at : float or None
@@ -64,9 +63,9 @@ class Entry:
     error : str or None
         Why there is no answer.
     response_id, sequence : str or None, int or None
-        The durable response at the server, and the last event of it that is in the text.
-    part : str or None
-        The part of its map with which it was handed in.
+        The durable response at the server, and its last event that is in the text.
+    batch_job : str or None
+        The tag of the batch job that the row of a map is in.
     """
 
     request: Request
@@ -91,19 +90,19 @@ class Entry:
 
     @property
     def status(self) -> Status:
-        """Where the request is in its life."""
+        """The request's status."""
         return self.reply.status
 
     @property
     def resumable(self) -> bool:
-        """Whether `claim` may have it."""
+        """Whether `Journal.claim` can succeed."""
         return self.abandoned or may_be_claimed(
             self.status, of_map=bool(self.request.origin.map_id)
         )
 
     @property
     def stream_position(self) -> StreamPosition | None:
-        """Where the durable answer goes on, behind the text; None where there is none."""
+        """Where the durable answer continues, behind the text; None if there is none."""
         if not (isinstance(self.response_id, str) and self.response_id):
             return None
         return StreamPosition(
@@ -112,12 +111,13 @@ class Entry:
 
     @property
     def possibly_paid(self) -> bool:
-        """Whether whoever resumes it may pay for what is paid already."""
+        """Whether resuming it may cost what is paid already."""
         return self.resumable and bool(self.price_uncertainty)
 
     @property
     def price_uncertainty(self) -> str:
-        """What nobody knows of its price, in two or three words; empty where all is known."""
+        """What is not known of its price, in two or three words; empty if all is known."""
+        # A kernel that died between sending and the first event leaves no trace of what it cost.
         died = self.abandoned and self.status == "running" and self.response_id is None
         noted = [
             note
@@ -128,12 +128,13 @@ class Entry:
 
 
 def may_be_claimed(status: str, *, of_map: bool) -> bool:
-    """Whether a request can be taken up; cancelled, it is a row that its map still wants."""
+    """Return whether a kernel may claim a request of this status."""
+    # A cancelled row has no answer, and a map that is resumed asks for it again.
     return status in RESUMABLE_STATUSES or (of_map and status == "cancelled")
 
 
 def counted(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals; figures that a server made up are bounded."""
+    """Return what `reply` adds to the totals, with a server's implausible figures bounded."""
     more = UsageTotals.of(reply)
     usage = Usage(
         input_tokens=whole(more.usage.input_tokens),
@@ -148,24 +149,23 @@ def counted(reply: Reply) -> UsageTotals:
 
 
 def whole(number: float | None) -> int:
-    """Return `number` as an integer that every column and every sum can hold."""
+    """Return `number` as an integer between 0 and MAX_STORED_INTEGER."""
     return int(min(max(finite(number) or 0, 0), MAX_STORED_INTEGER))
 
 
 def finite(number: float | None) -> float | None:
-    """Return `number`, or None where it is none."""
+    """Return `number`, or None if it is infinite or not a number."""
     return number if number is not None and abs(number) < float("inf") else None
 
 
 def encode(record: Any) -> str:
-    """Return a record as JSON, in ASCII, so that lone surrogates survive."""
+    """Return a record as JSON."""
+    # In ASCII, because SQLite cannot hold the lone surrogates that a prompt may contain.
     return json.dumps(record, default=_reduce, skipkeys=True)
 
 
 def decode(text: str) -> Any:
-    """Return the record that `encode` made `text` of.
-
-    Fields that this version does not know are left out.
+    """Return the record that `encode` turned into `text`, without fields that are unknown here.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def _reduce(value: Any) -> Any:
         return {_BYTES: base64.b64encode(value).decode("ascii")}
     if isinstance(value, Mapping):
         return dict(value)
-    # A class, such as the one that reads an answer, means nothing to another process.
+    # A class, such as the one that an answer is parsed into, means nothing to another process.
     return None if isinstance(value, type) else repr(value)
 
 
@@ -214,47 +214,29 @@ def _restore(found: dict[str, Any]) -> Any:
     )
 
 
-_NOT_ASKED = frozenset(
+# These fields do not change the answer, or are part of the key in another way.
+_NOT_IN_KEY = frozenset(
     {"id", "created_at", "origin", "patience", "reuse", "durable", "model", "api", "api_base"}
 )
 
 
-def equality_key(
-    request: Request,
-    *,
-    base_url: str,
-    model: str | None = None,
-    api: str | None = None,
-    thread: Iterable[Any] = (),
-    images: Iterable[Any] = (),
-) -> bytes:
-    """Return 32 bytes that are the same for equal requests only.
+def equality_key(request: Request, *, base_url: str) -> bytes:
+    """Return 32 bytes that are equal for equal requests to one server only.
 
-    Every field of the request counts but its id, its time and its patience; a field that a later
-    version adds counts by itself. Large images take milliseconds: call it away from the loop.
-
-    Parameters
-    ----------
-    base_url : str
-        Where the request goes in the end.
-    model, api : str or None
-        What was decided where the request leaves it open.
-    thread : iterable
-        The turns before this one.
-    images : iterable
-        Bytes, or whatever stands for them.
+    Hashing large images takes milliseconds.
     """
+    # All fields count unless excluded, so one that a later version adds counts by itself.
     asked = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(request)
-        if field.name not in _NOT_ASKED
+        if field.name not in _NOT_IN_KEY
     }
-    where = [base_url.rstrip("/"), model or request.model, api or request.api]
-    whole = plain([where, asked, list(thread), list(images)])
-    return hashlib.sha256(json.dumps(whole).encode("ascii")).digest()
+    where = [base_url.rstrip("/"), request.model, request.api]
+    # The empty lists are part of the keys in files that exist.
+    return hashlib.sha256(json.dumps(_plain([where, asked, [], []])).encode("ascii")).digest()
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Return `value` as nested lists, tagged so that different values stay different."""
     match value:
         case None | bool() | int() | float() | str():
@@ -262,17 +244,17 @@ def plain(value: Any) -> Any:
         case bytes() | bytearray() | memoryview():
             return ["bytes", hashlib.sha256(value).hexdigest()]
         case Mapping():
-            pairs = [[str(name), plain(inner)] for name, inner in value.items()]
+            pairs = [[str(name), _plain(inner)] for name, inner in value.items()]
             return ["map", *sorted(pairs, key=lambda pair: pair[0])]
         case list() | tuple():
-            return ["list", *map(plain, value)]
+            return ["list", *map(_plain, value)]
         case set() | frozenset():
-            return ["set", *sorted(json.dumps(plain(inner)) for inner in value)]
+            return ["set", *sorted(json.dumps(_plain(inner)) for inner in value)]
         case type():
             return ["class", value.__qualname__]
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             compared = [f.name for f in dataclasses.fields(value) if f.compare]
             fields = {name: getattr(value, name) for name in compared}
-            return ["record", type(value).__name__, plain(fields)]
+            return ["record", type(value).__name__, _plain(fields)]
         case _:
             return ["other", type(value).__qualname__, repr(value)]

@@ -14,13 +14,7 @@ from typing import Any
 
 from nbcodex.errors import NbcodexError
 from nbcodex.journal.maintenance import Maintenance
-from nbcodex.journal.schema import (
-    DAMAGED,
-    UnusableFileError,
-    open_file,
-    open_memory,
-    primary_code,
-)
+from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory, primary_code
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_worker import Job, Level
 from nbcodex.settings import JOURNAL_FILENAME

@@ -75,17 +75,9 @@ class JournalEntry:
 
         Nothing may be sent before `wait_inserted` or `start_attempt` has returned.
         """
-        request, origin = self._request, self._request.origin
-        key = equality_key(request, base_url=base_url)
-        self._insert = partial(
-            self._journal.insert,
-            request,
-            notebook=origin.notebook,
-            cell=origin.cell,
-            variable=origin.variable,
-            key=key,
-        )
-        if not request.reuse:
+        key = equality_key(self._request, base_url=base_url)
+        self._insert = partial(self._journal.insert, self._request, key=key)
+        if not self._request.reuse:
             loop = asyncio.get_running_loop()
             self._insert_timer = loop.call_later(INSERT_DELAY_S, self._insert_now)
             return None

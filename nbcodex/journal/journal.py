@@ -86,35 +86,19 @@ class Journal:
     # Writes.
 
     async def insert(
-        self,
-        request: Request,
-        *,
-        notebook: str | None = None,
-        cell: str | None = None,
-        variable: str | None = None,
-        key: bytes | None = None,
-        attempt: int | None = None,
+        self, request: Request, *, key: bytes | None = None, attempt: int | None = None
     ) -> None:
         """Commit `request` as pending: once this returns, it may be sent.
 
         Parameters
         ----------
-        notebook, cell, variable : str or None
-            Where it was asked, and the name that the answer is bound to.
         key : bytes or None
             `equality_key` of the request, under which `find_answer` finds its answer.
         attempt : int or None
             The attempt that is about to be sent, as for `start_attempt`.
         """
         insert = partial(
-            writes.insert,
-            request=request,
-            at=self._clock.wall(),
-            notebook=notebook,
-            cell=cell,
-            variable=variable,
-            key=key,
-            attempt=attempt,
+            writes.insert, request=request, at=self._clock.wall(), key=key, attempt=attempt
         )
 
         def work(connection: Connection) -> None:

@@ -138,11 +138,7 @@ MIGRATIONS: list[list[str]] = []
 MEMORY_FIRST_NUMBER = 2**40
 
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_NO_SHARED_MEMORY_CODES = {
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-}
+_NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
 class UnusableFileError(Exception):

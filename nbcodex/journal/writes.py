@@ -58,9 +58,6 @@ def insert(
     owner: Owner,
     at: float,
     key: bytes | None,
-    notebook: str | None = None,
-    cell: str | None = None,
-    variable: str | None = None,
     attempt: int | None = None,
 ) -> None:
     """Insert a request as `pending`, or as `running` if an attempt is about to be sent.
@@ -74,9 +71,9 @@ def insert(
         "status": "pending" if attempt is None else "running",
         "attempts": whole(attempt or 0),
         "owner": owner.id,
-        "notebook": storable(notebook),
-        "cell": storable(cell),
-        "variable": storable(variable),
+        "notebook": storable(origin.notebook),
+        "cell": storable(origin.cell),
+        "variable": storable(origin.variable),
         "key": key,
         "at": at,
         "request": encode(stored if request.turns else request),
@@ -95,33 +92,12 @@ def insert(
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
-def insert_row(
-    connection: Connection, request: Request, *, owner: Owner, at: float, key: bytes
-) -> None:
-    """Insert a row of a map as `pending`, with the place that its request names."""
-    origin = request.origin
-    insert(
-        connection,
-        request,
-        owner=owner,
-        at=at,
-        key=key,
-        notebook=origin.notebook,
-        cell=origin.cell,
-        variable=origin.variable,
-    )
-
-
 def insert_parked(
-    connection: Connection,
-    requests: Iterable[tuple[Request, bytes]],
-    *,
-    owner: Owner,
-    at: float,
+    connection: Connection, requests: Iterable[tuple[Request, bytes]], *, owner: Owner, at: float
 ) -> None:
     """Insert rows of a map as `parked` that were never started, each with its key."""
     for request, key in requests:
-        insert_row(connection, request, owner=owner, at=at, key=key)
+        insert(connection, request, owner=owner, at=at, key=key)
         connection.execute(
             "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
             (storable(request.id),),
@@ -183,13 +159,7 @@ def record_wait(
 
 
 def update_text(
-    connection: Connection,
-    id_: str,
-    *,
-    owner: Owner,
-    at: float,
-    text: str,
-    sequence: int | None,
+    connection: Connection, id_: str, *, owner: Owner, at: float, text: str, sequence: int | None
 ) -> None:
     """Replace the text so far, and the last event of a durable response that is in it."""
     position = None if sequence is None else whole(sequence)
@@ -201,12 +171,7 @@ def update_text(
 
 
 def set_response_id(
-    connection: Connection,
-    id_: str,
-    *,
-    owner: Owner,
-    at: float,
-    response_id: str,
+    connection: Connection, id_: str, *, owner: Owner, at: float, response_id: str
 ) -> None:
     """Note which durable response carries the answer."""
     connection.execute(
@@ -317,25 +282,20 @@ def expire(connection: Connection, *, before: float, limit: int) -> int:
 
 
 def count(connection: Connection, more: UsageTotals, *, requests: int = 0) -> None:
-    """Add to the counters."""
+    """Add to the totals of all time."""
     usage = more.usage
-    connection.execute(
-        """UPDATE totals SET requests = requests + ?, answers = answers + ?,
-        input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,
-        output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?,
-        cost = cost + ?, waited = waited + ?, unknown = unknown + ?, unpriced = unpriced + ?,
-        estimated = estimated + ?""",
-        (
-            requests,
-            more.answers,
-            usage.input_tokens,
-            usage.cached_tokens,
-            usage.output_tokens,
-            usage.reasoning_tokens,
-            more.cost,
-            more.waited,
-            more.unknown,
-            more.unpriced,
-            more.estimated,
-        ),
-    )
+    added = {
+        "requests": requests,
+        "answers": more.answers,
+        "input_tokens": usage.input_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost": more.cost,
+        "waited": more.waited,
+        "unknown": more.unknown,
+        "unpriced": more.unpriced,
+        "estimated": more.estimated,
+    }
+    sums = ", ".join(f"{name} = {name} + :{name}" for name in added)
+    connection.execute(f"UPDATE totals SET {sums}", added)  # noqa: S608 - our columns

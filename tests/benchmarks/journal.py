@@ -42,7 +42,7 @@ def spread(seconds: list[float], unit: float = 1e3, name: str = "ms") -> str:
 async def life(journal: Journal, n: int) -> None:
     """One request as the engine takes it through, with its text kept twice."""
     asked = Request(prompt=f"prompt {n} " + "word " * 200)
-    await journal.insert(asked, notebook="a.ipynb", key=b"k" * 32)
+    await journal.insert(asked, key=b"k" * 32)
     await journal.start_attempt(asked.id, 1)
     await journal.update_text(asked.id, TEXT[:300])
     await journal.update_text(asked.id, TEXT)

@@ -135,7 +135,7 @@ def test_killed_while_held(scene: Scene) -> None:
     life.begin(which=slice(1))
     life.until_told("BackingOff", times=1)
     life.begin(which=slice(1, None))
-    life.until_told("Held", times=3)
+    life.until_told("CoolingDown", times=3)
     wait_until(lambda: statuses(scene, life.asked) == ["waiting"] * 4)
     scene.check(life.kill())
     assert (scene.counts.resumed, scene.counts.possibly_paid) == (4, 0)

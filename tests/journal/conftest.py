@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Reply, Request
+from nbcodex.models import Origin, Reply, Request
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,10 +85,18 @@ def request(prompt: str = "Why is the sky blue?", **fields: Any) -> Request:
     return Request(prompt=prompt, **fields)
 
 
-def added(journal: Journal, *, status: str | None = None, text: str = "", **where: Any) -> Request:
+def added(
+    journal: Journal,
+    *,
+    status: str | None = None,
+    text: str = "",
+    key: bytes | None = None,
+    attempt: int | None = None,
+    **origin: Any,
+) -> Request:
     """Return a request that `journal` holds, finished with `status` if one is given."""
-    asked = request()
-    run(journal.insert(asked, **where))
+    asked = request(origin=Origin(**origin))
+    run(journal.insert(asked, key=key, attempt=attempt))
     if status is not None:
         run(journal.finish(asked.id, Reply(id=asked.id, text=text, status=status)))  # type: ignore[arg-type]
     return asked
@@ -103,7 +111,7 @@ PRELUDE = """
 import asyncio, os, sys, time
 from pathlib import Path
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Reply, Request
+from nbcodex.models import Origin, Reply, Request
 folder = Path(sys.argv[1])
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

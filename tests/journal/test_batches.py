@@ -28,7 +28,7 @@ def key(request: Request) -> bytes:
 
 
 def add(journal: Journal, request: Request, status: str | None = None) -> None:
-    run(journal.insert(request, notebook=request.origin.notebook, key=key(request)))
+    run(journal.insert(request, key=key(request)))
     if status:
         run(journal.finish(request.id, Reply(id=request.id, status=status)))  # type: ignore[arg-type]
 

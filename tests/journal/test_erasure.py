@@ -65,7 +65,7 @@ def test_deleting_all_leaves_no_word_while_the_journal_is_off(folder: Path, seed
         word = f"secret-{seed}-{number}-{dice.getrandbits(60):x}"
         words.append(word.encode())
         asked = request(word * dice.randrange(1, 60), thread=dice.choice([None, "main"]))
-        run(on_disk.insert(asked, notebook="n"))
+        run(on_disk.insert(asked))
         for length in range(dice.randrange(4)):
             run(on_disk.update_text(asked.id, word * 40 * length))
         status = dice.choice(["done", "parked", "failed"])

@@ -13,7 +13,7 @@ import pytest
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import decode, encode, equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Limit, Reply, StreamPosition, Usage, UsageTotals
+from nbcodex.models import Limit, Origin, Reply, StreamPosition, Usage, UsageTotals
 from nbcodex.runtime import sqlite_worker
 
 from .conftest import HandClock, added, request, run
@@ -35,8 +35,13 @@ FULL = Reply(
 
 def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) -> None:
     """What was asked comes back equal, field by field."""
-    asked = request("Bild: \u00fc \ud800 \x00 {x}", params={"tools": [{"a": 1}]}, effort="low")
-    run(journal.insert(asked, notebook="a.ipynb", cell="c1", variable="answer"))
+    asked = request(
+        "Bild: \u00fc \ud800 \x00 {x}",
+        params={"tools": [{"a": 1}]},
+        effort="low",
+        origin=Origin(notebook="a.ipynb", cell="c1", variable="answer"),
+    )
+    run(journal.insert(asked))
     entry = journal.find_entry(asked.id)
     assert entry.request == asked
     assert (entry.status, entry.abandoned) == ("pending", False)

@@ -91,7 +91,7 @@ def test_an_old_thread_goes_on(journal: Journal) -> None:
     position = TurnPosition(chapter=conversation.chapter)
     origin = Origin(notebook=NOTEBOOK, position=position)
     later = Request(prompt="Its mass?", thread="main", turns=tuple(turns), origin=origin)
-    run(journal.insert(later, notebook=NOTEBOOK))
+    run(journal.insert(later))
     candidates = journal.conversations.find_conversation(NOTEBOOK, "main").candidates
     assert max(candidates, key=lambda c: c.number).entry == candidates[-1].entry
     assert len(journal.find_entry(later.id).request.turns) == 2

@@ -43,8 +43,8 @@ LIVES = """
 CROWD = """
     journal, until = Journal(folder), time.monotonic() + float(sys.argv[2])
     async def one(n):
-        asked = Request(prompt="p" * 500)
-        await journal.insert(asked, notebook=str(os.getpid()))
+        asked = Request(prompt="p" * 500, origin=Origin(notebook=str(os.getpid())))
+        await journal.insert(asked)
         await journal.start_attempt(asked.id, 1)
         for part in range(1, 4):
             await journal.update_text(asked.id, "half " * 50 * part)

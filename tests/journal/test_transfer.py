@@ -58,7 +58,7 @@ def ask(
     origin = Origin(notebook=notebook, position=place or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
-    run(journal.insert(request, notebook=notebook), journal.finish(request.id, reply))
+    run(journal.insert(request), journal.finish(request.id, reply))
     return request
 
 

@@ -18,7 +18,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate, wait_for_lock
-from nbcodex.models import Reply
+from nbcodex.models import Origin, Reply
 from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import HandClock, added, fall_silent, request, run
@@ -50,10 +50,10 @@ def disk(folder: Path) -> Iterator[Callable[..., None]]:
 
 def live(journal: Journal) -> list[str]:
     """Take a request through its whole life, and another to a park; return their ids."""
-    first, second = request(), request()
+    first, second = request(origin=Origin(notebook="a")), request()
     key = equality_key(first, base_url="https://a/v1")
     run(
-        journal.insert(first, notebook="a", key=key),
+        journal.insert(first, key=key),
         journal.start_attempt(first.id, 1),
         journal.update_text(first.id, "half"),
         journal.record_wait(first.id, 1.8e9),
@@ -239,7 +239,11 @@ def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
     for _ in range(5):
         assert works(journal)
     entry = journal.find_entry(asked.id)
-    assert (entry.request, entry.notebook, entry.variable) == (asked, "a", "answer")
+    assert (entry.request.prompt, entry.notebook, entry.variable) == (
+        asked.prompt,
+        "a",
+        "answer",
+    )
     assert CONSEQUENCE in (journal.problem or "")
 
 

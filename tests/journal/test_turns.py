@@ -21,7 +21,7 @@ def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> i
     request = Request(prompt=prompt, thread=thread, turns=turns, origin=Origin(notebook="n"))
 
     async def keep() -> None:
-        await journal.insert(request, notebook="n")
+        await journal.insert(request)
         await journal.finish(request.id, Reply(id=request.id, text="yes"))
 
     asyncio.run(keep())

@@ -55,8 +55,7 @@ class Notebook:
         return request
 
     async def _kept(self, request: Request, reply: Reply) -> None:
-        origin = request.origin
-        await self.journal.insert(request, notebook=origin.notebook, cell=origin.cell)
+        await self.journal.insert(request)
         await self.journal.finish(request.id, reply)
 
     def new(self, thread: str = "main") -> None:
