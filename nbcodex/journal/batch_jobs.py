@@ -87,6 +87,7 @@ class BatchJobs:
                 elif request.reuse and (tag := self._other_job(connection, key, known)):
                     inserted.other_jobs[request.id] = tag
             if rows:
+                # Heartbeats for the whole map: its rows are in no job before they are uploaded.
                 first = rows[0][0]
                 self._maintenance.activate(connection, first.origin.map_id or first.id)
             return inserted
@@ -96,6 +97,7 @@ class BatchJobs:
     async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
         """Commit that rows of ours are about to be submitted as the job `tag`."""
 
+        # In the journal before the provider has it: after a crash the tag finds the job there.
         def work(connection: Connection) -> None:
             connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
             connection.executemany(
@@ -140,6 +142,7 @@ class BatchJobs:
                 for entry in entries
                 if writes.claim(connection, entry.id, owner=owner, at=at, clock=self._clock)
             )
+            # `claim` leaves rows as running, but these wait for the provider.
             connection.execute(
                 """UPDATE entries SET status = 'waiting' WHERE part = ? AND owner = ?
                 AND status = 'running'""",
@@ -164,6 +167,7 @@ class BatchJobs:
                     error=error,
                     resume_at=None,
                 )
+            # An answered row keeps its job, so that its file is found until it is erased.
             connection.executemany(
                 "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
                 [(storable(reply.id), self._maintenance.owner.id) for reply, _ in endings],
@@ -259,6 +263,7 @@ class BatchJobs:
             (salted(connection, key),),
         )
         here = self._maintenance.owner
+        # While another kernel waits for that job, the row is simply asked: it might never end.
         for row in rows:
             gone = is_abandoned(row, here=here, clock=self._clock, known=known)
             if row["status"] == "parked" or gone:

@@ -96,18 +96,17 @@ class Entry:
     @property
     def resumable(self) -> bool:
         """Whether `Journal.claim` can succeed."""
-        return self.abandoned or may_be_claimed(
-            self.status, of_map=bool(self.request.origin.map_id)
-        )
+        of_map = bool(self.request.origin.map_id)
+        return self.abandoned or may_be_claimed(self.status, of_map=of_map)
 
     @property
     def stream_position(self) -> StreamPosition | None:
         """Where the durable answer continues, behind the text; None if there is none."""
         if not (isinstance(self.response_id, str) and self.response_id):
             return None
-        return StreamPosition(
-            self.response_id, self.sequence if isinstance(self.sequence, int) else None
-        )
+        # SQLite's columns hold values of any type, and a damaged file does.
+        sequence = self.sequence if isinstance(self.sequence, int) else None
+        return StreamPosition(self.response_id, sequence)
 
     @property
     def possibly_paid(self) -> bool:
@@ -119,12 +118,10 @@ class Entry:
         """What is not known of its price, in two or three words; empty if all is known."""
         # A kernel that died between sending and the first event leaves no trace of what it cost.
         died = self.abandoned and self.status == "running" and self.response_id is None
-        noted = [
-            note
-            for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID)
-            if note in self.reply.notes
-        ]
-        return next(iter(noted), NOTE_POSSIBLY_PAID if died else "")
+        for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID):
+            if note in self.reply.notes:
+                return note
+        return NOTE_POSSIBLY_PAID if died else ""
 
 
 def may_be_claimed(status: str, *, of_map: bool) -> bool:

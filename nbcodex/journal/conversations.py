@@ -132,6 +132,7 @@ def name_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...
 
 def resolve_turns(connection: Connection, turns: Iterable[object]) -> tuple[Turn, ...]:
     """Return turns with their words again; those whose entries were deleted are left out."""
+    # A turn with words is stored in full: it came from the user's code, or from another file.
     found = [
         _turn(connection, turn.entry) if turn.entry and not turn.answer else turn
         for turn in turns
@@ -181,6 +182,7 @@ def _turn(connection: Connection, entry: int) -> Turn | None:
     row = connection.execute(
         "SELECT request, reply, text FROM entries WHERE seq = ? AND status = 'done'", (entry,)
     ).fetchone()
+    # An empty answer is not a turn: servers refuse an assistant's message without text.
     if row is None or not row["text"].strip():
         return None
     with contextlib.suppress(ValueError, TypeError, RecursionError):

@@ -107,11 +107,12 @@ class JournalDatabase:
                 self._retry_at = self._clock.now() + FILE_RETRY_S
                 self._return_to_file()
             results = self._transact(jobs)
-        except Exception as error:  # requests go on, whatever is wrong with the journal
+        except Exception as error:  # requests go on, even without a journal
             self._maintenance.rolled_back()
             if self._fall_back(error):
                 self.perform(jobs)
             elif len(jobs) > 1:
+                # One bad job must not undo its neighbours' work.
                 for job in jobs:
                     self.perform([job])
             else:
@@ -122,7 +123,7 @@ class JournalDatabase:
 
     def disconnect(self) -> None:
         """Close the connection; the next job opens another."""
-        if self._retry_at is not None:
+        if self._retry_at is not None:  # the last chance for what is in memory only
             self._return_to_file()
         connection, self._connection = self._connection, None
         self.is_fallback, self._retry_at = False, None
@@ -150,10 +151,12 @@ class JournalDatabase:
         if level is Level.SAFE and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would go on with a file that no other process can open any more.
             raise FileVanishedError(f"{self.folder} has lost its journal while it was open.")
+        # NORMAL survives the process; FULL waits for the disk, and so survives a power failure.
         if level > Level.READ and level is not self._synchronous:
             mode = "FULL" if level is Level.SAFE else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = level
+        # A write that began as a read could not wait for a lock: SQLite fails it at once.
         connection.execute("BEGIN" if level is Level.READ else "BEGIN IMMEDIATE")
         try:
             results = [job.work(connection) for job in jobs]
@@ -194,6 +197,8 @@ class JournalDatabase:
             return False
         if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
             return False
+        # Numbers in memory are larger than any in the file, so that they stay unique when the rows
+        # return to it.
         file, self._connection = self._connection, None
         memory = open_memory(after=_last_number(file))
         self._connection, self.is_fallback = memory, True
@@ -217,6 +222,7 @@ class JournalDatabase:
             file = open_file(self.folder, patience=RETURN_PATIENCE_S)
         except (sqlite3.Error, OSError, UnusableFileError):
             return
+        # All or nothing: memory is dropped only once everything is committed.
         try:
             file.execute("BEGIN IMMEDIATE")
             self._maintenance.copy_to_file(memory, file)

@@ -106,15 +106,17 @@ class Journal:
             insert_owned(connection)
             self._maintenance.activate(connection, request.id, insert=insert_owned)
 
+        # Counted before the commit, because a cancelled task does not get beyond it.
         self._session_totals = self._session_totals.plus(UsageTotals(requests=1))
         await self._worker.run(work, level=Level.SAFE, default=None)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
         """Commit that attempt number `attempt`, counted from 1, is about to be sent.
 
-        Unless it continues the durable response that is known, it asks for a new one: the entry
-        then names none until `set_response_id`.
+        `continues` says that it continues the durable response that the entry names.
         """
+        # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the
+        # request may be charged twice.
         change = partial(writes.start_attempt, id_=id_, attempt=attempt, continues=continues)
         await self._worker.run(self._owned(change), level=Level.WRITE, default=None)
 
@@ -128,19 +130,20 @@ class Journal:
     ) -> None:
         """Note that the request waits until `resume_at` (seconds since the epoch) for `limit`.
 
-        `notes` are for the reader of the answer. This does not wait for the commit, as
-        `update_text` does not; calls after it see the change all the same.
+        `notes` are for the reader of the answer. Does not wait for the commit.
         """
+        # Later calls see the change all the same, because the worker keeps the order.
         change = partial(writes.record_wait, id_=id_, resume_at=resume_at, limit=limit, notes=notes)
         self._worker.post(self._owned(change))
 
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         """Store the whole text so far, and the last event of a durable response that is in it.
 
-        Both are in one commit, so that a stream is continued exactly where the text ends. The text
-        is written anew each time, so call this once a second at most. It does not wait for the
-        commit: a slow disk must not hold up a stream.
+        Call this once a second at most: the text is written anew each time. Does not wait for the
+        commit.
         """
+        # Both in one commit, so that a stream is continued exactly where the text ends. Not
+        # awaited, because a slow disk must not hold up a stream.
         change = partial(writes.update_text, id_=id_, text=text, sequence=sequence)
         self._worker.post(self._owned(change))
 
@@ -187,10 +190,7 @@ class Journal:
     async def claim(self, id_: str) -> bool:
         """Take over an entry that is parked, abandoned, interrupted or failed.
 
-        Returns
-        -------
-        bool
-            Whether it is ours now, and `running`. Of all kernels that try at once, one gets it.
+        Returns whether it is ours now, and `running`. Of all kernels that try at once, one gets it.
         """
 
         def work(connection: Connection) -> bool:
@@ -208,8 +208,8 @@ class Journal:
         """Reserve what a request may come to until `finish`, if `allowed` returns true.
 
         `allowed` receives what all kernels have spent and reserved before, which is also returned.
-        It is called in a write transaction: one kernel decides at a time.
         """
+        # `allowed` is called in a write transaction, so one kernel decides at a time.
 
         def work(connection: Connection) -> Spending:
             self._maintenance.release_reservations_of_the_dead(connection)
@@ -234,13 +234,8 @@ class Journal:
     async def delete(self, prefix: str | None = None, *, before: float | None = None) -> int:
         """Delete the entry or map that `prefix` names, or those added before an instant, or all.
 
-        The text is overwritten with zeros in the file, and the write-ahead log is truncated, at the
-        latest when the last process that reads it has finished. The counters stay.
-
-        Returns
-        -------
-        int
-            How many entries were deleted.
+        Returns how many entries were deleted. Their text is in no file any more, at the latest when
+        the last process that reads the log has finished. The totals stay.
 
         Raises
         ------
@@ -257,6 +252,7 @@ class Journal:
                 return writes.delete(connection, batch=map_id)
             return writes.delete(connection, id_=self._find_entry(connection, prefix).id)
 
+        # `secure_delete` overwrites the text in the file; the log still holds it until truncated.
         deleted = await self._worker.run(work, level=Level.SAFE, default=0)
         await self._worker.run(self._maintenance.checkpoint, level=Level.ALONE, default=None)
         return deleted

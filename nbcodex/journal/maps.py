@@ -95,6 +95,7 @@ class Maps:
 
         nothing: list[Entry] = []
         found = self._worker.call(work, default=nothing)
+        # Sorted here, because an index on the order would cost every insertion.
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
     def summary(self, map_id: str) -> MapSummary:

@@ -48,6 +48,7 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
         ORDER BY seq DESC LIMIT 1""",
         (salted(connection, key),),
     )
+    # A damaged answer is no answer: the request is sent again.
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         for row in rows:
             reply = _entry(row, is_abandoned=False).reply
@@ -60,6 +61,7 @@ def newest(
     connection: Connection, *, limit: int, notebook: str | None, owner: Owner, clock: Clock
 ) -> list[Entry]:
     """Return entries, newest first; of a map, one row stands for all."""
+    # Two statements, because the planner uses no index for an optional condition.
     if notebook is None:
         rows = connection.execute(
             "SELECT * FROM book WHERE listed = 1 ORDER BY seq DESC LIMIT ?", (limit,)
@@ -76,6 +78,7 @@ def resumable(
     connection: Connection, *, notebook: str | None, owner: Owner, clock: Clock
 ) -> list[Entry]:
     """Return what is parked or abandoned, oldest first; not the rows of maps."""
+    # What is interrupted, failed or cancelled was ended by its user, and is resumed only by its id.
     rows = connection.execute(
         """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
         AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
@@ -98,6 +101,7 @@ def find_entry(connection: Connection, prefix: str, *, owner: Owner, clock: Cloc
         """SELECT * FROM book WHERE id >= ? AND id < ? ORDER BY id LIMIT 8""",
         (start, start + "\U0010ffff"),
     ).fetchall()
+    # A whole id is meant as such, even if longer ids begin with it.
     rows = [row for row in rows if row["id"] == start] or rows
     if not rows or not start:
         raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
@@ -168,7 +172,7 @@ def is_abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int
     """
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == here.id:
         return False
-    if row["host"] is None:
+    if row["host"] is None:  # it has declared itself gone
         return True
     if row["owner"] not in known:
         known[row["owner"]] = is_gone(row, here=here, clock=clock)
@@ -179,6 +183,7 @@ def is_gone(row: sqlite3.Row, *, here: Owner, clock: Clock) -> bool:
     """Return whether the owner in a row is gone."""
     if row["host"] is None:
         return True
+    # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
     names = ("host", "boot", "space", "pid", "start")
     owner = Owner(id=row["owner"], **{name: row[name] for name in names})
     last = Heartbeat(at=row["beat_at"], now=row["beat_now"])
@@ -226,6 +231,7 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
     if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
         raise ValueError("a row without a status or usage")
+    # The columns count: a renamed entry has another id, and a turn gets its number when inserted.
     origin = replace(request.origin, position=position_of(row))
     return Entry(
         request=replace(request, id=row["id"], origin=origin),

@@ -31,43 +31,24 @@ APPLICATION_ID = 0x6E626378
 # The version that SCHEMA creates. Files of versions 1 to 5 exist on developers' machines only.
 SCHEMA_VERSION = 6
 
-# `batch` and `item` name a map and the row's index in it; `listed` is set for the row of a map that
-# stands for all of them in a list; `part` is a batch job; `place` is a turn's number in its
-# chapter. The salt makes the keys useless outside of this file.
+# `batch` and `item` are a map and the row's index in it, `part` is its batch job; `listed` is set
+# for the row that stands for its map in a list. `place` is a turn's number in its chapter. The salt
+# makes the keys useless outside of this file.
 SCHEMA = [
     """CREATE TABLE entries (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        status TEXT NOT NULL,
-        owner INTEGER,
-        notebook TEXT,
-        cell TEXT,
-        variable TEXT,
-        key BLOB,
-        added_at REAL NOT NULL,
-        updated_at REAL NOT NULL,
-        attempts INTEGER NOT NULL DEFAULT 0,
-        resume_at REAL,
-        limits TEXT,
-        error TEXT,
-        response_id TEXT,
-        sequence INTEGER,
-        request TEXT NOT NULL,
-        reply TEXT,
-        text TEXT NOT NULL DEFAULT '',
-        batch TEXT,
-        item INTEGER,
-        listed INTEGER NOT NULL DEFAULT 1,
-        thread TEXT,
-        chapter INTEGER NOT NULL DEFAULT 0,
-        place INTEGER,
-        begins INTEGER NOT NULL DEFAULT 0,
-        part TEXT
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, status TEXT NOT NULL,
+        owner INTEGER, notebook TEXT, cell TEXT, variable TEXT, key BLOB,
+        added_at REAL NOT NULL, updated_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+        resume_at REAL, limits TEXT, error TEXT, response_id TEXT, sequence INTEGER,
+        request TEXT NOT NULL, reply TEXT, text TEXT NOT NULL DEFAULT '',
+        batch TEXT, item INTEGER, listed INTEGER NOT NULL DEFAULT 1,
+        thread TEXT, chapter INTEGER NOT NULL DEFAULT 0, place INTEGER,
+        begins INTEGER NOT NULL DEFAULT 0, part TEXT
     )""",
+    # Partial indexes, because the open entries are few among very many.
     """CREATE INDEX entries_open ON entries (status, seq)
         WHERE status IN ('pending', 'running', 'waiting', 'parked')""",
-    """CREATE INDEX entries_answered ON entries (key)
-        WHERE status = 'done' AND key IS NOT NULL""",
+    "CREATE INDEX entries_answered ON entries (key) WHERE status = 'done' AND key IS NOT NULL",
     "CREATE INDEX entries_age ON entries (added_at)",
     "CREATE INDEX entries_notebook ON entries (notebook)",
     "CREATE INDEX entries_listed ON entries (seq) WHERE listed = 1",
@@ -80,36 +61,24 @@ SCHEMA = [
     """CREATE INDEX entries_away ON entries (key)
         WHERE part IS NOT NULL AND status IN ('waiting', 'parked')""",
     """CREATE TABLE owners (
-        id INTEGER PRIMARY KEY,
-        host TEXT NOT NULL,
-        boot TEXT NOT NULL,
-        space TEXT NOT NULL,
-        pid INTEGER NOT NULL,
-        start INTEGER NOT NULL,
-        beat_at REAL NOT NULL,
-        beat_now REAL NOT NULL
+        id INTEGER PRIMARY KEY, host TEXT NOT NULL, boot TEXT NOT NULL, space TEXT NOT NULL,
+        pid INTEGER NOT NULL, start INTEGER NOT NULL, beat_at REAL NOT NULL, beat_now REAL NOT NULL
     )""",
     """CREATE VIEW book AS
         SELECT e.*, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
         FROM entries AS e LEFT JOIN owners AS o ON o.id = e.owner""",
     """CREATE TABLE chapters (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        notebook TEXT,
-        thread TEXT NOT NULL,
+        id INTEGER PRIMARY KEY AUTOINCREMENT, notebook TEXT, thread TEXT NOT NULL,
         begun_at REAL NOT NULL
     )""",
     "CREATE TABLE parts (tag TEXT PRIMARY KEY, base_url TEXT NOT NULL, file TEXT, remote TEXT)",
+    # Kept as sums, so that they outlive deleted entries and cost nothing to read.
     """CREATE TABLE totals (
-        requests INTEGER NOT NULL DEFAULT 0,
-        answers INTEGER NOT NULL DEFAULT 0,
-        input_tokens INTEGER NOT NULL DEFAULT 0,
-        cached_tokens INTEGER NOT NULL DEFAULT 0,
-        output_tokens INTEGER NOT NULL DEFAULT 0,
-        reasoning_tokens INTEGER NOT NULL DEFAULT 0,
-        cost REAL NOT NULL DEFAULT 0,
-        waited REAL NOT NULL DEFAULT 0,
-        unknown INTEGER NOT NULL DEFAULT 0,
-        unpriced INTEGER NOT NULL DEFAULT 0,
+        requests INTEGER NOT NULL DEFAULT 0, answers INTEGER NOT NULL DEFAULT 0,
+        input_tokens INTEGER NOT NULL DEFAULT 0, cached_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0, reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+        cost REAL NOT NULL DEFAULT 0, waited REAL NOT NULL DEFAULT 0,
+        unknown INTEGER NOT NULL DEFAULT 0, unpriced INTEGER NOT NULL DEFAULT 0,
         estimated INTEGER NOT NULL DEFAULT 0
     )""",
     "INSERT INTO totals DEFAULT VALUES",
@@ -117,10 +86,7 @@ SCHEMA = [
     "CREATE TABLE budget (text TEXT NOT NULL)",
     # What running requests may come to, where a budget holds for all kernels.
     """CREATE TABLE asides (
-        id TEXT PRIMARY KEY,
-        owner INTEGER NOT NULL,
-        tokens INTEGER NOT NULL,
-        dollars REAL NOT NULL
+        id TEXT PRIMARY KEY, owner INTEGER NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL
     )""",
     "CREATE TABLE salt (value BLOB NOT NULL)",
     "INSERT INTO salt VALUES (randomblob(32))",

@@ -28,6 +28,7 @@ class SpendAmount:
         usage = reply.usage
         if usage.input_tokens is None and usage.output_tokens is None:
             return assumed
+        # A server may state anything, so both terms and the sum are bounded.
         tokens = whole(whole(usage.input_tokens) + whole(usage.output_tokens))
         return cls(tokens=tokens, dollars=max(0.0, finite(reply.cost) or 0.0))
 
@@ -66,6 +67,7 @@ class Spending:
 
 def read_spending(connection: Connection, *, today: str) -> Spending:
     """Return what is spent and reserved; `today` is an ISO date."""
+    # `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
     row = connection.execute("SELECT total(tokens), total(dollars) FROM asides").fetchone()
     return Spending(
         budget=budget(connection),

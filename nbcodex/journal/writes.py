@@ -113,10 +113,9 @@ def start_attempt(
     attempt: int,
     continues: bool = False,
 ) -> None:
-    """Note that an attempt is about to be sent.
-
-    Unless it continues a durable response, it asks for a new one, whose id is not known yet.
-    """
+    """Note that an attempt is about to be sent."""
+    # Unless it continues a durable response, it asks for a new one, whose id is not known yet: the
+    # old id would make a resumed request fetch an answer that was given up.
     connection.execute(
         """UPDATE entries SET status = 'running', attempts = :attempt, resume_at = NULL,
         limits = NULL, updated_at = :at,
@@ -144,6 +143,7 @@ def record_wait(
     notes: tuple[str, ...] = (),
 ) -> None:
     """Note that the request waits until `resume_at`, and for which limit."""
+    # The reply holds notes only until the request ends: they outlive a crash during the wait.
     connection.execute(
         """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?,
         reply = coalesce(?, reply) WHERE id = ? AND owner = ?""",
@@ -191,11 +191,9 @@ def finish(
     resume_at: float | None,
     assumed: SpendAmount | None = None,
 ) -> None:
-    """Write the ending of a request, and count what it used: `assumed`, if the reply lacks that.
-
-    An answer is stored even if another kernel has claimed the entry meanwhile, unless that kernel
-    has answered it; any other ending is then for the new owner to write.
-    """
+    """Write the ending of a request, and count what it used: `assumed`, if the reply lacks that."""
+    # An answer is paid for, so it is stored even if another kernel has claimed the entry meanwhile,
+    # unless that kernel has answered it. Any other ending is then for the new owner to write.
     # A resumed request that ends without text leaves the text that an earlier kernel has stored.
     connection.execute(
         """UPDATE entries SET status = :status, reply = :reply, error = :error,
@@ -216,16 +214,15 @@ def finish(
     )
     reserved = spending.release(connection, storable(id_)) or SpendAmount()
     if reply.attempts and not (reply.simulated or reply.reused):
+        # Counted once per ending, even if the entry belongs to another kernel by now: it was used.
         count(connection, counted(reply))
         amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
         spending.spend(connection, amount, day=date.fromtimestamp(at).isoformat())
 
 
 def park_interrupted(connection: Connection, *, owner: Owner, at: float, within: float) -> None:
-    """Park what was interrupted in the last `within` seconds of its process.
-
-    A restart interrupts the kernel before it ends it, without the user having pressed Stop.
-    """
+    """Park what was interrupted in the last `within` seconds of its process."""
+    # A front end interrupts a kernel before it restarts it, without the user having pressed Stop.
     connection.execute(
         """UPDATE entries SET status = 'parked', updated_at = ?
         WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
@@ -257,22 +254,21 @@ def delete(
     batch: str | None = None,
     before: float | None = None,
 ) -> int:
-    """Delete one entry, the rows of a map, what was added before an instant, or all.
-
-    Returns how many were deleted.
-    """
+    """Delete one entry, the rows of a map, what was added before an instant, or all; count them."""
     if batch is not None:
         return connection.execute("DELETE FROM entries WHERE batch = ?", (batch,)).rowcount
     if id_ is not None:
         return connection.execute("DELETE FROM entries WHERE id = ?", (storable(id_),)).rowcount
     if before is not None:
         return connection.execute("DELETE FROM entries WHERE added_at < ?", (before,)).rowcount
+    # Chapters hold the names of notebooks and threads.
     connection.execute("DELETE FROM chapters")
     return connection.execute("DELETE FROM entries").rowcount
 
 
 def expire(connection: Connection, *, before: float, limit: int) -> int:
     """Delete some of the entries that were last changed before `before`; return how many."""
+    # `added_at` is indexed, and no entry is changed before it is added.
     connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
     return connection.execute(
         """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries
