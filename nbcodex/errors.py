@@ -1,4 +1,4 @@
-"""Everything that can go wrong, said so that a reader knows what to do.
+"""Everything that can go wrong: what happened, and what to do about it.
 
 ::
 
@@ -8,23 +8,25 @@
     │   └── BatchUnsupportedError        the server takes no batches
     ├── TransientError            worth another attempt
     │   ├── LimitError            the server's rate limit; says which, and when it resets
-    │   ├── OverloadedError       the server is too busy for anybody
+    │   ├── OverloadedError       the server is too busy for all clients
     │   ├── ServerError           5xx, or an answer that makes no sense
-    │   ├── GoneError             a durable answer that the server lost: it must be asked anew
+    │   ├── GoneError             a durable answer that the server lost: send it again
     │   └── TransportError        no connection, a broken or silent stream
     ├── PermanentError            the same request can never succeed
-    │   ├── QuotaError            billing, which waiting does not mend
+    │   ├── QuotaError            billing, which waiting does not change
     │   ├── TooLargeError         more tokens than the limit or the model allows
     │   ├── CredentialsError      401 and 403
     │   ├── ModelError            no such model
     │   └── RequestError          the server rejects the request for another reason
     ├── AnswerError               an answer that is not what was asked for
-    ├── EntryError                no entry of the journal, or several, or one that is damaged
+    ├── EntryError                no such entry in the journal, or several, or a damaged one
     ├── ParkedError               kept for later: the wait is longer than the patience
+    │   └── BudgetError           it would pass the user's own budget
     └── CancelledError            the user ended the request
     Stopped                       the user pressed Stop: a KeyboardInterrupt
 
-Whether an error is worth another attempt is its class. The wire translates, once; nobody else does.
+Its class says whether an error is worth another attempt. Only `openai_api` translates exceptions
+of the SDK and of HTTP into these.
 """
 
 from __future__ import annotations
@@ -36,14 +38,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbcodex.models import Limit, LimitSnapshot, Reply
 
-LINES, WIDTH, LONGEST = 6, 84, 400
-_JOINERS = "\u200c\u200d"
-"""What emoji and several scripts are held together, or apart, with."""
+MAX_ERROR_LINES, ERROR_WIDTH_CHARS = 6, 84
+MAX_MESSAGE_CHARS = 400
+_JOINERS = "\u200c\u200d"  # not printable, but parts of emoji and of several scripts
 
 
-def shorten(text: str, longest: int = LONGEST) -> str:
+def shorten(text: str, longest: int = MAX_MESSAGE_CHARS) -> str:
     """Return `text` on one line, without control characters, and no longer than `longest`."""
-    text = text[: longest * 8]
+    text = text[: longest * 8]  # a server may send megabytes
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
     line = " ".join(text.split())
@@ -60,14 +62,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def render(title: str, message: str, advice: str) -> list[str]:
     """Return an error as at most six lines, in place of a traceback."""
-    lines = textwrap.wrap(f"{title}: {shorten(message)}", WIDTH)
-    steps = textwrap.wrap(f"→ {shorten(advice)}", WIDTH, subsequent_indent="  ") if advice else []
-    room = LINES - len(steps[:3])
+    lines = textwrap.wrap(f"{title}: {shorten(message)}", ERROR_WIDTH_CHARS)
+    steps = (
+        textwrap.wrap(f"→ {shorten(advice)}", ERROR_WIDTH_CHARS, subsequent_indent="  ")
+        if advice
+        else []
+    )
+    room = MAX_ERROR_LINES - len(steps[:3])
     return lines[:room] + steps[:3]
 
 
-def _revived(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    """Return an error that comes from another process, whatever its class wants to be made of."""
+def _unpickle(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    """Return an error from another process, without calling its class."""
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
@@ -86,12 +92,12 @@ class NbcodexError(Exception):
 
     title = "nbcodex"
     reply: Reply | None = None
+    # The limits as the headers of the refusal state them, if it came with headers.
     snapshot: LimitSnapshot | None = None
-    """The limits as the headers of the refusal told them, where it came with headers."""
+    # Whether the simulator refused, so that nothing of it counts.
     simulated: bool = False
-    """Whether the simulator refused, so that nothing of it counts."""
-    refused: bool = False
-    """Whether it costs nothing where it comes before any answer."""
+    # Whether the attempt costs nothing if no answer had begun.
+    is_unbilled: bool = False
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -102,7 +108,7 @@ class NbcodexError(Exception):
         return f"{self.message} {self.advice}".strip()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revived, (type(self), self.args, self.__dict__)
+        return _unpickle, (type(self), self.args, self.__dict__)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""
@@ -110,7 +116,7 @@ class NbcodexError(Exception):
 
 
 class ConfigurationError(NbcodexError):
-    """A setting is missing or makes no sense; nothing was sent."""
+    """A setting is missing or invalid; nothing was sent."""
 
     title = "Not done"
 
@@ -122,7 +128,7 @@ class MissingKeyError(ConfigurationError):
 
 
 class BatchUnsupportedError(ConfigurationError):
-    """The server has no Batch API, or takes no batch of this kind."""
+    """The server has no Batch API, or does not accept this kind of batch."""
 
     title = "No batches"
 
@@ -133,7 +139,7 @@ class TransientError(NbcodexError):
     Parameters
     ----------
     wait : float or None
-        Seconds that the server asks for at the least; None where it does not say.
+        Seconds that the server asks for; None where it does not say.
     """
 
     title = "Temporary failure"
@@ -153,7 +159,7 @@ class LimitError(TransientError):
     """
 
     title = "Rate limit"
-    refused = True
+    is_unbilled = True
 
     def __init__(
         self, message: str, *, limit: Limit, advice: str = "", wait: float | None = None
@@ -163,10 +169,10 @@ class LimitError(TransientError):
 
 
 class OverloadedError(TransientError):
-    """The server is too busy for anybody; nobody's limit is reached."""
+    """The server is too busy; no limit is reached."""
 
     title = "Server overloaded"
-    refused = True
+    is_unbilled = True
 
 
 class ServerError(TransientError):
@@ -182,22 +188,21 @@ class GoneError(TransientError):
 
 
 class TransportError(TransientError):
-    """There was no connection, or it broke, or it fell silent."""
+    """There was no connection, or it broke, or nothing was received for too long."""
 
     title = "Connection lost"
-    was_sent = True
-    """Whether the request may have reached the server, which then works on it."""
+    was_sent = True  # the request may have reached the server, which then works on it
 
 
 class PermanentError(NbcodexError):
     """The same request can never succeed; it is not sent again."""
 
     title = "Refused"
-    refused = True
+    is_unbilled = True
 
 
 class QuotaError(PermanentError):
-    """The account has no credit left: a matter of billing, not of waiting."""
+    """The account has no credit left: waiting does not help."""
 
     title = "Quota exhausted"
 
@@ -212,15 +217,15 @@ class TooLargeError(PermanentError):
         self.limit = limit
 
 
+# For a request that its earlier turns have made too large.
 LONG_CONVERSATION_ADVICE = (
     "The conversation so far is sent along: ask with --new or --no-history, or start afresh with "
     "`%codex new`."
 )
-"""What to do about a request that its earlier turns have made too large."""
 
 
 class CredentialsError(PermanentError):
-    """The server does not accept the key, or does not allow it this."""
+    """The server does not accept the key, or does not allow it to do this."""
 
     title = "Not allowed"
 
@@ -240,22 +245,22 @@ class RequestError(PermanentError):
 class AnswerError(NbcodexError):
     """The answer is there, but not what was asked for; its text is in `reply`."""
 
-    title = "Answer unfit"
+    title = "Invalid answer"
 
 
 class EntryError(NbcodexError):
-    """No entry of the journal answers to this id, or several do, or it cannot be read."""
+    """No entry of the journal has this id, or several do, or it cannot be read."""
 
     title = "Journal"
 
 
 class ParkedError(NbcodexError):
-    """The request is kept for later: the wait is longer than the user's patience, or they say so.
+    """The request is kept for later: the wait exceeds the user's patience, or they parked it.
 
     Parameters
     ----------
     cause : TransientError or None
-        The failure that asks for a wait; None where it did not wait when its user parked it.
+        The failure that demands a wait; None if it was parked by its user while it did not wait.
     resume_at : float or None
         The earliest moment at which it can go, in seconds since the epoch.
     """
@@ -276,7 +281,7 @@ class ParkedError(NbcodexError):
 
     @property
     def limit(self) -> Limit | None:
-        """The limit that asks for the wait, if one does."""
+        """The limit that demands the wait, if one does."""
         return getattr(self.cause, "limit", None)
 
 
@@ -295,7 +300,7 @@ class CancelledError(NbcodexError):
 class Stopped(KeyboardInterrupt):
     """The user pressed Stop.
 
-    A KeyboardInterrupt, so that a loop which goes on after `except Exception` stops as well.
+    A KeyboardInterrupt, so that a loop with `except Exception` stops as well.
 
     Parameters
     ----------
@@ -312,7 +317,7 @@ class Stopped(KeyboardInterrupt):
         self.reply = reply
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revived, (type(self), self.args, self.__dict__)
+        return _unpickle, (type(self), self.args, self.__dict__)
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""

@@ -1,6 +1,6 @@
-"""The one stream of events: the life of a request, as its listeners hear it.
+"""The one stream of events: what happens to a request, as its listeners receive it.
 
-Each event is frozen and says the instant `at` (seconds of `clock.Clock.now`) at which it happened.
+Each event is frozen and holds the instant `at` (seconds of `clock.Clock.now`) at which it happened.
 What a user sees is a pure function of these.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What every event says: whose it is, and when it happened."""
+    """What all events have: the request, and when it happened."""
 
     request_id: str
     at: float
@@ -24,10 +24,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(Event):
-    """The request exists; nothing has been sent. `patience` is in seconds.
-
-    `prompt` is how the prompt begins, for people to know it by.
-    """
+    """The request exists; nothing has been sent. `prompt` is how the prompt begins."""
 
     model: str | None
     patience: float
@@ -36,10 +33,10 @@ class Queued(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoolingDown(Event):
-    """The model is closed until `resume_at` because of a limit that met another request.
+    """The model is closed until `resume_at`, because a limit refused another request.
 
-    `queued`: it is open, but its limit is used fully, and this request waits for its turn, which
-    uses up no patience; `resume_at` is None while nobody can say when that comes.
+    `queued`: the model is open, but its limit is used fully, and this request waits for its turn,
+    which uses no patience; `resume_at` is then None as long as the turn cannot be predicted.
     """
 
     limit: Limit | None
@@ -52,8 +49,8 @@ class CoolingDown(Event):
 class Sent(Event):
     """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate.
 
-    `rates` is what its tokens cost; None where that is not looked up yet, or `unpriced`: nobody
-    knows. `simulated`: the server is known to be a simulator.
+    `rates` is what its tokens cost; None if that is not looked up yet, or unknown (`unpriced`).
+    `simulated`: the server is known to be a simulator.
     """
 
     attempt: int
@@ -66,9 +63,9 @@ class Sent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(Event):
-    """More of the answer; with `reasoning`, of the model's thinking aloud before it.
+    """More of the answer; with `reasoning`, of the reasoning before it.
 
-    `simulated`: it is known by now that a simulator answers.
+    `simulated`: the server is known to be a simulator.
     """
 
     text: str
@@ -93,19 +90,19 @@ class BackingOff(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted(Event):
-    """The answer begins anew: what was shown of it is to be replaced, not repeated."""
+    """The answer begins again: what was shown of it is to be replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(Event):
-    """The answer is there."""
+    """The answer is complete."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked(Event):
-    """The request is kept for later. `error` says why, and when it may go."""
+    """The request is kept for later. `error` says why, and until when."""
 
     error: ParkedError
     reply: Reply
@@ -127,7 +124,7 @@ class Cancelled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Event):
-    """No more attempts can help."""
+    """No further attempt can help."""
 
     error: NbcodexError
     reply: Reply

@@ -1,7 +1,7 @@
-"""What the user and the environment have set, read afresh for each request.
+"""What the user and the environment have configured, read afresh for each request.
 
-Owns the order of precedence: what is said for one request, then `%config Codex`, then the
-environment, then the default. Must not know traitlets or the SDK.
+Owns the order of precedence: options of the request, `%config Codex`, the environment, the default.
+Must not know traitlets or the SDK.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
 
 
 class Secret:
-    """A key or token. It shows itself to nobody who does not ask for it by name."""
+    """A key or token, which is shown only by `reveal`."""
 
     __slots__ = ("_value",)
 
@@ -52,7 +52,7 @@ class Secret:
         self._value = value.strip()
 
     def reveal(self) -> str:
-        """Return the secret itself, for the wire alone."""
+        """Return the secret itself, for the API client alone."""
         return self._value
 
     def __bool__(self) -> bool:
@@ -68,7 +68,7 @@ class Secret:
         return "Secret(…)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a secret is not pickled: it stays in this process")
+        raise TypeError("a secret cannot be pickled: it stays in this process")
 
 
 def parse_duration(text: str | float) -> float:
@@ -77,7 +77,7 @@ def parse_duration(text: str | float) -> float:
     Raises
     ------
     ConfigurationError
-        If it is no duration, negative or not finite.
+        If it is not a duration, negative or not finite.
     """
     if isinstance(text, str):
         plain = text.strip()
@@ -98,15 +98,13 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
-JOURNAL_FILENAME = "journal.sqlite3"
-"""Name of the file that keeps prompts and answers."""
-LIMITER_FILENAME = "ledger.sqlite"
-"""Name of the file that keeps what is known of limits: numbers, under names that are hashes."""
+JOURNAL_FILENAME = "journal.sqlite3"  # prompts and answers
+LIMITER_FILENAME = "ledger.sqlite"  # what is known of limits: numbers, under names that are hashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that a request needs to know beside itself.
+    """Everything that a request depends on beside itself.
 
     Parameters
     ----------
@@ -125,29 +123,29 @@ class Settings:
     patience
         Seconds of waiting, caused by refusals and faults, before a request is parked.
     idle_timeout
-        Seconds of silence after which a stream that has begun counts as broken. Before the first
-        word, when models think, five times as long.
+        Seconds without data after which a stream counts as broken. Before the first text, while
+        models reason, five times as long.
     journal
         Whether requests are kept on disk; otherwise they are kept until the process ends.
     reuse
-        Whether an equal request that was answered is shown from the journal.
+        Whether the answer to an equal request is taken from the journal.
     budgets
-        The user's own caps, such as ``200k`` or ``$5/day``: all of them hold.
+        The user's own caps, such as ``200k`` or ``$5/day``; all of them apply.
     ask_above
-        US dollars that a map may be estimated to cost before it asks whether to go on.
+        Estimated cost of a map in US dollars above which it asks for confirmation.
     keep_files
-        Whether the files of batches stay with the provider when their answers are here.
+        Whether the files of batch jobs stay with the provider after their answers have arrived.
     home
         ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     aliases
-        Short names of models, and what they stand for.
+        Short names of models.
     max_history
-        How many earlier turns a request sees at most; None: as many as fit.
+        The maximum number of earlier turns that a request sees; None: as many as fit.
     redis_url
         ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
     private_limits
-        Whether nobody else can meet the server's limits, as it is one of this process's own: what
-        is known of them is then kept in memory, and shared with nobody.
+        Whether the limits concern this process only, because the server is its own: they are then
+        kept in memory.
     """
 
     api_key: Secret | None = None
@@ -186,7 +184,7 @@ class Settings:
         Parameters
         ----------
         chosen : mapping or None
-            What the user has chosen, by field name; None and empty values do not count.
+            What the user has configured, by field name; None and empty values are ignored.
         environ : mapping
             The environment.
         """
@@ -204,13 +202,13 @@ class Settings:
         return {name: _as_field(name, value) for name, value in values.items()}
 
     def secrets(self) -> list[str]:
-        """Return every secret in force, longest first, for those who must keep them unseen."""
+        """Return every secret in force, longest first, for redaction."""
         held = [self.api_key, self.azure_key, self.azure_ad_token, *self.keys.values()]
         return sorted({s.reveal() for s in held if s}, key=len, reverse=True)
 
 
 def _as_field(name: str, value: Any) -> Any:
-    """Return `value` in the type of the field `name`."""
+    """Return `value` with the type of the field `name`."""
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(value)
     if name == "keys":
@@ -219,7 +217,7 @@ def _as_field(name: str, value: Any) -> Any:
         seconds = parse_duration(value)
         if name == "idle_timeout" and not seconds:
             raise ConfigurationError(
-                "An idle timeout of nothing would break every stream.", advice="Write 60s, say."
+                "An idle timeout of 0 would break every stream.", advice="Write 60s, for example."
             )
         return seconds
     if name == "home":
@@ -231,6 +229,6 @@ def data_folder(settings: Settings) -> Path:
     """Return the folder that `settings` name, or else the platform's data folder."""
     if settings.home is not None:
         return settings.home
-    import platformdirs  # asked by few, and milliseconds
+    import platformdirs  # takes milliseconds, and is needed rarely
 
     return platformdirs.user_data_path("nbcodex", appauthor=False)

@@ -418,7 +418,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         info.sentence("The server failed"), advice=_ADVICE[ServerError], wait=wait
     )
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
-    failure.refused = status in {500, 501}
+    failure.is_unbilled = status in {500, 501}
     return failure
 
 
@@ -496,8 +496,8 @@ def _disconnected(error: BaseException, message: str, *, advice: str = "") -> Tr
 
     unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
     failure = broken_connection(message, advice=advice)
-    failure.refused = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
-    failure.was_sent = not failure.refused
+    failure.is_unbilled = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
+    failure.was_sent = not failure.is_unbilled
     return failure
 
 

@@ -396,10 +396,10 @@ class RequestRunner:
         except LimitError as error:
             # The reservation stays open: `_close_model` refuses it, in one step with closing the
             # model, or another request could be let in between the two.
-            state.fail_attempt(unbilled=error.refused)
+            state.fail_attempt(unbilled=error.is_unbilled)
             raise
         except NbcodexError as error:
-            state.fail_attempt(unbilled=error.refused)
+            state.fail_attempt(unbilled=error.is_unbilled)
             reservation.release()
             raise
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex import errors
-from nbcodex.errors import LONGEST, NbcodexError, TransientError
+from nbcodex.errors import MAX_MESSAGE_CHARS, NbcodexError, TransientError
 from nbcodex.models import DAY
 from nbcodex.openai_api import api_errors
 
@@ -199,7 +199,7 @@ def test_server_message_is_shortened_and_printable() -> None:
     error = api_errors.from_status(
         400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall=WALL
     )
-    assert len(error.message) <= LONGEST
+    assert len(error.message) <= MAX_MESSAGE_CHARS
     assert error.message.isprintable()
 
 

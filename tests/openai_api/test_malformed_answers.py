@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from nbcodex.errors import LONGEST, NbcodexError
+from nbcodex.errors import MAX_MESSAGE_CHARS, NbcodexError
 from nbcodex.models import DAY
 from nbcodex.openai_api.answers import CompletedAnswer
 from tests.openai_api.scripted import Script, Server, chunk, completed, delta, play, settings
@@ -77,7 +77,7 @@ def test_any_response_is_an_answer_or_one_of_our_errors(
         return
     wait = getattr(outcome, "wait", None)
     assert wait is None or 0 <= wait <= DAY
-    assert len(outcome.message) <= LONGEST
+    assert len(outcome.message) <= MAX_MESSAGE_CHARS
     assert outcome.message.isprintable()
 
 

@@ -117,7 +117,7 @@ def test_closed_connection_counts_as_possibly_sent(said: bytes, reset: bool) -> 
     error, _ = fails(after(said, reset=reset))
     assert isinstance(error, TransportError)
     assert error.was_sent
-    assert not error.refused
+    assert not error.is_unbilled
     assert "in time" not in error.message
 
 
