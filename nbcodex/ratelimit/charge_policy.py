@@ -1,12 +1,8 @@
 """What a server charges for a request, and how much output answers use: both are learned.
 
-No header states the charge policy. Three projections of the token bucket are kept, one for each
-policy, and compared with the snapshots:
-
-*kept*: input and the whole bound on output, for good. *refunded*: the same, the unused output
-given back at the end. *actual*: input at admission, output at the end.
-
-Pure arithmetic; must not know requests, nor who waits.
+No header states the charge policy, so three projections of the token bucket are compared with the
+snapshots. *kept*: input and the whole bound on output, for good. *refunded*: the same, the unused
+output given back at the end. *actual*: input at admission, output at the end. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -182,11 +178,9 @@ class ChargePolicyEstimator:
             self.chosen = best
 
     def choose_optimistic(self, now: float) -> None:
-        """Assume the policy that allows most among those that the evidence does not rule out.
-
-        Where answers carry no limits, only a refusal shows anything: what is never tried is never
-        learned.
-        """
+        """Assume the policy that allows most among those that the evidence does not rule out."""
+        # Where answers carry no limits, only a refusal shows anything: what is never tried is never
+        # learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
         self.chosen = max(likely, key=lambda i: self.buckets[i].level_at(now))

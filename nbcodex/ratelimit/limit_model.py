@@ -1,7 +1,6 @@
-"""All that is known of one model's limits: projected token buckets, and what they learn from.
+"""All that is known of one model's limits, and what it is learned from.
 
-Numbers only, so that processes can share it, and pure: every function is given the time. Must not
-know who waits, nor how.
+Numbers only, so that processes can share it, and pure. Must not know who waits, nor how.
 """
 
 from __future__ import annotations
@@ -91,17 +90,9 @@ class LimitModel:
         self.last_sent_at = max(self.last_sent_at, now)
         self.output.start(cost.output, now)
         self.undeclared.charge(self.admission_charge(cost), now)
-        return Permit(
-            name=name,
-            cost=cost,
-            issued_at=now,
-            sent_at=now,
-            number=self.sent,
-            is_probe=is_probe,
-            marks=self.tokens.charge(tokens, cost.output, now),
-            request_mark=self.requests.take(1, now),
-            tokens=tokens,
-        )
+        marks = self.tokens.charge(tokens, cost.output, now)
+        mark = self.requests.take(1, now)
+        return Permit(name, cost, now, self.sent, is_probe, marks, mark, tokens, sent_at=now)
 
     def admission_charge(self, cost: Cost) -> float:
         """Return the tokens that the server takes at admission."""
@@ -160,10 +151,8 @@ class LimitModel:
         return refunds
 
     def release(self, permit: Permit, now: float) -> None:
-        """Enter the end of a request without a verdict. Snapshots show what it was charged.
-
-        Limits that no snapshot shows are assumed not to have counted it.
-        """
+        """Enter the end of a request without a verdict; snapshots show what it was charged."""
+        # Limits that no snapshot shows are assumed not to have counted it.
         if not (permit.is_answered or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.cost), now)
         self._answer(permit)
@@ -212,11 +201,11 @@ class LimitModel:
     ) -> None:
         limit, rate, remaining = figures_from_reading(reading)
         self.undeclared.drop_declared("requests", limit)
-        taken_at = permit.issued_at + elapsed
-        error = self.requests.error(permit.request_mark, remaining, elapsed=elapsed)
-        learns_drain = not self.is_headerless and self.requests.has_limit(limit)
-        self.requests.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
-        self.requests.adopt(limit, rate, now=now, since=taken_at)
+        bucket, taken_at = self.requests, permit.issued_at + elapsed
+        error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
+        learns_drain = not self.is_headerless and bucket.has_limit(limit)
+        bucket.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
+        bucket.adopt(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
         self, permit: Permit, reading: LimitReading, elapsed: float, now: float
@@ -242,11 +231,9 @@ class LimitModel:
             bucket.adopt(limit, rate, now=now, since=since)
 
     def _seconds_to_admission(self, permit: Permit, snapshot: LimitSnapshot) -> float:
-        """Return the seconds between the permit and the admission that the snapshot shows.
-
-        A snapshot is taken at admission, not on arrival: that is half a round trip after sending,
-        where the round trip is the time to the headers less the server's own processing.
-        """
+        """Return the seconds between the permit and the admission that the snapshot shows."""
+        # Admission is half a round trip after sending; the round trip is the time to the headers
+        # less the server's own processing.
         preparation = permit.sent_at - permit.issued_at  # the journal's commit lies between
         passed = max(0.0, snapshot.at - permit.sent_at)
         if snapshot.processing is not None:

@@ -50,11 +50,10 @@ class Patience:
 
 
 class Waiter:
-    """How one request waits: its place in the queue, its patience, and its Retry now.
+    """How one request waits; lives as long, so that a refused attempt comes back to its place.
 
-    It lives as long as the request, so that a refused attempt comes back to its old place. With
-    `may_probe`, it asks the server once where another process has met a cooldown that is longer
-    than the patience: when a request is resumed, that may be hours old.
+    With `may_probe`, the server is asked once where another process has met a cooldown that is
+    longer than the patience: when a request is resumed, that may be hours old.
     """
 
     def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
@@ -203,10 +202,7 @@ class Limiter:
         return self._core.salt
 
     async def run(self, operation: Operation[ResultT]) -> ResultT:
-        """Do an operation and return its result. It is done even if the waiting task is cancelled.
-
-        Operations are done in the order in which they come.
-        """
+        """Do an operation in its turn, even if the waiting task is cancelled; return its result."""
         return operation(self._core)
 
     def post(self, operation: Operation[object]) -> None:
@@ -224,12 +220,8 @@ class Limiter:
 
         The limits that it draws on have a hashed `name`, and a `label` for users. An attempt that
         comes back keeps the cost with which its waiter first came. `on_wait` is awaited before a
-        wait that lasts a second or more, and when the end of one has moved.
-
-        Raises
-        ------
-        CooldownTooLongError, TooLargeError
-            If the cooldown outlasts the patience, or the request exceeds the limit.
+        wait that lasts a second or more, and when the end of one has moved. Raises
+        `CooldownTooLongError` if a cooldown outlasts the patience, or `TooLargeError`.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
         self.labels[name] = label

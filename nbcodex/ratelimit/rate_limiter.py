@@ -37,27 +37,20 @@ RECENT_PERMITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No permit yet, as the limit is used fully and others come first: ask again at `until`.
+    """No permit yet, as the limit is used fully and others come first."""
 
-    `due_at` is when there is capacity, as projected now; None where that is unknown.
-    """
-
-    until: float
-    due_at: float | None = None
+    until: float  # when to ask again
+    due_at: float | None = None  # when there is capacity, as projected now, if that is known
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """The model is closed until an instant, because of a limit.
-
-    `inherited` means that this process has not met the limit itself; `inferred`, that no process
-    has met it lately: a limit over hours is used up, by what is known of it.
-    """
+    """The model is closed until an instant, because of a limit."""
 
     until: float
     limit: Limit | None = None
-    inherited: bool = False
-    inferred: bool = False
+    inherited: bool = False  # this process has not met the limit itself
+    inferred: bool = False  # none has lately: a limit over hours is used up, as far as is known
 
 
 @dataclass(slots=True)
@@ -190,15 +183,10 @@ class RateLimiter:
     def try_acquire(
         self, entry: QueueEntry, now: float, *, may_probe: bool = False
     ) -> Permit | Wait | Cooldown:
-        """Return a permit to send now, or what to wait for.
+        """Return a permit to send now, or what to wait for; raise `TooLargeError` if none will do.
 
         With `may_probe`, the caller would send a probe through a cooldown that others have met;
         while another one's probe is under way, it gets a `Wait` instead.
-
-        Raises
-        ------
-        TooLargeError
-            If the request is larger than the limit and can never be sent.
         """
         queue = self._queue(entry.name)
         if queue.head() is not entry:
@@ -334,24 +322,17 @@ class RateLimiter:
         return states
 
     def heartbeat(self, now: float) -> bool:
-        """Give a sign of life, due every second or two; return whether anything is under way.
-
-        It also shows cooldowns that another process has found to be over.
-        """
-        active = [
-            (n, queue) for n, queue in self._queues.items() if queue.in_flight or queue.head()
-        ]
+        """Give a sign of life, due every second or two; return whether anything is under way."""
+        active = [each for each in self._queues.items() if each[1].in_flight or each[1].head()]
         for name, queue in active:
-            is_waiting = queue.head() is not None
-            until = self._store.transaction(
-                name,
-                partial(SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=is_waiting),
-            )
+            waits = queue.head() is not None
+            beat = partial(SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=waits)
+            until = self._store.transaction(name, beat)
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
                 queue.wake_first()  # the first one looks whether the limit is still used up
-            else:
+            else:  # another process has found it to be over
                 queue.set_cooldown(None, now)
         return bool(active)
 

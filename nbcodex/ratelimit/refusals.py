@@ -63,10 +63,7 @@ def figures_from_reading(reading: LimitReading) -> tuple[float, float, float]:
 
 @dataclass(slots=True)
 class UndeclaredLimit:
-    """A limit over another time than the headers': requests a day, say, beside those a minute.
-
-    The fields' order is their form in stores.
-    """
+    """A limit over another time than the headers': requests a day, say, beside those a minute."""
 
     resource: Resource
     seconds: float
@@ -121,11 +118,9 @@ class UndeclaredLimits:
 
     def drop_declared(self, resource: Resource, limit: float) -> None:
         """Leave a limit that headers state to what they state."""
-        self.by_name = {
-            name: each
-            for name, each in self.by_name.items()
-            if each.resource != resource or not each.bucket.has_limit(limit)
-        }
+        for name, each in list(self.by_name.items()):
+            if each.resource == resource and each.bucket.has_limit(limit):
+                del self.by_name[name]
 
     def disprove(self, tokens: float, now: float) -> None:
         """Correct each limit that would not have let in what the server has let in."""
@@ -148,10 +143,8 @@ def describe_limit(
     seconds = bucket.limit / bucket.rate
     # A rate that headers state is rounded: a window near a usual one is that one.
     window = next((usual for usual in (MINUTE, DAY) if 0.8 < seconds / usual < 1.25), seconds)
-    used = bucket.limit - bucket.level_at(now)
-    return Limit(
-        resource=resource, window=window, limit=bucket.limit, used=used, requested=requested
-    )
+    size, used = bucket.limit, bucket.limit - bucket.level_at(now)
+    return Limit(resource=resource, window=window, limit=size, used=used, requested=requested)
 
 
 def is_undeclared(limit: Limit | None, declared: TokenBucket) -> bool:

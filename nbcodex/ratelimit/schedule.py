@@ -128,10 +128,8 @@ def _tokens_available_at(
 
 
 def _owed(model: LimitModel, costs: Sequence[Cost], now: float) -> float:
-    """Return what answers will be charged at their end, which is reserved as well.
-
-    Without it, prompts with long answers put the bucket seven limits into debt.
-    """
+    """Return what answers will be charged at their end, which is reserved as well."""
+    # Without this, prompts with long answers put the bucket seven limits into debt.
     output, bucket = model.output, model.tokens.bucket
     requested = output.requested_in_flight
     if model.tokens.policy == "actual":

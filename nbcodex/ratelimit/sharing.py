@@ -2,8 +2,7 @@
 
 Each holder that waits leaves what its first request asks for. The one that has been served least
 goes first; the others get the instant at which there is enough for those before them, too, so
-none of them polls. Also what outlives a model: its history. Pure arithmetic on numbers; must not
-know where they are stored.
+none of them polls. Also a model's history. Pure; must not know where the numbers are stored.
 """
 
 from __future__ import annotations
@@ -94,12 +93,9 @@ class SharedModel:
         return share
 
     def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
-        """Enter a holder's sign of life; return until when the model is closed.
-
-        A holder that asks for nothing any more must keep no other waiting.
-        """
+        """Enter a holder's sign of life; return until when the model is closed."""
         share = self.share_of(holder, now)
-        if not is_waiting:
+        if not is_waiting:  # a request that has left must keep no other holder waiting
             share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
         return self.model.closed_until
 

@@ -105,11 +105,9 @@ class TokenBucket:
         return remaining - projected - (self.correction - mark.correction)
 
     def correct(self, error: float, now: float, *, taken_at: float, learns_drain: bool) -> None:
-        """Correct the level by the `error` of a snapshot taken at an instant.
-
-        It shows what others take, too, unless only refusals bring snapshots, or its limit is
-        another than the error was projected with: a limit that falls is not a drain.
-        """
+        """Correct the level by the `error` of a snapshot taken at an instant."""
+        # It shows no drain if only refusals bring snapshots, or if its limit is another than the
+        # error was projected with: a limit that falls is not what others take.
         if self.is_known and learns_drain:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
             drain = self.foreign_rate - DRAIN_LEARNING_RATE * (error - expected)

@@ -195,11 +195,9 @@ class SharedLimiter(Limiter):
     def _open(self) -> None:
         try:
             self._store = self._opening()
-        except StoreError as error:
-            self._fall_back(error)
         except Exception as error:  # if the thread ended here, all requests would wait for ever
-            name = type(error).__name__
-            self._fall_back(StoreError(f"The shared limits cannot be opened ({name})."))
+            other = StoreError(f"The shared limits cannot be opened ({type(error).__name__}).")
+            self._fall_back(error if isinstance(error, StoreError) else other)
         else:
             self._core.use_store(self._store)
             self.sharing_problem, self._retry_after = None, STORE_RETRY_S

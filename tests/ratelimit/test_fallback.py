@@ -16,7 +16,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import LEASE_S
 from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, fallback, redis
-from nbcodex.ratelimit.stores.fallback import FallbackStore
+from nbcodex.ratelimit.stores.fallback import MIN_LOCAL_S, FallbackStore
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.settings import Secret
@@ -56,6 +56,7 @@ class Shaky(MemoryStore):
 def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for Redis follow fast on each other."""
     monkeypatch.setattr(fallback, "MAX_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(fallback, "MIN_LOCAL_S", 0.0)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def store(
     shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FallbackStore]:
     monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
-    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append, min_local=0.0)) as made:
+    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as made:
         yield made
 
 
@@ -139,7 +140,8 @@ def test_who_has_fallen_back_stays_until_its_lease_is_over(
 ) -> None:
     """Or what it had under way there would be counted for ever."""
     monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
-    assert fallback.MIN_LOCAL_S > LEASE_S
+    assert MIN_LOCAL_S > LEASE_S
+    monkeypatch.setattr(fallback, "MIN_LOCAL_S", MIN_LOCAL_S)
     with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as store:
         store.transaction("b", count)
         shaky.up = False
@@ -177,9 +179,7 @@ class Rig:
     def __init__(self, url: Secret) -> None:
         self.said: list[str] = []
         self.longest = 0.0
-        self.store = FallbackStore(
-            RedisStore(url), MemoryStore(), notify=self.said.append, min_local=0.0
-        )
+        self.store = FallbackStore(RedisStore(url), MemoryStore(), notify=self.said.append)
 
     def transaction(self) -> int:
         began = time.monotonic()

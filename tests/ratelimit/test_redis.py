@@ -38,7 +38,8 @@ class Host:
 
     def __init__(self, server: RedisServer, name: str, wrong: float = 0.0) -> None:
         self.wrong, self.clock = wrong, BootClock()
-        self.store = RedisStore(server.url(), now=self.now)
+        self.store = RedisStore(server.url())
+        self.store._now = self.now
         self.ledger = RateLimiter(self.store, holder=name)
 
     def now(self) -> float:

@@ -42,15 +42,12 @@ class Store(Protocol):
         It may be done more than once, each time on other numbers; only the last time counts. A
         `StoreError` says that the store cannot be used.
         """
-        ...
 
     def batch(self) -> AbstractContextManager[None]:
         """Return a block of transactions that may share one write: if that fails, none is kept."""
-        ...
 
     def close(self) -> None:
         """Release what is open."""
-        ...
 
 
 class MemoryStore:

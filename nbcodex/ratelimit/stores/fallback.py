@@ -40,17 +40,9 @@ class FallbackStore:
     `notify` is called when the shared store is lost, and when it is back.
     """
 
-    def __init__(
-        self,
-        shared: RemoteStore,
-        local: Store,
-        *,
-        notify: Callable[[str], None],
-        min_local: float = MIN_LOCAL_S,
-    ) -> None:
+    def __init__(self, shared: RemoteStore, local: Store, *, notify: Callable[[str], None]) -> None:
         self.salt = shared.salt
         self._shared, self._local, self._notify = shared, local, notify
-        self._min_local = min_local
         self._reachable, self._closed = threading.Event(), threading.Event()
         self._checker: threading.Thread | None = None
         self._reason = "Redis does not answer."
@@ -102,7 +94,7 @@ class FallbackStore:
         if self._is_local:
             return
         now = time.monotonic()
-        self._is_local, self._stay_until = True, now + self._min_local
+        self._is_local, self._stay_until = True, now + MIN_LOCAL_S
         if now >= self._quiet_until:
             self._is_reported, self._quiet_until = True, now + NOTICE_INTERVAL_S
             self._notify(

@@ -1,12 +1,9 @@
-"""Limit models of all hosts that share a key, in Redis.
+"""Limit models of all hosts that share a key, in Redis. Sole user of redis-py.
 
 Optimistic: an operation is done here, on the newest numbers that this process knows, and one
-script commits the outcome if no other host was faster; else it returns what is there, and the
-operation is done again. So an undisturbed operation costs one round trip.
-
-In Redis, instants are in its own time, by which no two hosts can differ; here, in the host's.
-Redis holds numbers, under names that reveal nothing. It blocks, for at most `TIMEOUT_S` a step, so
-it is used off the event loop, and from one thread at a time. Sole user of redis-py.
+script commits the outcome if no other host was faster; else it is done again on what is there. In
+Redis, instants are in its own time, by which no two hosts can differ; here, in the host's. Blocks
+for at most `TIMEOUT_S` a step, so it is used off the event loop, and from one thread at a time.
 """
 
 from __future__ import annotations
@@ -109,10 +106,7 @@ class ClockOffset:
         return (self.low + self.high) / 2
 
     def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
-        """Learn from the server's `stamp`; return False if one of the clocks has jumped.
-
-        The bounds are then those of this stamp alone.
-        """
+        """Learn from the server's `stamp`; return False if one of the clocks has jumped."""
         drift = CLOCK_DRIFT * max(0.0, received_at - self.found_at)
         low, high = stamp - received_at, stamp - sent_at
         is_steady = low <= self.high + drift and high >= self.low - drift
@@ -135,14 +129,13 @@ class _State:
 class RedisStore:
     """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
-    The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it; `now` is the
-    host's clock, by default the time since boot. A `ConfigurationError` says that the URL is not
-    valid, or that redis-py is missing.
+    The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. A
+    `ConfigurationError` says that it is not valid, or that redis-py is missing.
     """
 
-    def __init__(self, url: Secret, *, now: Callable[[], float] | None = None) -> None:
+    def __init__(self, url: Secret) -> None:
         self.salt = COMMON_SALT
-        self._now = now or BootClock().now
+        self._now = BootClock().now
         self._client = _client(url)
         self._script = self._client.register_script(_SCRIPT)
         self._offset = ClockOffset()

@@ -1,7 +1,7 @@
-"""Limit models of all processes of one machine, in a SQLite file.
+"""Limit models of all processes of one machine, in a SQLite file: one row a model.
 
-Operations are done in `BEGIN IMMEDIATE` transactions, one row a model. It blocks, so it is used
-off the event loop, and from one thread. Owns what becomes of the file in a forked child.
+Blocks, so it is used off the event loop, and from one thread. Owns what becomes of the file in a
+forked child.
 """
 
 from __future__ import annotations
@@ -87,18 +87,16 @@ class SqliteStore:
             raise self._unusable(error) from None
         fork_safety.register(self)
 
-    def _execute_patiently(self, order: str) -> None:
+    def _execute_patiently(self, order: str) -> list[Any]:
         # SQLite does not ask its busy handler while the journal mode of a new file changes.
         give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
-                self._connection.execute(order).fetchall()
+                return self._connection.execute(order).fetchall()
             except sqlite3.OperationalError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if code not in _BUSY_CODES or time.monotonic() >= give_up_at:
                     raise
-            else:
-                return
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
