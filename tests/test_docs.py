@@ -176,6 +176,16 @@ def test_files_named_for_contributors_exist() -> None:
         assert (ROOT / "nbcodex" / path).exists() or (ROOT / path).exists(), path
 
 
+def test_picture_of_the_layers_is_that_of_import_linter() -> None:
+    """CONTRIBUTING shows the packages of each layer in one line, from top to bottom."""
+    (picture,) = blocks(CONTRIBUTING, "text")
+    drawn = re.findall(r"^\d +(.*)$", picture.code, re.MULTILINE)
+    layers = PYPROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    for line, layer in zip(drawn, layers, strict=True):
+        names = {name.removeprefix("nbcodex.") for name in layer.split(" | ")}
+        assert names <= {word.removesuffix(".py").rstrip("/") for word in line.split()}, layer
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
 def test_named_commands_options_and_settings_exist(page: Path) -> None:
     """`%codex WORD`, `--option` and `Codex.setting` are what the program knows."""
