@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from nbcodex.errors import shorten
-from nbcodex.models import CONTENT_FILTER, Reply, Usage
+from nbcodex.models import CONTENT_FILTER, Reply, Usage, UsageTotals
 from nbcodex.runtime.clock import format_duration
 
 MIN_SHOWN_S = 0.05  # shorter times are left out of the line
@@ -48,6 +48,26 @@ def token_figures(usage: Usage) -> list[str]:
         reasoning = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
         parts.append(f"{about}{usage.output_tokens:,} out{reasoning}")
     return parts
+
+
+def totals_line(totals: UsageTotals, *, count_requests: bool = True) -> str:
+    """Return what many requests came to, on one line."""
+    about = "~" if totals.usage.estimated else ""
+    requests = f"{totals.requests:,} request{'s' * (totals.requests != 1)}, "
+    cost = [
+        about + format_dollars(totals.cost) if totals.cost else "",
+        f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
+    ]
+    times = f"time{'s' * (totals.refusals != 1)}"
+    parts = [
+        f"{requests if count_requests else ''}{totals.answers:,} answered",
+        *token_figures(totals.usage),
+        f"tokens of {totals.unknown} unknown" if totals.unknown else "",
+        ", ".join(filter(None, cost)),
+        f"limits reached {totals.refusals} {times}" if totals.refusals else "",
+        f"waited {format_duration(totals.waited)}" if totals.waited else "",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 def format_dollars(dollars: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from IPython.display import display
@@ -12,12 +11,10 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.notebook.monitor.view import limit_lines
-from nbcodex.rendering.figures import format_dollars
+from nbcodex.rendering.figures import totals_line
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
-    from nbcodex.models import UsageTotals
     from nbcodex.requests.budget import SpendingCap
 
 
@@ -30,7 +27,7 @@ class UsageCommands(CommandGroup):
         if not totals.by_model:
             print_line("No request has been sent in this session.")
         for model, total in totals.by_model.items():
-            print_line(f"{model}: {_total(total)}")
+            print_line(f"{model}: {totals_line(total)}")
 
     def budget(self, *amount: str) -> None:
         """Show or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
@@ -88,18 +85,3 @@ class UsageCommands(CommandGroup):
             print_line("No limits are known before the first answer.")
         if problem := client.limiter(self._settings).sharing_problem:
             print_line(problem)
-
-
-def _total(total: UsageTotals) -> str:
-    about = "~" if total.estimated else ""  # estimates are never shown as exact figures
-    parts: Iterable[str] = (
-        f"{total.requests} request{'s' * (total.requests != 1)}, {total.answers} answered",
-        f"{about}{total.usage.input_tokens:,} in ({total.usage.cached_tokens:,} cached)",
-        f"{about}{total.usage.output_tokens:,} out ({total.usage.reasoning_tokens:,} reasoning)",
-        f"tokens of {total.unknown} unknown" if total.unknown else "",
-        f"{about}{format_dollars(total.cost)}" if total.cost else "",
-        f"cost of {total.unpriced} unknown" if total.unpriced else "",
-        f"limits met {total.refusals} time{'s' * (total.refusals != 1)}" if total.refusals else "",
-        f"waited {format_duration(total.waited)}" if total.waited else "",
-    )
-    return " · ".join(filter(None, parts))

@@ -25,7 +25,7 @@ from nbcodex.notebook.monitor.state import (
 )
 from nbcodex.ratelimit.charge_policy import ChargePolicy
 from nbcodex.ratelimit.sharing import LimitState
-from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
+from nbcodex.rendering.figures import figures_line, format_dollars, token_figures, totals_line
 from nbcodex.runtime.clock import format_duration, format_time
 
 # Open requests that are listed one by one; the others are only counted.
@@ -40,15 +40,14 @@ _CHARGED: dict[ChargePolicy, str] = {
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
-    count = state.session.requests
     lines = [
         "Codex monitor",
         "simulated: nothing is charged" if _is_simulated(state) else "",
         *(_limits_line(state, limits, now) for limits in state.limits),
         *_open_requests(state, now, wall),
         f"last request: {figures_line(state.last)}" if state.last else "",
-        f"this session: {count:,} request{'s' * (count != 1)}, {_totals_line(state.session)}",
-        f"{_all_time(state).lower()}: {_totals_line(state.all_time)}" if state.all_time else "",
+        f"this session: {totals_line(state.session)}",
+        _all_time_line(state),
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
         f"other kernels: {_elsewhere(state.elsewhere, wall)}" if state.elsewhere else "",
@@ -98,22 +97,6 @@ def _open_requests(state: MonitorState, now: float, wall: float) -> list[str]:
     return lines
 
 
-def _totals_line(totals: UsageTotals) -> str:
-    about = "~" if totals.usage.estimated else ""
-    cost = [
-        about + format_dollars(totals.cost) if totals.cost else "",
-        f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
-    ]
-    parts = [
-        f"{totals.answers:,} answered",
-        *token_figures(totals.usage),
-        f"tokens of {totals.unknown} unknown" if totals.unknown else "",
-        ", ".join(filter(None, cost)),
-        f"waited {format_duration(totals.waited)}" if totals.waited else "",
-    ]
-    return " · ".join(filter(None, parts))
-
-
 def _hour_line(state: MonitorState, now: float) -> str:
     minutes = last_hour(state, now)
     total, hits = sum(m.tokens for m in minutes), sum(m.limit_hits for m in minutes)
@@ -158,6 +141,12 @@ def _all_time(state: MonitorState) -> str:
     # The counters of the journal leave out the simulator's answers, but not its requests: so the
     # number of requests is not shown for them.
     return "All time, real" if _is_simulated(state) else "All time"
+
+
+def _all_time_line(state: MonitorState) -> str:
+    if state.all_time is None:
+        return ""
+    return f"{_all_time(state).lower()}: {totals_line(state.all_time, count_requests=False)}"
 
 
 # What the widget draws.
