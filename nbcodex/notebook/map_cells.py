@@ -64,6 +64,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
 
 def _run(session: Session, run: MapRun) -> None:
     """Run a map below the cell and assign its variable; if it stops, with what there is."""
+    # A map over an iterator streams its answers, and the preview has to see them as they come.
     replies: list[Any] = []
     run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:
@@ -118,6 +119,7 @@ def resume_all(
     NbcodexError
         If the map cannot be resumed and nothing else is (`only_maps`, and it is the only one).
     """
+    # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     maps = session.journal.maps.unfinished(notebook=notebook)
     ids = [each.id for each in maps if each.id not in running]

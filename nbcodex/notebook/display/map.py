@@ -51,6 +51,7 @@ class MapState:
     @property
     def cooldown_left(self) -> float:
         """Seconds until the model opens again; 0 if it is open or rows are at the server."""
+        # Rows at the server still bring answers, so a cooldown is not what the user waits for.
         until = self.stats.closed_until
         return 0.0 if until is None or self.stats.sent else max(0.0, until - self.stats.at)
 
@@ -85,8 +86,9 @@ class MapState:
 
 
 def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
-    """Return the state after new figures; None and a map that starts again begin a new state."""
+    """Return the state after new figures."""
     sample = (stats.at, stats.totals.usage.total_tokens or 0)
+    # A map that was stopped can be resumed with the same listener: its speed begins again.
     if state is None or (state.stats.outcome and not stats.outcome):
         return MapState(
             stats=stats, started_at=stats.at, answered_before=stats.paid, samples=(sample,)
@@ -245,6 +247,7 @@ class MapOutput:
     def _bundle(self, state: MapState) -> dict[str, Any]:
         line = _joined(summary_line(state), shorten(self._news()))
         failures = failure_lines(state.stats)
+        # A preview of a map that was stopped would look like its result.
         done = state.stats.outcome == "done"
         plain, markdown = (self._preview(as_text) if done else "" for as_text in (True, False))
         gap = "\n\n" if plain else ""

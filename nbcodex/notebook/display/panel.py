@@ -130,6 +130,7 @@ class PanelState:
         """Output speed of this attempt; None during its first second, when it says nothing."""
         if self.first_delta_at is None or self.last_delta_at is None or self.ended:
             return None
+        # From the first delta on: the time before it is latency and reasoning, not speed.
         seconds = self.last_delta_at - self.first_delta_at
         return (self.usage.output_tokens or 0) / seconds if seconds >= 1.0 else None
 
@@ -259,6 +260,7 @@ def _append(state: PanelState, event: events.Delta) -> PanelState:
 
 def _end(state: PanelState, event: events.Ending) -> PanelState:
     reply, error = event.reply, getattr(event, "error", None)
+    # Without a count of the server (the stream broke off), the estimates stay, marked as such.
     counted = reply.usage.input_tokens is not None or reply.usage.output_tokens is not None
     return replace(
         state,
@@ -291,6 +293,7 @@ def why_disabled(state: PanelState, action: ActionName) -> str:
 def status_line(state: PanelState, now: float, wall: float) -> str:
     """Return the panel in one line; `now` is of the events' clock, `wall` since the epoch."""
     if state.reply is not None:
+        # The phase says how it ended, so the figures need not.
         used = figures_line(replace(state.reply, status="done"))
         parts = [state.phase, _resumable_from(state, wall), state.reason, used]
     else:

@@ -166,7 +166,7 @@ def _end(state: MonitorState, event: events.Ending, *, at_server: bool) -> Monit
         why = "it would exceed your budget" if is_budget else shorten(event.error.message)
         state = _log(state, event, f"{kind}: {why}", limit_hits=hit)
     if not reply.attempts:
-        return state
+        return state  # reused from the journal, or never sent
     usage = reply.usage
     _count(state, event.at, tokens=(usage.input_tokens or 0) + (usage.output_tokens or 0))
     return replace(state, last=replace(reply, text="", parsed=None))

@@ -181,7 +181,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
 
 
 def _totals_row(totals: UsageTotals) -> list[str]:
-    # A sum without some of its parts is at least so much; without all of them it is unknown.
+    # A sum that lacks some of its parts is a lower bound; one that lacks all of them is unknown.
     estimated = "~" if totals.usage.estimated else ""
     if totals.unpriced and not totals.cost:
         cost = "unknown"
