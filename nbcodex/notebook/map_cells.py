@@ -64,7 +64,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
 
 def _run(session: Session, run: MapRun) -> None:
     """Run a map below the cell and assign its variable; if it stops, with what there is."""
-    # A map over an iterator streams its answers, and the preview has to see them as they come.
+    # A map over an iterator keeps no replies itself, because there may be any number of them.
     replies: list[Any] = []
     run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nbcodex.models import Limit, LimitReading
-from nbcodex.notebook.monitor.view import limit_lines
+from nbcodex.notebook.commands.usage import limit_lines
 from nbcodex.ratelimit.sharing import LimitHistory, LimitState
 
 KNOWN = LimitState(

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from IPython.display import display
 
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError
+from nbcodex.models import MINUTE
 from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.monitor.collector import collector_of
-from nbcodex.notebook.monitor.view import limit_lines
 from nbcodex.rendering.figures import totals_line
 from nbcodex.runtime import event_loop
+from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
+    from nbcodex.models import LimitReading
+    from nbcodex.ratelimit.charge_policy import ChargePolicy
+    from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.budget import SpendingCap
+
+# What each charge policy means, for people.
+_CHARGED: dict[ChargePolicy, str] = {
+    "kept": "input and all of max_output, however much of it the answer uses",
+    "refunded": "input and max_output; what the answer does not use is refunded at its end",
+    "actual": "input at once, output at the end of the answer",
+}
 
 
 class UsageCommands(CommandGroup):
@@ -85,3 +97,46 @@ class UsageCommands(CommandGroup):
             print_line("No limits are known before the first answer.")
         if problem := client.limiter(self._settings).sharing_problem:
             print_line(problem)
+
+
+def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
+    """Return what is known of one model's limits at an instant; empty if nothing is."""
+    readings = (("tokens", known.tokens), ("requests", known.requests))
+    lines = [_reading(kind, reading) for kind, reading in readings if reading]
+    lines += [f"{each.name}: {each.figures}, from a refusal" for each in known.undeclared]
+    if known.burst_tokens is not None and math.isfinite(known.burst_tokens):
+        lines.append(f"at most about {known.burst_tokens:,.0f} tokens at once: a shorter window")
+    if known.closed_until is not None:
+        name = f" ({known.limit.name})" if known.limit else ""
+        lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
+    if known.limit_before_reboot:
+        earlier = f"{known.limit_before_reboot:,.0f} tokens a minute"
+        lines.append(f"{earlier} before the restart; the next answer shows the limit")
+    if not lines and not known.was_used:
+        return []
+    if not lines:
+        lines.append("no limits stated yet")
+    if known.tokens and not known.declared:
+        lines.append("inferred: the server sends no rate-limit headers")
+    charged = _CHARGED[known.policy]
+    if known.history:
+        used = f"answers use {known.history.output_share:.0%} of it"
+        lines.append(f"charged: {charged} (learned from answers; {used})")
+    elif known.tokens:
+        lines.append(f"assumed charging: {charged} (not yet confirmed)")
+    if known.tokens:
+        lines.append(f"safety margin: {known.margin:.1%} of the limit")
+    if known.foreign_rate >= 1:
+        lines.append(f"other users take about {known.foreign_rate * MINUTE:,.0f} tokens a minute")
+    if others := known.other_processes:
+        lines.append(f"shared with {others} other active kernel{'s' * (others > 1)}")
+    return [label, *(f"  {line}" for line in lines)]
+
+
+def _reading(kind: str, reading: LimitReading) -> str:
+    rate, full = reading.limit / MINUTE, ""
+    if reading.full_in and reading.limit > reading.remaining:
+        rate = (reading.limit - reading.remaining) / reading.full_in
+        full = f", full in {format_duration(reading.full_in)}"
+    left, refill = max(0.0, reading.remaining), float(f"{rate * MINUTE:.3g}")
+    return f"{left:,.0f} of {reading.limit:,.0f} {kind} left, {refill:,.0f} a minute{full}"

@@ -19,9 +19,8 @@ from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
 
-# Before this share of the rows is answered, the cost of all of them would be a guess.
+# With fewer answers than these, the cost of all rows and the time left would be guesses.
 MIN_ANSWERED_SHARE = 0.02
-# The same for the time left.
 MIN_ANSWERED_ROWS = 3
 
 log = logging.getLogger(__name__)
