@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from nbcodex.errors import ConfigurationError, NbcodexError
-from nbcodex.events import BackingOff, Ending, Event
+from nbcodex.events import BackingOff, Ending, Event, Listener
 from nbcodex.models import (
     NOTE_POSSIBLY_PAID_TWICE,
     Origin,
@@ -28,7 +28,7 @@ from nbcodex.models import (
     new_id,
 )
 from nbcodex.requests.conversation import Conversations, JoinedRequest
-from nbcodex.requests.handle import Handle, Listener
+from nbcodex.requests.handle import Handle
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
@@ -107,11 +107,13 @@ class Client:
         self.notices = ""
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
+        # Weak: a handle that no thread follows lives as long as its request.
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self.conversations = Conversations()
 
     def services(self) -> Services:
         """Return the services, made at the first call, from any thread."""
+        # Several cells may ask first at the same time, in subshells and threads.
         with self._making:
             return self._services or self._make()
 
@@ -191,6 +193,7 @@ class Client:
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may cost."""
+        # Imported here, as above: the client exists from the first cell on, which has to be fast.
         from nbcodex.openai_api import pricing
         from nbcodex.requests.budget import estimate_request
 
@@ -243,7 +246,12 @@ class Client:
         """Return a new request that asks the same."""
         origin = replace(origin, position=request.origin.position)
         return replace(
-            request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
+            # Asked again on purpose: the stored answer is not what is wanted.
+            request,
+            id=new_id(),
+            created_at=self.clock.wall(),
+            origin=origin,
+            reuse=False,
         )
 
     def handle(
@@ -290,6 +298,7 @@ class Client:
     def close(self, *, within: float = 1.0) -> None:
         """Park what is running, and close the journals and limiters, as the process ends."""
         handles = self.active_handles()
+        # Parked rather than abandoned: `%codex resume` then knows when each can go.
         for handle in handles:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=within)

@@ -107,9 +107,12 @@ class NbcodexError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
 
+    # The default would call the class with `args` alone, which most of our classes do not accept.
+    # Errors cross processes in `multiprocessing`, joblib and Dask.
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (type(self), self.args, self.__dict__)
 
+    # IPython calls this by name, for every exception that has it.
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""
         return render(self.title, self.message, self.advice)

@@ -6,12 +6,17 @@ What a user sees is a pure function of these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError, ParkedError, TransientError
     from nbcodex.models import Limit, Rates, Reply
+
+
+# How a user ends a request: its ending is `Interrupted`, `Cancelled` or `Parked`.
+EndAction = Literal["stop", "cancel", "park"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ class Delta(Event):
     `simulated`: the server is known to be a simulator.
     """
 
+    # Listeners that render see joined deltas: text must never depend on where it was split.
     text: str
     reasoning: bool = False
     simulated: bool = False
@@ -130,4 +136,7 @@ class Failed(Event):
     reply: Reply
 
 
+# Exactly one of these is the last event of every request.
 Ending = Finished | Parked | Interrupted | Cancelled | Failed
+
+Listener = Callable[[Event], None]

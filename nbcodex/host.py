@@ -24,29 +24,17 @@ def _confirm_in_terminal(question: str) -> bool | None:
 
 @dataclass(slots=True)
 class Host:
-    """What the embedding program provides.
+    """What the embedding program provides."""
 
-    Parameters
-    ----------
-    settings : callable
-        Returns the settings in force.
-    follow : callable
-        Starts a handle and waits for its ending, displaying what it likes.
-    notebook : callable
-        Returns the notebook that requests belong to.
-    origin : callable
-        Returns where a request comes from.
-    watch : callable
-        Returns a listener for the progress of a map, in the thread that runs it.
-    confirm : callable
-        Asks the user a question; returns None where it cannot be asked.
-    """
-
-    settings: Callable[[], Settings] = Settings.read
+    settings: Callable[[], Settings] = Settings.read  # Returns the settings in force
+    # Starts a handle and waits for its ending, displaying what it likes
     follow: Callable[[Handle], Ending] = Handle.follow
+    # Returns the notebook that requests belong to
     notebook: Callable[[], str | None] = lambda: None
-    origin: Callable[[], Origin] = Origin
+    origin: Callable[[], Origin] = Origin  # Returns where a request comes from
+    # Returns a listener for the progress of a map, in the thread that runs it
     watch: Callable[[], MapListener] = lambda: lambda _: None
+    # Asks the user a question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
 
 

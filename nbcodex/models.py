@@ -71,134 +71,68 @@ def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnPosition:
-    """Where an answer stands in its conversation.
+    """Where an answer stands in its conversation."""
 
-    Parameters
-    ----------
-    chapter : int
-        Which beginning of the conversation it follows: 0 is the first.
-    number : int or None
-        Turns are ordered by their numbers; None stands behind all others.
-    begins : bool
-        Whether the conversation starts afresh with this turn.
-    """
-
-    chapter: int = 0
-    number: int | None = None
-    begins: bool = False
+    chapter: int = 0  # Which beginning of the conversation it follows: 0 is the first
+    number: int | None = None  # Turns are ordered by their numbers; None stands behind all others
+    begins: bool = False  # Whether the conversation starts afresh with this turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a request comes from.
+    """Where a request comes from."""
 
-    Parameters
-    ----------
-    notebook : str or None
-        The notebook (or the kernel, where the notebook is unknown).
-    cell : str or None
-        The cell's id.
-    variable : str or None
-        The name that the answer is to be bound to.
-    map_id : str or None
-        The map run that it is a row of.
-    row_index, row_count : int or None
-        Its index in that map, from 0, and the number of rows, where known.
-    engine : str
-        How the map is answered: ``live`` or ``batch``.
-    position : TurnPosition
-        Where the answer stands, if it joins a conversation.
-    """
-
-    notebook: str | None = None
-    cell: str | None = None
-    variable: str | None = None
-    map_id: str | None = None
+    notebook: str | None = None  # The notebook (or the kernel, where the notebook is unknown)
+    cell: str | None = None  # The cell's id
+    variable: str | None = None  # The name that the answer is to be bound to
+    map_id: str | None = None  # The map run that it is a row of
+    # Its index in that map, from 0, and the number of rows, where known
     row_index: int | None = None
     row_count: int | None = None
-    engine: str = "live"
-    position: TurnPosition = TurnPosition()
+    engine: str = "live"  # How the map is answered: ``live`` or ``batch``
+    position: TurnPosition = TurnPosition()  # Where the answer stands, if it joins a conversation
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that accompanies a prompt or an answer.
+    """An image that accompanies a prompt or an answer."""
 
-    Parameters
-    ----------
-    data : bytes
-        The file's contents.
-    media_type : str
-        ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``.
-    """
-
-    data: bytes = field(repr=False)
-    media_type: str = "image/png"
+    data: bytes = field(repr=False)  # The file's contents
+    media_type: str = "image/png"  # ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedReasoning:
-    """Encrypted reasoning that the next turn sends back, to the server that produced it only.
+    """Encrypted reasoning that the next turn sends back, to the server that produced it only."""
 
-    Parameters
-    ----------
-    items : tuple of mapping
-        Items of the response, unchanged.
-    model, base_url : str
-        The model that produced them, and its server.
-    """
-
-    items: tuple[Mapping[str, Any], ...]
-    model: str
+    items: tuple[Mapping[str, Any], ...]  # Items of the response, unchanged
+    model: str  # The model that produced them, and its server
     base_url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One exchange of a conversation.
+    """One exchange of a conversation."""
 
-    Parameters
-    ----------
-    prompt, answer : str
-        The prompt as the server saw it, and its answer.
-    images : tuple of Image
-        Images of the prompt.
-    carried : tuple of mapping
-        Items of the answer that the server wants back, such as encrypted reasoning.
-    model, base_url : str or None
-        The only receiver of `carried`; None: any.
-    entry : int or None
-        Row number in the journal; no part of the conversation itself.
-    """
-
-    prompt: str
+    prompt: str  # The prompt as the server saw it, and its answer
     answer: str
-    images: tuple[Image, ...] = ()
+    images: tuple[Image, ...] = ()  # Images of the prompt
+    # Items of the answer that the server wants back, such as encrypted reasoning
     carried: tuple[Mapping[str, Any], ...] = ()
-    model: str | None = None
+    model: str | None = None  # The only receiver of `carried`; None: any
     base_url: str | None = None
+    # Row number in the journal; no part of the conversation itself
     entry: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """The structure that an answer must have.
+    """The structure that an answer must have."""
 
-    Parameters
-    ----------
-    name : str
-        Letters, digits, ``_`` and ``-``: at most 64.
-    definition : mapping
-        A JSON schema.
-    strict : bool
-        Whether the server enforces it, which not every schema allows.
-    model : class or None
-        The pydantic class that parses the answer; it lives as long as the process.
-    """
-
-    name: str
-    definition: Mapping[str, Any]
-    strict: bool = True
+    name: str  # Letters, digits, ``_`` and ``-``: at most 64
+    definition: Mapping[str, Any]  # A JSON schema
+    strict: bool = True  # Whether the server enforces it, which not every schema allows
+    # The pydantic class that parses the answer; it lives as long as the process
     model: Any = field(default=None, repr=False, compare=False)
 
 
@@ -206,129 +140,62 @@ class Schema:
 # which the journal recognizes equal requests: renaming one would disable the reuse of all answers.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt, a model and options; immutable, so that a retry sends what was asked.
+    """A prompt, a model and options; immutable, so that a retry sends what was asked."""
 
-    Parameters
-    ----------
-    prompt : str
-        The text, as the server sees it.
-    model : str or None
-        Name of the model (on Azure: of the deployment). None lets the provider decide.
-    system : str or None
-        Instructions that precede the prompt.
-    images : tuple of Image
-        Images that accompany the prompt.
-    turns : tuple of Turn
-        The conversation so far, oldest first.
-    thread : str or None
-        The conversation that the answer becomes part of.
-    schema : Schema or None
-        The structure that the answer must have.
-    max_output : int or None
-        Upper bound on output tokens, reasoning included.
-    effort : str or None
-        Reasoning effort, in the server's words.
-    params : mapping
-        Further parameters of the API, passed on in the body.
-    api : {"auto", "responses", "chat"}
-        Which API to use.
-    api_base : str or None
-        Base URL for this request only.
-    patience : float
-        Seconds of waiting, caused by refusals and faults, after which the request is parked.
-    created_at : float
-        Seconds since the epoch.
-    origin : Origin
-        Where it comes from.
-    reuse : bool
-        Whether the answer to an equal request in the journal is acceptable.
-    durable : bool
-        Whether the server keeps the answer, so that a broken stream can be continued.
-    row : str or None
-        Distinguishes it from another row of a map with the same prompt.
-    """
-
-    prompt: str
+    prompt: str  # The text, as the server sees it
     id: str = field(default_factory=new_id)
+    # Name of the model (on Azure: of the deployment). None lets the provider decide.
     model: str | None = None
-    system: str | None = None
-    images: tuple[Image, ...] = ()
-    turns: tuple[Turn, ...] = ()
-    thread: str | None = None
-    schema: Schema | None = None
-    max_output: int | None = None
-    effort: str | None = None
+    system: str | None = None  # Instructions that precede the prompt
+    images: tuple[Image, ...] = ()  # Images that accompany the prompt
+    turns: tuple[Turn, ...] = ()  # The conversation so far, oldest first
+    thread: str | None = None  # The conversation that the answer becomes part of
+    schema: Schema | None = None  # The structure that the answer must have
+    max_output: int | None = None  # Upper bound on output tokens, reasoning included
+    effort: str | None = None  # Reasoning effort, in the server's words
+    # Further parameters of the API, passed on in the body
     params: Mapping[str, Any] = field(default_factory=dict)
-    api: Api = "auto"
-    api_base: str | None = None
+    api: Api = "auto"  # Which API to use
+    api_base: str | None = None  # Base URL for this request only
+    # Seconds of waiting, caused by refusals and faults, after which the request is parked
     patience: float = 600.0
-    created_at: float = field(default_factory=time.time)
-    origin: Origin = field(default_factory=Origin)
-    reuse: bool = False
+    created_at: float = field(default_factory=time.time)  # Seconds since the epoch
+    origin: Origin = field(default_factory=Origin)  # Where it comes from
+    reuse: bool = False  # Whether the answer to an equal request in the journal is acceptable
+    # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool = False
-    row: str | None = None
+    row: str | None = None  # Distinguishes it from another row of a map with the same prompt
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """How far a durable answer has been read, which is what it takes to continue it.
+    """How far a durable answer has been read, which is what it takes to continue it."""
 
-    Parameters
-    ----------
-    response_id : str
-        The server's id of the response.
-    sequence : int or None
-        Number of the last event that was read; None: continue from the beginning.
-    """
-
-    response_id: str
+    response_id: str  # The server's id of the response
+    # Number of the last event that was read; None: continue from the beginning
     sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """How a request of the journal is taken up again.
+    """How a request of the journal is taken up again."""
 
-    Parameters
-    ----------
-    not_before : float or None
-        Seconds since the epoch before which it stays where it is.
-    position : StreamPosition or None
-        Where its durable answer continues.
-    text : str
-        The answer up to that position.
-    notes : tuple of str
-        Notes on the request from before it was left.
-    """
-
-    not_before: float | None = None
-    position: StreamPosition | None = None
-    text: str = ""
-    notes: tuple[str, ...] = ()
+    not_before: float | None = None  # Seconds since the epoch before which it stays where it is
+    position: StreamPosition | None = None  # Where its durable answer continues
+    text: str = ""  # The answer up to that position
+    notes: tuple[str, ...] = ()  # Notes on the request from before it was left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The server's limit that refused a request, with the figures it gave.
+    """The server's limit that refused a request, with the figures it gave."""
 
-    Parameters
-    ----------
-    resource : {"tokens", "requests"} or None
-        What ran out; None where the server does not say.
-    window : float or None
-        Seconds over which the server counts.
-    limit, used, requested : float or None
-        The server's figures, in the resource's unit.
-    model : str or None
-        The model that the limit belongs to.
-    """
-
-    resource: Resource | None = None
-    window: float | None = None
-    limit: float | None = None
+    resource: Resource | None = None  # What ran out; None where the server does not say
+    window: float | None = None  # Seconds over which the server counts
+    limit: float | None = None  # The server's figures, in the resource's unit
     used: float | None = None
     requested: float | None = None
-    model: str | None = None
+    model: str | None = None  # The model that the limit belongs to
 
     @property
     def name(self) -> str:
@@ -353,43 +220,25 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitReading:
-    """One limit as one response's headers state it.
+    """One limit as one response's headers state it."""
 
-    Parameters
-    ----------
-    limit, remaining : float
-        Size and level of the server's bucket, in its unit.
-    full_in : float or None
-        Seconds until the bucket is full again (``x-ratelimit-reset-*``), which is not the time to
-        wait.
-    """
-
-    limit: float
+    limit: float  # Size and level of the server's bucket, in its unit
     remaining: float
+    # Seconds until the bucket is full again (``x-ratelimit-reset-*``), which is not the time to
+    # wait
     full_in: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSnapshot:
-    """The limits as one response's headers state them.
+    """The limits as one response's headers state them."""
 
-    Parameters
-    ----------
-    at : float
-        The instant at which the headers arrived.
-    processing : float or None
-        Seconds the server worked before it answered (``openai-processing-ms``).
-    tokens, requests : LimitReading or None
-        The tightest limit of each kind that the headers name.
-    organization : str or None
-        Whose limits these are.
-    """
-
-    at: float
+    at: float  # The instant at which the headers arrived
+    # Seconds the server worked before it answered (``openai-processing-ms``)
     processing: float | None = None
-    tokens: LimitReading | None = None
+    tokens: LimitReading | None = None  # The tightest limit of each kind that the headers name
     requests: LimitReading | None = None
-    organization: str | None = None
+    organization: str | None = None  # Whose limits these are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -524,28 +373,16 @@ class UsageTotals:
     """What many requests came to: the one record of summed figures.
 
     Unknown figures are counted, never taken for zero.
-
-    Parameters
-    ----------
-    requests, answers, attempts : int
-        How many were asked, how many answered, and the HTTP attempts.
-    refusals : int
-        How often a limit refused an attempt.
-    usage : Usage
-        The sums of all known tokens.
-    cost, waited : float
-        US dollars as far as prices are known; seconds.
-    unknown, unpriced, estimated : int
-        Requests with unknown tokens, with an unknown price, and with estimated tokens.
     """
 
-    requests: int = 0
+    requests: int = 0  # How many were asked, how many answered, and the HTTP attempts
     answers: int = 0
     attempts: int = 0
-    refusals: int = 0
-    usage: Usage = NO_USAGE
-    cost: float = 0.0
+    refusals: int = 0  # How often a limit refused an attempt
+    usage: Usage = NO_USAGE  # The sums of all known tokens
+    cost: float = 0.0  # US dollars as far as prices are known; seconds
     waited: float = 0.0
+    # Requests with unknown tokens, with an unknown price, and with estimated tokens
     unknown: int = 0
     unpriced: int = 0
     estimated: int = 0
@@ -592,60 +429,29 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapStats:
-    """The figures of a map run at one instant.
+    """The figures of a map run at one instant."""
 
-    Parameters
-    ----------
-    map_id : str
-        The map's id.
-    at : float
-        The instant, on the boot clock.
-    total : int or None
-        Rows; None where the number is not known yet.
-    done, reused, failed, parked : int
-        Rows that have ended: answered (those from the journal included), answered from the
-        journal, without an answer, kept for later.
-    sent, waiting : int
-        Rows at the server, and rows that wait to be sent.
-    totals : UsageTotals
-        What the rows have used so far.
-    closed_until : float or None
-        The instant until which the model is closed.
-    limit : Limit or None
-        The limit that closes it.
-    tokens_per_minute, requests_per_minute : float or None
-        The server's limits.
-    model : str or None
-        The model that answers.
-    simulated : bool
-        Whether the simulator answers.
-    stage : str
-        What the provider is doing with a batch job, in a few words.
-    outcome : str
-        How the map ended; empty while it runs.
-    failures : tuple of (str, str)
-        The first few rows without an answer, and why.
-    """
-
-    map_id: str
-    at: float
-    total: int | None = None
+    map_id: str  # The map's id
+    at: float  # The instant, on the boot clock
+    total: int | None = None  # Rows; None where the number is not known yet
+    # Rows that have ended: answered (those from the journal included), answered from the journal,
+    # without an answer, kept for later
     done: int = 0
     reused: int = 0
     failed: int = 0
     parked: int = 0
-    sent: int = 0
+    sent: int = 0  # Rows at the server, and rows that wait to be sent
     waiting: int = 0
-    totals: UsageTotals = UsageTotals()
-    closed_until: float | None = None
-    limit: Limit | None = None
-    tokens_per_minute: float | None = None
+    totals: UsageTotals = UsageTotals()  # What the rows have used so far
+    closed_until: float | None = None  # The instant until which the model is closed
+    limit: Limit | None = None  # The limit that closes it
+    tokens_per_minute: float | None = None  # The server's limits
     requests_per_minute: float | None = None
-    model: str | None = None
-    simulated: bool = False
-    stage: str = ""
-    outcome: MapOutcome = ""
-    failures: tuple[tuple[str, str], ...] = ()
+    model: str | None = None  # The model that answers
+    simulated: bool = False  # Whether the simulator answers
+    stage: str = ""  # What the provider is doing with a batch job, in a few words
+    outcome: MapOutcome = ""  # How the map ended; empty while it runs
+    failures: tuple[tuple[str, str], ...] = ()  # The first few rows without an answer, and why
 
     @property
     def ended(self) -> int:

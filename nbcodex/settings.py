@@ -49,6 +49,7 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
+        # Keys that are pasted often end in a newline, which HTTP headers do not allow.
         self._value = value.strip()
 
     def reveal(self) -> str:
@@ -67,6 +68,7 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(…)"
 
+    # Pickles end up in files and in other processes' memory.
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a secret cannot be pickled: it stays in this process")
 
@@ -175,6 +177,7 @@ class Settings:
     redis_url: Secret | None = None
     private_limits: bool = False
 
+    # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.
     @classmethod
     def read(
         cls, chosen: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
@@ -211,6 +214,7 @@ def _as_field(name: str, value: Any) -> Any:
     """Return `value` with the type of the field `name`."""
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(value)
+    # Host names are compared as they stand in URLs: in lower case.
     if name == "keys":
         return {h.lower(): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
     if name in {"patience", "idle_timeout"}:

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.events import Ending, Event
+from nbcodex.events import EndAction, Ending, Event
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint, resolve
 from nbcodex.ratelimit.limiter import Limiter
-from nbcodex.requests.handle import EndAction
 from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock

@@ -17,7 +17,7 @@ from nbcodex.openai_api.answers import CompletedAnswer, judge
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests import structured_output
-from nbcodex.requests.state import RequestState
+from nbcodex.requests.request_state import RequestState
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:

@@ -50,21 +50,11 @@ _NO_SPEND = SpendAmount()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendingCap:
-    """How much may be used, and over what time.
+    """How much may be used, and over what time."""
 
-    Parameters
-    ----------
-    amount : float
-        Tokens, input and output together, or US dollars.
-    unit : {"tokens", "dollars"}
-        What is counted.
-    period : {"session", "day", "month"}
-        Until the kernel ends, or by the calendar.
-    """
-
-    amount: float
-    unit: Unit
-    period: Period = "session"
+    amount: float  # Tokens, input and output together, or US dollars
+    unit: Unit  # What is counted
+    period: Period = "session"  # Until the kernel ends, or by the calendar
 
     def __str__(self) -> str:
         return f"{self.format(self.amount)} {_PERIOD_WORDS[self.period]}"
@@ -136,22 +126,13 @@ class CapUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a request may cost.
+    """What a request may cost."""
 
-    Parameters
-    ----------
-    input_tokens, output_tokens : int
-        Estimates; the output is `max_output` where there is one, else that of an average answer.
-    bounded : bool
-        Whether the output cannot be longer.
-    cost : float or None
-        US dollars; None where no price is known.
-    """
-
+    # Estimates; the output is `max_output` where there is one, else that of an average answer
     input_tokens: int
     output_tokens: int
-    bounded: bool = False
-    cost: float | None = None
+    bounded: bool = False  # Whether the output cannot be longer
+    cost: float | None = None  # US dollars; None where no price is known
 
     def __str__(self) -> str:
         output = f"{'at most' if self.bounded else 'perhaps'} {self.output_tokens:,} out"
@@ -241,6 +222,7 @@ class Budget:
         caps = (*caps, *self._shared_caps)
         if not caps or (request.id in self._reservations and so_far == _NO_SPEND):
             return
+        # Tokens need no price tables, whose first use takes 0.2 s.
         if any(cap.unit == "dollars" for cap in caps):
             await asyncio.to_thread(pricing.load_prices)
         expected = estimate_request(
@@ -252,12 +234,14 @@ class Budget:
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in caps if not (is_free and cap.unit == "dollars")]
         lasting = [cap for cap in checked if cap.period != "session"]
+        # A request that was refused and sent again reserves anew, with its broken attempts.
         self.release(request.id)
         amount = expected.amount.plus(so_far)
         for cap in checked:
             _check_price(request, expected, cap)
             if cap not in lasting:
                 self._check(request, expected, amount, cap)
+        # Reserved before the journal is awaited: requests that come meanwhile have to see it.
         self._reservations[request.id] = amount, caps
         self._reserved = self._reserved.plus(amount)
         try:
@@ -324,6 +308,7 @@ class Budget:
             self._answer_tokens += reply.usage.output_tokens or 0
         spent = SpendAmount.of_reply(reply, assumed=assumed)
         self._session = self._session.plus(spent)
+        # The lasting counters are shared with real requests: simulated answers do not count there.
         if not reply.simulated:
             day, month = self._all_kernels.day.plus(spent), self._all_kernels.month.plus(spent)
             self._all_kernels = replace(self._all_kernels, day=day, month=month)

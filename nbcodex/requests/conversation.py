@@ -54,20 +54,12 @@ class JoinedRequest:
 
 @dataclass(slots=True)
 class _ThreadState:
-    """What this process knows of one thread.
+    """What this process knows of one thread."""
 
-    Parameters
-    ----------
-    chapter : int or None
-        The chapter that is continued; None: the latest.
-    is_new : bool
-        Whether the chapter was started here: cells then never return to an earlier one.
-    replayed : int or None
-        How many turns were repeated from the top, by cells without an id; None: no more.
-    """
-
-    chapter: int | None = None
+    chapter: int | None = None  # The chapter that is continued; None: the latest
+    # Whether the chapter was started here: cells then never return to an earlier one
     is_new: bool = False
+    # How many turns were repeated from the top, by cells without an id; None: no more
     replayed: int | None = 0
 
 

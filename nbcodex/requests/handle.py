@@ -1,7 +1,7 @@
 """One request as the calling thread holds it: started, followed, ended, and read as a reply.
 
 Owns the way between a waiting thread and the event loop, events included. An interrupt may strike
-at any instruction in here; whatever it hits, the request ends and its last event is painted.
+at any instruction in here; wherever it does, the request ends and its last event is painted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
 from nbcodex.events import (
     Cancelled,
     Delta,
+    EndAction,
     Ending,
     Event,
     Failed,
     Finished,
     Interrupted,
+    Listener,
     Parked,
     Queued,
 )
@@ -39,9 +41,7 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.requests.runner import RequestRunner, Services
 
-EndAction = Literal["stop", "cancel", "park"]
 PaintEvents = Callable[[tuple[Event, ...]], None]
-Listener = Callable[[Event], None]
 
 DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
@@ -58,6 +58,7 @@ class EventQueue:
     """
 
     def __init__(self) -> None:
+        # Unlike `Queue`, its `put` and `get` are reentrant: no interrupt can leave it locked.
         self._batches: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
         self._gathered: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -163,6 +164,7 @@ class Handle:
     def _start(self) -> None:
         if self._runner is not None:
             return
+        # A failure in here becomes an event: a thread is waiting for one.
         try:
             services = self._services()
             # Imported when it is first needed: it brings tenacity, the journal and the SDK.
@@ -184,6 +186,7 @@ class Handle:
             self._on_event(Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply))
 
     def _on_event(self, event: Event) -> None:
+        # A listener that fails must not keep the event from the others, nor from a waiting thread.
         for listener in self._listeners:
             try:
                 listener(event)
@@ -216,6 +219,7 @@ class Handle:
 
     def park_at_exit(self) -> None:
         """Park the request because the process ends; threads that follow it get no more events."""
+        # Painting while the interpreter shuts down would fail.
         self._listeners = ()
         self.park()
 
@@ -248,6 +252,8 @@ class Handle:
             The last event. An interrupt ends the request, and returns `Interrupted`; if the ending
             was already on its way, that one is painted and the interrupt is raised again.
         """
+        # The first step of each round may be interrupted, too: it is either `start` or `stop`, and
+        # both may be repeated.
         is_stopped, begin = False, self.start
         try:
             while True:
@@ -378,6 +384,7 @@ class PendingReply(Reply):
         """The request's id."""
         return self._handle.request.id
 
+    # Read by `bool`, which a loop over pending replies does often: it must not wait.
     @property
     def status(self) -> Status:
         """The status of the reply; ``running`` until there is one."""

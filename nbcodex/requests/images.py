@@ -70,6 +70,7 @@ def media_type(data: bytes) -> str | None:
 def _read(path: Path) -> bytes:
     try:
         with path.expanduser().open("rb") as file:
+            # One byte more than allowed is enough to refuse it: the file may be a device.
             return file.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or str(error)
@@ -102,9 +103,11 @@ def _draw(value: Any) -> bytes | None:
     """Return `value` as a file, if it can draw itself."""
     if _is_figure(value):
         return _save(value, lambda file: value.savefig(file, format="png"))
+    # Axes: seaborn and pandas return them rather than the figure.
     if _has_methods(value, "get_figure", "plot"):
         return _draw(value.get_figure())
     if _is_pil(value):
+        # A PNG holds neither CMYK nor floating point.
         image = value if value.mode in _PNG_MODES else value.convert("RGBA")
         return _save(value, lambda file: image.save(file, format="PNG"))
     if _has_methods(value, "_repr_png_"):

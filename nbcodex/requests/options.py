@@ -21,51 +21,22 @@ MAX_THREAD_NAME_CHARS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """What is given for one request, beside its prompt. None stands for what the settings say.
+    """What is given for one request, beside its prompt. None: as the settings say."""
 
-    Parameters
-    ----------
-    model : str or None
-        The model, or an alias of one.
-    system : str or None
-        Instructions that precede the prompt.
-    max_output : int or None
-        Upper bound on output tokens, reasoning included.
-    effort : str or None
-        Reasoning effort, in the server's words.
-    params : mapping or None
-        Further parameters of the API.
-    patience : str, float or None
-        Seconds, or a text such as ``10m``.
-    api : {"auto", "responses", "chat"} or None
-        Which API to use.
-    api_base : str or None
-        Another server.
-    reuse : bool or None
-        Whether the answer to an equal request in the journal is acceptable.
-    durable : bool or None
-        Whether the server keeps the answer, so that a broken stream can be continued.
-    schema : object
-        A pydantic class, or a JSON schema as a mapping.
-    images : iterable or None
-        Whatever `nbcodex.requests.images.to_image` accepts.
-    thread : str or None
-        The conversation that the answer joins.
-    """
-
-    model: str | None = None
-    system: str | None = None
-    max_output: int | None = None
-    effort: str | None = None
-    params: Mapping[str, Any] | None = None
-    patience: str | float | None = None
-    api: str | None = None
-    api_base: str | None = None
-    reuse: bool | None = None
+    model: str | None = None  # The model, or an alias of one
+    system: str | None = None  # Instructions that precede the prompt
+    max_output: int | None = None  # Upper bound on output tokens, reasoning included
+    effort: str | None = None  # Reasoning effort, in the server's words
+    params: Mapping[str, Any] | None = None  # Further parameters of the API
+    patience: str | float | None = None  # Seconds, or a text such as ``10m``
+    api: str | None = None  # Which API to use
+    api_base: str | None = None  # Another server
+    reuse: bool | None = None  # Whether the answer to an equal request in the journal is acceptable
+    # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool | None = None
-    schema: object = None
-    images: Iterable[Any] | None = None
-    thread: str | None = None
+    schema: object = None  # A pydantic class, or a JSON schema as a mapping
+    images: Iterable[Any] | None = None  # Whatever `nbcodex.requests.images.to_image` accepts
+    thread: str | None = None  # The conversation that the answer joins
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
@@ -107,6 +78,7 @@ def build_request(
             f"A thread's name has 1 to {MAX_THREAD_NAME_CHARS} printable characters.",
             advice="Such as 'plots'.",
         )
+    # An alias is resolved here, once, so that the journal and the limits know the real model.
     model = options.model or settings.model
     patience = settings.patience if options.patience is None else parse_duration(options.patience)
     return Request(

@@ -31,6 +31,7 @@ from nbcodex.errors import (
     TransientError,
     shorten,
 )
+from nbcodex.events import EndAction, Listener
 from nbcodex.journal.entry import JournalEntry
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
@@ -65,8 +66,7 @@ from nbcodex.ratelimit.limiter import (
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import structured_output
 from nbcodex.requests.budget import Budget, parse_cap, rate_limit_cost
-from nbcodex.requests.handle import EndAction, Listener
-from nbcodex.requests.state import Failure, RequestState, cooldown_error
+from nbcodex.requests.request_state import Failure, RequestState, cooldown_error
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
@@ -120,7 +120,8 @@ class Services:
         self._retry_budgets: dict[str, backoff.RetryBudget] = {}
 
     def load_prices(self, base_url: str) -> None:
-        """Start to load the price tables, which takes about as long as a first answer."""
+        """Start to load the price tables."""
+        # In a thread, while the first answer is awaited: its 0.2 s would block the loop.
         if not self._loading and pricing.provider_of(base_url):
             self._loading = threading.Thread(target=pricing.load_prices, daemon=True)
             self._loading.start()
@@ -200,6 +201,8 @@ class RequestRunner:
     async def run(self) -> None:
         """Run from `Queued` to an ending. Every failure becomes an event, never a traceback."""
         state, services = self.state, self._services
+        # Before this, `end` cannot cancel the task: a task that is cancelled before its first step
+        # would never emit an ending.
         self._can_be_ended = True
         self._emit(
             events.Queued,
@@ -218,6 +221,7 @@ class RequestRunner:
         ending = replace(ending, reply=reply)
         await self._entry.finish(ending, assumed=assumed)
         self._send_event(ending)
+        # Last of all: the server may be slow, and the user has the ending already.
         if isinstance(ending, events.Cancelled) and (position := state.partial.position):
             await services.api_client.cancel_response(self._request, self._settings, mark=position)
 
@@ -259,6 +263,7 @@ class RequestRunner:
         """Put the request into the journal, or claim its entry; return an answer to reuse."""
         state, resumption = self.state, self._resumption
         state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
+        # The budget is read while the request is committed, not after it.
         self._services.budget.prefetch(self._journal)
         if resumption is None:
             reused = await self._entry.insert(state.base_url)
@@ -324,6 +329,8 @@ class RequestRunner:
         state.sent_request = structured_output.repair_request(self._request, answer.text, mismatch)
         state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         state.partial.start_over()
+        # It is another answer to the same request: it draws on the limits, the budget and the
+        # patience like the first.
         try:
             second = await self._obtain_answer()
         except NbcodexError as error:
@@ -403,6 +410,7 @@ class RequestRunner:
             reservation.release()
             raise
         except asyncio.CancelledError:
+            # Stopped by its user: the server stops too, and has charged for the text so far.
             reservation.settle(state.partial.usage(self._request, "interrupted", None))
             raise
         except BaseException:
@@ -438,6 +446,8 @@ class RequestRunner:
     async def _announce_attempt(self, **price: Any) -> None:
         """Commit that an attempt begins, then emit it."""
         state = self.state
+        # Counted before the commit: if the process dies in between, an attempt too many is better
+        # than a paid answer without a trace.
         state.attempts += 1
         state.last_activity_at, state.is_accepted = self._clock.now(), False
         await self._entry.start_attempt(state.attempts)
@@ -464,11 +474,14 @@ class RequestRunner:
                         if state.reservation:
                             state.reservation.observe(event.snapshot)
                     case StreamPosition():
+                        # Committed before any of the text behind it is shown: a killed kernel would
+                        # otherwise show text that it could not continue.
                         answer.reach(event)
                         await self._entry.set_response_id(event)
                     case Reset():
                         answer.expect_replacement()
                     case TextDelta(text):
+                        # Emitted with the first new text, so that the old text stays until then.
                         if answer.append(text):
                             self._emit(events.Restarted)
                         self._emit_text(text)

@@ -137,7 +137,7 @@ def repair_request(request: Request, answer: str, mismatch: SchemaMismatchError)
     return replace(
         request,
         turns=(*request.turns, Turn(prompt=request.prompt, answer=answer, images=request.images)),
-        images=(),
+        images=(),  # they are in the turn that is being corrected
         prompt=f"Your answer does not fit. {mismatch}\nAnswer again, with nothing but one JSON "
         f"object that fits this JSON schema:\n{wanted}",
     )
@@ -179,6 +179,7 @@ def _definition_of(model: Any) -> dict[str, Any]:
 def _copy(definition: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a copy that may be changed, and is certainly JSON."""
     try:
+        # Infinities and NaN pass `json.dumps` by default, but no server accepts them.
         copy: dict[str, Any] = json.loads(json.dumps(dict(definition), allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(

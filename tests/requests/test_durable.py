@@ -11,7 +11,7 @@ import pytest
 
 from nbcodex.client import SessionTotals
 from nbcodex.errors import TransportError
-from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted, Sent
+from nbcodex.events import BackingOff, Delta, EndAction, Event, Finished, Restarted, Sent
 from nbcodex.models import (
     NOTE_POSSIBLY_PAID,
     NOTE_POSSIBLY_PAID_TWICE,
@@ -26,7 +26,6 @@ from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
-from nbcodex.requests.handle import EndAction
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator

@@ -126,102 +126,49 @@ def _estimate_usage(request: Request, text: str) -> Usage:
 
 @dataclass(frozen=True, slots=True)
 class PendingWait:
-    """What a request waits for.
+    """What a request waits for."""
 
-    Parameters
-    ----------
-    cause : TransientError
-        Why.
-    until : float
-        An instant of the clock.
-    is_free : bool
-        Whether the request has certainly cost nothing yet.
-    """
-
-    cause: TransientError
-    until: float
-    is_free: bool
+    cause: TransientError  # Why
+    until: float  # An instant of the clock
+    is_free: bool  # Whether the request has certainly cost nothing yet
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why the last attempt failed, and the waits that this demands.
+    """Why the last attempt failed, and the waits that this demands."""
 
-    Parameters
-    ----------
-    error : TransientError
-        The failure.
-    stated_wait : float or None
-        Seconds that the server asked for, with jitter; None where it did not say.
-    budget_wait : float
-        Seconds until the retry budget of this server allows another attempt.
-    """
-
-    error: TransientError
+    error: TransientError  # The failure
+    # Seconds that the server asked for, with jitter; None where it did not say
     stated_wait: float | None
-    budget_wait: float = 0.0
+    budget_wait: float = 0.0  # Seconds until the retry budget of this server allows another attempt
 
 
 @dataclass(slots=True)
 class RequestState:
-    """Everything that is known of a running request.
+    """Everything that is known of a running request."""
 
-    Parameters
-    ----------
-    request : Request
-        As the user asked it.
-    patience : Patience
-        The seconds of waiting that are accepted, and used.
-    started_at : float
-        When it began.
-    simulators : set of str
-        Base URLs at which a simulator answers, as far as any request has seen.
-    base_url, model : str, str or None
-        The server and the model, as far as they are known.
-    sent_request : Request
-        As it is sent: differs from `request` while an answer is being repaired.
-    partial : PartialAnswer
-        The answer so far.
-    answer : CompletedAnswer or None
-        The finished answer.
-    attempts : int
-        HTTP attempts.
-    refused : int
-        Attempts that cost nothing: the server refused them before any answer.
-    broken_usage : Usage
-        What broken attempts have used, as far as they brought text; an estimate.
-    wait : PendingWait or None
-        What it waits for now.
-    failure : Failure or None
-        How the last attempt failed.
-    reservation : Reservation or None
-        Of the current attempt; None where it draws on no limit.
-    is_accepted : bool
-        Whether the server has let the current attempt in.
-    is_sent : bool
-        Whether an attempt is running that the server may know of.
-    last_activity_at : float
-        When the current attempt last received something.
-    """
-
-    request: Request
-    patience: Patience
-    started_at: float
+    request: Request  # As the user asked it
+    patience: Patience  # The seconds of waiting that are accepted, and used
+    started_at: float  # When it began
+    # Base URLs at which a simulator answers, as far as any request has seen
     simulators: Set[str] = frozenset()
-    base_url: str = ""
+    base_url: str = ""  # The server and the model, as far as they are known
     model: str | None = None
+    # As it is sent: differs from `request` while an answer is being repaired
     sent_request: Request = field(init=False)
-    partial: PartialAnswer = field(default_factory=PartialAnswer)
-    answer: CompletedAnswer | None = None
-    attempts: int = 0
-    refused: int = 0
+    partial: PartialAnswer = field(default_factory=PartialAnswer)  # The answer so far
+    answer: CompletedAnswer | None = None  # The finished answer
+    attempts: int = 0  # HTTP attempts
+    refused: int = 0  # Attempts that cost nothing: the server refused them before any answer
+    # What broken attempts have used, as far as they brought text; an estimate
     broken_usage: Usage = NO_USAGE
-    wait: PendingWait | None = None
-    failure: Failure | None = None
+    wait: PendingWait | None = None  # What it waits for now
+    failure: Failure | None = None  # How the last attempt failed
+    # Of the current attempt; None where it draws on no limit
     reservation: Reservation | None = None
-    is_accepted: bool = False
-    is_sent: bool = False
-    last_activity_at: float = 0.0
+    is_accepted: bool = False  # Whether the server has let the current attempt in
+    is_sent: bool = False  # Whether an attempt is running that the server may know of
+    last_activity_at: float = 0.0  # When the current attempt last received something
     _has_text: bool = False
     _is_broken: bool = False
 
