@@ -268,6 +268,7 @@ class Usage:
     reasoning_tokens: int | None = None
     estimated: bool = False
     cache_written_tokens: int | None = None
+    service_tier: str | None = None
     stated_cost: float | None = None
 
     def plus(self, other: Usage) -> Usage:
@@ -283,6 +284,7 @@ class Usage:
             reasoning_tokens=add(self.reasoning_tokens, other.reasoning_tokens),
             estimated=self.estimated or other.estimated,
             cache_written_tokens=add(self.cache_written_tokens, other.cache_written_tokens),
+            service_tier=self.service_tier if self.service_tier == other.service_tier else None,
             stated_cost=add(self.stated_cost, other.stated_cost),
         )
 

@@ -127,6 +127,9 @@ class Settings:
     idle_timeout
         Seconds without data after which a stream counts as broken. Before the first text, while
         models reason, five times as long.
+    max_answer
+        Characters after which an answer is cut, its reasoning included: four times the longest
+        output of any model, so that only a model in a loop reaches it.
     journal
         Whether requests are kept on disk; otherwise they are kept until the process ends.
     reuse
@@ -164,6 +167,7 @@ class Settings:
     api: Api = "auto"
     patience: float = 600.0
     idle_timeout: float = 60.0
+    max_answer: int = 2_000_000
     display: Display = "auto"
     remote_images: bool = False
     journal: bool = True

@@ -58,6 +58,9 @@ class Codex(Configurable):
         help="Longest wait for limits and failures; beyond it, a cell is parked.",
     )
     idle_timeout = Unicode("60s", help="Silence after which a started stream counts as broken.")
+    max_answer = Integer(
+        2_000_000, min=1, help="Characters after which an answer is cut: it is a model in a loop."
+    )
     display = Enum(["auto", "widget", "text"], "auto", help="How requests are shown.")
     remote_images = Bool(
         False, help="Whether images in answers are loaded: their server then learns about you."

@@ -20,7 +20,7 @@ MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
 
 # Values of `cut`, besides CONTENT_FILTER and endings that are not known.
-MAX_OUTPUT, TOOL_CALLS = "max_output_tokens", "tool_calls"
+MAX_OUTPUT, MAX_ANSWER, TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
 
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
 # ResponseReasoningItemParam).
@@ -163,8 +163,8 @@ def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError unless an answer that has ended is a success.
 
     The only place that decides this, for both APIs: a success is not empty, and was ended by the
-    model or cut by the output limit. Broken and failed answers never get here; they are retried.
-    What is refused here was generated and is charged: the same request would end the same way.
+    model or cut by the output limit, the server's or our own. Broken and failed answers never get
+    here; they are retried. What is refused here was generated and is charged: the same request would end the same way.
     """
     is_empty = not (answer.text.strip() or answer.images)
     if answer.cut == TOOL_CALLS or (answer.tool_calls and is_empty):
@@ -178,7 +178,7 @@ def judge(answer: CompletedAnswer) -> None:
         raise AnswerError(
             f"The provider's content filter withheld {part}.", advice="Rephrase the prompt."
         )
-    if answer.cut not in (None, MAX_OUTPUT):
+    if answer.cut not in (None, MAX_OUTPUT, MAX_ANSWER):
         raise AnswerError(
             f'The answer ended with "{answer.cut}", which is not known as a complete ending.',
             advice="The text so far is kept; the server's log may say why it ended.",
@@ -215,8 +215,10 @@ def _returnable_reasoning(
 # Values of untrusted JSON.
 
 
-def read_usage(figures: object) -> Usage:
+def read_usage(figures: object, service_tier: object = None) -> Usage:
     """Return the token figures of either API; implausible ones are unknown.
+
+    `service_tier` is the tier that was really used, which decides the price.
 
     Source: ``usage`` in OpenAI's references of Responses (``input_tokens``) and Chat Completions
     (``prompt_tokens``).
@@ -232,6 +234,7 @@ def read_usage(figures: object) -> Usage:
         cache_written_tokens=_usage_detail(figures, "input", "prompt", "cache_write_tokens"),
         output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
         reasoning_tokens=_usage_detail(figures, "output", "completion", "reasoning_tokens"),
+        service_tier=name_value(service_tier),
         stated_cost=_stated_cost(figures.get("cost")),
     )
 

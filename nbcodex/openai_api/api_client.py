@@ -396,6 +396,7 @@ def _answer_stream(
         reasoning_redactor=connections.redactor_for(settings, client),
         idle_timeout=settings.idle_timeout,
         patience=request.patience,
+        max_chars=settings.max_answer,
         # OpenAI's answers have no such tags, and a durable one could not be resumed within them.
         has_tags=bool(prepared and prepared.endpoint.kind != "openai" and not prepared.durable),
         resumed_text=resumed_text,

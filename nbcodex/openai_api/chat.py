@@ -31,6 +31,7 @@ class ChatReader:
         self.mark: StreamPosition | None = None  # only the Responses API has durable answers
         self.is_complete = self.is_closed = False
         self._unrecognized: dict[str, Any] | None = None
+        self._service_tier: object = None
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that a chunk adds."""
@@ -50,9 +51,10 @@ class ChatReader:
         if answer.model is None:
             answer.model = name_value(chunk.get("model"))
             answer.response_id = name_value(chunk.get("id"))
+        self._service_tier = chunk.get("service_tier") or self._service_tier
         # With `include_usage`, the last chunk has figures and an empty list of choices.
         if isinstance(chunk.get("usage"), dict):
-            answer.usage = read_usage(chunk["usage"])
+            answer.usage = read_usage(chunk["usage"], self._service_tier)
         text = reasoning = ""
         for choice in dict_items(chunk, "choices"):
             if choice.get("index") in (0, None):
@@ -67,7 +69,7 @@ class ChatReader:
             raise AnswerFailedError(payload)
         self.answer.model = name_value(payload.get("model"))
         self.answer.response_id = name_value(payload.get("id"))
-        self.answer.usage = read_usage(payload.get("usage"))
+        self.answer.usage = read_usage(payload.get("usage"), payload.get("service_tier"))
         self.answer.text, self.answer.reasoning_text = self._read_choice(choices[0], "message")
         self.is_complete = self.is_closed = True
 

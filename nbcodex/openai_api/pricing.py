@@ -63,6 +63,12 @@ def _host(base_url: str) -> str:
 # Prices.
 
 
+def requested_tier(request: Request) -> str | None:
+    """Return the service tier that a request asks for, whose price is expected."""
+    tier = request.params.get("service_tier")
+    return tier if isinstance(tier, str) else None
+
+
 def load_prices() -> None:
     """Import the tables, which takes 0.16 s: for a thread, while an answer is being generated."""
     with contextlib.suppress(Exception):
@@ -85,9 +91,9 @@ def context_window(model: str | None) -> int | None:
     return known.context_window or None
 
 
-def token_rates(model: str | None, base_url: str) -> Rates | None:
+def token_rates(model: str | None, base_url: str, service_tier: str | None = None) -> Rates | None:
     """Return what a token costs; None where no price is known, or the tables are not loaded."""
-    return _token_rates(model, base_url) if _loaded.is_set() else None
+    return _token_rates(model, base_url, service_tier) if _loaded.is_set() else None
 
 
 def is_price_unknown(model: str | None, base_url: str) -> bool:
@@ -98,20 +104,26 @@ def is_price_unknown(model: str | None, base_url: str) -> bool:
 
 
 @cache
-def _token_rates(model: str | None, base_url: str) -> Rates | None:
-    of_input = estimate_cost(_RATE_TOKENS, 0, model=model, base_url=base_url)
-    of_output = estimate_cost(0, _RATE_TOKENS, model=model, base_url=base_url)
+def _token_rates(model: str | None, base_url: str, service_tier: str | None = None) -> Rates | None:
+    place = {"model": model, "base_url": base_url, "service_tier": service_tier}
+    of_input = estimate_cost(_RATE_TOKENS, 0, **place)
+    of_output = estimate_cost(0, _RATE_TOKENS, **place)
     if of_input is None or of_output is None:
         return None
     return Rates(input=of_input / _RATE_TOKENS, output=of_output / _RATE_TOKENS)
 
 
 def estimate_cost(
-    input_tokens: int, output_tokens: int, *, model: str | None, base_url: str
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    model: str | None,
+    base_url: str | None,
+    service_tier: str | None = None,
 ) -> float | None:
     """Return US dollars for so many tokens, or None where no price is known."""
-    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    return cost(usage, model, base_url)
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=service_tier)
+    return cost(usage, model, base_url or "")
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
@@ -134,7 +146,8 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
             cache_write_tokens=usage.cache_written_tokens or 0,
             output_tokens=usage.output_tokens,
         )
-        price = genai_prices.calc_price(tokens, model, provider_id=provider)
+        tier = {"service_tier": usage.service_tier} if usage.service_tier else None
+        price = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=tier)
         return float(price.total_price) or None
     except Exception:
         # An unknown model, implausible figures or a broken table must not cost an answer.

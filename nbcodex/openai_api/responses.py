@@ -143,7 +143,7 @@ class ResponsesReader:
             )
         self._identify(response)
         answer = self.answer
-        answer.usage = read_usage(response.get("usage"))
+        answer.usage = read_usage(response.get("usage"), response.get("service_tier"))
         # The final event repeats the whole text; the stream uses it only where no delta came.
         answer.text = "".join(_output_text(response)) or answer.text
         output = dict_items(response, "output")

@@ -15,6 +15,7 @@ from typing import Any
 from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api.answers import (
+    MAX_ANSWER,
     ReasoningDelta,
     Reset,
     StreamEvent,
@@ -145,6 +146,8 @@ class AnswerStream:
         Seconds of silence after which a stream that has begun is considered broken.
     patience : float
         Seconds that keep-alives can hold a stream open in which nothing else arrives.
+    max_chars : int
+        Bound on the text, after which the answer is cut.
     has_tags : bool
         Whether the text may contain reasoning in tags.
     resumed_text : str or None
@@ -160,11 +163,13 @@ class AnswerStream:
         reasoning_redactor: Redactor,
         idle_timeout: float,
         patience: float = 0.0,
+        max_chars: int = 2**31,
         has_tags: bool = False,
         resumed_text: str | None = None,
     ) -> None:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = idle_timeout, patience
+        self._max_chars, self._chars = max_chars, 0
         self._redactor, self._reasoning_redactor = text_redactor, reasoning_redactor
         self._decoder = SseDecoder()
         self._splitter = ReasoningSplitter() if has_tags else None
@@ -280,6 +285,11 @@ class AnswerStream:
                 raise self._error
             if self._reader.is_closed:
                 break
+            if self._chars > self._max_chars:
+                # A model in a loop never ends; the text so far is an answer, cut by our own bound.
+                self._reader.answer.cut = MAX_ANSWER
+                self._reader.is_complete = self._reader.is_closed = True
+                break
             deadline = self._deadline()
             # Comments and keep-alive events show that the server lives and still wants to answer
             # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
@@ -354,7 +364,9 @@ class AnswerStream:
                     texts.clear()
             texts.append(text)
             reasonings.append(reasoning)
-        text = self._visible("".join(texts))
+        text = "".join(texts)
+        self._chars += len(text) + sum(map(len, reasonings))
+        text = self._visible(text)
         if reasoning := "".join(reasonings):
             reasoning = self._reasoning_redactor.feed(reasoning)
         if text:

@@ -159,7 +159,13 @@ def estimate_request(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         bounded=request.max_output is not None,
-        cost=pricing.estimate_cost(input_tokens, output_tokens, model=model, base_url=base_url),
+        cost=pricing.estimate_cost(
+            input_tokens,
+            output_tokens,
+            model=model,
+            base_url=base_url,
+            service_tier=pricing.requested_tier(request),
+        ),
     )
 
 

@@ -393,7 +393,9 @@ class RequestRunner:
         reservation = await self._acquire(bucket_id, label=f"{model} at {state.base_url}")
         try:
             await self._announce_attempt(
-                rates=pricing.token_rates(model, state.base_url),
+                rates=pricing.token_rates(
+                    model, state.base_url, pricing.requested_tier(state.sent_request)
+                ),
                 unpriced=pricing.is_price_unknown(model, state.base_url),
             )
             reservation.mark_sent()

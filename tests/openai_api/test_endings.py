@@ -197,6 +197,32 @@ def test_function_call_without_an_answer_is_an_error_that_names_it(
         judge(answer(api, *parts))
 
 
+@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("as_reasoning", [False, True])
+def test_endless_answer_is_cut_at_the_bound(api: str, as_reasoning: bool) -> None:
+    if as_reasoning:
+        kind = "response.reasoning_text.delta"
+        part = event({"choices": [{"delta": {"reasoning": "word "}}]})
+        part = part if api == "chat" else event({"type": kind, "delta": "word "})
+    else:
+        part = chunk("word ") if api == "chat" else delta("word ")
+
+    def endless() -> Any:
+        while True:
+            yield part
+
+    server = Server(Script(endless()))
+    done = ending_of(play(server, chosen=settings(api=api, max_answer=1_000)))
+    assert server.bodies[0].closed
+    assert done.cut == "max_answer"
+    assert len(done.text) <= 1_010
+    if as_reasoning:
+        with pytest.raises(AnswerError, match="empty"):
+            judge(done)
+    else:
+        judge(done)
+
+
 CHUNKS = st.sampled_from(
     [
         chunk("text"),

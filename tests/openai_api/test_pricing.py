@@ -13,6 +13,17 @@ import pytest
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import read_usage
+from tests.openai_api.scripted import (
+    DONE,
+    Script,
+    Server,
+    chunk,
+    completed,
+    delta,
+    ending_of,
+    play,
+    settings,
+)
 
 OPENAI = "https://api.openai.com/v1"
 AZURE = "https://me.openai.azure.com/openai/v1"
@@ -150,3 +161,32 @@ def test_providers_own_cost_counts_where_prices_are_unknown(
     assert pricing.cost(usage, "any/model", "https://openrouter.ai/api/v1") == stated
     known = Usage(input_tokens=10, output_tokens=5)
     assert pricing.cost(usage, "gpt-5", OPENAI) == pricing.cost(known, "gpt-5", OPENAI)
+
+
+@pytest.mark.parametrize(("tier", "factor"), [("flex", 0.5), ("priority", 2), ("default", 1)])
+def test_price_is_that_of_the_tier_that_was_used(tier: str, factor: float) -> None:
+    usage = {"input_tokens": 1000, "output_tokens": 1000}
+    plain = pricing.cost(read_usage(usage), "gpt-5", OPENAI)
+    assert plain
+    assert pricing.cost(read_usage(usage, tier), "gpt-5", OPENAI) == pytest.approx(plain * factor)
+    request = Request(prompt="?", params={"service_tier": tier})
+    expected = pricing.estimate_cost(
+        1000,
+        1000,
+        model="gpt-5",
+        base_url=OPENAI,
+        service_tier=pricing.requested_tier(request),
+    )
+    assert expected == pytest.approx(plain * factor)
+
+
+@pytest.mark.parametrize("tier", ["flex", "priority"])
+def test_tier_is_read_from_answers_of_both_apis(tier: str) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    chat = chunk("hi", finish="stop", service_tier=tier) + chunk(usage=usage) + DONE
+    responses = delta("hi") + completed(
+        usage={"input_tokens": 9, "output_tokens": 3}, service_tier=tier
+    )
+    for api, body in (("chat", chat), ("responses", responses)):
+        done = ending_of(play(Server(Script([body])), chosen=settings(api=api)))
+        assert done.usage.service_tier == tier
