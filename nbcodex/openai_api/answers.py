@@ -164,7 +164,8 @@ def judge(answer: CompletedAnswer) -> None:
 
     The only place that decides this, for both APIs: a success is not empty, and was ended by the
     model or cut by the output limit, the server's or our own. Broken and failed answers never get
-    here; they are retried. What is refused here was generated and is charged: the same request would end the same way.
+    here; they are retried. What is refused here was generated and is charged: the same request
+    would end the same way.
     """
     is_empty = not (answer.text.strip() or answer.images)
     if answer.cut == TOOL_CALLS or (answer.tool_calls and is_empty):

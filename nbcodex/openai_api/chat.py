@@ -21,6 +21,7 @@ from nbcodex.openai_api.answers import (
     text_value,
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.responses import images_of_urls
 
 
 class ChatReader:
@@ -91,6 +92,8 @@ class ChatReader:
             function = call.get("function")
             if isinstance(function, dict) and (called := name_value(function.get("name"))):
                 self.answer.tool_calls.append(called)
+        # OpenRouter's pictures, as data URLs.
+        self.answer.images += images_of_urls(dict_items(delta, "images"))
         refusal = text_value(delta.get("refusal"))
         self.answer.refused |= bool(refusal)
         # DeepSeek and vLLM send `reasoning_content`, OpenRouter and Ollama `reasoning`.

@@ -70,13 +70,21 @@ _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
 # Our parameters for a schema, and how refusals name them: whatever such a refusal says, the answer
 # can be had with the schema in the prompt.
-_SCHEMA_PARAMS = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
+_SCHEMA_PARAMS = {
+    "response_format": ("response_format", "response_schema"),  # the latter is Gemini's
+    "text": ("text.format", "'text'", "response_schema"),
+}
 _OPTIONAL_PARAMS = ("stream_options", "max_completion_tokens", "max_tokens", "include")
 
 # How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
 # verified to stream this model", which names ``stream`` as its parameter too), and those of servers
 # that do not stream at all.
 _NO_STREAM = re.compile(r"verified to stream|^stream |\bstream(ing)?\b.{0,40}\bnot (supported|all)")
+# How chat templates refuse a system message: Gemma, older Mistral (chat-ui #1386).
+_NO_SYSTEM = re.compile(
+    r"(system|developer) (role|message|prompt|instruction)s?\b.{0,40}\bnot "
+    r"(supported|allowed|enabled)|only user and assistant roles|conversation roles must alternate"
+)
 _STORAGE_WORDS = ("background", "store", "retention")
 
 _NO_SUCH_CALL = {404, 405, 501}
@@ -143,7 +151,9 @@ class PreparedRequest:
                 status = 404
         elif status and status >= 500:
             codes = {str(getattr(error, name, "")).lower() for name in ("code", "type")}
-            if codes & dialects.WRAPPED_REQUEST_CODES:
+            # llama-cpp-python answers 500 to a response_format that it cannot compile.
+            is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
+            if codes & dialects.WRAPPED_REQUEST_CODES or is_about_schema:
                 status = 400
         no_such_call = status in _NO_SUCH_CALL
         if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
@@ -238,6 +248,8 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     """
     if "stream" in body and "stream_options" not in words and _NO_STREAM.search(words):
         return "stream"
+    if _NO_SYSTEM.search(words) and ("instructions" in body or _has_system_message(body)):
+        return "system"
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
     for name, phrases in _SCHEMA_PARAMS.items():
@@ -248,6 +260,11 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
         return None
     names = [n for n in _OPTIONAL_PARAMS if n in words and n in body and n not in request.params]
     return names[0] if names else None
+
+
+def _has_system_message(body: Body) -> bool:
+    messages = body.get("messages") or [{}]
+    return bool(messages[0].get("role") == "system")
 
 
 # Bodies.
@@ -286,6 +303,9 @@ def responses_body(
     request: Request, model: str, kind: Kind, avoid: frozenset[str], *, durable: bool = False
 ) -> Body:
     """Return the body of ``POST /responses``; `avoid` names what the server does not accept."""
+    system = _instructions(request, "text" in avoid)
+    if "system" in avoid:
+        request, system = _with_system_in_prompt(request, system), ""
     is_plain = not (request.turns or request.images)
     body: Body = {
         "model": model,
@@ -295,7 +315,7 @@ def responses_body(
     }
     if durable:
         body["background"] = True
-    if system := _instructions(request, "text" in avoid):
+    if system:
         body["instructions"] = system
     if request.max_output is not None:
         body["max_output_tokens"] = request.max_output
@@ -312,6 +332,8 @@ def responses_body(
 def chat_body(request: Request, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
     """Return the body of ``POST /chat/completions``; see `responses_body`."""
     system = _instructions(request, "response_format" in avoid)
+    if "system" in avoid:
+        request, system = _with_system_in_prompt(request, system), ""
     body: Body = {
         "model": model,
         "messages": [
@@ -378,6 +400,16 @@ def _instructions(request: Request, with_schema: bool) -> str:
     schema = json.dumps(dict(request.schema.definition), ensure_ascii=False, default=str)
     words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
     return f"{request.system}\n\n{words}" if request.system else words
+
+
+def _with_system_in_prompt(request: Request, system: str) -> Request:
+    """Return a request with its instructions before the first prompt of the conversation."""
+    if not system:
+        return request
+    if not request.turns:
+        return replace(request, prompt=f"{system}\n\n{request.prompt}")
+    first = replace(request.turns[0], prompt=f"{system}\n\n{request.turns[0].prompt}")
+    return replace(request, turns=(first, *request.turns[1:]))
 
 
 def _merge_params(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:

@@ -170,15 +170,25 @@ def images_of_items(items: Iterable[object]) -> list[Image]:
     The picture is the base64 `result` of an ``image_generation_call`` (OpenAI's guide to image
     generation). Its media type is taken from its first bytes, not from what the server states.
     """
-    found = []
-    for item in items:
-        if isinstance(item, Mapping) and item.get("type") == IMAGE_CALL:
-            data = _image_data(item.get("result"))
-            for signature, at, media_type in _IMAGE_SIGNATURES:
-                if data[at : at + len(signature)] == signature:
-                    found.append(Image(data, media_type))
-                    break
-    return found
+    calls = (i for i in items if isinstance(i, Mapping) and i.get("type") == IMAGE_CALL)
+    return [image for call in calls if (image := _read_image(call.get("result")))]
+
+
+def images_of_urls(items: Iterable[Mapping[str, Any]]) -> list[Image]:
+    """Return the pictures in parts of type ``image_url``, if they are data URLs."""
+    urls = (
+        item["image_url"].get("url") for item in items if isinstance(item.get("image_url"), dict)
+    )
+    data = (url.partition(";base64,")[2] for url in urls if isinstance(url, str))
+    return [image for each in data if (image := _read_image(each))]
+
+
+def _read_image(encoded: object) -> Image | None:
+    data = _image_data(encoded)
+    for signature, at, media_type in _IMAGE_SIGNATURES:
+        if data[at : at + len(signature)] == signature:
+            return Image(data, media_type)
+    return None
 
 
 def _function_calls(items: Iterable[object]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import httpx2
@@ -233,3 +234,74 @@ def test_content_that_is_a_json_object_is_its_json(streamed: bool) -> None:
     script = Script([event(payload), DONE]) if streamed else json_script(payload)
     events = play(Server(script), chosen=settings(api="chat"))
     assert shown(events) == ('{"name": "Ö"}', "")
+
+
+# Refusals of parameters.
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "Developer instruction is not enabled for models/gemma-3",
+        "Only user and assistant roles are supported!",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_refused_system_message_moves_before_the_prompt_and_is_remembered(
+    message: str, api: str
+) -> None:
+    good = chunk("hi", finish="stop") + DONE if api == "chat" else delta("hi") + completed()
+    server = Server(refusal(400, message), Script([good]))
+    api_client = ApiClient(clock=LoopClock(), transport=server)
+    for _ in range(2):
+        play(server, chosen=settings(api=api), api_client=api_client, system="Be brief.")
+    refused, *accepted = server.sent
+    assert len(accepted) == 2
+    assert "Be brief." in json.dumps(refused)
+    for body in accepted:
+        prompt = body["input"] if api == "responses" else body["messages"][0]["content"]
+        assert prompt == "Be brief.\n\nWhy?"
+        assert "instructions" not in body
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            400,
+            "Invalid JSON payload: Unknown name \"$defs\" at 'generation_config.response_schema'",
+        ),
+        (500, "response_format json_schema: failed to parse grammar"),
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_schema_mode_refused_in_other_words_moves_into_the_prompt(
+    status: int, message: str, api: str
+) -> None:
+    good = chunk("{}", finish="stop") + DONE if api == "chat" else delta("{}") + completed()
+    server = Server(refusal(status, message), Script([good]))
+    schema = Schema(name="pet", definition={"type": "object", "properties": {}})
+    play(server, chosen=settings(api=api), schema=schema)
+    _, second = server.sent
+    assert "response_format" not in second
+    assert "text" not in second
+
+
+# Pictures of Chat Completions.
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(9)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(("kind", "count"), [("png", 1), ("svg+xml", 0)])
+def test_picture_of_a_chat_answer_is_kept(streamed: bool, kind: str, count: int) -> None:
+    data = PNG if kind == "png" else b"<svg onload=alert(1)>"
+    url = f"data:image/{kind};base64,{b64encode(data).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
+    member = "delta" if streamed else "message"
+    payload = {"choices": [{member: {"content": "", "images": [image]}, "finish_reason": "stop"}]}
+    script = Script([event(payload), DONE]) if streamed else json_script(payload)
+    done = play(Server(script), chosen=settings(api="chat"))[-1]
+    assert len(done.images) == count  # type: ignore[union-attr]
