@@ -90,6 +90,7 @@ class Origin:
     row_index: int | None = None
     row_count: int | None = None
     engine: str = "live"  # How the map is answered: ``live`` or ``batch``
+    data_kind: str = "list"  # Its data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Where the answer stands, if it joins a conversation
 
 
@@ -437,9 +438,10 @@ class MapStats:
     at: float  # The instant, on the boot clock
     total: int | None = None  # Rows; None where the number is not known yet
     # Rows that have ended: answered (those from the journal included), answered from the journal,
-    # without an answer, kept for later
+    # with an answer that ends early, without an answer, kept for later
     done: int = 0
     reused: int = 0
+    cut: int = 0
     failed: int = 0
     parked: int = 0
     sent: int = 0  # Rows at the server, and rows that wait to be sent

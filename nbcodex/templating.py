@@ -200,8 +200,9 @@ class Template:
             # Never "known": no column's format swallows the fields that are nested in it.
             return ColumnPath(found[1] or ITEM, found[2]), False
 
+        self.fields = tuple(parse_fields(text, recognise, columns))
         done = 0
-        for field in parse_fields(text, recognise, columns):
+        for field in self.fields:
             literal = text[field.start + 1 : field.end - 1]
             self._parts += [text[done : field.start], literal if field.is_literal else field]
             done = field.end

@@ -28,7 +28,7 @@ from nbcodex.events import (
 )
 from nbcodex.mapping.pending_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
-from nbcodex.models import MapStats, Request, UsageTotals
+from nbcodex.models import MapStats, Reply, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.event_loop import WAIT_SLICE_S
@@ -83,7 +83,11 @@ class StatsCounter:
         stats, reply = self.stats, event.reply
         match event:
             case Finished():
-                counts = {"done": stats.done + 1, "reused": stats.reused + reply.reused}
+                counts = {
+                    "done": stats.done + 1,
+                    "reused": stats.reused + reply.reused,
+                    "cut": stats.cut + bool(reply.cut),
+                }
             case Parked():
                 counts = {"parked": stats.parked + 1}
             case Cancelled():
@@ -99,9 +103,11 @@ class StatsCounter:
             **counts,
         )
 
-    def count_known(self) -> None:
+    def count_known(self, reply: Reply) -> None:
         """Count a row whose answer is known from an earlier execution."""
-        self._update(done=self.stats.done + 1, reused=self.stats.reused + 1)
+        stats = self.stats
+        cut = stats.cut + bool(reply.cut)
+        self._update(done=stats.done + 1, reused=stats.reused + 1, cut=cut)
 
     def reset_unanswered(self) -> None:
         """Start over with the rows that have no answer: the map is resumed."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.mapping.rows import RowRequests
+from nbcodex.mapping.rows import InputData, Row, RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
@@ -223,7 +222,7 @@ def _cost(count: Estimate, model: str | None, base_url: str) -> float | None:
 
 def has_known_prices(requests: RowRequests, client: Client, settings: Settings) -> bool:
     """Return whether prices are known for the server; calls no function of the user's."""
-    sample = Request(prompt="?", api_base=requests.options.get("api_base"))
+    sample = Request(prompt="?", api_base=requests.options.api_base)
     endpoint = client.services().api_client.endpoint(sample, settings)
     return pricing.provider_of(endpoint.base_url) is not None
 

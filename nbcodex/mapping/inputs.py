@@ -1,62 +1,40 @@
 """Input data as rows, and replies as the same kind of data.
 
-Owns which kinds of data a map accepts. pandas and polars are never imported here: a frame is
-recognised by its methods, and a process that holds one has loaded its library.
+Owns which kinds of data a map accepts; what is special about frames is in `frames`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import AsyncIterable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+import importlib
+from collections.abc import (
+    AsyncIterable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import ConfigurationError
+from nbcodex.mapping.frames import FrameInput, PandasInput, PolarsInput, read_frame
+from nbcodex.mapping.rows import InputData, Row
 from nbcodex.models import Reply
 from nbcodex.templating import ITEM
 
 # The column that holds the key of a dict's item.
 KEY_COLUMN = "key"
-
-# The columns that a frame gets, in order; "parsed" follows "answer" where there is any.
-RESULT_COLUMNS = ("answer", "input_tokens", "output_tokens", "cost", "error", "id")
-# pandas turns integers beside a missing value into floats unless the column's type is nullable.
-_INTEGER_COLUMNS, _FLOAT_COLUMNS = ("input_tokens", "output_tokens"), ("cost",)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One input: its position from 0, its name in listings, what a function gets, its columns."""
-
-    index: int
-    label: str
-    item: Any
-    values: Mapping[str, Any]
-
-
-class InputData(Protocol):
-    """A kind of data."""
-
-    # None for an iterator: its number of rows is unknown.
-    total: int | None
-    # None where each row has columns of its own.
-    columns: Sequence[str] | None
-
-    def rows(self) -> Iterator[Row]:
-        """Return the rows in order; an iterator yields them only once."""
-        ...
-
-    def with_replies(self, replies: Sequence[Reply]) -> Any:
-        """Return the replies as the kind of data that was given."""
-        ...
+# Items of a tuple or list that `{0}`, `{1}`, … can name; more would only cost memory.
+MAX_POSITIONAL_COLUMNS = 50
 
 
 def read_input(data: Any, *, limit: int | None = None) -> InputData:
     """Return `data`, or its first `limit` rows; raise a ConfigurationError if it has no rows."""
     # Frames first: they are sized iterables, too, but of their column names.
-    if frame := _read_frame(data, limit):
+    if frame := read_frame(data, limit):
         return frame
     if isinstance(data, str | bytes | bytearray):
         raise ConfigurationError(
@@ -86,7 +64,7 @@ class ListInput:
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
         self._items = list(islice(data, limit))
-        self._is_tuple = isinstance(data, tuple)
+        self.kind = "tuple" if isinstance(data, tuple) else "list"
         self.total: int | None = len(self._items)
 
     def rows(self) -> Iterator[Row]:
@@ -95,13 +73,14 @@ class ListInput:
 
     def with_replies(self, replies: Sequence[Reply]) -> list[Reply] | tuple[Reply, ...]:
         """Return the replies in order."""
-        return tuple(replies) if self._is_tuple else list(replies)
+        return tuple(replies) if self.kind == "tuple" else list(replies)
 
 
 class DictInput:
     """A mapping, whose values are the items; the result is a dict with the same keys."""
 
     columns: Sequence[str] | None = None
+    kind = "dict"
 
     def __init__(self, data: Mapping[Any, Any], limit: int | None) -> None:
         self._items = dict(islice(data.items(), limit))
@@ -111,7 +90,7 @@ class DictInput:
         """Return the values in order, with their keys as column ``key``."""
         for index, (key, item) in enumerate(self._items.items()):
             # The item's own column `key` wins: it is what its author means by `{key}`.
-            yield Row(index, str(key), item, {KEY_COLUMN: key, **columns_of(item)})
+            yield Row(index, key, item, {KEY_COLUMN: key, **columns_of(item)})
 
     def with_replies(self, replies: Sequence[Reply]) -> dict[Any, Reply]:
         """Return the replies by key."""
@@ -122,6 +101,7 @@ class IteratorInput:
     """An iterator: read only as far as rows can be started, and never kept."""
 
     columns: Sequence[str] | None = None
+    kind = "iterator"
     total: int | None = None
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
@@ -137,11 +117,11 @@ class IteratorInput:
 
 
 def _item_rows(items: Iterable[Any]) -> Iterator[Row]:
-    return (Row(index, str(index), item, columns_of(item)) for index, item in enumerate(items))
+    return (Row(index, index, item, columns_of(item)) for index, item in enumerate(items))
 
 
 def columns_of(item: Any) -> dict[str, Any]:
-    """Return an item's columns: its keys or fields, if it has any, and ``item`` itself."""
+    """Return an item's columns: its keys, fields or positions, if any, and ``item`` itself."""
     match item:
         case Mapping():
             named = {str(name): value for name, value in item.items()}
@@ -149,124 +129,43 @@ def columns_of(item: Any) -> dict[str, Any]:
             named = item._asdict()
         case _ if dataclasses.is_dataclass(item) and not isinstance(item, type):
             named = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+        case tuple() | list():
+            named = {str(n): value for n, value in enumerate(item[:MAX_POSITIONAL_COLUMNS])}
         case _:
             named = {}
     return {ITEM: item, **named}
 
 
-# Frames.
+class JournalInput:
+    """The rows of a map of another process, from the journal: their data is not known.
 
-
-def _read_frame(data: Any, limit: int | None) -> InputData | None:
-    """Return a pandas or polars frame or series as input data; None for anything else."""
-    library = type(data).__module__.partition(".")[0]
-    # Running a query may take hours and memory that its user did not ask for.
-    if library == "polars" and type(data).__name__ == "LazyFrame":
-        raise ConfigurationError(
-            "The data is a polars query that has not been run.", advice="Pass data.collect()."
-        )
-    if _has_methods(data, "iloc", "index"):
-        if _has_methods(data, "to_frame") and not _has_methods(data, "columns"):
-            name = ITEM if data.name is None else data.name
-            return PandasInput(data.to_frame(name), limit, is_series=True)
-        return PandasInput(data, limit)
-    if library == "polars" and _has_methods(data, "head", "to_frame", "dtype"):
-        return PolarsInput(data.to_frame(data.name or ITEM), limit, is_series=True)
-    if _has_methods(data, "iter_rows", "with_columns"):
-        return PolarsInput(data, limit)
-    return None
-
-
-class _FrameInput:
-    """What both kinds of frames share."""
-
-    def __init__(self, frame: Any, names: Sequence[str], total: int, *, is_series: bool) -> None:
-        self._frame, self._names, self._is_series = frame, names, is_series
-        self.columns: Sequence[str] | None = [*names, ITEM] if is_series else names
-        self.total: int | None = total
-
-    def _row(self, index: int, label: str, values: Sequence[Any]) -> Row:
-        columns = dict(zip(self._names, values, strict=True))
-        # A series has one value per row, which `{}` and `{item}` mean as they do for a list.
-        if self._is_series:
-            return Row(index, label, values[0], {ITEM: values[0], **columns})
-        return Row(index, label, columns, columns)
-
-
-class PandasInput(_FrameInput):
-    """A pandas frame or series; the result is a copy with columns added."""
-
-    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
-        frame = data if limit is None else data.iloc[:limit]
-        names = [str(name) for name in data.columns]
-        super().__init__(frame, names, len(frame), is_series=is_series)
-
-    def rows(self) -> Iterator[Row]:
-        """Return the rows, each labelled by its index."""
-        labelled = zip(
-            self._frame.index, self._frame.itertuples(index=False, name=None), strict=True
-        )
-        for index, (label, values) in enumerate(labelled):
-            yield self._row(index, str(label), values)
-
-    def with_replies(self, replies: Sequence[Reply]) -> Any:
-        """Return a copy of the frame with the result columns."""
-        # The caller's frame stays as it is: a cell that is run again starts from the same data.
-        pandas = sys.modules["pandas"]
-        types: dict[str, Any] = dict.fromkeys(_INTEGER_COLUMNS, "Int64")
-        types |= dict.fromkeys(_FLOAT_COLUMNS, "Float64") | {"parsed": object}
-        result = self._frame.copy()
-        for name, (kind, values) in result_columns(replies, self._names).items():
-            result[name] = pandas.Series(values, index=result.index, dtype=types.get(kind))
-        return result
-
-
-class PolarsInput(_FrameInput):
-    """A polars frame or series; the result is a frame with columns added."""
-
-    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
-        frame = data if limit is None else data.head(limit)
-        super().__init__(frame, list(data.columns), frame.height, is_series=is_series)
-
-    def rows(self) -> Iterator[Row]:
-        """Return the rows, each labelled by its position."""
-        for index, values in enumerate(self._frame.iter_rows()):
-            yield self._row(index, str(index), values)
-
-    def with_replies(self, replies: Sequence[Reply]) -> Any:
-        """Return the frame with the result columns."""
-        polars = sys.modules["polars"]
-        types: dict[str, Any] = dict.fromkeys(_INTEGER_COLUMNS, polars.Int64)
-        types |= dict.fromkeys(_FLOAT_COLUMNS, polars.Float64) | {"parsed": polars.Object}
-        return self._frame.with_columns(
-            polars.Series(name, values, dtype=types.get(kind, polars.String))
-            for name, (kind, values) in result_columns(replies, self._names).items()
-        )
-
-
-def result_columns(
-    replies: Sequence[Reply], taken: Collection[str]
-) -> dict[str, tuple[str, list[Any]]]:
-    """Return the columns to add: kind and values by name.
-
-    Where one of the names is taken, all get the same number: ``answer_2``, ``error_2``.
+    `unknown` rows never reached the journal. Of a frame, the result has the result columns alone,
+    with the rows' keys, or else their positions, as index.
     """
-    kinds = [*RESULT_COLUMNS]
-    if any(reply.parsed is not None for reply in replies):
-        kinds.insert(1, "parsed")
-    number, suffix = 1, ""
-    while any(kind + suffix in taken for kind in kinds):
-        number += 1
-        suffix = f"_{number}"
-    return {kind + suffix: (kind, [_cell(kind, reply) for reply in replies]) for kind in kinds}
 
+    columns: Sequence[str] | None = None
 
-def _cell(kind: str, reply: Reply) -> Any:
-    if kind == "answer":
-        return reply.text if reply else None
-    return getattr(reply.usage if kind in _INTEGER_COLUMNS else reply, kind)
+    def __init__(self, labels: Sequence[Hashable], fields: Sequence[str], kind: str) -> None:
+        self._labels, self._fields, self.kind = labels, fields, kind
+        self.total: int | None = len(labels)
+        self.unknown = 0
 
+    def rows(self) -> Iterator[Row]:
+        """Return nothing: the known rows are restored from their entries."""
+        return iter(())
 
-def _has_methods(value: object, *names: str) -> bool:
-    # Looked up on the type: a proxy or a mock has every attribute.
-    return all(hasattr(type(value), name) for name in names)
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the replies as the kind of data that was given."""
+        frame: FrameInput
+        if self.kind == "pandas":
+            pandas = importlib.import_module("pandas")
+            frame = PandasInput(pandas.DataFrame(index=list(self._labels)), None)
+        elif self.kind == "polars":
+            polars = importlib.import_module("polars")
+            frame = PolarsInput(
+                polars.DataFrame({"row": [str(each) for each in self._labels]}), None
+            )
+        else:
+            return tuple(replies) if self.kind == "tuple" else list(replies)
+        frame.fields = self._fields
+        return frame.with_replies(replies)

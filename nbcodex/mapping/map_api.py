@@ -6,29 +6,36 @@ sent.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
 from nbcodex.journal.codec import Entry
+from nbcodex.journal.journal import Journal
 from nbcodex.journal.reads import ACTIVE_STATUSES
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BatchBackend, make_backend
 from nbcodex.mapping.estimate import Estimate, confirm_cost, estimate, has_known_prices
-from nbcodex.mapping.inputs import ListInput, Row, read_input
+from nbcodex.mapping.frames import FrameInput
+from nbcodex.mapping.inputs import JournalInput, read_input
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
-from nbcodex.mapping.rows import PromptSource, RowKey, row_requests
-from nbcodex.models import Origin, Reply
+from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, row_requests, schema_fields
+from nbcodex.models import Api, Origin, Reply
+from nbcodex.requests.options import RequestOptions
+from nbcodex.templating import Template
 
 # A resume waits so long for the rows that Stop left active.
 INACTIVE_TIMEOUT_S = 5.0
 # Maps whose data is kept after they stopped, so that they can be resumed.
 MAX_KEPT_RUNS = 8
+# Rows whose prompts are compared to recognise that a map runs again on its own result.
+RERUN_SAMPLE_ROWS = 5
 
 
 def map(  # noqa: A001 - it is nbcodex.map
@@ -47,7 +54,7 @@ def map(  # noqa: A001 - it is nbcodex.map
     effort: str | None = None,
     params: Mapping[str, Any] | None = None,
     patience: str | float | None = None,
-    api: str | None = None,
+    api: Api | None = None,
     api_base: str | None = None,
     reuse: bool | None = None,
     durable: bool | None = None,
@@ -85,7 +92,8 @@ def map(  # noqa: A001 - it is nbcodex.map
         answered within a day. A batch survives the kernel: run the map again, or
         ``%codex resume ID``.
     confirm : bool or None
-        True starts the map without asking, even above ``Codex.ask_above`` dollars.
+        True starts the map without asking, even above ``Codex.ask_above`` dollars or if the
+        template has no field.
     model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
         As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
     reuse : bool or None
@@ -94,18 +102,20 @@ def map(  # noqa: A001 - it is nbcodex.map
     Returns
     -------
     list, tuple, dict or frame
-        Replies in order; by key; or a copy of the frame with the columns ``answer``,
-        ``input_tokens``, ``output_tokens``, ``cost``, ``error`` and ``id`` (numbered where one of
-        these names is taken). For an iterator: an iterator of replies, in order. With `dry_run`:
-        an `Estimate`.
+        Replies in order; by key; or a copy of the frame with the columns ``answer``, ``finish``,
+        ``input_tokens``, ``output_tokens``, ``cost``, ``error``, ``id``, and with a schema
+        ``parsed`` and the schema's fields. A name that is taken gets a number, unless its column
+        is the result of the same map: that is filled again. For an iterator: an iterator of
+        replies, in order. With `dry_run`: an `Estimate`.
 
     Raises
     ------
     ConfigurationError
-        If a column is missing, an option is invalid, or the cost cannot be confirmed; nothing was
-        sent.
+        If a column is missing, braces are a misspelt or unsupported field, an option is invalid,
+        or the cost cannot be confirmed; nothing was sent.
     NbcodexError
-        If an error would meet every row (key, quota, model), or with ``on_error="raise"``.
+        If an error would meet every row (key, quota, model, budget), or with
+        ``on_error="raise"``.
     Stopped
         If the user pressed Stop: ``%codex resume ID`` continues, and ``nbcodex.map.last`` holds
         what is finished.
@@ -117,7 +127,8 @@ def map(  # noqa: A001 - it is nbcodex.map
     >>> frame = nbcodex.map("Sentiment of {text}, one word", frame, max_output=20)
     >>> frame["answer"]
     """
-    options = _map_options(locals())
+    request = RequestOptions.from_arguments(locals())
+    options = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, request)
     run = prepare_map(template, data, options)
     if isinstance(run, Estimate):
         return run
@@ -140,7 +151,7 @@ async def amap(
     effort: str | None = None,
     params: Mapping[str, Any] | None = None,
     patience: str | float | None = None,
-    api: str | None = None,
+    api: Api | None = None,
     api_base: str | None = None,
     reuse: bool | None = None,
     durable: bool | None = None,
@@ -157,7 +168,8 @@ async def amap(
     >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
     ...     print(reply)
     """
-    options = _map_options(locals())
+    request = RequestOptions.from_arguments(locals())
+    options = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, request)
     run = prepare_map(template, data, options)
     if isinstance(run, Estimate):
         return run
@@ -166,7 +178,7 @@ async def amap(
     return map_runner.stream_map_async(run)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MapOptions:
     """The options of a map, see `map`; `request` holds those that it shares with `nbcodex.ask`."""
 
@@ -176,7 +188,7 @@ class MapOptions:
     on_error: OnError = "keep"
     engine: str = "live"
     confirm: bool | None = None
-    request: Mapping[str, Any]
+    request: RequestOptions = field(default_factory=RequestOptions)
 
     def check(self) -> None:
         """Raise a ConfigurationError if an option is invalid."""
@@ -185,16 +197,6 @@ class MapOptions:
             raise ConfigurationError("limit must be a number of rows, 1 or more.")
         if self.on_error not in ("keep", "raise"):
             raise ConfigurationError("on_error must be 'keep' or 'raise'.")
-
-
-def _map_options(arguments: dict[str, Any]) -> MapOptions:
-    """Return the arguments of `map` as options."""
-    # From its `locals()`: spelling out 18 names twice more is how one of them gets lost.
-    options = {name: arguments[name] for name in arguments.keys() - {"template", "data"}}
-    own = {
-        field.name: options.pop(field.name) for field in fields(MapOptions) if field.name in options
-    }
-    return MapOptions(**own, request=options)
 
 
 def prepare_map(
@@ -214,6 +216,7 @@ def prepare_map(
         variable=variable,
         map_id=map_id,
         row_count=inputs.total,
+        data_kind=inputs.kind,
         engine=options.engine,
     )
     requests = row_requests(
@@ -225,8 +228,13 @@ def prepare_map(
         origin=origin,
     )
     backend = make_backend(options.engine, client, settings, map_id=map_id)
+    if isinstance(inputs, FrameInput):
+        inputs.fields = schema_fields(requests.schema)
+        inputs.replaces_previous = _is_rerun(inputs, requests, client.journal(settings))
     if options.dry_run:
         return estimate(inputs, requests, client, settings)
+    if not requests.has_fields and inputs.total != 1 and options.confirm is not True:
+        _confirm_equal_prompts(inputs.total, host.current.confirm)
     # The number of an iterator's rows is unknown, and reading it would use it up.
     if (
         inputs.total
@@ -246,6 +254,39 @@ def prepare_map(
     )
     _keep(run)
     return run
+
+
+def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
+    """Return whether a frame holds the results of the same map, which are then filled again.
+
+    Of another map's results it does not: they stay, and this map adds columns beside them.
+    """
+    if isinstance(requests.source, Template) and requests.source.names & {
+        *inputs.previous.values()
+    }:
+        return False  # an earlier answer is what this map is about
+    for row, row_id in inputs.previous_ids(limit=RERUN_SAMPLE_ROWS):
+        with contextlib.suppress(NbcodexError):
+            run = _kept_runs.get(row_id.partition("-")[0])
+            earlier = run.requests.request(row) if run and run.requests else None
+            earlier = earlier or journal.find_entry(row_id).request
+            if earlier.prompt == requests.request(row).prompt:
+                return True
+    return False
+
+
+def _confirm_equal_prompts(total: int | None, confirm: Callable[[str], bool | None]) -> None:
+    """Ask the user about a template without any field; raise if declined."""
+    rows = "every row" if total is None else f"all {total:,} rows"
+    problem = f"The template has no field, so {rows} would get the same prompt."
+    confirmed = confirm(f"{problem} Go on?")
+    if confirmed is None:
+        raise ConfigurationError(
+            f"{problem} Nothing was sent.",
+            advice="Write a column's name in braces, such as {text}, or pass confirm=True.",
+        )
+    if not confirmed:
+        raise NbcodexError("Not started; nothing was sent.", advice="Write a field such as {text}.")
 
 
 def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
@@ -280,7 +321,8 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
         run.backend.prepare_resume(cancel_jobs=cancel_jobs)
     elif cancel_jobs:
         raise NbcodexError(
-            f"No batch job of the map {map_id} is with a provider.", advice="It is not running."
+            f"No batch job of the map {map_id} is with a provider.",
+            advice="Nothing of it is running.",
         )
     if not run.prepare_resume(entries, settings):
         raise EntryError(
@@ -294,9 +336,14 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     """Return a map of another process, whose data is not here: its result is a list."""
     client, settings = current(), host.current.settings()
     origin = entries[0].request.origin if entries else Origin(map_id=map_id)
-    indexes = {entry.request.origin.row_index or 0 for entry in entries}
-    total = max(1 + max(indexes, default=-1), origin.row_count or 0)
-    inputs = JournalInput(total, unknown=total - len(indexes))
+    rows = {entry.request.origin.row_index or 0: entry.request for entry in entries}
+    total = max(1 + max(rows, default=-1), origin.row_count or 0)
+    labels = [
+        request.row or index if (request := rows.get(index)) else index for index in range(total)
+    ]
+    schema = entries[0].request.schema if entries else None
+    inputs = JournalInput(labels, schema_fields(schema), origin.data_kind)
+    inputs.unknown = total - len(rows)
     backend = make_backend(origin.engine, client, settings, map_id=map_id)
     run = MapRun(inputs, None, backend, origin=origin, client=client, settings=settings)
     for entry in entries:
@@ -304,18 +351,6 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
         label = entry.request.row or str(index)
         run.restore(RowState(index, label, request=entry.request), entry.reply)
     return run
-
-
-class JournalInput(ListInput):
-    """The rows of a map in the journal, without its data; `unknown` ones never got there."""
-
-    def __init__(self, total: int, *, unknown: int) -> None:
-        super().__init__((), None)
-        self.total, self.unknown = total, unknown
-
-    def rows(self) -> Iterator[Row]:
-        """Return nothing: the known rows are restored from their entries."""
-        return iter(())
 
 
 def describe_unknown_rows(run: MapRun) -> str:
@@ -345,14 +380,25 @@ class LastMap(Sequence[Reply]):
         return self._run.result
 
     @property
-    def failed(self) -> dict[str, str]:
-        """Why rows have no answer, by row key, or else by index, key or position.
+    def failed(self) -> dict[Hashable, str]:
+        """Why rows failed, by row key, or else by index, key or position, of its own type.
 
         If several rows have the same name, all but the first get their position in addition.
         """
-        reasons: dict[str, str] = {}
-        for index, (label, why) in sorted(self._run.failures.items()):
-            reasons[f"{label} (row {index})" if label in reasons else label] = why
+        return self._reasons(parked=False)
+
+    @property
+    def parked(self) -> dict[Hashable, str]:
+        """Why rows are parked; `%codex resume` continues with them."""
+        return self._reasons(parked=True)
+
+    def _reasons(self, *, parked: bool) -> dict[Hashable, str]:
+        reasons: dict[Hashable, str] = {}
+        for index, failure in sorted(self._run.failures.items()):
+            if failure.is_parked is parked:
+                is_taken = failure.label in reasons
+                label = f"{failure.label} (row {index})" if is_taken else failure.label
+                reasons[label] = failure.why
         return reasons
 
     def __len__(self) -> int:
@@ -369,8 +415,14 @@ class LastMap(Sequence[Reply]):
         return iter(self._run.replies_in_order())
 
     def __repr__(self) -> str:
-        done = sum(bool(reply) for reply in self)
-        return f"<map {self.id}: {done:,} of {len(self):,} answered, {len(self.failed):,} failed>"
+        replies = [reply for reply in self if reply]
+        done, cut = len(replies), sum(reply.cut is not None for reply in replies)
+        parts = [
+            f"{done:,} of {len(self):,} answered" + (f" ({cut:,} cut)" if cut else ""),
+            f"{len(self.failed):,} failed",
+            f"{len(self.parked):,} parked" if self.parked else "",
+        ]
+        return f"<map {self.id}: {', '.join(filter(None, parts))}>"
 
 
 _kept_runs: dict[str, MapRun] = {}

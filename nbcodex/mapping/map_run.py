@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex.errors import (
     AnswerError,
     BatchUnsupportedError,
+    BudgetError,
     CredentialsError,
     MissingKeyError,
     ModelError,
@@ -28,8 +29,7 @@ from nbcodex.errors import (
 from nbcodex.events import Cancelled, Ending, Parked
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.backends import Backend, EndAction
-from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.mapping.rows import RowRequests
+from nbcodex.mapping.rows import InputData, Row, RowRequests
 from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Request
 from nbcodex.requests import structured_output
 from nbcodex.requests.handle import reply_or_raise
@@ -67,13 +67,22 @@ class RowState:
     """
 
     index: int
-    label: str
+    label: Hashable
     row: Row | None = None
     request: Request | None = None
     entry: Entry | None = None
     key: bytes | None = None
     answered: bool = False
     reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why a row has no answer; a parked one gets it by a resume."""
+
+    label: Hashable
+    why: str
+    is_parked: bool = False
 
 
 class MapRun:
@@ -100,12 +109,12 @@ class MapRun:
         self.id, self.keeps_replies = origin.map_id or "", inputs.total is not None
         self.on_stats: MapListener = lambda _: None
         self.replies: dict[int, Reply] = {}
-        # By position: the name of each row without an answer, and why it has none.
-        self.failures: dict[int, tuple[str, str]] = {}
+        # Rows without an answer, by position.
+        self.failures: dict[int, RowFailure] = {}
         self.outcome: MapOutcome = ""  # empty while the map is executed
         # How the user ends the map; nothing is started then. Any thread may set it.
         self.end_action: EndAction | None = None
-        self._requests, self._on_error = requests, on_error
+        self.requests, self._on_error = requests, on_error
         self._source: Iterator[Row] = inputs.rows()
         self._source_ended, self._rows_read = requests is None, 0
         self._queue: deque[RowState] = deque()  # rows to be started before more are read
@@ -117,6 +126,7 @@ class MapRun:
         self._following: dict[bytes, deque[RowState]] = {}
         self._refused = self._shared_failures = 0
         self._fatal: NbcodexError | None = None
+        self._exhausted: NbcodexError | None = None  # the budget refuses further rows
         self._reported_at = float("-inf")
 
     # Starting rows.
@@ -129,6 +139,9 @@ class MapRun:
             free -= self._start(row)
         if self._fatal is not None:
             raise self._fatal
+        # Rows that the budget has admitted are paid for: they are waited for.
+        if self._exhausted is not None and not self._active:
+            raise self._exhausted
         self._report()
         return bool(self._active or self._window)
 
@@ -138,7 +151,7 @@ class MapRun:
 
     @property
     def _may_start(self) -> bool:
-        return self._fatal is None and self.end_action is None
+        return self._fatal is None and self._exhausted is None and self.end_action is None
 
     @property
     def active_rows(self) -> int:
@@ -188,18 +201,18 @@ class MapRun:
 
     def _request_of(self, row: RowState) -> Request:
         """Return the request of a row, made once."""
-        if row.request is None and row.row is not None and self._requests is not None:
-            row.label = self._requests.label(row.row)
-            row.request = self._requests.request(row.row)
+        if row.request is None and row.row is not None and self.requests is not None:
+            row.label = self.requests.label(row.row)
+            row.request = self.requests.request(row.row)
             row.row = None
         assert row.request is not None  # noqa: S101 - a row state has a row or a request
         return row.request
 
     def _refuse(self, row: RowState, error: NbcodexError) -> None:
         """End a row of which no request can be made."""
-        self._fail(row, error, raises=True)
+        self._fail(row, error)
         # A function that fails for the very first row is assumed to be wrong for all.
-        if row.index == 0 and self._requests is not None and self._requests.uses_function:
+        if row.index == 0 and self.requests is not None and self.requests.uses_function:
             self._fatal = error
         self._end_unsent(row, str(error))
 
@@ -216,14 +229,20 @@ class MapRun:
 
     def _record(self, row: RowState, ending: Ending) -> None:
         reply, error = _reply_and_error(ending)
+        if row.entry is not None and row.request is not None:
+            # A resumed request comes from the journal, which does not know the schema's class.
+            reply = structured_output.reusable(row.request, reply) or reply if reply else reply
         if error is not None:
             # Once the map is being ended, parked and cancelled rows are its own doing.
             if not (self._is_ending and isinstance(ending, Parked | Cancelled)):
-                self._fail(row, error, raises=not isinstance(ending, Parked))
+                self._fail(row, error, is_parked=isinstance(ending, Parked))
             is_shared = isinstance(error, _MEETS_EVERY_ROW)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, BatchUnsupportedError):
                 self._fatal = error
+            elif isinstance(error, BudgetError) and not self._is_ending:
+                # What is left of the budget is too little for the other rows, too.
+                self._exhausted = self._exhausted or self._with_resume_advice(error)
             elif self._shared_failures >= MAX_SHARED_FAILURES:
                 self._fatal = self._fatal or self._with_resume_advice(error)
         else:
@@ -253,14 +272,14 @@ class MapRun:
     def _is_ending(self) -> bool:
         return bool(self.outcome or self.end_action)
 
-    def _fail(self, row: RowState, error: NbcodexError, *, raises: bool) -> None:
-        self._list_failure(row, str(error))
-        if raises and self._on_error == "raise" and not self._is_ending:
+    def _fail(self, row: RowState, error: NbcodexError, *, is_parked: bool = False) -> None:
+        self._list_failure(row, str(error), is_parked=is_parked)
+        if not is_parked and self._on_error == "raise" and not self._is_ending:
             self._fatal = self._fatal or self._with_resume_advice(error)
 
-    def _list_failure(self, row: RowState, why: str) -> None:
+    def _list_failure(self, row: RowState, why: str, *, is_parked: bool = False) -> None:
         if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
-            self.failures[row.index] = (row.label, why)
+            self.failures[row.index] = RowFailure(row.label, why, is_parked)
 
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
@@ -351,7 +370,8 @@ class MapRun:
         for rows in (self._active, self._leading, self._following, self._queue):
             rows.clear()
         self.outcome, self.end_action = "", None
-        self._fatal, self._refused, self._shared_failures = None, 0, 0
+        self._fatal, self._exhausted = None, None
+        self._refused = self._shared_failures = 0
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")
@@ -362,7 +382,7 @@ class MapRun:
                 self._set_reply(
                     row, structured_output.reusable(request, entry.reply) or entry.reply
                 )
-                counter.count_known()
+                counter.count_known(entry.reply)
             else:
                 self._queue.append(row)
         has_new_answers = len(self._queue) < len(unanswered)
@@ -371,8 +391,11 @@ class MapRun:
     def restore(self, row: RowState, reply: Reply) -> None:
         """Add a row that the journal knows: its answer, or that it has none yet."""
         if reply:
+            # The journal keeps the text of an answer, not the object that was parsed from it.
+            if row.request is not None:
+                reply = structured_output.reusable(row.request, reply) or reply
             self.replies[row.index] = reply
-            self.backend.counter.count_known()
+            self.backend.counter.count_known(reply)
         else:
             self._unanswered[row.index] = row
 
@@ -409,7 +432,10 @@ class MapRun:
             requests_per_minute=requests,
             stage="" if self.outcome else self.backend.stage,
             outcome=self.outcome,
-            failures=tuple(itertools.islice(self.failures.values(), REPORTED_FAILURES)),
+            failures=tuple(
+                (str(failure.label), failure.why)
+                for failure in itertools.islice(self.failures.values(), REPORTED_FAILURES)
+            ),
         )
 
     def _rate_limits(self, model: str | None) -> tuple[float | None, float | None]:

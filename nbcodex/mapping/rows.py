@@ -1,4 +1,4 @@
-"""How a row becomes a request.
+"""What a row is, and how it becomes a request.
 
 Owns the template or function, the options that all rows share, and row keys. A user's function is
 called in the thread that asks for the request. Must not know what becomes of the request.
@@ -6,14 +6,15 @@ called in the thread that asks for the request. Must not know what becomes of th
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
-from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.models import DAY, Origin, Request
+from nbcodex.models import DAY, Origin, Reply, Request, Schema
 from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
@@ -27,9 +28,42 @@ RowKey = str | Callable[[Any], object] | None
 # Rows are no conversation: they would not see it, and each would become a turn of it.
 _OPTION_NAMES = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
 
+# Braces that are not fields: after a LaTeX command or a dollar, doubled, or single.
+_OTHER_BRACES = re.compile(
+    r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?(?:\{[^{}\n]*\})+|\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}"
+    r"|\{(?P<body>[^{}\n]*)\}"
+)
 
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are set; raise a ConfigurationError if one does not exist."""
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input: its position from 0, its name in listings, what a function gets, its columns."""
+
+    index: int
+    label: Hashable
+    item: Any
+    values: Mapping[str, Any]
+
+
+class InputData(Protocol):
+    """A kind of data."""
+
+    # None for an iterator: its number of rows is unknown.
+    total: int | None
+    # None where each row has columns of its own.
+    columns: Sequence[str] | None
+    # Recorded with the map, so that another process can return the same kind of result.
+    kind: str
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows in order; an iterator yields them only once."""
+
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the replies as the kind of data that was given."""
+
+
+def row_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's own options; raise a ConfigurationError if one does not exist."""
     for name in options:
         if name not in _OPTION_NAMES:
             near = difflib.get_close_matches(name, _OPTION_NAMES, n=1)
@@ -38,10 +72,7 @@ def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 + (f"; did you mean {near[0]!r}?" if near else "."),
                 advice="Rows accept the options of nbcodex.ask except thread.",
             )
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(images := given.get("images"), Iterator):
-        given["images"] = tuple(images)  # an iterator would be used up by the first row
-    return given
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +80,20 @@ class RowRequests:
     """Makes the requests of a map. `options` hold for all rows."""
 
     source: Template | Callable[[Any], object]
-    options: Mapping[str, Any]
+    options: RequestOptions
     row_key: RowKey
     settings: Settings
     origin: Origin
+
+    @property
+    def schema(self) -> Schema | None:
+        """The schema that answers have."""
+        return build_request("?", self.settings, self.options).schema
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether prompts differ from row to row, as far as this is known."""
+        return not isinstance(self.source, Template) or bool(self.source.names)
 
     @property
     def uses_function(self) -> bool:
@@ -61,7 +102,7 @@ class RowRequests:
 
     def check(self, data: InputData) -> None:
         """Raise a ConfigurationError for what would fail in every row, before anything is sent."""
-        build_request("?", self.settings, RequestOptions(**self.options))
+        build_request("?", self.settings, self.options)
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows are refused one by one.
         if data.columns is not None:
@@ -70,7 +111,7 @@ class RowRequests:
             isinstance(self.source, Template) or isinstance(self.row_key, str)
         ):
             for row in data.rows():
-                self._check_columns(row.values, f"row {shorten(row.label, 60)}")
+                self._check_columns(row.values, f"row {shorten(str(row.label), 60)}")
 
     def _check_columns(self, columns: Collection[str], where: str) -> None:
         if isinstance(self.source, Template):
@@ -81,7 +122,7 @@ class RowRequests:
                 advice="Pass the name of a column, or a function of a row.",
             )
 
-    def label(self, row: Row) -> str:
+    def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
         key = self._key(row)
         return row.label if key is None else key
@@ -91,7 +132,8 @@ class RowRequests:
         prompt, options = self._prompt(row), self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
-            prompt, options = own.pop("prompt", None), {**options, **given_options(own)}
+            prompt = own.pop("prompt", None)
+            options = replace(options, **row_options(own))
         if not isinstance(prompt, str):
             raise ConfigurationError(
                 f"The function returned {type(prompt).__name__} instead of a prompt.",
@@ -99,8 +141,10 @@ class RowRequests:
             )
         # The id is derived, not random: a resume finds the entry of a row without a look-up table.
         origin = replace(self.origin, row_index=row.index)
-        request = build_request(prompt, self.settings, RequestOptions(**options), origin=origin)
-        return replace(request, id=f"{origin.map_id}-{row.index}", row=self._key(row))
+        request = build_request(prompt, self.settings, options, origin=origin)
+        key = self._key(row)
+        row_key = None if key is None else str(key)
+        return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
 
     def fingerprint(self, row: Row) -> int | None:
         """Return a number that rows with equal requests share; None where it is unknown.
@@ -109,10 +153,10 @@ class RowRequests:
         """
         if not isinstance(self.source, Template) or callable(self.row_key):
             return None
-        if not self.options["reuse"]:  # equal rows are then asked one by one
+        if not self.options.reuse:  # equal rows are then asked one by one
             return None
         try:
-            return hash((self.source.fill(row.values), self._key(row)))
+            return hash((self.source.fill(row.values), str(self._key(row))))
         except NbcodexError:
             return None
 
@@ -121,12 +165,15 @@ class RowRequests:
             return self.source.fill(row.values)
         return _call("The function", self.source, row.item)
 
-    def _key(self, row: Row) -> str | None:
+    def _key(self, row: Row) -> Hashable | None:
         if self.row_key is None:
             return None
         if isinstance(self.row_key, str):
-            return str(row.values.get(self.row_key, row.label))
-        return str(_call("The row key", self.row_key, row.item))
+            key: object = row.values.get(self.row_key, row.label)
+        else:
+            key = _call("The row key", self.row_key, row.item)
+        # Keys keep their type, so that those of failed rows index the user's data.
+        return key if isinstance(key, Hashable) else str(key)
 
 
 def _call(name: str, function: Callable[[Any], object], item: Any) -> object:
@@ -139,10 +186,51 @@ def _call(name: str, function: Callable[[Any], object], item: Any) -> object:
         raise ConfigurationError(f"{name} failed: {detail}") from error
 
 
+def schema_fields(schema: Schema | None) -> tuple[str, ...]:
+    """Return the names of a schema's fields."""
+    return tuple(schema.definition.get("properties", ())) if schema else ()
+
+
+def _check_braces(template: Template, columns: Collection[str]) -> None:
+    """Raise a ConfigurationError for braces that seem to be meant as a field but are none.
+
+    They would be sent as they are, with every row. JSON, code and LaTeX are left alone.
+    """
+    rest = template.text
+    for field in template.fields:
+        rest = rest[: field.start] + " " * (field.end - field.start) + rest[field.end :]
+    for found in _OTHER_BRACES.finditer(rest):
+        if (body := found["body"]) and (column := _meant_column(body, columns)):
+            raise ConfigurationError(
+                f"{{{shorten(body, 60)}}} in the template is not a field. Nothing was sent.",
+                advice=f"Write {{{column}}} for the column, or double the braces to send them.",
+            )
+
+
+def _meant_column(body: str, columns: Collection[str]) -> str | None:
+    """Return the column that a text between braces is probably about."""
+    name = re.split(r"[!:]", body)[0]
+    if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
+        return None
+    if "0" in columns and re.match(r"\d", body):  # rows are tuples, and this one is longer
+        return "0"
+    try:
+        nodes = ast.walk(ast.parse(name.strip(), mode="eval"))
+        used = [node.id for node in nodes if isinstance(node, ast.Name)]
+    except (SyntaxError, ValueError):
+        used = [" ".join(name.split())]
+    by_case = {column.casefold(): column for column in columns}
+    for name in used:
+        near = difflib.get_close_matches(name, columns, n=1, cutoff=0.8)
+        if column := by_case.get(name.casefold()) or next(iter(near), None):
+            return column
+    return None
+
+
 def row_requests(
     source: PromptSource,
     data: InputData,
-    options: Mapping[str, Any],
+    options: RequestOptions,
     *,
     row_key: RowKey,
     settings: Settings,
@@ -154,7 +242,10 @@ def row_requests(
     if isinstance(source, str):
         if not source.strip():
             raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-        parsed: Template | Callable[[Any], object] = Template(source, _known_columns(data))
+        columns = _known_columns(data)
+        template = Template(source, columns)
+        _check_braces(template, columns)
+        parsed: Template | Callable[[Any], object] = template
     elif callable(source):
         parsed = source
     else:
@@ -163,8 +254,13 @@ def row_requests(
             advice="Pass a text or a function of a row.",
         )
     # `reuse` is on, unlike for single requests: running a map again must not pay twice.
-    shared = {"patience": DEFAULT_PATIENCE_S, "reuse": True, **given_options(options)}
-    requests = RowRequests(parsed, shared, row_key, settings, origin)
+    if options.reuse is None:
+        options = replace(options, reuse=True)
+    if options.patience is None:
+        options = replace(options, patience=DEFAULT_PATIENCE_S)
+    if isinstance(options.images, Iterator):  # it would be used up by the first row
+        options = replace(options, images=tuple(options.images))
+    requests = RowRequests(parsed, options, row_key, settings, origin)
     requests.check(data)
     return requests
 

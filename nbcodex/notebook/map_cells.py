@@ -22,6 +22,7 @@ from nbcodex.notebook.commands.base import print_line
 from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
+from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     names = session.shell.user_ns
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    request = cell_options.output_spec(chosen, names).request.given()
-    request["images"] = images_of(chosen.image, session.shell)
+    given = cell_options.output_spec(chosen, names).request.given()
+    request = RequestOptions(**given | {"images": images_of(chosen.image, session.shell)})
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
     if isinstance(prepared, Estimate):

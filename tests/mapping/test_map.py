@@ -36,6 +36,7 @@ from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.rows import row_requests
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import map_cells
+from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
@@ -82,9 +83,9 @@ def test_pandas_frame_is_copied_with_result_columns(simulated: SimulatedClient) 
     assert list(result.index) == [7, 8, 9]
     assert list(result["answer"]) == [1, 2, 3]
     assert list(result["answer_2"].fillna("")) == ["a", "", "c"]
-    assert "no value in its column 'text'" in result["error_2"][8]
-    assert result["input_tokens_2"].sum() > 0
-    assert last().failed.keys() == {"8"}
+    assert "no value in its column 'text'" in result["error"][8]
+    assert result["input_tokens"].sum() > 0
+    assert last().failed.keys() == {8}
 
 
 def test_polars_frame_gets_typed_result_columns(simulated: SimulatedClient) -> None:
@@ -140,7 +141,12 @@ def test_options_of_one_row_extend_those_of_all_rows(simulated: SimulatedClient)
     assert len(simulated.prompts) == 4
     shape = read_input(["a"])
     requests = row_requests(
-        prompt, shape, {"patience": 1.0}, row_key=None, settings=Settings(), origin=Origin()
+        prompt,
+        shape,
+        RequestOptions(patience=1.0),
+        row_key=None,
+        settings=Settings(),
+        origin=Origin(),
     )
     assert requests.request(next(shape.rows())).patience == 1.0
 
@@ -180,7 +186,7 @@ def test_failed_rows_are_false_replies_listed_by_row_key(simulated: SimulatedCli
 def test_failed_rows_with_one_label_are_listed_separately(simulated: SimulatedClient) -> None:
     rows = ["[[fault=too_large]] x", "[[echo: ok]]", "[[fault=too_large]] y"]
     nbcodex.map("{}", pandas.Series(rows, index=[0, 0, 0]))
-    assert last().failed.keys() == {"0", "0 (row 2)"}
+    assert last().failed.keys() == {0, "0 (row 2)"}
 
 
 @pytest.mark.parametrize("option", ["thread", "turns"])
@@ -301,7 +307,12 @@ def test_sampled_estimate_is_close_to_the_full_one(simulated: SimulatedClient) -
 
     rows = list(range(1, 5_001))
     requests = row_requests(
-        prompt, read_input(rows), {}, row_key=None, settings=Settings(), origin=Origin()
+        prompt,
+        read_input(rows),
+        RequestOptions(),
+        row_key=None,
+        settings=Settings(),
+        origin=Origin(),
     )
     settings = Settings.read()
     expected = estimate(read_input(rows), requests, simulated.client, settings, from_sample=True)
@@ -580,7 +591,7 @@ def test_rows_without_patience_wait_for_limits(simulated: SimulatedClient) -> No
     simulated.simulator.script([Fault("requests_per_day", seconds=5_000)])
     replies = nbcodex.map(ECHO, ["b"], patience="1s")
     assert replies[0].status == "parked"
-    assert "It can go at" in last().failed["0"]
+    assert "It can go at" in last().parked[0]
 
 
 def test_last_stats_cover_the_whole_map(simulated: SimulatedClient) -> None:

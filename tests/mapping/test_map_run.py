@@ -20,6 +20,7 @@ from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_run import MapRun, RowState
 from nbcodex.mapping.rows import row_requests
 from nbcodex.models import MapStats, Origin, Reply, Request
+from nbcodex.requests.options import RequestOptions
 from nbcodex.settings import Settings
 
 from .conftest import SimulatedClient
@@ -72,7 +73,9 @@ class ManualBackend:
 
 def run_of(data: Any, simulated: SimulatedClient, backend: ManualBackend, **options: Any) -> MapRun:
     shape, origin = read_input(data), Origin(map_id="m1")
-    made = row_requests("{}", shape, {}, row_key=None, settings=Settings(), origin=origin)
+    made = row_requests(
+        "{}", shape, RequestOptions(), row_key=None, settings=Settings(), origin=origin
+    )
     return MapRun(
         shape, made, backend, origin=origin, client=simulated.client, settings=Settings(), **options
     )

@@ -108,6 +108,7 @@ def status_line(state: MapState, wall: float) -> str:
         f"{speed:,.0f} tokens/s" if speed >= 1 else "",
         _cost(state),
         "" if left is None else f"about {_rough(left)} left",
+        _cut(stats),
         f"{stats.failed:,} failed" if stats.failed else "",
     )
 
@@ -120,6 +121,7 @@ def summary_line(state: MapState) -> str:
     return _joined(
         f"map {stats.map_id}",
         rows + (f" ({stats.reused:,} reused)" if stats.reused else ""),
+        _cut(stats),
         f"{stats.failed:,} failed" if stats.failed else "",
         f"{stats.parked:,} parked" if stats.parked else "",
         shorten(stats.model, 80) if stats.model else "",
@@ -176,6 +178,10 @@ def _joined(*parts: str) -> str:
 def _rows_answered(stats: MapStats) -> str:
     of = "" if stats.total is None else f" of {stats.total:,}"
     return f"{stats.done:,}{of} rows answered"
+
+
+def _cut(stats: MapStats) -> str:
+    return f"{stats.cut:,} cut" if stats.cut else ""
 
 
 def _cooldown(state: MapState, wall: float) -> str:
