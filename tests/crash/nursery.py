@@ -37,7 +37,7 @@ class Child(Kernel):
             os.kill(self.pid, signal.SIGKILL)
 
     def remains(self) -> Ran:
-        """Return all that a dead kernel had published and nobody has read, of whatever cell."""
+        """Return all that a dead kernel had published and that was not read yet, of any cell."""
         ran = Ran()
         with suppress(Exception):  # queue.Empty, or a message that was cut off
             while True:

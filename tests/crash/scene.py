@@ -1,7 +1,7 @@
-"""A notebook whose kernels are killed: what each had heard, and what the next one makes of it.
+"""A notebook whose kernels are killed: what each has reported, and what the next one does.
 
-Each kernel writes down what happens in it, in a file that no SIGKILL takes back; the rest is told
-by the simulator, by the journal, and by what the kernels have put into the notebook.
+Each kernel writes what happens in it to a file that outlives a SIGKILL. The rest is read from
+the simulator, the journal, and what the kernels have put into the notebook.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.crash.nursery import Child, Nursery
 from tests.kernel_client import Ran
 from tests.simulated import Simulated
 
-EYES = """
+PROLOGUE = """
 import asyncio, json, os, threading
 from nbcodex import events
 from nbcodex.client import current
@@ -31,38 +31,38 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.entry import JournalEntry
 %load_ext nbcodex
 %config Codex.display = "text"
-_eyes = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+_log = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-def tell(what, id, size=0):
-    os.write(_eyes, (json.dumps([current().clock.now(), what, id, size]) + "\\n").encode())
+def report(what, id, size=0):
+    os.write(_log, (json.dumps([current().clock.now(), what, id, size]) + "\\n").encode())
 
-def hear(event):
+def on_event(event):
     match event:
         case events.Delta(text=text, reasoning=False):
-            tell("shown", event.request_id, len(text))
+            report("shown", event.request_id, len(text))
         case _:
-            tell(type(event).__name__, event.request_id)
+            report(type(event).__name__, event.request_id)
 
-current().listeners.append(hear)
+current().listeners.append(on_event)
 
-def telling(owner, name, what):
-    deed = getattr(owner, name)
-    async def told(self, first, *args, **kwargs):
-        result = await deed(self, first, *args, **kwargs)
-        tell(what, getattr(first, "id", first))
+def reporting(owner, name, what):
+    original = getattr(owner, name)
+    async def wrapped(self, first, *args, **kwargs):
+        result = await original(self, first, *args, **kwargs)
+        report(what, getattr(first, "id", first))
         return result
-    setattr(owner, name, told)
+    setattr(owner, name, wrapped)
 
-telling(Journal, "insert", "added")
-telling(Journal, "set_response_id", "named")
-telling(Journal, "finish", "finished")
+reporting(Journal, "insert", "added")
+reporting(Journal, "set_response_id", "named")
+reporting(Journal, "finish", "finished")
 
 def halt(name, *, after):
-    deed = getattr(JournalEntry, name)
+    original = getattr(JournalEntry, name)
     async def halted(self, *args, **kwargs):
         if after:
-            await deed(self, *args, **kwargs)
-        tell("halted", self._request.id)
+            await original(self, *args, **kwargs)
+        report("halted", self._request.id)
         await asyncio.Event().wait()
     setattr(JournalEntry, name, halted)
 
@@ -74,7 +74,7 @@ def ask_apart(*cells):  # where each of them is to be halted before its cell ret
     for cell in cells:
         threading.Thread(target=ask, args=(cell,), daemon=True).start()
 """
-"""What a kernel does first: it loads nbcodex, and tells what it does from then on."""
+"""What a kernel runs first: it loads nbcodex, and reports what happens from then on."""
 
 MAY_BE_PAID = "may be paid twice"
 NOTE = "possibly paid twice"
@@ -104,13 +104,13 @@ class Asked:
         return "--durable" in self.line
 
 
-Told = tuple[float, str, str, int]
-"""What a kernel told: when, what, of which request, and of how many characters."""
+Report = tuple[float, str, str, int]
+"""What a kernel reported: when, what, of which request, and of how many characters."""
 
 
-def told(eyes: Path) -> list[Told]:
-    """Return what a kernel has told so far."""
-    text = eyes.read_text() if eyes.exists() else ""
+def reports(log: Path) -> list[Report]:
+    """Return what a kernel has reported so far."""
+    text = log.read_text() if log.exists() else ""
     return [tuple(json.loads(line)) for line in text.splitlines()]
 
 
@@ -120,17 +120,17 @@ class Killed:
 
     asked: list[Asked]
     at: float
-    told: list[Told]
+    reports: list[Report]
     remains: Ran
 
     def has(self, id_: str, what: str) -> bool:
-        """Whether the kernel had told this of a request."""
-        return any(what == w and id_ == i for _, w, i, _ in self.told)
+        """Whether the kernel had reported this of a request."""
+        return any(what == w and id_ == i for _, w, i, _ in self.reports)
 
     def shown(self, id_: str, before: float) -> int:
         """Return the characters on show at an instant; -1 where they were replaced since then."""
         size = 0
-        for at, what, i, more in self.told:
+        for at, what, i, more in self.reports:
             if i != id_:
                 continue
             if what == "Restarted" and at > before:
@@ -169,16 +169,16 @@ class Scene:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def kernel(self) -> tuple[Child, Path]:
-        """Return a new kernel of the notebook, with nbcodex loaded, and the file it tells in."""
-        eyes = self.home / f"eyes-{next(self._numbers)}"
+        """Return a new kernel of the notebook, with nbcodex loaded, and the file it reports to."""
+        log = self.home / f"log-{next(self._numbers)}"
         child = self.nursery.kernel(
             **self.server.environ,
             NBCODEX_HOME=str(self.home / "kept"),
             JPY_SESSION_NAME=self.notebook,
         )
-        ran = child.run(EYES.replace("PATH", repr(str(eyes))))
+        ran = child.run(PROLOGUE.replace("PATH", repr(str(log))))
         assert ran.status == "ok", ran.shown_error
-        return child, eyes
+        return child, log
 
     def asked(self, *lines: str, words: int) -> list[Asked]:
         """Return requests that were never asked before, one for each line of options."""
@@ -186,14 +186,14 @@ class Scene:
             Asked(next(self._numbers), f"{line} -o a{next(self._numbers)}", words) for line in lines
         ]
 
-    def kill(self, child: Child, eyes: Path, asked: list[Asked]) -> Killed:
+    def kill(self, child: Child, log: Path, asked: list[Asked]) -> Killed:
         """Kill a kernel now, and return what it leaves behind."""
         at = BootClock().now()
         child.kill()
         self.counts.kills += 1
         remains = child.remains()
         self.nursery.part_with(child)
-        return Killed(asked, at, told(eyes), remains)
+        return Killed(asked, at, reports(log), remains)
 
     def entries(self) -> dict[str, list[Entry]]:
         """Return what the journal holds, by prompt."""
@@ -265,7 +265,7 @@ class Scene:
     def _check_resumed(
         self, kernel: Killed, asked: Asked, was: Entry, now: Entry, ran: Ran
     ) -> None:
-        """Its answer is there, whole and once; what was paid twice was said to be."""
+        """Its answer is there, whole and once; a second payment was warned of."""
         assert (now.status, now.reply.text) == ("done", asked.answer)
         shown = (finals(kernel.remains, asked), finals(ran, asked))
         if was.status == "done":
@@ -289,7 +289,7 @@ class Scene:
 def _age_of_lost(kernel: Killed, entry: Entry) -> float:
     """Return for how long the first lost character had been on show, in seconds."""
     size, kept, restarted = 0, len(entry.reply.text), False
-    for at, what, id_, more in kernel.told:
+    for at, what, id_, more in kernel.reports:
         if id_ == entry.id:
             restarted = restarted or what == "Restarted"
             size += more

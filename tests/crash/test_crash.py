@@ -19,7 +19,7 @@ import pytest
 
 from nbcodex.simulator import Fault
 from tests.crash.nursery import Nursery, nursery
-from tests.crash.scene import Asked, Killed, Scene, locked, told, wait_until
+from tests.crash.scene import Asked, Killed, Scene, locked, reports, wait_until
 from tests.simulated import simulated
 
 pytestmark = pytest.mark.kernel
@@ -63,7 +63,7 @@ class Life:
 
     def __init__(self, scene: Scene, *lines: str, words: int = 20) -> None:
         self.scene = scene
-        self.child, self.eyes = scene.kernel()
+        self.child, self.log = scene.kernel()
         self.asked = scene.asked(*lines, words=words)
 
     def begin(self, how: str = "ask", *, which: slice = slice(None)) -> None:
@@ -75,12 +75,12 @@ class Life:
         """Ask everything, and let each request come to a step of the journal and no further."""
         self.child.run(f"halt({step!r}, after={after})")
         self.begin("ask_apart")
-        self.until_told("halted")
+        self.until_reported("halted")
 
-    def until_told(self, what: str, *, times: int | None = None) -> None:
-        """Wait until the child has told something of so many requests, or all."""
+    def until_reported(self, what: str, *, times: int | None = None) -> None:
+        """Wait until the child has reported an event of so many requests, or of all."""
         wanted = len(self.asked) if times is None else times
-        wait_until(lambda: len({id_ for _, w, id_, _ in told(self.eyes) if w == what}) >= wanted)
+        wait_until(lambda: len({id_ for _, w, id_, _ in reports(self.log) if w == what}) >= wanted)
 
     def until_sent(self) -> None:
         """Wait until all have reached the server."""
@@ -89,26 +89,25 @@ class Life:
     def until_whole(self) -> None:
         """Wait until all that the server says is on show."""
         whole = sum(len(each.answer) for each in self.asked)
-        wait_until(lambda: sum(size for *_, size in told(self.eyes)) >= whole)
+        wait_until(lambda: sum(size for *_, size in reports(self.log)) >= whole)
 
     def kill(self) -> Killed:
         """Kill it now."""
-        return self.scene.kill(self.child, self.eyes, self.asked)
+        return self.scene.kill(self.child, self.log, self.asked)
 
 
 def statuses(scene: Scene, asked: list[Asked]) -> list[str]:
-    """Return what the journal says of some requests."""
+    """Return the statuses of some requests in the journal."""
     found = scene.entries()
     return [entry.status for each in asked for entry in found.get(each.prompt, [])]
 
 
-def test_killed_before_the_commit(scene: Scene) -> None:
-    """Nothing was sent either."""
+def test_kill_before_the_commit_sends_nothing(scene: Scene) -> None:
     # A conversation is read from the journal, and so waits for whoever has it locked.
     life = Life(scene, *(f"{line} --no-history" for line in LINES))
     with locked(scene.home):
         life.begin("ask_apart")
-        life.until_told("Queued")
+        life.until_reported("Queued")
         time.sleep(0.5)
         killed = life.kill()
     assert not scene.server.core.log
@@ -117,8 +116,8 @@ def test_killed_before_the_commit(scene: Scene) -> None:
     assert scene.counts.unsent == 4
 
 
-def test_killed_after_the_commit(scene: Scene) -> None:
-    """What was committed and not yet sent is sent once, by the next kernel."""
+def test_kill_after_the_commit_sends_each_prompt_once(scene: Scene) -> None:
+    """The next kernel sends it."""
     life = Life(scene, *LINES)
     life.halt("start_attempt", after=True)
     killed = life.kill()
@@ -128,21 +127,21 @@ def test_killed_after_the_commit(scene: Scene) -> None:
     assert [len(scene.sent(each)) for each in life.asked] == [1] * 4
 
 
-def test_killed_while_held(scene: Scene) -> None:
-    """A prompt that waits for a limit is taken up as any other, and nobody fears for its price."""
+def test_kill_during_a_cooldown_resumes_without_doubt(scene: Scene) -> None:
+    """A prompt that waits for a limit has surely cost nothing."""
     scene.server.core.script([Fault("requests_per_minute", seconds=60)])
     life = Life(scene, *LINES)
     life.begin(which=slice(1))
-    life.until_told("BackingOff", times=1)
+    life.until_reported("BackingOff", times=1)
     life.begin(which=slice(1, None))
-    life.until_told("CoolingDown", times=3)
+    life.until_reported("CoolingDown", times=3)
     wait_until(lambda: statuses(scene, life.asked) == ["waiting"] * 4)
     scene.check(life.kill())
     assert (scene.counts.resumed, scene.counts.possibly_paid) == (4, 0)
 
 
-def test_killed_before_the_first_byte(scene: Scene) -> None:
-    """The one gap: nobody can know whether the answer is paid, and that is said."""
+def test_kill_before_the_first_byte_is_possibly_paid(scene: Scene) -> None:
+    """The one gap in which it cannot be known whether an answer is paid: the user is warned."""
     scene.server.core.script([Fault("stalled", after=-1)] * 4)
     life = Life(scene, *LINES)
     life.begin()
@@ -152,32 +151,30 @@ def test_killed_before_the_first_byte(scene: Scene) -> None:
     assert scene.counts.paid_twice_in_the_gap == 2
 
 
-def test_killed_while_waiting_after_the_gap(scene: Scene) -> None:
-    """What broke off before its first event is still in doubt when its kernel dies in the wait."""
+def test_kill_while_backing_off_keeps_the_possibly_paid_note(scene: Scene) -> None:
     scene.server.core.script([Fault("dropped", after=-1), Fault("http", status=500)])
     life = Life(scene, "--durable")
     life.begin()
-    life.until_told("BackingOff")
+    life.until_reported("BackingOff")
     wait_until(lambda: statuses(scene, life.asked) == ["waiting"])
     scene.check(life.kill())
     assert (scene.counts.resumed, scene.counts.possibly_paid) == (1, 1)
     assert scene.counts.paid_twice_in_the_gap == 1
 
 
-def test_killed_after_the_first_event(scene: Scene) -> None:
-    """From the first event on a durable answer is paid once, before a word of it was shown."""
+def test_kill_after_the_first_event_pays_a_durable_answer_once(scene: Scene) -> None:
     life = Life(scene, "-b --durable", "--durable")
     life.halt("set_response_id", after=True)
     scene.check(life.kill())
     assert (scene.counts.resumed, scene.counts.possibly_paid) == (2, 0)
 
 
-def test_killed_in_mid_stream(scene: Scene) -> None:
-    """What has been on show for a second is kept, and a durable answer goes on behind it."""
+def test_kill_in_mid_stream_loses_less_than_a_second_of_text(scene: Scene) -> None:
+    """A durable answer continues behind the stored text."""
     scene.server.core.script([Fault("stalled", after=20)] * 4)
     life = Life(scene, *LINES, words=60)
     life.begin()
-    life.until_told("shown")
+    life.until_reported("shown")
     time.sleep(1.4)
     killed = life.kill()
     kept = [e.reply.text for each in killed.asked for e in scene.entries()[each.prompt]]
@@ -187,15 +184,15 @@ def test_killed_in_mid_stream(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("how", ["before finish", "in its commit"])
-def test_killed_after_the_last_byte(scene: Scene, how: str) -> None:
-    """An answer that came and was not committed: the durable one is fetched, not asked again."""
+def test_kill_after_the_last_byte(scene: Scene, how: str) -> None:
+    """An answer that arrived but was not committed: a durable one is fetched, not sent again."""
     life = Life(scene, *LINES, words=30)
     if how == "before finish":
         life.halt("finish", after=False)
         killed = life.kill()
     else:
         life.begin()
-        life.until_told("shown")
+        life.until_reported("shown")
         with locked(scene.home):
             life.until_whole()
             killed = life.kill()
@@ -204,8 +201,8 @@ def test_killed_after_the_last_byte(scene: Scene, how: str) -> None:
     assert scene.counts.resumed == 4
 
 
-def test_killed_after_the_answers_commit(scene: Scene) -> None:
-    """What is in the journal is not asked again, though its notebook never saw it."""
+def test_kill_after_the_answer_is_committed(scene: Scene) -> None:
+    """It is not sent again, though its notebook never showed it."""
     life = Life(scene, *LINES)
     life.halt("finish", after=True)
     scene.check(life.kill())
@@ -214,7 +211,7 @@ def test_killed_after_the_answers_commit(scene: Scene) -> None:
 
 
 def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
-    """Kill kernels, several at once in one notebook, at random moments of their requests' lives."""
+    """Kill kernels, several at once in one notebook, at random moments."""
     dice = random.Random()
     for _ in range(0, kills, at_once):
         scene.server.core.change_knobs(speed=40.0)
@@ -234,15 +231,13 @@ def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
         scene.check(*killed)
 
 
-def test_killed_at_random(scene: Scene) -> None:
-    """At whatever moment: a share of the 200."""
+def test_kills_at_random_lose_no_prompt_and_no_answer(scene: Scene) -> None:
     kill_at_random(scene, kills=24)
     assert scene.counts.resumed > 10
 
 
 @pytest.mark.benchmark
-def test_killed_at_random_200_times(scene: Scene) -> None:
-    """The same, 200 times."""
+def test_200_kills_at_random_lose_no_prompt_and_no_answer(scene: Scene) -> None:
     began = time.monotonic()
     kill_at_random(scene, kills=200, at_once=8)
     print(f"\n{time.monotonic() - began:.0f} s")

@@ -20,7 +20,7 @@ from nbcodex.models import Origin, Reply, Request
 ROOT = Path(__file__).parents[2]
 
 
-class HandClock:
+class ManualClock:
     """A clock whose two times are set by hand, each by itself."""
 
     def __init__(self) -> None:
@@ -35,15 +35,15 @@ class HandClock:
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         raise AssertionError("the journal waits for nothing")
 
-    def pass_(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time pass, for both."""
         self.boot += seconds
         self.epoch += seconds
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_journal(folder: Path, clock: HandClock) -> Iterator[Callable[..., Journal]]:
+def open_journal(folder: Path, clock: ManualClock) -> Iterator[Callable[..., Journal]]:
     """Return a maker of journals in one folder, as two kernels have them; all are closed."""
     with ExitStack() as stack:
 
@@ -102,8 +102,8 @@ def added(
     return asked
 
 
-def fall_silent(journal: Journal) -> None:
-    """Stop the heart of `journal`, as a frozen machine does."""
+def stop_heartbeats(journal: Journal) -> None:
+    """Stop the heartbeats of `journal`, as a frozen machine does."""
     journal._maintenance.due_in = lambda: None  # type: ignore[method-assign]
 
 
@@ -113,7 +113,7 @@ from pathlib import Path
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Origin, Reply, Request
 folder = Path(sys.argv[1])
-def say(*words):
+def report(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 """
 
@@ -144,7 +144,7 @@ def child(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def output(process: subprocess.Popen[str]) -> list[str]:
-    """Return what a child said; fail if it complained."""
+    """Return what a child printed; fail if it wrote to stderr."""
     out, err = process.communicate(timeout=120)
     assert not err, err
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""What is forgotten is gone."""
+"""Deleted entries are in no file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbcodex.journal.journal import RETENTION_S, Journal
 from nbcodex.models import DAY, Reply
 from nbcodex.settings import JOURNAL_FILENAME, Settings
 
-from .conftest import HandClock, added, request, run
+from .conftest import ManualClock, added, request, run
 
 Open = Callable[..., Journal]
 SECRET = "the-word-that-must-not-stay"
@@ -36,12 +36,12 @@ def secretive(journal: Journal) -> str:
 
 
 @pytest.mark.parametrize("what", ["one", "before", "all"])
-def test_what_is_forgotten_is_in_no_file(
-    journal: Journal, folder: Path, clock: HandClock, what: str
+def test_deleted_text_is_in_no_file(
+    journal: Journal, folder: Path, clock: ManualClock, what: str
 ) -> None:
-    """Neither the database nor its log holds a word of it any more, while it is still open."""
+    """Neither in the database nor in its log, while the journal is still open."""
     id_ = secretive(journal)
-    clock.pass_(10)
+    clock.advance(10)
     kept = added(journal, status="done", text="innocent")
     assert SECRET.encode() in everything(folder)
     match what:
@@ -57,7 +57,9 @@ def test_what_is_forgotten_is_in_no_file(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_deleting_all_leaves_no_word_while_the_journal_is_off(folder: Path, seed: int) -> None:
+def test_deleting_all_leaves_no_text_on_disk_while_the_journal_is_off(
+    folder: Path, seed: int
+) -> None:
     """With `journal=False` new requests stay in memory; those on disk are deleted all the same."""
     dice, words = random.Random(seed), []
     on_disk = Journal(folder)
@@ -80,24 +82,22 @@ def test_deleting_all_leaves_no_word_while_the_journal_is_off(folder: Path, seed
     assert not any(word in everything(folder) for word in words)
 
 
-def test_the_log_is_emptied_as_soon_as_nobody_reads_it(
-    journal: Journal, folder: Path, clock: HandClock
+def test_log_is_truncated_once_its_readers_finish(
+    journal: Journal, folder: Path, clock: ManualClock
 ) -> None:
-    """Another program in the midst of reading delays the erasure from the log, no more."""
     secretive(journal)
     with closing(sqlite3.connect(folder / JOURNAL_FILENAME, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM totals").fetchall()
         run(journal.delete())
         assert SECRET.encode() in everything(folder)
-    clock.pass_(2)
+    clock.advance(2)
     journal.read_totals()
     journal.read_totals()
     assert SECRET.encode() not in everything(folder)
 
 
-def test_an_ambiguous_or_unknown_id_erases_nothing(journal: Journal) -> None:
-    """`forget` needs to know exactly which."""
+def test_ambiguous_or_unknown_id_deletes_nothing(journal: Journal) -> None:
     for id_ in ["ab000000", "ab000001"]:
         run(journal.insert(request(id=id_)))
     for prefix in ["ab", "cd", ""]:
@@ -106,25 +106,24 @@ def test_an_ambiguous_or_unknown_id_erases_nothing(journal: Journal) -> None:
     assert len(journal.recent_entries()) == 2
 
 
-def test_counters_outlive_their_entries(journal: Journal) -> None:
-    """Figures are not text: `usage` goes on after `forget`."""
+def test_totals_survive_deletion(journal: Journal) -> None:
     added(journal, status="done")
     run(journal.delete())
     assert journal.read_totals().answers == 1
 
 
-def test_entries_are_kept_90_days_after_their_last_change(
-    journal: Journal, open_journal: Open, clock: HandClock, folder: Path
+def test_entries_expire_90_days_after_their_last_change(
+    journal: Journal, open_journal: Open, clock: ManualClock, folder: Path
 ) -> None:
-    """At the next opening what nobody touched for 90 days is erased, whatever its state."""
+    """They are deleted when the journal is opened, whatever their status."""
     secretive(journal)
     parked = added(journal, status="parked")
     for _ in range(250):
         added(journal, status="done")
-    clock.pass_(89 * DAY)
+    clock.advance(89 * DAY)
     assert run(journal.claim(parked.id))
     journal.close()
-    clock.pass_(1.5 * DAY)
+    clock.advance(1.5 * DAY)
     later = open_journal()
     later.read_totals()
     while later._maintenance._is_expiring:
@@ -134,13 +133,12 @@ def test_entries_are_kept_90_days_after_their_last_change(
     assert SECRET.encode() not in everything(folder)
 
 
-def test_retention_can_be_turned_off(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_entries_are_kept_forever_without_retention(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """With None everything is kept."""
     added(journal, status="done")
     journal.close()
-    clock.pass_(RETENTION_S * 10)
+    clock.advance(RETENTION_S * 10)
     later = open_journal(retention=None)
     later.read_totals()
     assert len(later.recent_entries()) == 1

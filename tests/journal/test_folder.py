@@ -1,4 +1,4 @@
-"""Where the journal lies, and who else can get at it."""
+"""Where the journal is, and who can read it."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_folder_is_the_one_that_settings_name(tmp_path: Path) -> None:
+def test_folder_is_named_by_the_settings(tmp_path: Path) -> None:
     """NBCODEX_HOME, else the platform's data folder."""
     assert data_folder(Settings.read(environ={"NBCODEX_HOME": str(tmp_path)})) == tmp_path
     assert data_folder(Settings()) == Path(platformdirs.user_data_dir("nbcodex", False))
 
 
-def test_nothing_is_touched_before_the_first_use(folder: Path) -> None:
-    """Making a journal costs nothing and writes nothing."""
+def test_nothing_is_created_before_the_first_use(folder: Path) -> None:
     Journal(folder).close()
     assert not folder.exists()
 
 
 @posix
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_nobody_else_can_read(
+def test_files_are_readable_by_their_user_only(
     open_journal: Callable[..., Journal], folder: Path, umask: int
 ) -> None:
-    """0700 for the folder and 0600 for every file, whatever the umask says."""
+    """0700 for the folder and 0600 for every file, with any umask."""
     before = os.umask(umask)
     try:
         added(open_journal())
@@ -60,7 +59,7 @@ def test_nobody_else_can_read(
 
 
 @posix
-def test_what_was_readable_is_closed(folder: Path) -> None:
+def test_readable_folder_and_file_become_private(folder: Path) -> None:
     """A folder and a file of the user's own that others could read are closed to them."""
     folder.mkdir(mode=0o755)
     (folder / JOURNAL_FILENAME).touch(mode=0o644)
@@ -70,10 +69,10 @@ def test_what_was_readable_is_closed(folder: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("open_to", [0o770, 0o707, 0o1777])
-def test_a_folder_that_others_can_write_is_refused(
+def test_folder_that_others_can_write_is_refused(
     open_journal: Callable[..., Journal], folder: Path, open_to: int
 ) -> None:
-    """Prompts work, in memory, and the trouble says what to do."""
+    """Requests go on in memory, and the problem says what to do."""
     folder.mkdir()
     folder.chmod(open_to)
     journal = open_journal()
@@ -86,10 +85,9 @@ def test_a_folder_that_others_can_write_is_refused(
 @posix
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_what_belongs_to_others_is_refused(
+def test_folder_or_file_of_another_user_is_refused(
     open_journal: Callable[..., Journal], folder: Path, what: str
 ) -> None:
-    """Neither a folder nor a file of somebody else's gets a word."""
     folder.mkdir(mode=0o700)
     (folder / JOURNAL_FILENAME).touch(mode=0o600)
     os.chown(folder if what == "folder" else folder / JOURNAL_FILENAME, 65534, 65534)
@@ -102,8 +100,8 @@ def test_what_belongs_to_others_is_refused(
 
 @posix
 @pytest.mark.parametrize("what", ["link", "folder", "pipe"])
-def test_only_a_plain_file_will_do(folder: Path, tmp_path: Path, what: str) -> None:
-    """A link that somebody laid there is not followed."""
+def test_journal_must_be_a_plain_file(folder: Path, tmp_path: Path, what: str) -> None:
+    """A link is not followed."""
     folder.mkdir(mode=0o700)
     match what:
         case "link":
@@ -117,10 +115,9 @@ def test_only_a_plain_file_will_do(folder: Path, tmp_path: Path, what: str) -> N
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_in_place_of_the_folder_is_said(
+def test_file_in_place_of_the_folder_is_reported(
     open_journal: Callable[..., Journal], folder: Path
 ) -> None:
-    """A home that is no folder is a trouble, not a crash."""
     folder.write_text("not a folder")
     journal = open_journal()
     added(journal)
@@ -175,10 +172,10 @@ def test_a_platform_without_a_list_of_mounts_has_no_network_folders(
 
 
 @pytest.mark.parametrize(("network", "mode_"), [(True, "delete"), (False, "wal")])
-def test_a_network_folder_gets_a_rollback_journal(
+def test_network_folder_gets_a_rollback_journal(
     open_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, network: bool, mode_: str
 ) -> None:
-    """There the write-ahead log would lose data; everything else works the same."""
+    """A write-ahead log would lose data there."""
     monkeypatch.setattr("nbcodex.journal.schema.paths.on_network", lambda _: network)
     journal = open_journal()
     asked = added(journal, status="done", text="kept")

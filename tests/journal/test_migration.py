@@ -21,7 +21,7 @@ from nbcodex.journal.schema import APPLICATION_ID
 from nbcodex.models import Image, Origin, Reply, Request, StreamPosition, TurnPosition
 from nbcodex.settings import JOURNAL_FILENAME
 
-from .conftest import HandClock, added, run
+from .conftest import ManualClock, added, run
 
 Open = Callable[..., Journal]
 NOTEBOOK = "/lessons/one.ipynb"
@@ -30,7 +30,7 @@ BASE_URL = "https://api.openai.com/v1"
 
 
 @pytest.fixture
-def journal(folder: Path, clock: HandClock, open_journal: Open) -> Journal:
+def journal(folder: Path, clock: ManualClock, open_journal: Open) -> Journal:
     """A journal on the old file, a minute after its last kernel was killed."""
     folder.mkdir(mode=0o700)
     written = Path(__file__).with_name("journal-0.1.0.sqlite3.gz").read_bytes()

@@ -16,7 +16,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import Heartbeat, Owner, is_provably_dead, is_silent, read_process
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 
-from .conftest import HandClock, added, fall_silent, output, request, run
+from .conftest import ManualClock, added, output, request, run, stop_heartbeats
 
 Open = Callable[..., Journal]
 HERE = Owner(id=1, host="h", boot="b", space="s", pid=100, start=5000)
@@ -40,21 +40,20 @@ OTHER = replace(HERE, id=2, pid=200, start=6000)
         pytest.param(replace(OTHER, start=0), None, False, id="an unknown start"),
     ],
 )
-def test_death_is_proven_only_on_the_same_machine(
+def test_process_is_provably_dead_only_on_the_same_machine(
     owner: Owner, seen: tuple[str, int] | None, dead: bool
 ) -> None:
     """A missing or different process is proof only where pids mean the same."""
     assert is_provably_dead(owner, here=HERE, read=lambda _: seen) is dead
 
 
-def test_nothing_is_proven_where_we_know_nothing_of_ourselves() -> None:
-    """Two processes on a platform that tells nothing look alike; that is no proof."""
+def test_nothing_is_proven_on_a_platform_without_process_identity() -> None:
     unknown = replace(HERE, boot="", space="")
     assert not is_provably_dead(replace(unknown, pid=200), here=unknown, read=lambda _: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_real_process_is_seen_to_die() -> None:
+def test_real_process_is_dead_once_killed_even_as_a_zombie() -> None:
     """Alive, dead but unburied, buried: what /proc says of a child of ours."""
     process = subprocess.Popen(["sleep", "60"])
     seen = read_process(process.pid)
@@ -69,31 +68,31 @@ def test_a_real_process_is_seen_to_die() -> None:
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 86_400.0 * 365])
-def test_a_wall_clock_that_jumps_neither_kills_nor_saves_on_one_boot(
-    clock: HandClock, jump: float
+def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
+    clock: ManualClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    beat = Heartbeat(at=clock.wall(), now=clock.now())
+    last = Heartbeat(at=clock.wall(), now=clock.now())
     clock.epoch += jump
-    assert not is_silent(OTHER, beat, here=HERE, clock=clock)
+    assert not is_silent(OTHER, last, here=HERE, clock=clock)
     clock.boot += 61
-    assert is_silent(OTHER, beat, here=HERE, clock=clock)
+    assert is_silent(OTHER, last, here=HERE, clock=clock)
 
 
-def test_between_hosts_the_wall_clock_counts(clock: HandClock) -> None:
-    """60 s without a beat; a beat from the future is a sign of life."""
-    far, beat = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), now=99.0)
+def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
+    """A heartbeat from the future is a sign of life."""
+    far, last = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), now=99.0)
     clock.epoch += 60
-    assert not is_silent(far, beat, here=HERE, clock=clock)
+    assert not is_silent(far, last, here=HERE, clock=clock)
     clock.epoch += 1
-    assert is_silent(far, beat, here=HERE, clock=clock)
+    assert is_silent(far, last, here=HERE, clock=clock)
     clock.epoch -= 3600
-    assert not is_silent(far, beat, here=HERE, clock=clock)
+    assert not is_silent(far, last, here=HERE, clock=clock)
 
 
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])
-def test_an_entry_whose_owner_falls_silent_is_abandoned(
-    journal: Journal, open_journal: Open, clock: HandClock, step: str
+def test_entry_without_heartbeat_is_abandoned_after_a_minute(
+    journal: Journal, open_journal: Open, clock: ManualClock, step: str
 ) -> None:
     """After 60 s without a heartbeat another kernel sees it as abandoned, and may claim it."""
     asked = added(journal, notebook="a")
@@ -104,62 +103,57 @@ def test_an_entry_whose_owner_falls_silent_is_abandoned(
     other = open_journal()
     assert not other.find_entry(asked.id).abandoned
     assert not run(other.claim(asked.id))
-    fall_silent(journal)
-    clock.pass_(61)
+    stop_heartbeats(journal)
+    clock.advance(61)
     assert other.find_entry(asked.id).abandoned
     assert [entry.id for entry in other.resumable_entries(notebook="a")] == [asked.id]
     assert run(other.claim(asked.id))
     assert other.find_entry(asked.id).status == "running"
 
 
-def test_a_heart_beats_while_something_is_under_way(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_heartbeats_continue_while_an_entry_is_active(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
     """Whatever the journal is asked to do, every 10 s it says that it lives."""
     asked, other = added(journal), open_journal()
     for _ in range(20):
-        clock.pass_(11)
+        clock.advance(11)
         journal.read_totals()
         assert not other.find_entry(asked.id).abandoned
 
 
-def test_an_idle_heart_rests(journal: Journal) -> None:
-    """With nothing under way the thread sleeps without an end, and the disk is left alone."""
+def test_no_heartbeat_is_scheduled_without_active_entries(journal: Journal) -> None:
+    """The thread then sleeps without an end, and does not touch the disk."""
     asked = added(journal)
     assert journal._maintenance.due_in() is not None
     run(journal.finish(asked.id, Reply(id=asked.id)))
     assert journal._maintenance.due_in() is None
 
 
-def test_a_sleeping_laptop_does_not_lose_its_own_entries(
-    journal: Journal, clock: HandClock
-) -> None:
-    """Its own entries are under way, however long the machine slept."""
+def test_own_entries_are_not_abandoned_after_sleep(journal: Journal, clock: ManualClock) -> None:
     asked = added(journal)
-    clock.pass_(8 * 3600)
+    clock.advance(8 * 3600)
     assert not journal.find_entry(asked.id).abandoned
     assert journal.resumable_entries() == []
 
 
-def test_a_kernel_that_ended_leaves_its_entries_at_once(
+def test_closing_a_journal_abandons_its_entries_at_once(
     journal: Journal, open_journal: Open
 ) -> None:
-    """`close` says so: nobody waits 60 s for a kernel that was shut down."""
     asked = added(journal)
     journal.close()
     assert open_journal().find_entry(asked.id).abandoned
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_kernel_is_known_to_be_dead_at_once(
+def test_entries_of_a_killed_kernel_are_abandoned_at_once(
     open_journal: Open, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """SIGKILL gives no time to say anything; the next kernel sees it all the same."""
     process = child("""
         journal, asked = Journal(folder), Request(prompt="p")
         asyncio.run(journal.insert(asked))
         asyncio.run(journal.start_attempt(asked.id, 1))
-        say(asked.id)
+        report(asked.id)
         time.sleep(60)
     """)
     assert process.stdout
@@ -181,10 +175,9 @@ def test_a_killed_kernel_is_known_to_be_dead_at_once(
         (["start_attempt", "record_wait"], False),
     ],
 )
-def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
+def test_only_an_attempt_without_response_id_is_possibly_paid(
     journal: Journal, open_journal: Open, steps: list[str], possibly: bool
 ) -> None:
-    """Sent, and no word of the server kept: only then nobody can tell."""
     asked = added(journal)
     arguments: dict[str, tuple[Any, ...]] = {"start_attempt": (1,), "set_response_id": ("resp",)}
     for step in steps:
@@ -194,7 +187,7 @@ def test_the_gap_in_which_an_attempt_may_have_been_paid_is_known(
 
 
 @pytest.mark.parametrize("then", ["waiting", "running", "parked"])
-def test_a_doubt_outlives_what_comes_after_it(
+def test_possibly_paid_note_survives_later_attempts(
     journal: Journal, open_journal: Open, then: str
 ) -> None:
     """What was sent in vain stays in doubt, also when the next attempt's answer has a name."""
@@ -223,29 +216,28 @@ def test_a_doubt_outlives_what_comes_after_it(
         (None, False),
     ],
 )
-def test_what_can_be_claimed(
+def test_claim_succeeds_only_for_resumable_statuses(
     journal: Journal, open_journal: Open, status: str | None, granted: bool
 ) -> None:
-    """What is parked, interrupted or failed; not what is done, cancelled or under way."""
     asked = added(journal, status=status)
     assert run(open_journal().claim(asked.id)) is granted
 
 
-def test_a_claimed_entry_is_claimed_once(journal: Journal, open_journal: Open) -> None:
-    """The second one gets nothing, and so does whoever asks for what is not there."""
+def test_second_claim_fails(journal: Journal, open_journal: Open) -> None:
+    """So does the claim of an entry that does not exist."""
     asked = added(journal, status="parked")
     assert run(open_journal().claim(asked.id))
     assert not run(open_journal().claim(asked.id))
     assert not run(open_journal().claim("ffffffff"))
 
 
-def test_a_former_owner_writes_no_more(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_former_owner_can_write_only_an_answer(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
     """A kernel that was taken for dead and wakes up disturbs nothing; only its answer counts."""
     asked, other = added(journal), open_journal()
-    fall_silent(journal)
-    clock.pass_(61)
+    stop_heartbeats(journal)
+    clock.advance(61)
     assert run(other.claim(asked.id))
     run(
         journal.start_attempt(asked.id, 9),
@@ -258,13 +250,13 @@ def test_a_former_owner_writes_no_more(
     assert other.find_entry(asked.id).reply.text == "paid for"
 
 
-def test_an_answer_is_not_replaced_by_a_former_owner(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_late_answer_does_not_replace_an_answer(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
     """Where there is an answer, a late one changes nothing."""
     asked, other = added(journal), open_journal()
-    fall_silent(journal)
-    clock.pass_(61)
+    stop_heartbeats(journal)
+    clock.advance(61)
     assert run(other.claim(asked.id))
     run(other.finish(asked.id, Reply(id=asked.id, text="first")))
     run(journal.finish(asked.id, Reply(id=asked.id, text="late")))
@@ -272,7 +264,7 @@ def test_an_answer_is_not_replaced_by_a_former_owner(
 
 
 @pytest.mark.slow
-def test_of_many_kernels_one_gets_the_entry(
+def test_exactly_one_of_many_kernels_claims_an_entry(
     open_journal: Open, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """In 200 rounds three processes claim the same entry at once: each time exactly one wins."""
@@ -282,7 +274,7 @@ def test_of_many_kernels_one_gets_the_entry(
         journal = Journal(folder)
         async def main():
             for line in sys.stdin:
-                say(int(await journal.claim(line.strip())))
+                report(int(await journal.claim(line.strip())))
             assert journal.problem is None, journal.problem
         asyncio.run(main())
     """
@@ -300,7 +292,7 @@ def test_of_many_kernels_one_gets_the_entry(
         output(kernel)
 
 
-def test_request_ids_need_no_owner_row(journal: Journal, open_journal: Open) -> None:
+def test_entry_with_unknown_owner_is_abandoned(journal: Journal, open_journal: Open) -> None:
     """An entry whose owner is unknown to the file is abandoned, not lost."""
     asked = request()
     run(journal.insert(asked))

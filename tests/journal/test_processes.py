@@ -21,26 +21,26 @@ Open = Callable[..., Journal]
 Child = Callable[..., subprocess.Popen[str]]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 
-LIVES = """
+WRITES_UNTIL_KILLED = """
     journal, n = Journal(folder), 0
-    say("ready")
+    report("ready")
     async def main():
         global n
         while True:
             n += 1
             asked = Request(prompt=f"prompt {n}")
             await journal.insert(asked)
-            say("added", asked.id)
+            report("added", asked.id)
             await journal.start_attempt(asked.id, 1)
             await journal.update_text(asked.id, f"half {n}")
             await journal.set_response_id(asked.id, "resp")
-            say("kept", asked.id, n)
+            report("kept", asked.id, n)
             await journal.finish(asked.id, Reply(id=asked.id, text=f"whole {n}"))
-            say("done", asked.id, n)
+            report("done", asked.id, n)
     asyncio.run(main())
 """
 
-CROWD = """
+WRITES_FOR_A_WHILE = """
     journal, until = Journal(folder), time.monotonic() + float(sys.argv[2])
     async def one(n):
         asked = Request(prompt="p" * 500, origin=Origin(notebook=str(os.getpid())))
@@ -57,24 +57,24 @@ CROWD = """
         return n
     n = asyncio.run(main())
     assert journal.problem is None, journal.problem
-    say(n)
+    report(n)
 """
 
 
 def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
     """Kill a writer `rounds` times, and hold the journal to every word that it had given."""
-    dice, told = random.Random(), []
+    dice, reported = random.Random(), []
     for _ in range(rounds):
-        process = child(LIVES)
+        process = child(WRITES_UNTIL_KILLED)
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         time.sleep(dice.uniform(0.0, 0.15))
         process.send_signal(signal.SIGKILL)
-        told += [line.split() for line in process.stdout.read().splitlines() if line]
+        reported += [line.split() for line in process.stdout.read().splitlines() if line]
     journal = open_journal(clock=None)
     entries = {entry.id: entry for entry in journal.recent_entries(1_000_000)}
-    for said, id_, *n in told:
-        match said:
+    for event, id_, *n in reported:
+        match event:
             case "added":
                 assert id_ in entries
             case "kept":
@@ -84,25 +84,25 @@ def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
     assert all(entry.resumable or entry.reply for entry in entries.values())
     assert len([entry for entry in entries.values() if entry.resumable]) <= rounds
     assert journal.problem is None
-    assert len(told) > rounds, "they were killed before they said anything"
+    assert len(reported) > rounds, "they were killed before they event anything"
 
 
 @posix
-def test_sigkill_loses_nothing_that_was_committed(child: Child, open_journal: Open) -> None:
+def test_sigkill_loses_no_committed_write(child: Child, open_journal: Open) -> None:
     """Killed at any moment: what `add`, `keep` and `finish` had promised is there."""
     kill_at_random(child, open_journal, rounds=8)
 
 
 @posix
 @pytest.mark.benchmark
-def test_sigkill_loses_nothing_200_times(child: Child, open_journal: Open) -> None:
+def test_sigkill_loses_no_committed_write_200_times(child: Child, open_journal: Open) -> None:
     """The same, 200 times."""
     kill_at_random(child, open_journal, rounds=200)
 
 
 def crowd(child: Child, open_journal: Open, *, seconds: float) -> None:
     """Let 20 processes write to a new file at once, and count what they wrote."""
-    writers = [child(CROWD, str(seconds)) for _ in range(20)]
+    writers = [child(WRITES_FOR_A_WHILE, str(seconds)) for _ in range(20)]
     written = sum(int(output(writer)[0]) for writer in writers)
     journal = open_journal(clock=None)
     assert journal.read_totals().requests == journal.read_totals().answers == written
@@ -113,7 +113,7 @@ def crowd(child: Child, open_journal: Open, *, seconds: float) -> None:
 
 
 def test_twenty_kernels_write_at_once(child: Child, open_journal: Open) -> None:
-    """Nobody hears of a lock, and nothing is lost; all of them make the file at the same time."""
+    """No kernel fails because of a lock, and no entry is lost."""
     crowd(child, open_journal, seconds=2.0)
 
 
@@ -124,7 +124,7 @@ def test_twenty_kernels_write_for_a_minute(child: Child, open_journal: Open) -> 
 
 
 @posix
-def test_a_forked_child_begins_anew(child: Child, open_journal: Open) -> None:
+def test_forked_child_opens_its_own_connection(child: Child, open_journal: Open) -> None:
     """A child writes through a connection of its own, as an owner of its own; both go on."""
     process = child("""
         journal = Journal(folder)
@@ -141,7 +141,7 @@ def test_a_forked_child_begins_anew(child: Child, open_journal: Open) -> None:
         assert journal.problem is None
         entries = {e.request.prompt: e.abandoned for e in journal.recent_entries()}
         assert entries == {"a": False, "b": True, "c": False}, entries
-        say("fine")
+        report("fine")
     """)
     assert output(process) == ["fine"]
     assert [entry.request.prompt for entry in open_journal(clock=None).recent_entries()] == [
@@ -152,7 +152,7 @@ def test_a_forked_child_begins_anew(child: Child, open_journal: Open) -> None:
 
 
 @posix
-def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
+def test_child_forked_during_writes_leaves_locks_and_log_alone(
     child: Child, open_journal: Open
 ) -> None:
     """Children that end in every way while the parent writes leave its locks and its log alone."""
@@ -179,7 +179,7 @@ def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
         stop.set()
         thread.join()
         assert journal.problem is None
-        say(n)
+        report(n)
     """)
     written = int(output(process)[0])
     journal = open_journal(clock=None)
@@ -191,17 +191,17 @@ def test_a_child_forked_in_the_midst_of_writing_harms_nothing(
 
 
 @pytest.mark.parametrize("folder_", ["folder", "None"])
-def test_a_process_ends_without_a_word(child: Child, folder_: str) -> None:
-    """A journal that nobody closed leaves no warning, no waiting thread, and no log behind."""
+def test_process_with_a_journal_ends_silently(child: Child, folder_: str) -> None:
+    """A journal that was not closed leaves no warning, no waiting thread, and no log behind."""
     process = child(f"""
         journal = Journal({folder_})
         asyncio.run(journal.insert(Request(prompt="p")))
-        say("added")
+        report("added")
     """)
     assert output(process) == ["added"]
 
 
-def test_the_last_word_at_exit_is_kept(child: Child, open_journal: Open) -> None:
+def test_write_during_exit_is_committed(child: Child, open_journal: Open) -> None:
     """What is in the queue when the interpreter ends is written before it does."""
     process = child("""
         journal = Journal(folder)

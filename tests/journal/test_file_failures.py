@@ -1,4 +1,4 @@
-"""Files that fail: what is said, and that prompts go on."""
+"""Files that fail: what is reported, and that requests go on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate, wait_for
 from nbcodex.models import Origin, Reply
 from nbcodex.settings import JOURNAL_FILENAME
 
-from .conftest import HandClock, added, fall_silent, request, run
+from .conftest import ManualClock, added, request, run, stop_heartbeats
 
 Open = Callable[..., Journal]
 CONSEQUENCE = "in memory only"
@@ -29,7 +29,7 @@ CONSEQUENCE = "in memory only"
 
 @pytest.fixture
 def disk(folder: Path) -> Iterator[Callable[..., None]]:
-    """Put the journal's folder on a file system of 1 MB; return what mounts it anew."""
+    """Put the journal's folder on a file system of 1 MB; return a function that remounts it."""
     folder.mkdir(mode=0o700)
     mount = shutil.which("mount")
     options = "size=1m,mode=0700"
@@ -48,8 +48,8 @@ def disk(folder: Path) -> Iterator[Callable[..., None]]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def live(journal: Journal) -> list[str]:
-    """Take a request through its whole life, and another to a park; return their ids."""
+def run_requests(journal: Journal) -> list[str]:
+    """Run a request to its answer, and park and claim another; return their ids."""
     first, second = request(origin=Origin(notebook="a")), request()
     key = equality_key(first, base_url="https://a/v1")
     run(
@@ -72,8 +72,8 @@ def live(journal: Journal) -> list[str]:
 
 
 def works(journal: Journal) -> bool:
-    """Return whether a whole life leaves behind what it should."""
-    answered, running = live(journal)
+    """Return whether both requests are stored as they should be."""
+    answered, running = run_requests(journal)
     return (journal.find_entry(answered).reply.text, journal.find_entry(running).status) == (
         "whole",
         "running",
@@ -89,10 +89,10 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_stops_nothing_and_nothing_is_lost(
-    disk: Any, folder: Path, journal: Journal, open_journal: Open, clock: HandClock
+def test_full_disk_stops_no_request_and_loses_no_entry(
+    disk: Any, folder: Path, journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """On a real full disk prompts go on in memory; with room again all of it is in the file."""
+    """Requests go on in memory; with room again all of them are in the file."""
     before = added(journal, notebook="a")
     run(journal.start_attempt(before.id, 1), journal.update_text(before.id, "half"))
     filler = fill(folder)
@@ -107,7 +107,7 @@ def test_a_full_disk_stops_nothing_and_nothing_is_lost(
     with pytest.raises(EntryError, match="is full"):
         run(journal.delete())
     filler.unlink()
-    clock.pass_(61)
+    clock.advance(61)
     assert works(journal)
     assert journal.problem is None
     journal.close()
@@ -117,8 +117,10 @@ def test_a_full_disk_stops_nothing_and_nothing_is_lost(
     assert later.read_totals().requests == len(later.recent_entries(1000))
 
 
-def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journal: Open) -> None:
-    """Where not even the tables fit, memory serves; closing the kernel tries once more."""
+def test_disk_full_from_the_start_is_used_at_the_end(
+    disk: Any, folder: Path, open_journal: Open
+) -> None:
+    """Not even the tables fit, so memory is used; closing the journal tries the file once more."""
     filler = fill(folder)
     journal = open_journal()
     assert works(journal)
@@ -131,7 +133,9 @@ def test_a_disk_that_was_full_from_the_start(disk: Any, folder: Path, open_journ
     assert later.problem is None
 
 
-def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None:
+def test_database_that_cannot_grow_falls_back_to_memory(
+    journal: Journal, clock: ManualClock
+) -> None:
     """The same without root: a limit of pages stands in for the full disk."""
     added(journal)
     journal._worker.call(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
@@ -139,15 +143,17 @@ def test_a_database_that_cannot_grow(journal: Journal, clock: HandClock) -> None
         added(journal, status="parked", text="x" * 1000)
     assert "is full" in (journal.problem or "")
     assert len(journal.recent_entries(1000)) == 201
-    clock.pass_(61)
+    clock.advance(61)
     added(journal)
     assert journal.problem is None
     assert len(journal.recent_entries(1000)) == 202
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_read_only_folder(disk: Any, journal: Journal, open_journal: Open, exists: bool) -> None:
-    """On a real read-only file system prompts work, and the trouble says why nothing stays."""
+def test_read_only_folder_falls_back_to_memory(
+    disk: Any, journal: Journal, open_journal: Open, exists: bool
+) -> None:
+    """On a real read-only file system."""
     if exists:
         added(journal)
         journal.close()
@@ -158,7 +164,9 @@ def test_a_read_only_folder(disk: Any, journal: Journal, open_journal: Open, exi
     assert "read" in (later.problem or "").lower()
 
 
-def test_a_file_system_that_turns_read_only(disk: Any, journal: Journal, clock: HandClock) -> None:
+def test_file_system_that_turns_read_only_is_used_again_later(
+    disk: Any, journal: Journal, clock: ManualClock
+) -> None:
     """As a disk with errors does in mid-life; and back."""
     asked = added(journal)
     journal.close()
@@ -169,7 +177,7 @@ def test_a_file_system_that_turns_read_only(disk: Any, journal: Journal, clock: 
     assert works(journal)
     assert journal.problem
     disk("rw")
-    clock.pass_(61)
+    clock.advance(61)
     assert works(journal)
     assert journal.problem is None
     assert journal.find_entry(asked.id).abandoned
@@ -185,8 +193,9 @@ def written(journal: Journal, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("left", [0.02, 0.3, 0.5, 0.9, 0.999])
-def test_a_truncated_file(written: Path, open_journal: Open, left: float) -> None:
-    """A file that lost its end is reported and left as it is; prompts go on."""
+def test_truncated_file_is_reported_as_damaged(
+    written: Path, open_journal: Open, left: float
+) -> None:
     content = written.read_bytes()
     written.write_bytes(content[: int(len(content) * left)])
     journal = open_journal()
@@ -196,8 +205,8 @@ def test_a_truncated_file(written: Path, open_journal: Open, left: float) -> Non
     assert "move it away" in (journal.problem or "")
 
 
-def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
-    """What a power failure may leave of a file is reported as damage."""
+def test_file_of_zeros_is_reported(written: Path, open_journal: Open) -> None:
+    """A power failure may leave such a file."""
     written.write_bytes(bytes(len(written.read_bytes())))
     journal = open_journal()
     assert works(journal)
@@ -205,9 +214,9 @@ def test_a_file_of_zeros(written: Path, open_journal: Open) -> None:
 
 
 @pytest.mark.slow
-def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
-    """Wherever a bit is wrong: a request lives its whole life, in the file or in memory."""
-    content, dice, troubles = written.read_bytes(), random.Random(7), 0
+def test_flipped_bits_do_not_raise(written: Path, open_journal: Open) -> None:
+    """Wherever a bit is wrong, a request runs to its end, in the file or in memory."""
+    content, dice, problems = written.read_bytes(), random.Random(7), 0
     for _ in range(120):
         damaged = bytearray(content)
         for _ in range(dice.choice([1, 1, 20])):
@@ -218,15 +227,14 @@ def test_flipped_bits_raise_nothing(written: Path, open_journal: Open) -> None:
         written.write_bytes(damaged)
         written.chmod(0o600)
         journal = open_journal()
-        live(journal)
+        run_requests(journal)
         assert works(journal) or journal.problem
-        troubles += journal.problem is not None
+        problems += journal.problem is not None
         journal.close()
-    assert troubles, "nothing was damaged at all"
+    assert problems, "nothing was damaged at all"
 
 
-def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
-    """The file is overwritten under an open journal: what is under way is known all the same."""
+def test_file_overwritten_while_open_loses_no_active_entry(journal: Journal, folder: Path) -> None:
     asked = added(journal, notebook="a", variable="answer")
     run(journal.start_attempt(asked.id, 1))
     journal._worker.call(lambda c: c.execute("PRAGMA cache_size = 0").fetchall(), default=None)
@@ -248,8 +256,8 @@ def test_damage_met_in_mid_life(journal: Journal, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["request", "reply"])
-def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None:
-    """A row that cannot be read is left out of lists, and said when it is asked for by id."""
+def test_damaged_row_does_not_hide_others(journal: Journal, column: str) -> None:
+    """It is left out of lists, and finding it by id says that it is damaged."""
     key = equality_key(request(), base_url="https://a/v1")
     bad = added(journal, status="done", key=key)
     good = added(journal, status="done")
@@ -277,8 +285,8 @@ def test_a_damaged_row_hides_nothing_else(journal: Journal, column: str) -> None
             journal.find_entry(bad.id)
 
 
-def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) -> None:
-    """It is left alone, byte by byte, and the message says to update."""
+def test_file_of_a_newer_version_is_left_alone(written: Path, open_journal: Open) -> None:
+    """The message says to update."""
     with closing(sqlite3.connect(written)) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + len(MIGRATIONS) + 1}")
     content = written.read_bytes()
@@ -289,8 +297,7 @@ def test_a_file_that_a_newer_nbcodex_wrote(written: Path, open_journal: Open) ->
     assert written.read_bytes() == content
 
 
-def test_a_file_of_another_program(folder: Path, open_journal: Open) -> None:
-    """A database that is not ours is not written to."""
+def test_file_of_another_program_is_left_alone(folder: Path, open_journal: Open) -> None:
     folder.mkdir(mode=0o700)
     with closing(sqlite3.connect(folder / JOURNAL_FILENAME)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
@@ -303,10 +310,9 @@ def test_a_file_of_another_program(folder: Path, open_journal: Open) -> None:
 
 
 @pytest.mark.parametrize("when", ["from the start", "in mid-life"])
-def test_a_file_that_stays_locked(
-    written: Path, open_journal: Open, clock: HandClock, when: str
+def test_locked_file_delays_a_request_and_stops_none(
+    written: Path, open_journal: Open, clock: ManualClock, when: str
 ) -> None:
-    """Somebody's open transaction delays a prompt, and stops none; later all is brought back."""
     journal = open_journal(patience=0.05)
     if when == "in mid-life":
         journal.read_totals()
@@ -317,7 +323,7 @@ def test_a_file_that_stays_locked(
         assert works(journal)
         assert "locked" in (journal.problem or "")
         other.execute("ROLLBACK")
-    clock.pass_(61)
+    clock.advance(61)
     assert works(journal)
     assert journal.problem is None
     journal.close()
@@ -325,10 +331,10 @@ def test_a_file_that_stays_locked(
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
-def test_a_file_that_is_deleted_under_us(
+def test_writes_after_a_deletion_go_to_a_new_file(
     journal: Journal, open_journal: Open, folder: Path, whole_folder: bool
 ) -> None:
-    """What comes after the deletion is written to a new file, not to one that nobody can open."""
+    """Not to the old one, which no other process can open."""
     asked = added(journal)
     if whole_folder:
         shutil.rmtree(folder)
@@ -340,17 +346,16 @@ def test_a_file_that_is_deleted_under_us(
     assert open_journal().find_entry(asked.id).reply.text == "kept"
 
 
-def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_entry_claimed_during_an_outage_stays_with_its_new_owner(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """While our file failed, our silence let another kernel take over: that is respected."""
     asked = added(journal)
     journal._worker.call(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
     while not journal.problem:
         added(journal, status="parked", text="x" * 9000)
     other = open_journal()
-    fall_silent(journal)
-    clock.pass_(61)
+    stop_heartbeats(journal)
+    clock.advance(61)
     assert run(other.claim(asked.id))
     run(journal.update_text(asked.id, "ours"))
     assert journal.find_entry(asked.id).reply.text == ""
@@ -359,8 +364,8 @@ def test_an_entry_that_another_kernel_took_meanwhile_stays_theirs(
     assert (theirs.status, theirs.reply.text) == ("running", "")
 
 
-def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> None:
-    """Else what is under way here would seem abandoned to another kernel."""
+def test_rolled_back_heartbeat_is_written_again(journal: Journal) -> None:
+    """Otherwise active entries would seem abandoned to another kernel."""
 
     def fail(_: sqlite3.Connection) -> None:
         raise ValueError("this job alone is to blame")
@@ -369,14 +374,13 @@ def test_a_heartbeat_that_was_rolled_back_is_given_again(journal: Journal) -> No
         await asyncio.gather(journal.insert(request()), journal._worker.run(fail, default=None))
 
     asyncio.run(together())
-    beats = journal._worker.call(
+    owners = journal._worker.call(
         lambda c: c.execute("SELECT count(*) FROM owners").fetchone()[0], default=0
     )
-    assert beats == 1
+    assert owners == 1
 
 
-def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:
-    """Bytes that are no UTF-8 cost some characters, not the entry."""
+def test_text_that_is_not_utf8_is_read_with_replacements(journal: Journal) -> None:
     asked = added(journal, status="done")
     journal._worker.call(
         lambda c: [c.execute("UPDATE entries SET text = CAST(x'61ff62' AS TEXT)")], default=None
@@ -388,8 +392,8 @@ def test_text_that_is_no_text_is_read_all_the_same(journal: Journal) -> None:
 @pytest.mark.parametrize(
     ("code", "patience", "tries"), [("BUSY", 5.0, 3), ("BUSY", 0.0, 1), ("FULL", 5.0, 1)]
 )
-def test_only_a_lock_is_waited_for(code: str, patience: float, tries: int) -> None:
-    """A locked file is tried again until patience ends; what no waiting mends is said at once."""
+def test_only_locks_are_retried(code: str, patience: float, tries: int) -> None:
+    """Until the patience ends; other errors are raised at once."""
     calls = []
 
     def step() -> str:
@@ -405,8 +409,8 @@ def test_only_a_lock_is_waited_for(code: str, patience: float, tries: int) -> No
     assert len(calls) == tries
 
 
-def test_two_that_make_the_file_at_once_do_not_take_it_for_anothers(tmp_path: Path) -> None:
-    """Whoever looks at a new file while another process fills it, sees one state of it."""
+def test_two_processes_can_create_the_file_at_once(tmp_path: Path) -> None:
+    """A process that reads a new file while another one fills it sees one state of it."""
     connections = [sqlite3.connect(tmp_path / "new", isolation_level=None) for _ in range(2)]
     with closing(connections[0]) as ours, closing(connections[1]) as theirs:
         ours.execute("PRAGMA journal_mode = WAL")

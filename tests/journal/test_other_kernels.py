@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.reads import OTHER_KERNELS_QUERY, OtherKernels
-from tests.journal.conftest import HandClock, added, fall_silent, run
+from tests.journal.conftest import ManualClock, added, run, stop_heartbeats
 
 Open = Callable[..., Journal]
 
 
-def test_others_requests_are_counted(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_requests_of_other_kernels_are_counted(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """Those under way in other kernels; neither our own, nor what is parked or has ended."""
+    """Neither our own, nor those that are parked or have ended."""
     other = open_journal()
     added(journal)
     for status in ("done", "parked", "failed"):
@@ -28,18 +28,17 @@ def test_others_requests_are_counted(
     )
 
 
-def test_kernels_that_are_gone_do_not_count(
-    journal: Journal, open_journal: Open, clock: HandClock
+def test_requests_of_dead_kernels_are_not_counted(
+    journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """What a dead kernel left is abandoned, and not under way."""
     other = open_journal()
     added(other)
-    fall_silent(other)
-    clock.pass_(61)
+    stop_heartbeats(other)
+    clock.advance(61)
     assert journal.other_kernels() == OtherKernels()
 
 
-def test_nothing_is_scanned(journal: Journal) -> None:
+def test_counting_other_kernels_uses_the_index_of_open_entries(journal: Journal) -> None:
     """The look goes by the index of what is open, however long the journal is."""
     plan = journal._worker.call(
         lambda connection: connection.execute(
@@ -47,6 +46,6 @@ def test_nothing_is_scanned(journal: Journal) -> None:
         ).fetchall(),
         default=[],
     )
-    told = [row[3] for row in plan]
-    assert any("USING INDEX entries_open" in line for line in told), told
-    assert not [line for line in told if line.startswith("SCAN") and "INDEX" not in line]
+    steps = [row[3] for row in plan]
+    assert any("USING INDEX entries_open" in line for line in steps), steps
+    assert not [line for line in steps if line.startswith("SCAN") and "INDEX" not in line]

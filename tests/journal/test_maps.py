@@ -33,7 +33,7 @@ def add(journal: Journal, request: Request, status: str | None = None) -> None:
         run(journal.finish(request.id, Reply(id=request.id, status=status)))  # type: ignore[arg-type]
 
 
-def test_a_list_shows_a_map_once(journal: Journal) -> None:
+def test_list_shows_a_map_as_one_entry(journal: Journal) -> None:
     """A thousand rows do not push everything else out of the list of entries."""
     other = added(journal)
     for number in range(3):
@@ -41,8 +41,8 @@ def test_a_list_shows_a_map_once(journal: Journal) -> None:
     assert [entry.id for entry in journal.recent_entries(10)] == ["m1234-0", other.id]
 
 
-def test_rows_that_were_never_begun_are_parked(journal: Journal, open_journal: Open) -> None:
-    """What is shelved is found by the next kernel, parked, in order, and can be claimed."""
+def test_rows_that_never_started_are_parked(journal: Journal, open_journal: Open) -> None:
+    """The next kernel finds them in order, and can claim them."""
     add(journal, row(0), "done")
     journal.maps.insert_parked([(row(n), key(row(n))) for n in (2, 1)])
     journal.close()
@@ -55,7 +55,7 @@ def test_rows_that_were_never_begun_are_parked(journal: Journal, open_journal: O
     assert run(again.claim("m1234-1"))
 
 
-def test_a_map_is_counted(journal: Journal, open_journal: Open) -> None:
+def test_map_summary_counts_rows_by_status(journal: Journal, open_journal: Open) -> None:
     """Its rows are counted by status; those of a kernel that has gone are abandoned."""
     add(journal, row(0), "done")
     add(journal, row(1), "failed")
@@ -66,7 +66,7 @@ def test_a_map_is_counted(journal: Journal, open_journal: Open) -> None:
     assert (batch.rows, batch.unfinished) == (3, 1)
 
 
-def test_unfinished_maps_are_told_apart_from_requests(journal: Journal) -> None:
+def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
     """What is resumable one by one holds no rows; maps are asked for by notebook."""
     add(journal, row(0, "m1"), "parked")
     add(journal, row(0, "m2", "two.ipynb"), "parked")
@@ -76,7 +76,7 @@ def test_unfinished_maps_are_told_apart_from_requests(journal: Journal) -> None:
     assert [batch.id for batch in journal.maps.unfinished(notebook="two.ipynb")] == ["m2"]
 
 
-def test_a_map_is_found_by_the_beginning_of_its_id(journal: Journal) -> None:
+def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:
     """One that is meant is found, none is None, and several are an error that lists them."""
     add(journal, row(0, "m12"))
     add(journal, row(0, "m13"))
@@ -87,7 +87,7 @@ def test_a_map_is_found_by_the_beginning_of_its_id(journal: Journal) -> None:
         journal.maps.find_id("m1")
 
 
-def test_answered_rows_are_known_by_their_requests(journal: Journal) -> None:
+def test_answered_rows_are_found_by_key(journal: Journal) -> None:
     """Of many keys, those with an answer come back, however many are asked for."""
     add(journal, row(0), "done")
     add(journal, row(1), "failed")
@@ -95,14 +95,14 @@ def test_answered_rows_are_known_by_their_requests(journal: Journal) -> None:
     assert journal.maps.answered_keys(asked) == {asked[0]}
 
 
-def test_a_row_key_tells_equal_requests_apart() -> None:
+def test_row_key_distinguishes_equal_prompts() -> None:
     """Two rows that ask the same are different requests if their keys differ."""
     one, two = (Request(prompt="a joke", row=name) for name in ("1", "2"))
     assert key(one) != key(two)
     assert key(one) == key(Request(prompt="a joke", row="1"))
 
 
-def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
+def test_rows_survive_the_loss_of_the_file(journal: Journal, folder: Path) -> None:
     """What is kept in memory, because the file is gone, still belongs to its map."""
     add(journal, row(0))
     (folder / JOURNAL_FILENAME).unlink()
@@ -110,7 +110,7 @@ def test_rows_survive_a_file_that_fails(journal: Journal, folder: Path) -> None:
     assert [entry.id for entry in journal.maps.entries("m1234")] == ["m1234-0", "m1234-1"]
 
 
-def test_a_map_is_forgotten_as_one(journal: Journal) -> None:
+def test_deleting_a_map_deletes_its_rows_only(journal: Journal) -> None:
     """Its rows go, one of them by its own id or all by the map's; nothing else does."""
     other = added(journal)
     for number in range(3):

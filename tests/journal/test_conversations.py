@@ -1,4 +1,4 @@
-"""How conversations are kept: in older files, in damaged ones, and forgotten for good."""
+"""How conversations are stored: once per turn, in damaged files, and deleted for good."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nbcodex.settings import JOURNAL_FILENAME
 Open = Callable[..., Journal]
 
 
-def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> int:
-    """Ask and answer; return the entry's number."""
+def add_turn(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> int:
+    """Insert a prompt and its answer; return the entry's number."""
     request = Request(prompt=prompt, thread=thread, turns=turns, origin=Origin(notebook="n"))
 
     async def keep() -> None:
@@ -28,32 +28,29 @@ def said(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") -> i
     return journal.conversations.find_conversation("n", thread).candidates[-1].entry
 
 
-def test_a_turn_is_written_once(folder: Path, open_journal: Open) -> None:
-    """A long conversation is not kept anew with each turn."""
+def test_turn_is_stored_once(folder: Path, open_journal: Open) -> None:
     journal = open_journal()
     entries: list[int] = []
     for number in range(5):
         turns = journal.conversations.read_turns(entries)
-        entries.append(said(journal, f"unmistakable {number}", *turns))
+        entries.append(add_turn(journal, f"unmistakable {number}", *turns))
     journal.close()
     assert (folder / JOURNAL_FILENAME).read_bytes().count(b"unmistakable 0") == 1
 
 
-def test_turns_of_ones_own_are_kept_as_they_are(open_journal: Open) -> None:
-    """Turns that are no entries stay in the request."""
+def test_turns_without_entries_are_stored_in_full(open_journal: Open) -> None:
     journal = open_journal()
     own = Turn(prompt="a", answer="b")
-    said(journal, "c", own)
+    add_turn(journal, "c", own)
     entry = journal.recent_entries(1)[0]
     assert journal.find_entry(entry.id).request.turns == (own,)
 
 
 @pytest.mark.parametrize("column", ["request", "reply"])
 @pytest.mark.parametrize("text", ["{", "null", '{"__record__": "Reply", "id": "x"}', "[" * 9**5])
-def test_a_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) -> None:
-    """What cannot be read is no turn, and nothing raises."""
+def test_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) -> None:
     journal = open_journal()
-    bad, good = said(journal, "bad"), said(journal, "good")
+    bad, good = add_turn(journal, "bad"), add_turn(journal, "good")
     update = f"UPDATE entries SET {column} = ? WHERE seq = ?"
 
     def damage(connection: Any) -> None:
@@ -65,10 +62,9 @@ def test_a_damaged_turn_is_left_out(open_journal: Open, column: str, text: str) 
     assert "bad" not in prompts or column == "reply"
 
 
-def test_forgetting_all_forgets_the_chapters(open_journal: Open) -> None:
-    """Nothing tells that a notebook had a conversation."""
+def test_deleting_all_deletes_the_chapters(open_journal: Open) -> None:
     journal = open_journal()
-    said(journal, "a")
+    add_turn(journal, "a")
     assert journal.conversations.start_chapter("n", "main") > 0
     asyncio.run(journal.delete())
     assert journal.conversations.find_conversation("n", "main").chapter == 0

@@ -16,7 +16,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.models import Limit, Origin, Reply, StreamPosition, Usage, UsageTotals
 from nbcodex.runtime import sqlite_worker
 
-from .conftest import HandClock, added, request, run
+from .conftest import ManualClock, added, request, run
 
 Open = Callable[..., Journal]
 
@@ -33,8 +33,7 @@ FULL = Reply(
 )
 
 
-def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) -> None:
-    """What was asked comes back equal, field by field."""
+def test_inserted_request_is_pending_and_unchanged(journal: Journal) -> None:
     asked = request(
         "Bild: \u00fc \ud800 \x00 {x}",
         params={"tools": [{"a": 1}]},
@@ -48,21 +47,20 @@ def test_an_added_request_is_pending_with_all_that_was_said(journal: Journal) ->
     assert (entry.notebook, entry.cell, entry.variable) == ("a.ipynb", "c1", "answer")
 
 
-def test_a_request_can_be_added_as_it_is_sent(journal: Journal) -> None:
-    """With the attempt that is about to be sent, it is as if that had begun, in one commit."""
+def test_request_inserted_with_an_attempt_is_running(journal: Journal) -> None:
     asked = added(journal, attempt=1)
     entry = journal.find_entry(asked.id)
     assert (entry.status, entry.reply.attempts) == ("running", 1)
 
 
-def test_what_was_never_sent_counts_nowhere(journal: Journal) -> None:
-    """A request that was held and given up adds to no total, waits included."""
+def test_request_that_was_never_sent_is_not_counted(journal: Journal) -> None:
+    """Its waits are not counted either."""
     asked = added(journal)
     run(journal.finish(asked.id, Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
     assert journal.read_totals() == UsageTotals(requests=1)
 
 
-def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -> None:
+def test_answer_is_read_by_the_next_journal(journal: Journal, open_journal: Open) -> None:
     """Another process reads the reply with every figure."""
     asked = added(journal)
     run(journal.finish(asked.id, replace(FULL, id=asked.id)))
@@ -71,7 +69,7 @@ def test_the_answer_survives_the_journal(journal: Journal, open_journal: Open) -
 
 
 @pytest.mark.parametrize("status", ["parked", "interrupted", "cancelled", "failed"])
-def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: Any) -> None:
+def test_unsuccessful_endings_keep_text_figures_and_error(journal: Journal, status: Any) -> None:
     """An ending without an answer keeps the text so far, its figures, and why it ended."""
     asked = added(journal)
     reply = replace(FULL, id=asked.id, status=status)
@@ -81,7 +79,7 @@ def test_other_endings_keep_text_figures_and_reason(journal: Journal, status: An
     assert (entry.error, entry.resume_at) == ("TPM is used up", 1.8e9)
 
 
-def test_an_ending_without_a_word_leaves_the_text(journal: Journal) -> None:
+def test_ending_without_text_leaves_the_stored_text(journal: Journal) -> None:
     """Whoever resumes a request and is refused at once, takes no text from it."""
     asked = added(journal)
     run(journal.update_text(asked.id, "half an answer"))
@@ -91,7 +89,7 @@ def test_an_ending_without_a_word_leaves_the_text(journal: Journal) -> None:
     assert journal.find_entry(asked.id).reply.text == ""
 
 
-def test_attempts_and_waits_are_seen(journal: Journal) -> None:
+def test_attempts_and_waits_are_listed(journal: Journal) -> None:
     """`wait` says until when and what for; the next attempt ends the wait."""
     asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)
     run(journal.start_attempt(asked.id, 1), journal.record_wait(asked.id, 1.8e9, limit))
@@ -103,8 +101,8 @@ def test_attempts_and_waits_are_seen(journal: Journal) -> None:
     assert entry.reply.attempts == 2
 
 
-def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> None:
-    """A stream that breaks is taken up at the event at which the kept text ends."""
+def test_text_and_sequence_of_a_durable_answer_are_stored_together(journal: Journal) -> None:
+    """A stream that breaks is continued at the event at which the stored text ends."""
     asked = added(journal)
     run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
     run(
@@ -116,10 +114,10 @@ def test_text_and_position_of_a_durable_answer_go_together(journal: Journal) -> 
 
 
 @pytest.mark.parametrize(("picks_up", "mark"), [(True, StreamPosition("resp_1", 7)), (False, None)])
-def test_asking_anew_forgets_the_durable_answer(
+def test_new_attempt_clears_the_durable_response(
     journal: Journal, picks_up: bool, mark: StreamPosition | None
 ) -> None:
-    """An attempt that picks an answer up keeps its place; one that asks anew has none yet."""
+    """An attempt that continues a response keeps its id and position."""
     asked = added(journal)
     run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
     run(
@@ -129,8 +127,7 @@ def test_asking_anew_forgets_the_durable_answer(
     assert journal.find_entry(asked.id).stream_position == mark
 
 
-def test_hostile_figures_do_no_harm(journal: Journal) -> None:
-    """Numbers and text that no server should send are kept as far as they can be."""
+def test_implausible_figures_are_bounded(journal: Journal) -> None:
     asked = added(journal)
     usage = Usage(input_tokens=10**30, output_tokens=-5)
     reply = Reply(id=asked.id, text="\udfff", usage=usage, cost=float("nan"), waited=float("inf"))
@@ -145,8 +142,8 @@ def test_hostile_figures_do_no_harm(journal: Journal) -> None:
     assert journal.problem is None
 
 
-def test_what_cannot_be_kept_is_said_and_raises_nothing(journal: Journal) -> None:
-    """A request that is no JSON at all does not stop the engine, nor what is kept beside it."""
+def test_text_that_cannot_be_stored_is_reported_without_raising(journal: Journal) -> None:
+    """A request that cannot be encoded does not fail the writes beside it."""
     circular: dict[str, Any] = {}
     circular["self"] = circular
     bad, good = request(params=circular), request()
@@ -159,8 +156,8 @@ def test_what_cannot_be_kept_is_said_and_raises_nothing(journal: Journal) -> Non
     assert [entry.id for entry in journal.recent_entries()] == [good.id]
 
 
-def test_an_unknown_entry_is_no_error_for_the_engine(journal: Journal) -> None:
-    """What was forgotten in mid-life stays forgotten, and the engine goes on."""
+def test_writes_to_an_unknown_entry_do_not_raise(journal: Journal) -> None:
+    """An entry that is deleted while its request runs stays deleted."""
     asked = added(journal)
     assert run(journal.delete()) == 1
     run(
@@ -171,7 +168,7 @@ def test_an_unknown_entry_is_no_error_for_the_engine(journal: Journal) -> None:
     assert journal.problem is None
 
 
-def test_an_id_that_is_used_again_displaces_nothing(journal: Journal, open_journal: Open) -> None:
+def test_reused_id_renames_the_older_entry(journal: Journal, open_journal: Open) -> None:
     """Two requests that drew the same id are both kept, the newer one under it."""
     asked = added(journal, status="done", text="old")
     run(open_journal().insert(replace(asked, prompt="another")))
@@ -179,14 +176,13 @@ def test_an_id_that_is_used_again_displaces_nothing(journal: Journal, open_journ
     assert [entry.reply.text for entry in journal.recent_entries()] == ["", "old"]
 
 
-def test_adding_the_same_request_twice_changes_nothing(journal: Journal) -> None:
-    """`add` may be said again by its owner."""
+def test_inserting_a_request_twice_changes_nothing(journal: Journal) -> None:
     asked = added(journal)
     run(journal.start_attempt(asked.id, 1), journal.insert(asked))
     assert [entry.status for entry in journal.recent_entries()] == ["running"]
 
 
-def test_a_prefix_finds_and_an_ambiguous_one_lists(journal: Journal) -> None:
+def test_prefix_finds_an_entry_or_lists_the_candidates(journal: Journal) -> None:
     """Any unique start of an id will do; one that fits several names them; an exact id wins."""
     for id_ in ["3f2a0000", "3f2b0000", "3f2b0000-1"]:
         run(journal.insert(request(id=id_)))
@@ -199,9 +195,7 @@ def test_a_prefix_finds_and_an_ambiguous_one_lists(journal: Journal) -> None:
             journal.find_entry(nothing)
 
 
-def test_entries_are_newest_first_whatever_the_clock_did(
-    journal: Journal, clock: HandClock
-) -> None:
+def test_entries_are_newest_first_after_a_clock_jump(journal: Journal, clock: ManualClock) -> None:
     """A wall clock that goes back does not disturb the order."""
     first = added(journal, notebook="a")
     clock.epoch -= 3600
@@ -211,8 +205,7 @@ def test_entries_are_newest_first_whatever_the_clock_did(
     assert [entry.id for entry in journal.recent_entries(notebook="a")] == [first.id]
 
 
-def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> None:
-    """Neither what is answered nor what is under way asks to be resumed."""
+def test_resumable_entries_are_those_parked_here_or_everywhere(journal: Journal) -> None:
     here = added(journal, status="parked", notebook="a")
     there = added(journal, status="parked", notebook="b")
     added(journal, status="done", notebook="a")
@@ -221,12 +214,12 @@ def test_resumable_is_what_is_parked_here_or_everywhere(journal: Journal) -> Non
     assert [entry.id for entry in journal.resumable_entries()] == [here.id, there.id]
 
 
-def test_what_the_end_of_the_process_stopped_is_parked(
+def test_request_interrupted_by_shutdown_is_parked(
     journal: Journal, clock: Any, open_journal: Open
 ) -> None:
     """A restart interrupts first; a Stop of earlier stays one, and so do answers."""
     long_ago = added(journal, status="interrupted", text="half", notebook="a")
-    clock.pass_(60.0)
+    clock.advance(60.0)
     just_now = added(journal, status="interrupted", text="half", notebook="a")
     answered = added(journal, status="done", notebook="a")
     journal.shut_down(within=5.0)
@@ -236,7 +229,7 @@ def test_what_the_end_of_the_process_stopped_is_parked(
     assert entries[just_now.id].reply.text == "half"
 
 
-def test_an_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
+def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
     """`answered` returns the newest answer, marked, at no cost and without tokens."""
     key = equality_key(request(), base_url="https://a/v1")
     for text in ["old", "new"]:
@@ -248,14 +241,16 @@ def test_an_equal_request_is_answered_from_the_journal(journal: Journal) -> None
 
 
 @pytest.mark.parametrize("status", [None, "parked", "failed", "interrupted"])
-def test_only_an_answer_is_reused(journal: Journal, status: str | None) -> None:
+def test_only_answered_entries_are_reused(journal: Journal, status: str | None) -> None:
     """A request without an answer serves no other."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, status=status, key=key)
     assert run(journal.find_answer(key)) is None
 
 
-def test_a_key_is_of_no_use_elsewhere(journal: Journal, folder: Any, open_journal: Open) -> None:
+def test_stored_key_differs_between_journals(
+    journal: Journal, folder: Any, open_journal: Open
+) -> None:
     """The file holds no hash that could be tried out: it is salted, per journal."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, key=key, status="done")
@@ -265,10 +260,8 @@ def test_a_key_is_of_no_use_elsewhere(journal: Journal, folder: Any, open_journa
     assert key not in content
 
 
-def test_counters_are_kept_for_the_session_and_for_all_time(
-    journal: Journal, open_journal: Open
-) -> None:
-    """Totals go on in the next process; the session begins anew; simulated tokens cost nobody."""
+def test_totals_are_kept_per_session_and_for_all_time(journal: Journal, open_journal: Open) -> None:
+    """The totals of all time go on in the next process; simulated tokens are not counted."""
     asked = added(journal)
     run(journal.finish(asked.id, replace(FULL, id=asked.id)))
     simulated = added(journal)
@@ -281,8 +274,7 @@ def test_counters_are_kept_for_the_session_and_for_all_time(
     assert (journal.session_totals.requests, journal.session_totals.answers) == (2, 2)
 
 
-def test_counters_tell_what_nobody_knows(journal: Journal, open_journal: Open) -> None:
-    """Totals of all time say of how many requests tokens or price are unknown, or estimates."""
+def test_totals_count_unknown_and_estimated_figures(journal: Journal, open_journal: Open) -> None:
     replies = [
         replace(FULL, usage=Usage(), cost=None),
         replace(FULL, usage=Usage(input_tokens=3, output_tokens=4, estimated=True)),
@@ -294,7 +286,7 @@ def test_counters_tell_what_nobody_knows(journal: Journal, open_journal: Open) -
     assert (totals.unknown, totals.unpriced, totals.estimated) == (1, 1, 1)
 
 
-def test_the_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> None:
+def test_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> None:
     """A read needs no loop: one that hangs does not make the notebook hang."""
     asked = added(journal)
     blocked, go = threading.Event(), threading.Event()
@@ -312,7 +304,7 @@ def test_the_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> No
     thread.join()
 
 
-def test_a_cancelled_wait_still_writes(journal: Journal) -> None:
+def test_cancelled_insert_is_committed(journal: Journal) -> None:
     """The task that waits for a commit may be cancelled; the commit happens."""
     asked = request()
 
@@ -327,8 +319,7 @@ def test_a_cancelled_wait_still_writes(journal: Journal) -> None:
     assert journal.find_entry(asked.id).status == "pending"
 
 
-def test_memory_serves_as_a_file_does(open_journal: Open) -> None:
-    """Without a folder everything works, and nothing is in trouble."""
+def test_journal_without_folder_works_in_memory(open_journal: Open) -> None:
     journal = open_journal(None)
     asked = added(journal, status="parked", text="half")
     assert run(journal.claim(asked.id))
@@ -337,8 +328,8 @@ def test_memory_serves_as_a_file_does(open_journal: Open) -> None:
     assert journal.problem is None
 
 
-def test_a_closed_journal_opens_again(journal: Journal) -> None:
-    """`close` loses nothing, may be said twice, and the next call goes on."""
+def test_closed_journal_opens_again(journal: Journal) -> None:
+    """`close` may be called twice, and the next call opens the file."""
     asked = added(journal)
     journal.close()
     journal.close()
@@ -346,7 +337,7 @@ def test_a_closed_journal_opens_again(journal: Journal) -> None:
 
 
 def test_many_writes_share_a_commit(journal: Journal) -> None:
-    """What waits together is committed together: 300 requests need few waits for the disk."""
+    """300 requests need few commits."""
     commits, database = 0, journal._database
     transact = database._transact
 
@@ -365,10 +356,10 @@ def test_many_writes_share_a_commit(journal: Journal) -> None:
     assert commits < 100
 
 
-def test_a_request_alone_waits_for_no_other(
+def test_single_writes_do_not_wait_for_others(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where jobs come thick and fast does the file rest before the next."""
+    """Commits are spaced only while jobs come in quick succession."""
     rests: list[float] = []
     monkeypatch.setattr(sqlite_worker.time, "sleep", rests.append)
     first = request()
@@ -383,8 +374,8 @@ def test_a_request_alone_waits_for_no_other(
     assert any(rests)
 
 
-def test_records_come_back_as_they_were() -> None:
-    """Nested records, bytes and tuples survive; what is no record of ours stays a plain mapping."""
+def test_records_are_decoded_as_they_were_encoded() -> None:
+    """Nested records, bytes and tuples survive; unknown records stay plain mappings."""
     odd: Any = ({"b": b"\x00", "l": [1], "deep": {"__record__": "os.system"}},)
     record = Reply(id="x", parsed=odd, usage=Usage(input_tokens=1))
     assert decode(encode(record)) == record
