@@ -66,7 +66,7 @@ class InsertedRows:
 
 
 class BatchJobs:
-    """The batch jobs of a journal."""
+    """The batch jobs of a journal; each method commits before it returns."""
 
     def __init__(self, worker: SqliteWorker, maintenance: Maintenance, clock: Clock) -> None:
         self._worker, self._maintenance, self._clock = worker, maintenance, clock

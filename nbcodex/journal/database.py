@@ -51,25 +51,14 @@ class FileVanishedError(UnusableFileError):
 
 
 class JournalDatabase:
-    """A `WorkerDatabase` that opens itself when it is first used.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Where the file is; None keeps everything in memory.
-    clock : Clock
-        Says when the file is tried again.
-    maintenance : Maintenance
-        Runs between the jobs.
-    patience : float
-        Seconds to wait for other processes that keep the file locked.
+    """A `WorkerDatabase` that opens itself when it is first used, in `folder` or in memory.
 
     Attributes
     ----------
     problem : str or None
         Why the file is not used, and what follows from it.
     is_fallback : bool
-        Whether memory stands in for the file now.
+        Whether memory stands in for the file.
     """
 
     def __init__(

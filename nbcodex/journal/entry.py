@@ -46,16 +46,7 @@ class AnswerState(Protocol):
 class JournalEntry:
     """The entry of one request, as the runner of that request writes it.
 
-    Parameters
-    ----------
-    journal : Journal
-        Where the entry is.
-    request : Request
-        The request of the entry.
-    answer : AnswerState
-        The answer as far as it has arrived; read whenever the entry is written.
-    clock : Clock
-        The clock of the instants that `wait` receives.
+    `answer` is read whenever the entry is written; `clock` is that of the instants in `wait`.
     """
 
     def __init__(

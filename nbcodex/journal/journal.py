@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import reads, spending, writes
@@ -28,6 +28,8 @@ from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 from nbcodex.settings import Settings, data_folder
 
 RETENTION_S = 90.0 * DAY
+
+ResultT = TypeVar("ResultT")
 
 
 class Journal:
@@ -250,7 +252,9 @@ class Journal:
                 return writes.delete(connection, before=before)
             if map_id := find_map_id(connection, prefix):
                 return writes.delete(connection, batch=map_id)
-            return writes.delete(connection, id_=self._find_entry(connection, prefix).id)
+            owner = self._maintenance.owner
+            entry = reads.find_entry(connection, prefix, owner=owner, clock=self._clock)
+            return writes.delete(connection, id_=entry.id)
 
         # `secure_delete` overwrites the text in the file; the log still holds it until truncated.
         deleted = await self._worker.run(work, level=Level.SAFE, default=0)
@@ -288,17 +292,12 @@ class Journal:
 
     def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
         """Return entries, newest first: of one notebook, or of all."""
-        read = partial(reads.newest, limit=limit, notebook=notebook, clock=self._clock)
-        return self._worker.call(
-            lambda connection: read(connection, owner=self._maintenance.owner), default=[]
-        )
+        read = partial(reads.newest, limit=limit, notebook=notebook)
+        return self._read(read, default=[])
 
     def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first: in one notebook, or in all."""
-        read = partial(reads.resumable, notebook=notebook, clock=self._clock)
-        return self._worker.call(
-            lambda connection: read(connection, owner=self._maintenance.owner), default=[]
-        )
+        return self._read(partial(reads.resumable, notebook=notebook), default=[])
 
     def find_entry(self, prefix: str) -> Entry:
         """Return the one entry whose id begins with `prefix`.
@@ -308,7 +307,8 @@ class Journal:
         EntryError
             If there is none, or more than one (the message lists them), or if it is damaged.
         """
-        found = self._worker.call(lambda c: self._find_entry(c, prefix), default=None)
+        nothing: Entry | None = None
+        found = self._read(partial(reads.find_entry, prefix=prefix), default=nothing)
         if found is None:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found
@@ -319,11 +319,7 @@ class Journal:
 
     def other_kernels(self) -> OtherKernels:
         """Return what other kernels of this user are doing."""
-        read = partial(reads.other_kernels, clock=self._clock)
-        return self._worker.call(
-            lambda connection: read(connection, owner=self._maintenance.owner),
-            default=OtherKernels(),
-        )
+        return self._read(reads.other_kernels, default=OtherKernels())
 
     def _owned(self, change: Callable[..., None]) -> Callable[[Connection], None]:
         """Return `change` with our owner and the time; the owner is known on the worker only."""
@@ -333,6 +329,9 @@ class Journal:
 
         return work
 
-    def _find_entry(self, connection: Connection, prefix: str) -> Entry:
-        owner = self._maintenance.owner
-        return reads.find_entry(connection, prefix, owner=owner, clock=self._clock)
+    def _read(self, read: Callable[..., ResultT], *, default: ResultT) -> ResultT:
+        """Return what `read` returns for us and our clock, while the calling thread waits."""
+        return self._worker.call(
+            lambda connection: read(connection, owner=self._maintenance.owner, clock=self._clock),
+            default=default,
+        )

@@ -48,15 +48,7 @@ class Baseline:
 
 
 class Maintenance:
-    """The upkeep of a journal by one process.
-
-    Parameters
-    ----------
-    clock : Clock
-        Dates heartbeats and ages.
-    retention : float or None
-        Seconds for which an entry is kept after its last change; None keeps all.
-    """
+    """The upkeep of a journal by one process; a `retention` of None keeps all entries."""
 
     def __init__(self, *, clock: Clock, retention: float | None) -> None:
         self._clock, self._retention = clock, retention

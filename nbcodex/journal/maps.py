@@ -24,15 +24,7 @@ KEYS_PER_STATEMENT = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapSummary:
-    """How far a map run is.
-
-    Parameters
-    ----------
-    id : str
-        The map's id.
-    counts : Counter
-        Rows by status. Unfinished ones of a kernel that is gone count as ``abandoned``.
-    """
+    """How far a map run is: its rows by status, those of a kernel that is gone as ``abandoned``."""
 
     id: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -148,13 +140,7 @@ class Maps:
 
 
 def find_map_id(connection: sqlite3.Connection, prefix: str) -> str | None:
-    """Return the id of the map that begins with `prefix`; None if there is none.
-
-    Raises
-    ------
-    EntryError
-        If there are several.
-    """
+    """Return the id of the map that begins with `prefix`; see `Maps.find_id`."""
     if not (start := storable(prefix.strip())):
         return None
     rows = connection.execute(

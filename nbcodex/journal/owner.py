@@ -71,15 +71,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """A sign of life.
-
-    Parameters
-    ----------
-    at : float
-        Seconds since the epoch.
-    now : float
-        The boot clock of the owner's host.
-    """
+    """A sign of life: in seconds since the epoch, and on the boot clock of the owner's host."""
 
     at: float
     now: float

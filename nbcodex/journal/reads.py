@@ -25,14 +25,9 @@ ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherKernels:
-    """What other kernels are doing.
+    """How many other kernels have how many unfinished requests, and how many of those wait.
 
-    Parameters
-    ----------
-    kernels, requests, waiting : int
-        How many kernels have how many unfinished requests, and how many of those wait.
-    resume_at : float or None
-        When the first of those continues, in seconds since the epoch.
+    `resume_at` is when the first of the waiting ones continues, in seconds since the epoch.
     """
 
     kernels: int = 0
@@ -89,13 +84,7 @@ def resumable(
 
 
 def find_entry(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
-    """Return the one entry whose id is `prefix`, or begins with it.
-
-    Raises
-    ------
-    EntryError
-        If there is none, or more than one, or if it is damaged.
-    """
+    """Return the one entry whose id is `prefix`, or begins with it; see `Journal.find_entry`."""
     start = storable(prefix.strip()) or ""
     rows = connection.execute(
         """SELECT * FROM book WHERE id >= ? AND id < ? ORDER BY id LIMIT 8""",
@@ -214,13 +203,7 @@ def _with_turns(connection: Connection, entry: Entry) -> Entry:
 
 
 def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
-    """Return the entry in a row.
-
-    Raises
-    ------
-    ValueError, TypeError, RecursionError
-        If the row is damaged.
-    """
+    """Return the entry in a row; raise what `entries_of` suppresses if the row is damaged."""
     request = _record(row["request"], Request)
     reply = _record(row["reply"], Reply)
     if reply is None:  # not `or`: a reply without an answer is false

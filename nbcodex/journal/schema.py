@@ -110,10 +110,7 @@ _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite
 class UnusableFileError(Exception):
     """The journal's file cannot be used; says why, in a sentence for the user.
 
-    Attributes
-    ----------
-    is_permanent : bool
-        Whether it is pointless to try the file again within this process.
+    If `is_permanent`, it is pointless to try the file again within this process.
     """
 
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:

@@ -47,14 +47,12 @@ class SpendAmount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """What all kernels of a user have spent, and may come to spend.
+    """What all kernels of a user have spent today and in this month, and what may come to it.
 
     Parameters
     ----------
     budget : str
         The kept budget as its user wrote it; empty if there is none.
-    day, month : SpendAmount
-        What was spent today, and in this month.
     reserved : SpendAmount
         What running requests may come to, without those of kernels that are gone.
     """
