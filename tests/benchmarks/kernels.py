@@ -34,7 +34,7 @@ def run(policy: str, shares: list[list[Prompt]], seed: int) -> tuple[World, list
 def beat(client: Client, world: World) -> None:
     """Let a kernel live as long as it has work."""
     if client.done < len(client.errands) and not client.dead:
-        client.ledger.heartbeat(world.heap.now)
+        client.limiter.heartbeat(world.heap.now)
         world.heap.at(world.heap.now + 1, beat, client, world)
 
 

@@ -1,4 +1,4 @@
-"""Several kernels on one key, in real time: processes with the whole engine, journal and ledger on.
+"""Several kernels on one key, in real time: processes with engine, journal and limiter on.
 
 Run with ``python -m tests.benchmarks.kernels_real [equal|light|killed ...] [--prompts N]``.
 

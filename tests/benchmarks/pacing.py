@@ -29,10 +29,12 @@ BUCKET = "bucket"
 
 
 class Client:
-    """A crowd of prompts behind one ledger."""
+    """A crowd of prompts behind one limiter."""
 
-    def __init__(self, world: World, ledger: RateLimiter, prompts: list[Prompt], seed: int) -> None:
-        self.world, self.ledger, self.heap = world, ledger, world.heap
+    def __init__(
+        self, world: World, limiter: RateLimiter, prompts: list[Prompt], seed: int
+    ) -> None:
+        self.world, self.limiter, self.heap = world, limiter, world.heap
         self.chance = random.Random(seed)
         self.done = 0
         self.cpu = 0.0
@@ -49,7 +51,7 @@ class Errand:
 
     def __init__(self, client: Client, prompt: Prompt) -> None:
         self.client, self.prompt = client, prompt
-        self.ticket: QueueEntry | None = None
+        self.entry: QueueEntry | None = None
         self.reservation: Permit | None = None
         self.asking = False
         self.entered_at = self.finished_at = 0.0
@@ -58,7 +60,7 @@ class Errand:
     def enter(self) -> None:
         self.entered_at = self.client.heap.now
         cost = Cost(self.prompt.tokens, self.prompt.max_output)
-        self.ticket = self.client.ledger.enqueue(BUCKET, cost, self.wake)
+        self.entry = self.client.limiter.enqueue(BUCKET, cost, self.wake)
         self.wake()
 
     def wake(self) -> None:
@@ -68,15 +70,15 @@ class Errand:
 
     def ask(self) -> None:
         self.asking = False
-        heap, ticket = self.client.heap, self.ticket
-        if ticket is None or not ticket.is_waiting or self.client.dead:
+        heap, entry = self.client.heap, self.entry
+        if entry is None or not entry.is_waiting or self.client.dead:
             return
-        leave = self.client.ledger.try_acquire(ticket, heap.now)
-        if isinstance(leave, Wait | Cooldown):
-            self.moment = leave.until
-            heap.at(leave.until + 1e-6, self.due, leave.until)
+        answer = self.client.limiter.try_acquire(entry, heap.now)
+        if isinstance(answer, Wait | Cooldown):
+            self.moment = answer.until
+            heap.at(answer.until + 1e-6, self.due, answer.until)
             return
-        self.reservation = leave
+        self.reservation = answer
         self.client.world.send(self.prompt, self)
 
     def due(self, moment: float) -> None:
@@ -84,8 +86,8 @@ class Errand:
             self.ask()
 
     def again(self) -> None:
-        assert self.ticket
-        self.client.ledger.requeue(self.ticket)
+        assert self.entry
+        self.client.limiter.requeue(self.entry)
         self.wake()
 
     # What the server says.
@@ -93,13 +95,13 @@ class Errand:
     def first(self, snapshot: LimitSnapshot | None) -> None:
         if self.client.dead:
             return
-        self.client.ledger.observe(self.reservation, self._at(snapshot), self.client.heap.now)
+        self.client.limiter.observe(self.reservation, self._at(snapshot), self.client.heap.now)
 
     def refused(self, refusal: Refusal, snapshot: LimitSnapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
         until = now + backoff.stated_wait(refusal.wait, self.client.chance)
-        self.client.ledger.refuse(
+        self.client.limiter.refuse(
             self.reservation,
             until=until,
             limit=Limit() if self.client.world.mute else limit_of(refusal),
@@ -112,7 +114,7 @@ class Errand:
         if self.client.dead:
             return
         now = self.client.heap.now
-        self.client.ledger.release(self.reservation, now)
+        self.client.limiter.release(self.reservation, now)
         self.client.heap.at(now + 1 + self.client.chance.random(), self.again)
 
     broken = failed
@@ -122,7 +124,7 @@ class Errand:
             return
         now = self.client.heap.now
         usage = Usage(input_tokens=tokens, output_tokens=output)
-        self.client.ledger.settle(self.reservation, usage, now)
+        self.client.limiter.settle(self.reservation, usage, now)
         self.finished_at = now
         self.client.done += 1
 
@@ -204,7 +206,7 @@ def beginning(case: Case, seed: int) -> RateLimiter:
             seed,
             lambda w: Client(w, RateLimiter(), workload(1500, seed + 100), seed),
         )
-        history = world.client.ledger.limit_states(world.heap.now)[BUCKET].history
+        history = world.client.limiter.limit_states(world.heap.now)[BUCKET].history
         assert history
         begin_with(store, history)
     return RateLimiter(store)
@@ -223,7 +225,7 @@ def measure(case: Case, count: int, seed: int) -> dict[str, float]:
     """Return the figures of one run."""
     prompts = workload(count, seed, giants=case.giants)
 
-    # The oracle meets no faults: whoever does, pays for them.
+    # The oracle meets no faults: a client that does pays for them.
     smooth = replace(case, knobs=replace(case.knobs, failures=0.0, breaks=0.0))
     oracle = run(smooth, prompts, seed, lambda w: Oracle(w, prompts))
     ours = run(case, prompts, seed, lambda w: Client(w, beginning(case, seed), prompts, seed))

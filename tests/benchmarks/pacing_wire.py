@@ -36,20 +36,20 @@ from tests.virtual import LoopClock, run_virtual
 
 
 class Crowd:
-    """Prompts that go through one ledger and one wire."""
+    """Prompts that go through one limiter and one wire."""
 
     def __init__(
         self,
         api_client: ApiClient,
-        ledger: RateLimiter,
+        limiter: RateLimiter,
         clock: Clock,
         settings: Settings,
         *,
         seed: int,
     ) -> None:
-        self.api_client, self.ledger, self.clock, self.settings = (
+        self.api_client, self.limiter, self.clock, self.settings = (
             api_client,
-            ledger,
+            limiter,
             clock,
             settings,
         )
@@ -62,40 +62,40 @@ class Crowd:
         request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
         event = asyncio.Event()
         cost = Cost(pricing.estimate_request_tokens(request), prompt.max_output)
-        ticket = self.ledger.enqueue("b", cost, event.set)
-        while not await self._tried(request, ticket, event):
-            self.ledger.requeue(ticket)
+        entry = self.limiter.enqueue("b", cost, event.set)
+        while not await self._tried(request, entry, event):
+            self.limiter.requeue(entry)
         self.finished[prompt.number] += 1
         self.last = self.clock.now()
 
-    async def _tried(self, request: Request, ticket: QueueEntry, event: asyncio.Event) -> bool:
-        reservation = await self._leave(ticket, event)
+    async def _tried(self, request: Request, entry: QueueEntry, event: asyncio.Event) -> bool:
+        reservation = await self._leave(entry, event)
         try:
             async for piece in self.api_client.stream(request, self.settings, model=MODEL):
                 match piece:
                     case ResponseStarted():
-                        self.ledger.observe(reservation, piece.snapshot, self.clock.now())
+                        self.limiter.observe(reservation, piece.snapshot, self.clock.now())
                     case CompletedAnswer():
-                        self.ledger.settle(reservation, piece.usage, self.clock.now())
+                        self.limiter.settle(reservation, piece.usage, self.clock.now())
                         return True
         except LimitError as error:
             now = self.clock.now()
             until = now + backoff.stated_wait(error.wait or 1.0, self.chance)
-            self.ledger.refuse(
+            self.limiter.refuse(
                 reservation, until=until, limit=error.limit, snapshot=error.snapshot, now=now
             )
         except TransientError:
-            self.ledger.release(reservation, self.clock.now())
+            self.limiter.release(reservation, self.clock.now())
             await asyncio.sleep(1)
         return False
 
-    async def _leave(self, ticket: QueueEntry, event: asyncio.Event) -> Permit:
+    async def _leave(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
         while True:
             event.clear()
-            leave = self.ledger.try_acquire(ticket, self.clock.now())
-            if not isinstance(leave, Wait | Cooldown):
-                return leave
-            await self.clock.wait(leave.until, unless=event)
+            answer = self.limiter.try_acquire(entry, self.clock.now())
+            if not isinstance(answer, Wait | Cooldown):
+                return answer
+            await self.clock.wait(answer.until, unless=event)
 
 
 async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, float, int]:

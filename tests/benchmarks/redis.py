@@ -82,35 +82,37 @@ def begin(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    """Return what each process tells at its end; end them all, whatever happens."""
+    """Return what each process reports at its end; end them all in any case."""
     try:
-        told = [process.communicate(timeout=LONGEST)[0] for process in processes]
+        reports = [process.communicate(timeout=LONGEST)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    return [json.loads(text) for text in told if text.strip()]
+    return [json.loads(text) for text in reports if text.strip()]
 
 
 def cost() -> list[str]:
-    """Measure deeds: of one host alone, and of four with 50 requests a second each."""
+    """Measure operations: of one host alone, and of four with 50 requests a second each."""
     rows = []
     with stage() as here:
         for count in (1, HOSTS):
             hosts = here.network.hosts[:count]
             runs = [here.run(h, seconds=10, rate=50) for h in hosts]
             begin(runs)
-            told = ends(runs)
+            reports = ends(runs)
             rows.append(
                 (
-                    f"{count} x 50 requests/s x 4 deeds",
-                    f"{1e3 * statistics.median(t['median'] for t in told):.2f}",
-                    f"{1e3 * max(t['p99'] for t in told):.1f}",
-                    f"{statistics.fmean(t['again'] for t in told):.2f}",
-                    f"{sum(t['deeds'] for t in told) / 10:.0f}",
+                    f"{count} x 50 requests/s x 4 operations",
+                    f"{1e3 * statistics.median(t['median'] for t in reports):.2f}",
+                    f"{1e3 * max(t['p99'] for t in reports):.1f}",
+                    f"{statistics.fmean(t['again'] for t in reports):.2f}",
+                    f"{sum(t['operations'] for t in reports) / 10:.0f}",
                 )
             )
-    print(table(("hosts", "median, ms", "p99, ms", "done again, per deed", "deeds/s"), rows))
+    print(
+        table(("hosts", "median, ms", "p99, ms", "done again, per operation", "operations/s"), rows)
+    )
     return []
 
 
@@ -133,7 +135,7 @@ def active() -> list[str]:
             for i, host in enumerate(here.network.hosts)
         ]
         begin(runs)
-        told = ends(runs)
+        reports = ends(runs)
         at = admitted(here)
         log = here.core.log
         began, last = min(s.at for s in log), max(s.at for s in at.values())
@@ -150,21 +152,23 @@ def active() -> list[str]:
             ]
         )
         refused = refusals(here)
-    each = {t["index"]: (t["finished"], t["deeds"]) for t in told}
-    print(f"answered and deeds by host {each}; last sent {[round(e - began) for e in ended]} s")
-    finished, twice = sum(t["finished"] for t in told), sum(t["twice"] for t in told)
+    each = {t["index"]: (t["finished"], t["operations"]) for t in reports}
+    print(
+        f"answered and operations by host {each}; last sent {[round(e - began) for e in ended]} s"
+    )
+    finished, twice = sum(t["finished"] for t in reports), sum(t["twice"] for t in reports)
     print(
         f"{finished} answered, {twice} twice, in {last - began:.1f} s; token bound {bound:.3f}, "
-        f"429s {100 * refused:.2f} %, Jain index {fair:.3f}; a deed {_deed(told)}"
+        f"429s {100 * refused:.2f} %, Jain index {fair:.3f}; an operation {_operation(reports)}"
     )
     return _missed(
         ("token bound", bound >= 0.97), ("429s", refused <= 0.005), ("Jain index", fair >= 0.98)
     )
 
 
-def _deed(told: list[dict[str, Any]]) -> str:
-    median = 1e3 * statistics.median(t["median"] for t in told)
-    p99, again = 1e3 * max(t["p99"] for t in told), statistics.fmean(t["again"] for t in told)
+def _operation(reports: list[dict[str, Any]]) -> str:
+    median = 1e3 * statistics.median(t["median"] for t in reports)
+    p99, again = 1e3 * max(t["p99"] for t in reports), statistics.fmean(t["again"] for t in reports)
     return f"{median:.2f} ms (p99 {p99:.1f}), done again {again:.2f} times"
 
 
@@ -210,12 +214,12 @@ def killed() -> list[str]:
         time.sleep(60)
         runs[0].kill()
         dead_at = here.core.clock.now()
-        told = ends(runs)
+        reports = ends(runs)
         refused = refusals(here)
     steps = [level.used(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
     tail = level.used(dead_at + 10, dead_at + 40)
     print(
-        f"{sum(t['finished'] for t in told)} answered by those who live; of the refill are used, "
+        f"{sum(t['finished'] for t in reports)} answered by the others; of the refill are used, "
         f"from 5 s before the kill on, in steps of 5 s {', '.join(f'{s:.2f}' for s in steps)}; "
         f"from 10 s after it on {tail:.3f}; 429s {100 * refused:.2f} %"
     )

@@ -1,4 +1,4 @@
-"""One host of the Redis benchmark: a process with a ledger in Redis, told all by its command line.
+"""One host of the Redis benchmark: a process with a limiter in Redis, set up by its arguments.
 
 Prints one line of JSON at its end. Run by `tests.benchmarks.redis`.
 """
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Timed:
-    """A store that notes how long deeds take, and how often they are done."""
+    """A store that notes how long operations take, and how often they are done."""
 
     def __init__(self, store: Store) -> None:
         self.salt = store.salt
@@ -52,7 +52,7 @@ class Timed:
     def figures(self) -> dict[str, float]:
         cuts = statistics.quantiles(self.took, n=100)
         again = self.done / len(self.took) - 1
-        return {"median": cuts[49], "p99": cuts[98], "again": again, "deeds": len(self.took)}
+        return {"median": cuts[49], "p99": cuts[98], "again": again, "operations": len(self.took)}
 
 
 class Host(Crowd):
@@ -68,9 +68,9 @@ class Host(Crowd):
         await super().ask(prompt)
         self.answered.append(self.clock.now() - began)
 
-    async def _leave(self, ticket: QueueEntry, event: asyncio.Event) -> Permit:
+    async def _leave(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
         began = self.clock.now()
-        reservation = await super()._leave(ticket, event)
+        reservation = await super()._leave(entry, event)
         self.left.append(self.clock.now() - began)
         return reservation
 
@@ -80,7 +80,7 @@ async def live(host: Host, prompts: list[Prompt], *, seconds: float, every: floa
     asking = asyncio.ensure_future(_ask(host, prompts, every))
     end = host.clock.now() + seconds
     while not asking.done() and host.clock.now() < end:
-        host.ledger.heartbeat(host.clock.now())
+        host.limiter.heartbeat(host.clock.now())
         await asyncio.wait([asking], timeout=1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -95,18 +95,18 @@ async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
 
 
 def spin(store: Timed, *, seconds: float, rate: float) -> None:
-    """Do deeds at a steady rate, and nothing else."""
+    """Do operations at a steady rate, and nothing else."""
     clock, cost = BootClock(), Cost(250, 1000)
-    ledger = RateLimiter(store, holder=str(time.perf_counter_ns()))
+    limiter = RateLimiter(store, holder=str(time.perf_counter_ns()))
     end = clock.now() + seconds
     due = clock.now()
     while due < end:
         time.sleep(max(0.0, due - clock.now()))
-        ticket = ledger.enqueue("b", cost, lambda: None)
-        given = ledger.probe(ticket, clock.now())
-        ledger.observe(given, None, clock.now())
-        ledger.release(given, clock.now())
-        ledger.heartbeat(clock.now())
+        entry = limiter.enqueue("b", cost, lambda: None)
+        given = limiter.probe(entry, clock.now())
+        limiter.observe(given, None, clock.now())
+        limiter.release(given, clock.now())
+        limiter.heartbeat(clock.now())
         due += 1 / rate
 
 
@@ -140,8 +140,8 @@ def main() -> None:
     place = urlsplit(options.api).netloc
     keys = {place: Secret(KEY)}
     settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
-    ledger = RateLimiter(store, holder=str(options.index))
-    host = Host(ApiClient(clock=clock), ledger, clock, settings, seed=options.index)
+    limiter = RateLimiter(store, holder=str(options.index))
+    host = Host(ApiClient(clock=clock), limiter, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 
     wait_for_all(clock)

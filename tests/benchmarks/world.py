@@ -62,16 +62,16 @@ class Heap:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
 
-    def at(self, when: float, deed: Callable[..., None], *args: Any) -> None:
+    def at(self, when: float, action: Callable[..., None], *args: Any) -> None:
         """Do something at an instant."""
-        event = (max(when, self.now), next(self._numbers), deed, args)
+        event = (max(when, self.now), next(self._numbers), action, args)
         heapq.heappush(self._events, event)
 
     def run(self) -> None:
         """Let everything happen."""
         while self._events:
-            self.now, _, deed, args = heapq.heappop(self._events)
-            deed(*args)
+            self.now, _, action, args = heapq.heappop(self._events)
+            action(*args)
 
 
 @dataclass(slots=True)
@@ -164,16 +164,16 @@ class World:
             self.tally.lowest = min(self.tally.lowest, bucket.level)
 
     def _snapshot(self) -> Callable[[float], LimitSnapshot | None]:
-        """Return what the headers tell of this moment, for when they are sent."""
+        """Return what the headers state at this instant, for when they are sent."""
         if not self.knobs.headers:
             return lambda _: None
         gauges = [self._gauge(b) for b in (self.account.tokens, self.account.requests)]
 
-        def told(worked: float) -> LimitSnapshot:
+        def stated(worked: float) -> LimitSnapshot:
             worked = round(worked, 3) if self.processing else None
             return LimitSnapshot(at=0.0, processing=worked, tokens=gauges[0], requests=gauges[1])
 
-        return told
+        return stated
 
     def _gauge(self, buckets: dict[float, Any]) -> LimitReading | None:
         bucket = buckets.get(MINUTE)
@@ -197,7 +197,7 @@ def limit_of(refusal: Refusal) -> Limit:
 
 
 def bound(prompts: Iterable[Prompt], knobs: Knobs) -> float:
-    """Return the seconds that nobody can beat, whatever is known and whoever goes first.
+    """Return the seconds that no client can beat, with any knowledge and in any order.
 
     Requests that take `d` seconds or longer must be let in `d` seconds before the end, and fit into
     the bucket and what flows into it until then.

@@ -1,4 +1,4 @@
-"""Redis comes and goes, and no request notices more than a moment of it."""
+"""Redis is lost and comes back, and no request notices more than a moment of it."""
 
 from __future__ import annotations
 
@@ -92,26 +92,26 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_shared_store_is_used_as_long_as_it_can_be(
-    store: FallbackStore, said: list[str]
-) -> None:
-    """Nothing is said, and nothing is done twice."""
+def test_reachable_shared_store_is_used_alone(store: FallbackStore, said: list[str]) -> None:
+    """Nothing is reported, and nothing is done twice."""
     assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
     assert said == []
 
 
-def test_without_the_shared_store_the_own_one_is_used(
+def test_unreachable_shared_store_is_replaced_by_the_local_one(
     shaky: Shaky, store: FallbackStore, said: list[str]
 ) -> None:
-    """Deeds go on, and it is said once why."""
+    """Operations go on, and the reason is reported once."""
     shaky.up = False
     assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
     assert len(said) == 1
     assert said[0].startswith("Redis cannot be reached.")
 
 
-def test_it_comes_back_by_itself(shaky: Shaky, store: FallbackStore, said: list[str]) -> None:
-    """When it answers again it is used again, and that is said."""
+def test_shared_store_is_used_again_once_reachable(
+    shaky: Shaky, store: FallbackStore, said: list[str]
+) -> None:
+    """Its return is reported."""
     store.transaction("b", count)
     shaky.up = False
     assert store.transaction("b", count) == 1
@@ -122,10 +122,9 @@ def test_it_comes_back_by_itself(shaky: Shaky, store: FallbackStore, said: list[
     assert "again" in said[1]
 
 
-def test_a_store_that_comes_and_goes_is_spoken_of_once(
+def test_flapping_store_is_reported_once_a_minute(
     shaky: Shaky, store: FallbackStore, said: list[str]
 ) -> None:
-    """A flood of messages helps nobody."""
     for _ in range(5):
         shaky.up = False
         store.transaction("b", count)
@@ -135,10 +134,10 @@ def test_a_store_that_comes_and_goes_is_spoken_of_once(
     assert len(said) == 2
 
 
-def test_who_has_fallen_back_stays_until_its_lease_is_over(
+def test_local_store_is_kept_until_the_shared_lease_has_expired(
     shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or what it had under way there would be counted for ever."""
+    """Else what it had under way there would count twice."""
     monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
     assert MIN_LOCAL_S > LEASE_S
     monkeypatch.setattr(fallback, "MIN_LOCAL_S", MIN_LOCAL_S)
@@ -153,21 +152,20 @@ def test_who_has_fallen_back_stays_until_its_lease_is_over(
         assert shaky.done == done
 
 
-def test_an_answer_that_comes_after_the_fall_spoils_no_numbers(
+def test_permit_of_one_store_counts_nothing_in_the_other(
     shaky: Shaky, store: FallbackStore
 ) -> None:
-    """A reservation of the shared store counts nothing in the own one, nor the other way round."""
     own = store._local
-    ledger = RateLimiter(store, holder="me")
-    given = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), 1.0)
+    limiter = RateLimiter(store, holder="me")
+    given = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 1.0)
     assert isinstance(given, Permit)
     shaky.up = False
-    ledger.observe(given, None, 2.0)
-    ledger.release(given, 3.0)
-    told = own.transaction(
+    limiter.observe(given, None, 2.0)
+    limiter.release(given, 3.0)
+    counts = own.transaction(
         "b", lambda s: (s.model.unanswered, s.model.output.in_flight, s.model.max_unanswered)
     )
-    assert told == (0, 0, 1)
+    assert counts == (0, 0, 1)
 
 
 # A real one.
@@ -211,8 +209,8 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.mark.server
-def test_a_killed_redis_is_done_without_until_it_is_started_again(own_redis: RedisServer) -> None:
-    """Killed in mid-run and started again: nothing fails, nothing waits long, both are said."""
+def test_killed_redis_is_bridged_until_it_is_restarted(own_redis: RedisServer) -> None:
+    """Nothing fails or waits long, and both changes are reported."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
         assert [rig.transaction() for _ in range(3)] == [1, 2, 3]
@@ -225,8 +223,8 @@ def test_a_killed_redis_is_done_without_until_it_is_started_again(own_redis: Red
 
 
 @pytest.mark.server
-def test_a_redis_that_hangs_is_not_waited_for(own_redis: RedisServer) -> None:
-    """Stopped by a signal, it takes connections and answers none; then it goes on."""
+def test_hanging_redis_delays_no_operation_for_long(own_redis: RedisServer) -> None:
+    """Stopped by a signal, it accepts connections and answers none."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.transaction()
@@ -239,10 +237,9 @@ def test_a_redis_that_hangs_is_not_waited_for(own_redis: RedisServer) -> None:
 
 
 @pytest.mark.server
-def test_a_dropped_connection_is_no_reason_to_fall_back(
+def test_dropped_connection_is_reopened_without_fallback(
     own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that closes idle connections is connected to again, without a word."""
     monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", PATIENT)
     rig = Rig(own_redis.url())
     with closing(rig.store):
@@ -253,8 +250,8 @@ def test_a_dropped_connection_is_no_reason_to_fall_back(
 
 
 @pytest.mark.slow
-def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
-    """Nobody listens there: this machine's own store is used, and it is said."""
+def test_missing_redis_at_the_start_delays_the_first_operation_briefly() -> None:
+    """The local store is used, and that is reported."""
     rig = Rig(Secret(f"redis://127.0.0.1:{free_port()}"))
     with closing(rig.store):
         assert [rig.transaction(), rig.transaction()] == [1, 2]
@@ -262,8 +259,7 @@ def test_without_redis_at_the_start_the_first_deed_waits_a_moment() -> None:
     assert rig.longest < fallback.CONNECT_WAIT_S + BUSY
 
 
-def test_a_server_that_says_nothing_is_not_waited_for() -> None:
-    """One that takes the connection and never answers, from the start."""
+def test_server_that_never_answers_delays_no_operation_for_long() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
         with closing(rig.store):
@@ -284,14 +280,14 @@ CUT = ("-a", "new", "CLIENT", "KILL", "TYPE", "normal")
     [([FULL], EMPTY, "no memory"), ([LOCKED, CUT], OPEN, "refuses the password")],
     ids=["full", "locked"],
 )
-def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
+def test_unusable_redis_is_bridged_until_it_is_usable(
     own_redis: RedisServer,
     slow_machine: None,
     spoil: list[tuple[str, ...]],
     mend: tuple[str, ...],
     word: str,
 ) -> None:
-    """Memory runs out in mid-run, or a password is asked for; then it is mended."""
+    """Memory runs out, or a password is required; then it is mended."""
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.transaction()
@@ -304,8 +300,9 @@ def test_a_redis_that_cannot_be_used_any_more_is_done_without_until_it_can(
 
 
 @pytest.mark.server
-def test_a_url_leads_to_redis(own_redis: RedisServer, tmp_path: Path) -> None:
-    """`open_store` returns a store that two hosts share."""
+def test_open_store_with_a_url_shares_limits_through_redis(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
     made = [
         open_store(tmp_path / host, redis_url=own_redis.url(), notify=pytest.fail) for host in "ab"
     ]

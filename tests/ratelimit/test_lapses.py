@@ -1,4 +1,4 @@
-"""A holder that was silent for too long, or whose bucket was lost, spoils no numbers."""
+"""What becomes of permits whose model, store or holder was lost meanwhile."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Twice(MemoryStore):
         return super().transaction(name, operation)
 
 
-def taken(ledger: RateLimiter, now: float) -> Permit:
-    given = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), now)
+def taken(limiter: RateLimiter, now: float) -> Permit:
+    given = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), now)
     assert isinstance(given, Permit)
     return given
 
@@ -38,19 +38,19 @@ def counts(store: MemoryStore) -> tuple[int, int, float]:
     return bucket.unanswered, bucket.output.in_flight, bucket.output.start_sum
 
 
-def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
-    """Its number and its marks mean nothing in the new one, which goes on learning from its own."""
-    ledger = RateLimiter(MemoryStore(), holder="me")
+def test_refusal_of_a_permit_from_a_lost_model_teaches_nothing() -> None:
+    """Its number and marks mean nothing in the new model, which learns from its own."""
+    limiter = RateLimiter(MemoryStore(), holder="me")
     for second in range(50):
-        given = taken(ledger, float(second))
-        ledger.observe(given, SNAPSHOT, float(second))
-        ledger.settle(given, USAGE, float(second))
-    astray, store = taken(ledger, 60.0), MemoryStore()
-    ledger.use_store(store)
+        given = taken(limiter, float(second))
+        limiter.observe(given, SNAPSHOT, float(second))
+        limiter.settle(given, USAGE, float(second))
+    astray, store = taken(limiter, 60.0), MemoryStore()
+    limiter.use_store(store)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
-    ledger.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
-    fresh = taken(ledger, 62.0)
-    ledger.observe(
+    limiter.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
+    fresh = taken(limiter, 62.0)
+    limiter.observe(
         fresh, LimitSnapshot(at=62.0, tokens=LimitReading(limit=60.0, remaining=50.0)), 62.0
     )
     bucket = store.transaction("b", lambda shared: shared.model)
@@ -58,48 +58,48 @@ def test_a_refusal_from_a_bucket_that_was_lost_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("witness", ["me", "another"])
-def test_a_holder_that_was_silent_for_too_long_loses_no_news(witness: str) -> None:
-    """It was taken for dead, by itself or another; its answer tells of the limits all the same."""
+def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) -> None:
+    """Its lease ran out, but the model is the same."""
     store = MemoryStore()
-    ledger = RateLimiter(store, holder="me")
-    given, late = taken(ledger, 1.0), 1.0 + 2 * LEASE_S
+    limiter = RateLimiter(store, holder="me")
+    given, late = taken(limiter, 1.0), 1.0 + 2 * LEASE_S
     store.transaction("b", lambda shared: shared.share_of(witness, late))
     assert counts(store) == (0, 0, 0.0)
-    ledger.observe(given, SNAPSHOT, late + 1)
+    limiter.observe(given, SNAPSHOT, late + 1)
     assert counts(store) == (0, 1, 1.0)
     assert store.transaction("b", lambda shared: shared.model.tokens.bucket.limit) == 600
-    ledger.settle(given, USAGE, late + 2)
+    limiter.settle(given, USAGE, late + 2)
     assert counts(store) == (0, 0, 0.0)
 
 
-def test_an_answer_from_a_bucket_that_was_lost_changes_no_number() -> None:
-    """Its marks mean nothing in the new one, and it is counted nowhere."""
+def test_answer_to_a_permit_from_a_lost_model_changes_no_level() -> None:
+    """Its marks mean nothing in the new model, and it is counted nowhere."""
     store = MemoryStore()
-    ledger = RateLimiter(store, holder="me")
-    given = taken(ledger, 1.0)
+    limiter = RateLimiter(store, holder="me")
+    given = taken(limiter, 1.0)
     store._models.clear()
-    ledger.observe(given, SNAPSHOT, 2.0)
-    ledger.settle(given, USAGE, 3.0)
+    limiter.observe(given, SNAPSHOT, 2.0)
+    limiter.settle(given, USAGE, 3.0)
     assert counts(store) == (0, 0, 0.0)
     assert not store.transaction("b", lambda shared: shared.model.tokens.bucket.is_known)
 
 
-def test_a_deed_that_is_done_again_counts_once() -> None:
-    """A store whose deeds are done twice ends with the same numbers as one where they are not."""
+def test_operation_that_a_store_repeats_counts_once() -> None:
+    """A store that does each operation twice ends with the same numbers."""
     ends = []
     for store in (MemoryStore(), Twice()):
-        ledger = RateLimiter(store, holder="me")
-        given = taken(ledger, 1.0)
-        ledger.observe(given, SNAPSHOT, 2.0)
-        other = taken(ledger, 2.0)
-        ledger.settle(given, USAGE, 3.0)
-        ledger.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
+        limiter = RateLimiter(store, holder="me")
+        given = taken(limiter, 1.0)
+        limiter.observe(given, SNAPSHOT, 2.0)
+        other = taken(limiter, 2.0)
+        limiter.settle(given, USAGE, 3.0)
+        limiter.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
         ends.append((store.transaction("b", lambda shared: shared.model), other.marks))
     assert ends[0] == ends[1]
 
 
-def test_a_hold_lasts_as_long_for_other_holders() -> None:
-    """What a refusal seems to leave in debt is reckoned after the hold, not on top of it."""
+def test_cooldown_lasts_as_long_for_other_holders() -> None:
+    """An apparent debt is projected from the cooldown's end, not added to it."""
     store = MemoryStore()
     refused, other = RateLimiter(store, holder="me"), RateLimiter(store, holder="another")
     given = taken(refused, 1.0)

@@ -1,4 +1,4 @@
-"""What is learnt from answers, headers and refusals, and how holders share it."""
+"""What is learned from answers, headers and refusals, and how holders share it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nbcodex.ratelimit.refusals import figures_from_reading, read_refusal
 from nbcodex.ratelimit.sharing import SharedModel
 
 
-def test_short_answers_do_not_mislead() -> None:
-    """While most answers are still under way, the few that have ended do not stand for all."""
+def test_output_share_is_not_misled_by_short_answers() -> None:
+    """They end first, while most are still under way."""
     output = OutputEstimator()
     for _ in range(100):
         output.start(1000, 0.0)
@@ -27,8 +27,7 @@ def test_short_answers_do_not_mislead() -> None:
     assert output.share(1.0) < 0.11
 
 
-def test_an_empty_bucket_can_be_in_debt() -> None:
-    """Nothing left, and longer than a minute to full: the rest of the wait is a debt."""
+def test_empty_bucket_that_needs_over_a_minute_is_in_debt() -> None:
     assert figures_from_reading(LimitReading(limit=600, remaining=0, full_in=70.0)) == (
         600,
         10,
@@ -36,8 +35,8 @@ def test_an_empty_bucket_can_be_in_debt() -> None:
     )
 
 
-def test_a_rate_is_read_off_the_time_to_full() -> None:
-    """Where enough is gone, the time to full tells the rate; else it is a minute's."""
+def test_rate_follows_from_the_time_to_full() -> None:
+    """If enough is used; else it is a minute's."""
     assert figures_from_reading(LimitReading(limit=600, remaining=300, full_in=60.0)) == (
         600,
         5,
@@ -50,26 +49,25 @@ def test_a_rate_is_read_off_the_time_to_full() -> None:
     )
 
 
-def test_a_message_outweighs_headers() -> None:
-    """The figures of a refusal's message are exact, and may show a debt; headers cannot."""
+def test_refusal_message_outweighs_headers() -> None:
+    """Its figures are exact, and may show a debt."""
     snapshot = LimitSnapshot(at=0.0, tokens=LimitReading(limit=600, remaining=0))
     limit = Limit(resource="tokens", window=60.0, limit=600, used=650, requested=10)
-    told = read_refusal(limit, snapshot)
-    assert told
-    assert told.reading.remaining == -50
-    assert not told.is_hidden
+    figures = read_refusal(limit, snapshot)
+    assert figures
+    assert figures.reading.remaining == -50
+    assert not figures.is_hidden
 
 
-def test_a_refusal_of_what_is_there_is_hidden() -> None:
-    """There was enough: a shorter window refused it."""
+def test_refusal_despite_enough_tokens_shows_a_hidden_window() -> None:
     limit = Limit(resource="tokens", window=60.0, limit=600, used=50, requested=10)
-    told = read_refusal(limit, None)
-    assert told
-    assert told.is_hidden
+    figures = read_refusal(limit, None)
+    assert figures
+    assert figures.is_hidden
 
 
-def test_who_was_idle_has_no_claim() -> None:
-    """A holder that comes back is served like the others from then on, not before them."""
+def test_idle_holder_accumulates_no_claim() -> None:
+    """It is served like the others from then on, not before them."""
     shared = SharedModel()
     for second in range(20):
         shared.earliest_start("busy", Cost(10, 90), float(second), waiting_tokens=200)
@@ -80,8 +78,8 @@ def test_who_was_idle_has_no_claim() -> None:
     assert shared.holders["idle"].served == shared.holders["busy"].served - 100
 
 
-def test_who_was_served_alone_owes_nothing() -> None:
-    """A newcomer begins where the one that went last did, also if that has nobody waiting then."""
+def test_newcomer_begins_where_the_last_one_served_did() -> None:
+    """Even if that one has none waiting then."""
     shared = SharedModel()
     for second in range(600):
         shared.earliest_start("old", Cost(10, 90), float(second), waiting_tokens=100)
@@ -104,8 +102,8 @@ def known_bucket(*, tokens: float, requests: float) -> LimitModel:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
-def test_refused_together_all_tell_of_one_level(order: list[int]) -> None:
-    """Of several that a stranger's tokens keep out, none was charged: the level is what is told."""
+def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
+    """None of them was charged: the level is the stated one."""
     model = known_bucket(tokens=60_000, requests=600)
     sent = [model.issue_permit("b", Cost(100, 9_900), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
@@ -115,8 +113,8 @@ def test_refused_together_all_tell_of_one_level(order: list[int]) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
-def test_refused_for_their_number_all_tell_of_one_level(order: list[int]) -> None:
-    """A request that is refused for its number is not counted, nor are those beside it."""
+def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
+    """None of them is counted."""
     model = known_bucket(tokens=60_000, requests=600)
     sent = [model.issue_permit("b", Cost(1, 9), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="requests", window=60.0, limit=600, used=600, requested=1)
@@ -125,8 +123,7 @@ def test_refused_for_their_number_all_tell_of_one_level(order: list[int]) -> Non
     assert model.requests.level_at(100.1) == pytest.approx(0, abs=1.5)
 
 
-def test_headers_from_before_a_refusal_are_old_news() -> None:
-    """Who was let in before the refused one, and is heard of later, does not undo what it told."""
+def test_headers_older_than_a_refusal_are_ignored() -> None:
     model = known_bucket(tokens=60_000, requests=600)
     before = model.issue_permit("b", Cost(100, 900), 100.0)
     refused_one = model.issue_permit("b", Cost(100, 9_900), 100.02)
@@ -137,8 +134,7 @@ def test_headers_from_before_a_refusal_are_old_news() -> None:
     assert model.tokens.bucket.level_at(100.5) == pytest.approx(900, abs=200)
 
 
-def test_a_limit_that_has_fallen_is_no_stranger_s_doing() -> None:
-    """What a smaller limit has taken away at once, nobody is expected to go on taking."""
+def test_fallen_limit_is_not_taken_for_a_drain() -> None:
     model = known_bucket(tokens=1_000_000, requests=5_000)
     sent = model.issue_permit("b", Cost(13, 700), 100.0)
     tokens, requests = (
@@ -150,8 +146,7 @@ def test_a_limit_that_has_fallen_is_no_stranger_s_doing() -> None:
     assert model.requests.available_at(59.5, 100.0) == pytest.approx(100.5)
 
 
-def test_nobody_is_expected_to_take_more_than_half_of_a_smaller_limit() -> None:
-    """A stranger's habit is no larger than what flows, also after a limit has fallen."""
+def test_drain_is_at_most_half_of_a_fallen_limit() -> None:
     model = known_bucket(tokens=1_000_000, requests=5_000)
     for at, limit, left in ((100.0, 1_000_000, 0), (200.0, 3_000, 0)):
         sent = model.issue_permit("b", Cost(0, 0), at)
@@ -160,8 +155,8 @@ def test_nobody_is_expected_to_take_more_than_half_of_a_smaller_limit() -> None:
     assert model.tokens.bucket.foreign_rate == model.tokens.bucket.rate / 2
 
 
-def test_tokens_that_headers_tell_no_more_are_found_out_anew() -> None:
-    """Also where they go on telling of requests: what was told of tokens long ago binds nobody."""
+def test_token_limit_that_headers_cease_to_state_is_learned_anew() -> None:
+    """Even if they still state requests."""
     model = known_bucket(tokens=600, requests=500)
     sent = model.issue_permit("b", Cost(10, 90), 5_000.0)
     model.observe(

@@ -1,4 +1,4 @@
-"""The limiter: a ledger that other processes share, off the event loop, whatever its store does."""
+"""The limiter that shares its models with other processes, on its worker thread."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Kernel:
     """One process's limiter, as the engine has it."""
 
     def __init__(self, opening: Callable[[], Any]) -> None:
-        self.told: list[str] = []
+        self.problems: list[str] = []
         self.clock = BootClock()
-        self.limiter = SharedLimiter(opening, clock=self.clock, on_problem=self.told.append)
+        self.limiter = SharedLimiter(opening, clock=self.clock, on_problem=self.problems.append)
 
     async def ask(self) -> Permit:
         """Reserve, be let in, and be answered."""
@@ -46,12 +46,12 @@ class Kernel:
         def operation(core: RateLimiter) -> QueueEntry:
             return core.enqueue("b", COST, lambda: None)
 
-        ticket = await self.limiter.run(operation)
-        leave = await self.limiter.run(lambda core: core.try_acquire(ticket, self.clock.now()))
-        while not isinstance(leave, Permit):
-            await self.clock.wait(leave.until)
-            leave = await self.limiter.run(lambda core: core.try_acquire(ticket, self.clock.now()))
-        given = leave
+        entry = await self.limiter.run(operation)
+        answer = await self.limiter.run(lambda core: core.try_acquire(entry, self.clock.now()))
+        while not isinstance(answer, Permit):
+            await self.clock.wait(answer.until)
+            answer = await self.limiter.run(lambda core: core.try_acquire(entry, self.clock.now()))
+        given = answer
         await self.limiter.run(lambda core: core.observe(given, SNAPSHOT, self.clock.now()))
         usage = Usage(input_tokens=10, output_tokens=20)
         await self.limiter.run(lambda core: core.settle(given, usage, self.clock.now()))
@@ -72,8 +72,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
 
 
-def test_kernels_share_what_is_known(tmp_path: Path) -> None:
-    """What one kernel is told, the other one knows before it has asked."""
+def test_kernel_knows_limits_that_another_has_learned(tmp_path: Path) -> None:
+    """Before it has sent anything itself."""
 
     async def main() -> None:
         with kernel(tmp_path) as first, kernel(tmp_path) as second:
@@ -83,14 +83,14 @@ def test_kernels_share_what_is_known(tmp_path: Path) -> None:
             assert known.tokens is not None
             assert known.tokens.limit == 60_000
             assert known.other_processes == 1
-            assert second.told == []
+            assert second.problems == []
 
     run(main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes mean nothing there")
-def test_the_file_is_the_user_s_own(tmp_path: Path) -> None:
-    """0600 in a folder of 0700, and no name of a bucket can be read in it."""
+def test_limiter_file_is_private(tmp_path: Path) -> None:
+    """Mode 0600 in a folder of 0700."""
 
     async def main() -> None:
         with kernel(tmp_path / "home") as alone:
@@ -119,10 +119,10 @@ def writable(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damaged, foreign, no_folder, writable])
-def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
+def test_unusable_file_is_replaced_by_memory_and_reported_once(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """Requests go, paced by this kernel's own core, and it is said once."""
+    """Requests go, paced for this kernel alone."""
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
     spoil(folder)
@@ -131,29 +131,28 @@ def test_a_file_that_cannot_serve_costs_nothing_but_sharing(
         with kernel(folder) as alone:
             await alone.ask()
             await alone.ask()
-            assert len(alone.told) == 1
-            assert "for this kernel alone" in alone.told[0]
-            assert alone.limiter.sharing_problem == alone.told[0]
+            assert len(alone.problems) == 1
+            assert "for this kernel alone" in alone.problems[0]
+            assert alone.limiter.sharing_problem == alone.problems[0]
 
     run(main())
 
 
-def test_a_network_file_system_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks lie there: the pace is this kernel's own, and that is said."""
+def test_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks cannot be trusted there; requests are paced for this kernel alone."""
     monkeypatch.setattr(sqlite, "on_network", lambda _: True)
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
             await alone.ask()
-            assert "network" in alone.told[0]
+            assert "network" in alone.problems[0]
 
     run(main())
 
 
-def test_a_locked_file_holds_nobody_up_for_long(
+def test_locked_file_is_bridged_by_memory_until_unlocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another program keeps locked is given up for memory, and taken up again later."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(worker, "STORE_RETRY_S", 0.0)
 
@@ -174,14 +173,14 @@ def test_a_locked_file_holds_nobody_up_for_long(
     run(main())
 
 
-def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: Path) -> None:
-    """A reservation of a lost store is settled in memory, and nothing is left under way."""
+def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
+    """Nothing is left under way."""
 
     async def main() -> tuple[int, int]:
         with kernel(tmp_path) as alone:
             clock, limiter = alone.clock, alone.limiter
-            ticket = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run(lambda core: core.try_acquire(ticket, clock.now()))
+            entry = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(given, Permit)
             limiter._store._connection.close()  # type: ignore[union-attr]
             await limiter.run(lambda core: core.observe(given, SNAPSHOT, clock.now()))
@@ -193,8 +192,8 @@ def test_what_is_under_way_when_the_store_fails_ends_in_the_next_one(tmp_path: P
     assert run(main()) == (0, 0)
 
 
-def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
-    """Where what was done together cannot be kept, the asker goes on, and its user is told."""
+def test_failed_commit_leads_to_memory(tmp_path: Path) -> None:
+    """Operations of the failed batch keep their results, and the user learns why."""
 
     class Full(MemoryStore):
         @contextmanager
@@ -206,15 +205,15 @@ def test_a_write_that_fails_leads_to_memory(tmp_path: Path) -> None:
         kernel = Kernel(Full)
         try:
             assert (await kernel.ask()).is_closed
-            assert [told.split(" So ")[0] for told in kernel.told] == ["The disk is full."]
+            assert [text.split(" So ")[0] for text in kernel.problems] == ["The disk is full."]
         finally:
             kernel.limiter.close()
 
     run(main())
 
 
-def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
-    """However many come at once, the file is written two or three times."""
+def test_simultaneous_operations_share_transactions(tmp_path: Path) -> None:
+    """Fifty at once are two or three writes."""
     begun = []
 
     class Counting(sqlite.SqliteStore):
@@ -241,9 +240,7 @@ def test_deeds_that_come_together_share_a_transaction(tmp_path: Path) -> None:
     assert sum(begun) <= 3
 
 
-def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Path) -> None:
-    """After an operation that took the others along, the next post waits its whole time."""
-
+def test_post_after_a_run_waits_its_whole_delay(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             alone.limiter.post(lambda _: None)
@@ -259,22 +256,20 @@ def test_what_nobody_waits_for_lingers_anew_once_it_was_taken_along(tmp_path: Pa
     run(main())
 
 
-def test_a_defect_in_a_deed_is_the_asker_s(tmp_path: Path) -> None:
-    """An error that is none of the store's reaches whoever asked, and the thread goes on."""
+def test_error_in_an_operation_reaches_its_caller_only(tmp_path: Path) -> None:
+    """The thread goes on."""
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
             with pytest.raises(ZeroDivisionError):
                 await alone.limiter.run(lambda _: 1 // 0)
             await alone.ask()
-            assert alone.told == []
+            assert alone.problems == []
 
     run(main())
 
 
-def test_a_cancelled_wait_does_not_undo_the_deed(tmp_path: Path) -> None:
-    """Deeds are done in their order, whoever still waits for them."""
-
+def test_cancelled_wait_leaves_operations_done_in_order(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             done: list[int] = []
@@ -291,9 +286,7 @@ def test_a_cancelled_wait_does_not_undo_the_deed(tmp_path: Path) -> None:
     run(main())
 
 
-def test_wakes_reach_the_loop(tmp_path: Path) -> None:
-    """Who is woken on the ledger's thread wakes on the loop."""
-
+def test_waker_called_on_the_thread_wakes_the_loop(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             event = asyncio.Event()
@@ -304,24 +297,22 @@ def test_wakes_reach_the_loop(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_kernel_that_ends_leaves_its_part(tmp_path: Path) -> None:
-    """What it held is the others' at once."""
-
+def test_closed_limiter_leaves_its_share_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as stays:
             with kernel(tmp_path) as goes:
-                ticket = await goes.limiter.run(lambda core: core.enqueue("b", COST, int))
-                await goes.limiter.run(lambda core: core.try_acquire(ticket, goes.clock.now()))
+                entry = await goes.limiter.run(lambda core: core.enqueue("b", COST, int))
+                await goes.limiter.run(lambda core: core.try_acquire(entry, goes.clock.now()))
             (known,) = (await stays.limiter.limit_states(stays.clock.now(), "b")).values()
             assert known.other_processes == 0
 
     run(main())
 
 
-def test_signs_of_life_are_given_while_anything_is_under_way(
+def test_heartbeats_continue_while_a_request_is_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that takes long keeps its share; where nothing is under way, the thread sleeps."""
+    """Where nothing is under way, the thread sleeps."""
     monkeypatch.setattr(worker, "HEARTBEAT_INTERVAL_S", 0.01)
 
     async def main() -> None:
@@ -334,8 +325,8 @@ def test_signs_of_life_are_given_while_anything_is_under_way(
                 "heartbeat",
                 lambda self, now: beats.append(beat(self, now)) or beats[-1],
             )
-            ticket = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run(lambda core: core.try_acquire(ticket, clock.now()))
+            entry = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(given, Permit)
             await asyncio.to_thread(_until, lambda: len(beats) >= 5)
             assert all(beats)
@@ -354,8 +345,8 @@ def _until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_during_deeds_leaves_both_in_order(tmp_path: Path) -> None:
-    """A child opens the same file anew, whatever its parent's thread was doing."""
+def test_fork_during_operations_leaves_both_processes_usable(tmp_path: Path) -> None:
+    """A child opens the same file anew."""
 
     async def main() -> int:
         with kernel(tmp_path) as parent:
@@ -382,15 +373,14 @@ def _child(folder: Path) -> int:
     return int(store.transaction("b", lambda shared: shared.model.sent) < 1)
 
 
-def test_a_store_error_says_why(tmp_path: Path) -> None:
-    """The sentence names the file and what is wrong with it."""
+def test_store_error_names_the_file_and_the_problem(tmp_path: Path) -> None:
     damaged(tmp_path)
     with pytest.raises(StoreError, match=r"ledger\.sqlite cannot be used: file is not a database"):
         open_store(tmp_path)
 
 
-def test_it_is_known_who_waits(tmp_path: Path) -> None:
-    """Those who have no leave yet are counted, with the tokens that they may use."""
+def test_limit_state_counts_waiting_requests(tmp_path: Path) -> None:
+    """With the tokens that they may use."""
 
     async def main() -> tuple[int, float]:
         with kernel(tmp_path) as alone:

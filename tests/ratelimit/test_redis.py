@@ -1,4 +1,4 @@
-"""What hosts share through Redis: their clocks, their secrets, and whatever else stands there."""
+"""What hosts share through Redis: clocks, secrets, and what else may stand there."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Host:
         self.wrong, self.clock = wrong, BootClock()
         self.store = RedisStore(server.url())
         self.store._now = self.now
-        self.ledger = RateLimiter(self.store, holder=name)
+        self.limiter = RateLimiter(self.store, holder=name)
 
     def now(self) -> float:
         return self.clock.now() + self.wrong
 
     def ask(self) -> Permit | Wait | Cooldown:
-        ticket = self.ledger.enqueue("b", Cost(10, 90), lambda: None)
-        answer = self.ledger.try_acquire(ticket, self.now())
-        self.ledger.dequeue(ticket)
+        entry = self.limiter.enqueue("b", Cost(10, 90), lambda: None)
+        answer = self.limiter.try_acquire(entry, self.now())
+        self.limiter.dequeue(entry)
         return answer
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ def error_of(offset: ClockOffset) -> float:
 
 
 @pytest.mark.parametrize("there", [0.0, 0.2])
-def test_an_offset_is_wrong_by_no_more_than_it_says(there: float) -> None:
-    """However unequal the ways are, the true offset lies within the bounds; they do not widen."""
+def test_clock_offset_lies_within_its_bounds(there: float) -> None:
+    """However unequal the ways are; and the bounds do not widen."""
     offset, true, errors = ClockOffset(), 1e9, []
     for index in range(50):
         sent = index * 1.0
@@ -138,8 +138,7 @@ def test_an_offset_is_wrong_by_no_more_than_it_says(there: float) -> None:
     assert max(errors[7:]) <= there / 2 + 0.005 + 7 * CLOCK_DRIFT
 
 
-def test_a_clock_that_jumps_is_noticed() -> None:
-    """What the old bounds exclude starts new ones."""
+def test_clock_jump_starts_new_bounds() -> None:
     offset = ClockOffset()
     assert offset.observe(100.0, sent_at=0.0, received_at=0.1)
     assert not offset.observe(3701.0, sent_at=1.0, received_at=1.1)
@@ -148,25 +147,25 @@ def test_a_clock_that_jumps_is_noticed() -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("wrong", [-HOUR, 0.0, HOUR])
-def test_hosts_whose_clocks_differ_agree_on_a_hold(redis: RedisServer, wrong: float) -> None:
-    """A model that one host closes for 30 s is closed for 30 s on the other, by its own clock."""
+def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wrong: float) -> None:
+    """A model that one host closes for 30 s is closed for 30 s on the other's clock."""
     with closing(Host(redis, "a")) as one, closing(Host(redis, "b", wrong)) as other:
         given = one.ask()
         assert isinstance(given, Permit)
         until = one.now() + 30
-        one.ledger.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
+        one.limiter.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
         assert held.until - other.now() > 29
-        told = other.store.transaction("b", lambda shared: shared.model.closed_until)
-        assert told - wrong == pytest.approx(
+        seen_until = other.store.transaction("b", lambda shared: shared.model.closed_until)
+        assert seen_until - wrong == pytest.approx(
             until, abs=error_of(one.store._offset) + error_of(other.store._offset) + 1e-3
         )
 
 
 @pytest.mark.server
-def test_an_hour_that_redis_s_clock_is_put_back_closes_nothing(redis: RedisServer) -> None:
-    """What was written an hour in the future counts as written now."""
+def test_redis_clock_set_back_an_hour_does_not_prolong_a_cooldown(redis: RedisServer) -> None:
+    """What was written in the future counts as written at present."""
     with closing(Host(redis, "a")) as host:
         host.ask()
         state = json.loads(redis.ask("--raw", "HGET", key_of("b"), "state"))
@@ -182,8 +181,7 @@ def test_an_hour_that_redis_s_clock_is_put_back_closes_nothing(redis: RedisServe
 
 
 @pytest.mark.server
-def test_a_dead_holder_gives_its_share_back(redis: RedisServer) -> None:
-    """Who gives no sign of life for the time of a lease has nothing under way any more."""
+def test_share_of_a_dead_host_is_released_after_its_lease(redis: RedisServer) -> None:
     with closing(Host(redis, "dead")) as dead, closing(Host(redis, "live")) as live:
         dead.ask()
         live.store.transaction("b", lambda shared: shared.share_of("live", live.now()))
@@ -224,8 +222,7 @@ def spoilt(value: str) -> str:
 @pytest.mark.parametrize(
     "state", [*HOSTILE, spoilt("NaN"), spoilt('"x"'), spoilt("null"), spoilt("[]"), spoilt("{}")]
 )
-def test_whatever_stands_there_is_learnt_again(redis: RedisServer, state: str) -> None:
-    """A damaged bucket, or one of another make, is begun anew, and then kept."""
+def test_damaged_or_foreign_state_is_replaced(redis: RedisServer, state: str) -> None:
     with closing(Host(redis, "a")) as host:
         import redis as client
 
@@ -239,8 +236,7 @@ def test_whatever_stands_there_is_learnt_again(redis: RedisServer, state: str) -
 
 
 @pytest.mark.server
-def test_a_key_of_another_kind_is_replaced(redis: RedisServer) -> None:
-    """A string in the bucket's place is no reason to fail."""
+def test_key_of_another_redis_type_is_replaced(redis: RedisServer) -> None:
     redis.ask("SET", key_of("b"), "mine")
     with closing(Host(redis, "a")) as host:
         assert isinstance(host.ask(), Permit)
@@ -248,21 +244,20 @@ def test_a_key_of_another_kind_is_replaced(redis: RedisServer) -> None:
 
 
 @pytest.mark.server
-def test_a_bucket_is_forgotten_after_its_last_use(redis: RedisServer) -> None:
-    """Nothing stays in Redis for good."""
+def test_model_expires_ten_minutes_after_its_last_use(redis: RedisServer) -> None:
     with closing(Host(redis, "a")) as host:
         host.ask()
     assert 500_000 < int(redis.ask("PTTL", key_of("b"))) <= 600_000
 
 
 @pytest.mark.server
-def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
-    """What an answer that was under way then tells is not mixed up with the new numbers."""
+def test_model_that_redis_lost_starts_anew(redis: RedisServer) -> None:
+    """A late answer is not mixed up with the new numbers."""
     with closing(Host(redis, "a")) as host:
         given = host.ask()
         assert isinstance(given, Permit)
         redis.ask("FLUSHALL")
-        host.ledger.release(given, host.now())
+        host.limiter.release(given, host.now())
         state = host.store.transaction(
             "b", lambda s: (s.model.unanswered, s.model.output.in_flight)
         )
@@ -271,10 +266,10 @@ def test_a_bucket_that_redis_has_lost_is_begun_anew(redis: RedisServer) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("what", ["reserve", "settle"])
-def test_a_deed_whose_answer_is_lost_is_not_done_twice(
+def test_operation_whose_answer_was_lost_is_not_done_twice(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Redis has kept it, but did not say so in time: whoever comes again has its result."""
+    """Redis has kept it without answering in time: calling it again returns its result."""
     host = Host(redis, "a")
     deal, ask, lost = host.store.transaction, host.store._script, []
 
@@ -294,13 +289,13 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
     for later in (10, 20):
         lost.extend([what] if what == "reserve" else [])
         now = host.now() + later
-        sent = host.ledger.try_acquire(host.ledger.enqueue("b", Cost(10, 90), lambda: None), now)
+        sent = host.limiter.try_acquire(host.limiter.enqueue("b", Cost(10, 90), lambda: None), now)
         assert isinstance(sent, Permit)
-        host.ledger.observe(
+        host.limiter.observe(
             sent, LimitSnapshot(at=now, tokens=LimitReading(limit=6_000, remaining=5_000)), now
         )
         lost.extend([what] if what == "settle" else [])
-        host.ledger.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
+        host.limiter.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
     bucket = host.store.transaction("b", lambda shared: shared.model)
     assert not lost
     assert (bucket.sent, bucket.unanswered) == (2, 0)
@@ -308,16 +303,16 @@ def test_a_deed_whose_answer_is_lost_is_not_done_twice(
     host.close()
 
 
-def test_redis_holds_no_names_and_no_secrets(redis: RedisServer) -> None:
-    """Neither keys nor values tell the base URL, the model or the API key."""
+def test_redis_holds_neither_names_nor_secrets(redis: RedisServer) -> None:
+    """Neither keys nor values show the base URL, the model or the API key."""
     name = "https://api.example.org/v1 sk-secret-key gpt-model"
     with closing(RedisStore(redis.url())) as store:
-        ledger = RateLimiter(store, holder="f00")
-        ticket = ledger.enqueue(name, Cost(1, 2), lambda: None)
-        given = ledger.try_acquire(ticket, 1.0)
+        limiter = RateLimiter(store, holder="f00")
+        entry = limiter.enqueue(name, Cost(1, 2), lambda: None)
+        given = limiter.try_acquire(entry, 1.0)
         assert isinstance(given, Permit)
         limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")
-        ledger.refuse(given, until=9.0, limit=limit, snapshot=None, now=2.0)
+        limiter.refuse(given, until=9.0, limit=limit, snapshot=None, now=2.0)
     keys = redis.ask("--raw", "KEYS", "*").split()
     kept = b"".join([*keys, *(redis.ask("--raw", "HGETALL", key.decode()) for key in keys)])
     assert b"tokens" in kept
@@ -325,8 +320,7 @@ def test_redis_holds_no_names_and_no_secrets(redis: RedisServer) -> None:
         assert word not in kept
 
 
-def test_a_bucket_s_keys_lie_on_one_node_of_a_cluster() -> None:
-    """The script is given one key; it has one tag in braces, which is all that places it."""
+def test_script_uses_one_key_with_one_cluster_tag() -> None:
     key = key_of("a name")
     assert key.count("{") == key.count("}") == 1
     assert len(key[key.index("{") + 1 : key.index("}")]) == 32
@@ -349,16 +343,17 @@ def test_a_bucket_s_keys_lie_on_one_node_of_a_cluster() -> None:
         PASSWORD,
     ],
 )
-def test_a_wrong_url_is_said_and_not_shown(url: str) -> None:
-    """The error says how to write it; neither it nor what lies behind shows the password."""
+def test_invalid_url_is_reported_without_its_password(url: str) -> None:
+    """The error says how to write it."""
     with pytest.raises(ConfigurationError, match="redis://:PASSWORD@HOST") as caught:
         RedisStore(Secret(url))
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert PASSWORD not in "".join(caught.value._render_traceback_())
 
 
-def test_without_redis_py_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL without the extra is a clear error."""
+def test_missing_redis_py_is_reported_with_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in [n for n in sys.modules if n == "redis" or n.startswith("redis.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
@@ -366,21 +361,19 @@ def test_without_redis_py_it_is_said_what_to_install(monkeypatch: pytest.MonkeyP
         RedisStore(Secret("redis://localhost"))
 
 
-def test_without_a_url_nothing_of_redis_is_touched(tmp_path: Path) -> None:
-    """The machine's own store is returned as it is."""
+def test_open_store_without_a_url_is_the_machine_s_own(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     assert isinstance(store, SqliteStore)
     store.close()
 
 
-def test_a_wrong_url_is_said_and_harms_nothing(tmp_path: Path) -> None:
-    """It is a store that cannot be used, for which memory stands in; its words give advice."""
+def test_open_store_with_an_invalid_url_raises_store_error(tmp_path: Path) -> None:
+    """For which memory stands in."""
     with pytest.raises(StoreError, match="NBCODEX_REDIS_URL is not the URL of a Redis"):
         open_store(tmp_path, redis_url=Secret("http://x"))
 
 
-def test_the_url_is_read_as_a_secret() -> None:
-    """Neither the settings nor their fields show it."""
+def test_redis_url_is_a_secret_in_settings() -> None:
     settings = Settings.read(environ={"NBCODEX_REDIS_URL": f"redis://:{PASSWORD}@host"})
     assert isinstance(settings.redis_url, Secret)
     assert PASSWORD not in repr(settings)
@@ -396,10 +389,9 @@ def test_the_url_is_read_as_a_secret() -> None:
         (["--replicaof", "127.0.0.1", "1"], "", "is a replica"),
     ],
 )
-def test_what_keeps_redis_from_working_is_said(
+def test_reason_why_redis_is_unusable_is_reported_without_the_password(
     tmp_path: Any, options: list[str], login: str, said: str
 ) -> None:
-    """Each in our words, and without the password."""
     with redis_server(tmp_path, *options) as server:
         store = RedisStore(server.url(login))
         with closing(store), pytest.raises(UnreachableError, match=said) as caught:

@@ -1,4 +1,4 @@
-"""When a request may go, while it is not known yet what the server charges."""
+"""When a request may go, while the charge policy is not known yet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S, earliest_start
 
 
-def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
-    """A level that stands high because output is charged at the end is not taken for free room."""
+def test_tokens_that_answers_may_yet_be_charged_are_not_spent() -> None:
+    """A level that is high because output is charged at the end is not free room."""
     model, cost = LimitModel(), Cost(10, 90)
     sent = model.issue_permit("b", cost, 100.0)
     level = LimitReading(limit=1000, remaining=180, full_in=49.2)
@@ -22,8 +22,10 @@ def test_what_answers_may_yet_be_charged_is_not_spent() -> None:
 
 
 @pytest.mark.parametrize(("requests", "tokens"), [(60_000, 1e9), (1e9, 6e6)])
-def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, tokens: float) -> None:
-    """Where the server lets more than 250 go in a second, so do we: by requests or by tokens."""
+def test_send_gap_shrinks_where_the_limit_allows_more_than_250_a_second(
+    requests: float, tokens: float
+) -> None:
+    """By requests or by tokens."""
     model, cost = LimitModel(), Cost(10, 90)
     sent = model.issue_permit("b", cost, 100.0)
     full = LimitSnapshot(
@@ -37,8 +39,8 @@ def test_the_gap_between_two_sends_is_no_limit_of_its_own(requests: float, token
     assert 0 < gap < 1 / 1000 < MIN_SEND_GAP_S
 
 
-def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
-    """Long answers, charged at their end: no more begin than the bucket and its flow will pay."""
+def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
+    """For long answers that are charged at their end."""
     model, now = LimitModel(), 1000.0
     first = model.issue_permit("b", Cost(100, 2_000), now)
     gauge = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
@@ -54,8 +56,8 @@ def test_what_answers_will_be_charged_flows_in_by_their_end() -> None:
     assert 100 < sent < (200_000 + 20 * 200_000 / 60) / 2_000
 
 
-def test_a_bound_that_no_bucket_holds_lets_a_request_go() -> None:
-    """Whatever its output may be: with nothing else under way, it goes when the bucket is full."""
+def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> None:
+    """With nothing else under way."""
     model, now = LimitModel(), 1000.0
     first = model.issue_permit("b", Cost(100, 1_000), now)
     gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)

@@ -1,24 +1,28 @@
-"""The stores: the same contract, whoever keeps the buckets."""
+"""The contract of all stores, and the stored form."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import multiprocessing
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
 from nbcodex.models import Limit
 from nbcodex.ratelimit.charge_policy import Cost
-from nbcodex.ratelimit.sharing import SharedModel
+from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store, pack, unpack
-from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.stores.redis import RedisStore, key_of
 from nbcodex.ratelimit.stores.sqlite import TABLE, SqliteStore
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer
 
+FORM = "92b9ec5d"  # of `SharedModel`, as release 0.1 stores it
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
     "sqlite": lambda folder: SqliteStore(folder / "ledger.sqlite", boot="one"),
@@ -44,22 +48,18 @@ def take(shared: SharedModel) -> int:
     return shared.model.sent
 
 
-def test_a_deed_stays_done(store: Store) -> None:
-    """What one operation changes, the next one finds."""
+def test_transaction_persists(store: Store) -> None:
     assert [store.transaction("b", take) for _ in range(3)] == [1, 2, 3]
 
 
-def test_deeds_that_are_done_together_stay_done(store: Store) -> None:
-    """Several in one write see one another, and all of them are there afterwards."""
+def test_batched_transactions_see_each_other_and_persist(store: Store) -> None:
     with store.batch():
         assert [store.transaction("b", take) for _ in range(3)] == [1, 2, 3]
     assert store.transaction("b", take) == 4
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
-def test_of_deeds_done_together_one_fails_alone(store: Store) -> None:
-    """A operation that raises leaves no trace; those beside it do."""
-
+def test_failed_transaction_in_a_batch_is_undone_alone(store: Store) -> None:
     def fail(shared: SharedModel) -> None:
         take(shared)
         raise KeyError("no")
@@ -72,14 +72,12 @@ def test_of_deeds_done_together_one_fails_alone(store: Store) -> None:
     assert store.transaction("b", take) == 3
 
 
-def test_buckets_are_apart(store: Store) -> None:
-    """What happens to one bucket does not touch another."""
+def test_models_of_different_names_are_independent(store: Store) -> None:
     store.transaction("a", take)
     assert store.transaction("b", take) == 1
 
 
-def test_everything_survives_packing() -> None:
-    """A bucket that was packed and unpacked through JSON is equal to itself."""
+def test_packed_model_is_equal_after_json() -> None:
     shared = SharedModel()
     take(shared)
     shared.model.closing_limit = Limit(
@@ -88,9 +86,53 @@ def test_everything_survives_packing() -> None:
     assert unpack(SharedModel, json.loads(json.dumps(pack(shared)))) == shared
 
 
+STORED_BY_0_1 = (
+    "[[[[[60000,1000.0,60000,220.1,59780.8,0.0,Infinity,-Infinity,9.15,218.0],[60000,1000.0"
+    ",60000,220.1,59780.8,0.0,Infinity,-Infinity,9.15,218.0],[60000,1000.0,60000,220.1,4880"
+    ".8,0.0,Infinity,-Infinity,459.1,218.0]],[0.0,0.0,0.0],[-36.1,-36.1,-1836.1],214.0,0,10"
+    '03.5],[500,8.3,500,220.1,488.7,0.0,Infinity,-Infinity,0.1,218.0],[{"requests 86400":["'
+    'requests",86400.0,[200,0.0023,0.0,220.1,0.0,0.0,Infinity,-Infinity,0.0,0.0],220.1,61]}'
+    '],[54000.0,18000.0,60.0,60,0,0.0,0.0],1.07,250.0,["requests",86400.0,200,200,1,null],0'
+    '.005,null,0,false,false,220.0,100.0,0.0,162.0,60000,61,60,0.05,106.96,Infinity],{"me":'
+    '[220.1,61000.0,-1e+18,100,900,0.0,0,0,0.0,0.0,65937982]},12497117,60000.0,1000,"me"]'
+)
+
+
+def form_of(kind: Any) -> Any:
+    """Return the types of all fields in their order, all the way down."""
+    if dataclasses.is_dataclass(kind):
+        return [form_of(hint) for hint in get_type_hints(kind).values()]
+    return [str(get_origin(kind) or kind), *map(form_of, get_args(kind))]
+
+
+def test_stored_form_has_not_changed_under_its_name() -> None:
+    """If it has to, the table and the Redis key need a new name, as versions run side by side."""
+    digest = hashlib.blake2b(json.dumps(form_of(SharedModel)).encode(), digest_size=4).hexdigest()
+    assert (digest, TABLE, key_of("b").rpartition(":")[-1]) == (FORM, "bucket_dcb40d47", "20302231")
+
+
+def test_model_stored_by_the_last_release_is_read(tmp_path: Path) -> None:
+    """Limits, cooldown and history of release 0.1 are known after an update."""
+    store = SqliteStore(tmp_path / "l", boot="one")
+    with sqlite3.connect(tmp_path / "l") as other:
+        other.execute(f"INSERT INTO {TABLE} VALUES ('b', 'one', ?)", (STORED_BY_0_1,))
+    other.close()
+    state = store.transaction("b", lambda shared: limit_state(shared, "new", 221.0))
+    assert state.tokens is not None
+    assert (state.tokens.limit, state.closed_until) == (60_000, 250.0)
+    assert [(each.name, each.limit) for each in state.undeclared] == [
+        ("requests per day (RPD)", 200)
+    ]
+    assert state.limit is not None
+    assert state.limit.window == 86_400.0
+    assert state.history is not None
+    assert (state.history.policy, state.history.input_ratio) == ("kept", 1.07)
+    store.close()
+
+
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
-def test_a_deed_that_fails_has_changed_nothing(store: Store) -> None:
-    """An exception in a operation rolls it back, and the store can be used on."""
+def test_failed_transaction_changes_nothing(store: Store) -> None:
+    """The store stays usable."""
 
     def fail(shared: SharedModel) -> None:
         take(shared)
@@ -101,15 +143,14 @@ def test_a_deed_that_fails_has_changed_nothing(store: Store) -> None:
     assert store.transaction("b", take) == 1
 
 
-def test_another_boot_s_instants_are_forgotten(tmp_path: Path) -> None:
-    """After a restart of the machine its clock begins anew, and so does the ledger."""
+def test_instants_of_another_boot_are_dropped(tmp_path: Path) -> None:
+    """The boot clock starts anew, and so do the numbers."""
     SqliteStore(tmp_path / "l", boot="one").transaction("b", take)
     assert SqliteStore(tmp_path / "l", boot="two").transaction("b", take) == 1
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{}", "[[1], {}]", "nonsense", "null", "[" * 5000])
-def test_a_damaged_row_is_learnt_again(tmp_path: Path, state: str) -> None:
-    """Whatever stands in the row, the ledger goes on."""
+def test_damaged_row_is_replaced(tmp_path: Path, state: str) -> None:
     store = SqliteStore(tmp_path / "l", boot="one")
     with sqlite3.connect(tmp_path / "l") as other:
         other.execute(f"INSERT INTO {TABLE} VALUES ('b', 'one', ?)", (state,))
@@ -134,10 +175,9 @@ def work(place: str, times: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMITTING)
-def test_processes_do_not_lose_each_other_s_deeds(
+def test_concurrent_processes_lose_no_transaction(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Deeds of several processes at once are all kept."""
     place = str(tmp_path / "l")
     if kind == "redis":
         place = request.getfixturevalue("redis").url().reveal()

@@ -18,16 +18,15 @@ def full(limit: float = 600.0) -> TokenBucket:
     return TokenBucket(limit=limit, rate=limit / 60, level=limit, updated_at=100.0)
 
 
-def test_it_fills_at_its_rate_and_no_further() -> None:
-    """The level rises by the rate and stops at the limit."""
+def test_level_rises_by_the_rate_up_to_the_limit() -> None:
     bucket = full()
     bucket.take(600, 100)
     assert bucket.level_at(130) == pytest.approx(300)
     assert bucket.level_at(1000) == 600
 
 
-def test_the_moment_is_exact() -> None:
-    """At the moment that is told there is enough, and not a moment sooner."""
+def test_available_at_is_exact() -> None:
+    """At that instant there is enough, and not before."""
     bucket = full()
     bucket.take(600, 100)
     moment = bucket.available_at(50, 100)
@@ -35,20 +34,18 @@ def test_the_moment_is_exact() -> None:
     assert bucket.level_at(moment) >= 50 - 1e-9
 
 
-def test_an_unknown_limit_stops_nobody() -> None:
-    """Before any snapshot, whatever is asked for is there now."""
+def test_unknown_limit_makes_nothing_wait() -> None:
     assert TokenBucket().available_at(1e9, 7.0) == 7.0
 
 
-def test_what_is_larger_than_the_whole_goes_when_it_is_full() -> None:
-    """No request waits for ever: the server decides over one that cannot fit."""
+def test_amount_larger_than_the_limit_goes_when_the_bucket_is_full() -> None:
+    """The server decides on one that cannot fit."""
     bucket = full()
     bucket.take(60, 100)
     assert bucket.available_at(10_000, 100) == pytest.approx(106, abs=0.01)
 
 
-def test_a_first_snapshot_counts_what_flowed_since() -> None:
-    """What was taken after an old snapshot is taken from it, what has flowed since is added."""
+def test_first_snapshot_counts_what_was_taken_and_flowed_in_since() -> None:
     bucket = TokenBucket()
     mark = bucket.take(100, 10.0)
     bucket.take(50, 11.0)
@@ -58,8 +55,8 @@ def test_a_first_snapshot_counts_what_flowed_since() -> None:
 
 
 @given(steps)
-def test_a_true_snapshot_changes_nothing(events: list[tuple[float, float]]) -> None:
-    """Where the reckoning is right, a snapshot of any earlier moment shows no error."""
+def test_snapshot_that_agrees_shows_no_error(events: list[tuple[float, float]]) -> None:
+    """Where the projection is right, for any earlier instant."""
     bucket, now, seen = full(1e6), 100.0, []
     for wait, amount in events:
         now += wait
@@ -71,8 +68,8 @@ def test_a_true_snapshot_changes_nothing(events: list[tuple[float, float]]) -> N
 
 
 @given(steps, st.floats(-500, 500))
-def test_an_error_is_put_right_once(events: list[tuple[float, float]], wrong: float) -> None:
-    """After a correction, older marks that shared the error show none any more."""
+def test_error_is_corrected_once(events: list[tuple[float, float]], wrong: float) -> None:
+    """After a correction, older marks that shared the error show none."""
     bucket, now, marks = TokenBucket(limit=1e6, rate=1.0, level=5e5, updated_at=100.0), 100.0, []
     for wait, amount in events:
         now += wait
@@ -83,15 +80,14 @@ def test_an_error_is_put_right_once(events: list[tuple[float, float]], wrong: fl
         assert bucket.error(mark, level, elapsed=0) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_debt_lasts_until_it_is_paid() -> None:
-    """A level below nothing is waited out."""
+def test_debt_is_waited_out() -> None:
     bucket = full()
     bucket.take(900, 100)
     assert bucket.available_at(1, 100) == pytest.approx(100 + 30.1)
 
 
-def test_somebody_else_is_noticed() -> None:
-    """Snapshots that keep showing less than reckoned make the reckoning slower."""
+def test_drain_by_others_slows_the_projection() -> None:
+    """Snapshots keep showing less than projected."""
     bucket = full()
     bucket.take(600, 100)
     for second in range(101, 160):
@@ -106,8 +102,8 @@ def test_somebody_else_is_noticed() -> None:
     assert math.isclose(bucket.available_at(bucket.level + 70, 159), 159 + 10, rel_tol=0.01)
 
 
-def test_somebody_else_is_not_relied_on_for_long() -> None:
-    """One large surprise slows nobody for longer than it is a habit unseen."""
+def test_drain_by_others_is_trusted_only_briefly() -> None:
+    """One large surprise slows nothing for longer."""
     bucket = full()
     mark = bucket.take(0, 100)
     bucket.correct(bucket.error(mark, 0, elapsed=0), 100, taken_at=100, learns_drain=True)
