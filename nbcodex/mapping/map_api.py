@@ -365,7 +365,7 @@ def describe_unknown_rows(run: MapRun) -> str:
 
 
 class LastMap(Sequence[Reply]):
-    """`nbcodex.map.last`: the latest map's replies in order, false where there is no answer.
+    """`nbcodex.map.last`, `map.recent[ID]`: a map's replies in order, false without an answer.
 
     For an iterator it is empty, because those replies are not kept. `id` is the map's id.
     """
@@ -436,6 +436,9 @@ def _keep(run: MapRun) -> None:
     _kept_runs[run.id] = run
     for id_ in list(_kept_runs)[:-MAX_KEPT_RUNS]:
         del _kept_runs[id_]
+    # Several maps may be resumed in one go, of which `last` is only one.
+    map.recent = {kept.id: LastMap(kept) for kept in _kept_runs.values()}  # type: ignore[attr-defined]
 
 
 map.last = None  # type: ignore[attr-defined]
+map.recent = {}  # type: ignore[attr-defined]

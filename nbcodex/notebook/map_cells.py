@@ -104,7 +104,7 @@ def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False
     if unknown_rows := describe_unknown_rows(run):
         print_line(f"{run.id}: {unknown_rows}")
     if not run.origin.variable:
-        print_line("nbcodex.map.last.result holds the result.")
+        print_line(f"nbcodex.map.recent[{run.id!r}].result holds the result.")
     return True
 
 

@@ -227,6 +227,27 @@ def test_keys_of_failed_rows_keep_their_type(
     assert [*last().failed] == [key]
 
 
+@pytest.mark.parametrize("later", ["map", "resume"])
+def test_result_of_a_map_stays_available_beside_a_later_one(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    press_stop(monkeypatch, after=1)
+    with pytest.raises(Stopped):
+        nbcodex.map("[[echo: {}]]", [f"row {n}" for n in range(100)])
+    stopped = last().id
+    result = nbcodex.map(ECHO, pandas.DataFrame({"text": ["a"]}))
+    finished = last().id
+    if later == "resume":
+        run = resume_map(stopped)
+        assert run is not None
+        map_runner.run_map(run)
+    else:
+        nbcodex.map(ECHO, [{"text": "b"}])
+    recent = nbcodex.map.recent  # type: ignore[attr-defined]
+    assert recent[finished].result.equals(result)
+    assert len(recent[stopped]) == 100
+
+
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_resume_in_another_process_returns_the_kind_of_the_data(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, kind: Any
