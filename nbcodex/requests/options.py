@@ -35,7 +35,7 @@ class RequestOptions:
     # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool | None = None
     schema: object = None  # A pydantic class, or a JSON schema as a mapping
-    images: Iterable[Any] | None = None  # Whatever `nbcodex.requests.images.to_image` accepts
+    images: Iterable[Any] | None = None  # Anything that `nbcodex.requests.images.to_image` accepts
     thread: str | None = None  # The conversation that the answer joins
 
     @classmethod

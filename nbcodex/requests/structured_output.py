@@ -225,7 +225,7 @@ def _make_strict(part: dict[str, Any]) -> None:
 
 
 def _without_fence(text: str) -> str:
-    # Models that were told "JSON only" still wrap it in a Markdown fence.
+    # Models that are asked for JSON alone still wrap it in a Markdown fence.
     found = _FENCED.fullmatch(text)
     return found[2] if found else text
 

@@ -28,7 +28,7 @@ def prepare(folder: Path, name: str) -> Path:
     Raises
     ------
     UnsafePathError
-        If somebody else owns the folder or the file, or can write to the folder.
+        If another user owns the folder or the file, or can write to the folder.
     OSError
         If it cannot be created.
     """
