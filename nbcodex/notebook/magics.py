@@ -69,33 +69,36 @@ class CodexMagics(Magics):
         from nbcodex.requests.options import build_request
 
         # Settings are read for each cell: `%config` and the environment may change between two.
-        session = Session(self._shell, self._config)
+        scope = variables.caller_scope(self._shell)
+        session = Session(self._shell, self._config, scope)
         text = cell.removesuffix("\n")
+        option_notes = options.fill_options(chosen, variables.variables(self._shell, scope=scope))
         if chosen.map:
             from nbcodex.notebook import map_cells
 
             map_cells.run_map_cell(session, chosen, text)
             return
         if chosen.eval:
-            prompt = variables.run_for_prompt(self._shell, cell)
+            prompt = variables.run_for_prompt(self._shell, cell, scope)
         elif chosen.raw:
             prompt = variables.FilledPrompt(text)
         else:
-            prompt = variables.fill(text, variables.variables(self._shell, text))
-        output = options.output_spec(chosen, self._shell.user_ns)
+            prompt = variables.fill(text, variables.variables(self._shell, text, scope))
+        output = options.output_spec(chosen, session.names)
         request = build_request(
             prompt.text,
             session.settings,
             replace(
                 output.request,
                 thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
-                images=[*prompt.images, *variables.images_of(chosen.image, self._shell)],
+                images=[*prompt.images, *variables.images_of(chosen.image, self._shell, scope)],
             ),
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
         # Only now, so that a prompt that fails leaves the conversation as it is.
         joined = current().join(request, session.settings, start_new=chosen.new)
-        view = View(format=output.format, notes=[*prompt.notes, *joined.notes, *output.notes])
+        notes = [*option_notes, *prompt.notes, *joined.notes, *output.notes]
+        view = View(format=output.format, notes=notes)
         if chosen.dry_run:
             session.dry_run(joined.request, view.notes)
             return

@@ -50,11 +50,12 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(chosen, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
-    names = session.shell.user_ns
+    names = session.names
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     given = cell_options.output_spec(chosen, names).request.given()
-    request = RequestOptions(**given | {"images": images_of(chosen.image, session.shell)})
+    given["images"] = images_of(chosen.image, session.shell, session.scope)
+    request = RequestOptions(**given)
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
     if isinstance(prepared, Estimate):

@@ -21,6 +21,7 @@ from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError, did_you_mean, shorten
 from nbcodex.models import Schema
+from nbcodex.notebook.variables import fill
 from nbcodex.openai_api import request_body
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
 from nbcodex.requests.options import MAX_THREAD_NAME_CHARS, RequestOptions, is_thread_name
@@ -80,8 +81,8 @@ def _token_count(text: str) -> int:
 
 
 def _model(text: str) -> str:
-    # `%%ai -m` takes what `-p` takes here.
-    if text.lstrip().startswith("{"):
+    # `%%ai -m` takes what `-p` takes here. `{name}` is a variable with the model's name.
+    if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
     return text
 
@@ -254,6 +255,59 @@ def parse_options(line: str) -> Namespace:
         )
     options.model = check_provider(options.model or options.MODEL)
     return options
+
+
+def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str]:
+    """Fill in the fields of options that are free text, and return the notes on them.
+
+    IPython's ``$name`` works as well, where it is the whole value.
+
+    Raises
+    ------
+    UsageError
+        If a field would stay as it is written: an option has no reader who would notice.
+    """
+    notes: list[str] = []
+    for option in ("model", "system", "effort", "thread"):
+        if (text := getattr(chosen, option)) is None:
+            continue
+        for dollar in re.finditer(r"\$([^\W\d]\w*)", text):
+            if dollar[0] == text.strip():
+                text = f"{{{dollar[1]}}}"
+            elif dollar[1] in namespace:
+                raise UsageError(
+                    f"%%codex: --{option}: write {{{dollar[1]}}} instead of {dollar[0]}"
+                )
+        filled = fill(text, namespace)
+        if (unfilled := [*filled.missing, *filled.left_alone]) or filled.images:
+            name = unfilled[0] if unfilled else filled.filled[0]
+            why = "is not a variable" if filled.missing else "cannot be filled in here"
+            raise UsageError(
+                f"%%codex: --{option}: {{{shorten(name, 40)}}} {why}. "
+                f"Write {{{{{shorten(name, 40)}}}}} for the text itself"
+            )
+        if option == "model":
+            check_provider(filled.text)
+        if option == "thread":
+            _checked(_thread, filled.text)
+        setattr(chosen, option, filled.text)
+        notes += filled.notes
+    if chosen.params:
+        chosen.params = _checked(request_body.check_params, _fill_values(chosen.params, namespace))
+    return notes
+
+
+def _fill_values(value: Any, namespace: Mapping[str, object]) -> Any:
+    """Fill in the texts in a JSON value; in JSON, other braces in texts are common."""
+    match value:
+        case str():
+            return fill(value, namespace).text
+        case dict():
+            return {key: _fill_values(item, namespace) for key, item in value.items()}
+        case list():
+            return [_fill_values(item, namespace) for item in value]
+        case _:
+            return value
 
 
 def _quote_params(line: str) -> str:

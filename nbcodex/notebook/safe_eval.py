@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from nbcodex.errors import shorten
@@ -38,6 +39,17 @@ def root_name(node: ast.expr) -> str:
 def is_known(node: ast.expr, namespace: Mapping[str, object]) -> bool:
     """Whether the namespace has every name in a chain."""
     return all(part.id in namespace for part in ast.walk(node) if isinstance(part, ast.Name))
+
+
+def is_restricted(node: ast.expr, namespace: Mapping[str, object]) -> bool:
+    """Whether a chain, or one in it, begins with a module or has a name with `_` in front."""
+    for part in ast.walk(node):
+        match part:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name.startswith("_"):
+                return True
+            case ast.Name(id=name) if isinstance(namespace.get(name), ModuleType):
+                return True
+    return False
 
 
 def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:

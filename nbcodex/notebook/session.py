@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nbcodex import host
 from nbcodex.client import current
@@ -21,6 +21,7 @@ from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
 from nbcodex.notebook.display.cell_output import CellOutput
 from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
 from nbcodex.requests.handle import (
     Handle,
@@ -68,8 +69,10 @@ class Session:
     Making one also makes the shell the host of `nbcodex.ask` and `nbcodex.map`.
     """
 
-    def __init__(self, shell: InteractiveShell, config: Codex) -> None:
-        self.shell, self.config = shell, config
+    def __init__(
+        self, shell: InteractiveShell, config: Codex, scope: CallerScope | None = None
+    ) -> None:
+        self.shell, self.config, self.scope = shell, config, scope or CallerScope({})
         self._pid = os.getpid()
         # `nbcodex.ask` in a cell then uses this notebook's settings and display.
         host.current.settings = config.settings
@@ -80,6 +83,11 @@ class Session:
         host.current.confirm = _confirm
         self.settings: Settings = config.settings()
         collector_of(current())
+
+    @property
+    def names(self) -> Mapping[str, object]:
+        """The variables that options may name; those of the calling code come first."""
+        return {**self.shell.user_ns, **self.scope.names}
 
     @property
     def notebook(self) -> str:
@@ -117,15 +125,17 @@ class Session:
         """Run a request while other cells run; its answer is shown in this cell."""
         pending, name = PendingReply(handle), handle.request.origin.variable
         if name:
-            self.shell.user_ns[name] = pending
+            for namespace in self._namespaces():
+                namespace[name] = pending
         self.config.last = pending
         output = self._output(handle, view or View(), later=True)
         output.open()
 
         def assign(reply: Reply) -> None:
             # The user may have assigned another value meanwhile, which wins.
-            if name and self.shell.user_ns.get(name) is pending:
-                self.shell.user_ns[name] = reply
+            for namespace in self._namespaces():
+                if name and namespace.get(name) is pending:
+                    namespace[name] = reply
 
         follow = partial(self._show, handle, output, on_end=assign)
         handle.start()
@@ -161,11 +171,18 @@ class Session:
     def assign(self, name: str | None, value: object) -> None:
         """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""
         if name:
-            self.shell.user_ns[name] = value
+            for namespace in self._namespaces():
+                namespace[name] = value
         if isinstance(value, Reply):
             self.config.last = value
         # Not by returning it: IPython would display the Reply below its own output.
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
+
+    def _namespaces(self) -> list[dict[str, Any]]:
+        # IPython's own magics assign in the notebook. A script that `%run` runs has another
+        # namespace, and would not find the variable in its next line.
+        script = self.scope.script
+        return [self.shell.user_ns] if script is None else [self.shell.user_ns, script]
 
     def _follow(self, handle: Handle) -> Ending:
         """Wait for a request of `nbcodex.ask`."""

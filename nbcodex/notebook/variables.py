@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
+import struct
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
+from numbers import Real
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import IPython
 from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError, shorten
@@ -36,6 +42,14 @@ MAX_LISTED_NAMES = 5  # further names are only counted in the figures line
 MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_CELL_CHARS = 60, 20, 200
 MAX_TABLE_CHARS = 20_000
 
+# Frames between the user's code and a magic: IPython's, ours, and those of its decorators.
+_INTERNAL_FILES = (
+    str(Path(IPython.__file__).parent) + os.sep,
+    str(Path(__file__).parents[1]) + os.sep,
+    "<decorator-gen",
+)
+_COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
+
 _HISTORIES = ("In", "Out", "Err")
 _NAME = re.compile(r"[^\W\d]\w*")
 
@@ -47,19 +61,63 @@ class _Results(dict[int, object]):
         raise KeyError(f"cell {number} showed no result")
 
 
-def variables(shell: InteractiveShell, text: str = "") -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class CallerScope:
+    """The names that the code which calls a magic has besides the notebook's.
+
+    Parameters
+    ----------
+    names : mapping
+        Locals and globals of a function, or the globals of a script. Empty for an ordinary cell.
+    script : dict or None
+        The namespace of a script that calls the magic at its top level, as by `%run`.
+    """
+
+    names: Mapping[str, object]
+    script: dict[str, object] | None = None
+
+
+def caller_scope(shell: InteractiveShell) -> CallerScope:
+    """Return the scope of the code that calls a magic.
+
+    IPython offers `needs_local_scope`, but gives a cell magic the notebook's namespace always.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL_FILES):
+        frame = frame.f_back
+    names: dict[str, object] = {}
+    while frame is not None and frame.f_locals is not shell.user_ns:
+        names = {**frame.f_locals, **names}
+        # Until Python 3.12, a comprehension has a frame of its own within its function's.
+        if frame.f_code.co_name not in _COMPREHENSIONS:
+            break
+        frame = frame.f_back
+    if frame is None or frame.f_locals is shell.user_ns:
+        return CallerScope(names)
+    if frame.f_globals is shell.user_ns:
+        return CallerScope(names)
+    is_script = frame.f_locals is frame.f_globals
+    return CallerScope({**frame.f_globals, **names}, frame.f_globals if is_script else None)
+
+
+def variables(
+    shell: InteractiveShell, text: str = "", scope: CallerScope | None = None
+) -> dict[str, object]:
     """Return the user's own variables, without what IPython adds (`exit`, `open` …).
 
-    A history counts only where `text` names one of its entries: as a whole it is never meant.
+    The names of the caller's scope come first. A history counts only where `text` names one of
+    its entries: as a whole it is never meant.
     """
     added, absent = shell.user_ns_hidden, object()
+    own = scope.names if scope else {}
+    names = shell.user_ns | {k: v for k, v in own.items() if not k.startswith("__")}
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
     histories: dict[str, object] = {"Err": cell_errors} if "Err" in named else {}
     if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
         histories["Out"] = _Results(results)
     return {
         name: value
-        for name, value in shell.user_ns.items()
+        for name, value in names.items()
         if name in named or value is not added.get(name, absent)
     } | histories
 
@@ -76,6 +134,8 @@ class FilledPrompt:
         The expressions that were filled in, in order.
     missing : tuple of str
         The expressions that use an unknown name; they stay in `text` as they were written.
+    left_alone : tuple of str
+        The expressions that are not evaluated because they use a module or a private name.
     images : tuple
         Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` …
     """
@@ -83,24 +143,27 @@ class FilledPrompt:
     text: str
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    left_alone: tuple[str, ...] = ()
     images: tuple[object, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What the figures line says about the fields."""
-        names = list(dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled))
-        more = len(names) - MAX_LISTED_NAMES
-        listed = names[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
+        filled = list(dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled))
+        more = len(filled) - MAX_LISTED_NAMES
+        listed = filled[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
         notes = [f"{', '.join(listed)} filled in"] if listed else []
-        return notes + [
-            f"{{{shorten(name, 40)}}} not found" for name in dict.fromkeys(self.missing)
-        ]
+        for names, what in ((self.missing, "not found"), (self.left_alone, "left as written")):
+            notes += [f"{{{shorten(name, 40)}}} {what}" for name in dict.fromkeys(names)]
+        return notes
 
 
 def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     """Return a prompt with ``{name}``, ``{name.attribute[0]:.2f}`` and the like filled in.
 
-    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`.
+    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`,
+    but none with a module or a private name: in pasted code or logs, `{os.system('…')}` must not
+    run.
     ``{{name}}`` is the literal ``{name}``. Everything else stays as it is, and values are not
     searched for fields.
 
@@ -129,12 +192,18 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     parts: list[str] = []
     filled: list[str] = []
     missing: list[str] = []
+    left_alone: list[str] = []
     images: list[object] = []
     done = 0
     for field in fields:
         parts.append(text[done : field.start])
         done = field.end
-        if field.is_known and not (field.is_literal or field.has_nested_format):
+        is_field = field.is_known and not (field.is_literal or field.has_nested_format)
+        if is_field and safe_eval.is_restricted(field.expression, namespace):
+            parts.append(text[field.start : field.end])
+            left_alone.append(field.source)
+            continue
+        if is_field:
             parts.append(_evaluate(field, namespace, parts, images))
             filled.append(field.source)
             continue
@@ -143,7 +212,9 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         if not (field.is_known or field.is_literal):
             missing.append(field.source)
     parts.append(text[done:])
-    return FilledPrompt("".join(parts), tuple(filled), tuple(missing), tuple(images))
+    return FilledPrompt(
+        "".join(parts), tuple(filled), tuple(missing), tuple(left_alone), tuple(images)
+    )
 
 
 def _evaluate(
@@ -160,7 +231,7 @@ def _evaluate(
             number = next(n for n, image in enumerate(images, 1) if image is value)
             return f"[image {number}]"
         if (table := format_table(value)) is None:
-            return str(value)
+            return _array_text(value) or str(value)
     except Exception as error:
         raise ConfigurationError(
             f"{{{shorten(field.source, 80)}}} in the prompt failed: "
@@ -190,9 +261,11 @@ def format_table(value: Any) -> str | None:
     else:
         return None
     width = len(labels) + MAX_TABLE_COLUMNS
+    formats = [""] * len(labels) + _struct_formats(value)
     lines = [_table_row([*labels, *names][:width])]
     lines.append("|" + " --- |" * min(width, len(labels) + len(names)))
-    shown = list(_rows_within_size(_table_row(row[:width]) for row in islice(rows, MAX_TABLE_ROWS)))
+    texts = (_table_row(row[:width], formats) for row in islice(rows, MAX_TABLE_ROWS))
+    shown = list(_rows_within_size(texts))
     lines += shown
     for more, what in (
         (value.shape[0] - len(shown), "row"),
@@ -200,6 +273,19 @@ def format_table(value: Any) -> str | None:
     ):
         lines += [f"… {more:,} more {what}{'s' * (more > 1)}"] if more > 0 else []
     return "\n".join(lines) + "\n"
+
+
+def _struct_formats(frame: Any) -> list[str]:
+    """Return the `struct` formats of a frame's columns of floats below Python's precision."""
+    known = {"float16": "e", "float32": "f"}
+    return [known.get(str(dtype).lower(), "") for dtype in getattr(frame, "dtypes", ())]
+
+
+def _array_text(value: Any) -> str:
+    """Return a numpy array in full precision, which its `str` lacks; nothing for other values."""
+    if type(value).__module__ != "numpy" or type(value).__name__ != "ndarray":
+        return ""
+    return str(sys.modules["numpy"].array2string(value, floatmode="unique"))
 
 
 def _has(value: object, *names: str) -> bool:
@@ -217,16 +303,38 @@ def _rows_within_size(rows: Iterator[str]) -> Iterator[str]:
         yield row
 
 
-def _table_row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(map(_table_cell, cells)) + " |"
+def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
+    texts = map(_table_cell, cells, chain(formats, repeat("")))
+    return "| " + " | ".join(texts) + " |"
 
 
-def _table_cell(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+def _table_cell(value: object, struct_format: str) -> str:
+    is_float = isinstance(value, Real) and hasattr(value, "is_integer")
+    text = _float_text(value, struct_format) if is_float else str(value)
     return shorten(text, MAX_CELL_CHARS).replace("|", "\\|")
 
 
-def images_of(expressions: Iterable[str], shell: InteractiveShell) -> list[Image]:
+def _float_text(value: Any, struct_format: str) -> str:
+    """Return the shortest text that reads back as the same number, in the column's precision.
+
+    Integers have no decimals: beside missing values, pandas keeps them as floats.
+    """
+    if struct_format:
+        # Rows hold Python's floats also for columns of lower precision: 52.52 as a float32 would
+        # be 52.52000045776367.
+        for digits in range(1, 10):
+            text = f"{value:.{digits}g}"
+            try:
+                if struct.pack(struct_format, float(text)) == struct.pack(struct_format, value):
+                    return text if "e" not in text else repr(float(text)).removesuffix(".0")
+            except OverflowError:  # rounded beyond the largest number of the format
+                continue
+    return str(value).removesuffix(".0")
+
+
+def images_of(
+    expressions: Iterable[str], shell: InteractiveShell, scope: CallerScope | None = None
+) -> list[Image]:
     """Return the images that `--image` names: paths of files, or expressions of variables.
 
     Raises
@@ -234,7 +342,9 @@ def images_of(expressions: Iterable[str], shell: InteractiveShell) -> list[Image
     ConfigurationError
         If one of them is not an image.
     """
-    return [to_image(_path_or_value(text, variables(shell, f"{{{text}"))) for text in expressions]
+    return [
+        to_image(_path_or_value(text, variables(shell, f"{{{text}", scope))) for text in expressions
+    ]
 
 
 def _path_or_value(text: str, names: Mapping[str, object]) -> object:
@@ -257,7 +367,9 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def run_for_prompt(shell: InteractiveShell, cell: str) -> FilledPrompt:
+def run_for_prompt(
+    shell: InteractiveShell, cell: str, scope: CallerScope | None = None
+) -> FilledPrompt:
     """Run the user's cell for `--eval`; what it prints and its last expression are the prompt.
 
     The cell runs as IPython would run it, except for `await` at its top level.
@@ -276,11 +388,15 @@ def run_for_prompt(shell: InteractiveShell, cell: str) -> FilledPrompt:
     tree = shell.transform_ast(ast.parse(source, name))  # type: ignore[no-untyped-call]
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     flags, value = shell.compile.flags, None
+    namespace = shell.user_ns
+    if scope and scope.names:
+        # What the cell assigns within a function is local to it, as in Python.
+        namespace = scope.script or {**shell.user_ns, **scope.names}
     with redirect_stdout(io.StringIO()) as printed:
-        exec(compile(tree, name, "exec", flags), shell.user_ns)  # noqa: S102 - the user's own cell
+        exec(compile(tree, name, "exec", flags), namespace)  # noqa: S102 - the user's own cell
         if last is not None:
             expression = compile(ast.Expression(last.value), name, "eval", flags)
-            value = eval(expression, shell.user_ns)  # noqa: S307 - the same
+            value = eval(expression, namespace)  # noqa: S307 - the same
     shown = FilledPrompt("") if value is None else fill("{value}", {"value": value})
     text = printed.getvalue() + shown.text
     if not text.strip():

@@ -356,7 +356,7 @@ def test_a_frame_becomes_a_markdown_table() -> None:
     """A frame is a Markdown table on lines of its own, without its plain index."""
     frame = Frame(["a", "b|c"], [(1, 2.123456789), ("x|y\nz", None)])
     assert fill("Data: {df}Go", {"df": frame}).text == (
-        "Data: \n\n| a | b\\|c |\n| --- | --- |\n| 1 | 2.12346 |\n| x\\|y z | None |\nGo"
+        "Data: \n\n| a | b\\|c |\n| --- | --- |\n| 1 | 2.123456789 |\n| x\\|y z | None |\nGo"
     )
 
 
