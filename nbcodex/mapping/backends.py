@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcodex.errors import ConfigurationError
+from nbcodex.errors import ConfigurationError, LimitError, NbcodexError, shorten
 from nbcodex.events import (
     BackingOff,
     Cancelled,
@@ -46,6 +46,8 @@ MAX_ACTIVE_ROWS = 512
 # Rows that wait for capacity: enough that the limiter always has a next one. More would only
 # cost memory, since each is a task and an entry of the limiter's queue.
 MAX_QUEUED_ROWS = 64
+# Attempts of each row, some 40 seconds, after which a server that answers none is given up.
+MAX_FAULTY_ATTEMPTS = 6
 # Rows of an iterator between the reply to be returned next and the last row started.
 LIVE_WINDOW_ROWS = 1024
 # Rows that move to the event loop, and into the journal, in one transaction.
@@ -63,6 +65,9 @@ class StatsCounter:
         # Counted apart: these are failures, unless the user cancelled the whole map.
         self.cancelled = 0
         self._sent: set[str] = set()
+        # The latest fault of each row that is retried; limits are no faults.
+        self.faults: dict[str, BackingOff] = {}
+        self._has_answer = False
 
     def __call__(self, event: Event) -> None:
         """Count an event of one of the map's rows."""
@@ -72,6 +77,8 @@ class StatsCounter:
                 self._update(sent=len(self._sent), model=event.model or self.stats.model)
             case BackingOff() | CoolingDown():
                 self._sent.discard(event.request_id)
+                if isinstance(event, BackingOff) and not isinstance(event.error, LimitError):
+                    self.faults[event.request_id] = event
                 self._update(sent=len(self._sent))
                 if event.limit is not None:
                     self._update(closed_until=event.resume_at, limit=event.limit)
@@ -81,8 +88,10 @@ class StatsCounter:
 
     def _count_ending(self, event: Ending) -> None:
         stats, reply = self.stats, event.reply
+        self.faults.pop(event.request_id, None)
         match event:
             case Finished():
+                self._has_answer = self._has_answer or not reply.reused
                 counts = {
                     "done": stats.done + 1,
                     "reused": stats.reused + reply.reused,
@@ -112,7 +121,20 @@ class StatsCounter:
     def reset_unanswered(self) -> None:
         """Start over with the rows that have no answer: the map is resumed."""
         self.cancelled = 0
+        self.faults.clear()
+        self._has_answer = False
         self._update(failed=0, parked=0)
+
+    def common_fault(self, active: int) -> NbcodexError | None:
+        """Return the fault that has met every row, several times each; None while any is answered.
+
+        Of a server that has answered something, it is more likely that a fault passes.
+        """
+        faults = list(self.faults.values())
+        if self._has_answer or not faults or len(faults) < active:
+            return None
+        met_all = all(fault.attempt >= MAX_FAULTY_ATTEMPTS for fault in faults)
+        return faults[0].error if met_all else None
 
     def _update(self, **changes: Any) -> None:
         self.stats = replace(self.stats, **changes)
@@ -182,6 +204,16 @@ class LiveBackend(Backend):
     """Each row is a request of its own, limited together with all others of this process."""
 
     window = LIVE_WINDOW_ROWS
+
+    @property
+    def stage(self) -> str:
+        """The fault that keeps all rows from being sent, and the time until the next attempt."""
+        faults = list(self.counter.faults.values())
+        if not faults or self.counter.stats.sent:
+            return ""
+        first = min(faults, key=lambda fault: fault.resume_at)
+        seconds = max(0.0, first.resume_at - self._client.clock.now())
+        return f"{shorten(first.error.message, 90)} Next attempt in {seconds:.0f} s"
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
         super().__init__(client, settings, map_id=map_id)

@@ -29,7 +29,7 @@ from nbcodex.errors import (
 from nbcodex.events import Cancelled, Ending, Parked
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.backends import Backend, EndAction
-from nbcodex.mapping.rows import InputData, Row, RowRequests
+from nbcodex.mapping.rows import DEFAULT_PATIENCE_S, InputData, Row, RowRequests
 from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Request
 from nbcodex.requests import structured_output
 from nbcodex.requests.handle import reply_or_raise
@@ -134,6 +134,8 @@ class MapRun:
     def advance(self) -> bool:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
         self.record(self.backend.endings(timeout=0.0))
+        if error := self._common_fault():
+            self._fatal = self._fatal or self._with_resume_advice(error)
         free = self.backend.capacity(len(self._active))
         while free > 0 and self._may_start and (row := self._next_row()):
             free -= self._start(row)
@@ -144,6 +146,13 @@ class MapRun:
             raise self._exhausted
         self._report()
         return bool(self._active or self._window)
+
+    def _common_fault(self) -> NbcodexError | None:
+        if (error := self.backend.counter.common_fault(len(self._active))) is None:
+            return None
+        # A patience of the user's own says how long a fault may last.
+        requests = (row.request for row in self._active.values() if row.request)
+        return None if any(each.patience < DEFAULT_PATIENCE_S for each in requests) else error
 
     def wait(self, *, timeout: float) -> None:
         """Wait for an ending, at most `timeout` seconds, and record what has ended."""

@@ -17,6 +17,7 @@ from nbcodex.errors import BudgetError, ConfigurationError, NbcodexError, Stoppe
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.settings import Settings
+from nbcodex.simulator import Fault
 
 from .conftest import SimulatedClient, texts
 from .test_map import press_stop
@@ -209,6 +210,30 @@ def test_exhausted_budget_ends_the_map_with_its_error(
     assert simulated.prompts == []
     assert last().failed == {}
     assert len(last().parked) >= 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_fault_that_meets_every_row_is_shown_and_ends_the_map(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("nbcodex.mapping.backends.MAX_FAULTY_ATTEMPTS", 2)
+    monkeypatch.setattr("nbcodex.mapping.map_run.REPORT_INTERVAL_S", 0.05)
+    simulated.simulator.script([Fault("http", status=status, message="no model loaded")] * 30)
+    reports: list[Any] = []
+    host.current.watch = lambda: reports.append
+    with pytest.raises(NbcodexError, match="no model loaded") as caught:
+        nbcodex.map("[[echo: {}]]", ["a", "b", "c"])
+    assert f"%codex resume {last().id}" in caught.value.advice
+    assert any("no model loaded. Next attempt in" in each.stage for each in reports)
+    assert last().failed == {}
+
+
+def test_fault_of_some_rows_is_retried(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbcodex.mapping.backends.MAX_FAULTY_ATTEMPTS", 1)
+    simulated.simulator.script([None, Fault("http", status=500)])
+    assert texts(nbcodex.map("[[echo: {}]]", ["a", "b"])) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
