@@ -178,6 +178,7 @@ class BatchJobs:
     async def withdraw_job(self, tag: str) -> None:
         """Commit that the provider did not accept a job: its rows are pending, and in no job."""
 
+        # Pending, not parked: this kernel decides next what becomes of the rows.
         def work(connection: Connection) -> None:
             connection.execute(
                 """UPDATE entries SET part = NULL, status = 'pending'
@@ -231,6 +232,7 @@ class BatchJobs:
         """Return the jobs whose rows have all ended, but whose files were not erased yet."""
 
         def work(connection: Connection) -> list[BatchJob]:
+            # Their files hold prompts: a kernel that died before erasing them left that to others.
             rows = connection.execute(
                 """SELECT * FROM parts WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
                 entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""
@@ -248,6 +250,7 @@ class BatchJobs:
         if not exists:
             writes.insert(connection, request, owner=owner, at=at, key=key)
             return True
+        # A row of a resumed map may have been claimed by another kernel since it was listed.
         if not writes.claim(connection, request.id, owner=owner, at=at, clock=self._clock):
             return False
         connection.execute(

@@ -95,6 +95,7 @@ class ConversationStore:
 
 def set_position(connection: Connection, request: Request) -> None:
     """Store the position of a new entry: behind all others, unless it names one."""
+    # The entry's own number is larger than all others, so it orders turns without a counter.
     position = request.origin.position
     connection.execute(
         """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
@@ -165,6 +166,7 @@ def _find_conversation(
     (opened,) = connection.execute(
         "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
     ).fetchone()
+    # A chapter may have no entries yet, and one whose row has expired may still have some.
     chapters = [candidate.chapter for candidate in candidates]
     return StoredConversation(max([opened or 0, *chapters]), candidates)
 

@@ -141,6 +141,7 @@ class Maps:
 
 def find_map_id(connection: sqlite3.Connection, prefix: str) -> str | None:
     """Return the id of the map that begins with `prefix`; see `Maps.find_id`."""
+    # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
     if not (start := storable(prefix.strip())):
         return None
     rows = connection.execute(

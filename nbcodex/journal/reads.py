@@ -105,7 +105,7 @@ def ambiguous(prefix: str, ids: list[str]) -> EntryError:
     """Return the error for a prefix that fits several ids."""
     more = ", …" if len(ids) > 7 else ""
     return EntryError(
-        f"{prefix[:40]!r} may be {', '.join(ids[:7])}{more}.", advice="Give more of the id."
+        f"{prefix[:40]!r} may be {', '.join(ids[:7])}{more}.", advice="Type more of the id."
     )
 
 

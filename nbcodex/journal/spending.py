@@ -94,6 +94,7 @@ def release(connection: Connection, id_: str | None) -> SpendAmount | None:
 
 def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
     """Add to the counters of a day; `day` is an ISO date."""
+    # One row a day, so that reading a month does not depend on how many requests there were.
     connection.execute(
         """INSERT INTO spending VALUES (:day, :tokens, :dollars) ON CONFLICT (day) DO UPDATE
         SET tokens = tokens + :tokens, dollars = dollars + :dollars""",

@@ -119,7 +119,7 @@ def test_an_ambiguous_id_is_refused(cell: Kernel, server: Simulated, waiting: li
     known = len(server.prompts)
     for command in ("resume", "retry", "journal", "forget", "cancel", "park"):
         told = "\n".join(cell.run(f"%codex {command} {digit}").shown_error)
-        assert "Give more of the id" in told, command
+        assert "Type more of the id" in told, command
         assert [id_ in told for id_ in waiting if id_[0] == digit][:7].count(False) == 0
     listed = cell.run("%codex journal").stream.splitlines()
     assert [line.split()[1] for line in listed] == ["waiting"] * 17
