@@ -126,8 +126,8 @@ class Stage:
 
     def start(self, request: Request) -> RequestRunner:
         """Start a request; its events are gathered under its id."""
-        heard = self.events.setdefault(request.id, [])
-        return RequestRunner(self.services, request, SETTINGS, heard.append).start()
+        received = self.events.setdefault(request.id, [])
+        return RequestRunner(self.services, request, SETTINGS, received.append).start()
 
     async def play(self, request: Request, *orders: tuple[float, EndAction]) -> list[Event]:
         """Run a request to its ending, giving orders at their seconds; return its events."""

@@ -20,8 +20,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_the_way_to_another_process(kind: type[BaseException]) -> None:
-    """What is pickled comes back with its words and its details."""
+def test_pickled_error_keeps_its_message_and_details(kind: type[BaseException]) -> None:
     details = {"limit": LIMIT} if kind is LimitError else {}
     error = kind("what happened", advice="what to do", **details)
     again = pickle.loads(pickle.dumps(error))
@@ -30,8 +29,7 @@ def test_an_error_survives_the_way_to_another_process(kind: type[BaseException])
     assert again.__dict__ == error.__dict__
 
 
-def test_a_parked_error_keeps_its_cause() -> None:
-    """The limit that asks for the wait is told in another process, too."""
+def test_pickled_parked_error_keeps_its_limit() -> None:
     cause = LimitError("limit reached", limit=LIMIT, wait=432.0)
     error = ParkedError("parked", cause=cause, resume_at=1e9)
     error.reply = Reply(id="1", status="parked")
@@ -41,8 +39,7 @@ def test_a_parked_error_keeps_its_cause() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_takes_six_lines_at_the_most(kind: type[BaseException]) -> None:
-    """However much there is to say, a reader sees what happened and what to do."""
+def test_rendered_error_has_at_most_six_lines(kind: type[BaseException]) -> None:
     details = {"limit": LIMIT} if kind is LimitError else {}
     error = kind("word " * 900, advice="step " * 900, **details)
     lines = error._render_traceback_()  # type: ignore[attr-defined]

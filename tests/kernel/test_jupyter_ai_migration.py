@@ -263,7 +263,7 @@ ASKS = {
     "tokens and bill of each request (jupyter-ai#356)": "test_figures_line",
     "ask before a dear one (llm#625)": "test_an_expensive_map_asks_first",
     "history across cells (jupyter-ai#392)": "test_cells_share_a_conversation",
-    "one notebook, one conversation (jupyter-ai#972)": "test_threads_and_notebooks_are_apart",
+    "one notebook, one conversation (jupyter-ai#972)": "test_threads_and_notebooks_are_separate",
     "the answer in a variable (jupyter-ai#603)": "test_out_assigns_the_reply",
     "many inputs in one magic (jupyter-ai#774)": "test_map_cell_assigns_a_frame_with_answers",
     "braces in prompts (jupyter-ai#27)": "test_other_braces_arrive_unchanged",
@@ -273,13 +273,13 @@ ASKS = {
     "a plain console (jupyter-ai#1560)": "test_terminal_shows_answer_and_figures",
     "code in VS Code and Colab (jupyter-ai#1244)": "test_insert_takes_a_numbered_block",
     "cancel (jupyter-ai#965)": "test_cell_can_be_ended",
-    "usage of an aborted stream (tiktoken#418)": "test_a_stopped_answer_is_estimated",
+    "usage of an aborted stream (tiktoken#418)": "test_usage_of_stopped_answer_is_estimated",
     "background cells with cancel (beakerx#6907)": "test_ten_answers_land_in_their_own_cells",
     "resumable batches (polar_llama#75)": "test_a_killed_kernels_map_pays_only_for_missing_rows",
     "each retry visible (openai-ruby#242, crush#3024)": "test_monitor_is_live_while_a_cell_blocks",
     "go on after a 429 (magenta.nvim#59)": "test_the_demo_shows_a_limit_and_its_recovery",
     "a countdown that tells the truth (vscode-copilot-release#4571, #10327)": (
-        "test_the_countdown_tells_the_truth"
+        "test_request_is_sent_again_when_announced"
     ),
     "no wait of -9223372036 s (vscode-copilot-release#13693)": (
         "test_any_status_and_body_become_an_error_with_a_valid_wait"
@@ -287,14 +287,18 @@ ASKS = {
     "quota told apart from rate limit (coder#26200)": (
         "test_exhausted_quota_is_permanent_despite_status_429"
     ),
-    "a spend cap (github/app#2591, instructor#2296)": "test_what_would_pass_the_cap_is_not_sent",
-    "bounded auto-resume (codex#34188)": "test_a_wait_longer_than_the_patience_parks_at_once",
+    "a spend cap (github/app#2591, instructor#2296)": (
+        "test_request_that_would_pass_the_cap_is_parked_unsent"
+    ),
+    "bounded auto-resume (codex#34188)": "test_wait_longer_than_patience_parks_at_once",
     "resume at the reset (codex#34188)": "test_resume_at_reset_sends_at_the_reset",
     "which limit was hit (codex#10055)": "test_terminal_counts_down_on_one_line",
     "a log of retries (codex#10094)": "test_retries_and_failures_are_logged",
     "retry now (codex#41438)": "test_retry_now_sends_at_once",
     "a limiter that concurrent runs share (codex#42685)": "test_two_kernels_share_a_limit",
-    "what can never fit, said at once (codex#34465)": "test_what_can_never_fit_fails_at_once",
+    "what can never fit, said at once (codex#34465)": (
+        "test_request_larger_than_known_limit_fails_without_sending"
+    ),
 }
 """What users of such tools asked for, and the test that answers it."""
 

@@ -39,15 +39,13 @@ USED = Reply(id="a", usage=Usage(input_tokens=60, output_tokens=40), cost=0.25)
         ("20 USD per month", SpendingCap(amount=20, unit="dollars", period="month")),
     ],
 )
-def test_a_cap_is_read_as_people_write_it(text: str, cap: SpendingCap) -> None:
-    """Tokens and dollars, for a session, a day or a month; what is kept reads the same."""
+def test_cap_is_parsed_as_users_write_it(text: str, cap: SpendingCap) -> None:
     assert parse_cap(text) == cap
     assert parse_cap(cap.text) == cap
 
 
 @pytest.mark.parametrize("text", ["", "much", "-5", "0", "$0", "$5 tokens", "5/week", "1e5", "k"])
-def test_what_is_no_cap_says_how_to_write_one(text: str) -> None:
-    """Nonsense is refused with examples."""
+def test_invalid_cap_error_shows_examples(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"200k.*\$5.*off"):
         parse_cap(text)
 
@@ -60,36 +58,34 @@ def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[A
         endings = []
         for _ in acts:
             asked = replace(request or Request(prompt="hello"), id=f"r{len(endings)}")
-            heard: list[Any] = []
+            received: list[Any] = []
             run = RequestRunner(
-                stage.services, asked, replace(SETTINGS, budgets=(cap,)), heard.append
+                stage.services, asked, replace(SETTINGS, budgets=(cap,)), received.append
             ).start()
             await asyncio.wait([run.task])
-            endings.append(ending(heard))
+            endings.append(ending(received))
         return endings, stage
 
     return run_virtual(main())
 
 
-def test_what_would_pass_the_cap_is_not_sent() -> None:
-    """The refusal tells the estimate and what is used; the request is kept, not lost."""
+def test_request_that_would_pass_the_cap_is_parked_unsent() -> None:
     small = Request(prompt="hello", max_output=50)
     endings, stage = played(answer("hi"), answer("hi"), cap="70", request=small)
     assert [type(e) for e in endings] == [Finished, Parked]
     assert len(stage.api_client.seen) == 1
-    told = str(endings[1].error)
+    reported = str(endings[1].error)
     assert isinstance(endings[1].error, BudgetError)
-    assert "70 tokens for this session: 15 tokens are used" in told
-    assert "at most 50 out" in told
-    assert "%codex resume r1" in told
+    assert "70 tokens for this session: 15 tokens are used" in reported
+    assert "at most 50 out" in reported
+    assert "%codex resume r1" in reported
 
 
 @pytest.mark.parametrize(
     ("cap", "warned"),
     [("10k", []), ("20k", ["15,000 tokens of 20,000 tokens for this session used (75%)"])],
 )
-def test_a_warning_comes_with_the_answer(cap: str, warned: list[str]) -> None:
-    """At 75, 90 and 95 per cent the figures line says how far the cap is used up."""
+def test_reply_warns_at_75_90_and_95_percent(cap: str, warned: list[str]) -> None:
     usage = Usage(input_tokens=14_000, output_tokens=1_000)
     done = CompletedAnswer(text="hi", usage=usage, model="m", cut=None, response_id=None)
     (only,), _ = played([OPENED, TextDelta("hi"), done], cap=cap)
@@ -104,7 +100,7 @@ async def standing(
 ) -> tuple[Budget, list[tuple[str, ...]]]:
     """Return a budget that has seen replies to one request each, and the warnings."""
     own, journal = Budget(BootClock()), Journal(None)
-    told = []
+    reported = []
     try:
         for number, reply in enumerate(replies):
             request = Request(prompt="hello", id=f"r{number}", max_output=10)
@@ -115,22 +111,19 @@ async def standing(
                 model=model,
                 base_url=base_url,
             )
-            told.append(own.commit(request.id, reply))
+            reported.append(own.commit(request.id, reply))
     finally:
         journal.close()
-    return own, told
+    return own, reported
 
 
-def test_each_warning_is_said_once() -> None:
-    """Between two thresholds nothing is said again."""
-    _, told = asyncio.run(standing(*[USED] * 4, caps=["500"]))
+def test_each_warning_appears_once() -> None:
+    _, reported = asyncio.run(standing(*[USED] * 4, caps=["500"]))
     # 100, 200, 300, 400 of 500
-    assert [len(t) for t in told] == [0, 0, 0, 1]
+    assert [len(t) for t in reported] == [0, 0, 0, 1]
 
 
-def test_estimates_in_flight_are_set_aside() -> None:
-    """Requests that are under way count, so many at once cannot pass the cap together."""
-
+def test_running_requests_reserve_their_estimates() -> None:
     async def main() -> None:
         own, journal = Budget(BootClock()), Journal(None)
         where: dict[str, Any] = {"journal": journal, "model": "m", "base_url": LOCAL}
@@ -148,32 +141,27 @@ def test_estimates_in_flight_are_set_aside() -> None:
     asyncio.run(main())
 
 
-def test_an_unknown_price_is_never_zero() -> None:
-    """Under a cap in dollars, a model without a price is refused, with the way out."""
+def test_unknown_price_is_refused_under_a_dollar_cap() -> None:
     with pytest.raises(BudgetError, match=r"No price is known.*budget 200k"):
         asyncio.run(standing(USED, caps=["$5"], base_url="https://gateway.example.org/v1"))
 
 
-def test_this_machines_own_server_sends_no_bill() -> None:
-    """A local server is let through a cap in dollars, though its price is unknown."""
+def test_local_server_passes_a_dollar_cap() -> None:
     own, _ = asyncio.run(standing(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
     assert own.cap_usages([parse_cap("$5")])[0].used == 0
 
 
-def test_what_is_reused_costs_nothing() -> None:
-    """An answer from the journal uses nothing of the cap."""
+def test_reused_answer_uses_nothing_of_the_cap() -> None:
     own, _ = asyncio.run(standing(replace(USED, reused=True, attempts=0), caps=["500"]))
     assert own.cap_usages([parse_cap("500")])[0].used == 0
 
 
-def test_an_answer_without_figures_counts_as_estimated() -> None:
-    """Where the server tells no usage, what was set aside is taken as used."""
+def test_answer_without_usage_counts_as_reserved() -> None:
     own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
     assert own.cap_usages([parse_cap("500")])[0].used > 10
 
 
-def test_what_a_limit_refused_is_not_used() -> None:
-    """A request that was refused at the door and parked leaves the cap to the others."""
+def test_refused_request_releases_its_reservation() -> None:
     limit = Limit(resource="tokens", window=60.0, limit=30_000)
     refused = LimitError("Rate limit reached.", limit=limit, wait=3600.0)
     small = Request(prompt="hello", max_output=50)
@@ -181,8 +169,7 @@ def test_what_a_limit_refused_is_not_used() -> None:
     assert [type(e) for e in endings] == [Parked, Finished]
 
 
-def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
-    """A durable answer that failed on the way leaves the cap to the others until then."""
+def test_answer_that_continues_at_the_server_counts_when_resumed() -> None:
     lost = [
         OPENED,
         StreamPosition("resp_1", 1),
@@ -194,8 +181,7 @@ def test_what_goes_on_at_the_server_counts_when_it_is_picked_up() -> None:
     assert [type(e) for e in endings] == [Failed, Finished]
 
 
-def test_attempts_that_broke_off_count_against_the_cap() -> None:
-    """A request whose streams break again and again is parked before it passes the cap."""
+def test_broken_attempts_count_against_the_cap() -> None:
     broken = [OPENED, TextDelta("word " * 40), TransportError("It broke.")]
     small = Request(prompt="hello", max_output=50)
     endings, stage = played(*[broken] * 5, cap="200", request=small)
@@ -204,9 +190,7 @@ def test_attempts_that_broke_off_count_against_the_cap() -> None:
     assert len(stage.api_client.seen) == 3
 
 
-def test_a_kept_cap_holds_in_every_kernel() -> None:
-    """A cap for the day lies in the journal, and counts what other kernels have used."""
-
+def test_shared_cap_applies_in_every_kernel() -> None:
     async def main() -> None:
         journal = Journal(None)
         try:
@@ -240,9 +224,7 @@ async def admitted(budget: Budget, journal: Journal, id_: str) -> bool:
     return True
 
 
-def test_what_other_kernels_have_under_way_is_set_aside(tmp_path: Path) -> None:
-    """Two kernels that ask at the same moment do not pass a day's cap together."""
-
+def test_reservations_of_other_kernels_count(tmp_path: Path) -> None:
     async def main() -> None:
         journals = [Journal(tmp_path) for _ in range(2)]
         budgets = [Budget(BootClock()) for _ in journals]
@@ -268,9 +250,7 @@ def test_what_other_kernels_have_under_way_is_set_aside(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_a_kernel_that_is_gone_had_set_aside_is_free(tmp_path: Path) -> None:
-    """A kernel that ends leaves the cap to the others."""
-
+def test_reservations_of_dead_kernel_are_released(tmp_path: Path) -> None:
     async def main() -> None:
         here, gone = Journal(tmp_path), Journal(tmp_path)
         budget = Budget(BootClock())
@@ -287,9 +267,7 @@ def test_what_a_kernel_that_is_gone_had_set_aside_is_free(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_a_day_counts_what_the_session_counts() -> None:
-    """Where nobody knows what was used, both take what was set aside."""
-
+def test_day_and_session_count_the_same() -> None:
     async def main() -> None:
         journal, own = Journal(None), Budget(BootClock())
         reply = Reply(id="a", attempts=1, status="cancelled")
@@ -311,9 +289,7 @@ def test_a_day_counts_what_the_session_counts() -> None:
     asyncio.run(main())
 
 
-def test_those_who_wait_for_the_journal_go_on_together() -> None:
-    """Fifty who come at once need one reading, and are not let through one by one."""
-
+def test_fifty_waiting_requests_share_one_read() -> None:
     async def main() -> None:
         journal, budget = Journal(None), Budget(BootClock())
         ask = partial(budget.reserve, caps=[], journal=journal, model="m", base_url=LOCAL)
@@ -328,9 +304,7 @@ def test_those_who_wait_for_the_journal_go_on_together() -> None:
     asyncio.run(main())
 
 
-def test_a_months_end_is_the_calendars() -> None:
-    """A cap for the month starts anew on the first of the next one."""
-
+def test_monthly_cap_resets_on_the_first() -> None:
     async def main() -> tuple[float, float]:
         own = Budget(clock := LoopClock())
         reset = own._resets_at(parse_cap("$1/month"))
@@ -343,8 +317,7 @@ def test_a_months_end_is_the_calendars() -> None:
     assert 0 < reset - now <= 31 * 86_400
 
 
-def test_spent_adds_up() -> None:
-    """Two amounts together are their sum in each unit."""
+def test_amounts_add_up_in_each_unit() -> None:
     assert SpendAmount(tokens=1, dollars=2.0).plus(
         SpendAmount(tokens=3, dollars=4.0)
     ) == SpendAmount(tokens=4, dollars=6.0)

@@ -85,16 +85,14 @@ def book(journal: Journal) -> Notebook:
     return Notebook(journal)
 
 
-def test_a_cell_sees_what_was_said_before_it(book: Notebook) -> None:
-    """Turns are prompt and answer, oldest first."""
+def test_cell_sees_earlier_turns_oldest_first(book: Notebook) -> None:
     assert said(book.ask("a", "1")) == ""
     book.ask("b", "2")
     turns = book.ask("c", "3").turns
     assert [(turn.prompt, turn.answer) for turn in turns] == [("a", "A"), ("b", "B")]
 
 
-def test_a_cell_that_runs_again_keeps_its_place(book: Notebook) -> None:
-    """It sees the turns before it, replaces its own, and those after it stay."""
+def test_rerun_cell_keeps_its_position(book: Notebook) -> None:
     for cell in "123":
         book.ask(f"p{cell}", cell)
     assert said(book.ask("again", "2")) == "p1"
@@ -104,21 +102,18 @@ def test_a_cell_that_runs_again_keeps_its_place(book: Notebook) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "parked", "interrupted", "cancelled", "pending"])
 def test_only_finished_answers_are_turns(book: Notebook, status: str) -> None:
-    """What ended otherwise is not seen, and a failed rerun leaves the old turn in place."""
     book.ask("a", "1")
     book.ask("bad", "2", status=status, text="half")
     book.ask("worse", "1", status=status)
     assert book.seen("c", "3") == "a"
 
 
-def test_an_answer_without_a_word_is_no_turn(book: Notebook) -> None:
-    """An empty answer, as when reasoning used up the bound, is left out."""
+def test_empty_answer_is_not_a_turn(book: Notebook) -> None:
     book.ask("a", "1", text=" ")
     assert book.seen("b", "2") == ""
 
 
-def test_a_resumed_answer_joins_at_its_cells_place(book: Notebook, journal: Journal) -> None:
-    """What was parked stands, once answered, where its cell was first run."""
+def test_resumed_answer_joins_at_its_cells_position(book: Notebook, journal: Journal) -> None:
     parked = book.ask("a", "1", status="parked")
     book.ask("b", "2")
     entry = journal.find_entry(parked.id)
@@ -132,8 +127,7 @@ def test_a_resumed_answer_joins_at_its_cells_place(book: Notebook, journal: Jour
     assert book.seen("b", "2") == "a"
 
 
-def test_a_request_of_the_journal_has_its_turns_and_place(book: Notebook, journal: Journal) -> None:
-    """Resuming and retrying send the same conversation, to the same place."""
+def test_stored_request_has_its_turns_and_position(book: Notebook, journal: Journal) -> None:
     book.ask("a", "1")
     parked = book.ask("b", "2", status="parked")
     entry = journal.find_entry(parked.id)
@@ -142,10 +136,9 @@ def test_a_request_of_the_journal_has_its_turns_and_place(book: Notebook, journa
     assert equality_key(entry.request, base_url="x") == equality_key(parked, base_url="x")
 
 
-def test_forgetting_an_entry_takes_its_words_from_later_ones(
+def test_forgetting_an_entry_removes_its_text_from_later_ones(
     book: Notebook, journal: Journal, tmp_path: Path
 ) -> None:
-    """A turn is kept once: what is forgotten is neither seen nor in the file any more."""
     first = book.ask("a secret wish", "1")
     later = book.ask("b", "2")
     asyncio.run(journal.delete(first.id))
@@ -156,8 +149,7 @@ def test_forgetting_an_entry_takes_its_words_from_later_ones(
     assert not any(b"secret wish" in file.read_bytes() for file in files)
 
 
-def test_threads_and_notebooks_are_apart(book: Notebook, journal: Journal) -> None:
-    """Each thread of each notebook is its own conversation; None joins none."""
+def test_threads_and_notebooks_are_separate(book: Notebook, journal: Journal) -> None:
     book.ask("a", "1")
     book.ask("x", "2", thread="other")
     book.ask("lost", "3", thread=None)
@@ -168,8 +160,7 @@ def test_threads_and_notebooks_are_apart(book: Notebook, journal: Journal) -> No
     assert Notebook(journal, None).seen("b") == ""
 
 
-def test_new_starts_afresh_with_its_cell(book: Notebook) -> None:
-    """The cell sees nothing, later ones see it and what follows, earlier ones what they saw."""
+def test_new_option_starts_afresh_with_its_cell(book: Notebook) -> None:
     book.ask("a", "1")
     book.ask("b", "2")
     assert said(book.ask("c", "3", new=True)) == ""
@@ -179,8 +170,7 @@ def test_new_starts_afresh_with_its_cell(book: Notebook) -> None:
     assert book.seen("e", "5") == "a b c d"
 
 
-def test_the_word_new_leaves_everything_behind(book: Notebook) -> None:
-    """After `%codex new` nothing said before is seen, not even by a cell that runs again."""
+def test_new_command_hides_everything_before(book: Notebook) -> None:
     book.ask("a", "1")
     book.ask("b", "2")
     book.ask("x", "9", thread="other")
@@ -191,8 +181,7 @@ def test_the_word_new_leaves_everything_behind(book: Notebook) -> None:
     assert book.restarted().seen("d", "4") == "b c"
 
 
-def test_the_conversation_survives_a_restart(book: Notebook) -> None:
-    """Another process of the same notebook goes on with it, cell by cell."""
+def test_conversation_survives_a_restart(book: Notebook) -> None:
     book.ask("a", "1")
     book.ask("b", "2")
     again = book.restarted()
@@ -202,9 +191,9 @@ def test_the_conversation_survives_a_restart(book: Notebook) -> None:
 
 @pytest.mark.parametrize("named", [True, False], ids=["cell ids", "no cell ids"])
 @pytest.mark.parametrize("new", [None, 2], ids=["plain", "%codex new in the middle"])
-def test_restart_and_run_all_asks_the_same(book: Notebook, named: bool, new: int | None) -> None:
-    """After a restart each cell of ten makes the request that it made before, to the letter."""
-
+def test_restart_and_run_all_repeats_the_same_requests(
+    book: Notebook, named: bool, new: int | None
+) -> None:
     def run_all(here: Notebook) -> list[bytes]:
         keys = []
         for number in range(10):
@@ -221,16 +210,14 @@ def test_restart_and_run_all_asks_the_same(book: Notebook, named: bool, new: int
         assert run_all(book) == first
 
 
-def test_python_among_cells_is_asked_the_same_again(book: Notebook) -> None:
-    """What `ask` joined between named cells keeps its place after a restart."""
+def test_ask_among_cells_keeps_its_position_after_a_restart(book: Notebook) -> None:
     for _ in range(2):
         book = book.restarted()
         seen = [said(book.ask(p, c)) for p, c in (("a", "1"), ("b", None), ("c", "2"), ("d", None))]
         assert seen == ["", "a", "a b", "a b c"]
 
 
-def test_without_cell_ids_the_same_prompt_is_said_twice(book: Notebook) -> None:
-    """In one process, and where another goes on instead of repeating, turns are appended."""
+def test_repeated_prompt_without_cell_id_is_appended(book: Notebook) -> None:
     book.ask("a")
     book.ask("go on")
     assert said(book.ask("go on")) == "a go on"
@@ -239,8 +226,7 @@ def test_without_cell_ids_the_same_prompt_is_said_twice(book: Notebook) -> None:
     assert said(again.ask("a")) == "a go on go on go on"
 
 
-def test_a_changed_answer_changes_later_requests(book: Notebook) -> None:
-    """What stands before a cell is part of what it asks."""
+def test_changed_answer_changes_later_requests(book: Notebook) -> None:
     book.ask("a", "1")
     before = book.ask("b", "2")
     book.ask("a", "1", text="another")
@@ -248,8 +234,7 @@ def test_a_changed_answer_changes_later_requests(book: Notebook) -> None:
     assert equality_key(after, base_url="x") != equality_key(before, base_url="x")
 
 
-def test_the_place_in_the_journal_is_no_part_of_the_question() -> None:
-    """Turns that say the same are equal, wherever they are kept."""
+def test_equal_turns_are_equal_wherever_stored() -> None:
     one = Request(prompt="b", turns=(Turn(prompt="a", answer="A", entry=1),))
     two = replace(one, turns=(Turn(prompt="a", answer="A", entry=2),))
     other = replace(one, turns=(Turn(prompt="a", answer="A", images=(Image(b"x"),), entry=1),))
@@ -257,8 +242,7 @@ def test_the_place_in_the_journal_is_no_part_of_the_question() -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_reasoning_and_pictures_are_carried_on(book: Notebook) -> None:
-    """A turn has its pictures, and its answer's reasoning with whose it is."""
+def test_turns_carry_images_and_reasoning(book: Notebook) -> None:
     book.ask("a", "1", images=(Image(b"png"),))
     (turn,) = book.ask("b", "2").turns
     assert turn.images == (Image(b"png"),)
@@ -266,8 +250,7 @@ def test_reasoning_and_pictures_are_carried_on(book: Notebook) -> None:
     assert (turn.model, turn.base_url) == (CARRIED.model, CARRIED.base_url)
 
 
-def test_the_oldest_turns_are_left_out_first(book: Notebook) -> None:
-    """What does not fit the model is dropped from the beginning, and counted."""
+def test_oldest_turns_are_left_out_first(book: Notebook) -> None:
     for number in range(8):
         book.ask(f"p{number} " + "word " * 2_500, str(number))
     joined = book.joined("c", "c", model="nobody-knows-this")
@@ -279,16 +262,14 @@ def test_the_oldest_turns_are_left_out_first(book: Notebook) -> None:
     assert book.joined("c", "c", model="gpt-4o").left_out == 0
 
 
-def test_a_bound_on_the_output_takes_room(book: Notebook) -> None:
-    """The answer's own room is kept free, and a prompt that fills the window sees no turn."""
+def test_room_for_the_answer_is_kept_free(book: Notebook) -> None:
     for number in range(8):
         book.ask(f"p{number} " + "word " * 2_500, str(number))
     assert len(book.joined("c", model="nobody", max_output=12_000).request.turns) == 2
     assert book.joined("word " * 40_000, model="nobody").request.turns == ()
 
 
-def test_a_journal_in_memory_holds_the_conversation() -> None:
-    """Without a file the conversation lasts as long as the process."""
+def test_journal_in_memory_holds_the_conversation() -> None:
     journal = Journal(None)
     book = Notebook(journal)
     book.ask("a", "1")

@@ -137,7 +137,7 @@ def asked(simulator: Simulator) -> int:
 
 @pytest.mark.parametrize("kind", ["dropped", "cut", "truncated", "malformed", "stalled"])
 @pytest.mark.parametrize("after", [0, 1, 20])
-def test_a_broken_stream_goes_on_where_it_stopped(kind: Any, after: int) -> None:
+def test_broken_durable_stream_continues_where_it_stopped(kind: Any, after: int) -> None:
     """No text is replaced or doubled, and one answer is paid."""
 
     async def operation(kernel: Kernel) -> None:
@@ -155,7 +155,7 @@ def test_a_broken_stream_goes_on_where_it_stopped(kind: Any, after: int) -> None
     play(operation, Fault(kind, after=after))
 
 
-def test_what_goes_on_is_not_shown_as_stale() -> None:
+def test_continued_answer_is_not_shown_as_stale() -> None:
     """During the wait the panel's text may yet be replaced; when more of it comes, it stays."""
 
     async def operation(kernel: Kernel) -> None:
@@ -168,9 +168,7 @@ def test_what_goes_on_is_not_shown_as_stale() -> None:
     play(operation, Fault("dropped", after=5))
 
 
-def test_an_ordinary_request_pays_twice() -> None:
-    """What durable saves: without it, the same fault costs a second answer."""
-
+def test_broken_stream_without_durable_pays_twice() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(durable=False))
         assert reply.status == "done"
@@ -180,9 +178,7 @@ def test_an_ordinary_request_pays_twice() -> None:
     play(operation, Fault("dropped", after=5))
 
 
-def test_the_name_is_kept_before_any_text_is_shown() -> None:
-    """Whoever sees a word of it knows that the answer can be picked up."""
-
+def test_response_id_is_committed_before_any_text_is_shown() -> None:
     async def operation(kernel: Kernel) -> None:
         names: list[str] = []
         written = kernel.journal.written
@@ -202,12 +198,7 @@ def test_the_name_is_kept_before_any_text_is_shown() -> None:
 
 @pytest.mark.parametrize("at", [0.05, 0.6, 1.0, 1.5, 2.4, 3.0, 3.3, 30.0])
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_another_kernel_goes_on_from_the_journal(at: float, chunk: int) -> None:
-    """Wherever the first kernel dies, the second one has the whole answer, and nothing is doubled.
-
-    Only an answer of which not even the name had arrived is asked for again.
-    """
-
+def test_other_kernel_continues_from_the_journal(at: float, chunk: int) -> None:
     async def operation(first: Kernel) -> None:
         run = first.start(question := request())
         await asyncio.sleep(at)
@@ -227,9 +218,7 @@ def test_another_kernel_goes_on_from_the_journal(at: float, chunk: int) -> None:
     play(operation, latency=0.5, speed=60.0, chunk=chunk)
 
 
-def test_an_answer_that_was_finished_meanwhile_is_there_at_once() -> None:
-    """The server goes on while nobody reads; whoever comes back gets the rest."""
-
+def test_answer_finished_meanwhile_is_fetched_at_once() -> None:
     async def operation(first: Kernel) -> None:
         run = first.start(question := request())
         await asyncio.sleep(1.5)
@@ -250,8 +239,8 @@ def test_an_answer_that_was_finished_meanwhile_is_there_at_once() -> None:
 
 
 @pytest.mark.parametrize("order", ["stop", "park"])
-def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
-    """What was stopped can be resumed, is paid once, and is counted once."""
+def test_stopped_or_parked_answer_continues_at_the_server(order: Any) -> None:
+    """It can be resumed, is paid once, and is counted once."""
 
     async def operation(first: Kernel) -> None:
         question = request()
@@ -272,8 +261,8 @@ def test_stop_and_park_leave_the_answer_to_the_server(order: Any) -> None:
     play(operation)
 
 
-def test_cancel_tells_the_server() -> None:
-    """What is cancelled is not generated to its end, and its usage is an estimate."""
+def test_cancel_ends_the_answer_at_the_server() -> None:
+    """Its usage is then an estimate."""
 
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(), (1.5, "cancel"))
@@ -286,9 +275,7 @@ def test_cancel_tells_the_server() -> None:
     play(operation)
 
 
-def test_cancel_waits_for_no_server() -> None:
-    """The user is told at once, whether or not the server can be."""
-
+def test_cancel_ends_without_waiting_for_the_server() -> None:
     async def operation(kernel: Kernel) -> None:
         async def deaf(*_: Any, **__: Any) -> None:
             await asyncio.sleep(5)
@@ -301,8 +288,8 @@ def test_cancel_waits_for_no_server() -> None:
     play(operation)
 
 
-def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
-    """Visibly: the new text replaces the old, and the figures say so."""
+def test_lost_answer_is_sent_again_and_noted() -> None:
+    """The new text replaces the old."""
 
     async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
@@ -321,9 +308,7 @@ def test_an_answer_that_the_server_lost_is_asked_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
-def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
-    """After the wait that the failure asks for, and no other."""
-
+def test_failed_generation_is_sent_again_after_its_wait(kind: Any) -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
@@ -335,9 +320,7 @@ def test_a_generation_that_failed_is_asked_anew(kind: Any) -> None:
     play(operation, Fault(kind, after=5, seconds=1.0))
 
 
-def test_a_limit_on_the_question_is_waited_out_as_ever() -> None:
-    """A 429 on the POST closes the model and opens it again."""
-
+def test_limit_on_durable_request_closes_and_reopens_the_model() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
@@ -347,9 +330,7 @@ def test_a_limit_on_the_question_is_waited_out_as_ever() -> None:
     play(operation, Fault("tokens_per_minute", seconds=7.0))
 
 
-def test_a_limit_on_picking_up_closes_nothing() -> None:
-    """It is waited out by the one that met it; the model stays open to the others."""
-
+def test_limit_on_continuing_leaves_the_model_open_to_others() -> None:
     async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
         other = Kernel(kernel.simulator)
@@ -368,9 +349,7 @@ def test_a_limit_on_picking_up_closes_nothing() -> None:
     play(operation, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None)
 
 
-def test_picking_up_waits_for_no_hold() -> None:
-    """What is paid already needs no leave to be fetched."""
-
+def test_continuing_does_not_wait_for_a_cooldown() -> None:
     async def operation(kernel: Kernel) -> None:
         run = kernel.start(request())
         await asyncio.sleep(0.7)
@@ -391,9 +370,7 @@ def test_picking_up_waits_for_no_hold() -> None:
     play(operation, Fault("dropped", after=20))
 
 
-def test_a_server_that_is_down_is_waited_for() -> None:
-    """Failures on the way to the answer do not lose it."""
-
+def test_server_outage_does_not_lose_the_answer() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.text.count(WORDS) == 1
@@ -403,9 +380,7 @@ def test_a_server_that_is_down_is_waited_for() -> None:
     play(operation, Fault("dropped", after=5), *down)
 
 
-def test_the_gap_before_the_name_is_reported() -> None:
-    """Sent, and broken off before the first event: perhaps it is paid twice, and that is said."""
-
+def test_break_before_the_response_id_is_noted_as_possibly_paid_twice() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.status == "done"
@@ -415,9 +390,9 @@ def test_the_gap_before_the_name_is_reported() -> None:
 
 
 @pytest.mark.parametrize(("after", "notes"), [(0.2, (NOTE_POSSIBLY_PAID,)), (1.5, ())])
-def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> None:
-    """Stopped before the first event, an answer may be paid all the same; later it is known."""
-
+def test_stop_before_the_response_id_is_noted_as_possibly_paid(
+    after: float, notes: tuple[str, ...]
+) -> None:
     async def operation(kernel: Kernel) -> None:
         stopped = await kernel.run(request(), (after, "stop"))
         assert stopped.notes == notes
@@ -425,9 +400,7 @@ def test_stop_in_the_gap_is_reported(after: float, notes: tuple[str, ...]) -> No
     play(operation)
 
 
-def test_a_doubt_is_told_with_the_answer() -> None:
-    """Whoever resumes what may be paid finds it in the figures."""
-
+def test_resumed_reply_keeps_the_note_of_possible_double_payment() -> None:
     async def operation(kernel: Kernel) -> None:
         resumption = Resumption(notes=(NOTE_POSSIBLY_PAID_TWICE,))
         assert (await kernel.run(request(), resumption=resumption)).notes == (
@@ -437,23 +410,21 @@ def test_a_doubt_is_told_with_the_answer() -> None:
     play(operation)
 
 
-def test_nothing_is_reported_where_nothing_was_sent() -> None:
+def test_no_note_when_nothing_was_sent() -> None:
     """A refusal costs nothing, nor does a server that cannot be reached."""
     unsent = TransportError("refused")
     unsent.was_sent = False
 
     async def main() -> tuple[str, ...]:
         stage = Stage([unsent], answer("hi"))
-        heard = await stage.play(Request(prompt="x", durable=True))
-        notes: tuple[str, ...] = ending(heard).reply.notes
+        received = await stage.play(Request(prompt="x", durable=True))
+        notes: tuple[str, ...] = ending(received).reply.notes
         return notes
 
     assert run_virtual(main()) == ()
 
 
-def test_it_is_said_that_the_server_keeps_nothing() -> None:
-    """A server with Chat Completions alone answers as ever, and the figures say it once."""
-
+def test_server_without_durable_answers_is_noted_once() -> None:
     async def operation(kernel: Kernel) -> None:
         first = await kernel.run(request())
         kernel.events.clear()
@@ -464,8 +435,8 @@ def test_it_is_said_that_the_server_keeps_nothing() -> None:
     play(operation, apis=("chat",))
 
 
-def test_a_broken_answer_of_another_attempt_is_not_taken_for_this_one() -> None:
-    """While an old attempt's text is shown, the mark of the new one says: from the beginning."""
+def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
+    """While old text is shown, the position of the new answer is its beginning."""
 
     async def main() -> None:
         opened: list[Any] = [
@@ -509,9 +480,7 @@ class _Gone:
         yield ResponseStarted  # an async generator, as the real one
 
 
-def test_a_durable_answer_that_may_not_be_streamed_is_fetched() -> None:
-    """It is made at the server, asked for again until it is there, and paid once."""
-
+def test_durable_answer_that_cannot_be_streamed_is_fetched() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(patience=600.0))
         assert (reply.status, WORDS in reply.text) == ("done", True)

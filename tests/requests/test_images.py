@@ -45,14 +45,12 @@ class Broken:
         (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/webp"),
     ],
 )
-def test_bytes_are_told_by_their_beginning(data: bytes, kind: str) -> None:
-    """The first bytes say what a picture is."""
+def test_media_type_is_read_from_the_first_bytes(data: bytes, kind: str) -> None:
     assert to_image(data) == Image(data, kind)
     assert to_image(bytearray(data)) == Image(data, kind)
 
 
-def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
-    """A path, as text or as a Path; its suffix does not count."""
+def test_file_is_read_without_regard_to_its_name(tmp_path: Path) -> None:
     path = tmp_path / "chart.txt"
     path.write_bytes(PNG)
     assert to_image(str(path)) == to_image(path) == Image(PNG, "image/png")
@@ -74,14 +72,12 @@ def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_no_picture_is_said(value: Any, says: str) -> None:
-    """Anything else is a clear error, and nothing is sent."""
+def test_value_that_is_not_an_image_is_refused(value: Any, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         to_image(value)
 
 
-def test_a_display_object_gives_its_png() -> None:
-    """What a notebook would show as a PNG is that PNG."""
+def test_display_object_gives_its_png() -> None:
     assert to_image(Unnamed()) == Image(PNG, "image/png")
 
 
@@ -113,8 +109,7 @@ def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
             build_request("hi", Settings(), RequestOptions(images=wrong))  # type: ignore[arg-type]
 
 
-def test_no_library_is_imported_for_pictures() -> None:
-    """Neither matplotlib, Pillow nor numpy is loaded by telling pictures apart."""
+def test_no_imaging_library_is_imported() -> None:
     code = (
         "import sys; from nbcodex.requests.images import to_image\n"
         f"to_image({PNG!r})\n"

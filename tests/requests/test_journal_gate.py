@@ -22,14 +22,12 @@ class SlowJournal(InstantJournal):
 
 
 @pytest.mark.parametrize("order", ["stop", "park", "cancel"])
-def test_an_order_during_the_first_commit_ends_the_request(order: EndAction) -> None:
-    """The commit goes on, the ending waits for it, and whoever waits hears of it."""
-
+def test_end_during_first_commit_waits_for_the_commit(order: EndAction) -> None:
     async def main() -> tuple[Any, list[str]]:
         stage = Stage(answer("never"))
         stage.journal = SlowJournal()
-        heard = await stage.play(Request(prompt="x", reuse=True), (0.5, order))
-        return ending(heard), [deed for deed, _ in stage.journal.written]
+        received = await stage.play(Request(prompt="x", reuse=True), (0.5, order))
+        return ending(received), [operation for operation, _ in stage.journal.written]
 
     end, written = run_virtual(main())
     assert not isinstance(end, events.Finished)
@@ -46,21 +44,22 @@ class InsertRecorder(InstantJournal):
         await super().insert(request, **where)
 
 
-def test_what_is_sent_at_once_is_added_as_it_is_sent() -> None:
-    """A request that need not wait is written once before it is sent: new, and under way."""
-
+def test_request_sent_at_once_is_inserted_as_running() -> None:
     async def main() -> InsertRecorder:
         stage = Stage(answer("hi"))
         stage.journal = journal = InsertRecorder()
         await stage.play(Request(prompt="x", model="m"))
-        assert [deed for deed, _ in journal.written] == ["insert", "start_attempt", "finish"]
+        assert [operation for operation, _ in journal.written] == [
+            "insert",
+            "start_attempt",
+            "finish",
+        ]
         return journal
 
     assert run_virtual(main()).inserts == [("x", 1)]
 
 
-def test_what_has_to_wait_is_added_meanwhile() -> None:
-    """While a limit holds it back, a request is in the journal, and nobody waits for that again."""
+def test_waiting_request_is_inserted_meanwhile() -> None:
     limit = LimitError("Rate limit reached.", limit=Limit(resource="requests"), wait=30.0)
 
     async def main() -> tuple[InsertRecorder, list[str]]:
@@ -72,7 +71,7 @@ def test_what_has_to_wait_is_added_meanwhile() -> None:
         await asyncio.sleep(1.0)
         assert kept == ["second"]
         await asyncio.wait([run.task for run in runs])
-        return journal, [ending(heard).reply.text for heard in stage.events.values()]
+        return journal, [ending(received).reply.text for received in stage.events.values()]
 
     journal, texts = run_virtual(main())
     assert journal.inserts == [("first", 1), ("second", None)]

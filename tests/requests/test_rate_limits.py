@@ -48,10 +48,10 @@ class Crowd:
         return sum(seen.status == 429 for seen in self.simulator.log)
 
     def replies(self) -> list[Reply]:
-        return [ending(heard).reply for heard in self.events.values()]
+        return [ending(received).reply for received in self.events.values()]
 
     def count(self, kind: type[Event]) -> int:
-        return sum(isinstance(e, kind) for heard in self.events.values() for e in heard)
+        return sum(isinstance(e, kind) for received in self.events.values() for e in received)
 
 
 @cache
@@ -76,11 +76,11 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
         simulator.log.clear()
         result, began, runs = Crowd(simulator), clock.now(), []
         for number in range(count):
-            heard = result.events.setdefault(number, [])
+            received = result.events.setdefault(number, [])
             asked = Request(
                 prompt=f"{number} [[tokens=100]] " + "x" * 800, max_output=200, patience=patience
             )
-            runs.append(RequestRunner(services, asked, SETTINGS, heard.append).start())
+            runs.append(RequestRunner(services, asked, SETTINGS, received.append).start())
         await asyncio.wait([run.task for run in runs])
         result.seconds = clock.now() - began
         return result
@@ -89,8 +89,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
 
 
 @pytest.mark.parametrize("policy", ["kept", "refunded", "actual"])
-def test_a_limit_is_used_and_hardly_met(policy: Any) -> None:
-    """200 requests of four buckets' tokens take what the refill takes, with no 429 to speak of."""
+def test_200_requests_use_the_limit_with_hardly_a_429(policy: Any) -> None:
     asked = crowd(200, policy=policy, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
     assert all(reply.status == "done" for reply in asked.replies())
     assert asked.refused <= 2
@@ -98,8 +97,7 @@ def test_a_limit_is_used_and_hardly_met(policy: Any) -> None:
     assert asked.seconds <= 1.1 * (charged - 20_000) / (20_000 / 60) + 10
 
 
-def test_queueing_uses_no_patience() -> None:
-    """Who waits for capacity longer than its patience is answered, in one attempt, unparked."""
+def test_queueing_for_capacity_uses_no_patience() -> None:
     asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
     assert asked.seconds > 60.0
     assert {reply.status for reply in asked.replies()} == {"done"}
@@ -107,19 +105,17 @@ def test_queueing_uses_no_patience() -> None:
     assert {reply.waited for reply in asked.replies()} == {0.0}
 
 
-def test_queueing_is_told_and_does_not_flood() -> None:
-    """Who waits for longer than a second hears that it is queued, and hears it few times."""
+def test_queueing_for_more_than_a_second_is_reported_rarely() -> None:
     asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
-    for heard in asked.events.values():
-        queued = [e for e in heard if isinstance(e, CoolingDown)]
-        sent = next(e for e in heard if isinstance(e, Sent))
+    for received in asked.events.values():
+        queued = [e for e in received if isinstance(e, CoolingDown)]
+        sent = next(e for e in received if isinstance(e, Sent))
         assert all(e.queued and e.limit is None for e in queued)
-        assert queued or sent.at - heard[0].at <= 1.0
+        assert queued or sent.at - received[0].at <= 1.0
         assert len(queued) <= 4
 
 
-def test_a_burst_is_no_news() -> None:
-    """Requests that only keep the distance of milliseconds say nothing of it."""
+def test_spacing_of_milliseconds_is_not_reported() -> None:
     asked = crowd(100, tpm=10_000_000, rpm=100_000, latency=0.1, speed=600.0)
     assert asked.count(CoolingDown) == asked.refused == 0
 
@@ -139,8 +135,7 @@ def play(*acts: Any, requests: list[Request], every: float = 1.0) -> list[list[E
     return run_virtual(main())
 
 
-def test_what_is_too_much_for_now_closes_nothing() -> None:
-    """A refusal of many tokens that is parked leaves the model open to a smaller request."""
+def test_parked_large_request_leaves_the_model_open_to_smaller_ones() -> None:
     refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
     large, small = play(
         [refusal],
@@ -152,11 +147,10 @@ def test_what_is_too_much_for_now_closes_nothing() -> None:
     assert ending(small).at - small[0].at < 1.0
 
 
-def test_what_can_never_fit_fails_at_once() -> None:
-    """A prompt larger than the limit is not sent, once the limit is known."""
-    told = LimitSnapshot(at=0.0, tokens=LimitReading(limit=1_000, remaining=900, full_in=6.0))
+def test_request_larger_than_known_limit_fails_without_sending() -> None:
+    reported = LimitSnapshot(at=0.0, tokens=LimitReading(limit=1_000, remaining=900, full_in=6.0))
     opened = ResponseStarted(
-        api="responses", model="m-1", snapshot=told, simulated=False, request_id=None
+        api="responses", model="m-1", snapshot=reported, simulated=False, request_id=None
     )
     first, large = play(
         [opened, *list(answer("hi"))[1:]],
@@ -168,22 +162,21 @@ def test_what_can_never_fit_fails_at_once() -> None:
     assert not [e for e in large if isinstance(e, Sent)]
 
 
-def test_a_refused_one_comes_first() -> None:
-    """After the hold the refused request goes before those that came after it."""
+def test_refused_request_precedes_later_ones() -> None:
     refusal = LimitError("Rate limit reached.", limit=TPM, wait=30.0)
     first, second, third = play(
         [refusal],
         *[answer(word) for word in "abc"],
         requests=[Request(prompt=word) for word in "123"],
     )
-    sent = [[e.at for e in heard if isinstance(e, Sent)][-1] for heard in (first, second, third)]
+    sent = [
+        [e.at for e in received if isinstance(e, Sent)][-1] for received in (first, second, third)
+    ]
     assert sent == sorted(sent)
 
 
 @pytest.mark.parametrize(("resumption", "kind"), [(Resumption(), Finished), (None, Parked)])
-def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> None:
-    """A hold of hours that another kernel left is tried once by what its user takes up again."""
-
+def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any, kind: Any) -> None:
     async def main() -> list[Event]:
         stage = Stage(answer("hi"))
         store = (await stage.limiter.run(lambda core: core))._store
@@ -193,20 +186,18 @@ def test_who_resumes_asks_through_anothers_hold(resumption: Any, kind: Any) -> N
         assert isinstance(sent, Permit)
         day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
         other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
-        heard: list[Event] = []
+        received: list[Event] = []
         request = Request(prompt="x", model=name)
         run = RequestRunner(
-            stage.services, request, SETTINGS, heard.append, resumption=resumption
+            stage.services, request, SETTINGS, received.append, resumption=resumption
         ).start()
         await asyncio.wait([run.task])
-        return heard
+        return received
 
     assert isinstance(ending(run_virtual(main())), kind)
 
 
-def test_a_probe_that_is_let_in_opens_the_model() -> None:
-    """Retry now ends the hold for everybody, where the server takes the request."""
-
+def test_accepted_probe_reopens_the_model() -> None:
     async def main() -> list[list[Event]]:
         refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
         stage = Stage([refusal], answer("a"), answer("b"))
@@ -234,9 +225,7 @@ def test_a_probe_that_is_let_in_opens_the_model() -> None:
     ],
     ids=["answered", "stopped", "stopped before text", "cancelled", "broken", "refused"],
 )
-def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
-    """However a request ends, its reservation does, once, with what is known of its output."""
-
+def test_every_ending_closes_its_reservation_once(act: Any, order: Any, ended: int) -> None:
     async def main() -> tuple[int, int, int]:
         stage = Stage(act)
         await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
@@ -247,9 +236,7 @@ def test_nothing_is_left_under_way(act: Any, order: Any, ended: int) -> None:
     assert run_virtual(main()) == (0, 0, ended)
 
 
-def test_leave_that_comes_too_late_is_given_back() -> None:
-    """A request that is stopped while the ledger lets it go leaves nothing reserved."""
-
+def test_permit_granted_to_a_stopped_request_is_released() -> None:
     class Slow(Limiter):
         async def run(self, operation: Any) -> Any:
             result = operation(self._core)
@@ -267,23 +254,21 @@ def test_leave_that_comes_too_late_is_given_back() -> None:
     assert run_virtual(main()) == (0, 1)
 
 
-def test_the_panel_says_queued_for_capacity() -> None:
-    """Waiting for one's turn is shown as that, not as a limit that was reached."""
+def test_panel_says_queued_for_capacity() -> None:
     asked = crowd(40, tpm=10_000, rpm=10_000, latency=0.5, speed=60.0)
-    heard = asked.events[39]
-    number = next(i for i, e in enumerate(heard) if isinstance(e, CoolingDown))
+    received = asked.events[39]
+    number = next(i for i, e in enumerate(received) if isinstance(e, CoolingDown))
     state = PanelState()
-    for event in heard[: number + 1]:
+    for event in received[: number + 1]:
         state = apply_event(state, event)
     line = status_line(state, state.phase_started_at + 3.0, 1e9)
     assert line.startswith("queued for capacity 3.0 s")
     assert "limit" not in line
     assert not state.is_waiting
     assert state.total_waited(state.phase_started_at + 3.0) == 0.0
-    assert BackingOff not in {type(e) for e in heard}
+    assert BackingOff not in {type(e) for e in received}
 
 
-def test_usage_is_what_the_server_counts() -> None:
-    """An answer settles with the server's figures."""
-    heard = play(answer("hi"), requests=[Request(prompt="x")])[0]
-    assert ending(heard).reply.usage == USAGE
+def test_reservation_settles_with_the_servers_usage() -> None:
+    received = play(answer("hi"), requests=[Request(prompt="x")])[0]
+    assert ending(received).reply.usage == USAGE

@@ -57,8 +57,7 @@ def declared(given: object) -> Any:
     return schema
 
 
-def test_a_class_becomes_a_strict_schema() -> None:
-    """All fields of all objects are required, and no others are allowed, as strict mode demands."""
+def test_class_becomes_a_strict_schema() -> None:
     schema = declared(Owner)
     assert (schema.name, schema.strict, schema.model) == ("Owner", True, Owner)
     assert len(objects(schema.definition)) == 2
@@ -68,15 +67,13 @@ def test_a_class_becomes_a_strict_schema() -> None:
         assert not any("default" in field for field in part["properties"].values())
 
 
-def test_open_objects_are_not_strict() -> None:
-    """A mapping of any names stays as it is: strict mode would refuse it."""
+def test_schema_with_open_objects_is_not_strict() -> None:
     schema = declared(Open)
     assert not schema.strict
     assert schema.definition["properties"]["ages"]["additionalProperties"] == {"type": "integer"}
 
 
-def test_a_dict_is_copied() -> None:
-    """The user's own schema is not changed."""
+def test_users_schema_is_not_changed() -> None:
     before = json.dumps(PET)
     assert declared(PET).definition["required"] == ["name"]
     assert json.dumps(PET) == before
@@ -86,16 +83,14 @@ def test_a_dict_is_copied() -> None:
     "wrong",
     ["Pet", 1, Pet(name="x"), {"type": "array"}, {}, int, {"type": "object", "x": {1, 2}}],
 )
-def test_what_is_no_schema_is_refused(wrong: object) -> None:
-    """Anything but a pydantic class or a JSON schema of an object says what to give."""
+def test_value_that_is_not_a_schema_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
         structured_output.to_schema(wrong)
     assert caught.value.advice
 
 
 @pytest.mark.parametrize("fence", ["", "```json\n", "~~~\n", "```\n"])
-def test_an_answer_is_read(fence: str) -> None:
-    """The instance of a class, and the dict of a dict's schema; one fence around it is no harm."""
+def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
     text = f'{fence}{{"name": "Rex", "legs": 3}}\n{fence[:3]}'
     assert structured_output.parse_answer(declared(Pet), text) == Pet(name="Rex", legs=3)
     assert structured_output.parse_answer(declared(PET), text) == {"name": "Rex", "legs": 3}
@@ -114,15 +109,13 @@ def test_an_answer_is_read(fence: str) -> None:
         (PET, "9" * 10_000, "not valid JSON"),
     ],
 )
-def test_a_misfit_says_why(given: object, text: str, says: str) -> None:
-    """Whatever a model or a validator does, it is one error, and a short one."""
+def test_mismatch_is_described_briefly(given: object, text: str, says: str) -> None:
     with pytest.raises(SchemaMismatchError, match=says) as caught:
         structured_output.parse_answer(declared(given), text)
     assert len(str(caught.value)) < 700
 
 
-def test_the_journal_holds_no_class() -> None:
-    """A request comes back from the journal with its schema, without the class."""
+def test_journal_stores_schema_without_its_class() -> None:
     request = Request(prompt="?", schema=declared(Pet))
     back = codec.decode(codec.encode(request))
     assert back.schema == request.schema
@@ -145,16 +138,15 @@ def play(*acts: Any, **asked: Any) -> tuple[list[Event], Stage]:
 GOOD, BAD = '{"name": "Rex", "legs": 3}', '{"name": "Rex", "legs": -1}'
 
 
-def test_the_object_is_in_the_reply() -> None:
-    """`Reply.parsed` is the validated instance."""
-    heard, _ = play(answer(GOOD))
-    assert isinstance(ending(heard), Finished)
-    assert ending(heard).reply.parsed == Pet(name="Rex", legs=3)
+def test_reply_holds_the_validated_instance() -> None:
+    received, _ = play(answer(GOOD))
+    assert isinstance(ending(received), Finished)
+    assert ending(received).reply.parsed == Pet(name="Rex", legs=3)
 
 
-def test_a_misfit_is_asked_again_once() -> None:
+def test_mismatch_is_repaired_once() -> None:
     """The second request holds the first answer and what is wrong; tokens are added up."""
-    heard, stage = play(answer(BAD), [5.0, *answer(GOOD)])
+    received, stage = play(answer(BAD), [5.0, *answer(GOOD)])
     (_, first), (_, second) = stage.api_client.seen
     assert (first.prompt, second.turns[0].prompt, second.turns[0].answer) == (
         "Which?",
@@ -162,7 +154,7 @@ def test_a_misfit_is_asked_again_once() -> None:
         BAD,
     )
     assert "legs" in second.prompt
-    reply = ending(heard).reply
+    reply = ending(received).reply
     assert reply.parsed == Pet(name="Rex", legs=3)
     assert reply.usage == Usage(input_tokens=20, output_tokens=10)
     assert "asked again" in reply.notes[0]
@@ -179,10 +171,9 @@ def test_a_misfit_is_asked_again_once() -> None:
         ((answer("no"),), {"schema": structured_output.ANY_JSON}, "does not fit JSON"),
     ],
 )
-def test_an_unfit_answer_is_an_error_that_keeps_it(acts: Any, asked: Any, says: str) -> None:
-    """It fails in the end, with the last whole answer in the reply, which is not true."""
-    heard, _ = play(*acts, **asked)
-    last = ending(heard)
+def test_second_mismatch_fails_and_keeps_the_answer(acts: Any, asked: Any, says: str) -> None:
+    received, _ = play(*acts, **asked)
+    last = ending(received)
     assert isinstance(last, Failed)
     assert isinstance(last.error, AnswerError)
     assert says in str(last.error)
@@ -205,24 +196,22 @@ def cut(text: str, **more: Any) -> list[Any]:
         (cut("", cut="content_filter"), {}, "content filter withheld"),
     ],
 )
-def test_what_asking_again_cannot_mend(act: Any, asked: Any, says: str) -> None:
-    """A refusal, a cut and a filtered answer are said as what they are, and asked once only."""
-    heard, stage = play(act, **asked)
-    assert says in str(ending(heard).error)
+def test_refusal_cut_or_filtered_answer_is_not_repaired(act: Any, asked: Any, says: str) -> None:
+    received, stage = play(act, **asked)
+    assert says in str(ending(received).error)
     assert len(stage.api_client.seen) == 1
 
 
-def test_a_refusal_without_a_schema_is_an_answer() -> None:
-    """The model's own words stay, and the figures say what they are."""
-    heard, _ = play(cut("I will not.", refused=True), schema=None)
-    assert ending(heard).reply
-    assert ending(heard).reply.notes == ("the model refuses",)
+def test_refusal_without_schema_is_an_answer_with_a_note() -> None:
+    received, _ = play(cut("I will not.", refused=True), schema=None)
+    assert ending(received).reply
+    assert ending(received).reply.notes == ("the model refuses",)
 
 
 def test_answer_cut_by_max_output_is_finished() -> None:
-    heard, _ = play(cut("Half of", cut="max_output_tokens"), schema=None)
-    assert ending(heard).reply.cut == "max_output_tokens"
-    assert ending(heard).reply
+    received, _ = play(cut("Half of", cut="max_output_tokens"), schema=None)
+    assert ending(received).reply.cut == "max_output_tokens"
+    assert ending(received).reply
 
 
 @pytest.mark.parametrize(
@@ -239,16 +228,14 @@ def test_answer_cut_by_max_output_is_finished() -> None:
 def test_answer_that_is_no_success_fails_once_and_keeps_its_text(
     text: str, reason: str | None, says: str
 ) -> None:
-    heard, stage = play(cut(text, cut=reason), schema=None)
-    assert says in str(ending(heard).error)
-    assert not ending(heard).reply
-    assert ending(heard).reply.text == text
+    received, stage = play(cut(text, cut=reason), schema=None)
+    assert says in str(ending(received).error)
+    assert not ending(received).reply
+    assert ending(received).reply.text == text
     assert len(stage.api_client.seen) == 1
 
 
-def test_stop_in_the_second_round_ends_it() -> None:
-    """The user's order counts there as anywhere."""
-
+def test_stop_ends_a_repair() -> None:
     async def main() -> list[Event]:
         stage = Stage(answer(BAD), [60.0, *answer(GOOD)])
         return await stage.play(Request(prompt="?", schema=declared(Pet)), (5.0, "stop"))
@@ -256,6 +243,5 @@ def test_stop_in_the_second_round_ends_it() -> None:
     assert ending(run_virtual(main())).reply.status == "interrupted"
 
 
-def test_errors_have_a_root() -> None:
-    """Whoever catches `NbcodexError` catches this one."""
+def test_answer_error_is_an_nbcodex_error() -> None:
     assert issubclass(AnswerError, NbcodexError)

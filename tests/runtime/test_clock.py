@@ -109,9 +109,9 @@ class Bench:
         assert due <= sent <= woke + CLOCK_RECHECK_S
         if not self.slept_through(due):
             assert sent == pytest.approx(due, abs=0.01)
-        told = [now + left for now, left in self.readings if left]
-        assert told == pytest.approx([due] * len(told))
-        assert len(told) > 10
+        reported = [now + left for now, left in self.readings if left]
+        assert reported == pytest.approx([due] * len(reported))
+        assert len(reported) > 10
 
 
 def play(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
@@ -125,8 +125,8 @@ def play(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
 @pytest.mark.parametrize("kind", ["limit", "fault"])
-def test_a_wait_lasts_as_long_as_it_was_said_to(jumps: Any, kind: str) -> None:
-    """After a limit as after a fault: whatever the clocks do, it is sent when that was said."""
+def test_wait_ends_when_announced_whatever_the_clocks_do(jumps: Any, kind: str) -> None:
+    """After a limit as after a fault, through sleep and through jumps of the wall clock."""
     limit = Limit(resource="requests", window=60.0)
     error = LimitError("no", limit=limit) if kind == "limit" else ServerError("no")
     error.wait = WAIT
@@ -138,9 +138,7 @@ def test_a_wait_lasts_as_long_as_it_was_said_to(jumps: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
-def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
-    """The shared hold is on the same clock."""
-
+def test_cooldown_of_another_request_ends_when_announced(jumps: Any) -> None:
     def bench_of() -> Bench:
         bench = Bench(answer("hi"))
         now = bench.machine.now()
@@ -160,8 +158,8 @@ def test_a_hold_of_another_request_lasts_as_long(jumps: Any) -> None:
 
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
-def test_resume_at_reset_keeps_its_moment(jumps: Any) -> None:
-    """The reset's moment is known by the wall clock; once begun, the wait does not follow it."""
+def test_resume_at_reset_ignores_later_jumps_of_the_wall_clock(jumps: Any) -> None:
+    """The reset is known by the wall clock; once begun, the wait does not follow it."""
     resumption = Resumption(not_before=EPOCH + 5_000.0 + WAIT)
     bench = play(lambda: Bench(answer("hi")), Request(prompt="x"), jumps, resumption=resumption)
     bench.check(5_000.0 + WAIT, bench.sent()[0])
