@@ -1,4 +1,4 @@
-"""What the face costs: bytes and long tasks of one answer, and a monitor of fifty requests.
+"""The cost of the display: bytes and long tasks of one answer, and a monitor of fifty requests.
 
 A real JupyterLab in Chromium; the answer comes from a simulator in another process. Its bytes are
 the payloads of all websocket frames that the page receives while the cell runs; long tasks are what
@@ -49,20 +49,20 @@ None"""
 
 
 class Frames:
-    """What the page receives by websocket: bytes, and messages that speak of widgets or outputs."""
+    """What the page receives by websocket: bytes, and the times of messages to widgets."""
 
     def __init__(self, page: Page) -> None:
         self.bytes, self.times = 0, list[float]()
-        page.on("websocket", lambda socket: socket.on("framereceived", self._hear))
+        page.on("websocket", lambda socket: socket.on("framereceived", self._receive))
 
-    def _hear(self, payload: str | bytes) -> None:
+    def _receive(self, payload: str | bytes) -> None:
         self.bytes += len(payload if isinstance(payload, bytes) else payload.encode())
-        told = payload if isinstance(payload, bytes) else payload.encode()
-        if b"comm_msg" in told[:2000]:
+        frame = payload if isinstance(payload, bytes) else payload.encode()
+        if b"comm_msg" in frame[:2000]:
             self.times.append(time.monotonic())
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start counting again."""
         self.bytes = 0
         self.times.clear()
 
@@ -212,8 +212,8 @@ def cpu(pid: int) -> float:
 def _renderer(chromium: Browser, page: Page) -> int:
     """Return the process that renders the page: the one that a loop in it makes busy."""
     session = chromium.new_browser_cdp_session()
-    told = session.send("SystemInfo.getProcessInfo")["processInfo"]
-    pids = [process["id"] for process in told if process["type"] == "renderer"]
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    pids = [process["id"] for process in processes if process["type"] == "renderer"]
     before = {pid: cpu(pid) for pid in pids}
     page.evaluate("() => { const end = Date.now() + 500; while (Date.now() < end); }")
     return max(pids, key=lambda pid: cpu(pid) - before[pid])
