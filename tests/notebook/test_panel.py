@@ -21,6 +21,7 @@ from nbcodex.notebook.display import text as text_view
 from nbcodex.notebook.display import widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, status_line, why_disabled
 from nbcodex.notebook.display.text import MAX_LIVE_CHARS
+from nbcodex.notebook.widget_base import PanelWidget
 from nbcodex.rendering.figures import figures_line
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
@@ -625,6 +626,15 @@ def test_panel_has_plain_text(harness: PanelHarness) -> None:
     bundle = panel._repr_mimebundle_()
     assert bundle is not None
     assert bundle[0]["text/plain"] == "sent, no answer yet after 0.0 s · ~812 in"
+
+
+def test_source_is_sent_again_until_a_page_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may drop it in a flood; afterwards all panels refer to the same one."""
+    monkeypatch.setattr(PanelWidget, "_source", None)
+    first, second = PanelWidget({}), PanelWidget({})
+    assert first.source != second.source
+    second._receive(second, {"type": "sync"}, [])
+    assert PanelWidget({}).source == second.source
 
 
 # A click in a blocked kernel.
