@@ -1,7 +1,7 @@
 """An entry as its readers see it, and how requests and replies become text and back.
 
 Also says when two requests are equal. What is read back is data only: no class outside of
-`nbcodex.models` is ever built, whatever the file says. Knows nothing of the database.
+`nbcodex.models` is ever built from a file. Knows nothing of the database.
 """
 
 from __future__ import annotations

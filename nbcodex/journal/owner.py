@@ -26,7 +26,7 @@ ProcessReader = Callable[[int], tuple[str, int] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """One journal in one process, told apart from all others.
+    """One journal in one process, distinguished from all others.
 
     Parameters
     ----------

@@ -65,7 +65,9 @@ def insert(
     Inserting it again changes nothing.
     """
     id_, origin = storable(request.id), request.origin
-    stored = replace(request, turns=name_turns(connection, request.turns))
+    stored = request
+    if request.turns:
+        stored = replace(request, turns=name_turns(connection, request.turns))
     values = {
         "id": id_,
         "status": "pending" if attempt is None else "running",
@@ -76,7 +78,7 @@ def insert(
         "variable": storable(origin.variable),
         "key": key,
         "at": at,
-        "request": encode(stored if request.turns else request),
+        "request": encode(stored),
         "batch": storable(origin.map_id),
         "item": origin.row_index,
     }
