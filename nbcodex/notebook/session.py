@@ -118,8 +118,10 @@ class Session:
     def insert_code(self, reply: Reply, view: View) -> None:
         """Put an answer's code into a new cell, if its format asks for that; never run it."""
         # Only on the cell's own thread: from another one IPython inserts it below any cell.
-        if view.format in {"code", "fix"} and (blocks := formats.extract_code(reply.text)):
-            self.shell.set_next_input(blocks[0], replace=False)
+        blocks = formats.code_of(reply) if view.format in {"code", "fix"} else []
+        # Of incomplete code, the output says why there is no new cell.
+        if blocks and not blocks[0].problem:
+            self.shell.set_next_input(blocks[0].code, replace=False)
 
     def answer_in_background(self, handle: Handle, view: View | None = None) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""

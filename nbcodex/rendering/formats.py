@@ -17,7 +17,12 @@ from typing import Any, Literal
 
 from nbcodex.models import Image, Reply
 from nbcodex.rendering.html import code_listing, printable, sanitize_html
-from nbcodex.rendering.markdown import code_blocks, escape_inline, sanitize_markdown
+from nbcodex.rendering.markdown import (
+    code_blocks,
+    escape_inline,
+    fenced_code,
+    sanitize_markdown,
+)
 
 MimeBundle = dict[str, Any]
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
@@ -114,10 +119,97 @@ def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ..
     return _RENDERERS[format_](answer)
 
 
-def extract_code(text: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class CodeBlock:
+    """A block of code in an answer.
+
+    Parameters
+    ----------
+    code : str
+        The code.
+    problem : str
+        Why the code is probably incomplete, so that it must not be put into a cell by itself.
+    """
+
+    code: str
+    problem: str = ""
+
+
+def code_of(reply: Reply) -> list[CodeBlock]:
     """Return the code in an answer: its fenced blocks, or the whole text if it is Python."""
-    fenced = [code for _, code in code_blocks(text) if code.strip()]
-    return fenced or ([text.strip("\n")] if _is_python(text) else [])
+    text = reply.text
+    blocks = fenced_code(text, _is_whole)
+    if len(blocks) == 1 and _is_wrapper(blocks[0][0], blocks[0][1]):
+        # Some models put all of their answer, the prose included, into a block of Markdown.
+        text = blocks[0][1]
+        blocks = fenced_code(text, _is_whole)
+    was_cut = "the answer was cut, raise --max-output"
+    found = []
+    for info, code, is_closed in blocks:
+        problem = was_cut if reply.cut and not is_closed else ""
+        if not problem and is_closed and _language(info) == "python" and _is_open_ended(code):
+            problem = "a fence within it may have ended it early"
+        found.append(CodeBlock(code, problem))
+    if found := [block for block in found if block.code.strip()]:
+        return found
+    return [CodeBlock(text.strip("\n"), was_cut if reply.cut else "")] if _is_python(text) else []
+
+
+def extract_code(text: str) -> list[str]:
+    """Return the code in the text of an answer."""
+    return [block.code for block in code_of(Reply(id="", text=text))]
+
+
+def _language(info: str) -> str:
+    words = re.findall(r"[\w+#.-]+", info.lower())
+    name = words[0] if words else ""
+    return "python" if name in {"py", "python", "python3", "ipython", "ipython3"} else name
+
+
+def _is_wrapper(info: str, code: str) -> bool:
+    return _language(info) in {"md", "markdown"} and bool(
+        re.search(r"^(?:```+|~~~+)[ \t]*\w", code, re.MULTILINE)
+    )
+
+
+def _is_whole(info: str, code: str) -> bool:
+    """Whether a block's code seems to be complete, so that its first closing fence is its own."""
+    language = _language(info)
+    if language not in {"python", ""}:
+        return _has_balanced_fences(code)
+    if _is_python(_without_magics(code)):
+        return True
+    return not _is_open_ended(code) and _has_balanced_fences(code)
+
+
+def _has_balanced_fences(code: str) -> bool:
+    """Whether each fence in code is one with an info string, or closes such a one."""
+    depth = 0
+    for info in re.findall(r"^\s*(?:```+|~~~+)[ \t]*(.*)$", code, re.MULTILINE):
+        depth += 1 if info.strip() else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _is_open_ended(code: str) -> bool:
+    """Whether Python code ends within a string or a bracket."""
+    if code.lstrip().startswith("%%"):
+        return False  # another language
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(_without_magics(code))
+    except SyntaxError as error:
+        return "unterminated triple-quoted" in str(error) or "was never closed" in str(error)
+    except (ValueError, RecursionError, MemoryError):
+        return False
+    return False
+
+
+def _without_magics(code: str) -> str:
+    # IPython's own lines are not Python, but the rest of the cell can be checked.
+    return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
 
 
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -146,18 +238,28 @@ def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 
 def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    blocks = extract_code(answer.reply.text)
+    blocks = code_of(answer.reply)
     if not blocks:
         text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
         return (answer.markdown(text, "it contains no code"),)
-    more = f"{len(blocks)} blocks: `%codex insert 2` takes the second" if len(blocks) > 1 else ""
-    return (answer.html(code_listing(blocks), *filter(None, [more])),)
+    notes = []
+    if blocks[0].problem:
+        notes.append(f"the code may be incomplete and was not put into a cell: {blocks[0].problem}")
+    if len(blocks) > 1:
+        notes.append(f"{len(blocks)} blocks: `%codex insert 2` takes the second")
+    return (answer.html(code_listing([block.code for block in blocks]), *notes),)
 
 
 def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    blocks = extract_code(answer.reply.text)[:1] if code_blocks(answer.reply.text) else []
-    copies = {"text/html": code_listing(blocks), "text/plain": "\n".join(blocks)}
-    return (*_markdown(answer), *([copies] if blocks and answer.reply else []))
+    # Prose that happens to be Python is not the corrected cell.
+    blocks = code_of(answer.reply)[:1] if code_blocks(answer.reply.text) else []
+    if not blocks or not answer.reply:
+        return _markdown(answer)
+    listing = code_listing([blocks[0].code])
+    if blocks[0].problem:
+        note = f"the corrected cell may be incomplete and was not inserted: {blocks[0].problem}"
+        listing += f"<sub>{escape(note)}</sub>"
+    return (*_markdown(answer), {"text/html": listing, "text/plain": blocks[0].code})
 
 
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:

@@ -11,8 +11,10 @@ import html
 import re
 import string
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+MAX_NESTED_LINES = 2_000  # how far the end of a block with fences in it is looked for
 
 _TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
 _STYLES = "b|code|em|i|s|small|strong|u"  # left open, these would format the rest of the page
@@ -108,6 +110,64 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
         for block in blocks
         if isinstance(block, _Code) and _FENCE.fullmatch(block.lines[0])
     ]
+
+
+def fenced_code(text: str, is_whole: Callable[[str, str], bool]) -> list[tuple[str, str, bool]]:
+    """Return the fenced blocks of an answer with the fences inside of them.
+
+    Models put fences of equal length into each other, which Markdown would read as the end of the
+    outer one. A fence with an info string opens an inner block; beyond that, the first closing
+    fence counts that makes the code whole.
+
+    Parameters
+    ----------
+    text : str
+        The answer.
+    is_whole : callable
+        Whether a block's info string and code are a complete program.
+
+    Returns
+    -------
+    list of tuple
+        Of each block the info string, the code, and whether its fence was closed.
+    """
+    lines, at = _clean(text).split("\n"), 0
+    blocks: list[tuple[str, str, bool]] = []
+    while at < len(lines):
+        if not (fence := _FENCE.fullmatch(lines[at])):
+            at += 1
+            continue
+        end, block = _fenced(lines, at, fence)
+        is_closed = len(block.lines) == end - at
+        info, code = fence["info"].strip(), "\n".join(block.code)
+        ends = _later_ends(lines, at, end, fence) if is_closed and not is_whole(info, code) else []
+        for later in ends:
+            indent = len(fence["lead"].expandtabs(4))
+            longer = "\n".join(_dedent(line, indent) for line in lines[at + 1 : later - 1])
+            if is_whole(info, longer):
+                end, code = later, longer
+                break
+        blocks.append((info, code, is_closed))
+        at = end
+    return blocks
+
+
+def _later_ends(lines: list[str], start: int, end: int, fence: re.Match[str]) -> list[int]:
+    """Return the lines after which a block could end later than at `end`, the likeliest first."""
+    run, depth = fence["run"], 1
+    likeliest: list[int] = []
+    others: list[int] = []
+    for at in range(start + 1, min(len(lines), start + MAX_NESTED_LINES)):
+        inner = _FENCE.fullmatch(lines[at])
+        if not inner or inner["run"][0] != run[0] or len(inner["run"]) < len(run):
+            continue
+        if inner["info"].strip():
+            depth += 1
+            continue
+        depth -= 1
+        if at + 1 > end:
+            (others if likeliest or depth else likeliest).append(at + 1)
+    return [*likeliest, *others]
 
 
 def code_fence(code: str, info: str = "") -> str:

@@ -13,7 +13,14 @@ from pydantic import BaseModel
 from nbcodex.models import Image, Reply
 from nbcodex.notebook import options
 from nbcodex.rendering import formats
-from nbcodex.rendering.formats import AnswerOutput, Format, extract_code, render_answer
+from nbcodex.rendering.formats import (
+    AnswerOutput,
+    CodeBlock,
+    Format,
+    code_of,
+    extract_code,
+    render_answer,
+)
 from nbcodex.requests.structured_output import NOTE_MISMATCH
 from tests.hostile import HOSTILE, LEAK
 
@@ -51,6 +58,50 @@ TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~
 def test_extract_code_finds_fenced_blocks_or_python(text: str, blocks: list[str]) -> None:
     """Fenced blocks without their fences, or else the whole text, if it is Python."""
     assert extract_code(text) == blocks
+
+
+DOCSTRING = 'def f():\n    """Use it.\n\n```\nf()\n```\n"""\n    return 1'
+README = 'text = """\n# Title\n```bash\nls\n```\nThe end\n"""\nprint(text)'
+BARE = 'page = """\n```\ninner\n```\n\n```\nmore\n```\n"""\nprint(page)'
+
+
+@pytest.mark.parametrize("code", [DOCSTRING, README, BARE, "%pip install x\n" + README])
+@pytest.mark.parametrize("info", ["python", "py", ""])
+@pytest.mark.parametrize("after", ["", "\n\nThen:\n\n```python\nprint(2)\n```"])
+def test_a_fence_within_code_does_not_end_it(code: str, info: str, after: str) -> None:
+    """Equal fences at column 0 within strings belong to the code; later blocks are their own."""
+    blocks = code_of(Reply(id="1", text=f"Here:\n\n```{info}\n{code}\n```{after}"))
+    assert blocks[0] == CodeBlock(code)
+    assert [block.code for block in blocks[1:]] == (["print(2)"] if after else [])
+
+
+@pytest.mark.parametrize("wrapper", ["markdown", "md", "Markdown"])
+@pytest.mark.parametrize("fence", ["```", "````"])
+def test_a_markdown_block_around_an_answer_is_unwrapped(wrapper: str, fence: str) -> None:
+    """The code within it is taken, not the prose around that."""
+    inner = "# Solution\n\n```python\nx = 1\nprint(x)\n```\n\nIt prints 1."
+    text = f"{fence}{wrapper}\n{inner}\n{fence}"
+    assert code_of(Reply(id="1", text=text)) == [CodeBlock("x = 1\nprint(x)")]
+
+
+@pytest.mark.parametrize(
+    "text", ["```python\nfor i in range(3):\n    pr", "Here:\n```\nx = 1\ny = ", "x = 1\ny = 2"]
+)
+def test_code_of_a_cut_answer_has_a_problem(text: str) -> None:
+    """Half a block is shown with a note, and is not for a new cell."""
+    reply = Reply(id="1", text=text, status="done", cut="max_output_tokens")
+    (block,) = code_of(reply)
+    assert "was cut" in block.problem
+    shown = render_answer(AnswerOutput(reply=reply, line="m-1"), "code")[0]["text/html"]
+    assert "may be incomplete" in shown
+    whole = Reply(id="1", text="```\nx = 1\n```\nThat ", status="done", cut="max_output_tokens")
+    assert code_of(whole) == [CodeBlock("x = 1")]
+
+
+def test_code_that_a_fence_ended_early_has_a_problem() -> None:
+    """If no later fence makes it whole, nothing is inserted silently."""
+    (block, *_) = code_of(Reply(id="1", text='```python\nx = """\n```\nThe end, without a quote.'))
+    assert "ended it early" in block.problem
 
 
 def test_each_code_block_has_a_copy_button() -> None:

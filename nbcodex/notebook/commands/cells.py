@@ -28,12 +28,17 @@ class CodeCommands(CommandGroup):
             raise NbcodexError(
                 f"{last.id} is still running.", advice="Try again when it has finished."
             )
-        blocks = formats.extract_code(last.text)
+        blocks = formats.code_of(last)
         if not blocks:
             raise NbcodexError("The last answer contains no code.", advice="Ask with `-f code`.")
         if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
             raise UsageError(f"%codex insert: a number from 1 to {len(blocks)}, not {number[:20]}")
-        code = blocks[int(number) - 1]
+        code, problem = blocks[int(number) - 1].code, blocks[int(number) - 1].problem
+        if problem:
+            raise NbcodexError(
+                f"The code of block {number} may be incomplete: {problem}.",
+                advice="Copy it from the answer if you want it all the same.",
+            )
         self._session.shell.set_next_input(code, replace=False)
         if not hasattr(self._session.shell, "kernel"):
             print_line(html.printable(code))
