@@ -27,7 +27,7 @@ def test_ten_answers_land_in_their_own_cells(
 ) -> None:
     """Cells return at once, limits are waited out, and each answer is in its cell and variable."""
     cells = [f"%%codex -b -o a{n}\n[[echo: **answer {n}** of ten]]" for n in range(MANY)]
-    check = f"print([str(globals()[f'a{{n}}']) for n in range({MANY})])"
+    check = f"print([globals()[f'a{{n}}'].text for n in range({MANY})])"
     nb = notebook(simulator.setup, *cells, check)
     for index in range(MANY + 1):
         nb.run(index)
