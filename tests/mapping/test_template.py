@@ -1,4 +1,4 @@
-"""Templates: what is a place for a column, and what is the user's own brace."""
+"""Templates of maps: which braces are fields, and which belong to the user."""
 
 from __future__ import annotations
 
@@ -39,32 +39,28 @@ ROW: dict[str, Any] = {
         ("no braces", "no braces"),
     ],
 )
-def test_a_template_is_filled(template: str, prompt: str) -> None:
-    """Names become values; JSON, LaTeX and doubled braces stay."""
+def test_fields_are_filled_and_other_braces_kept(template: str, prompt: str) -> None:
     assert Template(template, ROW).fill(ROW) == prompt
 
 
-def test_values_are_not_read_again() -> None:
-    """A value that looks like a place is a value."""
+def test_braces_in_values_are_not_filled() -> None:
     assert Template("{a}{b}").fill({"a": "{b}", "b": "x"}) == "{b}x"
 
 
 @pytest.mark.parametrize("name", ["nothing", "nan", "na"])
-def test_an_empty_value_is_an_error(name: str) -> None:
+def test_missing_value_is_an_error(name: str) -> None:
     """Nobody pays for "Translate nan"."""
     with pytest.raises(ConfigurationError, match="no value in its column"):
         Template(f"{{{name}}}").fill(ROW)
 
 
 @pytest.mark.parametrize("template", ["{text.nope}", "{item[9]}", "{text:d}", "{item[1][c]}"])
-def test_what_a_value_cannot_do_is_an_error(template: str) -> None:
-    """The message names the place and the failure."""
+def test_field_that_a_value_does_not_have_is_an_error(template: str) -> None:
     with pytest.raises(ConfigurationError, match="failed"):
         Template(template).fill(ROW)
 
 
-def test_a_missing_column_is_told_with_those_there_are() -> None:
-    """The message names both, and how to write a brace."""
+def test_missing_column_error_lists_the_present_ones() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Template("{lang} {text}").check(["text", "id"])
     assert "has {lang}, the data has {text}, {id}" in caught.value.message
