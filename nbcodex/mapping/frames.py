@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
 from itertools import count, islice
 from typing import Any
 
@@ -55,10 +56,8 @@ class FrameInput:
     ----------
     fields : sequence of str
         The fields of the map's schema, each of which becomes a column.
-    previous : dict
-        The result columns of an earlier run, by kind, if the frame has any.
     replaces_previous : bool
-        Whether they are filled again, instead of adding further columns.
+        Whether the columns of an earlier run are filled again, instead of adding further ones.
     """
 
     def __init__(self, frame: Any, names: Sequence[str], total: int, *, is_series: bool) -> None:
@@ -74,31 +73,34 @@ class FrameInput:
         self.total: int | None = total
         self.fields: Sequence[str] = ()
         self.replaces_previous = False
-        self.previous = self._previous_columns()
 
     kind = ""
 
     def _column(self, name: str) -> Sequence[Any]:
         raise NotImplementedError
 
-    def _previous_columns(self) -> dict[str, str]:
-        """Return the result columns of the latest earlier run, by kind."""
-        for position in reversed(range(len(self._names))):
-            if _base_name(self._names[position]) == "id":
-                ids = [id_ for id_ in self._column(self._names[position]) if isinstance(id_, str)]
+    @cached_property
+    def previous(self) -> list[str]:
+        """The result columns of the latest earlier run, if there are any; the last one is its id.
+
+        Columns before "answer" and after "id" are the user's own.
+        """
+        for end in range(len(self._names), 0, -1):
+            block = self._names[:end]
+            if _base_name(block[-1]) == "id":
+                ids = [id_ for id_ in self._column(block[-1]) if isinstance(id_, str)]
                 if ids and all(map(_ROW_ID.fullmatch, ids)):
-                    # Columns before "answer" and after "id" are the user's own.
-                    block = [*reversed(self._names[: position + 1])]
-                    bases = [*map(_base_name, block)]
-                    end = bases.index("answer") + 1 if "answer" in bases else 1
-                    return dict(zip(bases[:end], block, strict=False))
-        return {}
+                    answers = [n for n in range(end) if _base_name(block[n]) == "answer"]
+                    # The field `answer` of a schema stands behind the answer itself.
+                    own = answers[:-1] if "answer" in self.fields else answers
+                    return [*block[own[-1] if own else -1 :]]
+        return []
 
     def previous_ids(self, limit: int) -> list[tuple[Row, str]]:
         """Return the first `limit` rows that an earlier run had, with their ids."""
         if not self.previous:
             return []
-        ids = self._column(self.previous["id"])
+        ids = self._column(self.previous[-1])
         pairs = ((row, id_) for row, id_ in zip(self.rows(), ids, strict=True) if id_)
         return list(islice(pairs, limit))
 
@@ -116,25 +118,32 @@ class FrameInput:
     def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
         """Return the columns to fill: kind and values by name. Names of the user's get a number."""
         parsed = [to_plain(reply.parsed) for reply in replies]
-        values: dict[str, list[Any]] = {}
-        for kind in RESULT_COLUMNS:
-            values[kind] = [_cell(kind, reply) for reply in replies]
-            if kind == "answer":
-                objects = [each if isinstance(each, dict) else {} for each in parsed]
-                for field in self.fields:
-                    values.setdefault(field, [each.get(field) for each in objects])
-                if any(each is not None for each in parsed):
-                    values["parsed"] = parsed
-        taken, columns = set(self._names), dict[str, tuple[str, list[Any]]]()
-        for kind, cells in values.items():
-            if self.replaces_previous and kind in self.previous:
-                name = self.previous[kind]
-            else:
-                numbered = (f"{kind}_{n}" if n > 1 else kind for n in count(1))
-                name = next(name for name in numbered if name not in taken)
+        objects = [each if isinstance(each, dict) else {} for each in parsed]
+        previous = sorted(self.previous, key=lambda name: (len(name), name))
+        taken = set(self._names)
+
+        def name_for(base: str) -> str:
+            for name in previous if self.replaces_previous else ():
+                if _base_name(name) == _base_name(base):
+                    previous.remove(name)
+                    return name
+            numbered = (f"{base}_{n}" if n > 1 else base for n in count(1))
+            name = next(each for each in numbered if each not in taken)
             taken.add(name)
-            columns[name] = kind, cells
-        return columns
+            return name
+
+        # Named before the fields of a schema, so that `answer` and `cost` always mean the same.
+        results = {
+            name_for(kind): (kind, [_cell(kind, reply) for reply in replies])
+            for kind in RESULT_COLUMNS
+        }
+        fields = {
+            name_for(field): ("", [each.get(field) for each in objects]) for field in self.fields
+        }
+        if any(each is not None for each in parsed):
+            fields[name_for("parsed")] = "", parsed
+        answer, *others = results.items()
+        return dict([answer, *fields.items(), *others])
 
 
 class PandasInput(FrameInput):

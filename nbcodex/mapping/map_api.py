@@ -26,7 +26,7 @@ from nbcodex.mapping.inputs import JournalInput, read_input
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, row_requests, schema_fields
-from nbcodex.models import Api, Origin, Reply
+from nbcodex.models import Api, Origin, Reply, Request
 from nbcodex.requests.options import RequestOptions
 from nbcodex.templating import Template
 
@@ -261,18 +261,23 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
 
     Of another map's results it does not: they stay, and this map adds columns beside them.
     """
-    if isinstance(requests.source, Template) and requests.source.names & {
-        *inputs.previous.values()
-    }:
+    names = requests.source.names if isinstance(requests.source, Template) else frozenset()
+    if not names.isdisjoint(inputs.previous):
         return False  # an earlier answer is what this map is about
     for row, row_id in inputs.previous_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
             run = _kept_runs.get(row_id.partition("-")[0])
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
-            if earlier.prompt == requests.request(row).prompt:
+            if _question(earlier) == _question(requests.request(row)):
                 return True
     return False
+
+
+def _question(request: Request) -> tuple[object, ...]:
+    """Return what decides about an answer; a rerun may well raise `max_output`, for example."""
+    schema = request.schema and request.schema.definition
+    return request.prompt, request.model, request.system, schema
 
 
 def _confirm_equal_prompts(total: int | None, confirm: Callable[[str], bool | None]) -> None:

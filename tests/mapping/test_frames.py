@@ -154,6 +154,29 @@ def test_another_map_adds_columns_beside_those_of_the_first(
     assert frame["answer_2"][0] in {"other a", "a"}
 
 
+@pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
+def test_schema_field_named_like_a_result_column_is_numbered(
+    simulated: SimulatedClient, kind: Any
+) -> None:
+    schema = {"properties": {"cost": {"type": "integer"}, "answer": {"type": "string"}}}
+    schema = {"type": "object", **schema, "required": ["cost", "answer"]}
+    result = nbcodex.map("{text}", kind({"text": ["a"]}), schema=schema)
+    assert [*result["cost_2"]] == [1]
+    assert [*result["answer_2"]] == ["simulated"]
+    assert result["answer"][0].startswith("{")
+    again = nbcodex.map("{text}", result, schema=schema)
+    assert [*again.columns] == [*result.columns]
+
+
+@pytest.mark.parametrize("options", [{"model": "gpt-5.6-luna"}, {"system": "Be brief."}])
+def test_answers_of_another_model_are_not_replaced(
+    simulated: SimulatedClient, options: Any
+) -> None:
+    frame = nbcodex.map(ECHO, pandas.DataFrame({"text": ["a"]}))
+    frame = nbcodex.map(ECHO, frame, **options)
+    assert {"answer", "answer_2"} <= {*frame.columns}
+
+
 @pytest.mark.parametrize("taken", ["id", "cost", "error"])
 @pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
 def test_only_the_colliding_column_is_numbered(
