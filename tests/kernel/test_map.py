@@ -71,8 +71,8 @@ def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run(
-            "from nbcodex.openai_api import prices\n"
-            "prices.cost, prices.seller = lambda *_: 0.75, lambda _: 'openai'"
+            "from nbcodex.openai_api import pricing\n"
+            "pricing.cost, pricing.provider_of = lambda *_: 0.75, lambda _: 'openai'"
         )
         for said, error in (("y", ""), ("n", "NbcodexError")):
             asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
