@@ -1,4 +1,4 @@
-"""Turns whatever goes wrong with a request into exactly one of our errors.
+"""Turns any failure of a request into exactly one of our errors.
 
 Owns the decision whether another attempt can help. Pure: it neither sends nor waits. Everything in
 an error comes from a server: it is cut, cleaned of our secrets and put on one printable line.

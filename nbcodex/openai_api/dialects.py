@@ -140,7 +140,7 @@ REASONING_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]":
 # The words of rate-limit headers. Names are split at hyphens: ``x-ratelimit-limit-tokens-minute``
 # (Cerebras), ``anthropic-ratelimit-input-tokens-reset``, ``x-ratelimit-remaining-req-minute``
 # (Mistral), ``x-ratelimit-reset-requests-1h``, ``ratelimit-limit`` (IETF draft, Telnyx). What is in
-# none of these tables ("project", "input") tells limits of one resource apart.
+# none of these tables ("project", "input") distinguishes limits of one resource.
 HEADER_FIGURES = {"limit", "remaining", "reset", "used"}
 HEADER_RESOURCES = {
     "requests": "requests",

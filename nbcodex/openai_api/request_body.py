@@ -68,7 +68,7 @@ _RESERVED_PARAMS = {
 # next turn would bring along.
 _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
-# Our parameters for a schema, and how refusals name them: whatever such a refusal says, the answer
+# Our parameters for a schema, and how refusals name them: after any such refusal, the answer
 # can be had with the schema in the prompt.
 _SCHEMA_PARAMS = {
     "response_format": ("response_format", "response_schema"),  # the latter is Gemini's

@@ -323,7 +323,7 @@ class AnswerStream:
         """Return the next chunk; b"" at the end, or where a lost connection costs no text."""
         chunk, self._waited_for_chunk = b"", False
         # If the loop runs a callback before the chunk is there, the network was waited for. A clock
-        # cannot tell: on a busy machine, reading what is there takes as long as waiting.
+        # cannot show it: on a busy machine, reading what is there takes as long as waiting.
         turn = asyncio.get_running_loop().call_soon(setattr, self, "_waited_for_chunk", True)
         try:
             async with asyncio.timeout_at(deadline):
