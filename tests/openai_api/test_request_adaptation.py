@@ -128,10 +128,10 @@ def test_404_about_the_model_does_not_switch_to_chat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "refused"), [(500, True), (503, True), (502, False), (504, False)]
+    ("status", "is_unbilled"), [(500, True), (503, True), (502, False), (504, False)]
 )
-def test_gateway_timeout_may_have_been_charged(status: int, refused: bool) -> None:
-    assert fails(Server(refusal(status))).refused is refused
+def test_gateway_timeout_may_have_been_charged(status: int, is_unbilled: bool) -> None:
+    assert fails(Server(refusal(status))).is_unbilled is is_unbilled
 
 
 def test_404_of_openai_does_not_switch_to_chat() -> None:

@@ -132,7 +132,7 @@ def test_refused_connection_counts_as_not_sent() -> None:
     with pytest.raises(TransportError, match="connection to the server failed") as caught:
         asyncio.run(run())
     assert not caught.value.was_sent
-    assert caught.value.refused
+    assert caught.value.is_unbilled
 
 
 def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(TransportError, match="in time") as caught:
                 asyncio.run(run())
     assert not caught.value.was_sent
-    assert caught.value.refused
+    assert caught.value.is_unbilled
 
 
 @pytest.mark.parametrize("reset", [False, True])
