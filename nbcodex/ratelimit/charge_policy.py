@@ -137,17 +137,10 @@ class ChargePolicyEstimator:
             bucket.undo(amount, now)
 
     def observe(
-        self,
-        marks: tuple[LevelMark, ...],
-        remaining: float,
-        *,
-        elapsed: float,
-        taken_at: float,
-        now: float,
-        learns_drain: bool,
+        self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_drain: bool
     ) -> tuple[float, ...]:
         """Correct all three by a snapshot; return the error of each."""
-        pairs = zip(self.buckets, marks, strict=True)
+        taken_at, pairs = permit.issued_at + elapsed, zip(self.buckets, permit.marks, strict=True)
         errors = tuple(b.error(m, remaining, elapsed=elapsed) for b, m in pairs)
         for index, (bucket, error) in enumerate(zip(self.buckets, errors, strict=True)):
             if bucket.is_known:

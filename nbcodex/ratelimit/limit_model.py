@@ -144,7 +144,7 @@ class LimitModel:
         if permit.is_orphaned:
             return NO_REFUND  # nothing was taken from these projections
         if usage.input_tokens and cost.tokens and not usage.estimated:
-            ratio = clamp_input_ratio(usage.input_tokens / cost.tokens)
+            ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, usage.input_tokens / cost.tokens))
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
         refunds = self.tokens.settle(cost.output, used, now)
         self.undeclared.refund(0, refunds[self.tokens.chosen], now)
@@ -213,14 +213,8 @@ class LimitModel:
         limit, rate, remaining = figures_from_reading(reading)
         self.undeclared.drop_declared("tokens", limit)
         taken_at = permit.issued_at + elapsed
-        errors = self.tokens.observe(
-            permit.marks,
-            remaining,
-            elapsed=elapsed,
-            taken_at=taken_at,
-            now=now,
-            learns_drain=not self.is_headerless and self.tokens.bucket.has_limit(limit),
-        )
+        learns_drain = not self.is_headerless and self.tokens.bucket.has_limit(limit)
+        errors = self.tokens.observe(permit, remaining, elapsed, now, learns_drain=learns_drain)
         self._adopt_tokens(limit, rate, now=now, since=taken_at)
         self.tokens.judge(taken_at, snapshots_are_rare=self.is_headerless)
         return errors
@@ -338,8 +332,3 @@ class LimitModel:
             growth = GUESSED_GROWTH if self.is_guessed else HEADERLESS_GROWTH
             for bucket in (*self.tokens.buckets, self.requests):
                 bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
-
-
-def clamp_input_ratio(ratio: float) -> float:
-    """Return a ratio within what is plausible."""
-    return min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -140,15 +140,12 @@ class WaitQueue:
 
 
 class RateLimiter:
-    """Who may send, and when: one queue and one limit model for each model and account.
-
-    `holder` names this process among those that share the store.
-    """
+    """Who may send, and when: one queue and one limit model for each model and account."""
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
         self._store = store or MemoryStore()
-        self._holder = holder
-        self._queues: dict[str, WaitQueue] = {}
+        self._holder = holder  # names this process among those that share the store
+        self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._places = itertools.count()
 
     @property
@@ -156,12 +153,9 @@ class RateLimiter:
         """What the names of limits are hashed with, the same for all that share the store."""
         return self._store.salt
 
-    def _queue(self, name: str) -> WaitQueue:
-        return self._queues.setdefault(name, WaitQueue())
-
     def enqueue(self, name: str, cost: Cost, wake: Callable[[], None]) -> QueueEntry:
         """Take a place in the queue; `wake` is called when it is worth asking."""
-        queue = self._queue(name)
+        queue = self._queues[name]
         if queue.head() is None:
             queue.newcomer_rank = queue.longest_tokens = 0.0
         entry = QueueEntry(name, cost, wake, next(self._places), queue.newcomer_rank)
@@ -170,11 +164,11 @@ class RateLimiter:
 
     def requeue(self, entry: QueueEntry) -> None:
         """Take the old place in the queue again."""
-        self._queue(entry.name).enter(entry)
+        self._queues[entry.name].enter(entry)
 
     def dequeue(self, entry: QueueEntry) -> None:
         """Give the place up."""
-        queue = self._queue(entry.name)
+        queue = self._queues[entry.name]
         was_first = queue.head() is entry
         queue.leave(entry)
         if was_first:
@@ -188,7 +182,7 @@ class RateLimiter:
         With `may_probe`, the caller would send a probe through a cooldown that others have met;
         while another one's probe is under way, it gets a `Wait` instead.
         """
-        queue = self._queue(entry.name)
+        queue = self._queues[entry.name]
         if queue.head() is not entry:
             cooldown = queue.cooldown
             is_over = cooldown is None or cooldown.until <= now
@@ -224,7 +218,7 @@ class RateLimiter:
         waiting_tokens = queue.waiting_tokens
         start_at = shared.earliest_start(self._holder, cost, now, waiting_tokens=waiting_tokens)
         if queue.is_granted or shared.inherits_grant(self._holder, cost):
-            # After a cooldown the first one goes when the server said so, whatever is projected.
+            # After a cooldown the first one goes when the server said so, and not as projected.
             start_at = min(start_at, after_gap(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
             queue.cooldown = None
@@ -247,7 +241,7 @@ class RateLimiter:
         permit = self._store.transaction(
             name, lambda shared: shared.issue_permit(name, self._holder, cost, now, is_probe=True)
         )
-        queue = self._queue(name)
+        queue = self._queues[name]
         queue.probes += 1
         self._sent(queue, entry, permit)
         return permit
@@ -278,7 +272,7 @@ class RateLimiter:
             return Cooldown(model.closed_until, model.closing_limit)
 
         cooldown = self._update(permit, operation, now)
-        queue = self._queue(permit.name)
+        queue = self._queues[permit.name]
         queue.is_granted = queue.is_granted or cooldown.until > now
         queue.met_until = max(queue.met_until, cooldown.until)
         queue.set_cooldown(cooldown, now)
@@ -287,7 +281,7 @@ class RateLimiter:
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """The server let the request in: learn from its headers. A probe ends the cooldown."""
         if permit.is_probe:
-            self._queue(permit.name).set_cooldown(None, now)
+            self._queues[permit.name].set_cooldown(None, now)
         self._update(permit, lambda shared: shared.model.observe(permit, snapshot, now), now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> None:
@@ -301,7 +295,7 @@ class RateLimiter:
         # The server had the refund before requests came in that were on their way meanwhile, so
         # their marks have to include it.
         since = now - (round_trip if round_trip < math.inf else 0.0)
-        for other in self._queue(permit.name).recent:
+        for other in self._queues[permit.name].recent:
             if other.sent_at > since and not other.is_answered:
                 other.shift_marks(refunds)
 
@@ -326,8 +320,8 @@ class RateLimiter:
         active = [each for each in self._queues.items() if each[1].in_flight or each[1].head()]
         for name, queue in active:
             waits = queue.head() is not None
-            beat = partial(SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=waits)
-            until = self._store.transaction(name, beat)
+            sign = partial(SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=waits)
+            until = self._store.transaction(name, sign)
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
@@ -359,7 +353,7 @@ class RateLimiter:
             shared.update_share(self._holder, permit, before=counted_before)
             return result
 
-        queue = self._queue(permit.name)
+        queue = self._queues[permit.name]
         result = self._store.transaction(permit.name, counted)
         queue.probes -= permit.is_probe and permit.is_answered and not before.is_answered
         queue.in_flight -= permit.is_closed and not before.is_closed

@@ -56,11 +56,12 @@ def earliest_start(
     if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
         start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
     if tokens.is_known:
-        spare = _margin(model, tokens) + spare_requests * model.tokens.typical_request
+        margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.usable)
+        spare = margin + spare_requests * model.tokens.typical_request
         spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
         start_at = max(start_at, _tokens_available_at(model, (cost, *before), spare, now))
     if requests.is_known:
-        spare = _margin(model, requests)
+        spare = min(model.margin * requests.limit, MAX_MARGIN * requests.usable)
         if typical := model.tokens.typical_request:
             spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens / typical)
         start_at = max(start_at, requests.available_at(1 + len(before) + spare, now))
@@ -83,10 +84,8 @@ def after_gap(model: LimitModel, now: float) -> float:
 def exhausted_limit(model: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
     """Return the limit over hours that is used up for longest, and until when; None if none is."""
     tokens = model.admission_charge(cost)
-    buckets: list[tuple[Resource, TokenBucket, float]] = [
-        ("requests", model.requests, 1.0),
-        ("tokens", model.tokens.bucket, tokens),
-    ]
+    buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
+    buckets.append(("tokens", model.tokens.bucket, tokens))
     buckets += [(e.resource, e.bucket, e.amount_of(1, tokens)) for e in model.undeclared]
     exhausted: list[tuple[float, Limit]] = []
     for resource, bucket, need in buckets:
@@ -141,7 +140,3 @@ def _owed(model: LimitModel, costs: Sequence[Cost], now: float) -> float:
         # Beyond the usual share, what answers are charged must flow in by the time they end.
         usual = max(usual, owed - bucket.rate * output.remaining_seconds(now))
     return min(owed, usual)
-
-
-def _margin(model: LimitModel, bucket: TokenBucket) -> float:
-    return min(model.margin * bucket.limit, MAX_MARGIN * bucket.usable)

@@ -60,8 +60,8 @@ def _deliver(jobs: list[_Job], wakes: list[asyncio.Event]) -> None:
 class SharedLimiter(Limiter):
     """Rate limits that are shared with other processes. Made on the event loop that it serves.
 
-    The store comes from `opening`. One that fails is replaced by memory, and tried again after a
-    minute; `on_problem` is called once, on the thread, with the reason.
+    A store that fails is replaced by memory, and `opening` called again after a minute;
+    `on_problem` is called once, on the thread, with the reason.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class SharedLimiter(Limiter):
             except StoreError as error:
                 self._fall_back(error)
                 job.result = job.operation(self._core)
-        except Exception as error:  # whatever it is, the thread goes on
+        except Exception as error:  # a defect in one operation must not end the thread
             job.error = error
         self._done.append(job)
         self._heartbeat_at = self._heartbeat_at or now + HEARTBEAT_INTERVAL_S

@@ -8,6 +8,7 @@ map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
 redis       the same between four hosts that share a key, and what Redis costs
 browser     what a page gets and takes: one answer, and a monitor of fifty requests
+ablation    what each heuristic of the pacing is worth (takes minutes; only if it is named)
 peers       how well others use them (installs them from PyPI, takes hours; only if it is named)
 
 Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
@@ -20,7 +21,7 @@ import subprocess
 import sys
 
 NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis", "browser")
-LONG = ("peers",)
+LONG = ("peers", "ablation")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """What a request costs beside the bare SDK: CPU of the whole process, over loopback HTTP.
 
 A server in another process answers at once. Each way asks in a process of its own, in turns: short
-answers, 64 under way at once, 200 a second; journal and shared ledger are on. And flat out, with a
+answers, 64 under way at once, 200 a second; journal and shared limiter are on. And flat out, with a
 limit that nobody meets: how many requests a core does.
 
 Run with ``python -m tests.benchmarks.overhead [--requests N] [--rounds N]``.
@@ -37,7 +37,7 @@ WAYS = {
     "plain": "`AsyncOpenAI().responses.create()`",
     "streamed": "`AsyncOpenAI().responses.create(stream=True)`, typed events, deltas joined",
     "floor": "floor: the SDK's raw response on a thread of its own, events read, commits",
-    "ours": "`nbcodex.aask`, journal and shared ledger on",
+    "ours": "`nbcodex.aask`, journal and shared limiter on",
 }
 
 WORDS = [f" word{number}" for number in range(20)]
@@ -204,7 +204,7 @@ def floor() -> Callable[[int], Awaitable[int]]:
 
 
 def ours() -> Callable[[int], Awaitable[int]]:
-    """Return our way: each request in the journal, paced by the shared ledger."""
+    """Return our way: each request in the journal, paced by the shared limiter."""
     from nbcodex.client import current
     from nbcodex.events import Finished
     from nbcodex.requests.options import build_request

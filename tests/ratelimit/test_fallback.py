@@ -44,7 +44,7 @@ class Shaky(MemoryStore):
             raise UnreachableError("Redis cannot be reached.")
         return result
 
-    def check(self) -> None:
+    def reconnect(self) -> None:
         self.checks += 1
         if not self.up:
             raise UnreachableError("Redis cannot be reached.")

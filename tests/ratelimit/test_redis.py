@@ -132,7 +132,7 @@ def test_clock_offset_lies_within_its_bounds(there: float) -> None:
     for index in range(50):
         sent = index * 1.0
         received = sent + there + 0.01 * (index % 7 + 1)
-        assert offset.observe(sent + there + true, sent_at=sent, received_at=received)
+        assert offset.narrow(sent + there + true, sent_at=sent, received_at=received)
         errors.append(error_of(offset))
         assert abs(offset.value - true) <= error_of(offset)
     assert max(errors[7:]) <= there / 2 + 0.005 + 7 * CLOCK_DRIFT
@@ -140,8 +140,8 @@ def test_clock_offset_lies_within_its_bounds(there: float) -> None:
 
 def test_clock_jump_starts_new_bounds() -> None:
     offset = ClockOffset()
-    assert offset.observe(100.0, sent_at=0.0, received_at=0.1)
-    assert not offset.observe(3701.0, sent_at=1.0, received_at=1.1)
+    assert offset.narrow(100.0, sent_at=0.0, received_at=0.1)
+    assert not offset.narrow(3701.0, sent_at=1.0, received_at=1.1)
     assert offset.value == pytest.approx(3699.95)
 
 
@@ -395,5 +395,5 @@ def test_reason_why_redis_is_unusable_is_reported_without_the_password(
     with redis_server(tmp_path, *options) as server:
         store = RedisStore(server.url(login))
         with closing(store), pytest.raises(UnreachableError, match=said) as caught:
-            store.check()
+            store.reconnect()
     assert PASSWORD not in repr(store) + "".join(traceback.format_exception(caught.value))

@@ -44,13 +44,18 @@ class Store(Protocol):
         """
 
     def batch(self) -> AbstractContextManager[None]:
-        """Return a block of transactions that may share one write: if that fails, none is kept."""
+        """Return a block of transactions that may share one write: if that fails, none is kept.
+
+        By default, each one is done by itself.
+        """
+        return nullcontext()
 
     def close(self) -> None:
-        """Release what is open."""
+        """Release what is open; by default, nothing is."""
+        return
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """Keeps models for as long as it lives. Used from one thread at a time."""
 
     def __init__(self) -> None:
@@ -60,13 +65,6 @@ class MemoryStore:
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result."""
         return operation(self._models.setdefault(name, SharedModel()))
-
-    def batch(self) -> AbstractContextManager[None]:
-        """Each transaction is done at once."""
-        return nullcontext()
-
-    def close(self) -> None:
-        """There is nothing to release."""
 
 
 # The stored form: the values of a dataclass as a list, in the order of its fields, all the way

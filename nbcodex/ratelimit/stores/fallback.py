@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
@@ -29,12 +28,12 @@ NOTICE_INTERVAL_S = 60.0
 class RemoteStore(Store, Protocol):
     """A store on another machine."""
 
-    def check(self) -> None:
+    def reconnect(self) -> None:
         """Connect anew; raise an `UnreachableError` if it cannot be used."""
         ...
 
 
-class FallbackStore:
+class FallbackStore(Store):
     """Keeps models in a shared store, or else in a local one. Used from one thread at a time.
 
     `notify` is called when the shared store is lost, and when it is back.
@@ -67,10 +66,6 @@ class FallbackStore:
                 return result
         self._use_local()
         return self._local.transaction(name, operation)
-
-    def batch(self) -> AbstractContextManager[None]:
-        """Each transaction is done by itself: the next one may be done in the other store."""
-        return nullcontext()
 
     def close(self) -> None:
         """Close both for good."""
@@ -120,7 +115,7 @@ class FallbackStore:
         interval = FIRST_CHECK_INTERVAL_S
         while not self._closed.is_set():
             try:
-                self._shared.check()
+                self._shared.reconnect()
             except UnreachableError as error:
                 self._reason = str(error)
             else:

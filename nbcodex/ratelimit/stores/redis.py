@@ -15,14 +15,13 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.sharing import SharedModel
-from nbcodex.ratelimit.stores import DAMAGE, ResultT, UnreachableError, pack, unpack
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, pack, unpack
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
@@ -64,8 +63,7 @@ if ARGV[2] == '' or claimed or (kept[1] or '') ~= ARGV[1] then
     redis.call('HSET', key, 'claimed_by', ARGV[5], 'claimed_until', instant + ARGV[6])
     redis.call('PEXPIRE', key, ARGV[4])
   end
-  local taken = claimed and 1 or 0
-  return {{0, now[1], now[2], kept[1] or '', kept[2] or '', taken}}
+  return {{0, now[1], now[2], kept[1] or '', kept[2] or '', claimed and 1 or 0}}
 end
 redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3], 'claimed_until', 0)
 redis.call('PEXPIRE', key, ARGV[4])
@@ -105,7 +103,7 @@ class ClockOffset:
         """The offset in seconds, wrong by at most half of the bounds' distance."""
         return (self.low + self.high) / 2
 
-    def observe(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
+    def narrow(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
         """Learn from the server's `stamp`; return False if one of the clocks has jumped."""
         drift = CLOCK_DRIFT * max(0.0, received_at - self.found_at)
         low, high = stamp - received_at, stamp - sent_at
@@ -126,7 +124,7 @@ class _State:
     is_claimed: bool = False  # by another host
 
 
-class RedisStore:
+class RedisStore(Store):
     """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
     The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. A
@@ -177,14 +175,10 @@ class RedisStore:
             self._states[key] = state
         return result
 
-    def check(self) -> None:
+    def reconnect(self) -> None:
         """Connect anew, and raise an `UnreachableError` if Redis cannot be read and written."""
         self.close()
         self.transaction("", lambda _: None)
-
-    def batch(self) -> AbstractContextManager[None]:
-        """Each transaction is a script of its own."""
-        return nullcontext()
 
     def close(self) -> None:
         """Close the connection; the next operation opens another one."""
@@ -245,7 +239,7 @@ class RedisStore:
         except BaseException:
             self.close()  # or the next operation would read this one's answer
             raise
-        self._is_steady = self._offset.observe(stamp, sent_at=sent_at, received_at=received_at)
+        self._is_steady = self._offset.narrow(stamp, sent_at=sent_at, received_at=received_at)
         if not self._is_steady:
             self._states.clear()
         return answer

@@ -1,7 +1,6 @@
 """Limit models of all processes of one machine, in a SQLite file: one row a model.
 
-Blocks, so it is used off the event loop, and from one thread. Owns what becomes of the file in a
-forked child.
+Blocks, so it is used off the event loop. Owns what becomes of the file in a forked child.
 """
 
 from __future__ import annotations
