@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula, or of code beside one
 MAX_NESTED_LINES = 2_000  # how far the end of a block with fences in it is looked for
 
 _TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
@@ -42,7 +43,8 @@ _DANGER = re.compile(
   | (?P<image>  (?<!!){_ALT} )
   | (?P<bang>   !(?=\[) )
   | (?P<tag>    </?(?i:{_TAGS})[ ]?/?> | <(?i:(?P<style>{_STYLES})>(?=[^\n]{{0,200}}?</(?P=style)>))
-              | </(?i:{_STYLES})> | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
+              | </(?i:{_STYLES})> | <span>&\#36;</span>
+              | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
   | (?<!<)<(?P<auto>(?:https?://|mailto:)[^\s<>\[\]`"!]++|[\w.+-]++@[\w.-]++)>
   | (?P<open>   <(?=[A-Za-z/!?]) )
     """,
@@ -65,6 +67,17 @@ _PIECE = re.compile(r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t]
 # would read the rest of the code as text.
 _ENDS = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
 _MARK = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
+
+# What can begin a formula, or hides a dollar sign: code, a link's destination, a bare URL.
+_FORMULA_MARK = re.compile(
+    r"`+|\]\([^()\s]*\)|(?i:https?://|www\.)\S*|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}"
+    r"|\\\$|\$\$|\$|\\[\s\S]"
+)
+_MATH_CHARACTER = re.compile(r"[\\^_={}<>+*|]")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+# MathJax reads a pair of dollar signs as a formula even if Markdown's `\$` or an entity made them;
+# it does not look into an element of its own.
+_DOLLAR = "<span>&#36;</span>"
 
 _SPECIAL = {ord(c): f"&#{ord(c)};" for c in string.punctuation if c not in ",-./;?"}
 _ENTITIES = _SPECIAL | {ord("."): "&#46;", ord("\n"): "&#10;"}
@@ -293,7 +306,8 @@ class _Document:
 
     def _disarm_prose(self) -> None:
         if self.prose:
-            self.lines.append(_spell("\n".join(self.prose), self.images))
+            text = _set_formulas("\n".join(self.prose))
+            self.lines.append(_spell(text, self.images))
             self.prose = []
 
     def _flush(self) -> None:
@@ -375,6 +389,83 @@ def _indented(lines: list[str], start: int) -> tuple[int, _Code]:
     while not lines[at - 1].strip():
         at -= 1
     return at, _Code(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
+
+
+def _set_formulas(text: str) -> str:
+    """Return prose whose formulas have delimiters that all renderers know, and prices do not."""
+    if "$" not in text and "\\(" not in text and "\\[" not in text:
+        return text
+    return "".join(
+        _set_formulas_of(part) for part in re.split(r"(\n[ \t]*\n|\n(?=[ \t]*\|))", text)
+    )
+
+
+def _set_formulas_of(text: str) -> str:
+    parts: list[str] = []
+    dollars: list[int] = []  # the indexes of literal dollar signs in `parts`
+    at = formulas = 0
+    missing: set[str] = set()
+    while mark := _FORMULA_MARK.search(text, at):
+        opening, start, after = mark[0], mark.start(), mark.end()
+        parts.append(text[at:start])
+        at = after
+        if opening[0] == "`":
+            same = re.compile(rf"(?<!`){opening}(?!`)").search(
+                text, after, after + MAX_FORMULA_CHARS
+            )
+            at = same.end() if same and opening not in missing else after
+            missing |= set() if same else {opening}
+        elif opening in ("\\(", "\\["):
+            closing = {"(": "\\)", "[": "\\]"}[opening[1]]
+            end = text.find(closing, after, after + MAX_FORMULA_CHARS)
+            inner = text[after : max(end, after)]
+            # `\[text\](address)` is a link that was escaped.
+            if inner.strip() and "$" not in inner and not text.startswith("(", end + 2):
+                around = "$" if opening[1] == "(" else "$$"
+                inner = inner.strip() if around == "$" else inner
+                parts.append(f"{around}{inner}{around}")
+                formulas, at = formulas + 1, end + 2
+                continue
+        elif opening in ("$", "$$"):
+            end = _dollar_end(text, start, opening)
+            if end < 0:
+                dollars += range(len(parts), len(parts) + len(opening))
+                parts += opening
+                continue
+            formulas, at = formulas + 1, end
+        elif opening == "\\$":
+            dollars.append(len(parts))
+        elif (end := _math_end(text, mark, missing)) > 0:
+            at = end
+        parts.append(text[start:at])
+    # One sign alone has no partner to make a formula with, and can stay as it is.
+    if len(dollars) > 1 or (dollars and formulas):
+        for index in dollars:
+            parts[index] = _DOLLAR
+    return "".join((*parts, text[at:]))
+
+
+def _dollar_end(text: str, start: int, opening: str) -> int:
+    """Return the end of the formula that a dollar sign opens, or -1 if it is money."""
+    after = start + len(opening)
+    end = text.find(opening, after, after + MAX_FORMULA_CHARS)
+    while end > 0 and text[end - 1] == "\\":
+        end = text.find(opening, end + 1, after + MAX_FORMULA_CHARS)
+    inner = text[after : max(end, after)]
+    if opening == "$$":
+        return end + 2 if inner.strip() else -1
+    if not inner or inner[0].isspace() or inner[-1].isspace():
+        return -1
+    following = text[end + 1 : end + 2]
+    if (following.isdigit() or following.isupper()) and "\\" not in inner:
+        return -1  # "$5 and US$10"
+    if text[start - 1 : start].isdigit() and not (inner[0].isalpha() or inner[0] == "\\"):
+        return -1  # "5$/day, 10$"
+    if not _MATH_CHARACTER.search(inner):
+        words = len(_WORD.findall(inner))
+        if words > 1 or (inner[0].isdigit() and (words or " " in inner)):
+            return -1  # "$5 or 5$"
+    return end + 1
 
 
 def _spell(text: str, images: bool) -> str:

@@ -540,3 +540,50 @@ def test_escape_inline_shows_text_as_it_is(render: Render, name: str) -> None:
     found = judge(render(f"x {escape_inline(name)} y"))
     assert "".join(found.seen).strip() == f"x {' '.join(name.split())} y"
     assert found.bad == []
+
+
+DOLLAR = "<span>&#36;</span>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It costs $5 a day, or $30 a week.",
+        "Between $1,000 and $2,000.50.",
+        "US$5 and US$10; 5$ to 10$; 5$/day, 10$.",
+        r"It costs \$5 a day, or \$30 a week.",
+        "- $5 for one, $9 for two\n- $20 for five, $30 for ten",
+        "**$5** now, then $10/month.",
+        "Set $PATH and $HOME first.",
+    ],
+)
+def test_prices_are_not_formulas(text: str) -> None:
+    """No dollar sign is left that MathJax could pair with another one."""
+    done = sanitize_markdown(text)
+    assert "$" not in done
+    assert done.replace(DOLLAR, "$") == text.replace(r"\$", "$")
+    assert sanitize_markdown(done) == done
+    html = markdown2html_mistune(done)
+    assert "<span>$</span>" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"So \(x^2\) holds.", "So $x^2$ holds."),
+        (r"So \( a_1 \) and \(b\).", "So $a_1$ and $b$."),
+        ("So\n\\[\nx = 1\n\\]\nholds.", "So\n$$\nx = 1\n$$\nholds."),
+        ("So $x$ and $$y$$ and $n$th, 2$\\times$3.", None),
+        (r"So \\(x\\) and \\[y\\] hold.", None),
+        (r"For \(p\) it costs $5.", f"For $p$ it costs {DOLLAR}5."),
+        ("With $x = 5$ it costs $5 or $6.", f"With $x = 5$ it costs {DOLLAR}5 or {DOLLAR}6."),
+        (r"\begin{align}x\end{align} for $5.", None),
+        ("It costs $5.", None),
+        (r"`\(x\)` and `$5 or $6` are code.", None),
+        ("```\necho $A $B \\(\n```", None),
+        (r"See \[this\](https://x.org/?a=$1&b=$2).", None),
+    ],
+)
+def test_formulas_of_all_four_kinds_are_kept(text: str, expected: str | None) -> None:
+    """Formulas have delimiters that survive Markdown; code, links and single prices stay."""
+    assert sanitize_markdown(text).replace("%24", "$") == (expected or text)
