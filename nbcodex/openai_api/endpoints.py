@@ -198,7 +198,10 @@ def _missing_key(endpoint: Endpoint, *, is_configured: bool) -> MissingKeyError:
     elif is_configured:
         advice = f"{_KEY_ADVICE} For a server without keys, set OPENAI_API_KEY=none."
     else:
-        advice = f"Your keys are for other hosts. Set Codex.keys = {{'{endpoint.host}': '…'}}."
+        advice = (
+            f"Keys go only to their own host: enter one with `%codex login {endpoint.host}`, or "
+            f"with `%config Codex.keys = {{'{endpoint.host}': 'KEY'}}`."
+        )
     return MissingKeyError(f"No API key is set for {endpoint.host}.", advice=advice)
 
 
@@ -270,7 +273,8 @@ def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
     if url.scheme == "http" and not _is_loopback(url) and _own_key(settings, url) is None:
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
-            advice=f"Use https://, or allow it with Codex.keys = {{'{endpoint.host}': '…'}}.",
+            advice="Use https://, or allow it with "
+            f"`%config Codex.keys = {{'{endpoint.host}': 'KEY'}}`.",
         )
 
 

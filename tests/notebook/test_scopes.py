@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.testing.globalipapp import start_ipython
 
+from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.variables import fill
 from tests.simulated import Simulated
 
@@ -216,3 +218,15 @@ def test_floats_of_polars_and_numpy_keep_their_value() -> None:
     ]
     text = fill("{a}", {"a": numpy.array([123456789.123, 0.5])}).text
     assert [float(part) for part in text.strip("[]").split()] == [123456789.123, 0.5]
+
+
+@pytest.mark.parametrize("url", ["https://gateway.example.org/v1", "http://gateway:8000/v1"])
+def test_the_line_that_sets_a_key_can_be_pasted(ip: Any, url: str) -> None:
+    """The advice of a missing key is a line that works in a cell."""
+    with pytest.raises(ConfigurationError) as caught:
+        ip.run_cell_magic("codex", f"--api-base {url} --dry-run", "hello")
+    line = re.findall(r"`(%config [^`]+)`", caught.value.advice)[0]
+    ip.run_cell(line).raise_error()
+    assert list(ip.find_line_magic("codex").__self__._config.keys) == [
+        url.split("/")[2],
+    ]
