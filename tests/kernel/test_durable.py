@@ -38,7 +38,7 @@ def until_shown(simulator: Simulated, tokens: int) -> None:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         stored = list(simulator.core._stored.values())
-        if stored and stored[0].run.tokens >= tokens:
+        if stored and stored[0].generation.tokens >= tokens:
             return
         time.sleep(0.02)
     raise AssertionError("the server has sent nothing")

@@ -112,9 +112,9 @@ def test_an_early_stop_ends_the_request(cell: Kernel, slow: Simulated, after: fl
     time.sleep(0.1)
     assert (
         cell.run(
-            "import asyncio; from nbcodex import loop\n"
+            "import asyncio; from nbcodex.runtime import event_loop\n"
             "async def left(): return [t for t in asyncio.all_tasks() if 'codex' in t.get_name()]\n"
-            "loop.shared().submit(left()).result()"
+            "event_loop.shared().submit(left()).result()"
         ).plain
         == "[]"
     )

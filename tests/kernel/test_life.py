@@ -87,9 +87,9 @@ def test_ask_works_from_any_thread(cell: Kernel) -> None:
 def test_ask_on_the_network_loop_is_refused(cell: Kernel) -> None:
     """`ask` in a callback on the network's loop raises instead of waiting for itself."""
     ran = cell.run(
-        "from nbcodex import loop\n"
+        "from nbcodex.runtime import event_loop\n"
         "async def inside():\n    return nbcodex.ask('x')\n"
-        "loop.shared().submit(inside()).result(timeout=5)"
+        "event_loop.shared().submit(inside()).result(timeout=5)"
     )
     assert ran.error == "ConfigurationError"
     assert "aask" in "".join(ran.shown_error)

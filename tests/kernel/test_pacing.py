@@ -94,8 +94,8 @@ def test_the_next_kernel_starts_with_learned_limits(home: Path) -> None:
         with kernel(**environ) as cell:
             told = cell.run("%load_ext nbcodex\n%codex limits").stream
     assert "of 100,000 tokens left" in told
-    assert "learnt from answers" in told
-    assert "kept back" in told
+    assert "learned from answers" in told
+    assert "safety margin" in told
 
 
 def test_a_damaged_limits_file_costs_no_answer(server: Simulated, home: Path) -> None:
