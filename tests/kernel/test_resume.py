@@ -171,10 +171,8 @@ def test_background_answers_appear_in_their_cells(server: Simulated, tmp_path: P
         loaded(cell)
         for n in range(4):
             # Reads the reply in the same cell: the magic returned before the answer was complete.
-            ran = cell.run(
-                f"get_ipython().run_cell_magic('codex', '-b -o r{n}', '[[tokens=120]] number {n}')\n"
-                f"type(r{n}).__name__, bool(r{n})"
-            )
+            magic = f"run_cell_magic('codex', '-b -o r{n}', '[[tokens=120]] number {n}')"
+            ran = cell.run(f"get_ipython().{magic}\ntype(r{n}).__name__, bool(r{n})")
             assert ran.plain.endswith("('PendingReply', False)")
         assert cell.run("all(len(r.text) > 100 for r in (r0, r1, r2, r3))").plain == "True"
         assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
