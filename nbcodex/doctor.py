@@ -190,8 +190,10 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
     """Return where the key comes from, never the key."""
     if settings.client is not None:
         return "from Codex.client"
+    from nbcodex.openai_api.endpoints import entry_key
+
     named = {
-        "Codex.keys, or `%codex login`": settings.keys.get(endpoint.host),
+        "Codex.keys, or `%codex login`": entry_key(settings, urlsplit(endpoint.base_url)),
         "AZURE_OPENAI_API_KEY": settings.azure_key if endpoint.kind == "azure" else None,
         "AZURE_OPENAI_AD_TOKEN": settings.azure_ad_token if endpoint.kind == "azure" else None,
         "OPENAI_API_KEY": settings.api_key,

@@ -116,7 +116,8 @@ class Settings:
         ``AZURE_OPENAI_ENDPOINT``, ``AZURE_OPENAI_API_KEY``, ``AZURE_OPENAI_AD_TOKEN``,
         ``OPENAI_API_VERSION``.
     keys
-        Keys of further hosts, by host name (with ``:port`` where one is needed).
+        Keys of further hosts, by host name: ``host`` (the usual ports), ``host:port``, ``host:*``
+        (all ports), or ``http://host:port`` where the key may travel unencrypted.
     client
         Factory of an ``AsyncOpenAI`` for anything else; the other provider settings are then
         ignored.
@@ -218,9 +219,8 @@ def _as_field(name: str, value: Any) -> Any:
     """Return `value` with the type of the field `name`."""
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(value)
-    # Host names are compared as they stand in URLs: in lower case.
     if name == "keys":
-        return {h.lower(): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
+        return {_host_entry(h): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
     if name in {"patience", "idle_timeout"}:
         seconds = parse_duration(value)
         if name == "idle_timeout" and not seconds:
@@ -231,6 +231,12 @@ def _as_field(name: str, value: Any) -> Any:
     if name == "home":
         return Path(value).expanduser()
     return value
+
+
+def _host_entry(text: str) -> str:
+    """Return an entry of `keys` as hosts are compared: in lower case, without the path of a URL."""
+    scheme, separator, rest = text.strip().lower().rpartition("://")
+    return f"{scheme}{separator}{rest.partition('/')[0]}"
 
 
 def data_folder(settings: Settings) -> Path:

@@ -46,7 +46,8 @@ class Codex(Configurable):
     project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.")
     # One key for each host: a wrong base URL must not carry the OpenAI key to another server.
     keys = Dict(
-        help="API keys by host, such as {'gateway.example.org': '…'}; sent to that host only."
+        help="API keys by host, such as {'gateway.example.org': '…'}, {'localhost:*': ''} or "
+        "{'http://gateway:8000': '…'}; sent to that host only."
     )
     client = AnyTrait(
         None,

@@ -29,6 +29,7 @@ _KEY_ADVICE = (
     "`%codex login` takes one, or set OPENAI_API_KEY; `%codex demo` (`nbcodex demo`) needs none."
 )
 _MAX_PARAMS_DEPTH = 100
+_USUAL_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
@@ -96,15 +97,15 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
         url = parse_base_url(api_base, "The base URL of this request")
         own = urlsplit(configured.base_url)
         if (url.scheme, _host_of(url)) != (own.scheme, _host_of(own)):
-            endpoint = _endpoint_at(url, _own_key(settings, url), settings)
+            endpoint = _endpoint_at(url, entry_key(settings, url), settings)
         elif _without_slash(url) == configured.base_url:
             endpoint = configured
         else:  # another path on the same server: the same account and key
             endpoint = replace(configured, base_url=_without_slash(url), api_version=None)
-    if endpoint.key is None:
-        raise _missing_key(endpoint, is_configured=api_base is None)
-    check_key(endpoint.key.reveal(), endpoint.host)
     _refuse_cleartext(endpoint, settings)
+    if endpoint.key is None:
+        raise _missing_key(endpoint, settings, is_configured=api_base is None)
+    check_key(endpoint.key.reveal(), endpoint.host)
     return endpoint
 
 
@@ -114,20 +115,28 @@ def is_azure(settings: Settings) -> bool:
 
 
 def configured_host(settings: Settings) -> str:
-    """Return the host that requests go to unless they name another."""
-    return _configured(settings).host
+    """Return the name in `Codex.keys` of the host that requests go to unless they name another."""
+    return _entry_name(urlsplit(_configured(settings).base_url))
 
 
 def _configured(settings: Settings) -> Endpoint:
     if is_azure(settings):
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
-    key = _own_key(settings, url) or settings.api_key
+    key = entry_key(settings, url) or settings.api_key
     entra = False
-    if not key and provider_of(_without_slash(url)) == "azure":
+    if not key and provider_of(_without_slash(url)) == "azure" and _is_azure_key_for(url, settings):
         entra = not settings.azure_key and bool(settings.azure_ad_token)
         key = settings.azure_key or settings.azure_ad_token
     return replace(_endpoint_at(url, key or None, settings), entra=entra)
+
+
+def _is_azure_key_for(url: SplitResult, settings: Settings) -> bool:
+    """Whether the key of an Azure resource may go to `url`: only that resource's own host."""
+    if not settings.azure_endpoint:
+        return True  # the base URL is then the only host that the user has named beside the key
+    resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
+    return (url.scheme, _host_of(url)) == (resource.scheme, _host_of(resource))
 
 
 def _azure_endpoint(settings: Settings) -> Endpoint:
@@ -137,7 +146,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     resource = f"{url.scheme}://{_host_of(url)}{base.rstrip('/')}"
     # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
-    own_key = _own_key(settings, url)
+    own_key = entry_key(settings, url)
     key = own_key or settings.azure_key or settings.azure_ad_token
     return Endpoint(
         kind="azure",
@@ -183,18 +192,39 @@ def fingerprint(secret: str, salt: bytes = _PROCESS_SALT) -> str:
     return hashlib.blake2b(secret.encode(), key=salt[:64], digest_size=8).hexdigest()
 
 
-def _own_key(settings: Settings, url: SplitResult) -> Secret | None:
-    for name in (_host_of(url), (url.hostname or "").lower()):
-        if (key := settings.keys.get(name)) is not None:
+def entry_key(settings: Settings, url: SplitResult) -> Secret | None:
+    """Return the key that `Codex.keys` has for a URL's host."""
+    host = _bare_host(url)
+    port = url.port or _USUAL_PORTS[url.scheme]
+    names = [f"{host}:{port}", f"{host}:*"]
+    if port == _USUAL_PORTS[url.scheme]:
+        names.insert(0, host)
+    entries = [f"{url.scheme}://{name}" for name in names]
+    # Without a scheme an entry means https: anyone on the way could read a key that http carries.
+    if url.scheme == "https" or _is_loopback(url):
+        entries += names
+    for entry in entries:
+        if (key := settings.keys.get(entry)) is not None:
             return key or NO_KEY
     return None
 
 
-def _missing_key(endpoint: Endpoint, *, is_configured: bool) -> MissingKeyError:
+def _entry_name(url: SplitResult) -> str:
+    """Return how `Codex.keys` names the host of a URL."""
+    is_secure = url.scheme == "https" or _is_loopback(url)
+    return _host_of(url) if is_secure else f"{url.scheme}://{_host_of(url)}"
+
+
+def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool) -> MissingKeyError:
     if endpoint.kind == "openai":
         return MissingKeyError("No API key is set for OpenAI.", advice=_KEY_ADVICE)
     if endpoint.kind == "azure":
         advice = "Set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, or see `nbcodex demo`."
+        if settings.azure_endpoint and (settings.azure_key or settings.azure_ad_token):
+            advice = (
+                "The Azure key goes to the host of AZURE_OPENAI_ENDPOINT only: enter one for this "
+                f"host with `%codex login {endpoint.host}`."
+            )
     elif is_configured:
         advice = f"{_KEY_ADVICE} For a server without keys, set OPENAI_API_KEY=none."
     else:
@@ -248,10 +278,13 @@ def _without_slash(url: SplitResult) -> str:
 
 
 def _host_of(url: SplitResult) -> str:
+    name = _bare_host(url)
+    return name if url.port in {None, _USUAL_PORTS[url.scheme]} else f"{name}:{url.port}"
+
+
+def _bare_host(url: SplitResult) -> str:
     name = (url.hostname or "").lower()
-    name = f"[{name}]" if ":" in name else name
-    usual = 443 if url.scheme == "https" else 80
-    return name if url.port in {None, usual} else f"{name}:{url.port}"
+    return f"[{name}]" if ":" in name else name
 
 
 # Checks before anything is sent.
@@ -270,11 +303,15 @@ def check_key(key: str, host: str) -> None:
 
 def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
     url = urlsplit(endpoint.base_url)
-    if url.scheme == "http" and not _is_loopback(url) and _own_key(settings, url) is None:
+    if url.scheme == "https" or _is_loopback(url):
+        return
+    # These offer https to all, so that http is a mistake there, or another server.
+    always_secure = endpoint.kind != "compatible"
+    if always_secure or entry_key(settings, url) is None:
+        entry = f"`%config Codex.keys = {{'{_entry_name(url)}': 'KEY'}}`"
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
-            advice="Use https://, or allow it with "
-            f"`%config Codex.keys = {{'{endpoint.host}': 'KEY'}}`.",
+            advice="Use https://." if always_secure else f"Use https://, or allow it with {entry}.",
         )
 
 

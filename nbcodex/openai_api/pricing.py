@@ -55,7 +55,7 @@ def is_local_server(base_url: str) -> bool:
 
 def _host(base_url: str) -> str:
     try:
-        return urlsplit(base_url).hostname or ""
+        return (urlsplit(base_url).hostname or "").rstrip(".")
     except ValueError:
         return ""
 

@@ -121,12 +121,45 @@ def test_configured_key_is_not_sent_to_another_host() -> None:
         assert KEY not in str(caught.value)
 
 
-def test_key_by_host_is_used_with_and_without_port() -> None:
-    for name in ("gw.example:8443", "gw.example"):
-        found = reached(
-            {"OPENAI_API_KEY": KEY}, keys={name: OTHER}, api_base="https://gw.example:8443/v1"
-        )
-        assert (found.kind, key_of(found)) == ("compatible", OTHER)
+@pytest.mark.parametrize(
+    ("entry", "api_base"),
+    [
+        ("gw.example", "https://gw.example/v1"),
+        ("GW.example:443", "https://gw.example/v1"),
+        ("gw.example:8443", "https://gw.example:8443/v1"),
+        ("gw.example:*", "https://gw.example:8443/v1"),
+        ("https://gw.example:8443/v1", "https://gw.example:8443/v1"),
+        ("localhost", "http://localhost/v1"),
+        ("localhost:11434", "http://localhost:11434/v1"),
+        ("localhost:*", "http://localhost:11434/v1"),
+        ("[::1]:8000", "http://[::1]:8000/v1"),
+        ("http://gateway:8000", "http://gateway:8000/v1"),
+        ("http://gateway:*", "http://gateway:8000/v1"),
+        ("http://gateway", "http://gateway/v1"),
+    ],
+)
+def test_key_by_host_goes_to_the_host_and_port_that_its_entry_names(
+    entry: str, api_base: str
+) -> None:
+    found = reached({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
+    assert (found.kind, key_of(found)) == ("compatible", OTHER)
+
+
+@pytest.mark.parametrize(
+    ("entry", "api_base"),
+    [
+        ("localhost", "http://localhost:9/v1"),
+        ("127.0.0.1", "http://127.0.0.1:8000/v1"),
+        ("gw.example", "https://gw.example:8443/v1"),
+        ("gw.example:8443", "https://gw.example/v1"),
+        ("https://gw.example:8443", "https://gw.example:9443/v1"),
+        ("http://gw.example", "https://gw.example/v1"),
+    ],
+)
+def test_key_by_host_goes_to_no_other_port(entry: str, api_base: str) -> None:
+    with pytest.raises(MissingKeyError) as caught:
+        reached({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
+    assert OTHER not in str(caught.value)
 
 
 def test_key_by_host_wins_over_the_configured_key() -> None:
@@ -185,12 +218,44 @@ def test_invalid_key_is_refused_and_not_shown(key: str) -> None:
     assert KEY not in str(caught.value)
 
 
-def test_cleartext_needs_an_entry_for_the_host() -> None:
+def test_cleartext_needs_an_entry_that_says_http() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "http://box.example:8000/v1"}
-    with pytest.raises(ConfigurationError, match="unencrypted"):
-        reached(environ)
-    assert key_of(reached(environ, keys={"box.example:8000": OTHER})) == OTHER
+    for keys in ({}, {"box.example:8000": OTHER}, {"https://box.example:8000": OTHER}):
+        with pytest.raises(ConfigurationError, match="unencrypted") as caught:
+            reached(environ, keys=keys)
+        assert "{'http://box.example:8000': 'KEY'}" in caught.value.advice
+    assert key_of(reached(environ, keys={"http://box.example:8000": OTHER})) == OTHER
     assert key_of(reached({**environ, "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1"})) == KEY
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "api.openai.com",
+        "eu.api.openai.com:8080",
+        "api.openai.com.",
+        "me.openai.azure.com",
+        "me.services.ai.azure.com",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_key_never_goes_to_openai_or_azure_in_cleartext(host: str, scheme: str) -> None:
+    for request in ({}, {"api_base": f"http://{host}/v1"}):
+        environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"http://{host}/v1"}
+        with pytest.raises(ConfigurationError, match="unencrypted"):
+            reached(environ, keys={f"{scheme}{host}": OTHER}, **request)
+
+
+@pytest.mark.parametrize("variable", ["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"])
+def test_azure_key_goes_to_the_host_of_its_endpoint_only(variable: str) -> None:
+    environ = {"AZURE_OPENAI_ENDPOINT": AZURE, variable: KEY}
+    own = {**environ, "OPENAI_BASE_URL": f"{AZURE}/openai/v1"}
+    assert key_of(reached(own)) == KEY
+    for host in ("other.openai.azure.com", "me.services.ai.azure.com", "me.openai.azure.com:8443"):
+        other = {**environ, "OPENAI_BASE_URL": f"https://{host}/openai/v1"}
+        with pytest.raises(MissingKeyError, match="AZURE_OPENAI_ENDPOINT") as caught:
+            reached(other)
+        assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +289,8 @@ def test_login_stores_the_key_for_the_configured_host() -> None:
         configured_host(Settings.read({}, {"AZURE_OPENAI_ENDPOINT": AZURE}))
         == "me.openai.azure.com"
     )
+    gateway = Settings.read({"base_url": "http://gateway:8000/v1"}, {})
+    assert configured_host(gateway) == "http://gateway:8000"
 
 
 @pytest.mark.parametrize(
