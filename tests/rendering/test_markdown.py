@@ -457,7 +457,7 @@ PROSE = {
     "x[0](y: z), d[k]: v, a![b]": "x[0](y: z), d[k]: v, a![b]",
     "use <b> to make bold": "use <b> to make bold",
     "H<sub>2</sub>O <kbd>x</kbd>": "H2O x",
-    "a $5 List<int> and $6": "a $5 List< int> and $6",
+    "a $5 List<int> and $6": "a $5 List<int> and $6",
     "![chart](https://x/y.png)": "chart",
     "[a](javascript:x) b": "[a](javascript:x) b",
 }
