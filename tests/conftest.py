@@ -1,4 +1,4 @@
-"""What every test gets: no key of the user's, no home of the user's, no network beyond loopback."""
+"""Fixtures and markers of all tests: no keys, no home directory, no network beyond loopback."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that starts nothing and takes no second as quick."""
+    """Mark quick tests, and keep the tests in a browser on one worker."""
     for item in items:
+        if item.get_closest_marker("browser"):
+            # Two browsers at once on two cores make each other miss their deadlines.
+            item.add_marker(pytest.mark.xdist_group("browser"))
         if not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(autouse=True)
-def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees neither the keys nor the files of whoever runs it."""
+def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees neither the keys nor the files of the user who runs it."""
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "AZURE_OPENAI_", "NBCODEX_")):
             monkeypatch.delenv(name)
@@ -35,7 +38,7 @@ def nobodys_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def simulator() -> Iterator[Simulated]:
-    """A simulator behind a real socket, with limits that nobody meets, and its address."""
+    """A simulator behind a real socket, with limits too high to be reached, and its address."""
     with simulated(tpm=10_000_000, rpm=100_000, latency=0.01, speed=2_000.0) as running:
         yield running
 
