@@ -59,7 +59,8 @@ def test_ask_and_aask_have_the_same_parameters() -> None:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    heavy = ["IPython", "anywidget", "httpx2", "ipywidgets", "openai", "sqlite3", "tenacity"]
+    heavy = ["IPython", "anywidget", "httpx2", "ipywidgets", "jsonschema", "openai", "pydantic"]
+    heavy += ["sqlite3", "tenacity"]
     code = f"import sys, nbcodex; print([name for name in {heavy} if name in sys.modules])"
     process = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

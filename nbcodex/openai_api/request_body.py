@@ -18,6 +18,7 @@ from nbcodex.models import Image, Request, Schema
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint, Kind
+from nbcodex.openai_api.sent_schema import as_object, sent_form
 from nbcodex.settings import Settings
 
 Body = dict[str, Any]
@@ -25,7 +26,7 @@ DetectedApi = Literal["responses", "chat"]
 
 UNSTREAMED_NOTICE = "in one piece: this model is not streamed to you"
 SCHEMA_IN_PROMPT_NOTICE = (
-    "the server does not accept JSON schemas: the schema is in the prompt, and checked here"
+    "the server does not accept this JSON schema: it is in the prompt, and checked here"
 )
 IMAGE_TOOL = "image_generation"  # OpenAI's guide to image generation
 NO_IMAGES_ADVICE = (
@@ -68,12 +69,19 @@ _RESERVED_PARAMS = {
 # next turn would bring along.
 _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
-# Our parameters for a schema, and how refusals name them: after any such refusal, the answer
-# can be had with the schema in the prompt.
-_SCHEMA_PARAMS = {
-    "response_format": ("response_format", "response_schema"),  # the latter is Gemini's
-    "text": ("text.format", "'text'", "response_schema"),
-}
+# Our parameters for a schema: after any refusal that is about them, the answer can be had with the
+# schema in the prompt.
+_SCHEMA_PARAMS = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
+# How else refusals of a schema are worded: Gemini ("Unknown name \"$defs\" at
+# 'generation_config.response_schema'"), vLLM ("… features not supported by xgrammar",
+# "guided_json"), llama.cpp ("failed to parse grammar"), Anthropic ("output_format"), Bedrock and
+# Vertex behind gateways ("additionalProperties", "structured output").
+_SCHEMA_REFUSAL = re.compile(
+    r"json[ _-]?schema|response[ _-]?(json[ _-]?)?schema|responseschema|structured[ _-]outputs?"
+    r"|guided_(json|decoding)|x?grammar\b|output_(format|config)\b|invalid schema|schema is invalid"
+    r"|\$defs\b|\$ref\b|additional_?properties|\b(oneof|anyof|allof|prefixitems|uniqueitems)\b"
+)
+_SCHEMA_PARAM_OF: dict[DetectedApi, str] = {"responses": "text", "chat": "response_format"}
 _OPTIONAL_PARAMS = ("stream_options", "max_completion_tokens", "max_tokens", "include")
 
 # How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
@@ -134,8 +142,8 @@ class PreparedRequest:
     @property
     def has_schema_in_prompt(self) -> bool:
         """Whether the schema is part of the instructions, because the server has no mode for it."""
-        param = "response_format" if self.api == "chat" else "text"
-        return bool(self.request.schema and self.request.schema.definition) and param in self.avoid
+        schema = self.request.schema
+        return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.avoid
 
     @property
     def path(self) -> str:
@@ -183,6 +191,8 @@ class ServerMemory:
     def __init__(self) -> None:
         self._apis: dict[str, DetectedApi] = {}
         self._avoid: dict[tuple[str, str, str], frozenset[str]] = {}
+        # Schemas that were refused, by the text of their definition: another one may be accepted.
+        self._refused_schemas: dict[tuple[str, str, str], set[str]] = {}
         self._not_durable: set[tuple[str, str, str]] = set()
 
     def prepare(
@@ -193,6 +203,10 @@ class ServerMemory:
         detected = self._apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
         place = endpoint.base_url, endpoint.scope, model
+        here = endpoint.base_url, api, model
+        avoid = self._avoid.get(here, frozenset())
+        if _definition_text(request) in self._refused_schemas.get(here, ()):
+            avoid |= {_SCHEMA_PARAM_OF[api]}
         return PreparedRequest(
             _without_foreign_reasoning(request, endpoint, model),
             endpoint,
@@ -201,7 +215,7 @@ class ServerMemory:
             # OpenAI has both APIs: a 404 of its server is about the model.
             is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
-            avoid=self._avoid.get((endpoint.base_url, api, model), frozenset()),
+            avoid=avoid,
             durable=request.durable and api == "responses" and place not in self._not_durable,
         )
 
@@ -221,8 +235,15 @@ class ServerMemory:
         base_url = prepared.endpoint.base_url
         if prepared.is_probe:
             self._apis[base_url] = prepared.api
-        if prepared.avoid:
-            self._avoid[base_url, prepared.api, prepared.model] = prepared.avoid
+        here = base_url, prepared.api, prepared.model
+        if avoid := prepared.avoid - set(_SCHEMA_PARAMS):
+            self._avoid[here] = avoid
+        if prepared.has_schema_in_prompt:
+            self._refused_schemas.setdefault(here, set()).add(_definition_text(prepared.request))
+
+
+def _definition_text(request: Request) -> str:
+    return json.dumps(dict(request.schema.definition), default=str) if request.schema else ""
 
 
 def _without_foreign_reasoning(request: Request, endpoint: Endpoint, model: str) -> Request:
@@ -253,7 +274,7 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
     for name, phrases in _SCHEMA_PARAMS.items():
-        is_about = any(phrase in words for phrase in (*phrases, "json_schema"))
+        is_about = any(phrase in words for phrase in phrases) or _SCHEMA_REFUSAL.search(words)
         if request.schema and is_about and name in body and name not in request.params:
             return name
     if not any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES):
@@ -390,14 +411,15 @@ def _parts(text: str, images: tuple[Image, ...], prefix: str = "") -> str | list
 
 
 def _schema_format(schema: Schema) -> Body:
-    return {"name": schema.name, "schema": dict(schema.definition), "strict": schema.strict}
+    definition, is_strict = sent_form(schema)
+    return {"name": schema.name, "schema": definition, "strict": is_strict}
 
 
 def _instructions(request: Request, with_schema: bool) -> str:
     """Return the system text; with the schema in it, where the server has no mode for it."""
     if not (request.schema and with_schema):
         return request.system or ""
-    schema = json.dumps(dict(request.schema.definition), ensure_ascii=False, default=str)
+    schema = json.dumps(as_object(request.schema.definition), ensure_ascii=False, default=str)
     words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
     return f"{request.system}\n\n{words}" if request.system else words
 

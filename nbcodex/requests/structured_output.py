@@ -1,20 +1,32 @@
 """The structure that an answer must have: from the user's class to a JSON schema, and back.
 
-Owns what counts as a success, and whether asking once more is worth it. Pydantic is recognized by
-its methods, never imported. Must not know how a request is sent.
+Owns what counts as a success, and whether asking once more is worth it. What is validated is the
+user's own schema: by pydantic for types, by jsonschema for dicts. Must not know how a request is
+sent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Literal, get_origin
 
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
 from nbcodex.models import Reply, Request, Schema, Turn
 from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.sent_schema import (
+    VALUE_FIELD,
+    as_object,
+    can_be_strict,
+    is_object,
+    resolve,
+    subschemas,
+)
 
 ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everything that is JSON
 
@@ -23,13 +35,12 @@ NOTE_ASKED_AGAIN = "asked again, because the answer did not fit"
 NOTE_REFUSED = "the model refuses"
 NOTE_MISMATCH = "not what was asked for"
 
-MAX_SCHEMA_DEPTH = 60  # a recursive definition that was expanded would not end
 MAX_ERRORS_SHOWN = 5
+MAX_ERROR_CHARS = 100
+MAX_PRUNING_STEPS = 10_000
 
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
-_LIST_KEYWORDS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_MAPPING_KEYWORDS = ("properties", "$defs", "definitions")
 
 
 class SchemaMismatchError(ValueError):
@@ -37,36 +48,31 @@ class SchemaMismatchError(ValueError):
 
 
 def to_schema(given: object) -> Schema | None:
-    """Return the schema that a pydantic class or a JSON schema stands for.
+    """Return the schema that a type or a JSON schema stands for.
 
     Raises
     ------
     ConfigurationError
-        If it is neither, or describes anything but an object.
+        If it is neither, or has no JSON schema.
     """
     if given is None or isinstance(given, Schema):
         return given
-    if isinstance(given, type) and hasattr(given, "model_json_schema"):
-        definition, name, model = _definition_of(given), given.__name__, given
-    elif isinstance(given, Mapping):
-        definition, name, model = _copy(given), str(given.get("title") or "answer"), None
-    else:
+    if isinstance(given, Mapping):
+        return _schema_of_definition(_json_text(given))
+    if not _is_type(given):
         kind = type(given).__name__
         found = f"an object of {kind}" if hasattr(given, "model_json_schema") else kind
         raise ConfigurationError(
-            f"A schema is a pydantic class or a JSON schema as a dict, not {found}.",
+            f"A schema is a class, a type such as list[Person], or a JSON schema as a dict, "
+            f"not {found}.",
             advice="Give the class itself.",
         )
-    if definition.get("type") != "object":
-        raise ConfigurationError(
-            "The schema of an answer must describe an object.",
-            advice='Let it begin with {"type": "object", "properties": …}.',
-        )
-    strict = all(_can_be_strict(part) for part in _object_schemas(definition))
-    for part in _object_schemas(definition) if strict else ():
-        _make_strict(part)
-    name = _INVALID_NAME_CHARS.sub("_", name)[:64] or "answer"
-    return Schema(name=name, definition=definition, strict=strict, model=model)
+    try:
+        return _schema_of_type(given)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _schema_of_type.__wrapped__(given)
 
 
 def parse_answer(schema: Schema, text: str) -> Any:
@@ -78,13 +84,21 @@ def parse_answer(schema: Schema, text: str) -> Any:
         If it is not JSON, or has another structure.
     """
     text = _without_fence(text)
-    model = schema.model
-    if not schema.definition or not hasattr(model, "model_validate_json"):
-        return _checked(schema.definition, parse_json(text))
+    if not schema.definition:
+        return parse_json(text)
+    if not is_object(schema.definition):
+        text = _without_wrapper(text)
     try:
-        return model.model_validate_json(text)
-    except Exception as error:  # a validator is the user's own code, and may raise anything
-        raise SchemaMismatchError(_describe(error)) from None
+        return _validated(schema, text)
+    except SchemaMismatchError as mismatch:
+        # Strict mode makes the model write null for an optional field that it leaves out.
+        pruned = value = None
+        with contextlib.suppress(SchemaMismatchError):
+            value = parse_json(text)
+            pruned = _NullPruner(schema.definition).prune(value, schema.definition)
+        if pruned == value:
+            raise mismatch from None
+        return _validated(schema, json.dumps(pruned, ensure_ascii=False))
 
 
 def parse_json(text: str) -> Any:
@@ -133,7 +147,7 @@ def check_repairable(
 def repair_request(request: Request, answer: str, mismatch: SchemaMismatchError) -> Request:
     """Return the request that asks for an answer once more, saying what is wrong with it."""
     schema = request.schema
-    wanted = json.dumps(dict(schema.definition), ensure_ascii=False, default=str) if schema else ""
+    wanted = json.dumps(as_object(schema.definition), ensure_ascii=False) if schema else ""
     return replace(
         request,
         turns=(*request.turns, Turn(prompt=request.prompt, answer=answer, images=request.images)),
@@ -164,64 +178,212 @@ def mismatch_error(
     )
 
 
-def _definition_of(model: Any) -> dict[str, Any]:
+def _is_type(given: object) -> bool:
+    """Whether something describes a type: a class, `list[Person]`, a union, a `TypeAdapter`."""
+    return (
+        isinstance(given, type)
+        or get_origin(given) is not None
+        or hasattr(given, "validate_json")
+        or (hasattr(given, "__supertype__") or hasattr(given, "__value__"))
+    )
+
+
+# Each row of a map asks for its schema anew.
+@lru_cache(maxsize=64)
+def _schema_of_type(given: Any) -> Schema:
+    name = getattr(given, "__name__", "") if isinstance(given, type) else ""
+    if get_origin(given) is not None:  # list[Person] has the name of list
+        name = str(given).replace("__main__.", "").replace("typing.", "")
     try:
-        return _copy(model.model_json_schema())
+        if hasattr(given, "model_json_schema"):
+            model, made = given, given.model_json_schema()
+        else:
+            from pydantic import TypeAdapter
+
+            model = given if hasattr(given, "validate_json") else TypeAdapter(given)
+            made = model.json_schema()
+        definition = json.loads(_json_text(made))
     except ConfigurationError:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"{model.__name__} has no JSON schema ({shorten(str(error), 120)}).",
+            f"{name or type(given).__name__} has no JSON schema ({shorten(str(error), 120)}).",
             advice="Use fields that JSON can hold.",
         ) from None
+    return _schema(definition, name, model)
 
 
-def _copy(definition: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a copy that may be changed, and is certainly JSON."""
+@lru_cache(maxsize=64)
+def _schema_of_definition(text: str) -> Schema:
+    definition: dict[str, Any] = json.loads(text)
+    if not definition:
+        raise ConfigurationError(
+            "An empty schema accepts everything.",
+            advice='Let it begin with {"type": "object", "properties": …}, or use -f json.',
+        )
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    try:
+        validator_for(definition, default=Draft202012Validator).check_schema(definition)
+    except SchemaError as error:
+        raise ConfigurationError(
+            f"The schema is not valid: {_describe_violation(error)}.",
+            advice="See https://json-schema.org/understanding-json-schema.",
+        ) from None
+    except Exception as error:  # a pattern that Python cannot compile, or endless references
+        raise ConfigurationError(
+            f"The schema cannot be checked ({type(error).__name__}: {shorten(str(error), 100)}).",
+            advice="See https://json-schema.org/understanding-json-schema.",
+        ) from None
+    if not any("$id" in part for part in subschemas(definition)):
+        for part in subschemas(definition):
+            ref = part.get("$ref", "#")
+            if ref.startswith(("#/", "http:", "https:")) and resolve(ref, definition) is None:
+                raise ConfigurationError(
+                    f"The schema has no part {shorten(ref, 80)}, which it refers to.",
+                    advice="Put what is referred to into its $defs; nothing is downloaded.",
+                )
+    return _schema(definition, str(definition.get("title") or "answer"), None)
+
+
+def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
+    definition = _with_root_inlined(definition)
+    name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
+    strict = can_be_strict(definition)
+    return Schema(name=name, definition=definition, strict=strict, model=model)
+
+
+def _with_root_inlined(definition: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that does not begin with a reference, as those of recursive classes do."""
+    passed = set()
+    while "$ref" in definition and definition["$ref"] not in passed:
+        target = resolve(definition["$ref"], definition)
+        if not isinstance(target, dict) or target is definition:
+            break
+        passed.add(definition["$ref"])
+        rest = {name: value for name, value in definition.items() if name != "$ref"}
+        definition = {**target, **rest}
+    return definition
+
+
+def _json_text(definition: Mapping[Any, Any]) -> str:
     try:
         # Infinities and NaN pass `json.dumps` by default, but no server accepts them.
-        copy: dict[str, Any] = json.loads(json.dumps(dict(definition), allow_nan=False))
+        return json.dumps(dict(definition), allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
             "The schema is not JSON.", advice="Use text, numbers, true, false, null, lists."
         ) from None
-    return copy
 
 
-def _object_schemas(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield every schema of an object within a schema, itself included."""
-    if not isinstance(part, dict):
-        return
-    if depth > MAX_SCHEMA_DEPTH:
-        raise ConfigurationError("The schema is nested too deeply.")
-    if part.get("type") == "object" or "properties" in part:
-        yield part
-    children = [part.get("items"), part.get("additionalProperties")]
-    for name in _LIST_KEYWORDS:
-        children += part[name] if isinstance(part.get(name), list) else []
-    for name in _MAPPING_KEYWORDS:
-        children += part[name].values() if isinstance(part.get(name), dict) else []
-    for child in children:
-        yield from _object_schemas(child, depth + 1)
+def _validated(schema: Schema, text: str) -> Any:
+    """Return what a text means to the class, else its JSON value, checked against the schema."""
+    model = schema.model
+    validate = getattr(model, "model_validate_json", None) or getattr(model, "validate_json", None)
+    if validate:
+        try:
+            return validate(text)
+        except Exception as error:  # a validator is the user's own code, and may raise anything
+            raise SchemaMismatchError(_describe(error)) from None
+    value = parse_json(text)
+    try:
+        found = list(islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1))
+    except Exception as error:  # such as a reference that leads nowhere, or never ends
+        why = f"{type(error).__name__}: {shorten(str(error), 100)}"
+        raise SchemaMismatchError(f"It could not be checked ({why}).") from None
+    if found:
+        more = "; and more" if len(found) > MAX_ERRORS_SHOWN else ""
+        shown = "; ".join(map(_describe_violation, found[:MAX_ERRORS_SHOWN]))
+        raise SchemaMismatchError(f"{shown}{more}.")
+    return value
 
 
-# The rules of strict mode: https://platform.openai.com/docs/guides/structured-outputs, "Supported
-# schemas". All fields have to be required, and no others allowed; a `$ref` stands alone.
+def _validator(definition: Mapping[str, Any]) -> Any:
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema_specifications import REGISTRY
+
+    cls = validator_for(definition, default=Draft202012Validator)
+    # With a registry of its own, the validator downloads nothing that a schema refers to.
+    return cls(definition, registry=REGISTRY)
 
 
-def _can_be_strict(part: dict[str, Any]) -> bool:
-    closed = part.get("additionalProperties", False) is False
-    return closed and "properties" in part and "patternProperties" not in part
+def _describe_violation(error: Any) -> str:
+    place = ".".join(map(str, error.absolute_path)) or "It"
+    if error.validator == "required":
+        return f"{place}: {error.message}"
+    if error.validator == "type":
+        wanted = error.validator_value
+        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
+        return f"{place}: {_kind(error.instance)}, not of the type {wanted}"
+    message = error.message
+    if len(message) > MAX_ERROR_CHARS:  # it begins with the value, and ends with the reason
+        message = f"{_kind(error.instance)} does not fit {error.validator}"
+        message += f" {shorten(json.dumps(error.validator_value, default=str), 60)}"
+    return f"{place}: {message}"
 
 
-def _make_strict(part: dict[str, Any]) -> None:
-    part["additionalProperties"] = False
-    part["required"] = list(part["properties"])
-    for name, field in part["properties"].items():
-        if isinstance(field, dict):
-            field.pop("default", None)
-            if "$ref" in field and len(field) > 1:
-                part["properties"][name] = {"$ref": field["$ref"]}
+class _NullPruner:
+    """Removes null from optional fields whose own schema does not accept it."""
+
+    def __init__(self, definition: Mapping[str, Any]) -> None:
+        self._root = definition
+        self._validator = _validator(definition)
+        self._steps_left = MAX_PRUNING_STEPS  # nested unions multiply
+
+    def prune(self, value: Any, part: Any) -> Any:
+        """Return a value without such nulls, as the schema `part` describes it."""
+        self._steps_left -= 1
+        if self._steps_left < 0 or not isinstance(part, Mapping):
+            return value
+        if "$ref" in part:
+            value = self.prune(value, resolve(part["$ref"], self._root))
+        for choice in part.get("allOf", ()):
+            value = self.prune(value, choice)
+        for choice in part.get("anyOf", part.get("oneOf", ())):
+            candidate = self.prune(value, choice)
+            if self._accepts(choice, candidate):
+                value = candidate
+                break
+        if isinstance(value, dict):
+            return self._prune_object(value, part)
+        if isinstance(value, list):
+            first = part.get("prefixItems", ())
+            rest = [part.get("items")] * (len(value) - len(first))
+            return [self.prune(v, p) for v, p in zip(value, [*first, *rest], strict=False)]
+        return value
+
+    def _prune_object(self, value: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+        fields, required = part.get("properties", {}), part.get("required", ())
+        pruned = {}
+        for name, inner in value.items():
+            field = fields.get(name)
+            if (
+                field is not None
+                and inner is None
+                and name not in required
+                and not self._accepts(field, None)
+            ):
+                continue
+            pruned[name] = self.prune(
+                inner, part.get("additionalProperties") if field is None else field
+            )
+        return pruned
+
+    def _accepts(self, part: Any, value: Any) -> bool:
+        try:
+            return bool(self._validator.evolve(schema=part).is_valid(value))
+        except Exception:  # a reference that leads nowhere
+            return False
+
+
+def _without_wrapper(text: str) -> str:
+    """Return the value of the object in which an answer that is no object is requested."""
+    with contextlib.suppress(SchemaMismatchError):
+        value = parse_json(text)
+        if isinstance(value, dict) and list(value) == [VALUE_FIELD]:
+            return json.dumps(value[VALUE_FIELD], ensure_ascii=False)
+    return text
 
 
 def _without_fence(text: str) -> str:
@@ -230,26 +392,19 @@ def _without_fence(text: str) -> str:
     return found[2] if found else text
 
 
-def _checked(definition: Mapping[str, Any], value: Any) -> Any:
-    if definition and not isinstance(value, dict):
-        raise SchemaMismatchError(f"It is {_kind(value)}, not a JSON object.")
-    required = definition.get("required")
-    missing = [n for n in required if n not in value] if isinstance(required, list) else []
-    if missing:
-        raise SchemaMismatchError(f"It lacks {', '.join(map(str, missing[:MAX_ERRORS_SHOWN]))}.")
-    return value
-
-
 def _kind(value: object) -> str:
-    kinds = {list: "a list", str: "a text", type(None): "null"}
-    return kinds.get(type(value), "a number, true or false")
+    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    return kinds.get(type(value)) or shorten(json.dumps(value, default=str), 30)
 
 
 def _describe(error: Exception) -> str:
     """Return pydantic's findings, field by field; of other errors their own words."""
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
-        parts = [f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], 100)}" for e in found]
+        parts = [
+            f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], MAX_ERROR_CHARS)}"
+            for e in found
+        ]
     except Exception:
         return f"It does not fit ({type(error).__name__}: {shorten(str(error), 100)})."
     more = f"; and {len(parts) - MAX_ERRORS_SHOWN} more" if len(parts) > MAX_ERRORS_SHOWN else ""

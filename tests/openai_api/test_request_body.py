@@ -21,7 +21,15 @@ REQUEST = Request(
     prompt="three",
     turns=(TURN,),
     images=(Image(b"def", "image/jpeg"),),
-    schema=Schema(name="shape", definition={"type": "object"}),
+    schema=Schema(
+        name="shape",
+        definition={
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {},
+            "required": [],
+        },
+    ),
 )
 
 
@@ -72,7 +80,7 @@ def test_chat_body_has_turns_and_images_without_reasoning() -> None:
 
 
 def test_both_bodies_use_the_apis_schema_mode() -> None:
-    shape = {"name": "shape", "schema": {"type": "object"}, "strict": True}
+    shape = {"name": "shape", "schema": REQUEST.schema.definition, "strict": True}
     assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
     assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
 

@@ -56,7 +56,7 @@ def test_refused_schema_mode_moves_the_schema_into_the_prompt(
     assert system.startswith("Be brief.")
     assert '"properties"' in system
     assert [p.text for p in pieces if isinstance(p, Notice)] == [
-        "the server does not accept JSON schemas: the schema is in the prompt, and checked here"
+        "the server does not accept this JSON schema: it is in the prompt, and checked here"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nbcodex.events import Event, Failed, Finished
 from nbcodex.journal import codec
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
+from nbcodex.openai_api.sent_schema import sent_form
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
 from nbcodex.requests import structured_output
 from nbcodex.requests.structured_output import SchemaMismatchError
@@ -60,8 +62,10 @@ def declared(given: object) -> Any:
 def test_class_becomes_a_strict_schema() -> None:
     schema = declared(Owner)
     assert (schema.name, schema.strict, schema.model) == ("Owner", True, Owner)
-    assert len(objects(schema.definition)) == 2
-    for part in objects(schema.definition):
+    sent, is_strict = sent_form(schema)
+    assert is_strict
+    assert len(objects(sent)) == 2
+    for part in objects(sent):
         assert part["additionalProperties"] is False
         assert part["required"] == list(part["properties"])
         assert not any("default" in field for field in part["properties"].values())
@@ -75,13 +79,26 @@ def test_schema_with_open_objects_is_not_strict() -> None:
 
 def test_users_schema_is_not_changed() -> None:
     before = json.dumps(PET)
-    assert declared(PET).definition["required"] == ["name"]
+    assert sent_form(declared(PET))[0]["required"] == ["name"]
+    assert declared(PET).definition == PET
     assert json.dumps(PET) == before
 
 
 @pytest.mark.parametrize(
     "wrong",
-    ["Pet", 1, Pet(name="x"), {"type": "array"}, {}, int, {"type": "object", "x": {1, 2}}],
+    [
+        "Pet",
+        1,
+        Pet(name="x"),
+        {},
+        object(),
+        threading.Lock,
+        {"type": "object", "x": {1, 2}},
+        {"type": "nonsense"},
+        {"type": "string", "pattern": "("},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/Nowhere"}}},
+        {"type": "array", "items": {"$ref": "https://schemas.invalid/person"}},
+    ],
 )
 def test_value_that_is_not_a_schema_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -102,8 +119,8 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
         (Pet, "Rex", "Invalid JSON"),
         (Pet, '{"name": "Rex", "legs": -1}', "legs"),
         (Pet, '{"name": "crash"}', "ZeroDivisionError"),
-        (PET, "[1]", "a list, not a JSON object"),
-        (PET, "{}", "lacks name"),
+        (PET, "[1]", "a list, not of the type object"),
+        ({**PET, "required": ["name"]}, "{}", "'name' is a required property"),
         (PET, '{"name": NaN}', "NaN"),
         (PET, "[" * 200_000, "not valid JSON"),
         (PET, "9" * 10_000, "not valid JSON"),
