@@ -58,8 +58,9 @@ def ask(
     durable : bool
         Whether the server keeps the answer, so that a broken stream or a restarted kernel
         continues it and pays nothing again.
-    schema : class or mapping, optional
-        A pydantic class, or a JSON schema: `Reply.parsed` is then an instance, or a dict.
+    schema : type or mapping, optional
+        A pydantic class, another type such as ``list[Person]``, or a JSON schema: `Reply.parsed`
+        is then a value of the type, or the JSON value.
     images : iterable
         Paths, bytes, matplotlib figures or PIL images.
     thread : str, optional

@@ -133,7 +133,7 @@ class Schema:
     name: str  # Letters, digits, ``_`` and ``-``: at most 64
     definition: Mapping[str, Any]  # A JSON schema
     strict: bool = True  # Whether the server enforces it, which not every schema allows
-    # The pydantic class that parses the answer; it lives as long as the process
+    # The pydantic class, or TypeAdapter, that parses the answer; it lives as long as the process
     model: Any = field(default=None, repr=False, compare=False)
 
 

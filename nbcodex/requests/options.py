@@ -34,7 +34,7 @@ class RequestOptions:
     reuse: bool | None = None  # Whether the answer to an equal request in the journal is acceptable
     # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool | None = None
-    schema: object = None  # A pydantic class, or a JSON schema as a mapping
+    schema: object = None  # A type, or a JSON schema as a mapping
     images: Iterable[Any] | None = None  # Anything that `nbcodex.requests.images.to_image` accepts
     thread: str | None = None  # The conversation that the answer joins
 

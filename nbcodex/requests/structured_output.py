@@ -63,8 +63,8 @@ def to_schema(given: object) -> Schema | None:
         kind = type(given).__name__
         found = f"an object of {kind}" if hasattr(given, "model_json_schema") else kind
         raise ConfigurationError(
-            f"A schema is a class, a type such as list[Person], or a JSON schema as a dict, "
-            f"not {found}.",
+            f"A schema is a pydantic class or a JSON schema as a dict, or a type such as "
+            f"list[Person], not {found}.",
             advice="Give the class itself.",
         )
     try:

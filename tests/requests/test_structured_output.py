@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
@@ -137,6 +137,23 @@ def test_journal_stores_schema_without_its_class() -> None:
     back = codec.decode(codec.encode(request))
     assert back.schema == request.schema
     assert back.schema.model is None
+
+
+@pytest.mark.parametrize(
+    ("given", "good", "value", "bad"),
+    [
+        (Pet, '{"name": "Rex", "legs": null}', {"name": "Rex"}, '{"name": 1}'),
+        (list[Pet], '{"value": [{"name": "Rex"}]}', [{"name": "Rex"}], '{"value": {}}'),
+        (Literal["a", "b"], '{"value": "a"}', "a", '{"value": "c"}'),
+    ],
+)
+def test_schema_of_the_journal_validates_without_the_class(
+    given: object, good: str, value: object, bad: str
+) -> None:
+    schema = codec.decode(codec.encode(Request(prompt="?", schema=declared(given)))).schema
+    assert structured_output.parse_answer(schema, good) == value
+    with pytest.raises(SchemaMismatchError):
+        structured_output.parse_answer(schema, bad)
 
 
 # The life of a request with a schema.
