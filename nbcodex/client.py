@@ -125,6 +125,7 @@ class Client:
         self._services = Services(
             api_client=ApiClient(clock=self.clock, transport=self._transport),
             journal=self.journal,
+            counters=self.counters,
             limiter=self.limiter,
             clock=self.clock,
         )
@@ -154,13 +155,32 @@ class Client:
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
+        folder = data_folder(settings) if settings.journal else None
+        if folder and folder not in self._journals and not (folder / JOURNAL_FILENAME).exists():
+            self.notices = _FIRST_USE.format(folder=folder)
+        return self._open_journal(folder)
+
+    def counters(self, settings: Settings, *, lasting: bool = False) -> Journal:
+        """Return the journal whose counters budgets go by: on disk, though no prompts are kept.
+
+        With `lasting` it is the one on disk even if that has to be made for the counters alone.
+        """
+        # Numbers reveal nothing, and switching off the journal must not lift a cap of a day. A
+        # simulator costs nothing, so that the demo counts for itself.
+        if settings.journal or settings.private_limits:
+            return self.journal(settings)
+        from nbcodex.requests.budget import parse_cap
+
+        folder = data_folder(settings)
+        lasting = lasting or any(parse_cap(cap).period != "session" for cap in settings.budgets)
+        is_counting = lasting or (folder / JOURNAL_FILENAME).exists()
+        return self._open_journal(folder if is_counting else None)
+
+    def _open_journal(self, folder: Path | None) -> Journal:
         from nbcodex.journal.journal import Journal
 
-        folder = data_folder(settings) if settings.journal else None
         with self._opening:
             if folder not in self._journals:
-                if folder and not (folder / JOURNAL_FILENAME).exists():
-                    self.notices = _FIRST_USE.format(folder=folder)
                 self._journals[folder] = Journal(folder, clock=self.clock)
             return self._journals[folder]
 
@@ -169,7 +189,7 @@ class Client:
         from nbcodex.requests.budget import parse_cap
 
         caps = [parse_cap(text) for text in settings.budgets]
-        return await self.services().budget.read_cap_usages(self.journal(settings), caps)
+        return await self.services().budget.read_cap_usages(self.counters(settings), caps)
 
     async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
@@ -180,7 +200,7 @@ class Client:
         from nbcodex.requests.budget import parse_cap
 
         return await self.services().budget.outlook(
-            self.journal(settings),
+            self.counters(settings),
             map(parse_cap, settings.budgets),
             SpendAmount(tokens=tokens, dollars=cost or 0.0),
             # A server on this machine costs nothing.
@@ -189,7 +209,12 @@ class Client:
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Let all kernels that share the journal observe a cap; None removes it."""
-        await self.services().budget.set_shared_cap(self.journal(settings), cap)
+        counters = self.counters(settings, lasting=cap is not None)
+        await self.services().budget.set_shared_cap(counters, cap)
+
+    async def reset_spending(self, settings: Settings) -> None:
+        """Count what is used from zero: in this session, and for all kernels in day and month."""
+        await self.services().budget.reset(self.counters(settings))
 
     async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
         """Return the model that would be asked, and what the request may cost."""

@@ -7,7 +7,7 @@ then goes on in memory, and `problem` says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
@@ -224,6 +224,22 @@ class Journal:
             return before
 
         return await self._worker.run(work, level=Level.WRITE, default=Spending())
+
+    async def count_spending(
+        self, replies: Sequence[Reply], *, assumed: SpendAmount | None = None
+    ) -> None:
+        """Commit what requests have used whose entries another journal has; `assumed` as above."""
+
+        def work(connection: Connection) -> None:
+            for reply in replies:
+                at = self._clock.wall()
+                writes.settle_spending(connection, reply.id, at=at, reply=reply, assumed=assumed)
+
+        await self._worker.run(work, level=Level.SAFE, default=None)
+
+    async def reset_spending(self) -> None:
+        """Set the counters of all days to zero; what running requests have reserved stays."""
+        await self._worker.run(spending.reset, level=Level.SAFE, default=None)
 
     async def set_budget(self, budget: str) -> None:
         """Commit the budget that all kernels keep to; an empty one lifts it."""

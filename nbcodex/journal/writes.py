@@ -214,10 +214,18 @@ def finish(
             "resume_at": finite(resume_at),
         },
     )
-    reserved = spending.release(connection, storable(id_)) or SpendAmount()
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if the entry belongs to another kernel by now: it was used.
         count(connection, counted(reply))
+    settle_spending(connection, id_, at=at, reply=reply, assumed=assumed)
+
+
+def settle_spending(
+    connection: Connection, id_: str, *, at: float, reply: Reply, assumed: SpendAmount | None = None
+) -> None:
+    """Release what is reserved for a request, and count what it used: perhaps only `assumed`."""
+    reserved = spending.release(connection, storable(id_)) or SpendAmount()
+    if reply.attempts and not (reply.simulated or reply.reused):
         amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
         spending.spend(connection, amount, day=date.fromtimestamp(at).isoformat())
 

@@ -82,7 +82,7 @@ class BatchFiles:
         await self._services.budget.reserve(
             request,
             caps=map(parse_cap, self._settings.budgets),
-            journal=self._services.journal(self._settings),
+            journal=self._services.counters(self._settings),
             model=part.model,
             base_url=part.base_url,
             price_factor=BATCH_PRICE_FACTOR,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.batch_jobs import BatchJobs
     from nbcodex.journal.codec import Entry
     from nbcodex.requests.runner import Services
+    from nbcodex.settings import Settings
 
 # Server, API and model: what the rows of one batch job have in common.
 Destination = tuple[str, str, str]
@@ -50,9 +51,15 @@ class PendingRow:
 class PendingRows:
     """The rows of one map without an ending, by id; lives on the event loop."""
 
-    def __init__(self, services: Services, jobs: BatchJobs, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        settings: Settings,
+        jobs: BatchJobs,
+        emit: Callable[[Event], None],
+    ) -> None:
         self.rows: dict[str, PendingRow] = {}
-        self._services, self._jobs, self._emit = services, jobs, emit
+        self._services, self._settings, self._jobs, self._emit = services, settings, jobs, emit
         self._shielded: set[asyncio.Task[None]] = set()
 
     async def finish(self, endings: Sequence[Ending]) -> None:
@@ -70,6 +77,7 @@ class PendingRows:
         # they are emitted: a user never sees an answer that a crash could still lose.
         charged = [self._charge(ending) for ending in endings]
         await self._jobs.finish_rows([(ending.reply, _error_text(ending)) for ending in charged])
+        await self._services.count_spending([ending.reply for ending in charged], self._settings)
         return charged
 
     def _charge(self, ending: Ending) -> Ending:

@@ -58,7 +58,7 @@ class BatchUploader:
         self._services, self._settings, self._cancels_jobs = services, settings, cancels_jobs
         self._clock, self._jobs = services.clock, services.journal(settings).batch_jobs
         self._batch_api = BatchApi(services, settings)
-        self._pending = PendingRows(services, self._jobs, emit)
+        self._pending = PendingRows(services, settings, self._jobs, emit)
         self._files = BatchFiles(services, settings, self._batch_api, self._pending)
         # Rows to be uploaded, by destination; rows that wait for a part which holds an equal row,
         # by its tag; parts at the provider, None while one is being claimed.

@@ -20,7 +20,7 @@ _COMMANDS_WITH_ID = {"journal", "resume", "retry", "cancel", "park", "forget"}
 _COMMANDS_WITH_ALL = {"resume", "cancel", "park", "forget"}
 _COMMAND_WORDS = {
     "demo": ("on", "calm", "off"),
-    "budget": ("off",),
+    "budget": ("off", "reset"),
     "resume": ("--everywhere", "--at-reset"),
 }
 

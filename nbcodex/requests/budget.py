@@ -385,6 +385,13 @@ class Budget:
         await journal.set_budget("" if cap is None else cap.text)
         self._read_at = float("-inf")
 
+    async def reset(self, journal: Journal) -> None:
+        """Count what is used from zero; what running requests have reserved stays."""
+        await journal.reset_spending()
+        self._session = _NO_SPEND
+        self._warned.clear()
+        self._read_at = float("-inf")
+
     async def _refresh(self, journal: Journal) -> None:
         """Read what other kernels have used and set, unless that is recent."""
         if not self._is_fresh():

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -85,8 +85,9 @@ class Services:
     ----------
     api_client : ApiClient
         Sends attempts.
-    journal, limiter : callable
-        Return the journal and the limiter that some settings ask for.
+    journal, counters, limiter : callable
+        Return the journal, the journal that counts for budgets (by default the same), and the
+        limiter that some settings ask for.
     clock : Clock
         The time.
     chance : random.Random
@@ -105,12 +106,14 @@ class Services:
         *,
         api_client: ApiClient,
         journal: Callable[[Settings], Journal],
+        counters: Callable[[Settings], Journal] | None = None,
         limiter: Callable[[Settings], Limiter],
         clock: Clock,
         chance: random.Random | None = None,
     ) -> None:
         self.api_client = api_client
         self.journal = journal
+        self.counters = counters or journal
         self.limiter = limiter
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
@@ -129,6 +132,14 @@ class Services:
     def retry_budget(self, base_url: str) -> backoff.RetryBudget:
         """Return the retry budget that all requests to one server share."""
         return self._retry_budgets.setdefault(base_url, backoff.RetryBudget())
+
+    async def count_spending(
+        self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
+    ) -> None:
+        """Count what requests have used on disk, if their endings are committed to memory alone."""
+        counters = self.counters(settings)
+        if counters is not self.journal(settings):
+            await counters.count_spending(replies, assumed=assumed)
 
     def note_simulator(self, base_url: str, *, simulated: bool) -> None:
         """Take note of whether a server has identified itself as a simulator."""
@@ -220,6 +231,7 @@ class RequestRunner:
         reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
         ending = replace(ending, reply=reply)
         await self._entry.finish(ending, assumed=assumed)
+        await services.count_spending([reply], self._settings, assumed=assumed)
         self._send_event(ending)
         # Last of all: the server may be slow, and the user has the ending already.
         if isinstance(ending, events.Cancelled) and (position := state.partial.position):
@@ -264,7 +276,7 @@ class RequestRunner:
         state, resumption = self.state, self._resumption
         state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
         # The budget is read while the request is committed, not after it.
-        self._services.budget.prefetch(self._journal)
+        self._services.budget.prefetch(self._services.counters(self._settings))
         if resumption is None:
             reused = await self._entry.insert(state.base_url)
             self._entry.on_inserted(self._on_committed)
@@ -385,7 +397,7 @@ class RequestRunner:
         await self._services.budget.reserve(
             self._request,
             caps=map(parse_cap, self._settings.budgets),
-            journal=self._journal,
+            journal=self._services.counters(self._settings),
             model=model,
             base_url=state.base_url,
             so_far=state.broken_spend,

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
+from nbcodex.client import Client
 from nbcodex.errors import BudgetError, ConfigurationError, LimitError, RequestError, TransportError
 from nbcodex.events import Failed, Finished, Parked
 from nbcodex.journal.journal import Journal
@@ -21,6 +23,7 @@ from nbcodex.requests import budget
 from nbcodex.requests.budget import Budget, SpendingCap, parse_cap
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import BootClock
+from nbcodex.settings import Secret, Settings
 from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
 from tests.virtual import LoopClock, run_virtual
 
@@ -321,3 +324,65 @@ def test_amounts_add_up_in_each_unit() -> None:
     assert SpendAmount(tokens=1, dollars=2.0).plus(
         SpendAmount(tokens=3, dollars=4.0)
     ) == SpendAmount(tokens=4, dollars=6.0)
+
+
+def _answer_of_100_tokens(_: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(
+        200,
+        json={
+            "id": "c1",
+            "object": "chat.completion",
+            "model": "m",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "hi"},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 60, "completion_tokens": 40, "total_tokens": 100},
+        },
+    )
+
+
+def _client_of_one_kernel() -> Client:
+    return Client(transport=httpx2.MockTransport(_answer_of_100_tokens))
+
+
+@pytest.mark.parametrize("journal", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("set_by", ["user", "site"])
+def test_daily_cap_counts_on_disk_while_the_journal_is_off(
+    tmp_path: Path, journal: tuple[bool, bool], set_by: str
+) -> None:
+    """Neither switching the journal off, nor another kernel, lifts a cap of a day."""
+    settings = Settings(
+        api_key=Secret("sk-0123456789"),
+        base_url="https://gw.example/v1",
+        home=tmp_path,
+        api="chat",
+        model="m",
+        budgets=("200/day",) if set_by == "site" else (),
+    )
+
+    async def main() -> list[Any]:
+        clients = [_client_of_one_kernel(), _client_of_one_kernel()]
+        here = [replace(settings, journal=is_on) for is_on in journal]
+        request = Request(prompt="hello", max_output=100)
+        try:
+            if set_by == "user":
+                await clients[0].save_cap(here[0], parse_cap("200/day"))
+            first = await clients[0].follow(replace(request, id="a1"), here[0])
+            second = await clients[1].follow(replace(request, id="a2"), here[1])
+            await clients[1].reset_spending(here[1])
+            return [first, second, await clients[1].follow(replace(request, id="a3"), here[1])]
+        finally:
+            for client in clients:
+                client.close()
+
+    first, second, third = asyncio.run(main())
+    assert isinstance(first, Finished)
+    assert isinstance(second.error, BudgetError)
+    assert "100 tokens are used" in str(second.error)
+    assert isinstance(third, Finished)
+    if not any(journal):
+        assert b"hello" not in b"".join(f.read_bytes() for f in tmp_path.glob("journal*"))

@@ -42,11 +42,14 @@ class UsageCommands(CommandGroup):
             print_line(f"{model}: {totals_line(total)}")
 
     def budget(self, *amount: str) -> None:
-        """Show or set your own cap: budget [200k|$5|$5/day|$20/month|off]."""
+        """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
         from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
 
         text = "".join(amount)
-        if text.lower() == "off":
+        if text.lower() == "reset":
+            event_loop.shared().submit(current().reset_spending(self._settings)).result()
+            print_line("Usage counts from zero: this session's, and this day's and month's.")
+        elif text.lower() == "off":
             self._config.own_budget = ""
             self._save_cap(None)
         elif text:
