@@ -160,6 +160,12 @@ class Client:
             self.notices = _FIRST_USE.format(folder=folder)
         return self._open_journal(folder)
 
+    def journal_on_disk(self, settings: Settings) -> Journal | None:
+        """Return the journal on disk, whether or not requests are kept there now, if it exists."""
+        folder = data_folder(settings)
+        is_used = folder in self._journals or (folder / JOURNAL_FILENAME).exists()
+        return self._open_journal(folder) if is_used else None
+
     def counters(self, settings: Settings, *, lasting: bool = False) -> Journal:
         """Return the journal whose counters budgets go by: on disk, though no prompts are kept.
 

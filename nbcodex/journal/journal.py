@@ -25,7 +25,7 @@ from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import DAY, Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
-from nbcodex.settings import Settings, data_folder
+from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 RETENTION_S = 90.0 * DAY
 
@@ -79,6 +79,12 @@ class Journal:
     def problem(self) -> str | None:
         """What cannot be kept now, and why; None if all is well, or before the first use."""
         return self._database.problem
+
+    @property
+    def place(self) -> str:
+        """Where entries are, as the end of a sentence."""
+        folder = self._database.folder
+        return f"in {folder / JOURNAL_FILENAME}" if folder else "in this kernel's memory"
 
     @property
     def session_totals(self) -> UsageTotals:
@@ -310,6 +316,10 @@ class Journal:
         """Return entries, newest first: of one notebook, or of all."""
         read = partial(reads.newest, limit=limit, notebook=notebook)
         return self._read(read, default=[])
+
+    def count_entries(self) -> int:
+        """Return how many entries there are."""
+        return self._worker.call(reads.count_entries, default=0)
 
     def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first: in one notebook, or in all."""

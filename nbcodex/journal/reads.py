@@ -109,6 +109,12 @@ def ambiguous(prefix: str, ids: list[str]) -> EntryError:
     )
 
 
+def count_entries(connection: Connection) -> int:
+    """Return how many entries there are."""
+    (count,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    return int(count)
+
+
 def totals(connection: Connection) -> UsageTotals:
     """Return the counters of all time, which include deleted entries."""
     row = connection.execute("SELECT * FROM totals").fetchone()

@@ -16,7 +16,7 @@ from html import escape
 from typing import Any, Literal
 
 from nbcodex.models import Image, Reply
-from nbcodex.rendering.html import code_listing, printable, sanitize_html
+from nbcodex.rendering.html import code_listing, printable, sanitize_html, visible_code
 from nbcodex.rendering.markdown import (
     code_blocks,
     escape_inline,
@@ -39,6 +39,15 @@ MAX_JSON_DEPTH = 100  # deeper JSON is shown as text: viewers and message encode
 MAX_REASONING_CHARS = 20_000  # the end of a longer one is kept
 
 _MATH_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+# Lines that IPython hands to a shell.
+_SHELL_LINE = re.compile(
+    r"^\s*(?:[\w.,\[\] ]+=\s*)?(?:!(?!=)|%(?:sx|system|sc)\b)"
+    r"|^\s*%%(?:!|(?:bash|sh|zsh|script|cmd|powershell|system|sx)\b)"
+    # IPython's aliases work without a percent sign, too.
+    r"|^\s*%?(?:rm|rmdir|mv|cp|ln|mkdir) +(?!(?:in|is|and|or|if|not) )[-~./\w\"'$*]"
+    r"|\bget_ipython\(\)\.(?:system|getoutput)\(",
+    re.MULTILINE,
+)
 _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 
@@ -134,10 +143,16 @@ class CodeBlock:
     code: str
     problem: str = ""
 
+    @property
+    def warning(self) -> str:
+        """What a reader should know before running the code; empty if nothing."""
+        return "it runs shell commands" if _SHELL_LINE.search(self.code) else ""
+
 
 def code_of(reply: Reply) -> list[CodeBlock]:
     """Return the code in an answer: its fenced blocks, or the whole text if it is Python."""
-    text = reply.text
+    # Cleaned once, for what is shown and what is inserted.
+    text = visible_code(reply.text)
     blocks = fenced_code(text, _is_whole)
     if len(blocks) == 1 and _is_wrapper(blocks[0][0], blocks[0][1]):
         # Some models put all of their answer, the prose included, into a block of Markdown.
@@ -238,6 +253,7 @@ def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 
 def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    answer = _with_visible_code(answer)
     blocks = code_of(answer.reply)
     if not blocks:
         text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
@@ -245,9 +261,14 @@ def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     notes = []
     if blocks[0].problem:
         notes.append(f"the code may be incomplete and was not put into a cell: {blocks[0].problem}")
+    notes += dict.fromkeys(block.warning for block in blocks if block.warning)
     if len(blocks) > 1:
         notes.append(f"{len(blocks)} blocks: `%codex insert 2` takes the second")
     return (answer.html(code_listing([block.code for block in blocks]), *notes),)
+
+
+def _with_visible_code(answer: AnswerOutput) -> AnswerOutput:
+    return replace(answer, reply=replace(answer.reply, text=visible_code(answer.reply.text)))
 
 
 def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -255,6 +276,9 @@ def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     blocks = code_of(answer.reply)[:1] if code_blocks(answer.reply.text) else []
     if not blocks or not answer.reply:
         return _markdown(answer)
+    answer = _with_visible_code(answer)
+    if blocks[0].warning:
+        answer = replace(answer, line=f"{answer.line} · {blocks[0].warning}")
     listing = code_listing([blocks[0].code])
     if blocks[0].problem:
         note = f"the corrected cell may be incomplete and was not inserted: {blocks[0].problem}"

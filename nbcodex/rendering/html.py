@@ -8,7 +8,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from unicodedata import category
 
+# Letters and marks without a glyph, which `str.isprintable` lets pass: fillers and selectors.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
 _TAGS = frozenset(
     re.findall(
         r"\w+",
@@ -84,13 +90,24 @@ def code_listing(blocks: list[str]) -> str:
     """Return blocks of code as HTML, each with a button that copies it."""
     return "".join(
         f'<div style="margin-top: 8px">{_COPY_BUTTON}'
-        f"<pre><code>{html.escape(printable(code))}</code></pre></div>"
+        f"<pre><code>{html.escape(visible_code(code))}</code></pre></div>"
         for code in blocks
     )
 
 
 def printable(text: str) -> str:
-    """Return `text` without control characters, which could control a terminal."""
+    """Return `text` without control and format characters, which could control a terminal."""
     if text.isprintable():
         return text
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+    # A lone CR ends a line for Python and for editors, while a terminal overwrites the line.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c for c in text if c.isprintable() or c in "\n\t" or category(c) == "Zs")
+
+
+def visible_code(code: str) -> str:
+    """Return code as it is both shown and inserted: with no character that hides or moves others.
+
+    Bidi controls show code in another order than it runs in (CVE-2021-42574), and characters
+    without width make names differ that look the same.
+    """
+    return _INVISIBLE.sub("", printable(code))

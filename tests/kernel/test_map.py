@@ -74,6 +74,7 @@ def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
             "from nbcodex.openai_api import pricing\n"
             "pricing.cost, pricing.provider_of = lambda *_: 0.75, lambda _: 'openai'"
         )
+        cell.client.allow_stdin = True
         for said, error in (("y", ""), ("n", "NbcodexError")):
             asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
             question = cell.client.get_stdin_msg(timeout=20)["content"]["prompt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -464,3 +465,31 @@ def test_first_answer_says_where_prompts_are_kept(
     for _ in range(2):
         ip.run_cell_magic("codex", "", "[[echo: hi]]")
     assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1
+
+
+@pytest.mark.parametrize(
+    "before", ["", "%config Codex.journal = False", "%codex demo calm", "%codex journal"]
+)
+def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
+    ip: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """It asks once, and names the number and the file."""
+    asked: list[str] = []
+    folder = Path(os.environ["NBCODEX_HOME"])
+    ip.run_cell_magic("codex", "--no-history", "a rare prompt")
+    ip.run_cell(before)
+    for answer, is_left in ((False, True), (True, False)):
+
+        def confirm(question: str, answer: bool = answer) -> bool:
+            asked.append(question)
+            return answer
+
+        # A session that is made by a command registers its own way to ask.
+        monkeypatch.setattr("nbcodex.notebook.session._confirm", confirm)
+        ip.run_line_magic("codex", "forget all")
+        files = b"".join(path.read_bytes() for path in folder.glob("journal*"))
+        assert (b"a rare prompt" in files) == is_left
+    assert len(asked) == 2
+    assert all(f"1 request in {folder / 'journal.sqlite3'}" in question for question in asked)
+    assert re.search(r"\d erased: .*journal\.sqlite3", capsys.readouterr().out)
+    ip.run_line_magic("codex", "demo off")

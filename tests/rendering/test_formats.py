@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import time
@@ -325,3 +326,54 @@ def test_every_format_is_an_option() -> None:
     """The option offers all formats, and `md` is a synonym."""
     assert set(options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}
     assert formats.INSTRUCTIONS.keys() <= set(options.FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("ok = 1 # \u202e}\u2066if admin\u2069", "ok = 1 # }if admin"),
+        ("pay\u200bload = 1\u2060\ufeff", "payload = 1"),
+        ("a\u3164 = 1; b\U000e0101 = 2", "a = 1; b = 2"),
+        ("x = 1  # safe\rimport os", "x = 1  # safe\nimport os"),
+        ("x = 1\r\ny = 2", "x = 1\ny = 2"),
+        ("x = 1 \x1b[8mimport os\x1b[0m\x07\x9b2K", "x = 1 [8mimport os[0m2K"),
+        ("s = 'a\u00a0b\u3000c é'", "s = 'a\u00a0b\u3000c é'"),
+    ],
+)
+@pytest.mark.parametrize("fenced", [True, False])
+def test_inserted_code_is_what_is_shown(raw: str, clean: str, fenced: bool) -> None:
+    text = f"```python\n{raw}\n```" if fenced else raw
+    if not fenced and "[8m" in clean:
+        return  # this one is no Python without its escapes
+    assert extract_code(text) == [clean]
+    shown = bundle(text, "code")
+    assert clean in shown["text/plain"]
+    assert clean in html.unescape(shown["text/html"])
+    if fenced:
+        markdown, listing = render_answer(sheet(text), "fix")
+        assert listing["text/plain"] == clean
+        assert clean in html.unescape(listing["text/html"])
+        assert clean in markdown["text/plain"]
+
+
+@pytest.mark.parametrize(
+    ("code", "runs_shell"),
+    [
+        ("import os\n!curl example.org | sh", True),
+        ("%%bash\nls", True),
+        ("%%sh\nls", True),
+        ("%%script python3\n1", True),
+        ("files = !ls", True),
+        ("%sx ls", True),
+        ("rm -rf ~/data", True),
+        ("x != y\nprint('!')", False),
+        ("%%time\nx = 1", False),
+        ("cp = 3", False),
+    ],
+)
+def test_figures_say_that_code_runs_shell_commands(code: str, runs_shell: bool) -> None:
+    text = f"```python\n{code}\n```"
+    for form in ("code", "fix"):
+        outputs = render_answer(sheet(text), form)
+        told = any("runs shell commands" in str(each) for each in outputs)
+        assert told == runs_shell

@@ -33,18 +33,21 @@ class CodeCommands(CommandGroup):
             raise NbcodexError("The last answer contains no code.", advice="Ask with `-f code`.")
         if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
             raise UsageError(f"%codex insert: a number from 1 to {len(blocks)}, not {number[:20]}")
-        code, problem = blocks[int(number) - 1].code, blocks[int(number) - 1].problem
-        if problem:
+        block = blocks[int(number) - 1]
+        if block.problem:
             raise NbcodexError(
-                f"The code of block {number} may be incomplete: {problem}.",
+                f"The code of block {number} may be incomplete: {block.problem}.",
                 advice="Copy it from the answer if you want it all the same.",
             )
+        code = block.code
         self._session.shell.set_next_input(code, replace=False)
+        if block.warning:
+            print_line(f"Read the code before you run it: {block.warning}.")
         if not hasattr(self._session.shell, "kernel"):
-            print_line(html.printable(code))
+            print_line(code)
             return
         # VS Code and Colab ignore `set_next_input`: there the code can at least be copied.
-        shown = {"text/html": html.code_listing([code]), "text/plain": html.printable(code)}
+        shown = {"text/html": html.code_listing([code]), "text/plain": code}
         display(shown, raw=True)  # type: ignore[no-untyped-call]
 
     def fix(self, cell: str = "") -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
+from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import NbcodexError, Stopped, render, shorten
+from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
 from nbcodex.journal.entry import not_resumable
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
@@ -23,6 +25,7 @@ from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.journal.codec import Entry
+    from nbcodex.journal.journal import Journal
     from nbcodex.mapping.backends import EndAction
     from nbcodex.models import Request
 
@@ -162,8 +165,38 @@ class RequestCommands(CommandGroup):
 
     def forget(self, id: str) -> None:  # noqa: A002
         """Delete an entry, or the whole journal, permanently: forget ID|all."""
-        deleting = self._session.journal.delete(None if id == "all" else id)
-        print_line(f"{event_loop.shared().submit(deleting).result()} erased.")
+        # What is on disk counts as kept even while the journal is off, or the demo on.
+        journals = [self._session.journal]
+        on_disk = current().journal_on_disk(self._settings)
+        if on_disk is not None and on_disk is not journals[0]:
+            journals.append(on_disk)
+        if id != "all":
+            print_line(f"{_erase_one(journals, id)} erased.")
+            return
+        places = [
+            f"{_count(journal.count_entries())} {journal.place}"
+            for journal in journals
+            if journal is on_disk or journal.count_entries()
+        ]
+        where = " and ".join(places) or f"0 requests {journals[0].place}"
+        # A front end without an input line cannot be asked; the command itself says "all".
+        if host.current.confirm(f"Erase {where}, permanently?") is False:
+            print_line("Nothing was erased.")
+            return
+        erased = sum(event_loop.shared().submit(each.delete()).result() for each in journals)
+        print_line(f"{erased} erased: {where}.")
+
+
+def _erase_one(journals: list[Journal], prefix: str) -> int:
+    """Erase the entry or map that a prefix names in the first journal that has it."""
+    for journal in journals[:-1]:
+        with contextlib.suppress(EntryError):
+            return event_loop.shared().submit(journal.delete(prefix)).result()
+    return event_loop.shared().submit(journals[-1].delete(prefix)).result()
+
+
+def _count(requests: int) -> str:
+    return f"{requests:,} request{'s' * (requests != 1)}"
 
 
 def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:

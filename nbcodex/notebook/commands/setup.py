@@ -143,6 +143,7 @@ def start_demo(mode: str) -> Settings:
         base_url=f"{_server.url or _server.start()}/v1",
         model=DEFAULT_MODEL,
         journal=False,
+        home=Settings.read().home,
         private_limits=True,
     )
 
