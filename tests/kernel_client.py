@@ -172,8 +172,8 @@ def _kernel(environ: dict[str, str]) -> Iterator[Kernel]:
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(env={**nobodys, **environ})
     client = manager.client()
-    client.allow_stdin = False  # a cell that asks a question would wait for an answer for ever
     client.start_channels()
+    client.allow_stdin = False  # a cell that asks a question would wait for an answer for ever
     try:
         client.wait_for_ready(timeout=30)
         yield Kernel(manager, client)
