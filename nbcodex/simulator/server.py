@@ -24,6 +24,7 @@ from nbcodex.simulator.routes import HttpRequest
 from nbcodex.simulator.service import Simulator
 
 READ_BYTES = 65_536
+ACCEPT_ITERATIONS = 5
 MAX_BODY_BYTES = 64 * 1024 * 1024
 # SO_LINGER with a timeout of 0: closing the socket sends a reset. The struct differs on Windows.
 RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
@@ -46,9 +47,14 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
         yield f"http://{address[0]}:{address[1]}"
     finally:
         server.close()
+        # A connection that was just accepted reaches `connect` some iterations of the loop later;
+        # if the loop ended before, its socket would stay open.
+        for _ in range(ACCEPT_ITERATIONS):
+            await asyncio.sleep(0)
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+        await asyncio.sleep(0)  # aborted transports close their sockets in the next iteration
 
 
 class _Connection:
