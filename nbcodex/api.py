@@ -30,14 +30,14 @@ def ask(
     images: Iterable[Any] = (),
     thread: str | None = None,
 ) -> Reply:
-    """Ask, and wait for the answer through all limits and faults.
+    """Send a prompt and wait for its answer, through rate limits and faults.
 
     Parameters
     ----------
     prompt : str
-        The text.
+        The prompt.
     model : str, optional
-        The model; otherwise ``Codex.model``, or the provider's choice.
+        The model; by default ``Codex.model``, or the provider's choice.
     system : str, optional
         Instructions that precede the prompt.
     max_output : int, optional
@@ -56,15 +56,15 @@ def ask(
     reuse : bool, optional
         Whether the answer to an equal request in the journal is acceptable.
     durable : bool
-        Whether the server keeps the answer, so that a broken stream or a restarted kernel
-        continues it and pays nothing again.
+        Whether the server stores the answer, so that after a broken stream or a kernel restart
+        it is continued and not paid again.
     schema : type or mapping, optional
         A pydantic class, another type such as ``list[Person]``, or a JSON schema: `Reply.parsed`
         is then a value of the type, or the JSON value.
     images : iterable
         Paths, bytes, matplotlib figures or PIL images.
     thread : str, optional
-        Name of the conversation that the answer joins; without one, it sees and joins none.
+        Name of the conversation that the prompt continues; by default it belongs to none.
 
     Returns
     -------
@@ -74,8 +74,8 @@ def ask(
     Raises
     ------
     NbcodexError
-        If there is none: `ParkedError` if it would take longer than the patience, `AnswerError` if
-        it does not fit the schema, asked for twice.
+        If there is no answer: `ParkedError` if it would take longer than the patience,
+        `AnswerError` if two answers in a row do not fit the schema.
 
     Examples
     --------

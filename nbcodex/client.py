@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.journal import Journal
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
-    from nbcodex.requests.budget import CapUsage, Estimate, SpendingCap
+    from nbcodex.requests.budget import CapUsage, RequestEstimate, SpendingCap
     from nbcodex.requests.runner import Services
 
 _FIRST_USE = (
@@ -222,7 +222,9 @@ class Client:
         """Count what is used from zero: in this session, and for all kernels in day and month."""
         await self.services().budget.reset(self.counters(settings))
 
-    async def estimate(self, request: Request, settings: Settings) -> tuple[str | None, Estimate]:
+    async def estimate(
+        self, request: Request, settings: Settings
+    ) -> tuple[str | None, RequestEstimate]:
         """Return the model that would be asked, and what the request may cost."""
         # Imported here, as above: the client exists from the first cell on, which has to be fast.
         from nbcodex.openai_api import pricing
@@ -252,7 +254,7 @@ class Client:
         not_before: float | None = None,
         listener: Listener | None = None,
     ) -> Handle:
-        """Return a handle that takes up a request of the journal; nothing is started yet.
+        """Return a handle that resumes a request of the journal; nothing is started yet.
 
         Parameters
         ----------
@@ -261,16 +263,16 @@ class Client:
         settings : Settings
             How to reach the server now.
         not_before : float or None
-            Seconds since the epoch at which it is taken up.
+            Seconds since the epoch before which it is not sent.
         listener : callable or None
             Receives its events, on the loop's thread.
         """
-        # Resuming a request shows more patience than it may have begun with.
+        # Resuming a request accepts at least the current patience, even if it began with less.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
         position = entry.stream_position
         text = "" if position is None or position.sequence is None else entry.reply.text
-        doubts = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
-        resumption = Resumption(not_before, position=position, text=text, notes=doubts)
+        notes = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
+        resumption = Resumption(not_before, position=position, text=text, notes=notes)
         return self._handle(request, settings, resumption=resumption, listener=listener)
 
     def copy_request(self, request: Request, *, origin: Origin) -> Request:

@@ -53,7 +53,7 @@ def shorten(text: str, longest: int = MAX_MESSAGE_CHARS) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest of the known words, to stand behind an error's first clause."""
+    """Return the end of an error's first sentence, with the known word nearest to `word`."""
     import difflib  # only after a mistake: `%load_ext` has to be fast
 
     near = difflib.get_close_matches(word, known, n=1)
@@ -246,7 +246,7 @@ class RequestError(PermanentError):
 
 
 class AnswerError(NbcodexError):
-    """The answer is there, but not what was asked for; its text is in `reply`."""
+    """An answer arrived, but it is not usable; its text is in `reply`."""
 
     title = "Invalid answer"
 

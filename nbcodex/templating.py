@@ -96,7 +96,7 @@ def parse_fields(
         Returns the expression that a text is, and whether its names are known; None for a text
         that is not an expression.
     names : collection of str
-        Names that are expressions whatever characters they contain.
+        Names that are expressions even if they contain spaces, dots or brackets.
     """
     at, latex_end = 0, -1  # `latex_end`: where a command, or one of its arguments, has just ended
     is_argument: list[bool] = []  # for each open brace, whether it began an argument of LaTeX
@@ -185,7 +185,7 @@ class Template:
         and ``{text!r}`` work as in `str.format`; ``{}`` and ``{item}`` are a plain item itself;
         ``{{name}}`` is the literal ``{name}``.
     columns : collection of str
-        The known columns: any of them may stand in braces, whatever its characters.
+        The known columns: any of them may stand in braces, with any characters.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:

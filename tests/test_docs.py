@@ -22,7 +22,7 @@ import nbcodex
 from nbcodex import cli, errors
 from nbcodex.errors import NbcodexError
 from nbcodex.models import Reply
-from nbcodex.notebook import commands, options
+from nbcodex.notebook import cell_options, commands
 from nbcodex.notebook.config import Codex
 from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.settings import _ENVIRONMENT
@@ -193,7 +193,7 @@ def test_named_commands_options_and_settings_exist(page: Path) -> None:
     words = {*commands.all_commands(), *commands._SYNONYMS}
     assert set(re.findall(r"(?<!%)%codex ([a-z]+)", text)) <= words
     assert set(re.findall(r"\bCodex\.([a-z_]+)", text)) <= set(Codex.class_trait_names())
-    known = {name for action in options.parser()._actions for name in action.option_strings}
+    known = {name for action in cell_options.parser()._actions for name in action.option_strings}
     prose = re.sub(r"^```console\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
     assert named <= known | _OTHER_OPTIONS, named - known
@@ -210,7 +210,7 @@ _OTHER_OPTIONS = {
 def test_readme_lists_all_options_and_commands() -> None:
     """Every option of a cell and every command is in README, every setting in its page."""
     text = README.read_text(encoding="utf-8")
-    for action in options.parser()._actions:
+    for action in cell_options.parser()._actions:
         assert any(name in text for name in action.option_strings or ["MODEL"]), action
     for word, (_, command) in commands.all_commands().items():
         assert f"`{word}" in text or f"%codex {word}" in text or command.__name__ != word, word

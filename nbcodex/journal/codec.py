@@ -130,8 +130,8 @@ def may_be_claimed(status: str, *, of_map: bool) -> bool:
     return status in RESUMABLE_STATUSES or (of_map and status == "cancelled")
 
 
-def counted(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals, with a server's implausible figures bounded."""
+def bounded_totals(reply: Reply) -> UsageTotals:
+    """Return what `reply` adds to the totals; implausible figures of a server are bounded."""
     more = UsageTotals.of(reply)
     usage = Usage(
         input_tokens=whole(more.usage.input_tokens),

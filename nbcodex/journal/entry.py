@@ -122,7 +122,7 @@ class JournalEntry:
             self._known_response_id = position.response_id
             await self._journal.set_response_id(self._request.id, position.response_id)
 
-    async def wait(self, until: float, limit: Limit | None) -> None:
+    async def record_wait(self, until: float, limit: Limit | None) -> None:
         """Record that the request waits until `until`, an instant of the clock."""
         await self.wait_inserted()
         await self._update_with_position()

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 from nbcodex.errors import EntryError
 from nbcodex.journal import reads, spending, writes
 from nbcodex.journal.batch_jobs import BatchJobs
-from nbcodex.journal.codec import Entry, counted, storable
+from nbcodex.journal.codec import Entry, bounded_totals, storable
 from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import Connection, JournalDatabase
 from nbcodex.journal.maintenance import Maintenance
@@ -193,7 +193,7 @@ class Journal:
         self._was_interrupted |= reply.status == "interrupted"
         await self._worker.run(work, level=Level.SAFE, default=None)
         if not reply.reused:
-            self._session_totals = self._session_totals.plus(counted(reply))
+            self._session_totals = self._session_totals.plus(bounded_totals(reply))
 
     async def claim(self, id_: str) -> bool:
         """Take over an entry that is parked, abandoned, interrupted or failed.

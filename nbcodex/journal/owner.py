@@ -74,7 +74,7 @@ class Heartbeat:
     """A sign of life: in seconds since the epoch, and on the boot clock of the owner's host."""
 
     at: float
-    now: float
+    boot_time: float
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
@@ -118,5 +118,5 @@ def is_silent(owner: Owner, last: Heartbeat, *, here: Owner, clock: Clock) -> bo
     # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
     # only the wall clock: a heartbeat from the future counts as a sign of life.
     if owner.boot and owner.boot == here.boot:
-        return clock.now() - last.now > HEARTBEAT_TIMEOUT_S
+        return clock.now() - last.boot_time > HEARTBEAT_TIMEOUT_S
     return clock.wall() - last.at > HEARTBEAT_TIMEOUT_S

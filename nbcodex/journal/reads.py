@@ -181,7 +181,7 @@ def is_gone(row: sqlite3.Row, *, here: Owner, clock: Clock) -> bool:
     # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
     names = ("host", "boot", "space", "pid", "start")
     owner = Owner(id=row["owner"], **{name: row[name] for name in names})
-    last = Heartbeat(at=row["beat_at"], now=row["beat_now"])
+    last = Heartbeat(at=row["beat_at"], boot_time=row["beat_now"])
     return is_provably_dead(owner, here=here) or is_silent(owner, last, here=here, clock=clock)
 
 
@@ -209,7 +209,7 @@ def _with_turns(connection: Connection, entry: Entry) -> Entry:
 
 
 def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
-    """Return the entry in a row; raise what `entries_of` suppresses if the row is damaged."""
+    """Return the entry in a row; raise an error that `entries_of` catches if it is damaged."""
     request = _record(row["request"], Request)
     reply = _record(row["reply"], Reply)
     if reply is None:  # not `or`: a reply without an answer is false
@@ -220,7 +220,8 @@ def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
         raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
     if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
         raise ValueError("a row without a status or usage")
-    # The columns count: a renamed entry has another id, and a turn gets its number when inserted.
+    # The columns take precedence: a renamed entry has another id, and a turn gets its number when
+    # it is inserted.
     origin = replace(request.origin, position=position_of(row))
     return Entry(
         request=replace(request, id=row["id"], origin=origin),

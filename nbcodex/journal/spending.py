@@ -117,7 +117,7 @@ def reset(connection: Connection) -> None:
 
 
 def set_budget(connection: Connection, text: str) -> None:
-    """Replace the kept budget."""
+    """Replace the stored budget."""
     connection.execute("DELETE FROM budget")
     if text:
         connection.execute("INSERT INTO budget VALUES (?)", (text,))

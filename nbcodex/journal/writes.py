@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.codec import counted, encode, finite, may_be_claimed, storable, whole
+from nbcodex.journal.codec import bounded_totals, encode, finite, may_be_claimed, storable, whole
 from nbcodex.journal.conversations import name_turns, set_position
 from nbcodex.journal.owner import Owner
 from nbcodex.journal.reads import is_abandoned
@@ -216,7 +216,7 @@ def finish(
     )
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if the entry belongs to another kernel by now: it was used.
-        count(connection, counted(reply))
+        count(connection, bounded_totals(reply))
     settle_spending(connection, id_, at=at, reply=reply, assumed=assumed)
 
 

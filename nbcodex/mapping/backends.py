@@ -65,7 +65,7 @@ class StatsCounter:
         # Counted apart: these are failures, unless the user cancelled the whole map.
         self.cancelled = 0
         self._sent: set[str] = set()
-        # The latest fault of each row that is retried; limits are no faults.
+        # The latest fault of each row that is retried; limits are not faults.
         self.faults: dict[str, BackingOff] = {}
         self._has_answer = False
 
@@ -163,11 +163,11 @@ class Backend(ABC):
         """Return how many more rows can be started while `active` rows have not ended."""
 
     @abstractmethod
-    def start(self, request: Request, entry: Entry | None = None) -> None:
+    def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Start a request, or resume one that is in the journal."""
 
     @abstractmethod
-    def flush(self) -> None:
+    def send_pending(self) -> None:
         """Send what is held back: no more rows follow for the moment."""
 
     @abstractmethod
@@ -224,7 +224,7 @@ class LiveBackend(Backend):
         queued = active - self.counter.stats.sent
         return min(MAX_ACTIVE_ROWS - active, MAX_QUEUED_ROWS - queued)
 
-    def start(self, request: Request, entry: Entry | None = None) -> None:
+    def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Start a request, or resume one that is in the journal."""
         if entry is None:
             handle = self._client.handle(request, self.settings, listener=self._on_event)
@@ -233,7 +233,7 @@ class LiveBackend(Backend):
         self._handles[request.id] = handle
         handle.start()
 
-    def flush(self) -> None:
+    def send_pending(self) -> None:
         """Do nothing: each row is sent as soon as the limits allow."""
 
     def end_active(self, action: EndAction, /) -> None:
@@ -275,7 +275,7 @@ class BatchBackend(Backend):
         backlog = self._uploader.backlog if self._uploader else 0
         return UPLOAD_CHUNK_ROWS - len(self._rows) if backlog <= UPLOAD_CHUNK_ROWS else 0
 
-    def start(self, request: Request, entry: Entry | None = None) -> None:
+    def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Start a request, or resume one that is in the journal."""
         self._own_ids.add(request.id)
         self._rows.append(PendingRow(request, entry))
@@ -283,7 +283,7 @@ class BatchBackend(Backend):
         if len(self._rows) >= UPLOAD_CHUNK_ROWS:
             self._hand_over()
 
-    def flush(self) -> None:
+    def send_pending(self) -> None:
         """Upload what is held back: no more rows follow for the moment."""
         if self._is_reading:
             self._hand_over()

@@ -45,7 +45,7 @@ OnError = Literal["keep", "raise"]
 # Time between two calls of the listener.
 REPORT_INTERVAL_S = 0.25
 REPORTED_FAILURES = 5
-# After so many failures in a row that would meet every row, nothing more is sent. One alone may
+# After so many failures in a row that every row would have, nothing more is sent. One alone may
 # belong to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
 # Failed rows of an iterator that are remembered: it may be endless.
@@ -55,8 +55,8 @@ MAX_ITERATOR_FAILURES = 1_000
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
 PARK_CHUNK_ROWS = 250
 
-_MEETS_EVERY_ROW = (MissingKeyError, CredentialsError, QuotaError, ModelError)
-_MEETS_EQUAL_ROWS = (PermanentError, AnswerError)
+_ALL_ROWS_FAIL = (MissingKeyError, CredentialsError, QuotaError, ModelError)
+_EQUAL_ROWS_FAIL = (PermanentError, AnswerError)
 
 
 @dataclass(slots=True, eq=False)
@@ -154,7 +154,7 @@ class MapRun:
         requests = (row.request for row in self._active.values() if row.request)
         return None if any(each.patience < DEFAULT_PATIENCE_S for each in requests) else error
 
-    def wait(self, *, timeout: float) -> None:
+    def collect_endings(self, *, timeout: float) -> None:
         """Wait for an ending, at most `timeout` seconds, and record what has ended."""
         self.record(self.backend.endings(timeout=timeout))
 
@@ -177,11 +177,11 @@ class MapRun:
         if self._queue:
             return self._queue.popleft()
         if not self.keeps_replies and len(self._window) >= self.backend.window:
-            self.backend.flush()
+            self.backend.send_pending()
             return None
         if (row := next(self._source, None)) is None:
             self._source_ended = True
-            self.backend.flush()
+            self.backend.send_pending()
             return None
         state = self._unanswered[row.index] = RowState(row.index, row.label, row=row)
         # Counted only after the row is kept: an interrupt before this line reads it again.
@@ -205,7 +205,7 @@ class MapRun:
                 return False
             self._leading.add(row.key)
         self._active[request.id] = row
-        self.backend.start(request, row.entry)
+        self.backend.start_row(request, row.entry)
         return True
 
     def _request_of(self, row: RowState) -> Request:
@@ -245,7 +245,7 @@ class MapRun:
             # Once the map is being ended, parked and cancelled rows are its own doing.
             if not (self._is_ending and isinstance(ending, Parked | Cancelled)):
                 self._fail(row, error, is_parked=isinstance(ending, Parked))
-            is_shared = isinstance(error, _MEETS_EVERY_ROW)
+            is_shared = isinstance(error, _ALL_ROWS_FAIL)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, BatchUnsupportedError):
                 self._fatal = error
@@ -268,8 +268,8 @@ class MapRun:
             for row in followers:
                 row.answered = True
             self._queue.extend(followers)
-        elif isinstance(error, _MEETS_EQUAL_ROWS) and not isinstance(error, _MEETS_EVERY_ROW):
-            for row in followers:  # what was refused for what it asks would be refused again
+        elif isinstance(error, _EQUAL_ROWS_FAIL) and not isinstance(error, _ALL_ROWS_FAIL):
+            for row in followers:  # the server would refuse an equal request again
                 why = reply.error or reply.status
                 self._list_failure(row, why)
                 self._end_unsent(row, why)
@@ -321,7 +321,7 @@ class MapRun:
         self._report(now=True)
 
     def end_early(self, outcome: MapOutcome) -> None:
-        """End active rows, and park as many of the others as a moment allows."""
+        """End active rows, and park as many others as PARK_REMAINING_S allows."""
         self.outcome = outcome
         if self.keeps_replies:
             # An interrupt inside the generator that reads the rows has ended it for good.
@@ -336,7 +336,7 @@ class MapRun:
         """Wait until no row is active, at most `timeout` seconds; return whether none is."""
         deadline = time.monotonic() + timeout
         while self._active and time.monotonic() < deadline:
-            self.wait(timeout=0.05)
+            self.collect_endings(timeout=0.05)
         self.record(self.backend.unconfirmed())
         return not self._active
 

@@ -1,7 +1,7 @@
 """Executes a map: waits for its rows, in a thread or on the caller's event loop.
 
 Owns the waits, which maps are active in this process, and that a map that ends early is parked
-exactly once, whatever ends it. Must not know rows.
+exactly once, in every ending. Must not know rows.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def run_map(run: MapRun) -> Any:
     runner = MapRunner(run)
     with runner.executing():
         while runner.advance():
-            run.wait(timeout=REPORT_INTERVAL_S)
+            run.collect_endings(timeout=REPORT_INTERVAL_S)
     return run.result
 
 
@@ -154,7 +154,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
                 yield reply
                 runner.advance()
             if run.active_rows:
-                run.wait(timeout=REPORT_INTERVAL_S)
+                run.collect_endings(timeout=REPORT_INTERVAL_S)
 
 
 async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:

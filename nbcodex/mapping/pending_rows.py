@@ -164,7 +164,7 @@ def failed_ending(request: Request, error: NbcodexError, *, clock: Clock) -> End
 
 def parked_ending(request: Request, why: str, *, clock: Clock, attempts: int = 0) -> Parked:
     """Return the ending of a row that is kept for later; it cost nothing."""
-    advice = f"`%codex resume {request.origin.map_id or request.id}` goes on with it."
+    advice = f"`%codex resume {request.origin.map_id or request.id}` continues it."
     error = ParkedError(why, advice=advice)
     reply = Reply(id=request.id, status="parked", attempts=attempts)
     return Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)

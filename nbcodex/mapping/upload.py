@@ -273,7 +273,7 @@ class BatchUploader:
         """Continue with a part that was uploaded by another kernel, or before Stop."""
         held = await self._jobs.claim_job(tag)
         if held is None or not held.requests:
-            await self._close(tag)
+            await self._close_part(tag)
             return
         requests = {request.id: request for request in held.requests}
         part = self._uploaded[tag] = BatchPart(tag, requests, held.requests[0], held.base_url)
@@ -292,7 +292,7 @@ class BatchUploader:
         if part.batch is None:  # a kernel died between recording the part and creating its job
             part.batch = jobless_batch(held.file)
             await self._return_rows(part)
-            await self._close(tag)
+            await self._close_part(tag)
             return
         await self._jobs.set_remote_names(tag, remote=part.batch.id)
         self._emit_sent(part)
@@ -310,7 +310,7 @@ class BatchUploader:
         except NbcodexError as error:
             await self._give_up(part, error)
         else:
-            await self._close(part.tag)
+            await self._close_part(part.tag)
 
     async def _give_up(self, part: BatchPart, error: NbcodexError) -> None:
         """End the rows of a part whose state is unknown; unless cancelled, they stay with it."""
@@ -322,14 +322,14 @@ class BatchUploader:
             await self._jobs.park_rows([part.tag], [], batch=part.tag)
             for request in requests:
                 self._pending.drop(failed_ending(request, error, clock=self._clock))
-        await self._close(part.tag)
+        await self._close_part(part.tag)
 
     async def _finish_parked(self, why: str, requests: Sequence[Any]) -> None:
         endings = [parked_ending(request, why, clock=self._clock) for request in requests]
         await self._pending.finish(endings)
 
-    async def _close(self, tag: str) -> None:
-        """A part is done: rows that waited for it find their answers, or are uploaded."""
+    async def _close_part(self, tag: str) -> None:
+        """Mark a part as done, and insert the rows that waited for it: answered, or to upload."""
         self._uploaded.pop(tag, None)
         self._closed_tags.add(tag)
         self._part_closed.set()

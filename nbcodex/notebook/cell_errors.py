@@ -110,7 +110,7 @@ def last_error(shell: InteractiveShell) -> LastError | None:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return an error as a reader of the notebook knows it.
+    """Return an error's traceback as text for a prompt.
 
     Without colours and IPython's own frames, with cell numbers in place of the temporary files
     that cells are compiled from.

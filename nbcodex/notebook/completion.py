@@ -88,9 +88,9 @@ class _Matcher:
 
 def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
     """Return the candidates for the last word of a cell's first line."""
-    from nbcodex.notebook import options
+    from nbcodex.notebook import cell_options
 
-    actions = options.parser()._actions
+    actions = cell_options.parser()._actions
     option = words[-2] if len(words) > 1 else ""
     before = next((a for a in actions if option in a.option_strings), None)
     if before is None or before.nargs == 0:

@@ -26,9 +26,9 @@ def _with_option_help(magic: Callable[[CodexMagics, str, str], None]) -> Callabl
     """Let ``%%codex?`` show the options, whose help is made only then."""
 
     def option_help() -> str:
-        from nbcodex.notebook import options
+        from nbcodex.notebook import cell_options
 
-        return options.parser().format_help()
+        return cell_options.parser().format_help()
 
     magic.getdoc = option_help  # type: ignore[attr-defined]  # where IPython looks first
     return magic
@@ -48,9 +48,9 @@ class CodexMagics(Magics):
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
         __tracebackhide__ = True  # an error in a cell that --eval runs then shows that cell only
         self._remember_error()
-        from nbcodex.notebook import options
+        from nbcodex.notebook import cell_options
 
-        chosen = options.parse_options(line)
+        chosen = cell_options.parse_options(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
         try:
@@ -63,7 +63,7 @@ class CodexMagics(Magics):
     def _ask(self, chosen: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
-        from nbcodex.notebook import identity, options, variables
+        from nbcodex.notebook import cell_options, identity, variables
         from nbcodex.notebook.session import Session, View
         from nbcodex.requests.conversation import MAIN_THREAD
         from nbcodex.requests.options import build_request
@@ -72,7 +72,9 @@ class CodexMagics(Magics):
         scope = variables.caller_scope(self._shell)
         session = Session(self._shell, self._config, scope)
         text = cell.removesuffix("\n")
-        option_notes = options.fill_options(chosen, variables.variables(self._shell, scope=scope))
+        option_notes = cell_options.fill_options(
+            chosen, variables.variables(self._shell, scope=scope)
+        )
         if chosen.map:
             from nbcodex.notebook import map_cells
 
@@ -84,7 +86,7 @@ class CodexMagics(Magics):
             prompt = variables.FilledPrompt(text)
         else:
             prompt = variables.fill(text, variables.variables(self._shell, text, scope))
-        output = options.output_spec(chosen, session.names)
+        output = cell_options.output_spec(chosen, session.names)
         request = build_request(
             prompt.text,
             session.settings,

@@ -17,7 +17,7 @@ from nbcodex.mapping.estimate import Estimate
 from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
-from nbcodex.notebook import options as cell_options
+from nbcodex.notebook import cell_options
 from nbcodex.notebook.commands.base import print_line
 from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable

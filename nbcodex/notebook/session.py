@@ -131,7 +131,7 @@ class Session:
                 namespace[name] = pending
         self.config.last = pending
         output = self._output(handle, view or View(), later=True)
-        output.open()
+        output.show()
 
         def assign(reply: Reply) -> None:
             # The user may have assigned another value meanwhile, which wins.

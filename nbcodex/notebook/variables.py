@@ -105,8 +105,8 @@ def variables(
 ) -> dict[str, object]:
     """Return the user's own variables, without what IPython adds (`exit`, `open` …).
 
-    The names of the caller's scope come first. A history counts only where `text` names one of
-    its entries: as a whole it is never meant.
+    The names of the caller's scope take precedence. A history (`In`, `Out`, `Err`) is included only
+    if `text` indexes it: a prompt never means a whole history.
     """
     added, absent = shell.user_ns_hidden, object()
     own = scope.names if scope else {}

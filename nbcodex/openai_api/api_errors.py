@@ -197,9 +197,11 @@ def is_wrong_address(error: NbcodexError) -> bool:
 
 
 def name_address(error: NbcodexError, base_url: str, path: str) -> None:
-    """Add the address to such an error, and what it should probably be."""
-    said = error.message.partition(": ")[2]
-    error.message = f"{base_url}{path} is not an address of an API" + (f": {said}" if said else ".")
+    """Add the address that failed to an error, and advise one that is probably right."""
+    detail = error.message.partition(": ")[2]
+    error.message = f"{base_url}{path} is not an address of an API" + (
+        f": {detail}" if detail else "."
+    )
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."
@@ -276,7 +278,7 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
 
 
 def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
-    """Return OpenRouter's error with what the provider behind it said.
+    """Return OpenRouter's error with the details of the provider behind it.
 
     ``raw`` is the provider's body, as text or as JSON in text (cline #813); ``headers`` are those
     of OpenRouter's own limits (openclaude #936).
@@ -294,8 +296,8 @@ def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText)
     inner = _describe(raw, clean)
     provider = _line(metadata.get("provider_name"), clean)[:60]
     status = info.status
-    # As HTTP 400, too, although the provider is only busy.
-    if status == 400 and (inner.status == 429 or _sounds_temporary(inner.message)):
+    # OpenRouter sends HTTP 400 even if the provider is only busy.
+    if status == 400 and (inner.status == 429 or _seems_temporary(inner.message)):
         status = 429
     return replace(
         inner,
@@ -306,7 +308,7 @@ def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText)
     )
 
 
-def _sounds_temporary(message: str) -> bool:
+def _seems_temporary(message: str) -> bool:
     lower = message.lower()
     words = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
     return any(w in lower for w in words) or rate_limits.wait_in_message(message) is not None
@@ -401,7 +403,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
         return _permanent(CredentialsError, info, "The server does not accept the key")
     is_no_call = any(phrase in lower for phrase in dialects.NO_SUCH_CALL_PHRASES)
-    # Without a word of the model, a 404 usually means a wrong base URL.
+    # If the message does not name the model, a 404 usually means a wrong base URL.
     if is_no_call or (status in {404, 405} and "model" not in lower and not info.code):
         error = _permanent(ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
@@ -446,7 +448,7 @@ def _quota_error(info: ErrorInfo, wall: float) -> QuotaError:
     code = next((code for code in info.codes if code in dialects.QUOTA_TEXTS), None)
     if code is None:
         error = _permanent(QuotaError, info, "The account has no credit left")
-        assert isinstance(error, QuotaError)  # noqa: S101 - as asked
+        assert isinstance(error, QuotaError)  # noqa: S101 - the class passed in
         return error
     words, advice = dialects.QUOTA_TEXTS[code]
     today = datetime.fromtimestamp(wall, UTC)

@@ -315,10 +315,10 @@ def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
         )
 
 
-def check_texts(request: Request, held: Iterable[str]) -> None:
+def check_texts(request: Request, secrets: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
     # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
-    held = effective_secrets(held)
+    secrets = effective_secrets(secrets)
     for name, text in _texts_of(request):
         try:
             if not text.isascii():
@@ -328,7 +328,7 @@ def check_texts(request: Request, held: Iterable[str]) -> None:
                 f"The {name} contains half a character (a lone surrogate).",
                 advice="Read the text with its real encoding.",
             ) from None
-        if any(secret in text for secret in held):
+        if any(secret in text for secret in secrets):
             raise ConfigurationError(
                 f"The {name} contains an API key; nothing was sent.",
                 advice="Remove it. If a notebook contains the key, replace it at the provider.",

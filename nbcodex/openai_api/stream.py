@@ -291,7 +291,7 @@ class AnswerStream:
                 self._reader.is_complete = self._reader.is_closed = True
                 break
             deadline = self._deadline()
-            # Comments and keep-alive events show that the server lives and still wants to answer
+            # Comments and keep-alive events show that the server is alive and will still answer
             # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
             if any(_is_progress(*event) for event in events) or self._decoder.pending > pending:
                 progress_at = loop.time()
@@ -380,7 +380,7 @@ class AnswerStream:
         self._withheld, self._has_restarted = "", True
 
     def _visible(self, text: str) -> str:
-        """Return what can be shown already; of a durable answer, only up to where it has a mark.
+        """Return the text that can be shown; of a durable answer, only up to its last mark.
 
         What the redactor holds back would be missing from an answer resumed after that mark.
         """

@@ -116,7 +116,7 @@ class ChargePolicyEstimator:
         return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED_LEAD
 
     def charge(self, tokens: float, output: float, now: float) -> tuple[LevelMark, ...]:
-        """Enter the admission of a request of `tokens` input and at most `output` output."""
+        """Charge a request of `tokens` input and at most `output` output to all buckets."""
         total = tokens + output
         rate = TYPICAL_REQUEST_LEARNING_RATE if self.typical_request else 1.0
         self.typical_request += (total - self.typical_request) * rate
@@ -203,14 +203,14 @@ class OutputEstimator:
     requested_in_flight: float = 0.0
     start_sum: float = 0.0  # of the instants at which those in flight started
 
-    def start(self, requested: float, now: float) -> None:
-        """A request goes."""
+    def count_started(self, requested: float, now: float) -> None:
+        """Count a request that is sent."""
         self.in_flight += 1
         self.requested_in_flight += requested
         self.start_sum += now
 
     def drop(self, requested: float, started_at: float) -> None:
-        """A request is in flight no longer."""
+        """Remove a request from those in flight."""
         self.in_flight -= 1
         self.requested_in_flight -= requested
         self.start_sum -= started_at
@@ -218,7 +218,7 @@ class OutputEstimator:
             self.requested_in_flight = self.start_sum = 0.0  # rounding errors must not add up
 
     def record(self, requested: float, used: float, seconds: float) -> None:
-        """An answer has ended."""
+        """Learn from an answer that has ended."""
         self.requested += requested
         self.used += used
         self.seconds += seconds

@@ -88,7 +88,7 @@ class LimitModel:
             self.pace_start_level = level if has_rested else self.pace_middle_level
             self.pace_middle_at, self.pace_middle_level = now, level
         self.last_sent_at = max(self.last_sent_at, now)
-        self.output.start(cost.output, now)
+        self.output.count_started(cost.output, now)
         self.undeclared.charge(self.admission_charge(cost), now)
         marks = self.tokens.charge(tokens, cost.output, now)
         mark = self.requests.take(1, now)
@@ -250,7 +250,7 @@ class LimitModel:
             return False
         self.undeclared.learn(limit, permit.number, until=until, now=now)
         if of_requests and is_news:
-            self.requests.undo(1, now)  # a request refused for its number is not counted
+            self.requests.undo(1, now)  # the server does not count a refused request
         return True
 
     def _learn(
@@ -273,7 +273,7 @@ class LimitModel:
         if is_news:
             self.newest_observed = permit.number
             if of_requests:
-                self.requests.undo(1, now)  # a request refused for its number is not counted
+                self.requests.undo(1, now)  # the server does not count a refused request
                 self._observe_requests(permit, figures.reading, elapsed, now)
             else:
                 errors = self._observe_tokens(permit, figures.reading, elapsed, now)

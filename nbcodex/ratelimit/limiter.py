@@ -148,23 +148,23 @@ class Waiter:
 
 
 class Reservation:
-    """A permit in use. What is posted is done in order; exactly one of the endings counts."""
+    """A permit in use. Its calls take effect in order; only the first ending counts."""
 
     def __init__(self, limiter: Limiter, permit: Permit | None, clock: Clock) -> None:
         assert permit is not None  # noqa: S101 - there was nothing left to wait for
         self._limiter, self._permit, self._clock = limiter, permit, clock
 
     def mark_sent(self) -> None:
-        """The attempt goes out now."""
+        """Record that the attempt is sent now."""
         self._permit.sent_at = self._clock.now()
 
     def observe(self, snapshot: LimitSnapshot | None) -> None:
-        """The server let the attempt in; learn from its headers."""
+        """Learn from the headers of an accepted attempt."""
         now = self._clock.now()
         self._limiter.post(lambda core: core.observe(self._permit, snapshot, now))
 
     def settle(self, usage: Usage) -> None:
-        """The answer has ended, having used so much; with unknown usage, release."""
+        """Report what a finished answer used; with unknown usage, release."""
         if usage.output_tokens is None:
             self.release()
             return
@@ -172,16 +172,16 @@ class Reservation:
         self._limiter.post(lambda core: core.settle(self._permit, usage, now))
 
     def release(self) -> None:
-        """The attempt ended without a verdict; later snapshots show what it was charged."""
+        """End an attempt of unknown usage; later snapshots show what it was charged."""
         now = self._clock.now()
         self._limiter.post(lambda core: core.release(self._permit, now))
 
     async def refuse(
         self, limit: Limit | None, snapshot: LimitSnapshot | None, *, until: float
     ) -> float:
-        """A limit refused the attempt: close the model; return until when it is closed."""
+        """Close the model, because a limit refused the attempt; return until when."""
         now = self._clock.now()
-        cooldown = await self._limiter.run(
+        cooldown = await self._limiter.run_operation(
             lambda core: core.refuse(
                 self._permit, until=until, limit=limit, snapshot=snapshot, now=now
             )
@@ -201,7 +201,7 @@ class Limiter:
         """Return what the names of limits are hashed with, the same for all who share them."""
         return self._core.salt
 
-    async def run(self, operation: Operation[ResultT]) -> ResultT:
+    async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
         """Do an operation in its turn, even if the waiting task is cancelled; return its result."""
         return operation(self._core)
 
@@ -228,7 +228,7 @@ class Limiter:
         waiter.permit = None
         waiter.reset()
         try:
-            while wait := await self.run(
+            while wait := await self.run_operation(
                 partial(waiter.try_acquire, wake=wake, name=name, cost=cost, now=clock.now())
             ):
                 if isinstance(wait, Cooldown):
@@ -246,7 +246,7 @@ class Limiter:
 
     async def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
         """Return what is known of the limits that were used here, and of `more`, by label."""
-        states = await self.run(lambda core: core.limit_states(now, *more))
+        states = await self.run_operation(lambda core: core.limit_states(now, *more))
         return {self.labels.get(name, name): state for name, state in states.items()}
 
     def close(self) -> None:

@@ -45,8 +45,8 @@ class HolderShare:
     """One holder's part. The fields' order is their form in stores."""
 
     seen_at: float = 0.0  # its last sign of life
-    served: float = 0.0  # tokens that it was given, on the scale of all
-    due_at: float = NEVER_DUE  # when its first request may go
+    served: float = 0.0  # tokens granted so far, on the scale that all holders share
+    due_at: float = NEVER_DUE  # when its first request may be sent
     tokens: float = 0.0  # what that request asks for
     output: float = 0.0
     waiting_tokens: float = 0.0  # what all its waiting requests ask for
@@ -57,7 +57,7 @@ class HolderShare:
     share_id: int = field(default_factory=_new_id)  # differs from an earlier share's of the holder
 
     def count(self, permit: Permit, *, sign: int = 1) -> None:
-        """Count a permit as under way, or no longer."""
+        """Add a permit to those in flight; with `sign=-1`, remove it."""
         self.in_flight += sign
         self.requested_in_flight += sign * permit.cost.output
         self.start_sum += sign * permit.issued_at
@@ -141,12 +141,12 @@ class SharedModel:
         return permit
 
     def recount(self, holder: str, permit: Permit, now: float) -> None:
-        """Count a permit again that was counted out when its holder seemed dead, or was lost."""
+        """Count a permit again if it was removed because its holder seemed dead, or was lost."""
         share = self.share_of(holder, now)
         if permit.share_id == share.share_id or permit.is_closed:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
-        self.model.output.start(permit.cost.output, permit.issued_at)
+        self.model.output.count_started(permit.cost.output, permit.issued_at)
         share.count(permit)
         if not permit.is_answered:
             share.unanswered += 1
@@ -160,7 +160,7 @@ class SharedModel:
                 share.count(permit, sign=-1)
 
     def remove_holder(self, holder: str) -> None:
-        """Count out what a holder has under way, as it ends or is dead."""
+        """Remove a holder that ended or died, and its requests in flight."""
         if (share := self.holders.pop(holder, None)) is not None:
             output = self.model.output
             self.model.unanswered -= share.unanswered
@@ -209,7 +209,7 @@ class LimitState:
     undeclared: tuple[Limit, ...]  # limits that only refusals state, as projected
     policy: ChargePolicy
     declared: bool  # the server's headers state limits
-    burst_tokens: float | None  # what a shorter window, which no header states, lets through
+    burst_tokens: float | None  # most that a shorter window, stated by no header, admits
     foreign_rate: float  # tokens a second that others on the same key take
     margin: float  # share of the limit that is kept back
     other_processes: int  # that are active on it

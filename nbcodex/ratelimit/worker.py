@@ -85,10 +85,10 @@ class SharedLimiter(Limiter):
     async def salt(self) -> bytes:
         """Return what the names of limits are hashed with, the same for all who share them."""
         if self._store is None and self.sharing_problem is None:
-            await self.run(lambda _: None)
+            await self.run_operation(lambda _: None)
         return self._core.salt
 
-    async def run(self, operation: Operation[ResultT]) -> ResultT:
+    async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
         """Do an operation on the thread and return its result."""
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._unsent.append(_Job(operation, future))

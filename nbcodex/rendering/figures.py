@@ -85,7 +85,7 @@ def _price(reply: Reply) -> str:
         return ""  # nothing was sent, and "0 tokens" says so already
     if reply.cost is not None:
         return ("~" if reply.usage.estimated else "") + format_dollars(reply.cost)
-    # The simulator's models have no price, and a missing count is said where the tokens stand.
+    # The simulator's models have no price, and `token_figures` reports a missing count.
     counted = reply.usage.total_tokens is not None and not reply.simulated
     return "cost unknown" if counted else ""
 

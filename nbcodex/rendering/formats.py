@@ -1,6 +1,6 @@
 """The outputs that an answer leaves in the notebook, by the format that was asked for. Pure.
 
-Owns that no answer runs or fetches anything, whichever program renders it.
+Owns that no answer runs or fetches anything in any program that renders it.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _is_whole(info: str, code: str) -> bool:
 
 
 def _has_balanced_fences(code: str) -> bool:
-    """Whether each fence in code is one with an info string, or closes such a one."""
+    """Whether each fence in code opens with an info string, or closes such a fence."""
     depth = 0
     for info in re.findall(r"^\s*(?:```+|~~~+)[ \t]*(.*)$", code, re.MULTILINE):
         depth += 1 if info.strip() else -1

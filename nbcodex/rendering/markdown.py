@@ -1,4 +1,4 @@
-"""Answers as Markdown that runs and fetches nothing, whichever program renders it.
+"""Answers as Markdown that runs and fetches nothing in any program that renders it.
 
 Owns what a stored answer may contain. No two renderers agree on what is code, so the result is
 harmless even if all of it were read as ordinary text with raw HTML. The one exception are fenced
@@ -112,7 +112,7 @@ def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
             document.write(*block.lines, code=True)
         else:
             document.insert(block)
-    return document.text()
+    return document.result()
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
@@ -254,7 +254,7 @@ class _Code:
     lead: str = ""
     indent: int = 0
 
-    def render(self) -> str:
+    def as_block(self) -> str:
         """Return the block so that every renderer recognises it as code, or finds it harmless."""
         body = "\n".join(self.code)
         if _ENDS.search(body):
@@ -296,10 +296,10 @@ class _Document:
         self._flush()
         if self.parts:
             self.parts[-1] = self.parts[-1].rstrip("\n")
-        self.parts.append(block.render())
+        self.parts.append(block.as_block())
         self.shift = block.indent
 
-    def text(self) -> str:
+    def result(self) -> str:
         """Return all of it."""
         self._flush()
         return "\n\n".join(self.parts)

@@ -60,7 +60,7 @@ class SpendingCap:
         return f"{self.format(self.amount)} {_PERIOD_WORDS[self.period]}"
 
     @property
-    def text(self) -> str:
+    def source_text(self) -> str:
         """The cap as `parse_cap` accepts it."""
         return f"{self.amount}{'usd' if self.unit == 'dollars' else ''}/{self.period}"
 
@@ -125,7 +125,7 @@ class CapUsage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class RequestEstimate:
     """What a request may cost."""
 
     # Estimates; the output is `max_output` where there is one, else that of an average answer
@@ -151,11 +151,11 @@ def estimate_request(
     model: str | None,
     base_url: str,
     average_output: int = DEFAULT_OUTPUT_TOKENS,
-) -> Estimate:
+) -> RequestEstimate:
     """Return what `request` may cost; the first call loads the price tables, which takes 0.2 s."""
     input_tokens = pricing.estimate_request_tokens(request)
     output_tokens = request.max_output or average_output
-    return Estimate(
+    return RequestEstimate(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         bounded=request.max_output is not None,
@@ -260,7 +260,7 @@ class Budget:
     async def _reserve_in_journal(
         self,
         request: Request,
-        expected: Estimate,
+        expected: RequestEstimate,
         amount: SpendAmount,
         caps: Sequence[SpendingCap],
         journal: Journal,
@@ -281,7 +281,7 @@ class Budget:
             self._check(request, expected, amount, cap)
 
     def _check(
-        self, request: Request, expected: Estimate, amount: SpendAmount, cap: SpendingCap
+        self, request: Request, expected: RequestEstimate, amount: SpendAmount, cap: SpendingCap
     ) -> None:
         used = self._in_use(cap)
         if cap.allows(amount, used=used):
@@ -382,7 +382,7 @@ class Budget:
 
     async def set_shared_cap(self, journal: Journal, cap: SpendingCap | None) -> None:
         """Let all kernels of this user observe `cap` from now on; None removes it."""
-        await journal.set_budget("" if cap is None else cap.text)
+        await journal.set_budget("" if cap is None else cap.source_text)
         self._read_at = float("-inf")
 
     async def reset(self, journal: Journal) -> None:
@@ -435,7 +435,7 @@ class Budget:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def _check_price(request: Request, expected: Estimate, cap: SpendingCap) -> None:
+def _check_price(request: Request, expected: RequestEstimate, cap: SpendingCap) -> None:
     if cap.unit == "dollars" and expected.cost is None:
         raise BudgetError(
             f"No price is known for this model, so your budget of {cap} cannot be checked.",

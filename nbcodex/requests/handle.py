@@ -1,7 +1,7 @@
 """One request as the calling thread holds it: started, followed, ended, and read as a reply.
 
 Owns the way between a waiting thread and the event loop, events included. An interrupt may strike
-at any instruction in here; wherever it does, the request ends and its last event is painted.
+at any instruction in here; wherever it does, the request ends and its last event is rendered.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.requests.runner import RequestRunner, Services
 
-PaintEvents = Callable[[tuple[Event, ...]], None]
+RenderEvents = Callable[[tuple[Event, ...]], None]
 
 DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
@@ -51,10 +51,10 @@ log = logging.getLogger(__name__)
 
 
 class EventQueue:
-    """A listener on the loop's side; on the painter's side, a source of batches of events.
+    """A listener on the loop's side; on the renderer's side, a source of batches of events.
 
-    Deltas are gathered, so that 2,000 events a second wake the painter ten times; no other event
-    waits. There are no locks, because an interrupt may strike the painter anywhere.
+    Deltas are gathered, so that 2,000 events a second wake the renderer ten times; no other event
+    waits. There are no locks, because an interrupt may strike the renderer anywhere.
     """
 
     def __init__(self) -> None:
@@ -233,24 +233,24 @@ class Handle:
 
     def follow(
         self,
-        paint: PaintEvents = lambda _: None,
+        render: RenderEvents = lambda _: None,
         *,
         tick: Callable[[], float | None] = lambda: None,
     ) -> Ending:
-        """Start the request and wait for its ending, passing each batch of events to `paint`.
+        """Start the request and wait for its ending, passing each batch of events to `render`.
 
         Parameters
         ----------
-        paint : callable
+        render : callable
             Called in this thread; with no events when `tick()` seconds have passed without any.
         tick : callable
-            Returns the longest interval between two calls of `paint`; None: only for events.
+            Returns the longest interval between two calls of `render`; None: only for events.
 
         Returns
         -------
         Ending
             The last event. An interrupt ends the request, and returns `Interrupted`; if the ending
-            was already on its way, that one is painted and the interrupt is raised again.
+            was already on its way, that one is rendered and the interrupt is raised again.
         """
         # The first step of each round may be interrupted, too: it is either `start` or `stop`, and
         # both may be repeated.
@@ -260,8 +260,8 @@ class Handle:
                 try:
                     try:
                         begin()
-                        ending = self._paint_all(
-                            paint, tick, within=STOP_TIMEOUT_S if is_stopped else None
+                        ending = self._render_batches(
+                            render, tick, within=STOP_TIMEOUT_S if is_stopped else None
                         )
                         break
                     except KeyboardInterrupt:
@@ -275,15 +275,15 @@ class Handle:
             raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
-    def _paint_all(
-        self, paint: PaintEvents, tick: Callable[[], float | None], *, within: float | None
+    def _render_batches(
+        self, render: RenderEvents, tick: Callable[[], float | None], *, within: float | None
     ) -> Ending:
-        """Paint batch after batch up to the ending; after `within` seconds, make one up."""
+        """Render batch after batch up to the ending; after `within` seconds, create an ending."""
         while True:
             batch = self._queue.next_batch(tick() if within is None else within)
             if not batch and within is not None:
                 batch = (self._last_event(),)
-            paint(batch)
+            render(batch)
             if batch and isinstance(ending := batch[-1], Ending):
                 return ending
 
@@ -303,7 +303,7 @@ class Handle:
         return self._ending
 
     def wait(self) -> Ending:
-        """Wait for the ending without painting; an interrupt ends the wait, not the request.
+        """Wait for the ending without rendering; an interrupt ends the wait, not the request.
 
         Raises
         ------
@@ -460,7 +460,7 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
             raise cancelled
         case Interrupted(reply=reply):
             kept = "the text so far is kept" if reply.text else "nothing had arrived"
-            resume = f"`%codex resume {reply.id}` goes on with it."
+            resume = f"`%codex resume {reply.id}` continues it."
             advice = resume if request and request.durable else "Run it again to ask again."
             raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
 

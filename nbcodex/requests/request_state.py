@@ -128,7 +128,7 @@ def _estimate_usage(request: Request, text: str) -> Usage:
 class PendingWait:
     """What a request waits for."""
 
-    cause: TransientError  # Why
+    cause: TransientError  # why it waits
     until: float  # An instant of the clock
     is_free: bool  # Whether the request has certainly cost nothing yet
 
@@ -268,7 +268,7 @@ class RequestState:
     def patience_error(
         self, cause: TransientError, resume_at: float, *, now: float, wall: float
     ) -> ParkedError:
-        """Return the error of a request that can go only when its user waits no longer.
+        """Return the error of a request that would have to wait longer than its patience.
 
         Parameters
         ----------
@@ -284,7 +284,7 @@ class RequestState:
         if self.waited:
             patience = f"is left of {patience} after {format_duration(self.waited)}"
         return ParkedError(
-            f"{cause.message} It can go at {moment} (in {format_duration(wait)}), "
+            f"{cause.message} The request can be sent at {moment} (in {format_duration(wait)}), "
             f"longer than {patience}.",
             advice=f"`%codex resume {self.request.id}` after {moment}, or run it with a longer "
             "--patience.",
@@ -298,10 +298,13 @@ class RequestState:
         if (wait := self.wait) is not None and wait.until > now:
             left = wait.until - now
             moment = format_time(wall + left, now=wall)
-            free = " It has cost nothing so far." if wait.is_free else ""
-            message = f"{wait.cause.message} It can go at {moment} (in {format_duration(left)})."
-            message, details = message + free, {"cause": wait.cause, "resume_at": wall + left}
-        advice = f"`%codex resume {self.request.id}` goes on with it."
+            free = " The request has cost nothing so far." if wait.is_free else ""
+            message = (
+                f"{wait.cause.message} The request can be sent at {moment} "
+                f"(in {format_duration(left)}).{free}"
+            )
+            details = {"cause": wait.cause, "resume_at": wall + left}
+        advice = f"`%codex resume {self.request.id}` continues it."
         error = ParkedError(message, advice=advice, **details)
         error.title = "Parked by you"
         return error

@@ -455,7 +455,7 @@ class RequestRunner:
             return
         await self._entry.wait_inserted()
         self._emit(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=waited)
-        await self._entry.wait(wait.until, wait.limit)
+        await self._entry.record_wait(wait.until, wait.limit)
 
     async def _announce_attempt(self, **price: Any) -> None:
         """Commit that an attempt begins, then emit it."""
@@ -536,7 +536,7 @@ class RequestRunner:
             resume_at=resume_at,
             waited=self.state.waited,
         )
-        await self._entry.wait(resume_at, getattr(error, "limit", None))
+        await self._entry.record_wait(resume_at, getattr(error, "limit", None))
 
     async def _sleep(self, seconds: float) -> None:
         """Wait out a fault. A limit's wait is a cooldown of the model: `acquire` waits for it."""

@@ -393,7 +393,7 @@ def _without_fence(text: str) -> str:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     return kinds.get(type(value)) or shorten(json.dumps(value, default=str), 30)
 
 

@@ -1,7 +1,7 @@
 """The one event loop, in one daemon thread, on which all network work runs.
 
-Owns the thread. The kernel's main thread only waits and paints, so an interrupt reaches it at once.
-Must not know what runs on it.
+Owns the thread. The kernel's main thread only waits and renders, so an interrupt reaches it at
+once. Must not know what runs on it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def prepare(folder: Path, name: str) -> Path:
 
 
 def _claim(path: Path, *, kind: str, mode: int) -> None:
-    """Give `path` its mode, and refuse what is not the user's own."""
+    """Set the mode of `path`; raise UnsafePathError if others own it or can write to it."""
     found = path.stat() if kind == "folder" else path.lstat()
     if not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(found.st_mode):
         raise UnsafePathError(f"{path} is not a plain {kind}.")
@@ -53,7 +53,7 @@ def _claim(path: Path, *, kind: str, mode: int) -> None:
     if found.st_uid != os.geteuid():
         raise UnsafePathError(f"The {kind} {path} belongs to another user.")
     if kind == "folder" and found.st_mode & 0o022:
-        raise UnsafePathError(f"Others can write to the {kind} {path}: chmod 700 would mend that.")
+        raise UnsafePathError(f"Others can write to the {kind} {path}: run chmod 700 on it.")
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(mode)
 

@@ -40,7 +40,7 @@ class File:
     purpose: str
     created_at: float
 
-    def as_object(self) -> dict[str, Any]:
+    def file_object(self) -> dict[str, Any]:
         """Return the API's file object."""
         return {
             "id": self.id,
@@ -124,7 +124,7 @@ class BatchService:
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
         if len(data) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        return self._store_file(name, data, owner=owner, purpose=purpose).as_object()
+        return self._store_file(name, data, owner=owner, purpose=purpose).file_object()
 
     def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> File:
         id_ = f"file-{self._life}{next(self._numbers):06x}"

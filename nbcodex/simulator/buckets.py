@@ -47,7 +47,7 @@ class Bucket:
         """Return the used part of the limit in whole units, as in the server's messages."""
         return math.ceil(self.limit - self.level_at(now) - ROUNDING * self.limit)
 
-    def wait(self, amount: float, now: float) -> float:
+    def seconds_until(self, amount: float, now: float) -> float:
         """Return the seconds until `amount` is available, by the formula of OpenAI's messages."""
         return max(0.0, (self.used(now) + amount - self.limit) / self.limit * self.window)
 
@@ -194,7 +194,7 @@ def _refusal(
         limit=int(shown.limit),
         used=shown.used(now),
         requested=amount,
-        wait=None if never else _stated(bucket.wait(_needed(bucket, amount), now)),
+        wait=None if never else _stated(bucket.seconds_until(_needed(bucket, amount), now)),
     )
 
 

@@ -254,7 +254,7 @@ class BackgroundResponse:
             self._task.cancel()
             self._notify()
 
-    def as_object(self) -> dict[str, Any]:
+    def response_object(self) -> dict[str, Any]:
         """Return the current response object."""
         wire = ResponsesFormat(self.generation.answer)
         if self.status in ("completed", "incomplete"):

@@ -121,9 +121,9 @@ class ResponsesFormat:
         place = {"item_id": self._source.item_id("rs"), "output_index": 0, "summary_index": 0}
         part, name = {"type": "summary_text", "text": ""}, "response.reasoning_summary"
         yield self._stream_event("aside", f"{name}_part.added", **place, part=part)
-        error = tokenize(_REASONING_TEXT)
-        for index, word in enumerate(error, start=1):
-            self._tokens = self._source.plan.reasoning * index // len(error)
+        words = tokenize(_REASONING_TEXT)
+        for index, word in enumerate(words, start=1):
+            self._tokens = self._source.plan.reasoning * index // len(words)
             yield self._stream_event("aside", f"{name}_text.delta", **place, delta=word)
         yield self._stream_event("aside", f"{name}_text.done", **place, text=_REASONING_TEXT)
         yield self._stream_event(

@@ -31,7 +31,7 @@ class Route:
 
     Parameters
     ----------
-    door
+    endpoint
         The endpoint.
     azure : bool
         Whether the path is one of Azure's.
@@ -39,7 +39,7 @@ class Route:
         Id in the path (of a response, file or batch), or the control command.
     deployment : str
         Azure's deployment, which stands in the path in place of a model.
-    deed : str
+    collection : str
         ``files`` or ``batches``.
     query : mapping
         The query parameters.
@@ -65,13 +65,13 @@ _ROUTES: tuple[tuple[str, Endpoint, re.Pattern[str]], ...] = (
     ("GET", "models", re.compile(rf"{_BASE}/models")),
     ("GET", "retrieve", re.compile(rf"{_BASE}/responses/(?P<id>[^/]+)")),
     ("POST", "cancel", re.compile(rf"{_BASE}/responses/(?P<id>[^/]+)/cancel")),
-    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>files)")),
-    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>files)/(?P<id>[^/]+)/content")),
-    ("DELETE", "library", re.compile(rf"{_BASE}/(?P<deed>files)/(?P<id>[^/]+)")),
-    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>batches)")),
-    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>batches)")),
-    ("GET", "library", re.compile(rf"{_BASE}/(?P<deed>batches)/(?P<id>[^/]+)")),
-    ("POST", "library", re.compile(rf"{_BASE}/(?P<deed>batches)/(?P<id>[^/]+)/cancel")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<collection>files)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<collection>files)/(?P<id>[^/]+)/content")),
+    ("DELETE", "library", re.compile(rf"{_BASE}/(?P<collection>files)/(?P<id>[^/]+)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<collection>batches)")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<collection>batches)")),
+    ("GET", "library", re.compile(rf"{_BASE}/(?P<collection>batches)/(?P<id>[^/]+)")),
+    ("POST", "library", re.compile(rf"{_BASE}/(?P<collection>batches)/(?P<id>[^/]+)/cancel")),
     ("GET", "control", re.compile(r"/_simulator/(?P<id>log)")),
     ("POST", "control", re.compile(r"/_simulator/(?P<id>script|knobs)")),
 )
@@ -87,13 +87,13 @@ def find_route(call: HttpRequest) -> Route:
     """
     parts = urlsplit(call.path)
     allowed = [
-        (method, door, found)
-        for method, door, pattern in _ROUTES
-        if (found := pattern.fullmatch(parts.path))
+        (method, endpoint, match)
+        for method, endpoint, pattern in _ROUTES
+        if (match := pattern.fullmatch(parts.path))
     ]
-    for method, door, found in allowed:
+    for method, endpoint, match in allowed:
         if method == call.method:
-            return _read(door, found, dict(parse_qsl(parts.query)), call)
+            return _read(endpoint, match, dict(parse_qsl(parts.query)), call)
     if allowed:
         message = f"Not allowed to {call.method} on {parts.path} (HINT: Perhaps you meant to use "
         raise ErrorResponse(405, f"{message}a different HTTP method?)", code="method_not_supported")
@@ -107,23 +107,25 @@ def unknown_path(call: HttpRequest) -> ErrorResponse:
     return ErrorResponse(404, f"Invalid URL ({call.method} {urlsplit(call.path).path})")
 
 
-def _read(door: Endpoint, found: re.Match[str], query: dict[str, str], call: HttpRequest) -> Route:
-    named = found.groupdict()
+def _read(
+    endpoint: Endpoint, match: re.Match[str], query: dict[str, str], call: HttpRequest
+) -> Route:
+    named = match.groupdict()
     base = named.get("base") or ""
     if base == "/openai" and not query.get("api-version"):
         raise unknown_path(call)
     return Route(
-        endpoint=door,
+        endpoint=endpoint,
         azure=base.startswith("/openai"),
         id=unquote(named.get("id") or ""),
         deployment=unquote(named.get("deployment") or ""),
-        collection=named.get("deed") or "",
+        collection=named.get("collection") or "",
         query=query,
     )
 
 
 def key_of(call: HttpRequest, azure: bool, knobs: Knobs) -> str:
-    """Return the key that `call` shows; empty if it shows none and need not.
+    """Return the key that `call` contains; empty if it has none and needs none.
 
     Raises
     ------

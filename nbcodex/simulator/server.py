@@ -37,7 +37,7 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
 
     def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(simulator, reader, writer)
-        task = asyncio.get_running_loop().create_task(connection.run())
+        task = asyncio.get_running_loop().create_task(connection.serve())
         connections.add(task)
         task.add_done_callback(connections.discard)
 
@@ -68,7 +68,7 @@ class _Connection:
         self._writer = writer
         self._http = h11.Connection(h11.SERVER)
 
-    async def run(self) -> None:
+    async def serve(self) -> None:
         """Serve requests until either side closes the connection."""
         try:
             await self._serve_requests()

@@ -306,7 +306,7 @@ class Simulator:
         )
         stored.start()
         if not candidate.request.stream:
-            body = ResponseBody(single_chunk(encode_json(stored.as_object())))
+            body = ResponseBody(single_chunk(encode_json(stored.response_object())))
             return self._respond(candidate, limits | JSON_HEADERS, body)
         chunks = deliver(stored.follow(), generation.fault_among(DELIVERY), self.clock)
         return self._respond(candidate, limits | EVENT_STREAM_HEADERS, ResponseBody(chunks))
@@ -322,7 +322,7 @@ class Simulator:
             stored.cancel()
         elif route.query.get("stream") == "true":
             return self._continue_stream(stored, route.query.get("starting_after", "-1"), record)
-        return json_response(stored.as_object(), self._common(record))
+        return json_response(stored.response_object(), self._common(record))
 
     def _serve_batches(
         self, call: HttpRequest, route: Route, record: RequestRecord

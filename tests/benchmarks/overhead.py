@@ -274,7 +274,7 @@ def reservations(count: int = 2000) -> list[float]:
         limiter = SharedLimiter(lambda: open_store(folder), clock=clock, on_problem=print)
         for _ in range(count):
             began = time.perf_counter()
-            given = await limiter.run(reserve)
+            given = await limiter.run_operation(reserve)
             took.append(time.perf_counter() - began)
             limiter.post(lambda core, given=given: core.observe(given, None, clock.now()))
             limiter.post(lambda core, given=given: core.settle(given, Usage(), clock.now()))

@@ -72,7 +72,7 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
     clock: ManualClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    last = Heartbeat(at=clock.wall(), now=clock.now())
+    last = Heartbeat(at=clock.wall(), boot_time=clock.now())
     clock.epoch += jump
     assert not is_silent(OTHER, last, here=HERE, clock=clock)
     clock.boot += 61
@@ -81,7 +81,7 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
-    far, last = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), now=99.0)
+    far, last = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), boot_time=99.0)
     clock.epoch += 60
     assert not is_silent(far, last, here=HERE, clock=clock)
     clock.epoch += 1

@@ -99,7 +99,7 @@ def test_a_stopped_durable_answer_can_be_resumed(simulator: Simulated, tmp_path:
         stopped = running.finish(asked)
         assert stopped.status == "error"
         (entry,) = [line.split()[0] for line in running.run("%codex journal").stream.splitlines()]
-        assert f"`%codex resume {entry}` goes on with it." in " ".join(stopped.shown_error)
+        assert f"`%codex resume {entry}` continues it." in " ".join(stopped.shown_error)
         ran = running.run("%codex resume " + running.run("print(reply.id)").stream.strip())
         assert ran.markdown.count(WORDS) == 1
         assert running.run("reply.status").plain == "'done'"

@@ -591,7 +591,7 @@ def test_rows_without_patience_wait_for_limits(simulated: SimulatedClient) -> No
     simulated.simulator.script([Fault("requests_per_day", seconds=5_000)])
     replies = nbcodex.map(ECHO, ["b"], patience="1s")
     assert replies[0].status == "parked"
-    assert "It can go at" in last().parked[0]
+    assert "The request can be sent at" in last().parked[0]
 
 
 def test_last_stats_cover_the_whole_map(simulated: SimulatedClient) -> None:

@@ -40,10 +40,10 @@ class ManualBackend:
     def capacity(self, active: int) -> int:
         return self.max_active - active
 
-    def start(self, request: Request, entry: Any = None) -> None:
+    def start_row(self, request: Request, entry: Any = None) -> None:
         self.started.append(request.id)
 
-    def flush(self) -> None:
+    def send_pending(self) -> None:
         self.flushed = True
 
     def end_active(self, action: Any, /) -> None: ...

@@ -16,7 +16,7 @@ from IPython.testing.globalipapp import start_ipython
 from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.models import Origin, Request
-from nbcodex.notebook import options
+from nbcodex.notebook import cell_options
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
@@ -63,7 +63,7 @@ def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_an_invalid_option_is_a_one_line_usage_error(line: str, says: str) -> None:
     """An invalid option raises exactly `UsageError`, which IPython shows in one line."""
     with pytest.raises(UsageError) as caught:
-        options.parse_options(line)
+        cell_options.parse_options(line)
     assert type(caught.value) is UsageError
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -85,7 +85,7 @@ def test_an_invalid_option_is_a_one_line_usage_error(line: str, says: str) -> No
 )
 def test_each_option_is_parsed(line: str, wants: dict[str, Any]) -> None:
     """Each option gives the value that it names."""
-    got = vars(options.parse_options(line))
+    got = vars(cell_options.parse_options(line))
     assert {name: got[name] for name in wants} == wants
 
 

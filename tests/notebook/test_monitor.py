@@ -171,7 +171,10 @@ def test_reused_answer_is_not_the_last_request() -> None:
 def test_missing_observations_keep_the_last_ones() -> None:
     """Budgets are the exception: one that is gone is not shown."""
     seen = Observation(
-        at=1, all_time=UsageTotals(requests=9), elsewhere=OtherKernels(), budgets=("half of it",)
+        at=1,
+        all_time=UsageTotals(requests=9),
+        other_kernels=OtherKernels(),
+        budgets=("half of it",),
     )
     state = state_after(seen, Observation(at=2, session=UsageTotals(requests=1)))
     assert (state.all_time, state.session) == (UsageTotals(requests=9), UsageTotals(requests=1))
@@ -236,7 +239,7 @@ def busy() -> MonitorState:
         at=0,
         session=totals,
         all_time=UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
-        elsewhere=OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
+        other_kernels=OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         budgets=("$1.50 of $5.00 for this session used (30%)",),
         limits=(model_state(closed_until=15.0, limit=LIMIT, waiting=3, waiting_tokens=45_000.0),),
     )

@@ -15,7 +15,7 @@ def test_output_share_is_not_misled_by_short_answers() -> None:
     """They end first, while most are still under way."""
     output = OutputEstimator()
     for _ in range(100):
-        output.start(1000, 0.0)
+        output.count_started(1000, 0.0)
     for _ in range(10):
         output.drop(1000, 0.0)
         output.record(1000, 50, 1.0)

@@ -46,15 +46,21 @@ class Kernel:
         def operation(core: RateLimiter) -> QueueEntry:
             return core.enqueue("b", COST, lambda: None)
 
-        entry = await self.limiter.run(operation)
-        answer = await self.limiter.run(lambda core: core.try_acquire(entry, self.clock.now()))
+        entry = await self.limiter.run_operation(operation)
+        answer = await self.limiter.run_operation(
+            lambda core: core.try_acquire(entry, self.clock.now())
+        )
         while not isinstance(answer, Permit):
             await self.clock.wait(answer.until)
-            answer = await self.limiter.run(lambda core: core.try_acquire(entry, self.clock.now()))
+            answer = await self.limiter.run_operation(
+                lambda core: core.try_acquire(entry, self.clock.now())
+            )
         given = answer
-        await self.limiter.run(lambda core: core.observe(given, SNAPSHOT, self.clock.now()))
+        await self.limiter.run_operation(
+            lambda core: core.observe(given, SNAPSHOT, self.clock.now())
+        )
         usage = Usage(input_tokens=10, output_tokens=20)
-        await self.limiter.run(lambda core: core.settle(given, usage, self.clock.now()))
+        await self.limiter.run_operation(lambda core: core.settle(given, usage, self.clock.now()))
         assert self.clock.now() - now < 1.0
         return given
 
@@ -179,13 +185,13 @@ def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
     async def main() -> tuple[int, int]:
         with kernel(tmp_path) as alone:
             clock, limiter = alone.clock, alone.limiter
-            entry = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run(lambda core: core.try_acquire(entry, clock.now()))
+            entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(given, Permit)
             limiter._store._connection.close()  # type: ignore[union-attr]
-            await limiter.run(lambda core: core.observe(given, SNAPSHOT, clock.now()))
+            await limiter.run_operation(lambda core: core.observe(given, SNAPSHOT, clock.now()))
             usage = Usage(input_tokens=10, output_tokens=20)
-            await limiter.run(lambda core: core.settle(given, usage, clock.now()))
+            await limiter.run_operation(lambda core: core.settle(given, usage, clock.now()))
             (shared,) = limiter._core._store._models.values()  # type: ignore[attr-defined]
             return shared.model.output.in_flight, shared.model.unanswered
 
@@ -229,9 +235,12 @@ def test_simultaneous_operations_share_transactions(tmp_path: Path) -> None:
     async def main() -> None:
         made = Kernel(opening)
         try:
-            await made.limiter.run(lambda core: core.limit_states(0.0, "b"))
+            await made.limiter.run_operation(lambda core: core.limit_states(0.0, "b"))
             begun.clear()
-            deeds = (made.limiter.run(lambda core: core.limit_states(0.0, "b")) for _ in range(50))
+            deeds = (
+                made.limiter.run_operation(lambda core: core.limit_states(0.0, "b"))
+                for _ in range(50)
+            )
             await asyncio.gather(*deeds)
         finally:
             made.limiter.close()
@@ -245,7 +254,7 @@ def test_post_after_a_run_waits_its_whole_delay(tmp_path: Path) -> None:
         with kernel(tmp_path) as alone:
             alone.limiter.post(lambda _: None)
             first = alone.limiter._timer
-            await alone.limiter.run(lambda _: None)
+            await alone.limiter.run_operation(lambda _: None)
             alone.limiter.post(lambda _: None)
             second = alone.limiter._timer
             assert first is not None
@@ -262,7 +271,7 @@ def test_error_in_an_operation_reaches_its_caller_only(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as alone:
             with pytest.raises(ZeroDivisionError):
-                await alone.limiter.run(lambda _: 1 // 0)
+                await alone.limiter.run_operation(lambda _: 1 // 0)
             await alone.ask()
             assert alone.problems == []
 
@@ -275,12 +284,12 @@ def test_cancelled_wait_leaves_operations_done_in_order(tmp_path: Path) -> None:
             done: list[int] = []
             gate = threading.Event()
             alone.limiter.post(lambda _: gate.wait(10))
-            waiting = asyncio.ensure_future(alone.limiter.run(lambda _: done.append(1)))
+            waiting = asyncio.ensure_future(alone.limiter.run_operation(lambda _: done.append(1)))
             await asyncio.sleep(0)
             waiting.cancel()
             alone.limiter.post(lambda _: done.append(2))
             gate.set()
-            await alone.limiter.run(lambda _: done.append(3))
+            await alone.limiter.run_operation(lambda _: done.append(3))
             assert done == [1, 2, 3]
 
     run(main())
@@ -301,8 +310,10 @@ def test_closed_limiter_leaves_its_share_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as stays:
             with kernel(tmp_path) as goes:
-                entry = await goes.limiter.run(lambda core: core.enqueue("b", COST, int))
-                await goes.limiter.run(lambda core: core.try_acquire(entry, goes.clock.now()))
+                entry = await goes.limiter.run_operation(lambda core: core.enqueue("b", COST, int))
+                await goes.limiter.run_operation(
+                    lambda core: core.try_acquire(entry, goes.clock.now())
+                )
             (known,) = (await stays.limiter.limit_states(stays.clock.now(), "b")).values()
             assert known.other_processes == 0
 
@@ -325,12 +336,12 @@ def test_heartbeats_continue_while_a_request_is_in_flight(
                 "heartbeat",
                 lambda self, now: beats.append(beat(self, now)) or beats[-1],
             )
-            entry = await limiter.run(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run(lambda core: core.try_acquire(entry, clock.now()))
+            entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
+            given = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(given, Permit)
             await asyncio.to_thread(_until, lambda: len(beats) >= 5)
             assert all(beats)
-            await limiter.run(lambda core: core.release(given, clock.now()))
+            await limiter.run_operation(lambda core: core.release(given, clock.now()))
             await asyncio.to_thread(_until, lambda: limiter._heartbeat_at is None)
 
     run(main())
@@ -389,7 +400,7 @@ def test_limit_state_counts_waiting_requests(tmp_path: Path) -> None:
                 return core.try_acquire(core.enqueue("b", COST, lambda: None), alone.clock.now())
 
             for _ in range(5):  # the first goes, to find out what the limits are
-                await alone.limiter.run(ask)
+                await alone.limiter.run_operation(ask)
             (known,) = (await alone.limiter.limit_states(alone.clock.now(), "b")).values()
             return known.waiting, known.waiting_tokens
 

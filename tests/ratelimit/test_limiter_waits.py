@@ -50,7 +50,7 @@ class PostponingLimiter(Limiter):
         super().__init__()
         self._postponing: Any = PostponingCore(*turns)
 
-    async def run(self, operation: Callable[[RateLimiter], ResultT]) -> ResultT:
+    async def run_operation(self, operation: Callable[[RateLimiter], ResultT]) -> ResultT:
         return operation(self._postponing)
 
 

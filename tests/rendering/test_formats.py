@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from nbcodex.models import Image, Reply
-from nbcodex.notebook import options
+from nbcodex.notebook import cell_options
 from nbcodex.rendering import formats
 from nbcodex.rendering.formats import (
     AnswerOutput,
@@ -324,8 +324,8 @@ def test_reasoning_is_folded_above_the_answer() -> None:
 
 def test_every_format_is_an_option() -> None:
     """The option offers all formats, and `md` is a synonym."""
-    assert set(options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}
-    assert formats.INSTRUCTIONS.keys() <= set(options.FORMATS)
+    assert set(cell_options.FORMATS) - {"md"} == set(get_args(Format)) - {"fix"}
+    assert formats.INSTRUCTIONS.keys() <= set(cell_options.FORMATS)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ USED = Reply(id="a", usage=Usage(input_tokens=60, output_tokens=40), cost=0.25)
 )
 def test_cap_is_parsed_as_users_write_it(text: str, cap: SpendingCap) -> None:
     assert parse_cap(text) == cap
-    assert parse_cap(cap.text) == cap
+    assert parse_cap(cap.source_text) == cap
 
 
 @pytest.mark.parametrize("text", ["", "much", "-5", "0", "$0", "$5 tokens", "5/week", "1e5", "k"])

@@ -179,7 +179,7 @@ def test_refused_request_precedes_later_ones() -> None:
 def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any, kind: Any) -> None:
     async def main() -> list[Event]:
         stage = Stage(answer("hi"))
-        store = (await stage.limiter.run(lambda core: core))._store
+        store = (await stage.limiter.run_operation(lambda core: core))._store
         name, now = "m", asyncio.get_running_loop().time()
         other = RateLimiter(store, holder="another kernel")
         sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
@@ -229,7 +229,7 @@ def test_every_ending_closes_its_reservation_once(act: Any, order: Any, ended: i
     async def main() -> tuple[int, int, int]:
         stage = Stage(act)
         await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
-        (shared,) = (await stage.limiter.run(lambda core: core._store))._models.values()
+        (shared,) = (await stage.limiter.run_operation(lambda core: core._store))._models.values()
         output = shared.model.output
         return output.in_flight, shared.model.unanswered, output.ended
 
@@ -238,7 +238,7 @@ def test_every_ending_closes_its_reservation_once(act: Any, order: Any, ended: i
 
 def test_permit_granted_to_a_stopped_request_is_released() -> None:
     class Slow(Limiter):
-        async def run(self, operation: Any) -> Any:
+        async def run_operation(self, operation: Any) -> Any:
             result = operation(self._core)
             await asyncio.sleep(1.0)
             return result

@@ -222,7 +222,7 @@ def _view(request: Request, heading: str) -> View:
 def _entry_line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
-    until = f" (can go at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
+    until = f" (can be sent at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
     doubt = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{doubt}"
 

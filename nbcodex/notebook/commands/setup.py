@@ -16,7 +16,7 @@ from IPython.core.error import UsageError
 
 from nbcodex.client import current
 from nbcodex.errors import NbcodexError
-from nbcodex.notebook import identity, options
+from nbcodex.notebook import cell_options, identity
 from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.display import can_show_widgets
 from nbcodex.rendering.html import printable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbcodex.doctor import Finding
     from nbcodex.simulator.server import SimulatorServer
 
-_server: SimulatorServer | None = None  # of `%codex demo`: one a process, whichever shell asks
+_server: SimulatorServer | None = None  # of `%codex demo`: one per process, shared by all shells
 
 _DEMO_LIMITS: dict[str, dict[str, Any]] = {
     "on": {"tpm": 3_000, "rpm": 60, "latency": 0.4, "speed": 60.0},
@@ -56,7 +56,7 @@ class SetupCommands(CommandGroup):
         """Define a short name for a model in this session: alias NAME TARGET."""
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
             raise UsageError("%codex alias: a name has letters, digits, '.', '_' and '-' only")
-        options.check_provider(target)
+        cell_options.check_provider(target)
         if name == target or target in self._config.aliases:
             raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
         self._config.aliases = {**self._config.aliases, name: target}

@@ -87,7 +87,7 @@ class CellOutput:
             return OPEN_DELAY_S
         return SEND_TIME_S
 
-    def open(self) -> None:
+    def show(self) -> None:
         """Show the view, even if nothing has happened yet."""
         self._is_open = True
         self._call_view(self._view.open)
@@ -115,7 +115,7 @@ class CellOutput:
             self._is_prepared = True
             self._call_view(self._view.prepare)
         elif self._state.is_waiting or (not self._only_if_waiting and self._is_due(events)):
-            self.open()
+            self.show()
 
     def _is_due(self, events: tuple[Event, ...]) -> bool:
         match self._state.phase:

@@ -105,7 +105,7 @@ class MonitorCollector:
         self._journal_read_at = time.monotonic()
         journal = self._client.journal(settings)
         return Observation(
-            at=now, all_time=journal.read_totals(), elsewhere=journal.other_kernels()
+            at=now, all_time=journal.read_totals(), other_kernels=journal.other_kernels()
         )
 
 

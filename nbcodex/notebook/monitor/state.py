@@ -65,7 +65,7 @@ class Observation:
     limits: tuple[ModelLimits, ...] | None = None
     session: UsageTotals | None = None  # of this process
     all_time: UsageTotals | None = None  # of the journal
-    elsewhere: OtherKernels | None = None
+    other_kernels: OtherKernels | None = None
     budgets: tuple[str, ...] = ()  # how far the user's own caps are used up, in words
 
 
@@ -97,7 +97,7 @@ class MonitorState:
     limits: tuple[ModelLimits, ...] = ()
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
     all_time: UsageTotals | None = None
-    elsewhere: OtherKernels | None = None
+    other_kernels: OtherKernels | None = None
     budgets: tuple[str, ...] = ()
     last: Reply | None = None  # the result of the last request, without its text
     # Tokens and limit hits of the last hour, by minute of the events' clock.
@@ -119,7 +119,7 @@ def apply_events(state: MonitorState, inputs: Iterable[events.Event | Observatio
 
 
 def _apply_observation(state: MonitorState, seen: Observation) -> MonitorState:
-    names = ("limits", "session", "all_time", "elsewhere")
+    names = ("limits", "session", "all_time", "other_kernels")
     known = {name: value for name in names if (value := getattr(seen, name)) is not None}
     return replace(state, budgets=seen.budgets, **known)
 

@@ -41,7 +41,7 @@ def monitor_text(state: MonitorState, now: float, wall: float) -> str:
         _all_time_line(state),
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
-        f"other kernels: {_elsewhere(state.elsewhere, wall)}" if state.elsewhere else "",
+        f"other kernels: {_elsewhere(state.other_kernels, wall)}" if state.other_kernels else "",
         *("  ".join(_log_row(entry, now, wall)) for entry in state.log),
     ]
     return "\n".join(filter(None, lines))
@@ -166,7 +166,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "minutes": [[m.tokens, m.limit_hits] for m in last_hour(state, now)],
         "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
-        "elsewhere": _elsewhere(state.elsewhere, wall) if state.elsewhere else "",
+        "elsewhere": _elsewhere(state.other_kernels, wall) if state.other_kernels else "",
         "log": [_log_row(entry, now, wall) for entry in state.log],
     }
 
