@@ -57,14 +57,14 @@ NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE = "possibly paid", "possibly paid t
 
 
 def new_id() -> str:
-    """Return a fresh request id: twelve hexadecimal digits, of which a unique prefix will do."""
+    """Return a new request id of twelve hexadecimal digits; commands accept a unique prefix."""
     # Among a million requests in one journal, a collision has a probability of 0.2 %; with eight
     # digits, a map of 100,000 rows would contain one more often than not (birthday bound).
     return secrets.token_hex(6)
 
 
 def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
-    """Return the name that `prefix` is, or else all names that begin with it."""
+    """Return the name that equals `prefix`, or else all names that begin with it."""
     names = list(names)
     return [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
 

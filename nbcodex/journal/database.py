@@ -96,7 +96,7 @@ class JournalDatabase:
                 self._retry_at = self._clock.now() + FILE_RETRY_S
                 self._return_to_file()
             results = self._transact(jobs)
-        except Exception as error:  # requests go on, even without a journal
+        except Exception as error:  # requests continue without a journal
             self._maintenance.rolled_back()
             if self._fall_back(error):
                 self.perform(jobs)
@@ -138,7 +138,7 @@ class JournalDatabase:
         if level is Level.ALONE:
             return [job.work(connection) for job in jobs]
         if level is Level.SAFE and not self.is_fallback and self._found_inode() != self._inode:
-            # SQLite would go on with a file that no other process can open any more.
+            # SQLite would continue with a file that no other process can open any more.
             raise FileVanishedError(f"{self.folder} has lost its journal while it was open.")
         # NORMAL survives the process; FULL waits for the disk, and so survives a power failure.
         if level > Level.READ and level is not self._synchronous:

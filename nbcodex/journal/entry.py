@@ -99,8 +99,8 @@ class JournalEntry:
         """Return once the request is committed."""
         self._insert_now()
         if self._inserting is not None:
-            # Stop, cancel or park may cancel the task that waits here. The commit goes on, and the
-            # ending waits for it again.
+            # Stop, cancel or park may cancel the task that waits here. The commit continues, and
+            # the ending waits for it again.
             await asyncio.shield(self._inserting)
             self._inserting = None
 

@@ -2,7 +2,7 @@
 
 Runs the functions of `writes` and `reads` on the database's worker thread; an await costs the event
 loop some microseconds. Nothing here raises because a disk is full or a file is damaged: the journal
-then goes on in memory, and `problem` says why.
+then continues in memory, and `problem` says why.
 """
 
 from __future__ import annotations

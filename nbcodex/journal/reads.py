@@ -43,7 +43,7 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
         ORDER BY seq DESC LIMIT 1""",
         (salted(connection, key),),
     )
-    # A damaged answer is no answer: the request is sent again.
+    # A damaged answer is not used: the request is sent again.
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         for row in rows:
             reply = _entry(row, is_abandoned=False).reply

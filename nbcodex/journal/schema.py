@@ -226,7 +226,7 @@ def primary_code(error: sqlite3.Error) -> int:
 def _connect(target: str, *, patience: float) -> Connection:
     connection = sqlite3.connect(target, timeout=patience, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    # A function of SQL, because a query of its own for the salt costs more than the hash.
+    # An SQL function, because a separate query for the salt costs more than the hash.
     connection.create_function("salted", 2, _salted, deterministic=True)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("PRAGMA secure_delete = ON")  # `forget` overwrites with zeros

@@ -175,7 +175,7 @@ def update_text(
 def set_response_id(
     connection: Connection, id_: str, *, owner: Owner, at: float, response_id: str
 ) -> None:
-    """Note which durable response carries the answer."""
+    """Store the id of the durable response that contains the answer."""
     connection.execute(
         """UPDATE entries SET response_id = ?, updated_at = ? WHERE id = ? AND owner = ?""",
         (storable(response_id), at, storable(id_), owner.id),

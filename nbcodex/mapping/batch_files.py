@@ -53,7 +53,7 @@ class BatchFiles:
     async def write_part(self, rows: deque[PendingRow], max_rows: int) -> tuple[BatchPart, bytes]:
         """Take up to `max_rows` rows from the left; return them as a part, and its input file.
 
-        Rows that the budget refuses, or of which no line can be made, end here.
+        Rows that the budget refuses, or that cannot be made into a line, fail here.
         """
         first = rows[0]
         base_url, _, model = first.destination

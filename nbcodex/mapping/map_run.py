@@ -298,8 +298,8 @@ class MapRun:
         self._refused += 1
         self._set_reply(row, self._unsent_reply(row.index, "failed", why))
 
-    def _not_asked(self, index: int) -> Reply:
-        return self._unsent_reply(index, "parked", "Not asked yet.")
+    def _not_sent(self, index: int) -> Reply:
+        return self._unsent_reply(index, "parked", "Not sent yet.")
 
     def _unsent_reply(self, index: int, status: Literal["failed", "parked"], why: str) -> Reply:
         return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=why)
@@ -398,7 +398,7 @@ class MapRun:
         return has_new_answers or bool(self._queue) or not self._source_ended
 
     def restore(self, row: RowState, reply: Reply) -> None:
-        """Add a row that the journal knows: its answer, or that it has none yet."""
+        """Add a row from the journal: its answer, or that it has none yet."""
         if reply:
             # The journal keeps the text of an answer, not the object that was parsed from it.
             if row.request is not None:
@@ -418,7 +418,7 @@ class MapRun:
     def replies_in_order(self) -> list[Reply]:
         """Return a reply for each row; none for an iterator, whose replies are not kept."""
         return [
-            reply if (reply := self.replies.get(index)) is not None else self._not_asked(index)
+            reply if (reply := self.replies.get(index)) is not None else self._not_sent(index)
             for index in range(self.inputs.total or 0)
         ]
 

@@ -193,7 +193,7 @@ def resume_advice(run: MapRun) -> str:
             "batch there."
         )
     if run.keeps_replies:
-        return f"`%codex resume {run.id}` goes on; nbcodex.map.last holds what is finished."
+        return f"`%codex resume {run.id}` continues it; nbcodex.map.last has the finished rows."
     return "Run the loop again: what is answered costs nothing."
 
 
@@ -213,7 +213,7 @@ def _answered(run: MapRun) -> str:
 
 def _rest(run: MapRun, outcome: MapOutcome) -> str:
     if _is_at_provider(run):
-        return "the provider goes on"
+        return "the provider continues"
     return "nothing is lost" if outcome == "cancelled" else "the rest is parked"
 
 

@@ -277,7 +277,7 @@ class BatchUploader:
             return
         requests = {request.id: request for request in held.requests}
         part = self._uploaded[tag] = BatchPart(tag, requests, held.requests[0], held.base_url)
-        # Rows of the part itself get its answers; only equal rows of this map go on waiting.
+        # Rows of the part itself get its answers; only equal rows of this map continue to wait.
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:

@@ -35,7 +35,7 @@ PREVIEW_CHARS = 120
 
 NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits while it runs"
 
-# These belong to one prompt and its answer: a map is no conversation, and shows a table.
+# These belong to one prompt and its answer: a map is not a conversation, and shows a table.
 _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 

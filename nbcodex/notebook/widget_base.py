@@ -73,7 +73,7 @@ class CodexWidget(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def receive_while_blocked(self) -> None:
-        """Let the page's messages be served beside the cell that blocks the kernel."""
+        """Receive the page's messages while a cell blocks the kernel."""
         # ipykernel 7.4 routes incoming messages of a comm to the shell that last sent on it, which
         # is the blocked one; 7.0 to 7.3 leave them on the subshell that the page chose. This
         # does the same. It is private: guarded, and tested with each version of ipykernel.
@@ -88,8 +88,8 @@ class CodexWidget(anywidget.AnyWidget):
     def _shared_source(cls) -> WidgetSource:
         source = cls._source
         # The server drops messages in a flood. A page that did not get the source cannot show any
-        # of these widgets, and stays silent: so it is sent again until a page has answered. The one
-        # before stays open, because a page may be loading it at this moment.
+        # of these widgets, and sends nothing: so a new source is made until a page has answered.
+        # Earlier ones stay open, because a page may be loading one of them.
         if source is None or source.comm is None or not source.is_loaded:
             source = cls._source = WidgetSource(cls._name)
         return source

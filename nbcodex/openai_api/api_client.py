@@ -177,7 +177,7 @@ class ApiClient:
             yield CompletedAnswer(text, Usage(), model, None, None)
             return
         # Whether the server keeps the answer is known only from its events.
-        if request.durable and reader.mark is None and self.memory.mark_not_durable(prepared):
+        if request.durable and reader.position is None and self.memory.mark_not_durable(prepared):
             yield Notice(NOT_KEPT)
         if prepared.is_unstreamed:
             yield Notice(UNSTREAMED_NOTICE)
@@ -186,31 +186,31 @@ class ApiClient:
         yield reader.answer.completed(stream.text, redactor)
 
     async def resume_stream(
-        self, request: Request, settings: Settings, *, mark: StreamPosition, text: str
+        self, request: Request, settings: Settings, *, position: StreamPosition, text: str
     ) -> AsyncGenerator[StreamEvent]:
         """Continue a durable answer, at no further charge; yield what `stream` yields.
 
         The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first with
         ``stream`` and ``starting_after``, then for the answer as it stands.
 
-        `text` is the answer up to `mark`; `CompletedAnswer` contains it, too. Raises a GoneError if
-        the answer is lost, so that only sending the request again can help.
+        `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises a
+        GoneError if the answer is lost, so that only sending the request again can help.
         """
-        if safe_response_id(mark.response_id) is None:
+        if safe_response_id(position.response_id) is None:
             raise GoneError("The answer is lost: the journal has no valid id for it.")
         _, client = await self.client_for(request, settings)
-        redactor, start = connections.redactor_for(settings, client), mark
+        redactor, start = connections.redactor_for(settings, client), position
         for streamed in (True, False):
             try:
                 async with contextlib.aclosing(
                     self._retrieve(
-                        client, request, settings, mark=mark, text=text, streamed=streamed
+                        client, request, settings, position=position, text=text, streamed=streamed
                     )
                 ) as events:
                     async for event in events:
                         match event:
                             case StreamPosition():
-                                mark = event
+                                position = event
                             case TextDelta(more):
                                 text += more
                         yield event
@@ -222,7 +222,7 @@ class ApiClient:
                 # The answer may still be there when its stream fails: the server may have dropped
                 # its events, a cancelled answer's stream merely ends, and an `error` event may
                 # concern the stream or the answer.
-                if streamed and (is_lost or (is_disconnected and mark == start)):
+                if streamed and (is_lost or (is_disconnected and position == start)):
                     continue
                 if is_lost:
                     raise GoneError(f"The answer is lost. {failure.message}") from cause
@@ -231,13 +231,13 @@ class ApiClient:
                 return
 
     async def cancel_response(
-        self, request: Request, settings: Settings, *, mark: StreamPosition
+        self, request: Request, settings: Settings, *, position: StreamPosition
     ) -> None:
         """End a durable answer at the server, if it can be reached in a few seconds."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
                 _, client = await self.client_for(request, settings)
-                async with client.responses.with_streaming_response.cancel(mark.response_id):
+                async with client.responses.with_streaming_response.cancel(position.response_id):
                     pass
 
     async def close(self) -> None:
@@ -309,7 +309,7 @@ class ApiClient:
         request: Request,
         settings: Settings,
         *,
-        mark: StreamPosition,
+        position: StreamPosition,
         text: str,
         streamed: bool,
     ) -> AsyncGenerator[StreamEvent]:
@@ -317,13 +317,13 @@ class ApiClient:
         retrieve = client.responses.with_streaming_response.retrieve
         call: Any
         if not streamed:
-            call = retrieve(mark.response_id)
-        elif mark.sequence is None:
-            call = retrieve(mark.response_id, stream=True)
+            call = retrieve(position.response_id)
+        elif position.sequence is None:
+            call = retrieve(position.response_id, stream=True)
         else:
-            call = retrieve(mark.response_id, stream=True, starting_after=mark.sequence)
+            call = retrieve(position.response_id, stream=True, starting_after=position.sequence)
         redactor = connections.redactor_for(settings, client)
-        reader = ResponsesReader(durable=True, mark=mark)
+        reader = ResponsesReader(durable=True, position=position)
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(settings.idle_timeout):
                 response = await stack.enter_async_context(call)

@@ -427,7 +427,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
 def _limit_error(
     info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
 ) -> LimitError:
-    """Return the error of a rate limit, completed from the headers where the body is silent."""
+    """Return the error of a rate limit, with figures from the headers that the body lacks."""
     exhausted = rate_limits.exhausted_limit(headers, wall=wall)
     if exhausted and limit.limit is None:
         resource, window = limit.resource or exhausted.resource, limit.window or exhausted.window

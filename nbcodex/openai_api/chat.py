@@ -29,7 +29,7 @@ class ChatReader:
 
     def __init__(self) -> None:
         self.answer = RawAnswer()
-        self.mark: StreamPosition | None = None  # only the Responses API has durable answers
+        self.position: StreamPosition | None = None  # only the Responses API has durable answers
         self.is_complete = self.is_closed = False
         self._unrecognized: dict[str, Any] | None = None
         self._service_tier: object = None

@@ -54,14 +54,14 @@ class ResponsesReader:
     ----------
     durable : bool
         Whether the server was asked to keep the answer.
-    mark : StreamPosition or None
+    position : StreamPosition or None
         Where an earlier reading of it ended.
     """
 
-    def __init__(self, *, durable: bool = False, mark: StreamPosition | None = None) -> None:
+    def __init__(self, *, durable: bool = False, position: StreamPosition | None = None) -> None:
         self.answer = RawAnswer()
         self.is_complete = self.is_closed = False
-        self.mark = mark
+        self.position = position
         self._durable = durable
         self._has_reasoning = False
 
@@ -74,13 +74,17 @@ class ResponsesReader:
         if not self._durable:
             return self._read(event, name)
         number = count_value(event, "sequence_number")
-        last = -1 if self.mark is None or self.mark.sequence is None else self.mark.sequence
+        last = (
+            -1
+            if self.position is None or self.position.sequence is None
+            else self.position.sequence
+        )
         # A server that ignores `starting_after` repeats the events from the first one.
         if number is not None and number <= last:
             return "", ""
         added = self._read(event, name)
-        if self.mark and number is not None:
-            self.mark = StreamPosition(self.mark.response_id, number)
+        if self.position and number is not None:
+            self.position = StreamPosition(self.position.response_id, number)
         return added
 
     def read_body(self, payload: dict[str, Any]) -> None:
@@ -132,8 +136,8 @@ class ResponsesReader:
         self.answer.response_id = name_value(response.get("id")) or self.answer.response_id
         id_ = safe_response_id(response.get("id"))
         # A server that does not know `background` ignores it, and would not have the answer later.
-        if self._durable and self.mark is None and id_ and response.get("background") is True:
-            self.mark = StreamPosition(id_)
+        if self._durable and self.position is None and id_ and response.get("background") is True:
+            self.position = StreamPosition(id_)
 
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
         status = response.get("status")

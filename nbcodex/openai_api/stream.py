@@ -179,7 +179,7 @@ class AnswerStream:
         self._resumed_text = resumed_text
         self._texts: list[str] = []
         self._has_text, self._withheld = bool(resumed_text), ""
-        self._mark = reader.mark
+        self._position = reader.position
         self._is_one_piece = False
         self._waited_for_chunk = False
         self._error: Exception | None = None
@@ -197,31 +197,32 @@ class AnswerStream:
         Raises an AnswerFailedError if the stream says that the answer failed, and an NbcodexError
         or an exception of HTTP or of decoding if the stream breaks.
         """
-        last = self._mark
+        last = self._position
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(close_body, self._chunks)
             deltas = await stack.enter_async_context(contextlib.aclosing(self._deltas()))
             async for text, reasoning in deltas:
-                mark = self._mark
-                if mark and self._redactor.clean(mark.response_id) != mark.response_id:
-                    mark = None  # an id that contains a secret is not stored
-                if mark and not last:
-                    yield StreamPosition(mark.response_id)
+                position = self._position
+                if position and self._redactor.clean(position.response_id) != position.response_id:
+                    position = None  # an id that contains a secret is not stored
+                if position and not last:
+                    yield StreamPosition(position.response_id)
                 if self._has_restarted:
                     self._has_restarted = False
                     yield Reset()
                 if reasoning:
                     yield ReasoningDelta(reasoning)
                 if text and self._is_one_piece and self._resumed_text is not None:
-                    # The whole answer again: only what is new is yielded, if it begins equally.
+                    # The whole answer again: if it begins with the known text, only the rest is
+                    # yielded.
                     if not text.startswith(self._resumed_text):
                         yield Reset()
                     yield TextDelta(text.removeprefix(self._resumed_text))
                 elif text:
                     yield TextDelta(text)
-                if mark and mark != last:
-                    yield mark
-                last = mark
+                if position and position != last:
+                    yield position
+                last = position
 
     async def prefetch(self) -> None:
         """Read a body in one piece, before anything is yielded.
@@ -243,7 +244,7 @@ class AnswerStream:
                 self._reader.read_body(payload)
             except Exception:
                 # An answer that is still being generated has an id, which must not be lost.
-                self._mark = self._reader.mark
+                self._position = self._reader.position
                 yield "", ""
                 raise
             answer = self._reader.answer
@@ -371,7 +372,7 @@ class AnswerStream:
             reasoning = self._reasoning_redactor.feed(reasoning)
         if text:
             self._texts.append(text)
-        return (text, reasoning) if text or reasoning or self._reader.mark else None
+        return (text, reasoning) if text or reasoning or self._reader.position else None
 
     def _restart(self) -> None:
         """Drop the text so far: it was reasoning."""
@@ -380,20 +381,20 @@ class AnswerStream:
         self._withheld, self._has_restarted = "", True
 
     def _visible(self, text: str) -> str:
-        """Return the text that can be shown; of a durable answer, only up to its last mark.
+        """Return the text that can be shown; of a durable answer, only up to its last position.
 
-        What the redactor holds back would be missing from an answer resumed after that mark.
+        What the redactor holds back would be missing from an answer resumed after that position.
         """
         if text:
             self._has_text = True
             text = self._redactor.feed(text)
-        if self._reader.mark is None:
+        if self._reader.position is None:
             return text
         self._withheld += text
         if self._redactor.holds:
             return ""
         text, self._withheld = self._withheld, ""
-        self._mark = self._reader.mark
+        self._position = self._reader.position
         return text
 
     def _is_final(self, error: Exception) -> bool:

@@ -228,7 +228,7 @@ class OutputEstimator:
             self.seconds, self.ended = self.seconds / 2, self.ended // 2
 
     def remaining_seconds(self, now: float) -> float:
-        """Return how long the answers in flight go on, by the mean of those that have ended.
+        """Return how long the answers in flight continue, by the mean of those that have ended.
 
         Where they started one after another they end so: the last one after the whole mean, which
         is twice what is left of an answer of mean age.

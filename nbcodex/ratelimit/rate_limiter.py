@@ -67,15 +67,15 @@ class QueueEntry:
 
 @dataclass(slots=True)
 class WaitQueue:
-    """The requests of this process that wait for one model, and what is under way."""
+    """The requests of this process that wait for one model, and those in flight."""
 
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
     longest_tokens: float = 0.0
     newcomer_rank: float = 0.0
     cooldown: Cooldown | None = None
-    met_until: float = -math.inf  # until when cooldowns last that this process has met itself
-    is_granted: bool = False  # the server has said when it lets the first one in
+    own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
+    is_granted: bool = False  # the server stated when the first may be sent
     in_flight: int = 0
     probes: int = 0
     recent: deque[Permit] = field(default_factory=lambda: deque(maxlen=RECENT_PERMITS))
@@ -92,7 +92,7 @@ class WaitQueue:
         return self.heap[0][-1] if self.heap else None
 
     def enter(self, entry: QueueEntry) -> None:
-        """Let a request wait in its place."""
+        """Add a request at its place."""
         if not entry.is_waiting:
             entry.is_waiting = True
             self.waiting_tokens += entry.cost.total
@@ -100,18 +100,18 @@ class WaitQueue:
             heapq.heappush(self.heap, (entry.rank, entry.place, entry))
 
     def leave(self, entry: QueueEntry) -> None:
-        """Let a request wait no longer."""
+        """Mark a request as not waiting."""
         if entry.is_waiting:
             entry.is_waiting = False
             self.waiting_tokens -= entry.cost.total
 
     def reorder_end(self, limit: float) -> None:
-        """Let the end of a long job go by size, the smallest first.
+        """Send the end of a long job by size, the smallest first.
 
-        Where the server refunds, fewer answers are then under way at the very end, when none is
-        left to use what they give back: 0.6 to 2.9 % less time for 6,000 prompts (eight seeds).
+        Where the server refunds, fewer answers are then in flight at the very end, when no request
+        is left to use what they give back: 0.6 to 2.9 % less time for 6,000 prompts (eight seeds).
         No request is passed by more than QUEUE_END_LIMITS, after having waited for as much, so a
-        wait is at most doubled. What is large keeps its place; a newcomer goes last.
+        wait is at most doubled. Large requests keep their places; a new one is put last.
         """
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
         if self.longest_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
@@ -123,12 +123,12 @@ class WaitQueue:
         self.heap = sorted((e.rank, e.place, e) for e in self.entries())
 
     def wake_first(self) -> None:
-        """Let the first ask again."""
+        """Wake the first request, which then tries to acquire again."""
         if head := self.head():
             head.wake()
 
     def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
-        """Begin or end a cooldown for all; those that wait need not know of a short one."""
+        """Begin or end a cooldown; waiting requests are woken unless it is a short one."""
         known, self.cooldown = self.cooldown, cooldown
         if cooldown is None:
             is_news = known is not None
@@ -177,10 +177,10 @@ class RateLimiter:
     def try_acquire(
         self, entry: QueueEntry, now: float, *, may_probe: bool = False
     ) -> Permit | Wait | Cooldown:
-        """Return a permit to send now, or what to wait for; raise `TooLargeError` if none will do.
+        """Return a permit to send now, or what to wait for; raise `TooLargeError` if it never fits.
 
         With `may_probe`, the caller would send a probe through a cooldown that others have met;
-        while another one's probe is under way, it gets a `Wait` instead.
+        while another one's probe is in flight, it gets a `Wait` instead.
         """
         queue = self._queues[entry.name]
         if queue.head() is not entry:
@@ -226,7 +226,7 @@ class RateLimiter:
             return shared.issue_permit(entry.name, self._holder, cost, now)
         if model.closed_until > now:
             # What comes after it is projected when it ends: its first request may show more.
-            inherited = model.closed_until > queue.met_until
+            inherited = model.closed_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
             return queue.cooldown
         if exhausted := exhausted_limit(model, cost, now):
@@ -274,7 +274,7 @@ class RateLimiter:
         cooldown = self._update(permit, operation, now)
         queue = self._queues[permit.name]
         queue.is_granted = queue.is_granted or cooldown.until > now
-        queue.met_until = max(queue.met_until, cooldown.until)
+        queue.own_cooldown_until = max(queue.own_cooldown_until, cooldown.until)
         queue.set_cooldown(cooldown, now)
         return cooldown
 
@@ -316,7 +316,7 @@ class RateLimiter:
         return states
 
     def heartbeat(self, now: float) -> bool:
-        """Give a sign of life, due every second or two; return whether anything is under way."""
+        """Give a sign of life, due every second or two; return whether any request is active."""
         active = [each for each in self._queues.items() if each[1].in_flight or each[1].head()]
         for name, queue in active:
             waits = queue.head() is not None
@@ -331,7 +331,7 @@ class RateLimiter:
         return bool(active)
 
     def use_store(self, store: Store) -> None:
-        """Go on with another store. What is under way is counted there when it ends."""
+        """Continue with another store. Requests in flight are counted there when they end."""
         self._store = store
 
     def withdraw(self) -> None:

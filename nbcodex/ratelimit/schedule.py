@@ -27,8 +27,8 @@ HEADERLESS_RATE_FACTOR = 3.0
 INPUT_ESTIMATE_ERROR = 1.2
 # Waiting for a limit over more than this is a cooldown that users decide on, not queueing.
 LONG_WINDOW_S = 2 * MINUTE
-# Charges that answers under way may still bring hold at most this share of the bucket, as long as
-# more flows in by their end: the rest lets others begin.
+# Charges that answers in flight may still cause reserve at most this share of the bucket, as long
+# as more flows in by their end: the rest lets others begin.
 MAX_OWED_SHARE = 0.5
 
 
@@ -114,7 +114,7 @@ def impossible_limit(model: LimitModel, cost: Cost, now: float) -> float | None:
 def _tokens_available_at(
     model: LimitModel, costs: Sequence[Cost], spare: float, now: float
 ) -> float:
-    """Return when there are enough tokens for requests and for the answers under way."""
+    """Return when there are enough tokens for requests and for the answers in flight."""
     bucket, owed = model.tokens.bucket, _owed(model, costs, now)
     need = sum(map(model.admission_charge, costs)) + owed + spare
     available_at = bucket.available_at(need, now)

@@ -274,7 +274,7 @@ def model_with_history(history: LimitHistory) -> LimitModel:
 
 
 def model_after_reboot(model: LimitModel) -> LimitModel:
-    """Return what outlives a model when the boot clock starts anew and nothing is under way."""
+    """Return what outlives a model when the boot clock starts anew and nothing is in flight."""
     idle = replace(model.output, in_flight=0, requested_in_flight=0.0, start_sum=0.0)
     history = history_of(replace(model, output=idle), 0.0)
     new = LimitModel() if history is None else model_with_history(history)

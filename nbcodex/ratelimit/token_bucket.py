@@ -17,7 +17,7 @@ LIMIT_TRUST_S = 600.0
 
 # What others on the same key take is estimated by a moving average that adopts this share of each
 # second's error, so 10 s make a habit. A single surprise must not slow a bucket for long, so the
-# habit is only assumed to go on for DRAIN_TRUST_S. Worth 1 point of 429s beside such a client.
+# habit is only assumed to continue for DRAIN_TRUST_S. Worth 1 point of 429s beside such a client.
 DRAIN_LEARNING_RATE, DRAIN_TRUST_S = 0.1, 10.0
 
 
@@ -76,7 +76,7 @@ class TokenBucket:
         missing = amount - min(self.limit, level - self.foreign_rate * unseen)
         if missing <= 0:
             return now
-        # Others are assumed to go on for the rest of DRAIN_TRUST_S; after that, the full rate.
+        # Others are assumed to continue for the rest of DRAIN_TRUST_S; after that, the full rate.
         trusted, net_rate = DRAIN_TRUST_S - unseen, self.rate - self.foreign_rate
         if missing <= trusted * net_rate:
             return now + missing / net_rate

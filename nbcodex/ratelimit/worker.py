@@ -21,7 +21,7 @@ from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret
 
-# Between two signs of life, while anything is under way.
+# Between two heartbeats, while any request is active.
 HEARTBEAT_INTERVAL_S = 1.0
 # A store that failed is tried again after so long, at first.
 STORE_RETRY_S = 60.0
@@ -60,15 +60,15 @@ def _deliver(jobs: list[_Job], wakes: list[asyncio.Event]) -> None:
 class SharedLimiter(Limiter):
     """Rate limits that are shared with other processes. Made on the event loop that it serves.
 
-    A store that fails is replaced by memory, and `opening` called again after a minute;
+    A store that fails is replaced by memory, and `open_store` called again after a minute;
     `on_problem` is called once, on the thread, with the reason.
     """
 
     def __init__(
-        self, opening: Callable[[], Store], *, clock: Clock, on_problem: Callable[[str], None]
+        self, open_store: Callable[[], Store], *, clock: Clock, on_problem: Callable[[str], None]
     ) -> None:
         super().__init__()
-        self._opening, self._clock, self._on_problem = opening, clock, on_problem
+        self._open_store, self._clock, self._on_problem = open_store, clock, on_problem
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._unsent: list[_Job] = []
@@ -194,7 +194,7 @@ class SharedLimiter(Limiter):
 
     def _open(self) -> None:
         try:
-            self._store = self._opening()
+            self._store = self._open_store()
         except Exception as error:  # if the thread ended here, all requests would wait for ever
             other = StoreError(f"The shared limits cannot be opened ({type(error).__name__}).")
             self._fall_back(error if isinstance(error, StoreError) else other)
@@ -203,7 +203,7 @@ class SharedLimiter(Limiter):
             self.sharing_problem, self._retry_after = None, STORE_RETRY_S
 
     def _fall_back(self, error: StoreError) -> None:
-        """Go on in memory."""
+        """Continue in memory."""
         store, self._store = self._store, None
         if store is not None:
             with contextlib.suppress(Exception):

@@ -95,13 +95,13 @@ class PartialAnswer:
         return self.text
 
     def continues_at_server(self, status: Status) -> bool:
-        """Return whether the answer of a request that ends like this goes on at the server."""
+        """Return whether the answer of a request with this status continues at the server."""
         return self.position is not None and status in {"parked", "interrupted", "failed"}
 
     def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
         """Return what the answer has used: the server's figures, else an estimate.
 
-        A durable answer that goes on at the server counts when it is picked up, and only then.
+        A durable answer that continues at the server is counted only when it is resumed.
         """
         if completed and completed.usage != Usage():
             return completed.usage

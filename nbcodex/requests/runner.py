@@ -235,7 +235,9 @@ class RequestRunner:
         self._send_event(ending)
         # Last of all: the server may be slow, and the user has the ending already.
         if isinstance(ending, events.Cancelled) and (position := state.partial.position):
-            await services.api_client.cancel_response(self._request, self._settings, mark=position)
+            await services.api_client.cancel_response(
+                self._request, self._settings, position=position
+            )
 
     async def _find_ending(self) -> events.Ending:
         try:
@@ -285,7 +287,7 @@ class RequestRunner:
             until = self._clock.now() + wall - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
-        # A durable answer that is under way at the server is better than an equal request's.
+        # A durable answer in progress at the server is better than an equal request's.
         reuse = resumption.position is None
         if reused := await self._entry.claim(state.base_url, reuse=reuse):
             return reused
@@ -387,7 +389,7 @@ class RequestRunner:
         text = self.state.partial.text_before(position)
         return await self._read(
             self._services.api_client.resume_stream(
-                self._request, self._settings, mark=position, text=text
+                self._request, self._settings, position=position, text=text
             )
         )
 
@@ -566,7 +568,7 @@ class RequestRunner:
         )
 
     def _note_unknown_response(self, note: str) -> None:
-        """Add a note where a durable answer may be under way that has no known id."""
+        """Add a note if a durable answer without a known id may be in progress."""
         if self._request.durable and self.state.partial.position is None:
             self.state.partial.add_note(note)
 

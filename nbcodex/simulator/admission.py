@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nbcodex.simulator.buckets import Account, Charge, opening_charge
+from nbcodex.simulator.buckets import Account, Charge, admission_charge
 from nbcodex.simulator.error_responses import (
     SERVER_ERROR,
     UNVERIFIED,
@@ -65,7 +65,7 @@ def admit_request(candidate: Candidate, knobs: Knobs) -> Charge:
     Dropped
         If the connection is to be closed instead.
     """
-    charge = opening_charge(candidate.plan.input_tokens, candidate.plan.max_output, knobs)
+    charge = admission_charge(candidate.plan.input_tokens, candidate.plan.max_output, knobs)
     try:
         if candidate.fault is not None:
             raise_scripted_failure(

@@ -132,7 +132,7 @@ class Account:
         charge.for_output += difference
 
 
-def opening_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge:
+def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge:
     """Return what is charged at admission."""
     output = 0 if knobs.policy == "actual" else max_output
     return Charge(tokens=input_tokens + output, for_output=output)

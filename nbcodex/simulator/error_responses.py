@@ -88,7 +88,7 @@ class Style:
     # model, organization: the names that appear in the message.
     model: str
     organization: str
-    azure: bool  # whether the server poses as Azure
+    azure: bool  # whether the server imitates Azure
     retry_after: RetryAfter  # the header that states the wait
     wall: float  # current time in seconds since the epoch, for a wait stated as a date
 

@@ -163,7 +163,7 @@ class Simulator:
             case "library":
                 return self._serve_batches(call, route, record)
             case api:
-                return await self._serve_question(call, route, api, record)
+                return await self._serve_prompt(call, route, api, record)
 
     def _identify_key(self, call: HttpRequest, route: Route, record: RequestRecord) -> None:
         """Record the key of `call` under a name."""
@@ -174,7 +174,7 @@ class Simulator:
         made = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
         return {"object": "list", "data": [{"id": name, **made} for name in self.knobs.models]}
 
-    async def _serve_question(
+    async def _serve_prompt(
         self, call: HttpRequest, route: Route, api: Api, record: RequestRecord
     ) -> HttpResponse:
         fault = self._next_fault()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbcodex.models import MINUTE, Limit, LimitReading, LimitSnapshot
-from nbcodex.simulator.buckets import Account, Charge, Refusal, opening_charge
+from nbcodex.simulator.buckets import Account, Charge, Refusal, admission_charge
 from nbcodex.simulator.knobs import Knobs
 
 START = 5_000.0
@@ -127,7 +127,7 @@ class World:
         now, tally = self.heap.now, self.tally
         tally.requests += 1
         tokens = round(prompt.tokens * self.knobs.bias)
-        charge = opening_charge(tokens, prompt.max_output, self.knobs)
+        charge = admission_charge(tokens, prompt.max_output, self.knobs)
         if self._chance.random() < self.knobs.failures:
             self.account.count(now)
             self.heap.at(now + self.delay(), client.failed)

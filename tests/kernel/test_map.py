@@ -151,7 +151,7 @@ def test_cancel_and_park_end_a_background_map(server: Simulated, tmp_path: Path)
             said = cell.run(f"get_ipython().run_line_magic('codex', '{order} ' + {which})").stream
             assert said.startswith(f"{map_id}: {order}")
             assert said.count("\n") == 1
-            assert f"`%codex resume {map_id}` goes on" in said
+            assert f"`%codex resume {map_id}` continues it" in said
             known = len(server.prompts)
             assert cell.run("await task").error == error
             assert len(server.prompts) == known

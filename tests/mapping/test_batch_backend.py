@@ -99,7 +99,7 @@ def test_stop_before_any_job_is_accepted_offers_no_cancel(
     press_stop(monkeypatch, stage="the provider's queue is full")
     with pytest.raises(Stopped, match="the rest is parked") as caught:
         nbcodex.map(ECHO, [f"row {n}" for n in range(50)], engine="batch")
-    assert f"`%codex resume {last().id}` goes on" in caught.value.advice
+    assert f"`%codex resume {last().id}` continues it" in caught.value.advice
     assert "cancel" not in caught.value.advice
 
 

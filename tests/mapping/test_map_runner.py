@@ -75,7 +75,7 @@ def test_map_ended_from_another_thread_can_be_resumed(
     runner.end(action)
     error = result.exception(timeout=5)
     assert isinstance(error, ERRORS[action])
-    assert f"%codex resume {runner.run.id} goes on" in error.advice.replace("`", "")
+    assert f"%codex resume {runner.run.id} continues it" in error.advice.replace("`", "")
     known = len(simulated.prompts)
     assert known < len(ROWS)
     assert active_runners() == []
@@ -197,7 +197,7 @@ def test_batch_job_continues_after_cancel_or_park(
     runner.end(action)
     error = result.exception(timeout=5)
     assert isinstance(error, ERRORS[action])
-    assert "the provider goes on" in str(error)
+    assert "the provider continues" in str(error)
     run = resume_map(runner.run.id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == ROWS

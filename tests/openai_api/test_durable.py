@@ -56,20 +56,20 @@ class Reader:
         return text_of(self.pieces)
 
     @property
-    def mark(self) -> StreamPosition:
+    def position(self) -> StreamPosition:
         return [piece for piece in self.pieces if isinstance(piece, StreamPosition)][-1]
 
     async def ask(self, request: Request = REQUEST) -> NbcodexError | None:
         return await self._gather(self.api_client.stream(request, self.settings, model=MODEL))
 
     async def go_on(
-        self, mark: StreamPosition | None = None, text: str | None = None
+        self, position: StreamPosition | None = None, text: str | None = None
     ) -> NbcodexError | None:
         return await self._gather(
             self.api_client.resume_stream(
                 REQUEST,
                 self.settings,
-                mark=mark or self.mark,
+                position=position or self.position,
                 text=self.text if text is None else text,
             )
         )
@@ -197,7 +197,7 @@ def test_break_within_a_possible_secret_loses_no_text() -> None:
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
         assert reader.text == "your thing"
-        assert reader.mark == StreamPosition("resp_1", 2)
+        assert reader.position == StreamPosition("resp_1", 2)
         assert await reader.go_on() is None
 
     rest = Script([said(f" is {KEY[:4]}", 3), said("y", 4), done(5)])
@@ -270,7 +270,7 @@ def test_unfinished_answer_in_one_piece_has_a_position() -> None:
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
-        assert reader.mark == StreamPosition("resp_1")
+        assert reader.position == StreamPosition("resp_1")
 
     assert with_server(_kept(operation), server).text == ""
 
@@ -463,7 +463,7 @@ def test_invalid_sequence_number_resumes_from_the_beginning(number: Any) -> None
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
-        assert reader.mark.sequence in (None, 0)
+        assert reader.position.sequence in (None, 0)
 
     with_server(operation, Server(Script([created(), odd, BROKEN])))
 
@@ -473,7 +473,7 @@ def test_cancelling_ends_the_generation_at_the_server() -> None:
         simulator.change_knobs(speed=1)
         reading = asyncio.create_task(reader.ask())
         await asyncio.sleep(3)
-        await reader.api_client.cancel_response(REQUEST, reader.settings, mark=reader.mark)
+        await reader.api_client.cancel_response(REQUEST, reader.settings, position=reader.position)
         await reading
         assert simulator.log[-1].path.endswith("/cancel")
         assert not simulator.log[0].finished
@@ -487,7 +487,7 @@ def test_failing_cancellation_raises_nothing(answer: Any) -> None:
     async def operation(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
         await reader.api_client.cancel_response(
-            REQUEST, reader.settings, mark=StreamPosition("resp_1", 1)
+            REQUEST, reader.settings, position=StreamPosition("resp_1", 1)
         )
         return asyncio.get_running_loop().time() - began
 

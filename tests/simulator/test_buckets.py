@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.models import DAY, MINUTE
-from nbcodex.simulator.buckets import Account, Bucket, opening_charge
+from nbcodex.simulator.buckets import Account, Bucket, admission_charge
 from nbcodex.simulator.knobs import Knobs
 
 limits = st.integers(1, 2_000_000)
@@ -91,7 +91,7 @@ def test_the_bucket_goes_into_debt_only_for_actual_output(
     knobs = Knobs(tpm=3_000, rpm=None, policy=policy)  # type: ignore[arg-type]
     asked, now, owed = account(knobs), 0.0, 0
     for (input_tokens, max_output, used), pause in requests:
-        charge = opening_charge(input_tokens, max_output, knobs)
+        charge = admission_charge(input_tokens, max_output, knobs)
         if asked.charge_or_refuse(charge.tokens, now) is None:
             output = int(max_output * used)
             asked.settle_output(charge, output, knobs, now)
@@ -108,7 +108,7 @@ def test_the_bucket_goes_into_debt_only_for_actual_output(
 def test_each_policy_charges_what_it_says(policy: str, at_admission: int, at_the_end: int) -> None:
     """Input 100, `max_output` 1,000, output 250: charged so at admission, and so at the end."""
     knobs = Knobs(tpm=10_000, rpm=None, policy=policy)  # type: ignore[arg-type]
-    asked, charge = account(knobs), opening_charge(100, 1_000, knobs)
+    asked, charge = account(knobs), admission_charge(100, 1_000, knobs)
     asked.charge_or_refuse(charge.tokens, 0.0)
     assert asked.tokens[MINUTE].level_at(0.0) == 10_000 - at_admission
     asked.settle_output(charge, 250, knobs, 0.0)

@@ -163,7 +163,7 @@ def page_markdown(topic: str) -> str:
 
 
 def page_text(topic: str) -> str:
-    """Return a page for a terminal: code as it is, prose without marks."""
+    """Return a page for a terminal: code unchanged, prose without markup."""
     parts = re.split(r"^```\w*\n(.*?)^```$", page_markdown(topic), flags=re.DOTALL | re.MULTILINE)
     for index, part in enumerate(parts):
         if index % 2:

@@ -223,15 +223,15 @@ def _entry_line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
     until = f" (can be sent at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
-    doubt = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
-    return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{doubt}"
+    note = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
+    return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
 
 
 def _full_entry(entry: Entry) -> str:
-    doubt = entry.price_uncertainty
+    uncertainty = entry.price_uncertainty
     lines = [
         f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
-        f"{doubt}: it was sent, but its outcome is unknown" if doubt else "",
+        f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
         f"notebook: {entry.notebook}" if entry.notebook else "",
         f"variable: {entry.variable}" if entry.variable else "",
         f"\n{printable(entry.request.prompt)}\n",

@@ -239,7 +239,7 @@ class MapOutput:
         self._state: MapState | None = None
 
     def __call__(self, stats: MapStats) -> None:
-        """Show `stats`. A view that fails is logged: the map must go on."""
+        """Show `stats`. A view that fails is logged: the map must continue."""
         self._state = apply_stats(self._state, stats)
         try:
             if stats.outcome:

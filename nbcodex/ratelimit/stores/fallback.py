@@ -17,7 +17,7 @@ from nbcodex.ratelimit.stores import ResultT, Store, UnreachableError
 # been lost.
 CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
 # After a change to the local store, stay there for so long: meanwhile the lease in the shared one
-# expires, so what this process had under way there does not count twice.
+# expires, so what this process had in flight there does not count twice.
 MIN_LOCAL_S = LEASE_S + 1.0
 # Between two looks whether the shared store is back: at first, and at most.
 FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
