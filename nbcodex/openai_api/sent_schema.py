@@ -86,7 +86,7 @@ def as_object(definition: Mapping[str, Any]) -> Definition:
     """Return a schema of an object: the given one, or that of an object that holds its value."""
     inner = copy.deepcopy(dict(definition))
     if is_object(inner):
-        return inner
+        return {"type": "object", **inner}
     for name in ("$schema", "$id"):
         inner.pop(name, None)
     shared = {name: inner.pop(name) for name in _DEFINITIONS if name in inner}

@@ -39,6 +39,10 @@ MAX_ERRORS_SHOWN = 5
 MAX_ERROR_CHARS = 100
 MAX_PRUNING_STEPS = 10_000
 
+# Keywords that may stand beside a reference without a further condition.
+_BESIDE_ROOT = frozenset(
+    ("$schema", "$id", "$defs", "definitions", "$comment", "title", "description", "examples")
+)
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -93,8 +97,8 @@ def parse_answer(schema: Schema, text: str) -> Any:
     except SchemaMismatchError as mismatch:
         # Strict mode makes the model write null for an optional field that it leaves out.
         pruned = value = None
-        with contextlib.suppress(SchemaMismatchError):
-            value = parse_json(text)
+        with contextlib.suppress(SchemaMismatchError, RecursionError):
+            value = pruned = parse_json(text)
             pruned = _NullPruner(schema.definition).prune(value, schema.definition)
         if pruned == value:
             raise mismatch from None
@@ -257,12 +261,19 @@ def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
 def _with_root_inlined(definition: dict[str, Any]) -> dict[str, Any]:
     """Return a schema that does not begin with a reference, as those of recursive classes do."""
     passed = set()
-    while "$ref" in definition and definition["$ref"] not in passed:
+    while "$ref" in definition:
         target = resolve(definition["$ref"], definition)
-        if not isinstance(target, dict) or target is definition:
+        if target is definition or definition["$ref"] in passed:
+            raise ConfigurationError(
+                "The schema refers to itself and says nothing else.",
+                advice="Describe what the answer must have.",
+            )
+        if not isinstance(target, dict):
             break
         passed.add(definition["$ref"])
         rest = {name: value for name, value in definition.items() if name != "$ref"}
+        if not _BESIDE_ROOT.issuperset(rest):  # both would have to hold
+            break
         definition = {**target, **rest}
     return definition
 

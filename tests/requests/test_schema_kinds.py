@@ -95,6 +95,8 @@ class SchemaServer:
                 problem = (
                     f"Invalid schema for response_format: {x}" if (x := next(found, "")) else ""
                 )
+            if declared["schema"].get("type") != "object":
+                problem = "schema must be a JSON Schema of 'type: \"object\"'"
             if self.refusal and self.refused_word in json.dumps(declared["schema"]):
                 problem = self.refusal
             if problem:
@@ -389,6 +391,8 @@ def test_what_is_left_out_is_validated_here(server: SchemaServer, wrong: str) ->
         (Loose, '{"anything": {"a": 1}, "some": [1, "b"]}'),
         (dict[str, int], '{"a": 1}'),
         ({"type": "object", "properties": {"a": {}}, "required": ["a"]}, '{"a": [1]}'),
+        ({"properties": {"a": {}}}, '{"a": [1]}'),
+        ({"type": "array"}, '{"value": [1, "b"]}'),
         (
             {
                 "type": "object",

@@ -46,6 +46,13 @@ class Open(BaseModel):
 PET: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
 
 
+ENDLESS = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#/$defs/a"}},
+    "$defs": {"a": {"$ref": "#/$defs/a"}},
+}
+
+
 def objects(part: Any) -> list[dict[str, Any]]:
     """Return every object's schema within a schema."""
     found = [part] if isinstance(part, dict) and part.get("type") == "object" else []
@@ -95,6 +102,8 @@ def test_users_schema_is_not_changed() -> None:
         threading.Lock,
         {"type": "object", "x": {1, 2}},
         {"type": "nonsense"},
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
         {"type": "string", "pattern": "("},
         {"type": "object", "properties": {"a": {"$ref": "#/$defs/Nowhere"}}},
         {"type": "array", "items": {"$ref": "https://schemas.invalid/person"}},
@@ -120,6 +129,7 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
         (Pet, '{"name": "Rex", "legs": -1}', "legs"),
         (Pet, '{"name": "crash"}', "ZeroDivisionError"),
         (PET, "[1]", "a list, not of the type object"),
+        (ENDLESS, '{"a": 1}', "could not be checked"),
         ({**PET, "required": ["name"]}, "{}", "'name' is a required property"),
         (PET, '{"name": NaN}', "NaN"),
         (PET, "[" * 200_000, "not valid JSON"),
