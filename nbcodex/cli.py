@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,29 @@ def _lab(options: list[str]) -> int:
         *options,
         str(copy),
     ]
-    return subprocess.call(command)  # noqa: S603 - our own interpreter, no shell
+    return _run_to_end(command)
+
+
+def _run_to_end(command: list[str]) -> int:
+    """Run a command to its end, and end it with its kernels if this process is asked to end."""
+    child = subprocess.Popen(command)  # noqa: S603 - our own interpreter, no shell
+
+    def end(*_: object) -> None:
+        # JupyterLab shuts its kernels down when it is terminated.
+        child.terminate()
+
+    # On Ctrl+C the terminal signals both; JupyterLab then asks, and is waited for.
+    signals = {signal.SIGTERM: end, getattr(signal, "SIGHUP", signal.SIGTERM): end}
+    before = {each: signal.signal(each, handler) for each, handler in signals.items()}
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def run_notebook(path: Path) -> int:

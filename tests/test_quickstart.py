@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +51,27 @@ def test_cell_without_expected_output_fails_the_demo(
     printed = capsys.readouterr().out
     assert "missing output: 'never'" in printed
     assert "missing output: 'here'" not in printed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_demo_ends_jupyterlab_when_it_is_asked_to_end(tmp_path: Path, name: str) -> None:
+    package = tmp_path / "jupyterlab"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import os, time\nprint('child', os.getpid(), flush=True)\ntime.sleep(60)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-m", "nbcodex", "demo"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        assert demo.stdout
+        child = next(int(line.split()[1]) for line in demo.stdout if line.startswith("child"))
+        demo.send_signal(getattr(signal, name))
+        demo.wait(timeout=20)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

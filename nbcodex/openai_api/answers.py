@@ -16,6 +16,7 @@ from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, StreamPosition,
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.redaction import Redactor
 
+MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use up any budget
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
 
@@ -230,14 +231,19 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     if cached is None:
         cached = count_value(figures, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek
     return Usage(
-        input_tokens=count_value(figures, "input_tokens", "prompt_tokens"),
+        input_tokens=_token_count(figures, "input_tokens", "prompt_tokens"),
         cached_tokens=cached,
         cache_written_tokens=_usage_detail(figures, "input", "prompt", "cache_write_tokens"),
-        output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
+        output_tokens=_token_count(figures, "output_tokens", "completion_tokens"),
         reasoning_tokens=_usage_detail(figures, "output", "completion", "reasoning_tokens"),
         service_tier=name_value(service_tier),
         stated_cost=_stated_cost(figures.get("cost")),
     )
+
+
+def _token_count(figures: dict[str, Any], *names: str) -> int | None:
+    count = count_value(figures, *names)
+    return None if count is None or count > MAX_PLAUSIBLE_TOKENS else count
 
 
 def _usage_detail(figures: dict[str, Any], *prefixes_and_name: str) -> int | None:

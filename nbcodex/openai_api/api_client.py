@@ -34,6 +34,7 @@ from nbcodex.openai_api.answers import (
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.endpoints import Endpoint
+from nbcodex.openai_api.pricing import is_local_server
 from nbcodex.openai_api.redaction import Redactor
 from nbcodex.openai_api.request_body import (
     NO_IMAGES_ADVICE,
@@ -72,6 +73,7 @@ class ApiClient:
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.clock = clock
         self._connections = connections.Connections(transport=transport)
+        self._has_transport = transport is not None
         self.memory = ServerMemory()
         self._only_models: dict[Endpoint, str] = {}
 
@@ -254,6 +256,13 @@ class ApiClient:
         client = await self._connections.custom_client(settings.client)
         return self.endpoint(request, settings), client
 
+    def is_simulated(self, headers: rate_limits.Headers, url: str) -> bool:
+        """Return whether a response is the simulator's, whose answers cost nothing."""
+        # Any server could send the header and so escape the budget. The simulator runs on this
+        # machine, or in this process as the transport.
+        is_possible = self._has_transport or is_local_server(url)
+        return is_possible and rate_limits.is_simulated(headers)
+
     def translate(
         self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
     ) -> tuple[NbcodexError, BaseException | None]:
@@ -263,7 +272,7 @@ class ApiClient:
         )
         response = getattr(error, "response", None)
         if response is not None:
-            failure.simulated = rate_limits.is_simulated(response.headers)
+            failure.simulated = self.is_simulated(response.headers, str(response.url))
             failure.snapshot = failure.snapshot or rate_limits.read_snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
@@ -344,7 +353,7 @@ class ApiClient:
             api=api,
             model=model,
             snapshot=rate_limits.read_snapshot(headers, at=now, clean=redactor.clean),
-            simulated=rate_limits.is_simulated(headers),
+            simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(request_id, 100) or None,
         )
 

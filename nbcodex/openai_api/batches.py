@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
-from nbcodex.openai_api import api_errors, rate_limits
+from nbcodex.openai_api import api_errors
 from nbcodex.openai_api.answers import CompletedAnswer, count_value, dict_items
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.chat import ChatReader
@@ -176,7 +176,7 @@ class BatchClient:
         for file in batch.files:
             try:
                 async with client.files.with_streaming_response.content(file) as response:
-                    simulated = rate_limits.is_simulated(response.headers)
+                    simulated = self._api_client.is_simulated(response.headers, str(response.url))
                     async with contextlib.aclosing(_lines(response.iter_bytes())) as lines:
                         async for line in lines:
                             if result := self._read_line(line, redactor):

@@ -99,12 +99,12 @@ class PartialAnswer:
         return self.position is not None and status in {"parked", "interrupted", "failed"}
 
     def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
-        """Return what the answer has used: the server's figures, else an estimate.
+        """Return what the answer has used: the server's figures, an estimate for those it lacks.
 
         A durable answer that continues at the server is counted only when it is resumed.
         """
         if completed and completed.usage != Usage():
-            return completed.usage
+            return _completed_usage(completed.usage, _estimate_usage(request, completed.text))
         if self.continues_at_server(status):
             return Usage()
         return _estimate_usage(request, completed.text) if completed else self.usage_so_far(request)
@@ -112,6 +112,19 @@ class PartialAnswer:
     def usage_so_far(self, request: Request) -> Usage:
         """Return an estimate of what the current attempt has used, by the text it has brought."""
         return _estimate_usage(request, "" if self._is_stale else self.text)
+
+
+def _completed_usage(stated: Usage, estimate: Usage) -> Usage:
+    """Return a server's figures with the estimate in place of those that cannot be true."""
+    # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
+    input_tokens = stated.input_tokens or estimate.input_tokens
+    output_tokens = stated.output_tokens or estimate.output_tokens
+    if (input_tokens, output_tokens) in {
+        (stated.input_tokens, stated.output_tokens),
+        (None, None),
+    }:
+        return stated
+    return replace(stated, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True)
 
 
 def _estimate_usage(request: Request, text: str) -> Usage:

@@ -13,6 +13,7 @@ from nbcodex.errors import LimitError, TransientError
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import ReasoningDelta, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.runtime.clock import BootClock
 from tests.openai_api.scripted import (
     DONE,
     MODEL,
@@ -403,3 +404,20 @@ def test_stream_is_closed_before_completed_answer_is_yielded() -> None:
         assert last
 
     run_virtual(run())
+
+
+@pytest.mark.parametrize(
+    ("url", "is_simulated"),
+    [
+        ("https://api.openai.com/v1/responses", False),
+        ("https://gw.example/v1/chat/completions", False),
+        ("http://10.0.0.7:8000/v1/responses", False),
+        ("http://127.0.0.1:8000/v1/responses", True),
+        ("http://localhost:8000/v1/responses", True),
+    ],
+)
+def test_only_a_server_on_this_machine_is_believed_to_be_the_simulator(
+    url: str, is_simulated: bool
+) -> None:
+    api_client = ApiClient(clock=BootClock())
+    assert api_client.is_simulated({"x-nbcodex-simulated": "true"}, url) == is_simulated

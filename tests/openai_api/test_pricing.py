@@ -190,3 +190,18 @@ def test_tier_is_read_from_answers_of_both_apis(tier: str) -> None:
     for api, body in (("chat", chat), ("responses", responses)):
         done = ending_of(play(Server(Script([body])), chosen=settings(api=api)))
         assert done.usage.service_tier == tier
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"input_tokens": 10, "output_tokens": 9 * 10**15},
+        {"input_tokens": 9 * 10**15, "output_tokens": 9 * 10**15},
+        {"prompt_tokens": 30_000_000, "completion_tokens": 5},
+        {"prompt_tokens": -1, "completion_tokens": 10**40},
+    ],
+)
+def test_implausible_token_counts_are_unknown(figures: dict[str, Any]) -> None:
+    usage = read_usage(figures)
+    assert all((count or 0) <= 10 for count in (usage.input_tokens, usage.output_tokens))
+    assert None in (usage.input_tokens, usage.output_tokens)

@@ -460,3 +460,27 @@ def test_entry_claimed_by_another_kernel_is_not_sent() -> None:
     assert isinstance(stage.events[""][-1], events.Failed)
     assert stage.api_client.seen == []
     assert [verb for verb, _ in stage.journal.written] == ["claim"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "estimated"),
+    [
+        (Usage(input_tokens=0, output_tokens=0), True),
+        (Usage(output_tokens=3), True),
+        (Usage(input_tokens=7), True),
+        (Usage(input_tokens=7, output_tokens=0), True),
+        (Usage(input_tokens=7, output_tokens=3), False),
+    ],
+)
+def test_estimate_counts_where_the_server_states_no_plausible_usage(
+    stated: Usage, estimated: bool
+) -> None:
+    text = "a long enough answer"
+    completed = CompletedAnswer(text=text, usage=stated, model="m-1", cut=None, response_id=None)
+    received, _ = play([OPENED, TextDelta(text), completed])
+    usage = ending(received).reply.usage
+    assert usage.estimated == estimated
+    assert usage.input_tokens
+    assert usage.input_tokens == stated.input_tokens or stated.input_tokens in {None, 0}
+    assert usage.output_tokens
+    assert usage.output_tokens == stated.output_tokens or stated.output_tokens in {None, 0}
