@@ -1,0 +1,162 @@
+"""Servers of other projects: the same behaviours of each, asked through `nbcodex.ask`.
+
+They are installed by `.ci/foreign`, outside the test environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbcodex
+from nbcodex import client
+from nbcodex.events import Delta
+from nbcodex.simulator import Fault
+from tests.servers.foreign import ANSWER, BEHAVIOURS, GATEWAYS, OBJECT, SERVERS, Running, version
+from tests.simulated import KEY, Simulated, simulated
+
+CACHE = os.environ.get("NBCODEX_FOREIGN_SERVERS")
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.foreign,
+    pytest.mark.skipif(CACHE is None, reason="servers of others: run `.ci/foreign`"),
+]
+
+ROWS = [f"{name}-{api}" for name, server in SERVERS.items() for api in server.apis]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+FAULTS = {"broken": [Fault("dropped", after=3)]}
+
+
+class Row:
+    """One server, asked by one of its APIs."""
+
+    def __init__(self, name: str, api: str, running: Running, upstream: Simulated | None) -> None:
+        self.server, self.name, self.api = SERVERS[name], name, api
+        self._running, self._upstream = running, upstream
+        self.deltas: list[str] = []
+
+    def prompt(self, behaviour: str) -> str:
+        if self._upstream is None:
+            return f"{behaviour} please"
+        texts = {"schema": OBJECT, "empty": ""}
+        return f"[[echo: {texts.get(behaviour, ANSWER)}]]"
+
+    def ask(self, behaviour: str, **options: Any) -> nbcodex.Reply:
+        """Make the server ready for a behaviour, and ask it."""
+        self._running.prepare(behaviour)
+        if self._upstream is not None:
+            self._upstream.core.script(FAULTS.get(behaviour, []))
+        client.current().listeners.append(
+            lambda event: self.deltas.append(event.text) if isinstance(event, Delta) else None
+        )
+        # A real model on a slow machine says little; an object needs a few more tokens.
+        max_output = 16 if self.server.own_text and behaviour != "schema" else 60
+        options = {"max_output": max_output, "patience": "90s", **options}
+        prompt, model = self.prompt(behaviour), self._running.model
+        return nbcodex.ask(prompt, model=model, api=self.api, **options)
+
+    def check(self, reply: nbcodex.Reply) -> None:
+        """Check that the answer is whole, and there once."""
+        assert reply
+        if self.server.own_text:
+            assert reply.text.strip()
+        else:
+            assert reply.text == ANSWER
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str, Running, Simulated | None]]:
+    """Start a server, with the simulator behind it if it is a gateway."""
+    name, _, api = request.param.rpartition("-")
+    cache = Path(CACHE or ".")
+    if version(name, cache) is None:
+        reason = cache / name / "reason"
+        pytest.skip(f"{name}: {reason.read_text() if reason.exists() else 'not installed'}")
+    with ExitStack() as stack:
+        more = {}
+        upstream = None
+        if name in GATEWAYS:
+            limits = {"tpm": 10_000_000, "rpm": 100_000, "latency": 0.01, "speed": 200.0}
+            upstream = stack.enter_context(simulated(**limits))
+            more["upstream"] = upstream.url
+        scratch = tmp_path_factory.mktemp(name)
+        running = stack.enter_context(SERVERS[name].start(cache / name, scratch, **more))
+        yield name, api, running, upstream
+
+
+@pytest.fixture
+def row(
+    started: tuple[str, str, Running, Simulated | None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Row]:
+    """Lead nbcodex to the server; what it has learned of others is forgotten."""
+    name, api, running, upstream = started
+    monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(client, "_current", None)
+    yield Row(name, api, running, upstream)
+    client.current().close()
+
+
+def check_ask(row: Row) -> None:
+    row.check(row.ask("ask"))
+
+
+def check_stream(row: Row) -> None:
+    reply = row.ask("stream")
+    row.check(reply)
+    assert "".join(row.deltas) == reply.text
+    assert len(row.deltas) > 1
+
+
+def check_schema(row: Row) -> None:
+    reply = row.ask("schema", schema=SCHEMA)
+    assert reply
+    assert set(reply.parsed) == {"name", "age"}
+
+
+def check_limit(row: Row) -> None:
+    reply = row.ask("limit")
+    row.check(reply)
+    assert reply.attempts > 1
+    assert reply.waited > 0
+
+
+def check_broken(row: Row) -> None:
+    reply = row.ask("broken")
+    row.check(reply)
+    assert reply.attempts > 1
+
+
+def check_empty(row: Row) -> None:
+    with pytest.raises(nbcodex.NbcodexError):
+        row.ask("empty", patience="2s")
+
+
+def check_usage(row: Row) -> None:
+    reply = row.ask("usage")
+    assert reply.usage.input_tokens
+    assert reply.usage.output_tokens
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_a_server_of_others_is_understood(
+    request: pytest.FixtureRequest, row: Row, behaviour: str
+) -> None:
+    if reason := row.server.known.get(f"{row.api}-{behaviour}"):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    if behaviour in row.server.lacks:
+        pytest.skip(f"{row.name} cannot be made to show it")
+    globals()[f"check_{behaviour}"](row)
