@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, ServerError, shorten
@@ -161,6 +162,8 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
         return httpx2.AsyncClient(
             transport=transport,
             follow_redirects=False,
+            # No cookies: a jar is shared by all keys, and by all ports of a host.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
             limits=httpx2.Limits(
                 max_connections=1000, max_keepalive_connections=MAX_IDLE_CONNECTIONS

@@ -493,3 +493,25 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
     assert all(f"1 request in {folder / 'journal.sqlite3'}" in question for question in asked)
     assert re.search(r"\d erased: .*journal\.sqlite3", capsys.readouterr().out)
     ip.run_line_magic("codex", "demo off")
+
+
+@pytest.mark.parametrize(
+    ("line", "count", "note"),
+    [("models", 200, "… and 300 more"), ("models M-49", 11, ""), ("models nothing", 0, "no model")],
+)
+def test_list_of_models_is_bounded_and_can_be_filtered(
+    ip: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    count: int,
+    note: str,
+) -> None:
+    async def models(*_: object, **__: object) -> list[str]:
+        return [f"m-{number}" for number in range(500)]
+
+    monkeypatch.setattr(type(current()), "models", models)
+    ip.run_line_magic("codex", line)
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^m-\d+$", out, re.MULTILINE)) == count
+    assert note in out

@@ -17,7 +17,7 @@ from nbcodex.errors import ConfigurationError, NbcodexError, ServerError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.batches import Batch, BatchClient
-from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections
+from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections, _open_pool
 from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
 from tests.openai_api.scripted import (
@@ -320,3 +320,22 @@ def test_failing_token_provider_is_a_configuration_error() -> None:
     client = openai.AsyncOpenAI(api_key=provider, base_url="https://private.example/v1")
     with pytest.raises(ConfigurationError, match="KeyError"):
         play(Server(Script()), chosen=Settings(client=lambda: client), model="m")
+
+
+@pytest.mark.parametrize(
+    "cookie", ["a=1", "a=1; Path=/; HttpOnly", "a=1; Domain=gw.example; Max-Age=900"]
+)
+def test_no_cookies_are_kept(cookie: str) -> None:
+    sent: list[str | None] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.headers.get("cookie"))
+        return httpx2.Response(200, headers={"set-cookie": cookie})
+
+    async def main() -> None:
+        async with _open_pool(httpx2.MockTransport(handler)) as pool:
+            for port in (443, 443, 8443):
+                await pool.get(f"https://gw.example:{port}/v1/models")
+
+    asyncio.run(main())
+    assert sent == [None, None, None]

@@ -41,14 +41,28 @@ _DEMO_LIMITS: dict[str, dict[str, Any]] = {
 _DEMO_REFUSALS_S = (None, 6.0, None, 5.0, 4.0)
 
 
+MAX_LISTED_MODELS = 200  # more would flood the notebook; gateways list some hundred
+
+
+def _no_models(part: str) -> str:
+    return (
+        f"The server lists no model with {part[:40]!r} in it."
+        if part
+        else ("The server lists no models.")
+    )
+
+
 class SetupCommands(CommandGroup):
     """The connection to a server."""
 
-    def models(self) -> None:
-        """List the server's models and your aliases: models (also list)."""
+    def models(self, part: str = "") -> None:
+        """List the server's models, all or those whose name contains PART: models [PART]."""
         names = event_loop.shared().submit(current().models(self._settings)).result()
         self._config.offered = tuple(names)
-        print_line("\n".join(map(printable, names)) or "The server lists no models.")
+        matching = [name for name in names if part.lower() in name.lower()]
+        print_line("\n".join(map(printable, matching[:MAX_LISTED_MODELS])) or _no_models(part))
+        if (more := len(matching) - MAX_LISTED_MODELS) > 0:
+            print_line(f"… and {more:,} more: `%codex models PART` lists those with PART in them.")
         for name, target in self._config.aliases.items():
             print_line(f"{name} → {target}")
 
