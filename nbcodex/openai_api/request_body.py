@@ -43,6 +43,7 @@ _RESERVED_PARAMS = {
         ("max_output_tokens max_completion_tokens max_tokens", "Use --max-output."),
         ("reasoning_effort", "Use --effort."),
         ("store background", "The provider would store prompt and answer: use --durable for that."),
+        ("conversation", "The provider would keep the conversation: use --thread NAME instead."),
         ("stream stream_options", "Answers are always streamed."),
         ("n", "A request has one answer; use --map for many."),
         (

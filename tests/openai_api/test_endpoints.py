@@ -300,6 +300,8 @@ def test_login_stores_the_key_for_the_configured_host() -> None:
         {"input": "x"},
         {"messages": []},
         {"stream": False},
+        {"conversation": "conv_1"},
+        {"conversation": {"id": "conv_1"}},
         {"max_output_tokens": 5},
         {"extra_headers": {"a": "b"}},
         {"extra_query": {}},
