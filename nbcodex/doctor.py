@@ -41,22 +41,13 @@ MODEL_LIST_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
+    """The result of one check."""
 
-    Parameters
-    ----------
-    title, text : str
-        What was checked, and the result.
-    advice : str
-        What to do about it.
-    wrong : bool
-        Whether requests fail or degrade because of it.
-    """
-
+    # title, text: what was checked, and the result.
     title: str
     text: str
-    advice: str = ""
-    wrong: bool = False
+    advice: str = ""  # what to do about it
+    wrong: bool = False  # whether requests fail or degrade because of it
 
     def __str__(self) -> str:
         line = f"{self.title:<10} {'✗' if self.wrong else '✓'} {self.text}"

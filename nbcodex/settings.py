@@ -106,80 +106,56 @@ LIMITER_FILENAME = "ledger.sqlite"  # what is known of limits: numbers, under na
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that a request depends on beside itself.
+    """Everything that a request depends on beside itself."""
 
-    Parameters
-    ----------
-    api_key, base_url, organization, project
-        ``OPENAI_API_KEY``, ``OPENAI_BASE_URL``, ``OPENAI_ORG_ID``, ``OPENAI_PROJECT_ID``.
-    azure_endpoint, azure_key, azure_ad_token, api_version
-        ``AZURE_OPENAI_ENDPOINT``, ``AZURE_OPENAI_API_KEY``, ``AZURE_OPENAI_AD_TOKEN``,
-        ``OPENAI_API_VERSION``.
-    keys
-        Keys of further hosts, by host name: ``host`` (the usual ports), ``host:port``, ``host:*``
-        (all ports), or ``http://host:port`` where the key may travel unencrypted.
-    client
-        Factory of an ``AsyncOpenAI`` for anything else; the other provider settings are then
-        ignored.
-    model
-        ``NBCODEX_MODEL``; None lets the provider decide.
-    patience
-        Seconds of waiting, caused by refusals and faults, before a request is parked.
-    idle_timeout
-        Seconds without data after which a stream counts as broken. Before the first text, while
-        models reason, five times as long.
-    max_answer
-        Characters after which an answer is cut, its reasoning included: four times the longest
-        output of any model, so that only a model in a loop reaches it.
-    journal
-        Whether requests are kept on disk; otherwise they are kept until the process ends.
-    reuse
-        Whether the answer to an equal request is taken from the journal.
-    budgets
-        The user's own caps, such as ``200k`` or ``$5/day``; all of them apply.
-    ask_above
-        Estimated cost of a map in US dollars above which it asks for confirmation.
-    keep_files
-        Whether the files of batch jobs stay with the provider after their answers have arrived.
-    home
-        ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
-    aliases
-        Short names of models.
-    max_history
-        The maximum number of earlier turns that a request sees; None: as many as fit.
-    redis_url
-        ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
-    private_limits
-        Whether the limits concern this process only, because the server is its own: they are then
-        kept in memory.
-    """
-
+    # api_key, base_url, organization, project: ``OPENAI_API_KEY``, ``OPENAI_BASE_URL``,
+    # ``OPENAI_ORG_ID``, ``OPENAI_PROJECT_ID``.
     api_key: Secret | None = None
     base_url: str | None = None
     organization: str | None = None
     project: str | None = None
+    # azure_endpoint, azure_key, azure_ad_token, api_version: ``AZURE_OPENAI_ENDPOINT``,
+    # ``AZURE_OPENAI_API_KEY``, ``AZURE_OPENAI_AD_TOKEN``, ``OPENAI_API_VERSION``.
     azure_endpoint: str | None = None
     azure_key: Secret | None = None
     azure_ad_token: Secret | None = None
     api_version: str | None = None
+    # Keys of further hosts, by host name: ``host`` (the usual ports), ``host:port``, ``host:*``
+    # (all ports), or ``http://host:port`` where the key may travel unencrypted.
     keys: Mapping[str, Secret] = field(default_factory=dict)
+    # Factory of an ``AsyncOpenAI`` for anything else; the other provider settings are then
+    # ignored.
     client: Callable[[], Any] | None = None
-    model: str | None = None
+    model: str | None = None  # ``NBCODEX_MODEL``; None lets the provider decide
     api: Api = "auto"
+    # Seconds of waiting, caused by refusals and faults, before a request is parked.
     patience: float = 600.0
+    # Seconds without data after which a stream counts as broken. Before the first text, while
+    # models reason, five times as long.
     idle_timeout: float = 60.0
+    # Characters after which an answer is cut, its reasoning included: four times the longest
+    # output of any model, so that only a model in a loop reaches it.
     max_answer: int = 2_000_000
     display: Display = "auto"
     remote_images: bool = False
+    # Whether requests are kept on disk; otherwise they are kept until the process ends.
     journal: bool = True
-    reuse: bool = False
+    reuse: bool = False  # whether the answer to an equal request is taken from the journal
+    # The user's own caps, such as ``200k`` or ``$5/day``; all of them apply.
     budgets: tuple[str, ...] = ()
+    # Estimated cost of a map in US dollars above which it asks for confirmation.
     ask_above: float = 1.0
+    # Whether the files of batch jobs stay with the provider after their answers have arrived.
     keep_files: bool = False
+    # ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
     home: Path | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)  # short names of models
+    # The maximum number of earlier turns that a request sees; None: as many as fit.
     max_history: int | None = None
+    # ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
     redis_url: Secret | None = None
+    # Whether the limits concern this process only, because the server is its own: they are then
+    # kept in memory.
     private_limits: bool = False
 
     # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.

@@ -38,31 +38,18 @@ _FORMATTER = string.Formatter()
 
 @dataclass(frozen=True, slots=True)
 class Field(Generic[ExpressionT]):
-    """A field of a template, such as ``{price:.2f}``.
+    """A field of a template, such as ``{price:.2f}``."""
 
-    Parameters
-    ----------
-    start, end : int
-        Where its braces begin and end in the text.
-    source : str
-        The expression as it is written.
-    expression : object
-        The recognised expression.
-    is_known : bool
-        Whether all names in the expression exist.
-    conversion, spec : str
-        What follows ``!`` and ``:``.
-    is_literal : bool
-        Whether the braces are doubled, to keep a single pair of them in the text.
-    """
-
+    # start, end: where its braces begin and end in the text.
     start: int
     end: int
-    source: str
-    expression: ExpressionT
-    is_known: bool = True
+    source: str  # the expression as it is written
+    expression: ExpressionT  # the recognised expression
+    is_known: bool = True  # whether all names in the expression exist
+    # conversion, spec: what follows ``!`` and ``:``.
     conversion: str = ""
     spec: str = ""
+    # Whether the braces are doubled, to keep a single pair of them in the text.
     is_literal: bool = False
 
     @property

@@ -25,43 +25,24 @@ Connection = sqlite3.Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchJob:
-    """A batch job that this process has claimed.
+    """A batch job that this process has claimed."""
 
-    Parameters
-    ----------
-    tag : str
-        Our name for it, by which it is found at the provider.
-    base_url : str
-        The provider.
-    file, remote : str or None
-        The provider's ids of its file and of the job, as far as they are stored.
-    requests : tuple of Request
-        Its rows without an answer.
-    """
-
-    tag: str
-    base_url: str
+    tag: str  # our name for it, by which it is found at the provider
+    base_url: str  # the provider
+    # file, remote: the provider's ids of its file and of the job, as far as they are stored.
     file: str | None
     remote: str | None
-    requests: tuple[Request, ...] = ()
+    requests: tuple[Request, ...] = ()  # its rows without an answer
 
 
 @dataclass(frozen=True, slots=True)
 class InsertedRows:
-    """What `insert_rows` found, by the row's id.
+    """What `insert_rows` found, by the row's id."""
 
-    Parameters
-    ----------
-    answers : dict
-        Answers to equal requests.
-    other_jobs : dict
-        Tags of jobs that hold an equal request, and that no kernel is waiting for.
-    lost : set
-        Rows that another kernel has claimed, or that are finished.
-    """
-
-    answers: dict[str, Reply] = field(default_factory=dict)
+    answers: dict[str, Reply] = field(default_factory=dict)  # answers to equal requests
+    # Tags of jobs that hold an equal request, and that no kernel is waiting for.
     other_jobs: dict[str, str] = field(default_factory=dict)
+    # Rows that another kernel has claimed, or that are finished.
     lost: set[str] = field(default_factory=set)
 
 

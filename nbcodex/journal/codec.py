@@ -46,42 +46,28 @@ _RENAMED_FIELDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A request in the journal, and what has come of it.
+    """A request in the journal, and what has come of it."""
 
-    Parameters
-    ----------
-    request, reply : Request, Reply
-        What was asked, and as much of the answer as is stored; its `status` is the entry's.
-    abandoned : bool
-        Whether it is unfinished and its owner gone.
-    notebook, cell, variable : str or None
-        Where it was asked, and the name that the answer is bound to.
-    added_at, updated_at, resume_at : float or None
-        Seconds since the epoch.
-    limit : Limit or None
-        The limit that it waits for.
-    error : str or None
-        Why there is no answer.
-    response_id, sequence : str or None, int or None
-        The durable response at the server, and its last event that is in the text.
-    batch_job : str or None
-        The tag of the batch job that the row of a map is in.
-    """
-
+    # request, reply: what was asked, and as much of the answer as is stored; its `status` is the
+    # entry's.
     request: Request
     reply: Reply
-    abandoned: bool = False
+    abandoned: bool = False  # whether it is unfinished and its owner gone
+    # notebook, cell, variable: where it was asked, and the name that the answer is bound to.
     notebook: str | None = None
     cell: str | None = None
     variable: str | None = None
+    # added_at, updated_at, resume_at: seconds since the epoch.
     added_at: float = 0.0
     updated_at: float = 0.0
     resume_at: float | None = None
-    limit: Limit | None = None
-    error: str | None = None
+    limit: Limit | None = None  # the limit that it waits for
+    error: str | None = None  # why there is no answer
+    # response_id, sequence: the durable response at the server, and its last event that is in the
+    # text.
     response_id: str | None = None
     sequence: int | None = None
-    batch_job: str | None = None
+    batch_job: str | None = None  # the tag of the batch job that the row of a map is in
 
     @property
     def id(self) -> str:

@@ -23,28 +23,16 @@ Connection = sqlite3.Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnCandidate:
-    """One entry's place in a conversation.
+    """One entry's place in a conversation."""
 
-    Parameters
-    ----------
-    entry : int
-        The entry's number; later entries have larger ones.
-    chapter, number : int
-        Where it stands. Of several entries at one place, the newest that is done is the turn.
-    cell : str or None
-        The cell that asked.
-    is_done : bool
-        Whether it was answered.
-    begins : bool
-        Whether the conversation starts afresh with it.
-    """
-
-    entry: int
+    entry: int  # the entry's number; later entries have larger ones
+    # chapter, number: where it stands. Of several entries at one place, the newest that is done is
+    # the turn.
     chapter: int
     number: int
-    cell: str | None
-    is_done: bool
-    begins: bool
+    cell: str | None  # the cell that asked
+    is_done: bool  # whether it was answered
+    begins: bool  # whether the conversation starts afresh with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,22 +26,14 @@ ProcessReader = Callable[[int], tuple[str, int] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """One journal in one process, distinguished from all others.
+    """One journal in one process, distinguished from all others."""
 
-    Parameters
-    ----------
-    id : int
-        Random, and new for each journal that is opened.
-    host, boot, space : str
-        Host name, boot id and pid namespace; empty where the platform has none.
-    pid, start : int
-        The process, and its start in ticks since boot, because pids are reused.
-    """
-
-    id: int
+    id: int  # random, and new for each journal that is opened
+    # host, boot, space: host name, boot id and pid namespace; empty where the platform has none.
     host: str
     boot: str
     space: str
+    # pid, start: the process, and its start in ticks since boot, because pids are reused.
     pid: int
     start: int
 

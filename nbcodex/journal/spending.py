@@ -47,19 +47,12 @@ class SpendAmount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """What all kernels of a user have spent today and in this month, and what may come to it.
+    """What all kernels of a user have spent today and in this month, and what may come to it."""
 
-    Parameters
-    ----------
-    budget : str
-        The kept budget as its user wrote it; empty if there is none.
-    reserved : SpendAmount
-        What running requests may come to, without those of kernels that are gone.
-    """
-
-    budget: str = ""
+    budget: str = ""  # the kept budget as its user wrote it; empty if there is none
     day: SpendAmount = SpendAmount()
     month: SpendAmount = SpendAmount()
+    # What running requests may come to, without those of kernels that are gone.
     reserved: SpendAmount = SpendAmount()
 
 

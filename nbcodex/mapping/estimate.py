@@ -33,40 +33,23 @@ MAX_FINGERPRINTS = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a map will probably use.
+    """What a map will probably use."""
 
-    Parameters
-    ----------
-    rows : int
-        Number of rows.
-    answered, equal, refused : int
-        Rows that cost nothing: answered before; equal to an earlier row, whose answer they get; of
-        which no request can be made.
-    input_tokens, output_tokens : int
-        Tokens of the others. The output is `max_output` for each, otherwise 500.
-    cost : float or None
-        US dollars; None if no price is known.
-    model : str or None
-        The model, if it is known without asking the server.
-    bounded : bool
-        Whether `max_output` bounds the output.
-    halved : bool
-        Whether the cost is that of the Batch API.
-    budgets : tuple of str
-        What is left of the user's budgets, in words.
-    """
-
-    rows: int
+    rows: int  # number of rows
+    # answered, equal, refused: rows that cost nothing: answered before; equal to an earlier row,
+    # whose answer they get; of which no request can be made.
     answered: int = 0
     equal: int = 0
     refused: int = 0
+    # input_tokens, output_tokens: tokens of the others. The output is `max_output` for each,
+    # otherwise 500.
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: float | None = None
-    model: str | None = None
-    bounded: bool = False
-    halved: bool = False
-    budgets: tuple[str, ...] = ()
+    cost: float | None = None  # US dollars; None if no price is known
+    model: str | None = None  # the model, if it is known without asking the server
+    bounded: bool = False  # whether `max_output` bounds the output
+    halved: bool = False  # whether the cost is that of the Batch API
+    budgets: tuple[str, ...] = ()  # what is left of the user's budgets, in words
 
     def __str__(self) -> str:
         at_most = "at most " if self.bounded else ""

@@ -57,21 +57,12 @@ cell_errors = CellErrors()  # of this process's shell; `%reload_ext` must not lo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastError:
-    """The user's last error, for `%codex fix`.
+    """The user's last error, for `%codex fix`."""
 
-    Parameters
-    ----------
-    cell_number : int or None
-        Number of the cell, as in ``In[3]``; None for an error outside of cells.
-    code : str
-        Source of the cells that the error passed through.
-    traceback : str
-        Python's traceback without colours.
-    """
-
+    # Number of the cell, as in ``In[3]``; None for an error outside of cells.
     cell_number: int | None
-    code: str
-    traceback: str
+    code: str  # source of the cells that the error passed through
+    traceback: str  # python's traceback without colours
 
     def as_prompt(self) -> str:
         """Return the prompt that asks for an explanation and a corrected cell."""

@@ -344,21 +344,11 @@ def check_provider(model: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """The format of a cell's answer, and the request options that make the answer fit it.
+    """The format of a cell's answer, and the request options that make the answer fit it."""
 
-    Parameters
-    ----------
-    format : Format
-        The format in which the answer is shown.
-    request : RequestOptions
-        All options of the cell's request.
-    notes : tuple of str
-        Shown beside the figures.
-    """
-
-    format: Format
-    request: RequestOptions
-    notes: tuple[str, ...] = ()
+    format: Format  # the format in which the answer is shown
+    request: RequestOptions  # all options of the cell's request
+    notes: tuple[str, ...] = ()  # shown beside the figures
 
 
 def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:

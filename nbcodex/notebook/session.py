@@ -43,24 +43,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How a request and its answer are shown.
+    """How a request and its answer are shown."""
 
-    Parameters
-    ----------
-    format : Format
-        The format of the answer.
-    only_if_waiting : bool
-        Whether to show nothing unless the request has to wait.
-    notes : collection of str
-        What the line of figures says besides the figures.
-    heading : str
-        What stands above the answer, if the prompt does not.
-    """
-
-    format: Format = "markdown"
-    only_if_waiting: bool = False
-    notes: Collection[str] = ()
-    heading: str = ""
+    format: Format = "markdown"  # the format of the answer
+    only_if_waiting: bool = False  # whether to show nothing unless the request has to wait
+    notes: Collection[str] = ()  # what the line of figures says besides the figures
+    heading: str = ""  # what stands above the answer, if the prompt does not
 
 
 class Session:

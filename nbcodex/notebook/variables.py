@@ -63,17 +63,11 @@ class _Results(dict[int, object]):
 
 @dataclass(frozen=True, slots=True)
 class CallerScope:
-    """The names that the code which calls a magic has besides the notebook's.
+    """The names that the code which calls a magic has besides the notebook's."""
 
-    Parameters
-    ----------
-    names : mapping
-        Locals and globals of a function, or the globals of a script. Empty for an ordinary cell.
-    script : dict or None
-        The namespace of a script that calls the magic at its top level, as by `%run`.
-    """
-
+    # Locals and globals of a function, or the globals of a script. Empty for an ordinary cell.
     names: Mapping[str, object]
+    # The namespace of a script that calls the magic at its top level, as by `%run`.
     script: dict[str, object] | None = None
 
 
@@ -124,26 +118,15 @@ def variables(
 
 @dataclass(frozen=True, slots=True)
 class FilledPrompt:
-    """A prompt with its fields filled in.
+    """A prompt with its fields filled in."""
 
-    Parameters
-    ----------
-    text : str
-        The prompt to send.
-    filled : tuple of str
-        The expressions that were filled in, in order.
-    missing : tuple of str
-        The expressions that use an unknown name; they stay in `text` as they were written.
-    left_alone : tuple of str
-        The expressions that are not evaluated because they use a module or a private name.
-    images : tuple
-        Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` …
-    """
-
-    text: str
-    filled: tuple[str, ...] = ()
+    text: str  # the prompt to send
+    filled: tuple[str, ...] = ()  # the expressions that were filled in, in order
+    # The expressions that use an unknown name; they stay in `text` as they were written.
     missing: tuple[str, ...] = ()
+    # The expressions that are not evaluated because they use a module or a private name.
     left_alone: tuple[str, ...] = ()
+    # Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` ….
     images: tuple[object, ...] = ()
 
     @property

@@ -67,42 +67,20 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class CompletedAnswer:
-    """The finished answer; `text` is all the deltas joined.
+    """The finished answer; `text` is all the deltas joined."""
 
-    Parameters
-    ----------
-    text : str
-        The answer.
-    usage : Usage
-        The server's figures; unknown where the connection was lost after the last delta.
-    model : str or None
-        The model that answered, as the server names it.
-    cut : str or None
-        Why the answer ends early.
-    response_id : str or None
-        The server's id of the answer.
-    reasoning : tuple of dict
-        Encrypted reasoning items, to be sent before the next turn's input.
-    images : tuple of Image
-        The pictures that the model made.
-    refused : bool
-        Whether the model refused to answer.
-    tool_calls : tuple of str
-        The names of the functions that the model asked to call.
-    simulated : bool
-        Whether a batch file came from the simulator; for a stream, `ResponseStarted` says so.
-    """
-
-    text: str
-    usage: Usage
-    model: str | None
-    cut: str | None
-    response_id: str | None
+    text: str  # the answer
+    usage: Usage  # the server's figures; unknown where the connection was lost after the last delta
+    model: str | None  # the model that answered, as the server names it
+    cut: str | None  # why the answer ends early
+    response_id: str | None  # the server's id of the answer
+    # Encrypted reasoning items, to be sent before the next turn's input.
     reasoning: tuple[dict[str, Any], ...] = ()
-    images: tuple[Image, ...] = ()
-    refused: bool = False
+    images: tuple[Image, ...] = ()  # the pictures that the model made
+    refused: bool = False  # whether the model refused to answer
+    # Whether a batch file came from the simulator; for a stream, `ResponseStarted` says so.
     simulated: bool = False
-    tool_calls: tuple[str, ...] = ()
+    tool_calls: tuple[str, ...] = ()  # the names of the functions that the model asked to call
 
 
 # A `StreamPosition` says where a durable answer continues, after all text that was yielded before

@@ -46,34 +46,22 @@ _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch as the server describes it.
+    """A batch as the server describes it."""
 
-    Parameters
-    ----------
-    id, status : str
-        As the server names them; see `ended`.
-    total, answered, failed : int
-        Its requests.
-    files : tuple of str
-        The ids of the files with answers and errors, as far as there are any.
-    input_file : str or None
-        The id of the uploaded file.
-    error, error_codes
-        Why it failed as a whole.
-    metadata : mapping
-        What it was created with.
-    """
-
+    # id, status: as the server names them; see `ended`.
     id: str
     status: str
+    # total, answered, failed: its requests.
     total: int = 0
     answered: int = 0
     failed: int = 0
+    # The ids of the files with answers and errors, as far as there are any.
     files: tuple[str, ...] = ()
-    input_file: str | None = None
+    input_file: str | None = None  # the id of the uploaded file
+    # error, error_codes: why it failed as a whole.
     error: str = ""
     error_codes: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # what it was created with
 
     @property
     def ended(self) -> bool:

@@ -38,34 +38,21 @@ _URL_ADVICE = "Write it like https://host.example/v1."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One server, as one account reaches it.
+    """One server, as one account reaches it."""
 
-    Parameters
-    ----------
-    kind : {"openai", "azure", "compatible"}
-        Whose server it is.
-    base_url : str
-        Without a slash at the end; on a classic Azure endpoint, the part before ``/openai``.
-    host : str
-        Name, and the port unless it is the scheme's own.
-    scope : str
-        Whose limits count there: organization and project, else a salted hash of the key; on
-        Azure nothing, for there the limits belong to the resource.
-    key, entra : Secret or None, bool
-        The key (None on a custom client, which has its own), and whether it is an Entra ID token.
-    api_version : str or None
-        Only on a classic Azure endpoint.
-    organization, project : str or None
-        Only at OpenAI.
-    """
-
-    kind: Kind
+    kind: Kind  # whose server it is
+    # Without a slash at the end; on a classic Azure endpoint, the part before ``/openai``.
     base_url: str
-    host: str
+    host: str  # name, and the port unless it is the scheme's own
+    # Whose limits count there: organization and project, else a salted hash of the key; on Azure
+    # nothing, for there the limits belong to the resource.
     scope: str = ""
+    # key, entra: the key (None on a custom client, which has its own), and whether it is an Entra
+    # ID token.
     key: Secret | None = None
     entra: bool = False
-    api_version: str | None = None
+    api_version: str | None = None  # only on a classic Azure endpoint
+    # organization, project: only at OpenAI.
     organization: str | None = None
     project: str | None = None
 

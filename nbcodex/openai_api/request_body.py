@@ -104,28 +104,16 @@ _MAX_ADAPTATIONS = 3  # of one request; each is refused before it costs a token
 
 @dataclass(slots=True)
 class PreparedRequest:
-    """A request in the terms of one server; it adapts itself to refusals.
-
-    Parameters
-    ----------
-    api : {"responses", "chat"}
-        Which API it is sent to.
-    is_probe : bool
-        Whether the server may turn out to have only the other API.
-    avoid : frozenset of str
-        Parameters that the server does not accept.
-    durable : bool
-        Whether the server is asked to keep the answer.
-    """
+    """A request in the terms of one server; it adapts itself to refusals."""
 
     request: Request
     endpoint: Endpoint
     model: str
-    api: DetectedApi
-    is_probe: bool = False
-    avoid: frozenset[str] = frozenset()
+    api: DetectedApi  # which API it is sent to
+    is_probe: bool = False  # whether the server may turn out to have only the other API
+    avoid: frozenset[str] = frozenset()  # parameters that the server does not accept
     adaptations: int = 0
-    durable: bool = False
+    durable: bool = False  # whether the server is asked to keep the answer
 
     @property
     def body(self) -> Body:

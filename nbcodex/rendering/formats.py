@@ -53,29 +53,14 @@ _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOutput:
-    """An answer with the texts around it.
+    """An answer with the texts around it."""
 
-    Parameters
-    ----------
-    reply : Reply
-        The answer.
-    line : str
-        The line of figures, as plain text.
-    heading : str
-        The text above the answer, as plain text.
-    remote_images : bool
-        Whether images in the answer may be loaded.
-    reasoning : str
-        The summary of the model's reasoning, if the server sent one.
-    max_plain_chars : int or None
-        Characters of the answer in the plain-text format_ beside Markdown; None: all of them.
-    """
-
-    reply: Reply
-    line: str
-    heading: str = ""
-    remote_images: bool = False
-    reasoning: str = ""
+    reply: Reply  # the answer
+    line: str  # the line of figures, as plain text
+    heading: str = ""  # the text above the answer, as plain text
+    remote_images: bool = False  # whether images in the answer may be loaded
+    reasoning: str = ""  # the summary of the model's reasoning, if the server sent one
+    # Characters of the answer in the plain-text format_ beside Markdown; None: all of them.
     max_plain_chars: int | None = None
 
     @property
@@ -130,17 +115,10 @@ def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ..
 
 @dataclass(frozen=True, slots=True)
 class CodeBlock:
-    """A block of code in an answer.
+    """A block of code in an answer."""
 
-    Parameters
-    ----------
-    code : str
-        The code.
-    problem : str
-        Why the code is probably incomplete, so that it must not be put into a cell by itself.
-    """
-
-    code: str
+    code: str  # the code
+    # Why the code is probably incomplete, so that it must not be put into a cell by itself.
     problem: str = ""
 
     @property

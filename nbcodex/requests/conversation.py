@@ -29,18 +29,10 @@ ANSWER_TOKENS = 16_000
 
 @dataclass(frozen=True, slots=True)
 class JoinedRequest:
-    """A request with its earlier turns.
+    """A request with its earlier turns."""
 
-    Parameters
-    ----------
-    request : Request
-        With turns, and its position among them.
-    left_out : int
-        How many older turns did not fit.
-    """
-
-    request: Request
-    left_out: int = 0
+    request: Request  # with turns, and its position among them
+    left_out: int = 0  # how many older turns did not fit
 
     @property
     def notes(self) -> list[str]:

@@ -27,30 +27,14 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """The endpoint of a request.
+    """The endpoint of a request."""
 
-    Parameters
-    ----------
-    endpoint
-        The endpoint.
-    azure : bool
-        Whether the path is one of Azure's.
-    id : str
-        Id in the path (of a response, file or batch), or the control command.
-    deployment : str
-        Azure's deployment, which stands in the path in place of a model.
-    collection : str
-        ``files`` or ``batches``.
-    query : mapping
-        The query parameters.
-    """
-
-    endpoint: Endpoint
-    azure: bool = False
-    id: str = ""
-    deployment: str = ""
-    collection: str = ""
-    query: Mapping[str, str] = field(default_factory=dict)
+    endpoint: Endpoint  # the endpoint
+    azure: bool = False  # whether the path is one of Azure's
+    id: str = ""  # id in the path (of a response, file or batch), or the control command
+    deployment: str = ""  # azure's deployment, which stands in the path in place of a model
+    collection: str = ""  # ``files`` or ``batches``
+    query: Mapping[str, str] = field(default_factory=dict)  # the query parameters
 
 
 _BASE = r"(?P<base>/openai/v1|/openai|/v1)"
