@@ -154,7 +154,6 @@ def start_aimock(home: Path, scratch: Path) -> AbstractContextManager[Running]:
     ]
     path, port = _write(scratch, "fixtures.json", {"fixtures": fixtures}), free_port()
     command = [f"{home}/node_modules/.bin/llmock", f"--port={port}", f"--fixtures={path}"]
-    # Its counts of matches are per test id, so a restart is the plain way to count anew.
     return _running(command, scratch, port)
 
 

@@ -141,7 +141,7 @@ def check_broken(row: Row) -> None:
 
 
 def check_empty(row: Row) -> None:
-    with pytest.raises(nbcodex.NbcodexError):
+    with pytest.raises(nbcodex.NbcodexError, match="empty"):
         row.ask("empty", patience="2s")
 
 
