@@ -128,9 +128,10 @@ def start_llm_mock_api(home: Path, scratch: Path) -> AbstractContextManager[Runn
 
 
 def start_mock_ai_api(home: Path, scratch: Path) -> AbstractContextManager[Running]:
-    port, other = free_port(), free_port()
-    options = [f"--openai-port={port}", f"--anthropic-port={other}"]
-    return _running([f"{home}/bin/mock-ai-api", *options], scratch, port)
+    port = free_port()
+    # Its own command starts this in a child that survives it.
+    command = [f"{home}/bin/python", "-m", "uvicorn", "app.openai_app:app", f"--port={port}"]
+    return _running(command, scratch, port)
 
 
 def start_aimock(home: Path, scratch: Path) -> AbstractContextManager[Running]:
