@@ -118,7 +118,7 @@ ROWS = {
     ),
     "%ai help": ("%codex help", "%codex resume [ID|all]", "%codex help me", "there is no topic"),
     "%ai version": ("%codex version", "nbcodex 0.", "%codex version 2", "Show the versions"),
-    "%ai list": ("%codex list", "gpt-5.6-sol", "%codex list openai", "models (also list)"),
+    "%ai list": ("%codex list", "gpt-5.6-sol", "%codex list openai", "no model with 'openai'"),
     "%ai alias": (
         "%codex alias other gpt-5.6-mini",
         "other → gpt-5.6-mini",
