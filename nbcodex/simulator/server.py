@@ -40,21 +40,31 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
         task = asyncio.get_running_loop().create_task(connection.serve())
         connections.add(task)
         task.add_done_callback(connections.discard)
+        # A task that is cancelled before its first step never reaches its own cleanup.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     server = await asyncio.start_server(connect, host, port)
     try:
         address = server.sockets[0].getsockname()
         yield f"http://{address[0]}:{address[1]}"
     finally:
-        server.close()
-        # A connection that was just accepted reaches `connect` some iterations of the loop later;
-        # if the loop ended before, its socket would stay open.
+        _stop_accepting(server)
+        # A connection that was just accepted reaches `connect` some iterations of the loop later.
+        # It must do so before the server closes: CPython then fails and leaves its socket open.
         for _ in range(ACCEPT_ITERATIONS):
             await asyncio.sleep(0)
+        server.close()
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
         await asyncio.sleep(0)  # aborted transports close their sockets in the next iteration
+
+
+def _stop_accepting(server: asyncio.Server) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):  # the event loop of Windows
+        for listening in server.sockets:
+            loop.remove_reader(listening.fileno())
 
 
 class _Connection:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import socket
 import subprocess
@@ -207,3 +209,22 @@ def test_it_runs_as_a_process() -> None:
             process.terminate()
     assert json.loads(answer.text)["output"][0]["content"][0]["text"] == "yes"
     assert (knobs["tpm"], knobs["rpm"], knobs["headers"]) == (None, 7, False)
+
+
+@pytest.mark.parametrize("iterations", range(8))
+def test_stopping_closes_connections_that_were_just_accepted(iterations: int) -> None:
+    async def connect_and_stop() -> list[socket.socket]:
+        async with serve(Simulator(FAST)) as url:
+            address = ("127.0.0.1", int(url.rpartition(":")[2]))
+            clients = [socket.create_connection(address) for _ in range(3)]
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+        return clients
+
+    for client in asyncio.run(connect_and_stop()):
+        with client:
+            client.settimeout(5)
+            # A connection that the server left open would time out.
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    gc.collect()  # an unclosed transport warns, and warnings are errors
