@@ -93,7 +93,7 @@ def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path
     """Running rows are parked over an iterator and on the kernel's own loop."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
-        server.core.change_knobs(latency=5.0)
+        server.core.change_knobs(latency=60.0)
         for code in (
             "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
             "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
@@ -105,7 +105,7 @@ def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path
             cell.interrupt()
             ran = cell.finish(asked)
             assert ran.error in {"Stopped", "KeyboardInterrupt", "CancelledError"}
-            assert ran.seconds < 5
+            assert ran.seconds < 30
             assert cell.lives()
         assert "100 parked" in cell.run("%codex journal").stream
 
