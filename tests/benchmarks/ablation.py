@@ -91,7 +91,7 @@ def light(count: int, seed: int, policy: Any) -> tuple[float, float]:
 def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
     """Return how much of the limit three kernels use after a fourth has died, and the 429s."""
     prompts, store = workload(count, seed), MemoryStore()
-    world = World(Heap(), replace(TOKENS, policy=policy, stranger=0.3), seed)
+    world = World(Heap(), replace(TOKENS, policy=policy, used_by_others=0.3), seed)
     clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
     for client in clients:
         client.start()
@@ -107,9 +107,9 @@ def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
 
 SCENES: dict[str, Callable[[int, int, Any], tuple[float, float]]] = {
     "plain": alone,
-    "stranger": lambda *a: alone(*a, stranger=0.3),
+    "stranger": lambda *a: alone(*a, used_by_others=0.3),
     "no headers": lambda *a: alone(*a, headers=False),
-    "1 s window": lambda *a: alone(*a, burst=1.0),
+    "1 s window": lambda *a: alone(*a, hidden_window=1.0),
     "second job": lambda *a: alone(*a, prior=True),
     "light beside heavy, ms": light,
     "one of four killed": killed,

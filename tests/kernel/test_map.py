@@ -202,7 +202,7 @@ def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> N
         assert "30 answered" in ran.plain
         assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
         assert (made(server), handed_in(server)) == (1, 30)
-        assert server.core.library._files == {}
+        assert server.core.batches._files == {}
         server.core.change_knobs(batch_seconds=60.0)
         asked = cell.start(code.replace("WORD", "two"))
         wait_until(lambda: made(server) == 2)
@@ -213,7 +213,7 @@ def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> N
         assert "%codex cancel m" in "".join(ran.shown_error)
         ran = cell.run("%codex cancel " + cell.run("nbcodex.map.last.id").plain.strip("'"))
         assert "parked" in ran.plain
-        assert server.core.library._files == {}
+        assert server.core.batches._files == {}
         assert made(server) == 2
 
 
