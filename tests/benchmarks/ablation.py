@@ -32,7 +32,7 @@ _correct = TokenBucket.correct
 
 
 def _correct_without_drain(bucket: TokenBucket, *args: Any, **options: Any) -> None:
-    _correct(bucket, *args, **options | {"learns_drain": False})
+    _correct(bucket, *args, **options | {"learns_foreign_rate": False})
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -41,13 +41,13 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "three charge policies": (
-        (ChargePolicyEstimator, "judge", _nothing),
+        (ChargePolicyEstimator, "score_window", _nothing),
         (ChargePolicyEstimator, "choose_optimistic", _nothing),
     ),
-    "hidden window": ((TokenBucket, "hide", _nothing),),
+    "hidden window": ((TokenBucket, "set_hidden_floor", _nothing),),
     "drain by others": ((TokenBucket, "correct", _correct_without_drain),),
     "end of a job by size": ((WaitQueue, "reorder_end", _nothing),),
-    "courtesy between kernels": ((sharing, "COURTESY_REQUESTS", 0),),
+    "courtesy between kernels": ((sharing, "IDLE_RESERVE_REQUESTS", 0),),
     "inherited grant": ((SharedModel, "inherits_grant", lambda *_: False),),
     "history": ((pacing, "begin_with", _nothing),),
 }
