@@ -147,7 +147,7 @@ class Session:
             *loop.submit(budgets).result(),
             *notes,
         ]
-        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")  # noqa: T201
+        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return a listener that shows a map's progress below the cell."""
