@@ -100,7 +100,8 @@ class ResponsesReader:
         kind = event.get("type") or name
         if kind in _TEXT_DELTAS:
             self.answer.refused |= kind == _REFUSAL_DELTA
-            return text_value(event.get("delta")), ""
+            delta = event.get("delta")
+            return delta if isinstance(delta, str) else "", ""
         if kind in _REASONING_DELTAS:
             self._has_reasoning = True
             return "", text_value(event.get("delta"))
