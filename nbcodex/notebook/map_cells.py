@@ -52,7 +52,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     names = session.names
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    given = cell_options.output_spec(chosen, names).request.given()
+    given = cell_options.request_options(chosen, names)[0].given()
     given["images"] = images_of(chosen.image, session.shell, session.scope)
     request = RequestOptions(**given)
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
