@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError
     from nbcodex.mapping.map_api import amap, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.models import Reply, Usage
-    from nbcodex.notebook.monitor.widget import monitor
+    from nbcodex.notebook.monitor import monitor
 
 __all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "monitor"]
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ _MODULES = {
     "amap": "nbcodex.mapping.map_api",
     "ask": "nbcodex.api",
     "map": "nbcodex.mapping.map_api",
-    "monitor": "nbcodex.notebook.monitor.widget",
+    "monitor": "nbcodex.notebook.monitor",
 }
 
 

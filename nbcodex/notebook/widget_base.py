@@ -127,18 +127,18 @@ def _kernel_id() -> str:
 
 
 class PanelWidget(CodexWidget):
-    """The panel of one request; `view` is `panel_view` and `time_view` of `display.widget`."""
+    """The panel of one request."""
 
     _name = "panel"
 
 
 class MapWidget(CodexWidget):
-    """The progress of a map; `view` is `display.map.map_view`."""
+    """The progress of a map."""
 
     _name = "map"
 
 
 class MonitorWidget(CodexWidget):
-    """The monitor; `view` is `monitor.view.monitor_view`, and the kernel's clocks."""
+    """The monitor; its view includes the kernel's clocks, which the page counts on from."""
 
     _name = "monitor"

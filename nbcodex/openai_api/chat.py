@@ -99,9 +99,7 @@ class ChatReader:
         # DeepSeek and vLLM send `reasoning_content`, OpenRouter and Ollama `reasoning`.
         text, reasoning = _content(delta.get("content"))
         more, _ = _content(delta.get("reasoning_content") or delta.get("reasoning"))
-        # A stream joins the halves of a character that its deltas split; see `whole_characters`.
-        text = text if member == "delta" else text_value(text)
-        return text + refusal, text_value(reasoning + more)
+        return text + refusal, reasoning + more
 
 
 def _content(value: object) -> tuple[str, str]:
@@ -113,7 +111,7 @@ def _content(value: object) -> tuple[str, str]:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False), ""
     if not isinstance(value, list):
-        return value if isinstance(value, str) else "", ""
+        return text_value(value), ""
     text = reasoning = ""
     for part in value:
         if not isinstance(part, dict):

@@ -100,8 +100,7 @@ class ResponsesReader:
         kind = event.get("type") or name
         if kind in _TEXT_DELTAS:
             self.answer.refused |= kind == _REFUSAL_DELTA
-            delta = event.get("delta")
-            return delta if isinstance(delta, str) else "", ""
+            return text_value(event.get("delta")), ""
         if kind in _REASONING_DELTAS:
             self._has_reasoning = True
             return "", text_value(event.get("delta"))

@@ -22,7 +22,6 @@ from nbcodex.openai_api.answers import (
     TextDelta,
     is_error_object,
     json_object,
-    whole_characters,
 )
 from nbcodex.openai_api.api_errors import (
     AnswerFailedError,
@@ -180,7 +179,6 @@ class AnswerStream:
         self._resumed_text = resumed_text
         self._texts: list[str] = []
         self._has_text, self._withheld = bool(resumed_text), ""
-        self._half = ""  # of a character that two deltas share
         self._position = reader.position
         self._is_one_piece = False
         self._waited_for_chunk = False
@@ -359,7 +357,6 @@ class AnswerStream:
                 if self._is_final(error):
                     break
                 continue
-            text, self._half = whole_characters(self._half + text)
             if self._splitter and text:
                 text, tagged = self._splitter.feed(text)
                 reasonings.append(tagged)
@@ -423,8 +420,6 @@ class AnswerStream:
         if self._splitter:
             text, tagged = split_reasoning(rest) if rest else self._splitter.flush()
             rest = text
-        if self._half:
-            rest += "\ufffd"
         held += self._redactor.feed(rest) + self._redactor.flush()
         reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
         if held:

@@ -14,25 +14,45 @@ from nbcodex.runtime.clock import format_duration
 MIN_SHOWN_S = 0.05  # shorter times are left out of the line
 
 
+def join_parts(*parts: str) -> str:
+    """Return the parts that are not empty as one line."""
+    return " · ".join(filter(None, parts))
+
+
 def figures_line(reply: Reply) -> str:
     """Return the line below an answer, as plain text.
 
     The model's name in it comes from the server: escape the line for the format it is put into.
     """
+    usage = reply.usage
+    if reply.reused:
+        price = "reused, 0 tokens"
+    elif usage.total_tokens == 0:
+        price = ""  # nothing was sent, and "0 tokens" says so already
+    elif reply.cost is not None:
+        price = ("~" if usage.estimated else "") + format_dollars(reply.cost)
+    else:
+        # The simulator's models have no price, and `token_figures` reports a missing count.
+        counted = usage.total_tokens is not None and not reply.simulated
+        price = "cost unknown" if counted else ""
+    cut = reply.cut or ""
+    if cut == CONTENT_FILTER:
+        cut = f"cut by {CONTENT_FILTER}: this is not the whole answer"
+    elif cut:
+        cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, 40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
-    parts = [
-        shorten(reply.model, 80) if reply.model else "",
-        *token_figures(reply.usage),
-        _price(reply),
+    return join_parts(
+        shorten(reply.model or "", 80),
+        *token_figures(usage),
+        price,
         format_duration(reply.seconds) if reply.seconds >= MIN_SHOWN_S else "",
         ", ".join(filter(None, (attempts, waited))),
-        _cut(reply.cut),
+        cut,
         "" if reply.status == "done" else reply.status,
         "simulated" if reply.simulated else "",
         *reply.notes,
-    ]
-    return " · ".join(filter(None, parts))
+    )
 
 
 def token_figures(usage: Usage) -> list[str]:
@@ -59,15 +79,14 @@ def totals_line(totals: UsageTotals, *, count_requests: bool = True) -> str:
         f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
     ]
     times = f"time{'s' * (totals.refusals != 1)}"
-    parts = [
+    return join_parts(
         f"{requests if count_requests else ''}{totals.answers:,} answered",
         *token_figures(totals.usage),
         f"tokens of {totals.unknown} unknown" if totals.unknown else "",
         ", ".join(filter(None, cost)),
         f"limits reached {totals.refusals} {times}" if totals.refusals else "",
         f"waited {format_duration(totals.waited)}" if totals.waited else "",
-    ]
-    return " · ".join(filter(None, parts))
+    )
 
 
 def format_dollars(dollars: float) -> str:
@@ -76,23 +95,3 @@ def format_dollars(dollars: float) -> str:
     if dollars >= 1 or dollars <= 0:
         return f"${dollars:,.2f}"
     return f"${dollars:.{min(9, 1 - math.floor(math.log10(dollars)))}f}"
-
-
-def _price(reply: Reply) -> str:
-    if reply.reused:
-        return "reused, 0 tokens"
-    if reply.usage.total_tokens == 0:
-        return ""  # nothing was sent, and "0 tokens" says so already
-    if reply.cost is not None:
-        return ("~" if reply.usage.estimated else "") + format_dollars(reply.cost)
-    # The simulator's models have no price, and `token_figures` reports a missing count.
-    counted = reply.usage.total_tokens is not None and not reply.simulated
-    return "cost unknown" if counted else ""
-
-
-def _cut(why: str | None) -> str:
-    if not why:
-        return ""
-    if why == CONTENT_FILTER:
-        return f"cut by {CONTENT_FILTER}: this is not the whole answer"
-    return f"cut {'at' if why.startswith('max') else 'by'} {shorten(why, 40)}"

@@ -42,7 +42,7 @@ import os, time
 import nbcodex
 from openai import OpenAI
 from nbcodex.events import Delta
-from nbcodex.notebook.display.cell_output import CellOutput
+from nbcodex.notebook.display import CellOutput
 
 %load_ext nbcodex
 %config Codex.api = "responses"

@@ -21,7 +21,7 @@ from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request
 from nbcodex.notebook.commands.entries import _running
-from nbcodex.notebook.monitor.widget import Monitor
+from nbcodex.notebook.monitor import Monitor
 
 from .conftest import SimulatedClient, texts
 

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Limit, MapStats, Usage, UsageTotals
-from nbcodex.notebook.display.map import MapState, apply_stats, map_view, status_line, summary_line
+from nbcodex.notebook.display.map_panel import (
+    MapState,
+    apply_stats,
+    map_view,
+    status_line,
+    summary_line,
+)
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
 TPM = Limit(resource="tokens", window=60.0)

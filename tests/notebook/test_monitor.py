@@ -17,10 +17,10 @@ from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import NO_USAGE, Limit, LimitReading, Reply, Request, Usage, UsageTotals
+from nbcodex.notebook import monitor as monitor_package
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display import widget_views as panel_widget
-from nbcodex.notebook.monitor import widget as monitor_widget
 from nbcodex.notebook.monitor.collector import MonitorCollector, model_limits
 from nbcodex.notebook.monitor.state import (
     MAX_LOG_ENTRIES,
@@ -443,9 +443,9 @@ def live_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
     sent: list[Any] = []
     monkeypatch.setattr(widget_base.MonitorWidget, "send", lambda _, content: sent.append(content))
-    monkeypatch.setattr(monitor_widget.Monitor, "_refresh", lambda *_: None)
+    monkeypatch.setattr(monitor_package.Monitor, "_refresh", lambda *_: None)
     client = Client()
-    monitor = monitor_widget.Monitor(client)
+    monitor = monitor_package.Monitor(client)
     yield client, monitor, monitor._live_widget(), sent
     client.close()
 
@@ -461,7 +461,7 @@ def test_deltas_are_added_up(live_monitor: Any) -> None:
     for _ in range(1000):
         collector(events.Delta(request_id="3f2a", at=2, text="word"))
     assert len(collector._pending) == 2
-    assert "~1,000 out" in str(monitor_widget.Monitor(client))
+    assert "~1,000 out" in str(monitor_package.Monitor(client))
 
 
 def test_pending_events_are_bounded(live_monitor: Any) -> None:
@@ -565,7 +565,7 @@ def test_button_acts_on_its_request_or_all(
 def test_all_views_are_one_widget(live_monitor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shown twice, it is the same widget, with the same plain text."""
     _, monitor, widget, _ = live_monitor
-    monkeypatch.setattr(monitor_widget.display, "can_show_widgets", lambda *_: True)
+    monkeypatch.setattr(monitor_package.display, "can_show_widgets", lambda *_: True)
     bundles = [monitor._repr_mimebundle_()[0] for _ in range(2)]
     views = [bundle["application/vnd.jupyter.widget-view+json"] for bundle in bundles]
     assert views[0]["model_id"] == views[1]["model_id"] == widget.model_id
@@ -579,7 +579,7 @@ all time: 0 answered · 0 tokens"""
 
 
 def test_monitor_is_text_without_widgets(live_monitor: Any) -> None:
-    assert set(monitor_widget.Monitor(live_monitor[0])._repr_mimebundle_()) == {"text/plain"}
+    assert set(monitor_package.Monitor(live_monitor[0])._repr_mimebundle_()) == {"text/plain"}
 
 
 def test_one_monitor_per_process() -> None:

@@ -7,10 +7,9 @@ import time
 import pytest
 
 from nbcodex.models import Reply
-from nbcodex.notebook.display.cell_output import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput
+from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput
 from nbcodex.notebook.display.panel import GrowingText, PanelState
-from nbcodex.notebook.display.terminal import TerminalView
-from nbcodex.notebook.display.text import RequestView
+from nbcodex.notebook.display.text_views import RequestView, TerminalView
 from nbcodex.runtime.clock import BootClock
 
 HUGE = "word **bold** <i>x</i> [a](b)\n" * 3_500_000

@@ -17,10 +17,9 @@ from jupyter_client.manager import start_new_kernel
 from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
-from nbcodex.notebook.display import text as text_view
-from nbcodex.notebook.display import widget_views
+from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, status_line, why_disabled
-from nbcodex.notebook.display.text import MAX_LIVE_CHARS
+from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS
 from nbcodex.notebook.widget_base import PanelWidget
 from nbcodex.rendering.figures import figures_line
 
@@ -408,8 +407,8 @@ class PanelHarness:
         monkeypatch.setattr(
             widget_views.PanelWidget, "send", lambda _, content: self.sent.append(content)
         )
-        monkeypatch.setattr(text_view, "display", self._show("display", fails=fails))
-        monkeypatch.setattr(text_view, "update_display", self._show("update"))
+        monkeypatch.setattr(text_views, "display", self._show("display", fails=fails))
+        monkeypatch.setattr(text_views, "update_display", self._show("update"))
         self.view = widget_views.WidgetView(
             self.pressed.append, self.clock, buttons=("cancel", "retry")
         )

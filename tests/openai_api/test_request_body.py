@@ -53,11 +53,7 @@ def test_responses_body_has_turns_reasoning_and_images() -> None:
     assert responses(REQUEST)["input"] == [
         {"role": "user", "content": first},
         REASONING,
-        {
-            "type": "message",
-            "role": "assistant",
-            "content": [{"type": "output_text", "text": "two"}],
-        },
+        {"role": "assistant", "content": "two"},
         {"role": "user", "content": last},
     ]
 

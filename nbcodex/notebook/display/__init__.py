@@ -1,7 +1,7 @@
 """How one request or one map is shown below its cell, and what stays there.
 
-Owns the choice between widgets, text and a terminal. Everything that imports ipywidgets is imported
-only when a widget is about to be shown.
+Owns the choice between widgets, text and a terminal, and that the answer arrives even if the view
+fails. `widget_views` imports ipywidgets, and is imported only when a widget is about to be shown.
 """
 
 from __future__ import annotations
@@ -9,20 +9,49 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import shorten
+from nbcodex.events import Event
+from nbcodex.models import MapStats, Reply
+from nbcodex.notebook.display import text_views
+from nbcodex.notebook.display.map_panel import MapState, apply_stats, failure_lines, summary_line
+from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
+from nbcodex.notebook.display.text_views import Bundle, MapView, OutputSlot, RequestView
+from nbcodex.rendering import formats
+from nbcodex.rendering.figures import figures_line, join_parts
+from nbcodex.rendering.formats import Format
+from nbcodex.rendering.markdown import escape_inline
+from nbcodex.requests.structured_output import NOTE_MISMATCH
+from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.notebook.display.map import MapView
-    from nbcodex.notebook.display.panel import ActionName
-    from nbcodex.notebook.display.text import RequestView
-    from nbcodex.runtime.clock import Clock
-
 MAX_HEADING_CHARS = 80
+
+# Creating a widget takes some milliseconds of the interpreter, which the thread that sends the
+# request needs first: so the view is prepared this long after the request was handed over …
+SEND_TIME_S = 0.0015
+# … and opened if there is no answer after this time; a faster one needs no panel.
+OPEN_DELAY_S = 0.05
+# A request that is not even sent by then is shown all the same: a setting may be wrong.
+MAX_UNSENT_S = 1.0
+
+# Front ends take seconds to render more than this. The `Reply` holds all of it.
+MAX_RENDERED_CHARS = 200_000
+
+# Characters of the plain text beside rendered Markdown: all of it would double what is sent to the
+# page and what the file holds.
+PLAIN_TEXT_CHARS = 1_000
+
+# In these formats the beginning of an answer is of no use.
+_INDIVISIBLE = ("json", "html", "code", "math")
+# These formats leave more than one output.
+_TWO_OUTPUTS = ("json", "image", "fix")
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +63,7 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
     """
     if shell is None or not hasattr(shell, "kernel"):
         return False
-    # A kernel cannot ask what its front end can show. These three say who they are: Jupyter's
+    # A kernel cannot ask what its front end can show. These three can be recognised: Jupyter's
     # server (nbclient and papermill have none), VS Code, Colab.
     known = (
         "JPY_SESSION_NAME" in os.environ
@@ -59,12 +88,10 @@ def choose_request_view(
     `on_action` is called with the name of a button that was pressed, in another thread. With
     `background`, other cells may run before the answer arrives.
     """
-    from nbcodex.notebook.display import terminal, text
-
     if not hasattr(shell, "kernel"):
         if background:
-            return terminal.BackgroundTerminalView()
-        return terminal.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
+            return text_views.BackgroundTerminalView()
+        return text_views.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
         try:
             from nbcodex.notebook.display.widget_views import WidgetView
@@ -72,15 +99,13 @@ def choose_request_view(
             return WidgetView(on_action, clock, buttons=buttons)
         except Exception:
             log.exception("widgets are not available")
-    return text.TextView(clock)
+    return text_views.TextView(clock)
 
 
 def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
     """Return the view of a map that suits the front end; `choice` as in `can_show_widgets`."""
-    from nbcodex.notebook.display import terminal, text
-
     if not hasattr(shell, "kernel"):
-        return terminal.TerminalMapView()
+        return text_views.TerminalMapView()
     if can_show_widgets(shell, choice):
         try:
             from nbcodex.notebook.display.widget_views import WidgetMapView
@@ -88,4 +113,182 @@ def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
             return WidgetMapView()
         except Exception:
             log.exception("widgets are not available")
-    return text.TextMapView()
+    return MapView()
+
+
+class CellOutput:
+    """Renders one request's events in a view, and replaces the view with the answer.
+
+    With `only_if_waiting`, nothing is shown unless the request has to wait. With `background`,
+    other cells may run before the answer arrives. `notes` are added to the line of figures.
+    """
+
+    def __init__(
+        self,
+        view: RequestView,
+        *,
+        answer_format: Format = "markdown",
+        only_if_waiting: bool = False,
+        remote_images: bool = False,
+        notes: Collection[str] = (),
+        heading: str = "",
+        started_at: float = 0.0,
+        background: bool = False,
+    ) -> None:
+        self._view = view
+        self._format, self._only_if_waiting = answer_format, only_if_waiting
+        self._remote_images = remote_images
+        # Once other cells run, new outputs land below those. So a second output is added at once,
+        # empty, and replaced at the end.
+        two_outputs = background and answer_format in _TWO_OUTPUTS and not view.is_plain_text
+        self._second_slot = OutputSlot() if two_outputs else None
+        self._notes, self._heading = list(notes), shorten(heading, MAX_HEADING_CHARS)
+        self._state = PanelState(phase_started_at=started_at, started_at=started_at)
+        self._is_open = self._is_prepared = False
+        self._background, self._failure = background, ""
+        self._created_at = time.monotonic()
+
+    @property
+    def render_interval_s(self) -> float | None:
+        """How often to call `on_events` without one; None: only with events."""
+        if self._is_open:
+            return self._view.render_interval_s
+        if self._only_if_waiting:
+            return None
+        if self._is_prepared or self._state.phase != "sending":
+            return OPEN_DELAY_S
+        return SEND_TIME_S
+
+    def show(self) -> None:
+        """Show the view, even if nothing has happened yet."""
+        self._is_open = True
+        self._call_view(self._view.open)
+        if self._second_slot:
+            self._second_slot.show({"text/plain": ""})
+
+    def add_note(self, note: str) -> None:
+        """Add `note` to the line of figures."""
+        self._notes.append(note)
+
+    def on_events(self, events: tuple[Event, ...]) -> None:
+        """Show what `events` change; without any, open the view if it is time to."""
+        for event in events:
+            self._state = apply_event(self._state, event)
+            if self._background and (error := getattr(event, "error", None)) and self._state.ended:
+                # No cell raises this error, so the output is the only place that shows it.
+                self._failure = f"{error.title}: {error}"
+        if self._state.ended:
+            return
+        if self._is_open:
+            self._call_view(self._view.render)
+        elif self._state.is_waiting:
+            self.show()
+        elif self._only_if_waiting:
+            return
+        elif self._state.phase == "queued":
+            if time.monotonic() - self._created_at > MAX_UNSENT_S:
+                self.show()
+        elif self._state.phase != "sending" or (self._is_prepared and not events):
+            self.show()
+        elif not events:
+            self._is_prepared = True
+            self._call_view(self._view.prepare)
+
+    def close(self) -> None:
+        """Replace the view with the answer, or with what there is of it."""
+        reply = self._state.reply
+        if reply is None or not (
+            self._is_open or ((reply or reply.text) and not self._only_if_waiting)
+        ):
+            self._view.discard()
+            return
+        bundle, *more = self.bundles(reply)
+        try:
+            self._view.close(bundle)
+        except Exception:
+            log.exception("the view failed at its end")
+            OutputSlot().show(bundle)
+        if self._second_slot:
+            second, more = more[:1] or [{"text/plain": ""}], more[1:]
+            self._second_slot.show(second[0])
+        for each in more:
+            OutputSlot().show(each)
+
+    def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
+        """Return what stays in the notebook: the answer, and one line of figures."""
+        line = figures_line(reply)
+        if not reply and reply.text and NOTE_MISMATCH not in reply.notes:
+            line = f"{reply.status}, this is not the whole answer · {line}"
+        line = join_parts(line, *map(shorten, [self._failure, *self._notes]))
+        form, excess = self._format, len(reply.text) - MAX_RENDERED_CHARS
+        if excess > 0:
+            line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
+            reply = replace(reply, text=reply.text[:MAX_RENDERED_CHARS])
+            form = "text" if form in _INDIVISIBLE else form
+        if self._only_if_waiting:
+            return ({"text/plain": line},)
+        if self._view.is_plain_text:
+            form, line = "text", join_parts(line, *formats.image_hints(reply))
+        answer = formats.AnswerOutput(
+            reply=reply,
+            line=line,
+            heading=self._heading,
+            remote_images=self._remote_images,
+            reasoning=str(self._state.reasoning),
+            max_plain_chars=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
+        )
+        try:
+            return formats.render_answer(answer, form)
+        except Exception:
+            log.exception("an answer could not be shown as %s", form)
+            return formats.render_answer(answer, "text")
+
+    def _call_view(self, method: Callable[[PanelState], None]) -> None:
+        # A view that fails must not lose the answer.
+        try:
+            method(self._state)
+        except Exception:
+            log.exception("the view failed")
+
+
+class MapOutput:
+    """Listens to the figures of a map, shows them in a view, and leaves its result there.
+
+    `preview` returns what stands above the final figures: plain text if its argument is true, else
+    Markdown. `news` returns what else the user has to know.
+    """
+
+    def __init__(
+        self,
+        view: MapView,
+        clock: Clock,
+        *,
+        preview: Callable[[bool], str] = lambda _: "",
+        news: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._view, self._clock, self._preview, self._news = view, clock, preview, news
+        self._state: MapState | None = None
+
+    def __call__(self, stats: MapStats) -> None:
+        """Show `stats`. A view that fails is logged: the map must continue."""
+        self._state = apply_stats(self._state, stats)
+        try:
+            if stats.outcome:
+                self._view.close(self._final_bundle(self._state))
+            else:
+                self._view.render(self._state, self._clock.wall())
+        except Exception:
+            log.exception("the map could not be shown")
+
+    def _final_bundle(self, state: MapState) -> dict[str, Any]:
+        line = join_parts(summary_line(state), shorten(self._news()))
+        failures = failure_lines(state.stats)
+        # A preview of a map that was stopped would look like its result.
+        done = state.stats.outcome == "done"
+        plain, markdown = (self._preview(as_text) if done else "" for as_text in (True, False))
+        gap = "\n\n" if plain else ""
+        items = "".join(f"\n- {escape_inline(each)}" for each in failures)
+        return {
+            "text/plain": "\n".join([f"{plain}{gap}{line}", *(f"  {each}" for each in failures)]),
+            "text/markdown": f"{markdown}{gap}<sub>{escape_inline(line)}</sub>\n{items}".rstrip(),
+        }

@@ -1,7 +1,7 @@
-"""What the panel of one request shows: a state derived from its events, and its one-line summary.
+"""What a user sees of one request: a state derived from its events, and its summary in one line.
 
-Owns the panel's state and which buttons are useful in it. Must not know IPython, widgets, the
-network or what time it is.
+Owns which buttons are useful in a state. Must not know IPython, widgets, the network or what time
+it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
-from nbcodex.rendering.figures import figures_line, format_dollars, token_figures
+from nbcodex.rendering.figures import figures_line, format_dollars, join_parts, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
@@ -45,7 +45,6 @@ class GrowingText:
     """
 
     __slots__ = ("_chunks", "_count", "bytes")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, chunks: list[str] | None = None, count: int = 0, size: int = 0) -> None:
         self._chunks = [] if chunks is None else chunks
@@ -64,12 +63,6 @@ class GrowingText:
 
     def __str__(self) -> str:
         return self.text_after(0)
-
-    def __repr__(self) -> str:
-        return f"GrowingText({self._count} chunks, {self.bytes} bytes)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GrowingText) and str(self) == str(other)
 
     def extends(self, other: GrowingText) -> bool:
         """Return whether `other` is certainly the beginning of this text."""
@@ -163,19 +156,24 @@ class PanelState:
 
 
 def apply_event(state: PanelState, event: events.Event) -> PanelState:
-    """Return the state after `event`; the cost does not depend on the length of the answer."""
+    """Return the state after `event`; what that costs does not depend on the answer's length."""
     match event:
         case events.Queued():
-            queued = PanelState(id=event.request_id, prompt=event.prompt, model=event.model)
-            at, patience = event.at, event.patience
-            return replace(queued, started_at=at, phase_started_at=at, patience=patience)
+            return PanelState(
+                id=event.request_id,
+                prompt=event.prompt,
+                model=event.model,
+                started_at=event.at,
+                phase_started_at=event.at,
+                patience=event.patience,
+            )
         case events.CoolingDown(queued=True):
             reason = "Queued for capacity: the limit is fully used"
             queued = _wait(state, event, "queued", limit=None, reason=reason)
             # Queueing for capacity is not counted as waiting.
             return replace(queued, wait_started_at=None)
         case events.CoolingDown(limit=limit):
-            return _wait(state, event, "cooldown", limit=limit, reason="")
+            return _wait(state, event, "cooldown", limit=limit)
         case events.BackingOff(limit=limit, error=error):
             reason = "" if limit else f"{error.title}: {shorten(error.message)}"
             return replace(
@@ -188,24 +186,25 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
         case events.Sent():
             return _start_attempt(state, event)
         case events.Delta():
-            return _append(state, event)
+            return _append_delta(state, event)
         case events.Restarted():
             return replace(state, text=GrowingText(), stale=False)
     return _end(state, event) if isinstance(event, events.Ending) else state
 
 
-Wait = events.CoolingDown | events.BackingOff
-
-
 def _wait(
-    state: PanelState, event: Wait, phase: Phase, *, limit: Limit | None, reason: str
+    state: PanelState,
+    event: events.CoolingDown | events.BackingOff,
+    phase: Phase,
+    *,
+    limit: Limit | None,
+    reason: str = "",
 ) -> PanelState:
-    # A cooldown that is announced again with a later end is still the same wait: its start stays.
-    started_at = state.phase_started_at if state.phase == phase else event.at
     return replace(
         state,
         phase=phase,
-        phase_started_at=started_at,
+        # A cooldown that is announced again with a later end is still the same wait.
+        phase_started_at=state.phase_started_at if state.phase == phase else event.at,
         limit=limit,
         reason=reason,
         resume_at=event.resume_at,
@@ -236,7 +235,7 @@ def _start_attempt(state: PanelState, event: events.Sent) -> PanelState:
     )
 
 
-def _append(state: PanelState, event: events.Delta) -> PanelState:
+def _append_delta(state: PanelState, event: events.Delta) -> PanelState:
     phase: Phase = "thinking" if event.reasoning else "streaming"
     text = state.text if event.reasoning else state.text + event.text
     reasoning = state.reasoning + event.text if event.reasoning else state.reasoning
@@ -293,40 +292,26 @@ def why_disabled(state: PanelState, action: ActionName) -> str:
 def status_line(state: PanelState, now: float, wall: float) -> str:
     """Return the panel in one line; `now` is of the events' clock, `wall` since the epoch."""
     if state.reply is not None:
+        resumable, at = "", state.resumable_at_wall
+        if at is not None and wall <= at <= wall + MAX_SHOWN_WAIT_S:
+            resumable = f"can be resumed at {format_time(at, now=wall)}"
         # The phase says how it ended, so the figures need not.
-        used = figures_line(replace(state.reply, status="done"))
-        parts = [state.phase, _resumable_from(state, wall), state.reason, used]
-    else:
-        speed = state.tokens_per_second
-        parts = [
-            _progress(state, now, wall),
-            wait_reason(state),
-            f"attempt {state.attempt}" if state.attempt > 1 else "",
-            *token_figures(state.usage),
-            f"~{speed:.0f} tokens/s" if speed else "",
-            state.cost_text,
-            "simulated" if state.simulated else "",
-        ]
-    return " · ".join(filter(None, parts))
-
-
-def wait_reason(state: PanelState) -> str:
-    """Return why a request waits: the limit with its figures, or the failure."""
-    if state.phase == "queued":
-        return ""  # "queued for capacity" is the reason already
-    if state.limit is None:
-        reason = state.reason
-    else:
-        reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
-    in_cooldown = reason and state.phase == "cooldown"
-    return f"{reason} (reached by another request)" if in_cooldown else reason
-
-
-def _resumable_from(state: PanelState, wall: float) -> str:
-    at = state.resumable_at_wall
-    if at is None or not wall <= at <= wall + MAX_SHOWN_WAIT_S:
-        return ""
-    return f"can be resumed at {format_time(at, now=wall)}"
+        return join_parts(
+            state.phase,
+            resumable,
+            state.reason,
+            figures_line(replace(state.reply, status="done")),
+        )
+    speed = state.tokens_per_second
+    return join_parts(
+        _progress(state, now, wall),
+        wait_reason(state),
+        f"attempt {state.attempt}" if state.attempt > 1 else "",
+        *token_figures(state.usage),
+        f"~{speed:.0f} tokens/s" if speed else "",
+        state.cost_text,
+        "simulated" if state.simulated else "",
+    )
 
 
 def _progress(state: PanelState, now: float, wall: float) -> str:
@@ -342,3 +327,14 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
     if state.phase == "sending":
         return f"sent, no answer yet after {elapsed}"
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
+
+
+def wait_reason(state: PanelState) -> str:
+    """Return why a request waits: the limit with its figures, or the failure."""
+    if state.phase == "queued":
+        return ""  # "queued for capacity" is the reason already
+    reason = state.reason
+    if state.limit is not None:
+        reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
+    in_cooldown = reason and state.phase == "cooldown"
+    return f"{reason} (reached by another request)" if in_cooldown else reason

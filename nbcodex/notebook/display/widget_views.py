@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from nbcodex.errors import shorten
-from nbcodex.notebook.display.map import MapState, map_view
+from nbcodex.notebook.display.map_panel import MapState, map_view
 from nbcodex.notebook.display.panel import (
     ACTIONS,
     ActionName,
@@ -25,8 +25,15 @@ from nbcodex.notebook.display.panel import (
     status_line,
     why_disabled,
 )
-from nbcodex.notebook.display.text import MAX_LIVE_CHARS, Bundle, OutputSlot, RequestView
+from nbcodex.notebook.display.text_views import (
+    MAX_LIVE_CHARS,
+    Bundle,
+    MapView,
+    OutputSlot,
+    RequestView,
+)
 from nbcodex.notebook.widget_base import MapWidget, PanelWidget
+from nbcodex.rendering.figures import join_parts
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 # Ten messages a second, and a little less between two of them: the caller's timer is not exact.
@@ -194,21 +201,35 @@ def panel_view(state: PanelState, buttons: Collection[ActionName]) -> dict[str, 
     """Return what the page shows, apart from the text and from what only time changes."""
     usage, speed = state.usage, state.tokens_per_second
     about = "~" if usage.estimated else ""
-    model = shorten(state.model, 80) if state.model else ""
+    # Why the request waits or how it ended; a limit with its numbers.
+    cause = None
+    if state.limit is not None:
+        names = ("name", "resource", "figures", "limit", "used", "requested")
+        cause = {name: getattr(state.limit, name) for name in names}
+    elif state.reason:
+        title, _, message = state.reason.partition(": ")
+        cause = {"name": title, "figures": message}
+    reasoning = ""
+    if state.phase == "thinking":
+        recent = state.reasoning.text_after(max(0, len(state.reasoning) - REASONING_PREVIEW_CHARS))
+        reasoning = " ".join(recent.split())
+    if len(reasoning) > REASONING_PREVIEW_CHARS:
+        # The end of the reasoning, cut at a word.
+        reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
         "phase": state.phase,
         "ended": state.ended,
         "stale": state.stale,
-        "model": " · ".join(filter(None, (model, "simulated" if state.simulated else ""))),
-        "cause": _cause(state),
+        "model": join_parts(shorten(state.model or "", 80), "simulated" if state.simulated else ""),
+        "cause": cause,
         "attempt": state.attempt,
         "patience": f"{format_duration(state.patience).removesuffix(' 00 s')} patience",
         "tokens_in": "" if usage.input_tokens is None else f"{about}{usage.input_tokens:,}",
         "tokens_out": "" if usage.output_tokens is None else f"{about}{usage.output_tokens:,}",
         "speed": f"~{speed:.0f}" if speed else "",
         "cost": state.cost_text,
-        "reasoning": _latest(state.reasoning) if state.phase == "thinking" else "",
+        "reasoning": reasoning,
         "actions": [{"name": name, "disabled": why_disabled(state, name)} for name in buttons],
     }
 
@@ -234,35 +255,11 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
     }
 
 
-def _cause(state: PanelState) -> dict[str, Any] | None:
-    """Return why the request waits or how it ended; a limit with its numbers."""
-    if (limit := state.limit) is None:
-        name, _, message = state.reason.partition(": ")
-        return {"name": name, "figures": message} if name else None
-    return {
-        "name": limit.name,
-        "resource": limit.resource,
-        "figures": limit.figures,
-        "limit": limit.limit,
-        "used": limit.used,
-        "requested": limit.requested,
-    }
-
-
-def _latest(reasoning: GrowingText) -> str:
-    """Return the end of the reasoning, cut at a word."""
-    recent = reasoning.text_after(max(0, len(reasoning) - REASONING_PREVIEW_CHARS))
-    text = " ".join(recent.split())
-    if len(text) <= REASONING_PREVIEW_CHARS:
-        return text
-    return "…" + text[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
-
-
-class WidgetMapView:
+class WidgetMapView(MapView):
     """Shows a map as a `MapWidget`, which the final MIME bundle replaces."""
 
     def __init__(self) -> None:
-        self._slot = OutputSlot()
+        super().__init__()
         self._widget: MapWidget | None = None
 
     def render(self, state: MapState, wall: float) -> None:

@@ -1,1 +1,139 @@
-"""The monitor of all requests of this process: what it observes, shows and sends to its widget."""
+"""`nbcodex.monitor()`: all requests of this process, shown as a widget or as lines of text.
+
+Owns when the page gets a new view, and what the buttons do. What is shown is decided in `view`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.getipython import get_ipython
+
+from nbcodex import host
+from nbcodex.client import current
+from nbcodex.notebook import display
+from nbcodex.notebook.display.panel import ACTIONS, ActionName
+from nbcodex.notebook.monitor.collector import JOURNAL_INTERVAL_S, collector_of
+from nbcodex.notebook.monitor.view import monitor_text, monitor_view
+
+if TYPE_CHECKING:
+    from nbcodex.client import Client
+    from nbcodex.notebook.widget_base import MonitorWidget
+
+# Countdowns and levels move in the page by themselves, so this may be slow.
+MIN_VIEW_INTERVAL_S = 0.5
+
+# Stands for the id of a request: all open requests of this kernel.
+ALL_REQUESTS = "all"
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """All requests of this process, live: as a widget, or as lines of text."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self._collector = client, collector_of(client)
+        self._widget: MonitorWidget | None = None
+        self._view: dict[str, Any] = {}
+        self._creating = threading.Lock()
+
+    def __str__(self) -> str:
+        clock = self.client.clock
+        state = self._collector.state(host.current.settings())
+        return monitor_text(state, clock.now(), clock.wall())
+
+    __repr__ = __str__
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        text = {"text/plain": str(self)}
+        if not display.can_show_widgets(get_ipython(), host.current.settings().display):
+            return text
+        data, metadata = self._live_widget()._repr_mimebundle_(**kwargs) or ({}, {})
+        return data | text, metadata
+
+    def _live_widget(self) -> MonitorWidget:
+        """Return the one widget of this process, so that all views of the monitor agree."""
+        with self._creating:
+            if self._widget is None or self._widget.comm is None:
+                from nbcodex.notebook.widget_base import MonitorWidget
+
+                self._widget = MonitorWidget(self._new_view(), self._receive)
+                threading.Thread(
+                    target=self._refresh, args=(self._widget,), name="codex-monitor", daemon=True
+                ).start()
+            return self._widget
+
+    def _new_view(self) -> dict[str, Any]:
+        state, clock = self._collector.state(host.current.settings()), self.client.clock
+        now, wall = clock.now(), clock.wall()
+        self._view = monitor_view(state, now, wall)
+        return self._view | {"now": round(now * 1000), "wall": round(wall * 1000)}
+
+    def _refresh(self, widget: MonitorWidget) -> None:
+        while widget.comm is not None and current() is self.client:
+            # Without events, other kernels are still looked up in the journal.
+            self._collector.changed.wait(JOURNAL_INTERVAL_S)
+            self._collector.changed.clear()
+            try:
+                self._send_changes(widget)
+            except Exception:
+                log.exception("the monitor could not be updated")
+            time.sleep(MIN_VIEW_INTERVAL_S)
+
+    def _send_changes(self, widget: MonitorWidget) -> None:
+        before = self._view
+        view = self._new_view()
+        # The clocks in `view` always differ, and are no reason to send it.
+        if self._view != before:
+            widget.view = view
+
+    def _receive(self, content: object) -> None:
+        widget = self._widget
+        match content:
+            case {"type": "action", "name": str(name), "request": str(id_), "id": int(number)}:
+                if name in ACTIONS:
+                    self._act(name, id_)
+                if widget is not None:
+                    widget.acknowledge(number)
+            case {"type": "sync"} if widget is not None:
+                widget.acknowledge(0)
+                widget.view = self._new_view()
+
+    def _act(self, action: ActionName, id_: str) -> None:
+        # A prompt needs no maps, and their import would delay the first one.
+        from nbcodex.mapping.map_runner import active_runners
+
+        if id_ == ALL_REQUESTS:
+            if action == "retry":
+                return  # probes of all requests at once would only reach the limit again
+            # A map ends before its rows do; otherwise it would start the next ones.
+            for runner in active_runners():
+                runner.end(action)
+        for handle in self.client.active_handles():
+            if id_ in {ALL_REQUESTS, handle.request.id}:
+                match action:
+                    case "cancel":
+                        handle.cancel()
+                    case "retry":
+                        handle.retry_now()
+                    case "park":
+                        handle.park()
+
+
+_monitor: Monitor | None = None
+
+
+def monitor() -> Monitor:
+    """Return the monitor of this process: limits, totals, open requests, retries.
+
+    In a notebook that shows widgets it is a live widget with buttons, elsewhere lines of text.
+    """
+    global _monitor
+    # After a fork or `%reload_ext` there is another client.
+    if _monitor is None or _monitor.client is not current():
+        _monitor = Monitor(current())
+    return _monitor

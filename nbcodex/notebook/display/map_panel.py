@@ -1,4 +1,4 @@
-"""What a user sees of a map: a state derived from its figures, one line of text, and a final line.
+"""What a user sees of a map: a state derived from its figures, and that state as text or data.
 
 Owns the speed, the time left and the expected cost. Must not know IPython, widgets or what time it
 is.
@@ -6,24 +6,19 @@ is.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
-from nbcodex.rendering.figures import format_dollars
-from nbcodex.rendering.markdown import escape_inline
-from nbcodex.runtime.clock import Clock, format_duration, format_time
+from nbcodex.rendering.figures import format_dollars, join_parts
+from nbcodex.runtime.clock import format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
 
 # With fewer answers than these, the cost of all rows and the time left would be guesses.
 MIN_ANSWERED_SHARE = 0.02
 MIN_ANSWERED_ROWS = 3
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +92,19 @@ def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
 
 
 def status_line(state: MapState, wall: float) -> str:
-    """Return how far the map has come, in one line."""
-    stats, left, speed = state.stats, state.seconds_left, state.tokens_per_second
-    return _joined(
-        _rows_answered(stats),
+    """Return how far the map has come, in one line; `wall` is in seconds since the epoch."""
+    stats, texts = state.stats, _short_texts(state)
+    return join_parts(
+        texts["rows"],
         _cooldown(state, wall),
         shorten(stats.stage, 120),
-        f"{stats.sent:,} at the server" if stats.sent else "",
-        f"{stats.waiting:,} waiting" if stats.waiting else "",
-        f"{speed:,.0f} tokens/s" if speed >= 1 else "",
-        _cost(state),
-        "" if left is None else f"about {_rough(left)} left",
-        _cut(stats),
-        f"{stats.failed:,} failed" if stats.failed else "",
+        _count(stats.sent, "at the server"),
+        _count(stats.waiting, "waiting"),
+        f"{texts['speed']} tokens/s" if texts["speed"] else "",
+        texts["cost"],
+        f"{texts['left']} left" if texts["left"] else "",
+        _count(stats.cut, "cut"),
+        _count(stats.failed, "failed"),
     )
 
 
@@ -118,15 +113,15 @@ def summary_line(state: MapState) -> str:
     stats, totals, usage = state.stats, state.stats.totals, state.stats.totals.usage
     rows = f"{stats.done:,} answered" if stats.done == stats.total else _rows_answered(stats)
     unfinished = stats.total is not None and (stats.outcome not in {"", "done"} or stats.parked > 0)
-    return _joined(
+    return join_parts(
         f"map {stats.map_id}",
         rows + (f" ({stats.reused:,} reused)" if stats.reused else ""),
-        _cut(stats),
-        f"{stats.failed:,} failed" if stats.failed else "",
-        f"{stats.parked:,} parked" if stats.parked else "",
-        shorten(stats.model, 80) if stats.model else "",
-        f"{usage.input_tokens:,} in" if usage.input_tokens else "",
-        f"{usage.output_tokens:,} out" if usage.output_tokens else "",
+        _count(stats.cut, "cut"),
+        _count(stats.failed, "failed"),
+        _count(stats.parked, "parked"),
+        shorten(stats.model or "", 80),
+        _count(usage.input_tokens, "in"),
+        _count(usage.output_tokens, "out"),
         format_dollars(totals.cost) if totals.cost else "",
         f"cost of {totals.unpriced:,} unknown" if totals.unpriced else "",
         format_duration(state.elapsed),
@@ -137,14 +132,12 @@ def summary_line(state: MapState) -> str:
 
 def map_view(state: MapState, wall: float) -> dict[str, Any]:
     """Return what the page shows, as numbers and short texts."""
-    stats, left, speed = state.stats, state.seconds_left, state.tokens_per_second
-    usage = stats.totals.usage
+    stats, usage = state.stats, state.stats.totals.usage
     cooldown = _cooldown(state, wall)
     return {
         "phase": stats.outcome or ("cooldown" if cooldown else "running"),
-        "model": shorten(stats.model, 80) if stats.model else "",
+        "model": shorten(stats.model or "", 80),
         "total": stats.total,
-        "rows": _rows_answered(stats),
         "parts": {
             "reused": stats.reused,
             "done": stats.paid,
@@ -153,14 +146,12 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
             "sent": stats.sent,
         },
         "waiting": stats.waiting,
-        "speed": f"{speed:,.0f}" if speed >= 1 else "",
         "tokens": f"{usage.input_tokens:,} in · {usage.output_tokens:,} out",
-        "cost": _cost(state),
-        "left": "" if left is None else f"about {_rough(left)}",
         "stage": cooldown or shorten(stats.stage, 120),
         "elapsed": _rough(state.elapsed),
         "failures": failure_lines(stats),
         "line": status_line(state, wall),
+        **_short_texts(state),
     }
 
 
@@ -171,17 +162,26 @@ def failure_lines(stats: MapStats) -> list[str]:
     return [*lines, f"… and {more:,} more: nbcodex.map.last.failed"] if more > 0 else lines
 
 
-def _joined(*parts: str) -> str:
-    return " · ".join(filter(None, parts))
+def _short_texts(state: MapState) -> dict[str, str]:
+    """Return the figures that the line of status and the widget write alike; "" if unknown."""
+    cost, expected = state.stats.totals.cost, state.expected_cost
+    left, speed = state.seconds_left, state.tokens_per_second
+    of = "" if expected is None else f" of ~{format_dollars(expected)}"
+    return {
+        "rows": _rows_answered(state.stats),
+        "speed": f"{speed:,.0f}" if speed >= 1 else "",
+        "cost": f"{format_dollars(cost)}{of}" if cost else "",
+        "left": "" if left is None else f"about {_rough(left)}",
+    }
+
+
+def _count(count: int | None, what: str) -> str:
+    return f"{count:,} {what}" if count else ""
 
 
 def _rows_answered(stats: MapStats) -> str:
     of = "" if stats.total is None else f" of {stats.total:,}"
     return f"{stats.done:,}{of} rows answered"
-
-
-def _cut(stats: MapStats) -> str:
-    return f"{stats.cut:,} cut" if stats.cut else ""
 
 
 def _cooldown(state: MapState, wall: float) -> str:
@@ -193,71 +193,8 @@ def _cooldown(state: MapState, wall: float) -> str:
     return f"{name} reached, continues at {until} (in {format_duration(left)})"
 
 
-def _cost(state: MapState) -> str:
-    cost = state.stats.totals.cost
-    if not cost:
-        return ""
-    expected = state.expected_cost
-    return format_dollars(cost) + ("" if expected is None else f" of ~{format_dollars(expected)}")
-
-
 def _rough(seconds: float) -> str:
-    """Return a duration without the tenths that an estimate does not have."""
+    # An estimate does not have the tenths of a second that `format_duration` shows.
     if seconds >= 999 * DAY:
         return "a very long time"
     return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(seconds)
-
-
-class MapView(Protocol):
-    """Shows a map while it runs."""
-
-    def render(self, state: MapState, wall: float) -> None:
-        """Show `state`."""
-        ...
-
-    def close(self, bundle: dict[str, Any]) -> None:
-        """Replace the view with the final MIME bundle."""
-        ...
-
-
-class MapOutput:
-    """Listens to the figures of a map, shows them in a view, and leaves its result there.
-
-    `preview` returns what stands above the final figures: plain text if its argument is true, else
-    Markdown. `news` returns what else the user has to know.
-    """
-
-    def __init__(
-        self,
-        view: MapView,
-        clock: Clock,
-        *,
-        preview: Callable[[bool], str] = lambda _: "",
-        news: Callable[[], str] = lambda: "",
-    ) -> None:
-        self._view, self._clock, self._preview, self._news = view, clock, preview, news
-        self._state: MapState | None = None
-
-    def __call__(self, stats: MapStats) -> None:
-        """Show `stats`. A view that fails is logged: the map must continue."""
-        self._state = apply_stats(self._state, stats)
-        try:
-            if stats.outcome:
-                self._view.close(self._bundle(self._state))
-            else:
-                self._view.render(self._state, self._clock.wall())
-        except Exception:
-            log.exception("the map could not be shown")
-
-    def _bundle(self, state: MapState) -> dict[str, Any]:
-        line = _joined(summary_line(state), shorten(self._news()))
-        failures = failure_lines(state.stats)
-        # A preview of a map that was stopped would look like its result.
-        done = state.stats.outcome == "done"
-        plain, markdown = (self._preview(as_text) if done else "" for as_text in (True, False))
-        gap = "\n\n" if plain else ""
-        items = "".join(f"\n- {escape_inline(each)}" for each in failures)
-        return {
-            "text/plain": "\n".join([f"{plain}{gap}{line}", *(f"  {each}" for each in failures)]),
-            "text/markdown": f"{markdown}{gap}<sub>{escape_inline(line)}</sub>\n{items}".rstrip(),
-        }

@@ -1,0 +1,222 @@
+"""Views without widgets: outputs of a notebook that are updated in place, and a terminal's lines.
+
+Owns the base classes of all views. Must not know what an answer becomes in the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from typing import Any
+
+from IPython.display import display, update_display
+
+from nbcodex.notebook.display.map_panel import MapState
+from nbcodex.notebook.display.map_panel import status_line as map_status_line
+from nbcodex.notebook.display.panel import GrowingText, PanelState, status_line
+from nbcodex.rendering.html import printable
+from nbcodex.runtime.clock import Clock
+
+Bundle = dict[str, Any]
+
+# While a longer answer arrives, only its end is shown. The reply holds all of it.
+MAX_LIVE_CHARS = 400_000
+
+# A front end renders each update anew: more than two a second would flicker.
+MIN_TEXT_INTERVAL_S = 0.5
+
+# ANSI: back to the start of the line, erase to its end.
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class OutputSlot:
+    """One output below the cell: the first `show` adds it, each further one replaces it."""
+
+    def __init__(self) -> None:
+        self._display_id = uuid.uuid4().hex
+        self._added = False
+
+    def show(self, content: object, *, raw: bool = True) -> None:
+        """Show a MIME bundle, or with ``raw=False`` an object that IPython renders."""
+        # update_display for an id that was never displayed shows nothing, without an error.
+        show = update_display if self._added else display
+        show(content, raw=raw, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        self._added = True
+
+
+class RequestView:
+    """Shows one request while it runs. A subclass overrides what its front end can do."""
+
+    # How often to call `render` without an event; None: only with events.
+    render_interval_s: float | None = None
+    # Everything is printed, so the answer can be only one text.
+    is_plain_text = False
+    # Markdown is certainly rendered, so the plain text beside it can be short.
+    renders_markdown = False
+
+    def prepare(self, state: PanelState) -> None:
+        """Do what takes time before `open`, while the network is awaited; show nothing."""
+
+    def open(self, state: PanelState) -> None:
+        """Show `state` for the first time."""
+        self.render(state)
+
+    def render(self, state: PanelState) -> None:
+        """Show `state`."""
+
+    def close(self, bundle: Bundle) -> None:
+        """Replace the view with the final MIME bundle."""
+
+    def discard(self) -> None:
+        """Release what was prepared: nothing will be shown."""
+
+
+class TextView(RequestView):
+    """The text so far and a line of status, as plain text in one output of the cell."""
+
+    render_interval_s: float | None = 1.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._slot = OutputSlot()
+        self._phase, self._next_at = "", 0.0
+
+    def render(self, state: PanelState) -> None:
+        """Show the text so far, at most twice a second; a new phase at once."""
+        now = time.monotonic()
+        if state.phase == self._phase and now < self._next_at:
+            return
+        # Each update sends the whole text, which would be quadratic: the longer it is, the rarer.
+        interval = max(MIN_TEXT_INTERVAL_S, state.text.bytes / 50_000)
+        self._phase, self._next_at = state.phase, now + interval
+        line = status_line(state, self._clock.now(), self._clock.wall())
+        text = str(state.text)
+        if len(text) > MAX_LIVE_CHARS:
+            text = f"…{text[-MAX_LIVE_CHARS:]}"
+        self._slot.show({"text/plain": f"{printable(text)}\n\n[{line}]".lstrip()})
+
+    def close(self, bundle: Bundle) -> None:
+        """Replace the text with the answer."""
+        self._slot.show(bundle)
+
+
+class MapView:
+    """Shows a map while it runs: here, as one line of text in one output of the cell."""
+
+    def __init__(self) -> None:
+        self._slot, self._line = OutputSlot(), ""
+
+    def render(self, state: MapState, wall: float) -> None:
+        """Show `state` if it has changed; `wall` is in seconds since the epoch."""
+        if (line := map_status_line(state, wall)) != self._line:
+            self._line = line
+            self._slot.show({"text/plain": f"[{line}]"})
+
+    def close(self, bundle: Bundle) -> None:
+        """Replace the view with the final MIME bundle."""
+        self._slot.show(bundle)
+
+
+# The views of a terminal. Text of servers and models passes `printable` before it is written,
+# because escape sequences in it could take over the terminal.
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _rewrite_line(line: str) -> None:
+    # A line of the full width would wrap, and the next rewrite would leave its first half behind.
+    width = max(os.get_terminal_size().columns - 1, 20)
+    _write(_CLEAR_LINE + line[:width])
+
+
+class TerminalView(RequestView):
+    """Prints the answer as it arrives, and rewrites one line of status until then."""
+
+    is_plain_text = True
+
+    def __init__(self, clock: Clock, heading: str = "") -> None:
+        self._clock = clock
+        self._heading = f"{heading}\n\n" if heading else ""
+        self._text = GrowingText()
+        self._line = ""
+        self._at_line_start = True
+        # In a pipe or a file nothing can be rewritten.
+        self._is_tty = sys.stdout.isatty()
+        self.render_interval_s: float | None = 0.2 if self._is_tty else None
+
+    def render(self, state: PanelState) -> None:
+        """Print the text that is new, or else refresh the line of status."""
+        if len(self._text) and not state.text.extends(self._text):
+            self._clear()
+            self._print_line("the answer starts again")
+            self._text = GrowingText()
+        if more := state.text.text_after(len(self._text)):
+            self._clear()
+            self._print(("" if len(self._text) else self._heading) + printable(more))
+            self._text = state.text
+        elif state.phase != "streaming" and not state.ended:
+            line = status_line(state, self._clock.now(), self._clock.wall())
+            if self._is_tty:
+                if not self._line and not self._at_line_start:
+                    _write("\n")
+                _rewrite_line(line)
+            elif line.split(" ", 1)[0] != self._line.split(" ", 1)[0]:
+                # The line starts with the phase. Without rewriting, only a new phase is printed.
+                self._print_line(line)
+            self._line = line
+
+    def close(self, bundle: Bundle) -> None:
+        """Print the rest of the answer, and the figures."""
+        self._clear()
+        text = bundle["text/plain"]
+        printed = self._heading + printable(str(self._text)) if len(self._text) else ""
+        if len(printed) > len(text):
+            # The bundle holds only the beginning of a very long answer, which is printed already:
+            # its last paragraph is the line of figures.
+            text, printed = "\n\n" + text.rpartition("\n\n")[2], ""
+        elif not text.startswith(printed):
+            printed = ""
+            self._print("" if self._at_line_start else "\n\n")
+        self._print(text[len(printed) :] + "\n")
+
+    def _print(self, text: str) -> None:
+        _write(text)
+        self._at_line_start = text.endswith("\n")
+
+    def _print_line(self, line: str) -> None:
+        self._print(("" if self._at_line_start else "\n") + f"[{line}]\n")
+
+    def _clear(self) -> None:
+        if self._is_tty and self._line:
+            _write(_CLEAR_LINE)
+            self._line, self._at_line_start = "", True
+
+
+class BackgroundTerminalView(RequestView):
+    """Prints only the answer, because the user is typing something else meanwhile."""
+
+    is_plain_text = True
+
+    def close(self, bundle: Bundle) -> None:
+        """Print the answer."""
+        _write(f"\n{bundle['text/plain']}\n")
+
+
+class TerminalMapView(MapView):
+    """Rewrites one line of status; in a pipe or a file it prints nothing before the end."""
+
+    def render(self, state: MapState, wall: float) -> None:
+        """Rewrite the line if it has changed."""
+        line = map_status_line(state, wall)
+        if sys.stdout.isatty() and line != self._line:
+            self._line = line
+            _rewrite_line(line)
+
+    def close(self, bundle: Bundle) -> None:
+        """Print the final text."""
+        _write(f"{_CLEAR_LINE if self._line else ''}{bundle['text/plain']}\n")
