@@ -1,31 +1,40 @@
 """What an attempt yields, and the answer it ends in.
 
-Owns the stream events, the shapes of both APIs' answers and their usage figures. Everything in
-them comes from a server, so each value is checked for its type and cut before it is used.
+Owns the stream events, the usage figures and the rule which answers are successes. Everything comes
+from a server: each value is checked for its type, cut, and cleaned of our secrets.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
 from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, StreamPosition, Usage
 from nbcodex.openai_api import dialects
-from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.api_errors import AnswerFailedError
 
 MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use up any budget
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
 
-# Values of `cut`, besides CONTENT_FILTER and endings that are not known.
+# Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
 MAX_OUTPUT, MAX_ANSWER, TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
 
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
 # ResponseReasoningItemParam).
 _REASONING_FIELDS = ("type", "id", "summary", "encrypted_content")
+
+MASK = "[secret]"
+MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
+
+# What people set where a local server requires some key: words that answers contain anyway.
+_PLACEHOLDERS = frozenset(
+    {"lm-studio", "not-needed", "not-used", "no-key-required", "sk-no-key-required", "anything"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +76,23 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class CompletedAnswer:
-    """The finished answer; `text` is all the deltas joined."""
+    """The finished answer."""
 
-    text: str  # the answer
+    text: str  # all the deltas joined
     usage: Usage  # the server's figures; unknown where the connection was lost after the last delta
     model: str | None  # the model that answered, as the server names it
     cut: str | None  # why the answer ends early
     response_id: str | None  # the server's id of the answer
-    # Encrypted reasoning items, to be sent before the next turn's input.
-    reasoning: tuple[dict[str, Any], ...] = ()
-    images: tuple[Image, ...] = ()  # the pictures that the model made
-    refused: bool = False  # whether the model refused to answer
-    # Whether a batch file came from the simulator; for a stream, `ResponseStarted` says so.
-    simulated: bool = False
+    reasoning: tuple[dict[str, Any], ...] = ()  # encrypted, to be sent before the next turn's input
+    images: tuple[Image, ...] = ()
+    refused: bool = False
+    simulated: bool = False  # only set for batches: for a stream, `ResponseStarted` states it
     tool_calls: tuple[str, ...] = ()  # the names of the functions that the model asked to call
 
 
-# A `StreamPosition` says where a durable answer continues, after all text that was yielded before
-# it; between that text and its position the stream does not wait. The first one names the answer
-# before its text.
+# A `StreamPosition` states where a durable answer continues, after all text that was yielded before
+# it; it follows that text at once, so that the two can be stored together. The first one comes
+# before any text and has only the answer's id.
 StreamEvent = (
     ResponseStarted | StreamPosition | Reset | TextDelta | ReasoningDelta | Notice | CompletedAnswer
 )
@@ -106,13 +113,17 @@ class RawAnswer:
     refused: bool = False
     tool_calls: list[str] = field(default_factory=list)
 
-    def end(self, reason: str) -> bool:
-        """Note how the server says that the answer ended; return False if that is a failure."""
+    def end(self, reason: str) -> None:
+        """Note how the answer ended, as the server states it.
+
+        Raises an AnswerFailedError if that is not an ending but a failure.
+        """
         name = dialects.normal_ending(reason)
         if name in dialects.FAILED_ENDINGS:
-            return False
+            message = f'the server ended the answer with "{shorten(reason, 100)}"'
+            raise AnswerFailedError({"error": {"message": message}})
         if self.cut:  # the first ending counts
-            return True
+            return
         if name in dialects.MAX_OUTPUT_ENDINGS:
             self.cut = MAX_OUTPUT
         elif name in dialects.FILTER_ENDINGS:
@@ -121,31 +132,39 @@ class RawAnswer:
             self.cut = TOOL_CALLS
         elif name not in dialects.NORMAL_ENDINGS:
             self.cut = shorten(reason, 100)
-        return True
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
+        reasoning, remaining = [], MAX_REASONING_CHARS
+        for item in self.reasoning:
+            kept = {name: item[name] for name in _REASONING_FIELDS if name in item}
+            encoded = json.dumps(kept)
+            remaining -= len(encoded)
+            # The server accepts only what it sent: an item that contains a secret is left out.
+            is_clean = redactor.clean(encoded) == encoded
+            if item.get("encrypted_content") and remaining >= 0 and is_clean:
+                reasoning.append(kept)
         return CompletedAnswer(
             text=text,
             usage=self.usage,
             model=redactor.clean(self.model) if self.model else None,
             cut=redactor.clean(self.cut) if self.cut else None,
             response_id=redactor.clean(self.response_id) if self.response_id else None,
-            reasoning=tuple(_returnable_reasoning(self.reasoning, redactor)),
+            reasoning=tuple(reasoning),
             images=tuple(self.images),
             refused=self.refused,
-            tool_calls=tuple(redactor.clean(name) for name in self.tool_calls),
+            tool_calls=tuple(map(redactor.clean, self.tool_calls)),
         )
 
 
 def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError unless an answer that has ended is a success.
 
-    The only place that decides this, for both APIs: a success is not empty, and was ended by the
-    model or cut by the output limit, the server's or our own. Broken and failed answers never get
-    here; they are retried. What is refused here was generated and is charged: the same request
-    would end the same way.
+    A success is not empty, and was ended by the model or cut by an output limit, the server's or
+    our own. Broken and failed answers never get here; they are retried.
     """
+    # What is refused here was generated and is charged, and the same request would end in the same
+    # way: no other place may decide that an answer is a failure, and none may retry this one.
     is_empty = not (answer.text.strip() or answer.images)
     if answer.cut == TOOL_CALLS or (answer.tool_calls and is_empty):
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
@@ -179,43 +198,37 @@ def judge(answer: CompletedAnswer) -> None:
     )
 
 
-def _returnable_reasoning(
-    items: Iterable[Mapping[str, Any]], redactor: Redactor
-) -> Iterator[dict[str, Any]]:
-    """Yield the reasoning items that can be sent back: encrypted, bounded, without a secret."""
-    remaining = MAX_REASONING_CHARS
-    for item in items:
-        kept = {name: item[name] for name in _REASONING_FIELDS if name in item}
-        text = json.dumps(kept)
-        remaining -= len(text)
-        if item.get("encrypted_content") and remaining >= 0 and redactor.clean(text) == text:
-            yield kept
-
-
 # Values of untrusted JSON.
 
 
 def read_usage(figures: object, service_tier: object = None) -> Usage:
     """Return the token figures of either API; implausible ones are unknown.
 
-    `service_tier` is the tier that was really used, which decides the price.
-
-    Source: ``usage`` in OpenAI's references of Responses (``input_tokens``) and Chat Completions
-    (``prompt_tokens``).
+    `service_tier` is the tier that was really used, which decides the price. Source: ``usage`` in
+    OpenAI's references of Responses (``input_tokens``) and Chat Completions (``prompt_tokens``).
     """
     if not isinstance(figures, dict):
         return Usage()
-    cached = _usage_detail(figures, "input", "prompt", "cached_tokens")
+    of_input = _first_object(figures, "input_tokens_details", "prompt_tokens_details")
+    of_output = _first_object(figures, "output_tokens_details", "completion_tokens_details")
+    cached = count_value(of_input, "cached_tokens")
     if cached is None:
         cached = count_value(figures, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek
+    # The provider's own figure in US dollars: OpenRouter's is a number, Perplexity's an object.
+    cost: Any = figures.get("cost")
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
+    is_number = isinstance(cost, int | float) and not isinstance(cost, bool)
+    # The comparison is false for NaN.
+    stated_cost = float(cost) if is_number and 0 <= cost < MAX_STATED_COST else None
     return Usage(
         input_tokens=_token_count(figures, "input_tokens", "prompt_tokens"),
         cached_tokens=cached,
-        cache_written_tokens=_usage_detail(figures, "input", "prompt", "cache_write_tokens"),
+        cache_written_tokens=count_value(of_input, "cache_write_tokens"),
         output_tokens=_token_count(figures, "output_tokens", "completion_tokens"),
-        reasoning_tokens=_usage_detail(figures, "output", "completion", "reasoning_tokens"),
+        reasoning_tokens=count_value(of_output, "reasoning_tokens"),
         service_tier=name_value(service_tier),
-        stated_cost=_stated_cost(figures.get("cost")),
+        stated_cost=stated_cost,
     )
 
 
@@ -224,22 +237,8 @@ def _token_count(figures: dict[str, Any], *names: str) -> int | None:
     return None if count is None or count > MAX_PLAUSIBLE_TOKENS else count
 
 
-def _usage_detail(figures: dict[str, Any], *prefixes_and_name: str) -> int | None:
-    *prefixes, name = prefixes_and_name
-    for prefix in prefixes:
-        details = figures.get(f"{prefix}_tokens_details")
-        if isinstance(details, dict):
-            return count_value(details, name)
-    return None
-
-
-def _stated_cost(cost: object) -> float | None:
-    """Return the provider's own figure in US dollars: OpenRouter's number, Perplexity's object."""
-    if isinstance(cost, dict):
-        cost = cost.get("total_cost")
-    if isinstance(cost, bool) or not isinstance(cost, int | float):
-        return None
-    return float(cost) if 0 <= cost < MAX_STATED_COST else None  # False for NaN
+def _first_object(payload: dict[str, Any], *names: str) -> dict[str, Any]:
+    return next((payload[name] for name in names if isinstance(payload.get(name), dict)), {})
 
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
@@ -279,14 +278,55 @@ def is_error_object(payload: Mapping[str, Any]) -> bool:
     return any(value for name, value in payload.items() if name.startswith(("error", "Error")))
 
 
-def failed_ending(reason: str) -> dict[str, Any]:
-    """Return the error object for an ending that says that the answer failed."""
-    return {"error": {"message": f'the server ended the answer with "{shorten(reason, 100)}"'}}
-
-
 def json_object(data: str) -> dict[str, Any]:
     """Return a JSON object, or raise a ValueError or RecursionError."""
     payload = json.loads(data)
     if not isinstance(payload, dict):
         raise ValueError("not an object")  # noqa: TRY004 - handled like any other invalid JSON
     return payload
+
+
+# Secrets: a server may echo our key anywhere, split over many chunks.
+
+
+def effective_secrets(secrets: Iterable[str]) -> list[str]:
+    """Return the secrets that are neither placeholders nor too short to be one, longest first."""
+    kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in _PLACEHOLDERS}
+    return sorted(kept, key=len, reverse=True)
+
+
+class Redactor:
+    """Replaces secrets in one text, which may arrive in chunks."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets = effective_secrets(secrets)
+        # A longer secret stands first, so that it wins over one that is its prefix.
+        self._pattern = re.compile("|".join(map(re.escape, self._secrets)) or r"(?!)")
+        self.tail = ""  # what is held back: it may be the beginning of a secret
+
+    def clean(self, text: str) -> str:
+        """Return a whole text without the secrets."""
+        return self._pattern.sub(MASK, text)
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown of the text so far and was not returned before."""
+        text = self.tail + text
+        cut = len(text)
+        for secret in self._secrets:
+            at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
+            while at >= 0 and not secret.startswith(text[at:]):
+                at = text.find(secret[0], at + 1)
+            if at >= 0:
+                cut = min(cut, at)
+        if cut < len(text):
+            # A complete match that reaches over the cut is held back whole, else its first half
+            # would be shown.
+            matches = self._pattern.finditer(text)
+            cut = next((m.start() for m in matches if m.start() < cut < m.end()), cut)
+        self.tail = text[cut:]
+        return self.clean(text[:cut])
+
+    def flush(self) -> str:
+        """Return what was held back; the text has ended."""
+        text, self.tail = self.tail, ""
+        return self.clean(text)

@@ -26,16 +26,16 @@ from nbcodex.openai_api import answers, api_errors, connections, endpoints, rate
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
     Notice,
+    Redactor,
     Reset,
     ResponseStarted,
     StreamEvent,
     TextDelta,
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.pricing import is_local_server
-from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.readers import ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import (
     NO_IMAGES_ADVICE,
     SCHEMA_IN_PROMPT_NOTICE,
@@ -45,7 +45,6 @@ from nbcodex.openai_api.request_body import (
     asks_for_images,
     check_params,
 )
-from nbcodex.openai_api.responses import ResponsesReader, safe_response_id
 from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream, read_body
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings

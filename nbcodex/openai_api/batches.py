@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
 from nbcodex.openai_api import api_errors
-from nbcodex.openai_api.answers import CompletedAnswer, count_value, dict_items
+from nbcodex.openai_api.answers import CompletedAnswer, Redactor, count_value, dict_items
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.chat import ChatReader
 from nbcodex.openai_api.connections import redactor_for
-from nbcodex.openai_api.redaction import Redactor
+from nbcodex.openai_api.readers import ChatReader, ResponsesReader
 from nbcodex.openai_api.request_body import DetectedApi
-from nbcodex.openai_api.responses import ResponsesReader
 from nbcodex.openai_api.stream import close_body
 from nbcodex.settings import Settings
 

@@ -15,9 +15,9 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, ServerError, shorten
+from nbcodex.openai_api.answers import Redactor
 from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
-from nbcodex.openai_api.redaction import Redactor
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from nbcodex.errors import ConfigurationError, MissingKeyError
 from nbcodex.models import Request
+from nbcodex.openai_api.answers import effective_secrets
 from nbcodex.openai_api.pricing import provider_of
-from nbcodex.openai_api.redaction import effective_secrets
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 Kind = Literal["openai", "azure", "compatible"]

@@ -17,6 +17,7 @@ from nbcodex.models import StreamPosition
 from nbcodex.openai_api.answers import (
     MAX_ANSWER,
     ReasoningDelta,
+    Redactor,
     Reset,
     StreamEvent,
     TextDelta,
@@ -29,9 +30,12 @@ from nbcodex.openai_api.api_errors import (
     invalid_answer,
     invalid_json,
 )
-from nbcodex.openai_api.chat import ChatReader, ReasoningSplitter, split_reasoning
-from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.responses import ResponsesReader
+from nbcodex.openai_api.readers import (
+    ChatReader,
+    ReasoningSplitter,
+    ResponsesReader,
+    split_reasoning,
+)
 
 # How many times the idle timeout a server may be silent before the first delta, when the model may
 # be reasoning, and before an answer that comes in one piece.
@@ -391,7 +395,7 @@ class AnswerStream:
         if self._reader.position is None:
             return text
         self._withheld += text
-        if self._redactor.holds:
+        if self._redactor.tail:
             return ""
         text, self._withheld = self._withheld, ""
         self._position = self._reader.position

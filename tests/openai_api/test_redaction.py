@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbcodex.openai_api.redaction import MASK, Redactor
+from nbcodex.openai_api.answers import MASK, Redactor
 
 KEY = "sk-abc-sk-abcd-0123"
 OTHER = "sk-abc-sk-abcd-0123-and-more"

@@ -9,9 +9,8 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer
+from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer, Redactor
 from nbcodex.openai_api.endpoints import Endpoint, check_texts
-from nbcodex.openai_api.redaction import Redactor
 from nbcodex.openai_api.request_body import ServerMemory, chat_body, responses_body
 from nbcodex.settings import Settings
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from nbcodex.openai_api.redaction import MASK
+from nbcodex.openai_api.answers import MASK
 from tests.openai_api.scripted import (
     KEY,
     Script,

@@ -13,7 +13,7 @@ from nbcodex.errors import ModelError, RequestError
 from nbcodex.models import Schema
 from nbcodex.openai_api.answers import ReasoningDelta, Reset, StreamEvent, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.openai_api.chat import ReasoningSplitter, split_reasoning
+from nbcodex.openai_api.readers import ReasoningSplitter, split_reasoning
 from tests.openai_api.scripted import (
     BASE,
     DONE,

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nbcodex.openai_api.answers import TextDelta
-from nbcodex.openai_api.redaction import Redactor
-from nbcodex.openai_api.responses import ResponsesReader
+from nbcodex.openai_api.answers import Redactor, TextDelta
+from nbcodex.openai_api.readers import ResponsesReader
 from nbcodex.openai_api.stream import GATHER_S, AnswerStream
 from tests.virtual import run_virtual
 
