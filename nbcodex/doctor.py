@@ -206,9 +206,9 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
         yield _model(settings, endpoint, names)
-    api_client = client.services().api_client
-    spoken = "responses" if endpoint.kind == "openai" else api_client.detected_api(endpoint)
-    detected = spoken or "detected with the first request"
+    detected_apis = client.services().api_client.memory.detected_apis
+    used = "responses" if endpoint.kind == "openai" else detected_apis.get(endpoint.base_url)
+    detected = used or "detected with the first request"
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
     yield from _limits(settings, client, endpoint)
 

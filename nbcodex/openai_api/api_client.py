@@ -1,14 +1,14 @@
-"""One attempt at a request: it is sent, and stream events come back, or exactly one of our errors.
+"""Sends one attempt of a request and yields stream events, or raises exactly one of our errors.
 
-Owns the exchange with a server, durable answers included. Never retries for the same reason:
-whether there is another attempt is the caller's decision.
+Owns the exchange with a server, durable answers included. Sends again only what the server refused
+and can be adapted: whether there is another attempt is the caller's decision.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import (
@@ -35,7 +35,7 @@ from nbcodex.openai_api.answers import (
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.pricing import is_local_server
-from nbcodex.openai_api.readers import ChatReader, ResponsesReader, safe_response_id
+from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import (
     NO_IMAGES_ADVICE,
     SCHEMA_IN_PROMPT_NOTICE,
@@ -92,10 +92,6 @@ class ApiClient:
             return Endpoint(kind="compatible", base_url="", host="", scope=scope)
         return connections.endpoint_of(client, settings.client)
 
-    def detected_api(self, endpoint: Endpoint) -> str | None:
-        """Return which API a server was found to have; None if it was not asked yet."""
-        return self.memory.detected_api(endpoint.base_url)
-
     async def resolve_model(self, request: Request, settings: Settings) -> str:
         """Return the model that the user, the settings or the server names.
 
@@ -104,7 +100,7 @@ class ApiClient:
         named = request.model or settings.model
         if named and settings.client is None:
             return _valid_model(named)
-        endpoint, client = await self.client_for(request, settings)
+        endpoint, _ = await self.client_for(request, settings)
         if named:
             return _valid_model(named)
         if endpoint.kind == "openai":
@@ -115,15 +111,31 @@ class ApiClient:
             )
         # A local server usually has one model loaded; it is asked for its name once.
         if endpoint not in self._only_models:
-            names = await self._list_models(client, settings)
-            self._only_models[endpoint] = _only_model(names, endpoint)
+            names = await self.list_models(settings, api_base=request.api_base)
+            if len(names) != 1:
+                some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+                raise ConfigurationError(
+                    f"{endpoint.host} offers {some or 'no model'}.",
+                    advice="Set one with -m, or in NBCODEX_MODEL.",
+                )
+            self._only_models[endpoint] = names[0]
         return self._only_models[endpoint]
 
     async def list_models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that a server offers, sorted."""
         request = Request(prompt="", api_base=api_base)
-        _, client = await self.client_for(request, settings)
-        return await self._list_models(client, settings)
+        async with (
+            self.connected(request, settings, path="/models") as (client, redactor),
+            asyncio.timeout(settings.idle_timeout),
+            client.models.with_streaming_response.list() as response,
+        ):
+            body = await read_body(response.iter_bytes())
+            payload = answers.json_object(body.decode("utf-8", "replace"))
+            if answers.is_error_object(payload):  # LM Studio, with HTTP 200
+                raise AnswerFailedError(payload)
+        models = answers.dict_items(payload, "data")
+        names = {name for model in models if (name := answers.name_value(model.get("id")))}
+        return [redactor.clean(name) for name in sorted(names)]
 
     async def stream(
         self, request: Request, settings: Settings, *, model: str
@@ -150,32 +162,24 @@ class ApiClient:
                         yield event
         except Exception as error:
             failure, cause = self.translate(error, redactor, headers)
-            unfit = api_errors.failed_generation(error)
-            if unfit is None:
+            generated = api_errors.failed_generation(error)
+            if generated is None:
                 if asks_for_images(request.params) and isinstance(
                     failure, RequestError | ModelError
                 ):
                     failure.advice = NO_IMAGES_ADVICE
-                elif api_errors.is_wrong_address(failure):
+                else:
                     api_errors.name_address(failure, endpoint.base_url, prepared.path)
                 raise failure from cause
-        else:
-            unfit = None
-        if unfit is not None:
-            # Groq validates the schema itself, and refuses what it has generated and charged: it is
-            # an answer that does not fit, and gets the round of repair of any other.
-            text = redactor.clean(unfit)
+            # Groq validates the schema itself, and refuses what it has generated and charged. It is
+            # treated as an answer that does not fit its schema, which the caller can repair.
             if headers is None:
-                yield ResponseStarted(
-                    prepared.api,
-                    model,
-                    failure.snapshot or LimitSnapshot(at=self.clock.now()),
-                    failure.simulated,
-                    None,
-                )
+                snapshot = failure.snapshot or LimitSnapshot(at=self.clock.now())
+                yield ResponseStarted(prepared.api, model, snapshot, failure.simulated, None)
+            text = redactor.clean(generated)
             yield Reset()
             yield TextDelta(text)
-            yield CompletedAnswer(text, Usage(), model, None, None)
+            yield CompletedAnswer(text, Usage(), model, cut=None, response_id=None)
             return
         # Whether the server keeps the answer is known only from its events.
         if request.durable and reader.position is None and self.memory.mark_not_durable(prepared):
@@ -201,20 +205,31 @@ class ApiClient:
             raise GoneError("The answer is lost: the journal has no valid id for it.")
         _, client = await self.client_for(request, settings)
         redactor, start = connections.redactor_for(settings, client), position
+        retrieve: Any = client.responses.with_streaming_response.retrieve
         for streamed in (True, False):
+            options: dict[str, Any] = {"stream": True} if streamed else {}
+            if streamed and position.sequence is not None:
+                options["starting_after"] = position.sequence
+            reader = ResponsesReader(durable=True, position=position)
             try:
-                async with contextlib.aclosing(
-                    self._retrieve(
-                        client, request, settings, position=position, text=text, streamed=streamed
+                async with contextlib.AsyncExitStack() as stack:
+                    async with asyncio.timeout(settings.idle_timeout):
+                        response = await stack.enter_async_context(
+                            retrieve(position.response_id, **options)
+                        )
+                    yield self._started(response, redactor, api="responses", model=None)
+                    stream = _answer_stream(
+                        response, reader, client, request, settings, resumed_text=text
                     )
-                ) as events:
-                    async for event in events:
-                        match event:
-                            case StreamPosition():
-                                position = event
-                            case TextDelta(more):
-                                text += more
-                        yield event
+                    async with contextlib.aclosing(stream.events()) as events:
+                        async for event in events:
+                            match event:
+                                case StreamPosition():
+                                    position = event
+                                case TextDelta(more):
+                                    text += more
+                            yield event
+                yield reader.answer.completed(stream.text, redactor)
             except Exception as error:
                 failure, cause = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
@@ -244,6 +259,24 @@ class ApiClient:
     async def close(self) -> None:
         """Close every connection."""
         await self._connections.close()
+
+    @contextlib.asynccontextmanager
+    async def connected(
+        self, request: Request, settings: Settings, *, path: str = ""
+    ) -> AsyncIterator[tuple[AsyncOpenAI, Redactor]]:
+        """Give the client for a request's server, and a redactor; raise only our errors.
+
+        The error for a wrong address names `path`, if the block calls only that.
+        """
+        _, client = await self.client_for(request, settings)
+        redactor = connections.redactor_for(settings, client)
+        try:
+            yield client, redactor
+        except Exception as error:
+            failure, cause = self.translate(error, redactor)
+            if path:
+                api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
+            raise failure from cause
 
     async def client_for(
         self, request: Request, settings: Settings
@@ -287,18 +320,27 @@ class ApiClient:
         client: AsyncOpenAI,
         prepared: PreparedRequest,
         settings: Settings,
-    ) -> tuple[AsyncAPIResponse[Any], ResponsesReader | ChatReader, AnswerStream]:
+    ) -> tuple[AsyncAPIResponse[Any], AnswerReader, AnswerStream]:
         """Send the request, adapted to what the server turns out not to accept."""
         while True:
+            body, is_chat = prepared.body, prepared.api == "chat"
+            # The SDK transforms what is passed by name through its own types, which is a tenth of a
+            # request's cost: only what it requires by name is passed so.
+            required = ("model", "stream", "messages") if is_chat else ()
+            named: Any = {name: body.pop(name) for name in required if name in body}
+            resource: Any = client.chat.completions if is_chat else client.responses
+            create = resource.with_streaming_response.create
+            reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
                 async with asyncio.timeout(settings.idle_timeout * factor):
-                    response = await stack.enter_async_context(_create(client, prepared))
-                    is_chat = prepared.api == "chat"
-                    reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
+                    response = await stack.enter_async_context(create(**named, extra_body=body))
+                    # OpenAI's answers have no tags around reasoning, and a durable answer could not
+                    # be resumed within them.
+                    has_tags = prepared.endpoint.kind != "openai" and not prepared.durable
                     stream = _answer_stream(
-                        response, reader, client, prepared.request, settings, prepared=prepared
+                        response, reader, client, prepared.request, settings, has_tags=has_tags
                     )
                     if "json" in response.headers.get("content-type", ""):
                         await stream.prefetch()
@@ -310,37 +352,6 @@ class ApiClient:
                 if settings.client and not api_errors.is_api_exception(error):
                     raise connections.factory_error(error) from None
                 raise
-
-    async def _retrieve(
-        self,
-        client: AsyncOpenAI,
-        request: Request,
-        settings: Settings,
-        *,
-        position: StreamPosition,
-        text: str,
-        streamed: bool,
-    ) -> AsyncGenerator[StreamEvent]:
-        """Yield what one call returns of a durable answer, whether that is its rest or all."""
-        retrieve = client.responses.with_streaming_response.retrieve
-        call: Any
-        if not streamed:
-            call = retrieve(position.response_id)
-        elif position.sequence is None:
-            call = retrieve(position.response_id, stream=True)
-        else:
-            call = retrieve(position.response_id, stream=True, starting_after=position.sequence)
-        redactor = connections.redactor_for(settings, client)
-        reader = ResponsesReader(durable=True, position=position)
-        async with contextlib.AsyncExitStack() as stack:
-            async with asyncio.timeout(settings.idle_timeout):
-                response = await stack.enter_async_context(call)
-            yield self._started(response, redactor, api="responses", model=None)
-            stream = _answer_stream(response, reader, client, request, settings, resumed_text=text)
-            async with contextlib.aclosing(stream.events()) as events:
-                async for event in events:
-                    yield event
-        yield reader.answer.completed(stream.text, redactor)
 
     def _started(
         self, response: AsyncAPIResponse[Any], redactor: Redactor, *, api: str, model: str | None
@@ -356,57 +367,25 @@ class ApiClient:
             request_id=shorten(request_id, 100) or None,
         )
 
-    async def _list_models(self, client: AsyncOpenAI, settings: Settings) -> list[str]:
-        redactor = connections.redactor_for(settings, client)
-        try:
-            async with (
-                asyncio.timeout(settings.idle_timeout),
-                client.models.with_streaming_response.list() as response,
-            ):
-                body = await read_body(response.iter_bytes())
-            payload = answers.json_object(body.decode("utf-8", "replace"))
-            if answers.is_error_object(payload):  # LM Studio, with HTTP 200
-                raise AnswerFailedError(payload)
-        except Exception as error:
-            failure, cause = self.translate(error, redactor)
-            if api_errors.is_wrong_address(failure):
-                api_errors.name_address(failure, str(client.base_url).rstrip("/"), "/models")
-            raise failure from cause
-        models = answers.dict_items(payload, "data")
-        names = {name for model in models if (name := answers.name_value(model.get("id")))}
-        return [redactor.clean(name) for name in sorted(names)]
-
-
-def _create(client: AsyncOpenAI, prepared: PreparedRequest) -> Any:
-    body = prepared.body
-    # The SDK transforms what is passed by name through its own types, which is a tenth of a
-    # request's cost: only what it requires by name is passed so.
-    if prepared.api == "responses":
-        return client.responses.with_streaming_response.create(extra_body=body)
-    named = {name: body.pop(name) for name in ("model", "stream", "messages") if name in body}
-    return client.chat.completions.with_streaming_response.create(**named, extra_body=body)
-
 
 def _answer_stream(
     response: AsyncAPIResponse[Any],
-    reader: ResponsesReader | ChatReader,
+    reader: AnswerReader,
     client: AsyncOpenAI,
     request: Request,
     settings: Settings,
     *,
-    prepared: PreparedRequest | None = None,
+    has_tags: bool = False,
     resumed_text: str | None = None,
 ) -> AnswerStream:
     return AnswerStream(
         response.iter_bytes(),
         reader,
-        text_redactor=connections.redactor_for(settings, client),
-        reasoning_redactor=connections.redactor_for(settings, client),
+        secrets=[*settings.secrets(), *connections.secrets_of(client)],
         idle_timeout=settings.idle_timeout,
         patience=request.patience,
         max_chars=settings.max_answer,
-        # OpenAI's answers have no such tags, and a durable one could not be resumed within them.
-        has_tags=bool(prepared and prepared.endpoint.kind != "openai" and not prepared.durable),
+        has_tags=has_tags,
         resumed_text=resumed_text,
     )
 
@@ -415,14 +394,3 @@ def _valid_model(model: str) -> str:
     if not model.isprintable() or not model.strip() or len(model) > 256:
         raise ConfigurationError("Invalid model name.", advice="See `%codex models`.")
     return model
-
-
-def _only_model(names: list[str], endpoint: Endpoint) -> str:
-    """Return the one name of a list, or raise a ConfigurationError that shows the others."""
-    if len(names) == 1:
-        return names[0]
-    some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    raise ConfigurationError(
-        f"{endpoint.host} offers {some}." if names else f"{endpoint.host} offers no model.",
-        advice="Set one with -m, or in NBCODEX_MODEL.",
-    )

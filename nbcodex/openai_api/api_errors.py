@@ -191,17 +191,13 @@ def is_api_exception(error: Exception) -> bool:
     )
 
 
-def is_wrong_address(error: NbcodexError) -> bool:
-    """Whether a server says that the address is none of its API's."""
-    return error.advice == _ADDRESS_ADVICE
-
-
 def name_address(error: NbcodexError, base_url: str, path: str) -> None:
-    """Add the address that failed to an error, and advise one that is probably right."""
+    """Add the address to an error that says it is wrong, and advise one that is probably right."""
+    if error.advice != _ADDRESS_ADVICE:
+        return
     detail = error.message.partition(": ")[2]
-    error.message = f"{base_url}{path} is not an address of an API" + (
-        f": {detail}" if detail else "."
-    )
+    end = f": {detail}" if detail else "."
+    error.message = f"{base_url}{path} is not an address of an API{end}"
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
 from nbcodex.openai_api import api_errors
 from nbcodex.openai_api.answers import CompletedAnswer, Redactor, count_value, dict_items
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.connections import redactor_for
 from nbcodex.openai_api.readers import ChatReader, ResponsesReader
 from nbcodex.openai_api.request_body import DetectedApi
 from nbcodex.openai_api.stream import close_body
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
     from nbcodex.openai_api.api_client import ApiClient
-
-ResultT = TypeVar("ResultT")
 
 MAX_BATCH_REQUESTS = 50_000
 MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB; the rest is for the form around the file
@@ -46,18 +41,14 @@ _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 class Batch:
     """A batch as the server describes it."""
 
-    # id, status: as the server names them; see `ended`.
     id: str
     status: str
-    # total, answered, failed: its requests.
-    total: int = 0
+    total: int = 0  # requests
     answered: int = 0
     failed: int = 0
-    # The ids of the files with answers and errors, as far as there are any.
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # the ids of the files with answers and errors
     input_file: str | None = None  # the id of the uploaded file
-    # error, error_codes: why it failed as a whole.
-    error: str = ""
+    error: str = ""  # why it failed as a whole
     error_codes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)  # what it was created with
 
@@ -102,12 +93,9 @@ class BatchClient:
 
         `request` is any of them: here and below it determines the server.
         """
-
-        async def upload(client: AsyncOpenAI, _: Redactor) -> str:
+        async with self._api_client.connected(request, settings) as (client, _):
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
-
-        return await self._call(request, settings, upload)
 
     async def create_batch(
         self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
@@ -117,38 +105,35 @@ class BatchClient:
         After a `TransientError` the batch may exist: ask `find_batches`, which finds it by its
         `metadata`, before creating it again.
         """
-        path = _PATHS[self.api_for(request, settings)]
-        return await self._batch_call(
-            request,
-            settings,
-            lambda client: client.batches.create(
+        path: Any = _PATHS[self.api_for(request, settings)]
+        async with self._api_client.connected(request, settings) as (client, redactor):
+            created = await client.batches.create(
                 input_file_id=file,
-                endpoint=path,  # type: ignore[arg-type]  # a Literal there
+                endpoint=path,
                 completion_window="24h",  # the only one that OpenAI offers
                 metadata=dict(metadata),
-            ),
-        )
+            )
+            return _read_batch(created.to_dict(), redactor)
 
     async def find_batches(
         self, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> list[Batch]:
         """Return this key's batches that have all of `metadata`, among the newest hundred."""
-
-        async def find(client: AsyncOpenAI, redactor: Redactor) -> list[Batch]:
+        async with self._api_client.connected(request, settings) as (client, redactor):
             # Newest first: a batch whose creation was interrupted is among them.
             page = await client.batches.list(limit=100)
-            return [_read_batch(made.to_dict(), redactor) for made in page.data]
-
-        found = await self._call(request, settings, find)
+            found = [_read_batch(batch.to_dict(), redactor) for batch in page.data]
         return [batch for batch in found if metadata.items() <= batch.metadata.items()]
 
     async def retrieve_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
         """Return a batch's state."""
-        return await self._batch_call(request, settings, lambda sdk: sdk.batches.retrieve(id_))
+        async with self._api_client.connected(request, settings) as (client, redactor):
+            return _read_batch((await client.batches.retrieve(id_)).to_dict(), redactor)
 
     async def cancel_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
         """End a batch; what is answered can be fetched when it has ended."""
-        return await self._batch_call(request, settings, lambda sdk: sdk.batches.cancel(id_))
+        async with self._api_client.connected(request, settings) as (client, redactor):
+            return _read_batch((await client.batches.cancel(id_)).to_dict(), redactor)
 
     async def results(
         self, batch: Batch, request: Request, settings: Settings
@@ -157,27 +142,28 @@ class BatchClient:
 
         Requests that the files do not mention, and lines that are not results, are left out.
         """
-        _, client = await self._api_client.client_for(request, settings)
-        redactor = redactor_for(settings, client)
-        for file in batch.files:
-            try:
-                async with client.files.with_streaming_response.content(file) as response:
-                    simulated = self._api_client.is_simulated(response.headers, str(response.url))
-                    async with contextlib.aclosing(_lines(response.iter_bytes())) as lines:
-                        async for line in lines:
-                            if result := self._read_line(line, redactor):
-                                id_, outcome = result
-                                if simulated and isinstance(outcome, CompletedAnswer):
-                                    outcome = replace(outcome, simulated=True)
-                                yield id_, outcome
-            except Exception as error:
-                failure, cause = self._api_client.translate(error, redactor)
-                raise failure from cause
+        api_client = self._api_client
+        async with api_client.connected(request, settings) as (client, redactor):
+            for file in batch.files:
+                async with (
+                    client.files.with_streaming_response.content(file) as response,
+                    contextlib.aclosing(_lines(response.iter_bytes())) as lines,
+                ):
+                    simulated = api_client.is_simulated(response.headers, str(response.url))
+                    async for line in lines:
+                        try:
+                            result = json.loads(line)
+                            id_, outcome = str(result["custom_id"]), self._outcome(result, redactor)
+                        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                            # One malformed line must not cost the answers on the others.
+                            continue
+                        if simulated and isinstance(outcome, CompletedAnswer):
+                            outcome = replace(outcome, simulated=True)
+                        yield id_, outcome
 
     async def delete_files(self, batch: Batch, request: Request, settings: Settings) -> None:
         """Delete the files of a batch at the server, its requests and its answers."""
-
-        async def delete(client: AsyncOpenAI, _: Redactor) -> None:
+        async with self._api_client.connected(request, settings) as (client, _):
             for file in filter(None, (batch.input_file, *batch.files)):
                 try:
                     await client.files.delete(file)
@@ -185,41 +171,6 @@ class BatchClient:
                     # 404: an earlier, interrupted deletion reached it.
                     if getattr(error, "status_code", 0) != 404:
                         raise
-
-        await self._call(request, settings, delete)
-
-    async def _call(
-        self,
-        request: Request,
-        settings: Settings,
-        operation: Callable[[AsyncOpenAI, Redactor], Awaitable[ResultT]],
-    ) -> ResultT:
-        """Return what an operation of the SDK returns; raise only our errors."""
-        _, client = await self._api_client.client_for(request, settings)
-        redactor = redactor_for(settings, client)
-        try:
-            return await operation(client, redactor)
-        except Exception as error:
-            failure, cause = self._api_client.translate(error, redactor)
-            raise failure from cause
-
-    async def _batch_call(
-        self, request: Request, settings: Settings, call: Callable[[AsyncOpenAI], Awaitable[Any]]
-    ) -> Batch:
-        async def read(client: AsyncOpenAI, redactor: Redactor) -> Batch:
-            return _read_batch((await call(client)).to_dict(), redactor)
-
-        return await self._call(request, settings, read)
-
-    def _read_line(
-        self, line: bytes, redactor: Redactor
-    ) -> tuple[str, CompletedAnswer | NbcodexError] | None:
-        try:
-            result = json.loads(line)
-            return str(result["custom_id"]), self._outcome(result, redactor)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # One malformed line must not cost the answers on the others.
-            return None
 
     def _outcome(
         self, result: dict[str, Any], redactor: Redactor
@@ -246,7 +197,7 @@ class BatchClient:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield lines; only a newline ends one, for JSON may contain every other line separator."""
+    # `splitlines` would not do: JSON may contain every line separator but a newline.
     rest = bytearray()
     try:
         async for chunk in chunks:
@@ -270,6 +221,11 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
     metadata, input_file = payload.get("metadata"), payload.get("input_file_id")
     metadata = metadata if isinstance(metadata, dict) else {}
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
+    reasons = []
+    for error in listed:
+        line = f" (line {error['line']})" if isinstance(error.get("line"), int) else ""
+        text = f"{error.get('message') or error.get('code') or 'unknown'}{line}"
+        reasons.append(shorten(redactor.clean(text), 200))
     return Batch(
         id=str(payload.get("id")),
         status=str(payload.get("status")),
@@ -278,12 +234,7 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
         failed=count_value(counts, "failed") or 0,
         files=tuple(file for file in files if isinstance(file, str)),
         input_file=input_file if isinstance(input_file, str) else None,
-        error="; ".join(shorten(redactor.clean(_error_text(e)), 200) for e in listed),
+        error="; ".join(reasons),
         error_codes=tuple(str(error.get("code")) for error in listed),
         metadata={name: text for name, text in metadata.items() if isinstance(text, str)},
     )
-
-
-def _error_text(error: dict[str, Any]) -> str:
-    line = f" (line {error['line']})" if isinstance(error.get("line"), int) else ""
-    return f"{error.get('message') or error.get('code') or 'unknown'}{line}"

@@ -178,7 +178,7 @@ class ServerMemory:
     """What the servers of this process were found to accept."""
 
     def __init__(self) -> None:
-        self._apis: dict[str, DetectedApi] = {}
+        self.detected_apis: dict[str, DetectedApi] = {}  # by base URL
         self._avoid: dict[tuple[str, str, str], frozenset[str]] = {}
         # Schemas that were refused, by the text of their definition: another one may be accepted.
         self._refused_schemas: dict[tuple[str, str, str], set[str]] = {}
@@ -189,7 +189,7 @@ class ServerMemory:
     ) -> PreparedRequest:
         """Return a request in the terms that its server is known, or expected, to accept."""
         chosen = settings.api if request.api == "auto" else request.api
-        detected = self._apis.get(endpoint.base_url)
+        detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
         place = endpoint.base_url, endpoint.scope, model
         here = endpoint.base_url, api, model
@@ -208,10 +208,6 @@ class ServerMemory:
             durable=request.durable and api == "responses" and place not in self._not_durable,
         )
 
-    def detected_api(self, base_url: str) -> DetectedApi | None:
-        """Return the API that a server was found to have."""
-        return self._apis.get(base_url)
-
     def mark_not_durable(self, prepared: PreparedRequest) -> bool:
         """Remember that an account's answers of a model are not kept; return whether it is new."""
         place = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
@@ -223,7 +219,7 @@ class ServerMemory:
         """Remember the terms in which a server accepted a request."""
         base_url = prepared.endpoint.base_url
         if prepared.is_probe:
-            self._apis[base_url] = prepared.api
+            self.detected_apis[base_url] = prepared.api
         here = base_url, prepared.api, prepared.model
         if avoid := prepared.avoid - set(_SCHEMA_PARAMS):
             self._avoid[here] = avoid

@@ -1,15 +1,14 @@
 """Reads one response's body as stream events, until the protocol says that the answer has ended.
 
-Owns server-sent events and how long a server may be silent. Yields text once per network chunk, so
-that thousands of deltas a second stay cheap, and without our secrets. Knows neither the request nor
-what becomes of a failure.
+Owns server-sent events and how long a server may be silent. Knows neither the request nor what
+becomes of a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from nbcodex.errors import ServerError
@@ -30,12 +29,7 @@ from nbcodex.openai_api.api_errors import (
     invalid_answer,
     invalid_json,
 )
-from nbcodex.openai_api.readers import (
-    ChatReader,
-    ReasoningSplitter,
-    ResponsesReader,
-    split_reasoning,
-)
+from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
 
 # How many times the idle timeout a server may be silent before the first delta, when the model may
 # be reasoning, and before an answer that comes in one piece.
@@ -140,12 +134,12 @@ class SseDecoder:
 
 
 class AnswerStream:
-    """One answer as it arrives in the chunks of a response's body.
+    """One answer as it arrives in the chunks of a response's body, without our secrets.
 
     Parameters
     ----------
-    text_redactor, reasoning_redactor : Redactor
-        Each holds back the tail of its own text.
+    secrets : iterable of str
+        What must not be shown.
     idle_timeout : float
         Seconds of silence after which a stream that has begun is considered broken.
     patience : float
@@ -161,10 +155,9 @@ class AnswerStream:
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
-        reader: ResponsesReader | ChatReader,
+        reader: AnswerReader,
         *,
-        text_redactor: Redactor,
-        reasoning_redactor: Redactor,
+        secrets: Iterable[str],
         idle_timeout: float,
         patience: float = 0.0,
         max_chars: int = 2**31,
@@ -174,16 +167,18 @@ class AnswerStream:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = idle_timeout, patience
         self._max_chars, self._chars = max_chars, 0
-        self._redactor, self._reasoning_redactor = text_redactor, reasoning_redactor
+        # Each holds back the tail of its own text.
+        self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
         self._splitter = ReasoningSplitter() if has_tags else None
-        self._has_restarted = False
-        self._first: bytes | None = None
-        self._payload: dict[str, Any] = {}
+        self._has_restarted = False  # all text so far turned out to be reasoning
+        self._first: bytes | None = None  # the first chunk, if `prefetch` has read it
+        self._payload: dict[str, Any] = {}  # a body in one piece
         self._resumed_text = resumed_text
         self._texts: list[str] = []
-        self._has_text, self._withheld = bool(resumed_text), ""
-        self._position = reader.position
+        self._has_text = bool(resumed_text)
+        self._withheld = ""  # text of a durable answer after its last position
+        self._position = self._emitted_position = reader.position
         self._is_one_piece = False
         self._waited_for_chunk = False
         self._error: Exception | None = None
@@ -194,39 +189,6 @@ class AnswerStream:
         """All the text so far."""
         arrived = "".join(self._texts)
         return arrived if self._is_one_piece else (self._resumed_text or "") + arrived
-
-    async def events(self) -> AsyncGenerator[StreamEvent]:
-        """Yield deltas and positions until the answer is complete; then close the body.
-
-        Raises an AnswerFailedError if the stream says that the answer failed, and an NbcodexError
-        or an exception of HTTP or of decoding if the stream breaks.
-        """
-        last = self._position
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(close_body, self._chunks)
-            deltas = await stack.enter_async_context(contextlib.aclosing(self._deltas()))
-            async for text, reasoning in deltas:
-                position = self._position
-                if position and self._redactor.clean(position.response_id) != position.response_id:
-                    position = None  # an id that contains a secret is not stored
-                if position and not last:
-                    yield StreamPosition(position.response_id)
-                if self._has_restarted:
-                    self._has_restarted = False
-                    yield Reset()
-                if reasoning:
-                    yield ReasoningDelta(reasoning)
-                if text and self._is_one_piece and self._resumed_text is not None:
-                    # The whole answer again: if it begins with the known text, only the rest is
-                    # yielded.
-                    if not text.startswith(self._resumed_text):
-                        yield Reset()
-                    yield TextDelta(text.removeprefix(self._resumed_text))
-                elif text:
-                    yield TextDelta(text)
-                if position and position != last:
-                    yield position
-                last = position
 
     async def prefetch(self) -> None:
         """Read a body in one piece, before anything is yielded.
@@ -239,34 +201,41 @@ class AnswerStream:
             if is_error_object(self._payload):
                 raise AnswerFailedError(self._payload)
 
-    async def _deltas(self) -> AsyncGenerator[tuple[str, str]]:
-        first = await self._first_chunk() if self._first is None else self._first
-        if first.startswith((b"{", b"[")):
-            self._is_one_piece = True
-            try:
-                payload = self._payload or await self._read_json(first)
-                self._reader.read_body(payload)
-            except Exception:
-                # An answer that is still being generated has an id, which must not be lost.
-                self._position = self._reader.position
-                yield "", ""
-                raise
-            answer = self._reader.answer
-            text, reasoning = answer.text, answer.reasoning_text
+    async def events(self) -> AsyncGenerator[StreamEvent]:
+        """Yield deltas and positions until the answer is complete; then close the body.
+
+        Raises an AnswerFailedError if the stream says that the answer failed, and an NbcodexError
+        or an exception of HTTP or of decoding if the stream breaks.
+        """
+        try:
+            first = await self._first_chunk() if self._first is None else self._first
+            if first.startswith(b"<"):
+                raise invalid_answer("The server sent a web page instead of an answer.")
+            if first.startswith((b"{", b"[")):
+                for event in self._emit(*await self._read_whole(first)):
+                    yield event
+                if self._error:
+                    raise self._error
+                return
+            async with contextlib.aclosing(self._read_stream(first)) as events:
+                async for event in events:
+                    yield event
+            # What was held back, and text that came only with the final event.
+            rest, tagged = "" if self._has_text else self._reader.answer.text, ""
             if self._splitter:
-                text, tagged = split_reasoning(text)
-                reasoning += tagged
-            self._texts.append(self._redactor.clean(text))
-            yield self._texts[0], self._reasoning_redactor.clean(reasoning)
-            return
-        if first.startswith(b"<"):
-            raise invalid_answer("The server sent a web page instead of an answer.")
-        async with contextlib.aclosing(self._read_stream(first)) as deltas:
-            async for delta in deltas:
-                yield delta
-        if rest := self._take_rest():
-            yield rest
-        await self._drain()
+                rest, tagged = split_reasoning(rest) if rest else self._splitter.flush()
+            text = self._withheld + self._redactor.feed(rest) + self._redactor.flush()
+            self._texts.append(text)
+            reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
+            for event in self._emit(text, reasoning):
+                yield event
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                    remaining = _DRAIN_BYTES
+                    while remaining > 0:
+                        remaining -= len(await anext(self._chunks))
+        finally:
+            await close_body(self._chunks)
 
     async def _first_chunk(self) -> bytes:
         """Return the first chunk that is not blank: it shows what kind of body it is."""
@@ -276,16 +245,34 @@ class AnswerStream:
                 return head
         return b""
 
-    async def _read_stream(self, chunk: bytes) -> AsyncGenerator[tuple[str, str]]:
-        """Yield the deltas of a stream of events, one pair per network chunk."""
-        deadline = self._deadline()
+    async def _read_whole(self, first: bytes) -> tuple[str, str]:
+        """Return the text and the reasoning of a body in one piece; an error in it is kept."""
+        self._is_one_piece = True
+        try:
+            self._reader.read_body(self._payload or await self._read_json(first))
+        except Exception as error:
+            # An answer that is still being generated has an id, which must not be lost.
+            self._position, self._error = self._reader.position, error
+            return "", ""
+        text, reasoning = self._reader.answer.text, self._reader.answer.reasoning_text
+        if self._splitter:
+            text, tagged = split_reasoning(text)
+            reasoning += tagged
+        self._texts.append(self._redactor.clean(text))
+        return self._texts[0], self._reasoning_redactor.clean(reasoning)
+
+    async def _read_stream(self, chunk: bytes) -> AsyncGenerator[StreamEvent]:
+        """Yield what a stream of server-sent events adds, once per network chunk.
+
+        Thousands of deltas a second stay cheap in this way.
+        """
         loop = asyncio.get_running_loop()
         progress_at = loop.time()
         while chunk:
             pending = self._decoder.pending
-            events = self._decoder.feed(chunk)
-            if delta := self._read_events(events):
-                yield delta
+            sse_events = self._decoder.feed(chunk)
+            for event in self._emit(*self._read_events(sse_events)):
+                yield event
             if self._error:
                 raise self._error
             if self._reader.is_closed:
@@ -298,7 +285,7 @@ class AnswerStream:
             deadline = self._deadline()
             # Comments and keep-alive events show that the server is alive and will still answer
             # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
-            if any(_is_progress(*event) for event in events) or self._decoder.pending > pending:
+            if any(map(_is_progress, sse_events)) or self._decoder.pending > pending:
                 progress_at = loop.time()
             else:
                 silence = deadline - loop.time()
@@ -307,8 +294,8 @@ class AnswerStream:
                 await asyncio.sleep(GATHER_S)
             chunk = await self._next_chunk(deadline)
         else:
-            if delta := self._read_events(self._decoder.flush()):
-                yield delta
+            for event in self._emit(*self._read_events(self._decoder.flush())):
+                yield event
         # Half an event at the end means a broken stream, not invalid JSON.
         error = self._error or self._unexplained
         if isinstance(error, AnswerFailedError):
@@ -336,18 +323,18 @@ class AnswerStream:
                     chunk = await anext(self._chunks)
         except StopAsyncIteration:
             return b""
-        except TimeoutError:
-            if not (self._reader.is_complete or self._unexplained):
+        except Exception as error:
+            if self._reader.is_complete or self._unexplained:
+                return b""
+            if isinstance(error, TimeoutError):
                 raise broken_connection("The server stopped sending.") from None
-        except Exception:
-            if not (self._reader.is_complete or self._unexplained):
-                raise
+            raise
         finally:
             turn.cancel()
         return chunk
 
-    def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str] | None:
-        """Return what events add; an error in them is kept until that has been yielded."""
+    def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str]:
+        """Return the text and the reasoning that events add; an error in them is kept."""
         texts: list[str] = []
         reasonings: list[str] = []
         for name, data in events:
@@ -358,77 +345,66 @@ class AnswerStream:
             try:
                 text, reasoning = self._reader.read_event(name, data)
             except (AnswerFailedError, ValueError, RecursionError) as error:
-                if self._is_final(error):
-                    break
-                continue
+                if self._reader.is_complete:
+                    # What goes wrong after the end of an answer does not undo it.
+                    self._reader.is_closed = True
+                elif isinstance(error, AnswerFailedError):
+                    if not error.final:
+                        self._unexplained = error
+                        continue
+                    self._error = error
+                else:
+                    # A failure without a reason says more than invalid JSON after it.
+                    self._error = self._unexplained or error
+                break
             if self._splitter and text:
                 text, tagged = self._splitter.feed(text)
                 reasonings.append(tagged)
                 if self._splitter.has_restarted:
-                    self._restart()
                     texts.clear()
+                    self._texts.clear()
+                    self._redactor.flush()
+                    self._withheld, self._has_restarted = "", True
             texts.append(text)
             reasonings.append(reasoning)
-        text = "".join(texts)
-        self._chars += len(text) + sum(map(len, reasonings))
-        text = self._visible(text)
-        if reasoning := "".join(reasonings):
-            reasoning = self._reasoning_redactor.feed(reasoning)
-        if text:
-            self._texts.append(text)
-        return (text, reasoning) if text or reasoning or self._reader.position else None
-
-    def _restart(self) -> None:
-        """Drop the text so far: it was reasoning."""
-        self._texts.clear()
-        self._redactor.flush()
-        self._withheld, self._has_restarted = "", True
-
-    def _visible(self, text: str) -> str:
-        """Return the text that can be shown; of a durable answer, only up to its last position.
-
-        What the redactor holds back would be missing from an answer resumed after that position.
-        """
+        text, reasoning = "".join(texts), "".join(reasonings)
+        self._chars += len(text) + len(reasoning)
         if text:
             self._has_text = True
             text = self._redactor.feed(text)
-        if self._reader.position is None:
-            return text
-        self._withheld += text
-        if self._redactor.tail:
-            return ""
-        text, self._withheld = self._withheld, ""
-        self._position = self._reader.position
-        return text
+        if self._reader.position:
+            # A durable answer is shown up to its last position: what the redactor holds back would
+            # be missing from an answer that is resumed after that position.
+            self._withheld, text = self._withheld + text, ""
+            if not self._redactor.tail:
+                self._withheld, text = "", self._withheld
+                self._position = self._reader.position
+        if text:
+            self._texts.append(text)
+        return text, self._reasoning_redactor.feed(reasoning) if reasoning else ""
 
-    def _is_final(self, error: Exception) -> bool:
-        """Keep an error; return whether the events after it can be ignored."""
-        if self._reader.is_complete:
-            # The answer is complete: what goes wrong after it does not undo it.
-            self._reader.is_closed = True
-            return True
-        if isinstance(error, AnswerFailedError) and not error.final:
-            self._unexplained = error
-            return False
-        # A failure without a reason says more than invalid JSON after it.
-        is_failure = isinstance(error, AnswerFailedError)
-        self._error = error if is_failure or not self._unexplained else self._unexplained
-        return True
-
-    def _take_rest(self) -> tuple[str, str] | None:
-        """Return what was held back, and text that came only with the final event."""
-        held, self._withheld = self._withheld, ""
-        rest = tagged = ""
-        if not self._has_text:
-            rest = self._reader.answer.text
-        if self._splitter:
-            text, tagged = split_reasoning(rest) if rest else self._splitter.flush()
-            rest = text
-        held += self._redactor.feed(rest) + self._redactor.flush()
-        reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
-        if held:
-            self._texts.append(held)
-        return (held, reasoning) if held or reasoning else None
+    def _emit(self, text: str, reasoning: str) -> Iterator[StreamEvent]:
+        """Yield the events for what was added, and for a new position after it."""
+        position = self._position
+        if position and self._redactor.clean(position.response_id) != position.response_id:
+            position = None  # an id that contains a secret is not stored
+        if position and not self._emitted_position:
+            yield StreamPosition(position.response_id)
+        if self._has_restarted:
+            self._has_restarted = False
+            yield Reset()
+        if reasoning:
+            yield ReasoningDelta(reasoning)
+        if text and self._is_one_piece and self._resumed_text is not None:
+            # The whole answer again: if it begins with the known text, only the rest is yielded.
+            if not text.startswith(self._resumed_text):
+                yield Reset()
+            yield TextDelta(text.removeprefix(self._resumed_text))
+        elif text:
+            yield TextDelta(text)
+        if position and position != self._emitted_position:
+            yield position
+        self._emitted_position = position
 
     async def _read_json(self, first: bytes) -> dict[str, Any]:
         """Return the body of a server that did not stream."""
@@ -445,17 +421,10 @@ class AnswerStream:
         except (ValueError, RecursionError) as error:
             raise invalid_json() from error
 
-    async def _drain(self) -> None:
-        """Read to the end of the body, if that is near."""
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                remaining = _DRAIN_BYTES
-                while remaining > 0:
-                    remaining -= len(await anext(self._chunks))
 
-
-def _is_progress(name: str, data: str) -> bool:
+def _is_progress(event: tuple[str, str]) -> bool:
     """Whether an event is more than a keep-alive."""
+    name, data = event
     if not data or name in _KEEPALIVE_NAMES:
         return False
     return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)

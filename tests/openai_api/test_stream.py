@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nbcodex.openai_api.answers import Redactor, TextDelta
+from nbcodex.openai_api.answers import TextDelta
 from nbcodex.openai_api.readers import ResponsesReader
 from nbcodex.openai_api.stream import GATHER_S, AnswerStream
 from tests.virtual import run_virtual
@@ -22,8 +22,7 @@ def answer_stream(chunks: AsyncIterator[bytes]) -> AnswerStream:
     return AnswerStream(
         chunks,
         ResponsesReader(),
-        text_redactor=Redactor([]),
-        reasoning_redactor=Redactor([]),
+        secrets=[],
         idle_timeout=60.0,
     )
 
