@@ -266,24 +266,28 @@ def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     value = answer.reply.parsed
-    if hasattr(value, "model_dump_json"):
-        value = json.loads(value.model_dump_json())
-    elif value is None:  # null, or an answer of the journal, whose text was not parsed yet
-        try:
+    try:
+        if value is None:  # null, or an answer of the journal, whose text was not parsed yet
             value = json.loads(_unfenced(answer.reply.text))
-        except (ValueError, RecursionError):
-            return _text(answer)
+        # A notebook file is strict JSON, and cannot hold NaN.
+        text = json.dumps(
+            value, ensure_ascii=False, indent=2, allow_nan=False, default=_instance_as_json
+        )
+        text = text.encode("utf-8", "replace").decode()
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _text(answer)
     # `parsed` may come from a class of the user, of any depth.
     if _depth(value) > MAX_JSON_DEPTH:
         return _text(answer)
-    try:
-        # A notebook file is strict JSON, and cannot hold NaN.
-        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
-    except ValueError:
-        return _text(answer)
-    text = text.encode("utf-8", "replace").decode()
-    main = {"application/json": json.loads(text), "text/plain": printable(text)}
-    return (main, answer.figures())
+    return ({"application/json": value, "text/plain": printable(text)}, answer.figures())
+
+
+def _instance_as_json(instance: object) -> Any:
+    """Return a validated instance, which may be an element of a list, as JSON values."""
+    from pydantic import TypeAdapter
+
+    return json.loads(TypeAdapter(Any).dump_json(instance))
 
 
 def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:

@@ -151,6 +151,16 @@ def test_a_schema_instance_is_shown_as_json() -> None:
     assert main["application/json"] == {"name": "x", "legs": 4}
 
 
+def test_a_list_of_instances_is_shown_without_the_object_around_it() -> None:
+    class Pet(BaseModel):
+        name: str
+
+    text = '{"value": [{"name": "x"}]}'
+    main, _ = render_answer(sheet(text, parsed=[Pet(name="x")]), "json")
+    assert main["application/json"] == [{"name": "x"}]
+    assert "value" not in main["text/plain"]
+
+
 @pytest.mark.parametrize("text", ["no JSON", "[" * 150 + "]" * 150])
 def test_invalid_or_deep_json_is_shown_as_text(text: str) -> None:
     """The whole text is shown with its figures."""
