@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from nbcodex.requests.budget import CapUsage, RequestEstimate, SpendingCap
     from nbcodex.requests.runner import Services
 
-_FIRST_USE = (
+_FIRST_USE_NOTICE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
     "(%codex forget erases, %config Codex.journal = False keeps none)"
 )
 
-# Front ends kill a kernel so long after the interrupt of a restart: the journal is closed by then.
+# Front ends kill a kernel this long after the interrupt of a restart: the journal must be closed.
 SHUTDOWN_TIMEOUT_S = 5.0
 
 
@@ -80,31 +80,19 @@ class SessionTotals:
 class Client:
     """All requests of a process: one set of services and listeners.
 
-    Parameters
-    ----------
-    clock : Clock
-        The time.
-    transport : httpx2.AsyncBaseTransport or None
-        Replaces the network, in the simulator and in tests.
-
-    Attributes
-    ----------
-    totals : SessionTotals
-        What this process has used.
-    notices : str
-        What its user has to see once; showing it empties it.
+    `transport` replaces the network, in the simulator and in tests.
     """
 
     def __init__(
         self, *, clock: Clock | None = None, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         self.clock = clock or BootClock()
-        self.totals = SessionTotals()
+        self.totals = SessionTotals()  # what this process has used
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport
         self._services: Services | None = None
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
-        self.notices = ""
+        self.notices = ""  # what the user has to see once; showing it empties it
         self._journals: dict[Path | None, Journal] = {}
         self._opening, self._making = threading.Lock(), threading.Lock()
         # Weak: a handle that no thread follows lives as long as its request.
@@ -115,21 +103,19 @@ class Client:
         """Return the services, made at the first call, from any thread."""
         # Several cells may ask first at the same time, in subshells and threads.
         with self._making:
-            return self._services or self._make()
+            if self._services is None:
+                from nbcodex.openai_api.api_client import ApiClient
+                from nbcodex.requests.runner import Services
 
-    def _make(self) -> Services:
-        from nbcodex.openai_api.api_client import ApiClient
-        from nbcodex.requests.runner import Services
-
-        atexit.register(self.close)
-        self._services = Services(
-            api_client=ApiClient(clock=self.clock, transport=self._transport),
-            journal=self.journal,
-            counters=self.counters,
-            limiter=self.limiter,
-            clock=self.clock,
-        )
-        return self._services
+                atexit.register(self.close)
+                self._services = Services(
+                    api_client=ApiClient(clock=self.clock, transport=self._transport),
+                    clock=self.clock,
+                    limiter=self.limiter,
+                    journal=self.journal,
+                    counters=self.counters,
+                )
+            return self._services
 
     def limiter(self, settings: Settings) -> Limiter:
         """Return the limiter that some settings ask for; called on the loop's thread."""
@@ -157,22 +143,22 @@ class Client:
         """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
         folder = data_folder(settings) if settings.journal else None
         if folder and folder not in self._journals and not (folder / JOURNAL_FILENAME).exists():
-            self.notices = _FIRST_USE.format(folder=folder)
+            self.notices = _FIRST_USE_NOTICE.format(folder=folder)
         return self._open_journal(folder)
 
     def journal_on_disk(self, settings: Settings) -> Journal | None:
-        """Return the journal on disk, whether or not requests are kept there now, if it exists."""
+        """Return the journal on disk, if there is one, even if requests are not kept there now."""
         folder = data_folder(settings)
         is_used = folder in self._journals or (folder / JOURNAL_FILENAME).exists()
         return self._open_journal(folder) if is_used else None
 
     def counters(self, settings: Settings, *, lasting: bool = False) -> Journal:
-        """Return the journal whose counters budgets go by: on disk, though no prompts are kept.
+        """Return the journal that counts for budgets: on disk, even where no prompts are kept.
 
-        With `lasting` it is the one on disk even if that has to be made for the counters alone.
+        With `lasting`, it is on disk even if it has to be created for the counters alone.
         """
-        # Numbers reveal nothing, and switching off the journal must not lift a cap of a day. A
-        # simulator costs nothing, so that the demo counts for itself.
+        # Numbers reveal nothing, and switching off the journal must not lift a cap of a day. The
+        # demo (`private_limits`) costs nothing: it counts for itself.
         if settings.journal or settings.private_limits:
             return self.journal(settings)
         from nbcodex.requests.budget import parse_cap
@@ -190,12 +176,14 @@ class Client:
                 self._journals[folder] = Journal(folder, clock=self.clock)
             return self._journals[folder]
 
+    # Budgets and estimates. Imports are local: the client exists from the first cell on, which has
+    # to be fast.
+
     async def cap_usages(self, settings: Settings) -> list[CapUsage]:
         """Return how far the user's caps are used up."""
-        from nbcodex.requests.budget import parse_cap
-
-        caps = [parse_cap(text) for text in settings.budgets]
-        return await self.services().budget.read_cap_usages(self.counters(settings), caps)
+        budget = self.services().budget
+        await budget.refresh(self.counters(settings))
+        return budget.cap_usages(settings.budgets)
 
     async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
@@ -203,15 +191,13 @@ class Client:
         """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
         from nbcodex.journal.spending import SpendAmount
         from nbcodex.openai_api import pricing
-        from nbcodex.requests.budget import parse_cap
 
-        return await self.services().budget.outlook(
-            self.counters(settings),
-            map(parse_cap, settings.budgets),
-            SpendAmount(tokens=tokens, dollars=cost or 0.0),
-            # A server on this machine costs nothing.
-            is_priced=cost is not None or pricing.is_local_server(base_url),
-        )
+        budget = self.services().budget
+        await budget.refresh(self.counters(settings))
+        expected = SpendAmount(tokens=tokens, dollars=cost or 0.0)
+        # A server on this machine costs nothing.
+        is_priced = cost is not None or pricing.is_local_server(base_url)
+        return budget.outlook(settings.budgets, expected, is_priced=is_priced)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Let all kernels that share the journal observe a cap; None removes it."""
@@ -226,7 +212,6 @@ class Client:
         self, request: Request, settings: Settings
     ) -> tuple[str | None, RequestEstimate]:
         """Return the model that would be asked, and what the request may cost."""
-        # Imported here, as above: the client exists from the first cell on, which has to be fast.
         from nbcodex.openai_api import pricing
         from nbcodex.requests.budget import estimate_request
 
@@ -256,16 +241,8 @@ class Client:
     ) -> Handle:
         """Return a handle that resumes a request of the journal; nothing is started yet.
 
-        Parameters
-        ----------
-        entry : Entry
-            One that is parked, abandoned, interrupted or failed.
-        settings : Settings
-            How to reach the server now.
-        not_before : float or None
-            Seconds since the epoch before which it is not sent.
-        listener : callable or None
-            Receives its events, on the loop's thread.
+        `entry` is parked, abandoned, interrupted or failed; `not_before`, in seconds since the
+        epoch, delays it.
         """
         # Resuming a request accepts at least the current patience, even if it began with less.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
@@ -278,13 +255,9 @@ class Client:
     def copy_request(self, request: Request, *, origin: Origin) -> Request:
         """Return a new request that asks the same."""
         origin = replace(origin, position=request.origin.position)
+        # Asked again on purpose: the stored answer is not what is wanted.
         return replace(
-            # Asked again on purpose: the stored answer is not what is wanted.
-            request,
-            id=new_id(),
-            created_at=self.clock.wall(),
-            origin=origin,
-            reuse=False,
+            request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
         )
 
     def handle(
@@ -293,11 +266,6 @@ class Client:
         """Return a handle of a request; nothing is started yet.
 
         `listener` receives its events, on the loop's thread.
-
-        Raises
-        ------
-        ConfigurationError
-            On the loop's own thread, where a wait would never end.
         """
         if event_loop.shared().is_current_thread:
             raise ConfigurationError(

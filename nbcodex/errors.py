@@ -18,7 +18,7 @@
     │   ├── CredentialsError      401 and 403
     │   ├── ModelError            no such model
     │   └── RequestError          the server rejects the request for another reason
-    ├── AnswerError               an answer that is not what was asked for
+    ├── AnswerError               an answer that is empty, cut or does not fit the schema
     ├── EntryError                no such entry in the journal, or several, or a damaged one
     ├── ParkedError               kept for later: the wait is longer than the patience
     │   └── BudgetError           it would pass the user's own budget
@@ -246,9 +246,16 @@ class RequestError(PermanentError):
 
 
 class AnswerError(NbcodexError):
-    """An answer arrived, but it is not usable; its text is in `reply`."""
+    """An answer arrived, but it is not usable; its text is in `reply`.
+
+    `note` is for the line of figures; empty where the reply's `cut` says why.
+    """
 
     title = "Invalid answer"
+
+    def __init__(self, message: str, *, advice: str = "", note: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.note = note
 
 
 class EntryError(NbcodexError):

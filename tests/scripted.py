@@ -119,6 +119,7 @@ class Stage:
         self.services = Services(
             api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            counters=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )

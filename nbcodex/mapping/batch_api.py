@@ -67,7 +67,7 @@ class BatchApi:
         self.client = BatchClient(services.api_client)
         # The temporary fault after which it waits right now.
         self.fault = ""
-        self._settings, self._clock, self._random = settings, services.clock, services.chance
+        self._settings, self._clock, self._random = settings, services.clock, services.rng
 
     async def create(
         self, part: BatchPart, data: bytes, *, record_file: Callable[..., Awaitable[None]]

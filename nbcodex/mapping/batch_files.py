@@ -26,7 +26,6 @@ from nbcodex.mapping.pending_rows import (
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES
-from nbcodex.requests.budget import parse_cap
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class BatchFiles:
     async def _request_line(self, request: Request, part: BatchPart) -> bytes:
         await self._services.budget.reserve(
             request,
-            caps=map(parse_cap, self._settings.budgets),
+            caps=self._settings.budgets,
             journal=self._services.counters(self._settings),
             model=part.model,
             base_url=part.base_url,

@@ -16,8 +16,8 @@ from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api.answers import CompletedAnswer, judge
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.ratelimit.limiter import Patience
-from nbcodex.requests import structured_output
 from nbcodex.requests.request_state import RequestState
+from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def ending_from_result(
     # The ending is built as for a live request, so that replies have the same fields.
     state = RequestState(
         request=request,
+        clock=clock,
         patience=Patience(request.patience),
-        started_at=clock.now(),
         simulators={base_url} if result.simulated else set(),
         base_url=base_url,
         model=model,
@@ -142,14 +142,16 @@ def ending_from_result(
         answer=result,
     )
     try:
-        parsed = _parse(request, result)
+        judge(result)
+        # Unlike a live request, a row is not asked for a second time.
+        parsed = parse_final_answer(request.schema, result.text, asked="once")
     except AnswerError as error:
-        state.partial.add_note(structured_output.NOTE_MISMATCH)
-        reply = _at_batch_price(state.reply("failed", now=clock.now()))
+        state.partial.add_note(error.note)
+        reply = _at_batch_price(state.reply("failed"))
         return Failed(request_id=request.id, at=clock.now(), error=error, reply=reply)
     if result.refused:
-        state.partial.add_note(structured_output.NOTE_REFUSED)
-    reply = replace(_at_batch_price(state.reply("done", now=clock.now())), parsed=parsed)
+        state.partial.add_note(NOTE_REFUSED)
+    reply = replace(_at_batch_price(state.reply("done")), parsed=parsed)
     return Finished(request_id=request.id, at=clock.now(), reply=reply)
 
 
@@ -168,17 +170,6 @@ def parked_ending(request: Request, why: str, *, clock: Clock, attempts: int = 0
     error = ParkedError(why, advice=advice)
     reply = Reply(id=request.id, status="parked", attempts=attempts)
     return Parked(request_id=request.id, at=clock.now(), error=error, reply=reply)
-
-
-def _parse(request: Request, answer: CompletedAnswer) -> object:
-    """Return the object that a schema asks for. There is no second round, unlike live requests."""
-    judge(answer)
-    if request.schema is None:
-        return None
-    try:
-        return structured_output.parse_answer(request.schema, answer.text)
-    except structured_output.SchemaMismatchError as misfit:
-        raise structured_output.mismatch_error(request.schema, misfit, asked="once") from None
 
 
 def _at_batch_price(reply: Reply) -> Reply:

@@ -27,6 +27,7 @@ from nbcodex.mapping.pending_rows import (
     failed_ending,
     parked_ending,
 )
+from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings
@@ -247,7 +248,7 @@ class BatchUploader:
         return True
 
     def _emit_sent(self, part: BatchPart) -> None:
-        self._services.load_prices(part.base_url)
+        pricing.start_loading(part.base_url)
         self._pending.emit(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
 
     async def _return_rows(self, part: BatchPart) -> None:

@@ -21,6 +21,8 @@ MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use u
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
 
+NOTE_EMPTY = "the answer is empty"  # in the line of figures
+
 # Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
 MAX_OUTPUT, MAX_ANSWER, TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
 
@@ -171,6 +173,7 @@ def judge(answer: CompletedAnswer) -> None:
         raise AnswerError(
             f"The model asked to call {names} instead of answering; nothing was called.",
             advice="nbcodex does not call functions: leave out the tools, or tool_choice.",
+            note="the model asked for a function call",
         )
     if answer.cut == CONTENT_FILTER:
         part = "the answer" if is_empty else "the rest of the answer"
@@ -191,10 +194,12 @@ def judge(answer: CompletedAnswer) -> None:
         raise AnswerError(
             f"The answer is empty: the {count} {where}.",
             advice="Raise --max-output, or lower --effort.",
+            note=NOTE_EMPTY,
         )
     raise AnswerError(
         "The answer is empty: the model ended it without any text.",
         advice="Send it again, or change the prompt; --effort and --max-output can matter, too.",
+        note=NOTE_EMPTY,
     )
 
 

@@ -37,6 +37,7 @@ MESSAGE_TOKENS, ANSWER_TOKENS = 4, 3
 IMAGE_TOKENS = 765  # of a picture of a megapixel (OpenAI's guide "Images and vision")
 
 _loaded = threading.Event()
+_loader: threading.Thread | None = None
 
 
 def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
@@ -75,6 +76,14 @@ def load_prices() -> None:
         import genai_prices  # noqa: F401
 
         _loaded.set()
+
+
+def start_loading(base_url: str) -> None:
+    """Start to load the tables in a thread, unless the server's prices are in none of them."""
+    global _loader
+    if provider_of(base_url) and not (_loaded.is_set() or (_loader and _loader.is_alive())):
+        _loader = threading.Thread(target=load_prices, daemon=True)
+        _loader.start()
 
 
 def context_window(model: str | None) -> int | None:

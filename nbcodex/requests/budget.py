@@ -52,9 +52,9 @@ _NO_SPEND = SpendAmount()
 class SpendingCap:
     """How much may be used, and over what time."""
 
-    amount: float  # Tokens, input and output together, or US dollars
-    unit: Unit  # What is counted
-    period: Period = "session"  # Until the kernel ends, or by the calendar
+    amount: float  # tokens, input and output together, or US dollars
+    unit: Unit
+    period: Period = "session"  # until the kernel ends, or by the calendar
 
     def __str__(self) -> str:
         return f"{self.format(self.amount)} {_PERIOD_WORDS[self.period]}"
@@ -74,11 +74,19 @@ class SpendingCap:
         """Return whether `amount` fits beside what is used."""
         return used + amount.in_unit(self.unit) <= self.amount
 
-    def used_of(self, spending: Spending, *, with_reserved: bool = False) -> float:
+    def used_of(self, spending: Spending, *, with_reserved: bool) -> float:
         """Return what all kernels have used in this cap's day or month."""
         spent = spending.day if self.period == "day" else spending.month
-        reserved = spending.reserved.in_unit(self.unit) if with_reserved else 0.0
-        return spent.in_unit(self.unit) + reserved
+        return spent.in_unit(self.unit) + spending.reserved.in_unit(self.unit) * with_reserved
+
+    def resets_at(self, now: float) -> float | None:
+        """Return when the cap's period ends; `now` and the result are seconds since the epoch."""
+        if self.period == "session":
+            return None
+        today = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
+        if self.period == "day":
+            return (today + timedelta(days=1)).timestamp()
+        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
 def parse_cap(text: str) -> SpendingCap:
@@ -128,10 +136,9 @@ class CapUsage:
 class RequestEstimate:
     """What a request may cost."""
 
-    # Estimates; the output is `max_output` where there is one, else that of an average answer
     input_tokens: int
-    output_tokens: int
-    bounded: bool = False  # Whether the output cannot be longer
+    output_tokens: int  # `max_output` where there is one, else that of an average answer
+    bounded: bool = False  # whether the output cannot be longer
     cost: float | None = None  # US dollars; None where no price is known
 
     def __str__(self) -> str:
@@ -151,21 +158,20 @@ def estimate_request(
     model: str | None,
     base_url: str,
     average_output: int = DEFAULT_OUTPUT_TOKENS,
+    price_factor: float = 1.0,
 ) -> RequestEstimate:
     """Return what `request` may cost; the first call loads the price tables, which takes 0.2 s."""
     input_tokens = pricing.estimate_request_tokens(request)
     output_tokens = request.max_output or average_output
+    tier = pricing.requested_tier(request)
+    cost = pricing.estimate_cost(
+        input_tokens, output_tokens, model=model, base_url=base_url, service_tier=tier
+    )
     return RequestEstimate(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         bounded=request.max_output is not None,
-        cost=pricing.estimate_cost(
-            input_tokens,
-            output_tokens,
-            model=model,
-            base_url=base_url,
-            service_tier=pricing.requested_tier(request),
-        ),
+        cost=None if cost is None else cost * price_factor,
     )
 
 
@@ -178,10 +184,7 @@ def rate_limit_cost(request: Request) -> Cost:
 class Budget:
     """What this process may use, and has used. Lives on the event loop's thread.
 
-    Parameters
-    ----------
-    clock : Clock
-        Its local calendar separates days and months.
+    `caps` are given as their user wrote them, and `journal` is the one whose counters count.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -210,45 +213,47 @@ class Budget:
         self,
         request: Request,
         *,
-        caps: Iterable[SpendingCap],
+        caps: Iterable[str],
         journal: Journal,
         model: str | None,
         base_url: str,
         price_factor: float = 1.0,
-        so_far: SpendAmount = _NO_SPEND,
+        broken: SpendAmount = _NO_SPEND,
     ) -> None:
-        """Reserve what a request may cost: its next answer, and its broken attempts `so_far`.
+        """Reserve what a request may cost: its next answer, and its `broken` attempts.
 
         Raises
         ------
         BudgetError
             If a cap would be passed, or cannot be checked; nothing may be sent then.
         """
-        await self._refresh(journal)
-        caps = (*caps, *self._shared_caps)
-        if not caps or (request.id in self._reservations and so_far == _NO_SPEND):
+        await self.refresh(journal)
+        in_force = self._in_force(caps)
+        if not in_force or (request.id in self._reservations and broken == _NO_SPEND):
             return
         # Tokens need no price tables, whose first use takes 0.2 s.
-        if any(cap.unit == "dollars" for cap in caps):
+        if any(cap.unit == "dollars" for cap in in_force):
             await asyncio.to_thread(pricing.load_prices)
         expected = estimate_request(
-            request, model=model, base_url=base_url, average_output=self.average_output
+            request,
+            model=model,
+            base_url=base_url,
+            average_output=self.average_output,
+            price_factor=price_factor,
         )
-        if expected.cost is not None:
-            expected = replace(expected, cost=expected.cost * price_factor)
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
-        checked = [cap for cap in caps if not (is_free and cap.unit == "dollars")]
+        checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
         lasting = [cap for cap in checked if cap.period != "session"]
         # A request that was refused and sent again reserves anew, with its broken attempts.
         self.release(request.id)
-        amount = expected.amount.plus(so_far)
+        amount = expected.amount.plus(broken)
         for cap in checked:
             _check_price(request, expected, cap)
             if cap not in lasting:
                 self._check(request, expected, amount, cap)
         # Reserved before the journal is awaited: requests that come meanwhile have to see it.
-        self._reservations[request.id] = amount, caps
+        self._reservations[request.id] = amount, in_force
         self._reserved = self._reserved.plus(amount)
         try:
             if lasting:
@@ -266,16 +271,15 @@ class Budget:
         journal: Journal,
     ) -> None:
         """Reserve an amount for all kernels, if their caps allow it."""
-
-        def allowed(spending: Spending) -> bool:
-            return all(
-                cap.allows(amount, used=cap.used_of(spending, with_reserved=True)) for cap in caps
-            )
-
         # The journal decides, in one transaction. It returns the figures from before, by which the
         # caps are checked once more to find the one that refused.
         self._all_kernels = await journal.reserve_budget(
-            request.id, amount, today=self._today(), allowed=allowed
+            request.id,
+            amount,
+            today=self._today(),
+            allowed=lambda spending: all(
+                cap.allows(amount, used=cap.used_of(spending, with_reserved=True)) for cap in caps
+            ),
         )
         for cap in caps:
             self._check(request, expected, amount, cap)
@@ -283,14 +287,14 @@ class Budget:
     def _check(
         self, request: Request, expected: RequestEstimate, amount: SpendAmount, cap: SpendingCap
     ) -> None:
-        used = self._in_use(cap)
+        used = self._used(cap, with_reserved=True)
         if cap.allows(amount, used=used):
             return
+        # The estimate is of the next answer alone: the broken attempts count as used.
         used += amount.minus(expected.amount).in_unit(cap.unit)
-        resets_at = self._resets_at(cap)
-        reset = (
-            f"; it resets in {format_duration(resets_at - self._clock.wall())}" if resets_at else ""
-        )
+        now, reset = self._clock.wall(), ""
+        if resets_at := cap.resets_at(now):
+            reset = f"; it resets in {format_duration(resets_at - now)}"
         raise BudgetError(
             f"It would pass your budget of {cap}: {cap.format(used)} are used or reserved, and "
             f"it is estimated at {expected}.",
@@ -318,7 +322,14 @@ class Budget:
         if not reply.simulated:
             day, month = self._all_kernels.day.plus(spent), self._all_kernels.month.plus(spent)
             self._all_kernels = replace(self._all_kernels, day=day, month=month)
-        return tuple(filter(None, map(self._warning, caps)))
+        warnings = []
+        for cap in caps:
+            usage = CapUsage(cap, self._used(cap))
+            passed = {(cap, share) for share in WARNING_SHARES if usage.share >= share}
+            if not passed <= self._warned:
+                self._warned |= passed
+                warnings.append(str(usage))
+        return tuple(warnings)
 
     def reserved_for(self, request_id: str) -> SpendAmount:
         """Return what is reserved for a request."""
@@ -332,45 +343,15 @@ class Budget:
         self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
         return caps
 
-    def _warning(self, cap: SpendingCap) -> str:
-        usage = self._usage(cap)
-        passed = [
-            share
-            for share in WARNING_SHARES
-            if usage.share >= share and (cap, share) not in self._warned
-        ]
-        self._warned |= {(cap, share) for share in passed}
-        return str(usage) if passed else ""
+    def cap_usages(self, caps: Iterable[str]) -> list[CapUsage]:
+        """Return how far the caps in force are used up, as of the last `refresh`."""
+        return [CapUsage(cap, self._used(cap)) for cap in self._in_force(caps)]
 
-    def cap_usages(self, caps: Iterable[SpendingCap]) -> list[CapUsage]:
-        """Return how far the caps in force are used up, as far as this process knows."""
-        return [self._usage(cap) for cap in (*caps, *self._shared_caps)]
-
-    def _usage(self, cap: SpendingCap) -> CapUsage:
-        if cap.period == "session":
-            return CapUsage(cap, self._session.in_unit(cap.unit))
-        return CapUsage(cap, cap.used_of(self._all_kernels))
-
-    async def read_cap_usages(
-        self, journal: Journal, caps: Iterable[SpendingCap]
-    ) -> list[CapUsage]:
-        """Return how far the caps in force are used up, other kernels included."""
-        await self._refresh(journal)
-        return self.cap_usages(caps)
-
-    async def outlook(
-        self,
-        journal: Journal,
-        caps: Iterable[SpendingCap],
-        expected: SpendAmount,
-        *,
-        is_priced: bool,
-    ) -> list[str]:
+    def outlook(self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool) -> list[str]:
         """Return in words what each cap in force leaves for what is `expected` to be used."""
-        await self._refresh(journal)
         words = []
-        for cap in (*caps, *self._shared_caps):
-            used = self._in_use(cap)
+        for cap in self._in_force(caps):
+            used = self._used(cap, with_reserved=True)
             if cap.unit == "dollars" and not is_priced:
                 words.append(f"your budget of {cap} allows nothing without a known price")
             elif not cap.allows(expected, used=used):
@@ -392,7 +373,7 @@ class Budget:
         self._warned.clear()
         self._read_at = float("-inf")
 
-    async def _refresh(self, journal: Journal) -> None:
+    async def refresh(self, journal: Journal) -> None:
         """Read what other kernels have used and set, unless that is recent."""
         if not self._is_fresh():
             # All that come meanwhile share one task: a lock would let them pass one by one, and
@@ -415,24 +396,16 @@ class Budget:
         is_recent = self._clock.now() - self._read_at < REFRESH_INTERVAL_S
         return is_recent and self._today() == self._read_on
 
-    def _in_use(self, cap: SpendingCap) -> float:
-        if cap.period == "session":
-            return self._session.in_unit(cap.unit) + self._reserved.in_unit(cap.unit)
-        return cap.used_of(self._all_kernels, with_reserved=True)
+    def _in_force(self, caps: Iterable[str]) -> tuple[SpendingCap, ...]:
+        return (*map(parse_cap, caps), *self._shared_caps)
+
+    def _used(self, cap: SpendingCap, *, with_reserved: bool = False) -> float:
+        if cap.period != "session":
+            return cap.used_of(self._all_kernels, with_reserved=with_reserved)
+        return self._session.in_unit(cap.unit) + self._reserved.in_unit(cap.unit) * with_reserved
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
-
-    def _resets_at(self, cap: SpendingCap) -> float | None:
-        """Return when the cap's period ends, in seconds since the epoch."""
-        if cap.period == "session":
-            return None
-        today = datetime.fromtimestamp(self._clock.wall()).replace(
-            hour=0, minute=0, second=0, microsecond=0
-        )
-        if cap.period == "day":
-            return (today + timedelta(days=1)).timestamp()
-        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
 def _check_price(request: Request, expected: RequestEstimate, cap: SpendingCap) -> None:

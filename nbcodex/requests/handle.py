@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import itertools
 import logging
+import math
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
 from nbcodex.events import (
@@ -54,11 +56,12 @@ class EventQueue:
     """A listener on the loop's side; on the renderer's side, a source of batches of events.
 
     Deltas are gathered, so that 2,000 events a second wake the renderer ten times; no other event
-    waits. There are no locks, because an interrupt may strike the renderer anywhere.
+    waits.
     """
 
     def __init__(self) -> None:
-        # Unlike `Queue`, its `put` and `get` are reentrant: no interrupt can leave it locked.
+        # Its `put` and `get` are reentrant, unlike those of `Queue`: an interrupt may strike the
+        # renderer anywhere, and must not leave a lock behind.
         self._batches: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
         self._gathered: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -83,58 +86,37 @@ class EventQueue:
             self._timer = None
         if isinstance(self._gathered[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
-        batch, self._gathered = tuple(_join_deltas(self._gathered)), []
+        batch, self._gathered = tuple(_joined_deltas(self._gathered)), []
         self._batches.put(batch)
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Wait for the next batch of events; an empty one after `timeout` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        longest = WAIT_SLICE_S or threading.TIMEOUT_MAX
         while True:
-            left = None if end is None else end - time.monotonic()
-            piece = WAIT_SLICE_S if left is None else min(left, WAIT_SLICE_S or left)
+            left = max(0.0, end - time.monotonic())
             try:
-                return self._batches.get(timeout=None if piece is None else max(piece, 0.0))
+                return self._batches.get(timeout=min(left, longest))
             except queue.Empty:
-                if end is not None and time.monotonic() >= end:
+                if left <= longest:
                     return ()
 
 
-def _join_deltas(events: Iterable[Event]) -> list[Event]:
-    """Return the events with consecutive deltas of one kind joined."""
-    joined: list[Event] = []
-    run: list[Delta] = []
-
-    def close() -> None:
-        if run:
-            text = "".join(delta.text for delta in run)
-            joined.append(dataclasses.replace(run[-1], text=text))
-            run.clear()
-
-    for event in events:
-        if isinstance(event, Delta):
-            if run and run[-1].reasoning != event.reasoning:
-                close()
-            run.append(event)
+def _joined_deltas(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield the events with consecutive deltas of one kind joined."""
+    for is_reasoning, group in itertools.groupby(events, lambda e: getattr(e, "reasoning", None)):
+        if is_reasoning is None:
+            yield from group
         else:
-            close()
-            joined.append(event)
-    close()
-    return joined
+            deltas = cast(list[Delta], list(group))
+            text = "".join(delta.text for delta in deltas)
+            yield dataclasses.replace(deltas[-1], text=text)
 
 
 class Handle:
     """One request, for any thread. The methods that end it return at once.
 
-    Parameters
-    ----------
-    request, settings
-        What is asked, and how.
-    services : callable
-        Returns the services; called on the loop's thread.
-    listeners : sequence of callable
-        Receive every event, on the loop's thread.
-    resumption : Resumption or None
-        How to take up a request that is in the journal already.
+    `services` and `listeners` are called on the loop's thread; the listeners receive every event.
     """
 
     def __init__(
@@ -153,15 +135,16 @@ class Handle:
         self._resumption = resumption
         self._runner: RequestRunner | None = None
         self._committed = threading.Event()
-        self._ending: Future[Ending] = Future()
+        self.ending: Future[Ending] = Future()  # of the event that ends the request
         # A future that runs cannot be cancelled by one of those that wait for it.
-        self._ending.set_running_or_notify_cancel()
+        self.ending.set_running_or_notify_cancel()
 
     def start(self) -> None:
         """Start the request; without effect if it has been started."""
         event_loop.shared().call_soon(self._start)
 
     def _start(self) -> None:
+        """Start the runner, on the loop's thread."""
         if self._runner is not None:
             return
         # A failure in here becomes an event: a thread is waiting for one.
@@ -194,16 +177,12 @@ class Handle:
                 log.exception("a listener failed on %s", type(event).__name__)
         if not isinstance(event, Queued):
             self._committed.set()
-        if isinstance(event, Ending) and not self._ending.done():
-            self._ending.set_result(event)
+        if isinstance(event, Ending) and not self.ending.done():
+            self.ending.set_result(event)
 
     def end(self, action: EndAction) -> None:
         """End the request: ``stop``, ``cancel`` or ``park``. The first action counts."""
-        event_loop.shared().call_soon(self._end, action)
-
-    def _end(self, action: EndAction) -> None:
-        if self._runner is not None:
-            self._runner.end(action)
+        self._call_runner(lambda runner: runner.end(action))
 
     def stop(self) -> None:
         """End the request as interrupted; the text so far is kept."""
@@ -219,17 +198,17 @@ class Handle:
 
     def park_at_exit(self) -> None:
         """Park the request because the process ends; threads that follow it get no more events."""
-        # Painting while the interpreter shuts down would fail.
+        # Rendering while the interpreter shuts down would fail.
         self._listeners = ()
         self.park()
 
     def retry_now(self) -> None:
         """Send the request through its wait, as a probe."""
-        event_loop.shared().call_soon(self._retry_now)
+        self._call_runner(lambda runner: runner.retry_now())
 
-    def _retry_now(self) -> None:
-        if self._runner is not None:
-            self._runner.retry_now()
+    def _call_runner(self, call: Callable[[RequestRunner], None]) -> None:
+        """Call the runner on the loop's thread, where it is made too; nothing if it is not yet."""
+        event_loop.shared().call_soon(lambda: call(self._runner) if self._runner else None)
 
     def follow(
         self,
@@ -239,18 +218,15 @@ class Handle:
     ) -> Ending:
         """Start the request and wait for its ending, passing each batch of events to `render`.
 
+        An interrupt ends the request, and `Interrupted` is returned; if the request had ended just
+        before, that ending is rendered and `Stopped` is raised.
+
         Parameters
         ----------
         render : callable
             Called in this thread; with no events when `tick()` seconds have passed without any.
         tick : callable
             Returns the longest interval between two calls of `render`; None: only for events.
-
-        Returns
-        -------
-        Ending
-            The last event. An interrupt ends the request, and returns `Interrupted`; if the ending
-            was already on its way, that one is rendered and the interrupt is raised again.
         """
         # The first step of each round may be interrupted, too: it is either `start` or `stop`, and
         # both may be repeated.
@@ -260,28 +236,26 @@ class Handle:
                 try:
                     try:
                         begin()
-                        ending = self._render_batches(
-                            render, tick, within=STOP_TIMEOUT_S if is_stopped else None
-                        )
+                        ending = self._render_batches(render, tick, is_stopped=is_stopped)
                         break
                     except KeyboardInterrupt:
                         is_stopped, begin = True, self.stop
                 except KeyboardInterrupt:  # a second one, while the first was being handled
                     is_stopped, begin = True, self.stop
         finally:
-            if not self._ending.done():
+            if not self.ending.done():
                 self.stop()
         if is_stopped and not isinstance(ending, Interrupted):
             raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
     def _render_batches(
-        self, render: RenderEvents, tick: Callable[[], float | None], *, within: float | None
+        self, render: RenderEvents, tick: Callable[[], float | None], *, is_stopped: bool
     ) -> Ending:
-        """Render batch after batch up to the ending; after `within` seconds, create an ending."""
+        """Render batch after batch up to the ending; after Stop, do not wait long for it."""
         while True:
-            batch = self._queue.next_batch(tick() if within is None else within)
-            if not batch and within is not None:
+            batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else tick())
+            if is_stopped and not batch:
                 batch = (self._last_event(),)
             render(batch)
             if batch and isinstance(ending := batch[-1], Ending):
@@ -295,41 +269,30 @@ class Handle:
     @property
     def done(self) -> bool:
         """Whether the request has ended."""
-        return self._ending.done()
-
-    @property
-    def ending(self) -> Future[Ending]:
-        """The future of the event that ends the request."""
-        return self._ending
+        return self.ending.done()
 
     def wait(self) -> Ending:
-        """Wait for the ending without rendering; an interrupt ends the wait, not the request.
-
-        Raises
-        ------
-        ConfigurationError
-            On the loop's own thread, where the wait would never end.
-        """
-        if event_loop.shared().is_current_thread and not self._ending.done():
+        """Wait for the ending without rendering; an interrupt ends the wait, not the request."""
+        if event_loop.shared().is_current_thread and not self.ending.done():
             raise ConfigurationError("A reply cannot be waited for on nbcodex's own event loop.")
         while True:
             with contextlib.suppress(TimeoutError):
-                return self._ending.result(WAIT_SLICE_S)
+                return self.ending.result(WAIT_SLICE_S)
 
     async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""
         try:
             self.start()
             with _keep_waking(asyncio.get_running_loop()):
-                return await asyncio.wrap_future(self._ending)
+                return await asyncio.wrap_future(self.ending)
         finally:
-            if not self._ending.done():
+            if not self.ending.done():
                 self.stop()
 
     def _last_event(self) -> Ending:
         """Return the ending for a caller that stops waiting, even if none has come."""
-        if self._ending.done():
-            return self._ending.result()
+        if self.ending.done():
+            return self.ending.result()
         reply = self._empty_reply("interrupted")
         return Interrupted(request_id=self.request.id, at=0.0, reply=reply)
 
@@ -363,14 +326,9 @@ def _tick(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class PendingReply(Reply):
-    """A `Reply` that fills: reading what is not known yet waits for it, and Stop ends the wait.
+    """The reply of a running request: reading its answer waits for it, and Stop ends the wait.
 
-    Looking at it never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
-
-    Parameters
-    ----------
-    handle : Handle
-        The running request.
+    Inspection never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
     """
 
     __slots__ = ("_handle",)

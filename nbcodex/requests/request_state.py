@@ -26,39 +26,29 @@ from nbcodex.models import (
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit.limiter import Patience, Reservation
-from nbcodex.runtime.clock import format_duration, format_time
+from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 
 class PartialAnswer:
-    """The part of an answer that has arrived.
-
-    Attributes
-    ----------
-    position : StreamPosition or None
-        Where the durable answer continues behind `text`; None where there is no such answer.
-    """
+    """The part of an answer that has arrived."""
 
     def __init__(self) -> None:
+        # Where the durable answer continues behind `text`; None where there is no such answer.
         self.position: StreamPosition | None = None
+        self.notes: tuple[str, ...] = ()  # for the reader of the answer
         self._shown: list[str] = []
         # Text of an earlier attempt stays on display until the first text of the next one.
         self._is_stale = False
-        self._notes: list[str] = []
 
     @property
     def text(self) -> str:
         """The text that is shown."""
         return "".join(self._shown)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the reader of the answer."""
-        return tuple(self._notes)
-
-    def add_note(self, text: str) -> None:
-        """Add a note, unless it is there already."""
-        if text not in self._notes:
-            self._notes.append(text)
+    def add_note(self, note: str) -> None:
+        """Add a note, unless it is empty or there already."""
+        if note and note not in self.notes:
+            self.notes = (*self.notes, note)
 
     def restore(self, position: StreamPosition, text: str) -> None:
         """Begin with what an earlier process received."""
@@ -73,7 +63,7 @@ class PartialAnswer:
         return replaces
 
     def reach(self, position: StreamPosition) -> None:
-        """Take note that the text so far is the answer up to `position`."""
+        """Record that the text so far is the answer up to `position`."""
         # While the text of another attempt is shown, the position does not fit it: a resumed
         # request then has to read this answer from its beginning.
         self.position = StreamPosition(position.response_id) if self._is_stale else position
@@ -99,12 +89,17 @@ class PartialAnswer:
         return self.position is not None and status in {"parked", "interrupted", "failed"}
 
     def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
-        """Return what the answer has used: the server's figures, an estimate for those it lacks.
-
-        A durable answer that continues at the server is counted only when it is resumed.
-        """
-        if completed and completed.usage != Usage():
-            return _completed_usage(completed.usage, _estimate_usage(request, completed.text))
+        """Return what the answer has used: the server's figures, an estimate for those it lacks."""
+        if completed and (stated := completed.usage) != Usage():
+            # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
+            estimate = _estimate_usage(request, completed.text)
+            tokens_in = stated.input_tokens or estimate.input_tokens
+            tokens_out = stated.output_tokens or estimate.output_tokens
+            both = (tokens_in, tokens_out)
+            if both in {(stated.input_tokens, stated.output_tokens), (None, None)}:
+                return stated
+            return replace(stated, input_tokens=tokens_in, output_tokens=tokens_out, estimated=True)
+        # A durable answer that continues at the server is counted when it is resumed.
         if self.continues_at_server(status):
             return Usage()
         return _estimate_usage(request, completed.text) if completed else self.usage_so_far(request)
@@ -112,19 +107,6 @@ class PartialAnswer:
     def usage_so_far(self, request: Request) -> Usage:
         """Return an estimate of what the current attempt has used, by the text it has brought."""
         return _estimate_usage(request, "" if self._is_stale else self.text)
-
-
-def _completed_usage(stated: Usage, estimate: Usage) -> Usage:
-    """Return a server's figures with the estimate in place of those that cannot be true."""
-    # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
-    input_tokens = stated.input_tokens or estimate.input_tokens
-    output_tokens = stated.output_tokens or estimate.output_tokens
-    if (input_tokens, output_tokens) in {
-        (stated.input_tokens, stated.output_tokens),
-        (None, None),
-    }:
-        return stated
-    return replace(stated, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True)
 
 
 def _estimate_usage(request: Request, text: str) -> Usage:
@@ -137,58 +119,57 @@ def _estimate_usage(request: Request, text: str) -> Usage:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingWait:
     """What a request waits for."""
 
-    cause: TransientError  # why it waits
-    until: float  # An instant of the clock
-    is_free: bool  # Whether the request has certainly cost nothing yet
+    cause: TransientError
+    until: float  # an instant of the clock
+    is_free: bool  # whether the request has certainly cost nothing yet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failure:
-    """Why the last attempt failed, and the waits that this demands."""
+    """Why the last attempt failed, and the waits that this demands, in seconds."""
 
-    error: TransientError  # The failure
-    # Seconds that the server asked for, with jitter; None where it did not say
-    stated_wait: float | None
-    budget_wait: float = 0.0  # Seconds until the retry budget of this server allows another attempt
+    error: TransientError
+    stated_wait: float | None  # what the server asked for, with jitter; None: it did not say
+    budget_wait: float = 0.0  # until the retry budget of this server allows another attempt
 
 
 @dataclass(slots=True)
 class RequestState:
     """Everything that is known of a running request."""
 
-    request: Request  # As the user asked it
-    patience: Patience  # The seconds of waiting that are accepted, and used
-    started_at: float  # When it began
-    # Base URLs at which a simulator answers, as far as any request has seen
-    simulators: Set[str] = frozenset()
-    base_url: str = ""  # The server and the model, as far as they are known
+    request: Request  # as the user asked it
+    clock: Clock  # of all instants in here
+    patience: Patience
+    simulators: Set[str] = frozenset()  # base URLs at which a simulator has answered any request
+    base_url: str = ""  # empty, and the model None, until they are known
     model: str | None = None
-    # As it is sent: differs from `request` while an answer is being repaired
+    # As it is sent: differs from `request` while an answer is being repaired.
     sent_request: Request = field(init=False)
-    partial: PartialAnswer = field(default_factory=PartialAnswer)  # The answer so far
-    answer: CompletedAnswer | None = None  # The finished answer
-    attempts: int = 0  # HTTP attempts
-    refused: int = 0  # Attempts that cost nothing: the server refused them before any answer
-    # What broken attempts have used, as far as they brought text; an estimate
+    partial: PartialAnswer = field(default_factory=PartialAnswer)
+    answer: CompletedAnswer | None = None
+    attempts: int = 0
+    refused: int = 0  # attempts that cost nothing: the server refused them before any answer
+    # What broken attempts have used, as far as they brought text; an estimate.
     broken_usage: Usage = NO_USAGE
-    wait: PendingWait | None = None  # What it waits for now
-    failure: Failure | None = None  # How the last attempt failed
-    # Of the current attempt; None where it draws on no limit
+    wait: PendingWait | None = None
+    failure: Failure = field(init=False, repr=False)  # set when an attempt fails
+    # Of the current attempt; None where it draws on no limit.
     reservation: Reservation | None = None
-    is_accepted: bool = False  # Whether the server has let the current attempt in
-    is_sent: bool = False  # Whether an attempt is running that the server may know of
-    last_activity_at: float = 0.0  # When the current attempt last received something
+    is_accepted: bool = False  # whether the server has let the current attempt in
+    is_sent: bool = False  # whether an attempt is running that the server may know of
+    started_at: float = field(init=False)
+    last_activity_at: float = field(init=False)  # when the current attempt last received something
     _has_text: bool = False
     _is_broken: bool = False
 
     def __post_init__(self) -> None:
         self.sent_request = self.request
         self.model = self.model or self.request.model
-        self.last_activity_at = self.started_at
+        self.started_at = self.last_activity_at = self.clock.now()
 
     @property
     def is_simulated(self) -> bool:
@@ -232,17 +213,35 @@ class RequestState:
         self.partial.start_over()
 
     def fail_attempt(self, *, unbilled: bool) -> None:
-        """Take note that the current attempt brought no answer."""
+        """Record that the current attempt brought no answer."""
         self._is_broken = self.is_accepted
         # A refusal costs nothing as long as no answer has begun.
         self.refused += unbilled and not self.is_accepted
 
-    def reply(self, status: Status, *, now: float) -> Reply:
+    def note_unknown_response(self, note: str) -> None:
+        """Add a note if a durable answer without a known id may be in progress at the server."""
+        if self.request.durable and self.partial.position is None:
+            self.partial.add_note(note)
+
+    def backoff_s(self, exponential: float) -> float:
+        """Return the seconds to wait after a failed attempt; `exponential` grows with each."""
+        failure = self.failure
+        if isinstance(failure.error, LimitError):
+            return exponential if failure.stated_wait is None else failure.stated_wait
+        # A server in trouble may ask for too short a wait again and again: it still gets longer.
+        return max(failure.stated_wait or 0.0, exponential, failure.budget_wait)
+
+    def reply(self, status: Status) -> Reply:
         """Return what there is of an answer."""
         # The answer of an interrupted repair is not what the user sees: that is the text so far.
         completed = self.answer if status in {"done", "failed"} else None
         usage = self._total_usage(self.partial.usage(self.request, status, completed))
         model = (completed and completed.model) or self.model
+        carried = None
+        if completed and completed.reasoning and self.model:
+            carried = CarriedReasoning(
+                items=completed.reasoning, model=self.model, base_url=self.base_url
+            )
         return Reply(
             id=self.request.id,
             text=completed.text if completed else self.partial.text,
@@ -252,12 +251,12 @@ class RequestState:
             cost=pricing.cost(usage, model, self.base_url),
             attempts=self.attempts,
             waited=self.waited,
-            seconds=max(0.0, now - self.started_at - self.waited),
+            seconds=max(0.0, self.clock.now() - self.started_at - self.waited),
             cut=completed.cut if completed else None,
             images=completed.images if completed else (),
             simulated=self.is_simulated,
             notes=self.partial.notes,
-            carried=self._carried_reasoning(completed),
+            carried=carried,
         )
 
     def _total_usage(self, last: Usage) -> Usage:
@@ -273,25 +272,9 @@ class RequestState:
             estimated=True,
         )
 
-    def _carried_reasoning(self, answer: CompletedAnswer | None) -> CarriedReasoning | None:
-        if answer is None or not answer.reasoning or not self.model:
-            return None
-        return CarriedReasoning(items=answer.reasoning, model=self.model, base_url=self.base_url)
-
-    def patience_error(
-        self, cause: TransientError, resume_at: float, *, now: float, wall: float
-    ) -> ParkedError:
-        """Return the error of a request that would have to wait longer than its patience.
-
-        Parameters
-        ----------
-        cause : TransientError
-            What it waits for.
-        resume_at, now : float
-            Instants of the clock.
-        wall : float
-            Seconds since the epoch, at `now`.
-        """
+    def patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
+        """Return the error of a request that would wait longer than its patience for `cause`."""
+        now, wall = self.clock.now(), self.clock.wall()
         wait, moment = resume_at - now, format_time(wall + resume_at - now, now=wall)
         patience = f"your patience of {format_duration(self.request.patience)}"
         if self.waited:
@@ -305,8 +288,9 @@ class RequestState:
             resume_at=wall + wait,
         )
 
-    def parked_by_user_error(self, *, now: float, wall: float) -> ParkedError:
+    def parked_by_user_error(self) -> ParkedError:
         """Return the error of a request that its user parked, with the wait if it was in one."""
+        now, wall = self.clock.now(), self.clock.wall()
         message, details = "It is in the journal.", dict[str, Any]()
         if (wait := self.wait) is not None and wait.until > now:
             left = wait.until - now

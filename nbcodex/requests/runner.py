@@ -11,10 +11,8 @@ import asyncio
 import contextlib
 import logging
 import random
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import tenacity
@@ -43,29 +41,14 @@ from nbcodex.models import (
     Resumption,
     StreamPosition,
 )
-from nbcodex.openai_api import pricing
-from nbcodex.openai_api.answers import (
-    CompletedAnswer,
-    Notice,
-    ReasoningDelta,
-    Reset,
-    ResponseStarted,
-    StreamEvent,
-    TextDelta,
-    judge,
-)
+from nbcodex.openai_api import answers, pricing
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.limiter import (
-    CooldownTooLongError,
-    Limiter,
-    Patience,
-    Reservation,
-    Waiter,
-)
+from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Patience, Reservation, Waiter
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import structured_output
-from nbcodex.requests.budget import Budget, parse_cap, rate_limit_cost
+from nbcodex.requests.budget import Budget, rate_limit_cost
 from nbcodex.requests.request_state import Failure, RequestState, cooldown_error
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
@@ -77,57 +60,33 @@ EventT = TypeVar("EventT", bound=events.Event)
 
 log = logging.getLogger(__name__)
 
+# The wait by the number of failed attempts; its jitter only adds.
+_exponential = tenacity.wait_exponential_jitter(
+    initial=backoff.BACKOFF_INITIAL_S,
+    exp_base=backoff.BACKOFF_FACTOR,
+    max=backoff.BACKOFF_MAX_S,
+    jitter=backoff.BACKOFF_INITIAL_S,
+)
 
+
+@dataclass(slots=True, kw_only=True)
 class Services:
-    """What all requests of a process share.
+    """What all requests of a process share."""
 
-    Parameters
-    ----------
-    api_client : ApiClient
-        Sends attempts.
-    journal, counters, limiter : callable
-        Return the journal, the journal that counts for budgets (by default the same), and the
-        limiter that some settings ask for.
-    clock : Clock
-        The time.
-    chance : random.Random
-        Source of jitter.
+    api_client: ApiClient
+    clock: Clock
+    limiter: Callable[[Settings], Limiter]
+    journal: Callable[[Settings], Journal]
+    # The journal that counts for budgets: it is on disk even where prompts are not kept.
+    counters: Callable[[Settings], Journal]
+    rng: random.Random = field(default_factory=random.Random)  # of the jitter in waits
+    # Base URLs at which a simulator answers, as far as any request has seen.
+    simulators: set[str] = field(default_factory=set)
+    budget: Budget = field(init=False)
+    _retry_budgets: dict[str, backoff.RetryBudget] = field(default_factory=dict, init=False)
 
-    Attributes
-    ----------
-    budget : Budget
-        The user's caps.
-    simulators : set of str
-        Base URLs at which a simulator answers, as far as any request has seen.
-    """
-
-    def __init__(
-        self,
-        *,
-        api_client: ApiClient,
-        journal: Callable[[Settings], Journal],
-        counters: Callable[[Settings], Journal] | None = None,
-        limiter: Callable[[Settings], Limiter],
-        clock: Clock,
-        chance: random.Random | None = None,
-    ) -> None:
-        self.api_client = api_client
-        self.journal = journal
-        self.counters = counters or journal
-        self.limiter = limiter
-        self.clock = clock
-        self.chance = chance or random.Random()  # noqa: S311 - jitter, not cryptography
-        self.budget = Budget(clock)
-        self.simulators: set[str] = set()
-        self._loading: threading.Thread | None = None
-        self._retry_budgets: dict[str, backoff.RetryBudget] = {}
-
-    def load_prices(self, base_url: str) -> None:
-        """Start to load the price tables."""
-        # In a thread, while the first answer is awaited: its 0.2 s would block the loop.
-        if not self._loading and pricing.provider_of(base_url):
-            self._loading = threading.Thread(target=pricing.load_prices, daemon=True)
-            self._loading.start()
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.clock)
 
     def retry_budget(self, base_url: str) -> backoff.RetryBudget:
         """Return the retry budget that all requests to one server share."""
@@ -141,26 +100,11 @@ class Services:
         if counters is not self.journal(settings):
             await counters.count_spending(replies, assumed=assumed)
 
-    def note_simulator(self, base_url: str, *, simulated: bool) -> None:
-        """Take note of whether a server has identified itself as a simulator."""
-        (self.simulators.add if simulated else self.simulators.discard)(base_url)
-
 
 class RequestRunner:
     """One running request. Its methods are called on the loop's thread.
 
-    Parameters
-    ----------
-    services : Services
-        What it calls.
-    request, settings
-        What is asked, and how.
-    listener : callable
-        Receives its events.
-    resumption : Resumption or None
-        How to take up a request that is in the journal already.
-    on_committed : callable
-        Called once the request is in the journal, or it is known that it cannot be.
+    `on_committed` is called once the request is in the journal, or it is known that it cannot be.
     """
 
     task: asyncio.Task[None]
@@ -178,18 +122,19 @@ class RequestRunner:
         self._services, self._clock = services, services.clock
         self._request, self._settings, self._resumption = request, settings, resumption
         self._listener, self._on_committed = listener, on_committed
-        self._journal, self._limiter = services.journal(settings), services.limiter(settings)
+        self._limiter = services.limiter(settings)
         self.state = RequestState(
             request=request,
+            clock=services.clock,
             patience=Patience(request.patience),
-            started_at=self._clock.now(),
             simulators=services.simulators,
         )
-        self._entry = JournalEntry(self._journal, request, self.state.partial, self._clock)
+        journal = services.journal(settings)
+        self._entry = JournalEntry(journal, request, self.state.partial, self._clock)
         # The cooldown that parked a resumed request may be hours old: it may probe.
         self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
         self._end_action: EndAction | None = None
-        self._can_be_ended = False
+        self._is_cancellable = False
 
     def start(self) -> RequestRunner:
         """Start the request's task."""
@@ -202,7 +147,7 @@ class RequestRunner:
         """End the request as its user wants; the first action counts."""
         if self._end_action is None:
             self._end_action = action
-            if self._can_be_ended:
+            if self._is_cancellable:
                 self.task.cancel()
 
     def retry_now(self) -> None:
@@ -214,7 +159,7 @@ class RequestRunner:
         state, services = self.state, self._services
         # Before this, `end` cannot cancel the task: a task that is cancelled before its first step
         # would never emit an ending.
-        self._can_be_ended = True
+        self._is_cancellable = True
         self._emit(
             events.Queued,
             model=state.model,
@@ -223,7 +168,7 @@ class RequestRunner:
         )
         ending = await self._find_ending()
         # From here on, Stop cannot turn an answer into an interruption.
-        self._can_be_ended = False
+        self._is_cancellable = False
         # What a durable answer still costs at the server counts when it is picked up.
         continues = state.partial.continues_at_server(ending.reply.status)
         assumed = SpendAmount() if continues else services.budget.reserved_for(self._request.id)
@@ -240,36 +185,31 @@ class RequestRunner:
             )
 
     async def _find_ending(self) -> events.Ending:
+        state = self.state
         try:
             if self._end_action:
                 raise asyncio.CancelledError
             reused = structured_output.reusable(self._request, await self._admit())
-            if reused:
-                return self._event(events.Finished, reply=reused)
-            parsed = await self._parse(await self._obtain_answer())
+            return self._event(events.Finished, reply=reused or await self._answer())
         except asyncio.CancelledError:
             if self._end_action is None:
                 raise  # the process ends, and nothing listens any more
-            return self._ending_by_user(self._end_action)
+            if state.is_sent:
+                state.note_unknown_response(NOTE_POSSIBLY_PAID)
+            if self._end_action == "cancel":
+                return self._event(events.Cancelled, reply=state.reply("cancelled"))
+            if self._end_action == "stop":
+                return self._event(events.Interrupted, reply=state.reply("interrupted"))
+            error = state.parked_by_user_error()
+            return self._event(events.Parked, error=error, reply=state.reply("parked"))
         except ParkedError as error:
-            return self._event(events.Parked, error=error, reply=self._reply("parked"))
+            return self._event(events.Parked, error=error, reply=state.reply("parked"))
         except NbcodexError as error:
             if isinstance(error, AnswerError):
-                self.state.partial.add_note(structured_output.NOTE_MISMATCH)
+                state.partial.add_note(error.note)
             if isinstance(error, TooLargeError) and self._request.turns:
                 error.advice = LONG_CONVERSATION_ADVICE
-            return self._event(events.Failed, error=error, reply=self._reply("failed"))
-        return self._event(events.Finished, reply=replace(self._reply("done"), parsed=parsed))
-
-    def _ending_by_user(self, action: EndAction) -> events.Ending:
-        if self.state.is_sent:
-            self._note_unknown_response(NOTE_POSSIBLY_PAID)
-        if action == "park":
-            error = self.state.parked_by_user_error(now=self._clock.now(), wall=self._clock.wall())
-            return self._event(events.Parked, error=error, reply=self._reply("parked"))
-        if action == "cancel":
-            return self._event(events.Cancelled, reply=self._reply("cancelled"))
-        return self._event(events.Interrupted, reply=self._reply("interrupted"))
+            return self._event(events.Failed, error=error, reply=state.reply("failed"))
 
     # Admission.
 
@@ -301,39 +241,23 @@ class RequestRunner:
 
     # The answer, and its repair.
 
-    async def _obtain_answer(self) -> CompletedAnswer:
-        """Make attempts until one brings an answer, or the patience is used up."""
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TransientError),
-            wait=partial(backoff_s, self.state),
-            stop=partial(is_out_of_patience, self.state),
-            before_sleep=self._start_backoff,
-            sleep=self._sleep,
-            retry_error_callback=self._park,
-        )
-        answer: CompletedAnswer = await retrying(self._attempt)
-        self._services.retry_budget(self.state.base_url).record_success(self._clock.now())
-        return answer
-
-    async def _parse(self, answer: CompletedAnswer) -> object:
-        """Return the object that was asked for, if any; ask once more if the answer has none."""
+    async def _answer(self) -> Reply:
+        """Return the reply with the answer; ask once more if that does not fit the schema."""
         state, schema = self.state, self._request.schema
-        state.answer = answer
-        judge(answer)
+        state.answer = answer = await self._retry()
+        answers.judge(answer)
         if answer.refused:
             state.partial.add_note(structured_output.NOTE_REFUSED)
         if schema is None:
-            return None
+            return state.reply("done")
         try:
-            return structured_output.parse_answer(schema, answer.text)
+            parsed = structured_output.parse_answer(schema, answer.text)
         except structured_output.SchemaMismatchError as mismatch:
             structured_output.check_repairable(self._request, answer, mismatch, waited=state.waited)
             state.answer = await self._repair(answer, mismatch)
-        judge(state.answer)
-        try:
-            return structured_output.parse_answer(schema, state.answer.text)
-        except structured_output.SchemaMismatchError as mismatch:
-            raise structured_output.mismatch_error(schema, mismatch, asked="twice") from None
+            answers.judge(state.answer)
+            parsed = structured_output.parse_final_answer(schema, state.answer.text, asked="twice")
+        return replace(state.reply("done"), parsed=parsed)
 
     async def _repair(
         self, answer: CompletedAnswer, mismatch: structured_output.SchemaMismatchError
@@ -346,7 +270,7 @@ class RequestRunner:
         # It is another answer to the same request: it draws on the limits, the budget and the
         # patience like the first.
         try:
-            second = await self._obtain_answer()
+            second = await self._retry()
         except NbcodexError as error:
             raise structured_output.mismatch_error(
                 self._request.schema, mismatch, asked="once", repair_error=error
@@ -354,6 +278,19 @@ class RequestRunner:
         finally:
             state.patience.waited = waited + self._clock.now() - started_at
         return replace(second, usage=answer.usage.plus(second.usage))
+
+    async def _retry(self) -> CompletedAnswer:
+        """Make attempts until one brings an answer, or the patience is used up."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            wait=lambda call: self.state.backoff_s(_exponential(call)),
+            stop=lambda call: not self.state.patience.covers(call.upcoming_sleep),
+            sleep=self._back_off,
+            retry_error_callback=self._park,
+        )
+        answer: CompletedAnswer = await retrying(self._attempt)
+        self._services.retry_budget(self.state.base_url).record_success(self._clock.now())
+        return answer
 
     # One attempt.
 
@@ -369,61 +306,55 @@ class RequestRunner:
             endpoint = api_client.endpoint(self._request, self._settings)
             state.base_url = endpoint.base_url  # that of a custom client is known only now
             if position := state.partial.position:
+                # The server counts this towards no limit, so nothing is reserved.
+                state.reservation = None
+                await self._announce_attempt()
+                text = state.partial.text_before(position)
                 with contextlib.suppress(GoneError):
-                    return await self._continue_answer(position)
+                    return await self._read(
+                        api_client.resume_stream(
+                            self._request, self._settings, position=position, text=text
+                        )
+                    )
                 state.partial.add_note(NOTE_SENT_AGAIN)
             salt = await self._limiter.salt()
             bucket_id = api_client.bucket_id(endpoint, state.model, salt=salt)
             return await self._send(bucket_id, state.model)
         except NbcodexError as error:
             if error.simulated:
-                self._services.note_simulator(state.base_url, simulated=True)
+                self._services.simulators.add(state.base_url)
             if isinstance(error, TransientError):
-                state.failure = self._count_failure(error)
+                self._charge_failure(error)
             raise
-
-    async def _continue_answer(self, position: StreamPosition) -> CompletedAnswer:
-        # The server draws this on no limit, so nothing is reserved.
-        self.state.reservation = None
-        await self._announce_attempt()
-        text = self.state.partial.text_before(position)
-        return await self._read(
-            self._services.api_client.resume_stream(
-                self._request, self._settings, position=position, text=text
-            )
-        )
 
     async def _send(self, bucket_id: str, model: str) -> CompletedAnswer:
         state = self.state
         state.start_over()
         await self._services.budget.reserve(
             self._request,
-            caps=map(parse_cap, self._settings.budgets),
+            caps=self._settings.budgets,
             journal=self._services.counters(self._settings),
             model=model,
             base_url=state.base_url,
-            so_far=state.broken_spend,
+            broken=state.broken_spend,
         )
         reservation = await self._acquire(bucket_id, label=f"{model} at {state.base_url}")
+        tier = pricing.requested_tier(state.sent_request)
         try:
             await self._announce_attempt(
-                rates=pricing.token_rates(
-                    model, state.base_url, pricing.requested_tier(state.sent_request)
-                ),
+                rates=pricing.token_rates(model, state.base_url, tier),
                 unpriced=pricing.is_price_unknown(model, state.base_url),
             )
             reservation.mark_sent()
             answer = await self._read(
                 self._services.api_client.stream(state.sent_request, self._settings, model=model)
             )
-        except LimitError as error:
-            # The reservation stays open: `_close_model` refuses it, in one step with closing the
-            # model, or another request could be let in between the two.
-            state.fail_attempt(unbilled=error.is_unbilled)
-            raise
         except NbcodexError as error:
             state.fail_attempt(unbilled=error.is_unbilled)
-            reservation.release()
+            # A refused reservation stays open: `_close_model` ends it in one step with closing the
+            # model, or another request could be let in between the two.
+            if not isinstance(error, LimitError):
+                reservation.release()
             raise
         except asyncio.CancelledError:
             # Stopped by its user: the server stops too, and has charged for the text so far.
@@ -445,7 +376,7 @@ class RequestRunner:
             )
         except CooldownTooLongError as error:
             cause = cooldown_error(error.cooldown.limit)
-            raise self._patience_error(cause, error.cooldown.until) from None
+            raise self.state.patience_error(cause, error.cooldown.until) from None
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:
@@ -476,17 +407,19 @@ class RequestRunner:
             **price,
         )
         state.is_sent = True
-        self._services.load_prices(state.base_url)
+        pricing.start_loading(state.base_url)
 
-    async def _read(self, stream: AsyncGenerator[StreamEvent]) -> CompletedAnswer:
+    async def _read(self, stream: AsyncGenerator[answers.StreamEvent]) -> CompletedAnswer:
         state, answer = self.state, self.state.partial
         async with contextlib.aclosing(stream):
             async for event in stream:
                 state.last_activity_at = self._clock.now()
                 match event:
-                    case ResponseStarted():
+                    case answers.ResponseStarted():
                         state.is_accepted = True
-                        self._services.note_simulator(state.base_url, simulated=event.simulated)
+                        # A real server may have taken over the simulator's address.
+                        simulators = self._services.simulators
+                        (simulators.add if event.simulated else simulators.discard)(state.base_url)
                         if state.reservation:
                             state.reservation.observe(event.snapshot)
                     case StreamPosition():
@@ -494,17 +427,17 @@ class RequestRunner:
                         # otherwise show text that it could not continue.
                         answer.reach(event)
                         await self._entry.set_response_id(event)
-                    case Reset():
+                    case answers.Reset():
                         answer.expect_replacement()
-                    case TextDelta(text):
+                    case answers.TextDelta(text):
                         # Emitted with the first new text, so that the old text stays until then.
                         if answer.append(text):
                             self._emit(events.Restarted)
                         self._emit_text(text)
                         self._entry.update_soon()
-                    case ReasoningDelta(text):
+                    case answers.ReasoningDelta(text):
                         self._emit_text(text, reasoning=True)
-                    case Notice(text):
+                    case answers.Notice(text):
                         answer.add_note(text)
                     case CompletedAnswer():
                         return event
@@ -512,24 +445,23 @@ class RequestRunner:
 
     # After a failed attempt.
 
-    def _count_failure(self, error: TransientError) -> Failure:
+    def _charge_failure(self, error: TransientError) -> None:
         """Charge the patience and the retry budget for a failed attempt."""
-        state, now = self.state, self._clock.now()
+        state, now, wait = self.state, self._clock.now(), error.wait
         state.is_sent = False
         if state.is_accepted or getattr(error, "was_sent", False):
-            self._note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
-        stated = (
-            None if error.wait is None else backoff.stated_wait(error.wait, self._services.chance)
-        )
-        if isinstance(error, LimitError):
-            return Failure(error, stated)
-        # The silence that ends in a fault is a wait, too.
-        state.patience.waited += now - state.last_activity_at
-        return Failure(error, stated, self._services.retry_budget(state.base_url).spend(now))
+            state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
+        stated = None if wait is None else backoff.stated_wait(wait, self._services.rng)
+        state.failure = Failure(error, stated)
+        if not isinstance(error, LimitError):
+            # The silence that ends in a fault is a wait, too.
+            state.patience.waited += now - state.last_activity_at
+            state.failure.budget_wait = self._services.retry_budget(state.base_url).spend(now)
 
-    async def _start_backoff(self, call: tenacity.RetryCallState) -> None:
-        error = _failure(self.state).error
-        resume_at = await self._close_model(error, self._clock.now() + call.upcoming_sleep)
+    async def _back_off(self, seconds: float) -> None:
+        """Report the wait before the next attempt, and wait."""
+        error = self.state.failure.error
+        resume_at = await self._close_model(error, self._clock.now() + seconds)
         self._waiter.start_cooldown(resume_at)
         self._emit(
             events.BackingOff,
@@ -539,21 +471,18 @@ class RequestRunner:
             waited=self.state.waited,
         )
         await self._entry.record_wait(resume_at, getattr(error, "limit", None))
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait out a fault. A limit's wait is a cooldown of the model: `acquire` waits for it."""
-        is_limit = isinstance(_failure(self.state).error, LimitError)
-        if not (is_limit and self.state.reservation):
-            await self._waiter.sleep_until(self._clock.now() + seconds)
+        # A limit closes the model to all requests, and `acquire` waits until it opens.
+        if not (isinstance(error, LimitError) and self.state.reservation):
+            await self._waiter.sleep_until(resume_at)
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
-        """Give up for now."""
-        error, now = _failure(self.state).error, self._clock.now()
+        """Raise that the next wait is longer than the patience."""
+        error, now = self.state.failure.error, self._clock.now()
         resume_at = now + call.upcoming_sleep
         # A smaller request might be let in at once: too many tokens for now close nothing.
         by_size = isinstance(error, LimitError) and error.limit.resource == "tokens"
         closed_until = await self._close_model(error, now if by_size else resume_at)
-        raise self._patience_error(error, max(resume_at, closed_until)) from error
+        raise self.state.patience_error(error, max(resume_at, closed_until)) from error
 
     async def _close_model(self, error: TransientError, resume_at: float) -> float:
         """Close the model where a limit demands it; return when the next attempt is due."""
@@ -562,20 +491,7 @@ class RequestRunner:
             return resume_at
         return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
 
-    def _patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
-        return self.state.patience_error(
-            cause, resume_at, now=self._clock.now(), wall=self._clock.wall()
-        )
-
-    def _note_unknown_response(self, note: str) -> None:
-        """Add a note if a durable answer without a known id may be in progress."""
-        if self._request.durable and self.state.partial.position is None:
-            self.state.partial.add_note(note)
-
     # Events.
-
-    def _reply(self, status: Any) -> Reply:
-        return self.state.reply(status, now=self._clock.now())
 
     def _event(self, kind: Callable[..., EventT], **details: Any) -> EventT:
         return kind(request_id=self._request.id, at=self._clock.now(), **details)
@@ -603,33 +519,3 @@ class RequestRunner:
         )
         reply = Reply(id=self._request.id, text=self.state.partial.text, status="failed")
         self._emit(events.Failed, error=error, reply=reply)
-
-
-# What tenacity decides by: functions of the state. The jitter of the backoff only adds.
-
-_exponential = tenacity.wait_exponential_jitter(
-    initial=backoff.BACKOFF_INITIAL_S,
-    exp_base=backoff.BACKOFF_FACTOR,
-    max=backoff.BACKOFF_MAX_S,
-    jitter=backoff.BACKOFF_INITIAL_S,
-)
-
-
-def backoff_s(state: RequestState, call: tenacity.RetryCallState) -> float:
-    """Return the seconds to wait after a failed attempt."""
-    failure, exponential = _failure(state), _exponential(call)
-    if isinstance(failure.error, LimitError):
-        return exponential if failure.stated_wait is None else failure.stated_wait
-    # A server in trouble may ask for too short a wait again and again: it still gets longer.
-    return max(failure.stated_wait or 0.0, exponential, failure.budget_wait)
-
-
-def is_out_of_patience(state: RequestState, call: tenacity.RetryCallState) -> bool:
-    """Return whether the next wait is longer than what is left of the patience."""
-    return not state.patience.covers(call.upcoming_sleep)
-
-
-def _failure(state: RequestState) -> Failure:
-    if state.failure is None:
-        raise AssertionError("only a failed attempt is retried")
-    return state.failure

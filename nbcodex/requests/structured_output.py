@@ -44,6 +44,7 @@ _BESIDE_ROOT = frozenset(
     ("$schema", "$id", "$defs", "definitions", "$comment", "title", "description", "examples")
 )
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
+_TYPE_ATTRIBUTES = ("validate_json", "__supertype__", "__value__")
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -52,18 +53,14 @@ class SchemaMismatchError(ValueError):
 
 
 def to_schema(given: object) -> Schema | None:
-    """Return the schema that a type or a JSON schema stands for.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is neither, or has no JSON schema.
-    """
+    """Return the schema of a type or of a JSON schema; raise a ConfigurationError for others."""
     if given is None or isinstance(given, Schema):
         return given
     if isinstance(given, Mapping):
         return _schema_of_definition(_json_text(given))
-    if not _is_type(given):
+    # A class, an alias such as `list[Person]` or a union, a TypeAdapter, a NewType, a `type X =`.
+    is_type = isinstance(given, type) or get_origin(given) is not None
+    if not (is_type or any(hasattr(given, name) for name in _TYPE_ATTRIBUTES)):
         kind = type(given).__name__
         found = f"an object of {kind}" if hasattr(given, "model_json_schema") else kind
         raise ConfigurationError(
@@ -87,32 +84,44 @@ def parse_answer(schema: Schema, text: str) -> Any:
     SchemaMismatchError
         If it is not JSON, or has another structure.
     """
-    text = _without_fence(text)
+    # Models that are asked for JSON alone still wrap it in a Markdown fence.
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced[2]
     if not schema.definition:
-        return parse_json(text)
+        return _parse_json(text)
     if not is_object(schema.definition):
-        text = _without_wrapper(text)
+        # What is not an object was requested as a field of one.
+        with contextlib.suppress(SchemaMismatchError):
+            wrapper = _parse_json(text)
+            if isinstance(wrapper, dict) and list(wrapper) == [VALUE_FIELD]:
+                text = json.dumps(wrapper[VALUE_FIELD], ensure_ascii=False)
     try:
         return _validated(schema, text)
     except SchemaMismatchError as mismatch:
         # Strict mode makes the model write null for an optional field that it leaves out.
         pruned = value = None
         with contextlib.suppress(SchemaMismatchError, RecursionError):
-            value = pruned = parse_json(text)
+            value = pruned = _parse_json(text)
             pruned = _NullPruner(schema.definition).prune(value, schema.definition)
         if pruned == value:
             raise mismatch from None
         return _validated(schema, json.dumps(pruned, ensure_ascii=False))
 
 
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text by the standard, which has no NaN and no infinities.
+def parse_final_answer(
+    schema: Schema | None, text: str, *, asked: Literal["once", "twice"]
+) -> object:
+    """Return the object in an answer, or raise an AnswerError: it is not asked for again."""
+    if schema is None:
+        return None
+    try:
+        return parse_answer(schema, text)
+    except SchemaMismatchError as mismatch:
+        raise mismatch_error(schema, mismatch, asked=asked) from None
 
-    Raises
-    ------
-    SchemaMismatchError
-        If it is not JSON.
-    """
+
+def _parse_json(text: str) -> Any:
+    """Return the value of a JSON text by the standard, which has no NaN and no infinities."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
@@ -171,24 +180,13 @@ def mismatch_error(
     """Return the error of an answer that does not fit, and why it was not asked again."""
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
     often = ", asked twice" if asked == "twice" else ""
-    why = (
-        f" It could not be asked again: {shorten(repair_error.message, 120)}"
-        if repair_error
-        else ""
-    )
+    why = ""
+    if repair_error:
+        why = f" It could not be asked again: {shorten(repair_error.message, 120)}"
     return AnswerError(
         f"The answer does not fit {wanted}{often}. {mismatch}{why}",
         advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
-    )
-
-
-def _is_type(given: object) -> bool:
-    """Whether something describes a type: a class, `list[Person]`, a union, a `TypeAdapter`."""
-    return (
-        isinstance(given, type)
-        or get_origin(given) is not None
-        or hasattr(given, "validate_json")
-        or (hasattr(given, "__supertype__") or hasattr(given, "__value__"))
+        note=NOTE_MISMATCH,
     )
 
 
@@ -230,15 +228,13 @@ def _schema_of_definition(text: str) -> Schema:
 
     try:
         validator_for(definition, default=Draft202012Validator).check_schema(definition)
-    except SchemaError as error:
+    except Exception as error:
+        # Such as a pattern that Python cannot compile, or an endless reference.
+        why = f"cannot be checked ({type(error).__name__}: {shorten(str(error), 100)})"
+        if isinstance(error, SchemaError):
+            why = f"is not valid: {_describe_violation(error)}"
         raise ConfigurationError(
-            f"The schema is not valid: {_describe_violation(error)}.",
-            advice="See https://json-schema.org/understanding-json-schema.",
-        ) from None
-    except Exception as error:  # a pattern that Python cannot compile, or endless references
-        raise ConfigurationError(
-            f"The schema cannot be checked ({type(error).__name__}: {shorten(str(error), 100)}).",
-            advice="See https://json-schema.org/understanding-json-schema.",
+            f"The schema {why}.", advice="See https://json-schema.org/understanding-json-schema."
         ) from None
     if not any("$id" in part for part in subschemas(definition)):
         for part in subschemas(definition):
@@ -297,7 +293,7 @@ def _validated(schema: Schema, text: str) -> Any:
             return validate(text)
         except Exception as error:  # a validator is the user's own code, and may raise anything
             raise SchemaMismatchError(_describe(error)) from None
-    value = parse_json(text)
+    value = _parse_json(text)
     try:
         found = list(islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1))
     except Exception as error:  # such as a reference that leads nowhere, or never ends
@@ -357,50 +353,27 @@ class _NullPruner:
                 value = candidate
                 break
         if isinstance(value, dict):
-            return self._prune_object(value, part)
+            fields, required = part.get("properties", {}), part.get("required", ())
+            others = part.get("additionalProperties")
+            return {
+                name: self.prune(inner, fields.get(name, others))
+                for name, inner in value.items()
+                if inner is not None
+                or name in required
+                or name not in fields
+                or self._accepts(fields[name], None)
+            }
         if isinstance(value, list):
             first = part.get("prefixItems", ())
             rest = [part.get("items")] * (len(value) - len(first))
             return [self.prune(v, p) for v, p in zip(value, [*first, *rest], strict=False)]
         return value
 
-    def _prune_object(self, value: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-        fields, required = part.get("properties", {}), part.get("required", ())
-        pruned = {}
-        for name, inner in value.items():
-            field = fields.get(name)
-            if (
-                field is not None
-                and inner is None
-                and name not in required
-                and not self._accepts(field, None)
-            ):
-                continue
-            pruned[name] = self.prune(
-                inner, part.get("additionalProperties") if field is None else field
-            )
-        return pruned
-
     def _accepts(self, part: Any, value: Any) -> bool:
         try:
             return bool(self._validator.evolve(schema=part).is_valid(value))
         except Exception:  # a reference that leads nowhere
             return False
-
-
-def _without_wrapper(text: str) -> str:
-    """Return the value of the object in which an answer that is no object is requested."""
-    with contextlib.suppress(SchemaMismatchError):
-        value = parse_json(text)
-        if isinstance(value, dict) and list(value) == [VALUE_FIELD]:
-            return json.dumps(value[VALUE_FIELD], ensure_ascii=False)
-    return text
-
-
-def _without_fence(text: str) -> str:
-    # Models that are asked for JSON alone still wrap it in a Markdown fence.
-    found = _FENCED.fullmatch(text)
-    return found[2] if found else text
 
 
 def _kind(value: object) -> str:

@@ -71,6 +71,7 @@ class World:
         engine = Services(
             api_client=ApiClient(clock=self.clock, transport=self.transport),
             journal=lambda _: self.journal,
+            counters=lambda _: self.journal,
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
             clock=self.clock,
         )

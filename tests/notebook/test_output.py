@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,25 @@ def test_figures_are_outside_of_cut_code() -> None:
     text = "```python\n" + "x = 1\n" * MAX_RENDERED_CHARS
     markdown = CellOutput(RequestView()).bundles(Reply(id="3f2a", text=text))[0]["text/markdown"]
     assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
+
+
+@pytest.mark.parametrize(
+    ("ended", "is_incomplete"),
+    [
+        ({"status": "interrupted"}, True),
+        ({"status": "failed"}, True),
+        ({"status": "failed", "notes": ("not what was asked for",)}, False),
+        ({"status": "failed", "notes": ("the model refuses",)}, False),
+        ({"status": "failed", "cut": "content_filter"}, False),
+        ({"status": "done"}, False),
+    ],
+)
+def test_line_of_figures_begins_with_what_is_missing(ended: Any, is_incomplete: bool) -> None:
+    bundle, *_ = CellOutput(RequestView(), answer_format="text").bundles(
+        Reply(id="3f2a", text="Half of", **ended)
+    )
+    line = bundle["text/plain"].rpartition("\n")[2]
+    assert line.startswith(f"{ended['status']}, this is not the whole answer") == is_incomplete
 
 
 def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) -> None:

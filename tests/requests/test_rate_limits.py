@@ -64,6 +64,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
         services = Services(
             api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+            counters=lambda _: journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: limiter,
             clock=clock,
         )

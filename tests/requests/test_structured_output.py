@@ -223,6 +223,7 @@ def test_second_mismatch_fails_and_keeps_the_answer(acts: Any, asked: Any, says:
     assert says in str(last.error)
     assert last.reply.text in (BAD, "no")
     assert last.reply.usage.output_tokens in (5, 10)
+    assert last.reply.notes[-1] == "not what was asked for"
     assert not last.reply
 
 
@@ -232,17 +233,25 @@ def cut(text: str, **more: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("act", "asked", "says"),
+    ("act", "asked", "says", "notes"),
     [
-        (cut("I will not.", refused=True), {}, "The model refuses: I will not."),
-        (cut('{"name": ', cut="max_output_tokens"), {}, "Raise --max-output"),
-        (cut("", cut="content_filter"), {"schema": None}, "content filter withheld"),
-        (cut("", cut="content_filter"), {}, "content filter withheld"),
+        (
+            cut("I will not.", refused=True),
+            {},
+            "The model refuses: I will not.",
+            ("the model refuses",),
+        ),
+        (cut('{"name": ', cut="max_output_tokens"), {}, "Raise --max-output", ()),
+        (cut("", cut="content_filter"), {"schema": None}, "content filter withheld", ()),
+        (cut("", cut="content_filter"), {}, "content filter withheld", ()),
     ],
 )
-def test_refusal_cut_or_filtered_answer_is_not_repaired(act: Any, asked: Any, says: str) -> None:
+def test_refusal_cut_or_filtered_answer_is_not_repaired(
+    act: Any, asked: Any, says: str, notes: tuple[str, ...]
+) -> None:
     received, stage = play(act, **asked)
     assert says in str(ending(received).error)
+    assert ending(received).reply.notes == notes
     assert len(stage.api_client.seen) == 1
 
 
@@ -259,22 +268,23 @@ def test_answer_cut_by_max_output_is_finished() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "says"),
+    ("text", "reason", "says", "notes"),
     [
-        ("", None, "empty"),
-        (" \n", None, "empty"),
-        ("", "max_output_tokens", "Raise --max-output"),
-        ("Half of", "content_filter", "the rest of the answer"),
-        ("Half of", "banana", "banana"),
-        ("Half of", "tool_calls", "call"),
+        ("", None, "empty", ("the answer is empty",)),
+        (" \n", None, "empty", ("the answer is empty",)),
+        ("", "max_output_tokens", "Raise --max-output", ("the answer is empty",)),
+        ("Half of", "content_filter", "the rest of the answer", ()),
+        ("Half of", "banana", "banana", ()),
+        ("Half of", "tool_calls", "call", ("the model asked for a function call",)),
     ],
 )
 def test_answer_that_is_no_success_fails_once_and_keeps_its_text(
-    text: str, reason: str | None, says: str
+    text: str, reason: str | None, says: str, notes: tuple[str, ...]
 ) -> None:
     received, stage = play(cut(text, cut=reason), schema=None)
     assert says in str(ending(received).error)
     assert not ending(received).reply
+    assert ending(received).reply.notes == notes
     assert ending(received).reply.text == text
     assert len(stage.api_client.seen) == 1
 

@@ -25,7 +25,7 @@ from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line, join_parts
 from nbcodex.rendering.formats import Format
 from nbcodex.rendering.markdown import escape_inline
-from nbcodex.requests.structured_output import NOTE_MISMATCH
+from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
 from nbcodex.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -217,7 +217,9 @@ class CellOutput:
     def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
         line = figures_line(reply)
-        if not reply and reply.text and NOTE_MISMATCH not in reply.notes:
+        # An answer that has ended is shown in full, or the figures say how it was cut.
+        has_ended = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
+        if not reply and reply.text and not has_ended:
             line = f"{reply.status}, this is not the whole answer · {line}"
         line = join_parts(line, *map(shorten, [self._failure, *self._notes]))
         form, excess = self._format, len(reply.text) - MAX_RENDERED_CHARS
