@@ -1,7 +1,7 @@
 """The two ways for rows to be answered: each as a request of its own, or through the Batch API.
 
-Owns how many rows are on their way at once, and how endings reach the thread that executes the
-map. Must not know the order of rows, nor what is done with answers.
+Owns how many rows are active at once, and how endings reach the thread that executes the map. Must
+not know the order of rows, nor what is done with answers.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import contextlib
 import queue
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import ConfigurationError, LimitError, NbcodexError, shorten
+from nbcodex.errors import LimitError, NbcodexError, shorten
 from nbcodex.events import (
     BackingOff,
     Cancelled,
     CoolingDown,
+    EndAction,
     Ending,
     Event,
-    Failed,
     Finished,
-    Interrupted,
     Parked,
     Sent,
 )
-from nbcodex.mapping.pending_rows import PendingRow
+from nbcodex.mapping.batch_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import MapStats, Reply, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.journal.codec import Entry
     from nbcodex.requests.handle import Handle
-
-EndAction = Literal["cancel", "park"]
 
 # At 200 answers a second, this lets an answer take two and a half seconds.
 MAX_ACTIVE_ROWS = 512
@@ -64,66 +61,62 @@ class StatsCounter:
         self.stats = MapStats(map_id=map_id, at=0.0)
         # Counted apart: these are failures, unless the user cancelled the whole map.
         self.cancelled = 0
-        self._sent: set[str] = set()
         # The latest fault of each row that is retried; limits are not faults.
         self.faults: dict[str, BackingOff] = {}
+        self._sent: set[str] = set()
         self._has_answer = False
 
     def __call__(self, event: Event) -> None:
         """Count an event of one of the map's rows."""
-        match event:
-            case Sent():
-                self._sent.add(event.request_id)
-                self._update(sent=len(self._sent), model=event.model or self.stats.model)
-            case BackingOff() | CoolingDown():
-                self._sent.discard(event.request_id)
-                if isinstance(event, BackingOff) and not isinstance(event.error, LimitError):
-                    self.faults[event.request_id] = event
-                self._update(sent=len(self._sent))
-                if event.limit is not None:
-                    self._update(closed_until=event.resume_at, limit=event.limit)
-            case Finished() | Parked() | Interrupted() | Cancelled() | Failed():
-                self._sent.discard(event.request_id)
-                self._count_ending(event)
-
-    def _count_ending(self, event: Ending) -> None:
-        stats, reply = self.stats, event.reply
-        self.faults.pop(event.request_id, None)
-        match event:
-            case Finished():
-                self._has_answer = self._has_answer or not reply.reused
-                counts = {
-                    "done": stats.done + 1,
-                    "reused": stats.reused + reply.reused,
-                    "cut": stats.cut + bool(reply.cut),
-                }
-            case Parked():
-                counts = {"parked": stats.parked + 1}
-            case Cancelled():
-                counts = {}
-                self.cancelled += 1
-            case _:
-                counts = {"failed": stats.failed + 1}
-        self._update(
-            sent=len(self._sent),
-            totals=stats.totals.plus(UsageTotals.of(reply)),
-            model=reply.model or stats.model,
-            simulated=stats.simulated or reply.simulated,
-            **counts,
-        )
+        stats, changes = self.stats, dict[str, Any]()
+        if isinstance(event, Sent):
+            self._sent.add(event.request_id)
+            changes["model"] = event.model or stats.model
+        elif isinstance(event, BackingOff | CoolingDown):
+            self._sent.discard(event.request_id)
+            if isinstance(event, BackingOff) and not isinstance(event.error, LimitError):
+                self.faults[event.request_id] = event
+            if event.limit is not None:
+                changes.update(closed_until=event.resume_at, limit=event.limit)
+        elif isinstance(event, Ending):
+            reply = event.reply
+            self._sent.discard(event.request_id)
+            self.faults.pop(event.request_id, None)
+            changes.update(
+                totals=stats.totals.plus(UsageTotals.of(reply)),
+                model=reply.model or stats.model,
+                simulated=stats.simulated or reply.simulated,
+            )
+            match event:
+                case Finished():
+                    self._has_answer = self._has_answer or not reply.reused
+                    changes.update(
+                        done=stats.done + 1,
+                        reused=stats.reused + reply.reused,
+                        cut=stats.cut + bool(reply.cut),
+                    )
+                case Parked():
+                    changes["parked"] = stats.parked + 1
+                case Cancelled():
+                    self.cancelled += 1
+                case _:
+                    changes["failed"] = stats.failed + 1
+        else:
+            return
+        self.stats = replace(stats, sent=len(self._sent), **changes)
 
     def count_known(self, reply: Reply) -> None:
         """Count a row whose answer is known from an earlier execution."""
-        stats = self.stats
-        cut = stats.cut + bool(reply.cut)
-        self._update(done=stats.done + 1, reused=stats.reused + 1, cut=cut)
+        stats, cut = self.stats, bool(reply.cut)
+        self.stats = replace(
+            stats, done=stats.done + 1, reused=stats.reused + 1, cut=stats.cut + cut
+        )
 
     def reset_unanswered(self) -> None:
         """Start over with the rows that have no answer: the map is resumed."""
-        self.cancelled = 0
+        self.cancelled, self._has_answer = 0, False
         self.faults.clear()
-        self._has_answer = False
-        self._update(failed=0, parked=0)
+        self.stats = replace(self.stats, failed=0, parked=0)
 
     def common_fault(self, active: int) -> NbcodexError | None:
         """Return the fault that has met every row, several times each; None while any is answered.
@@ -135,9 +128,6 @@ class StatsCounter:
             return None
         met_all = all(fault.attempt >= MAX_FAULTY_ATTEMPTS for fault in faults)
         return faults[0].error if met_all else None
-
-    def _update(self, **changes: Any) -> None:
-        self.stats = replace(self.stats, **changes)
 
 
 class Backend(ABC):
@@ -154,9 +144,9 @@ class Backend(ABC):
         self._unconfirmed: dict[str, Ending] = {}
 
     @property
+    @abstractmethod
     def stage(self) -> str:
-        """State of the provider's batch jobs in a few words; empty for live rows."""
-        return ""
+        """What the map waits for, in a few words; empty while rows are being answered."""
 
     @abstractmethod
     def capacity(self, active: int) -> int:
@@ -205,6 +195,11 @@ class LiveBackend(Backend):
 
     window = LIVE_WINDOW_ROWS
 
+    def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
+        super().__init__(client, settings, map_id=map_id)
+        # Held here until they have ended: the client and the event loop hold only weak references.
+        self._handles: dict[str, Handle] = {}
+
     @property
     def stage(self) -> str:
         """The fault that keeps all rows from being sent, and the time until the next attempt."""
@@ -215,12 +210,8 @@ class LiveBackend(Backend):
         seconds = max(0.0, first.resume_at - self._client.clock.now())
         return f"{shorten(first.error.message, 90)} Next attempt in {seconds:.0f} s"
 
-    def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
-        super().__init__(client, settings, map_id=map_id)
-        self._handles: dict[str, Handle] = {}
-
     def capacity(self, active: int) -> int:
-        """Return how many more rows can be started while `active` rows have not ended."""
+        """Return how many rows the limiter's queue has room for."""
         queued = active - self.counter.stats.sent
         return min(MAX_ACTIVE_ROWS - active, MAX_QUEUED_ROWS - queued)
 
@@ -257,13 +248,13 @@ class BatchBackend(Backend):
         super().__init__(client, settings, map_id=map_id)
         self._cancels_jobs = False
         self._uploader: BatchUploader | None = None
-        self._rows: list[PendingRow] = []
-        self._own_ids: set[str] = set()
-        self._is_reading = False
+        self._rows: list[PendingRow] = []  # not handed to the uploader yet
+        self._row_ids: set[str] = set()  # of this map, without an ending
+        self._is_reading = False  # whether more rows may follow
 
     @property
     def stage(self) -> str:
-        """State of the provider's batch jobs in a few words."""
+        """State of the provider's batch jobs."""
         return self._uploader.stage if self._uploader else ""
 
     def prepare_resume(self, *, cancel_jobs: bool) -> None:
@@ -271,13 +262,13 @@ class BatchBackend(Backend):
         self._uploader, self._cancels_jobs = None, cancel_jobs
 
     def capacity(self, active: int) -> int:  # noqa: ARG002 - the provider takes any number
-        """Return how many more rows can be started."""
+        """Return how many more rows can be collected; none while too many await the journal."""
         backlog = self._uploader.backlog if self._uploader else 0
         return UPLOAD_CHUNK_ROWS - len(self._rows) if backlog <= UPLOAD_CHUNK_ROWS else 0
 
     def start_row(self, request: Request, entry: Entry | None = None) -> None:
-        """Start a request, or resume one that is in the journal."""
-        self._own_ids.add(request.id)
+        """Collect a request, or one that is in the journal."""
+        self._row_ids.add(request.id)
         self._rows.append(PendingRow(request, entry))
         self._is_reading = True
         if len(self._rows) >= UPLOAD_CHUNK_ROWS:
@@ -320,20 +311,11 @@ class BatchBackend(Backend):
 
     def _on_event(self, event: Event) -> None:
         self._client.totals(event)
-        if event.request_id not in self._own_ids:
+        if event.request_id not in self._row_ids:
             return  # a row of another map whose batch job this map waits for
         super()._on_event(event)
         if isinstance(event, Ending):
-            self._own_ids.discard(event.request_id)
+            self._row_ids.discard(event.request_id)
 
 
-def make_backend(engine: str, client: Client, settings: Settings, *, map_id: str) -> Backend:
-    """Return the backend that `nbcodex.map(engine=…)` names."""
-    if engine == "live":
-        return LiveBackend(client, settings, map_id=map_id)
-    if engine == "batch":
-        return BatchBackend(client, settings, map_id=map_id)
-    raise ConfigurationError(
-        f"engine={engine!r} is unknown.",
-        advice="'live' sends row by row, 'batch' uploads all rows together.",
-    )
+BACKENDS: dict[str, type[Backend]] = {"live": LiveBackend, "batch": BatchBackend}

@@ -18,8 +18,8 @@ from nbcodex.errors import (
     TransientError,
     shorten,
 )
-from nbcodex.mapping.pending_rows import RowResult
 from nbcodex.models import Request
+from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
 from nbcodex.settings import Settings
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from nbcodex.requests.runner import Services
 
 ResultT = TypeVar("ResultT")
+# What the provider answers to one row.
+RowResult = CompletedAnswer | NbcodexError
 
 # Time between two polls of a job. A day-long job is polled some 1,400 times, a job of a minute is
 # noticed within a quarter of its duration.
 FIRST_POLL_S, POLL_FACTOR, MAX_POLL_S = 3.0, 1.3, 60.0
-# The last answers of a job are emitted only after this, so it must not take long; what is not
-# erased is erased by the next map.
+# The last answers of a job are emitted only after its files are erased, which must not take long;
+# what is not erased then is erased by the next map.
 ERASE_ATTEMPTS = 3
 
 log = logging.getLogger(__name__)
@@ -45,14 +47,11 @@ class BatchPart:
 
     # Stands in the job's metadata, by which the job is found again if its id was lost.
     tag: str
-    # Its rows without an answer, by id.
-    requests: dict[str, Request]
-    # Any of its rows: server and key are derived from a request.
-    sample: Request
+    requests: dict[str, Request]  # its rows without an answer, by id
+    sample: Request  # any of its rows: server and key are derived from a request
     base_url: str
     model: str | None = None
-    # The job's latest known state.
-    batch: Batch | None = None
+    batch: Batch | None = None  # the job's latest known state
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -65,8 +64,7 @@ class BatchApi:
 
     def __init__(self, services: Services, settings: Settings) -> None:
         self.client = BatchClient(services.api_client)
-        # The temporary fault after which it waits right now.
-        self.fault = ""
+        self.fault = ""  # the temporary fault after which it is waiting; empty if it is not
         self._settings, self._clock, self._random = settings, services.clock, services.rng
 
     async def create(
@@ -81,8 +79,8 @@ class BatchApi:
 
         async def create_once() -> Batch:
             nonlocal attempted
-            # The answer to an earlier attempt may have been lost although the job was created:
-            # creating it again would pay all its rows twice.
+            # The response to an earlier attempt may have been lost although the job was created:
+            # creating it again would charge all its rows twice.
             if attempted and (found := await self._find(part)):
                 return found
             attempted = True
@@ -127,7 +125,7 @@ class BatchApi:
         assert part.batch is not None  # noqa: S101 - it was created
         delay = FIRST_POLL_S
         while not (part.batch.ended or (until_validated and part.batch.status != "validating")):
-            await self._sleep(delay)
+            await self._clock.wait(self._clock.now() + delay)
             delay = min(delay * POLL_FACTOR, MAX_POLL_S)
             part.batch = await self.retrieve(part.batch.id, part.sample)
         return part.batch
@@ -150,7 +148,7 @@ class BatchApi:
         """Yield the provider's result for each wanted row, in any order.
 
         After a fault the file is read again from its start. `wanted` may shrink meanwhile: rows
-        that are no longer in it are skipped.
+        that were removed from it are skipped.
         """
         delay = backoff.BACKOFF_INITIAL_S
         while True:
@@ -194,13 +192,11 @@ class BatchApi:
     async def _back_off(self, error: TransientError, delay: float) -> float:
         """Wait after a temporary fault; return the delay after the next one."""
         stated = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._random)
+        seconds = max(stated, delay + self._random.uniform(0.0, delay))
         self.fault = shorten(error.message, 100)
-        await self._sleep(max(stated, delay + self._random.uniform(0.0, delay)))
+        await self._clock.wait(self._clock.now() + seconds)
         self.fault = ""
         return min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)
-
-    async def _sleep(self, seconds: float) -> None:
-        await self._clock.wait(self._clock.now() + seconds)
 
 
 def jobless_batch(file: str | None) -> Batch:

@@ -1,6 +1,6 @@
 """What a map will use and cost, before anything is sent. Every figure is an estimate.
 
-Owns the arithmetic, and the question to the user before an expensive map. Must not send anything.
+Owns the arithmetic, and the questions to the user before a map starts. Must not send anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping.rows import InputData, Row, RowRequests
+from nbcodex.mapping.inputs import InputData, Row
+from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
@@ -35,14 +36,12 @@ MAX_FINGERPRINTS = 1_000_000
 class Estimate:
     """What a map will probably use."""
 
-    rows: int  # number of rows
-    # answered, equal, refused: rows that cost nothing: answered before; equal to an earlier row,
-    # whose answer they get; of which no request can be made.
-    answered: int = 0
-    equal: int = 0
-    refused: int = 0
-    # input_tokens, output_tokens: tokens of the others. The output is `max_output` for each,
-    # otherwise 500.
+    rows: int
+    # Rows that cost nothing:
+    answered: int = 0  # before, which the journal knows
+    equal: int = 0  # to an earlier row, whose answer they get
+    refused: int = 0  # since no request can be made of them
+    # Tokens of the other rows. The output of each is `max_output`, otherwise 500.
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None  # US dollars; None if no price is known
@@ -85,26 +84,22 @@ def estimate(
     An iterator is read to its end.
     """
     rows: Iterable[Row] = data.rows()
-    distinct, scale = 0, 1.0
+    repeated, scale = 0, 1.0
     # A sample calls the user's function some hundred times, not for each of a million rows.
     if from_sample:
-        sample, distinct = _sample(data, requests)
-        rows, scale = sample, distinct / max(len(sample), 1)
-    count, model, base_url = _count(rows, requests, client, settings)
-    total = count.rows if data.total is None else data.total
-    cost = _cost(count, model, base_url)
-    is_batch = requests.origin.engine == "batch"
+        rows, distinct = _sample(data, requests)
+        repeated, scale = (data.total or 0) - distinct, distinct / max(len(rows), 1)
+    counted, base_url = _count(rows, requests, client, settings)
+    cost = _cost(counted, base_url)
     result = replace(
-        count,
-        rows=total,
-        answered=round(count.answered * scale),
-        equal=round(count.equal * scale) + (total - distinct if from_sample else 0),
-        refused=round(count.refused * scale),
-        input_tokens=round(count.input_tokens * scale),
-        output_tokens=round(count.output_tokens * scale),
-        cost=None if cost is None else cost * scale * (BATCH_PRICE_FACTOR if is_batch else 1.0),
-        model=model,
-        halved=is_batch,
+        counted,
+        rows=counted.rows if data.total is None else data.total,
+        answered=round(counted.answered * scale),
+        equal=round(counted.equal * scale) + repeated,
+        refused=round(counted.refused * scale),
+        input_tokens=round(counted.input_tokens * scale),
+        output_tokens=round(counted.output_tokens * scale),
+        cost=None if cost is None else cost * scale,
     )
     used = result.input_tokens + result.output_tokens
     # Parts of the budget that other kernels use are in the journal, which the loop reads.
@@ -114,42 +109,43 @@ def estimate(
 
 def _count(
     rows: Iterable[Row], requests: RowRequests, client: Client, settings: Settings
-) -> tuple[Estimate, str | None, str]:
-    """Count rows and tokens one by one; return them with the model and the server's address."""
-    count = {"rows": 0, "answered": 0, "equal": 0, "refused": 0, "input": 0, "output": 0}
+) -> tuple[Estimate, str]:
+    """Return what all of `rows` use, without the cost, and the server's address."""
+    total = answered = equal = refused = input_tokens = output_tokens = 0
     first: Request | None = None
     base_url, seen, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
         made = [request for row in chunk if (request := _request_or_none(requests, row))]
-        count["rows"] += len(chunk)
-        count["refused"] += len(chunk) - len(made)
+        total, refused = total + len(chunk), refused + len(chunk) - len(made)
         if made and first is None:
             first = made[0]
             base_url = client.services().api_client.endpoint(first, settings).base_url
         # A row without `reuse` has no key: it is sent even if it was answered before.
         keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
-        answered = client.journal(settings).maps.answered_keys(filter(None, keys))
+        known = client.journal(settings).maps.answered_keys(filter(None, keys))
         for request, key in zip(made, keys, strict=True):
-            if key in answered:
-                count["answered"] += 1
+            if key in known:
+                answered += 1
             elif key and not _add_new(hash(key), seen):
-                count["equal"] += 1
+                equal += 1
             else:
-                count["input"] += pricing.estimate_request_tokens(request)
-                count["output"] += request.max_output or DEFAULT_OUTPUT_TOKENS
+                input_tokens += pricing.estimate_request_tokens(request)
+                output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
     model = (first and first.model) or settings.model
     if model is None and pricing.provider_of(base_url) == "openai":
         model = DEFAULT_MODEL
     counted = Estimate(
-        rows=count["rows"],
-        answered=count["answered"],
-        equal=count["equal"],
-        refused=count["refused"],
-        input_tokens=count["input"],
-        output_tokens=count["output"],
+        rows=total,
+        answered=answered,
+        equal=equal,
+        refused=refused,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        model=model,
         bounded=bool(first and first.max_output),
+        halved=requests.origin.engine == "batch",
     )
-    return counted, model, base_url
+    return counted, base_url
 
 
 def _request_or_none(requests: RowRequests, row: Row) -> Request | None:
@@ -157,6 +153,19 @@ def _request_or_none(requests: RowRequests, row: Row) -> Request | None:
         return requests.request(row)
     except NbcodexError:
         return None
+
+
+def _cost(counted: Estimate, base_url: str) -> float | None:
+    sent = counted.rows - counted.answered - counted.equal - counted.refused
+    # Without any request there is no server whose prices could be unknown.
+    if sent <= 0:
+        return 0.0 if pricing.provider_of(base_url) or not base_url else None
+    # From the mean row, since prices rise above a length of prompt that only single rows reach.
+    mean = Usage(
+        input_tokens=counted.input_tokens // sent, output_tokens=counted.output_tokens // sent
+    )
+    cost = pricing.cost(mean, counted.model, base_url)
+    return None if cost is None else cost * sent * (BATCH_PRICE_FACTOR if counted.halved else 1.0)
 
 
 def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
@@ -189,40 +198,52 @@ def _add_new(fingerprint: int, seen: set[int]) -> bool:
     return True
 
 
-def _cost(count: Estimate, model: str | None, base_url: str) -> float | None:
-    """Return the cost of the rows that are sent, from that of the mean row.
+def confirm_start(
+    data: InputData,
+    requests: RowRequests,
+    client: Client,
+    settings: Settings,
+    confirm: Callable[[str], bool | None],
+) -> None:
+    """Ask the user about equal prompts and about a high cost; raise if the map is declined.
 
-    The mean, not the sum: prices rise above a length of prompt that only single rows can reach.
+    `confirm` returns None if there is no terminal or front end, as in a scheduled run.
     """
-    sent = count.rows - count.answered - count.equal - count.refused
-    # Without any request there is no server whose prices could be unknown.
-    if sent <= 0:
-        return 0.0 if pricing.provider_of(base_url) or not base_url else None
-    mean = Usage(input_tokens=count.input_tokens // sent, output_tokens=count.output_tokens // sent)
-    cost_per_row = pricing.cost(mean, model, base_url)
-    return None if cost_per_row is None else cost_per_row * sent
-
-
-def has_known_prices(requests: RowRequests, client: Client, settings: Settings) -> bool:
-    """Return whether prices are known for the server; calls no function of the user's."""
+    if requests.template and not requests.template.names and data.total != 1:
+        rows = "every row" if data.total is None else f"all {data.total:,} rows"
+        problem = f"The template has no field, so {rows} would get the same prompt."
+        advice = "Write a column's name in braces, such as {text}, or pass confirm=True."
+        _ask(confirm, problem, problem, advice, "Write a field such as {text}.")
+    # The number of an iterator's rows is unknown, and reading it would use it up.
+    if not data.total:
+        return
+    # Without known prices the user's function is not called for an estimate.
     sample = Request(prompt="?", api_base=requests.options.api_base)
     endpoint = client.services().api_client.endpoint(sample, settings)
-    return pricing.provider_of(endpoint.base_url) is not None
-
-
-def confirm_cost(
-    expected: Estimate, *, threshold: float, confirm: Callable[[str], bool | None]
-) -> None:
-    """Ask the user about a map that may cost more than `threshold` dollars; raise if declined."""
-    if expected.cost is None or expected.cost <= threshold:
+    if pricing.provider_of(endpoint.base_url) is None:
         return
-    # None: there is no terminal or notebook front end, as in a scheduled run.
-    confirmed = confirm(f"{expected}. That is more than ${threshold:,.2f}. Go on?")
-    if confirmed is None:
-        raise ConfigurationError(
+    expected = estimate(data, requests, client, settings, from_sample=True)
+    threshold = settings.ask_above
+    if expected.cost is not None and expected.cost > threshold:
+        question = f"{expected}. That is more than ${threshold:,.2f}."
+        problem = (
             f"This map may cost about ${expected.cost:,.2f}, which is more than Codex.ask_above "
-            f"(${threshold:,.2f}), and there is no way to ask here. Nothing was sent.",
-            advice="Pass confirm=True, set %config Codex.ask_above, or try limit=10.",
+            f"(${threshold:,.2f}), and there is no way to ask here."
         )
+        advice = "Pass confirm=True, set %config Codex.ask_above, or try limit=10."
+        _ask(confirm, question, problem, advice, "Try some rows with limit=10.")
+
+
+def _ask(
+    confirm: Callable[[str], bool | None],
+    question: str,
+    problem: str,
+    advice: str,
+    advice_if_declined: str,
+) -> None:
+    """Raise an error with `problem` and `advice` if the user cannot be asked, or declines."""
+    confirmed = confirm(f"{question} Continue?")
+    if confirmed is None:
+        raise ConfigurationError(f"{problem} Nothing was sent.", advice=advice)
     if not confirmed:
-        raise NbcodexError("Not started; nothing was sent.", advice="Try some rows with limit=10.")
+        raise NbcodexError("Not started; nothing was sent.", advice=advice_if_declined)

@@ -1,12 +1,15 @@
 """Input data as rows, and replies as the same kind of data.
 
-Owns which kinds of data a map accepts; what is special about frames is in `frames`.
+Owns which kinds of data a map accepts, and the columns that a frame gets. A frame is recognised by
+its methods: a process that holds one has imported pandas or polars, and no other should.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterable,
     Hashable,
@@ -16,12 +19,12 @@ from collections.abc import (
     Sequence,
     Sized,
 )
-from itertools import islice
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, islice
 from typing import Any
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.mapping.frames import FrameInput, PandasInput, PolarsInput, read_frame
-from nbcodex.mapping.rows import InputData, Row
 from nbcodex.models import Reply
 from nbcodex.templating import ITEM
 
@@ -29,12 +32,56 @@ from nbcodex.templating import ITEM
 KEY_COLUMN = "key"
 # Items of a tuple or list that `{0}`, `{1}`, … can name; more would only cost memory.
 MAX_POSITIONAL_COLUMNS = 50
+# The columns that a frame gets, in order, and their types. With a schema, its fields and "parsed"
+# follow "answer".
+RESULT_COLUMNS = {
+    "answer": "String",
+    "finish": "String",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "cost": "Float64",
+    "error": "String",
+    "id": "String",
+}
+# The ids of a map's rows, by which the result columns of an earlier run are recognised.
+_ROW_ID = re.compile(r"m[0-9a-f]{8}-\d+")
+# Whole numbers up to here are exact in a float.
+_MAX_EXACT_INTEGER = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input."""
+
+    index: int  # its position, from 0
+    label: Hashable  # its name in listings
+    item: Any  # what a function of the user's gets
+    values: Mapping[str, Any]  # its columns
+
+
+class InputData(ABC):
+    """The rows of a map, of one kind of data."""
+
+    # Recorded with the map, so that another process can return the same kind of result.
+    kind: str
+    # None for an iterator: its number of rows is unknown.
+    total: int | None
+    # None where each row has columns of its own.
+    columns: Sequence[str] | None = None
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row]:
+        """Return the rows in order; an iterator yields them only once."""
+
+    @abstractmethod
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the replies as the kind of data that was given."""
 
 
 def read_input(data: Any, *, limit: int | None = None) -> InputData:
     """Return `data`, or its first `limit` rows; raise a ConfigurationError if it has no rows."""
     # Frames first: they are sized iterables, too, but of their column names.
-    if frame := read_frame(data, limit):
+    if frame := _read_frame(data, limit):
         return frame
     if isinstance(data, str | bytes | bytearray):
         raise ConfigurationError(
@@ -45,79 +92,71 @@ def read_input(data: Any, *, limit: int | None = None) -> InputData:
             "The data is an async iterator, which a map cannot read.",
             advice="Collect it first: [item async for item in data].",
         )
-    if isinstance(data, Mapping):
-        return DictInput(data, limit)
-    if isinstance(data, Sized) and isinstance(data, Iterable):
-        return ListInput(data, limit)
-    if isinstance(data, Iterable):
-        return IteratorInput(data, limit)
-    raise ConfigurationError(
-        f"The data is of type {type(data).__name__}, which cannot be iterated over.",
-        advice="Pass a list, a dict, a pandas or polars frame, or an iterator.",
-    )
+    if not isinstance(data, Iterable):
+        raise ConfigurationError(
+            f"The data is of type {type(data).__name__}, which cannot be iterated over.",
+            advice="Pass a list, a dict, a pandas or polars frame, or an iterator.",
+        )
+    return ItemsInput(data, limit)
 
 
-class ListInput:
-    """A list, a tuple, or another sized iterable; the result is a list or a tuple."""
-
-    columns: Sequence[str] | None = None
-
-    def __init__(self, data: Iterable[Any], limit: int | None) -> None:
-        self._items = list(islice(data, limit))
-        self.kind = "tuple" if isinstance(data, tuple) else "list"
-        self.total: int | None = len(self._items)
-
-    def rows(self) -> Iterator[Row]:
-        """Return the items in order."""
-        return _item_rows(self._items)
-
-    def with_replies(self, replies: Sequence[Reply]) -> list[Reply] | tuple[Reply, ...]:
-        """Return the replies in order."""
-        return tuple(replies) if self.kind == "tuple" else list(replies)
+def _read_frame(data: Any, limit: int | None) -> FrameInput | None:
+    library = type(data).__module__.partition(".")[0]
+    # Running a query may take hours and memory that its user did not ask for.
+    if library == "polars" and type(data).__name__ == "LazyFrame":
+        raise ConfigurationError(
+            "The data is a polars query that has not been run.", advice="Pass data.collect()."
+        )
+    if _has_methods(data, "iloc", "index"):
+        if _has_methods(data, "to_frame") and not _has_methods(data, "columns"):
+            name = ITEM if data.name is None else data.name
+            return PandasInput(data.to_frame(name), limit, is_series=True)
+        return PandasInput(data, limit)
+    if library == "polars" and _has_methods(data, "head", "to_frame", "dtype"):
+        return PolarsInput(data.to_frame(data.name or ITEM), limit, is_series=True)
+    return PolarsInput(data, limit) if _has_methods(data, "iter_rows", "with_columns") else None
 
 
-class DictInput:
-    """A mapping, whose values are the items; the result is a dict with the same keys."""
-
-    columns: Sequence[str] | None = None
-    kind = "dict"
-
-    def __init__(self, data: Mapping[Any, Any], limit: int | None) -> None:
-        self._items = dict(islice(data.items(), limit))
-        self.total: int | None = len(self._items)
-
-    def rows(self) -> Iterator[Row]:
-        """Return the values in order, with their keys as column ``key``."""
-        for index, (key, item) in enumerate(self._items.items()):
-            # The item's own column `key` wins: it is what its author means by `{key}`.
-            yield Row(index, key, item, {KEY_COLUMN: key, **columns_of(item)})
-
-    def with_replies(self, replies: Sequence[Reply]) -> dict[Any, Reply]:
-        """Return the replies by key."""
-        return dict(zip(self._items, replies, strict=True))
+def _has_methods(value: object, *names: str) -> bool:
+    # Looked up on the type: a proxy or a mock has every attribute.
+    return all(hasattr(type(value), name) for name in names)
 
 
-class IteratorInput:
-    """An iterator: read only as far as rows can be started, and never kept."""
+class ItemsInput(InputData):
+    """A list, a tuple, another sized iterable, the values of a mapping, or an iterator.
 
-    columns: Sequence[str] | None = None
-    kind = "iterator"
-    total: int | None = None
+    An iterator is read only as far as rows can be started, and not kept.
+    """
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
-        self._items = islice(iter(data), limit)
+        self._keys: list[Any] | None = None
+        self._items: Iterable[Any]
+        if isinstance(data, Mapping):
+            items = dict(islice(data.items(), limit))
+            self.kind, self.total = "dict", len(items)
+            self._keys, self._items = list(items), list(items.values())
+        elif isinstance(data, Sized):
+            self._items = items_read = list(islice(data, limit))
+            self.kind = "tuple" if isinstance(data, tuple) else "list"
+            self.total = len(items_read)
+        else:
+            self.kind, self.total, self._items = "iterator", None, islice(iter(data), limit)
 
     def rows(self) -> Iterator[Row]:
-        """Return what the iterator still has."""
-        return _item_rows(self._items)
+        """Return the items in order; those of a mapping have their keys as column ``key``."""
+        for index, item in enumerate(self._items):
+            if self._keys is None:
+                yield Row(index, index, item, columns_of(item))
+            else:
+                key = self._keys[index]
+                # The item's own column `key` wins: it is what its author means by `{key}`.
+                yield Row(index, key, item, {KEY_COLUMN: key, **columns_of(item)})
 
-    def with_replies(self, replies: Sequence[Reply]) -> list[Reply]:
-        """Return the replies in order."""
-        return list(replies)
-
-
-def _item_rows(items: Iterable[Any]) -> Iterator[Row]:
-    return (Row(index, index, item, columns_of(item)) for index, item in enumerate(items))
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the replies in order, or by key."""
+        if self._keys is not None:
+            return dict(zip(self._keys, replies, strict=True))
+        return _in_order(replies, self.kind)
 
 
 def columns_of(item: Any) -> dict[str, Any]:
@@ -136,19 +175,215 @@ def columns_of(item: Any) -> dict[str, Any]:
     return {ITEM: item, **named}
 
 
-class JournalInput:
+def _in_order(replies: Sequence[Reply], kind: str) -> Sequence[Reply]:
+    return tuple(replies) if kind == "tuple" else list(replies)
+
+
+class FrameInput(InputData):
+    """A frame or series; the result is a frame with columns added."""
+
+    def __init__(self, frame: Any, names: Sequence[str], total: int, *, is_series: bool) -> None:
+        for position, name in enumerate(names):
+            if (first := names.index(name)) != position:
+                raise ConfigurationError(
+                    f"Columns {first} and {position} of the frame have the same name {name!r}, "
+                    "so that it is unclear which one a template means. Nothing was sent.",
+                    advice="Rename one of them.",
+                )
+        self._frame, self._names, self._is_series = frame, names, is_series
+        self.columns = [*names, ITEM] if is_series else names
+        self.total = total
+        # The fields of the map's schema, each of which becomes a column.
+        self.fields: Sequence[str] = ()
+        # Whether the columns of an earlier run are filled again, instead of adding further ones.
+        self.replaces_previous = False
+
+    @abstractmethod
+    def _column(self, name: str) -> Sequence[Any]:
+        """Return the values of a column."""
+
+    @cached_property
+    def previous(self) -> list[str]:
+        """The result columns of the latest earlier run, if there are any; the last one is its id.
+
+        Columns before "answer" and after "id" are the user's own.
+        """
+        for end in range(len(self._names), 0, -1):
+            block = self._names[:end]
+            if _base_name(block[-1]) == "id":
+                ids = [id_ for id_ in self._column(block[-1]) if isinstance(id_, str)]
+                if ids and all(map(_ROW_ID.fullmatch, ids)):
+                    answers = [n for n in range(end) if _base_name(block[n]) == "answer"]
+                    # The field `answer` of a schema stands behind the answer itself.
+                    own = answers[:-1] if "answer" in self.fields else answers
+                    return [*block[own[-1] if own else -1 :]]
+        return []
+
+    def previous_ids(self, limit: int) -> list[tuple[Row, str]]:
+        """Return the first `limit` rows that an earlier run had, with their ids."""
+        if not self.previous:
+            return []
+        ids = self._column(self.previous[-1])
+        pairs = ((row, id_) for row, id_ in zip(self.rows(), ids, strict=True) if id_)
+        return list(islice(pairs, limit))
+
+    def _row(self, index: int, label: Hashable, values: Sequence[Any]) -> Row:
+        columns = dict(zip(self._names, values, strict=True))
+        # A series has one value per row, which `{}` and `{item}` mean as they do for a list.
+        if self._is_series:
+            return Row(index, label, values[0], {ITEM: values[0], **columns})
+        return Row(index, label, columns, columns)
+
+    def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
+        """Return types and values by name. A type is empty where it depends on the values."""
+        parsed = [to_plain(reply.parsed) for reply in replies]
+        objects = [each if isinstance(each, dict) else {} for each in parsed]
+        previous = sorted(self.previous, key=lambda name: (len(name), name))
+        taken = set(self._names)
+
+        def free_name(base: str) -> str:
+            """Return `base`, with a number if the user has a column of that name."""
+            for name in previous if self.replaces_previous else ():
+                if _base_name(name) == _base_name(base):
+                    previous.remove(name)
+                    return name
+            numbered = (f"{base}_{n}" if n > 1 else base for n in count(1))
+            name = next(each for each in numbered if each not in taken)
+            taken.add(name)
+            return name
+
+        # Named before the fields of a schema, so that `answer` and `cost` always mean the same.
+        results = {
+            free_name(column): (kind, [_result_value(column, reply) for reply in replies])
+            for column, kind in RESULT_COLUMNS.items()
+        }
+        fields = {
+            free_name(field): ("", [each.get(field) for each in objects]) for field in self.fields
+        }
+        if any(each is not None for each in parsed):
+            fields[free_name("parsed")] = "", parsed
+        answer, *others = results.items()
+        return dict([answer, *fields.items(), *others])
+
+
+def to_plain(value: Any) -> Any:
+    """Return a parsed answer as JSON values, as it also comes back from the journal."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", by_alias=True)
+    return value
+
+
+def _base_name(column: str) -> str:
+    return re.sub(r"_\d+$", "", column)
+
+
+def _result_value(column: str, reply: Reply) -> Any:
+    match column:
+        case "answer":
+            return reply.text if reply else None
+        case "finish":
+            return (reply.cut or "stop") if reply else None
+        case "input_tokens" | "output_tokens":
+            return getattr(reply.usage, column)
+        case _:
+            return getattr(reply, column)
+
+
+class PandasInput(FrameInput):
+    """A pandas frame or series."""
+
+    kind = "pandas"
+
+    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+        frame = data if limit is None else data.iloc[:limit]
+        names = [str(name) for name in data.columns]
+        super().__init__(frame, names, len(frame), is_series=is_series)
+        # Judged by all rows: the first few may happen to have no missing value.
+        self._integers = [n for n in range(len(names)) if _holds_integers(data.iloc[:, n])]
+
+    def _column(self, name: str) -> Sequence[Any]:
+        return list(self._frame.iloc[:, self._names.index(name)])
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows, each labelled by its index."""
+        tuples = self._frame.itertuples(index=False, name=None)
+        labelled = zip(self._frame.index, tuples, strict=True)
+        for index, (label, values) in enumerate(labelled):
+            cells = list(values)
+            for n in self._integers:
+                cells[n] = int(cells[n]) if cells[n] == cells[n] else None
+            yield self._row(index, label, cells)
+
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return a copy of the frame with the result columns."""
+        # The caller's frame stays as it is: a cell that is run again starts from the same data.
+        pandas = importlib.import_module("pandas")
+        result = self._frame.copy()
+        for name, (kind, values) in self._result_columns(replies).items():
+            # Nullable types have the same values whether some are missing or not.
+            types = {type(value) for value in values if value is not None}
+            if kind in {"Int64", "Float64"}:
+                dtype = kind
+            elif types == {bool}:
+                dtype = "boolean"
+            elif types == {int}:
+                dtype = "Int64"
+            else:
+                dtype = "Float64" if types and types <= {int, float} else "object"
+            result[name] = pandas.Series(values, index=result.index, dtype=dtype)
+        return result
+
+
+def _holds_integers(column: Any) -> bool:
+    """Return whether a float column holds integers that pandas converted for a missing value."""
+    if not str(column.dtype).startswith("float"):  # nullable types keep integers by themselves
+        return False
+    present = column.dropna()
+    if not 0 < len(present) < len(column) or present.abs().max() > _MAX_EXACT_INTEGER:
+        return False
+    return bool((present % 1 == 0).all())
+
+
+class PolarsInput(FrameInput):
+    """A polars frame or series."""
+
+    kind = "polars"
+
+    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+        frame = data if limit is None else data.head(limit)
+        super().__init__(frame, list(data.columns), frame.height, is_series=is_series)
+
+    def _column(self, name: str) -> Sequence[Any]:
+        return list(self._frame[name])
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows, each labelled by its position."""
+        for index, values in enumerate(self._frame.iter_rows()):
+            yield self._row(index, index, values)
+
+    def with_replies(self, replies: Sequence[Reply]) -> Any:
+        """Return the frame with the result columns."""
+        polars = importlib.import_module("polars")
+        # Values of a schema get the type that they have, such as a struct, which can be saved.
+        return self._frame.with_columns(
+            polars.Series(name, values, dtype=getattr(polars, kind) if kind else None, strict=False)
+            for name, (kind, values) in self._result_columns(replies).items()
+        )
+
+
+class JournalInput(InputData):
     """The rows of a map of another process, from the journal: their data is not known.
 
-    `unknown` rows never reached the journal. Of a frame, the result has the result columns alone,
-    with the rows' keys, or else their positions, as index.
+    Of a frame, the result has the result columns alone, with the rows' keys, or else their
+    positions, as index.
     """
 
-    columns: Sequence[str] | None = None
-
-    def __init__(self, labels: Sequence[Hashable], fields: Sequence[str], kind: str) -> None:
+    def __init__(
+        self, labels: Sequence[Hashable], fields: Sequence[str], kind: str, *, unknown: int
+    ) -> None:
         self._labels, self._fields, self.kind = labels, fields, kind
-        self.total: int | None = len(labels)
-        self.unknown = 0
+        self.total = len(labels)
+        self.unknown = unknown  # number of rows that never reached the journal
 
     def rows(self) -> Iterator[Row]:
         """Return nothing: the known rows are restored from their entries."""
@@ -162,10 +397,9 @@ class JournalInput:
             frame = PandasInput(pandas.DataFrame(index=list(self._labels)), None)
         elif self.kind == "polars":
             polars = importlib.import_module("polars")
-            frame = PolarsInput(
-                polars.DataFrame({"row": [str(each) for each in self._labels]}), None
-            )
+            labels = [str(label) for label in self._labels]
+            frame = PolarsInput(polars.DataFrame({"row": labels}), None)
         else:
-            return tuple(replies) if self.kind == "tuple" else list(replies)
+            return _in_order(replies, self.kind)
         frame.fields = self._fields
         return frame.with_replies(replies)

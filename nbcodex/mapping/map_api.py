@@ -19,16 +19,14 @@ from nbcodex.journal.codec import Entry
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.reads import ACTIVE_STATUSES
 from nbcodex.mapping import map_runner
-from nbcodex.mapping.backends import BatchBackend, make_backend
-from nbcodex.mapping.estimate import Estimate, confirm_cost, estimate, has_known_prices
-from nbcodex.mapping.frames import FrameInput
-from nbcodex.mapping.inputs import JournalInput, read_input
+from nbcodex.mapping.backends import BACKENDS, BatchBackend
+from nbcodex.mapping.estimate import Estimate, confirm_start, estimate
+from nbcodex.mapping.inputs import FrameInput, JournalInput, read_input
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, row_requests, schema_fields
 from nbcodex.models import Api, Origin, Reply, Request
 from nbcodex.requests.options import RequestOptions
-from nbcodex.templating import Template
 
 # A resume waits so long for the rows that Stop left active.
 INACTIVE_TIMEOUT_S = 5.0
@@ -64,8 +62,8 @@ def map(  # noqa: A001 - it is nbcodex.map
     """Send one prompt for each of many rows; return the answers as the same kind of data.
 
     Rows share the rate limits with all other requests, and as many are sent at once as the limits
-    allow. Each one is kept in the journal: run again, a map pays only for what is missing. A row is
-    the same as an earlier one if its request (prompt, model, options) and its row key are equal.
+    allow. Each one is kept in the journal: a map that runs again costs only what is missing. A row
+    is the same as an earlier one if its request (prompt, model, options) and its row key are equal.
     Equal rows of one map are sent once.
 
     Parameters
@@ -190,13 +188,17 @@ class MapOptions:
     confirm: bool | None = None
     request: RequestOptions = field(default_factory=RequestOptions)
 
-    def check(self) -> None:
-        """Raise a ConfigurationError if an option is invalid."""
+    def __post_init__(self) -> None:
         is_number = isinstance(self.limit, int) and not isinstance(self.limit, bool)
         if self.limit is not None and not (is_number and self.limit >= 1):
             raise ConfigurationError("limit must be a number of rows, 1 or more.")
         if self.on_error not in ("keep", "raise"):
             raise ConfigurationError("on_error must be 'keep' or 'raise'.")
+        if self.engine not in BACKENDS:
+            raise ConfigurationError(
+                f"engine={self.engine!r} is unknown.",
+                advice="'live' sends row by row, 'batch' uploads all rows together.",
+            )
 
 
 def prepare_map(
@@ -207,7 +209,6 @@ def prepare_map(
     `variable` is the notebook variable that gets the result, also after a resume. Raises a
     ConfigurationError if the map is invalid, a NbcodexError if the user declines.
     """
-    options.check()
     client, settings = current(), host.current.settings()
     inputs = read_input(data, limit=options.limit)
     map_id = f"m{secrets.token_hex(4)}"
@@ -219,30 +220,18 @@ def prepare_map(
         data_kind=inputs.kind,
         engine=options.engine,
     )
+    row_key, on_error = options.row_key, options.on_error
     requests = row_requests(
-        template,
-        inputs,
-        options.request,
-        row_key=options.row_key,
-        settings=settings,
-        origin=origin,
+        template, inputs, options.request, row_key=row_key, settings=settings, origin=origin
     )
-    backend = make_backend(options.engine, client, settings, map_id=map_id)
     if isinstance(inputs, FrameInput):
         inputs.fields = schema_fields(requests.schema)
         inputs.replaces_previous = _is_rerun(inputs, requests, client.journal(settings))
     if options.dry_run:
         return estimate(inputs, requests, client, settings)
-    if not requests.has_fields and inputs.total != 1 and options.confirm is not True:
-        _confirm_equal_prompts(inputs.total, host.current.confirm)
-    # The number of an iterator's rows is unknown, and reading it would use it up.
-    if (
-        inputs.total
-        and options.confirm is not True
-        and has_known_prices(requests, client, settings)
-    ):
-        expected = estimate(inputs, requests, client, settings, from_sample=True)
-        confirm_cost(expected, threshold=settings.ask_above, confirm=host.current.confirm)
+    if options.confirm is not True:
+        confirm_start(inputs, requests, client, settings, host.current.confirm)
+    backend = BACKENDS[options.engine](client, settings, map_id=map_id)
     run = MapRun(
         inputs,
         requests,
@@ -250,7 +239,7 @@ def prepare_map(
         origin=origin,
         client=client,
         settings=settings,
-        on_error=options.on_error,
+        on_error=on_error,
     )
     _keep(run)
     return run
@@ -259,39 +248,24 @@ def prepare_map(
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
     """Return whether a frame holds the results of the same map, which are then filled again.
 
-    Of another map's results it does not: they stay, and this map adds columns beside them.
+    The results of another map stay, and this map adds columns beside them.
     """
-    names = requests.source.names if isinstance(requests.source, Template) else frozenset()
-    if not names.isdisjoint(inputs.previous):
-        return False  # an earlier answer is what this map is about
+    if requests.template and not requests.template.names.isdisjoint(inputs.previous):
+        return False  # an earlier answer is part of this map's prompts
+
+    def question(request: Request) -> tuple[object, ...]:
+        # What decides about an answer; a rerun may well raise `max_output`, for example.
+        schema = request.schema and request.schema.definition
+        return request.prompt, request.model, request.system, schema
+
     for row, row_id in inputs.previous_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
             run = _kept_runs.get(row_id.partition("-")[0])
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
-            if _question(earlier) == _question(requests.request(row)):
+            if question(earlier) == question(requests.request(row)):
                 return True
     return False
-
-
-def _question(request: Request) -> tuple[object, ...]:
-    """Return what decides about an answer; a rerun may well raise `max_output`, for example."""
-    schema = request.schema and request.schema.definition
-    return request.prompt, request.model, request.system, schema
-
-
-def _confirm_equal_prompts(total: int | None, confirm: Callable[[str], bool | None]) -> None:
-    """Ask the user about a template without any field; raise if declined."""
-    rows = "every row" if total is None else f"all {total:,} rows"
-    problem = f"The template has no field, so {rows} would get the same prompt."
-    confirmed = confirm(f"{problem} Go on?")
-    if confirmed is None:
-        raise ConfigurationError(
-            f"{problem} Nothing was sent.",
-            advice="Write a column's name in braces, such as {text}, or pass confirm=True.",
-        )
-    if not confirmed:
-        raise NbcodexError("Not started; nothing was sent.", advice="Write a field such as {text}.")
 
 
 def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
@@ -315,7 +289,7 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
             f"The map {map_id} is still running.",
             advice=f"Wait for it, or end it with `%codex park {map_id}`.",
         )
-    # The journal knows best: another kernel may have resumed the map meanwhile.
+    # Another kernel may have resumed the map meanwhile, which only the journal knows.
     entries = {entry.id: entry for entry in maps.entries(map_id)}
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
@@ -340,19 +314,16 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
 def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     """Return a map of another process, whose data is not here: its result is a list."""
     client, settings = current(), host.current.settings()
-    origin = entries[0].request.origin if entries else Origin(map_id=map_id)
-    rows = {entry.request.origin.row_index or 0: entry.request for entry in entries}
+    first = entries[0].request if entries else None
+    origin = first.origin if first else Origin(map_id=map_id)
+    rows = {entry.request.origin.row_index or 0: entry for entry in entries}
     total = max(1 + max(rows, default=-1), origin.row_count or 0)
-    labels = [
-        request.row or index if (request := rows.get(index)) else index for index in range(total)
-    ]
-    schema = entries[0].request.schema if entries else None
-    inputs = JournalInput(labels, schema_fields(schema), origin.data_kind)
-    inputs.unknown = total - len(rows)
-    backend = make_backend(origin.engine, client, settings, map_id=map_id)
+    labels = [(rows[n].request.row or n) if n in rows else n for n in range(total)]
+    fields = schema_fields(first.schema if first else None)
+    inputs = JournalInput(labels, fields, origin.data_kind, unknown=total - len(rows))
+    backend = BACKENDS[origin.engine](client, settings, map_id=map_id)
     run = MapRun(inputs, None, backend, origin=origin, client=client, settings=settings)
-    for entry in entries:
-        index = entry.request.origin.row_index or 0
+    for index, entry in rows.items():
         label = entry.request.row or str(index)
         run.restore(RowState(index, label, request=entry.request), entry.reply)
     return run

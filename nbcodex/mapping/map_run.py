@@ -1,8 +1,8 @@
 """The state of one map: rows become requests, endings become replies, in order.
 
 Owns the order of rows, which rows are active, why rows failed, and what is parked when the map
-ends early. Used by the thread that executes the map, which also calls the user's functions. Never
-waits for replies: `map_runner` does.
+ends early. Used by the thread that executes the map, which also calls the user's functions. Must
+not know whether that thread waits for replies itself, or an event loop does.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from nbcodex.errors import (
     QuotaError,
     Stopped,
 )
-from nbcodex.events import Cancelled, Ending, Parked
+from nbcodex.events import Cancelled, EndAction, Ending, Parked
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping.backends import Backend, EndAction
-from nbcodex.mapping.rows import DEFAULT_PATIENCE_S, InputData, Row, RowRequests
+from nbcodex.mapping.backends import Backend
+from nbcodex.mapping.inputs import InputData, Row
+from nbcodex.mapping.rows import DEFAULT_PATIENCE_S, RowRequests
 from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Request
 from nbcodex.requests import structured_output
 from nbcodex.requests.handle import reply_or_raise
@@ -44,8 +45,8 @@ OnError = Literal["keep", "raise"]
 
 # Time between two calls of the listener.
 REPORT_INTERVAL_S = 0.25
-REPORTED_FAILURES = 5
-# After so many failures in a row that every row would have, nothing more is sent. One alone may
+MAX_REPORTED_FAILURES = 5
+# After so many consecutive failures that every row would have, nothing more is sent. One alone may
 # belong to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
 # Failed rows of an iterator that are remembered: it may be endless.
@@ -61,17 +62,15 @@ _EQUAL_ROWS_FAIL = (PermanentError, AnswerError)
 
 @dataclass(slots=True, eq=False)
 class RowState:
-    """One row: `row` until there is a `request`; `entry` if it is in the journal.
-
-    `answered`: an equal row has an answer, which this one will find in the journal.
-    """
+    """One row of a map."""
 
     index: int
     label: Hashable
-    row: Row | None = None
+    row: Row | None = None  # set until there is a request
     request: Request | None = None
-    entry: Entry | None = None
-    key: bytes | None = None
+    entry: Entry | None = None  # set if it is in the journal and can be resumed
+    key: bytes | None = None  # equal for rows that ask the same
+    # Whether an equal row has been answered, so that this one finds the answer in the journal.
     answered: bool = False
     reply: Reply | None = None
 
@@ -121,7 +120,7 @@ class MapRun:
         self._window: deque[RowState] = deque()  # rows of an iterator, in order, not returned yet
         self._active: dict[str, RowState] = {}
         self._unanswered: dict[int, RowState] = {}
-        # Equal rows are asked once: the first one leads, the others follow with its answer.
+        # Equal rows are sent once: the first one leads, the others follow with its answer.
         self._leading: set[bytes] = set()
         self._following: dict[bytes, deque[RowState]] = {}
         self._refused = self._shared_failures = 0
@@ -133,11 +132,16 @@ class MapRun:
 
     def advance(self) -> bool:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
-        self.record(self.backend.endings(timeout=0.0))
-        if error := self._common_fault():
-            self._fatal = self._fatal or self._with_resume_advice(error)
+        self.collect_endings(timeout=0.0)
+        if error := self.backend.counter.common_fault(len(self._active)):
+            # A patience of the user's own decides how long a fault may last.
+            requests = [row.request for row in self._active.values() if row.request]
+            if all(request.patience >= DEFAULT_PATIENCE_S for request in requests):
+                self._fail_map(error)
         free = self.backend.capacity(len(self._active))
-        while free > 0 and self._may_start and (row := self._next_row()):
+        while free > 0 and not (self._fatal or self._exhausted or self.end_action):
+            if (row := self._next_row()) is None:
+                break
             free -= self._start(row)
         if self._fatal is not None:
             raise self._fatal
@@ -146,21 +150,6 @@ class MapRun:
             raise self._exhausted
         self._report()
         return bool(self._active or self._window)
-
-    def _common_fault(self) -> NbcodexError | None:
-        if (error := self.backend.counter.common_fault(len(self._active))) is None:
-            return None
-        # A patience of the user's own says how long a fault may last.
-        requests = (row.request for row in self._active.values() if row.request)
-        return None if any(each.patience < DEFAULT_PATIENCE_S for each in requests) else error
-
-    def collect_endings(self, *, timeout: float) -> None:
-        """Wait for an ending, at most `timeout` seconds, and record what has ended."""
-        self.record(self.backend.endings(timeout=timeout))
-
-    @property
-    def _may_start(self) -> bool:
-        return self._fatal is None and self._exhausted is None and self.end_action is None
 
     @property
     def active_rows(self) -> int:
@@ -195,9 +184,13 @@ class MapRun:
         try:
             request = self._request_of(row)
         except NbcodexError as error:
-            self._refuse(row, error)
+            self._record_failure(row, error)
+            # A function that fails for the very first row is assumed to be wrong for all.
+            if row.index == 0 and self.requests is not None and self.requests.template is None:
+                self._fatal = error
+            self._refuse(row, str(error))
             return False
-        # A row that a provider's batch job already holds leads nobody: its answer is on its way.
+        # A row in a provider's batch job cannot lead: its own answer is being generated there.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             row.key = row.key or equality_key(request, base_url="")
             if row.key in self._leading and not row.answered:
@@ -217,15 +210,11 @@ class MapRun:
         assert row.request is not None  # noqa: S101 - a row state has a row or a request
         return row.request
 
-    def _refuse(self, row: RowState, error: NbcodexError) -> None:
-        """End a row of which no request can be made."""
-        self._fail(row, error)
-        # A function that fails for the very first row is assumed to be wrong for all.
-        if row.index == 0 and self.requests is not None and self.requests.uses_function:
-            self._fatal = error
-        self._end_unsent(row, str(error))
-
     # Recording endings.
+
+    def collect_endings(self, *, timeout: float) -> None:
+        """Wait for an ending, at most `timeout` seconds, and record what has ended."""
+        self.record(self.backend.endings(timeout=timeout))
 
     def record(self, endings: Sequence[Ending]) -> None:
         """Record endings; one that is delivered twice counts once."""
@@ -238,24 +227,25 @@ class MapRun:
 
     def _record(self, row: RowState, ending: Ending) -> None:
         reply, error = _reply_and_error(ending)
-        if row.entry is not None and row.request is not None:
+        if reply and row.entry is not None and row.request is not None:
             # A resumed request comes from the journal, which does not know the schema's class.
-            reply = structured_output.reusable(row.request, reply) or reply if reply else reply
-        if error is not None:
+            reply = structured_output.reusable(row.request, reply) or reply
+        if error is None:
+            self._shared_failures = 0
+        else:
+            is_ending, is_parked = bool(self.outcome or self.end_action), isinstance(ending, Parked)
             # Once the map is being ended, parked and cancelled rows are its own doing.
-            if not (self._is_ending and isinstance(ending, Parked | Cancelled)):
-                self._fail(row, error, is_parked=isinstance(ending, Parked))
+            if not (is_ending and isinstance(ending, Parked | Cancelled)):
+                self._record_failure(row, error, is_parked=is_parked)
             is_shared = isinstance(error, _ALL_ROWS_FAIL)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, BatchUnsupportedError):
                 self._fatal = error
-            elif isinstance(error, BudgetError) and not self._is_ending:
+            elif isinstance(error, BudgetError) and not is_ending:
                 # What is left of the budget is too little for the other rows, too.
                 self._exhausted = self._exhausted or self._with_resume_advice(error)
             elif self._shared_failures >= MAX_SHARED_FAILURES:
-                self._fatal = self._fatal or self._with_resume_advice(error)
-        else:
-            self._shared_failures = 0
+                self._fail_map(error)
         self._set_reply(row, reply)
         if row.key is not None:
             self._leading.discard(row.key)
@@ -270,36 +260,36 @@ class MapRun:
             self._queue.extend(followers)
         elif isinstance(error, _EQUAL_ROWS_FAIL) and not isinstance(error, _ALL_ROWS_FAIL):
             for row in followers:  # the server would refuse an equal request again
-                why = reply.error or reply.status
-                self._list_failure(row, why)
-                self._end_unsent(row, why)
+                self._list_failure(row, reply.error or reply.status)
+                self._refuse(row, reply.error or reply.status)
         elif followers:
             self._queue.append(followers.popleft())
             self._following[key] = followers
 
-    @property
-    def _is_ending(self) -> bool:
-        return bool(self.outcome or self.end_action)
-
-    def _fail(self, row: RowState, error: NbcodexError, *, is_parked: bool = False) -> None:
+    def _record_failure(
+        self, row: RowState, error: NbcodexError, *, is_parked: bool = False
+    ) -> None:
         self._list_failure(row, str(error), is_parked=is_parked)
-        if not is_parked and self._on_error == "raise" and not self._is_ending:
-            self._fatal = self._fatal or self._with_resume_advice(error)
+        is_ending = self.outcome or self.end_action
+        if not is_parked and self._on_error == "raise" and not is_ending:
+            self._fail_map(error)
 
     def _list_failure(self, row: RowState, why: str, *, is_parked: bool = False) -> None:
         if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
             self.failures[row.index] = RowFailure(row.label, why, is_parked)
 
+    def _fail_map(self, error: NbcodexError) -> None:
+        """End the map with an error, unless it ends with an earlier one."""
+        self._fatal = self._fatal or self._with_resume_advice(error)
+
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
         return error
 
-    def _end_unsent(self, row: RowState, why: str) -> None:
+    def _refuse(self, row: RowState, why: str) -> None:
+        """End a row that is not sent."""
         self._refused += 1
         self._set_reply(row, self._unsent_reply(row.index, "failed", why))
-
-    def _not_sent(self, index: int) -> Reply:
-        return self._unsent_reply(index, "parked", "Not sent yet.")
 
     def _unsent_reply(self, index: int, status: Literal["failed", "parked"], why: str) -> Reply:
         return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=why)
@@ -344,10 +334,18 @@ class MapRun:
         """Write rows that are not in the journal to it, as parked, until a time is reached."""
         maps = self.client.journal(self.settings).maps
         api_client = self.client.services().api_client
-        rows = (row for row in self._unsent_rows() if row.entry is None)
+        # Rows of the queue are among the unanswered ones; a resume fills it again.
+        self._queue.clear()
+        unread = iter(self._next_row, None)
+        unsent = (
+            row
+            for row in itertools.chain(list(self._unanswered.values()), unread)
+            if row.entry is None
+            and (row.reply is None or not (row.reply.attempts or row.reply.status == "failed"))
+        )
         while time.monotonic() < until:
             chunk: list[tuple[Request, bytes]] = []
-            for row in itertools.islice(rows, PARK_CHUNK_ROWS):
+            for row in itertools.islice(unsent, PARK_CHUNK_ROWS):
                 try:
                     request = self._request_of(row)
                     base_url = api_client.endpoint(request, self.settings).base_url
@@ -358,24 +356,14 @@ class MapRun:
                 return
             maps.insert_parked(chunk)
 
-    def _unsent_rows(self) -> Iterator[RowState]:
-        """Yield the rows that were never sent, those that were never read included."""
-        for row in list(self._unanswered.values()):
-            reply = row.reply
-            if reply is None or not (reply.attempts or reply.status == "failed"):
-                yield row
-        while (unread := self._next_row()) is not None:
-            yield unread
-
     def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:
         """Get ready to execute the rows without an answer, with the settings in force now.
 
         `entries` are those of the journal, by id. Requests stay as they were. Returns whether
         there is anything to do: new answers, which another kernel got, or rows to start.
         """
-        counter = self.backend.counter
         self.settings = self.backend.settings = settings
-        counter.reset_unanswered()
+        self.backend.counter.reset_unanswered()
         for rows in (self._active, self._leading, self._following, self._queue):
             rows.clear()
         self.outcome, self.end_action = "", None
@@ -387,11 +375,8 @@ class MapRun:
             row.entry = entry if entry and entry.resumable else None
             row.answered, row.reply = False, None
             if entry and entry.reply:
-                request = row.request or entry.request
-                self._set_reply(
-                    row, structured_output.reusable(request, entry.reply) or entry.reply
-                )
-                counter.count_known(entry.reply)
+                row.request = row.request or entry.request
+                self.restore(row, entry.reply)
             else:
                 self._queue.append(row)
         has_new_answers = len(self._queue) < len(unanswered)
@@ -399,14 +384,14 @@ class MapRun:
 
     def restore(self, row: RowState, reply: Reply) -> None:
         """Add a row from the journal: its answer, or that it has none yet."""
-        if reply:
-            # The journal keeps the text of an answer, not the object that was parsed from it.
-            if row.request is not None:
-                reply = structured_output.reusable(row.request, reply) or reply
-            self.replies[row.index] = reply
-            self.backend.counter.count_known(reply)
-        else:
+        if not reply:
             self._unanswered[row.index] = row
+            return
+        # The journal keeps the text of an answer, not the object that was parsed from it.
+        if row.request is not None:
+            reply = structured_output.reusable(row.request, reply) or reply
+        self._set_reply(row, reply)
+        self.backend.counter.count_known(reply)
 
     # Results and figures.
 
@@ -418,7 +403,9 @@ class MapRun:
     def replies_in_order(self) -> list[Reply]:
         """Return a reply for each row; none for an iterator, whose replies are not kept."""
         return [
-            reply if (reply := self.replies.get(index)) is not None else self._not_sent(index)
+            self.replies[index]
+            if index in self.replies
+            else self._unsent_reply(index, "parked", "Not sent yet.")
             for index in range(self.inputs.total or 0)
         ]
 
@@ -443,7 +430,7 @@ class MapRun:
             outcome=self.outcome,
             failures=tuple(
                 (str(failure.label), failure.why)
-                for failure in itertools.islice(self.failures.values(), REPORTED_FAILURES)
+                for failure in itertools.islice(self.failures.values(), MAX_REPORTED_FAILURES)
             ),
         )
 

@@ -1,7 +1,7 @@
 """Executes a map: waits for its rows, in a thread or on the caller's event loop.
 
-Owns the waits, which maps are active in this process, and that a map that ends early is parked
-exactly once, in every ending. Must not know rows.
+Owns which maps are active in this process, and that a map that ends early is parked exactly once,
+however it ends. Must not know rows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from nbcodex.client import current
-from nbcodex.errors import CancelledError, NbcodexError, ParkedError, Stopped
-from nbcodex.mapping.backends import EndAction
+from nbcodex.errors import CancelledError, ParkedError, Stopped
+from nbcodex.events import EndAction
 from nbcodex.mapping.map_run import REPORT_INTERVAL_S, MapRun
 from nbcodex.models import MapOutcome
 from nbcodex.requests.handle import run_uninterrupted
@@ -26,7 +26,7 @@ OUTCOME_BY_ACTION: dict[EndAction, MapOutcome] = {"cancel": "cancelled", "park":
 
 
 class _EndedByUserError(Exception):
-    """The execution was cancelled or parked; it never leaves this module."""
+    """The map was cancelled or parked. Never raised to callers."""
 
 
 class MapRunner:
@@ -39,6 +39,15 @@ class MapRunner:
         self.outcome: MapOutcome = ""
         self._thread, self._is_advancing = threading.get_ident(), False
         self._ended = threading.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is parked, or finished."""
+        return self._ended.is_set()
+
+    def wait_ended(self, *, timeout: float) -> bool:
+        """Wait until the run has ended, at most `timeout` seconds; return whether it has."""
+        return self._ended.wait(timeout)
 
     def advance(self) -> bool:
         """Advance the run; return whether there is more to wait for."""
@@ -53,6 +62,7 @@ class MapRunner:
         return has_more
 
     def _check_end_action(self) -> None:
+        # An ordinary exception: on an event loop, an interrupt would end the loop.
         if self.ended or self.run.end_action is not None:
             raise _EndedByUserError
 
@@ -71,23 +81,14 @@ class MapRunner:
                 handle.end(action)
         if self._thread == threading.get_ident() and not self._is_advancing:
             # The executing code is suspended in this very thread and cannot act before we return.
-            self.end_early(OUTCOME_BY_ACTION[action])
+            self._end_early(OUTCOME_BY_ACTION[action])
 
-    def end_early(self, outcome: MapOutcome) -> None:
+    def _end_early(self, outcome: MapOutcome) -> None:
         """Park what is not answered, unless that is done; called in the executing thread."""
         if not self.ended:
             self.run.end_early(outcome)
             self.outcome = outcome
             self._ended.set()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is parked, or finished."""
-        return self._ended.is_set()
-
-    def wait_ended(self, *, timeout: float) -> bool:
-        """Wait until the run has ended, at most `timeout` seconds; return whether it has."""
-        return self._ended.wait(timeout)
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -97,22 +98,24 @@ class MapRunner:
             yield
             self.run.finish()
             self.outcome = "done"
-        except _EndedByUserError:
-            # Raised as an ordinary error: on an event loop, an interrupt would end the loop.
-            action = self.run.end_action or "park"
-            run_uninterrupted(lambda: self.end_early(OUTCOME_BY_ACTION[action]))
-            raise _ended_error(self.run, self.outcome) from None
-        except KeyboardInterrupt:
-            run_uninterrupted(lambda: self.end_early("stopped"))
-            message = f"Stopped: {_answered(self.run)}, {_rest(self.run, self.outcome)}."
-            raise Stopped(message, advice=resume_advice(self.run)) from None
-        # A loop that is left early, or a task that is cancelled, is the user's own decision.
-        except (GeneratorExit, asyncio.CancelledError):
-            run_uninterrupted(lambda: self.end_early("stopped"))
-            raise
-        except BaseException:
-            run_uninterrupted(lambda: self.end_early("failed"))
-            raise
+        except BaseException as error:
+            outcome: MapOutcome = "failed"
+            if isinstance(error, _EndedByUserError):
+                outcome = OUTCOME_BY_ACTION[self.run.end_action or "park"]
+            # A loop that is left early, or a task that is cancelled, is the user's own decision.
+            elif isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+                outcome = "stopped"
+            run_uninterrupted(lambda: self._end_early(outcome))
+            if not isinstance(error, _EndedByUserError | KeyboardInterrupt):
+                raise
+            message, advice = _describe_rows(self.run, self.outcome), resume_advice(self.run)
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(f"Stopped: {message}", advice=advice) from None
+            if self.outcome == "cancelled":
+                raise CancelledError(f"Cancelled by you: {message}", advice=advice) from None
+            parked = ParkedError(message, advice=advice)
+            parked.title = "Parked by you"
+            raise parked from None
         finally:
             self._ended.set()
             _active.pop(self, None)
@@ -140,8 +143,8 @@ async def run_map_async(run: MapRun) -> Any:
     """Do what `run_map` does, on the caller's event loop."""
     runner = MapRunner(run)
     with runner.executing():
-        while runner.advance():
-            await _poll()
+        while runner.advance():  # noqa: ASYNC110 - an interrupt strikes when the loop wakes
+            await asyncio.sleep(ASYNC_POLL_S)
     return run.result
 
 
@@ -165,11 +168,7 @@ async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:
             for reply in run.pop_ready():
                 yield reply
                 runner.advance()
-            await _poll()
-
-
-async def _poll() -> None:
-    await asyncio.sleep(ASYNC_POLL_S)
+            await asyncio.sleep(ASYNC_POLL_S)
 
 
 # What the user reads about a map that ended early.
@@ -178,11 +177,10 @@ async def _poll() -> None:
 def describe_outcome(run: MapRun) -> str:
     """Return how a map ended, in one line."""
     if run.outcome == "done":
-        return f"{run.id}: {_answered(run)}."
+        return f"{run.id}: {_describe_rows(run, 'done')}"
     # Another thread may still be parking its rows.
     outcome = run.outcome or OUTCOME_BY_ACTION[run.end_action or "park"]
-    rest = f"{_answered(run)}, {_rest(run, outcome)}. {resume_advice(run)}"
-    return f"{run.id}: {outcome}; {rest}"
+    return f"{run.id}: {outcome}; {_describe_rows(run, outcome)} {resume_advice(run)}"
 
 
 def resume_advice(run: MapRun) -> str:
@@ -197,27 +195,16 @@ def resume_advice(run: MapRun) -> str:
     return "Run the loop again: what is answered costs nothing."
 
 
-def _ended_error(run: MapRun, outcome: MapOutcome) -> NbcodexError:
-    message = f"{_answered(run)}, {_rest(run, outcome)}."
-    if outcome == "cancelled":
-        return CancelledError(f"Cancelled by you: {message}", advice=resume_advice(run))
-    error = ParkedError(message, advice=resume_advice(run))
-    error.title = "Parked by you"
-    return error
-
-
-def _answered(run: MapRun) -> str:
+def _describe_rows(run: MapRun, outcome: MapOutcome) -> str:
     total = f" of {run.inputs.total:,}" if run.keeps_replies else ""
-    return f"{run.backend.counter.stats.done:,}{total} rows are answered"
-
-
-def _rest(run: MapRun, outcome: MapOutcome) -> str:
+    answered = f"{run.backend.counter.stats.done:,}{total} rows are answered"
+    if outcome == "done":
+        return f"{answered}."
     if _is_at_provider(run):
-        return "the provider continues"
-    return "nothing is lost" if outcome == "cancelled" else "the rest is parked"
+        return f"{answered}, the provider continues."
+    return f"{answered}, {'nothing is lost' if outcome == 'cancelled' else 'the rest is parked'}."
 
 
 def _is_at_provider(run: MapRun) -> bool:
-    if run.origin.engine != "batch":
-        return False
-    return run.client.journal(run.settings).maps.has_batch_job(run.id)
+    is_batch = run.origin.engine == "batch"
+    return is_batch and run.client.journal(run.settings).maps.has_batch_job(run.id)

@@ -1,4 +1,4 @@
-"""What a row is, and how it becomes a request.
+"""How rows become requests.
 
 Owns the template or function, the options that all rows share, and row keys. A user's function is
 called in the thread that asks for the request. Must not know what becomes of the request.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
-from nbcodex.models import DAY, Origin, Reply, Request, Schema
+from nbcodex.mapping.inputs import InputData, Row
+from nbcodex.models import DAY, Origin, Request, Schema
 from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
@@ -22,11 +23,12 @@ from nbcodex.templating import Template
 # Rows wait for limits and faults as long as necessary, unless the user sets a patience.
 DEFAULT_PATIENCE_S = 365 * DAY
 
-PromptSource = str | Callable[[Any], object]
-RowKey = str | Callable[[Any], object] | None
+RowFunction = Callable[[Any], object]
+PromptSource = str | RowFunction
+RowKey = str | RowFunction | None
 
-# Rows are no conversation: they would not see it, and each would become a turn of it.
-_OPTION_NAMES = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
+# Rows cannot join a conversation: they would not see it, and each would become a turn of it.
+_ROW_OPTIONS = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
 
 # Braces that are not fields: after a LaTeX command or a dollar, doubled, or single.
 _OTHER_BRACES = re.compile(
@@ -36,91 +38,40 @@ _OTHER_BRACES = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One input: its position from 0, its name in listings, what a function gets, its columns."""
-
-    index: int
-    label: Hashable
-    item: Any
-    values: Mapping[str, Any]
-
-
-class InputData(Protocol):
-    """A kind of data."""
-
-    # None for an iterator: its number of rows is unknown.
-    total: int | None
-    # None where each row has columns of its own.
-    columns: Sequence[str] | None
-    # Recorded with the map, so that another process can return the same kind of result.
-    kind: str
-
-    def rows(self) -> Iterator[Row]:
-        """Return the rows in order; an iterator yields them only once."""
-
-    def with_replies(self, replies: Sequence[Reply]) -> Any:
-        """Return the replies as the kind of data that was given."""
-
-
-def row_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's own options; raise a ConfigurationError if one does not exist."""
-    for name in options:
-        if name not in _OPTION_NAMES:
-            near = difflib.get_close_matches(name, _OPTION_NAMES, n=1)
-            raise ConfigurationError(
-                f"There is no option {name[:40]!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "."),
-                advice="Rows accept the options of nbcodex.ask except thread.",
-            )
-    return {name: value for name, value in options.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
 class RowRequests:
-    """Makes the requests of a map. `options` hold for all rows."""
+    """Makes the requests of a map, from a template or a function."""
 
-    source: Template | Callable[[Any], object]
-    options: RequestOptions
+    source: Template | RowFunction
+    options: RequestOptions  # for all rows
     row_key: RowKey
     settings: Settings
     origin: Origin
+    schema: Schema | None = None  # that of `options`
 
     @property
-    def schema(self) -> Schema | None:
-        """The schema that answers have."""
-        return build_request("?", self.settings, self.options).schema
-
-    @property
-    def has_fields(self) -> bool:
-        """Whether prompts differ from row to row, as far as this is known."""
-        return not isinstance(self.source, Template) or bool(self.source.names)
-
-    @property
-    def uses_function(self) -> bool:
-        """Whether a function of the user's makes the prompts."""
-        return not isinstance(self.source, Template)
+    def template(self) -> Template | None:
+        """The template; None if a function of the user's makes the prompts."""
+        return self.source if isinstance(self.source, Template) else None
 
     def check(self, data: InputData) -> None:
-        """Raise a ConfigurationError for what would fail in every row, before anything is sent."""
-        build_request("?", self.settings, self.options)
+        """Raise a ConfigurationError if a row lacks a column; nothing is sent then."""
+
+        def check_columns(columns: Collection[str], where: str) -> None:
+            if self.template:
+                self.template.check(columns, row=where)
+            if isinstance(self.row_key, str) and self.row_key not in columns:
+                raise ConfigurationError(
+                    f"The row key {self.row_key!r} is not a column of {where}.",
+                    advice="Pass the name of a column, or a function of a row.",
+                )
+
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows are refused one by one.
         if data.columns is not None:
-            self._check_columns(data.columns, "the data")
-        elif data.total is not None and (
-            isinstance(self.source, Template) or isinstance(self.row_key, str)
-        ):
+            check_columns(data.columns, "the data")
+        elif data.total is not None and (self.template or isinstance(self.row_key, str)):
             for row in data.rows():
-                self._check_columns(row.values, f"row {shorten(str(row.label), 60)}")
-
-    def _check_columns(self, columns: Collection[str], where: str) -> None:
-        if isinstance(self.source, Template):
-            self.source.check(columns, row=where)
-        if isinstance(self.row_key, str) and self.row_key not in columns:
-            raise ConfigurationError(
-                f"The row key {self.row_key!r} is not a column of {where}.",
-                advice="Pass the name of a column, or a function of a row.",
-            )
+                check_columns(row.values, f"row {shorten(str(row.label), 60)}")
 
     def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
@@ -129,21 +80,35 @@ class RowRequests:
 
     def request(self, row: Row) -> Request:
         """Return the request of a row; raise a NbcodexError if none can be made of it."""
-        prompt, options = self._prompt(row), self.options
+        prompt: object
+        if isinstance(self.source, Template):
+            prompt = self.source.fill(row.values)
+        else:
+            prompt = _call("The function", self.source, row.item)
+        options = self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
             prompt = own.pop("prompt", None)
-            options = replace(options, **row_options(own))
+            for name in own:
+                if name not in _ROW_OPTIONS:
+                    near = difflib.get_close_matches(name, _ROW_OPTIONS, n=1)
+                    raise ConfigurationError(
+                        f"There is no option {name[:40]!r}"
+                        + (f"; did you mean {near[0]!r}?" if near else "."),
+                        advice="Rows accept the options of nbcodex.ask except thread.",
+                    )
+            given = {name: value for name, value in own.items() if value is not None}
+            options = replace(options, **given)
         if not isinstance(prompt, str):
             raise ConfigurationError(
                 f"The function returned {type(prompt).__name__} instead of a prompt.",
                 advice="Return a text, or a dict of 'prompt' and options.",
             )
-        # The id is derived, not random: a resume finds the entry of a row without a look-up table.
         origin = replace(self.origin, row_index=row.index)
         request = build_request(prompt, self.settings, options, origin=origin)
         key = self._key(row)
         row_key = None if key is None else str(key)
+        # The id is derived, not random: a resume finds the entry of a row without a look-up table.
         return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
 
     def fingerprint(self, row: Row) -> int | None:
@@ -151,19 +116,13 @@ class RowRequests:
 
         The user's functions are not called: estimates use this before the user agreed to anything.
         """
-        if not isinstance(self.source, Template) or callable(self.row_key):
-            return None
-        if not self.options.reuse:  # equal rows are then asked one by one
+        # Without `reuse`, equal rows are sent one by one.
+        if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None
         try:
-            return hash((self.source.fill(row.values), str(self._key(row))))
+            return hash((self.template.fill(row.values), str(self._key(row))))
         except NbcodexError:
             return None
-
-    def _prompt(self, row: Row) -> object:
-        if isinstance(self.source, Template):
-            return self.source.fill(row.values)
-        return _call("The function", self.source, row.item)
 
     def _key(self, row: Row) -> Hashable | None:
         if self.row_key is None:
@@ -176,7 +135,7 @@ class RowRequests:
         return key if isinstance(key, Hashable) else str(key)
 
 
-def _call(name: str, function: Callable[[Any], object], item: Any) -> object:
+def _call(name: str, function: RowFunction, item: Any) -> object:
     try:
         return function(item)
     except NbcodexError:
@@ -191,6 +150,49 @@ def schema_fields(schema: Schema | None) -> tuple[str, ...]:
     return tuple(schema.definition.get("properties", ())) if schema else ()
 
 
+def row_requests(
+    source: PromptSource,
+    data: InputData,
+    options: RequestOptions,
+    *,
+    row_key: RowKey,
+    settings: Settings,
+    origin: Origin,
+) -> RowRequests:
+    """Return how the rows of `data` become requests, checked as far as possible before sending."""
+    if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
+        raise ConfigurationError("row_key must be the name of a column, or a function of a row.")
+    made: Template | RowFunction
+    if isinstance(source, str):
+        if not source.strip():
+            raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
+        # Known names may contain spaces and punctuation, which the template would not recognise.
+        columns: Collection[str] = data.columns or ()
+        if data.columns is None and data.total is not None:  # an iterator would be used up
+            columns = next((row.values.keys() for row in data.rows()), ())
+        made = Template(source, columns)
+        _check_braces(made, columns)
+    elif callable(source):
+        made = source
+    else:
+        raise ConfigurationError(
+            f"The template is of type {type(source).__name__}.",
+            advice="Pass a text or a function of a row.",
+        )
+    # `reuse` is on, unlike for single requests: running a map again must not pay twice.
+    if options.reuse is None:
+        options = replace(options, reuse=True)
+    if options.patience is None:
+        options = replace(options, patience=DEFAULT_PATIENCE_S)
+    if isinstance(options.images, Iterator):  # it would be used up by the first row
+        options = replace(options, images=tuple(options.images))
+    # An invalid option would fail in every row: it is refused here.
+    schema = build_request("?", settings, options).schema
+    requests = RowRequests(made, options, row_key, settings, origin, schema)
+    requests.check(data)
+    return requests
+
+
 def _check_braces(template: Template, columns: Collection[str]) -> None:
     """Raise a ConfigurationError for braces that seem to be meant as a field but are none.
 
@@ -200,14 +202,14 @@ def _check_braces(template: Template, columns: Collection[str]) -> None:
     for field in template.fields:
         rest = rest[: field.start] + " " * (field.end - field.start) + rest[field.end :]
     for found in _OTHER_BRACES.finditer(rest):
-        if (body := found["body"]) and (column := _meant_column(body, columns)):
+        if (body := found["body"]) and (column := _likely_column(body, columns)):
             raise ConfigurationError(
                 f"{{{shorten(body, 60)}}} in the template is not a field. Nothing was sent.",
                 advice=f"Write {{{column}}} for the column, or double the braces to send them.",
             )
 
 
-def _meant_column(body: str, columns: Collection[str]) -> str | None:
+def _likely_column(body: str, columns: Collection[str]) -> str | None:
     """Return the column that a text between braces is probably about."""
     name = re.split(r"[!:]", body)[0]
     if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
@@ -225,49 +227,3 @@ def _meant_column(body: str, columns: Collection[str]) -> str | None:
         if column := by_case.get(name.casefold()) or next(iter(near), None):
             return column
     return None
-
-
-def row_requests(
-    source: PromptSource,
-    data: InputData,
-    options: RequestOptions,
-    *,
-    row_key: RowKey,
-    settings: Settings,
-    origin: Origin,
-) -> RowRequests:
-    """Return how the rows of `data` become requests, checked as far as possible before sending."""
-    if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
-        raise ConfigurationError("row_key must be the name of a column, or a function of a row.")
-    if isinstance(source, str):
-        if not source.strip():
-            raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-        columns = _known_columns(data)
-        template = Template(source, columns)
-        _check_braces(template, columns)
-        parsed: Template | Callable[[Any], object] = template
-    elif callable(source):
-        parsed = source
-    else:
-        raise ConfigurationError(
-            f"The template is of type {type(source).__name__}.",
-            advice="Pass a text or a function of a row.",
-        )
-    # `reuse` is on, unlike for single requests: running a map again must not pay twice.
-    if options.reuse is None:
-        options = replace(options, reuse=True)
-    if options.patience is None:
-        options = replace(options, patience=DEFAULT_PATIENCE_S)
-    if isinstance(options.images, Iterator):  # it would be used up by the first row
-        options = replace(options, images=tuple(options.images))
-    requests = RowRequests(parsed, options, row_key, settings, origin)
-    requests.check(data)
-    return requests
-
-
-def _known_columns(data: InputData) -> Collection[str]:
-    """Return the columns of the data, as far as they can be read without using it up."""
-    # Known names may contain spaces and punctuation, which the template would not recognise.
-    if data.columns is not None or data.total is None:
-        return data.columns or ()
-    return next((row.values.keys() for row in data.rows()), ())

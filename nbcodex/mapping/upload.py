@@ -8,7 +8,9 @@ know the data, nor the order of rows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -16,19 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbcodex import events
-from nbcodex.errors import EntryError, NbcodexError
+from nbcodex.errors import ConfigurationError, EntryError, NbcodexError, TooLargeError
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.batch_api import BatchApi, BatchPart, jobless_batch
-from nbcodex.mapping.batch_files import COMMIT_CHUNK_ROWS, YIELD_EVERY_ROWS, BatchFiles
-from nbcodex.mapping.pending_rows import (
-    Destination,
-    PendingRow,
-    PendingRows,
-    failed_ending,
-    parked_ending,
-)
+from nbcodex.mapping.batch_rows import COMMIT_CHUNK_ROWS, Destination, PendingRow, PendingRows
+from nbcodex.models import Request
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
+from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings
 
@@ -37,6 +33,8 @@ if TYPE_CHECKING:
 
 # Waits before a full provider queue is tried again: the first, and the longest.
 FIRST_QUEUE_WAIT_S, MAX_QUEUE_WAIT_S = 30.0, 600.0
+# Rows after which the event loop gets a turn: displays and other requests share it.
+YIELD_EVERY_ROWS = 50
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +42,7 @@ log = logging.getLogger(__name__)
 class BatchUploader:
     """Brings the rows of one map to the provider. Its methods are called on the loop's thread.
 
-    With `cancels_jobs`, the provider's jobs are cancelled, and nothing more is uploaded. `backlog`
-    is the number of rows that are not in the journal yet.
+    With `cancels_jobs`, the provider's jobs are cancelled, and nothing more is uploaded.
     """
 
     def __init__(
@@ -59,22 +56,21 @@ class BatchUploader:
         self._services, self._settings, self._cancels_jobs = services, settings, cancels_jobs
         self._clock, self._jobs = services.clock, services.journal(settings).batch_jobs
         self._batch_api = BatchApi(services, settings)
-        self._pending = PendingRows(services, settings, self._jobs, emit)
-        self._files = BatchFiles(services, settings, self._batch_api, self._pending)
-        # Rows to be uploaded, by destination; rows that wait for a part which holds an equal row,
-        # by its tag; parts at the provider, None while one is being claimed.
+        self._pending = PendingRows(services, settings, self._jobs, self._batch_api, emit)
+        self.backlog = 0  # number of rows that are not in the journal yet
+        self._map_id = ""
+        self._inbox: deque[list[PendingRow] | None] = deque()  # None: flush
+        # Rows to be uploaded; rows that wait for a part which holds an equal row, by its tag.
         self._ready: dict[Destination, deque[PendingRow]] = {}
         self._waiting: dict[str, list[PendingRow]] = {}
+        # Parts at the provider by tag, None while one is being claimed; tags that are done.
         self._uploaded: dict[str, BatchPart | None] = {}
         self._closed_tags: set[str] = set()
+        self._part_closed = asyncio.Event()
         self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""
-        self._inbox: deque[list[PendingRow] | None] = deque()  # None: flush
         self._tasks: set[asyncio.Task[None]] = set()
         self._inbox_task: asyncio.Task[None] | None = None
         self._upload_task: asyncio.Task[None] | None = None
-        self._part_closed = asyncio.Event()
-        self._map_id = ""
-        self.backlog = 0
 
     def add(self, rows: list[PendingRow]) -> None:
         """Add rows; they are uploaded after `flush`."""
@@ -91,14 +87,14 @@ class BatchUploader:
         self._inbox.append(rows)
         # Once per map is often enough for files that a dead kernel left at the provider.
         if self._inbox_task is None:
-            self._spawn(self._files.erase_leftovers())
+            self._spawn(self._erase_leftovers())
         if self._inbox_task is None or self._inbox_task.done():
             self._inbox_task = self._spawn(self._read_inbox())
 
     async def park(self) -> None:
         """Stop waiting and park all rows; the provider continues with its jobs."""
-        # Shielded work, such as a commit, is completed; everything else may be cut off, because
-        # the journal knows how far it came.
+        # A commit under way is completed; everything else may be cut off, because the journal
+        # knows how far it came.
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,7 +106,7 @@ class BatchUploader:
         for request in left:
             attempts, state = (1, "still") if request.id in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
-            self._pending.drop(parked_ending(request, why, clock=self._clock, attempts=attempts))
+            self._pending.drop(self._pending.parked(request, why, attempts=attempts))
 
     @property
     def stage(self) -> str:
@@ -118,11 +114,11 @@ class BatchUploader:
         if self._batch_api.fault:
             return f"retrying after: {self._batch_api.fault}"
         known = [part.batch for part in list(self._uploaded.values()) if part and part.batch]
-        total = sum(batch.total for batch in known)
         if self._stage or not known:
             return self._stage
         status = known[0].status.replace("_", " ")
         answered = sum(batch.answered + batch.failed for batch in known)
+        total = sum(batch.total for batch in known)
         return f"{status} {answered:,} of {total:,}" if answered else status
 
     # Into the journal.
@@ -139,47 +135,46 @@ class BatchUploader:
         """Insert rows into the journal, and find out what each of them waits for."""
         unclaimed: list[PendingRow] = []
         for number, row in enumerate(rows):
-            if not await self._resolve_destination(row):
+            try:
+                await self._resolve_destination(row)
+            except NbcodexError as error:
+                await self._pending.finish([self._pending.failed(row.request, error)])
                 continue
-            if (tag := row.part) and tag not in self._closed_tags:
+            tag = row.entry.batch_job if row.entry else None
+            if tag and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)
             else:
                 unclaimed.append(row)
             if number % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
-        admitted = await self._jobs.insert_rows(
+        inserted = await self._jobs.insert_rows(
             [(row.request, row.key, row.entry is not None) for row in unclaimed]
         )
         ended: list[events.Ending] = []
         for row in unclaimed:
             row.entry = None
             request, id_ = row.request, row.request.id
-            if id_ in admitted.lost:
-                error = EntryError(f"Row {id_} is done, or another kernel is working on it.")
-                ended.append(failed_ending(request, error, clock=self._clock))
-            elif reply := structured_output.reusable(request, admitted.answers.get(id_)):
-                finished = events.Finished(request_id=id_, at=self._clock.now(), reply=reply)
-                ended.append(finished)
-            elif (tag := admitted.other_jobs.get(id_)) and tag not in self._closed_tags:
+            if id_ in inserted.lost:
+                lost = EntryError(f"Row {id_} is done, or another kernel is working on it.")
+                ended.append(self._pending.failed(request, lost))
+            elif reply := structured_output.reusable(request, inserted.answers.get(id_)):
+                now = self._clock.now()
+                ended.append(events.Finished(request_id=id_, at=now, reply=reply))
+            elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)
             else:
                 self._ready.setdefault(row.destination, deque()).append(row)
         await self._pending.finish(ended)
 
-    async def _resolve_destination(self, row: PendingRow) -> bool:
-        """Find out where a row goes; return whether it goes anywhere, otherwise it ends here."""
+    async def _resolve_destination(self, row: PendingRow) -> None:
+        """Set the destination of a row; raise a NbcodexError if it has none."""
         api_client, settings = self._services.api_client, self._settings
         # A batch job's answer is kept in its file; `durable` would keep it a second time.
         request = row.request = replace(row.request, durable=False)
-        try:
-            model = await api_client.resolve_model(request, settings)
-            base_url = api_client.endpoint(request, settings).base_url
-            row.destination = base_url, self._batch_api.client.api_for(request, settings), model
-            row.key = equality_key(request, base_url=base_url)
-        except NbcodexError as error:
-            await self._pending.finish([failed_ending(request, error, clock=self._clock)])
-            return False
-        return True
+        model = await api_client.resolve_model(request, settings)
+        base_url = api_client.endpoint(request, settings).base_url
+        row.destination = base_url, self._batch_api.client.api_for(request, settings), model
+        row.key = equality_key(request, base_url=base_url)
 
     # To the provider.
 
@@ -197,10 +192,11 @@ class BatchUploader:
         while rows := next(filter(None, self._ready.values()), None):
             if self._cancels_jobs:
                 left = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
-                await self._finish_parked("Not uploaded.", [row.request for row in left])
+                endings = [self._pending.parked(row.request, "Not uploaded.") for row in left]
+                await self._pending.finish(endings)
                 continue
             self._stage = "uploading"
-            part, data = await self._files.write_part(rows, self._max_rows)
+            part, data = await self._write_part(rows)
             if not part.requests or await self._upload(part, data):
                 delay = FIRST_QUEUE_WAIT_S
                 self._max_rows = min(MAX_BATCH_REQUESTS, self._max_rows * 2)
@@ -216,6 +212,44 @@ class BatchUploader:
         self._stage = ""
         await self._jobs.set_submitted(self._map_id)
 
+    async def _write_part(self, rows: deque[PendingRow]) -> tuple[BatchPart, bytes]:
+        """Take rows from the left, as many as fit; return them as a part, and its input file.
+
+        Rows that the budget refuses, or that cannot be made into a line, fail here.
+        """
+        first = rows[0]
+        base_url, _, model = first.destination
+        tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"
+        part = BatchPart(tag, {}, first.request, base_url, model)
+        data = bytearray()
+        while rows and len(part.requests) < self._max_rows:
+            request = rows[0].request
+            try:
+                await self._services.budget.reserve(
+                    request,
+                    caps=self._settings.budgets,
+                    journal=self._services.counters(self._settings),
+                    model=model,
+                    base_url=base_url,
+                    price_factor=BATCH_PRICE_FACTOR,
+                )
+                line = self._batch_api.client.request_line(request, self._settings, model=model)
+                if len(line) > MAX_BATCH_BYTES:
+                    raise TooLargeError("The row is larger than a whole batch.")
+            except NbcodexError as error:
+                rows.popleft()
+                await self._pending.finish([self._pending.failed(request, error)])
+                continue
+            # The first row always fits: longer ones are refused above.
+            if part.requests and len(data) + len(line) > MAX_BATCH_BYTES:
+                break
+            rows.popleft()
+            data += line
+            part.requests[request.id] = part.sample = request
+            if len(part.requests) % YIELD_EVERY_ROWS == 0:
+                await asyncio.sleep(0)
+        return part, bytes(data)
+
     async def _upload(self, part: BatchPart, data: bytes) -> bool:
         """Upload a part and wait for its validation; return False if the queue is full."""
         self._uploaded[part.tag] = part
@@ -228,13 +262,10 @@ class BatchUploader:
         except NbcodexError as error:
             del self._uploaded[part.tag]
             await self._jobs.withdraw_job(part.tag)
-            requests = list(part.requests.values())
-            await self._pending.finish(
-                [failed_ending(request, error, clock=self._clock) for request in requests]
-            )
+            requests = part.requests.values()
+            await self._pending.finish([self._pending.failed(each, error) for each in requests])
             return True
-        await self._jobs.set_remote_names(part.tag, remote=part.batch.id)
-        self._emit_sent(part)
+        await self._on_job(part)
         self._stage = ""
         try:
             batch = await self._batch_api.poll(part, until_validated=True)
@@ -247,7 +278,10 @@ class BatchUploader:
         self._spawn(self._wait_for_job(part))
         return True
 
-    def _emit_sent(self, part: BatchPart) -> None:
+    async def _on_job(self, part: BatchPart) -> None:
+        """Record the provider's id of a job, and report that its rows are sent."""
+        assert part.batch is not None  # noqa: S101 - it was created, or found
+        await self._jobs.set_remote_names(part.tag, remote=part.batch.id)
         pricing.start_loading(part.base_url)
         self._pending.emit(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
 
@@ -272,32 +306,40 @@ class BatchUploader:
 
     async def _resume_part(self, tag: str) -> None:
         """Continue with a part that was uploaded by another kernel, or before Stop."""
-        held = await self._jobs.claim_job(tag)
-        if held is None or not held.requests:
+        job = await self._jobs.claim_job(tag)
+        if job is None or not job.requests:
             await self._close_part(tag)
             return
-        requests = {request.id: request for request in held.requests}
-        part = self._uploaded[tag] = BatchPart(tag, requests, held.requests[0], held.base_url)
+        requests = {request.id: request for request in job.requests}
+        part = self._uploaded[tag] = BatchPart(tag, requests, job.requests[0], job.base_url)
         # Rows of the part itself get its answers; only equal rows of this map continue to wait.
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
-            self._files.check_server(part)
-            if held.remote is None:
+            self._check_server(part)
+            if job.remote is None:
                 part.batch = await self._batch_api.find(part)
             else:
-                part.batch = await self._batch_api.retrieve(held.remote, part.sample)
+                part.batch = await self._batch_api.retrieve(job.remote, part.sample)
         except NbcodexError as error:
             await self._give_up(part, error)
             return
         if part.batch is None:  # a kernel died between recording the part and creating its job
-            part.batch = jobless_batch(held.file)
+            part.batch = jobless_batch(job.file)
             await self._return_rows(part)
             await self._close_part(tag)
             return
-        await self._jobs.set_remote_names(tag, remote=part.batch.id)
-        self._emit_sent(part)
+        await self._on_job(part)
         await self._wait_for_job(part)
+
+    def _check_server(self, part: BatchPart) -> None:
+        """Raise a ConfigurationError if the settings lead to another server than the part's."""
+        here = self._services.api_client.endpoint(part.sample, self._settings).base_url
+        if here != part.base_url:
+            raise ConfigurationError(
+                f"These rows are at {part.base_url}, but the server is now {here}.",
+                advice="Restore the base URL and resume.",
+            )
 
     async def _wait_for_job(self, part: BatchPart) -> None:
         try:
@@ -307,7 +349,7 @@ class BatchUploader:
             if batch.is_queue_full:
                 await self._return_rows(part)
             else:
-                await self._files.read_part(part)
+                await self._pending.read_results(part)
         except NbcodexError as error:
             await self._give_up(part, error)
         else:
@@ -318,16 +360,13 @@ class BatchUploader:
         requests = list(part.requests.values())
         if self._cancels_jobs:
             await self._jobs.withdraw_job(part.tag)
-            await self._finish_parked(f"The batch is abandoned. {error.message}", requests)
+            why = f"The batch is abandoned. {error.message}"
+            await self._pending.finish([self._pending.parked(each, why) for each in requests])
         else:
             await self._jobs.park_rows([part.tag], [], batch=part.tag)
             for request in requests:
-                self._pending.drop(failed_ending(request, error, clock=self._clock))
+                self._pending.drop(self._pending.failed(request, error))
         await self._close_part(part.tag)
-
-    async def _finish_parked(self, why: str, requests: Sequence[Any]) -> None:
-        endings = [parked_ending(request, why, clock=self._clock) for request in requests]
-        await self._pending.finish(endings)
 
     async def _close_part(self, tag: str) -> None:
         """Mark a part as done, and insert the rows that waited for it: answered, or to upload."""
@@ -337,6 +376,22 @@ class BatchUploader:
         if rows := self._waiting.pop(tag, []):
             await self._insert(rows)
         self._start_tasks()
+
+    async def _erase_leftovers(self) -> None:
+        """Erase the files of parts whose rows have all ended: a kernel died before it could."""
+        sample = Request(prompt="?")
+        for job in await self._jobs.unerased_jobs():
+            part = BatchPart(job.tag, {}, sample, job.base_url)
+            with contextlib.suppress(NbcodexError):
+                self._check_server(part)
+                part.batch = jobless_batch(job.file)
+                if job.remote:
+                    part.batch = await self._batch_api.client.retrieve_batch(
+                        job.remote, sample, self._settings
+                    )
+                await self._batch_api.cancel(part)
+                if part.batch.ended and await self._batch_api.erase(part.batch, sample):
+                    await self._jobs.close_job(job.tag, is_gone=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"codex-{self._map_id}")
@@ -354,4 +409,4 @@ class BatchUploader:
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
         for row in list(self._pending.rows.values()):
-            self._pending.drop(failed_ending(row.request, error, clock=self._clock))
+            self._pending.drop(self._pending.failed(row.request, error))

@@ -15,8 +15,8 @@ import pytest
 import nbcodex
 from nbcodex import host
 from nbcodex.errors import CancelledError, NbcodexError, ParkedError
+from nbcodex.events import EndAction
 from nbcodex.mapping import map_runner
-from nbcodex.mapping.backends import EndAction
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request

@@ -15,7 +15,7 @@ from nbcodex import events
 from nbcodex.errors import BatchUnsupportedError, BudgetError, ModelError
 from nbcodex.journal.journal import Journal
 from nbcodex.mapping import upload
-from nbcodex.mapping.pending_rows import PendingRow
+from nbcodex.mapping.batch_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import Origin, Request
 from nbcodex.openai_api.api_client import ApiClient
@@ -338,7 +338,7 @@ async def test_part_is_bounded_in_rows_and_bytes() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(upload, "MAX_BATCH_REQUESTS", 3)
         await world.run(world.uploader(), requests(7))
-        patched.setattr("nbcodex.mapping.batch_files.MAX_BATCH_BYTES", 700)
+        patched.setattr("nbcodex.mapping.upload.MAX_BATCH_BYTES", 700)
         patched.setattr(upload, "MAX_BATCH_REQUESTS", 50)
         world.events.clear()
         made = world.transport.count("POST /v1/files")

@@ -24,9 +24,9 @@ from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
+    from nbcodex.events import EndAction
     from nbcodex.journal.codec import Entry
     from nbcodex.journal.journal import Journal
-    from nbcodex.mapping.backends import EndAction
     from nbcodex.models import Request
 
 LISTED_ENTRIES = 20
