@@ -113,7 +113,8 @@ async def aask(
     """
     settings = host.current.settings()
     request = _build(prompt, settings, RequestOptions.from_arguments(locals()))
-    return reply_or_raise(await current().follow(request, settings), request)
+    handle = current().handle(request, settings)
+    return reply_or_raise(await handle.follow_async(), request)
 
 
 def _build(prompt: str, settings: Settings, options: RequestOptions) -> Request:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from nbcodex.errors import ConfigurationError, NbcodexError
+from nbcodex.errors import NbcodexError
 from nbcodex.events import BackingOff, Ending, Event, Listener
 from nbcodex.models import (
     NOTE_POSSIBLY_PAID_TWICE,
@@ -29,7 +29,6 @@ from nbcodex.models import (
 )
 from nbcodex.requests.conversation import Conversations, JoinedRequest
 from nbcodex.requests.handle import Handle
-from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
 
@@ -250,7 +249,7 @@ class Client:
         text = "" if position is None or position.sequence is None else entry.reply.text
         notes = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
         resumption = Resumption(not_before, position=position, text=text, notes=notes)
-        return self._handle(request, settings, resumption=resumption, listener=listener)
+        return self.handle(request, settings, resumption=resumption, listener=listener)
 
     def copy_request(self, request: Request, *, origin: Origin) -> Request:
         """Return a new request that asks the same."""
@@ -261,20 +260,6 @@ class Client:
         )
 
     def handle(
-        self, request: Request, settings: Settings, *, listener: Listener | None = None
-    ) -> Handle:
-        """Return a handle of a request; nothing is started yet.
-
-        `listener` receives its events, on the loop's thread.
-        """
-        if event_loop.shared().is_current_thread:
-            raise ConfigurationError(
-                "This would wait for itself: it runs on nbcodex's own event loop.",
-                advice="Use `await nbcodex.aask(…)` there.",
-            )
-        return self._handle(request, settings, listener=listener)
-
-    def _handle(
         self,
         request: Request,
         settings: Settings,
@@ -282,6 +267,10 @@ class Client:
         resumption: Resumption | None = None,
         listener: Listener | None = None,
     ) -> Handle:
+        """Return a handle of a request; nothing is started yet.
+
+        `listener` receives its events, on the loop's thread.
+        """
         handle = Handle(
             request,
             settings,
@@ -308,10 +297,6 @@ class Client:
         for limiter in self._limiters.values():
             limiter.close()
 
-    async def follow(self, request: Request, settings: Settings) -> Ending:
-        """Ask, and wait for the ending on the caller's event loop."""
-        return await self._handle(request, settings).follow_async()
-
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
         """Return the limits that were used here, and those of the default model, by label."""
         limiter, api_client = self.limiter(settings), self.services().api_client
@@ -322,10 +307,6 @@ class Client:
             default = [api_client.bucket_id(endpoint, model, salt=await limiter.salt())]
             limiter.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
         return await limiter.limit_states(self.clock.now(), *default)
-
-    async def models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
-        """Return the names of the models that the server offers."""
-        return await self.services().api_client.list_models(settings, api_base=api_base)
 
 
 _current: Client | None = None

@@ -199,7 +199,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     """Ask the server for its models, and check the result."""
     quick = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
     try:
-        names = event_loop.shared().submit(client.models(quick)).result()
+        names = event_loop.shared().submit(client.services().api_client.list_models(quick)).result()
     except NbcodexError as error:
         yield _server_failure(error, endpoint)
     else:

@@ -217,9 +217,9 @@ class Session:
     def _output(self, handle: Handle, view: View, *, later: bool = False) -> CellOutput:
         # Buttons call these from another thread, while the cell's thread waits in `follow`.
         actions: dict[ActionName, Callable[[], None]] = {
-            "cancel": handle.cancel,
+            "cancel": partial(handle.end, "cancel"),
             "retry": handle.retry_now,
-            "park": handle.park,
+            "park": partial(handle.end, "park"),
         }
         request_view = display.choose_request_view(
             self.shell,

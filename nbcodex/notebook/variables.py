@@ -28,7 +28,7 @@ from IPython.core.error import UsageError
 from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
-from nbcodex.requests.images import is_drawable, to_image
+from nbcodex.requests.options import is_drawable, to_image
 from nbcodex.templating import Field, parse_fields
 
 if TYPE_CHECKING:

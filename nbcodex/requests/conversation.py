@@ -16,9 +16,9 @@ from nbcodex.models import Request, Turn, TurnPosition
 from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
-MAIN_THREAD = "main"  # of a cell that names no thread
+MAIN_THREAD = "main"  # of cells that name no thread
 
-# Every model is assumed to hold so many tokens: looking up its context window takes 0.2 s at first.
+# Every model is assumed to hold this many tokens: looking up a context window takes 0.2 s at first.
 SMALL_CONVERSATION_TOKENS = 16_000
 DEFAULT_CONTEXT_TOKENS = 32_000  # where the context window is unknown
 USABLE_CONTEXT_SHARE = 0.85  # because our token counts are estimates
@@ -29,18 +29,19 @@ ANSWER_TOKENS = 16_000
 
 @dataclass(frozen=True, slots=True)
 class JoinedRequest:
-    """A request with its earlier turns."""
+    """A request with its earlier turns, and its position among them."""
 
-    request: Request  # with turns, and its position among them
-    left_out: int = 0  # how many older turns did not fit
+    request: Request
+    left_out: int = 0  # older turns that did not fit
 
     @property
     def notes(self) -> list[str]:
         """What the reader of the answer should know, in a few words each."""
-        seen = len(self.request.turns)
-        notes = [_count(seen, "earlier")] if seen else []
-        if self.left_out:
-            notes.append(f"{_count(self.left_out, 'older')} left out: the context is full")
+        seen, left_out = len(self.request.turns), self.left_out
+        notes = [f"{seen} earlier turn{'s' * (seen != 1)}"] if seen else []
+        if left_out:
+            older = f"{left_out} older turn{'s' * (left_out != 1)}"
+            notes.append(f"{older} left out: the context is full")
         return notes
 
 
@@ -48,10 +49,10 @@ class JoinedRequest:
 class _ThreadState:
     """What this process knows of one thread."""
 
-    chapter: int | None = None  # The chapter that is continued; None: the latest
-    # Whether the chapter was started here: cells then never return to an earlier one
-    is_new: bool = False
-    # How many turns were repeated from the top, by cells without an id; None: no more
+    chapter: int | None = None  # the chapter that is continued; None: the latest
+    is_new: bool = False  # whether it was started here: cells then never return to an earlier one
+    # How many turns cells without an id have repeated, from the first one on; None: they have
+    # stopped repeating.
     replayed: int | None = 0
 
 
@@ -71,16 +72,8 @@ class Conversations:
     ) -> JoinedRequest:
         """Return `request` with the turns that it sees, and the position where it joins.
 
-        Parameters
-        ----------
-        request : Request
-            Its thread and origin determine the conversation; without a thread it joins none.
-        store : ConversationStore
-            The conversations of the journal.
-        settings : Settings
-            Name the model, where the request names none.
-        start_new : bool
-            Whether the conversation starts afresh with this request.
+        Its thread and origin determine the conversation; without a thread it joins none. With
+        `start_new`, the conversation starts afresh with this request.
         """
         if request.thread is None:
             return JoinedRequest(request)
@@ -88,7 +81,10 @@ class Conversations:
         position = replace(self._position(request, stored, store), begins=start_new)
         turns = store.read_turns(entries_before(stored.candidates, position))
         turns = _newest(turns, settings.max_history)
-        kept = fit_context(turns, request, model=request.model or _default_model(settings))
+        # The model is unknown where another server has to be asked for its default.
+        other_server = settings.base_url or settings.azure_endpoint or settings.client
+        default = settings.model or (None if other_server else DEFAULT_MODEL)
+        kept = _newest_that_fit(turns, request, model=request.model or default)
         origin = replace(request.origin, position=position)
         request = replace(request, turns=tuple(kept), origin=origin)
         return JoinedRequest(request, left_out=len(turns) - len(kept))
@@ -155,29 +151,23 @@ def _newest(turns: list[Turn], limit: int | None) -> list[Turn]:
     return turns if limit is None else turns[max(0, len(turns) - limit) :]
 
 
-def fit_context(turns: Sequence[Turn], request: Request, *, model: str | None) -> list[Turn]:
+def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) -> list[Turn]:
     """Return the newest of `turns` that fit the model's context beside the request."""
     own = pricing.estimate_request_tokens(replace(request, turns=()))
     sizes = list(accumulate(map(pricing.estimate_turn_tokens, reversed(turns))))
     if not sizes or own + sizes[-1] <= SMALL_CONVERSATION_TOKENS:
-        return list(turns)
+        return turns
     context = pricing.context_window(model) or DEFAULT_CONTEXT_TOKENS
     answer = request.max_output or min(ANSWER_TOKENS, context // 8)
     room = context * USABLE_CONTEXT_SHARE - answer - own
     count = sum(1 for _ in takewhile(lambda size: size <= room, sizes))
-    return list(turns[len(turns) - count :])
-
-
-def _default_model(settings: Settings) -> str | None:
-    """Return the model of a request that names none, if it is known before the server is asked."""
-    other_server = settings.base_url or settings.azure_endpoint or settings.client
-    return settings.model or (None if other_server else DEFAULT_MODEL)
+    return _newest(turns, count)
 
 
 def _replayed_turn(
     request: Request, state: _ThreadState, stored: StoredConversation, store: ConversationStore
 ) -> TurnCandidate | None:
-    """Return the turn of an earlier process with this prompt, from the top and in order.
+    """Return the next turn of an earlier process, if the request repeats its prompt.
 
     In a front end without cell ids, this distinguishes a notebook that is run again after a restart
     from one that continues.
@@ -196,7 +186,3 @@ def _replayed_turn(
             state.replayed = index + 1
             return turn
     return None
-
-
-def _count(turns: int, which: str) -> str:
-    return f"{turns} {which} turn{'s' * (turns != 1)}"

@@ -1,6 +1,6 @@
 """One request as the calling thread holds it: started, followed, ended, and read as a reply.
 
-Owns the way between a waiting thread and the event loop, events included. An interrupt may strike
+Owns the way between a waiting thread and the event loop, events included. An interrupt may occur
 at any instruction in here; wherever it does, the request ends and its last event is rendered.
 """
 
@@ -47,7 +47,7 @@ RenderEvents = Callable[[tuple[Event, ...]], None]
 
 DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
-LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may strike in a caller's event loop
+LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may be noticed in a caller's event loop
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class EventQueue:
     """
 
     def __init__(self) -> None:
-        # Its `put` and `get` are reentrant, unlike those of `Queue`: an interrupt may strike the
-        # renderer anywhere, and must not leave a lock behind.
+        # Its `put` and `get` are reentrant, unlike those of `Queue`: an interrupt may occur
+        # anywhere in the renderer, and must not leave a lock behind.
         self._batches: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
         self._gathered: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -165,7 +165,7 @@ class Handle:
             failure = NbcodexError(
                 f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `%codex doctor`."
             )
-            reply = self._empty_reply("failed")
+            reply = Reply(id=self.request.id, status="failed", attempts=0)
             self._on_event(Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply))
 
     def _on_event(self, event: Event) -> None:
@@ -184,30 +184,18 @@ class Handle:
         """End the request: ``stop``, ``cancel`` or ``park``. The first action counts."""
         self._call_runner(lambda runner: runner.end(action))
 
-    def stop(self) -> None:
-        """End the request as interrupted; the text so far is kept."""
-        self.end("stop")
-
-    def cancel(self) -> None:
-        """End the request for good."""
-        self.end("cancel")
-
-    def park(self) -> None:
-        """Keep the request for later."""
-        self.end("park")
-
     def park_at_exit(self) -> None:
         """Park the request because the process ends; threads that follow it get no more events."""
         # Rendering while the interpreter shuts down would fail.
         self._listeners = ()
-        self.park()
+        self.end("park")
 
     def retry_now(self) -> None:
         """Send the request through its wait, as a probe."""
         self._call_runner(lambda runner: runner.retry_now())
 
     def _call_runner(self, call: Callable[[RequestRunner], None]) -> None:
-        """Call the runner on the loop's thread, where it is made too; nothing if it is not yet."""
+        # On the loop's thread, where `_start` creates it: calls take effect in their order.
         event_loop.shared().call_soon(lambda: call(self._runner) if self._runner else None)
 
     def follow(
@@ -228,23 +216,26 @@ class Handle:
         tick : callable
             Returns the longest interval between two calls of `render`; None: only for events.
         """
-        # The first step of each round may be interrupted, too: it is either `start` or `stop`, and
-        # both may be repeated.
-        is_stopped, begin = False, self.start
+        self._check_thread()
+        is_stopped = False
         try:
             while True:
                 try:
                     try:
-                        begin()
+                        # This may be interrupted, too; both calls may be repeated.
+                        if is_stopped:
+                            self.end("stop")
+                        else:
+                            self.start()
                         ending = self._render_batches(render, tick, is_stopped=is_stopped)
                         break
                     except KeyboardInterrupt:
-                        is_stopped, begin = True, self.stop
+                        is_stopped = True
                 except KeyboardInterrupt:  # a second one, while the first was being handled
-                    is_stopped, begin = True, self.stop
+                    is_stopped = True
         finally:
-            if not self.ending.done():
-                self.stop()
+            if not self.done:
+                self.end("stop")
         if is_stopped and not isinstance(ending, Interrupted):
             raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
@@ -256,7 +247,10 @@ class Handle:
         while True:
             batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else tick())
             if is_stopped and not batch:
-                batch = (self._last_event(),)
+                # No ending came in time: this thread goes on without it.
+                reply = Reply(id=self.request.id, status="interrupted", attempts=0)
+                last = Interrupted(request_id=self.request.id, at=0.0, reply=reply)
+                batch = (self.ending.result() if self.done else last,)
             render(batch)
             if batch and isinstance(ending := batch[-1], Ending):
                 return ending
@@ -273,8 +267,7 @@ class Handle:
 
     def wait(self) -> Ending:
         """Wait for the ending without rendering; an interrupt ends the wait, not the request."""
-        if event_loop.shared().is_current_thread and not self.ending.done():
-            raise ConfigurationError("A reply cannot be waited for on nbcodex's own event loop.")
+        self._check_thread()
         while True:
             with contextlib.suppress(TimeoutError):
                 return self.ending.result(WAIT_SLICE_S)
@@ -286,18 +279,15 @@ class Handle:
             with _keep_waking(asyncio.get_running_loop()):
                 return await asyncio.wrap_future(self.ending)
         finally:
-            if not self.ending.done():
-                self.stop()
+            if not self.done:
+                self.end("stop")
 
-    def _last_event(self) -> Ending:
-        """Return the ending for a caller that stops waiting, even if none has come."""
-        if self.ending.done():
-            return self.ending.result()
-        reply = self._empty_reply("interrupted")
-        return Interrupted(request_id=self.request.id, at=0.0, reply=reply)
-
-    def _empty_reply(self, status: Status) -> Reply:
-        return Reply(id=self.request.id, status=status, attempts=0)
+    def _check_thread(self) -> None:
+        if event_loop.shared().is_current_thread and not self.done:
+            raise ConfigurationError(
+                "This would wait for itself: it runs on nbcodex's own event loop.",
+                advice="Use `await nbcodex.aask(…)` there.",
+            )
 
 
 # A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it,

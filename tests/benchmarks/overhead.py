@@ -213,7 +213,11 @@ def ours() -> Callable[[int], Awaitable[int]]:
     settings = Settings.read()
 
     async def ask(number: int) -> int:
-        ending = await current().follow(build_request(prompt_of(number), settings), settings)
+        ending = (
+            await current()
+            .handle(build_request(prompt_of(number), settings), settings)
+            .follow_async()
+        )
         assert isinstance(ending, Finished), ending
         return len(ending.reply.text)
 

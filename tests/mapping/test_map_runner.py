@@ -206,7 +206,7 @@ def test_batch_job_continues_after_cancel_or_park(
 def test_cancelled_row_does_not_end_its_map(simulated: SimulatedClient) -> None:
     _, result = started(simulated)
     handle = simulated.client.active_handles()[-1]
-    handle.cancel()
+    handle.end("cancel")
     replies = result.result(timeout=20)
     missing = [reply for reply in replies if not reply]
     assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]

@@ -542,11 +542,8 @@ def test_button_acts_on_its_request_or_all(
         def __init__(self, id_: str) -> None:
             self.request = Request(prompt="Hello", id=id_)
 
-        def cancel(self) -> None:
-            orders.append((self.request.id, "cancel"))
-
-        def park(self) -> None:
-            orders.append((self.request.id, "park"))
+        def end(self, action: str) -> None:
+            orders.append((self.request.id, action))
 
         def retry_now(self) -> None:
             orders.append((self.request.id, "retry"))

@@ -12,9 +12,8 @@ import pytest
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image
-from nbcodex.requests import images
-from nbcodex.requests.images import to_image
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.requests import options
+from nbcodex.requests.options import RequestOptions, build_request, to_image
 from nbcodex.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8
@@ -67,8 +66,8 @@ def test_file_is_read_without_regard_to_its_name(tmp_path: Path) -> None:
         (42, "type int is not an image"),
         (None, "type NoneType is not an image"),
         (Broken(), "cannot be drawn: no backend"),
-        (PNG + b"0" * images.MAX_IMAGE_BYTES, "larger than 20 MiB"),
-        (Image(PNG + b"0" * images.MAX_IMAGE_BYTES), "larger than 20 MiB"),
+        (PNG + b"0" * options.MAX_IMAGE_BYTES, "larger than 20 MiB"),
+        (Image(PNG + b"0" * options.MAX_IMAGE_BYTES), "larger than 20 MiB"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -111,7 +110,7 @@ def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
 
 def test_no_imaging_library_is_imported() -> None:
     code = (
-        "import sys; from nbcodex.requests.images import to_image\n"
+        "import sys; from nbcodex.requests.options import to_image\n"
         f"to_image({PNG!r})\n"
         "try: to_image(object())\nexcept Exception: pass\n"
         "print(*{'PIL', 'matplotlib', 'numpy'} & set(sys.modules))"

@@ -97,7 +97,7 @@ class RequestCommands(CommandGroup):
             except Stopped:
                 # Stop means all of them: the following cells must not find them running.
                 for other in handles[number:]:
-                    other.stop()
+                    other.end("stop")
                 raise
             except NbcodexError as error:
                 # Of several, a failed one must not keep the others' answers from being shown.

@@ -57,7 +57,11 @@ class SetupCommands(CommandGroup):
 
     def models(self, part: str = "") -> None:
         """List the server's models, all or those whose name contains PART: models [PART]."""
-        names = event_loop.shared().submit(current().models(self._settings)).result()
+        names = (
+            event_loop.shared()
+            .submit(current().services().api_client.list_models(self._settings))
+            .result()
+        )
         self._config.offered = tuple(names)
         matching = [name for name in names if part.lower() in name.lower()]
         print_line("\n".join(map(printable, matching[:MAX_LISTED_MODELS])) or _no_models(part))

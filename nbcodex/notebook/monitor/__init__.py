@@ -115,13 +115,10 @@ class Monitor:
                 runner.end(action)
         for handle in self.client.active_handles():
             if id_ in {ALL_REQUESTS, handle.request.id}:
-                match action:
-                    case "cancel":
-                        handle.cancel()
-                    case "retry":
-                        handle.retry_now()
-                    case "park":
-                        handle.park()
+                if action == "retry":
+                    handle.retry_now()
+                else:
+                    handle.end(action)
 
 
 _monitor: Monitor | None = None
