@@ -1,7 +1,7 @@
 """The options of a `%%codex` cell: parsing its first line, and what the answer's format needs.
 
-Owns the option names, their help, and their checks. An option in `_OPTIONS` that is named as a
-field of `RequestOptions` reaches the request without further code here.
+Owns the options' names, help and checks. An option in `_OPTIONS` with the name of a field of
+`RequestOptions` reaches the request without further code here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ import re
 import shlex
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, get_args
 
 from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError, did_you_mean, shorten
-from nbcodex.models import Schema
+from nbcodex.models import Api
 from nbcodex.notebook.variables import fill
 from nbcodex.openai_api import request_body
+from nbcodex.openai_api.endpoints import parse_base_url
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
 from nbcodex.requests.options import MAX_THREAD_NAME_CHARS, RequestOptions, is_thread_name
 from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 
-ValueT = TypeVar("ValueT")
-
 FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
-
-_INSERT_HINT = "`%codex insert` puts it into a cell"
+APIS = get_args(Api)
 
 # IPython needs these names itself: binding a reply to one of them would break the shell.
 _RESERVED_NAMES = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
@@ -49,6 +46,7 @@ _OTHER_PROVIDERS = {
 }
 
 _PARAMS = ("-p", "--params", "--model-parameters")
+_DOLLAR_NAME = re.compile(r"\$([^\W\d]\w*)")
 _UNQUOTED_PARAMS = re.compile(rf"(?<!\S)({'|'.join(_PARAMS)})(?:\s+|=)(?=\{{)")
 
 _EPILOG = """\
@@ -90,36 +88,33 @@ def _model(text: str) -> str:
 def _params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
+        request_body.check_params(value)
+    except ConfigurationError as error:
+        raise ArgumentTypeError(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise ArgumentTypeError(f"is not JSON ({shorten(str(error), 80)})") from None
-    if not isinstance(value, dict):
-        raise ArgumentTypeError("is not a JSON object such as '{\"temperature\": 0}'")
-    return _checked(request_body.check_params, value)
+    return value
 
 
-def _url(text: str) -> str:
-    from nbcodex.openai_api.endpoints import parse_base_url
+def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Return an argparse type that keeps the text, unless `check` raises a ConfigurationError."""
 
-    return _checked(lambda url: parse_base_url(url, "This"), text)
+    def parse(text: str) -> str:
+        try:
+            check(text)
+        except ConfigurationError as error:
+            raise ArgumentTypeError(str(error)) from None
+        return text
+
+    return parse
 
 
 def _thread(text: str) -> str:
     if not is_thread_name(text):
         raise ArgumentTypeError(f"must be a name of at most {MAX_THREAD_NAME_CHARS} characters")
     return text
-
-
-def _duration(text: str) -> str:
-    return _checked(parse_duration, text)
-
-
-def _checked(check: Callable[[ValueT], object], value: ValueT) -> ValueT:
-    """Return `value`, or raise what argparse reports in one line."""
-    try:
-        check(value)
-    except ConfigurationError as error:
-        raise ArgumentTypeError(str(error)) from None
-    return value
 
 
 def _variable(text: str) -> str:
@@ -129,83 +124,63 @@ def _variable(text: str) -> str:
     return text
 
 
-def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return names, settings
+def _option(typed: str, explanation: str, **settings: Any) -> tuple[str, str, dict[str, Any]]:
+    return typed, explanation, settings
 
 
-def _flag(*names: str, help: str) -> tuple[tuple[str, ...], dict[str, Any]]:  # noqa: A002
-    return names, {"action": "store_true", "help": help}
-
-
+# What a user types for each option, its line of help, and how argparse reads it. An option whose
+# value has no name here is a flag.
 _OPTIONS = {
     "the question": (
-        _option("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask"),
-        _option("-m", "--model", type=_model, metavar="MODEL", help="the same, as an option"),
-        _option("--system", metavar="TEXT", help="instructions that precede the prompt"),
+        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_model),
+        _option("-m --model MODEL", "the same, as an option", type=_model),
+        _option("--system TEXT", "instructions that precede the prompt"),
         _option(
-            "--image",
-            action="append",
-            default=[],
-            metavar="EXPR",
-            help="picture to send: a path or a variable",
+            "--image EXPR", "picture to send: a path or a variable", action="append", default=[]
         ),
+        _option("--map NAME", "ask once for each row of a variable: {column}, {}", type=_variable),
+        _option("--eval", "run the cell and send what it prints"),
+        _option("--raw", "leave {…} in the prompt as it is"),
+        _option("--max-output N", "maximum of output tokens", type=_token_count),
+        _option("--effort LEVEL", "reasoning effort, such as low or high"),
         _option(
-            "--map",
-            type=_variable,
-            metavar="NAME",
-            help="ask once for each row of a variable: {column}, {}",
-        ),
-        _flag("--eval", help="run the cell and send what it prints"),
-        _flag("--raw", help="leave {…} in the prompt as it is"),
-        _option("--max-output", type=_token_count, metavar="N", help="maximum of output tokens"),
-        _option("--effort", metavar="LEVEL", help="reasoning effort, such as low or high"),
-        _option(
-            *_PARAMS,
+            f"{' '.join(_PARAMS)} JSON",
+            "further parameters of the API: '{\"temperature\": 0}'",
             type=_params,
-            metavar="JSON",
-            help="further parameters of the API: '{\"temperature\": 0}'",
         ),
     ),
     "the answer": (
+        _option("-o --out NAME", "variable to assign the Reply to", type=_variable),
         _option(
-            "-o", "--out", type=_variable, metavar="NAME", help="variable to assign the Reply to"
-        ),
-        _option(
-            "-f",
-            "--format",
+            "-f --format FORMAT",
+            f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
             choices=FORMATS,
-            metavar="FORMAT",
-            help=f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
         ),
-        _option(
-            "--schema",
-            type=_variable,
-            metavar="NAME",
-            help="variable: a pydantic class or a JSON schema",
-        ),
+        _option("--schema NAME", "variable: a pydantic class or a JSON schema", type=_variable),
     ),
     "the conversation": (
-        _option(
-            "--thread", metavar="NAME", type=_thread, help="conversation to join (default: main)"
-        ),
-        _flag("--new", help="start the conversation afresh with this cell"),
-        _flag("--no-history", help="neither use nor join the conversation"),
+        _option("--thread NAME", "conversation to join (default: main)", type=_thread),
+        _option("--new", "start the conversation afresh with this cell"),
+        _option("--no-history", "neither use nor join the conversation"),
     ),
     "waiting and paying": (
-        _flag("-b", "--background", help="run other cells meanwhile"),
+        _option("-b --background", "run other cells meanwhile"),
         _option(
-            "--patience",
-            type=_duration,
-            metavar="DURATION",
-            help="longest wait for limits: 90s, 10m, 2h",
+            "--patience DURATION",
+            "longest wait for limits: 90s, 10m, 2h",
+            type=_checked(parse_duration),
         ),
-        _flag("--dry-run", help="show tokens and cost, send nothing"),
-        _flag("--reuse", help="show the answer to an equal earlier prompt, at no cost"),
-        _flag("--durable", help="let the server keep the answer until it has arrived"),
+        _option("--dry-run", "show tokens and cost, send nothing"),
+        _option("--reuse", "show the answer to an equal earlier prompt, at no cost"),
+        _option("--durable", "let the server keep the answer until it has arrived"),
     ),
     "the server": (
-        _option("--api-base", type=_url, metavar="URL", help="base URL for this request"),
-        _option("--api", choices=["auto", "responses", "chat"], help="API to use"),
+        _option(
+            "--api-base URL",
+            "base URL for this request",
+            type=_checked(lambda text: parse_base_url(text, "This")),
+        ),
+        _option(f"--api {{{','.join(APIS)}}}", "API to use", choices=APIS),
     ),
 }
 
@@ -225,8 +200,14 @@ def parser() -> argparse.ArgumentParser:
     )
     for title, options in _OPTIONS.items():
         group = cell.add_argument_group(title)
-        for names, settings in options:
-            group.add_argument(*names, **settings)
+        for typed, explanation, settings in options:
+            *names, value = typed.split()
+            if value.startswith("-"):
+                group.add_argument(*names, value, help=explanation, action="store_true")
+            elif names:
+                group.add_argument(*names, help=explanation, metavar=value, **settings)
+            else:
+                group.add_argument(value, help=explanation, **settings)
     return cell
 
 
@@ -253,14 +234,13 @@ def parse_options(line: str) -> Namespace:
         raise UsageError(
             "%%codex: --no-history cannot be combined with --new or --thread: drop one of them"
         )
-    options.model = check_provider(options.model or options.MODEL)
+    options.model = options.model or options.MODEL
+    check_provider(options.model or "")
     return options
 
 
 def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str]:
     """Fill in the fields of options that are free text, and return the notes on them.
-
-    IPython's ``$name`` works as well, where it is the whole value.
 
     Raises
     ------
@@ -269,31 +249,27 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
     """
     notes: list[str] = []
     for option in ("model", "system", "effort", "thread"):
-        if (text := getattr(chosen, option)) is None:
+        text = getattr(chosen, option)
+        if text is None:
             continue
-        for dollar in re.finditer(r"\$([^\W\d]\w*)", text):
-            if dollar[0] == text.strip():
-                text = f"{{{dollar[1]}}}"
-            elif dollar[1] in namespace:
-                raise UsageError(
-                    f"%%codex: --{option}: write {{{dollar[1]}}} instead of {dollar[0]}"
-                )
+        # IPython's `$name` works as well, where it is the whole value.
+        if whole := _DOLLAR_NAME.fullmatch(text.strip()):
+            text = f"{{{whole[1]}}}"
+        for name in _DOLLAR_NAME.findall(text):
+            if name in namespace:
+                raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
         filled = fill(text, namespace)
         if (unfilled := [*filled.missing, *filled.left_alone]) or filled.images:
-            name = unfilled[0] if unfilled else filled.filled[0]
+            name = shorten((unfilled or filled.filled)[0], 40)
             why = "is not a variable" if filled.missing else "cannot be filled in here"
             raise UsageError(
-                f"%%codex: --{option}: {{{shorten(name, 40)}}} {why}. "
-                f"Write {{{{{shorten(name, 40)}}}}} for the text itself"
+                f"%%codex: --{option}: {{{name}}} {why}. Write {{{{{name}}}}} for the text itself"
             )
         if option == "model":
             check_provider(filled.text)
-        if option == "thread":
-            _checked(_thread, filled.text)
         setattr(chosen, option, filled.text)
         notes += filled.notes
-    if chosen.params:
-        chosen.params = _checked(request_body.check_params, _fill_values(chosen.params, namespace))
+    chosen.params = _fill_values(chosen.params, namespace)
     return notes
 
 
@@ -323,43 +299,36 @@ def _quote_params(line: str) -> str:
     return line
 
 
-def check_provider(model: str | None) -> str | None:
-    """Return a model's name.
-
-    Raises
-    ------
-    UsageError
-        If a provider stands before it, as in `%%ai`.
-    """
-    provider, _, name = (model or "").partition(":")
+def check_provider(model: str) -> None:
+    """Raise a UsageError if a provider stands before a model's name, as in `%%ai`."""
+    provider, colon, name = model.partition(":")
     if name and provider in _OPENAI_PROVIDERS:
         raise UsageError(f"%%codex: write {name} without {provider}: before it")
-    if ":" in (model or "") and provider in _OPENAI_PROVIDERS | _OTHER_PROVIDERS:
+    if colon and provider in _OPENAI_PROVIDERS | _OTHER_PROVIDERS:
         raise UsageError(
             f"%%codex: {provider} is a provider, not a model. nbcodex asks OpenAI, Azure and "
             f"servers with their API: use --api-base URL -m {name or 'MODEL'}"
         )
-    return model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSpec:
-    """The format of a cell's answer, and the request options that make the answer fit it."""
-
-    format: Format  # the format in which the answer is shown
-    request: RequestOptions  # all options of the cell's request
-    notes: tuple[str, ...] = ()  # shown beside the figures
-
-
-def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:
-    """Return the output that a cell's options ask for.
+def request_options(
+    chosen: Namespace, variables: Mapping[str, Any]
+) -> tuple[RequestOptions, Format]:
+    """Return the options of a cell's request, and the format in which its answer is shown.
 
     Raises
     ------
     UsageError, ConfigurationError
         If the options contradict each other, or the schema does not exist.
     """
-    schema = _find_schema(chosen.schema, variables) if chosen.schema else None
+    schema = None
+    if chosen.schema:
+        if chosen.schema not in variables:
+            raise ConfigurationError(
+                f"--schema {chosen.schema}: there is no such variable.",
+                advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
+            )
+        schema = to_schema(variables[chosen.schema])
     named = {"md": "markdown"}.get(chosen.format, chosen.format)
     format_: Format = named or ("json" if schema else "markdown")
     if schema and format_ not in {"json", "markdown", "text"}:
@@ -378,19 +347,5 @@ def output_spec(chosen: Namespace, variables: Mapping[str, Any]) -> OutputSpec:
             raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         arguments["api"] = "responses"
         arguments["params"] = request_body.image_generation_params() | (chosen.params or {})
-    return OutputSpec(
-        format=format_,
-        # Options of equal names are passed on as they are.
-        request=RequestOptions.from_arguments(arguments),
-        # A background thread cannot insert a cell: IPython would put it below any other one.
-        notes=(_INSERT_HINT,) if format_ == "code" and chosen.background else (),
-    )
-
-
-def _find_schema(name: str, variables: Mapping[str, Any]) -> Schema | None:
-    if name not in variables:
-        raise ConfigurationError(
-            f"--schema {name}: there is no such variable.",
-            advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
-        )
-    return to_schema(variables[name])
+    # Options of equal names are passed on as they are.
+    return RequestOptions.from_arguments(arguments), format_

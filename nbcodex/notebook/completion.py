@@ -1,13 +1,21 @@
-"""Tab completion in the lines of `%%codex` and `%codex`. Never uses the network."""
+"""Tab completion in the lines of `%%codex` and `%codex`. Never uses the network.
+
+Imports what knows options, commands and entries only at the first Tab: it is loaded with the
+extension.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, data_folder
+from IPython.core.completer import SimpleCompletion, context_matcher
+
+from nbcodex.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from IPython.core.completer import CompletionContext, SimpleMatcherResult
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbcodex.notebook.config import Codex
@@ -16,74 +24,47 @@ if TYPE_CHECKING:
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 COMPLETED_ENTRIES = 50  # how many of the newest journal entries are offered
 
-_COMMANDS_WITH_ID = {"journal", "resume", "retry", "cancel", "park", "forget"}
-_COMMANDS_WITH_ALL = {"resume", "cancel", "park", "forget"}
-_COMMAND_WORDS = {
-    "demo": ("on", "calm", "off"),
-    "budget": ("off", "reset"),
-    "resume": ("--everywhere", "--at-reset"),
-}
+_MATCHER_ID = "codex"
 
 
 def install(shell: InteractiveShell, config: Codex) -> None:
     """Complete the lines of our magics in a shell."""
+
+    @context_matcher(identifier=_MATCHER_ID, priority=100)  # type: ignore[untyped-decorator]
+    def complete(context: CompletionContext) -> SimpleMatcherResult:
+        magic, *words = context.text_until_cursor.split() or [""]
+        if context.text_until_cursor[-1:].isspace():
+            words.append("")
+        names: list[str] = []
+        try:
+            if words and magic == "%%codex" and context.cursor_line == 0:
+                names = list(_cell_candidates(words, shell, config))
+            elif words and magic == "%codex":
+                names = list(_line_candidates(words, config))
+        except Exception:  # noqa: S110 - such as an invalid setting, which a cell reports
+            pass
+        word = words[-1] if words else ""
+        matching = [name for name in names if name.startswith(word)]
+        return {
+            "completions": [SimpleCompletion(text=name, type="magic") for name in matching],
+            "matched_fragment": word,
+            "suppress": bool(names),  # Jedi would complete the line as Python
+            "ordered": True,
+        }
+
     uninstall(shell)
     if (matchers := _matchers(shell)) is not None:
-        matchers.append(_Matcher(shell, config))
+        matchers.append(complete)
 
 
 def uninstall(shell: InteractiveShell) -> None:
-    """Remove the completion, even that of a class from before a reload."""
+    """Remove the completion, even that of this module before a reload."""
     if (matchers := _matchers(shell)) is not None:
-        matchers[:] = [m for m in matchers if type(m).__name__ != _Matcher.__name__]
+        matchers[:] = [m for m in matchers if getattr(m, "matcher_identifier", "") != _MATCHER_ID]
 
 
 def _matchers(shell: InteractiveShell) -> list[Any] | None:
     return getattr(getattr(shell, "Completer", None), "custom_matchers", None)
-
-
-class _Matcher:
-    """A matcher as IPython's completer calls it, in the second version of that protocol."""
-
-    matcher_api_version = 2
-    matcher_identifier = "codex"
-    matcher_priority = 100.0
-
-    def __init__(self, shell: InteractiveShell, config: Codex) -> None:
-        self._shell, self._config = shell, config
-        # IPython reads this attribute even of matchers with an identifier; instances have none.
-        self.__qualname__ = "codex"
-
-    def __call__(self, context: Any) -> dict[str, Any]:
-        from IPython.core.completer import SimpleCompletion  # IPython has imported it already
-
-        try:
-            names, word = self._candidates(context)
-        except Exception:  # an invalid setting or a missing journal is reported elsewhere
-            names, word = [], ""
-        # Other matchers are suppressed: Jedi would complete the line as Python.
-        return {
-            "completions": [
-                SimpleCompletion(text=name, type="magic") for name in names if name.startswith(word)
-            ],
-            "matched_fragment": word,
-            "suppress": bool(names),
-            "ordered": True,
-        }
-
-    def _candidates(self, context: Any) -> tuple[list[str], str]:
-        """Return the candidates at the cursor, and the word before it that they complete."""
-        before: str = context.text_until_cursor
-        magic, *words = before.split() or [""]
-        if before[-1:].isspace():
-            words.append("")
-        if not words:
-            return [], ""
-        if magic == "%%codex" and context.cursor_line == 0:
-            return list(_cell_candidates(words, self._shell, self._config)), words[-1]
-        if magic == "%codex":
-            return list(_line_candidates(words, self._shell, self._config)), words[-1]
-        return [], ""
 
 
 def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
@@ -103,7 +84,7 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
         case "effort":
             return _EFFORTS
         case "thread":
-            return sorted({e.request.thread for e in _entries(shell, config) if e.request.thread})
+            return sorted({e.request.thread for e in _entries(config) if e.request.thread})
         case "out" | "schema" | "map":
             # Of any type: checking each value could run a property of the user's object.
             return [name for name in shell.user_ns if not name.startswith("_")]
@@ -111,25 +92,27 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
             return [str(choice) for choice in before.choices or ()]
 
 
-def _line_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
-    """Return the candidates for the last word of a `%codex` line."""
+def _line_candidates(words: list[str], config: Codex) -> Iterable[str]:
+    """Yield the candidates for the last word of a `%codex` line."""
     from nbcodex.notebook import commands
 
+    command = words[0]
     if len(words) == 1:
-        return commands.all_commands()
-    word = words[0]
-    offered = list(_COMMAND_WORDS.get(word, ()))
-    if word in _COMMANDS_WITH_ID:
-        offered += [entry.id for entry in _entries(shell, config)]
-    if word in _COMMANDS_WITH_ALL:
-        offered.append("all")
-    if word == "alias" and len(words) > 2:
-        offered += _models(config)
-    if word == "dealias":
-        offered += config.aliases
-    if word == "help":
-        offered += commands.page_names()
-    return offered
+        yield from commands.COMMANDS
+    elif command in commands.COMMANDS:
+        typed, _ = commands.usage_of(command)
+        for argument in re.findall(r"[^\[\]| ]+", " ".join(typed.split()[len(words) - 1 :])):
+            match argument:
+                case "ID":
+                    yield from (entry.id for entry in _entries(config))
+                case "ALIAS":
+                    yield from config.aliases
+                case "TARGET":
+                    yield from _models(config)
+                case "TOPIC":
+                    yield from commands.page_names()
+                case _ if re.fullmatch(r"[a-z-]+", argument):
+                    yield argument
 
 
 def _models(config: Codex) -> list[str]:
@@ -138,12 +121,12 @@ def _models(config: Codex) -> list[str]:
     return list(dict.fromkeys([*config.offered, *config.aliases, *filter(None, named)]))
 
 
-def _entries(shell: InteractiveShell, config: Codex) -> list[Any]:
+def _entries(config: Codex) -> list[Any]:
     """Return the newest journal entries, without creating a journal that does not exist."""
-    from nbcodex.notebook.session import Session
+    from nbcodex.client import current
 
     settings = config.settings()
     # Opening the journal would create its file, and Tab must change nothing.
-    if settings.journal and not (data_folder(settings) / JOURNAL_FILENAME).exists():
-        return []
-    return list(Session(shell, config).journal.recent_entries(COMPLETED_ENTRIES))
+    find_journal = current().journal_on_disk if settings.journal else current().journal
+    journal = find_journal(settings)
+    return list(journal.recent_entries(COMPLETED_ENTRIES)) if journal else []

@@ -94,12 +94,12 @@ def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
     ]
     if left:
         ids = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
-        print(  # noqa: T201
+        print(
             f"{len(left)} parked or abandoned here ({ids}): `%codex resume` resumes them, "
             "`%codex journal` lists them."
         )
     elif problem := session.journal.problem:
-        print(problem)  # noqa: T201 - what is parked in the file could not be read
+        print(problem)  # what is parked in the file could not be read
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -86,21 +86,21 @@ class CodexMagics(Magics):
             prompt = variables.FilledPrompt(text)
         else:
             prompt = variables.fill(text, variables.variables(self._shell, text, scope))
-        output = cell_options.output_spec(chosen, session.names)
+        options, format_ = cell_options.request_options(chosen, session.names)
+        thread = MAIN_THREAD if chosen.thread is None else chosen.thread
         request = build_request(
             prompt.text,
             session.settings,
             replace(
-                output.request,
-                thread=None if chosen.no_history else chosen.thread or MAIN_THREAD,
+                options,
+                thread=None if chosen.no_history else thread,
                 images=[*prompt.images, *variables.images_of(chosen.image, self._shell, scope)],
             ),
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
         # Only now, so that a prompt that fails leaves the conversation as it is.
         joined = current().join(request, session.settings, start_new=chosen.new)
-        notes = [*option_notes, *prompt.notes, *joined.notes, *output.notes]
-        view = View(format=output.format, notes=notes)
+        view = View(format=format_, notes=[*option_notes, *prompt.notes, *joined.notes])
         if chosen.dry_run:
             session.dry_run(joined.request, view.notes)
             return

@@ -18,7 +18,6 @@ from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_m
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options
-from nbcodex.notebook.commands.base import print_line
 from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
@@ -53,13 +52,13 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     names = session.names
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    given = cell_options.output_spec(chosen, names).request.given()
+    given = cell_options.request_options(chosen, names)[0].given()
     given["images"] = images_of(chosen.image, session.shell, session.scope)
     request = RequestOptions(**given)
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
     if isinstance(prepared, Estimate):
-        print_line(str(prepared))
+        print(str(prepared))
     else:
         _run(session, prepared)
 
@@ -103,9 +102,9 @@ def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False
         return False
     _run(session, run)
     if unknown_rows := describe_unknown_rows(run):
-        print_line(f"{run.id}: {unknown_rows}")
+        print(f"{run.id}: {unknown_rows}")
     if not run.origin.variable:
-        print_line(f"nbcodex.map.recent[{run.id!r}].result holds the result.")
+        print(f"nbcodex.map.recent[{run.id!r}].result holds the result.")
     return True
 
 
@@ -128,7 +127,7 @@ def resume_all(
     for map_id in ids:
         if at_reset:
             command = f"`%codex resume {map_id}`"
-            print_line(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
+            print(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
             continue
         try:
             resume_one(session, map_id)
@@ -136,7 +135,7 @@ def resume_all(
             # With several, one that fails must not keep the others from being resumed.
             if only_maps and len(ids) == 1:
                 raise
-            print_line("\n".join(render(f"{map_id}: {error.title}", error.message, error.advice)))
+            print("\n".join(render(f"{map_id}: {error.title}", error.message, error.advice)))
     return len(ids)
 
 

@@ -23,12 +23,7 @@ from nbcodex.notebook.display import CellOutput
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
-from nbcodex.requests.handle import (
-    Handle,
-    PendingReply,
-    reply_or_raise,
-    run_uninterrupted,
-)
+from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise, run_uninterrupted
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 
@@ -87,9 +82,7 @@ class Session:
         """The journal that the settings name."""
         return current().journal(self.settings)
 
-    def show_answer(
-        self, handle: Handle, view: View | None = None, *, earlier_text: str = ""
-    ) -> Reply:
+    def show_answer(self, handle: Handle, view: View, *, earlier_text: str = "") -> Reply:
         """Show a request until it ends, assign its variable, and return the reply or raise.
 
         `earlier_text`, the text of an earlier attempt, is kept if this one ends without any.
@@ -100,25 +93,27 @@ class Session:
                 reply = replace(reply, text=earlier_text)
             self.assign(handle.request.origin.variable, reply)
 
-        ending = self._show(handle, self._output(handle, view or View()), on_end=assign)
+        ending = self._show(handle, self._output(handle, view), on_end=assign)
         return reply_or_raise(ending, handle.request)
 
     def insert_code(self, reply: Reply, view: View) -> None:
         """Put an answer's code into a new cell, if its format asks for that; never run it."""
-        # Only on the cell's own thread: from another one IPython inserts it below any cell.
         blocks = formats.code_of(reply) if view.format in {"code", "fix"} else []
         # Of incomplete code, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
 
-    def answer_in_background(self, handle: Handle, view: View | None = None) -> None:
+    def answer_in_background(self, handle: Handle, view: View) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""
+        if view.format == "code":
+            # From another thread than the cell's, IPython would insert a cell below any other one.
+            view = replace(view, notes=[*view.notes, "`%codex insert` puts it into a cell"])
         pending, name = PendingReply(handle), handle.request.origin.variable
         if name:
             for namespace in self._namespaces():
                 namespace[name] = pending
         self.config.last = pending
-        output = self._output(handle, view or View(), later=True)
+        output = self._output(handle, view, background=True)
         output.show()
 
         def assign(reply: Reply) -> None:
@@ -147,7 +142,7 @@ class Session:
             *loop.submit(budgets).result(),
             *notes,
         ]
-        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")  # noqa: T201
+        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return a listener that shows a map's progress below the cell."""
@@ -214,7 +209,7 @@ class Session:
         notice, current().notices = current().notices, ""
         return self.journal.problem or notice
 
-    def _output(self, handle: Handle, view: View, *, later: bool = False) -> CellOutput:
+    def _output(self, handle: Handle, view: View, *, background: bool = False) -> CellOutput:
         # Buttons call these from another thread, while the cell's thread waits in `follow`.
         actions: dict[ActionName, Callable[[], None]] = {
             "cancel": partial(handle.end, "cancel"),
@@ -228,7 +223,7 @@ class Session:
             on_action=lambda action: actions[cast("ActionName", action)](),
             buttons=tuple(actions),
             heading=view.heading,
-            background=later,
+            background=background,
         )
         return CellOutput(
             request_view,
@@ -238,7 +233,7 @@ class Session:
             notes=view.notes,
             heading=view.heading,
             started_at=current().clock.now(),
-            background=later,
+            background=background,
         )
 
 

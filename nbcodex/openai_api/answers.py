@@ -259,7 +259,20 @@ def text_value(value: object) -> str:
     """Return a string, with lone surrogates replaced: they cannot be encoded; else ""."""
     if not isinstance(value, str):
         return ""
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    whole, half = whole_characters(value)
+    return f"{whole}\ufffd" if half else whole
+
+
+def whole_characters(text: str) -> tuple[str, str]:
+    """Return a text that can be encoded, and the half of a character at its end.
+
+    Servers that stream token by token can send the two surrogates of one character in two deltas.
+    """
+    half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+    text = text.removesuffix(half)
+    if not text.isascii():
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text, half
 
 
 def name_value(value: object) -> str | None:

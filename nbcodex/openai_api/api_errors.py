@@ -47,6 +47,15 @@ _ADVICE: dict[type[NbcodexError], str] = {
     ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
     RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
+_MESSAGE_MEMBERS = (
+    "message",
+    "detail",
+    "msg",
+    "error_msg",
+    "error_message",
+    "status_msg",  # MiniMax
+    "text",
+)
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 _BAD_JSON = "The server sent something that is not valid JSON."
@@ -252,8 +261,8 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         is_page = details.lstrip("\ufeff \t\r\n")[:1] == "<"
         message = "" if is_page else _line(details, clean)
         return ErrorInfo(status=status, message=message, is_page=is_page)
-    code = _line(_first(details, "code", "error_code"), clean)[:100]
-    kind = _line(_first(details, "type", "status"), clean)[:100]
+    code = _line(_first(details, "code", "error_code", "status_code"), clean)[:100]
+    kind = _line(_first(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     limit, wait = rate_limits.limit_in_google_details(details.get("details"))
@@ -261,12 +270,12 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         status=as_status if status is None else status,
         code=code,
         kind=kind,
-        message=_line(
-            _first(details, "message", "detail", "msg", "error_msg", "error_message", "text"), clean
-        ),
+        message=_line(_first(details, *_MESSAGE_MEMBERS), clean),
         param=_line(details.get("param"), clean)[:100],
         limit=limit,
-        wait=wait,
+        # Hugging Face states in seconds when a model will be loaded.
+        wait=wait
+        or rate_limits.clamp_wait(rate_limits.parse_number(str(details.get("estimated_time")))),
         is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
     metadata = details.get("metadata")
@@ -319,13 +328,15 @@ def _error_part(payload: object) -> Mapping[str, Any] | str:
     for _ in range(3):
         if not isinstance(payload, dict):
             break
-        inner = payload.get("error") or payload.get("response")
+        inner = _first(payload, "error", "response", "base_resp")  # MiniMax: base_resp
         if isinstance(inner, list) and inner:
             inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
             return payload
         if isinstance(inner, str) and _first(payload, "message", "detail"):
             return payload  # the HTTP library's name of the status (FastAPI, Spring)
+        if isinstance(inner, str):
+            return {**payload, "message": inner}  # TGI and xAI put the code beside the text
         payload = inner
     return payload if isinstance(payload, dict | str) else {}
 
@@ -375,7 +386,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
     is_quota = any(p in lower for p in dialects.QUOTA_PHRASES) and not (wait or limit.limit)
-    if codes & dialects.QUOTA_CODES or status == 402 or (is_refusal and is_quota):
+    is_credit = (status or 400) < 500 and any(p in lower for p in dialects.CREDIT_PHRASES)
+    if codes & dialects.QUOTA_CODES or status == 402 or is_credit or (is_refusal and is_quota):
         return _quota_error(info, wall)
     # A 5xx page can talk about a context window that has nothing to do with the request.
     says_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)

@@ -20,6 +20,9 @@ QUOTA_CODES = {
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
     "organization_usage_limit_exceeded",
+    "insufficient_credits",
+    "1008",  # MiniMax: insufficient balance
+    "1113",  # GLM: no balance left
 }
 
 # What happened and what to do, for the codes of OpenAI's guide "Error codes" that are not about
@@ -42,6 +45,8 @@ QUOTA_TEXTS = {
 }
 # LiteLLM's provider budgets, and a quota behind a proxy that changes code and type.
 QUOTA_PHRASES = ("crossed budget", "exceeded budget", "exceeded your current quota")
+# Missing credit that is refused with HTTP 400 (Anthropic) or 403 (xAI).
+CREDIT_PHRASES = ("credit balance is too low", "have any credits", "insufficient balance")
 TOO_LARGE_CODES = {
     "context_length_exceeded",
     "exceed_context_size_error",  # llama.cpp
@@ -73,6 +78,12 @@ LIMIT_CODES = {
     "resource_exhausted",  # Google's `status`
     "too_many_requests",
     "toomanyrequests",
+    "1002",  # MiniMax
+    "1302",  # this and the next two are GLM's: too many requests at once, per minute, or in all
+    "1303",
+    "1305",
+    "336501",  # Baidu: requests per minute; 336502: tokens per minute
+    "336502",
     "tokens",  # OpenAI's `type` names the resource
     "requests",
 }
@@ -113,6 +124,13 @@ TOO_LARGE_PHRASES = (
     "context length exceeded",
     "context window",
     "available context size",
+    "prompt is too long",  # Anthropic
+    "maximum prompt length",  # xAI
+    "input token count",  # Gemini: "... exceeds the maximum number of tokens allowed"
+    "`inputs` must have less than",  # TGI
+    "`inputs` tokens + `max_new_tokens`",  # TGI
+    "reduce the length of the messages",  # Groq
+    "input is too long",  # Bedrock
 )
 
 # Phrases of a refusal that objects to a parameter as such: OpenAI ("Unsupported parameter"), Groq

@@ -32,7 +32,10 @@ _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
 
 # The phrases are those of OpenAI ("Please try again in 7m12s"), Azure ("Please retry after 37
 # seconds"), Groq and servers that imitate them.
-_WAIT_START = re.compile(r"(?:again|retry)\s{1,3}(?:in|after)\s{1,3}(?:about\s)?", re.IGNORECASE)
+# GitHub Models: "Please wait 12 seconds before retrying".
+_WAIT_START = re.compile(
+    r"(?:(?:again|retry)\s{1,3}(?:in|after)|please wait)\s{1,3}(?:about\s)?", re.IGNORECASE
+)
 _WAIT_PART = re.compile(
     r"(\d{1,12}(?:\.\d{1,12})?)\s{0,3}"
     r"(milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
@@ -44,13 +47,15 @@ _MODEL = re.compile(
     re.IGNORECASE,
 )
 _PER_WINDOW = re.compile(
-    r"(tokens?|requests?|calls?|models?)[ -]per[ -](?:1 )?(second|sec|minute|min|hour|day)\b",
+    r"(tokens?|requests?|calls?|models?)(?:[ -]per[ -]| / )(?:1 )?"
+    r"(second|sec|minute|min|hour|day)\b",
     re.IGNORECASE,
 )
 _ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")
 _RESOURCE = re.compile(r"\b(token|request|call)s? (?:rate )?limit", re.IGNORECASE)
 _FIGURE = re.compile(
-    r"\b(limit|used|current|requested):?\s{1,3}(\d[\d,]{0,18}(?:\.\d{1,9})?)", re.IGNORECASE
+    r"\b(limit|used|current|requested)(?:ed to|):?\s{1,3}~?(\d[\d,]{0,18}(?:\.\d{1,9})?)",
+    re.IGNORECASE,
 )
 _RESOURCES = {
     "t": "tokens",
@@ -69,6 +74,11 @@ _RESETS_AT = re.compile(r"\bresets at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE)
 # "GenerateRequestsPerDayPerProjectPerModel-FreeTier".
 _METRIC = re.compile(r"\bmetric: [\w./-]{0,200}?(request|token)", re.IGNORECASE)
 _QUOTA_ID = re.compile(r"(request|token)[a-z]{0,20}?per(second|minute|hour|day)", re.IGNORECASE)
+
+# GitHub Models: "Rate limit of 15 per 60s exceeded for UserByModelByMinute."
+_LIMIT_OF = re.compile(r"\brate limit of (\d{1,12}) per (\d{1,9})s\b", re.IGNORECASE)
+# Moonshot: "request reached organization max RPM: 3".
+_MAX_LIMIT = re.compile(r"\bmax ([RT])P([SMHD]): (\d{1,12})")
 
 _SUFFIXED_WINDOW = re.compile(r"(\d{0,6})([a-z]+)")
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")
@@ -306,7 +316,11 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
 
 
 def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float | None]] | None:
-    """Return what LiteLLM states: figures of all limits, of which one is crossed."""
+    """Return the limit that LiteLLM, GitHub Models or Moonshot state in words of their own."""
+    if found := _LIMIT_OF.search(text):
+        return "requests", float(found[2]), {"limit": float(found[1])}
+    if found := _MAX_LIMIT.search(text):
+        return _resource(found[1]), WINDOWS_S[found[2].lower()], {"limit": float(found[3])}
     if found := _LIMIT_TYPE.search(text):
         bound = _FIGURE.search(text, found.end())
         figure = _figure(bound[2]) if bound else None

@@ -93,7 +93,8 @@ class ResponsesReader(_Reader):
         kind, response = event.get("type") or name, event.get("response")
         if kind in _TEXT_DELTAS:
             self.answer.refused |= kind == _REFUSAL_DELTA
-            return text_value(event.get("delta")), ""
+            delta = event.get("delta")
+            return delta if isinstance(delta, str) else "", ""
         if kind in _REASONING_DELTAS:
             self._has_reasoning = True
             return "", text_value(event.get("delta"))
@@ -226,7 +227,9 @@ class ChatReader(_Reader):
         # DeepSeek and vLLM send `reasoning_content`, OpenRouter and Ollama `reasoning`.
         text, reasoning = _read_content(delta.get("content"))
         more, _ = _read_content(delta.get("reasoning_content") or delta.get("reasoning"))
-        return text + refusal, reasoning + more
+        # A stream joins the halves of a character that its deltas split; see `whole_characters`.
+        text = text if member == "delta" else text_value(text)
+        return text + refusal, text_value(reasoning + more)
 
 
 AnswerReader = ResponsesReader | ChatReader
@@ -276,7 +279,7 @@ def _read_content(value: object) -> tuple[str, str]:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False), ""
     if not isinstance(value, list):
-        return text_value(value), ""
+        return value if isinstance(value, str) else "", ""
     text = reasoning = ""
     for part in value:
         if not isinstance(part, dict):

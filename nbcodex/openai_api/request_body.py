@@ -370,7 +370,10 @@ def _input_items(request: Request) -> list[Body]:
     for turn in request.turns:
         items.append({"role": "user", "content": _parts(turn.prompt, turn.images, "input_")})
         items += [dict(item) for item in turn.carried]
-        items.append({"role": "assistant", "content": turn.answer})
+        # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form than
+        # that of an output item (llama.cpp #26394).
+        answer = {"type": "output_text", "text": turn.answer}
+        items.append({"type": "message", "role": "assistant", "content": [answer]})
     return [*items, {"role": "user", "content": _parts(request.prompt, request.images, "input_")}]
 
 

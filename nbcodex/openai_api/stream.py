@@ -22,6 +22,7 @@ from nbcodex.openai_api.answers import (
     TextDelta,
     is_error_object,
     json_object,
+    whole_characters,
 )
 from nbcodex.openai_api.api_errors import (
     AnswerFailedError,
@@ -178,6 +179,7 @@ class AnswerStream:
         self._texts: list[str] = []
         self._has_text = bool(resumed_text)
         self._withheld = ""  # text of a durable answer after its last position
+        self._half = ""  # of a character that two deltas share
         self._position = self._emitted_position = reader.position
         self._is_one_piece = False
         self._waited_for_chunk = False
@@ -224,6 +226,8 @@ class AnswerStream:
             rest, tagged = "" if self._has_text else self._reader.answer.text, ""
             if self._splitter:
                 rest, tagged = split_reasoning(rest) if rest else self._splitter.flush()
+            if self._half:
+                rest += "\ufffd"
             text = self._withheld + self._redactor.feed(rest) + self._redactor.flush()
             self._texts.append(text)
             reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
@@ -357,6 +361,7 @@ class AnswerStream:
                     # A failure without a reason says more than invalid JSON after it.
                     self._error = self._unexplained or error
                 break
+            text, self._half = whole_characters(self._half + text)
             if self._splitter and text:
                 text, tagged = self._splitter.feed(text)
                 reasonings.append(tagged)

@@ -36,13 +36,13 @@ OUTPUT_MEMORY_ANSWERS = 1_000
 class Cost:
     """What a request asks of the limits: estimated input, and the most output it may use."""
 
-    tokens: float
-    output: float
+    input_tokens: float
+    max_output: float
 
     @property
     def total(self) -> float:
         """Input and output."""
-        return self.tokens + self.output
+        return self.input_tokens + self.max_output
 
 
 @dataclass(slots=True)
@@ -54,9 +54,9 @@ class Permit:
     issued_at: float
     number: int  # in the order of sending
     is_probe: bool  # goes through a cooldown
-    marks: tuple[LevelMark, ...]  # of the three token projections, just after it was taken
+    token_marks: tuple[LevelMark, ...]  # of the three token projections, just after it was taken
     request_mark: LevelMark  # of the bucket of requests
-    tokens: float  # the input as charged here: the estimate times what the server counts
+    input_tokens: float  # the input as charged here: the estimate times what the server counts
     is_answered: bool = False  # let in, refused, or ended without a verdict
     is_closed: bool = False
     sent_at: float = 0.0  # when it really went; infinite until then
@@ -66,14 +66,14 @@ class Permit:
 
     def restore(self, other: Permit) -> None:
         """Undo what has become of it since it was like `other`."""
-        self.marks, self.share_id = other.marks, other.share_id
+        self.token_marks, self.share_id = other.token_marks, other.share_id
         self.is_answered, self.is_closed = other.is_answered, other.is_closed
         self.is_orphaned = other.is_orphaned
 
     def shift_marks(self, amounts: tuple[float, ...]) -> None:
         """Correct the marks: the projections held so much more when they were made."""
-        pairs = zip(self.marks, amounts, strict=True)
-        self.marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
+        pairs = zip(self.token_marks, amounts, strict=True)
+        self.token_marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
 
 
 def _zeros() -> list[float]:
@@ -137,18 +137,27 @@ class ChargePolicyEstimator:
             bucket.undo(amount, now)
 
     def observe(
-        self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_drain: bool
+        self,
+        permit: Permit,
+        remaining: float,
+        elapsed: float,
+        now: float,
+        *,
+        learns_foreign_rate: bool,
     ) -> tuple[float, ...]:
         """Correct all three by a snapshot; return the error of each."""
-        taken_at, pairs = permit.issued_at + elapsed, zip(self.buckets, permit.marks, strict=True)
+        taken_at, pairs = (
+            permit.issued_at + elapsed,
+            zip(self.buckets, permit.token_marks, strict=True),
+        )
         errors = tuple(b.error(m, remaining, elapsed=elapsed) for b, m in pairs)
         for index, (bucket, error) in enumerate(zip(self.buckets, errors, strict=True)):
             if bucket.is_known:
                 self.window_errors[index] += error
-            bucket.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
+            bucket.correct(error, now, taken_at=taken_at, learns_foreign_rate=learns_foreign_rate)
         return errors
 
-    def judge(self, at: float, *, snapshots_are_rare: bool = False) -> None:
+    def score_window(self, at: float, *, snapshots_are_rare: bool = False) -> None:
         """Score the window that ends with the snapshot of an instant, if it shows enough."""
         if self.window_start_at is None:
             self._restart_window(at)

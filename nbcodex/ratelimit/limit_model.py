@@ -6,9 +6,10 @@ Numbers only, so that processes can share it, and pure. Must not know who waits,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nbcodex.models import MINUTE, Limit, LimitReading, LimitSnapshot, Usage
+from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource, Usage
 from nbcodex.ratelimit.charge_policy import (
     CHARGE_POLICIES,
     KEPT,
@@ -16,13 +17,6 @@ from nbcodex.ratelimit.charge_policy import (
     Cost,
     OutputEstimator,
     Permit,
-)
-from nbcodex.ratelimit.refusals import (
-    RefusalFigures,
-    UndeclaredLimits,
-    figures_from_reading,
-    is_undeclared,
-    read_refusal,
 )
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
@@ -44,6 +38,154 @@ INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
 ROUND_TRIP_GROWTH = 1.01
 
 NO_REFUND = (0.0,) * len(CHARGE_POLICIES)
+
+
+# Remaining and reset are rounded: they show a rate only if this share of the limit is used.
+MIN_USED_SHARE = 0.01
+# A smaller limit is nonsense, and so is a deeper debt (in limits).
+MIN_LIMIT, MAX_DEBT_LIMITS = 1.0, 1.0
+# A refusal of this much less than what is left must come from a shorter window.
+HIDDEN_WINDOW_FACTOR = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalFigures:
+    """The figures of a refusal: the bucket at that moment, which the request was not taken from."""
+
+    resource: Resource
+    reading: LimitReading
+    requested: float  # what the server wanted to take
+    is_hidden: bool  # there was enough: a shorter window, which the figures do not show, refused
+
+
+def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> RefusalFigures | None:
+    """Return the figures from a refusal's message, else from its headers; None without any."""
+    resource = (limit and limit.resource) or "tokens"
+    reading: LimitReading | None = None
+    if snapshot is not None:
+        reading = snapshot.tokens if resource == "tokens" else snapshot.requests
+    requested = (limit and limit.requested) or 1.0
+    if limit and limit.limit and limit.limit >= MIN_LIMIT and limit.used is not None:
+        if limit.window not in (None, MINUTE):
+            return None
+        remaining = max(limit.limit - limit.used, -MAX_DEBT_LIMITS * limit.limit)
+        reading = LimitReading(limit=limit.limit, remaining=remaining)
+    if reading is None:
+        return None
+    enough = reading.remaining > HIDDEN_WINDOW_FACTOR * requested
+    return RefusalFigures(resource, reading, requested, bool(limit and limit.requested) and enough)
+
+
+def figures_from_reading(reading: LimitReading) -> tuple[float, float, float]:
+    """Return limit, rate and level that headers state."""
+    limit, remaining = max(MIN_LIMIT, reading.limit), reading.remaining
+    full_in, rate = reading.full_in, limit / MINUTE
+    # Headers state no negative level: an empty bucket that takes longer than its window to fill
+    # is in debt.
+    if remaining <= 0 and full_in and MINUTE < full_in < (1 + MAX_DEBT_LIMITS) * MINUTE:
+        return limit, rate, limit - full_in * rate
+    if full_in and limit - remaining > MIN_USED_SHARE * limit:
+        rate = min(limit, max(limit / DAY, (limit - remaining) / full_in))
+    return limit, rate, remaining
+
+
+@dataclass(slots=True)
+class UndeclaredLimit:
+    """A limit over another time than the headers': requests a day, say, beside those a minute."""
+
+    resource: Resource
+    seconds: float
+    bucket: TokenBucket = field(default_factory=TokenBucket)
+    refused_at: float = -math.inf
+    newest: int = -1  # number of the last permit that it refused
+
+    def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
+        """Learn from a refusal of the permit of that number."""
+        size, requested = limit.limit or 0.0, limit.requested or 1.0
+        self.bucket.set_limit(size, size / self.seconds, now=now, since=now)
+        self.refused_at = max(self.refused_at, now)
+        if number > self.newest:  # of several refusals at once, the last one sent shows most
+            self.newest = number
+            # Figures are rounded, but what was refused is certainly not there before `until`.
+            at_most = requested - max(0.0, until - now) * self.bucket.rate
+            left = min(size - (limit.used or 0.0), at_most)
+            self.bucket.level, self.bucket.updated_at = max(0.0, left), now
+
+    def amount_of(self, requests: int, tokens: float) -> float:
+        """Return what it counts of so many requests and tokens."""
+        return float(requests) if self.resource == "requests" else tokens
+
+
+@dataclass(slots=True)
+class UndeclaredLimits:
+    """All such limits of one model, by resource and window."""
+
+    by_name: dict[str, UndeclaredLimit] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[UndeclaredLimit]:
+        return iter(self.by_name.values())
+
+    def charge(self, tokens: float, now: float) -> None:
+        """Charge one request."""
+        for name, each in list(self.by_name.items()):
+            is_full = each.bucket.level_at(now) >= each.bucket.limit
+            if is_full and now - each.refused_at > LIMIT_TRUST_S:
+                del self.by_name[name]  # it may exist no longer
+            each.bucket.take(each.amount_of(1, tokens), now)
+
+    def refund(self, requests: int, tokens: float, now: float) -> None:
+        """Give back what was not charged after all."""
+        for each in self:
+            each.bucket.take(-each.amount_of(requests, tokens), now)
+
+    def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
+        """Learn from the refusal of the permit of that number."""
+        new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
+        name = f"{new.resource} {new.seconds:g}"
+        self.by_name.setdefault(name, new).learn(limit, number, until=until, now=now)
+
+    def drop_declared(self, resource: Resource, limit: float) -> None:
+        """Leave a limit that headers state to what they state."""
+        for name, each in list(self.by_name.items()):
+            if each.resource == resource and each.bucket.has_limit(limit):
+                del self.by_name[name]
+
+    def disprove(self, tokens: float, now: float) -> None:
+        """Correct each limit that would not have let in what the server has let in."""
+        for name, each in list(self.by_name.items()):
+            if each.amount_of(1, tokens) > each.bucket.limit:
+                del self.by_name[name]
+            elif (level := each.bucket.level_at(now)) < 0:
+                each.bucket.undo(-level, now)
+
+    def available_at(self, requests: int, tokens: float, now: float) -> float:
+        """Return the earliest instant at which all of them have so much left."""
+        instants = (e.bucket.available_at(e.amount_of(requests, tokens), now) for e in self)
+        return max(instants, default=now)
+
+
+def describe_limit(
+    resource: Resource, bucket: TokenBucket, now: float, *, requested: float | None = None
+) -> Limit:
+    """Return a bucket's figures as a refusal would state them."""
+    seconds = bucket.limit / bucket.rate
+    # A rate that headers state is rounded: a window near a usual one is that one.
+    window = next((usual for usual in (MINUTE, DAY) if 0.8 < seconds / usual < 1.25), seconds)
+    size, used = bucket.limit, bucket.limit - bucket.level_at(now)
+    return Limit(resource=resource, window=window, limit=size, used=used, requested=requested)
+
+
+def is_undeclared(limit: Limit | None, declared: TokenBucket) -> bool:
+    """Return whether a refusal speaks of another window than the one that headers state."""
+    if limit is None or limit.used is None or limit.resource is None:
+        return False
+    if limit.limit is None or limit.limit < MIN_LIMIT:
+        return False
+    seconds = limit.window or MINUTE
+    if not declared.is_known:
+        return seconds > MINUTE
+    ratio = seconds * declared.rate / declared.limit
+    return not declared.has_limit(limit.limit) or not 0.5 < ratio < 2
 
 
 @dataclass(slots=True)
@@ -78,7 +220,7 @@ class LimitModel:
     def issue_permit(self, name: str, cost: Cost, now: float, *, is_probe: bool = False) -> Permit:
         """Let a request go."""
         self._relax(now)
-        tokens = cost.tokens * self.input_ratio
+        tokens = cost.input_tokens * self.input_ratio
         self.sent += 1
         self.unanswered += 1
         if now > self.pace_middle_at + MINUTE:
@@ -88,16 +230,16 @@ class LimitModel:
             self.pace_start_level = level if has_rested else self.pace_middle_level
             self.pace_middle_at, self.pace_middle_level = now, level
         self.last_sent_at = max(self.last_sent_at, now)
-        self.output.count_started(cost.output, now)
+        self.output.count_started(cost.max_output, now)
         self.undeclared.charge(self.admission_charge(cost), now)
-        marks = self.tokens.charge(tokens, cost.output, now)
+        marks = self.tokens.charge(tokens, cost.max_output, now)
         mark = self.requests.take(1, now)
         return Permit(name, cost, now, self.sent, is_probe, marks, mark, tokens, sent_at=now)
 
     def admission_charge(self, cost: Cost) -> float:
         """Return the tokens that the server takes at admission."""
-        tokens = cost.tokens * self.input_ratio
-        return tokens if self.tokens.policy == "actual" else tokens + cost.output
+        tokens = cost.input_tokens * self.input_ratio
+        return tokens if self.tokens.policy == "actual" else tokens + cost.max_output
 
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """Learn from a request that the server has let in, and from its headers."""
@@ -119,7 +261,7 @@ class LimitModel:
         if snapshot.tokens or not self.tokens.bucket.is_known:
             self.is_headerless = False
         self.max_unanswered = None
-        self.largest_admitted = max(self.largest_admitted, permit.tokens)
+        self.largest_admitted = max(self.largest_admitted, permit.input_tokens)
         if permit.number <= self.newest_observed:
             return  # what a later one has shown includes this one
         self.newest_observed = permit.number
@@ -136,17 +278,19 @@ class LimitModel:
             return NO_REFUND
         permit.is_closed = True
         cost = permit.cost
-        self.output.drop(cost.output, permit.issued_at)
+        self.output.drop(cost.max_output, permit.issued_at)
         if usage.output_tokens is None:
             return NO_REFUND
-        used = min(float(usage.output_tokens), cost.output)
-        self.output.record(cost.output, used, now - permit.issued_at)
+        used = min(float(usage.output_tokens), cost.max_output)
+        self.output.record(cost.max_output, used, now - permit.issued_at)
         if permit.is_orphaned:
             return NO_REFUND  # nothing was taken from these projections
-        if usage.input_tokens and cost.tokens and not usage.estimated:
-            ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, usage.input_tokens / cost.tokens))
+        if usage.input_tokens and cost.input_tokens and not usage.estimated:
+            ratio = min(
+                MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, usage.input_tokens / cost.input_tokens)
+            )
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
-        refunds = self.tokens.settle(cost.output, used, now)
+        refunds = self.tokens.settle(cost.max_output, used, now)
         self.undeclared.refund(0, refunds[self.tokens.chosen], now)
         return refunds
 
@@ -158,7 +302,7 @@ class LimitModel:
         self._answer(permit)
         if not permit.is_closed:
             permit.is_closed = True
-            self.output.drop(permit.cost.output, permit.issued_at)
+            self.output.drop(permit.cost.max_output, permit.issued_at)
 
     def refuse(
         self,
@@ -180,7 +324,7 @@ class LimitModel:
         # What a later one has shown includes that this one was never charged.
         is_news = permit.number > self.newest_observed
         if is_news:
-            self.tokens.undo_charge(permit.tokens, permit.cost.output, now)
+            self.tokens.undo_charge(permit.input_tokens, permit.cost.max_output, now)
         if permit.is_probe or self._learn_undeclared(limit, permit, until, now, is_news=is_news):
             return
         figures = read_refusal(limit, snapshot)
@@ -204,8 +348,8 @@ class LimitModel:
         bucket, taken_at = self.requests, permit.issued_at + elapsed
         error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
         learns_drain = not self.is_headerless and bucket.has_limit(limit)
-        bucket.correct(error, now, taken_at=taken_at, learns_drain=learns_drain)
-        bucket.adopt(limit, rate, now=now, since=taken_at)
+        bucket.correct(error, now, taken_at=taken_at, learns_foreign_rate=learns_drain)
+        bucket.set_limit(limit, rate, now=now, since=taken_at)
 
     def _observe_tokens(
         self, permit: Permit, reading: LimitReading, elapsed: float, now: float
@@ -214,15 +358,17 @@ class LimitModel:
         self.undeclared.drop_declared("tokens", limit)
         taken_at = permit.issued_at + elapsed
         learns_drain = not self.is_headerless and self.tokens.bucket.has_limit(limit)
-        errors = self.tokens.observe(permit, remaining, elapsed, now, learns_drain=learns_drain)
+        errors = self.tokens.observe(
+            permit, remaining, elapsed, now, learns_foreign_rate=learns_drain
+        )
         self._adopt_tokens(limit, rate, now=now, since=taken_at)
-        self.tokens.judge(taken_at, snapshots_are_rare=self.is_headerless)
+        self.tokens.score_window(taken_at, snapshots_are_rare=self.is_headerless)
         return errors
 
     def _adopt_tokens(self, limit: float, rate: float, *, now: float, since: float) -> None:
         self.is_guessed = False
         for bucket in self.tokens.buckets:
-            bucket.adopt(limit, rate, now=now, since=since)
+            bucket.set_limit(limit, rate, now=now, since=since)
 
     def _seconds_to_admission(self, permit: Permit, snapshot: LimitSnapshot) -> float:
         """Return the seconds between the permit and the admission that the snapshot shows."""
@@ -282,7 +428,7 @@ class LimitModel:
             # its refill. The stated level exceeds that by what cannot be used.
             hidden_level = max(0.0, figures.requested - max(0.0, until - now) * bucket.rate)
             for each in (self.requests,) if of_requests else self.tokens.buckets:
-                each.hide(figures.reading.remaining - hidden_level, now)
+                each.set_hidden_floor(figures.reading.remaining - hidden_level, now)
         elif is_expected_limit and is_first and not self.is_headerless:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
             if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):

@@ -118,7 +118,7 @@ class Waiter:
         if self.permit is not None:
             core.release(self.permit, now)
 
-    async def queue(self, wait: Wait, on_wait: OnWait) -> None:
+    async def wait_for_capacity(self, wait: Wait, on_wait: OnWait) -> None:
         """Wait for capacity, which uses up no patience."""
         now = self.clock.now()
         known = now if self._due_at is None else self._due_at
@@ -131,7 +131,7 @@ class Waiter:
         until = wait.until if self._is_queued else min(wait.until, self._quiet_until)
         await self.clock.wait(until, unless=self.wake)
 
-    async def sit_out(self, cooldown: Cooldown, on_wait: OnWait) -> None:
+    async def wait_out_cooldown(self, cooldown: Cooldown, on_wait: OnWait) -> None:
         """Wait for a cooldown to end, or decide to probe it."""
         now = self.clock.now()
         if not self.patience.covers(cooldown.until - now):
@@ -232,9 +232,9 @@ class Limiter:
                 partial(waiter.try_acquire, wake=wake, name=name, cost=cost, now=clock.now())
             ):
                 if isinstance(wait, Cooldown):
-                    await waiter.sit_out(wait, on_wait)
+                    await waiter.wait_out_cooldown(wait, on_wait)
                 else:
-                    await waiter.queue(wait, on_wait)
+                    await waiter.wait_for_capacity(wait, on_wait)
                 waiter.wake.clear()
         except BaseException:
             # Posted, not done: a permit that the worker grants at this moment is returned as well.

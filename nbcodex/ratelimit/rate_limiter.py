@@ -60,8 +60,8 @@ class QueueEntry:
     name: str
     cost: Cost
     wake: Callable[[], None]
-    place: int
-    rank: float = 0.0
+    arrival: int
+    priority: float = 0.0
     is_waiting: bool = False
 
 
@@ -71,14 +71,14 @@ class WaitQueue:
 
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
-    longest_tokens: float = 0.0
-    newcomer_rank: float = 0.0
+    peak_tokens: float = 0.0
+    newcomer_priority: float = 0.0
     cooldown: Cooldown | None = None
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
-    is_granted: bool = False  # the server stated when the first may be sent
+    trusts_cooldown_end: bool = False  # the server stated when the first may be sent
     in_flight: int = 0
-    probes: int = 0
-    recent: deque[Permit] = field(default_factory=lambda: deque(maxlen=RECENT_PERMITS))
+    probes_in_flight: int = 0
+    recent_permits: deque[Permit] = field(default_factory=lambda: deque(maxlen=RECENT_PERMITS))
 
     def entries(self) -> Iterator[QueueEntry]:
         """Iterate over those that wait, in no order."""
@@ -91,15 +91,15 @@ class WaitQueue:
             heapq.heappop(self.heap)
         return self.heap[0][-1] if self.heap else None
 
-    def enter(self, entry: QueueEntry) -> None:
+    def push(self, entry: QueueEntry) -> None:
         """Add a request at its place."""
         if not entry.is_waiting:
             entry.is_waiting = True
             self.waiting_tokens += entry.cost.total
-            self.longest_tokens = max(self.longest_tokens, self.waiting_tokens)
-            heapq.heappush(self.heap, (entry.rank, entry.place, entry))
+            self.peak_tokens = max(self.peak_tokens, self.waiting_tokens)
+            heapq.heappush(self.heap, (entry.priority, entry.arrival, entry))
 
-    def leave(self, entry: QueueEntry) -> None:
+    def remove(self, entry: QueueEntry) -> None:
         """Mark a request as not waiting."""
         if entry.is_waiting:
             entry.is_waiting = False
@@ -114,13 +114,13 @@ class WaitQueue:
         wait is at most doubled. Large requests keep their places; a new one is put last.
         """
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
-        if self.longest_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
+        if self.peak_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
             return
-        self.longest_tokens, self.newcomer_rank = 0.0, math.inf
+        self.peak_tokens, self.newcomer_priority = 0.0, math.inf
         for *_, entry in self.heap:
             is_large = entry.cost.total > LARGE_REQUEST_LIMITS * limit
-            entry.rank = 0.0 if is_large else entry.cost.tokens
-        self.heap = sorted((e.rank, e.place, e) for e in self.entries())
+            entry.priority = 0.0 if is_large else entry.cost.input_tokens
+        self.heap = sorted((e.priority, e.arrival, e) for e in self.entries())
 
     def wake_first(self) -> None:
         """Wake the first request, which then tries to acquire again."""
@@ -157,20 +157,20 @@ class RateLimiter:
         """Take a place in the queue; `wake` is called when it is worth asking."""
         queue = self._queues[name]
         if queue.head() is None:
-            queue.newcomer_rank = queue.longest_tokens = 0.0
-        entry = QueueEntry(name, cost, wake, next(self._places), queue.newcomer_rank)
-        queue.enter(entry)
+            queue.newcomer_priority = queue.peak_tokens = 0.0
+        entry = QueueEntry(name, cost, wake, next(self._places), queue.newcomer_priority)
+        queue.push(entry)
         return entry
 
     def requeue(self, entry: QueueEntry) -> None:
         """Take the old place in the queue again."""
-        self._queues[entry.name].enter(entry)
+        self._queues[entry.name].push(entry)
 
     def dequeue(self, entry: QueueEntry) -> None:
         """Give the place up."""
         queue = self._queues[entry.name]
         was_first = queue.head() is entry
-        queue.leave(entry)
+        queue.remove(entry)
         if was_first:
             queue.wake_first()
 
@@ -194,7 +194,12 @@ class RateLimiter:
         )
         if isinstance(answer, Permit):
             self._sent(queue, entry, answer)
-        elif isinstance(answer, Cooldown) and may_probe and answer.inherited and queue.probes:
+        elif (
+            isinstance(answer, Cooldown)
+            and may_probe
+            and answer.inherited
+            and queue.probes_in_flight
+        ):
             return Wait(now + FALLBACK_RECHECK_S)
         elif queue.head() is not entry:
             queue.wake_first()
@@ -205,7 +210,7 @@ class RateLimiter:
     ) -> Permit | Wait | Cooldown:
         model, cost = shared.model, entry.cost
         if (limit := impossible_limit(model, cost, now)) is not None:
-            needed = cost.tokens * min(1.0, model.input_ratio)
+            needed = cost.input_tokens * min(1.0, model.input_ratio)
             raise TooLargeError(
                 f"The prompt has about {needed:,.0f} tokens, {needed - limit:,.0f} more than the "
                 f"{limit:,.0f} tokens per minute that the model allows.",
@@ -217,7 +222,7 @@ class RateLimiter:
                 return Wait(now + FALLBACK_RECHECK_S)
         waiting_tokens = queue.waiting_tokens
         start_at = shared.earliest_start(self._holder, cost, now, waiting_tokens=waiting_tokens)
-        if queue.is_granted or shared.inherits_grant(self._holder, cost):
+        if queue.trusts_cooldown_end or shared.inherits_grant(self._holder, cost):
             # After a cooldown the first one goes when the server said so, and not as projected.
             start_at = min(start_at, after_gap(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
@@ -242,15 +247,15 @@ class RateLimiter:
             name, lambda shared: shared.issue_permit(name, self._holder, cost, now, is_probe=True)
         )
         queue = self._queues[name]
-        queue.probes += 1
+        queue.probes_in_flight += 1
         self._sent(queue, entry, permit)
         return permit
 
     def _sent(self, queue: WaitQueue, entry: QueueEntry, permit: Permit) -> None:
-        queue.is_granted = False
-        queue.recent.append(permit)
+        queue.trusts_cooldown_end = False
+        queue.recent_permits.append(permit)
         queue.in_flight += 1
-        queue.leave(entry)
+        queue.remove(entry)
         queue.wake_first()
 
     def refuse(
@@ -273,7 +278,7 @@ class RateLimiter:
 
         cooldown = self._update(permit, operation, now)
         queue = self._queues[permit.name]
-        queue.is_granted = queue.is_granted or cooldown.until > now
+        queue.trusts_cooldown_end = queue.trusts_cooldown_end or cooldown.until > now
         queue.own_cooldown_until = max(queue.own_cooldown_until, cooldown.until)
         queue.set_cooldown(cooldown, now)
         return cooldown
@@ -295,7 +300,7 @@ class RateLimiter:
         # The server had the refund before requests came in that were on their way meanwhile, so
         # their marks have to include it.
         since = now - (round_trip if round_trip < math.inf else 0.0)
-        for other in self._queues[permit.name].recent:
+        for other in self._queues[permit.name].recent_permits:
             if other.sent_at > since and not other.is_answered:
                 other.shift_marks(refunds)
 
@@ -334,7 +339,7 @@ class RateLimiter:
         """Continue with another store. Requests in flight are counted there when they end."""
         self._store = store
 
-    def withdraw(self) -> None:
+    def release_leases(self) -> None:
         """Leave this process's part to the others, as it ends."""
         for name in self._queues:
             self._store.transaction(name, lambda shared: shared.remove_holder(self._holder))
@@ -347,15 +352,15 @@ class RateLimiter:
 
         def counted(shared: SharedModel) -> ResultT:
             permit.restore(before)  # a store may do an operation again, on other numbers
-            shared.recount(self._holder, permit, now)
+            shared.reattach(self._holder, permit, now)
             counted_before = replace(permit)
             result = operation(shared)
-            shared.update_share(self._holder, permit, before=counted_before)
+            shared.update_counts(self._holder, permit, before=counted_before)
             return result
 
         queue = self._queues[permit.name]
         result = self._store.transaction(permit.name, counted)
-        queue.probes -= permit.is_probe and permit.is_answered and not before.is_answered
+        queue.probes_in_flight -= permit.is_probe and permit.is_answered and not before.is_answered
         queue.in_flight -= permit.is_closed and not before.is_closed
         queue.wake_first()
         return result

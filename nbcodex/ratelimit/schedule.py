@@ -8,8 +8,7 @@ from operator import itemgetter
 
 from nbcodex.models import MINUTE, Limit, Resource
 from nbcodex.ratelimit.charge_policy import Cost
-from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel
-from nbcodex.ratelimit.refusals import describe_limit
+from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel, describe_limit
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
 # Between two sends: a burst that networks and the server's front end bear. But the gap must never
@@ -56,12 +55,12 @@ def earliest_start(
     if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
         start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
     if tokens.is_known:
-        margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.usable)
+        margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
         spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
         start_at = max(start_at, _tokens_available_at(model, (cost, *before), spare, now))
     if requests.is_known:
-        spare = min(model.margin * requests.limit, MAX_MARGIN * requests.usable)
+        spare = min(model.margin * requests.limit, MAX_MARGIN * requests.burst_capacity)
         if typical := model.tokens.typical_request:
             spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens / typical)
         start_at = max(start_at, requests.available_at(1 + len(before) + spare, now))
@@ -105,7 +104,7 @@ def impossible_limit(model: LimitModel, cost: Cost, now: float) -> float | None:
     bucket = model.tokens.bucket
     # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
     # ratio above 1, learned from short prompts, shows nothing of a long one.
-    at_least = cost.tokens * min(1.0, model.input_ratio)
+    at_least = cost.input_tokens * min(1.0, model.input_ratio)
     is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
     return bucket.limit if is_larger and not (model.is_guessed or is_old) else None
@@ -122,7 +121,7 @@ def _tokens_available_at(
         return available_at
     # What no bucket holds at once flows in while answers end: of what is owed beyond its usual
     # share, that much.
-    over = min(owed - MAX_OWED_SHARE * bucket.usable, need - bucket.usable)
+    over = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, need - bucket.burst_capacity)
     return available_at + max(0.0, over) / bucket.rate
 
 
@@ -132,11 +131,11 @@ def _owed(model: LimitModel, costs: Sequence[Cost], now: float) -> float:
     output, bucket = model.output, model.tokens.bucket
     requested = output.requested_in_flight
     if model.tokens.policy == "actual":
-        requested += sum(cost.output for cost in costs)
+        requested += sum(cost.max_output for cost in costs)
     elif model.is_headerless or not model.tokens.may_charge_later:
         return 0.0  # without headers, nothing would ever speak against it
-    owed, usual = output.share(now) * requested, MAX_OWED_SHARE * bucket.usable
-    if output.ended and not bucket.unusable:
+    owed, usual = output.share(now) * requested, MAX_OWED_SHARE * bucket.burst_capacity
+    if output.ended and not bucket.hidden_floor:
         # Beyond the usual share, what answers are charged must flow in by the time they end.
         usual = max(usual, owed - bucket.rate * output.remaining_seconds(now))
     return min(owed, usual)

@@ -13,22 +13,26 @@ from dataclasses import dataclass, field, replace
 
 from nbcodex.models import Limit, LimitReading
 from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicy, Cost, Permit
-from nbcodex.ratelimit.limit_model import MAX_INPUT_RATIO, MIN_INPUT_RATIO, LimitModel
-from nbcodex.ratelimit.refusals import describe_limit
+from nbcodex.ratelimit.limit_model import (
+    MAX_INPUT_RATIO,
+    MIN_INPUT_RATIO,
+    LimitModel,
+    describe_limit,
+)
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
 
 # A holder that has not come by then after its instant loses its turn,
-LATE_S = 0.3
+TURN_GRACE_S = 0.3
 # and by then its claim to what it missed. Not sooner: on a busy machine all are late now and then,
 # and the punctual ones would take their turns for good (four busy hosts: Jain index 0.655 without,
 # 0.999 with these three seconds).
-CLAIM_LOST_S = 3.0
+IDLE_AFTER_S = 3.0
 # Without a sign of life for so long, a holder counts as dead.
 LEASE_S = 5.0
 # Room that is left for holders which ask for nothing at present, in typical requests: it costs a
 # long job a moment, once, and lets short jobs of others go at once (0.1 to 0.4 s sooner).
-COURTESY_REQUESTS = 4
+IDLE_RESERVE_REQUESTS = 4
 # No instant lies further ahead, unless it is of another boot of the machine.
 MAX_AHEAD_S = 60.0
 # A history counts as much as so many answers of the model's own.
@@ -47,8 +51,8 @@ class HolderShare:
     seen_at: float = 0.0  # its last sign of life
     served: float = 0.0  # tokens granted so far, on the scale that all holders share
     due_at: float = NEVER_DUE  # when its first request may be sent
-    tokens: float = 0.0  # what that request asks for
-    output: float = 0.0
+    input_tokens: float = 0.0  # what that request asks for
+    max_output: float = 0.0
     waiting_tokens: float = 0.0  # what all its waiting requests ask for
     in_flight: int = 0
     unanswered: int = 0
@@ -56,10 +60,10 @@ class HolderShare:
     start_sum: float = 0.0
     share_id: int = field(default_factory=_new_id)  # differs from an earlier share's of the holder
 
-    def count(self, permit: Permit, *, sign: int = 1) -> None:
+    def count_in_flight(self, permit: Permit, *, sign: int = 1) -> None:
         """Add a permit to those in flight; with `sign=-1`, remove it."""
         self.in_flight += sign
-        self.requested_in_flight += sign * permit.cost.output
+        self.requested_in_flight += sign * permit.cost.max_output
         self.start_sum += sign * permit.issued_at
 
 
@@ -71,13 +75,13 @@ class SharedModel:
     holders: dict[str, HolderShare] = field(default_factory=dict)
     model_id: int = field(default_factory=_new_id)  # differs from a model's that was lost
     # The most that one of those that went had been given before: where a newcomer begins.
-    served_before: float = 0.0
+    virtual_time: float = 0.0
     # When a cooldown ends, the server lets this much in: of the holder that was refused, or of the
     # next one if that is gone by then. Without this, the next one would wait as long again.
     granted_tokens: float = 0.0
     granted_to: str = ""
 
-    def share_of(self, holder: str, now: float) -> HolderShare:
+    def renew_lease(self, holder: str, now: float) -> HolderShare:
         """Return a holder's part, which is a sign of its life; remove the parts of the dead."""
         if self.model.last_sent_at > now + MAX_AHEAD_S:
             self.model, self.holders, self.model_id = model_after_reboot(self.model), {}, _new_id()
@@ -90,7 +94,7 @@ class SharedModel:
 
     def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
         """Enter a holder's sign of life; return until when the model is closed."""
-        share = self.share_of(holder, now)
+        share = self.renew_lease(holder, now)
         if not is_waiting:  # a request that has left must keep no other holder waiting
             share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
         return self.model.closed_until
@@ -99,11 +103,13 @@ class SharedModel:
         self, holder: str, cost: Cost, now: float, *, waiting_tokens: float
     ) -> float:
         """Return when the holder's first request may go, and keep its turn until then."""
-        share = self.share_of(holder, now)
-        others = [s for n, s in self.holders.items() if n != holder and s.due_at + LATE_S >= now]
-        if share.due_at + CLAIM_LOST_S < now:
+        share = self.renew_lease(holder, now)
+        others = [
+            s for n, s in self.holders.items() if n != holder and s.due_at + TURN_GRACE_S >= now
+        ]
+        if share.due_at + IDLE_AFTER_S < now:
             # It has no claim on what it did not ask for.
-            share.served = max(share.served, self.served_before)
+            share.served = max(share.served, self.virtual_time)
         has_many = waiting_tokens > cost.total
         some_are_idle = len(self.holders) - 1 > len(others)
         share.due_at = earliest_start(
@@ -111,10 +117,14 @@ class SharedModel:
             cost,
             now,
             waiting_tokens=waiting_tokens + sum(s.waiting_tokens for s in others),
-            before=[Cost(s.tokens, s.output) for s in others if s.served < share.served],
-            spare_requests=COURTESY_REQUESTS if has_many and some_are_idle else 0,
+            before=[Cost(s.input_tokens, s.max_output) for s in others if s.served < share.served],
+            spare_requests=IDLE_RESERVE_REQUESTS if has_many and some_are_idle else 0,
         )
-        share.tokens, share.output, share.waiting_tokens = cost.tokens, cost.output, waiting_tokens
+        share.input_tokens, share.max_output, share.waiting_tokens = (
+            cost.input_tokens,
+            cost.max_output,
+            waiting_tokens,
+        )
         return share.due_at
 
     def inherits_grant(self, holder: str, cost: Cost) -> bool:
@@ -126,8 +136,8 @@ class SharedModel:
         self, name: str, holder: str, cost: Cost, now: float, *, is_probe: bool = False
     ) -> Permit:
         """Let the holder's request go."""
-        share = self.share_of(holder, now)
-        self.served_before = max(self.served_before, share.served)
+        share = self.renew_lease(holder, now)
+        self.virtual_time = max(self.virtual_time, share.served)
         share.served += cost.total
         share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total)
         if not share.waiting_tokens:
@@ -136,28 +146,28 @@ class SharedModel:
             self.granted_tokens, self.granted_to = 0.0, ""
         permit = self.model.issue_permit(name, cost, now, is_probe=is_probe)
         permit.model_id, permit.share_id = self.model_id, share.share_id
-        share.count(permit)
+        share.count_in_flight(permit)
         share.unanswered += 1
         return permit
 
-    def recount(self, holder: str, permit: Permit, now: float) -> None:
+    def reattach(self, holder: str, permit: Permit, now: float) -> None:
         """Count a permit again if it was removed because its holder seemed dead, or was lost."""
-        share = self.share_of(holder, now)
+        share = self.renew_lease(holder, now)
         if permit.share_id == share.share_id or permit.is_closed:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
-        self.model.output.count_started(permit.cost.output, permit.issued_at)
-        share.count(permit)
+        self.model.output.count_started(permit.cost.max_output, permit.issued_at)
+        share.count_in_flight(permit)
         if not permit.is_answered:
             share.unanswered += 1
             self.model.unanswered += 1
 
-    def update_share(self, holder: str, permit: Permit, *, before: Permit) -> None:
+    def update_counts(self, holder: str, permit: Permit, *, before: Permit) -> None:
         """Enter in the holder's part what has become of a permit that was like `before`."""
         if (share := self.holders.get(holder)) is not None:
             share.unanswered -= permit.is_answered and not before.is_answered
             if permit.is_closed and not before.is_closed:
-                share.count(permit, sign=-1)
+                share.count_in_flight(permit, sign=-1)
 
     def remove_holder(self, holder: str) -> None:
         """Remove a holder that ended or died, and its requests in flight."""
@@ -233,7 +243,7 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
         undeclared=tuple(describe_limit(e.resource, e.bucket, now) for e in model.undeclared),
         policy=model.tokens.policy,
         declared=tokens.is_known and not model.is_headerless,
-        burst_tokens=tokens.usable if tokens.unusable else None,
+        burst_tokens=tokens.burst_capacity if tokens.hidden_floor else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
         other_processes=len(alive - {holder}),

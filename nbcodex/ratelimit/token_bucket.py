@@ -41,8 +41,8 @@ class TokenBucket:
     # A shorter window that the server does not state fills and empties together with the stated
     # one. So their levels differ by a constant while neither is full: `unusable` is there, and
     # cannot be used (else a window of 1 s refuses 54 to 84 % of the requests).
-    unusable: float = 0.0
-    min_unusable: float = math.inf
+    hidden_floor: float = 0.0
+    lowest_hidden_floor: float = math.inf
     hidden_refusal_at: float = -math.inf  # when a refusal last showed that window
     foreign_rate: float = 0.0  # what others on the same key take in a second, on average
     observed_at: float = 0.0  # when a snapshot last accounted for that
@@ -53,9 +53,9 @@ class TokenBucket:
         return self.limit < math.inf
 
     @property
-    def usable(self) -> float:
+    def burst_capacity(self) -> float:
         """How much can be used at once when it is full."""
-        return self.limit - self.unusable
+        return self.limit - self.hidden_floor
 
     def has_limit(self, limit: float) -> bool:
         """Return whether a stated limit is the one that is known."""
@@ -70,7 +70,7 @@ class TokenBucket:
         if not self.is_known:
             return now
         # What is larger than the whole goes when the bucket is full: the server decides.
-        amount = min(amount + self.unusable, self.limit * (1 - FULL_TOLERANCE))
+        amount = min(amount + self.hidden_floor, self.limit * (1 - FULL_TOLERANCE))
         unseen = min(DRAIN_TRUST_S, max(0.0, now - self.observed_at))
         level = self.level + max(0.0, now - self.updated_at) * self.rate
         missing = amount - min(self.limit, level - self.foreign_rate * unseen)
@@ -84,10 +84,10 @@ class TokenBucket:
 
     def take(self, amount: float, now: float) -> LevelMark:
         """Take `amount` (a negative one is a refund), and mark the level after it."""
-        if self.unusable and self.level_at(now) >= self.limit * (1 - FULL_TOLERANCE):
+        if self.hidden_floor and self.level_at(now) >= self.limit * (1 - FULL_TOLERANCE):
             is_stale = now - self.hidden_refusal_at > LIMIT_TRUST_S
-            self.min_unusable = math.inf if is_stale else self.min_unusable
-            self.unusable = 0.0 if is_stale else self.min_unusable
+            self.lowest_hidden_floor = math.inf if is_stale else self.lowest_hidden_floor
+            self.hidden_floor = 0.0 if is_stale else self.lowest_hidden_floor
         self._add(-amount, now)
         return LevelMark(self.level, self.correction)
 
@@ -104,11 +104,13 @@ class TokenBucket:
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)
 
-    def correct(self, error: float, now: float, *, taken_at: float, learns_drain: bool) -> None:
+    def correct(
+        self, error: float, now: float, *, taken_at: float, learns_foreign_rate: bool
+    ) -> None:
         """Correct the level by the `error` of a snapshot taken at an instant."""
         # It shows no drain if only refusals bring snapshots, or if its limit is another than the
         # error was projected with: a limit that falls is not what others take.
-        if self.is_known and learns_drain:
+        if self.is_known and learns_foreign_rate:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
             drain = self.foreign_rate - DRAIN_LEARNING_RATE * (error - expected)
             self.foreign_rate = min(self.rate / 2, max(0.0, drain))
@@ -116,11 +118,11 @@ class TokenBucket:
         self._add(error, now)
         self.correction += error
 
-    def adopt(self, limit: float, rate: float, *, now: float, since: float) -> None:
+    def set_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
         """Take over a stated limit. If it is the first, count what has flowed in since `since`."""
         if self.is_known:
-            self.unusable *= limit / self.limit
-            self.min_unusable *= limit / self.limit
+            self.hidden_floor *= limit / self.limit
+            self.lowest_hidden_floor *= limit / self.limit
             self.level = min(limit, self.level_at(now))
             self.updated_at = max(self.updated_at, now)
         else:
@@ -128,10 +130,10 @@ class TokenBucket:
         self.limit, self.rate = limit, rate
         self.foreign_rate = min(self.foreign_rate, rate / 2)
 
-    def hide(self, unusable: float, now: float) -> None:
+    def set_hidden_floor(self, unusable: float, now: float) -> None:
         """Take note of a shorter, unstated window that keeps so much from being used."""
-        self.unusable, self.hidden_refusal_at = min(self.limit, max(0.0, unusable)), now
-        self.min_unusable = min(self.min_unusable, self.unusable)
+        self.hidden_floor, self.hidden_refusal_at = min(self.limit, max(0.0, unusable)), now
+        self.lowest_hidden_floor = min(self.lowest_hidden_floor, self.hidden_floor)
 
     def _add(self, amount: float, now: float) -> None:
         self.level = min(self.limit, self.level_at(now) + amount)

@@ -135,7 +135,7 @@ class SharedLimiter(Limiter):
             self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_crowded else 0.0
         if self._store is not None:
             with contextlib.suppress(StoreError):
-                self._core.withdraw()
+                self._core.release_leases()
             with contextlib.suppress(Exception):
                 self._store.close()
 
@@ -228,8 +228,7 @@ def open_store(
 
     if not redis_url:
         return open_in(folder)
-    from nbcodex.ratelimit.stores.fallback import FallbackStore
-    from nbcodex.ratelimit.stores.redis import RedisStore
+    from nbcodex.ratelimit.stores.redis import FallbackStore, RedisStore
 
     try:
         shared = RedisStore(redis_url)

@@ -1,9 +1,8 @@
 """A rate-limited look-alike of OpenAI's API for the demo, the tests and the benchmarks.
 
-The core (`Simulator`) has no sockets and reads time only from its clock. Two thin adapters give
-access to it: an `httpx2` transport (`nbcodex.simulator.transport`) and an HTTP server
-(`nbcodex.simulator.server`, ``python -m nbcodex.simulator``). `Knobs` are its settings, `Fault`
-the failures it can produce. A prompt can contain directives (``[[tokens=800]]``,
+The core (`Simulator`) has no sockets and reads time only from its clock; an HTTP server
+(`nbcodex.simulator.server`, ``python -m nbcodex.simulator``) gives access to it. `Knobs` are its
+settings, `Fault` the failures it can produce. A prompt can contain directives (``[[tokens=800]]``,
 ``[[echo: text]]``, ``[[fault=stalled]]``, see `generated_answers`), and ``/_simulator/script``,
 ``/log`` and ``/knobs`` control a server over HTTP (see `service.handle_control`).
 """

@@ -110,7 +110,7 @@ def check_stream(request: ParsedRequest, knobs: Knobs) -> None:
     ErrorResponse
         400 with OpenAI's text for unverified organizations.
     """
-    if request.stream and not knobs.streams:
+    if request.stream and not knobs.allow_streaming:
         raise ErrorResponse(400, UNVERIFIED, code="unsupported_value", param="stream")
 
 

@@ -25,12 +25,12 @@ class Bucket:
     window: float
     level: float
     at: float
-    stranger: float = 0.0  # share of the refill that another client uses up
+    used_by_others: float = 0.0  # share of the refill that another client uses up
 
     def level_at(self, now: float) -> float:
         """Return the level at `now`, and store it."""
         if now > self.at:
-            rate = self.limit / self.window * (1 - self.stranger)
+            rate = self.limit / self.window * (1 - self.used_by_others)
             self.level = min(self.limit, self.level + (now - self.at) * rate)
             self.at = now
         return self.level
@@ -94,8 +94,8 @@ class Account:
 
     def set_limits(self, knobs: Knobs, now: float) -> None:
         """Set the limits of `knobs`: new buckets are full, existing ones keep the used amount."""
-        _adopt(self.tokens, _sizes(knobs.tpm, knobs.tpd, knobs.burst), knobs, now)
-        _adopt(self.requests, _sizes(knobs.rpm, knobs.rpd, knobs.burst), knobs, now)
+        _adopt(self.tokens, _sizes(knobs.tpm, knobs.tpd, knobs.hidden_window), knobs, now)
+        _adopt(self.requests, _sizes(knobs.rpm, knobs.rpd, knobs.hidden_window), knobs, now)
 
     def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
         """Charge a request and `cost` tokens, or return the refusal.
@@ -158,7 +158,7 @@ def _adopt(
     for window, size in sizes.items():
         bucket = buckets.setdefault(window, Bucket(size, window, size, now))
         bucket.resize(size, now)
-        bucket.stranger = knobs.stranger
+        bucket.used_by_others = knobs.used_by_others
 
 
 def _check(

@@ -71,7 +71,7 @@ class ChatFormat:
         }
 
     def _finish(self) -> str:
-        return "length" if self._source.plan.cut else "stop"
+        return "length" if self._source.plan.truncated else "stop"
 
     def _usage(self) -> dict[str, Any]:
         plan = self._source.plan

@@ -283,7 +283,7 @@ class BackgroundResponse:
                 self.pieces.append(piece)
                 self._notify()
         plan = self.generation.answer.plan
-        finished = "incomplete" if plan.cut else "completed"
+        finished = "incomplete" if plan.truncated else "completed"
         self.status = finished if self.generation.record.finished else "failed"
         self._notify()
 

@@ -73,7 +73,7 @@ class AnswerPlan:
     max_output: int
     reasoning: int  # reasoning tokens before the first text token
     tokens: tuple[str, ...]  # the text, token by token
-    cut: bool  # whether `max_output` truncates it
+    truncated: bool  # whether `max_output` truncates it
     latency: float  # seconds from admission to the first token
     fault: Fault | None  # the fault that the prompt requests
 
@@ -98,7 +98,7 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
         max_output=knobs.assumed_output if request.max_output is None else request.max_output,
         reasoning=min(reasoning, room),
         tokens=tokens[: max(0, room - reasoning)],
-        cut=reasoning + len(tokens) > room,
+        truncated=reasoning + len(tokens) > room,
         latency=latency(request.text, knobs),
         fault=_requested_fault(request.prompt),
     )
@@ -106,15 +106,15 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
 
 def count_tokens(text: str, knobs: Knobs) -> int:
     """Return the number of tokens that the server counts for `text`."""
-    return max(1, round(len(text) / 4 * knobs.bias))
+    return max(1, round(len(text) / 4 * knobs.token_bias))
 
 
 def latency(text: str, knobs: Knobs) -> float:
     """Return the seconds from admission to the first token for an input of `text`."""
-    if not knobs.sigma:
+    if not knobs.latency_sigma:
         return knobs.latency
     chance = random.Random(f"{knobs.seed}:{text}")  # noqa: S311 - chance, not secrecy
-    return knobs.latency * chance.lognormvariate(0, knobs.sigma)
+    return knobs.latency * chance.lognormvariate(0, knobs.latency_sigma)
 
 
 def tokenize(text: str) -> tuple[str, ...]:

@@ -24,20 +24,20 @@ class Knobs:
     # end, which may leave the bucket in debt.
     policy: Policy = "kept"
     # Length in seconds of a second, shorter window that no header shows; 0 for none.
-    burst: float = 0.0
-    stranger: float = 0.0  # share of the refill that another client of the same key uses up
-    bias: float = 1.0  # tokens counted per four characters
+    hidden_window: float = 0.0
+    used_by_others: float = 0.0  # share of the refill that another client of the same key uses up
+    token_bias: float = 1.0  # tokens counted per four characters
     assumed_output: int = 1_000  # value used for `max_output` if the request does not set it
     # failures, breaks: probability of a 500, and of a rate-limit error in mid-stream.
     failures: float = 0.0
-    breaks: float = 0.0
+    stream_failures: float = 0.0
     headers: bool = True  # whether answers carry ``x-ratelimit-*``
     # Headers of a 429 that state the wait; the message always states it.
     retry_after: RetryAfter = "both"
     # latency, sigma: median of the seconds from admission to the first token, and the spread of
     # its logarithm. The same prompt always has the same latency.
     latency: float = 0.5
-    sigma: float = 0.0
+    latency_sigma: float = 0.0
     speed: float = 60.0  # output tokens per second
     chunk: int = 1  # tokens in one delta
     # Models that ``/models`` lists; others get a 404. Empty: any name is accepted.
@@ -46,7 +46,7 @@ class Knobs:
     keys: tuple[str, ...] = ()  # accepted keys; empty: any
     require_key: bool = True  # whether a request without a key gets a 401
     # Whether the organization may stream; otherwise ``stream=true`` gets a 400.
-    streams: bool = True
+    allow_streaming: bool = True
     context: int = 400_000  # context window: largest sum of input and output tokens
     batch_seconds: float = 5.0  # duration of a batch; a batch of more than a day expires
     batch_queue: int | None = None  # largest number of requests waiting in batches, per key

@@ -91,9 +91,11 @@ class ResponsesFormat:
         if self._source.request.wants_image:
             output.append(self._image_item("completed"))
         if plan.tokens:
-            output.append(self._message_item("incomplete" if plan.cut else "completed", plan.text))
-        done = self._response_object("incomplete" if plan.cut else "completed")
-        reason = {"reason": "max_output_tokens"} if plan.cut else None
+            output.append(
+                self._message_item("incomplete" if plan.truncated else "completed", plan.text)
+            )
+        done = self._response_object("incomplete" if plan.truncated else "completed")
+        reason = {"reason": "max_output_tokens"} if plan.truncated else None
         return done | {"output": output, "usage": self._usage(), "incomplete_details": reason}
 
     def unfinished_object(self, status: str) -> dict[str, Any]:
@@ -168,7 +170,7 @@ class ResponsesFormat:
         yield self._stream_event(
             "end", "response.content_part.done", **place, part=_part(plan.text)
         )
-        done = self._message_item("incomplete" if plan.cut else "completed", plan.text)
+        done = self._message_item("incomplete" if plan.truncated else "completed", plan.text)
         yield self._stream_event("end", "response.output_item.done", output_index=index, item=done)
 
     def _stream_event(self, role: Role, type: str, **fields: Any) -> StreamEvent:  # noqa: A002 - the wire's word

@@ -97,7 +97,7 @@ class Simulator:
         self._chance = random.Random(self.knobs.seed)  # noqa: S311 - chance, not secrecy
         # Ids contain a random part: an id from an earlier server must be unknown to the next one.
         self._life = secrets.token_hex(8)
-        self.library = BatchService(
+        self.batches = BatchService(
             knobs=lambda: self.knobs,
             clock=self.clock,
             answering=self._answer_batch_line,
@@ -220,7 +220,7 @@ class Simulator:
         """Return a fault with the configured probabilities."""
         if self.knobs.failures and self._chance.random() < self.knobs.failures:
             return Fault("http")
-        if self.knobs.breaks and self._chance.random() < self.knobs.breaks:
+        if self.knobs.stream_failures and self._chance.random() < self.knobs.stream_failures:
             return Fault("error_event", after=self._chance.randrange(1, 20))
         return None
 
@@ -329,7 +329,7 @@ class Simulator:
     ) -> HttpResponse:
         """Serve the Files and Batch APIs."""
         self._identify_key(call, route, record)
-        result = self.library.serve(call, route, record.key)
+        result = self.batches.serve(call, route, record.key)
         if isinstance(result, bytes):
             return HttpResponse(
                 200, self._common(record) | BINARY_HEADERS, ResponseBody(single_chunk(result))

@@ -32,7 +32,7 @@ _correct = TokenBucket.correct
 
 
 def _correct_without_drain(bucket: TokenBucket, *args: Any, **options: Any) -> None:
-    _correct(bucket, *args, **options | {"learns_drain": False})
+    _correct(bucket, *args, **options | {"learns_foreign_rate": False})
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -41,13 +41,13 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "three charge policies": (
-        (ChargePolicyEstimator, "judge", _nothing),
+        (ChargePolicyEstimator, "score_window", _nothing),
         (ChargePolicyEstimator, "choose_optimistic", _nothing),
     ),
-    "hidden window": ((TokenBucket, "hide", _nothing),),
+    "hidden window": ((TokenBucket, "set_hidden_floor", _nothing),),
     "drain by others": ((TokenBucket, "correct", _correct_without_drain),),
     "end of a job by size": ((WaitQueue, "reorder_end", _nothing),),
-    "courtesy between kernels": ((sharing, "COURTESY_REQUESTS", 0),),
+    "courtesy between kernels": ((sharing, "IDLE_RESERVE_REQUESTS", 0),),
     "inherited grant": ((SharedModel, "inherits_grant", lambda *_: False),),
     "history": ((pacing, "begin_with", _nothing),),
 }
@@ -91,7 +91,7 @@ def light(count: int, seed: int, policy: Any) -> tuple[float, float]:
 def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
     """Return how much of the limit three kernels use after a fourth has died, and the 429s."""
     prompts, store = workload(count, seed), MemoryStore()
-    world = World(Heap(), replace(TOKENS, policy=policy, stranger=0.3), seed)
+    world = World(Heap(), replace(TOKENS, policy=policy, used_by_others=0.3), seed)
     clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
     for client in clients:
         client.start()
@@ -107,9 +107,9 @@ def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
 
 SCENES: dict[str, Callable[[int, int, Any], tuple[float, float]]] = {
     "plain": alone,
-    "stranger": lambda *a: alone(*a, stranger=0.3),
+    "stranger": lambda *a: alone(*a, used_by_others=0.3),
     "no headers": lambda *a: alone(*a, headers=False),
-    "1 s window": lambda *a: alone(*a, burst=1.0),
+    "1 s window": lambda *a: alone(*a, hidden_window=1.0),
     "second job": lambda *a: alone(*a, prior=True),
     "light beside heavy, ms": light,
     "one of four killed": killed,

@@ -162,7 +162,7 @@ def killed(policy: str, count: int) -> None:
 
 def served(policy: str) -> Any:
     """Return a simulator with the limit."""
-    return simulated(tpm=LIMIT, rpm=20_000, policy=policy, sigma=0.4, chunk=1000)
+    return simulated(tpm=LIMIT, rpm=20_000, policy=policy, latency_sigma=0.4, chunk=1000)
 
 
 def asked(server: Simulated) -> list[Any]:

@@ -22,9 +22,9 @@ from nbcodex import client
 from nbcodex.client import Client
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.benchmarks.table import table
 from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 
 WARM = 100
 """Rows before the count begins."""

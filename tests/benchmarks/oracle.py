@@ -34,16 +34,16 @@ class Oracle:
         now = heap.now
         while self.next < len(self.prompts):
             prompt = self.prompts[self.next]
-            tokens = round(prompt.tokens * knobs.bias)
+            tokens = round(prompt.tokens * knobs.token_bias)
             need = tokens + (0 if knobs.policy == "actual" else prompt.max_output)
             spare = (self.under_way + 1) * self.mean if knobs.policy == "actual" else 0.0
             wait = 0.0
             for bucket in self.world.account.tokens.values():
                 asked = min(need + spare, bucket.limit)
-                rate = bucket.limit / bucket.window * (1 - bucket.stranger)
+                rate = bucket.limit / bucket.window * (1 - bucket.used_by_others)
                 wait = max(wait, (asked - bucket.level_at(now)) / rate)
             for bucket in self.world.account.requests.values():
-                rate = bucket.limit / bucket.window * (1 - bucket.stranger)
+                rate = bucket.limit / bucket.window * (1 - bucket.used_by_others)
                 wait = max(wait, (1 - bucket.level_at(now)) / rate)
             if wait > 1e-7:
                 self.due = now + wait + 1e-7

@@ -158,18 +158,18 @@ def cases() -> dict[str, Case]:
         for case in (
             Case(policy, base),
             Case(f"{policy}/prior", base, prior=True),
-            Case(f"{policy}/bias", r(base, bias=1.15)),
-            Case(f"{policy}/bias-", r(base, bias=0.85)),
+            Case(f"{policy}/bias", r(base, token_bias=1.15)),
+            Case(f"{policy}/bias-", r(base, token_bias=0.85)),
             Case(f"{policy}/5xx", r(base, failures=0.01)),
-            Case(f"{policy}/breaks", r(base, breaks=0.01)),
+            Case(f"{policy}/breaks", r(base, stream_failures=0.01)),
             Case(f"{policy}/halved", base, steps=halved),
             Case(f"{policy}/giants", base, giants=0.05),
             Case(f"{policy}/requests", r(base, rpm=500)),
             Case(f"{policy}/blind", r(base, headers=False)),
             Case(f"{policy}/mute", r(base, headers=False), mute=True),
-            Case(f"{policy}/stranger", r(base, stranger=0.3)),
-            Case(f"{policy}/burst1", r(base, burst=1.0)),
-            Case(f"{policy}/burst10", r(base, burst=10.0)),
+            Case(f"{policy}/stranger", r(base, used_by_others=0.3)),
+            Case(f"{policy}/burst1", r(base, hidden_window=1.0)),
+            Case(f"{policy}/burst10", r(base, hidden_window=10.0)),
             Case(f"{policy}/slow", r(base, speed=50)),
             Case(f"{policy}/undated", base, processing=False),
             Case(f"{policy}/late", base, late=True),
@@ -226,14 +226,14 @@ def measure(case: Case, count: int, seed: int) -> dict[str, float]:
     prompts = workload(count, seed, giants=case.giants)
 
     # The oracle meets no faults: a client that does pays for them.
-    smooth = replace(case, knobs=replace(case.knobs, failures=0.0, breaks=0.0))
+    smooth = replace(case, knobs=replace(case.knobs, failures=0.0, stream_failures=0.0))
     oracle = run(smooth, prompts, seed, lambda w: Oracle(w, prompts))
     ours = run(case, prompts, seed, lambda w: Client(w, beginning(case, seed), prompts, seed))
     tally = ours.tally
     assert len(tally.finished) == count, f"{count - len(tally.finished)} lost"
     span = max(tally.finished.values()) - START
     best = max(oracle.tally.finished.values()) - START
-    charged = sum(p.charge(case.knobs.policy, case.knobs.bias) for p in prompts)
+    charged = sum(p.charge(case.knobs.policy, case.knobs.token_bias) for p in prompts)
     rate = case.knobs.tpm / MINUTE
     plain = (charged - case.knobs.tpm) / rate
     plain += statistics.fmean(p.takes(case.knobs.speed) for p in prompts)
@@ -244,7 +244,9 @@ def measure(case: Case, count: int, seed: int) -> dict[str, float]:
         "strict": bound(prompts, case.knobs) / span,
         "tokens": (charged - case.knobs.tpm) / rate / (tally.last_admission - START),
         "429%": 100 * tally.refused / tally.requests,
-        "twice": sum(n > 1 for n in tally.admitted.values()) if not case.knobs.breaks else 0,
+        "twice": sum(n > 1 for n in tally.admitted.values())
+        if not case.knobs.stream_failures
+        else 0,
         "failed": count - len(tally.finished),
         "lowest%": 100 * tally.lowest / case.knobs.tpm,
         "o.lowest%": 100 * oracle.tally.lowest / case.knobs.tpm,

@@ -27,11 +27,11 @@ from nbcodex.settings import Secret, Settings
 from nbcodex.simulator.generated_answers import latency
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.service import Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.prompts import KNOBS, MODEL, text_of, written
 from tests.benchmarks.world import START, Heap, Prompt, World
 from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 

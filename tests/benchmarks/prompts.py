@@ -8,7 +8,7 @@ from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.world import Prompt, workload
 
 MODEL = "gpt-5.6-sol"
-KNOBS = Knobs(tpm=600_000, rpm=20_000, sigma=0.4, chunk=10_000)
+KNOBS = Knobs(tpm=600_000, rpm=20_000, latency_sigma=0.4, chunk=10_000)
 SHORTEST = 8
 """Tokens of the shortest prompt that can say what it wants."""
 

@@ -65,7 +65,7 @@ def stage(**knobs: Any) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory() as folder, network(HOSTS) as net:
         login = ("--requirepass", PASSWORD)
         with redis_server(Path(folder), *login, host=net.address) as redis:
-            core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, sigma=0.4, chunk=1000, **knobs))
+            core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, latency_sigma=0.4, chunk=1000, **knobs))
             with SimulatorServer(core, host=net.address) as url:
                 yield Stage(net, redis, core, url)
 

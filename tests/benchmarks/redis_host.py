@@ -20,8 +20,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.sharing import SharedModel
 from nbcodex.ratelimit.stores import MemoryStore, Store
-from nbcodex.ratelimit.stores.fallback import FallbackStore
-from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.stores.redis import FallbackStore, RedisStore
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
 from tests.benchmarks.pacing_wire import Crowd

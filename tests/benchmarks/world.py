@@ -126,7 +126,7 @@ class World:
     def _arrive(self, prompt: Prompt, client: Any) -> None:
         now, tally = self.heap.now, self.tally
         tally.requests += 1
-        tokens = round(prompt.tokens * self.knobs.bias)
+        tokens = round(prompt.tokens * self.knobs.token_bias)
         charge = admission_charge(tokens, prompt.max_output, self.knobs)
         if self._chance.random() < self.knobs.failures:
             self.account.count(now)
@@ -146,7 +146,7 @@ class World:
         end = now + prompt.takes(self.knobs.speed)
         worked = prompt.takes(self.knobs.speed) if self.late else prompt.latency
         self.heap.at(now + worked + self.delay(), client.first, snapshot(worked))
-        if self._chance.random() < self.knobs.breaks:
+        if self._chance.random() < self.knobs.stream_failures:
             self.heap.at(first, self._settle, charge, prompt.output // 2)
             self.heap.at(first + self.delay(), client.broken)
             return
@@ -206,11 +206,13 @@ def bound(prompts: Iterable[Prompt], knobs: Knobs) -> float:
     assert knobs.tpm
     rate, best = knobs.tpm / MINUTE, 0.0
     taken = count = 0.0
-    total = sum(p.charge(knobs.policy, knobs.bias) for p in prompts)
+    total = sum(p.charge(knobs.policy, knobs.token_bias) for p in prompts)
     for prompt in prompts:
         takes = prompt.takes(knobs.speed)
-        early = round(prompt.tokens * knobs.bias)
-        taken += early if knobs.policy == "actual" else prompt.charge(knobs.policy, knobs.bias)
+        early = round(prompt.tokens * knobs.token_bias)
+        taken += (
+            early if knobs.policy == "actual" else prompt.charge(knobs.policy, knobs.token_bias)
+        )
         count += 1
         best = max(best, takes, takes + (taken - knobs.tpm) / rate)
         if knobs.rpm:

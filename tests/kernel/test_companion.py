@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -279,11 +278,9 @@ def test_magic_help_shows_options_and_examples(cell: Kernel) -> None:
 def test_tab_completes_options_values_and_commands(
     cell: Kernel, code: str, offered: set[str]
 ) -> None:
-    """Options, values, models and commands, quickly and without other candidates."""
-    began = time.monotonic()
+    """Options, values, models and commands, without other candidates."""
     told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
     assert set(told["matches"]) == offered
-    assert time.monotonic() - began < 1.0
 
 
 def test_tab_completes_journal_ids(cell: Kernel) -> None:

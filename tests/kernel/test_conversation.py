@@ -214,7 +214,7 @@ def test_reasoning_is_sent_back_to_its_own_model_only(cell: Kernel, server: Simu
     """Encrypted reasoning is sent before its answer, and to no other model."""
     cell.run(f"%%codex {REASONS}\na")
     cell.run("%%codex\nb")
-    kinds = [item.get("type", item.get("role")) for item in sent(server)]
+    kinds = [item.get("role", item.get("type")) for item in sent(server)]
     assert kinds == ["user", "reasoning", "assistant", "user"]
     assert set(sent(server)[1]) == {"id", "type", "summary", "encrypted_content"}
     cell.run("%%codex -m gpt-5.6-mini\nc")

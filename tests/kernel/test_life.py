@@ -43,12 +43,14 @@ def test_reload_ext_leaves_working_magics(cell: Kernel) -> None:
 def test_autoreload_of_changed_modules_works(cell: Kernel) -> None:
     """`%autoreload 2` with changed modules does not break a later cell."""
     cell.run("%load_ext autoreload\n%autoreload 2")
-    cell.run(
+    touched = cell.run(
         "import importlib.util, os, time, pathlib\n"
-        "for name in ('client', 'loop', 'records', 'events', 'errors', 'notebook.magics'):\n"
+        "for name in ('client', 'runtime.event_loop', 'models', 'events', 'errors', "
+        "'notebook.magics'):\n"
         "    path = importlib.util.find_spec('nbcodex.' + name).origin\n"
         "    os.utime(path, (time.time() + 5, time.time() + 5))"
     )
+    assert touched.status == "ok", touched.traceback
     for _ in range(2):
         ran = cell.run("%%codex -o reply\n[[echo: reloaded]]")
         assert ran.status == "ok", ran.shown_error

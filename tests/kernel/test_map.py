@@ -93,7 +93,7 @@ def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path
     """Running rows are parked over an iterator and on the kernel's own loop."""
     with begin(server, tmp_path) as cell:
         loaded(cell)
-        server.core.change_knobs(latency=5.0)
+        server.core.change_knobs(latency=60.0)
         for code in (
             "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
             "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
@@ -105,7 +105,7 @@ def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path
             cell.interrupt()
             ran = cell.finish(asked)
             assert ran.error in {"Stopped", "KeyboardInterrupt", "CancelledError"}
-            assert ran.seconds < 5
+            assert ran.seconds < 30
             assert cell.lives()
         assert "100 parked" in cell.run("%codex journal").stream
 
@@ -202,7 +202,7 @@ def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> N
         assert "30 answered" in ran.plain
         assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
         assert (made(server), handed_in(server)) == (1, 30)
-        assert server.core.library._files == {}
+        assert server.core.batches._files == {}
         server.core.change_knobs(batch_seconds=60.0)
         asked = cell.start(code.replace("WORD", "two"))
         wait_until(lambda: made(server) == 2)
@@ -213,7 +213,7 @@ def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> N
         assert "%codex cancel m" in "".join(ran.shown_error)
         ran = cell.run("%codex cancel " + cell.run("nbcodex.map.last.id").plain.strip("'"))
         assert "parked" in ran.plain
-        assert server.core.library._files == {}
+        assert server.core.batches._files == {}
         assert made(server) == 2
 
 

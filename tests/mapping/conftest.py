@@ -14,8 +14,8 @@ from nbcodex.host import Host
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 
 
 @dataclass

@@ -42,7 +42,7 @@ def rows_sent(simulated: SimulatedClient) -> int:
 
 
 def files(simulated: SimulatedClient) -> int:
-    return len(simulated.simulator.library._files)
+    return len(simulated.simulator.batches._files)
 
 
 def test_frame_is_answered_by_one_job_that_sends_equal_rows_once(
@@ -186,7 +186,7 @@ def test_server_without_batch_api_ends_the_map(
     def upload(*_: object) -> None:
         raise ErrorResponse(404, "Not Found")
 
-    monkeypatch.setattr(simulated.simulator.library, "_upload", upload)
+    monkeypatch.setattr(simulated.simulator.batches, "_upload", upload)
     with pytest.raises(BatchUnsupportedError, match="engine='live'"):
         nbcodex.map(ECHO, ["a"], engine="batch")
 

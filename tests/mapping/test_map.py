@@ -40,8 +40,8 @@ from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 
 from .conftest import SimulatedClient, texts
 
@@ -610,7 +610,7 @@ def test_abandoned_iterator_exits_without_a_traceback(tmp_path: Path) -> None:
     script = (
         "import nbcodex\nfrom nbcodex import client\nfrom nbcodex.runtime.clock import BootClock\n"
         "from nbcodex.simulator import Knobs, Simulator\n"
-        "from nbcodex.simulator.transport import SimulatorTransport as T\n"
+        "from tests.simulator_transport import SimulatorTransport as T\n"
         "core = Simulator(Knobs(tpm=None, rpm=None, latency=0.01), clock=BootClock())\n"
         "client._current = client.Client(transport=T(core))\n"
         "replies = nbcodex.map('[[echo: {}]]', iter(range(1000)))\n"

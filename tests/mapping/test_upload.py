@@ -22,8 +22,8 @@ from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.runner import Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, let_time_wait, run_virtual
 
 SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
@@ -107,7 +107,7 @@ class World:
 
     @property
     def files(self) -> int:
-        return len(self.core.library._files)
+        return len(self.core.batches._files)
 
     def entries(self, batch: str = "m1") -> dict[str, Any]:
         return {entry.id: entry for entry in self.journal.maps.entries(batch)}

@@ -23,7 +23,7 @@ from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 EXAMPLES = int(os.environ.get("PROMPT_EXAMPLES", "3000"))

@@ -138,6 +138,14 @@ def test_fields_in_options_that_cannot_be_filled_in_are_refused(
     assert simulator.prompts == []
 
 
+def test_thread_name_from_a_variable_is_checked(ip: Any, simulator: Simulated) -> None:
+    for name in ("", "x" * 101):
+        ip.push({"name": name})
+        with pytest.raises(ConfigurationError, match="A thread's name has 1 to 100"):
+            ip.run_cell_magic("codex", "--thread {name}", "hello")
+    assert simulator.prompts == []
+
+
 def test_other_braces_in_options_stay(ip: Any, simulator: Simulated) -> None:
     """JSON, LaTeX, prices and doubled braces are text in an option as in a prompt."""
     ip.push({"rules": "x"})

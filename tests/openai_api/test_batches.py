@@ -16,7 +16,7 @@ from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 KEY = "sk-secret-0123456789abcdef"
@@ -139,7 +139,7 @@ def test_deleted_files_are_gone_at_the_provider() -> None:
         batch = await stage.ended(await stage.upload_and_create(Request(prompt="one")))
         for _ in range(2):  # what is gone already is no error
             await stage.batches.delete_files(batch, Request(prompt="x"), SETTINGS)
-        assert stage.core.library._files == {}
+        assert stage.core.batches._files == {}
         with pytest.raises(NbcodexError):
             await stage.results(batch)
 

@@ -23,7 +23,6 @@ from nbcodex.openai_api.answers import (
 )
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.simulator import Fault, Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.openai_api.scripted import (
     BASE,
     KEY,
@@ -37,6 +36,7 @@ from tests.openai_api.scripted import (
     settings,
     text_of,
 )
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 WORDS = "one two three four five six seven eight nine ten"

@@ -52,7 +52,11 @@ def test_responses_body_has_turns_reasoning_and_images() -> None:
     assert responses(REQUEST)["input"] == [
         {"role": "user", "content": first},
         REASONING,
-        {"role": "assistant", "content": "two"},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "two"}],
+        },
         {"role": "user", "content": last},
     ]
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from nbcodex.errors import ModelError, RequestError
-from nbcodex.models import Schema
+from nbcodex.models import Schema, Turn
 from nbcodex.openai_api.answers import ReasoningDelta, Reset, StreamEvent, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.readers import ReasoningSplitter, split_reasoning
@@ -44,6 +44,24 @@ def lm_studio(request: httpx2.Request) -> Script:
         return Script([chunk("hi", finish="stop"), DONE])
     words = f"Unexpected endpoint or method. ({request.method} {request.url.path})"
     return json_script({"error": words})
+
+
+def llama_cpp(request: httpx2.Request) -> Script:
+    """Answer ``/v1/responses`` as llama.cpp's converter of input items does (b10902)."""
+    items = json.loads(request.content)["input"]
+    for item in [] if isinstance(items, str) else items:
+        content = item["content"]
+        types = [part.get("type") for part in content] if isinstance(content, list) else []
+        if item["role"] == "assistant" and item.get("type") != "message":
+            return refusal(400, "Cannot determine type of 'item'", type="invalid_request_error")
+        if item["role"] == "assistant" and types != ["output_text"]:
+            return refusal(400, "'type' must be 'output_text'", type="invalid_request_error")
+    return Script([delta("hi"), completed()])
+
+
+def test_second_turn_is_accepted_by_llama_cpp() -> None:
+    turn = Turn(prompt="one", answer="two")
+    assert shown(play(Server(llama_cpp), prompt="three", turns=(turn,))) == ("hi", "")
 
 
 # Wrong addresses with HTTP 200.

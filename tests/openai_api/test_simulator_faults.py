@@ -11,8 +11,8 @@ from nbcodex.models import DAY, MINUTE
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.faults import KINDS
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.openai_api.scripted import ApiClient, Request, ending_of, settings
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 PROMPT = "[[tokens=30]] [[echo: one two three four five six seven eight]]"
@@ -113,4 +113,4 @@ def test_simulated_refusal_is_marked(kind: str) -> None:
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
 def test_unstreamed_answer_may_take_minutes(api: str) -> None:
-    assert ending_of(ask(None, api=api, streams=False, latency=400.0)).text == TEXT
+    assert ending_of(ask(None, api=api, allow_streaming=False, latency=400.0)).text == TEXT

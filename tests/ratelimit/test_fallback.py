@@ -15,9 +15,8 @@ import pytest
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import LEASE_S
-from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, fallback, redis
-from nbcodex.ratelimit.stores.fallback import MIN_LOCAL_S, FallbackStore
-from nbcodex.ratelimit.stores.redis import RedisStore
+from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, redis
+from nbcodex.ratelimit.stores.redis import MIN_LOCAL_S, FallbackStore, RedisStore
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server
@@ -55,8 +54,8 @@ class Shaky(MemoryStore):
 @pytest.fixture(autouse=True)
 def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for Redis follow fast on each other."""
-    monkeypatch.setattr(fallback, "MAX_CHECK_INTERVAL_S", 0.1)
-    monkeypatch.setattr(fallback, "MIN_LOCAL_S", 0.0)
+    monkeypatch.setattr(redis, "MAX_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(redis, "MIN_LOCAL_S", 0.0)
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def shaky() -> Shaky:
 def store(
     shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FallbackStore]:
-    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
+    monkeypatch.setattr(redis, "RECONNECT_WAIT_S", 0.01)
     with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as made:
         yield made
 
@@ -138,9 +137,9 @@ def test_local_store_is_kept_until_the_shared_lease_has_expired(
     shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what it had under way there would count twice."""
-    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", 0.01)
+    monkeypatch.setattr(redis, "RECONNECT_WAIT_S", 0.01)
     assert MIN_LOCAL_S > LEASE_S
-    monkeypatch.setattr(fallback, "MIN_LOCAL_S", MIN_LOCAL_S)
+    monkeypatch.setattr(redis, "MIN_LOCAL_S", MIN_LOCAL_S)
     with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as store:
         store.transaction("b", count)
         shaky.up = False
@@ -199,7 +198,7 @@ class Rig:
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis has all the time it needs, so that it is not taken for one that hangs."""
     monkeypatch.setattr(redis, "TIMEOUT_S", PATIENT)
-    monkeypatch.setattr(fallback, "CONNECT_WAIT_S", PATIENT)
+    monkeypatch.setattr(redis, "CONNECT_WAIT_S", PATIENT)
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def test_hanging_redis_delays_no_operation_for_long(own_redis: RedisServer) -> N
 def test_dropped_connection_is_reopened_without_fallback(
     own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fallback, "RECONNECT_WAIT_S", PATIENT)
+    monkeypatch.setattr(redis, "RECONNECT_WAIT_S", PATIENT)
     rig = Rig(own_redis.url())
     with closing(rig.store):
         rig.transaction()
@@ -256,7 +255,7 @@ def test_missing_redis_at_the_start_delays_the_first_operation_briefly() -> None
     with closing(rig.store):
         assert [rig.transaction(), rig.transaction()] == [1, 2]
     assert len(rig.said) == 1
-    assert rig.longest < fallback.CONNECT_WAIT_S + BUSY
+    assert rig.longest < redis.CONNECT_WAIT_S + BUSY
 
 
 def test_server_that_never_answers_delays_no_operation_for_long() -> None:
@@ -264,7 +263,7 @@ def test_server_that_never_answers_delays_no_operation_for_long() -> None:
         rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
         with closing(rig.store):
             rig.transaction()
-    assert rig.longest < fallback.CONNECT_WAIT_S + BUSY
+    assert rig.longest < redis.CONNECT_WAIT_S + BUSY
 
 
 FULL = ("CONFIG", "SET", "maxmemory", "1")

@@ -63,7 +63,7 @@ def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) 
     store = MemoryStore()
     limiter = RateLimiter(store, holder="me")
     given, late = taken(limiter, 1.0), 1.0 + 2 * LEASE_S
-    store.transaction("b", lambda shared: shared.share_of(witness, late))
+    store.transaction("b", lambda shared: shared.renew_lease(witness, late))
     assert counts(store) == (0, 0, 0.0)
     limiter.observe(given, SNAPSHOT, late + 1)
     assert counts(store) == (0, 1, 1.0)
@@ -94,7 +94,7 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
         other = taken(limiter, 2.0)
         limiter.settle(given, USAGE, 3.0)
         limiter.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
-        ends.append((store.transaction("b", lambda shared: shared.model), other.marks))
+        ends.append((store.transaction("b", lambda shared: shared.model), other.token_marks))
     assert ends[0] == ends[1]
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot
 from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
-from nbcodex.ratelimit.limit_model import LimitModel
-from nbcodex.ratelimit.refusals import figures_from_reading, read_refusal
+from nbcodex.ratelimit.limit_model import LimitModel, figures_from_reading, read_refusal
 from nbcodex.ratelimit.sharing import SharedModel
 
 
@@ -72,7 +71,7 @@ def test_idle_holder_accumulates_no_claim() -> None:
     for second in range(20):
         shared.earliest_start("busy", Cost(10, 90), float(second), waiting_tokens=200)
         shared.issue_permit("b", "busy", Cost(10, 90), float(second))
-    shared.share_of("idle", 19.0)
+    shared.renew_lease("idle", 19.0)
     shared.earliest_start("busy", Cost(10, 90), 20.0, waiting_tokens=200)
     shared.earliest_start("idle", Cost(10, 90), 20.0, waiting_tokens=200)
     assert shared.holders["idle"].served == shared.holders["busy"].served - 100

@@ -57,15 +57,15 @@ def test_charge_policy_is_inferred_within_20_s(policy: Any) -> None:
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
-    {"bias": 1.15},
-    {"bias": 0.85},
+    {"token_bias": 1.15},
+    {"token_bias": 0.85},
     {"failures": 0.01},
-    {"breaks": 0.01},
+    {"stream_failures": 0.01},
     {"rpm": 500},
-    {"burst": 1.0},
-    {"burst": 10.0},
+    {"hidden_window": 1.0},
+    {"hidden_window": 10.0},
     {"headers": False},
-    {"stranger": 0.3},
+    {"used_by_others": 0.3},
 )
 
 
@@ -73,7 +73,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_limit_is_used_within_3_percent_of_an_oracle(policy: Any, change: dict[str, Any]) -> None:
     """One that knows all but the outputs; and it is hardly ever exceeded."""
-    rare = {"headers", "stranger"} & change.keys()
+    rare = {"headers", "used_by_others"} & change.keys()
     figures = measure(Case("", replace(TOKENS, policy=policy, **change)), 2000, 0)
     assert figures["oracle"] >= (0.9 if rare else 0.97)
     assert figures["429%"] <= (3 if rare else 1)
@@ -542,7 +542,7 @@ def test_light_kernel_hardly_waits_beside_a_heavy_one() -> None:
 
 def test_history_of_one_job_is_where_the_next_begins() -> None:
     """Charge policy, share of output and input ratio."""
-    world, client, _ = crowd(replace(TOKENS, policy="actual", bias=1.15), workload(1500, 7))
+    world, client, _ = crowd(replace(TOKENS, policy="actual", token_bias=1.15), workload(1500, 7))
     finish(world, client)
     state = client.limiter.limit_states(world.heap.now)[BUCKET]
     assert state.history

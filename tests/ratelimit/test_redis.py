@@ -17,8 +17,8 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import UndeclaredLimit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
-from nbcodex.ratelimit.refusals import UndeclaredLimit
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
 from nbcodex.ratelimit.stores import StoreError, UnreachableError, pack
 from nbcodex.ratelimit.stores import redis as module
@@ -70,7 +70,15 @@ def instants(kind: type, path: str = "") -> Iterator[str]:
 
 BUCKETS = ("tokens.buckets", "requests", "undeclared.by_name.bucket")
 MOVED = {"updated_at", "observed_at", "hidden_refusal_at"}
-RELATIVE = {"limit", "rate", "level", "correction", "unusable", "min_unusable", "foreign_rate"}
+RELATIVE = {
+    "limit",
+    "rate",
+    "level",
+    "correction",
+    "hidden_floor",
+    "lowest_hidden_floor",
+    "foreign_rate",
+}
 
 
 def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> None:
@@ -90,9 +98,9 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
         *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted")),
         *(f"model.{f}" for f in ("pace_start_level", "pace_middle_level", "limit_before_reboot")),
-        *(f"holders.{f}" for f in ("served", "tokens", "output", "waiting_tokens")),
+        *(f"holders.{f}" for f in ("served", "input_tokens", "max_output", "waiting_tokens")),
         "holders.requested_in_flight",
-        "served_before",
+        "virtual_time",
         "granted_tokens",
     }
     assert set(instants(SharedModel)) == moved | still
@@ -184,9 +192,9 @@ def test_redis_clock_set_back_an_hour_does_not_prolong_a_cooldown(redis: RedisSe
 def test_share_of_a_dead_host_is_released_after_its_lease(redis: RedisServer) -> None:
     with closing(Host(redis, "dead")) as dead, closing(Host(redis, "live")) as live:
         dead.ask()
-        live.store.transaction("b", lambda shared: shared.share_of("live", live.now()))
+        live.store.transaction("b", lambda shared: shared.renew_lease("live", live.now()))
         live.store.transaction(
-            "b", lambda shared: shared.share_of("live", live.now() + LEASE_S + 0.1)
+            "b", lambda shared: shared.renew_lease("live", live.now() + LEASE_S + 0.1)
         )
         left = live.store.transaction("b", lambda s: (set(s.holders), s.model.output.in_flight))
         assert left == ({"live"}, 0)

@@ -29,8 +29,8 @@ from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.scripted import OPENED, InstantJournal, Stage, answer, ending
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 WORDS = " ".join(f"word{n}" for n in range(40))
@@ -487,4 +487,4 @@ def test_durable_answer_that_cannot_be_streamed_is_fetched() -> None:
         assert (reply.status, WORDS in reply.text) == ("done", True)
         assert asked(kernel.simulator) == 1
 
-    play(operation, streams=False)
+    play(operation, allow_streaming=False)

@@ -21,8 +21,8 @@ from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.scripted import OPENED, USAGE, InstantJournal, Stage, answer, ending
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import httpx2
 import openai
 
 from nbcodex.simulator import HttpRequest, Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock
 
 MODEL = "gpt-5.6-sol"

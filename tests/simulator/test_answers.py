@@ -96,7 +96,7 @@ def test_a_later_turn_knows_the_one_before() -> None:
 
 def test_latency_belongs_to_the_prompt() -> None:
     """The same input has the same latency, whenever it comes; others spread around the median."""
-    knobs = Knobs(latency=0.5, sigma=0.6, seed=3)
+    knobs = Knobs(latency=0.5, latency_sigma=0.6, seed=3)
     times = sorted(latency(f"prompt {n}", knobs) for n in range(999))
     assert latency("prompt 1", knobs) == latency("prompt 1", knobs)
     assert 0.4 < times[499] < 0.6
@@ -106,7 +106,7 @@ def test_latency_belongs_to_the_prompt() -> None:
 
 def test_the_bias_changes_what_is_counted() -> None:
     """A tokenizer that counts 15% more charges 15% more for the same input."""
-    assert planned("x" * 4_000, bias=1.15).input_tokens == 1_150
+    assert planned("x" * 4_000, token_bias=1.15).input_tokens == 1_150
 
 
 @pytest.mark.parametrize(

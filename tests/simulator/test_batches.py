@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from nbcodex.simulator import Knobs, Simulator
-from nbcodex.simulator.transport import SimulatorTransport
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 

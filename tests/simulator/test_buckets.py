@@ -136,7 +136,7 @@ def test_a_request_larger_than_the_limit_never_gets_in() -> None:
 
 def test_a_hidden_window_refuses_while_the_minute_has_enough() -> None:
     """With a burst window of 10 s, a sixth of the minute goes at once, the rest must wait."""
-    asked = account(Knobs(tpm=6_000, rpm=None, burst=10.0))
+    asked = account(Knobs(tpm=6_000, rpm=None, hidden_window=10.0))
     assert asked.charge_or_refuse(1_000, 0.0) is None
     refused = asked.charge_or_refuse(500, 0.0)
     assert refused is not None
@@ -147,7 +147,7 @@ def test_a_hidden_window_refuses_while_the_minute_has_enough() -> None:
 
 def test_a_hidden_window_lets_a_large_request_pass_when_it_is_full() -> None:
     """A request larger than the hidden window gets in, and leaves a debt there."""
-    asked = account(Knobs(tpm=6_000, rpm=None, burst=10.0))
+    asked = account(Knobs(tpm=6_000, rpm=None, hidden_window=10.0))
     assert asked.charge_or_refuse(1_500, 0.0) is None
     assert asked.charge_or_refuse(1_500, 0.0) is not None
     assert asked.tokens[10.0].level_at(0.0) == -500
@@ -155,7 +155,7 @@ def test_a_hidden_window_lets_a_large_request_pass_when_it_is_full() -> None:
 
 def test_a_stranger_slows_the_refill() -> None:
     """A stranger who takes 30% leaves 70% of the refill, while the headers know nothing of it."""
-    asked = account(Knobs(tpm=6_000, rpm=None, stranger=0.3))
+    asked = account(Knobs(tpm=6_000, rpm=None, used_by_others=0.3))
     asked.charge(6_000, 0.0)
     assert asked.tokens[MINUTE].level_at(10.0) == pytest.approx(700)
     assert asked.tokens[MINUTE].full_in(10.0) == pytest.approx(53)

@@ -11,8 +11,8 @@ import pytest
 
 from nbcodex.simulator import Fault, Simulator
 from nbcodex.simulator.faults import KINDS, parse_fault
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulator.asking import MODEL, call, fetch, sdk, simulator
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual
 
 APIS = ("responses", "chat")
@@ -334,7 +334,7 @@ def test_streams_can_break_by_chance() -> None:
     """`breaks` ends some streams with a rate-limit error, and charges them all the same."""
 
     async def main() -> int:
-        server = simulator(breaks=0.5, tpm=None, rpm=None)
+        server = simulator(stream_failures=0.5, tpm=None, rpm=None)
         errors = [(await stream(server, "responses"))[2] for _ in range(20)]
         return sum(error is not None for error in errors)
 

@@ -11,8 +11,8 @@ import pytest
 
 from nbcodex.simulator import Simulator
 from nbcodex.simulator.generated_answers import SIMULATED_NOTICE
-from nbcodex.simulator.transport import SimulatorTransport
 from tests.simulator.asking import KEY, MODEL, call, fetch, sdk, simulator
+from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]

@@ -1,6 +1,6 @@
 """The line magic `%codex`: finds and runs a command, and shows help and the documentation pages.
 
-The commands themselves are in the other modules, one for each group that belongs together.
+Owns the table of the commands, which are functions in the other modules.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +17,7 @@ from IPython.display import display
 
 from nbcodex.errors import did_you_mean
 from nbcodex.models import match_prefix
-from nbcodex.notebook.commands.base import Command, CommandGroup, print_line
-from nbcodex.notebook.commands.cells import CodeCommands, ConversationCommands
-from nbcodex.notebook.commands.entries import RequestCommands
-from nbcodex.notebook.commands.setup import SetupCommands
-from nbcodex.notebook.commands.usage import UsageCommands
+from nbcodex.notebook.commands import entries, setup, usage
 from nbcodex.notebook.session import Session
 
 HELP_COLUMN = 32  # where a line of help begins to explain a command
@@ -36,59 +32,85 @@ _HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
 _MARKUP = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 
 
-class HelpCommands(CommandGroup):
-    """Help."""
-
-    def help(self, *topic: str) -> None:
-        """List the commands and the pages, or show a page: help [TOPIC]."""
-        if topic:
-            self._show_topic("-".join(topic).lower())
-            return
-        for group in GROUPS:
-            print_line(f"\n{inspect.getdoc(group)}")
-            for name, command in group.commands():
-                if command.__name__ == name:  # a synonym is mentioned with its command
-                    print_line(_help_line(name, command))
-        print_line("\nPages.")
-        for name in page_names():
-            print_line(f"  {f'%codex help {name}':<{HELP_COLUMN - 2}}{page_title(name)}")
-        print_line("\n%%codex? explains the cell magic, %config Codex the settings.")
-
-    def _show_topic(self, name: str) -> None:
-        commands = all_commands()
-        if name in commands and name not in page_names():
-            print_line(_help_line(name, commands[name][1]))
-            return
-        topic = find_page(name, commands)
-        if hasattr(self._session.shell, "kernel"):
-            page = {"text/markdown": page_markdown(topic), "text/plain": page_text(topic)}
-            display(page, raw=True)  # type: ignore[no-untyped-call]
-        else:
-            print_line(page_text(topic))
-
-    def version(self) -> None:
-        """Show the versions in use."""
-        packages = ("nbcodex", "openai", "tenacity", "ipython", "ipywidgets", "anywidget")
-        print_line(" · ".join(f"{name} {version(name)}" for name in packages))
-        print_line(f"Python {platform.python_version()} on {platform.system()}")
+def show_help(session: Session, *topic: str) -> None:
+    """List the commands and the pages, or show a page: help [TOPIC]."""
+    if not topic:
+        for title, group in COMMAND_GROUPS.items():
+            print(f"\n{title}.")
+            for name in group:
+                print(_help_line(name))
+        print("\nPages.")
+        for page in page_names():
+            print(f"  {f'%codex help {page}':<{HELP_COLUMN - 2}}{page_title(page)}")
+        print("\n%%codex? explains the cell magic, %config Codex the settings.")
+        return
+    name = "-".join(topic).lower()
+    if name in COMMANDS and name not in page_names():
+        print(_help_line(name))
+        return
+    page = find_page(name)
+    if hasattr(session.shell, "kernel"):
+        shown = {"text/markdown": page_markdown(page), "text/plain": page_text(page)}
+        display(shown, raw=True)  # type: ignore[no-untyped-call]
+    else:
+        print(page_text(page))
 
 
-GROUPS: tuple[type[CommandGroup], ...] = (
-    RequestCommands,
-    ConversationCommands,
-    CodeCommands,
-    UsageCommands,
-    SetupCommands,
-    HelpCommands,
-)
-
-# What Jupyter AI's `%ai` calls these commands.
-_SYNONYMS = {"list": "models", "register": "alias", "delete": "dealias", "error": "fix"}
+def show_version(_: Session) -> None:
+    """Show the versions in use."""
+    packages = ("nbcodex", "openai", "tenacity", "ipython", "ipywidgets", "anywidget")
+    print(" · ".join(f"{name} {version(name)}" for name in packages))
+    print(f"Python {platform.python_version()} on {platform.system()}")
 
 
-def all_commands() -> dict[str, tuple[type[CommandGroup], Command]]:
-    """Return the group and the function of each command, in the order of the help."""
-    return {name: (group, command) for group in GROUPS for name, command in group.commands()}
+# A command takes the words after its name. Its docstring is its line of help: what it does and,
+# after a colon, its arguments, from which Tab completes them as well.
+COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Requests and maps": {
+        "journal": entries.show_journal,
+        "resume": entries.resume,
+        "retry": entries.retry,
+        "cancel": entries.cancel,
+        "park": entries.park,
+        "forget": entries.forget,
+    },
+    "The conversation of this notebook": {
+        "new": entries.new,
+        "history": entries.history,
+    },
+    "Code from answers. It is never run": {
+        "insert": entries.insert,
+        "fix": entries.fix,
+    },
+    "Usage and limits": {
+        "usage": usage.show_usage,
+        "budget": usage.budget,
+        "monitor": usage.show_monitor,
+        "limits": usage.show_limits,
+    },
+    "The connection to a server": {
+        "models": setup.list_models,
+        "alias": setup.alias,
+        "dealias": setup.dealias,
+        "login": setup.login,
+        "demo": setup.demo,
+        "doctor": setup.run_doctor,
+    },
+    "Help": {
+        "help": show_help,
+        "version": show_version,
+    },
+}
+COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
+
+# All but the first are what Jupyter AI's `%ai` calls these commands.
+_SYNONYMS = {
+    "reset": "new",
+    "list": "models",
+    "register": "alias",
+    "delete": "dealias",
+    "error": "fix",
+}
 
 
 def run(session: Session, line: str) -> None:
@@ -101,29 +123,34 @@ def run(session: Session, line: str) -> None:
     """
     # Not shlex: no command takes a value with blanks, and `%codex budget $5/day` has no quotes.
     name, *arguments = line.split() or ["help"]
-    commands = all_commands()
     name = _SYNONYMS.get(name, name)
-    if name not in commands:
-        hint = did_you_mean(name, commands)
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
         raise UsageError(f"%codex: there is no command {name[:40]}{hint} See %codex help")
-    group, command = commands[name]
+    command = COMMANDS[name]
     try:
         # Checked beforehand, so that a TypeError from inside a command is not mistaken for this.
-        inspect.signature(command).bind(None, *arguments)
+        inspect.signature(command).bind(session, *arguments)
     except TypeError:
         raise UsageError(f"%codex {name}: {command.__doc__}") from None
-    command(group(session), *arguments)
+    command(session, *arguments)
 
 
-def _help_line(name: str, command: Command) -> str:
-    """Return a command's line of help: its arguments, then what it does."""
-    explanation, _, usage = (inspect.getdoc(command) or "").removesuffix(".").rpartition(": ")
-    if usage.split()[:1] != [name]:  # the colon belongs to the sentence: no arguments are named
-        explanation = f"{explanation}: {usage}" if explanation else usage
-        usage = name
-    usage = f"  %codex {usage}"
-    gap = " " * (HELP_COLUMN - len(usage))
-    return f"{usage}{gap or chr(10) + ' ' * HELP_COLUMN}{explanation}"
+def usage_of(name: str) -> tuple[str, str]:
+    """Return how a command is typed, with its arguments, and what it does."""
+    explanation, _, typed = (COMMANDS[name].__doc__ or "").removesuffix(".").rpartition(": ")
+    if typed.split()[:1] == [name]:
+        return typed, explanation
+    # The colon belongs to the sentence: the command has no arguments.
+    return name, f"{explanation}: {typed}" if explanation else typed
+
+
+def _help_line(name: str) -> str:
+    typed, explanation = usage_of(name)
+    command = f"  %codex {typed}"
+    if len(command) < HELP_COLUMN:
+        return f"{command:<{HELP_COLUMN}}{explanation}"
+    return f"{command}\n{'':<{HELP_COLUMN}}{explanation}"
 
 
 def page_names() -> list[str]:
@@ -137,23 +164,15 @@ def page_title(topic: str) -> str:
         return page.readline().lstrip("# ").strip()
 
 
-def find_page(name: str, others: Iterable[str] = ()) -> str:
-    """Return the topic that `name` is, or begins.
-
-    Raises
-    ------
-    UsageError
-        If no topic, or more than one, begins with `name`. Near topics are named, and those of
-        `others`, which can be asked about as well.
-    """
-    known = page_names()
-    found = match_prefix(name, known)
+def find_page(prefix: str) -> str:
+    """Return the only page whose name begins with `prefix`, or raise a UsageError."""
+    found = match_prefix(prefix, page_names())
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"%codex help: {name[:40]} may be {' or '.join(found)}")
-    hint = did_you_mean(name, [*known, *others])
-    raise UsageError(f"%codex help: there is no topic {name[:40]!r}{hint} See %codex help")
+        raise UsageError(f"%codex help: {prefix[:40]} may be {' or '.join(found)}")
+    hint = did_you_mean(prefix, [*page_names(), *COMMANDS])
+    raise UsageError(f"%codex help: there is no topic {prefix[:40]!r}{hint} See %codex help")
 
 
 def page_markdown(topic: str) -> str:
@@ -170,9 +189,8 @@ def page_text(topic: str) -> str:
             parts[index] = re.sub(r"^(?=.)", "    ", part, flags=re.MULTILINE).rstrip("\n")
         else:
             linked = _LINK.sub(lambda found: f"{found[1]} ({found[2]})", part)
-            parts[index] = _MARKUP.sub("", _HEADING.sub(_underlined, linked))
+            underlined = _HEADING.sub(
+                lambda found: f"{found[2]}\n{'-='[found[1] == '#'] * len(found[2])}", linked
+            )
+            parts[index] = _MARKUP.sub("", underlined)
     return "".join(parts)
-
-
-def _underlined(heading: re.Match[str]) -> str:
-    return f"{heading[2]}\n{('=' if heading[1] == '#' else '-') * len(heading[2])}"

@@ -1,11 +1,11 @@
-"""Commands about requests and maps: list, resume, repeat, end and delete them."""
+"""Commands about requests and maps, about conversations, and about the code in answers."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
+from IPython.display import display
 
 from nbcodex import host
 from nbcodex.client import current
@@ -15,203 +15,194 @@ from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import match_prefix
 from nbcodex.notebook import identity, map_cells
-from nbcodex.notebook.commands.base import CommandGroup, print_line
-from nbcodex.notebook.session import View
+from nbcodex.notebook.session import Session, View
+from nbcodex.openai_api import pricing
+from nbcodex.rendering import formats, html
 from nbcodex.rendering.figures import figures_line
-from nbcodex.rendering.html import printable
+from nbcodex.requests.conversation import MAIN_THREAD
 from nbcodex.requests.handle import Handle
+from nbcodex.requests.options import build_request
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.events import EndAction
     from nbcodex.journal.codec import Entry
-    from nbcodex.journal.journal import Journal
     from nbcodex.models import Request
 
 LISTED_ENTRIES = 20
 MAP_END_TIMEOUT_S = 3.0  # how long a command waits until another thread has ended its map
 
 
-class RequestCommands(CommandGroup):
-    """Requests and maps."""
-
-    def journal(self, id: str = "") -> None:  # noqa: A002 - as the user types it
-        """List the requests, newest first, or show one in full: journal [ID]."""
-        journal, now = self._session.journal, current().clock.wall()
-        if id and (rows := map_cells.rows_of(self._session, id)):
-            for row in rows:
-                print_line(_entry_line(row, now))
-            return
-        if id:
-            print_line(_full_entry(journal.find_entry(id)))
-            return
-        entries = journal.recent_entries(LISTED_ENTRIES)
-        for entry in entries:
-            if map_id := entry.request.origin.map_id:
-                print_line(map_cells.journal_line(self._session, map_id, entry, now))
-            else:
-                print_line(_entry_line(entry, now))
-        if len(entries) == LISTED_ENTRIES:
-            print_line(
-                f"These are the newest {LISTED_ENTRIES}; `%codex journal ID` shows any entry."
-            )
-        if not entries:
-            print_line("The journal is empty.")
-        if journal.problem:
-            print_line(journal.problem)
-
-    def resume(self, which: str = "all", *flags: str) -> None:
-        """Resume parked and abandoned requests: resume [ID|all] [--everywhere] [--at-reset]."""
-        flags = (which, *flags) if which.startswith("--") else flags
-        if unknown := set(flags) - {"--everywhere", "--at-reset"}:
-            raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-        journal, maps, at_reset = self._session.journal, 0, "--at-reset" in flags
-        if which == "all" or which.startswith("--"):
-            notebook = None if "--everywhere" in flags else self._session.notebook
-            entries = journal.resumable_entries(notebook=notebook)
-            maps = map_cells.resume_all(
-                self._session, notebook, only_maps=not entries, at_reset=at_reset
-            )
-        elif at_reset and map_cells.rows_of(self._session, which):
-            raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
-        elif map_cells.resume_one(self._session, which):
-            return
+def show_journal(session: Session, prefix: str = "") -> None:
+    """List the requests, newest first, or show one in full: journal [ID]."""
+    journal, now = session.journal, current().clock.wall()
+    if prefix:
+        if rows := map_cells.rows_of(session, prefix):
+            print("\n".join(_entry_line(row, now) for row in rows))
         else:
-            entries = [journal.find_entry(which)]
-            if not entries[0].resumable:
-                raise not_resumable(entries[0].id)
-        if not (entries or maps):
-            print_line("Nothing is parked or abandoned here.")
-            if journal.problem:  # then entries may exist that could not be read
-                print_line(journal.problem)
-        # All are started before the first is shown: they queue together, oldest first.
-        handles = [self._start_again(entry, at_reset=at_reset) for entry in entries]
-        for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
-            view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
-            if at_reset:
-                self._session.answer_in_background(handle, view)
-                continue
-            try:
-                self._session.show_answer(handle, view, earlier_text=entry.reply.text)
-            except Stopped:
-                # Stop means all of them: the following cells must not find them running.
-                for other in handles[number:]:
-                    other.end("stop")
-                raise
-            except NbcodexError as error:
-                # Of several, a failed one must not keep the others' answers from being shown.
-                if len(handles) == 1:
-                    raise
-                print_line("\n".join(render(error.title, error.message, error.advice)))
+            print(_full_entry(journal.find_entry(prefix)))
+        return
+    entries = journal.recent_entries(LISTED_ENTRIES)
+    for entry in entries:
+        if map_id := entry.request.origin.map_id:
+            print(map_cells.journal_line(session, map_id, entry, now))
+        else:
+            print(_entry_line(entry, now))
+    if len(entries) == LISTED_ENTRIES:
+        print(f"These are the newest {LISTED_ENTRIES}; `%codex journal ID` shows any entry.")
+    if not entries:
+        print("The journal is empty.")
+    if journal.problem:
+        print(journal.problem)
 
-    def _start_again(self, entry: Entry, *, at_reset: bool) -> Handle:
-        """Start an entry's request now, or when the limit that it waits for resets."""
+
+def resume(session: Session, which: str = "all", *flags: str) -> None:
+    """Resume parked and abandoned requests: resume [ID|all] [--everywhere] [--at-reset]."""
+    if which.startswith("--"):
+        which, flags = "all", (which, *flags)
+    if unknown := set(flags) - {"--everywhere", "--at-reset"}:
+        raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
+    journal, maps, at_reset = session.journal, 0, "--at-reset" in flags
+    if which == "all":
+        notebook = None if "--everywhere" in flags else session.notebook
+        entries = journal.resumable_entries(notebook=notebook)
+        maps = map_cells.resume_all(session, notebook, only_maps=not entries, at_reset=at_reset)
+    elif at_reset and map_cells.rows_of(session, which):
+        raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
+    elif map_cells.resume_one(session, which):
+        return
+    else:
+        entries = [journal.find_entry(which)]
+        if not entries[0].resumable:
+            raise not_resumable(entries[0].id)
+    if not (entries or maps):
+        print("Nothing is parked or abandoned here.")
+        if journal.problem:  # then entries may exist that could not be read
+            print(journal.problem)
+    # All are started before the first is shown: they queue together, oldest first.
+    handles = []
+    for entry in entries:
         if entry.possibly_paid:
             when = "when its kernel died" if entry.abandoned else "when it ended"
-            print_line(f"{entry.id} was running {when}: it may be paid twice.")
-        handle = current().resume(
-            entry, self._settings, not_before=entry.resume_at if at_reset else None
+            print(f"{entry.id} was running {when}: it may be paid twice.")
+        not_before = entry.resume_at if at_reset else None
+        handles.append(current().resume(entry, session.settings, not_before=not_before))
+        handles[-1].start()
+    for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
+        view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
+        if at_reset:
+            session.answer_in_background(handle, view)
+            continue
+        try:
+            session.show_answer(handle, view, earlier_text=entry.reply.text)
+        except Stopped:
+            # Stop means all of them: the following cells must not find them running.
+            for other in handles[number:]:
+                other.end("stop")
+            raise
+        except NbcodexError as error:
+            # Of several, a failed one must not keep the others' answers from being shown.
+            if len(handles) == 1:
+                raise
+            print("\n".join(render(error.title, error.message, error.advice)))
+
+
+def retry(session: Session, prefix: str) -> None:
+    """Send the same prompt again, as a new request: retry ID."""
+    request = session.journal.find_entry(prefix).request
+    origin = identity.current_origin(session.shell, variable=request.origin.variable)
+    handle = current().handle(current().copy_request(request, origin=origin), session.settings)
+    session.show_answer(handle, _view(request, shorten(request.prompt, 60)))
+
+
+def cancel(session: Session, prefix: str = "all") -> None:
+    """Cancel running requests of this kernel, or a map at the Batch API: cancel [ID|all]."""
+    # A map whose rows are at the provider is not running here, but can be cancelled there.
+    is_map = prefix.startswith("m") and not any(_running(prefix))
+    if is_map and map_cells.resume_one(session, prefix, cancel_jobs=True):
+        return
+    for runner in _end("cancel", prefix):
+        if runner.ended and runner.run.origin.engine == "batch":
+            map_cells.resume_one(session, runner.run.id, cancel_jobs=True)
+
+
+def park(_: Session, prefix: str = "all") -> None:
+    """Park running requests or a map, to resume them later: park [ID|all]."""
+    _end("park", prefix)
+
+
+def _end(action: EndAction, prefix: str) -> list[MapRunner]:
+    """Cancel or park what an id names, print the outcomes, and return the maps among it."""
+    maps, handles = _running(prefix)
+    found = [runner.run.id for runner in maps] + [h.request.id for h in handles]
+    if not found:
+        what = "Nothing" if prefix == "all" else f"No request {prefix[:40]!r}"
+        raise NbcodexError(
+            f"{what} is running in this kernel.", advice="`%codex journal` lists requests."
         )
-        handle.start()
-        return handle
+    if prefix != "all" and len(found) > 1:
+        ids = ", ".join(found)
+        raise NbcodexError(f"{prefix[:40]!r} may be {ids}.", advice="Type more of the id.")
+    for runner in maps:
+        runner.end(action)
+    # All are ended before any is waited for, so that ending takes as long as the slowest.
+    for handle in handles:
+        handle.end(action)
+    for runner in maps:
+        runner.wait_ended(timeout=MAP_END_TIMEOUT_S)
+        print(map_runner.describe_outcome(runner.run))
+    for handle in handles:
+        print(f"{handle.request.id}: {handle.wait().reply.status}")
+    return maps
 
-    def retry(self, id: str) -> None:  # noqa: A002
-        """Send the same prompt again, as a new request: retry ID."""
-        request = self._session.journal.find_entry(id).request
-        origin = identity.current_origin(self._session.shell, variable=request.origin.variable)
-        handle = current().handle(current().copy_request(request, origin=origin), self._settings)
-        self._session.show_answer(handle, _view(request, shorten(request.prompt, 60)))
 
-    def cancel(self, id: str = "all") -> None:  # noqa: A002
-        """Cancel running requests of this kernel, or a map at the Batch API: cancel [ID|all]."""
-        is_running = any(_running(id))
-        # A map whose rows are at the provider is not running here, but can be cancelled there.
-        is_map = not is_running and id.startswith("m")
-        if is_map and map_cells.resume_one(self._session, id, cancel_jobs=True):
+def forget(session: Session, prefix: str) -> None:
+    """Delete an entry, or the whole journal, permanently: forget ID|all."""
+    # What is on disk counts as kept even while the journal is off, or the demo on.
+    journals = [session.journal]
+    on_disk = current().journal_on_disk(session.settings)
+    if on_disk is not None and on_disk is not journals[0]:
+        journals.append(on_disk)
+    loop = event_loop.shared()
+    if prefix != "all":
+        for journal in journals:
+            try:
+                erased = loop.submit(journal.delete(prefix)).result()
+            except EntryError:
+                if journal is journals[-1]:
+                    raise
+                continue
+            print(f"{erased} erased.")
             return
-        for runner in self._end("cancel", id):
-            if runner.ended and runner.run.origin.engine == "batch":
-                map_cells.resume_one(self._session, runner.run.id, cancel_jobs=True)
-
-    def park(self, id: str = "all") -> None:  # noqa: A002
-        """Park running requests or a map, to resume them later: park [ID|all]."""
-        self._end("park", id)
-
-    def _end(self, action: EndAction, prefix: str) -> list[MapRunner]:
-        """Cancel or park what an id names, print the outcomes, and return the maps among it."""
-        maps, handles = _running(prefix)
-        found = [runner.run.id for runner in maps] + [h.request.id for h in handles]
-        if not found:
-            what = "Nothing" if prefix == "all" else f"No request {prefix[:40]!r}"
-            raise NbcodexError(
-                f"{what} is running in this kernel.", advice="`%codex journal` lists requests."
-            )
-        if prefix != "all" and len(found) > 1:
-            raise NbcodexError(
-                f"{prefix[:40]!r} may be {', '.join(found)}.", advice="Type more of the id."
-            )
-        for runner in maps:
-            runner.end(action)
-        # All are ended before any is waited for, so that ending takes as long as the slowest.
-        for handle in handles:
-            handle.end(action)
-        for runner in maps:
-            runner.wait_ended(timeout=MAP_END_TIMEOUT_S)
-            print_line(map_runner.describe_outcome(runner.run))
-        for handle in handles:
-            print_line(f"{handle.request.id}: {handle.wait().reply.status}")
-        return maps
-
-    def forget(self, id: str) -> None:  # noqa: A002
-        """Delete an entry, or the whole journal, permanently: forget ID|all."""
-        # What is on disk counts as kept even while the journal is off, or the demo on.
-        journals = [self._session.journal]
-        on_disk = current().journal_on_disk(self._settings)
-        if on_disk is not None and on_disk is not journals[0]:
-            journals.append(on_disk)
-        if id != "all":
-            print_line(f"{_erase_one(journals, id)} erased.")
-            return
-        places = [
-            f"{_count(journal.count_entries())} {journal.place}"
-            for journal in journals
-            if journal is on_disk or journal.count_entries()
-        ]
-        where = " and ".join(places) or f"0 requests {journals[0].place}"
-        # A front end without an input line cannot be asked; the command itself says "all".
-        if host.current.confirm(f"Erase {where}, permanently?") is False:
-            print_line("Nothing was erased.")
-            return
-        erased = sum(event_loop.shared().submit(each.delete()).result() for each in journals)
-        print_line(f"{erased} erased: {where}.")
-
-
-def _erase_one(journals: list[Journal], prefix: str) -> int:
-    """Erase the entry or map that a prefix names in the first journal that has it."""
-    for journal in journals[:-1]:
-        with contextlib.suppress(EntryError):
-            return event_loop.shared().submit(journal.delete(prefix)).result()
-    return event_loop.shared().submit(journals[-1].delete(prefix)).result()
-
-
-def _count(requests: int) -> str:
-    return f"{requests:,} request{'s' * (requests != 1)}"
+    places = []
+    for journal in journals:
+        count = journal.count_entries()
+        if count or journal is on_disk:
+            places.append(f"{count:,} request{'s' * (count != 1)} {journal.place}")
+    where = " and ".join(places) or f"0 requests {journals[0].place}"
+    # A front end without an input line cannot be asked; the command itself says "all".
+    if host.current.confirm(f"Erase {where}, permanently?") is False:
+        print("Nothing was erased.")
+        return
+    erased = sum(loop.submit(journal.delete()).result() for journal in journals)
+    print(f"{erased} erased: {where}.")
 
 
 def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
     """Return the running maps, and the requests outside of these, whose id has a prefix."""
-    everything = prefix == "all"
+    prefix = "" if prefix == "all" else prefix  # every id begins with an empty text
     maps = {runner.run.id: runner for runner in active_runners()}
-    named_maps = list(maps) if everything else match_prefix(prefix, maps)
+    named_maps = match_prefix(prefix, maps)
     handles = {
         handle.request.id: handle
         for handle in current().active_handles()
         # The rows of a map that is ended as a whole are ended with it.
         if handle.request.origin.map_id not in named_maps
     }
-    named = list(handles) if everything else match_prefix(prefix, handles)
-    return [maps[name] for name in named_maps], [handles[name] for name in named]
+    return [maps[name] for name in named_maps], [
+        handles[name] for name in match_prefix(prefix, handles)
+    ]
 
 
 def _view(request: Request, heading: str) -> View:
@@ -234,9 +225,91 @@ def _full_entry(entry: Entry) -> str:
         f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
         f"notebook: {entry.notebook}" if entry.notebook else "",
         f"variable: {entry.variable}" if entry.variable else "",
-        f"\n{printable(entry.request.prompt)}\n",
-        printable(entry.reply.text),
+        f"\n{html.printable(entry.request.prompt)}\n",
+        html.printable(entry.reply.text),
         f"\n{figures_line(entry.reply)}",
         entry.error or "",
     ]
     return "\n".join(filter(None, lines))
+
+
+def insert(session: Session, number: str = "1") -> None:
+    """Put a code block of the last answer into a new cell, without running it: insert [N]."""
+    last = session.config.last
+    if last is None:
+        raise NbcodexError("There is no answer yet.", advice="Ask with `%%codex -f code`.")
+    if last.status == "running":
+        raise NbcodexError(f"{last.id} is still running.", advice="Try again when it has finished.")
+    blocks = formats.code_of(last)
+    if not blocks:
+        raise NbcodexError("The last answer contains no code.", advice="Ask with `-f code`.")
+    if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
+        raise UsageError(f"%codex insert: a number from 1 to {len(blocks)}, not {number[:20]}")
+    block = blocks[int(number) - 1]
+    if block.problem:
+        raise NbcodexError(
+            f"The code of block {number} may be incomplete: {block.problem}.",
+            advice="Copy it from the answer if you want it all the same.",
+        )
+    session.shell.set_next_input(block.code, replace=False)
+    if block.warning:
+        print(f"Read the code before you run it: {block.warning}.")
+    if not hasattr(session.shell, "kernel"):
+        print(block.code)
+        return
+    # VS Code and Colab ignore `set_next_input`: there the code can at least be copied.
+    shown = {"text/html": html.code_listing([block.code]), "text/plain": block.code}
+    display(shown, raw=True)  # type: ignore[no-untyped-call]
+
+
+def fix(session: Session, cell: str = "") -> None:
+    """Explain the last error and put a corrected cell below, without running it: fix [CELL]."""
+    found = session.config.last_error
+    if found is None:
+        raise NbcodexError(
+            "There is no error to explain.",
+            advice="`%codex fix` explains the last error that a cell raised.",
+        )
+    where = f" in cell {found.cell_number}" if found.cell_number else ""
+    if cell and cell != str(found.cell_number):
+        raise UsageError(
+            "%codex fix: only the last error can be explained, and it was"
+            f"{where or ' not in a cell'}. "
+            f"{{Err[{cell[:10]}]}} in a prompt is the error of another cell"
+        )
+    # No thread: a question about an error does not belong to the conversation.
+    origin = identity.current_origin(session.shell)
+    request = build_request(found.as_prompt(), session.settings, origin=origin)
+    # The prompt is long and not the user's, so the error itself stands above the answer.
+    view = View(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
+    reply = session.show_answer(current().handle(request, session.settings), view)
+    session.insert_code(reply, view)
+
+
+def new(session: Session, thread: str = MAIN_THREAD) -> None:
+    """Start the conversation afresh, as `reset` does: new [THREAD]."""
+    current().conversations.start_chapter(session.notebook, thread, session.journal.conversations)
+    print(f"The conversation{_suffix(thread)} starts afresh: earlier turns are not sent again.")
+
+
+def history(session: Session, thread: str = MAIN_THREAD) -> None:
+    """Show the turns that the next cell sends along: history [THREAD]."""
+    conversations, limit = session.journal.conversations, session.settings.max_history
+    turns = current().conversations.next_turns(session.notebook, thread, conversations, limit=limit)
+    for number, turn in enumerate(turns, start=1):
+        images = f" [{len(turn.images)} images]" if turn.images else ""
+        prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)
+        print(f"{number:>3}  {prompt}{images}\n     → {answer}")
+    within = f" in the conversation{_suffix(thread)}" if thread != MAIN_THREAD else ""
+    if not turns:
+        print(f"There are no turns{within} yet: the next cell sends its prompt alone.")
+        return
+    size, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
+    print(
+        f"{count} turn{'s' * (count > 1)}{within}, about {size:,} tokens; "
+        f"`%codex new{_suffix(thread)}` starts afresh."
+    )
+
+
+def _suffix(thread: str) -> str:
+    return "" if thread == MAIN_THREAD else f" {shorten(thread, 60)}"

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from nbcodex.client import current
+from nbcodex.doctor import Finding, report
 from nbcodex.errors import NbcodexError
 from nbcodex.notebook import cell_options, identity
-from nbcodex.notebook.commands.base import CommandGroup, print_line
 from nbcodex.notebook.display import can_show_widgets
+from nbcodex.notebook.session import Session
+from nbcodex.openai_api.endpoints import configured_host
 from nbcodex.rendering.html import printable
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Secret, Settings
@@ -26,7 +28,6 @@ from nbcodex.settings import DEFAULT_MODEL, Secret, Settings
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.doctor import Finding
     from nbcodex.simulator.server import SimulatorServer
 
 _server: SimulatorServer | None = None  # of `%codex demo`: one per process, shared by all shells
@@ -40,112 +41,83 @@ _DEMO_LIMITS: dict[str, dict[str, Any]] = {
 # never meet a limit in the demo.
 _DEMO_REFUSALS_S = (None, 6.0, None, 5.0, 4.0)
 
-
 MAX_LISTED_MODELS = 200  # more would flood the notebook; gateways list some hundred
 
 
-def _no_models(part: str) -> str:
-    return (
-        f"The server lists no model with {part[:40]!r} in it."
-        if part
-        else ("The server lists no models.")
+def list_models(session: Session, part: str = "") -> None:
+    """List the server's models, all or those whose name contains PART: models [PART]."""
+    names = (
+        event_loop.shared()
+        .submit(current().services().api_client.list_models(session.settings))
+        .result()
     )
+    session.config.offered = tuple(names)
+    matching = [name for name in names if part.lower() in name.lower()]
+    if matching:
+        print("\n".join(map(printable, matching[:MAX_LISTED_MODELS])))
+    else:
+        print(f"The server lists no model{f' with {part[:40]!r} in it' if part else 's'}.")
+    if (more := len(matching) - MAX_LISTED_MODELS) > 0:
+        print(f"… and {more:,} more: `%codex models PART` lists those with PART in them.")
+    for name, target in session.config.aliases.items():
+        print(f"{name} → {target}")
 
 
-class SetupCommands(CommandGroup):
-    """The connection to a server."""
-
-    def models(self, part: str = "") -> None:
-        """List the server's models, all or those whose name contains PART: models [PART]."""
-        names = (
-            event_loop.shared()
-            .submit(current().services().api_client.list_models(self._settings))
-            .result()
-        )
-        self._config.offered = tuple(names)
-        matching = [name for name in names if part.lower() in name.lower()]
-        print_line("\n".join(map(printable, matching[:MAX_LISTED_MODELS])) or _no_models(part))
-        if (more := len(matching) - MAX_LISTED_MODELS) > 0:
-            print_line(f"… and {more:,} more: `%codex models PART` lists those with PART in them.")
-        for name, target in self._config.aliases.items():
-            print_line(f"{name} → {target}")
-
-    def alias(self, name: str, target: str) -> None:
-        """Define a short name for a model in this session: alias NAME TARGET."""
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
-            raise UsageError("%codex alias: a name has letters, digits, '.', '_' and '-' only")
-        cell_options.check_provider(target)
-        if name == target or target in self._config.aliases:
-            raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
-        self._config.aliases = {**self._config.aliases, name: target}
-        print_line(
-            f"{name} → {target}, in this session. To keep it, set c.Codex.aliases in "
-            "ipython_config.py."
-        )
-
-    def dealias(self, name: str) -> None:
-        """Remove an alias: dealias NAME."""
-        if name not in self._config.aliases:
-            known = ", ".join(self._config.aliases) or "none"
-            raise UsageError(f"%codex dealias: there is no alias {name[:40]} (known: {known})")
-        self._config.aliases = {n: t for n, t in self._config.aliases.items() if n != name}
-        print_line(f"The alias {name} is removed.")
-
-    def login(self, host: str = "") -> None:
-        """Ask for an API key without showing it, and keep it in memory: login [HOST]."""
-        from nbcodex.openai_api.endpoints import configured_host
-
-        host = (host or configured_host(self._settings)).lower()
-        try:
-            key = getpass.getpass(f"API key for {host}: ")
-        except Exception as error:
-            raise NbcodexError(
-                f"This front end cannot ask for a key ({type(error).__name__}).",
-                advice="Set OPENAI_API_KEY in the environment that starts the kernel.",
-            ) from None
-        if not key.strip():
-            raise NbcodexError("No key was entered; nothing has changed.")
-        self._config.keys = {**self._config.keys, host: Secret(key)}
-        print_line(f"The key for {host} is kept in memory until the kernel ends.")
-
-    def demo(self, mode: str = "on") -> None:
-        """Use a simulator instead of the API, with low or high limits, no key: demo [calm|off]."""
-        if mode not in {"on", "calm", "off"}:
-            raise UsageError("%codex demo: on, calm or off")
-        if mode == "off":
-            self._config.demo = None
-            stop_demo()
-            print_line("The demo is off: requests go to the real API.")
-            return
-        self._config.demo = start_demo(mode)
-        effect = "no limit is reached" if mode == "calm" else "you see limits at work"
-        print_line(
-            f"From now on a simulator answers, with {_DEMO_LIMITS[mode]['tpm']:,} tokens a "
-            f"minute, so that {effect}. Nothing leaves this machine. `%codex demo off` ends it."
-        )
-
-    def doctor(self) -> None:
-        """Check the settings, the server and this notebook, with advice for what is wrong."""
-        from nbcodex import doctor
-
-        if self._config.demo is not None:
-            print_line("The demo is on: the server and key below are the simulator's.")
-        for finding in doctor.report(self._settings, current()):
-            print_line(str(finding))
-        for finding in notebook_findings(self._session.shell, self._settings):
-            print_line(str(finding))
+def alias(session: Session, name: str, target: str) -> None:
+    """Define a short name for a model in this session: alias NAME TARGET."""
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
+        raise UsageError("%codex alias: a name has letters, digits, '.', '_' and '-' only")
+    cell_options.check_provider(target)
+    if name == target or target in session.config.aliases:
+        raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
+    session.config.aliases = {**session.config.aliases, name: target}
+    kept = "To keep it, set c.Codex.aliases in ipython_config.py."
+    print(f"{name} → {target}, in this session. {kept}")
 
 
-def start_demo(mode: str) -> Settings:
-    """Start the simulator, unless it runs with these limits, and return settings for it alone."""
+def dealias(session: Session, name: str) -> None:
+    """Remove an alias: dealias ALIAS."""
+    aliases = session.config.aliases
+    if name not in aliases:
+        known = ", ".join(aliases) or "none"
+        raise UsageError(f"%codex dealias: there is no alias {name[:40]} (known: {known})")
+    session.config.aliases = {n: target for n, target in aliases.items() if n != name}
+    print(f"The alias {name} is removed.")
+
+
+def login(session: Session, host: str = "") -> None:
+    """Ask for an API key without showing it, and keep it in memory: login [HOST]."""
+    host = (host or configured_host(session.settings)).lower()
+    try:
+        key = getpass.getpass(f"API key for {host}: ")
+    except Exception as error:
+        raise NbcodexError(
+            f"This front end cannot ask for a key ({type(error).__name__}).",
+            advice="Set OPENAI_API_KEY in the environment that starts the kernel.",
+        ) from None
+    if not key.strip():
+        raise NbcodexError("No key was entered; nothing has changed.")
+    session.config.keys = {**session.config.keys, host: Secret(key)}
+    print(f"The key for {host} is kept in memory until the kernel ends.")
+
+
+def demo(session: Session, mode: str = "on") -> None:
+    """Use a simulator instead of the API, low or high limits, no key: demo [on|calm|off]."""
     global _server
     # Imported here, because only the demo needs the simulator.
     from nbcodex.simulator import Fault, Knobs, Simulator
     from nbcodex.simulator.server import SimulatorServer
 
-    knobs = Knobs(**_DEMO_LIMITS[mode])
+    if mode != "off" and mode not in _DEMO_LIMITS:
+        raise UsageError("%codex demo: on, calm or off")
+    knobs = Knobs(**_DEMO_LIMITS[mode]) if mode != "off" else None
     if _server is not None and _server.simulator.knobs != knobs:
-        stop_demo()
+        _server.stop()
+        _server = None
+    if knobs is None:
+        session.config.demo = None
+        print("The demo is off: requests go to the real API.")
+        return
     if _server is None:
         simulator = Simulator(knobs)
         if mode == "on":
@@ -156,7 +128,7 @@ def start_demo(mode: str) -> Settings:
         _server = SimulatorServer(simulator)
     # Simulated requests stay out of the user's journal and limiter files: the next simulator may
     # have the same port, and other limits.
-    return Settings(
+    session.config.demo = Settings(
         api_key=Secret("no-key-is-needed-here"),
         base_url=f"{_server.url or _server.start()}/v1",
         model=DEFAULT_MODEL,
@@ -164,60 +136,49 @@ def start_demo(mode: str) -> Settings:
         home=Settings.read().home,
         private_limits=True,
     )
-
-
-def stop_demo() -> None:
-    """Stop the simulator, if it runs."""
-    global _server
-    if _server is not None:
-        _server.stop()
-        _server = None
-
-
-def notebook_findings(shell: InteractiveShell, settings: Settings) -> Iterator[Finding]:
-    """Yield what the doctor cannot know outside of a notebook: kernel, display and path."""
-    from nbcodex.doctor import Finding
-
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        yield Finding("kernel", "none: this is a terminal, which shows countdowns as lines")
-    else:
-        name = f"ipykernel {_installed('ipykernel') or '(unknown version)'}"
-        if getattr(kernel, "_supports_kernel_subshells", False):
-            yield Finding("kernel", f"{name}: buttons work while a cell runs")
-        else:
-            yield Finding(
-                "kernel",
-                f"{name}: buttons work only between cells",
-                "Cancel interrupts the kernel; Retry now and Park need ipykernel 7.",
-            )
-        yield _display_finding(shell, settings)
-    path = identity.notebook_id(shell)
-    is_unknown = kernel is not None and path.startswith("kernel ")
-    advice = "The front end does not name it: `%codex resume` finds this kernel's requests only."
-    yield Finding("notebook", path, advice if is_unknown else "")
-
-
-def _display_finding(shell: InteractiveShell, settings: Settings) -> Finding:
-    from nbcodex.doctor import Finding
-
-    if settings.display == "text":
-        return Finding("display", "text, as configured")
-    if not can_show_widgets(shell, settings.display):
-        return Finding("display", "text: this front end is not known to show widgets")
-    if not (installed := _installed("anywidget")):
-        return Finding("display", "text: anywidget is not installed", "pip install anywidget")
-    # Whether the server has anywidget's browser side cannot be seen from the kernel.
-    return Finding(
-        "display",
-        f"widget, by anywidget {installed}",
-        "If a cell only shows `Loading widget`, install anywidget beside JupyterLab, or set "
-        "Codex.display='text'.",
+    effect = "no limit is reached" if mode == "calm" else "you see limits at work"
+    print(
+        f"From now on a simulator answers, with {knobs.tpm:,} tokens a minute, so that {effect}. "
+        "Nothing leaves this machine. `%codex demo off` ends it."
     )
 
 
-def _installed(package: str) -> str:
+def run_doctor(session: Session) -> None:
+    """Check the settings, the server and this notebook, with advice for what is wrong."""
+    if session.config.demo is not None:
+        print("The demo is on: the server and key below are the simulator's.")
+    for finding in report(session.settings, current()):
+        print(finding)
+    for finding in _notebook_findings(session.shell, session.settings.display):
+        print(finding)
+
+
+def _notebook_findings(shell: InteractiveShell, display_choice: str) -> Iterator[Finding]:
+    """Yield what the doctor cannot know outside of a notebook: kernel, display and path."""
+    kernel, path = getattr(shell, "kernel", None), identity.notebook_id(shell)
+    if kernel is None:
+        yield Finding("kernel", "none: this is a terminal, which shows countdowns as lines")
+        yield Finding("notebook", path)
+        return
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+        name = f"ipykernel {version('ipykernel')}"
+    except PackageNotFoundError:  # such as the kernel of Xeus
+        name = "a kernel of unknown version"
+    if getattr(kernel, "_supports_kernel_subshells", False):
+        yield Finding("kernel", f"{name}: buttons work while a cell runs")
+    else:
+        advice = "Cancel interrupts the kernel; Retry now and Park need ipykernel 7."
+        yield Finding("kernel", f"{name}: buttons work only between cells", advice)
+    if display_choice == "text":
+        yield Finding("display", "text, as configured")
+    elif not can_show_widgets(shell, display_choice):
+        yield Finding("display", "text: this front end is not known to show widgets")
+    else:
+        # Whether the server has anywidget's browser side cannot be seen from the kernel.
+        advice = (
+            "If a cell only shows `Loading widget`, install anywidget beside JupyterLab, or set "
+            "Codex.display='text'."
+        )
+        yield Finding("display", f"widget, by anywidget {version('anywidget')}", advice)
+    advice = "The front end does not name it: `%codex resume` finds this kernel's requests only."
+    yield Finding("notebook", path, advice if path.startswith("kernel ") else "")

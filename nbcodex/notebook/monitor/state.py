@@ -16,7 +16,7 @@ from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import MINUTE, Limit, LimitReading, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.ratelimit.refusals import figures_from_reading
+from nbcodex.ratelimit.limit_model import figures_from_reading
 from nbcodex.runtime.clock import format_duration
 
 PLOT_MINUTES = 60

@@ -108,7 +108,7 @@ class Stage:
         """Return the `httpx2` transport that leads to the server without a socket; None if real."""
         if self.url:
             return None
-        from nbcodex.simulator.transport import SimulatorTransport
+        from tests.simulator_transport import SimulatorTransport
 
         return SimulatorTransport(self.simulator)
 
