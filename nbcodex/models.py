@@ -102,6 +102,14 @@ class Image:
     media_type: str = "image/png"  # ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A web page that an answer cites."""
+
+    url: str
+    title: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedReasoning:
     """Encrypted reasoning that the next turn sends back, to the server that produced it only."""
@@ -327,6 +335,8 @@ class Reply:
         The validated object, where a schema or JSON was requested.
     images : tuple of Image
         Images that the model made.
+    sources : tuple of Source
+        The web pages that the answer cites, in the provider's order.
     reused, simulated : bool
         Whether the answer came from the journal, or from the simulator.
     notes : tuple of str
@@ -349,6 +359,7 @@ class Reply:
     cut: str | None = None
     parsed: Any = None
     images: tuple[Image, ...] = ()
+    sources: tuple[Source, ...] = ()
     reused: bool = False
     simulated: bool = False
     notes: tuple[str, ...] = ()

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
-from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, StreamPosition, Usage
+from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, Source, StreamPosition, Usage
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
 
 MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use up any budget
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
+MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
@@ -90,6 +91,7 @@ class CompletedAnswer:
     refused: bool = False
     simulated: bool = False  # only set for batches: for a stream, `ResponseStarted` states it
     tool_calls: tuple[str, ...] = ()  # the names of the functions that the model asked to call
+    sources: tuple[Source, ...] = ()  # the web pages that the answer cites
 
 
 # A `StreamPosition` states where a durable answer continues, after all text that was yielded before
@@ -114,6 +116,22 @@ class RawAnswer:
     images: list[Image] = field(default_factory=list)
     refused: bool = False
     tool_calls: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)  # titles of web pages by their URL
+
+    def cite(self, listed: object) -> None:
+        """Add the web pages that a provider lists as citations.
+
+        OpenAI and OpenRouter send annotations of type ``url_citation``, nested in Chat Completions;
+        Perplexity ``search_results``; Perplexity and xAI also plain addresses in ``citations``.
+        """
+        for item in listed if isinstance(listed, list) else []:
+            if isinstance(item, dict) and isinstance(item.get("url_citation"), dict):
+                item = item["url_citation"]
+            is_object = isinstance(item, dict)
+            url, title = (item.get("url"), item.get("title")) if is_object else (item, "")
+            is_page = isinstance(url, str) and url.lower().startswith(("https://", "http://"))
+            if is_page and len(url) <= MAX_URL_CHARS and len(self.sources) < MAX_SOURCES:
+                self.sources[url] = self.sources.get(url) or name_value(title) or ""
 
     def end(self, reason: str) -> None:
         """Note how the answer ended, as the server states it.
@@ -155,7 +173,11 @@ class RawAnswer:
             reasoning=tuple(reasoning),
             images=tuple(self.images),
             refused=self.refused,
-            tool_calls=tuple(map(redactor.clean, self.tool_calls)),
+            tool_calls=tuple(redactor.clean(name) for name in self.tool_calls),
+            sources=tuple(
+                Source(redactor.clean(url), redactor.clean(title))
+                for url, title in self.sources.items()
+            ),
         )
 
 

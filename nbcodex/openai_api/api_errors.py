@@ -205,8 +205,8 @@ def name_address(error: NbcodexError, base_url: str, path: str) -> None:
     if error.advice != _ADDRESS_ADVICE:
         return
     detail = error.message.partition(": ")[2]
-    end = f": {detail}" if detail else "."
-    error.message = f"{base_url}{path} is not an address of an API{end}"
+    reason = f": {detail}" if detail else "."
+    error.message = shorten(f"{base_url}{path} is not an address of an API{reason}")
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."

@@ -106,6 +106,8 @@ class ResponsesReader(_Reader):
         elif kind == "response.output_item.done":
             self.answer.images += _images_of_items([event.get("item")])
             self.answer.tool_calls += _function_calls([event.get("item")])
+        elif kind == "response.output_text.annotation.added":
+            self.answer.cite([event.get("annotation")])
         elif kind in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             has_reason = isinstance(response, dict) and bool(response.get("error"))
@@ -143,6 +145,8 @@ class ResponsesReader(_Reader):
         answer.text = text or answer.text
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         answer.images = _images_of_items(output) or answer.images
+        for part in parts:
+            answer.cite(part.get("annotations"))
         answer.tool_calls = _function_calls(output) or answer.tool_calls
         answer.refused |= any(part.get("refusal") for part in parts)
         if kind == "response.incomplete" or status == "incomplete":
@@ -182,6 +186,7 @@ class ChatReader(_Reader):
         # With `include_usage`, the last chunk has figures and an empty list of choices.
         if isinstance(chunk.get("usage"), dict):
             answer.usage = read_usage(chunk["usage"], self._service_tier)
+        self._read_citations(chunk)
         text = reasoning = ""
         for choice in dict_items(chunk, "choices"):
             if choice.get("index") in (0, None):
@@ -197,8 +202,14 @@ class ChatReader(_Reader):
         self.answer.model = name_value(payload.get("model"))
         self.answer.response_id = name_value(payload.get("id"))
         self.answer.usage = read_usage(payload.get("usage"), payload.get("service_tier"))
+        self._read_citations(payload)
         self.answer.text, self.answer.reasoning_text = self._read_choice(choices[0], "message")
         self.is_complete = self.is_closed = True
+
+    def _read_citations(self, payload: dict[str, Any]) -> None:
+        # The text refers to `citations` by number; `search_results` has their titles.
+        self.answer.cite(payload.get("citations"))
+        self.answer.cite(payload.get("search_results"))
 
     def _read_choice(self, choice: dict[str, Any], member: str) -> tuple[str, str]:
         # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
@@ -217,6 +228,7 @@ class ChatReader(_Reader):
             function = call.get("function")
             if isinstance(function, dict) and (called := name_value(function.get("name"))):
                 self.answer.tool_calls.append(called)
+        self.answer.cite(delta.get("annotations"))
         # OpenRouter's pictures are data URLs in parts of type ``image_url``.
         for part in dict_items(delta, "images"):
             url = part["image_url"].get("url") if isinstance(part.get("image_url"), dict) else None

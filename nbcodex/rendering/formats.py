@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
+from urllib.parse import quote
 
 from nbcodex.models import Image, Reply
 from nbcodex.rendering.html import code_listing, printable, sanitize_html, visible_code
@@ -37,6 +38,7 @@ INSTRUCTIONS: Mapping[str, str] = {
 
 MAX_JSON_DEPTH = 100  # deeper JSON is shown as text: viewers and message encoders recurse
 MAX_REASONING_CHARS = 20_000  # the end of a longer one is kept
+_URL_CHARS = ":/?#[]@!$&'()*+,;=%"  # those of RFC 3986 that stay as they are in a link
 
 _MATH_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 # Lines that IPython hands to a shell.
@@ -79,7 +81,9 @@ class AnswerOutput:
 
     def _as_text(self, text: str) -> str:
         gap = "\n\n" if self.heading else ""
-        return f"{self.heading}{gap}{printable(text)}\n\n{self.line}".lstrip()
+        sources = "".join(f"\n[{number}] {line}" for number, line in _source_lines(self.reply))
+        text = f"{printable(text)}\n{printable(sources)}" if sources else printable(text)
+        return f"{self.heading}{gap}{text}\n\n{self.line}".lstrip()
 
     def markdown(self, text: str, *notes: str) -> MimeBundle:
         """Return Markdown with the heading above and the figures below."""
@@ -110,6 +114,8 @@ def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ..
     """Return an answer's outputs: the first replaces the display, the others follow below it."""
     if not answer.reply and format_ not in {"markdown", "fix"}:
         format_ = "text"  # half of a JSON value, a formula or a document cannot be rendered
+    if answer.reply.sources and format_ not in {"markdown", "text"}:
+        answer = replace(answer, line=f"{answer.line} · it cites web pages: .sources")
     return _RENDERERS[format_](answer)
 
 
@@ -207,7 +213,25 @@ def _without_magics(code: str) -> str:
 
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
-    return (answer.markdown(_fold(answer.reasoning) + text), *_pictures(answer.reply))
+    text = _fold(answer.reasoning) + text + _source_list(answer.reply)
+    return (answer.markdown(text), *_pictures(answer.reply))
+
+
+def _source_lines(reply: Reply) -> list[tuple[int, str]]:
+    pages = enumerate(reply.sources, start=1)
+    return [(number, f"{page.title} {page.url}".lstrip()) for number, page in pages]
+
+
+def _source_list(reply: Reply) -> str:
+    """Return the web pages that an answer cites, as Markdown below its text."""
+    if not reply.sources:
+        return ""
+    # An address may hold characters that would end the link.
+    links = [
+        f"{number}. [{escape_inline(page.title or page.url)}](<{quote(page.url, safe=_URL_CHARS)}>)"
+        for number, page in enumerate(reply.sources, start=1)
+    ]
+    return sanitize_markdown("\n\n**Sources**\n\n" + "\n".join(links))
 
 
 def _fold(reasoning: str) -> str:

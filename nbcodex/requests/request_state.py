@@ -254,6 +254,7 @@ class RequestState:
             seconds=max(0.0, self.clock.now() - self.started_at - self.waited),
             cut=completed.cut if completed else None,
             images=completed.images if completed else (),
+            sources=completed.sources if completed else (),
             simulated=self.is_simulated,
             notes=self.partial.notes,
             carried=carried,

@@ -10,8 +10,14 @@ import httpx2
 import pytest
 
 from nbcodex.errors import ModelError, RequestError
-from nbcodex.models import Schema, Turn
-from nbcodex.openai_api.answers import ReasoningDelta, Reset, StreamEvent, TextDelta
+from nbcodex.models import Schema, Source, Turn
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    ReasoningDelta,
+    Reset,
+    StreamEvent,
+    TextDelta,
+)
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.readers import ReasoningSplitter, split_reasoning
 from tests.openai_api.scripted import (
@@ -323,3 +329,82 @@ def test_picture_of_a_chat_answer_is_kept(streamed: bool, kind: str, count: int)
     script = Script([event(payload), DONE]) if streamed else json_script(payload)
     done = play(Server(script), chosen=settings(api="chat"))[-1]
     assert len(done.images) == count  # type: ignore[union-attr]
+
+
+# Web pages that an answer cites.
+
+PAGE = "https://example.org/sky"
+
+
+def answer_of(events: list[StreamEvent]) -> CompletedAnswer:
+    assert isinstance(events[-1], CompletedAnswer)
+    return events[-1]
+
+
+@pytest.mark.parametrize(
+    ("api", "parts"),
+    [
+        (
+            "chat",
+            [
+                chunk("Blue [1]."),
+                event({"choices": [{"index": 0, "delta": {"annotations": [
+                    {"type": "url_citation", "url_citation": {"url": PAGE, "title": "Sky"}}]}}]}),
+                chunk(finish="stop"),
+            ],
+        ),
+        (
+            "chat",
+            [chunk("Blue [1].", finish="stop", citations=[PAGE],
+                   search_results=[{"title": "Sky", "url": PAGE, "date": "2026-01-01"}])],
+        ),
+        (
+            "responses",
+            [
+                delta("Blue [1]."),
+                event({"type": "response.output_text.annotation.added", "annotation": {
+                    "type": "url_citation", "url": PAGE, "title": "Sky", "start_index": 0}}),
+                completed(),
+            ],
+        ),
+        (
+            "responses",
+            [
+                delta("Blue [1]."),
+                completed(output=[{"type": "message", "content": [{
+                    "type": "output_text", "text": "Blue [1].", "annotations": [
+                        {"type": "url_citation", "url": PAGE, "title": "Sky"},
+                        {"type": "file_citation", "file_id": "f"}]}]}]),
+            ],
+        ),
+    ],
+    ids=["annotations of Chat Completions", "Perplexity", "event of Responses", "final output"],
+)  # fmt: skip
+def test_cited_pages_are_kept_in_order(api: str, parts: list[bytes]) -> None:
+    answer = answer_of(play(Server(Script([*parts, DONE])), chosen=settings(api=api)))
+    assert answer.text == "Blue [1]."
+    assert answer.sources == (Source(PAGE, "Sky"),)
+
+
+def test_cited_pages_of_one_piece_are_kept() -> None:
+    message = {"role": "assistant", "content": "Blue [1] [2]."}
+    payload = {
+        "choices": [{"message": message, "finish_reason": "stop"}],
+        "citations": [PAGE, "https://example.org/sea", PAGE],
+    }
+    answer = answer_of(play(Server(json_script(payload)), chosen=settings(api="chat")))
+    assert [source.url for source in answer.sources] == [PAGE, "https://example.org/sea"]
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "file:///etc/passwd", "x" * 9, 7, None])
+def test_citation_without_a_web_address_is_dropped(url: object) -> None:
+    script = Script([chunk("Blue.", finish="stop", citations=[url, PAGE]), DONE])
+    answer = answer_of(play(Server(script), chosen=settings(api="chat")))
+    assert answer.sources == (Source(PAGE),)
+
+
+def test_number_of_cited_pages_is_bounded() -> None:
+    pages = [f"{PAGE}/{number}" for number in range(5_000)]
+    script = Script([chunk("Blue.", finish="stop", citations=pages), DONE])
+    answer = answer_of(play(Server(script), chosen=settings(api="chat")))
+    assert len(answer.sources) == 100

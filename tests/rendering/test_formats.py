@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from nbcodex.models import Image, Reply
+from nbcodex.models import Image, Reply, Source
 from nbcodex.notebook import cell_options
 from nbcodex.rendering import formats
 from nbcodex.rendering.formats import (
@@ -387,3 +387,24 @@ def test_figures_say_that_code_runs_shell_commands(code: str, runs_shell: bool) 
         outputs = render_answer(sheet(text), form)
         told = any("runs shell commands" in str(each) for each in outputs)
         assert told == runs_shell
+
+
+SOURCES = (Source("https://example.org/sky", "Sky [1] <b>"), Source("https://example.org/a)b>c d"))
+
+
+def test_cited_pages_stand_below_the_answer() -> None:
+    shown = bundle("Blue [1].", "markdown", sources=SOURCES)
+    text = shown["text/markdown"]
+    assert text.index("Blue") < text.index("**Sources**") < text.index("<sub>")
+    assert "1. [Sky" in text
+    assert "<b>" not in text
+    assert "(https://example.org/a%29b%3Ec%20d)" in text
+    assert "[1] Sky [1] <b> https://example.org/sky" in shown["text/plain"]
+    plain = bundle("Blue [1].", "text", sources=SOURCES)["text/plain"]
+    assert plain.index("Blue") < plain.index("[2] https://example.org/a)b>c d") < plain.index("m-1")
+
+
+@pytest.mark.parametrize("form", ["code", "json", "html", "math", "image"])
+def test_cited_pages_of_other_formats_are_mentioned(form: Format) -> None:
+    shown = render_answer(sheet("[1]", sources=SOURCES), form)
+    assert any(".sources" in str(output) for output in shown)
