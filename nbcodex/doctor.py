@@ -251,7 +251,7 @@ def _limits(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[
         yield Finding("limits", "unknown until the first request")
         return
     declared = any(each.declared for each in mine)
-    charged = {each.policy for each in mine if each.history}
+    charged = {each.policy for each in mine if each.output_share is not None}
     policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")

@@ -1,8 +1,9 @@
 """What a server charges for a request, and how much output answers use: both are learned.
 
-No header states the charge policy, so three projections of the token bucket are compared with the
-snapshots. *kept*: input and the whole bound on output, for good. *refunded*: the same, the unused
-output given back at the end. *actual*: input at admission, output at the end. Pure arithmetic.
+No header states the charge policy, so three projections of the token bucket, one for each policy,
+are compared with the snapshots. *kept*: input and the whole `max_output` are charged at admission.
+*refunded*: the same, and unused output is refunded when the answer ends. *actual*: input is charged
+at admission, the output when the answer ends. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
 
 ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
-KEPT, ACTUAL = 0, 2  # indexes: the policy that is safe under every server, the one charging later
+# Indexes: *kept* never sends too much under any server; *actual* charges most of it later.
+KEPT, ACTUAL = 0, 2
 
-# Snapshots are judged by windows: the order of requests on the way is noise that evens out over
-# 0.4 s. A window that shows nothing for 5 s is restarted, or slow drift would count as evidence.
+# Errors are summed over a window of 0.4 s, in which the random order of requests on their way to
+# the server evens out. A window without evidence is restarted after 5 s, since slow drift would
+# count as evidence.
 WINDOW_S, STALE_WINDOW_S = 0.4, 5.0
 # The projections must differ by this many typical requests before a window counts.
 MIN_DIVERGENCE_REQUESTS = 3.0
-# A judgement counts 0.8 times as much one window later. With scores of at most 1 a window, a lead
-# of 1.5 takes at least two windows; a policy that is 0.5 behind is no longer assumed possible.
+# Scores are decayed sums: a window adds at most 1, and counts 0.8 times as much one window later.
+# A lead of 1.5, which takes at least two windows, switches the policy; 0.5 rules a policy out.
 SCORE_DECAY, SWITCH_LEAD, DISMISSED_LEAD = 0.8, 1.5, 0.5
 TYPICAL_REQUEST_LEARNING_RATE = 0.02
 
-# Before answers have come, as if so many had used their whole bound.
+# The prior of the output share: this many answers that used all of their `max_output`.
 PRIOR_ANSWERS = 5.0
-# After so many answers, the earlier ones count half.
+# After this many answers, the earlier ones count half.
 OUTPUT_MEMORY_ANSWERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a request asks of the limits: estimated input, and the most output it may use."""
+    """The tokens that a request needs: its estimated input, and the most output it may use."""
 
     input_tokens: float
     max_output: float
@@ -47,31 +50,31 @@ class Cost:
 
 @dataclass(slots=True)
 class Permit:
-    """Leave to send one request, and what has become of it."""
+    """Permission to send one request, and the state of that request as far as limits go."""
 
     name: str  # of the limits that it was taken from
     cost: Cost
     issued_at: float
     number: int  # in the order of sending
-    is_probe: bool  # goes through a cooldown
-    token_marks: tuple[LevelMark, ...]  # of the three token projections, just after it was taken
+    is_probe: bool  # sent during a cooldown, to find out whether it is over
+    token_marks: tuple[LevelMark, ...]  # one for each policy's projection
     request_mark: LevelMark  # of the bucket of requests
-    input_tokens: float  # the input as charged here: the estimate times what the server counts
-    is_answered: bool = False  # let in, refused, or ended without a verdict
-    is_closed: bool = False
-    sent_at: float = 0.0  # when it really went; infinite until then
+    input_tokens: float  # as charged here: the estimate, corrected by what the server counts
+    is_answered: bool = False  # admitted, refused, or ended without either
+    is_closed: bool = False  # ended
+    sent_at: float = 0.0  # infinite until the request is really sent
     model_id: int = 0  # of the model that it was taken from
     share_id: int = 0  # of the holder's share that counts it
-    is_orphaned: bool = False  # that model is lost, so its marks mean nothing
+    is_orphaned: bool = False  # that model is lost, so the marks mean nothing
 
     def restore(self, other: Permit) -> None:
-        """Undo what has become of it since it was like `other`."""
+        """Reset what operations change to the values of `other`."""
         self.token_marks, self.share_id = other.token_marks, other.share_id
         self.is_answered, self.is_closed = other.is_answered, other.is_closed
         self.is_orphaned = other.is_orphaned
 
     def shift_marks(self, amounts: tuple[float, ...]) -> None:
-        """Correct the marks: the projections held so much more when they were made."""
+        """Raise each mark by an amount that the server had added before it."""
         pairs = zip(self.token_marks, amounts, strict=True)
         self.token_marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
 
@@ -82,19 +85,19 @@ def _zeros() -> list[float]:
 
 @dataclass(slots=True)
 class ChargePolicyEstimator:
-    """Three projections over the same events, scored by how well they predict the snapshots.
+    """One projection for each policy, scored by how well it predicts the snapshots.
 
-    The fields' order is their form in stores.
+    Stores keep the fields in this order.
     """
 
     buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
-    scores: list[float] = field(default_factory=_zeros)  # lower is better
+    scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
     window_errors: list[float] = field(default_factory=_zeros)
     window_start_at: float | None = None
-    chosen: int = KEPT
-    typical_request: float = 0.0  # tokens, output bound included
+    chosen: int = KEPT  # index of the policy that is assumed
+    typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
     @property
     def policy(self) -> ChargePolicy:
@@ -108,80 +111,68 @@ class ChargePolicyEstimator:
 
     @property
     def may_charge_later(self) -> bool:
-        """Whether answers may yet be charged at their end, as no evidence speaks against it.
+        """Whether output may yet be charged when answers end, as far as the evidence goes.
 
-        Snapshots correct what a wrong policy has projected, but show no charge that is yet to
-        come: trusted at once, 300 requests on a tenth of a minute's tokens met two refusals.
+        Snapshots correct what a wrong policy has projected, but do not show charges that are still
+        to come: without this, 300 requests on a tenth of a minute's tokens met two refusals.
         """
         return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED_LEAD
 
-    def charge(self, tokens: float, output: float, now: float) -> tuple[LevelMark, ...]:
-        """Charge a request of `tokens` input and at most `output` output to all buckets."""
-        total = tokens + output
+    def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
+        """Charge a request to all projections and return their marks."""
+        total = input_tokens + max_output
         rate = TYPICAL_REQUEST_LEARNING_RATE if self.typical_request else 1.0
         self.typical_request += (total - self.typical_request) * rate
-        charges = (total, total, tokens)
+        charges = (total, total, input_tokens)
         return tuple(b.take(c, now) for b, c in zip(self.buckets, charges, strict=True))
 
-    def settle(self, output: float, used: float, now: float) -> tuple[float, ...]:
-        """Enter the end of a request that used `used` of `output`; return each refund."""
-        refunds = (0.0, output - used, -used)
+    def settle(self, max_output: float, used: float, now: float) -> tuple[float, ...]:
+        """Apply the end of a request that used `used` of its output; return each refund."""
+        refunds = (0.0, max_output - used, -used)
         for bucket, amount in zip(self.buckets, refunds, strict=True):
             bucket.take(-amount, now)
         return refunds
 
-    def undo_charge(self, tokens: float, output: float, now: float) -> None:
-        """Take out a request that was never charged."""
-        total = tokens + output
-        for bucket, amount in zip(self.buckets, (total, total, tokens), strict=True):
+    def undo_charge(self, input_tokens: float, max_output: float, now: float) -> None:
+        """Add back a request that the server never charged."""
+        total = input_tokens + max_output
+        for bucket, amount in zip(self.buckets, (total, total, input_tokens), strict=True):
             bucket.undo(amount, now)
 
     def observe(
-        self,
-        permit: Permit,
-        remaining: float,
-        elapsed: float,
-        now: float,
-        *,
-        learns_foreign_rate: bool,
+        self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_foreign: bool
     ) -> tuple[float, ...]:
-        """Correct all three by a snapshot; return the error of each."""
-        taken_at, pairs = (
-            permit.issued_at + elapsed,
-            zip(self.buckets, permit.token_marks, strict=True),
-        )
+        """Correct all projections by the snapshot of a request; return the error of each."""
+        taken_at, marks = permit.issued_at + elapsed, permit.token_marks
+        pairs = zip(self.buckets, marks, strict=True)
         errors = tuple(b.error(m, remaining, elapsed=elapsed) for b, m in pairs)
         for index, (bucket, error) in enumerate(zip(self.buckets, errors, strict=True)):
             if bucket.is_known:
                 self.window_errors[index] += error
-            bucket.correct(error, now, taken_at=taken_at, learns_foreign_rate=learns_foreign_rate)
+            bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
         return errors
 
     def score_window(self, at: float, *, snapshots_are_rare: bool = False) -> None:
-        """Score the window that ends with the snapshot of an instant, if it shows enough."""
-        if self.window_start_at is None:
-            self._restart_window(at)
-            return
-        age = at - self.window_start_at
+        """Score the window that ends with a snapshot taken at `at`, if it holds evidence."""
+        age = 0.0 if self.window_start_at is None else at - self.window_start_at
         divergence = max(self.window_errors) - min(self.window_errors)
-        if age < WINDOW_S or divergence <= MIN_DIVERGENCE_REQUESTS * self.typical_request:
-            if age > STALE_WINDOW_S and not snapshots_are_rare:
-                self._restart_window(at)
+        if age >= WINDOW_S and divergence > MIN_DIVERGENCE_REQUESTS * self.typical_request:
+            # The errors were summed with their signs: what one snapshot shows too early, the next
+            # one shows too late.
+            errors = [abs(e) for e in self.window_errors]
+            for index, error in enumerate(errors):
+                score = min(1.0, (error - min(errors)) / divergence)
+                self.scores[index] = SCORE_DECAY * self.scores[index] + score
+            best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
+            if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
+                self.chosen = best
+        elif self.window_start_at is not None and (age <= STALE_WINDOW_S or snapshots_are_rare):
             return
-        # Summed with their sign: what one snapshot shows too early, the next shows too late.
-        errors = [abs(e) for e in self.window_errors]
-        least = min(errors)
-        for index, error in enumerate(errors):
-            score = min(1.0, (error - least) / divergence)
-            self.scores[index] = SCORE_DECAY * self.scores[index] + score
-        self._restart_window(at)
-        best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
-        if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
-            self.chosen = best
+        self.window_start_at, self.window_errors = at, _zeros()
 
     def choose_optimistic(self, now: float) -> None:
-        """Assume the policy that allows most among those that the evidence does not rule out."""
-        # Where answers carry no limits, only a refusal shows anything: what is never tried is never
+        """Assume the policy that allows most, of those that the evidence does not rule out."""
+        # Without headers only a refusal shows anything, so a policy that is never tried is never
         # learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
@@ -190,23 +181,20 @@ class ChargePolicyEstimator:
     def reset(self) -> None:
         """Go back to the safe policy, and collect evidence anew."""
         self.chosen, self.scores = KEPT, _zeros()
-        self._restart_window(None)
-
-    def _restart_window(self, at: float | None) -> None:
-        self.window_start_at, self.window_errors = at, _zeros()
+        self.window_start_at, self.window_errors = None, _zeros()
 
 
 @dataclass(slots=True)
 class OutputEstimator:
-    """The mean share of its bound that an answer uses. The fields' order is their form in stores.
+    """The mean share of its `max_output` that an answer uses. Stores keep the fields in this order.
 
-    Short answers end first, and would make the mean too small: the time that those in flight have
-    taken so far counts as if they had produced output at the usual pace.
+    Short answers end first, and would make the mean too small. So the answers in flight count too,
+    as if they had produced output at the usual pace for as long as they have taken.
     """
 
-    requested: float = 0.0  # bounds of the answers that have ended
-    used: float = 0.0  # what those used
-    seconds: float = 0.0  # what those took
+    requested: float = 0.0  # the sums of `max_output`, used output and seconds of ended answers
+    used: float = 0.0
+    seconds: float = 0.0
     ended: int = 0
     in_flight: int = 0
     requested_in_flight: float = 0.0
@@ -237,10 +225,10 @@ class OutputEstimator:
             self.seconds, self.ended = self.seconds / 2, self.ended // 2
 
     def remaining_seconds(self, now: float) -> float:
-        """Return how long the answers in flight continue, by the mean of those that have ended.
+        """Return how long the answers in flight will last, by the mean of the ended ones.
 
-        Where they started one after another they end so: the last one after the whole mean, which
-        is twice what is left of an answer of mean age.
+        Answers that started one after another end one after another: the last one ends after a
+        whole mean duration, which is twice what is left of an answer of mean age.
         """
         if not self.ended or not self.in_flight:
             return 0.0
@@ -248,7 +236,7 @@ class OutputEstimator:
         return max(0.0, min(mean, 2 * (mean - age)))
 
     def share(self, now: float) -> float:
-        """Return the share of its bound that an answer uses, on average."""
+        """Return the share of its `max_output` that an answer uses, on average."""
         if not self.ended or not self.requested:
             return 1.0
         pending = max(0.0, self.in_flight * now - self.start_sum)

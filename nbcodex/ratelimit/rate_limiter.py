@@ -1,7 +1,7 @@
-"""The decision core: who may send, and when, first come, first served.
+"""The decision core: which request may be sent, and when, first come, first served.
 
-It decides and never waits. Only the first request in the queue of a model is given an instant; the
-others are woken when it is their turn, so that no herd wakes. Must not know threads or event loops.
+It decides and never waits. Only the first request in a model's queue gets an instant to ask again;
+the others are woken in turn, so that they do not all wake at once. Must not know threads or loops.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from nbcodex.errors import TooLargeError
 from nbcodex.models import Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
-from nbcodex.ratelimit.schedule import after_gap, exhausted_limit, impossible_limit
+from nbcodex.ratelimit.schedule import after_gap, check_size, exhausted_limit
 from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store
 
 ResultT = TypeVar("ResultT")
 
-# One that waits behind others asks again after so long, though it is woken before; the first one,
-# if several processes share the limits: the others may have changed something.
-FALLBACK_RECHECK_S, RECHECK_S = 60.0, 0.25
+# A request behind others asks again after so long, though it is woken before; the first one asks
+# sooner while other processes share the limits, because they may have changed them.
+FALLBACK_RECHECK_S, SHARED_RECHECK_S = 60.0, 0.25
 # A shorter cooldown is not announced to those far back in the queue.
 MIN_ANNOUNCED_COOLDOWN_S = 1.0
-# In limits: a queue that was LONG and has shrunk to END is reordered, but for what is LARGE.
+# In limits: how long a queue must have been, and how short it must have become, before it is
+# reordered; and what counts as a large request.
 LONG_QUEUE_LIMITS, QUEUE_END_LIMITS, LARGE_REQUEST_LIMITS = 8.0, 4.0, 0.05
-# So many of the last permits may still be on their way when an answer ends.
+# This many of the last permits may still be on their way to the server when an answer ends.
 RECENT_PERMITS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No permit yet, as the limit is used fully and others come first."""
+    """No permit yet, because the limit is fully used and others come first."""
 
     until: float  # when to ask again
-    due_at: float | None = None  # when there is capacity, as projected now, if that is known
+    due_at: float | None = None  # when there will be capacity, as projected; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """The model is closed until an instant, because of a limit."""
+    """The model is closed to all requests until an instant, because of a limit."""
 
     until: float
     limit: Limit | None = None
-    inherited: bool = False  # this process has not met the limit itself
-    inferred: bool = False  # none has lately: a limit over hours is used up, as far as is known
+    inherited: bool = False  # caused by another process, or by an earlier one
+    inferred: bool = False  # not from a refusal: a limit over hours is exhausted by projection
 
 
 @dataclass(slots=True)
 class QueueEntry:
-    """A request's place in a queue. A refused one keeps it, and so comes first again."""
+    """A request's place in a queue. A refused request keeps it, and so comes first again."""
 
     name: str
     cost: Cost
     wake: Callable[[], None]
     arrival: int
-    priority: float = 0.0
+    priority: float = 0.0  # lower goes first; equal ones go by arrival
     is_waiting: bool = False
 
 
@@ -71,28 +71,29 @@ class WaitQueue:
 
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
-    peak_tokens: float = 0.0
+    peak_tokens: float = 0.0  # the most that `waiting_tokens` has been
     newcomer_priority: float = 0.0
     cooldown: Cooldown | None = None
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
-    trusts_cooldown_end: bool = False  # the server stated when the first may be sent
+    # After a cooldown the first request goes when the server said so, not as projected.
+    trusts_cooldown_end: bool = False
     in_flight: int = 0
     probes_in_flight: int = 0
     recent_permits: deque[Permit] = field(default_factory=lambda: deque(maxlen=RECENT_PERMITS))
 
     def entries(self) -> Iterator[QueueEntry]:
-        """Iterate over those that wait, in no order."""
+        """Iterate over the waiting entries, in no order."""
         return (entry for *_, entry in self.heap if entry.is_waiting)
 
     def head(self) -> QueueEntry | None:
-        """Return the first of those that wait."""
-        # Entries that left are only marked: removed here, each costs O(log n).
+        """Return the first waiting entry."""
+        # `remove` only marks an entry; removing it from the heap here costs O(log n).
         while self.heap and not self.heap[0][-1].is_waiting:
             heapq.heappop(self.heap)
         return self.heap[0][-1] if self.heap else None
 
     def push(self, entry: QueueEntry) -> None:
-        """Add a request at its place."""
+        """Add an entry at its place."""
         if not entry.is_waiting:
             entry.is_waiting = True
             self.waiting_tokens += entry.cost.total
@@ -100,18 +101,18 @@ class WaitQueue:
             heapq.heappush(self.heap, (entry.priority, entry.arrival, entry))
 
     def remove(self, entry: QueueEntry) -> None:
-        """Mark a request as not waiting."""
+        """Mark an entry as not waiting."""
         if entry.is_waiting:
             entry.is_waiting = False
             self.waiting_tokens -= entry.cost.total
 
     def reorder_end(self, limit: float) -> None:
-        """Send the end of a long job by size, the smallest first.
+        """Send the last requests of a long job by size, the smallest first.
 
-        Where the server refunds, fewer answers are then in flight at the very end, when no request
-        is left to use what they give back: 0.6 to 2.9 % less time for 6,000 prompts (eight seeds).
-        No request is passed by more than QUEUE_END_LIMITS, after having waited for as much, so a
-        wait is at most doubled. Large requests keep their places; a new one is put last.
+        Where the server refunds unused output, fewer answers are then in flight at the very end,
+        when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
+        (eight seeds). A request is overtaken by at most QUEUE_END_LIMITS after having waited for as
+        much, so its wait at most doubles. Large requests keep their places; new ones come last.
         """
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
         if self.peak_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
@@ -128,25 +129,25 @@ class WaitQueue:
             head.wake()
 
     def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
-        """Begin or end a cooldown; waiting requests are woken unless it is a short one."""
+        """Begin or end a cooldown; wake all requests if it changes how they wait."""
         known, self.cooldown = self.cooldown, cooldown
         if cooldown is None:
-            is_news = known is not None
+            must_wake = known is not None
         else:
             longer_than = max(now + MIN_ANNOUNCED_COOLDOWN_S, known.until if known else now)
-            is_news = cooldown.until > longer_than or (known is not None and known.inherited)
-        for entry in [*self.entries()] if is_news else ():
+            must_wake = cooldown.until > longer_than or (known is not None and known.inherited)
+        for entry in [*self.entries()] if must_wake else ():
             entry.wake()
 
 
 class RateLimiter:
-    """Who may send, and when: one queue and one limit model for each model and account."""
+    """Decides for all models: one queue in this process, and one limit model in the store, each."""
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
         self._store = store or MemoryStore()
-        self._holder = holder  # names this process among those that share the store
+        self._holder = holder  # the id of this process among those that share the store
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
-        self._places = itertools.count()
+        self._arrivals = itertools.count()
 
     @property
     def salt(self) -> bytes:
@@ -154,20 +155,20 @@ class RateLimiter:
         return self._store.salt
 
     def enqueue(self, name: str, cost: Cost, wake: Callable[[], None]) -> QueueEntry:
-        """Take a place in the queue; `wake` is called when it is worth asking."""
+        """Add a request to the queue; `wake` is called when it should try to acquire again."""
         queue = self._queues[name]
         if queue.head() is None:
             queue.newcomer_priority = queue.peak_tokens = 0.0
-        entry = QueueEntry(name, cost, wake, next(self._places), queue.newcomer_priority)
+        entry = QueueEntry(name, cost, wake, next(self._arrivals), queue.newcomer_priority)
         queue.push(entry)
         return entry
 
     def requeue(self, entry: QueueEntry) -> None:
-        """Take the old place in the queue again."""
+        """Put an entry back at its old place."""
         self._queues[entry.name].push(entry)
 
     def dequeue(self, entry: QueueEntry) -> None:
-        """Give the place up."""
+        """Remove an entry from the queue."""
         queue = self._queues[entry.name]
         was_first = queue.head() is entry
         queue.remove(entry)
@@ -179,28 +180,23 @@ class RateLimiter:
     ) -> Permit | Wait | Cooldown:
         """Return a permit to send now, or what to wait for; raise `TooLargeError` if it never fits.
 
-        With `may_probe`, the caller would send a probe through a cooldown that others have met;
-        while another one's probe is in flight, it gets a `Wait` instead.
+        With `may_probe`, the caller will send a probe if this returns an inherited cooldown; while
+        another request's probe is in flight, this returns a `Wait` instead.
         """
         queue = self._queues[entry.name]
         if queue.head() is not entry:
             cooldown = queue.cooldown
-            is_over = cooldown is None or cooldown.until <= now
-            if cooldown is None or is_over or (may_probe and cooldown.inherited):
+            if cooldown is None or cooldown.until <= now or (may_probe and cooldown.inherited):
                 return Wait(now + FALLBACK_RECHECK_S)
             return cooldown
         answer = self._store.transaction(
             entry.name, lambda shared: self._decide(shared, queue, entry, now)
         )
         if isinstance(answer, Permit):
-            self._sent(queue, entry, answer)
-        elif (
-            isinstance(answer, Cooldown)
-            and may_probe
-            and answer.inherited
-            and queue.probes_in_flight
-        ):
-            return Wait(now + FALLBACK_RECHECK_S)
+            self._record_sent(queue, entry, answer)
+        elif isinstance(answer, Cooldown) and answer.inherited and may_probe:
+            if queue.probes_in_flight:
+                return Wait(now + FALLBACK_RECHECK_S)
         elif queue.head() is not entry:
             queue.wake_first()
         return answer
@@ -209,49 +205,42 @@ class RateLimiter:
         self, shared: SharedModel, queue: WaitQueue, entry: QueueEntry, now: float
     ) -> Permit | Wait | Cooldown:
         model, cost = shared.model, entry.cost
-        if (limit := impossible_limit(model, cost, now)) is not None:
-            needed = cost.input_tokens * min(1.0, model.input_ratio)
-            raise TooLargeError(
-                f"The prompt has about {needed:,.0f} tokens, {needed - limit:,.0f} more than the "
-                f"{limit:,.0f} tokens per minute that the model allows.",
-                advice="Shorten the prompt, or choose a model with a larger limit.",
-            )
+        check_size(model, cost, now)
         if model.tokens.policy == "refunded":
             queue.reorder_end(model.tokens.bucket.limit)
             if queue.head() is not entry:
                 return Wait(now + FALLBACK_RECHECK_S)
         waiting_tokens = queue.waiting_tokens
-        start_at = shared.earliest_start(self._holder, cost, now, waiting_tokens=waiting_tokens)
-        if queue.trusts_cooldown_end or shared.inherits_grant(self._holder, cost):
-            # After a cooldown the first one goes when the server said so, and not as projected.
+        start_at = shared.schedule_next(self._holder, cost, now, waiting_tokens=waiting_tokens)
+        if queue.trusts_cooldown_end:
             start_at = min(start_at, after_gap(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
             queue.cooldown = None
         if start_at <= now:
             return shared.issue_permit(entry.name, self._holder, cost, now)
         if model.closed_until > now:
-            # What comes after it is projected when it ends: its first request may show more.
+            # What follows is projected when the cooldown ends: its first request may show more.
             inherited = model.closed_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
             return queue.cooldown
         if exhausted := exhausted_limit(model, cost, now):
             queue.cooldown = Cooldown(*exhausted, inherited=True, inferred=True)
             return queue.cooldown
-        recheck_at = now + RECHECK_S if len(shared.holders) > 1 else start_at
+        recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
         return Wait(min(start_at, recheck_at), due_at=start_at)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
-        """Return a permit to send through any cooldown; a refusal will not change that."""
+        """Return a permit to send during any cooldown; a refusal will not prolong that."""
         name, cost = entry.name, entry.cost
         permit = self._store.transaction(
             name, lambda shared: shared.issue_permit(name, self._holder, cost, now, is_probe=True)
         )
         queue = self._queues[name]
         queue.probes_in_flight += 1
-        self._sent(queue, entry, permit)
+        self._record_sent(queue, entry, permit)
         return permit
 
-    def _sent(self, queue: WaitQueue, entry: QueueEntry, permit: Permit) -> None:
+    def _record_sent(self, queue: WaitQueue, entry: QueueEntry, permit: Permit) -> None:
         queue.trusts_cooldown_end = False
         queue.recent_permits.append(permit)
         queue.in_flight += 1
@@ -267,13 +256,11 @@ class RateLimiter:
         snapshot: LimitSnapshot | None,
         now: float,
     ) -> Cooldown:
-        """A limit refused the request: begin a cooldown until an instant, and return it."""
+        """Begin a cooldown because a limit has refused the request, and return it."""
 
         def operation(shared: SharedModel) -> Cooldown:
             model = shared.model
             model.refuse(permit, until=until, limit=limit, snapshot=snapshot, now=now)
-            if not permit.is_probe and model.closed_until > now:
-                shared.granted_tokens, shared.granted_to = permit.cost.total, self._holder
             return Cooldown(model.closed_until, model.closing_limit)
 
         cooldown = self._update(permit, operation, now)
@@ -284,32 +271,32 @@ class RateLimiter:
         return cooldown
 
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
-        """The server let the request in: learn from its headers. A probe ends the cooldown."""
+        """Learn from the headers of an admitted request. An admitted probe ends the cooldown."""
         if permit.is_probe:
             self._queues[permit.name].set_cooldown(None, now)
         self._update(permit, lambda shared: shared.model.observe(permit, snapshot, now), now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> None:
-        """The answer has ended."""
+        """Report what a finished answer used."""
 
         def operation(shared: SharedModel) -> tuple[float, tuple[float, ...]]:
             refunds = shared.model.settle(permit, usage, now)
             return shared.model.round_trip, refunds
 
         round_trip, refunds = self._update(permit, operation, now)
-        # The server had the refund before requests came in that were on their way meanwhile, so
-        # their marks have to include it.
+        # The server refunded half a round trip ago. Requests sent since a round trip ago arrived
+        # after that, so their marks have to include the refund.
         since = now - (round_trip if round_trip < math.inf else 0.0)
         for other in self._queues[permit.name].recent_permits:
             if other.sent_at > since and not other.is_answered:
                 other.shift_marks(refunds)
 
     def release(self, permit: Permit, now: float) -> None:
-        """The request ended without a verdict."""
+        """Report the end of a request of unknown usage."""
         self._update(permit, lambda shared: shared.model.release(permit, now), now)
 
     def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
-        """Return what is known of the limits that were used here, and of `more`, for display."""
+        """Return the state of the limits that were used here, and of `more`, for display."""
         states = {}
         for name in {**self._queues, **dict.fromkeys(more)}:
             queue = self._queues.get(name, WaitQueue())
@@ -321,17 +308,19 @@ class RateLimiter:
         return states
 
     def heartbeat(self, now: float) -> bool:
-        """Give a sign of life, due every second or two; return whether any request is active."""
+        """Renew the leases, due every second or two; return whether any request is active."""
         active = [each for each in self._queues.items() if each[1].in_flight or each[1].head()]
         for name, queue in active:
-            waits = queue.head() is not None
-            sign = partial(SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=waits)
-            until = self._store.transaction(name, sign)
+            is_waiting = queue.head() is not None
+            renew = partial(
+                SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=is_waiting
+            )
+            until = self._store.transaction(name, renew)
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
-                queue.wake_first()  # the first one looks whether the limit is still used up
-            else:  # another process has found it to be over
+                queue.wake_first()  # it finds out whether the limit is still exhausted
+            else:  # another process has ended it
                 queue.set_cooldown(None, now)
         return bool(active)
 
@@ -340,26 +329,25 @@ class RateLimiter:
         self._store = store
 
     def release_leases(self) -> None:
-        """Leave this process's part to the others, as it ends."""
+        """Remove this process from the holders, when it ends."""
         for name in self._queues:
             self._store.transaction(name, lambda shared: shared.remove_holder(self._holder))
 
     def _update(
         self, permit: Permit, operation: Callable[[SharedModel], ResultT], now: float
     ) -> ResultT:
-        """Do an operation on a permit's model, and let the first in the queue ask again."""
+        """Run an operation on a permit and its model, and let the first in the queue ask again."""
         before = replace(permit)
 
-        def counted(shared: SharedModel) -> ResultT:
-            permit.restore(before)  # a store may do an operation again, on other numbers
+        def run(shared: SharedModel) -> ResultT:
+            permit.restore(before)  # a store may repeat an operation on other numbers
             shared.reattach(self._holder, permit, now)
-            counted_before = replace(permit)
             result = operation(shared)
-            shared.update_counts(self._holder, permit, before=counted_before)
+            shared.update_counts(self._holder, permit, before=before)
             return result
 
         queue = self._queues[permit.name]
-        result = self._store.transaction(permit.name, counted)
+        result = self._store.transaction(permit.name, run)
         queue.probes_in_flight -= permit.is_probe and permit.is_answered and not before.is_answered
         queue.in_flight -= permit.is_closed and not before.is_closed
         queue.wake_first()

@@ -6,28 +6,29 @@ import math
 from collections.abc import Sequence
 from operator import itemgetter
 
+from nbcodex.errors import TooLargeError
 from nbcodex.models import MINUTE, Limit, Resource
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel, describe_limit
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
-# Between two sends: a burst that networks and the server's front end bear. But the gap must never
-# be what bounds a job (4 ms would be a limit of 15,000 a minute): it is at most a quarter of the
-# limit's own interval.
+# The gap between two requests bounds bursts for networks and the server's front end. It must never
+# bound the throughput (4 ms would be a limit of 15,000 a minute), so it is at most a quarter of the
+# interval at which the limit admits typical requests.
 MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
-# The margin is at most this share of what still waits, so that the end of a job spends it.
+# The margin is at most this share of what still waits, so that the end of a job uses it up.
 MARGIN_SHARE_OF_WAITING = 0.02
-# A server that has stated nothing yet is asked again after so long without an answer.
+# While limits are unknown, another request is sent if there was no answer for so long.
 UNANSWERED_TIMEOUT_S = 10.0
-# Without headers, an optimistic charge policy is tried at this many times the limit's rate at
-# most: if it is wrong, few requests meet the refusal before the first of them is known of.
+# Without headers, an optimistic charge policy is tried at up to this many times the limit's rate:
+# if it is wrong, few requests are sent before the first refusal is known.
 HEADERLESS_RATE_FACTOR = 3.0
 # An estimate of the input may be wrong by this factor.
 INPUT_ESTIMATE_ERROR = 1.2
-# Waiting for a limit over more than this is a cooldown that users decide on, not queueing.
+# Waiting for a limit with a longer window is a cooldown, which users decide on, and not queueing.
 LONG_WINDOW_S = 2 * MINUTE
-# Charges that answers in flight may still cause reserve at most this share of the bucket, as long
-# as more flows in by their end: the rest lets others begin.
+# The output that answers in flight may still be charged reserves at most this share of a bucket, as
+# long as more is refilled before they end: the rest is for new requests.
 MAX_OWED_SHARE = 0.5
 
 
@@ -42,9 +43,9 @@ def earliest_start(
 ) -> float:
     """Return the earliest instant at which a request may go, after those `before` it.
 
-    All that wait ask for `waiting_tokens` together; `spare_requests` typical requests of others
-    shall find room at once. Strictly first come, first served: in a bucket, every request that
-    passes the first one delays it, so small ones that pass would let a large one starve.
+    `waiting_tokens` is what all waiting requests ask for together; room for `spare_requests`
+    typical requests is left to others. Strictly first come, first served: in a token bucket, each
+    request that overtakes the first one delays it, so small ones could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
     if model.is_headerless and tokens.is_known:
@@ -69,7 +70,7 @@ def earliest_start(
 
 
 def after_gap(model: LimitModel, now: float) -> float:
-    """Return the earliest instant at which anything may go: no cooldown, and a gap after a send."""
+    """Return when any cooldown has ended, and the gap after the last request as well."""
     tokens, typical = model.tokens.bucket, model.tokens.typical_request
     rates = [model.requests.rate] if model.requests.is_known else []
     if tokens.is_known and typical:
@@ -81,7 +82,7 @@ def after_gap(model: LimitModel, now: float) -> float:
 
 
 def exhausted_limit(model: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
-    """Return the limit over hours that is used up for longest, and until when; None if none is."""
+    """Return when the slowest exhausted limit with a long window has room, and that limit."""
     tokens = model.admission_charge(cost)
     buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
     buckets.append(("tokens", model.tokens.bucket, tokens))
@@ -95,47 +96,49 @@ def exhausted_limit(model: LimitModel, cost: Cost, now: float) -> tuple[float, L
     return max(exhausted, key=itemgetter(0), default=None)
 
 
-def impossible_limit(model: LimitModel, cost: Cost, now: float) -> float | None:
-    """Return the limit that the request is too large for at any time; None if it can fit.
+def check_size(model: LimitModel, cost: Cost, now: float) -> None:
+    """Raise `TooLargeError` for a request that the limit can never admit.
 
-    Estimates err, limits change, and some servers state nonsense: only what is clearly larger is
-    refused here, not what the server has let in before, nor by a limit stated long ago.
+    Estimates err, limits change, and some servers state nonsense. So only what is clearly larger is
+    refused, unless the server has admitted as much before, or stated the limit long ago.
     """
     bucket = model.tokens.bucket
     # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
-    # ratio above 1, learned from short prompts, shows nothing of a long one.
+    # ratio above 1 that was learned from short prompts means nothing for a long one.
     at_least = cost.input_tokens * min(1.0, model.input_ratio)
     is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
-    return bucket.limit if is_larger and not (model.is_guessed or is_old) else None
+    if is_larger and not (model.is_guessed or is_old):
+        raise TooLargeError(
+            f"The prompt has about {at_least:,.0f} tokens, {at_least - bucket.limit:,.0f} more "
+            f"than the {bucket.limit:,.0f} tokens per minute that the model allows.",
+            advice="Shorten the prompt, or choose a model with a larger limit.",
+        )
 
 
 def _tokens_available_at(
     model: LimitModel, costs: Sequence[Cost], spare: float, now: float
 ) -> float:
-    """Return when there are enough tokens for requests and for the answers in flight."""
-    bucket, owed = model.tokens.bucket, _owed(model, costs, now)
+    """Return when there are enough tokens for requests, and for the answers in flight."""
+    output, bucket, owed = model.output, model.tokens.bucket, 0.0
+    # Output that may be charged when answers end is reserved: otherwise prompts with long answers
+    # put the bucket into a debt of seven limits. Without headers, the evidence that could rule such
+    # a charge out would never come, so there the assumed policy decides alone.
+    is_actual = model.tokens.policy == "actual"
+    if is_actual or (model.tokens.may_charge_later and not model.is_headerless):
+        requested = output.requested_in_flight
+        if is_actual:
+            requested += sum(cost.max_output for cost in costs)
+        owed = output.share(now) * requested
+        reserved = MAX_OWED_SHARE * bucket.burst_capacity
+        if output.ended and not bucket.hidden_floor:
+            # What is not refilled before the answers end has to be reserved in any case.
+            reserved = max(reserved, owed - bucket.rate * output.remaining_seconds(now))
+        owed = min(owed, reserved)
     need = sum(map(model.admission_charge, costs)) + owed + spare
     available_at = bucket.available_at(need, now)
-    if not model.output.in_flight:
+    if not output.in_flight:
         return available_at
-    # What no bucket holds at once flows in while answers end: of what is owed beyond its usual
-    # share, that much.
-    over = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, need - bucket.burst_capacity)
-    return available_at + max(0.0, over) / bucket.rate
-
-
-def _owed(model: LimitModel, costs: Sequence[Cost], now: float) -> float:
-    """Return what answers will be charged at their end, which is reserved as well."""
-    # Without this, prompts with long answers put the bucket seven limits into debt.
-    output, bucket = model.output, model.tokens.bucket
-    requested = output.requested_in_flight
-    if model.tokens.policy == "actual":
-        requested += sum(cost.max_output for cost in costs)
-    elif model.is_headerless or not model.tokens.may_charge_later:
-        return 0.0  # without headers, nothing would ever speak against it
-    owed, usual = output.share(now) * requested, MAX_OWED_SHARE * bucket.burst_capacity
-    if output.ended and not bucket.hidden_floor:
-        # Beyond the usual share, what answers are charged must flow in by the time they end.
-        usual = max(usual, owed - bucket.rate * output.remaining_seconds(now))
-    return min(owed, usual)
+    # More than the bucket can hold at once is needed: wait until the rest is refilled as well.
+    excess = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, need - bucket.burst_capacity)
+    return available_at + max(0.0, excess) / bucket.rate

@@ -19,10 +19,8 @@ from nbcodex.models import MINUTE
 from nbcodex.ratelimit import sharing
 from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicyEstimator
 from nbcodex.ratelimit.rate_limiter import RateLimiter, WaitQueue
-from nbcodex.ratelimit.sharing import SharedModel
 from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.ratelimit.token_bucket import TokenBucket
-from tests.benchmarks import pacing
 from tests.benchmarks.kernels import beat
 from tests.benchmarks.pacing import TOKENS, Case, Client, Errand, measure
 from tests.benchmarks.table import table
@@ -31,8 +29,8 @@ from tests.benchmarks.world import START, Heap, World, workload
 _correct = TokenBucket.correct
 
 
-def _correct_without_drain(bucket: TokenBucket, *args: Any, **options: Any) -> None:
-    _correct(bucket, *args, **options | {"learns_foreign_rate": False})
+def _correct_ignoring_others(bucket: TokenBucket, *args: Any, **options: Any) -> None:
+    _correct(bucket, *args, **options | {"learns_foreign": False})
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -45,11 +43,9 @@ HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
         (ChargePolicyEstimator, "choose_optimistic", _nothing),
     ),
     "hidden window": ((TokenBucket, "set_hidden_floor", _nothing),),
-    "drain by others": ((TokenBucket, "correct", _correct_without_drain),),
+    "use by others": ((TokenBucket, "correct", _correct_ignoring_others),),
     "end of a job by size": ((WaitQueue, "reorder_end", _nothing),),
-    "courtesy between kernels": ((sharing, "IDLE_RESERVE_REQUESTS", 0),),
-    "inherited grant": ((SharedModel, "inherits_grant", lambda *_: False),),
-    "history": ((pacing, "begin_with", _nothing),),
+    "room for idle kernels": ((sharing, "IDLE_RESERVE_REQUESTS", 0),),
 }
 
 
@@ -64,8 +60,7 @@ def without(heuristic: str | None) -> Iterator[None]:
 
 def alone(count: int, seed: int, policy: Any, **knobs: Any) -> tuple[float, float]:
     """Return the efficiency of one kernel and its share of 429s, both in percent."""
-    prior = knobs.pop("prior", False)
-    case = Case("", replace(TOKENS, policy=policy, **knobs), prior=prior)
+    case = Case("", replace(TOKENS, policy=policy, **knobs))
     figures = measure(case, count, seed)
     return 100 * figures["oracle"], figures["429%"]
 
@@ -110,15 +105,12 @@ SCENES: dict[str, Callable[[int, int, Any], tuple[float, float]]] = {
     "stranger": lambda *a: alone(*a, used_by_others=0.3),
     "no headers": lambda *a: alone(*a, headers=False),
     "1 s window": lambda *a: alone(*a, hidden_window=1.0),
-    "second job": lambda *a: alone(*a, prior=True),
     "light beside heavy, ms": light,
     "one of four killed": killed,
 }
 # Heuristics that cannot matter in a scene are not measured there.
 ONLY = {
-    "courtesy between kernels": {"light beside heavy, ms", "one of four killed"},
-    "inherited grant": {"light beside heavy, ms", "one of four killed"},
-    "history": {"second job"},
+    "room for idle kernels": {"light beside heavy, ms", "one of four killed"},
 }
 
 

@@ -18,8 +18,6 @@ from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
-from nbcodex.ratelimit.sharing import LimitHistory, SharedModel, model_with_history
-from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.simulator.buckets import Refusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
@@ -143,7 +141,6 @@ class Case:
     processing: bool = True
     late: bool = False
     mute: bool = False
-    prior: bool = False
 
 
 TOKENS = Knobs(tpm=600_000, rpm=20_000)
@@ -157,7 +154,6 @@ def cases() -> dict[str, Case]:
         halved = ((40.0, {"tpm": 300_000}), (100.0, {"tpm": 600_000}))
         for case in (
             Case(policy, base),
-            Case(f"{policy}/prior", base, prior=True),
             Case(f"{policy}/bias", r(base, token_bias=1.15)),
             Case(f"{policy}/bias-", r(base, token_bias=0.85)),
             Case(f"{policy}/5xx", r(base, failures=0.01)),
@@ -195,32 +191,6 @@ def run(case: Case, prompts: list[Prompt], seed: int, make: Callable[..., Any]) 
     return world
 
 
-def beginning(case: Case, seed: int) -> RateLimiter:
-    """Return a limiter that knows nothing, or what another one learned in an earlier job."""
-    store = MemoryStore()
-    if case.prior:
-        before = replace(case, prior=False)
-        world = run(
-            before,
-            workload(1500, seed + 100),
-            seed,
-            lambda w: Client(w, RateLimiter(), workload(1500, seed + 100), seed),
-        )
-        history = world.client.limiter.limit_states(world.heap.now)[BUCKET].history
-        assert history
-        begin_with(store, history)
-    return RateLimiter(store)
-
-
-def begin_with(store: MemoryStore, history: LimitHistory) -> None:
-    """Let a store's model begin where an earlier job ended."""
-
-    def begin(shared: SharedModel) -> None:
-        shared.model = model_with_history(history)
-
-    store.transaction(BUCKET, begin)
-
-
 def measure(case: Case, count: int, seed: int) -> dict[str, float]:
     """Return the figures of one run."""
     prompts = workload(count, seed, giants=case.giants)
@@ -228,7 +198,7 @@ def measure(case: Case, count: int, seed: int) -> dict[str, float]:
     # The oracle meets no faults: a client that does pays for them.
     smooth = replace(case, knobs=replace(case.knobs, failures=0.0, stream_failures=0.0))
     oracle = run(smooth, prompts, seed, lambda w: Oracle(w, prompts))
-    ours = run(case, prompts, seed, lambda w: Client(w, beginning(case, seed), prompts, seed))
+    ours = run(case, prompts, seed, lambda w: Client(w, RateLimiter(), prompts, seed))
     tally = ours.tally
     assert len(tally.finished) == count, f"{count - len(tally.finished)} lost"
     span = max(tally.finished.values()) - START

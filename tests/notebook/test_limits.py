@@ -9,7 +9,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading
 from nbcodex.notebook.commands.usage import limit_lines
-from nbcodex.ratelimit.sharing import LimitHistory, LimitState
+from nbcodex.ratelimit.sharing import LimitState
 
 KNOWN = LimitState(
     tokens=LimitReading(limit=600_000, remaining=300_000, full_in=30.0),
@@ -24,10 +24,9 @@ KNOWN = LimitState(
     was_used=True,
     closed_until=None,
     limit=None,
-    history=None,
+    output_share=None,
 )
 NOTHING = replace(KNOWN, tokens=None, declared=False, was_used=False)
-HISTORY = LimitHistory(policy="refunded", output_share=0.25, input_ratio=1.0)
 TPM = Limit(resource="tokens", window=60.0)
 RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
 
@@ -38,8 +37,8 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
         (KNOWN, "300,000 of 600,000 tokens left, 600,000 a minute, full in 30.0 s"),
         (KNOWN, "assumed charging: input and all of max_output"),
         (KNOWN, "safety margin: 0.5% of the limit"),
-        (replace(KNOWN, policy="refunded", history=HISTORY), "refunded at its end (learned"),
-        (replace(KNOWN, policy="refunded", history=HISTORY), "answers use 25% of it"),
+        (replace(KNOWN, policy="refunded", output_share=0.25), "refunded at its end (learned"),
+        (replace(KNOWN, policy="refunded", output_share=0.25), "answers use 25% of it"),
         (
             replace(KNOWN, closed_until=110.0, limit=TPM),
             "closed for another 10.0 s (tokens per minute",

@@ -69,11 +69,11 @@ def test_idle_holder_accumulates_no_claim() -> None:
     """It is served like the others from then on, not before them."""
     shared = SharedModel()
     for second in range(20):
-        shared.earliest_start("busy", Cost(10, 90), float(second), waiting_tokens=200)
+        shared.schedule_next("busy", Cost(10, 90), float(second), waiting_tokens=200)
         shared.issue_permit("b", "busy", Cost(10, 90), float(second))
     shared.renew_lease("idle", 19.0)
-    shared.earliest_start("busy", Cost(10, 90), 20.0, waiting_tokens=200)
-    shared.earliest_start("idle", Cost(10, 90), 20.0, waiting_tokens=200)
+    shared.schedule_next("busy", Cost(10, 90), 20.0, waiting_tokens=200)
+    shared.schedule_next("idle", Cost(10, 90), 20.0, waiting_tokens=200)
     assert shared.holders["idle"].served == shared.holders["busy"].served - 100
 
 
@@ -81,12 +81,12 @@ def test_newcomer_begins_where_the_last_one_served_did() -> None:
     """Even if that one has none waiting then."""
     shared = SharedModel()
     for second in range(600):
-        shared.earliest_start("old", Cost(10, 90), float(second), waiting_tokens=100)
+        shared.schedule_next("old", Cost(10, 90), float(second), waiting_tokens=100)
         shared.issue_permit("b", "old", Cost(10, 90), float(second))
-    shared.earliest_start("new", Cost(10, 90), 602.0, waiting_tokens=60_000)
+    shared.schedule_next("new", Cost(10, 90), 602.0, waiting_tokens=60_000)
     for _ in range(2):
         shared.issue_permit("b", "new", Cost(10, 90), 602.0)
-    shared.earliest_start("old", Cost(10, 90), 602.1, waiting_tokens=100)
+    shared.schedule_next("old", Cost(10, 90), 602.1, waiting_tokens=100)
     assert shared.holders["old"].served < shared.holders["new"].served
 
 

@@ -88,7 +88,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         "model.undeclared.by_name.refused_at",
         *(f"model.{f}" for f in ("tokens.window_start_at", "closed_until", "last_sent_at")),
         *(f"model.{f}" for f in ("pace_start_at", "pace_middle_at", "output.start_sum")),
-        *(f"holders.{f}" for f in ("seen_at", "due_at", "start_sum")),
+        *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_sum")),
     }
     still = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
@@ -101,7 +101,6 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         *(f"holders.{f}" for f in ("served", "input_tokens", "max_output", "waiting_tokens")),
         "holders.requested_in_flight",
         "virtual_time",
-        "granted_tokens",
     }
     assert set(instants(SharedModel)) == moved | still
     shared = SharedModel()
@@ -160,15 +159,16 @@ def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wro
     with closing(Host(redis, "a")) as one, closing(Host(redis, "b", wrong)) as other:
         given = one.ask()
         assert isinstance(given, Permit)
+        # Each later exchange narrows the bounds, so they are read before each conversion.
+        max_error = error_of(one.store._offset) + 1e-3
         until = one.now() + 30
         one.limiter.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
         assert held.until - other.now() > 29
+        max_error += error_of(other.store._offset)
         seen_until = other.store.transaction("b", lambda shared: shared.model.closed_until)
-        assert seen_until - wrong == pytest.approx(
-            until, abs=error_of(one.store._offset) + error_of(other.store._offset) + 1e-3
-        )
+        assert seen_until - wrong == pytest.approx(until, abs=max_error)
 
 
 @pytest.mark.server

@@ -18,11 +18,10 @@ from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store, pack, unpack
 from nbcodex.ratelimit.stores.redis import RedisStore, key_of
-from nbcodex.ratelimit.stores.sqlite import TABLE, SqliteStore
+from nbcodex.ratelimit.stores.sqlite import TABLE, TABLE_0_1, SqliteStore
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer
 
-FORM = "92b9ec5d"  # of `SharedModel`, as release 0.1 stores it
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
     "sqlite": lambda folder: SqliteStore(folder / "ledger.sqlite", boot="one"),
@@ -106,16 +105,17 @@ def form_of(kind: Any) -> Any:
 
 
 def test_stored_form_has_not_changed_under_its_name() -> None:
-    """If it has to, the table and the Redis key need a new name, as versions run side by side."""
+    """A new form needs a new table and Redis key, as versions run side by side."""
     digest = hashlib.blake2b(json.dumps(form_of(SharedModel)).encode(), digest_size=4).hexdigest()
-    assert (digest, TABLE, key_of("b").rpartition(":")[-1]) == (FORM, "bucket_dcb40d47", "20302231")
+    assert f"model_{digest}" == TABLE
+    assert key_of("b").endswith(f":{digest}")
 
 
 def test_model_stored_by_the_last_release_is_read(tmp_path: Path) -> None:
-    """Limits, cooldown and history of release 0.1 are known after an update."""
+    """Limits, cooldown and charge policy of release 0.1 are known after an update."""
     store = SqliteStore(tmp_path / "l", boot="one")
     with sqlite3.connect(tmp_path / "l") as other:
-        other.execute(f"INSERT INTO {TABLE} VALUES ('b', 'one', ?)", (STORED_BY_0_1,))
+        other.execute(f"INSERT INTO {TABLE_0_1} VALUES ('b', 'one', ?)", (STORED_BY_0_1,))
     other.close()
     state = store.transaction("b", lambda shared: limit_state(shared, "new", 221.0))
     assert state.tokens is not None
@@ -125,9 +125,10 @@ def test_model_stored_by_the_last_release_is_read(tmp_path: Path) -> None:
     ]
     assert state.limit is not None
     assert state.limit.window == 86_400.0
-    assert state.history is not None
-    assert (state.history.policy, state.history.input_ratio) == ("kept", 1.07)
+    assert (state.policy, state.output_share) == ("kept", pytest.approx(0.38, abs=0.01))
+    assert store.transaction("b", lambda shared: shared.model.input_ratio) == 1.07
     store.close()
+    assert SqliteStore(tmp_path / "l", boot="one").transaction("b", lambda s: s.model.sent) == 61
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
@@ -144,9 +145,17 @@ def test_failed_transaction_changes_nothing(store: Store) -> None:
 
 
 def test_instants_of_another_boot_are_dropped(tmp_path: Path) -> None:
-    """The boot clock starts anew, and so do the numbers."""
+    """The boot clock starts anew, and so do the numbers; the limit is still shown."""
     SqliteStore(tmp_path / "l", boot="one").transaction("b", take)
-    assert SqliteStore(tmp_path / "l", boot="two").transaction("b", take) == 1
+
+    def learn(shared: SharedModel) -> None:
+        shared.model.tokens.bucket.set_limit(6_000, 100, now=100.0, since=100.0)
+
+    SqliteStore(tmp_path / "l", boot="one").transaction("b", learn)
+    after = SqliteStore(tmp_path / "l", boot="two")
+    assert after.transaction("b", take) == 1
+    state = after.transaction("b", lambda shared: limit_state(shared, "me", 1.0))
+    assert (state.tokens, state.limit_before_reboot) == (None, 6_000)
 
 
 @pytest.mark.parametrize("state", ["", "[]", "{}", "[[1], {}]", "nonsense", "null", "[" * 5000])

@@ -115,8 +115,8 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
     if known.tokens and not known.declared:
         lines.append("inferred: the server sends no rate-limit headers")
     charged = _CHARGED[known.policy]
-    if known.history:
-        used = f"answers use {known.history.output_share:.0%} of it"
+    if known.output_share is not None:
+        used = f"answers use {known.output_share:.0%} of it"
         lines.append(f"charged: {charged} (learned from answers; {used})")
     elif known.tokens:
         lines.append(f"assumed charging: {charged} (not yet confirmed)")

@@ -1,7 +1,7 @@
 """Where limit models are kept: what a store must do, a store in memory, and the stored form.
 
-`sqlite` shares models between the processes of a machine, `redis` between hosts, and `fallback`
-bridges the time in which Redis cannot be used. Must not know what operations do.
+`sqlite` shares models between the processes of a machine, `redis` between hosts. Must not know what
+operations do.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from nbcodex.ratelimit.sharing import SharedModel
 ResultT = TypeVar("ResultT")
 KindT = TypeVar("KindT")
 
-# What reading numbers can raise that are damaged, or were never ours.
+# The errors of reading a stored form that is damaged, or was never ours.
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
 class StoreError(Exception):
-    """The store cannot be used; says why, in a sentence without a secret."""
+    """The store cannot be used; the message says why, without a secret."""
 
 
 class UnreachableError(StoreError):
@@ -32,31 +32,32 @@ class UnreachableError(StoreError):
 
 
 class Store(Protocol):
-    """What the rate limiter asks of a store."""
+    """What the rate limiter needs of a store. Used from one thread at a time."""
 
     salt: bytes  # what names of limits are hashed with, the same for all that share the store
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name` in isolation; return its result.
 
-        It may be done more than once, each time on other numbers; only the last time counts. A
-        `StoreError` says that the store cannot be used.
+        A new model is `SharedModel()`. If the operation raises, nothing is changed. It may be run
+        more than once, each time on other numbers; only the last run counts. Raises `StoreError` if
+        the store cannot be used.
         """
 
     def batch(self) -> AbstractContextManager[None]:
-        """Return a block of transactions that may share one write: if that fails, none is kept.
+        """Return a context in which transactions may share one commit: if it fails, all are lost.
 
-        By default, each one is done by itself.
+        By default each transaction is committed by itself.
         """
         return nullcontext()
 
     def close(self) -> None:
-        """Release what is open; by default, nothing is."""
+        """Release open resources; by default there are none."""
         return
 
 
 class MemoryStore(Store):
-    """Keeps models for as long as it lives. Used from one thread at a time."""
+    """Keeps models for as long as it lives."""
 
     def __init__(self) -> None:
         self.salt = secrets.token_bytes(16)
@@ -67,9 +68,9 @@ class MemoryStore(Store):
         return operation(self._models.setdefault(name, SharedModel()))
 
 
-# The stored form: the values of a dataclass as a list, in the order of its fields, all the way
-# down. Names are left out, which halves the size. Reader and writer of each class are made once:
-# with `dataclasses.astuple`, packing was most of a transaction's time.
+# The stored form of a dataclass is the list of its values in the order of the fields, recursively.
+# Without the names it has half the size. The reader and the writer of each class are made once:
+# `dataclasses.astuple` took most of the time of a transaction.
 
 _PLAIN = frozenset({float, int, bool, str, type(None)})
 
@@ -87,7 +88,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(kind: type[KindT], data: Any) -> KindT:
-    """Return the dataclass `kind` from its stored form; one of `DAMAGE` is raised for any other."""
+    """Return the dataclass `kind` from its stored form; raise one of `DAMAGE` for anything else."""
     wanted: Any = kind
     found: KindT = _reader(wanted)(data)
     return found
@@ -97,7 +98,7 @@ def unpack(kind: type[KindT], data: Any) -> KindT:
 def _writer(kind: Any) -> Callable[[Any], list[Any]]:
     names, hints = _names(kind), get_type_hints(kind)
     nested = [index for index, name in enumerate(names) if hints[name] not in _PLAIN]
-    get = attrgetter(names[0], *names)  # one name alone would give no tuple
+    get = attrgetter(names[0], *names)  # twice, because a single name would return no tuple
 
     def write(value: Any) -> list[Any]:
         _, *values = get(value)
@@ -120,13 +121,14 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
             return make(**{n: v if reader is None else reader(v) for (n, reader), v in pairs})
 
         return read_fields
+    arguments: Any = get_args(kind)
     if get_origin(kind) is list:
-        item = _reader(get_args(kind)[0])
+        item = _reader(arguments[0])
         return lambda data: [item(each) for each in data]
     if get_origin(kind) is dict:
-        item = _reader(get_args(kind)[1])
+        item = _reader(arguments[1])
         return lambda data: {key: item(each) for key, each in data.items()}
-    optional: list[Any] = [k for k in get_args(kind) if dataclasses.is_dataclass(k)]
+    optional: list[Any] = [each for each in arguments if dataclasses.is_dataclass(each)]
     if optional:
         read = _reader(optional[0])
         return lambda data: None if data is None else read(data)

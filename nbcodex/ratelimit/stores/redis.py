@@ -1,9 +1,10 @@
-"""Limit models of all hosts that share a key, in Redis. Sole user of redis-py.
+"""Limit models of all hosts that share a key, in Redis, with a local store while it is unreachable.
 
-Optimistic: an operation is done here, on the newest numbers that this process knows, and one
-script commits the outcome if no other host was faster; else it is done again on what is there. In
-Redis, instants are in its own time, by which no two hosts can differ; here, in the host's. Blocks
-for at most `TIMEOUT_S` a step, so it is used off the event loop, and from one thread at a time.
+Sole user of redis-py. Optimistic locking: an operation is run here, on the newest model that this
+process knows, and a script commits the result if no other host was faster; otherwise the operation
+is run again on what is there. In Redis, instants are in its own time, which is the same for all
+hosts; here, in the host's. Each step blocks for at most `TIMEOUT_S`, so it is used off the event
+loop.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
@@ -26,28 +27,39 @@ from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, p
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
-# For each step; and for an operation that other hosts are always faster with.
+# For each step; and for an operation in which other hosts are always faster.
 TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
-# A host that was too slow this often may claim the model, for so many seconds at most; the others
-# look again after each pause. Without claims, a host 5 ms away from three near ones at 200
-# operations/s needed 505 ms for one and gave up every second; with them 28 ms, and none is given
-# up. A lock of redis-py would take two round trips more: here the commit that failed claims.
+# A host that has failed to commit this often claims the model for up to CLAIM_S; the others read it
+# again after each CLAIM_PAUSE_S. Without claims, a host 5 ms away from three near ones at 200
+# operations/s needed 505 ms for an operation and often gave up; with them 28 ms, and it never gives
+# up. A lock of redis-py would take two more round trips: here the failed commit itself claims.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
-# A model is forgotten so long after its last use.
+# A model expires this long after its last use.
 EXPIRY_S = 600.0
 # The largest state that is read; that of a thousand hosts is smaller.
 MAX_STATE_BYTES = 1_000_000
-# If a state is from further in the future, Redis's clock was set back.
+# A state from further in the future shows that Redis's clock was set back.
 MAX_STATE_AHEAD_S = 1.0
-# Two clocks part by at most this much in a second: as fast as one that is being slewed.
+# Two clocks drift apart by at most this much per second, as fast as a clock that is being slewed.
 CLOCK_DRIFT = 5e-4
+# How long an operation waits for the first connection; and for a new one after a loss.
+CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
+# The shortest use of the local store: meanwhile this process's lease in Redis expires, so that its
+# requests in flight do not count twice.
+MIN_LOCAL_S = LEASE_S + 1.0
+# Between two attempts to reconnect: the first interval, and the longest.
+FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
+# The loss of a Redis that comes and goes is reported at most this often.
+NOTICE_INTERVAL_S = 60.0
 
-# There is no secret to agree on between hosts: names are hashed slowly instead (`key_of`).
+# Hosts have no secret in common, so names are hashed slowly instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
-# Stands for the stored form, as the table's name does in SQLite.
-_FORM = "20302231"
+# Names the stored form, as the table's name does in SQLite.
+_FORM = "5f397cbb"
 
+# Commits a state if the version is still the known one. Otherwise, or if another host has a claim,
+# or without a new version, it returns the present state.
 _SCRIPT = f"""
 local now = redis.call('TIME')
 local instant = now[1] + now[2] / 1000000
@@ -79,20 +91,19 @@ _URL_ADVICE = (
 
 @cache
 def key_of(name: str) -> str:
-    """Return the key of a model, the same on all hosts, with its cluster tag in braces.
-
-    A slow hash: a weak API key behind the name cannot be tried out cheaply.
-    """
+    """Return the key of a model, the same on all hosts, with its cluster tag in braces."""
+    # A slow hash, so that a weak API key behind the name cannot be guessed cheaply.
     tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
     return f"nbcodex:{{{tag}}}:{_FORM}"
 
 
 @dataclass(slots=True)
 class ClockOffset:
-    """Redis's time minus ours, bounded by round trips and not just estimated.
+    """Redis's time minus this host's, known within bounds and not just estimated.
 
-    A stamp that the server made between our sending and our receiving bounds it from both sides,
-    however unequal the ways are. The narrowest bounds are kept, and widened by the clocks' drift.
+    A time stamp that the server made between our sending and our receiving bounds the offset from
+    both sides, however unequal the two ways are. The narrowest bounds are kept, and widened by the
+    clocks' drift.
     """
 
     low: float = -math.inf
@@ -101,11 +112,11 @@ class ClockOffset:
 
     @property
     def value(self) -> float:
-        """The offset in seconds, wrong by at most half of the bounds' distance."""
+        """The offset in seconds, wrong by at most half of the distance between the bounds."""
         return (self.low + self.high) / 2
 
     def narrow(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
-        """Learn from the server's `stamp`; return False if one of the clocks has jumped."""
+        """Narrow the bounds by the server's `stamp`; return False if a clock has jumped."""
         drift = CLOCK_DRIFT * max(0.0, received_at - self.found_at)
         low, high = stamp - received_at, stamp - sent_at
         is_steady = low <= self.high + drift and high >= self.low - drift
@@ -119,7 +130,7 @@ class ClockOffset:
 class _State:
     """A model as Redis has it, its instants in Redis's time."""
 
-    version: bytes  # empty where Redis has none
+    version: bytes  # empty if Redis has no such model
     shared: SharedModel
     is_new: bool
     is_claimed: bool = False  # by another host
@@ -128,8 +139,8 @@ class _State:
 class RedisStore(Store):
     """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
-    The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. A
-    `ConfigurationError` says that it is not valid, or that redis-py is missing.
+    The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. Raises
+    `ConfigurationError` if it is not valid, or if redis-py is missing.
     """
 
     def __init__(self, url: Secret) -> None:
@@ -141,14 +152,15 @@ class RedisStore(Store):
         self._host = secrets.token_hex(8)
         self._is_steady = True
         self._states: dict[str, _State] = {}
-        # By key, an operation whose answer was lost: Redis may have kept it as this version.
+        # By key, an operation whose reply was lost, with the version that Redis may have committed,
+        # and the result.
         self._unconfirmed: dict[str, tuple[Callable[[SharedModel], Any], bytes, Any]] = {}
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result.
 
-        After an `UnreachableError`, it is unknown whether the operation was kept: called again with
-        the same one, this returns its result if it was and no other host came between.
+        After an `UnreachableError` the operation may or may not be committed. Called again with the
+        same one, this returns its result if it was committed and no other host has come between.
         """
         key = key_of(name)
         state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
@@ -159,16 +171,19 @@ class RedisStore(Store):
         give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         for tries in itertools.count(1):
             result, version = self._perform(state, operation), secrets.token_bytes(8)
+            limit = state.shared.model.closing_limit
+            if limit and limit.model:
+                state.shared.model.closing_limit = replace(limit, model=None)  # Redis has no names
+            packed = json.dumps([self._now() + self._offset.value, pack(state.shared)])
             self._unconfirmed[key] = operation, version, result
             claims = tries > TRIES_BEFORE_CLAIM
-            packed = self._packed(state.shared)
-            answer = self._run(key, state.version, version, packed, claims=claims)
+            reply = self._run(key, state.version, version, packed, claims=claims)
             del self._unconfirmed[key]
-            if answer[0] == 1:
+            if reply[0] == 1:
                 break
             if time.monotonic() > give_up_at:
                 raise UnreachableError("Redis is too busy.")
-            state = self._state_in(answer)
+            state = self._state_in(reply)
             if state.is_claimed:
                 time.sleep(CLAIM_PAUSE_S)
         state.version, state.is_new = version, False
@@ -177,7 +192,7 @@ class RedisStore(Store):
         return result
 
     def reconnect(self) -> None:
-        """Connect anew, and raise an `UnreachableError` if Redis cannot be read and written."""
+        """Connect anew; raise an `UnreachableError` if Redis cannot be read and written."""
         self.close()
         self.transaction("", lambda _: None)
 
@@ -187,7 +202,7 @@ class RedisStore(Store):
         self._client.connection_pool.disconnect()
 
     def _perform(self, state: _State, operation: Callable[[SharedModel], ResultT]) -> ResultT:
-        """Do an operation in the host's time."""
+        """Run an operation in the host's time."""
         offset = self._offset.value
         try:
             state.shared.move_clock(-offset)
@@ -201,18 +216,12 @@ class RedisStore(Store):
             return self._perform(state, operation)
         return result
 
-    def _packed(self, shared: SharedModel) -> str:
-        limit = shared.model.closing_limit
-        if limit and limit.model:
-            shared.model.closing_limit = replace(limit, model=None)  # Redis holds no names
-        return json.dumps([self._now() + self._offset.value, pack(shared)])
-
-    def _state_in(self, answer: Any) -> _State:
+    def _state_in(self, reply: Any) -> _State:
         try:
-            _, seconds, micros, version, state, claimed = answer
+            _, seconds, micros, version, state, claimed = reply
             if not state:
                 return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
-            if b"NaN" in state:  # which JSON allows here, as it does infinities
+            if b"NaN" in state:  # Python's JSON reads it, as it does infinities
                 raise ValueError
             written_at, packed = json.loads(state)
             shared = unpack(SharedModel, packed)
@@ -226,24 +235,24 @@ class RedisStore(Store):
     def _run(
         self, key: str, known: bytes, version: bytes, state: str, *, claims: bool = False
     ) -> Any:
-        """Run the script, and learn from its stamp; without a `version` it only reads."""
+        """Run the script and learn from its time stamp; without a `version` it only reads."""
         from redis.exceptions import RedisError
 
         args = (known, version, state, int(EXPIRY_S * 1000), self._host, CLAIM_S if claims else "")
         sent_at = self._now()
         try:
-            answer = self._script(keys=[key], args=args)
-            received_at, stamp = self._now(), int(answer[1]) + int(answer[2]) / 1e6
+            reply = self._script(keys=[key], args=args)
+            received_at, stamp = self._now(), int(reply[1]) + int(reply[2]) / 1e6
         except (RedisError, OSError, *DAMAGE) as error:
             self.close()
             raise UnreachableError(_reason(error)) from None
         except BaseException:
-            self.close()  # or the next operation would read this one's answer
+            self.close()  # otherwise the next operation would read this one's reply
             raise
         self._is_steady = self._offset.narrow(stamp, sent_at=sent_at, received_at=received_at)
         if not self._is_steady:
             self._states.clear()
-        return answer
+        return reply
 
 
 def _client(url: Secret) -> Any:
@@ -264,16 +273,16 @@ def _client(url: Secret) -> Any:
         # A retry inside redis-py would commit an operation twice.
         options |= {"protocol": 2, "driver_info": None, "retry": Retry(NoBackoff(), 0)}
         pool = ConnectionPool(**options)
-        pool.connection_class(**pool.connection_kwargs)  # raises what is wrong with the options
+        pool.connection_class(**pool.connection_kwargs)  # raises if an option is wrong
     except (ValueError, TypeError, AttributeError):
-        # redis-py's own words quote the password.
+        # redis-py's own message quotes the password.
         message = "NBCODEX_REDIS_URL is not the URL of a Redis server."
         raise ConfigurationError(message, advice=_URL_ADVICE) from None
     return Redis(connection_pool=pool)
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong in our own words: a server's could say anything."""
+    """Return what is wrong in our own words: a server's message could contain anything."""
     from redis import exceptions
 
     reasons: list[tuple[tuple[type[Exception], ...], str]] = [
@@ -289,46 +298,26 @@ def _reason(error: Exception) -> str:
     return f"Redis {next(found, 'cannot be used')}."
 
 
-# How long an operation waits for the shared store: for the first connection, and when it has just
-# been lost.
-CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
-# After a change to the local store, stay there for so long: meanwhile the lease in the shared one
-# expires, so what this process had in flight there does not count twice.
-MIN_LOCAL_S = LEASE_S + 1.0
-# Between two looks whether the shared store is back: at first, and at most.
-FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
-# A store that comes and goes is reported once in so long.
-NOTICE_INTERVAL_S = 60.0
-
-
-class RemoteStore(Store, Protocol):
-    """A store on another machine."""
-
-    def reconnect(self) -> None:
-        """Connect anew; raise an `UnreachableError` if it cannot be used."""
-        ...
-
-
 class FallbackStore(Store):
-    """Keeps models in a shared store, or else in a local one. Used from one thread at a time.
+    """Keeps models in Redis, or in a `local` store while that cannot be used.
 
-    `notify` is called when the shared store is lost, and when it is back.
+    `notify` is called when Redis is lost, and when it is back.
     """
 
-    def __init__(self, shared: RemoteStore, local: Store, *, notify: Callable[[str], None]) -> None:
+    def __init__(self, shared: RedisStore, local: Store, *, notify: Callable[[str], None]) -> None:
         self.salt = shared.salt
         self._shared, self._local, self._notify = shared, local, notify
         self._reachable, self._closed = threading.Event(), threading.Event()
         self._checker: threading.Thread | None = None
         self._reason = "Redis does not answer."
-        self._stay_until = self._quiet_until = 0.0
-        self._patience = CONNECT_WAIT_S
+        self._local_until = self._quiet_until = 0.0
+        self._connect_wait = CONNECT_WAIT_S
         self._is_local = self._is_reported = False
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, in the store that can be used."""
-        # Once more after a lost connection: the shared store returns the result of an operation
-        # that it has done without its answer having arrived.
+        # A lost connection is tried once more: if the operation was committed and only the reply
+        # was lost, Redis's store then returns its result.
         for _ in range(1 if self._is_local else 2):
             if not self._is_ready():
                 break
@@ -337,14 +326,28 @@ class FallbackStore(Store):
             except UnreachableError as error:
                 self._reason = str(error)
                 self._reachable.clear()
-            else:
-                self._use_shared()
-                return result
-        self._use_local()
+                continue
+            if self._is_local and self._is_reported:
+                self._is_reported = False
+                self._notify(
+                    "Redis can be used again: the limits are shared with the other machines."
+                )
+            self._is_local = False
+            return result
+        self._start_checks()
+        if not self._is_local:
+            now = time.monotonic()
+            self._is_local, self._local_until = True, now + MIN_LOCAL_S
+            if now >= self._quiet_until:
+                self._is_reported, self._quiet_until = True, now + NOTICE_INTERVAL_S
+                self._notify(
+                    f"{self._reason} Until it can be used, this machine does not share the limits "
+                    "with others, and may be refused more often."
+                )
         return self._local.transaction(name, operation)
 
     def close(self) -> None:
-        """Close both for good."""
+        """Close both stores for good."""
         self._closed.set()
         if self._checker is not None:
             self._checker.join()
@@ -352,34 +355,14 @@ class FallbackStore(Store):
         self._local.close()
 
     def _is_ready(self) -> bool:
+        """Return whether Redis is to be tried; wait briefly for a connection."""
         if self._is_local:
-            return self._reachable.is_set() and time.monotonic() >= self._stay_until
+            return self._reachable.is_set() and time.monotonic() >= self._local_until
         if self._reachable.is_set():
             return True
         self._start_checks()
-        is_back, self._patience = self._reachable.wait(self._patience), RECONNECT_WAIT_S
+        is_back, self._connect_wait = self._reachable.wait(self._connect_wait), RECONNECT_WAIT_S
         return is_back
-
-    def _use_local(self) -> None:
-        self._start_checks()
-        if self._is_local:
-            return
-        now = time.monotonic()
-        self._is_local, self._stay_until = True, now + MIN_LOCAL_S
-        if now >= self._quiet_until:
-            self._is_reported, self._quiet_until = True, now + NOTICE_INTERVAL_S
-            self._notify(
-                f"{self._reason} Until it can be used, this machine does not share the limits with "
-                "others, and may be refused more often."
-            )
-
-    def _use_shared(self) -> None:
-        self._is_local, was_reported = False, self._is_local and self._is_reported
-        if was_reported:
-            self._is_reported = False
-            self._notify("Redis can be used again: the limits are shared with the other machines.")
-
-    # On a thread of its own, so that no request waits for a check.
 
     def _start_checks(self) -> None:
         is_checking = self._checker is not None and self._checker.is_alive()
@@ -388,6 +371,7 @@ class FallbackStore(Store):
             self._checker.start()
 
     def _check(self) -> None:
+        """Reconnect, on a thread of its own so that no request waits for it."""
         interval = FIRST_CHECK_INTERVAL_S
         while not self._closed.is_set():
             try:

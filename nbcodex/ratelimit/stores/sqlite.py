@@ -1,6 +1,6 @@
-"""Limit models of all processes of one machine, in a SQLite file: one row a model.
+"""Limit models of all processes of one machine, in a SQLite file with one row for each model.
 
-Blocks, so it is used off the event loop. Owns what becomes of the file in a forked child.
+Blocks, so it is used off the event loop. Owns what happens to the file in a forked child.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from nbcodex.ratelimit.sharing import SharedModel, model_after_reboot
-from nbcodex.ratelimit.stores import DAMAGE, ResultT, StoreError, pack, unpack
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, pack, unpack
 from nbcodex.runtime import fork_safety
 from nbcodex.runtime.clock import boot_id
 from nbcodex.runtime.paths import UnsafePathError, on_network, prepare
 from nbcodex.settings import LIMITER_FILENAME
 
-# For another process's transaction; and for a running one, before a fork.
+# How long another process's transaction is waited for; and, before a fork, one of this process.
 BUSY_TIMEOUT_S = 2.0
 FORK_WAIT_S = 2.0
 
-# The table's name stands for the stored form. Versions that keep other numbers must use another
-# name, so that they do not disturb each other when they run side by side.
-TABLE = "bucket_dcb40d47"
+# The table is named after the stored form. A version with another form must use another table, so
+# that both can run side by side. Release 0.1 stored two more values at the end of each state.
+TABLE, TABLE_0_1 = "model_5f397cbb", "bucket_dcb40d47"
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
+    f"CREATE TABLE IF NOT EXISTS {TABLE_0_1} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
     "CREATE TABLE IF NOT EXISTS salt (one INTEGER PRIMARY KEY, value BLOB NOT NULL)",
     "INSERT OR IGNORE INTO salt VALUES (1, randomblob(16))",
 )
-_SELECT = f"SELECT boot, state FROM {TABLE} WHERE name = ?"  # noqa: S608 - a constant
-_WRITE = (
-    f"INSERT INTO {TABLE} VALUES (?, ?, ?) ON CONFLICT (name) "  # noqa: S608 - the same
-    "DO UPDATE SET boot = excluded.boot, state = excluded.state"
+_SELECT = (
+    f"SELECT boot, state FROM {TABLE} WHERE name = :name UNION ALL "  # noqa: S608 - constants
+    f"SELECT boot, state FROM {TABLE_0_1} WHERE name = :name"
 )
+_WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
@@ -58,54 +59,57 @@ def open_in(folder: Path) -> SqliteStore:
         raise StoreError(f"{folder} cannot be used: {error.strerror or 'input failed'}.") from None
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """Keeps models in a file on a local file system that several processes use at once.
 
-    `boot` names this run of the machine: instants of another one mean nothing, so of what was kept
-    then only the history counts.
+    `boot` is the id of this boot of the machine. Instants of another boot mean nothing, so of the
+    models that were stored then only the limit is kept, for display.
     """
 
     def __init__(self, path: Path, *, boot: str) -> None:
         self._path, self._boot = path, boot
         self._lock = threading.RLock()
         self._in_batch = False
-        self._models: dict[str, SharedModel] = {}  # as read, until another process writes
-        self._changed: dict[str, Any] = {}
+        self._models: dict[str, SharedModel] = {}  # valid until another process writes
+        self._changed: dict[str, Any] = {}  # packed models of this batch
         self._version: int | None = None
         try:
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            # With synchronous=OFF, a power cut loses the last moments, which then mean nothing:
-            # the boot id changes.
-            for order in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
-                self._execute_patiently(order)
+            # With synchronous=OFF a power cut loses the last transactions, whose instants mean
+            # nothing after the reboot anyway.
+            for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
+                self._execute_with_retries(statement)
             (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
             self.salt = bytes(salt)
         except sqlite3.Error as error:
             raise self._unusable(error) from None
         fork_safety.register(self)
 
-    def _execute_patiently(self, order: str) -> list[Any]:
-        # SQLite does not ask its busy handler while the journal mode of a new file changes.
+    def _execute_with_retries(self, statement: str) -> None:
+        # SQLite does not call its busy handler while the journal mode of a new file changes.
         give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
-                return self._connection.execute(order).fetchall()
+                self._connection.execute(statement).fetchall()
             except sqlite3.OperationalError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
                 if code not in _BUSY_CODES or time.monotonic() >= give_up_at:
                     raise
+            else:
+                return
             time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result."""
         with self.batch():
             try:
-                shared = self._current(name)
+                shared = self._read(name)
                 result = operation(shared)
             except BaseException as error:
-                self._models.pop(name, None)  # with what a failed operation has done to it
+                # Undo what the failed operation may have changed.
+                self._models.pop(name, None)
                 if name in self._changed:
                     self._models[name] = unpack(SharedModel, self._changed[name])
                 if isinstance(error, sqlite3.Error):
@@ -116,7 +120,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Let the operations within be one transaction; one that fails is undone by itself."""
+        """Commit the transactions within at once; one that fails is undone alone."""
         with self._lock:
             if self._in_batch:
                 yield
@@ -140,29 +144,24 @@ class SqliteStore:
                 self._in_batch = False
                 self._changed.clear()
 
-    def _current(self, name: str) -> SharedModel:
-        """Return a model; it is read again only if another process has written meanwhile."""
+    def _read(self, name: str) -> SharedModel:
+        """Return a model; the file is read only if another process has written meanwhile."""
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             if version != self._version:
                 self._version = version
                 self._models.clear()
-        if name not in self._models:
-            self._models[name] = self._load(name)
-        return self._models[name]
-
-    def _load(self, name: str) -> SharedModel:
-        boot, state = self._connection.execute(_SELECT, (name,)).fetchone() or (None, None)
-        if state is None:
-            return SharedModel()
-        try:
-            shared = unpack(SharedModel, json.loads(state))
-            if boot == self._boot:
-                return shared
-            return SharedModel(model=model_after_reboot(shared.model))
-        except DAMAGE:
-            return SharedModel()  # what was learned is learned again
+        if name in self._models:
+            return self._models[name]
+        shared = SharedModel()
+        if row := self._connection.execute(_SELECT, {"name": name}).fetchone():
+            with contextlib.suppress(*DAMAGE):  # what was learned is learned again
+                shared = unpack(SharedModel, json.loads(row[1])[:4])
+            if row[0] != self._boot:
+                shared = SharedModel(model=model_after_reboot(shared.model))
+        self._models[name] = shared
+        return shared
 
     def _unusable(self, error: sqlite3.Error) -> StoreError:
         return StoreError(f"{self._path} cannot be used: {error}.")
@@ -172,16 +171,18 @@ class SqliteStore:
         with self._lock:
             self._connection.close()
 
+    # For `fork_safety`.
+
     def before_fork(self) -> bool:
-        """Before a fork: wait until no operation is being done, and let none begin."""
+        """Wait for the running transaction and let none begin; return whether that succeeded."""
         return self._lock.acquire(timeout=FORK_WAIT_S)
 
     def after_fork_in_parent(self) -> None:
-        """After a fork, in the parent: the end of a `pause` that succeeded."""
+        """Let transactions begin again."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """After a fork, in the child: leak the connection, as closing it breaks the parent's."""
+        """Leak the connection, as closing it would break the parent's."""
         # POSIX locks of a process go with any descriptor that is closed: "How To Corrupt An SQLite
         # Database File", section 2.6 (https://www.sqlite.org/howtocorrupt.html).
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
