@@ -1,7 +1,7 @@
-"""Turns any failure of a request into exactly one of our errors.
+"""Turns any failure of a request into exactly one of our errors. Pure.
 
-Owns the decision whether another attempt can help. Pure: it neither sends nor waits. Everything in
-an error comes from a server: it is cut, cleaned of our secrets and put on one printable line.
+Owns the decision whether another attempt can help. Everything in an error comes from a server: it
+is cut, cleaned of our secrets and put on one printable line.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ _MESSAGE_MEMBERS = (
 )
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
-_BAD_JSON = "The server sent something that is not valid JSON."
 
 
 class AnswerFailedError(Exception):
-    """The stream says that the answer failed; if it is not `final`, the next event may say why."""
+    """The server states that the answer failed; unless `final`, the next event may state why."""
 
     def __init__(self, payload: object, *, final: bool = True) -> None:
         super().__init__()
@@ -90,18 +89,6 @@ class ErrorInfo:
         """Code and type, as they are compared."""
         return {self.code.lower(), self.kind.lower()}
 
-    @property
-    def is_request_fault(self) -> bool:
-        """Whether an error without a status is the request's own fault."""
-        return self.status is None and (
-            bool(self.codes & dialects.REQUEST_CODES)
-            or any(
-                code.startswith(dialects.REQUEST_CODE_PREFIXES)
-                or code.endswith(dialects.REQUEST_CODE_SUFFIXES)
-                for code in self.codes
-            )
-        )
-
     def sentence(self, words: str) -> str:
         """Return our words, then the server's."""
         status = f" (HTTP {self.status})" if self.status is not None else ""
@@ -124,7 +111,15 @@ def from_status(
     `wall` is in seconds since the epoch, for waits that are stated as a date.
     """
     if 300 <= status < 400:
-        return _redirected(clean(headers.get("location", "")), status)
+        host = ""
+        with contextlib.suppress(ValueError):
+            location = urlsplit(clean(headers.get("location", "")))
+            host = shorten(location.netloc.rpartition("@")[2], 100)
+        return RequestError(
+            f"The server redirects (HTTP {status}) to {host or 'another address'}; neither the key "
+            "nor the prompt was sent there.",
+            advice="If you trust that address, make it the base URL.",
+        )
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
     # Some servers frame the body of a refusal as the stream that was asked for.
     if text.lstrip().startswith(("data:", "event:")):
@@ -140,10 +135,8 @@ def from_status(
 def from_event(
     payload: object, headers: Headers, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an event's decoded data: nested, flat, or a failed response.
-
-    `headers` are those of the response that the stream came with: Azure states the wait there.
-    """
+    """Return the error for a decoded event of a stream, which came with `headers`."""
+    # Azure states the wait in the headers of the stream's 200.
     return _classify(_describe(payload, clean), headers, wall)
 
 
@@ -161,18 +154,20 @@ def from_exception(
         case NbcodexError():
             return error
         case openai.APIStatusError():
-            response = error.response
-            body = _body_of(response)
-            return from_status(response.status_code, response.headers, body, wall=wall, clean=clean)
+            response, content = error.response, b""
+            with contextlib.suppress(Exception):  # the body broke off
+                content = response.content
+            return from_status(
+                response.status_code, response.headers, content, wall=wall, clean=clean
+            )
         # Before APIConnectionError and OSError, of which these are subclasses.
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
             return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
             advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
-            return _disconnected(
-                error, f"The connection to the server failed{reason}.", advice=advice
-            )
+            message = f"The connection to the server failed{reason}."
+            return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)
         case AnswerFailedError():
@@ -246,14 +241,14 @@ def invalid_answer(message: str) -> ServerError:
 
 def invalid_json() -> ServerError:
     """Return the error for an answer that is not JSON."""
-    return invalid_answer(_BAD_JSON)
+    return invalid_answer("The server sent something that is not valid JSON.")
 
 
 # What the server says.
 
 
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
-    """Find code, type, message and details in any of the shapes that servers use."""
+    """Return what an error's payload states, in any of the shapes that servers use."""
     if isinstance(payload, list) and payload:  # Gemini
         payload = payload[0]
     details = payload if isinstance(payload, str) else _error_part(payload)
@@ -283,11 +278,9 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
 
 
 def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
-    """Return OpenRouter's error with the details of the provider behind it.
-
-    ``raw`` is the provider's body, as text or as JSON in text (cline #813); ``headers`` are those
-    of OpenRouter's own limits (openclaude #936).
-    """
+    """Return OpenRouter's error with the details of the provider behind it."""
+    # ``headers`` are those of OpenRouter's own limits (openclaude #936), ``raw`` is the provider's
+    # body, as text or as JSON in text (cline #813).
     headers = metadata.get("headers")
     if isinstance(headers, dict):
         lower = {str(n).lower(): _line(v, clean) for n, v in list(headers.items())[:50]}
@@ -300,23 +293,19 @@ def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText)
         return info
     inner = _describe(raw, clean)
     provider = _line(metadata.get("provider_name"), clean)[:60]
-    status = info.status
-    # OpenRouter sends HTTP 400 even if the provider is only busy.
-    if status == 400 and (inner.status == 429 or _seems_temporary(inner.message)):
-        status = 429
+    is_temporary = (
+        inner.status == 429
+        or any(phrase in inner.message.lower() for phrase in dialects.TEMPORARY_PHRASES)
+        or rate_limits.wait_in_message(inner.message) is not None
+    )
     return replace(
         inner,
-        status=status,
+        # OpenRouter sends HTTP 400 even if the provider is only busy.
+        status=429 if info.status == 400 and is_temporary else info.status,
         message=f"{provider}: {inner.message}" if provider else inner.message,
         code=inner.code or info.code,
         headers=info.headers,
     )
-
-
-def _seems_temporary(message: str) -> bool:
-    lower = message.lower()
-    words = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
-    return any(w in lower for w in words) or rate_limits.wait_in_message(message) is not None
 
 
 def _first(details: Mapping[str, Any], *names: str) -> object:
@@ -348,8 +337,13 @@ def _line(value: object, clean: CleanText) -> str:
     if value is None or isinstance(value, dict | bool):
         return ""
     if isinstance(value, list):  # validation errors of FastAPI and pydantic (vLLM, Mistral)
-        entries = (entry for entry in value[:3] if isinstance(entry, dict))
-        value = "; ".join(f"{_place(entry.get('loc'))}{entry.get('msg')}" for entry in entries)
+        reasons = []
+        for entry in (entry for entry in value[:3] if isinstance(entry, dict)):
+            loc = entry.get("loc")  # such as ["body", "temperature"]
+            names = [str(n) for n in loc if n != "body"] if isinstance(loc, list) else []
+            place = f"{'.'.join(names)}: " if names else ""
+            reasons.append(f"{place}{entry.get('msg')}")
+        value = "; ".join(reasons)
     if isinstance(value, int) and abs(value) > 2**63:
         return ""  # its digits alone could take minutes to compute
     # A cut through a secret would leave half of it: clean far beyond what can be shown.
@@ -357,21 +351,13 @@ def _line(value: object, clean: CleanText) -> str:
     return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
 
 
-def _place(loc: object) -> str:
-    """Return ``temperature: `` for the place ``["body", "temperature"]``."""
-    names = [str(part) for part in loc if part != "body"] if isinstance(loc, list) else []
-    return f"{'.'.join(names)}: " if names else ""
-
-
 # What it means.
 
 
 def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
-    """Decide which error it is, the most specific first.
-
-    The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
-    must never be retried.
-    """
+    """Decide which error it is, the most specific first."""
+    # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
+    # must never be retried.
     codes, status, lower = info.codes, info.status, info.message.lower()
     if status is not None and status >= 500 and codes & dialects.WRAPPED_REQUEST_CODES:
         status = 400
@@ -389,75 +375,102 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     is_credit = (status or 400) < 500 and any(p in lower for p in dialects.CREDIT_PHRASES)
     if codes & dialects.QUOTA_CODES or status == 402 or is_credit or (is_refusal and is_quota):
         return _quota_error(info, wall)
+    exceeds = bool(limit.limit and limit.requested and limit.requested > limit.limit)
     # A 5xx page can talk about a context window that has nothing to do with the request.
-    says_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)
-    if says_too_large or codes & dialects.TOO_LARGE_CODES or status == 413:
-        return _too_large(info, limit)
-    if is_refusal and limit.limit and limit.requested and limit.requested > limit.limit:
-        return _too_large(info, limit)
+    is_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)
+    is_too_large |= status == 413 or bool(codes & dialects.TOO_LARGE_CODES)
+    if is_too_large or (is_refusal and exceeds):
+        return _too_large(info, limit, exceeds=exceeds)
     if is_refusal and limit.limit == 0:
         return QuotaError(
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`), or a plan that includes this one.",
         )
     if codes & dialects.MODEL_CODES:
-        return _permanent(ModelError, info, "The server does not have this model")
+        return _error(ModelError, info, "The server does not have this model")
     # Before limits: overload also arrives as 429, and closes no limit of this account.
     if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529}:
-        message = info.sentence("The server is overloaded")
-        return OverloadedError(message, advice=_ADVICE[OverloadedError], wait=wait)
+        return _error(OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:
         return _limit_error(info, limit, wait, headers, wall)
+    return _classify_status(info, status, wait)
+
+
+def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) -> NbcodexError:
+    """Decide which error it is if it is not about limits, credit or size."""
+    codes, lower = info.codes, info.message.lower()
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
-        return _permanent(CredentialsError, info, "The server does not accept the key")
+        return _error(CredentialsError, info, "The server does not accept the key")
     is_no_call = any(phrase in lower for phrase in dialects.NO_SUCH_CALL_PHRASES)
     # If the message does not name the model, a 404 usually means a wrong base URL.
     if is_no_call or (status in {404, 405} and "model" not in lower and not info.code):
-        error = _permanent(ModelError, info, "The server does not have this address")
+        error = _error(ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
         return error
     if status == 404:
-        return _permanent(ModelError, info, "The server does not have this model or address")
+        return _error(ModelError, info, "The server does not have this model or address")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
     if status in {408, 409, 425}:
-        message = info.sentence("The server asks to try again")
-        return ServerError(message, advice=_ADVICE[ServerError], wait=wait)
-    if (status is not None and 400 <= status < 500) or info.is_request_fault:
-        return _permanent(RequestError, info, "The server rejects the request")
-    failure = ServerError(
-        info.sentence("The server failed"), advice=_ADVICE[ServerError], wait=wait
+        return _error(ServerError, info, "The server asks to try again", wait=wait)
+    is_rejected = (
+        400 <= status < 500
+        if status is not None
+        else any(
+            code in dialects.REQUEST_CODES
+            or code.startswith(dialects.REQUEST_CODE_PREFIXES)
+            or code.endswith(dialects.REQUEST_CODE_SUFFIXES)
+            for code in codes
+        )
     )
+    if is_rejected:
+        return _error(RequestError, info, "The server rejects the request")
+    failure = _error(ServerError, info, "The server failed", wait=wait)
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.is_unbilled = status in {500, 501}
     return failure
+
+
+def _error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
+    error: NbcodexError = kind(info.sentence(words), advice=_ADVICE[kind], **details)
+    return error
 
 
 def _limit_error(
     info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
 ) -> LimitError:
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
-    exhausted = rate_limits.exhausted_limit(headers, wall=wall)
+    limits = rate_limits.header_limits(headers, wall=wall)
+    exhausted = max(
+        (each for each in limits if each.is_exhausted),
+        key=lambda each: each.reset_in or 0.0,
+        default=None,
+    )
     if exhausted and limit.limit is None:
-        resource, window = limit.resource or exhausted.resource, limit.window or exhausted.window
         bound, remaining = exhausted.limit, exhausted.remaining
-        used = None if bound is None or remaining is None else max(0.0, bound - remaining)
-        limit = replace(limit, resource=resource, window=window, limit=bound, used=used)
+        limit = replace(
+            limit,
+            resource=limit.resource or exhausted.resource,
+            window=limit.window or exhausted.window,
+            limit=bound,
+            used=None if bound is None or remaining is None else max(0.0, bound - remaining),
+        )
     wait = wait or rate_limits.computed_wait(limit)
     if exhausted and wait is None:
         wait = rate_limits.clamp_wait(exhausted.reset_in)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
-    message = _limit_message(info, limit)
+    message = info.sentence("The server's rate limit is reached")
+    if limit.limit is not None:
+        model = f" for {limit.model}" if limit.model else ""
+        message = f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
     return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
 
 
-def _quota_error(info: ErrorInfo, wall: float) -> QuotaError:
+def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
     """Return the error of billing: credit, or a spend limit, which resets each month."""
     code = next((code for code in info.codes if code in dialects.QUOTA_TEXTS), None)
     if code is None:
-        error = _permanent(QuotaError, info, "The account has no credit left")
-        assert isinstance(error, QuotaError)  # noqa: S101 - the class passed in
-        return error
+        return _error(QuotaError, info, "The account has no credit left")
     words, advice = dialects.QUOTA_TEXTS[code]
     today = datetime.fromtimestamp(wall, UTC)
     year, month = divmod(today.year * 12 + today.month, 12)
@@ -465,39 +478,13 @@ def _quota_error(info: ErrorInfo, wall: float) -> QuotaError:
     return QuotaError(info.sentence(words), advice=advice.format(reset=f"1 {reset:%B} (UTC)"))
 
 
-def _permanent(kind: type[Any], info: ErrorInfo, words: str) -> NbcodexError:
-    error: NbcodexError = kind(info.sentence(words), advice=_ADVICE[kind])
-    return error
-
-
-def _too_large(info: ErrorInfo, limit: Limit) -> TooLargeError:
-    words = "The request is too large"
-    if limit.limit and limit.requested and limit.requested > limit.limit:
-        over = limit.requested - limit.limit
-        message = f"{words}: {over:,.0f} over the limit of {limit.limit:,.0f} {limit.name}."
-    else:
-        message = info.sentence(words)
+def _too_large(info: ErrorInfo, limit: Limit, *, exceeds: bool) -> TooLargeError:
+    message = info.sentence("The request is too large")
+    if exceeds and limit.limit and limit.requested:
+        over = f"{limit.requested - limit.limit:,.0f} over the limit of {limit.limit:,.0f}"
+        message = f"The request is too large: {over} {limit.name}."
     known = limit if limit.limit is not None else None
     return TooLargeError(message, advice=_ADVICE[TooLargeError], limit=known)
-
-
-def _limit_message(info: ErrorInfo, limit: Limit) -> str:
-    if limit.limit is None:
-        return info.sentence("The server's rate limit is reached")
-    model = f" for {limit.model}" if limit.model else ""
-    return f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
-
-
-def _redirected(location: str, status: int) -> RequestError:
-    try:
-        host = shorten(urlsplit(location).netloc.rpartition("@")[2], 100)
-    except ValueError:
-        host = ""
-    return RequestError(
-        f"The server redirects (HTTP {status}) to {host or 'another address'}; neither the key nor "
-        "the prompt was sent there.",
-        advice="If you trust that address, make it the base URL.",
-    )
 
 
 def _disconnected(error: BaseException, message: str, *, advice: str = "") -> TransportError:
@@ -509,14 +496,6 @@ def _disconnected(error: BaseException, message: str, *, advice: str = "") -> Tr
     failure.is_unbilled = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
     failure.was_sent = not failure.is_unbilled
     return failure
-
-
-def _body_of(response: Any) -> bytes:
-    try:
-        content = response.content
-    except Exception:
-        return b""
-    return content if isinstance(content, bytes) else b""
 
 
 def _reason(error: BaseException, clean: CleanText) -> str:

@@ -47,6 +47,8 @@ QUOTA_TEXTS = {
 QUOTA_PHRASES = ("crossed budget", "exceeded budget", "exceeded your current quota")
 # Missing credit that is refused with HTTP 400 (Anthropic) or 403 (xAI).
 CREDIT_PHRASES = ("credit balance is too low", "have any credits", "insufficient balance")
+# How a provider behind OpenRouter says that it is only busy.
+TEMPORARY_PHRASES = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
 TOO_LARGE_CODES = {
     "context_length_exceeded",
     "exceed_context_size_error",  # llama.cpp

@@ -1,4 +1,4 @@
-"""Where a request goes, and with which key: resolved afresh for each one, before anything is sent.
+"""Decides where a request goes, and with which key, before anything is sent.
 
 Owns the rule that a key goes only to the host that it was configured for. Opens no connection.
 """
@@ -6,10 +6,10 @@ Owns the rule that a key goes only to the host that it was configured for. Opens
 from __future__ import annotations
 
 import hashlib
-import ipaddress
+import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from nbcodex.errors import ConfigurationError, MissingKeyError
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
-from nbcodex.openai_api.pricing import provider_of
+from nbcodex.openai_api.pricing import is_loopback, provider_of
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 Kind = Literal["openai", "azure", "compatible"]
@@ -28,7 +28,6 @@ _PROCESS_SALT = secrets.token_bytes(16)
 _KEY_ADVICE = (
     "`%codex login` takes one, or set OPENAI_API_KEY; `%codex demo` (`nbcodex demo`) needs none."
 )
-_MAX_PARAMS_DEPTH = 100
 _USUAL_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
@@ -47,13 +46,10 @@ class Endpoint:
     # Whose limits count there: organization and project, else a salted hash of the key; on Azure
     # nothing, for there the limits belong to the resource.
     scope: str = ""
-    # key, entra: the key (None on a custom client, which has its own), and whether it is an Entra
-    # ID token.
-    key: Secret | None = None
-    entra: bool = False
+    key: Secret | None = None  # None on a custom client, which has its own
+    entra: bool = False  # whether the key is an Entra ID token
     api_version: str | None = None  # only on a classic Azure endpoint
-    # organization, project: only at OpenAI.
-    organization: str | None = None
+    organization: str | None = None  # only at OpenAI, as is the project
     project: str | None = None
 
 
@@ -89,16 +85,27 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
             endpoint = configured
         else:  # another path on the same server: the same account and key
             endpoint = replace(configured, base_url=_without_slash(url), api_version=None)
-    _refuse_cleartext(endpoint, settings)
+    target = urlsplit(endpoint.base_url)
+    # OpenAI and Azure offer https to all, so that http is a mistake there, or another server.
+    always_secure = endpoint.kind != "compatible"
+    is_allowed = not always_secure and entry_key(settings, target) is not None
+    if not (target.scheme == "https" or _is_loopback(target) or is_allowed):
+        entry = f"`%config Codex.keys = {{'{_entry_name(target)}': 'KEY'}}`"
+        raise ConfigurationError(
+            f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
+            advice="Use https://." if always_secure else f"Use https://, or allow it with {entry}.",
+        )
     if endpoint.key is None:
         raise _missing_key(endpoint, settings, is_configured=api_base is None)
-    check_key(endpoint.key.reveal(), endpoint.host)
+    key = endpoint.key.reveal()
+    # Typical of a key that was copied together with its quotes or a line break.
+    if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
+        raise ConfigurationError(
+            f"The API key for {endpoint.host} contains a space, a quote, a line break or a "
+            "character that no key has.",
+            advice="Copy it again, only the key itself.",
+        )
     return endpoint
-
-
-def is_azure(settings: Settings) -> bool:
-    """Whether the settings choose Azure: its endpoint is set, and nothing of OpenAI's is."""
-    return bool(settings.azure_endpoint) and not (settings.api_key or settings.base_url)
 
 
 def configured_host(settings: Settings) -> str:
@@ -107,23 +114,21 @@ def configured_host(settings: Settings) -> str:
 
 
 def _configured(settings: Settings) -> Endpoint:
-    if is_azure(settings):
+    if settings.azure_endpoint and not (settings.api_key or settings.base_url):
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
     key = entry_key(settings, url) or settings.api_key
     entra = False
-    if not key and provider_of(_without_slash(url)) == "azure" and _is_azure_key_for(url, settings):
-        entra = not settings.azure_key and bool(settings.azure_ad_token)
-        key = settings.azure_key or settings.azure_ad_token
+    if not key and provider_of(_without_slash(url)) == "azure":
+        # The key of an Azure resource goes only to that resource's own host. Without a resource,
+        # the base URL is the only host that the user has named beside the key.
+        resource = url
+        if settings.azure_endpoint:
+            resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
+        if (url.scheme, _host_of(url)) == (resource.scheme, _host_of(resource)):
+            entra = not settings.azure_key and bool(settings.azure_ad_token)
+            key = settings.azure_key or settings.azure_ad_token
     return replace(_endpoint_at(url, key or None, settings), entra=entra)
-
-
-def _is_azure_key_for(url: SplitResult, settings: Settings) -> bool:
-    """Whether the key of an Azure resource may go to `url`: only that resource's own host."""
-    if not settings.azure_endpoint:
-        return True  # the base URL is then the only host that the user has named beside the key
-    resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
-    return (url.scheme, _host_of(url)) == (resource.scheme, _host_of(resource))
 
 
 def _azure_endpoint(settings: Settings) -> Endpoint:
@@ -226,7 +231,7 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
 
 
 def parse_base_url(text: str, name: str) -> SplitResult:
-    """Return a base URL in parts, or raise a ConfigurationError that says what is wrong with it."""
+    """Return a base URL in parts, or raise a ConfigurationError; `name` is what it is called."""
     fault = ""
     try:
         url = urlsplit(text.strip())
@@ -250,14 +255,7 @@ def parse_base_url(text: str, name: str) -> SplitResult:
 
 
 def _is_loopback(url: SplitResult) -> bool:
-    host = (url.hostname or "").lower()
-    # RFC 6761: every name under .localhost is this machine.
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(url.hostname or "")
 
 
 def _without_slash(url: SplitResult) -> str:
@@ -274,39 +272,25 @@ def _bare_host(url: SplitResult) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-# Checks before anything is sent.
-
-
-def check_key(key: str, host: str) -> None:
-    """Raise a ConfigurationError if a key cannot be one; it is not shown."""
-    # Typical of a key that was copied together with its quotes or a line break.
-    if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
-        raise ConfigurationError(
-            f"The API key for {host} contains a space, a quote, a line break or a character that "
-            "no key has.",
-            advice="Copy it again, only the key itself.",
-        )
-
-
-def _refuse_cleartext(endpoint: Endpoint, settings: Settings) -> None:
-    url = urlsplit(endpoint.base_url)
-    if url.scheme == "https" or _is_loopback(url):
-        return
-    # These offer https to all, so that http is a mistake there, or another server.
-    always_secure = endpoint.kind != "compatible"
-    if always_secure or entry_key(settings, url) is None:
-        entry = f"`%config Codex.keys = {{'{_entry_name(url)}': 'KEY'}}`"
-        raise ConfigurationError(
-            f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
-            advice="Use https://." if always_secure else f"Use https://, or allow it with {entry}.",
-        )
-
-
 def check_texts(request: Request, secrets: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
     # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
-    secrets = effective_secrets(secrets)
-    for name, text in _texts_of(request):
+    names = ("prompt", "system", "model", "effort", "api_base")
+    texts = [(name, getattr(request, name) or "") for name in names]
+    texts += [
+        ("conversation", text) for turn in request.turns for text in (turn.prompt, turn.answer)
+    ]
+    try:
+        texts.append(("params", _encode(request.params)))
+        texts.append(("schema", _encode(request.schema.definition if request.schema else {})))
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigurationError(
+            "The params, or the schema, are not valid JSON, or are nested too deeply."
+        ) from None
+    plain = effective_secrets(secrets)
+    # In JSON, a quote or a backslash in a secret stands escaped.
+    forms = {*plain, *(_encode(secret)[1:-1] for secret in plain)}
+    for name, text in texts:
         try:
             if not text.isascii():
                 text.encode()
@@ -315,36 +299,17 @@ def check_texts(request: Request, secrets: Iterable[str]) -> None:
                 f"The {name} contains half a character (a lone surrogate).",
                 advice="Read the text with its real encoding.",
             ) from None
-        if any(secret in text for secret in secrets):
+        if any(form in text for form in forms):
             raise ConfigurationError(
                 f"The {name} contains an API key; nothing was sent.",
                 advice="Remove it. If a notebook contains the key, replace it at the provider.",
             )
 
 
-def _texts_of(request: Request) -> Iterator[tuple[str, str]]:
-    yield "prompt", request.prompt
-    for name in ("system", "model", "effort", "api_base"):
-        yield name, getattr(request, name) or ""
-    for text in _strings_in(request.params, 0):
-        yield "params", text
-    if request.schema:
-        for text in _strings_in(request.schema.definition, 0):
-            yield "schema", text
-    for turn in request.turns:
-        yield "conversation", turn.prompt
-        yield "conversation", turn.answer
+def _encode(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
 
 
-def _strings_in(value: object, depth: int) -> Iterator[str]:
-    if depth > _MAX_PARAMS_DEPTH:
-        raise ConfigurationError("The params, or the schema, are nested too deeply.")
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield str(name)
-            yield from _strings_in(inner, depth + 1)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings_in(inner, depth + 1)
+def _plain(value: object) -> object:
+    """Return a mapping of any type as a dictionary, and anything else as text, for JSON."""
+    return dict(value) if isinstance(value, Mapping) else str(value)

@@ -1,4 +1,4 @@
-"""What an answer costs, by the tables of genai-prices; and estimates of tokens. Offline.
+"""Computes what an answer costs, by the tables of genai-prices, and estimates tokens. Offline.
 
 Prices hold only where they are charged: at OpenAI and Azure, not at another server that offers a
 model of the same name.
@@ -7,6 +7,7 @@ model of the same name.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import re
 import threading
@@ -18,10 +19,7 @@ from nbcodex.models import Rates, Request, Turn, Usage
 
 _RATE_TOKENS = 1_000  # the price of one token is derived from theirs
 
-_OPENAI_HOSTS = (
-    "api.openai.com",
-    ".api.openai.com",
-)  # with regional ones such as eu.api.openai.com
+_OPENAI_HOST = "api.openai.com"  # and regional ones such as eu.api.openai.com
 _AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 
 # Tokens per character with the o200k vocabulary: of ASCII (English prose and code), of other
@@ -43,15 +41,26 @@ _loader: threading.Thread | None = None
 def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
     """Return ``openai`` or ``azure``, or None for a server without known prices."""
     host = _host(base_url)
-    if host == _OPENAI_HOSTS[0] or host.endswith(_OPENAI_HOSTS[1]):
+    if f".{host}".endswith(f".{_OPENAI_HOST}"):
         return "openai"
     return "azure" if host.endswith(_AZURE_HOSTS) else None
 
 
 def is_local_server(base_url: str) -> bool:
     """Return whether a server runs on this machine, where answers are free."""
-    host = _host(base_url)
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    return is_loopback(_host(base_url))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine's own."""
+    host = host.lower()
+    # RFC 6761: every name under .localhost is this machine.
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host(base_url: str) -> str:

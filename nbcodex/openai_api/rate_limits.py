@@ -1,7 +1,7 @@
-"""What a response says about time and limits, in its headers and in its message. Pure.
+"""Reads waits and limits from a response's headers and an error's message. Pure.
 
 Both come from the server: each value is cut, parsed strictly and dropped when it is absurd; every
-pattern runs in linear time. Never required: many compatible servers send neither.
+pattern runs in linear time. Many compatible servers send neither.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
 
 # The phrases are those of OpenAI ("Please try again in 7m12s"), Azure ("Please retry after 37
 # seconds"), Groq and servers that imitate them.
-# GitHub Models: "Please wait 12 seconds before retrying".
-_WAIT_START = re.compile(
-    r"(?:(?:again|retry)\s{1,3}(?:in|after)|please wait)\s{1,3}(?:about\s)?", re.IGNORECASE
-)
-_WAIT_PART = re.compile(
+_WAIT_PART = (
     r"(\d{1,12}(?:\.\d{1,12})?)\s{0,3}"
     r"(milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
-    r"(?![a-z])(?:,?\s{0,3}(?:and\s)?)",
+    r"(?![a-z])(?:,?\s{0,3}(?:and\s)?)"
+)
+_WAIT = re.compile(
+    # GitHub Models: "Please wait 12 seconds before retrying".
+    r"(?:(?:again|retry)\s{1,3}(?:in|after)|please wait)\s{1,3}(?:about\s)?"
+    rf"((?:{_WAIT_PART}){{1,5}})",  # days, hours, minutes, seconds, milliseconds
     re.IGNORECASE,
 )
 _MODEL = re.compile(
@@ -57,12 +58,8 @@ _FIGURE = re.compile(
     r"\b(limit|used|current|requested)(?:ed to|):?\s{1,3}~?(\d[\d,]{0,18}(?:\.\d{1,9})?)",
     re.IGNORECASE,
 )
-_RESOURCES = {
-    "t": "tokens",
-    "r": "requests",
-    "c": "requests",
-    "m": "requests",
-}  # models: OpenRouter
+# By the first letter; OpenRouter's "free-models-per-day" counts requests.
+_RESOURCES = {"t": "tokens", "r": "requests", "c": "requests", "m": "requests"}
 
 # LiteLLM: "current rpm: 1, rpm limit: 15, current tpm: 12260, tpm limit: 5000" (litellm #13898) and
 # "Limit type: requests. Current limit: 3, Remaining: 0. Limit resets at: 2026-11-30 08:00:00 UTC".
@@ -99,7 +96,7 @@ def parse_number(text: str | None) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
-def parse_duration(text: str | None) -> float | None:
+def parse_go_duration(text: str | None) -> float | None:
     """Return the seconds of a Go duration, or of a plain number as some servers send it."""
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
@@ -137,7 +134,7 @@ def parse_reset(text: str | None, now: float) -> float | None:
     """Return the seconds until a reset: a duration, an epoch in s or ms, an ISO or HTTP date."""
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
-    seconds = parse_duration(text)
+    seconds = parse_go_duration(text)
     if seconds is None:
         moment = _parse_date(text)
         return None if moment is None else max(0.0, moment - now)
@@ -160,7 +157,7 @@ def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     if (wait := clamp_wait(milliseconds / 1000 if milliseconds else None)) is not None:
         return wait
     stated = headers.get("retry-after")
-    if (wait := clamp_wait(parse_duration(stated))) is not None:
+    if (wait := clamp_wait(parse_go_duration(stated))) is not None:
         return wait
     moment = _parse_date(stated)
     return None if moment is None else clamp_wait(moment - _server_time(headers, wall))
@@ -174,7 +171,7 @@ def _server_time(headers: Headers, wall: float) -> float:
 
 @dataclass(slots=True)
 class HeaderLimit:
-    """One limit as a refusal's headers state it, in any of the dialects."""
+    """One limit as a refusal's headers state it."""
 
     resource: Resource | None
     window: float | None
@@ -190,14 +187,8 @@ class HeaderLimit:
         return self.remaining < 1 or (self.limit is not None and self.remaining < self.limit / 20)
 
 
-def exhausted_limit(headers: Headers, *, wall: float) -> HeaderLimit | None:
-    """Return the limit that the headers of a refusal show as exhausted; of several, the longest."""
-    exhausted = [limit for limit in header_limits(headers, wall=wall) if limit.is_exhausted]
-    return max(exhausted, key=lambda limit: limit.reset_in or 0.0, default=None)
-
-
 def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
-    """Return the limits in headers of any dialect (the words are in `dialects`)."""
+    """Return the limits that headers state, in any of the forms that servers use."""
     now = _server_time(headers, wall)
     limits: dict[tuple[object, ...], HeaderLimit] = {}
     for name, value in headers.items():
@@ -269,22 +260,19 @@ def read_snapshot(
 
 
 def _tightest_reading(headers: Headers, resource: Resource) -> LimitReading | None:
-    scopes = (resource, f"project-{resource}")
-    readings = [g for scope in scopes if (g := _read_limit(headers, scope))]
-    return min(readings, key=lambda g: (g.remaining, g.limit), default=None)
-
-
-def _read_limit(headers: Headers, scope: str) -> LimitReading | None:
-    limit = parse_number(headers.get(f"x-ratelimit-limit-{scope}"))
-    remaining = parse_number(headers.get(f"x-ratelimit-remaining-{scope}"))
-    # Azure sends -1 or 0 where it states no limit.
-    if not limit or remaining is None or limit > MAX_LIMIT:
-        return None
-    # The reset is the time until the bucket is FULL, not the time to wait.
-    full_in = parse_duration(headers.get(f"x-ratelimit-reset-{scope}"))
-    if full_in is not None and full_in > 31 * DAY:
-        full_in = None
-    return LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in)
+    readings = []
+    for scope in (resource, f"project-{resource}"):
+        limit = parse_number(headers.get(f"x-ratelimit-limit-{scope}"))
+        remaining = parse_number(headers.get(f"x-ratelimit-remaining-{scope}"))
+        # Azure sends -1 or 0 where it states no limit.
+        if not limit or remaining is None or limit > MAX_LIMIT:
+            continue
+        # The reset is the time until the bucket is FULL, not the time to wait.
+        full_in = parse_go_duration(headers.get(f"x-ratelimit-reset-{scope}"))
+        if full_in is not None and full_in > 31 * DAY:
+            full_in = None
+        readings.append(LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in))
+    return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
 
 
 # Messages.
@@ -297,8 +285,13 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     Used 22999, Requested 12528." `kind` is the error's ``type``: ``tokens`` or ``requests``.
     """
     text = message[:MAX_MESSAGE_CHARS]
-    resource, window = _resource_and_window(text)
-    if resource is None and kind in {"tokens", "requests"}:
+    resource: Resource | None = None
+    window = None
+    if found := _PER_WINDOW.search(text) or _ACRONYM.search(text):
+        resource, window = _resource(found[1]), WINDOWS_S[found[2].lower()]
+    elif found := _RESOURCE.search(text) or _METRIC.search(text):
+        resource = _resource(found[1])
+    elif kind in {"tokens", "requests"}:
         resource = cast(Resource, kind)
     # Reversed, so that the first mention of a figure counts.
     figures = {name.lower(): _figure(value) for name, value in reversed(_FIGURE.findall(text))}
@@ -342,24 +335,20 @@ def limit_in_google_details(details: object) -> tuple[Limit | None, float | None
     """
     limits: list[Limit] = []
     wait = None
-    for detail in details if isinstance(details, list) else []:
-        if not isinstance(detail, dict):
-            continue
+    for detail in _objects(details):
         if isinstance(delay := detail.get("retryDelay"), str):
-            wait = clamp_wait(parse_duration(delay))
-        violations = detail.get("violations")
-        listed = violations if isinstance(violations, list) else []
-        limits += [_google_limit(violation) for violation in listed if isinstance(violation, dict)]
+            wait = clamp_wait(parse_go_duration(delay))
+        for violation in _objects(detail.get("violations")):
+            quota = f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400]
+            named = _QUOTA_ID.search(quota)
+            limits.append(
+                Limit(
+                    resource=_resource(named[1]) if named else None,
+                    window=WINDOWS_S[named[2].lower()] if named else None,
+                    limit=parse_number(str(violation.get("quotaValue"))),
+                )
+            )
     return max(limits, key=lambda limit: limit.window or 0.0, default=None), wait
-
-
-def _google_limit(violation: dict[str, Any]) -> Limit:
-    named = _QUOTA_ID.search(f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400])
-    return Limit(
-        resource=_resource(named[1]) if named else None,
-        window=WINDOWS_S[named[2].lower()] if named else None,
-        limit=parse_number(str(violation.get("quotaValue"))),
-    )
 
 
 def seconds_to_pacific_midnight(wall: float) -> float:
@@ -383,8 +372,12 @@ def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
     "35 seconds": openai/codex #506).
     """
     text = message[:MAX_MESSAGE_CHARS]
-    for start in _WAIT_START.finditer(text):
-        if (wait := clamp_wait(_duration_at(text, start.end()))) is not None:
+    for phrase in _WAIT.finditer(text):
+        seconds = 0.0
+        for amount, unit in re.findall(_WAIT_PART, phrase[1].lower()):
+            per_unit = 0.001 if unit.startswith(("ms", "milli")) else WINDOWS_S[unit[0]]
+            seconds += float(amount) * per_unit
+        if (wait := clamp_wait(seconds)) is not None:
             return wait
     if wall and (found := _RESETS_AT.search(text)):
         moment = _parse_date(found[1].strip())
@@ -403,15 +396,6 @@ def computed_wait(limit: Limit) -> float | None:
     return clamp_wait((limit.used + limit.requested - limit.limit) / limit.limit * limit.window)
 
 
-def _resource_and_window(text: str) -> tuple[Resource | None, float | None]:
-    if found := _PER_WINDOW.search(text):
-        return _resource(found[1]), WINDOWS_S[found[2].lower()]
-    if found := _ACRONYM.search(text):
-        return _resource(found[1]), WINDOWS_S[found[2].lower()]
-    found = _RESOURCE.search(text) or _METRIC.search(text)
-    return (_resource(found[1]) if found else None), None
-
-
 def _resource(word: str) -> Resource:
     return cast(Resource, _RESOURCES[word[0].lower()])
 
@@ -421,14 +405,5 @@ def _figure(text: str) -> float | None:
     return value if value <= MAX_LIMIT else None
 
 
-def _duration_at(text: str, position: int) -> float | None:
-    total: float | None = None
-    for _ in range(5):  # days, hours, minutes, seconds, milliseconds
-        part = _WAIT_PART.match(text, position)
-        if part is None:
-            break
-        unit = part[2].lower()
-        seconds = 0.001 if unit.startswith(("ms", "milli")) else WINDOWS_S[unit[0]]
-        total = (total or 0.0) + float(part[1]) * seconds
-        position = part.end()
-    return total if total is None or math.isfinite(total) else None
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
