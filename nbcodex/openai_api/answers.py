@@ -138,7 +138,8 @@ class RawAnswer:
 
         Raises an AnswerFailedError if that is not an ending but a failure.
         """
-        name = dialects.normal_ending(reason)
+        # Google's enum has a prefix: ``FINISH_REASON_STOP``.
+        name = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
         if name in dialects.FAILED_ENDINGS:
             message = f'the server ended the answer with "{shorten(reason, 100)}"'
             raise AnswerFailedError({"error": {"message": message}})
@@ -339,9 +340,9 @@ class Redactor:
     """Replaces secrets in one text, which may arrive in chunks."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        self._secrets = effective_secrets(secrets)
+        self.secrets = effective_secrets(secrets)
         # A longer secret stands first, so that it wins over one that is its prefix.
-        self._pattern = re.compile("|".join(map(re.escape, self._secrets)) or r"(?!)")
+        self._pattern = re.compile("|".join(map(re.escape, self.secrets)) or r"(?!)")
         self.tail = ""  # what is held back: it may be the beginning of a secret
 
     def clean(self, text: str) -> str:
@@ -352,7 +353,7 @@ class Redactor:
         """Return what can be shown of the text so far and was not returned before."""
         text = self.tail + text
         cut = len(text)
-        for secret in self._secrets:
+        for secret in self.secrets:
             at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
             while at >= 0 and not secret.startswith(text[at:]):
                 at = text.find(secret[0], at + 1)

@@ -38,6 +38,7 @@ from nbcodex.openai_api.pricing import is_local_server
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import (
     NO_IMAGES_ADVICE,
+    PATHS,
     SCHEMA_IN_PROMPT_NOTICE,
     UNSTREAMED_NOTICE,
     PreparedRequest,
@@ -100,7 +101,7 @@ class ApiClient:
         named = request.model or settings.model
         if named and settings.client is None:
             return _valid_model(named)
-        endpoint, _ = await self.client_for(request, settings)
+        endpoint, *_ = await self._connect(request, settings)
         if named:
             return _valid_model(named)
         if endpoint.kind == "openai":
@@ -145,13 +146,14 @@ class ApiClient:
         `model` is that of `resolve_model`. Raises only NbcodexError, besides asyncio's
         CancelledError; the connection is closed before, as it is before `CompletedAnswer`.
         """
-        endpoint, client = await self.client_for(request, settings)
-        redactor = connections.redactor_for(settings, client)
+        endpoint, client, redactor = await self._connect(request, settings)
         prepared = self.memory.prepare(request, settings, endpoint, _valid_model(model))
         headers: rate_limits.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
-                response, reader, stream = await self._send(stack, client, prepared, settings)
+                response, reader, stream = await self._send(
+                    stack, client, prepared, settings, redactor
+                )
                 # Azure states the wait for a failure in the stream in the headers of its 200.
                 headers = response.headers
                 # What fails from here on is not due to the parameters: they were accepted.
@@ -169,7 +171,7 @@ class ApiClient:
                 ):
                     failure.advice = NO_IMAGES_ADVICE
                 else:
-                    api_errors.name_address(failure, endpoint.base_url, prepared.path)
+                    api_errors.name_address(failure, endpoint.base_url, PATHS[prepared.api])
                 raise failure from cause
             # Groq validates the schema itself, and refuses what it has generated and charged. It is
             # treated as an answer that does not fit its schema, which the caller can repair.
@@ -203,8 +205,8 @@ class ApiClient:
         """
         if safe_response_id(position.response_id) is None:
             raise GoneError("The answer is lost: the journal has no valid id for it.")
-        _, client = await self.client_for(request, settings)
-        redactor, start = connections.redactor_for(settings, client), position
+        _, client, redactor = await self._connect(request, settings)
+        start = position
         retrieve: Any = client.responses.with_streaming_response.retrieve
         for streamed in (True, False):
             options: dict[str, Any] = {"stream": True} if streamed else {}
@@ -218,8 +220,13 @@ class ApiClient:
                             retrieve(position.response_id, **options)
                         )
                     yield self._started(response, redactor, api="responses", model=None)
-                    stream = _answer_stream(
-                        response, reader, client, request, settings, resumed_text=text
+                    stream = AnswerStream(
+                        response.iter_bytes(),
+                        reader,
+                        settings,
+                        secrets=redactor.secrets,
+                        patience=request.patience,
+                        resumed_text=text,
                     )
                     async with contextlib.aclosing(stream.events()) as events:
                         async for event in events:
@@ -251,10 +258,12 @@ class ApiClient:
     ) -> None:
         """End a durable answer at the server, if it can be reached in a few seconds."""
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                _, client = await self.client_for(request, settings)
-                async with client.responses.with_streaming_response.cancel(position.response_id):
-                    pass
+            async with (
+                asyncio.timeout(CANCEL_TIMEOUT_S),
+                self.connected(request, settings) as (client, _),
+                client.responses.with_streaming_response.cancel(position.response_id),
+            ):
+                pass
 
     async def close(self) -> None:
         """Close every connection."""
@@ -268,8 +277,7 @@ class ApiClient:
 
         The error for a wrong address names `path`, if the block calls only that.
         """
-        _, client = await self.client_for(request, settings)
-        redactor = connections.redactor_for(settings, client)
+        _, client, redactor = await self._connect(request, settings)
         try:
             yield client, redactor
         except Exception as error:
@@ -278,22 +286,25 @@ class ApiClient:
                 api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
             raise failure from cause
 
-    async def client_for(
+    async def _connect(
         self, request: Request, settings: Settings
-    ) -> tuple[Endpoint, AsyncOpenAI]:
-        """Return the endpoint of a request, and the client for it."""
+    ) -> tuple[Endpoint, AsyncOpenAI, Redactor]:
+        """Return a request's endpoint, the client for it, and a redactor of all secrets in use."""
         if settings.client is None or request.api_base is not None:
             endpoint = self.endpoint(request, settings)
-            return endpoint, self._connections.client(endpoint)
-        client = await self._connections.custom_client(settings.client)
-        return self.endpoint(request, settings), client
+            client = self._connections.client(endpoint)
+        else:
+            client = await self._connections.custom_client(settings.client)
+            endpoint = self.endpoint(request, settings)
+        redactor = Redactor([*settings.secrets(), *connections.secrets_of(client)])
+        return endpoint, client, redactor
 
     def is_simulated(self, headers: rate_limits.Headers, url: str) -> bool:
         """Return whether a response is the simulator's, whose answers cost nothing."""
         # Any server could send the header and so escape the budget. The simulator runs on this
         # machine, or in this process as the transport.
         is_possible = self._has_transport or is_local_server(url)
-        return is_possible and rate_limits.is_simulated(headers)
+        return is_possible and headers.get("x-nbcodex-simulated") == "true"
 
     def translate(
         self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
@@ -320,6 +331,7 @@ class ApiClient:
         client: AsyncOpenAI,
         prepared: PreparedRequest,
         settings: Settings,
+        redactor: Redactor,
     ) -> tuple[AsyncAPIResponse[Any], AnswerReader, AnswerStream]:
         """Send the request, adapted to what the server turns out not to accept."""
         while True:
@@ -336,11 +348,15 @@ class ApiClient:
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
                 async with asyncio.timeout(settings.idle_timeout * factor):
                     response = await stack.enter_async_context(create(**named, extra_body=body))
-                    # OpenAI's answers have no tags around reasoning, and a durable answer could not
-                    # be resumed within them.
-                    has_tags = prepared.endpoint.kind != "openai" and not prepared.durable
-                    stream = _answer_stream(
-                        response, reader, client, prepared.request, settings, has_tags=has_tags
+                    stream = AnswerStream(
+                        response.iter_bytes(),
+                        reader,
+                        settings,
+                        secrets=redactor.secrets,
+                        patience=prepared.request.patience,
+                        # OpenAI's answers have no tags around reasoning, and a durable answer could
+                        # not be resumed within them.
+                        has_tags=prepared.endpoint.kind != "openai" and not prepared.durable,
                     )
                     if "json" in response.headers.get("content-type", ""):
                         await stream.prefetch()
@@ -366,28 +382,6 @@ class ApiClient:
             simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(request_id, 100) or None,
         )
-
-
-def _answer_stream(
-    response: AsyncAPIResponse[Any],
-    reader: AnswerReader,
-    client: AsyncOpenAI,
-    request: Request,
-    settings: Settings,
-    *,
-    has_tags: bool = False,
-    resumed_text: str | None = None,
-) -> AnswerStream:
-    return AnswerStream(
-        response.iter_bytes(),
-        reader,
-        secrets=[*settings.secrets(), *connections.secrets_of(client)],
-        idle_timeout=settings.idle_timeout,
-        patience=request.patience,
-        max_chars=settings.max_answer,
-        has_tags=has_tags,
-        resumed_text=resumed_text,
-    )
 
 
 def _valid_model(model: str) -> str:

@@ -78,7 +78,6 @@ class ErrorInfo:
     kind: str = ""  # the error's `type`, or Google's `status`
     message: str = ""
     param: str = ""
-    is_page: bool = False  # a web page instead of JSON
     limit: Limit | None = None  # from structured details
     wait: float | None = None
     is_google: bool = False
@@ -92,8 +91,7 @@ class ErrorInfo:
     def sentence(self, words: str) -> str:
         """Return our words, then the server's."""
         status = f" (HTTP {self.status})" if self.status is not None else ""
-        stated = "it sent a web page instead of an answer" if self.is_page else self.message
-        stated = stated or self.code or self.kind
+        stated = self.message or self.code or self.kind
         if self.param and self.param not in stated:
             stated = f"{stated.rstrip('.')} (parameter {self.param!r})"
         stop = "" if stated.endswith((".", "!", "?")) else "."
@@ -180,7 +178,7 @@ def from_exception(
         case httpx2.HTTPError() | httpx2.StreamError():
             return broken_connection(f"The answer could not be read{_reason(error, clean)}.")
         case json.JSONDecodeError() | UnicodeError() | RecursionError() | ValueError():
-            return invalid_json()
+            return invalid_answer("The server sent something that is not valid JSON.")
         case _:
             return invalid_answer(f"The answer cannot be understood ({type(error).__name__}).")
 
@@ -190,9 +188,8 @@ def is_api_exception(error: Exception) -> bool:
     import httpx2
     import openai
 
-    return isinstance(
-        error, NbcodexError | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError
-    )
+    ours = NbcodexError | AnswerFailedError | RecursionError  # the latter from deeply nested JSON
+    return isinstance(error, ours | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError)
 
 
 def name_address(error: NbcodexError, base_url: str, path: str) -> None:
@@ -239,11 +236,6 @@ def invalid_answer(message: str) -> ServerError:
     return ServerError(message, advice=_ADVICE[ServerError])
 
 
-def invalid_json() -> ServerError:
-    """Return the error for an answer that is not JSON."""
-    return invalid_answer("The server sent something that is not valid JSON.")
-
-
 # What the server says.
 
 
@@ -253,9 +245,10 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         payload = payload[0]
     details = payload if isinstance(payload, str) else _error_part(payload)
     if isinstance(details, str):
-        is_page = details.lstrip("\ufeff \t\r\n")[:1] == "<"
-        message = "" if is_page else _line(details, clean)
-        return ErrorInfo(status=status, message=message, is_page=is_page)
+        message = _line(details, clean)
+        if details.lstrip("\ufeff \t\r\n").startswith("<"):
+            message = "it sent a web page instead of an answer"
+        return ErrorInfo(status=status, message=message)
     code = _line(_first(details, "code", "error_code", "status_code"), clean)[:100]
     kind = _line(_first(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).

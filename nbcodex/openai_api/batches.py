@@ -18,7 +18,7 @@ from nbcodex.openai_api import api_errors
 from nbcodex.openai_api.answers import CompletedAnswer, Redactor, count_value, dict_items
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.readers import ChatReader, ResponsesReader
-from nbcodex.openai_api.request_body import DetectedApi
+from nbcodex.openai_api.request_body import PATHS, DetectedApi
 from nbcodex.openai_api.stream import close_body
 from nbcodex.settings import Settings
 
@@ -31,7 +31,6 @@ BATCH_PRICE_FACTOR = 0.5  # relative to the price of a live request (OpenAI's pr
 
 _MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
 _MAX_LISTED_ERRORS = 3
-_PATHS: dict[DetectedApi, str] = {"responses": "/v1/responses", "chat": "/v1/chat/completions"}
 _FINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 _QUEUE_FULL_CODE = "token_limit_exceeded"  # the enqueued tokens of the model, not a request's size
 _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
@@ -83,7 +82,7 @@ class BatchClient:
         line = {
             "custom_id": request.id,
             "method": "POST",
-            "url": _PATHS[prepared.api],
+            "url": f"/v1{PATHS[prepared.api]}",
             "body": {n: value for n, value in prepared.body.items() if n not in _STREAM_PARAMS},
         }
         return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
@@ -105,7 +104,7 @@ class BatchClient:
         After a `TransientError` the batch may exist: ask `find_batches`, which finds it by its
         `metadata`, before creating it again.
         """
-        path: Any = _PATHS[self.api_for(request, settings)]
+        path: Any = f"/v1{PATHS[self.api_for(request, settings)]}"
         async with self._api_client.connected(request, settings) as (client, redactor):
             created = await client.batches.create(
                 input_file_id=file,

@@ -15,10 +15,8 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, ServerError, shorten
-from nbcodex.openai_api.answers import Redactor
 from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
-from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     import httpx2
@@ -68,10 +66,9 @@ class Connections:
 
         Raises a ConfigurationError if the factory does not return an ``AsyncOpenAI``.
         """
-        if factory not in self._custom_clients:
+        if self.made_client(factory) is None:
             try:
-                made = factory() if callable(factory) else factory
-                made = await made if inspect.isawaitable(made) else made
+                made = await factory()
             except Exception as error:
                 raise factory_error(error) from None
             self._adopt(factory, made)
@@ -112,11 +109,6 @@ class Connections:
             made.clear()
         for pool in pools:
             await pool.aclose()
-
-
-def redactor_for(settings: Settings, client: AsyncOpenAI) -> Redactor:
-    """Return a redactor of all secrets in use, for one text."""
-    return Redactor([*settings.secrets(), *secrets_of(client)])
 
 
 def secrets_of(client: AsyncOpenAI) -> list[str]:
@@ -183,6 +175,7 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
     import openai
 
     key = endpoint.key.reveal() if endpoint.key else ""
+    shared: Any = {"admin_api_key": "", "max_retries": 0, "http_client": pool}
     client: AsyncOpenAI
     if endpoint.api_version:
         client = openai.AsyncAzureOpenAI(
@@ -190,18 +183,10 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
             api_version=endpoint.api_version,
             api_key=None if endpoint.entra else key,
             azure_ad_token=key if endpoint.entra else None,
-            admin_api_key="",
-            max_retries=0,
-            http_client=pool,
+            **shared,
         )
     else:
-        client = openai.AsyncOpenAI(
-            base_url=f"{endpoint.base_url}/",
-            api_key=key,
-            admin_api_key="",
-            max_retries=0,
-            http_client=pool,
-        )
+        client = openai.AsyncOpenAI(base_url=f"{endpoint.base_url}/", api_key=key, **shared)
     # The SDK fills these from the environment for any host, OPENAI_CUSTOM_HEADERS (which may hold
     # credentials) included.
     client.organization = endpoint.organization

@@ -219,8 +219,3 @@ FAILED_ENDINGS = {
     "network_error",  # GLM
     "timeout",
 }
-
-
-def normal_ending(reason: str) -> str:
-    """Return an ending as it is compared: ``FINISH_REASON_STOP`` and ``STOP`` are ``stop``."""
-    return reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")

@@ -146,11 +146,6 @@ def parse_reset(text: str | None, now: float) -> float | None:
 # Headers.
 
 
-def is_simulated(headers: Headers) -> bool:
-    """Return whether the simulator answers: every response of it has this header."""
-    return headers.get("x-nbcodex-simulated") == "true"
-
-
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     """Return the seconds that ``retry-after-ms`` (Azure) or ``retry-after`` ask for."""
     milliseconds = parse_number(headers.get("retry-after-ms"))

@@ -1,7 +1,7 @@
-"""What is sent: a request in the terms of one server and API. Sends nothing itself.
+"""Makes the body that is sent: a request as one server accepts it. Sends nothing itself.
 
-Compatible servers differ in the API that they have and in the parameters that they accept. What a
-refusal teaches is remembered for the process, so that each server is probed once.
+Compatible servers differ in the API that they have and in the parameters that they accept. What
+their refusals show is remembered for the process, so that each server is probed once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from nbcodex.settings import Settings
 
 Body = dict[str, Any]
 DetectedApi = Literal["responses", "chat"]
+
+PATHS: dict[DetectedApi, str] = {"responses": "/responses", "chat": "/chat/completions"}
 
 UNSTREAMED_NOTICE = "in one piece: this model is not streamed to you"
 SCHEMA_IN_PROMPT_NOTICE = (
@@ -104,7 +106,7 @@ _MAX_ADAPTATIONS = 3  # of one request; each is refused before it costs a token
 
 @dataclass(slots=True)
 class PreparedRequest:
-    """A request in the terms of one server; it adapts itself to refusals."""
+    """A request as one server is expected to accept it; it adapts itself to refusals."""
 
     request: Request
     endpoint: Endpoint
@@ -134,13 +136,8 @@ class PreparedRequest:
         schema = self.request.schema
         return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.avoid
 
-    @property
-    def path(self) -> str:
-        """The path of the API call."""
-        return "/chat/completions" if self.api == "chat" else "/responses"
-
     def adapt(self, error: Exception) -> bool:
-        """Change what was refused, if the request can go without it; return whether it can."""
+        """Change what the server refused; return False if the request needs it."""
         status = getattr(error, "status_code", None)
         if isinstance(error, AnswerFailedError):  # in a 200
             text = f"{error.payload!s:.4000}".lower()
@@ -187,17 +184,25 @@ class ServerMemory:
     def prepare(
         self, request: Request, settings: Settings, endpoint: Endpoint, model: str
     ) -> PreparedRequest:
-        """Return a request in the terms that its server is known, or expected, to accept."""
+        """Return a request as its server is known, or expected, to accept it."""
         chosen = settings.api if request.api == "auto" else request.api
         detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
-        place = endpoint.base_url, endpoint.scope, model
+        account = endpoint.base_url, endpoint.scope, model
         here = endpoint.base_url, api, model
         avoid = self._avoid.get(here, frozenset())
         if _definition_text(request) in self._refused_schemas.get(here, ()):
             avoid |= {_SCHEMA_PARAM_OF[api]}
+        # Other models and servers could not decrypt the reasoning of this one, but could store it.
+        own = (model, endpoint.base_url)
+        turns = tuple(
+            turn
+            if own == (turn.model or model, turn.base_url or endpoint.base_url)
+            else replace(turn, carried=())
+            for turn in request.turns
+        )
         return PreparedRequest(
-            _without_foreign_reasoning(request, endpoint, model),
+            replace(request, turns=turns) if turns != request.turns else request,
             endpoint,
             model,
             api,
@@ -205,18 +210,18 @@ class ServerMemory:
             is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
             avoid=avoid,
-            durable=request.durable and api == "responses" and place not in self._not_durable,
+            durable=request.durable and api == "responses" and account not in self._not_durable,
         )
 
     def mark_not_durable(self, prepared: PreparedRequest) -> bool:
         """Remember that an account's answers of a model are not kept; return whether it is new."""
-        place = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
-        is_new = place not in self._not_durable
-        self._not_durable.add(place)
+        account = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
+        is_new = account not in self._not_durable
+        self._not_durable.add(account)
         return is_new
 
     def learn(self, prepared: PreparedRequest) -> None:
-        """Remember the terms in which a server accepted a request."""
+        """Remember the form in which a server accepted a request."""
         base_url = prepared.endpoint.base_url
         if prepared.is_probe:
             self.detected_apis[base_url] = prepared.api
@@ -231,30 +236,14 @@ def _definition_text(request: Request) -> str:
     return json.dumps(dict(request.schema.definition), default=str) if request.schema else ""
 
 
-def _without_foreign_reasoning(request: Request, endpoint: Endpoint, model: str) -> Request:
-    """Return a request without the encrypted reasoning of other models or servers.
-
-    They could not decrypt it, but they could store it.
-    """
-    here = (model, endpoint.base_url)
-    turns = tuple(
-        turn
-        if here == (turn.model or model, turn.base_url or endpoint.base_url)
-        else replace(turn, carried=())
-        for turn in request.turns
-    )
-    return replace(request, turns=turns) if turns != request.turns else request
-
-
 def _refused_param(words: str, request: Request, body: Body) -> str | None:
-    """Return the parameter of ours that a refusal names, if the request can go without it.
-
-    ``store`` is not among them: without it, the provider would store what was sent. A parameter
-    that the user set is never dropped.
-    """
+    """Return the parameter of ours that a refusal names, if the request can go without it."""
+    # Never ``store``: without it, the provider would store what was sent; and none that the user
+    # set.
     if "stream" in body and "stream_options" not in words and _NO_STREAM.search(words):
         return "stream"
-    if _NO_SYSTEM.search(words) and ("instructions" in body or _has_system_message(body)):
+    first = (body.get("messages") or [{}])[0]
+    if _NO_SYSTEM.search(words) and ("instructions" in body or first.get("role") == "system"):
         return "system"
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
@@ -266,11 +255,6 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
         return None
     names = [n for n in _OPTIONAL_PARAMS if n in words and n in body and n not in request.params]
     return names[0] if names else None
-
-
-def _has_system_message(body: Body) -> bool:
-    messages = body.get("messages") or [{}]
-    return bool(messages[0].get("role") == "system")
 
 
 # Bodies.
@@ -309,13 +293,11 @@ def responses_body(
     request: Request, model: str, kind: Kind, avoid: frozenset[str], *, durable: bool = False
 ) -> Body:
     """Return the body of ``POST /responses``; `avoid` names what the server does not accept."""
-    system = _instructions(request, "text" in avoid)
-    if "system" in avoid:
-        request, system = _with_system_in_prompt(request, system), ""
+    request, system = _place_instructions(request, avoid, "responses")
     is_plain = not (request.turns or request.images)
     body: Body = {
         "model": model,
-        "input": request.prompt if is_plain else _input_items(request),
+        "input": request.prompt if is_plain else _messages(request, "responses"),
         "stream": True,
         "store": durable,  # OpenAI's default is true
     }
@@ -337,15 +319,11 @@ def responses_body(
 
 def chat_body(request: Request, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
     """Return the body of ``POST /chat/completions``; see `responses_body`."""
-    system = _instructions(request, "response_format" in avoid)
-    if "system" in avoid:
-        request, system = _with_system_in_prompt(request, system), ""
+    request, system = _place_instructions(request, avoid, "chat")
+    first = [{"role": "system", "content": system}] if system else []
     body: Body = {
         "model": model,
-        "messages": [
-            *([{"role": "system", "content": system}] if system else []),
-            *_messages(request),
-        ],
+        "messages": [*first, *_messages(request, "chat")],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -365,37 +343,32 @@ def chat_body(request: Request, model: str, kind: Kind, avoid: frozenset[str]) -
     return _merge_params(body, request.params, avoid)
 
 
-def _input_items(request: Request) -> list[Body]:
-    items: list[Body] = []
-    for turn in request.turns:
-        items.append({"role": "user", "content": _parts(turn.prompt, turn.images, "input_")})
-        items += [dict(item) for item in turn.carried]
-        # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form than
-        # that of an output item (llama.cpp #26394).
-        answer = {"type": "output_text", "text": turn.answer}
-        items.append({"type": "message", "role": "assistant", "content": [answer]})
-    return [*items, {"role": "user", "content": _parts(request.prompt, request.images, "input_")}]
-
-
-def _messages(request: Request) -> list[Body]:
+def _messages(request: Request, api: DetectedApi) -> list[Body]:
+    """Return the earlier turns and the prompt."""
     messages: list[Body] = []
     for turn in request.turns:
-        messages.append({"role": "user", "content": _parts(turn.prompt, turn.images)})
-        messages.append({"role": "assistant", "content": turn.answer})
-    return [*messages, {"role": "user", "content": _parts(request.prompt, request.images)}]
+        messages.append({"role": "user", "content": _parts(turn.prompt, turn.images, api)})
+        answer: Body = {"role": "assistant", "content": turn.answer}
+        if api == "responses":
+            messages += [dict(item) for item in turn.carried]
+            # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form
+            # than that of an output item (llama.cpp #26394).
+            answer["type"] = "message"
+            answer["content"] = [{"type": "output_text", "text": turn.answer}]
+        messages.append(answer)
+    messages.append({"role": "user", "content": _parts(request.prompt, request.images, api)})
+    return messages
 
 
-def _parts(text: str, images: tuple[Image, ...], prefix: str = "") -> str | list[Body]:
-    """Return a message's content; `prefix` is that of the Responses API's types."""
+def _parts(text: str, images: tuple[Image, ...], api: DetectedApi) -> str | list[Body]:
     if not images:
         return text
     urls = [f"data:{i.media_type};base64,{b64encode(i.data).decode('ascii')}" for i in images]
-    pictures: list[Body]
-    if prefix:
-        pictures = [{"type": "input_image", "image_url": url} for url in urls]
-    else:
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"type": f"{prefix}text", "text": text}, *pictures]
+    if api == "responses":
+        pictures: list[Body] = [{"type": "input_image", "image_url": url} for url in urls]
+        return [{"type": "input_text", "text": text}, *pictures]
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"type": "text", "text": text}, *pictures]
 
 
 def _schema_format(schema: Schema) -> Body:
@@ -403,23 +376,22 @@ def _schema_format(schema: Schema) -> Body:
     return {"name": schema.name, "schema": definition, "strict": is_strict}
 
 
-def _instructions(request: Request, with_schema: bool) -> str:
-    """Return the system text; with the schema in it, where the server has no mode for it."""
-    if not (request.schema and with_schema):
-        return request.system or ""
-    schema = json.dumps(as_object(request.schema.definition), ensure_ascii=False, default=str)
-    words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
-    return f"{request.system}\n\n{words}" if request.system else words
-
-
-def _with_system_in_prompt(request: Request, system: str) -> Request:
-    """Return a request with its instructions before the first prompt of the conversation."""
-    if not system:
-        return request
+def _place_instructions(
+    request: Request, avoid: frozenset[str], api: DetectedApi
+) -> tuple[Request, str]:
+    """Return the request, and the system text that is sent beside it."""
+    system = request.system or ""
+    if request.schema and _SCHEMA_PARAM_OF[api] in avoid:
+        schema = json.dumps(as_object(request.schema.definition), ensure_ascii=False, default=str)
+        words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
+        system = f"{system}\n\n{words}" if system else words
+    if not system or "system" not in avoid:
+        return request, system
+    # A server without system messages gets the text before the first prompt of the conversation.
     if not request.turns:
-        return replace(request, prompt=f"{system}\n\n{request.prompt}")
+        return replace(request, prompt=f"{system}\n\n{request.prompt}"), ""
     first = replace(request.turns[0], prompt=f"{system}\n\n{request.turns[0].prompt}")
-    return replace(request, turns=(first, *request.turns[1:]))
+    return replace(request, turns=(first, *request.turns[1:])), ""
 
 
 def _merge_params(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:

@@ -28,9 +28,9 @@ from nbcodex.openai_api.api_errors import (
     AnswerFailedError,
     broken_connection,
     invalid_answer,
-    invalid_json,
 )
 from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
+from nbcodex.settings import Settings
 
 # How many times the idle timeout a server may be silent before the first delta, when the model may
 # be reasoning, and before an answer that comes in one piece.
@@ -135,39 +135,22 @@ class SseDecoder:
 
 
 class AnswerStream:
-    """One answer as it arrives in the chunks of a response's body, without our secrets.
-
-    Parameters
-    ----------
-    secrets : iterable of str
-        What must not be shown.
-    idle_timeout : float
-        Seconds of silence after which a stream that has begun is considered broken.
-    patience : float
-        Seconds that keep-alives can hold a stream open in which nothing else arrives.
-    max_chars : int
-        Bound on the text, after which the answer is cut.
-    has_tags : bool
-        Whether the text may contain reasoning in tags.
-    resumed_text : str or None
-        The text of a durable answer that an earlier stream brought; None for a new answer.
-    """
+    """One answer as it arrives in the chunks of a response's body, without our secrets."""
 
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
         reader: AnswerReader,
+        settings: Settings,
         *,
         secrets: Iterable[str],
-        idle_timeout: float,
-        patience: float = 0.0,
-        max_chars: int = 2**31,
-        has_tags: bool = False,
-        resumed_text: str | None = None,
+        patience: float = 0.0,  # seconds that keep-alives alone can hold a stream open
+        has_tags: bool = False,  # whether the text may contain reasoning in tags
+        resumed_text: str | None = None,  # what earlier streams brought of a durable answer
     ) -> None:
         self._chunks, self._reader = chunks, reader
-        self._idle_timeout, self._patience = idle_timeout, patience
-        self._max_chars, self._chars = max_chars, 0
+        self._idle_timeout, self._patience = settings.idle_timeout, patience
+        self._max_chars, self._chars = settings.max_answer, 0
         # Each holds back the tail of its own text.
         self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
@@ -421,10 +404,7 @@ class AnswerStream:
                 chunk = await self._next_chunk(self._deadline())
 
         body = await read_body(chunks())
-        try:
-            return json_object(body.decode("utf-8", "replace"))
-        except (ValueError, RecursionError) as error:
-            raise invalid_json() from error
+        return json_object(body.decode("utf-8", "replace"))
 
 
 def _is_progress(event: tuple[str, str]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from nbcodex.openai_api.answers import TextDelta
 from nbcodex.openai_api.readers import ResponsesReader
 from nbcodex.openai_api.stream import GATHER_S, AnswerStream
+from nbcodex.settings import Settings
 from tests.virtual import run_virtual
 
 COUNT = 40
@@ -19,12 +20,7 @@ END = b'data: {"type": "response.completed", "response": {"status": "completed"}
 
 
 def answer_stream(chunks: AsyncIterator[bytes]) -> AnswerStream:
-    return AnswerStream(
-        chunks,
-        ResponsesReader(),
-        secrets=[],
-        idle_timeout=60.0,
-    )
+    return AnswerStream(chunks, ResponsesReader(), Settings(), secrets=[])
 
 
 async def read(chunks: AsyncIterator[bytes]) -> tuple[str, float]:
