@@ -35,8 +35,8 @@ from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, 
 if TYPE_CHECKING:
     import httpx2
 
-    from nbcodex.journal.codec import Entry
     from nbcodex.journal.journal import Journal
+    from nbcodex.journal.reads import Entry
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.budget import CapUsage, RequestEstimate, SpendingCap

@@ -136,7 +136,7 @@ def _bundle(file: str) -> Finding:
 
 def journal(settings: Settings) -> Iterator[Finding]:
     """Check the folder of the journal without creating anything."""
-    from nbcodex.runtime.paths import on_network
+    from nbcodex.runtime.sqlite_files import on_network
 
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")

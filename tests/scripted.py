@@ -105,7 +105,7 @@ class InstantJournal:
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         self.written.append(("update_text", text))
 
-    async def finish(self, id_: str, reply: Reply, **why: Any) -> None:
+    async def finish(self, reply: Reply, **why: Any) -> None:
         self.written.append(("finish", reply))
 
 

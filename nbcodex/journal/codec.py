@@ -1,7 +1,7 @@
-"""An entry as its readers see it, and how requests and replies become text and back.
+"""How requests and replies become text and back, and when two requests are equal.
 
-Also says when two requests are equal. What is read back is data only: no class outside of
-`nbcodex.models` is ever built from a file. Knows nothing of the database.
+What is read back is data only: no class outside of `nbcodex.models` is ever built from a file. Must
+not know the database.
 """
 
 from __future__ import annotations
@@ -11,25 +11,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from nbcodex import models
-from nbcodex.models import (
-    NOTE_POSSIBLY_PAID,
-    NOTE_POSSIBLY_PAID_TWICE,
-    Limit,
-    Reply,
-    Request,
-    Status,
-    StreamPosition,
-    Usage,
-    UsageTotals,
-)
+from nbcodex.models import Reply, Request, Usage, UsageTotals
 
 # Floats and JSON are exact up to here, and a sum of many still fits a column.
 MAX_STORED_INTEGER = 2**53
-RESUMABLE_STATUSES: frozenset[Status] = frozenset({"parked", "interrupted", "failed"})
 
 _RECORD, _BYTES = "__record__", "__bytes__"
 _KINDS = {
@@ -44,99 +33,27 @@ _RENAMED_FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A request in the journal, and what has come of it."""
-
-    # request, reply: what was asked, and as much of the answer as is stored; its `status` is the
-    # entry's.
-    request: Request
-    reply: Reply
-    abandoned: bool = False  # whether it is unfinished and its owner gone
-    # notebook, cell, variable: where it was asked, and the name that the answer is bound to.
-    notebook: str | None = None
-    cell: str | None = None
-    variable: str | None = None
-    # added_at, updated_at, resume_at: seconds since the epoch.
-    added_at: float = 0.0
-    updated_at: float = 0.0
-    resume_at: float | None = None
-    limit: Limit | None = None  # the limit that it waits for
-    error: str | None = None  # why there is no answer
-    # response_id, sequence: the durable response at the server, and its last event that is in the
-    # text.
-    response_id: str | None = None
-    sequence: int | None = None
-    batch_job: str | None = None  # the tag of the batch job that the row of a map is in
-
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        return self.request.id
-
-    @property
-    def status(self) -> Status:
-        """The request's status."""
-        return self.reply.status
-
-    @property
-    def resumable(self) -> bool:
-        """Whether `Journal.claim` can succeed."""
-        of_map = bool(self.request.origin.map_id)
-        return self.abandoned or may_be_claimed(self.status, of_map=of_map)
-
-    @property
-    def stream_position(self) -> StreamPosition | None:
-        """Where the durable answer continues, behind the text; None if there is none."""
-        if not (isinstance(self.response_id, str) and self.response_id):
-            return None
-        # SQLite's columns hold values of any type, and a damaged file does.
-        sequence = self.sequence if isinstance(self.sequence, int) else None
-        return StreamPosition(self.response_id, sequence)
-
-    @property
-    def possibly_paid(self) -> bool:
-        """Whether resuming it may cost what is paid already."""
-        return self.resumable and bool(self.price_uncertainty)
-
-    @property
-    def price_uncertainty(self) -> str:
-        """What is not known of its price, in two or three words; empty if all is known."""
-        # A kernel that died between sending and the first event leaves no trace of what it cost.
-        died = self.abandoned and self.status == "running" and self.response_id is None
-        for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID):
-            if note in self.reply.notes:
-                return note
-        return NOTE_POSSIBLY_PAID if died else ""
-
-
-def may_be_claimed(status: str, *, of_map: bool) -> bool:
-    """Return whether a kernel may claim a request of this status."""
-    # A cancelled row has no answer, and a map that is resumed asks for it again.
-    return status in RESUMABLE_STATUSES or (of_map and status == "cancelled")
-
-
 def bounded_totals(reply: Reply) -> UsageTotals:
     """Return what `reply` adds to the totals; implausible figures of a server are bounded."""
     more = UsageTotals.of(reply)
     usage = Usage(
-        input_tokens=whole(more.usage.input_tokens),
-        cached_tokens=whole(more.usage.cached_tokens),
-        output_tokens=whole(more.usage.output_tokens),
-        reasoning_tokens=whole(more.usage.reasoning_tokens),
+        input_tokens=bounded_integer(more.usage.input_tokens),
+        cached_tokens=bounded_integer(more.usage.cached_tokens),
+        output_tokens=bounded_integer(more.usage.output_tokens),
+        reasoning_tokens=bounded_integer(more.usage.reasoning_tokens),
         estimated=more.usage.estimated,
     )
-    cost, waited = finite(more.cost) or 0.0, finite(more.waited) or 0.0
+    cost, waited = finite_or_none(more.cost) or 0.0, finite_or_none(more.waited) or 0.0
     # `insert` has counted the request; attempts are not stored.
     return replace(more, requests=0, attempts=0, usage=usage, cost=cost, waited=waited)
 
 
-def whole(number: float | None) -> int:
+def bounded_integer(number: float | None) -> int:
     """Return `number` as an integer between 0 and MAX_STORED_INTEGER."""
-    return int(min(max(finite(number) or 0, 0), MAX_STORED_INTEGER))
+    return int(min(max(finite_or_none(number) or 0, 0), MAX_STORED_INTEGER))
 
 
-def finite(number: float | None) -> float | None:
+def finite_or_none(number: float | None) -> float | None:
     """Return `number`, or None if it is infinite or not a number."""
     return number if number is not None and abs(number) < float("inf") else None
 

@@ -2,23 +2,19 @@
 
 Owns how the earlier turns of a request are stored: as references to their entries. So deleting an
 entry removes its words from every later one, and a long conversation is not written again with
-each turn. Knows nothing of which turns a request should see.
+each turn. Must not know which turns a request should see.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from nbcodex.journal.codec import decode, storable
-from nbcodex.models import CarriedReasoning, Reply, Request, Turn, TurnPosition
-from nbcodex.runtime.clock import Clock
+from nbcodex.journal.owner import Connection
+from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
-
-Connection = sqlite3.Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +42,40 @@ class StoredConversation:
 class ConversationStore:
     """The conversations of one journal. Its methods block the calling thread; they need no loop."""
 
-    def __init__(self, worker: SqliteWorker, clock: Clock) -> None:
-        self._worker, self._clock = worker, clock
+    def __init__(self, worker: SqliteWorker[Connection]) -> None:
+        self._worker = worker
 
     def find_conversation(self, notebook: str | None, thread: str) -> StoredConversation:
         """Return a conversation, which may be empty."""
-        work = partial(_find_conversation, notebook=notebook, thread=thread)
+        where = {"notebook": storable(notebook), "thread": storable(thread)}
+
+        def work(connection: Connection) -> StoredConversation:
+            # The index `entries_thread` holds all of these columns, so no entry is read.
+            rows = connection.execute(
+                """SELECT seq, chapter, place, cell, status, begins FROM entries
+                WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL
+                ORDER BY seq""",
+                where,
+            )
+            candidates = tuple(
+                TurnCandidate(
+                    entry=row["seq"],
+                    chapter=row["chapter"],
+                    number=row["place"],
+                    cell=row["cell"],
+                    is_done=row["status"] == "done",
+                    begins=bool(row["begins"]),
+                )
+                for row in rows
+            )
+            (started,) = connection.execute(
+                "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
+                where,
+            ).fetchone()
+            # A chapter may have no entries yet, and one whose row has expired may still have some.
+            chapters = [candidate.chapter for candidate in candidates]
+            return StoredConversation(max([started or 0, *chapters]), candidates)
+
         return self._worker.call(work, default=StoredConversation())
 
     def read_turns(self, entries: Iterable[int]) -> list[Turn]:
@@ -59,30 +83,39 @@ class ConversationStore:
         numbers = list(entries)
 
         def work(connection: Connection) -> list[Turn]:
-            found = (_turn(connection, number) for number in numbers)
+            found = (_read_turn(connection, number) for number in numbers)
             return [turn for turn in found if turn is not None]
 
         return self._worker.call(work, default=[])
 
     def read_prompt(self, entry: int) -> str | None:
         """Return the prompt of an entry, answered or not; None if it is gone or damaged."""
-        return self._worker.call(partial(_prompt, entry=entry), default=None)
+
+        def work(connection: Connection) -> str | None:
+            query = "SELECT request FROM entries WHERE seq = ?"
+            row = connection.execute(query, (entry,)).fetchone()
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                request = decode(row["request"])
+                return request.prompt if isinstance(request, Request) else None
+            return None
+
+        return self._worker.call(work, default=None)
 
     def start_chapter(self, notebook: str | None, thread: str) -> int:
         """Start the next chapter; return its number."""
-        values = storable(notebook), storable(thread), self._clock.wall()
 
         def work(connection: Connection) -> int:
-            opened = connection.execute(
-                "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)", values
+            started = connection.execute(
+                "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
+                (storable(notebook), storable(thread), connection.clock.wall()),
             )
-            return opened.lastrowid or 0
+            return started.lastrowid or 0
 
         return self._worker.call(work, default=0, level=Level.SAFE)
 
 
 def set_position(connection: Connection, request: Request) -> None:
-    """Store the position of a new entry: behind all others, unless it names one."""
+    """Store the position of a new entry: after all others, unless the request names one."""
     # The entry's own number is larger than all others, so it orders turns without a counter.
     position = request.origin.position
     connection.execute(
@@ -98,76 +131,34 @@ def set_position(connection: Connection, request: Request) -> None:
     )
 
 
-def position_of(row: sqlite3.Row) -> TurnPosition:
-    """Return the position of an entry."""
-    return TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
-
-
-def name_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:
+def compact_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """Return turns as they are stored: without the words that their entries hold."""
-    named = []
+    compact = []
     for turn in turns:
-        # The number alone proves nothing: memory may have replaced the file since the turn was
-        # read, or the file another one, and there it may be an entry of another notebook.
+        # The number alone proves nothing: since the turn was read, memory may have replaced the
+        # file, or a new file the old one, and the number may be that of another entry there.
         known = turn.entry and connection.execute(
             "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?",
             (turn.entry, turn.answer),
         )
         if known and known.fetchone():
             turn = Turn(prompt="", answer="", entry=turn.entry)
-        named.append(turn)
-    return tuple(named)
+        compact.append(turn)
+    return tuple(compact)
 
 
 def resolve_turns(connection: Connection, turns: Iterable[object]) -> tuple[Turn, ...]:
     """Return turns with their words again; those whose entries were deleted are left out."""
     # A turn with words is stored in full: it came from the user's code, or from another file.
     found = [
-        _turn(connection, turn.entry) if turn.entry and not turn.answer else turn
+        _read_turn(connection, turn.entry) if turn.entry and not turn.answer else turn
         for turn in turns
         if isinstance(turn, Turn)  # a damaged row may hold anything
     ]
     return tuple(turn for turn in found if turn is not None)
 
 
-def _find_conversation(
-    connection: Connection, *, notebook: str | None, thread: str
-) -> StoredConversation:
-    where = {"notebook": storable(notebook), "thread": storable(thread)}
-    # The index `entries_thread` holds all of these columns, so no entry is read.
-    rows = connection.execute(
-        """SELECT seq, chapter, place, cell, status, begins FROM entries
-        WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL ORDER BY seq""",
-        where,
-    )
-    candidates = tuple(
-        TurnCandidate(
-            entry=row["seq"],
-            chapter=row["chapter"],
-            number=row["place"],
-            cell=row["cell"],
-            is_done=row["status"] == "done",
-            begins=bool(row["begins"]),
-        )
-        for row in rows
-    )
-    (opened,) = connection.execute(
-        "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
-    ).fetchone()
-    # A chapter may have no entries yet, and one whose row has expired may still have some.
-    chapters = [candidate.chapter for candidate in candidates]
-    return StoredConversation(max([opened or 0, *chapters]), candidates)
-
-
-def _prompt(connection: Connection, *, entry: int) -> str | None:
-    row = connection.execute("SELECT request FROM entries WHERE seq = ?", (entry,)).fetchone()
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        request = decode(row["request"])
-        return request.prompt if isinstance(request, Request) else None
-    return None
-
-
-def _turn(connection: Connection, entry: int) -> Turn | None:
+def _read_turn(connection: Connection, entry: int) -> Turn | None:
     """Return the turn of an entry; None if that is gone, damaged, or has no answer in words."""
     row = connection.execute(
         "SELECT request, reply, text FROM entries WHERE seq = ? AND status = 'done'", (entry,)

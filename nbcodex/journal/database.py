@@ -1,30 +1,44 @@
 """The journal's database: a file as long as it can be used, otherwise memory.
 
-Owns the connection, the transactions, the way to memory and back, and the sentences that say why.
-All of it is called on the worker thread. Knows nothing of what a job does.
+Owns the connection and its transactions, heartbeats and retention, the way to memory and back, and
+the sentences that say why. All of it runs on the worker thread. Must not know what a job does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nbcodex.errors import NbcodexError
-from nbcodex.journal.maintenance import Maintenance
-from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory, primary_code
+from nbcodex.journal import spending, writes
+from nbcodex.journal.codec import decode, encode
+from nbcodex.journal.conversations import compact_turns, resolve_turns
+from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write_heartbeat
+from nbcodex.journal.reads import read_totals
+from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory
+from nbcodex.journal.spending import SpendAmount
+from nbcodex.models import DAY, Request
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
+from nbcodex.runtime.sqlite_files import leak_connection, primary_code
 from nbcodex.runtime.sqlite_worker import Job, Level
 from nbcodex.settings import JOURNAL_FILENAME
-
-Connection = sqlite3.Connection
 
 FILE_RETRY_S = 60.0
 
 # In a transaction that returns to the file, and at exit, other processes are waited for no longer.
 RETURN_PATIENCE_S = 1.0
+
+# Erasing this many takes milliseconds, so that no caller waits long behind a step of retention.
+EXPIRED_PER_STEP = 100
+
+CHECKPOINT_RETRY_S = 1.0
+
+# An owner without open entries is forgotten after a day.
+OWNER_RETENTION_S = 1.0 * DAY
 
 _PERMANENT = "Prompts work, but this kernel keeps them in memory only, until it ends."
 _TEMPORARY = "Prompts work, but are kept in memory only; the file is tried again every minute."
@@ -62,34 +76,35 @@ class JournalDatabase:
     """
 
     def __init__(
-        self, folder: Path | None, *, clock: Clock, maintenance: Maintenance, patience: float
+        self, folder: Path | None, *, clock: Clock, retention: float | None, patience: float
     ) -> None:
         self.folder = folder
-        self._clock, self._maintenance, self._patience = clock, maintenance, patience
+        self._clock, self._retention, self._patience = clock, retention, patience
         self._reset()
 
     def _reset(self) -> None:
         self.problem: str | None = None
         self.is_fallback = False
         self._connection: Connection | None = None
+        self._owner: Owner | None = None
         self._inode: tuple[int, int] | None = None
         self._synchronous = Level.READ
         self._retry_at: float | None = None
+        self._active: dict[str, Callable[[Connection], None] | None] = {}
+        self._heartbeat_at = 0.0
+        self._is_expiring = False
+        self._checkpoint_at: float | None = None
+        # The budget and the spending by day that memory started with.
+        self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
+
+    # Transactions.
 
     @property
     def groups_commits(self) -> bool:
         """Whether a commit costs a disk's work."""
         return self.folder is not None
 
-    def maintain(self) -> float | None:
-        """Do what is due; return how long the thread may sleep."""
-        due = self._maintenance.due_in()
-        if due is not None and due <= 0:
-            self.perform([Job(self._maintenance.step, Level.ALONE, None, lambda *_: None)])
-            due = self._maintenance.due_in()
-        return None if due is None else min(due, CLOCK_RECHECK_S)
-
-    def perform(self, jobs: list[Job]) -> None:
+    def perform(self, jobs: list[Job[Connection]]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""
         try:
             if self._retry_at is not None and self._clock.now() >= self._retry_at:
@@ -97,44 +112,27 @@ class JournalDatabase:
                 self._return_to_file()
             results = self._transact(jobs)
         except Exception as error:  # requests continue without a journal
-            self._maintenance.rolled_back()
+            self._heartbeat_at = 0.0  # what was rolled back may have contained the last heartbeat
             if self._fall_back(error):
                 self.perform(jobs)
             elif len(jobs) > 1:
                 # One bad job must not undo its neighbours' work.
                 for job in jobs:
                     self.perform([job])
+            elif isinstance(error, NbcodexError):
+                jobs[0].resolve(None, error)
             else:
-                self._reject(jobs[0], error)
+                self.problem = self.problem or (
+                    f"Something could not be written to the journal ({type(error).__name__})."
+                )
+                jobs[0].resolve(jobs[0].default, None)
         else:
             for job, result in zip(jobs, results, strict=True):
                 job.resolve(result, None)
 
-    def disconnect(self) -> None:
-        """Close the connection; the next job opens another."""
-        if self._retry_at is not None:  # the last chance for what is in memory only
-            self._return_to_file()
-        connection, self._connection = self._connection, None
-        self.is_fallback, self._retry_at = False, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._maintenance.disconnecting(connection)
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-        self._maintenance.reset()
-
-    def abandon(self) -> None:
-        """In a forked child: give up the parent's connection without closing it."""
-        if self._connection is not None:
-            # Closing it, or letting it be collected, would end the parent's locks (2.6 of
-            # https://sqlite.org/howtocorrupt.html): it stays, unused, to the end of the child.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
-        self._reset()
-        self._maintenance.reset()
-
-    def _transact(self, jobs: list[Job]) -> list[Any]:
+    def _transact(self, jobs: list[Job[Connection]]) -> list[Any]:
         level = max(job.level for job in jobs)
-        connection = self._connect()
+        connection = self._connection or self._open()
         if level is Level.ALONE:
             return [job.work(connection) for job in jobs]
         if level is Level.SAFE and not self.is_fallback and self._found_inode() != self._inode:
@@ -156,21 +154,23 @@ class JournalDatabase:
                     connection.execute("ROLLBACK")
         return results
 
-    def _connect(self) -> Connection:
-        if self._connection is not None:
-            return self._connection
+    def _open(self) -> Connection:
         if self.folder is None:
             connection = open_memory()
         else:
             connection = open_file(self.folder, patience=self._patience)
         self._use(connection)
-        self._maintenance.connected(connection)
+        self._start_maintenance(connection)
         return connection
 
-    def _use(self, connection: Connection) -> None:
+    def _use(self, connection: Connection, *, problem: str | None = None) -> None:
+        """Use a new connection: to memory if there is a `problem` with the file."""
+        # One owner from the first use to `disconnect`, in the file and in memory.
+        self._owner = connection.owner = self._owner or Owner.here()
+        connection.clock = self._clock
         self._connection, self._synchronous = connection, Level.READ
         self._inode = self._found_inode()
-        self.problem, self.is_fallback, self._retry_at = None, False, None
+        self.problem, self.is_fallback, self._retry_at = problem, problem is not None, None
 
     def _found_inode(self) -> tuple[int, int] | None:
         """Return which file is at our path."""
@@ -180,28 +180,154 @@ class JournalDatabase:
                 return found.st_dev, found.st_ino
         return None
 
+    def disconnect(self) -> None:
+        """Close the connection; the next job opens another, as another owner."""
+        if self._retry_at is not None:  # the last chance for what is in memory only
+            self._return_to_file()
+        problem = self.problem
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(sqlite3.Error):
+                # So the entries that are still open here are abandoned at once.
+                connection.execute("DELETE FROM owners WHERE id = ?", (connection.owner.id,))
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+        self._reset()
+        self.problem = problem
+
+    def abandon(self) -> None:
+        """In a forked child: give up the parent's connection without closing it."""
+        if self._connection is not None:
+            leak_connection(self._connection)
+        self._reset()
+
+    # Heartbeats and retention.
+
+    def activate(
+        self,
+        connection: Connection,
+        id_: str,
+        *,
+        insert: Callable[[Connection], None] | None = None,
+    ) -> None:
+        """Send heartbeats for an entry, a map or a batch job until `deactivate`.
+
+        With `insert` the entry can be written again where the file cannot even be read.
+        """
+        self._active[id_] = insert
+        self.ensure_heartbeat(connection)
+
+    def deactivate(self, id_: str) -> None:
+        """Send no heartbeats for it any more."""
+        self._active.pop(id_, None)
+
+    def ensure_heartbeat(self, connection: Connection) -> None:
+        """Write a heartbeat if one is due."""
+        if self._clock.now() >= self._heartbeat_at:
+            write_heartbeat(connection)
+            self._heartbeat_at = self._clock.now() + HEARTBEAT_INTERVAL_S
+
+    def maintain(self) -> float | None:
+        """Do what is due; return how long the thread may sleep."""
+        due = self.due_in()
+        if due is not None and due <= 0:
+            self.perform([Job(self._maintain, Level.ALONE, None, lambda *_: None)])
+            due = self.due_in()
+        return None if due is None else min(due, CLOCK_RECHECK_S)
+
+    def due_in(self) -> float | None:
+        """Return seconds until maintenance is due; None if nothing is scheduled."""
+        if self._is_expiring:
+            return 0.0
+        instants = [self._heartbeat_at] if self._active else []
+        instants += [self._checkpoint_at] if self._checkpoint_at is not None else []
+        return max(0.0, min(instants) - self._clock.now()) if instants else None
+
+    def _maintain(self, connection: Connection) -> None:
+        """Do what is due, a little of it, outside of a transaction."""
+        if self._active:
+            self.ensure_heartbeat(connection)
+        if self._checkpoint_at is not None and self._clock.now() >= self._checkpoint_at:
+            self.checkpoint(connection)
+        if self._is_expiring and self._retention is not None:
+            before = self._clock.wall() - self._retention
+            erased = writes.expire(connection, before=before, limit=EXPIRED_PER_STEP)
+            self._is_expiring = erased == EXPIRED_PER_STEP
+            if erased and not self._is_expiring:
+                self.checkpoint(connection)
+
+    def checkpoint(self, connection: Connection) -> None:
+        """Truncate the write-ahead log, which still holds erased text."""
+        patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+        connection.execute("PRAGMA busy_timeout = 100")
+        try:
+            blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {patience:d}")
+        # A reader in another process blocks it: tried again until it succeeds.
+        self._checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
+
+    def _start_maintenance(self, connection: Connection) -> None:
+        """Delete old owners, and start looking for expired entries."""
+        connection.execute(
+            """DELETE FROM owners WHERE beat_at < ? AND id NOT IN (SELECT owner FROM entries
+            WHERE status IN ('pending', 'running', 'waiting', 'parked') AND owner IS NOT NULL)""",
+            (self._clock.wall() - OWNER_RETENTION_S,),
+        )
+        self._is_expiring = self._retention is not None
+        self._heartbeat_at = 0.0
+
+    # To memory and back. Without copying, an outage of the file in a long run would cost its user
+    # answers that are paid for (their entries would be resumed, and paid again), parked prompts,
+    # and the budget of the day.
+
     def _fall_back(self, error: Exception) -> bool:
         """Go on in memory if `error` is the file's fault; return whether it is."""
         if self.folder is None or self.is_fallback:
             return False
         if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
             return False
+        file, self._connection = self._connection, None
         # Numbers in memory are larger than any in the file, so that they stay unique when the rows
         # return to it.
-        file, self._connection = self._connection, None
-        memory = open_memory(after=_last_number(file))
-        self._connection, self.is_fallback = memory, True
-        self.problem = f"{cause} {_PERMANENT if cause.is_permanent else _TEMPORARY}"
-        wait = 0.0 if isinstance(cause, FileVanishedError) else FILE_RETRY_S
-        self._retry_at = None if cause.is_permanent else self._clock.now() + wait
+        last_number = 0
+        with contextlib.suppress(sqlite3.Error):
+            if file is not None:
+                (last,) = file.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
+                last_number = int(last or 0)
+        memory = open_memory(after=last_number)
+        self._use(memory, problem=f"{cause} {_PERMANENT if cause.is_permanent else _TEMPORARY}")
+        if not cause.is_permanent:
+            wait = 0.0 if isinstance(cause, FileVanishedError) else FILE_RETRY_S
+            self._retry_at = self._clock.now() + wait
         if file is not None:
             with contextlib.suppress(sqlite3.Error):
                 file.execute("PRAGMA busy_timeout = 100")  # a lock was waited for already
-                self._maintenance.copy_to_memory(file, memory)
+                self._copy_to_memory(file, memory)
             with contextlib.suppress(sqlite3.Error):
                 file.close()
-        self._maintenance.connected(memory)
+        self._start_maintenance(memory)
         return True
+
+    def _copy_to_memory(self, file: Connection, memory: Connection) -> None:
+        """Copy what is ours and unanswered, and the budget, as far as the file can be read."""
+        self._baseline = "", {}
+        with contextlib.suppress(sqlite3.Error):
+            self._baseline = spending.read_budget(file), spending.spending_by_day(file)
+            spending.set_budget(memory, self._baseline[0])
+            for table in ("spending", "asides", "owners"):
+                _copy_rows(file, memory, table)
+        with contextlib.suppress(sqlite3.Error):
+            memory.execute(
+                "UPDATE salt SET value = ?", file.execute("SELECT * FROM salt").fetchone()
+            )
+            _copy_rows(file, memory, "chapters")
+            _copy_rows(file, memory, "parts")
+            _copy_entries(file, memory, f"owner = {memory.owner.id:d} AND status <> 'done'")
+        for insert in filter(None, self._active.values()):
+            insert(memory)
+        if self._active:
+            self._heartbeat_at = 0.0
+            self.ensure_heartbeat(memory)
 
     def _return_to_file(self) -> None:
         """Use the file again, if it can be used, and copy to it what was written in memory."""
@@ -211,10 +337,11 @@ class JournalDatabase:
             file = open_file(self.folder, patience=RETURN_PATIENCE_S)
         except (sqlite3.Error, OSError, UnusableFileError):
             return
+        file.owner, file.clock = memory.owner, memory.clock
         # All or nothing: memory is dropped only once everything is committed.
         try:
             file.execute("BEGIN IMMEDIATE")
-            self._maintenance.copy_to_file(memory, file)
+            self._copy_to_file(memory, file)
             file.execute("COMMIT")
         except sqlite3.Error:
             file.close()
@@ -222,15 +349,23 @@ class JournalDatabase:
         memory.close()
         self._use(file)
 
-    def _reject(self, job: Job, error: Exception) -> None:
-        """Return an error of this package to the caller; report any other, and return a default."""
-        if isinstance(error, NbcodexError):
-            job.resolve(None, error)
-        else:
-            self.problem = self.problem or (
-                f"Something could not be written to the journal ({type(error).__name__})."
-            )
-            job.resolve(job.default, None)
+    def _copy_to_file(self, memory: Connection, file: Connection) -> None:
+        """Copy back what was written in memory; what another owner claimed meanwhile stays."""
+        _copy_rows(memory, file, "chapters")
+        _copy_rows(memory, file, "parts")
+        _copy_entries(memory, file, "1")
+        known_budget, known_days = self._baseline
+        if (budget := spending.read_budget(memory)) != known_budget:
+            spending.set_budget(file, budget)
+        for day, amount in spending.spending_by_day(memory).items():
+            spending.spend(file, amount.minus(known_days.get(day, SpendAmount())), day=day)
+        file.execute("DELETE FROM asides WHERE owner = ?", (memory.owner.id,))
+        _copy_rows(memory, file, "asides", f"owner = {memory.owner.id:d}")
+        totals = read_totals(memory)
+        writes.add_to_totals(file, totals, requests=totals.requests)
+        self._heartbeat_at = 0.0
+        if self._active:
+            self.ensure_heartbeat(file)
 
 
 def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
@@ -255,10 +390,49 @@ def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
             return None
 
 
-def _last_number(file: Connection | None) -> int:
-    """Return the largest number of an entry or chapter in a file, as far as it can be read."""
-    with contextlib.suppress(sqlite3.Error):
-        if file is not None:
-            (last,) = file.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
-            return int(last or 0)
-    return 0
+def _copy_rows(source: Connection, target: Connection, table: str, where: str = "1") -> None:
+    """Copy the rows that the target lacks; of those that it has, only names that it lacks."""
+    rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
+    for row in rows:
+        names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+        target.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({places})", row)  # noqa: S608
+    if table == "parts":
+        target.executemany(
+            """UPDATE parts SET file = coalesce(:file, file), remote = coalesce(:remote, remote)
+            WHERE tag = :tag""",
+            rows,
+        )
+
+
+def _copy_entries(source: Connection, target: Connection, where: str) -> None:
+    query = f"SELECT * FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - from this module
+    for row in source.execute(query):
+        values = dict(row)
+        # A row that returns to the file replaces what the file has of it, unless another owner has
+        # claimed it meanwhile; an answer counts all the same while there is none.
+        updated = target.execute(
+            """UPDATE entries SET status = :status, updated_at = :updated_at, attempts = :attempts,
+            resume_at = :resume_at, limits = :limits, error = :error, response_id = :response_id,
+            sequence = :sequence, reply = :reply, text = :text, part = :part
+            WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
+            values,
+        )
+        if updated.rowcount:
+            continue
+        if row["batch"] is None:  # rows of a map have no turns
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                request = decode(row["request"])
+                if isinstance(request, Request) and request.turns:
+                    # The target may lack earlier turns, which the request then holds in full.
+                    turns = compact_turns(target, resolve_turns(source, request.turns))
+                    values["request"] = encode(replace(request, turns=turns))
+        columns = [name for name in values if name != "seq"]
+        # A row keeps its number, by which turns refer to it. In a new file, where the old one was
+        # deleted, another entry may have it.
+        target.execute(
+            f"""INSERT INTO entries (seq, {", ".join(columns)})
+            SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM entries WHERE seq = :seq) THEN :seq END,
+            {", ".join(f":{name}" for name in columns)}
+            WHERE NOT EXISTS (SELECT 1 FROM entries WHERE id = :id)""",  # noqa: S608 - our columns
+            values,
+        )

@@ -1,22 +1,25 @@
-"""Map runs in the journal: their rows, how far each run is, and which rows have an answer already.
+"""Map runs in the journal: their rows, how far each run is, and the batch jobs that hold rows.
 
-Owns reads and writes of many rows at once. Knows nothing of templates or of how rows are answered.
+Owns that a batch job is stored before it is submitted, and until its files at the provider are
+erased. Must not know templates, who submits, or what a provider is.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from nbcodex.journal import writes
-from nbcodex.journal.codec import Entry, storable
-from nbcodex.journal.maintenance import Maintenance
-from nbcodex.journal.reads import ambiguous, entries_of, is_abandoned, salted
-from nbcodex.models import Request
-from nbcodex.runtime.clock import Clock
-from nbcodex.runtime.sqlite_worker import SqliteWorker
+from nbcodex.journal.codec import storable
+from nbcodex.journal.database import JournalDatabase
+from nbcodex.journal.owner import Connection, is_abandoned
+from nbcodex.journal.reads import Entry, ambiguous_prefix, entries_of, find_answer, salted
+from nbcodex.models import Reply, Request
+from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
+
+ResultT = TypeVar("ResultT")
 
 # SQLite allows 999 variables in a statement in its older builds.
 KEYS_PER_STATEMENT = 400
@@ -40,11 +43,34 @@ class MapSummary:
         return self.counts["parked"] + self.counts["abandoned"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchJob:
+    """A batch job that this process has claimed."""
+
+    tag: str  # our name for it, by which it is found at the provider
+    base_url: str  # the provider
+    # file, remote: the provider's ids of its file and of the job, as far as they are stored.
+    file: str | None
+    remote: str | None
+    requests: tuple[Request, ...] = ()  # its rows without an answer
+
+
+@dataclass(frozen=True, slots=True)
+class InsertedRows:
+    """What `insert_rows` found, by the row's id."""
+
+    answers: dict[str, Reply] = field(default_factory=dict)  # answers to equal requests
+    # Tags of jobs that hold an equal request, and that no kernel is waiting for.
+    other_jobs: dict[str, str] = field(default_factory=dict)
+    # Rows that another kernel has claimed, or that are finished.
+    lost: set[str] = field(default_factory=set)
+
+
 class Maps:
     """The map runs of a journal. Its reads block the calling thread."""
 
-    def __init__(self, worker: SqliteWorker, maintenance: Maintenance, clock: Clock) -> None:
-        self._worker, self._maintenance, self._clock = worker, maintenance, clock
+    def __init__(self, worker: SqliteWorker[Connection]) -> None:
+        self._worker = worker
 
     def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
         """Insert rows as parked that were never started, each with its `equality_key`.
@@ -52,19 +78,35 @@ class Maps:
         Does not wait for the commit.
         """
 
-        def work(connection: sqlite3.Connection) -> None:
-            owner, at = self._maintenance.owner, self._clock.wall()
-            writes.insert_parked(connection, requests, owner=owner, at=at)
+        def work(connection: Connection) -> None:
+            for request, key in requests:
+                writes.insert(connection, request, key=key)
+                connection.execute(
+                    "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
+                    (storable(request.id),),
+                )
 
         self._worker.post(work)
 
     def answered_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         """Return those of `keys` that have an answer."""
         unique = list(dict.fromkeys(keys))
+
+        def work(connection: Connection) -> set[bytes]:
+            stored = {salted(connection, key): key for key in unique[start:end]}
+            # The condition has to repeat that of the index `entries_answered` to use it.
+            rows = connection.execute(
+                f"SELECT key FROM entries WHERE key IN ({', '.join('?' * len(stored))}) "  # noqa: S608 - question marks
+                "AND status = 'done' AND key IS NOT NULL",
+                list(stored),
+            )
+            return {stored[row["key"]] for row in rows}
+
         found: set[bytes] = set()
+        # One job for each statement, so that other jobs run between them.
         for start in range(0, len(unique), KEYS_PER_STATEMENT):
-            some = unique[start : start + KEYS_PER_STATEMENT]
-            found |= self._worker.call(lambda c, some=some: _answered(c, some), default=set())  # type: ignore[misc]
+            end = start + KEYS_PER_STATEMENT
+            found |= self._worker.call(work, default=set())
         return found
 
     def find_id(self, prefix: str) -> str | None:
@@ -81,9 +123,9 @@ class Maps:
     def entries(self, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
 
-        def work(connection: sqlite3.Connection) -> list[Entry]:
-            rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,)).fetchall()
-            return entries_of(rows, owner=self._maintenance.owner, clock=self._clock)
+        def work(connection: Connection) -> list[Entry]:
+            rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,))
+            return entries_of(connection, rows)
 
         nothing: list[Entry] = []
         found = self._worker.call(work, default=nothing)
@@ -97,16 +139,11 @@ class Maps:
 
     def has_batch_job(self, map_id: str) -> bool:
         """Return whether rows of a map are in a batch job, or may be."""
-
-        def work(connection: sqlite3.Connection) -> bool:
-            found = connection.execute(
-                """SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
-                AND status IN ('running', 'waiting', 'parked') LIMIT 1""",
-                (map_id,),
-            )
-            return found.fetchone() is not None
-
-        return self._worker.call(work, default=False)
+        query = """SELECT EXISTS (SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
+            AND status IN ('running', 'waiting', 'parked'))"""
+        return self._worker.call(
+            lambda c: bool(c.execute(query, (map_id,)).fetchone()[0]), default=False
+        )
 
     def unfinished(self, *, notebook: str | None = None) -> list[MapSummary]:
         """Return the maps with parked or abandoned rows: of one notebook, or of all."""
@@ -120,7 +157,7 @@ class Maps:
     def _summaries(self, condition: str, value: str | None) -> list[MapSummary]:
         """Return the maps whose rows meet a condition, with those rows counted."""
 
-        def work(connection: sqlite3.Connection) -> list[MapSummary]:
+        def work(connection: Connection) -> list[MapSummary]:
             found: dict[str, MapSummary] = {}
             known: dict[int, bool] = {}
             rows = connection.execute(
@@ -130,16 +167,15 @@ class Maps:
             )
             for row in rows:
                 # The rows of a group share status and owner, so one of them stands for all.
-                owner = self._maintenance.owner
-                gone = is_abandoned(row, here=owner, clock=self._clock, known=known)
+                status = "abandoned" if is_abandoned(connection, row, known) else row["status"]
                 summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
-                summary.counts["abandoned" if gone else row["status"]] += row["rows"]
+                summary.counts[status] += row["rows"]
             return list(found.values())
 
         return self._worker.call(work, default=[])
 
 
-def find_map_id(connection: sqlite3.Connection, prefix: str) -> str | None:
+def find_map_id(connection: Connection, prefix: str) -> str | None:
     """Return the id of the map that begins with `prefix`; see `Maps.find_id`."""
     # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
     if not (start := storable(prefix.strip())):
@@ -151,17 +187,193 @@ def find_map_id(connection: sqlite3.Connection, prefix: str) -> str | None:
     )
     found = [str(row["batch"]) for row in rows]
     if len(found) > 1:
-        raise ambiguous(prefix, found)
+        raise ambiguous_prefix(prefix, found)
     return found[0] if found else None
 
 
-def _answered(connection: sqlite3.Connection, keys: list[bytes]) -> set[bytes]:
-    stored = {salted(connection, key): key for key in keys}
-    places = ", ".join("?" * len(stored))
-    # The condition has to repeat that of the index `entries_answered` to use it.
+class BatchJobs:
+    """The batch jobs of a journal; each method is one transaction, committed before it returns."""
+
+    def __init__(self, worker: SqliteWorker[Connection], database: JournalDatabase) -> None:
+        self._worker, self._database = worker, database
+
+    async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:
+        """Commit rows as pending: requests, their `equality_key`, and whether they exist already.
+
+        Those that exist are claimed.
+        """
+
+        def work(connection: Connection) -> InsertedRows:
+            inserted, known = InsertedRows(), dict[int, bool]()
+            for request, key, exists in rows:
+                if not exists:
+                    writes.insert(connection, request, key=key)
+                # Another kernel may have claimed a row of a resumed map since it was listed.
+                elif not writes.claim(connection, request.id, status="pending"):
+                    inserted.lost.add(request.id)
+                    continue
+                if not request.reuse:
+                    continue
+                if reply := find_answer(connection, key):
+                    inserted.answers[request.id] = replace(reply, id=request.id)
+                elif tag := _find_other_job(connection, key, known):
+                    inserted.other_jobs[request.id] = tag
+            if rows:
+                # Heartbeats for the whole map: its rows are in no job before they are uploaded.
+                first = rows[0][0]
+                self._database.activate(connection, first.origin.map_id or first.id)
+            return inserted
+
+        return await self._commit(work, InsertedRows())
+
+    async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
+        """Commit that rows of ours are about to be submitted as the job `tag`."""
+
+        # In the journal before the provider has it: after a crash the tag finds the job there.
+        def work(connection: Connection) -> None:
+            connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
+            at, owner = connection.clock.wall(), connection.owner.id
+            connection.executemany(
+                """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
+                updated_at = ? WHERE id = ? AND owner = ?""",
+                [(tag, at, storable(request.id), owner) for request in requests],
+            )
+            self._database.activate(connection, tag)
+
+        await self._commit(work, None)
+
+    async def set_remote_names(
+        self, tag: str, *, file: str | None = None, remote: str | None = None
+    ) -> None:
+        """Commit the provider's id of a job's file, or of the job."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                """UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote)
+                WHERE tag = ?""",
+                (storable(file), storable(remote), tag),
+            )
+
+        await self._commit(work, None)
+
+    async def claim_job(self, tag: str) -> BatchJob | None:
+        """Claim the unfinished rows of a job; None if there is no such job."""
+
+        def work(connection: Connection) -> BatchJob | None:
+            job = connection.execute("SELECT * FROM parts WHERE tag = ?", (tag,)).fetchone()
+            if job is None:
+                return None
+            rows = connection.execute("SELECT * FROM book WHERE part = ?", (tag,))
+            # Waiting, not running: they wait for the provider.
+            claimed = tuple(
+                entry.request
+                for entry in entries_of(connection, rows)
+                if writes.claim(connection, entry.id, status="waiting")
+            )
+            self._database.activate(connection, tag)
+            return BatchJob(**dict(job), requests=claimed)
+
+        return await self._commit(work, None)
+
+    async def finish_rows(self, endings: Sequence[tuple[Reply, str | None]]) -> None:
+        """Commit the endings of rows: their replies, each with the reason why it has no answer."""
+
+        def work(connection: Connection) -> None:
+            for reply, error in endings:
+                writes.finish(connection, reply, error=error)
+            # An answered row keeps its job, so that its file is found until it is erased.
+            connection.executemany(
+                "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
+                [(storable(reply.id), connection.owner.id) for reply, _ in endings],
+            )
+
+        await self._commit(work, None)
+
+    async def withdraw_job(self, tag: str) -> None:
+        """Commit that the provider did not accept a job: its rows are pending, and in no job."""
+
+        # Pending, not parked: this kernel decides next what becomes of the rows.
+        def work(connection: Connection) -> None:
+            connection.execute(
+                """UPDATE entries SET part = NULL, status = 'pending'
+                WHERE part = ? AND owner = ? AND status = 'waiting'""",
+                (tag, connection.owner.id),
+            )
+            _delete_job(connection, tag)
+            self._database.deactivate(tag)
+
+        await self._commit(work, None)
+
+    async def close_job(self, tag: str, *, is_gone: bool) -> None:
+        """Commit that this kernel does not wait for a job any more, and whether its files exist."""
+
+        def work(connection: Connection) -> None:
+            if is_gone:
+                _delete_job(connection, tag)
+            self._database.deactivate(tag)
+
+        await self._commit(work, None)
+
+    async def park_rows(self, tags: Iterable[str], ids: Iterable[str], *, batch: str) -> None:
+        """Commit that this kernel does not wait any more for these jobs and rows of a map."""
+        jobs, waiting = list(tags), list(ids)
+
+        def work(connection: Connection) -> None:
+            owner = connection.owner.id
+            set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
+            connection.executemany(
+                f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in jobs]
+            )
+            connection.executemany(
+                f"{set_parked} ('pending', 'running') AND id = ?",
+                [(owner, storable(id_)) for id_ in waiting],
+            )
+            # What is with a provider may be charged all the same, and stays reserved.
+            connection.executemany(
+                """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
+                WHERE entries.id = asides.id AND part IS NOT NULL)""",
+                [(storable(id_),) for id_ in waiting],
+            )
+            for name in (batch, *jobs):
+                self._database.deactivate(name)
+
+        await self._commit(work, None)
+
+    async def set_submitted(self, map_id: str) -> None:
+        """Note that each row of a map is in a job now, or has ended."""
+        await self._commit(lambda _: self._database.deactivate(map_id), None)
+
+    async def unerased_jobs(self) -> list[BatchJob]:
+        """Return the jobs whose rows have all ended, but whose files were not erased yet."""
+
+        def work(connection: Connection) -> list[BatchJob]:
+            # Their files hold prompts: a kernel that died before erasing them left that to others.
+            rows = connection.execute(
+                """SELECT * FROM parts WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
+                entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""
+            )
+            return [BatchJob(**dict(row)) for row in rows]
+
+        return await self._worker.run(work, level=Level.READ, default=[])
+
+    async def _commit(self, work: Callable[[Connection], ResultT], default: ResultT) -> ResultT:
+        return await self._worker.run(work, level=Level.SAFE, default=default)
+
+
+def _find_other_job(connection: Connection, key: bytes, known: dict[int, bool]) -> str | None:
+    """Return the job that holds an equal request, if no kernel is waiting for it."""
     rows = connection.execute(
-        f"SELECT key FROM entries WHERE key IN ({places}) "  # noqa: S608 - question marks
-        "AND status = 'done' AND key IS NOT NULL",
-        list(stored),
+        """SELECT book.* FROM book JOIN parts ON parts.tag = book.part
+        WHERE book.key = ? AND book.status IN ('waiting', 'parked')""",
+        (salted(connection, key),),
     )
-    return {stored[row["key"]] for row in rows}
+    # While another kernel waits for that job, the row is simply asked: it might never end.
+    for row in rows:
+        if row["status"] == "parked" or is_abandoned(connection, row, known):
+            return str(row["part"])
+    return None
+
+
+def _delete_job(connection: Connection, tag: str) -> None:
+    connection.execute("DELETE FROM parts WHERE tag = ?", (tag,))
+    connection.execute("UPDATE entries SET part = NULL WHERE part = ?", (tag,))

@@ -1,6 +1,7 @@
-"""Who owns an entry, and whether that process is still alive.
+"""Who owns an entry: one journal in one process, and whether that process is still alive.
 
-Owns the identity of a process across reboots, containers and reused pids. Knows nothing of tables.
+Owns the identity of a process across reboots, containers and reused pids, and its heartbeats. Must
+not know what an entry holds.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import contextlib
 import os
 import secrets
 import socket
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbcodex.journal.codec import storable
 from nbcodex.runtime.clock import Clock, boot_id
 
 HEARTBEAT_INTERVAL_S = 10.0
@@ -20,8 +23,17 @@ HEARTBEAT_INTERVAL_S = 10.0
 # Six heartbeats: a kernel in heavy swapping is not taken for dead after one or two of them.
 HEARTBEAT_TIMEOUT_S = 60.0
 
+ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
+
 # Returns the state letter and the start of the process with a pid; None if there is none.
 ProcessReader = Callable[[int], tuple[str, int] | None]
+
+
+class Connection(sqlite3.Connection):
+    """A connection to a journal, with the owner of what is written and the clock that dates it."""
+
+    owner: Owner
+    clock: Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +73,44 @@ class Owner:
         return (self.host, self.boot, self.space) if known else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat:
-    """A sign of life: in seconds since the epoch, and on the boot clock of the owner's host."""
+def write_heartbeat(connection: Connection) -> None:
+    """Record that the owner is alive."""
+    owner, wall, now = connection.owner, connection.clock.wall(), connection.clock.now()
+    host = storable(owner.host)
+    connection.execute(
+        """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, beat_now = excluded.beat_now""",
+        (owner.id, host, owner.boot, owner.space, owner.pid, owner.start, wall, now),
+    )
 
-    at: float
-    boot_time: float
+
+def is_abandoned(
+    connection: Connection, row: sqlite3.Row, known: dict[int, bool] | None = None
+) -> bool:
+    """Return whether an entry is unfinished and its owner gone.
+
+    `known` remembers the verdict on each owner: it costs a read of /proc, and a list has many rows.
+    """
+    if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
+        return False
+    known = {} if known is None else known
+    if row["owner"] not in known:
+        known[row["owner"]] = is_gone(connection, row)
+    return known[row["owner"]]
+
+
+def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
+    """Return whether the owner in a row is gone."""
+    if row["host"] is None:  # it has deleted its own row, as a process does that ends in order
+        return True
+    names = ("host", "boot", "space", "pid", "start")
+    owner = Owner(id=row["owner"], **{name: row[name] for name in names})
+    here, clock = connection.owner, connection.clock
+    # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
+    return is_provably_dead(owner, here=here) or is_silent(
+        owner, wall=row["beat_at"], now=row["beat_now"], here=here, clock=clock
+    )
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
@@ -95,20 +139,21 @@ def is_provably_dead(owner: Owner, *, here: Owner, read: ProcessReader = read_pr
     """
     if owner.machine is None or owner.machine != here.machine:
         return False
-    match read(owner.pid):
-        case None:
-            return True
-        case "?", _:
-            return False
-        case state, start:
-            return state in "ZX" or start != owner.start
-    return False
+    if (process := read(owner.pid)) is None:
+        return True
+    state, start = process
+    # A process that cannot be read may be alive. "Z" and "X" are dead; another start means that
+    # the pid was given to another process.
+    return state != "?" and (state in "ZX" or start != owner.start)
 
 
-def is_silent(owner: Owner, last: Heartbeat, *, here: Owner, clock: Clock) -> bool:
-    """Return whether the last heartbeat of `owner` is older than HEARTBEAT_TIMEOUT_S."""
+def is_silent(owner: Owner, *, wall: float, now: float, here: Owner, clock: Clock) -> bool:
+    """Return whether the last heartbeat of `owner` is older than HEARTBEAT_TIMEOUT_S.
+
+    It was written at `wall` of the wall clock, and at `now` of the boot clock of the owner's host.
+    """
     # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
     # only the wall clock: a heartbeat from the future counts as a sign of life.
     if owner.boot and owner.boot == here.boot:
-        return clock.now() - last.boot_time > HEARTBEAT_TIMEOUT_S
-    return clock.wall() - last.at > HEARTBEAT_TIMEOUT_S
+        return clock.now() - now > HEARTBEAT_TIMEOUT_S
+    return clock.wall() - wall > HEARTBEAT_TIMEOUT_S

@@ -1,26 +1,86 @@
 """What is read from a journal, each query as one function on a connection.
 
-Also decides whether an entry is abandoned. A damaged row is left out, never guessed at. Knows
-nothing of threads, files or loops.
+A damaged row is left out, never guessed at. Must not know threads, files or event loops.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.codec import Entry, decode, storable
-from nbcodex.journal.conversations import position_of, resolve_turns
-from nbcodex.journal.owner import Heartbeat, Owner, is_provably_dead, is_silent
-from nbcodex.models import NO_USAGE, Limit, Origin, Reply, Request, Status, Usage, UsageTotals
-from nbcodex.runtime.clock import Clock
+from nbcodex.journal.codec import decode, storable
+from nbcodex.journal.conversations import resolve_turns
+from nbcodex.journal.owner import Connection, is_abandoned
+from nbcodex.models import (
+    NO_USAGE,
+    NOTE_POSSIBLY_PAID,
+    NOTE_POSSIBLY_PAID_TWICE,
+    Limit,
+    Origin,
+    Reply,
+    Request,
+    Status,
+    StreamPosition,
+    TurnPosition,
+    Usage,
+    UsageTotals,
+)
 
 RecordT = TypeVar("RecordT")
-Connection = sqlite3.Connection
-ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A request in the journal, and what has become of it."""
+
+    request: Request
+    reply: Reply  # as much of it as is stored; its `status` is the entry's
+    abandoned: bool = False  # whether it is unfinished and its owner gone
+    # notebook, variable: where it was asked, and the name that the answer is bound to.
+    notebook: str | None = None
+    variable: str | None = None
+    # added_at, resume_at: seconds since the epoch.
+    added_at: float = 0.0
+    resume_at: float | None = None
+    limit: Limit | None = None  # the limit that it waits for
+    error: str | None = None  # why there is no answer
+    # The durable response at the server, and its last event that is in the text.
+    stream_position: StreamPosition | None = None
+    batch_job: str | None = None  # the tag of the batch job that the row of a map is in
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def status(self) -> Status:
+        """The request's status."""
+        return self.reply.status
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `Journal.claim` can succeed."""
+        return self.abandoned or may_be_claimed(self.status, map_id=self.request.origin.map_id)
+
+    @property
+    def possibly_paid(self) -> bool:
+        """Whether resuming it may cost what is paid already."""
+        return self.resumable and bool(self.price_uncertainty)
+
+    @property
+    def price_uncertainty(self) -> str:
+        """What is not known of its price, in two or three words; empty if all is known."""
+        for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID):
+            if note in self.reply.notes:
+                return note
+        # A kernel that died between sending and the first event leaves no trace of what it cost.
+        died = self.abandoned and self.status == "running" and self.stream_position is None
+        return NOTE_POSSIBLY_PAID if died else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +96,12 @@ class OtherKernels:
     resume_at: float | None = None
 
 
+def may_be_claimed(status: str, *, map_id: str | None) -> bool:
+    """Return whether a kernel may claim an entry of this status, a row of a map if `map_id`."""
+    # A cancelled row has no answer, and a map that is resumed asks for it again.
+    return status in ("parked", "interrupted", "failed") or (status == "cancelled" and bool(map_id))
+
+
 def find_answer(connection: Connection, key: bytes) -> Reply | None:
     """Return the newest answer to an equal request, marked as reused and at no cost."""
     rows = connection.execute(
@@ -43,35 +109,25 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
         ORDER BY seq DESC LIMIT 1""",
         (salted(connection, key),),
     )
-    # A damaged answer is not used: the request is sent again.
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        for row in rows:
-            reply = _entry(row, is_abandoned=False).reply
-            free = replace(reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
-            return replace(free, reused=True, notes=())
+    # If the answer is damaged, the request is sent again.
+    for entry in entries_of(connection, rows):
+        free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
+        return replace(free, reused=True, notes=())
     return None
 
 
-def newest(
-    connection: Connection, *, limit: int, notebook: str | None, owner: Owner, clock: Clock
-) -> list[Entry]:
+def newest_entries(connection: Connection, limit: int, *, notebook: str | None) -> list[Entry]:
     """Return entries, newest first; of a map, one row stands for all."""
-    # Two statements, because the planner uses no index for an optional condition.
-    if notebook is None:
-        rows = connection.execute(
-            "SELECT * FROM book WHERE listed = 1 ORDER BY seq DESC LIMIT ?", (limit,)
-        )
-    else:
-        rows = connection.execute(
-            "SELECT * FROM book WHERE listed = 1 AND notebook = ? ORDER BY seq DESC LIMIT ?",
-            (storable(notebook), limit),
-        )
-    return entries_of(rows.fetchall(), owner=owner, clock=clock)
+    # Two conditions, because the planner uses no index for an optional one.
+    condition = "" if notebook is None else "AND notebook = :notebook"
+    rows = connection.execute(
+        f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - ours
+        {"notebook": storable(notebook), "limit": limit},
+    )
+    return entries_of(connection, rows)
 
 
-def resumable(
-    connection: Connection, *, notebook: str | None, owner: Owner, clock: Clock
-) -> list[Entry]:
+def resumable_entries(connection: Connection, *, notebook: str | None) -> list[Entry]:
     """Return what is parked or abandoned, oldest first; not the rows of maps."""
     # What is interrupted, failed or cancelled was ended by its user, and is resumed only by its id.
     rows = connection.execute(
@@ -79,11 +135,11 @@ def resumable(
         AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
         {"notebook": storable(notebook)},
     )
-    entries = entries_of(rows.fetchall(), owner=owner, clock=clock)
-    return [_with_turns(connection, entry) for entry in entries if entry.resumable]
+    entries = [entry for entry in entries_of(connection, rows) if entry.resumable]
+    return [_with_turns(connection, entry) for entry in entries]
 
 
-def find_entry(connection: Connection, prefix: str, *, owner: Owner, clock: Clock) -> Entry:
+def find_entry(connection: Connection, prefix: str) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it; see `Journal.find_entry`."""
     start = storable(prefix.strip()) or ""
     rows = connection.execute(
@@ -95,13 +151,13 @@ def find_entry(connection: Connection, prefix: str, *, owner: Owner, clock: Cloc
     if not rows or not start:
         raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
     if len(rows) > 1:
-        raise ambiguous(prefix, [row["id"] for row in rows])
-    if not (entries := entries_of(rows, owner=owner, clock=clock)):
+        raise ambiguous_prefix(prefix, [row["id"] for row in rows])
+    if not (entries := entries_of(connection, rows)):
         raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
     return _with_turns(connection, entries[0])
 
 
-def ambiguous(prefix: str, ids: list[str]) -> EntryError:
+def ambiguous_prefix(prefix: str, ids: list[str]) -> EntryError:
     """Return the error for a prefix that fits several ids."""
     more = ", …" if len(ids) > 7 else ""
     return EntryError(
@@ -115,20 +171,12 @@ def count_entries(connection: Connection) -> int:
     return int(count)
 
 
-def totals(connection: Connection) -> UsageTotals:
+def read_totals(connection: Connection) -> UsageTotals:
     """Return the counters of all time, which include deleted entries."""
-    row = connection.execute("SELECT * FROM totals").fetchone()
+    row = dict(connection.execute("SELECT * FROM totals").fetchone())
     names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-    return UsageTotals(
-        requests=row["requests"],
-        answers=row["answers"],
-        usage=Usage(**{name: row[name] for name in names}, estimated=row["estimated"] > 0),
-        cost=row["cost"],
-        waited=row["waited"],
-        unknown=row["unknown"],
-        unpriced=row["unpriced"],
-        estimated=row["estimated"],
-    )
+    usage = Usage(**{name: row.pop(name) for name in names}, estimated=row["estimated"] > 0)
+    return UsageTotals(usage=usage, **row)
 
 
 # The first condition has to repeat that of the index `entries_open` to the letter to use it: only
@@ -143,46 +191,17 @@ WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
 GROUP BY e.owner"""
 
 
-def other_kernels(connection: Connection, *, owner: Owner, clock: Clock) -> OtherKernels:
-    """Return what kernels other than `owner` are doing, without those that are gone."""
-    known: dict[int, bool] = {}
-    rows = [
-        row
-        for row in connection.execute(OTHER_KERNELS_QUERY, (owner.id,))
-        if not is_abandoned(row, here=owner, clock=clock, known=known)
-    ]
-    instants = [row["resume_at"] for row in rows if row["resume_at"] is not None]
+def other_kernels(connection: Connection) -> OtherKernels:
+    """Return what kernels other than this one are doing, without those that are gone."""
+    rows = connection.execute(OTHER_KERNELS_QUERY, (connection.owner.id,)).fetchall()
+    alive = [row for row in rows if not is_abandoned(connection, row)]
+    instants = [row["resume_at"] for row in alive if row["resume_at"] is not None]
     return OtherKernels(
-        kernels=len(rows),
-        requests=sum(row["requests"] for row in rows),
-        waiting=sum(row["waiting"] for row in rows),
+        kernels=len(alive),
+        requests=sum(row["requests"] for row in alive),
+        waiting=sum(row["waiting"] for row in alive),
         resume_at=min(instants, default=None),
     )
-
-
-def is_abandoned(row: sqlite3.Row, *, here: Owner, clock: Clock, known: dict[int, bool]) -> bool:
-    """Return whether an entry is unfinished and its owner gone.
-
-    `known` remembers the verdict on each owner: it costs a read of /proc, and a list has many rows.
-    """
-    if row["status"] not in ACTIVE_STATUSES or row["owner"] == here.id:
-        return False
-    if row["host"] is None:  # it has declared itself gone
-        return True
-    if row["owner"] not in known:
-        known[row["owner"]] = is_gone(row, here=here, clock=clock)
-    return known[row["owner"]]
-
-
-def is_gone(row: sqlite3.Row, *, here: Owner, clock: Clock) -> bool:
-    """Return whether the owner in a row is gone."""
-    if row["host"] is None:
-        return True
-    # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
-    names = ("host", "boot", "space", "pid", "start")
-    owner = Owner(id=row["owner"], **{name: row[name] for name in names})
-    last = Heartbeat(at=row["beat_at"], boot_time=row["beat_now"])
-    return is_provably_dead(owner, here=here) or is_silent(owner, last, here=here, clock=clock)
 
 
 def salted(connection: Connection, key: bytes) -> bytes:
@@ -191,14 +210,13 @@ def salted(connection: Connection, key: bytes) -> bytes:
     return found
 
 
-def entries_of(rows: list[sqlite3.Row], *, owner: Owner, clock: Clock) -> list[Entry]:
-    """Return the entries in `rows` that can be read."""
+def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:
+    """Return the entries in `rows` of the view `book`, as far as they can be read."""
     known: dict[int, bool] = {}
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            gone = is_abandoned(row, here=owner, clock=clock, known=known)
-            found.append(_entry(row, is_abandoned=gone))
+            found.append(_entry(row, abandoned=is_abandoned(connection, row, known)))
     return found
 
 
@@ -208,37 +226,45 @@ def _with_turns(connection: Connection, entry: Entry) -> Entry:
     return replace(entry, request=replace(request, turns=turns))
 
 
-def _entry(row: sqlite3.Row, *, is_abandoned: bool) -> Entry:
+def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     """Return the entry in a row; raise an error that `entries_of` catches if it is damaged."""
-    request = _record(row["request"], Request)
-    reply = _record(row["reply"], Reply)
+    request, reply = _record(row["request"], Request), _record(row["reply"], Reply)
     if reply is None:  # not `or`: a reply without an answer is false
         reply = Reply(id=row["id"])
-    if not (request and isinstance(request.prompt, str) and isinstance(row["text"], str)):
-        raise ValueError("a row without a prompt or a text")
-    if not (isinstance(request.origin, Origin) and isinstance(request.turns, tuple)):
-        raise ValueError("a row without an origin or turns")  # noqa: TRY004 - a damaged row
-    if not (row["status"] in get_args(Status) and isinstance(reply.usage, Usage)):
-        raise ValueError("a row without a status or usage")
+    # SQLite's columns hold values of any type, and those of a damaged file do.
+    if not (
+        request
+        and isinstance(request.prompt, str)
+        and isinstance(request.origin, Origin)
+        and isinstance(request.turns, tuple)
+        and isinstance(reply.usage, Usage)
+        and isinstance(row["text"], str)
+        and row["status"] in get_args(Status)
+    ):
+        raise ValueError("a damaged row")
+    response_id, sequence = row["response_id"], row["sequence"]
+    stream_position = None
+    if response_id and isinstance(response_id, str):
+        stream_position = StreamPosition(
+            response_id, sequence if isinstance(sequence, int) else None
+        )
     # The columns take precedence: a renamed entry has another id, and a turn gets its number when
     # it is inserted.
-    origin = replace(request.origin, position=position_of(row))
+    position = TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
+    origin = replace(request.origin, position=position)
     return Entry(
         request=replace(request, id=row["id"], origin=origin),
         reply=replace(
             reply, id=row["id"], text=row["text"], status=row["status"], attempts=row["attempts"]
         ),
-        abandoned=is_abandoned,
+        abandoned=abandoned,
         notebook=row["notebook"],
-        cell=row["cell"],
         variable=row["variable"],
         added_at=row["added_at"],
-        updated_at=row["updated_at"],
         resume_at=row["resume_at"],
         limit=_record(row["limits"], Limit),
         error=row["error"],
-        response_id=row["response_id"],
-        sequence=row["sequence"],
+        stream_position=stream_position,
         batch_job=row["part"],
     )
 

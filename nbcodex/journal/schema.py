@@ -1,6 +1,6 @@
 """What a journal's database looks like, and how it is opened: as a file, or in memory.
 
-Owns the tables, the migrations and the pragmas. Knows nothing of what is read or written. The
+Owns the tables, the migrations and the pragmas. Must not know what is read or written. The
 extension imports `may_have_unfinished` whenever it is loaded, so this module imports little.
 """
 
@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
 import secrets
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from nbcodex.runtime import paths
+from nbcodex.journal.owner import Connection
+from nbcodex.runtime import sqlite_files
+from nbcodex.runtime.sqlite_files import primary_code, wait_for_lock
 from nbcodex.settings import JOURNAL_FILENAME
-
-ResultT = TypeVar("ResultT")
-Connection = sqlite3.Connection
 
 DAMAGED = "{path} is damaged. To begin a new journal, move it away."
 
@@ -31,9 +28,12 @@ APPLICATION_ID = 0x6E626378
 # The version that SCHEMA creates. Files of versions 1 to 5 exist on developers' machines only.
 SCHEMA_VERSION = 6
 
-# `batch` and `item` are a map and the row's index in it, `part` is its batch job; `listed` is set
-# for the row that stands for its map in a list. `place` is a turn's number in its chapter. The salt
-# makes the keys useless outside of this file.
+# In `entries`: `batch` and `item` are a map and the row's index in it, `part` is its batch job;
+# `listed` is set for the row that stands for its map in a list; `place` is a turn's number in its
+# chapter, `begins` whether the conversation starts afresh with it. In `owners`: `space` is the pid
+# namespace, `start` the start of the process in ticks since boot; `beat_at` and `beat_now` are the
+# instant of the last heartbeat by the wall clock and by the boot clock. `book` shows entries with
+# their owners. The salt makes the keys useless outside of this file.
 SCHEMA = [
     """CREATE TABLE entries (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, status TEXT NOT NULL,
@@ -84,7 +84,7 @@ SCHEMA = [
     "INSERT INTO totals DEFAULT VALUES",
     "CREATE TABLE spending (day TEXT PRIMARY KEY, tokens INTEGER NOT NULL, dollars REAL NOT NULL)",
     "CREATE TABLE budget (text TEXT NOT NULL)",
-    # What running requests may come to, where a budget holds for all kernels.
+    # Reservations: what running requests may come to, where a budget holds for all kernels.
     """CREATE TABLE asides (
         id TEXT PRIMARY KEY, owner INTEGER NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL
     )""",
@@ -103,7 +103,6 @@ MIGRATIONS: list[list[str]] = []
 # numbers when they return to the file.
 MEMORY_FIRST_NUMBER = 2**40
 
-_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
@@ -126,16 +125,18 @@ def open_file(folder: Path, *, patience: float) -> Connection:
     Raises
     ------
     UnusableFileError, sqlite3.Error, OSError
-        If the folder or the file cannot be used.
+        If the folder or the file cannot be used, or if others than the user can write to it.
     """
-    path = prepare(folder)
-    network = paths.on_network(folder)
+    try:
+        path = sqlite_files.prepare(folder, JOURNAL_FILENAME)
+    except sqlite_files.UnsafePathError as error:
+        raise UnusableFileError(str(error)) from None
+    network = sqlite_files.on_network(folder)
     connection = _connect(str(path), patience=patience)
     try:
-        # SQLite does not call its own busy handler while the mode of a new file changes.
-        wait_for_lock(lambda: _choose_journal_mode(connection, network=network), patience=patience)
-        wait_for_lock(lambda: _check_length(connection, path), patience=patience)
-        wait_for_lock(lambda: migrate(connection), patience=patience)
+        wait_for_lock(partial(_set_journal_mode, connection, network=network), patience=patience)
+        wait_for_lock(partial(_check_length, connection, path), patience=patience)
+        wait_for_lock(partial(migrate, connection), patience=patience)
     except BaseException:
         connection.close()
         raise
@@ -154,23 +155,7 @@ def open_memory(*, after: int = 0) -> Connection:
     return connection
 
 
-def prepare(folder: Path) -> Path:
-    """Return the journal's path in `folder`; both exist, and only the user can read them.
-
-    Raises
-    ------
-    UnusableFileError
-        If another user owns the folder or the file, or can write to the folder.
-    OSError
-        If it cannot be created.
-    """
-    try:
-        return paths.prepare(folder, JOURNAL_FILENAME)
-    except paths.UnsafePathError as error:
-        raise UnusableFileError(str(error)) from None
-
-
-def migrate(connection: Connection) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date; of several processes that try at once, one does it.
 
     Raises
@@ -205,26 +190,8 @@ def may_have_unfinished(path: Path, notebook: str) -> bool:
         return True
 
 
-def wait_for_lock(step: Callable[[], ResultT], *, patience: float) -> ResultT:
-    """Return what `step` returns; call it again while another process keeps the file locked."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return step()
-        except sqlite3.OperationalError as error:
-            if primary_code(error) not in _BUSY_CODES or time.monotonic() >= deadline:
-                raise
-        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter, not cryptography
-
-
-def primary_code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code (the low byte of an extended one)."""
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF
-
-
 def _connect(target: str, *, patience: float) -> Connection:
-    connection = sqlite3.connect(target, timeout=patience, isolation_level=None)
+    connection = sqlite3.connect(target, timeout=patience, isolation_level=None, factory=Connection)
     connection.row_factory = sqlite3.Row
     # An SQL function, because a separate query for the salt costs more than the hash.
     connection.create_function("salted", 2, _salted, deterministic=True)
@@ -236,25 +203,21 @@ def _connect(target: str, *, patience: float) -> Connection:
 
 
 def _salted(key: bytes | None, salt: bytes) -> bytes | None:
-    if key is None:
-        return None
-    return hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
+    return None if key is None else hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
 
 
-def _choose_journal_mode(connection: Connection, *, network: bool) -> None:
+def _set_journal_mode(connection: sqlite3.Connection, *, network: bool) -> None:
     # A write-ahead log needs memory that all processes share (https://sqlite.org/wal.html).
-    if network:
-        connection.execute("PRAGMA journal_mode = DELETE").fetchone()
-        return
+    mode = "DELETE" if network else "WAL"
     try:
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()
     except sqlite3.OperationalError as error:
-        if primary_code(error) not in _NO_SHARED_MEMORY_CODES:
+        if network or primary_code(error) not in _NO_SHARED_MEMORY_CODES:
             raise
         connection.execute("PRAGMA journal_mode = DELETE").fetchone()
 
 
-def _check_length(connection: Connection, path: Path) -> None:
+def _check_length(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a file that lost its end: SQLite would read the missing part as zeros."""
     log = path.with_name(path.name + "-wal")
 
@@ -270,7 +233,7 @@ def _check_length(connection: Connection, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _transaction(connection: Connection, begin: str) -> Iterator[None]:
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
     connection.execute(begin)
     try:
         yield
@@ -280,25 +243,23 @@ def _transaction(connection: Connection, begin: str) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-def _pending_statements(connection: Connection) -> list[str]:
+def _pending_statements(connection: sqlite3.Connection) -> list[str]:
     """Return the statements that bring the file up to date."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    refusal = ""
     if application != APPLICATION_ID:
-        if version or application or tables:
-            raise UnusableFileError(
-                "The journal's file belongs to another program.", is_permanent=True
-            )
-        return [*SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
-    if version > SCHEMA_VERSION + len(MIGRATIONS):
-        raise UnusableFileError(
-            "The journal was written by a newer nbcodex: update this one.", is_permanent=True
-        )
-    if version < SCHEMA_VERSION:
-        raise UnusableFileError(
+        if not (version or application or tables):
+            return [*SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
+        refusal = "The journal's file belongs to another program."
+    elif version > SCHEMA_VERSION + len(MIGRATIONS):
+        refusal = "The journal was written by a newer nbcodex: update this one."
+    elif version < SCHEMA_VERSION:
+        refusal = (
             "The journal was written by an nbcodex from before its first release. "
-            "To begin a new journal, move its file away.",
-            is_permanent=True,
+            "To begin a new journal, move its file away."
         )
+    if refusal:
+        raise UnusableFileError(refusal, is_permanent=True)
     return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]

@@ -1,18 +1,16 @@
 """What was spent on which day, what is reserved for running requests, and the kept budget.
 
-Owns the tables behind budgets, each access as one function on a connection. Knows nothing of caps.
+Owns the tables behind budgets, each access as one function on a connection. Must not know caps.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from nbcodex.journal.codec import finite, whole
+from nbcodex.journal.codec import bounded_integer, finite_or_none
+from nbcodex.journal.owner import Connection, is_gone
 from nbcodex.models import Reply
-
-Connection = sqlite3.Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +27,10 @@ class SpendAmount:
         if usage.input_tokens is None and usage.output_tokens is None:
             return assumed
         # A server may state anything, so both terms and the sum are bounded.
-        tokens = whole(whole(usage.input_tokens) + whole(usage.output_tokens))
-        return cls(tokens=tokens, dollars=max(0.0, finite(reply.cost) or 0.0))
+        tokens = bounded_integer(usage.input_tokens) + bounded_integer(usage.output_tokens)
+        return cls(
+            tokens=bounded_integer(tokens), dollars=max(0.0, finite_or_none(reply.cost) or 0.0)
+        )
 
     def plus(self, other: SpendAmount) -> SpendAmount:
         """Return the sum."""
@@ -58,21 +58,26 @@ class Spending:
 
 def read_spending(connection: Connection, *, today: str) -> Spending:
     """Return what is spent and reserved; `today` is an ISO date."""
-    # `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
-    row = connection.execute("SELECT total(tokens), total(dollars) FROM asides").fetchone()
+    since = "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?"
     return Spending(
-        budget=budget(connection),
-        day=_spent_since(connection, today),
-        month=_spent_since(connection, today[:8] + "01"),
-        reserved=SpendAmount(tokens=int(row[0]), dollars=row[1]),
+        budget=read_budget(connection),
+        day=_total(connection, since, today),
+        month=_total(connection, since, today[:8] + "01"),
+        reserved=_total(connection, "SELECT total(tokens), total(dollars) FROM asides"),
     )
 
 
-def reserve(connection: Connection, id_: str | None, amount: SpendAmount, *, owner: int) -> None:
+def _total(connection: Connection, query: str, *parameters: str) -> SpendAmount:
+    # SQLite's `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
+    tokens, dollars = connection.execute(query, parameters).fetchone()
+    return SpendAmount(tokens=int(tokens), dollars=dollars)
+
+
+def reserve(connection: Connection, id_: str | None, amount: SpendAmount) -> None:
     """Reserve what a request may come to."""
     connection.execute(
         "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
-        (id_, owner, amount.tokens, amount.dollars),
+        (id_, connection.owner.id, amount.tokens, amount.dollars),
     )
 
 
@@ -85,6 +90,17 @@ def release(connection: Connection, id_: str | None) -> SpendAmount | None:
     return SpendAmount(tokens=row[0], dollars=row[1])
 
 
+def release_for_dead_kernels(connection: Connection) -> None:
+    """Release the budget that kernels had reserved which are gone."""
+    rows = connection.execute(
+        """SELECT DISTINCT a.owner, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+        FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner WHERE a.owner <> ?""",
+        (connection.owner.id,),
+    ).fetchall()
+    gone = [(row["owner"],) for row in rows if is_gone(connection, row)]
+    connection.executemany("DELETE FROM asides WHERE owner = ?", gone)
+
+
 def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
     """Add to the counters of a day; `day` is an ISO date."""
     # One row a day, so that reading a month does not depend on how many requests there were.
@@ -95,7 +111,7 @@ def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
     )
 
 
-def by_day(connection: Connection) -> dict[str, SpendAmount]:
+def spending_by_day(connection: Connection) -> dict[str, SpendAmount]:
     """Return what was spent on each day, by ISO date."""
     # The casts read a damaged file: its columns may hold text.
     rows = connection.execute(
@@ -110,20 +126,13 @@ def reset(connection: Connection) -> None:
 
 
 def set_budget(connection: Connection, text: str) -> None:
-    """Replace the stored budget."""
+    """Replace the kept budget."""
     connection.execute("DELETE FROM budget")
     if text:
         connection.execute("INSERT INTO budget VALUES (?)", (text,))
 
 
-def budget(connection: Connection) -> str:
+def read_budget(connection: Connection) -> str:
     """Return the kept budget as its user wrote it; empty if there is none."""
     row = connection.execute("SELECT text FROM budget").fetchone()
     return str(row[0]) if row else ""
-
-
-def _spent_since(connection: Connection, day: str) -> SpendAmount:
-    row = connection.execute(
-        "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?", (day,)
-    ).fetchone()
-    return SpendAmount(tokens=int(row[0]), dollars=row[1])

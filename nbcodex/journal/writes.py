@@ -1,26 +1,27 @@
 """What is written to a journal, each change as one function on a connection in a transaction.
 
 Owns who may change an entry: its owner, and any kernel that brings an answer while there is none.
-Knows nothing of threads, files or loops.
+Must not know threads, files or event loops.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.codec import bounded_totals, encode, finite, may_be_claimed, storable, whole
-from nbcodex.journal.conversations import name_turns, set_position
-from nbcodex.journal.owner import Owner
-from nbcodex.journal.reads import is_abandoned
+from nbcodex.journal.codec import (
+    bounded_integer,
+    bounded_totals,
+    encode,
+    finite_or_none,
+    storable,
+)
+from nbcodex.journal.conversations import compact_turns, set_position
+from nbcodex.journal.owner import Connection, is_abandoned
+from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Limit, Reply, Request, UsageTotals
-from nbcodex.runtime.clock import Clock
-
-Connection = sqlite3.Connection
 
 # Of a map, the row that is inserted first is listed, and stands for all of them.
 _INSERT = """INSERT INTO entries
@@ -32,59 +33,34 @@ _INSERT = """INSERT INTO entries
     ON CONFLICT (id) DO NOTHING"""
 
 
-def heartbeat(connection: Connection, owner: Owner, *, clock: Clock) -> None:
-    """Write a sign of life of `owner`."""
-    connection.execute(
-        """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, beat_now = excluded.beat_now""",
-        (
-            owner.id,
-            storable(owner.host),
-            owner.boot,
-            owner.space,
-            owner.pid,
-            owner.start,
-            clock.wall(),
-            clock.now(),
-        ),
-    )
-
-
 def insert(
-    connection: Connection,
-    request: Request,
-    *,
-    owner: Owner,
-    at: float,
-    key: bytes | None,
-    attempt: int | None = None,
+    connection: Connection, request: Request, *, key: bytes | None, attempt: int | None = None
 ) -> None:
     """Insert a request as `pending`, or as `running` if an attempt is about to be sent.
 
     Inserting it again changes nothing.
     """
-    id_, origin = storable(request.id), request.origin
+    id_, origin, owner = storable(request.id), request.origin, connection.owner.id
     stored = request
     if request.turns:
-        stored = replace(request, turns=name_turns(connection, request.turns))
+        stored = replace(request, turns=compact_turns(connection, request.turns))
     values = {
         "id": id_,
         "status": "pending" if attempt is None else "running",
-        "attempts": whole(attempt or 0),
-        "owner": owner.id,
+        "attempts": bounded_integer(attempt),
+        "owner": owner,
         "notebook": storable(origin.notebook),
         "cell": storable(origin.cell),
         "variable": storable(origin.variable),
         "key": key,
-        "at": at,
+        "at": connection.clock.wall(),
         "request": encode(stored),
         "batch": storable(origin.map_id),
         "item": origin.row_index,
     }
     if not connection.execute(_INSERT, values).rowcount:
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
-        if row["owner"] == owner.id:
+        if row["owner"] == owner:
             return
         # Ids are random: if two processes draw the same one, the older entry is renamed.
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
@@ -94,103 +70,76 @@ def insert(
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
-def insert_parked(
-    connection: Connection, requests: Iterable[tuple[Request, bytes]], *, owner: Owner, at: float
-) -> None:
-    """Insert rows of a map as `parked` that were never started, each with its key."""
-    for request, key in requests:
-        insert(connection, request, owner=owner, at=at, key=key)
-        connection.execute(
-            "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
-            (storable(request.id),),
-        )
+def _update_own(connection: Connection, id_: str, changes: str, **values: object) -> None:
+    """Change the columns of an entry that is ours; one that another kernel has claimed stays."""
+    connection.execute(
+        f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
+        {
+            **values,
+            "id": storable(id_),
+            "owner": connection.owner.id,
+            "at": connection.clock.wall(),
+        },
+    )
 
 
-def start_attempt(
-    connection: Connection,
-    id_: str,
-    *,
-    owner: Owner,
-    at: float,
-    attempt: int,
-    continues: bool = False,
-) -> None:
+def start_attempt(connection: Connection, id_: str, attempt: int, *, continues: bool) -> None:
     """Note that an attempt is about to be sent."""
     # Unless it continues a durable response, it asks for a new one, whose id is not known yet: the
     # old id would make a resumed request fetch an answer that was given up.
-    connection.execute(
-        """UPDATE entries SET status = 'running', attempts = :attempt, resume_at = NULL,
-        limits = NULL, updated_at = :at,
+    _update_own(
+        connection,
+        id_,
+        """status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
         response_id = CASE WHEN :continues THEN response_id END,
-        sequence = CASE WHEN :continues THEN sequence END
-        WHERE id = :id AND owner = :owner""",
-        {
-            "attempt": whole(attempt),
-            "at": at,
-            "continues": continues,
-            "id": storable(id_),
-            "owner": owner.id,
-        },
+        sequence = CASE WHEN :continues THEN sequence END""",
+        attempt=bounded_integer(attempt),
+        continues=continues,
     )
 
 
 def record_wait(
     connection: Connection,
     id_: str,
-    *,
-    owner: Owner,
-    at: float,
     resume_at: float | None,
     limit: Limit | None,
-    notes: tuple[str, ...] = (),
+    notes: tuple[str, ...],
 ) -> None:
     """Note that the request waits until `resume_at`, and for which limit."""
     # The reply holds notes only until the request ends: they outlive a crash during the wait.
-    connection.execute(
-        """UPDATE entries SET status = 'waiting', resume_at = ?, limits = ?, updated_at = ?,
-        reply = coalesce(?, reply) WHERE id = ? AND owner = ?""",
-        (
-            finite(resume_at),
-            encode(limit) if limit else None,
-            at,
-            encode(Reply(id=id_, notes=notes)) if notes else None,
-            storable(id_),
-            owner.id,
-        ),
+    _update_own(
+        connection,
+        id_,
+        """status = 'waiting', resume_at = :resume_at, limits = :limit,
+        reply = coalesce(:reply, reply)""",
+        resume_at=finite_or_none(resume_at),
+        limit=encode(limit) if limit else None,
+        reply=encode(Reply(id=id_, notes=notes)) if notes else None,
     )
 
 
-def update_text(
-    connection: Connection, id_: str, *, owner: Owner, at: float, text: str, sequence: int | None
-) -> None:
+def update_text(connection: Connection, id_: str, text: str, *, sequence: int | None) -> None:
     """Replace the text so far, and the last event of a durable response that is in it."""
-    position = None if sequence is None else whole(sequence)
-    connection.execute(
-        """UPDATE entries SET text = ?, sequence = coalesce(?, sequence), updated_at = ?
-        WHERE id = ? AND owner = ?""",
-        (storable(text), position, at, storable(id_), owner.id),
+    _update_own(
+        connection,
+        id_,
+        "text = :text, sequence = coalesce(:sequence, sequence)",
+        text=storable(text),
+        sequence=None if sequence is None else bounded_integer(sequence),
     )
 
 
-def set_response_id(
-    connection: Connection, id_: str, *, owner: Owner, at: float, response_id: str
-) -> None:
+def set_response_id(connection: Connection, id_: str, response_id: str) -> None:
     """Store the id of the durable response that contains the answer."""
-    connection.execute(
-        """UPDATE entries SET response_id = ?, updated_at = ? WHERE id = ? AND owner = ?""",
-        (storable(response_id), at, storable(id_), owner.id),
-    )
+    _update_own(connection, id_, "response_id = :response_id", response_id=storable(response_id))
 
 
 def finish(
     connection: Connection,
-    id_: str,
-    *,
-    owner: Owner,
-    at: float,
     reply: Reply,
+    *,
     error: str | None,
-    resume_at: float | None,
+    resume_at: float | None = None,
     assumed: SpendAmount | None = None,
 ) -> None:
     """Write the ending of a request, and count what it used: `assumed`, if the reply lacks that."""
@@ -203,74 +152,68 @@ def finish(
         attempts = :attempts, resume_at = :resume_at, limits = NULL, updated_at = :at
         WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
         {
-            "id": storable(id_),
-            "owner": owner.id,
-            "at": at,
+            "id": storable(reply.id),
+            "owner": connection.owner.id,
+            "at": connection.clock.wall(),
             "status": reply.status,
             "reply": encode(replace(reply, text="", parsed=None)),
             "text": storable(reply.text),
             "error": storable(error),
-            "attempts": whole(reply.attempts),
-            "resume_at": finite(resume_at),
+            "attempts": bounded_integer(reply.attempts),
+            "resume_at": finite_or_none(resume_at),
         },
     )
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if the entry belongs to another kernel by now: it was used.
-        count(connection, bounded_totals(reply))
-    settle_spending(connection, id_, at=at, reply=reply, assumed=assumed)
+        add_to_totals(connection, bounded_totals(reply))
+    settle_spending(connection, reply, assumed)
 
 
-def settle_spending(
-    connection: Connection, id_: str, *, at: float, reply: Reply, assumed: SpendAmount | None = None
-) -> None:
+def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount | None) -> None:
     """Release what is reserved for a request, and count what it used: perhaps only `assumed`."""
-    reserved = spending.release(connection, storable(id_)) or SpendAmount()
+    reserved = spending.release(connection, storable(reply.id)) or SpendAmount()
     if reply.attempts and not (reply.simulated or reply.reused):
         amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
-        spending.spend(connection, amount, day=date.fromtimestamp(at).isoformat())
+        today = date.fromtimestamp(connection.clock.wall()).isoformat()
+        spending.spend(connection, amount, day=today)
 
 
-def park_interrupted(connection: Connection, *, owner: Owner, at: float, within: float) -> None:
+def park_interrupted(connection: Connection, *, within: float) -> None:
     """Park what was interrupted in the last `within` seconds of its process."""
     # A front end interrupts a kernel before it restarts it, without the user having pressed Stop.
+    at = connection.clock.wall()
     connection.execute(
         """UPDATE entries SET status = 'parked', updated_at = ?
         WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
-        (at, owner.id, at - within),
+        (at, connection.owner.id, at - within),
     )
 
 
-def claim(connection: Connection, id_: str, *, owner: Owner, at: float, clock: Clock) -> bool:
+def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
     """Take over an entry that is resumable; of several kernels that try, one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
     if row is None or not (
-        may_be_claimed(row["status"], of_map=row["batch"] is not None)
-        or is_abandoned(row, here=owner, clock=clock, known={})
+        may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)
     ):
         return False
     # This statement decides the race: it changes the entry only as it was read above.
     taken = connection.execute(
-        """UPDATE entries SET status = 'running', owner = ?, resume_at = NULL, error = NULL,
-        updated_at = ? WHERE id = ? AND status = ? AND owner IS ?""",
-        (owner.id, at, row["id"], row["status"], row["owner"]),
+        """UPDATE entries SET status = ?, owner = ?, resume_at = NULL, error = NULL, updated_at = ?
+        WHERE id = ? AND status = ? AND owner IS ?""",
+        (
+            status,
+            connection.owner.id,
+            connection.clock.wall(),
+            row["id"],
+            row["status"],
+            row["owner"],
+        ),
     )
     return taken.rowcount == 1
 
 
-def delete(
-    connection: Connection,
-    *,
-    id_: str | None = None,
-    batch: str | None = None,
-    before: float | None = None,
-) -> int:
-    """Delete one entry, the rows of a map, what was added before an instant, or all; count them."""
-    if batch is not None:
-        return connection.execute("DELETE FROM entries WHERE batch = ?", (batch,)).rowcount
-    if id_ is not None:
-        return connection.execute("DELETE FROM entries WHERE id = ?", (storable(id_),)).rowcount
-    if before is not None:
-        return connection.execute("DELETE FROM entries WHERE added_at < ?", (before,)).rowcount
+def delete_all(connection: Connection) -> int:
+    """Delete all entries; return how many there were."""
     # Chapters hold the names of notebooks and threads.
     connection.execute("DELETE FROM chapters")
     return connection.execute("DELETE FROM entries").rowcount
@@ -287,7 +230,7 @@ def expire(connection: Connection, *, before: float, limit: int) -> int:
     ).rowcount
 
 
-def count(connection: Connection, more: UsageTotals, *, requests: int = 0) -> None:
+def add_to_totals(connection: Connection, more: UsageTotals, *, requests: int = 0) -> None:
     """Add to the totals of all time."""
     usage = more.usage
     added = {

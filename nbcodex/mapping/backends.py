@@ -35,7 +35,7 @@ from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.codec import Entry
+    from nbcodex.journal.reads import Entry
     from nbcodex.requests.handle import Handle
 
 # At 200 answers a second, this lets an answer take two and a half seconds.

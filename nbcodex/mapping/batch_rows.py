@@ -31,8 +31,8 @@ from nbcodex.requests.request_state import RequestState
 from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
 
 if TYPE_CHECKING:
-    from nbcodex.journal.batch_jobs import BatchJobs
-    from nbcodex.journal.codec import Entry
+    from nbcodex.journal.maps import BatchJobs
+    from nbcodex.journal.reads import Entry
     from nbcodex.requests.runner import Services
     from nbcodex.settings import Settings
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, overload
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
-from nbcodex.journal.codec import Entry
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.reads import ACTIVE_STATUSES
+from nbcodex.journal.owner import ACTIVE_STATUSES
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BACKENDS, BatchBackend
 from nbcodex.mapping.estimate import Estimate, confirm_start, estimate

@@ -38,7 +38,7 @@ from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.journal.codec import Entry
+    from nbcodex.journal.reads import Entry
     from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]

@@ -25,7 +25,7 @@ from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
-    from nbcodex.journal.codec import Entry
+    from nbcodex.journal.reads import Entry
     from nbcodex.notebook.session import Session
 
 # A cell shows the beginning of the first answers: the variable has them all.

@@ -30,7 +30,7 @@ from nbcodex.errors import (
     shorten,
 )
 from nbcodex.events import EndAction, Listener
-from nbcodex.journal.entry import JournalEntry
+from nbcodex.journal.entry_writer import EntryWriter
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
@@ -130,7 +130,7 @@ class RequestRunner:
             simulators=services.simulators,
         )
         journal = services.journal(settings)
-        self._entry = JournalEntry(journal, request, self.state.partial, self._clock)
+        self._entry = EntryWriter(journal, request, self.state.partial, self._clock)
         # The cooldown that parked a resumed request may be hours old: it may probe.
         self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
         self._end_action: EndAction | None = None

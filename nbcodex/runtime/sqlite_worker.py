@@ -1,8 +1,7 @@
 """One thread for one SQLite database: all its statements run there, many to a commit.
 
 Owns the thread, the queue, which jobs share a transaction, and what happens at exit and in a forked
-child. Knows no SQL: what a job does with the connection is the job's affair, and how a group of
-jobs is committed is the database's.
+child. Must not know any SQL: jobs use the connection, and the database commits them.
 """
 
 from __future__ import annotations
@@ -19,26 +18,25 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from nbcodex.runtime import fork_safety
+from nbcodex.runtime.sqlite_files import register_for_forks
 
 ResultT = TypeVar("ResultT")
+ConnectionT = TypeVar("ConnectionT", bound=sqlite3.Connection)
 
 MAX_JOBS_PER_COMMIT = 256
 
-# Between two commits while jobs come thick and fast: one commit for all of them saves the disk's
-# work, and keeps this thread from competing with the event loop for the interpreter's lock.
+# The least time between two commits while jobs arrive in quick succession: one commit for all of
+# them saves the disk's work, and keeps this thread from competing with the event loop for the
+# interpreter's lock.
 GROUP_INTERVAL_S = 0.008
 
-# When nothing came during such an interval, no further one is waited for this long: a caller that
-# writes one thing after another would otherwise wait each time.
+# If no second job arrived during such an interval, no further one is waited for this long: a caller
+# that awaits one write after another would otherwise wait each time.
 INTERVAL_PAUSE_S = 0.25
 
 CLOSE_TIMEOUT_S = 30.0
-
-# A fork waits no longer than this; it takes longer only if another process keeps the file locked.
-FORK_TIMEOUT_S = 2.0
 
 
 class Level(IntEnum):
@@ -51,27 +49,27 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(Generic[ConnectionT]):
     """A function to run on the worker thread, and the receiver of its result or error."""
 
-    work: Callable[[sqlite3.Connection], Any]
+    work: Callable[[ConnectionT], Any]
     level: Level
     default: Any
     resolve: Callable[[Any, Exception | None], None]
 
 
 # Jobs in order; None stops the thread that reads this queue.
-JobQueue = queue.SimpleQueue[Job | None]
+JobQueue = queue.SimpleQueue[Job[Any] | None]
 
 
-class WorkerDatabase(Protocol):
+class WorkerDatabase(Protocol[ConnectionT]):
     """What a worker needs of its database. All of it is called on the worker thread."""
 
     @property
     def groups_commits(self) -> bool:
         """Whether a commit is expensive enough to wait for more jobs."""
 
-    def perform(self, jobs: list[Job]) -> None:
+    def perform(self, jobs: list[Job[ConnectionT]]) -> None:
         """Run jobs in one transaction and resolve each of them; never raises."""
 
     def maintain(self) -> float | None:
@@ -84,33 +82,25 @@ class WorkerDatabase(Protocol):
         """In a forked child: give up the parent's connection without closing it."""
 
 
-class SqliteWorker:
-    """The thread of a database; it starts when it is first needed.
+class SqliteWorker(Generic[ConnectionT]):
+    """The thread of a database; it starts when it is first needed."""
 
-    Parameters
-    ----------
-    database : WorkerDatabase
-        Runs the jobs.
-    name : str
-        The thread's name.
-    """
-
-    def __init__(self, database: WorkerDatabase, *, name: str) -> None:
+    def __init__(self, database: WorkerDatabase[ConnectionT], *, name: str) -> None:
         self._database, self._name = database, name
         self._reset()
         _workers.add(self)
-        fork_safety.register(self)
+        register_for_forks(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._jobs: JobQueue = queue.SimpleQueue()
-        self._in_sqlite = threading.Lock()
+        self.fork_lock = threading.Lock()  # held by the thread while it is in SQLite
         self._outcomes: dict[asyncio.AbstractEventLoop, list[tuple[Any, ...]]] = {}
 
     async def run(
         self,
-        work: Callable[[sqlite3.Connection], ResultT],
+        work: Callable[[ConnectionT], ResultT],
         *,
         level: Level = Level.WRITE,
         default: ResultT,
@@ -130,13 +120,13 @@ class SqliteWorker:
             return default
         return await future
 
-    def post(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def post(self, work: Callable[[ConnectionT], None]) -> None:
         """Run `work` in its turn, without waiting for it."""
         self._submit(Job(work, Level.WRITE, None, lambda *_: None))
 
     def call(
         self,
-        work: Callable[[sqlite3.Connection], ResultT],
+        work: Callable[[ConnectionT], ResultT],
         *,
         default: ResultT,
         level: Level = Level.READ,
@@ -155,38 +145,25 @@ class SqliteWorker:
         if thread is not None:
             thread.join(CLOSE_TIMEOUT_S)
 
-    # For `fork_safety`: SQLite's own mutexes must not be held by this thread at the fork, because
-    # nothing would ever release them in the child.
-
-    def before_fork(self) -> bool:
-        """Before a fork: keep the thread out of SQLite; return whether that succeeded."""
-        return self._in_sqlite.acquire(timeout=FORK_TIMEOUT_S)
-
-    def after_fork_in_parent(self) -> None:
-        """After a fork, in the parent: end a `pause` that succeeded."""
-        self._in_sqlite.release()
-
     def after_fork_in_child(self) -> None:
         """In a forked child: leave the connection to the parent, and start anew when used."""
         self._database.abandon()
         self._reset()
 
-    def _submit(self, job: Job) -> bool:
+    def _submit(self, job: Job[ConnectionT]) -> bool:
         """Put a job into the queue; False if no thread can be started any more."""
         with self._lock:
-            if self._thread is None and not self._start():
-                return False
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._serve, args=(self._jobs,), name=self._name, daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is shutting down
+                    return False
+                self._thread = thread
             self._jobs.put(job)
         return True
-
-    def _start(self) -> bool:
-        thread = threading.Thread(
-            target=self._serve, args=(self._jobs,), name=self._name, daemon=True
-        )
-        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
-            thread.start()
-            self._thread = thread
-        return self._thread is not None
 
     def _serve(self, jobs: JobQueue) -> None:
         wait: float | None = None
@@ -198,10 +175,14 @@ class SqliteWorker:
                 # The interval was waited for, and no second job came in it.
                 paused_until = began_at + INTERVAL_PAUSE_S
             back_to_back = paused_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
-            with self._in_sqlite:
+            with self.fork_lock:
                 for group in split_into_transactions([job for job in taken if job is not None]):
                     self._database.perform(group)
-                    self._deliver()
+                    # Each loop gets the outcomes of its jobs with one wake-up for all of them.
+                    outcomes, self._outcomes = self._outcomes, {}
+                    for loop, of_loop in outcomes.items():
+                        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                            loop.call_soon_threadsafe(_set_outcomes, of_loop)
                 if None in taken:
                     return self._database.disconnect()
                 wait = self._database.maintain()
@@ -210,21 +191,14 @@ class SqliteWorker:
             groups = busy and self._database.groups_commits
             not_before = ended_at + GROUP_INTERVAL_S if groups else 0.0
 
-    def _deliver(self) -> None:
-        """Hand each loop the outcomes of its jobs, with one wake-up for all of them."""
-        outcomes, self._outcomes = self._outcomes, {}
-        for loop, of_loop in outcomes.items():
-            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                loop.call_soon_threadsafe(_set_outcomes, of_loop)
 
-
-def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job | None]:
+def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job[Any] | None]:
     """Return the jobs in the queue, after at most `wait` seconds.
 
     Before the instant `not_before` (of `time.monotonic`) no write is begun, so that more of them
     share a transaction. A read never waits, and takes the jobs behind it along.
     """
-    taken: list[Job | None] = []
+    taken: list[Job[Any] | None] = []
     with contextlib.suppress(queue.Empty):
         taken.append(first := jobs.get(timeout=wait))
         is_write = first is not None and first.level is not Level.READ
@@ -235,9 +209,9 @@ def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[
     return taken
 
 
-def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
+def split_into_transactions(jobs: list[Job[Any]]) -> list[list[Job[Any]]]:
     """Return the jobs in order, grouped by the transaction that they share."""
-    groups: list[list[Job]] = []
+    groups: list[list[Job[Any]]] = []
     for job in jobs:
         alone = job.level is Level.ALONE
         if not groups or alone or groups[-1][-1].level is Level.ALONE:
@@ -261,12 +235,10 @@ def _set_outcome(future: Any, result: Any, error: Exception | None) -> None:
         future.set_exception(error)
 
 
-_workers: weakref.WeakSet[SqliteWorker] = weakref.WeakSet()
+_workers: weakref.WeakSet[SqliteWorker[Any]] = weakref.WeakSet()
 
 
+@atexit.register
 def _close_all() -> None:
     for worker in list(_workers):
         worker.close()
-
-
-atexit.register(_close_all)

@@ -46,7 +46,7 @@ async def life(journal: Journal, n: int) -> None:
     await journal.start_attempt(asked.id, 1)
     await journal.update_text(asked.id, TEXT[:300])
     await journal.update_text(asked.id, TEXT)
-    await journal.finish(asked.id, Reply(id=asked.id, text=TEXT, cost=0.001))
+    await journal.finish(Reply(id=asked.id, text=TEXT, cost=0.001))
 
 
 @dataclass

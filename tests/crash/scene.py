@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbcodex.journal.codec import Entry
 from nbcodex.journal.journal import Journal
+from nbcodex.journal.reads import Entry
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator.routes import RequestRecord
 from tests.crash.nursery import Child, Nursery
@@ -28,7 +28,7 @@ import asyncio, json, os, threading
 from nbcodex import events
 from nbcodex.client import current
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.entry import JournalEntry
+from nbcodex.journal.entry_writer import EntryWriter
 %load_ext nbcodex
 %config Codex.display = "text"
 _log = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -58,13 +58,13 @@ reporting(Journal, "set_response_id", "named")
 reporting(Journal, "finish", "finished")
 
 def halt(name, *, after):
-    original = getattr(JournalEntry, name)
+    original = getattr(EntryWriter, name)
     async def halted(self, *args, **kwargs):
         if after:
             await original(self, *args, **kwargs)
         report("halted", self._request.id)
         await asyncio.Event().wait()
-    setattr(JournalEntry, name, halted)
+    setattr(EntryWriter, name, halted)
 
 def ask(*cells):
     for line, prompt in cells:

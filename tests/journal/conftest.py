@@ -98,13 +98,13 @@ def added(
     asked = request(origin=Origin(**origin))
     run(journal.insert(asked, key=key, attempt=attempt))
     if status is not None:
-        run(journal.finish(asked.id, Reply(id=asked.id, text=text, status=status)))  # type: ignore[arg-type]
+        run(journal.finish(Reply(id=asked.id, text=text, status=status)))  # type: ignore[arg-type]
     return asked
 
 
 def stop_heartbeats(journal: Journal) -> None:
     """Stop the heartbeats of `journal`, as a frozen machine does."""
-    journal._maintenance.due_in = lambda: None  # type: ignore[method-assign]
+    journal._database.maintain = lambda: None  # type: ignore[method-assign]
 
 
 PRELUDE = """

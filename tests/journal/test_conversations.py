@@ -22,7 +22,7 @@ def add_turn(journal: Journal, prompt: str, *turns: Turn, thread: str = "main") 
 
     async def keep() -> None:
         await journal.insert(request)
-        await journal.finish(request.id, Reply(id=request.id, text="yes"))
+        await journal.finish(Reply(id=request.id, text="yes"))
 
     asyncio.run(keep())
     return journal.conversations.find_conversation("n", thread).candidates[-1].entry

@@ -44,7 +44,7 @@ def test_inserted_request_is_pending_and_unchanged(journal: Journal) -> None:
     entry = journal.find_entry(asked.id)
     assert entry.request == asked
     assert (entry.status, entry.abandoned) == ("pending", False)
-    assert (entry.notebook, entry.cell, entry.variable) == ("a.ipynb", "c1", "answer")
+    assert (entry.notebook, entry.variable) == ("a.ipynb", "answer")
 
 
 def test_request_inserted_with_an_attempt_is_running(journal: Journal) -> None:
@@ -56,14 +56,14 @@ def test_request_inserted_with_an_attempt_is_running(journal: Journal) -> None:
 def test_request_that_was_never_sent_is_not_counted(journal: Journal) -> None:
     """Its waits are not counted either."""
     asked = added(journal)
-    run(journal.finish(asked.id, Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
+    run(journal.finish(Reply(id=asked.id, status="cancelled", attempts=0, waited=9.0)))
     assert journal.read_totals() == UsageTotals(requests=1)
 
 
 def test_answer_is_read_by_the_next_journal(journal: Journal, open_journal: Open) -> None:
     """Another process reads the reply with every figure."""
     asked = added(journal)
-    run(journal.finish(asked.id, replace(FULL, id=asked.id)))
+    run(journal.finish(replace(FULL, id=asked.id)))
     journal.close()
     assert open_journal().find_entry(asked.id).reply == replace(FULL, id=asked.id)
 
@@ -73,24 +73,24 @@ def test_unsuccessful_endings_keep_text_figures_and_error(journal: Journal, stat
     """An ending without an answer keeps the text so far, its figures, and why it ended."""
     asked = added(journal)
     reply = replace(FULL, id=asked.id, status=status)
-    run(journal.finish(asked.id, reply, error="TPM is used up", resume_at=1.8e9))
+    run(journal.finish(reply, error="TPM is used up", resume_at=1.8e9))
     entry = journal.find_entry(asked.id)
     assert entry.reply == reply
     assert (entry.error, entry.resume_at) == ("TPM is used up", 1.8e9)
 
 
 def test_ending_without_text_leaves_the_stored_text(journal: Journal) -> None:
-    """Whoever resumes a request and is refused at once, takes no text from it."""
+    """A resumed request that is refused at once keeps the text of its earlier attempt."""
     asked = added(journal)
     run(journal.update_text(asked.id, "half an answer"))
-    run(journal.finish(asked.id, Reply(id=asked.id, status="parked")))
+    run(journal.finish(Reply(id=asked.id, status="parked")))
     assert journal.find_entry(asked.id).reply.text == "half an answer"
-    run(journal.claim(asked.id), journal.finish(asked.id, Reply(id=asked.id)))
+    run(journal.claim(asked.id), journal.finish(Reply(id=asked.id)))
     assert journal.find_entry(asked.id).reply.text == ""
 
 
 def test_attempts_and_waits_are_listed(journal: Journal) -> None:
-    """`wait` says until when and what for; the next attempt ends the wait."""
+    """`record_wait` says until when and for what; the next attempt ends the wait."""
     asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)
     run(journal.start_attempt(asked.id, 1), journal.record_wait(asked.id, 1.8e9, limit))
     waiting = journal.find_entry(asked.id)
@@ -110,7 +110,8 @@ def test_text_and_sequence_of_a_durable_answer_are_stored_together(journal: Jour
         journal.update_text(asked.id, "Because of"),
     )
     entry = journal.find_entry(asked.id)
-    assert (entry.reply.text, entry.response_id, entry.sequence) == ("Because of", "resp_1", 7)
+    assert entry.reply.text == "Because of"
+    assert entry.stream_position == StreamPosition("resp_1", 7)
 
 
 @pytest.mark.parametrize(("picks_up", "mark"), [(True, StreamPosition("resp_1", 7)), (False, None)])
@@ -135,7 +136,7 @@ def test_implausible_figures_are_bounded(journal: Journal) -> None:
         journal.set_response_id(asked.id, "\ud800"),
         journal.update_text(asked.id, "\ud800", sequence=10**40),
         journal.record_wait(asked.id, float("nan")),
-        journal.finish(asked.id, reply, error="\ud800", resume_at=float("inf")),
+        journal.finish(reply, error="\ud800", resume_at=float("inf")),
     )
     assert journal.find_entry(asked.id).status == "done"
     assert journal.read_totals().usage.input_tokens == 2**53
@@ -162,7 +163,7 @@ def test_writes_to_an_unknown_entry_do_not_raise(journal: Journal) -> None:
     assert run(journal.delete()) == 1
     run(
         journal.start_attempt(asked.id, 1),
-        journal.finish(asked.id, Reply(id=asked.id, text="late")),
+        journal.finish(Reply(id=asked.id, text="late")),
     )
     assert journal.recent_entries() == []
     assert journal.problem is None
@@ -234,7 +235,7 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
     key = equality_key(request(), base_url="https://a/v1")
     for text in ["old", "new"]:
         asked = added(journal, key=key)
-        run(journal.finish(asked.id, replace(FULL, id=asked.id, text=text)))
+        run(journal.finish(replace(FULL, id=asked.id, text=text)))
     reply = run(journal.find_answer(key))
     assert (reply.text, reply.id, bool(reply)) == ("new", asked.id, True)
     assert (reply.reused, reply.cost, reply.attempts, reply.usage.total_tokens) == (True, 0, 0, 0)
@@ -260,18 +261,18 @@ def test_stored_key_differs_between_journals(
     assert key not in content
 
 
-def test_totals_are_kept_per_session_and_for_all_time(journal: Journal, open_journal: Open) -> None:
-    """The totals of all time go on in the next process; simulated tokens are not counted."""
+def test_totals_of_all_time_continue_in_the_next_process(
+    journal: Journal, open_journal: Open
+) -> None:
+    """Simulated tokens are not counted."""
     asked = added(journal)
-    run(journal.finish(asked.id, replace(FULL, id=asked.id)))
+    run(journal.finish(replace(FULL, id=asked.id)))
     simulated = added(journal)
-    run(journal.finish(simulated.id, replace(FULL, id=simulated.id, simulated=True)))
+    run(journal.finish(replace(FULL, id=simulated.id, simulated=True)))
     later = open_journal()
     totals = later.read_totals()
     assert (totals.requests, totals.answers, totals.cost) == (2, 1, 0.0052)
     assert totals.usage == FULL.usage
-    assert later.session_totals == UsageTotals()
-    assert (journal.session_totals.requests, journal.session_totals.answers) == (2, 2)
 
 
 def test_totals_count_unknown_and_estimated_figures(journal: Journal, open_journal: Open) -> None:
@@ -281,7 +282,7 @@ def test_totals_count_unknown_and_estimated_figures(journal: Journal, open_journ
         replace(FULL, usage=Usage(input_tokens=0, output_tokens=0), cost=None),
     ]
     for reply in replies:
-        run(journal.finish((asked := added(journal)).id, replace(reply, id=asked.id)))
+        run(journal.finish(replace(reply, id=added(journal).id)))
     totals = open_journal().read_totals()
     assert (totals.unknown, totals.unpriced, totals.estimated) == (1, 1, 1)
 
@@ -323,7 +324,7 @@ def test_journal_without_folder_works_in_memory(open_journal: Open) -> None:
     journal = open_journal(None)
     asked = added(journal, status="parked", text="half")
     assert run(journal.claim(asked.id))
-    run(journal.finish(asked.id, Reply(id=asked.id, text="whole")))
+    run(journal.finish(Reply(id=asked.id, text="whole")))
     assert journal.find_entry(asked.id).reply.text == "whole"
     assert journal.problem is None
 

@@ -58,7 +58,7 @@ def ask(
     origin = Origin(notebook=notebook, position=place or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
-    run(journal.insert(request), journal.finish(request.id, reply))
+    run(journal.insert(request), journal.finish(reply))
     return request
 
 
@@ -184,7 +184,7 @@ def spend(journal: Journal, tokens: int) -> None:
     """Have a request answered that used so many."""
     asked = added(journal)
     usage = Usage(input_tokens=tokens, output_tokens=0)
-    run(journal.finish(asked.id, Reply(id=asked.id, text="yes", attempts=1, usage=usage)))
+    run(journal.finish(Reply(id=asked.id, text="yes", attempts=1, usage=usage)))
 
 
 def spending(journal: Journal, clock: ManualClock) -> Spending:
@@ -237,7 +237,7 @@ def test_reservations_follow_what_happened_during_an_outage(
     reserve(journal, ended.id, clock, tokens=20)
     reserve(journal, "goes on", clock, tokens=300)
     with locked():
-        run(journal.finish(ended.id, Reply(id=ended.id, status="cancelled")))
+        run(journal.finish(Reply(id=ended.id, status="cancelled")))
         reserve(journal, "begun", clock, tokens=4000)
     assert spending(journal, clock).reserved == SpendAmount(tokens=4301)
 

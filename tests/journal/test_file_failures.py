@@ -17,8 +17,9 @@ import pytest
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate, wait_for_lock
+from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate
 from nbcodex.models import Origin, Reply
+from nbcodex.runtime.sqlite_files import wait_for_lock
 from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import ManualClock, added, request, run, stop_heartbeats
@@ -57,10 +58,10 @@ def run_requests(journal: Journal) -> list[str]:
         journal.start_attempt(first.id, 1),
         journal.update_text(first.id, "half"),
         journal.record_wait(first.id, 1.8e9),
-        journal.finish(first.id, Reply(id=first.id, text="whole")),
+        journal.finish(Reply(id=first.id, text="whole")),
         journal.find_answer(key),
         journal.insert(second),
-        journal.finish(second.id, Reply(id=second.id, status="parked")),
+        journal.finish(Reply(id=second.id, status="parked")),
         journal.claim(second.id),
     )
     journal.recent_entries()
@@ -102,7 +103,7 @@ def test_full_disk_stops_no_request_and_loses_no_entry(
     assert "is full" in journal.problem
     assert CONSEQUENCE in journal.problem
     assert journal.find_entry(before.id).reply.text == "half"
-    run(journal.finish(before.id, Reply(id=before.id, text="whole")))
+    run(journal.finish(Reply(id=before.id, text="whole")))
     assert works(journal)
     with pytest.raises(EntryError, match="is full"):
         run(journal.delete())
@@ -341,7 +342,7 @@ def test_writes_after_a_deletion_go_to_a_new_file(
     else:
         (folder / JOURNAL_FILENAME).unlink()
     assert works(journal)
-    run(journal.finish(asked.id, Reply(id=asked.id, text="kept")))
+    run(journal.finish(Reply(id=asked.id, text="kept")))
     assert journal.problem is None
     assert open_journal().find_entry(asked.id).reply.text == "kept"
 

@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.schema import UnusableFileError, prepare
-from nbcodex.runtime.paths import on_network
+from nbcodex.runtime.sqlite_files import UnsafePathError, on_network, prepare
 from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 from .conftest import added
@@ -63,7 +62,7 @@ def test_readable_folder_and_file_become_private(folder: Path) -> None:
     """A folder and a file of the user's own that others could read are closed to them."""
     folder.mkdir(mode=0o755)
     (folder / JOURNAL_FILENAME).touch(mode=0o644)
-    prepare(folder)
+    prepare(folder, JOURNAL_FILENAME)
     assert (mode(folder), mode(folder / JOURNAL_FILENAME)) == (0o700, 0o600)
 
 
@@ -110,8 +109,8 @@ def test_journal_must_be_a_plain_file(folder: Path, tmp_path: Path, what: str) -
             (folder / JOURNAL_FILENAME).mkdir()
         case _:
             os.mkfifo(folder / JOURNAL_FILENAME)
-    with pytest.raises(UnusableFileError, match="not a plain file"):
-        prepare(folder)
+    with pytest.raises(UnsafePathError, match="not a plain file"):
+        prepare(folder, JOURNAL_FILENAME)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -176,7 +175,7 @@ def test_network_folder_gets_a_rollback_journal(
     open_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, network: bool, mode_: str
 ) -> None:
     """A write-ahead log would lose data there."""
-    monkeypatch.setattr("nbcodex.journal.schema.paths.on_network", lambda _: network)
+    monkeypatch.setattr("nbcodex.journal.schema.sqlite_files.on_network", lambda _: network)
     journal = open_journal()
     asked = added(journal, status="done", text="kept")
     found = journal._worker.call(

@@ -30,7 +30,7 @@ def key(request: Request) -> bytes:
 def add(journal: Journal, request: Request, status: str | None = None) -> None:
     run(journal.insert(request, key=key(request)))
     if status:
-        run(journal.finish(request.id, Reply(id=request.id, status=status)))  # type: ignore[arg-type]
+        run(journal.finish(Reply(id=request.id, status=status)))  # type: ignore[arg-type]
 
 
 def test_list_shows_a_map_as_one_entry(journal: Journal) -> None:

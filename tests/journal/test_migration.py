@@ -75,7 +75,7 @@ def test_what_was_parked_or_abandoned_is_resumed(journal: Journal) -> None:
     assert abandoned.stream_position == StreamPosition("resp_1", 7)
     for entry in (parked, abandoned):
         assert run(journal.claim(entry.id))
-        run(journal.finish(entry.id, Reply(id=entry.id, text="whole", attempts=2)))
+        run(journal.finish(Reply(id=entry.id, text="whole", attempts=2)))
         assert journal.find_entry(entry.id).status == "done"
 
 

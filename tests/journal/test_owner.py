@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.owner import Heartbeat, Owner, is_provably_dead, is_silent, read_process
+from nbcodex.journal.owner import Owner, is_provably_dead, is_silent, read_process
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 
 from .conftest import ManualClock, added, output, request, run, stop_heartbeats
@@ -72,22 +72,22 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
     clock: ManualClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    last = Heartbeat(at=clock.wall(), boot_time=clock.now())
+    wall, now = clock.wall(), clock.now()
     clock.epoch += jump
-    assert not is_silent(OTHER, last, here=HERE, clock=clock)
+    assert not is_silent(OTHER, wall=wall, now=now, here=HERE, clock=clock)
     clock.boot += 61
-    assert is_silent(OTHER, last, here=HERE, clock=clock)
+    assert is_silent(OTHER, wall=wall, now=now, here=HERE, clock=clock)
 
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
-    far, last = replace(OTHER, host="g", boot="c"), Heartbeat(at=clock.wall(), boot_time=99.0)
+    far, wall = replace(OTHER, host="g", boot="c"), clock.wall()
     clock.epoch += 60
-    assert not is_silent(far, last, here=HERE, clock=clock)
+    assert not is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
     clock.epoch += 1
-    assert is_silent(far, last, here=HERE, clock=clock)
+    assert is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
     clock.epoch -= 3600
-    assert not is_silent(far, last, here=HERE, clock=clock)
+    assert not is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
 
 
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])
@@ -125,9 +125,9 @@ def test_heartbeats_continue_while_an_entry_is_active(
 def test_no_heartbeat_is_scheduled_without_active_entries(journal: Journal) -> None:
     """The thread then sleeps without an end, and does not touch the disk."""
     asked = added(journal)
-    assert journal._maintenance.due_in() is not None
-    run(journal.finish(asked.id, Reply(id=asked.id)))
-    assert journal._maintenance.due_in() is None
+    assert journal._database.due_in() is not None
+    run(journal.finish(Reply(id=asked.id)))
+    assert journal._database.due_in() is None
 
 
 def test_own_entries_are_not_abandoned_after_sleep(journal: Journal, clock: ManualClock) -> None:
@@ -200,7 +200,7 @@ def test_possibly_paid_note_survives_later_attempts(
         run(journal.start_attempt(asked.id, 2), journal.set_response_id(asked.id, "resp"))
     if then == "parked":
         notes = (NOTE_POSSIBLY_PAID,)
-        run(journal.finish(asked.id, Reply(id=asked.id, status="parked", notes=notes)))
+        run(journal.finish(Reply(id=asked.id, status="parked", notes=notes)))
     journal.close()
     assert open_journal().find_entry(asked.id).possibly_paid
 
@@ -242,11 +242,11 @@ def test_former_owner_can_write_only_an_answer(
     run(
         journal.start_attempt(asked.id, 9),
         journal.update_text(asked.id, "stale"),
-        journal.finish(asked.id, Reply(id=asked.id, status="parked")),
+        journal.finish(Reply(id=asked.id, status="parked")),
     )
     entry = other.find_entry(asked.id)
     assert (entry.status, entry.reply.text, entry.reply.attempts) == ("running", "", 0)
-    run(journal.finish(asked.id, Reply(id=asked.id, text="paid for")))
+    run(journal.finish(Reply(id=asked.id, text="paid for")))
     assert other.find_entry(asked.id).reply.text == "paid for"
 
 
@@ -258,8 +258,8 @@ def test_late_answer_does_not_replace_an_answer(
     stop_heartbeats(journal)
     clock.advance(61)
     assert run(other.claim(asked.id))
-    run(other.finish(asked.id, Reply(id=asked.id, text="first")))
-    run(journal.finish(asked.id, Reply(id=asked.id, text="late")))
+    run(other.finish(Reply(id=asked.id, text="first")))
+    run(journal.finish(Reply(id=asked.id, text="late")))
     assert other.find_entry(asked.id).reply.text == "first"
 
 

@@ -35,7 +35,7 @@ WRITES_UNTIL_KILLED = """
             await journal.update_text(asked.id, f"half {n}")
             await journal.set_response_id(asked.id, "resp")
             report("kept", asked.id, n)
-            await journal.finish(asked.id, Reply(id=asked.id, text=f"whole {n}"))
+            await journal.finish(Reply(id=asked.id, text=f"whole {n}"))
             report("done", asked.id, n)
     asyncio.run(main())
 """
@@ -48,7 +48,7 @@ WRITES_FOR_A_WHILE = """
         await journal.start_attempt(asked.id, 1)
         for part in range(1, 4):
             await journal.update_text(asked.id, "half " * 50 * part)
-        await journal.finish(asked.id, Reply(id=asked.id, text=str(n)))
+        await journal.finish(Reply(id=asked.id, text=str(n)))
     async def main():
         n = 0
         while time.monotonic() < until:
@@ -164,7 +164,7 @@ def test_child_forked_during_writes_leaves_locks_and_log_alone(
             while not stop.is_set():
                 asked = Request(prompt=str(n))
                 await journal.insert(asked)
-                await journal.finish(asked.id, Reply(id=asked.id))
+                await journal.finish(Reply(id=asked.id))
                 n += 1
         thread = threading.Thread(target=lambda: asyncio.run(write()))
         thread.start()

@@ -197,7 +197,7 @@ def test_shared_cap_applies_in_every_kernel() -> None:
             await Budget(BootClock()).set_shared_cap(journal, parse_cap("1k/day"))
             await journal.insert(Request(prompt="x", id="other"))
             await journal.finish(
-                "other", replace(USED, id="other", usage=Usage(input_tokens=900, output_tokens=80))
+                replace(USED, id="other", usage=Usage(input_tokens=900, output_tokens=80))
             )
             mine = Budget(BootClock())
             with pytest.raises(BudgetError, match=r"1,000 tokens for today: 980 .*resets in"):
@@ -237,7 +237,7 @@ def test_reservations_of_other_kernels_count(tmp_path: Path) -> None:
                 journal, budget = journals[number % 2], budgets[number % 2]
                 reply = replace(done, id=f"{number}")
                 budget.commit(reply.id, reply)
-                await journal.finish(reply.id, reply)
+                await journal.finish(reply)
             # 36 tokens are used by now, and nothing is set aside.
             assert (
                 sum([await admitted(budgets[n % 2], journals[n % 2], f"x{n}") for n in range(12)])
@@ -277,7 +277,7 @@ def test_day_and_session_count_the_same() -> None:
             await journal.insert(request)
             aside = own.reserved_for("a")
             own.commit("a", reply)
-            await journal.finish("a", reply, assumed=aside)
+            await journal.finish(reply, assumed=aside)
             seen = await journal.read_spending(date.today().isoformat())
             assert seen.day == aside == SpendAmount(tokens=50)
             assert own.cap_usages(["9k"])[0].used == 50

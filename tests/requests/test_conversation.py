@@ -56,7 +56,7 @@ class Notebook:
 
     async def _kept(self, request: Request, reply: Reply) -> None:
         await self.journal.insert(request)
-        await self.journal.finish(request.id, reply)
+        await self.journal.finish(reply)
 
     def new(self, thread: str = "main") -> None:
         """Run ``%codex new``."""
@@ -120,7 +120,7 @@ def test_resumed_answer_joins_at_its_cells_position(book: Notebook, journal: Jou
 
     async def resume() -> None:
         await journal.claim(entry.id)
-        await journal.finish(entry.id, Reply(id=entry.id, text="A"))
+        await journal.finish(Reply(id=entry.id, text="A"))
 
     asyncio.run(resume())
     assert book.seen("c", "3") == "a b"

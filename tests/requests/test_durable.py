@@ -68,8 +68,8 @@ class Row(InstantJournal):
         self.text = text
         self.sequence = self.sequence if sequence is None else sequence
 
-    async def finish(self, id_: str, reply: Reply, **why: Any) -> None:
-        await super().finish(id_, reply)
+    async def finish(self, reply: Reply, **why: Any) -> None:
+        await super().finish(reply)
         self.text = reply.text
 
     @property

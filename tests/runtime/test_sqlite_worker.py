@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from nbcodex.runtime.sqlite_worker import (
 )
 
 
-def job(level: Level) -> Job:
+def job(level: Level) -> Job[Any]:
     return Job(lambda _: None, level, None, lambda *_: None)
 
 

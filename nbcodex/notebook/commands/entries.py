@@ -10,7 +10,7 @@ from IPython.display import display
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
-from nbcodex.journal.entry import not_resumable
+from nbcodex.journal.entry_writer import not_resumable
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import match_prefix
@@ -27,7 +27,7 @@ from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.events import EndAction
-    from nbcodex.journal.codec import Entry
+    from nbcodex.journal.reads import Entry
     from nbcodex.models import Request
 
 LISTED_ENTRIES = 20

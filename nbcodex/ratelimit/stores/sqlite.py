@@ -6,26 +6,28 @@ Blocks, so it is used off the event loop. Owns what happens to the file in a for
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import random
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbcodex.ratelimit.sharing import SharedModel, model_after_reboot
 from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, pack, unpack
-from nbcodex.runtime import fork_safety
 from nbcodex.runtime.clock import boot_id
-from nbcodex.runtime.paths import UnsafePathError, on_network, prepare
+from nbcodex.runtime.sqlite_files import (
+    UnsafePathError,
+    leak_connection,
+    on_network,
+    prepare,
+    register_for_forks,
+    wait_for_lock,
+)
 from nbcodex.settings import LIMITER_FILENAME
 
-# How long another process's transaction is waited for; and, before a fork, one of this process.
-BUSY_TIMEOUT_S = 2.0
-FORK_WAIT_S = 2.0
+BUSY_TIMEOUT_S = 2.0  # how long another process's transaction is waited for
 
 # The table is named after the stored form. A version with another form must use another table, so
 # that both can run side by side. Release 0.1 stored two more values at the end of each state.
@@ -42,7 +44,6 @@ _SELECT = (
 )
 _WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
-_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
 
 def open_in(folder: Path) -> SqliteStore:
@@ -68,7 +69,7 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path, *, boot: str) -> None:
         self._path, self._boot = path, boot
-        self._lock = threading.RLock()
+        self.fork_lock = threading.RLock()
         self._in_batch = False
         self._models: dict[str, SharedModel] = {}  # valid until another process writes
         self._changed: dict[str, Any] = {}  # packed models of this batch
@@ -80,26 +81,12 @@ class SqliteStore(Store):
             # With synchronous=OFF a power cut loses the last transactions, whose instants mean
             # nothing after the reboot anyway.
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
-                self._execute_with_retries(statement)
+                wait_for_lock(partial(self._connection.execute, statement), patience=BUSY_TIMEOUT_S)
             (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
             self.salt = bytes(salt)
         except sqlite3.Error as error:
             raise self._unusable(error) from None
-        fork_safety.register(self)
-
-    def _execute_with_retries(self, statement: str) -> None:
-        # SQLite does not call its busy handler while the journal mode of a new file changes.
-        give_up_at = time.monotonic() + BUSY_TIMEOUT_S
-        while True:
-            try:
-                self._connection.execute(statement).fetchall()
-            except sqlite3.OperationalError as error:
-                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-                if code not in _BUSY_CODES or time.monotonic() >= give_up_at:
-                    raise
-            else:
-                return
-            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads processes
+        register_for_forks(self)
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result."""
@@ -121,7 +108,7 @@ class SqliteStore(Store):
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
         """Commit the transactions within at once; one that fails is undone alone."""
-        with self._lock:
+        with self.fork_lock:
             if self._in_batch:
                 yield
                 return
@@ -168,21 +155,9 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self.fork_lock:
             self._connection.close()
 
-    # For `fork_safety`.
-
-    def before_fork(self) -> bool:
-        """Wait for the running transaction and let none begin; return whether that succeeded."""
-        return self._lock.acquire(timeout=FORK_WAIT_S)
-
-    def after_fork_in_parent(self) -> None:
-        """Let transactions begin again."""
-        self._lock.release()
-
     def after_fork_in_child(self) -> None:
-        """Leak the connection, as closing it would break the parent's."""
-        # POSIX locks of a process go with any descriptor that is closed: "How To Corrupt An SQLite
-        # Database File", section 2.6 (https://www.sqlite.org/howtocorrupt.html).
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+        """Leave the connection to the parent: this store is not used in the child."""
+        leak_connection(self._connection)

@@ -1,6 +1,6 @@
 """One request's writes to the journal: when they happen, and which of them others wait for.
 
-Knows nothing of attempts, limits or retries; the runner calls it as the request proceeds.
+Must not know limits or retries; the runner calls it as the request proceeds.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class AnswerState(Protocol):
         """Notes for the reader of the answer."""
 
 
-class JournalEntry:
+class EntryWriter:
     """The entry of one request, as the runner of that request writes it.
 
-    `answer` is read whenever the entry is written; `clock` is that of the instants in `wait`.
+    `answer` is read whenever the entry is written; `clock` is that of the instants in
+    `record_wait`.
     """
 
     def __init__(
@@ -89,6 +90,10 @@ class JournalEntry:
             return None
         return await self._find_answer(equality_key(self._request, base_url=base_url))
 
+    async def _find_answer(self, key: bytes) -> Reply | None:
+        found = await self._journal.find_answer(key)
+        return found and replace(found, id=self._request.id)
+
     def on_inserted(self, callback: Callable[[], object]) -> None:
         """Call `callback` on the event loop once the request is committed."""
         self._on_inserted.append(callback)
@@ -103,6 +108,23 @@ class JournalEntry:
             # the ending waits for it again.
             await asyncio.shield(self._inserting)
             self._inserting = None
+
+    def _insert_now(self) -> None:
+        if insert := self._take_insert():
+            self._inserting = asyncio.ensure_future(insert())
+            self._inserting.add_done_callback(self._call_inserted)
+
+    def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
+        """Return the insertion if it is still to be done; the caller does it."""
+        insert, self._insert = self._insert, None
+        if self._insert_timer is not None:
+            self._insert_timer.cancel()
+        return insert
+
+    def _call_inserted(self, _: object = None) -> None:
+        callbacks, self._on_inserted = self._on_inserted, []
+        for callback in callbacks:
+            callback()
 
     async def start_attempt(self, attempt: int) -> None:
         """Commit that an attempt is about to be sent; with a position, it continues an answer."""
@@ -125,14 +147,31 @@ class JournalEntry:
     async def record_wait(self, until: float, limit: Limit | None) -> None:
         """Record that the request waits until `until`, an instant of the clock."""
         await self.wait_inserted()
-        await self._update_with_position()
+        await self._update_if_durable()
         wall = self._clock.wall() + until - self._clock.now()
         await self._journal.record_wait(self._request.id, wall, limit, notes=self._answer.notes)
 
     def update_soon(self) -> None:
         """Schedule a write of the text so far; at most one is scheduled at a time."""
+
+        async def update() -> None:
+            await asyncio.sleep(UPDATE_INTERVAL_S)
+            self._update_task = None
+            await self._update()
+
         if self._update_task is None:
-            self._update_task = asyncio.get_running_loop().create_task(self._update_later())
+            self._update_task = asyncio.get_running_loop().create_task(update())
+
+    async def _update(self) -> None:
+        position = self._answer.position
+        sequence = position.sequence if position else None
+        await self._journal.update_text(self._request.id, self._answer.text, sequence=sequence)
+
+    async def _update_if_durable(self) -> None:
+        # A durable answer continues behind its position: text and position have to be in one
+        # commit, or words would be lost or doubled.
+        if self._answer.position is not None:
+            await self._update()
 
     async def finish(self, ending: Ending, *, assumed: SpendAmount) -> None:
         """Commit the ending; nothing of it may be shown before this returns.
@@ -145,51 +184,13 @@ class JournalEntry:
         if isinstance(error, EntryError):
             return  # another kernel owns the entry: it writes the ending
         await self.wait_inserted()
-        await self._update_with_position()
+        await self._update_if_durable()
         await self._journal.finish(
-            self._request.id,
             ending.reply,
             error=str(error) if error else None,
             resume_at=getattr(error, "resume_at", None),
             assumed=assumed,
         )
-
-    def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
-        """Return the pending insertion, once."""
-        insert, self._insert = self._insert, None
-        if self._insert_timer is not None:
-            self._insert_timer.cancel()
-        return insert
-
-    def _insert_now(self) -> None:
-        if insert := self._take_insert():
-            self._inserting = asyncio.ensure_future(insert())
-            self._inserting.add_done_callback(self._call_inserted)
-
-    def _call_inserted(self, _: object = None) -> None:
-        callbacks, self._on_inserted = self._on_inserted, []
-        for callback in callbacks:
-            callback()
-
-    async def _find_answer(self, key: bytes) -> Reply | None:
-        found = await self._journal.find_answer(key)
-        return found and replace(found, id=self._request.id)
-
-    async def _update_later(self) -> None:
-        await asyncio.sleep(UPDATE_INTERVAL_S)
-        self._update_task = None
-        await self._update()
-
-    async def _update(self) -> None:
-        position = self._answer.position
-        sequence = position.sequence if position else None
-        await self._journal.update_text(self._request.id, self._answer.text, sequence=sequence)
-
-    async def _update_with_position(self) -> None:
-        # A durable answer continues behind its position: text and position have to be in one
-        # commit, or words would be lost or doubled.
-        if self._answer.position is not None:
-            await self._update()
 
 
 def not_resumable(id_: str) -> EntryError:
