@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 
-from nbcodex.simulator.faults import Dropped
-from nbcodex.simulator.http_responses import HttpResponse
-from nbcodex.simulator.routes import HttpRequest
+from nbcodex.simulator.http_messages import HttpRequest, HttpResponse
+from nbcodex.simulator.knobs import Dropped
 from nbcodex.simulator.service import Simulator
 
 CLOSED_BEFORE_RESPONSE = "Server disconnected without sending a response."

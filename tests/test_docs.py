@@ -275,7 +275,7 @@ def test_help_shows_pages() -> None:
 def model() -> Iterator[Simulated]:
     """Start a simulator that answers as the pages say, and otherwise as usual."""
     stated = _simulated_answers()
-    usual = generated_answers._answer_tokens
+    usual = generated_answers.answer_tokens
 
     def answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
         text = stated.get(request.prompt)
@@ -287,7 +287,7 @@ def model() -> Iterator[Simulated]:
             tpm=10_000_000, rpm=100_000, latency=0.01, speed=5_000.0, models=(), batch_seconds=0.1
         ) as running,
     ):
-        patch.setattr(generated_answers, "_answer_tokens", answer_tokens)
+        patch.setattr(generated_answers, "answer_tokens", answer_tokens)
         yield running
 
 

@@ -4,15 +4,14 @@ The core (`Simulator`) has no sockets and reads time only from its clock; an HTT
 (`nbcodex.simulator.server`, ``python -m nbcodex.simulator``) gives access to it. `Knobs` are its
 settings, `Fault` the failures it can produce. A prompt can contain directives (``[[tokens=800]]``,
 ``[[echo: text]]``, ``[[fault=stalled]]``, see `generated_answers`), and ``/_simulator/script``,
-``/log`` and ``/knobs`` control a server over HTTP (see `service.handle_control`).
+``/log`` and ``/knobs`` control a server over HTTP.
 """
 
 from __future__ import annotations
 
-from nbcodex.simulator.faults import Dropped, Fault
-from nbcodex.simulator.http_responses import HttpResponse
-from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.routes import HttpRequest, RequestRecord
+from nbcodex.simulator.admission import RequestRecord
+from nbcodex.simulator.http_messages import HttpRequest, HttpResponse
+from nbcodex.simulator.knobs import Dropped, Fault, Knobs
 from nbcodex.simulator.service import Simulator
 
 __all__ = ["Dropped", "Fault", "HttpRequest", "HttpResponse", "Knobs", "RequestRecord", "Simulator"]

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -18,7 +18,8 @@ from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.server import serve
 from nbcodex.simulator.service import Simulator
 
-_READERS: dict[str, Callable[[str], Any]] = {
+# How an option is read, by the type of its field.
+_PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
     "bool": lambda text: {"on": True, "off": False}[text],
@@ -27,32 +28,24 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+async def main() -> None:
     """Serve until interrupted."""
-    options = vars(_parser().parse_args(arguments))
-    host, port = options.pop("host"), options.pop("port")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(Knobs(**options), host, port))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nbcodex.simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     defaults: dict[str, Any] = asdict(Knobs())
     for field in fields(Knobs):
-        reader = _READERS.get(str(field.type), str)
-        name = field.name.replace("_", "-")
-        parser.add_argument(f"--{name}", type=reader, default=defaults[field.name])
-    return parser
-
-
-async def _serve(knobs: Knobs, host: str, port: int) -> None:
-    async with serve(Simulator(knobs), host, port) as url:
+        name = f"--{field.name.replace('_', '-')}"
+        parse = _PARSERS.get(str(field.type), str)
+        parser.add_argument(name, type=parse, default=defaults[field.name])
+    options = vars(parser.parse_args())
+    host, port = options.pop("host"), options.pop("port")
+    async with serve(Simulator(Knobs(**options)), host, port) as url:
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

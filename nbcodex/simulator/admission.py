@@ -1,159 +1,283 @@
-"""Decides whether a request is admitted: model, context window, scripted faults and limits.
+"""Decides whether a request is admitted, and words each refusal as OpenAI and Azure do.
 
-Does not know how an answer is generated.
+The texts are those of public threads. Does not know how an answer is generated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from nbcodex.simulator.buckets import Account, Charge, admission_charge
-from nbcodex.simulator.error_responses import (
-    SERVER_ERROR,
-    UNVERIFIED,
-    ErrorResponse,
-    Style,
-    limit_response,
-    limit_text,
-    refusal_figures,
-    scripted_response,
-)
-from nbcodex.simulator.faults import Dropped, Fault
+from nbcodex.models import DAY, MINUTE, Limit, Resource
+from nbcodex.simulator.buckets import Account, Charge, Refusal, admission_charge
 from nbcodex.simulator.generated_answers import AnswerPlan
-from nbcodex.simulator.knobs import Knobs
+from nbcodex.simulator.http_messages import ErrorResponse, go_duration, retry_headers
+from nbcodex.simulator.knobs import Dropped, Fault, Knobs, RetryAfter
 from nbcodex.simulator.parsed_request import ParsedRequest
-from nbcodex.simulator.routes import RequestRecord
+
+LIMITS_PAGE = "Visit https://platform.openai.com/account/rate-limits to learn more."
+SERVER_ERROR = "The server had an error while processing your request. Sorry about that!"
+QUOTA = (
+    "You exceeded your current quota, please check your plan and billing details. For more "
+    "information on this error, read the docs: "
+    "https://platform.openai.com/docs/guides/error-codes/api-errors."
+)
+OVERLOADED = "Our servers are currently overloaded. Please try again later."
+UNVERIFIED = (
+    "Your organization must be verified to stream this model. Please go to: "
+    "https://platform.openai.com/settings/organization/general and click on Verify Organization. "
+    "If you just verified, it can take up to 15 minutes for access to propagate."
+)
+NO_DEPLOYMENT = (
+    "The API deployment for this resource does not exist. If you created the deployment within the "
+    "last 5 minutes, please wait a moment and try again."
+)
+GATEWAY_PAGE = (
+    "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>"
+    "\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+)
 
 
 @dataclass(slots=True, kw_only=True)
-class Candidate:
-    """A parsed request that is about to be admitted."""
+class RequestRecord:
+    """The log entry of one request."""
 
-    # request, plan: the request, and the answer that it would get.
+    number: int  # counted from 1
+    at: float  # clock time of its arrival
+    method: str
+    path: str
+    host: str  # the Host header
+    key: str = ""  # a name for its key (``key-1`` is the first key seen); never the key itself
+    api: str = ""
+    model: str = ""
+    prompt: str = ""  # the last user message
+    stream: bool = False
+    background: bool = False
+    body: Mapping[str, Any] = field(default_factory=dict)  # the JSON body
+    status: int = 0  # HTTP status; 0 if the connection ended without a response
+    fault: str = ""  # kind of the fault applied
+    response_id: str = ""  # the id of the answer
+    input_tokens: int = 0  # as counted by the server
+    output_tokens: int = 0
+    charged: int = 0  # tokens charged to the limit, less those returned
+    finished: bool = False  # whether the whole answer was generated
+
+
+@dataclass(slots=True, kw_only=True)
+class PlannedRequest:
+    """A parsed request with the answer that it gets if it is admitted."""
+
     request: ParsedRequest
     plan: AnswerPlan
     fault: Fault | None  # the fault to apply
     account: Account  # the account whose limits apply
     record: RequestRecord  # its entry in the log
-    # at, wall: time of arrival on the clock, and in seconds since the epoch.
-    at: float
-    wall: float
-
-    def refusal_style(self, knobs: Knobs) -> Style:
-        """Return the style of a refusal of this request."""
-        return style_of(self.request, knobs, self.wall)
+    at: float  # clock time of its arrival
+    wall: float  # time of day at its arrival, in seconds since the epoch
 
 
-def style_of(request: ParsedRequest, knobs: Knobs, wall: float) -> Style:
-    """Return the style of a refusal of `request`."""
-    return Style(
-        model=request.model,
-        organization=knobs.organization,
-        azure=request.azure,
-        retry_after=knobs.retry_after,
-        wall=wall,
-    )
-
-
-def admit_request(candidate: Candidate, knobs: Knobs) -> Charge:
+def admit_request(planned: PlannedRequest, knobs: Knobs) -> Charge:
     """Charge the request and return the charge.
 
-    Raises
-    ------
-    ErrorResponse
-        If it is refused; a refusal counts towards the request limit.
-    Dropped
-        If the connection is to be closed instead.
+    Raises `ErrorResponse` if it is refused, and `Dropped` if the connection is to be closed
+    instead. A refusal counts towards the request limit.
     """
-    charge = admission_charge(candidate.plan.input_tokens, candidate.plan.max_output, knobs)
+    charge = admission_charge(planned.plan.input_tokens, planned.plan.max_output, knobs)
     try:
-        if candidate.fault is not None:
+        if planned.fault is not None:
             raise_scripted_failure(
-                candidate.fault, candidate.refusal_style(knobs), knobs, cost=charge.tokens
+                planned.fault, planned.request, knobs, wall=planned.wall, cost=charge.tokens
             )
-        _check_length(candidate, knobs)
+        _check_length(planned, knobs)
     except (ErrorResponse, Dropped):
-        candidate.account.count(candidate.at)
+        planned.account.count(planned.at)
         raise
-    refusal = candidate.account.charge_or_refuse(charge.tokens, candidate.at)
+    refusal = planned.account.charge_or_refuse(charge.tokens, planned.at)
     if refusal is not None:
-        raise limit_response(refusal, candidate.refusal_style(knobs))
-    candidate.record.charged = charge.tokens
+        raise _limit_response(refusal, planned.request, knobs, planned.wall)
+    planned.record.charged = charge.tokens
     return charge
 
 
-def check_model(request: ParsedRequest, knobs: Knobs) -> None:
-    """Check that the model exists.
-
-    Raises
-    ------
-    ErrorResponse
-        404 if it does not exist.
-    """
-    if not knobs.models or request.model in knobs.models:
-        return
-    if request.azure:
-        message = (
-            "The API deployment for this resource does not exist. If you created the deployment "
-            "within the last 5 minutes, please wait a moment and try again."
-        )
-        raise ErrorResponse(404, message, type=None, code="DeploymentNotFound")
-    message = f"The model `{request.model}` does not exist or you do not have access to it."
-    raise ErrorResponse(404, message, code="model_not_found", param="model")
-
-
-def check_stream(request: ParsedRequest, knobs: Knobs) -> None:
-    """Check that the organization may stream the answer.
-
-    Raises
-    ------
-    ErrorResponse
-        400 with OpenAI's text for unverified organizations.
-    """
+def check_access(request: ParsedRequest, knobs: Knobs) -> None:
+    """Raise a 404 if the model does not exist, a 400 if the organization may not stream."""
+    if knobs.models and request.model not in knobs.models:
+        if request.azure:
+            raise ErrorResponse(404, NO_DEPLOYMENT, type=None, code="DeploymentNotFound")
+        message = f"The model `{request.model}` does not exist or you do not have access to it."
+        raise ErrorResponse(404, message, code="model_not_found", param="model")
     if request.stream and not knobs.allow_streaming:
         raise ErrorResponse(400, UNVERIFIED, code="unsupported_value", param="stream")
 
 
-def stream_error_text(candidate: Candidate, knobs: Knobs, cost: int) -> str:
-    """Return the message of an error event in mid-stream: a limit is reached."""
-    if candidate.fault is None:
-        return SERVER_ERROR
-    fault = replace(candidate.fault, kind="tokens_per_minute")
-    return limit_text(refusal_figures(fault, knobs, cost), candidate.refusal_style(knobs))
-
-
-def raise_scripted_failure(fault: Fault, style: Style, knobs: Knobs, *, cost: int) -> None:
-    """Raise the failure that `fault` prescribes for a request of `cost` tokens, if any.
-
-    Raises
-    ------
-    ErrorResponse
-        The HTTP error that the fault prescribes.
-    Dropped
-        If the connection is to be closed instead.
-    """
-    if fault.kind == "refused":
-        raise Dropped
-    failure = scripted_response(fault, style, knobs, cost)
-    if failure is not None:
-        raise failure
-
-
-def _check_length(candidate: Candidate, knobs: Knobs) -> None:
-    request, size = candidate.request, candidate.plan.input_tokens
-    if size + (request.max_output or 0) <= knobs.context:
+def _check_length(planned: PlannedRequest, knobs: Knobs) -> None:
+    input_tokens, max_output = planned.plan.input_tokens, planned.request.max_output or 0
+    if input_tokens + max_output <= knobs.context:
         return
-    code = "context_length_exceeded"
-    if request.api == "responses":
+    if planned.request.api == "responses":
+        param = "input"
         message = (
             "Your input exceeds the context window of this model. Please adjust your input and try "
             "again."
         )
-        raise ErrorResponse(400, message, code=code, param="input")
-    message = (
-        f"This model's maximum context length is {knobs.context} tokens. However, you requested "
-        f"{size + (request.max_output or 0)} tokens ({size} in the messages, "
-        f"{request.max_output or 0} in the completion). Please reduce the length of the messages "
-        "or completion."
+    else:
+        param = "messages"
+        message = (
+            f"This model's maximum context length is {knobs.context} tokens. However, you "
+            f"requested {input_tokens + max_output} tokens ({input_tokens} in the messages, "
+            f"{max_output} in the completion). Please reduce the length of the messages or "
+            "completion."
+        )
+    raise ErrorResponse(400, message, code="context_length_exceeded", param=param)
+
+
+def limit_headers(planned: PlannedRequest, knobs: Knobs) -> dict[str, str]:
+    """Return the headers with the account's limits at the arrival of the request."""
+    headers: dict[str, str] = {}
+    account, now = planned.account, planned.at
+    for name, buckets in (("requests", account.requests), ("tokens", account.tokens)):
+        bucket = buckets.get(MINUTE) or buckets.get(DAY)
+        if bucket is not None and knobs.headers:
+            # The sum of refills may miss a whole number by a rounding error.
+            remaining = max(0, math.floor(bucket.level_at(now) + 1e-6))
+            headers[f"x-ratelimit-limit-{name}"] = str(int(bucket.limit))
+            headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
+            headers[f"x-ratelimit-reset-{name}"] = go_duration(bucket.full_in(now))
+    return headers
+
+
+# Resource and window of each scripted limit.
+_LIMITS: Mapping[str, tuple[Resource, float]] = {
+    "tokens_per_minute": ("tokens", MINUTE),
+    "requests_per_minute": ("requests", MINUTE),
+    "tokens_per_day": ("tokens", DAY),
+    "requests_per_day": ("requests", DAY),
+    "too_large": ("tokens", MINUTE),
+    "azure": ("tokens", MINUTE),
+}
+
+
+def raise_scripted_failure(
+    fault: Fault, request: ParsedRequest, knobs: Knobs, *, wall: float, cost: int
+) -> None:
+    """Raise the failure that `fault` prescribes for a request of `cost` tokens, if any.
+
+    Raises `ErrorResponse`, or `Dropped` if the connection is to be closed instead.
+    """
+    match fault.kind:
+        case "refused":
+            raise Dropped
+        case "http":
+            wait = fault.seconds
+            headers = retry_headers(wait, knobs.retry_after, wall) if wait else {}
+            failure = ErrorResponse(
+                fault.status, SERVER_ERROR, type="server_error", headers=headers
+            )
+        case "quota":
+            kind = "insufficient_quota"
+            failure = ErrorResponse(429, QUOTA, type=kind, code=kind)
+        case "overloaded":
+            kind, code = "service_unavailable_error", "server_is_overloaded"
+            failure = ErrorResponse(503, OVERLOADED, type=kind, code=code)
+        case "html_429":
+            page = GATEWAY_PAGE.format(title="429 Too Many Requests")
+            failure = ErrorResponse(429, "", html=page)
+        case "html_502":
+            failure = ErrorResponse(502, "", html=GATEWAY_PAGE.format(title="502 Bad Gateway"))
+        case "redirect":
+            failure = ErrorResponse(307, "", html=" ", headers={"location": fault.location})
+        case "azure":
+            failure = _azure_limit_response(fault.wait, "tokens", "seconds", wall)
+        case kind if kind in _LIMITS:
+            refusal = _scripted_refusal(fault, knobs, cost)
+            failure = _limit_response(refusal, request, knobs, wall)
+            if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
+                # In place of the bucket's own, so that they agree with the figures of the text.
+                left = max(0, refusal.limit - refusal.used)
+                full_in = (refusal.limit - left) / refusal.limit * MINUTE
+                failure.headers[f"x-ratelimit-remaining-{refusal.resource}"] = str(left)
+                failure.headers[f"x-ratelimit-reset-{refusal.resource}"] = go_duration(full_in)
+        case _:
+            return
+    overrides = {"code": fault.code, "type": fault.type, "message": fault.message}
+    failure.error |= {name: value for name, value in overrides.items() if value is not None}
+    failure.headers |= fault.headers
+    raise failure
+
+
+def stream_error_text(planned: PlannedRequest, knobs: Knobs, cost: int) -> str:
+    """Return the message of an error event in mid-stream: a limit is reached."""
+    if planned.fault is None:
+        return SERVER_ERROR
+    fault = replace(planned.fault, kind="tokens_per_minute")
+    return _limit_text(_scripted_refusal(fault, knobs, cost), planned.request, knobs)
+
+
+def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
+    """Return the figures of a limit that makes a request of `cost` tokens wait for `fault.wait`."""
+    resource, window = _LIMITS[fault.kind]
+    if resource == "tokens":
+        per_minute, per_day, requested = knobs.tpm or 30_000, knobs.tpd, cost
+    else:
+        per_minute, per_day, requested = knobs.rpm or 500, knobs.rpd, 1
+    limit = per_minute if window == MINUTE else per_day or per_minute * 100
+    wait: float | None = fault.wait
+    if fault.kind == "too_large":
+        requested, wait = max(cost, limit + limit // 5), None
+    # `Bucket.seconds_until`, solved for the used part.
+    used = round(limit - requested + fault.wait / window * limit)
+    return Refusal(
+        resource=resource, window=window, limit=limit, used=used, requested=requested, wait=wait
     )
-    raise ErrorResponse(400, message, code=code, param="messages")
+
+
+def _limit_response(
+    refusal: Refusal, request: ParsedRequest, knobs: Knobs, wall: float
+) -> ErrorResponse:
+    """Return the 429 for an exhausted limit, or for a request larger than the whole limit."""
+    headers = {}
+    if refusal.wait is not None:
+        if request.azure:
+            return _azure_limit_response(refusal.wait, refusal.resource, knobs.retry_after, wall)
+        headers = retry_headers(refusal.wait, knobs.retry_after, wall)
+    return ErrorResponse(
+        429,
+        _limit_text(refusal, request, knobs),
+        type=refusal.resource,
+        code="rate_limit_exceeded",
+        headers=headers,
+    )
+
+
+def _limit_text(refusal: Refusal, request: ParsedRequest, knobs: Knobs) -> str:
+    """Return OpenAI's message for a limit that is exhausted, or smaller than the request."""
+    name = Limit(resource=refusal.resource, window=refusal.window).name
+    name = name.replace("per minute", "per min")
+    place = f"for {request.model} in organization {knobs.organization} on {name}"
+    if refusal.wait is None:
+        return (
+            f"Request too large {place}: Limit {refusal.limit}, Requested {refusal.requested}. "
+            "The input or output tokens must be reduced in order to run successfully. "
+            f"{LIMITS_PAGE}"
+        )
+    return (
+        f"Rate limit reached {place}: Limit {refusal.limit}, Used {refusal.used}, "
+        f"Requested {refusal.requested}. Please try again in {go_duration(refusal.wait)}. "
+        f"{LIMITS_PAGE}"
+    )
+
+
+def _azure_limit_response(
+    wait: float, resource: Resource, retry_after: RetryAfter, wall: float
+) -> ErrorResponse:
+    rate = "token rate" if resource == "tokens" else "call rate"
+    text = (
+        "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version "
+        f"2024-10-21 have exceeded {rate} limit of your current OpenAI S0 pricing tier. Please "
+        f"retry after {math.ceil(wait)} seconds. Please go here: https://aka.ms/oai/quotaincrease "
+        "if you would like to further increase the default rate limit."
+    )
+    headers = retry_headers(wait, retry_after, wall)
+    return ErrorResponse(429, text, type=None, code="429", headers=headers)

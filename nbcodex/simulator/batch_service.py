@@ -13,20 +13,21 @@ from email import message_from_bytes, policy
 from typing import Any
 
 from nbcodex.runtime.clock import Clock
-from nbcodex.simulator.error_responses import ErrorResponse
-from nbcodex.simulator.generation import encode_json
+from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest, encode_json
 from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.parsed_request import parse_body
-from nbcodex.simulator.routes import HttpRequest, Route
+from nbcodex.simulator.parsed_request import Route, parse_body
 
 ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
 MAX_FILE_BYTES = 200_000_000
+MAX_BATCH_LINES = 50_000
 # Unanswered requests of a batch expire after this time.
 BATCH_LIFETIME_S = 86_400.0
 _OPEN = ("validating", "in_progress")
-
-# (body, path, name of the key) -> (HTTP status, body)
-AnswerRequest = Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]]
+# Code and message for the requests that a batch did not answer, by its final status.
+_UNANSWERED = {
+    "expired": ("batch_expired", "This request could not be executed before it expired."),
+    "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,101 +35,118 @@ class File:
     """A file that a client uploaded or a batch produced."""
 
     id: str
-    owner: str
+    owner: str  # name of the key that may read it
     name: str
     data: bytes
     purpose: str
     created_at: float
 
-    def file_object(self) -> dict[str, Any]:
-        """Return the API's file object."""
-        return {
-            "id": self.id,
-            "object": "file",
-            "bytes": len(self.data),
-            "created_at": int(self.created_at),
-            "filename": self.name,
-            "purpose": self.purpose,
-            "status": "processed",
-        }
-
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """A batch; `at` is its creation time on the clock, `duration` the seconds until its end."""
+    """A batch of requests."""
 
     id: str
-    owner: str
+    owner: str  # name of the key that may read it
     endpoint: str
     file: File
-    at: float
-    created_at: float
+    at: float  # its creation on the clock
+    created_at: float  # its creation in seconds since the epoch
     metadata: dict[str, str]
     requests: list[dict[str, Any]]
     status: str = "validating"
-    duration: float | None = None
+    duration: float | None = None  # seconds from its creation to its end
     done: int = 0
     failed: int = 0
     output: File | None = None
     errors: File | None = None
-    problems: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[dict[str, Any]] = field(default_factory=list)  # why it will fail as a whole
 
 
 class BatchService:
     """The files and batches of all keys.
 
-    Parameters
-    ----------
-    knobs : callable
-        Returns the current settings.
-    clock : Clock
-        The clock.
-    answering : callable
-        Answers one request of a batch.
-    life : str
-        Part of all ids, so that ids of another server are unknown here.
+    `knobs` returns the current settings. `answer_line` answers one request of a batch: its body,
+    path and the name of the key give an HTTP status and a body. `server_id` is part of all ids.
     """
 
     def __init__(
-        self, *, knobs: Callable[[], Knobs], clock: Clock, answering: AnswerRequest, life: str
+        self,
+        *,
+        knobs: Callable[[], Knobs],
+        clock: Clock,
+        answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]],
+        server_id: str,
     ) -> None:
-        self._knobs, self._clock, self._answering, self._life = knobs, clock, answering, life
+        self._knobs = knobs
+        self._clock = clock
+        self._answer_line = answer_line
+        self._server_id = server_id
         self._files: dict[str, File] = {}
-        self._numbers = itertools.count(1)
+        self._file_numbers = itertools.count(1)
         self._batches: dict[str, Batch] = {}
 
-    def serve(self, call: HttpRequest, route: Route, owner: str) -> dict[str, Any] | bytes:
+    def serve(self, request: HttpRequest, route: Route, owner: str) -> dict[str, Any] | bytes:
         """Return the API's object, or the contents of a file."""
-        match route.collection, call.method, route.id:
+        match route.endpoint, request.method, route.id:
             case "files", "GET", id_:
                 return self._file(id_, owner).data
             case "files", "DELETE", id_:
-                return self._delete(id_, owner)
+                del self._files[self._file(id_, owner).id]
+                return {"id": id_, "object": "file", "deleted": True}
             case "files", _, _:
-                return self._upload(call, owner)
+                return self._upload(request, owner)
             case _, "GET", "":
-                return self._list(owner)
-            case _, "GET", id_:
-                return self._batch_object(id_, owner)
-            case _, _, "":
-                return self._create(dict(parse_body(call.body)), owner)
-            case _, _, id_:
-                return self._cancel(id_, owner)
+                batches = [b for b in self._batches.values() if b.owner == owner]
+                data = [self._as_object(batch) for batch in reversed(batches)]
+                return {"object": "list", "data": data, "has_more": False}
+            case _, "POST", "":
+                return self._as_object(self._create(parse_body(request.body), owner))
+            case _, method, id_:
+                batch = self._batches.get(id_)
+                if batch is None or batch.owner != owner:
+                    raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
+                if method == "POST" and batch.status in _OPEN:
+                    self._end(batch, "cancelled", self._clock.now() - batch.at)
+                return self._as_object(batch)
 
-    def _upload(self, call: HttpRequest, owner: str) -> dict[str, Any]:
-        """Store an uploaded file."""
-        fields = parse_form(call)
-        name, data = fields.get("file", ("", b""))
-        purpose = fields.get("purpose", ("", b""))[1].decode("utf-8", "replace")
-        if not name or purpose != "batch":
+    def _file(self, id_: str, owner: str) -> File:
+        found = self._files.get(id_)
+        if found is None or found.owner != owner:
+            raise ErrorResponse(404, f"No such File object: {id_}", param="id")
+        return found
+
+    def _upload(self, request: HttpRequest, owner: str) -> dict[str, Any]:
+        """Store the file of a multipart form, and return its object."""
+        head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
+        form = message_from_bytes(head + request.body, policy=policy.HTTP)
+        if not form.is_multipart():
+            raise ErrorResponse(400, "A multipart form is expected.")
+        name, fields = "", {"file": b"", "purpose": b""}
+        for part in form.iter_parts():
+            field_name = str(part.get_param("name", header="content-disposition"))
+            contents = part.get_payload(decode=True)
+            fields[field_name] = contents if isinstance(contents, bytes) else b""
+            if field_name == "file":
+                name = part.get_filename() or ""
+        if not name or fields["purpose"] != b"batch":
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
-        if len(data) > MAX_FILE_BYTES:
+        if len(fields["file"]) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        return self._store_file(name, data, owner=owner, purpose=purpose).file_object()
+        file = self._store_file(name, fields["file"], owner=owner, purpose="batch")
+        return {
+            "id": file.id,
+            "object": "file",
+            "bytes": len(file.data),
+            "created_at": int(file.created_at),
+            "filename": file.name,
+            "purpose": file.purpose,
+            "status": "processed",
+        }
 
     def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> File:
-        id_ = f"file-{self._life}{next(self._numbers):06x}"
-        made = File(
+        id_ = f"file-{self._server_id}{next(self._file_numbers):06x}"
+        file = self._files[id_] = File(
             id=id_,
             owner=owner,
             name=name,
@@ -136,31 +154,26 @@ class BatchService:
             purpose=purpose,
             created_at=self._clock.wall(),
         )
-        self._files[id_] = made
-        return made
+        return file
 
-    def _file(self, id_: str, owner: str) -> File:
-        """Return a file of this key."""
-        found = self._files.get(id_)
-        if found is None or found.owner != owner:
-            raise ErrorResponse(404, f"No such File object: {id_}", param="id")
-        return found
-
-    def _delete(self, id_: str, owner: str) -> dict[str, Any]:
-        """Delete a file."""
-        del self._files[self._file(id_, owner).id]
-        return {"id": id_, "object": "file", "deleted": True}
-
-    def _create(self, body: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Create a batch."""
+    def _create(self, body: dict[str, Any], owner: str) -> Batch:
         endpoint, window = body.get("endpoint"), body.get("completion_window")
         if endpoint not in ENDPOINTS or window != "24h":
             raise ErrorResponse(
                 400, "'endpoint' or 'completion_window' is invalid.", param="endpoint"
             )
         file = self._file(str(body.get("input_file_id")), owner)
-        requests, troubles = parse_batch_file(file.data, endpoint)
-        id_ = f"batch_{self._life}{len(self._batches) + 1:06x}"
+        requests, problems = parse_batch_file(file.data, endpoint)
+        max_requests = self._knobs().batch_queue
+        queued = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
+        waiting = sum(len(batch.requests) for batch in queued) + len(requests)
+        if not problems and max_requests is not None and waiting > max_requests:
+            message = (
+                f"Enqueued limit reached for this model. Limit: {max_requests} enqueued requests. "
+                "Please try again once some in_progress batches have been completed."
+            )
+            problems = [_problem("token_limit_exceeded", message)]
+        id_ = f"batch_{self._server_id}{len(self._batches) + 1:06x}"
         batch = self._batches[id_] = Batch(
             id=id_,
             owner=owner,
@@ -170,105 +183,64 @@ class BatchService:
             created_at=self._clock.wall(),
             metadata=dict(body.get("metadata") or {}),
             requests=requests,
-            problems=troubles or self._queue_problems(requests, owner),
+            problems=problems,
         )
-        return self._as_object(batch)
-
-    def _queue_problems(self, requests: list[dict[str, Any]], owner: str) -> list[dict[str, Any]]:
-        """Return the problem of a batch that does not fit into the queue."""
-        max_requests = self._knobs().batch_queue
-        waiting = sum(
-            len(b.requests)
-            for b in self._batches.values()
-            if b.owner == owner and b.status in _OPEN
-        )
-        if max_requests is None or waiting + len(requests) <= max_requests:
-            return []
-        message = (
-            f"Enqueued limit reached for this model. Limit: {max_requests} enqueued requests. "
-            "Please try again once some in_progress batches have been completed."
-        )
-        return [problem("token_limit_exceeded", message, None)]
-
-    def _batch_object(self, id_: str, owner: str) -> dict[str, Any]:
-        """Return the current batch object."""
-        return self._as_object(self._found(id_, owner))
-
-    def _list(self, owner: str) -> dict[str, Any]:
-        """Return this key's batches, newest first."""
-        mine = [self._as_object(b) for b in self._batches.values() if b.owner == owner]
-        return {"object": "list", "data": mine[::-1], "has_more": False}
-
-    def _cancel(self, id_: str, owner: str) -> dict[str, Any]:
-        """Cancel a batch; answers that exist can be fetched."""
-        batch = self._found(id_, owner)
-        if batch.status in _OPEN:
-            self._end(batch, "cancelled", self._clock.now() - batch.at)
-        return self._as_object(batch)
-
-    def _found(self, id_: str, owner: str) -> Batch:
-        batch = self._batches.get(id_)
-        if batch is None or batch.owner != owner:
-            raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
         return batch
 
     def _advance(self, batch: Batch) -> None:
-        """Bring a batch up to the present time."""
-        if batch.status not in _OPEN:
-            return
+        """Bring an open batch up to the present time."""
         elapsed, duration = self._clock.now() - batch.at, self._knobs().batch_seconds
         if batch.problems and elapsed >= duration / 10:
             batch.status, batch.duration = "failed", duration / 10
         elif elapsed >= min(duration, BATCH_LIFETIME_S):
-            self._end(
-                batch,
-                "completed" if duration <= BATCH_LIFETIME_S else "expired",
-                min(duration, BATCH_LIFETIME_S),
-            )
+            status = "completed" if duration <= BATCH_LIFETIME_S else "expired"
+            self._end(batch, status, min(duration, BATCH_LIFETIME_S))
         elif elapsed >= duration / 10:
             batch.status = "in_progress"
             batch.done = int(len(batch.requests) * elapsed / duration)
 
-    def _end(self, batch: Batch, status: str, took: float) -> None:
-        share = min(1.0, took / self._knobs().batch_seconds)
-        answered = (
-            len(batch.requests) if status == "completed" else int(len(batch.requests) * share)
-        )
+    def _end(self, batch: Batch, status: str, duration: float) -> None:
+        """Answer what was reached within `duration` seconds, and write the result files."""
+        share = 1.0 if status == "completed" else duration / self._knobs().batch_seconds
+        answered = int(len(batch.requests) * min(1.0, share))
         succeeded: list[bytes] = []
-        failed_lines: list[bytes] = []
+        failed: list[bytes] = []
         for number, line in enumerate(batch.requests):
-            result = (
-                self._answered(batch, line) if number < answered else unanswered_line(line, status)
-            )
-            is_good = result["error"] is None and result["response"]["status_code"] == 200
-            (succeeded if is_good else failed_lines).append(encode_json(result))
-        batch.done, batch.failed = len(succeeded), len(failed_lines)
-        batch.status, batch.duration = status, took
+            id_ = line["custom_id"]
+            result: dict[str, Any] = {"id": f"batch_req_{id_}", "custom_id": id_}
+            result |= {"response": None, "error": None}
+            http_status = 0
+            if number < answered:
+                http_status, body = self._answer_line(line["body"], batch.endpoint, batch.owner)
+                request_id = f"req_{self._server_id}"
+                response = {"status_code": http_status, "request_id": request_id, "body": body}
+                result["response"] = response
+            else:
+                code, message = _UNANSWERED[status]
+                result["error"] = {"code": code, "message": message}
+            (succeeded if http_status == 200 else failed).append(encode_json(result) + b"\n")
+        batch.done, batch.failed = len(succeeded), len(failed)
+        batch.status, batch.duration = status, duration
         batch.output = self._result_file(batch, "output", succeeded)
-        batch.errors = self._result_file(batch, "error", failed_lines)
+        batch.errors = self._result_file(batch, "error", failed)
 
-    def _answered(self, batch: Batch, line: dict[str, Any]) -> dict[str, Any]:
-        status, body = self._answering(dict(line["body"]), batch.endpoint, batch.owner)
-        response = {"status_code": status, "request_id": f"req_{self._life}", "body": body}
-        return result_line(line, response=response, error=None)
-
-    def _result_file(self, batch: Batch, kind: str, requests: list[bytes]) -> File | None:
-        if not requests:
+    def _result_file(self, batch: Batch, kind: str, lines: list[bytes]) -> File | None:
+        if not lines:
             return None
-        data = b"\n".join(requests) + b"\n"
-        return self._store_file(
-            f"{batch.id}_{kind}.jsonl", data, owner=batch.owner, purpose="batch_output"
-        )
+        name, data = f"{batch.id}_{kind}.jsonl", b"".join(lines)
+        return self._store_file(name, data, owner=batch.owner, purpose="batch_output")
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:
-        self._advance(batch)
+        """Return the API's object of a batch at the present time."""
+        if batch.status in _OPEN:
+            self._advance(batch)
         ended = None if batch.duration is None else int(batch.created_at + batch.duration)
-        failed = batch.status == "failed"
+        has_failed = batch.status == "failed"
         return {
             "id": batch.id,
             "object": "batch",
             "endpoint": batch.endpoint,
-            "errors": {"object": "list", "data": batch.problems} if failed else None,
+            "errors": {"object": "list", "data": batch.problems} if has_failed else None,
             "input_file_id": batch.file.id,
             "completion_window": "24h",
             "status": batch.status,
@@ -286,73 +258,36 @@ class BatchService:
         }
 
 
-MAX_BATCH_LINES = 50_000
-"""Requests in a batch."""
-
-
-def parse_form(call: HttpRequest) -> dict[str, tuple[str, bytes]]:
-    """Return file name and contents of each field of a multipart form."""
-    head = f"content-type: {call.headers.get('content-type', '')}\r\n\r\n".encode()
-    message = message_from_bytes(head + call.body, policy=policy.HTTP)
-    if not message.is_multipart():
-        raise ErrorResponse(400, "A multipart form is expected.")
-    fields: dict[str, tuple[str, bytes]] = {}
-    for part in message.iter_parts():
-        name = str(part.get_param("name", header="content-disposition"))
-        contents = part.get_payload(decode=True)
-        fields[name] = part.get_filename() or "", contents if isinstance(contents, bytes) else b""
-    return fields
-
-
 def parse_batch_file(
     data: bytes, endpoint: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the requests of a batch file, and the problems found in it."""
     requests: list[dict[str, Any]] = []
-    troubles: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for number, line in enumerate(data.splitlines(), start=1):
+    problems: list[dict[str, Any]] = []
+    ids: set[str] = set()
+    for number, text in enumerate(data.splitlines(), start=1):
         try:
-            requests.append(_parse_line(json.loads(line), endpoint, seen))
+            line = json.loads(text)
+            id_ = line["custom_id"]
+            if id_ in ids:
+                message = f"The custom_id '{id_}' occurs twice."
+                problems.append(_problem("duplicate_custom_id", message, number))
+                continue
+            ids.add(id_)
+            if line["url"] != endpoint or line["method"] != "POST":
+                message = "The URL does not match the batch's endpoint."
+                problems.append(_problem("mismatched_url", message, number))
+                continue
+            requests.append({"custom_id": str(id_), "body": dict(line["body"])})
         except (ValueError, TypeError, KeyError, RecursionError):
-            troubles.append(problem("invalid_json_line", "This line is not a request.", number))
-        except ErrorResponse as failure:
-            troubles.append(problem(failure.error["code"] or "", str(failure), number))
-    if not requests and not troubles:
-        troubles.append(problem("empty_file", "The input file is empty.", None))
+            problems.append(_problem("invalid_json_line", "This line is not a request.", number))
+    if not requests and not problems:
+        problems.append(_problem("empty_file", "The input file is empty."))
     if len(requests) > MAX_BATCH_LINES:
-        troubles.append(problem("too_many_requests", "The file has too many lines.", None))
-    return requests, troubles
+        problems.append(_problem("too_many_requests", "The file has too many lines."))
+    return requests, problems
 
 
-def _parse_line(line: dict[str, Any], endpoint: str, seen: set[str]) -> dict[str, Any]:
-    id_ = line["custom_id"]
-    if id_ in seen:
-        raise ErrorResponse(400, f"The custom_id '{id_}' occurs twice.", code="duplicate_custom_id")
-    seen.add(id_)
-    if line["url"] != endpoint or line["method"] != "POST":
-        raise ErrorResponse(
-            400, "The URL does not match the batch's endpoint.", code="mismatched_url"
-        )
-    return {"custom_id": str(id_), "body": dict(line["body"])}
-
-
-def unanswered_line(line: dict[str, Any], status: str) -> dict[str, Any]:
-    """Return the error line of a request that a batch did not answer."""
-    words = {
-        "expired": ("batch_expired", "This request could not be executed before it expired."),
-        "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
-    }
-    code, message = words[status]
-    return result_line(line, response=None, error={"code": code, "message": message})
-
-
-def result_line(line: dict[str, Any], *, response: Any, error: Any) -> dict[str, Any]:
-    """Return a line of an output or error file."""
-    id_ = f"batch_req_{line['custom_id']}"
-    return {"id": id_, "custom_id": line["custom_id"], "response": response, "error": error}
-
-
-def problem(code: str, message: str, line: int | None) -> dict[str, Any]:
+def _problem(code: str, message: str, line: int | None = None) -> dict[str, Any]:
     """Return the API's error object for a line, or for the whole file."""
     return {"code": code, "message": message, "param": None, "line": line}

@@ -19,13 +19,11 @@ ROUNDING = 1e-9
 class Bucket:
     """A level that rises continuously to `limit`, in `window` seconds from empty to full."""
 
-    # limit, window, level, at: size; seconds; the level at the instant `at`. A level may be
-    # negative: a debt.
     limit: float
     window: float
-    level: float
+    level: float  # the level at the instant `at`; below zero, it is a debt
     at: float
-    used_by_others: float = 0.0  # share of the refill that another client uses up
+    used_by_others: float = 0.0  # share of the refill that other clients use up
 
     def level_at(self, now: float) -> float:
         """Return the level at `now`, and store it."""
@@ -48,7 +46,9 @@ class Bucket:
         return math.ceil(self.limit - self.level_at(now) - ROUNDING * self.limit)
 
     def seconds_until(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is available, by the formula of OpenAI's messages."""
+        """Return the seconds until `amount` is available."""
+        # The formula that the figures of OpenAI's messages follow: it starts from the used part in
+        # whole units, and does not know that others use up a share of the refill.
         return max(0.0, (self.used(now) + amount - self.limit) / self.limit * self.window)
 
     def full_in(self, now: float) -> float:
@@ -58,6 +58,7 @@ class Bucket:
     def resize(self, limit: float, now: float) -> None:
         """Change the limit; the used amount stays the same."""
         level = self.level_at(now)
+        # A smaller limit does not create a debt.
         self.level = max(limit - (self.limit - level), min(level, 0.0))
         self.limit = limit
 
@@ -66,10 +67,8 @@ class Bucket:
 class Refusal:
     """The limit that refused a request, with the figures for the message."""
 
-    # resource, window: the exhausted resource, and its window in seconds.
     resource: Resource
-    window: float
-    # limit, used, requested: the figures.
+    window: float  # seconds
     limit: int
     used: int
     requested: int
@@ -87,15 +86,30 @@ class Charge:
 
 @dataclass(slots=True)
 class Account:
-    """The buckets of one key and model."""
+    """The buckets of one key and model, by their windows in seconds."""
 
     tokens: dict[float, Bucket] = field(default_factory=dict)
     requests: dict[float, Bucket] = field(default_factory=dict)
 
     def set_limits(self, knobs: Knobs, now: float) -> None:
         """Set the limits of `knobs`: new buckets are full, existing ones keep the used amount."""
-        _adopt(self.tokens, _sizes(knobs.tpm, knobs.tpd, knobs.hidden_window), knobs, now)
-        _adopt(self.requests, _sizes(knobs.rpm, knobs.rpd, knobs.hidden_window), knobs, now)
+        for buckets, minute, day in (
+            (self.tokens, knobs.tpm, knobs.tpd),
+            (self.requests, knobs.rpm, knobs.rpd),
+        ):
+            sizes: dict[float, float] = {}
+            if minute is not None:
+                sizes[MINUTE] = minute
+                if knobs.hidden_window:
+                    sizes[knobs.hidden_window] = minute * knobs.hidden_window / MINUTE
+            if day is not None:
+                sizes[DAY] = day
+            for window in buckets.keys() - sizes.keys():
+                del buckets[window]
+            for window, size in sizes.items():
+                bucket = buckets.setdefault(window, Bucket(size, window, size, now))
+                bucket.resize(size, now)
+                bucket.used_by_others = knobs.used_by_others
 
     def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
         """Charge a request and `cost` tokens, or return the refusal.
@@ -138,70 +152,29 @@ def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge
     return Charge(tokens=input_tokens + output, for_output=output)
 
 
-def _sizes(minute: int | None, day: int | None, burst: float) -> dict[float, float]:
-    """Return the size of each bucket by its window in seconds."""
-    sizes: dict[float, float] = {}
-    if minute is not None:
-        sizes[MINUTE] = minute
-        if burst:
-            sizes[burst] = minute * burst / MINUTE
-    if day is not None:
-        sizes[DAY] = day
-    return sizes
-
-
-def _adopt(
-    buckets: dict[float, Bucket], sizes: dict[float, float], knobs: Knobs, now: float
-) -> None:
-    for window in buckets.keys() - sizes.keys():
-        del buckets[window]
-    for window, size in sizes.items():
-        bucket = buckets.setdefault(window, Bucket(size, window, size, now))
-        bucket.resize(size, now)
-        bucket.used_by_others = knobs.used_by_others
-
-
 def _check(
     buckets: dict[float, Bucket], resource: Resource, amount: int, now: float
 ) -> Refusal | None:
     """Return the refusal with the longest wait, if a bucket has less than `amount`."""
-    refusals = [
-        _refusal(buckets, bucket, resource, amount, now)
-        for bucket in buckets.values()
-        if not bucket.has(_needed(bucket, amount), now)
-    ]
-    return max(refusals, key=_patience, default=None)
-
-
-def _needed(bucket: Bucket, amount: int) -> float:
-    """Return the required level: a full hidden window admits even a larger request."""
-    return amount if _is_shown(bucket) else min(amount, bucket.limit)
-
-
-def _is_shown(bucket: Bucket) -> bool:
-    return bucket.window in (MINUTE, DAY)
-
-
-def _refusal(
-    buckets: dict[float, Bucket], bucket: Bucket, resource: Resource, amount: int, now: float
-) -> Refusal:
-    """Return the refusal by `bucket`; a hidden window reports the figures of the minute."""
-    shown = bucket if _is_shown(bucket) else buckets[MINUTE]
-    never = amount > shown.limit
-    return Refusal(
-        resource=resource,
-        window=shown.window,
-        limit=int(shown.limit),
-        used=shown.used(now),
-        requested=amount,
-        wait=None if never else _stated(bucket.seconds_until(_needed(bucket, amount), now)),
-    )
-
-
-def _stated(seconds: float) -> float:
-    """Round `seconds` up to whole milliseconds, so that the stated wait is long enough."""
-    return max(0.001, math.ceil(round(seconds * 1000, 6)) / 1000)
-
-
-def _patience(refusal: Refusal) -> float:
-    return math.inf if refusal.wait is None else refusal.wait
+    refusals = []
+    for bucket in buckets.values():
+        is_hidden = bucket.window not in (MINUTE, DAY)
+        # A hidden window admits a request larger than itself when it is full, and reports the
+        # figures of the minute: no client may learn that it exists.
+        needed = min(amount, bucket.limit) if is_hidden else amount
+        if bucket.has(needed, now):
+            continue
+        shown = buckets[MINUTE] if is_hidden else bucket
+        # Rounded up to whole milliseconds, so that the stated wait is long enough.
+        wait = math.ceil(round(bucket.seconds_until(needed, now) * 1000, 6)) / 1000
+        refusals.append(
+            Refusal(
+                resource=resource,
+                window=shown.window,
+                limit=int(shown.limit),
+                used=shown.used(now),
+                requested=amount,
+                wait=None if amount > shown.limit else max(0.001, wait),
+            )
+        )
+    return max(refusals, key=lambda r: math.inf if r.wait is None else r.wait, default=None)

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbcodex.runtime.clock import Clock
-from nbcodex.simulator.buckets import Account, Charge
-from nbcodex.simulator.error_responses import ErrorResponse
-from nbcodex.simulator.faults import DELIVERY, GENERATION, Dropped, Fault
-from nbcodex.simulator.generation import Answer, ApiFormat, StreamEvent, encode_json, error_fields
-from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.responses_format import ResponsesFormat
-from nbcodex.simulator.routes import RequestRecord
+from nbcodex.simulator.admission import PlannedRequest
+from nbcodex.simulator.api_formats import (
+    Answer,
+    ResponsesFormat,
+    StreamEvent,
+    error_fields,
+    format_answer,
+)
+from nbcodex.simulator.buckets import Charge
+from nbcodex.simulator.http_messages import ErrorResponse, encode_json
+from nbcodex.simulator.knobs import DELIVERY, GENERATION, Dropped, Fault, Knobs
 
 # "Silent for ever": longer than any client waits.
 STALL_S = 30 * 86_400.0
@@ -30,78 +34,28 @@ CHUNK_BYTES = 65_536
 
 @dataclass(slots=True, kw_only=True)
 class Generation:
-    """One answer that is being generated, and its charge.
+    """One answer that is being generated, and its charge."""
 
-    Parameters
-    ----------
-    making, wire
-        The answer, and its representation in the requested API.
-    account, charge
-        The account, and what was charged to it.
-    record : RequestRecord
-        The request's entry in the log.
-    fault : Fault or None
-        The fault to apply.
-    message : str
-        Message of an error event in the stream.
-    first_at : float
-        Clock time of the first token.
-    clock, knobs
-        The clock, and a function that returns the current settings.
-    """
-
+    planned: PlannedRequest
     answer: Answer
-    format: ApiFormat
-    account: Account
     charge: Charge
-    record: RequestRecord
-    fault: Fault | None
-    message: str
-    first_at: float
+    message: str  # message of an error event in the stream
+    first_at: float  # clock time of the first token
     clock: Clock
-    knobs: Callable[[], Knobs]
-    tokens: int = 0
+    knobs: Callable[[], Knobs]  # returns the current settings
+    tokens: int = 0  # generated so far
 
     def settle_charge(self) -> None:
         """Charge the output that was generated; later calls do nothing."""
-        self.account.settle_output(self.charge, self.tokens, self.knobs(), self.clock.now())
-        self.record.charged = self.charge.tokens
-        self.record.output_tokens = self.tokens
+        account, record = self.planned.account, self.planned.record
+        account.settle_output(self.charge, self.tokens, self.knobs(), self.clock.now())
+        record.charged = self.charge.tokens
+        record.output_tokens = self.tokens
 
     def fault_among(self, kinds: frozenset[str]) -> Fault | None:
         """Return the fault if it is one of `kinds`, else None."""
-        return self.fault if self.fault is not None and self.fault.kind in kinds else None
-
-
-class ResponseBody:
-    """The bytes of a response: iterate over them once, then close.
-
-    Parameters
-    ----------
-    chunks : async generator of bytes
-        The bytes in order.
-    on_close : callable
-        Called on closing, even if nothing was read.
-    """
-
-    def __init__(
-        self, chunks: AsyncGenerator[bytes, None], on_close: Callable[[], None] = lambda: None
-    ) -> None:
-        self._chunks = chunks
-        self._on_close = on_close
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._chunks
-
-    async def aclose(self) -> None:
-        """Stop: unread text is not generated, except for background responses."""
-        await self._chunks.aclose()
-        self._on_close()
-
-
-async def single_chunk(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield `data`."""
-    yield data
+        fault = self.planned.fault
+        return fault if fault is not None and fault.kind in kinds else None
 
 
 async def wait_until(moment: float, clock: Clock) -> None:
@@ -114,64 +68,56 @@ async def wait_until(moment: float, clock: Clock) -> None:
 
 async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
+    api_format, record = format_answer(generation.answer), generation.planned.record
     fault, deltas = generation.fault_among(GENERATION), 0
     try:
-        for piece in generation.format.stream_events():
-            await wait_until(generation.first_at + piece.at, generation.clock)
-            is_delta, is_end = piece.role == "delta", piece.role == "end"
-            if fault is not None and fault.strikes(deltas, is_delta=is_delta, is_end=is_end):
-                for number, data in enumerate(
-                    generation.format.error_events(fault, generation.message, piece.number),
-                    start=piece.number,
-                ):
-                    yield StreamEvent(data, "end", generation.tokens, piece.at, number)
+        for event in api_format.stream_events():
+            await wait_until(generation.first_at + event.at, generation.clock)
+            if fault is not None and fault.applies_before(event.role, deltas):
+                errors = api_format.error_events(fault, generation.message, event.number)
+                for number, data in enumerate(errors, start=event.number):
+                    yield replace(event, data=data, role="end", number=number)
                 return
-            generation.tokens = piece.tokens
-            deltas += is_delta
-            if is_end and not generation.record.finished:
-                generation.record.finished = True
+            generation.tokens = event.tokens
+            deltas += event.role == "delta"
+            if event.role == "end" and not record.finished:
+                # Settled before the final event, so that a client that has read it finds its
+                # unused output returned.
+                record.finished = True
                 generation.settle_charge()
-            yield piece
+            yield event
     finally:
         generation.settle_charge()
 
 
 async def deliver(
-    pieces: AsyncGenerator[StreamEvent, None], fault: Fault | None, clock: Clock
+    events: AsyncGenerator[StreamEvent, None], fault: Fault | None, clock: Clock
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of `pieces` until `fault` applies.
-
-    Raises
-    ------
-    Dropped
-        If the fault ends the connection.
-    """
+    """Yield the bytes of `events` until `fault` applies; `Dropped` ends the connection."""
     deltas = 0
-    async with aclosing(pieces):
-        async for piece in pieces:
-            is_delta, is_end = piece.role == "delta", piece.role == "end"
-            if fault is not None and fault.strikes(deltas, is_delta=is_delta, is_end=is_end):
+    async with aclosing(events):
+        async for event in events:
+            if fault is not None and fault.applies_before(event.role, deltas):
                 if fault.kind == "truncated":
                     return
-                async for data in _apply_stream_fault(fault, piece, clock):
+                async for data in _disturb(fault, event, clock):
                     yield data
                 fault = None
-            deltas += is_delta
-            yield piece.data
+            deltas += event.role == "delta"
+            yield event.data
 
 
-async def _apply_stream_fault(
-    fault: Fault, piece: StreamEvent, clock: Clock
-) -> AsyncIterator[bytes]:
+async def _disturb(fault: Fault, event: StreamEvent, clock: Clock) -> AsyncIterator[bytes]:
+    """Do to a stream what `fault` prescribes before `event`."""
     match fault.kind:
         case "dropped":
             raise Dropped(reset=True)
         case "cut":
-            raise Dropped(piece.data[: len(piece.data) // 2])
+            raise Dropped(event.data[: len(event.data) // 2])
         case "malformed":
             yield b'data: {"type": "response.output_text.delta", "delta": "unfin\n\n'
         case "stalled":
-            await stall(fault, clock)
+            await _stall(fault, clock)
         case "huge_line":
             yield b'data: {"type": "response.output_text.delta", "choices": [], "delta": "'
             for _ in range(fault.size // CHUNK_BYTES):
@@ -179,14 +125,8 @@ async def _apply_stream_fault(
             yield b"x" * (fault.size % CHUNK_BYTES) + b'"}\n\n'
 
 
-async def stall(fault: Fault, clock: Clock) -> None:
-    """Send nothing for `fault.seconds`.
-
-    Raises
-    ------
-    Dropped
-        After a stall without an end.
-    """
+async def _stall(fault: Fault, clock: Clock) -> None:
+    """Send nothing for `fault.seconds`; after a stall without an end, drop the connection."""
     await clock.wait(clock.now() + (STALL_S if fault.seconds is None else fault.seconds))
     if fault.seconds is None:
         raise Dropped
@@ -195,38 +135,28 @@ async def stall(fault: Fault, clock: Clock) -> None:
 async def generate_whole(generation: Generation) -> bytes:
     """Generate an answer that is not streamed, and return it.
 
-    Raises
-    ------
-    Dropped, ErrorResponse
-        If the fault ends the connection or makes generation fail.
+    Raises `Dropped` or `ErrorResponse` if the fault ends the connection or makes generation fail.
     """
     output = generation.answer.plan.output_tokens
+    fault = generation.fault_among(DELIVERY | GENERATION)
+    kind = "" if fault is None else fault.kind
     try:
-        fault = generation.fault_among(DELIVERY | GENERATION)
-        if fault is not None:
-            await _apply_fault(fault, generation)
-        await wait_until(
-            generation.first_at + generation.answer.seconds_until(output), generation.clock
-        )
-        generation.tokens, generation.record.finished = output, True
+        if fault is not None and kind == "stalled":
+            await _stall(fault, generation.clock)
+        elif kind in ("dropped", "cut", "truncated"):
+            raise Dropped(reset=kind == "dropped")
+        elif fault is not None and kind in GENERATION:
+            error = error_fields(fault, generation.message)
+            raise ErrorResponse(
+                fault.status, error["message"] or "", type=error["type"], code=error["code"]
+            )
+        ends_at = generation.first_at + generation.answer.seconds_until(output)
+        await wait_until(ends_at, generation.clock)
+        generation.tokens, generation.planned.record.finished = output, True
     finally:
         generation.settle_charge()
-    data = encode_json(generation.format.as_object())
-    return data[: len(data) // 2] if fault is not None and fault.kind == "malformed" else data
-
-
-async def _apply_fault(fault: Fault, generation: Generation) -> None:
-    """Apply to an unstreamed answer what `fault` does to a stream."""
-    match fault.kind:
-        case "stalled":
-            await stall(fault, generation.clock)
-        case "dropped" | "cut" | "truncated":
-            raise Dropped(reset=fault.kind == "dropped")
-        case kind if kind in GENERATION:
-            words = error_fields(fault, generation.message)
-            raise ErrorResponse(
-                fault.status, words["message"] or "", type=words["type"], code=words["code"]
-            )
+    data = encode_json(format_answer(generation.answer).as_object())
+    return data[: len(data) // 2] if kind == "malformed" else data
 
 
 _UNFINISHED = ("queued", "in_progress")
@@ -236,11 +166,11 @@ _UNFINISHED = ("queued", "in_progress")
 class BackgroundResponse:
     """A background response, which continues without a reader."""
 
-    generation: Generation  # its generation
-    owner: str  # name of the key that may read it
-    pieces: list[StreamEvent] = field(default_factory=list)
+    generation: Generation
+    events: list[StreamEvent] = field(default_factory=list)
     status: str = "queued"
     _task: asyncio.Task[None] | None = None
+    # Set and replaced at each change, which wakes all readers.
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self) -> None:
@@ -250,43 +180,43 @@ class BackgroundResponse:
     def cancel(self) -> None:
         """End the generation if it is still running."""
         if self.status in _UNFINISHED and self._task is not None:
-            self.status = "cancelled"
             self._task.cancel()
-            self._notify()
+            self._change_status("cancelled")
 
     def response_object(self) -> dict[str, Any]:
         """Return the current response object."""
-        wire = ResponsesFormat(self.generation.answer)
+        response = ResponsesFormat(self.generation.answer)
         if self.status in ("completed", "incomplete"):
-            return wire.as_object()
-        if self.status == "failed" and self.generation.fault is not None:
-            return wire.failed_object(self.generation.fault, self.generation.message)
-        return wire.unfinished_object(self.status)
+            return response.as_object()
+        fault = self.generation.planned.fault
+        if self.status != "failed" or fault is None:
+            return response.without_output(self.status)
+        error = error_fields(fault, self.generation.message)
+        flat = {"code": error["code"], "message": error["message"]}
+        return response.without_output("failed", flat)
 
     async def follow(self, after: int = -1) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events with a sequence number above `after`, as they come."""
         index = 0
         while True:
-            for piece in self.pieces[index:]:
+            for event in self.events[index:]:
                 index += 1
-                if piece.number > after:
-                    yield piece
-            if index == len(self.pieces):
+                if event.number > after:
+                    yield event
+            if index == len(self.events):
                 if self.status not in _UNFINISHED:
                     return
                 await self._changed.wait()
 
     async def _generate(self) -> None:
-        async with aclosing(generate(self.generation)) as pieces:
-            async for piece in pieces:
-                self.status = "in_progress"
-                self.pieces.append(piece)
-                self._notify()
-        plan = self.generation.answer.plan
-        finished = "incomplete" if plan.truncated else "completed"
-        self.status = finished if self.generation.record.finished else "failed"
-        self._notify()
+        async with aclosing(generate(self.generation)) as events:
+            async for event in events:
+                self.events.append(event)
+                self._change_status("in_progress")
+        final = "incomplete" if self.generation.answer.plan.truncated else "completed"
+        self._change_status(final if self.generation.planned.record.finished else "failed")
 
-    def _notify(self) -> None:
+    def _change_status(self, status: str) -> None:
+        self.status = status
         self._changed.set()
         self._changed = asyncio.Event()

@@ -10,20 +10,24 @@ from __future__ import annotations
 import json
 import random
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from nbcodex.simulator.error_responses import ErrorResponse
-from nbcodex.simulator.faults import Fault, parse_fault
-from nbcodex.simulator.knobs import Knobs
+from nbcodex.simulator.http_messages import ErrorResponse
+from nbcodex.simulator.knobs import Fault, Knobs, parse_fault
 from nbcodex.simulator.parsed_request import IMAGE_TOKENS, ParsedRequest
 
 # Part of every answer except echoes and JSON.
 SIMULATED_NOTICE = "*This is a simulated answer: no model was asked.*"
-
+# Lists below this level of an example value are empty, so that recursive schemas terminate.
+MAX_LIST_DEPTH = 6
+# Pixels of a side of a picture, and of one square of its pattern.
+PICTURE_SIZE, SQUARE_SIZE = 96, 12
 
 _TOKENS = re.compile(r"[ \n]?\S{1,5}|\s")
 _DIRECTIVE = re.compile(r"\[\[(tokens|fault)=([^\]]*)\]\]")
@@ -45,7 +49,7 @@ _REASONING_TOKENS = {"minimal": 16, "low": 64, "medium": 256, "high": 1_024, "xh
 _ANSWER_TEMPLATE = """\
 # {title}
 
-{mark}
+{notice}
 
 You asked about {topic}.{earlier} Three things are worth knowing:
 
@@ -68,9 +72,8 @@ print(f"{{wait({used}, {requested}, 30_000):.3f}} s")
 class AnswerPlan:
     """The complete answer to one request, computed before anything is sent."""
 
-    # input_tokens, max_output: input tokens, and the output that admission charges.
     input_tokens: int
-    max_output: int
+    max_output: int  # output tokens that admission charges
     reasoning: int  # reasoning tokens before the first text token
     tokens: tuple[str, ...]  # the text, token by token
     truncated: bool  # whether `max_output` truncates it
@@ -89,32 +92,42 @@ class AnswerPlan:
 
 
 def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
-    """Return the answer to `request`. Pure, so that benchmarks can compute it too."""
+    """Return the answer to `request`.
+
+    Raises `ErrorResponse` (400) if the prompt contains the directive of an unknown fault.
+    """
     reasoning = _REASONING_TOKENS.get(request.effort or "", 256 if request.effort else 0)
-    tokens = _answer_tokens(request)
-    room = request.max_output if request.max_output is not None else knobs.context
+    tokens = answer_tokens(request)
+    allowed = request.max_output if request.max_output is not None else knobs.context
+    input_tokens = max(1, round(len(request.text) / 4 * knobs.token_bias))
     return AnswerPlan(
-        input_tokens=count_tokens(request.text, knobs) + IMAGE_TOKENS * request.images,
+        input_tokens=input_tokens + IMAGE_TOKENS * request.images,
         max_output=knobs.assumed_output if request.max_output is None else request.max_output,
-        reasoning=min(reasoning, room),
-        tokens=tokens[: max(0, room - reasoning)],
-        truncated=reasoning + len(tokens) > room,
+        reasoning=min(reasoning, allowed),
+        tokens=tokens[: max(0, allowed - reasoning)],
+        truncated=reasoning + len(tokens) > allowed,
         latency=latency(request.text, knobs),
         fault=_requested_fault(request.prompt),
     )
 
 
-def count_tokens(text: str, knobs: Knobs) -> int:
-    """Return the number of tokens that the server counts for `text`."""
-    return max(1, round(len(text) / 4 * knobs.token_bias))
+def answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
+    """Return the text of the answer, token by token, as long as no bound cuts it."""
+    if echo := _ECHO.search(request.prompt):
+        return tokenize(echo[1])
+    if request.wants_image:
+        return ()
+    if request.schema is not None:
+        return tokenize(json.dumps(example_value(request.schema), ensure_ascii=False))
+    return _text_tokens(request.prompt, request.turns[-2] if len(request.turns) > 1 else "")
 
 
 def latency(text: str, knobs: Knobs) -> float:
     """Return the seconds from admission to the first token for an input of `text`."""
     if not knobs.latency_sigma:
         return knobs.latency
-    chance = random.Random(f"{knobs.seed}:{text}")  # noqa: S311 - chance, not secrecy
-    return knobs.latency * chance.lognormvariate(0, knobs.latency_sigma)
+    rng = random.Random(f"{knobs.seed}:{text}")  # noqa: S311 - not for secrecy
+    return knobs.latency * rng.lognormvariate(0, knobs.latency_sigma)
 
 
 def tokenize(text: str) -> tuple[str, ...]:
@@ -125,40 +138,32 @@ def tokenize(text: str) -> tuple[str, ...]:
 _FILLER = tuple(tokenize(sentence) for sentence in _SENTENCES.splitlines())
 
 
-def _answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
-    if echo := _ECHO.search(request.prompt):
-        return tokenize(echo[1])
-    if request.wants_image:
-        return ()
-    if request.schema is not None:
-        return tokenize(json.dumps(example_value(request.schema), ensure_ascii=False))
-    return _made_up_tokens(request.prompt, request.turns[-2] if len(request.turns) > 1 else "")
-
-
+# Cached, because each attempt of a prompt plans its answer anew.
 @lru_cache(maxsize=256)
-def _made_up_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
+def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
     """Return an answer with heading, list and code, in the length that the prompt requests."""
     digest = blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()
-    chance = random.Random(digest)  # noqa: S311 - chance, not secrecy
-    shape = tokenize(_formatted_answer(prompt, earlier, chance))
-    length = _requested_length(prompt)
-    if length is None:
-        return (*shape, *_filler(1, chance))
-    head = shape if len(shape) <= length else tokenize(f"{SIMULATED_NOTICE}\n")
-    filler = _filler(length - len(head), chance)
-    return (*head, *filler)[: max(0, length - 1)] + (".",) * min(length, 1)
-
-
-def _formatted_answer(prompt: str, earlier: str, chance: random.Random) -> str:
+    rng = random.Random(digest)  # noqa: S311 - not for secrecy
     topic = _topic(prompt)
-    return _ANSWER_TEMPLATE.format(
+    text = _ANSWER_TEMPLATE.format(
         title=topic[:1].upper() + topic[1:],
-        mark=SIMULATED_NOTICE,
+        notice=SIMULATED_NOTICE,
         topic=f"*{topic}*",
         earlier=f" Before that, it was *{_topic(earlier)}*." if earlier else "",
-        used=chance.randrange(20_000, 30_000),
-        requested=chance.randrange(10_000, 20_000),
+        used=rng.randrange(20_000, 30_000),
+        requested=rng.randrange(10_000, 20_000),
     )
+    lengths = [
+        int(v) for name, v in _DIRECTIVE.findall(prompt) if name == "tokens" if v.isdecimal()
+    ]
+    if not lengths:
+        return (*tokenize(text), *_filler(1, rng))
+    length = lengths[0]
+    tokens = tokenize(text)
+    if len(tokens) > length:
+        tokens = tokenize(f"{SIMULATED_NOTICE}\n")
+    tokens += tuple(_filler(length - len(tokens), rng))
+    return tokens[: max(0, length - 1)] + (".",) * min(length, 1)
 
 
 def _topic(prompt: str) -> str:
@@ -167,29 +172,16 @@ def _topic(prompt: str) -> str:
     return " ".join(words[:8]) + (" …" * (len(words) > 8)) or "nothing"
 
 
-def _filler(length: int, chance: random.Random) -> list[str]:
+def _filler(length: int, rng: random.Random) -> list[str]:
     """Return at least `length` tokens of true sentences about rate limits."""
-    tokens = ["\n", *chance.choice(_FILLER)]
+    tokens = ["\n", *rng.choice(_FILLER)]
     while len(tokens) < length:
-        tokens += [" ", *chance.choice(_FILLER)]
+        tokens += [" ", *rng.choice(_FILLER)]
     return tokens
 
 
-def _requested_length(prompt: str) -> int | None:
-    for name, value in _DIRECTIVE.findall(prompt):
-        if name == "tokens" and value.isdecimal():
-            return int(value)
-    return None
-
-
 def _requested_fault(prompt: str) -> Fault | None:
-    """Return the fault that the prompt requests.
-
-    Raises
-    ------
-    ErrorResponse
-        400 if there is no such fault.
-    """
+    """Return the fault that a directive of the prompt requests."""
     for name, value in _DIRECTIVE.findall(prompt):
         if name == "fault":
             try:
@@ -201,16 +193,10 @@ def _requested_fault(prompt: str) -> Fault | None:
     return None
 
 
-MAX_LIST_DEPTH = 6
-
-
 def example_value(
     schema: Mapping[str, Any], root: Mapping[str, Any] | None = None, depth: int = 0
 ) -> Any:
-    """Return a value that fits the JSON schema `schema`.
-
-    Lists below `MAX_LIST_DEPTH` levels are empty, so that recursive schemas terminate.
-    """
+    """Return a value that fits the JSON schema `schema`, a part of the schema `root`."""
     root = schema if root is None else root
 
     def within(part: Mapping[str, Any]) -> Any:
@@ -222,7 +208,10 @@ def example_value(
         case {"const": value} | {"enum": [value, *_]}:
             return value
         case {"$ref": str(ref)}:
-            return within(_resolve(ref, root))
+            found: Any = root
+            for step in filter(None, ref.removeprefix("#").split("/")):
+                found = found.get(step) if isinstance(found, Mapping) else None
+            return within(found if isinstance(found, Mapping) else {})
         case {"anyOf": [first, *_]} | {"oneOf": [first, *_]} | {"allOf": [first, *_]}:
             return within(first)
         case {"type": [first, *_]}:
@@ -243,9 +232,22 @@ def example_value(
             return {name: within(field) for name, field in fields.items()}
 
 
-def _resolve(ref: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of `root` that `ref` names; an empty schema where there is none."""
-    found: Any = root
-    for step in filter(None, ref.removeprefix("#").split("/")):
-        found = found.get(step) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+def png_pattern(prompt: str) -> bytes:
+    """Return a PNG file: a symmetric pattern in two colours, both determined by the prompt."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    digest = blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()
+    light, dark = digest[:3], bytes(value // 3 for value in digest[3:6])
+    squares = PICTURE_SIZE // SQUARE_SIZE
+    rows = b""
+    for y in range(squares):
+        mirrored = (min(x, squares - 1 - x) for x in range(squares))
+        colours = (light if digest[y % 8] >> x & 1 else dark for x in mirrored)
+        # Each row of pixels begins with its filter type: 0 is none.
+        rows += (b"\0" + b"".join(colour * SQUARE_SIZE for colour in colours)) * SQUARE_SIZE
+    header = struct.pack(">IIBBBBB", PICTURE_SIZE, PICTURE_SIZE, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -1,9 +1,10 @@
-"""The settings of the simulated server."""
+"""Settings and faults of the simulated server, and their JSON forms. Data only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from types import NoneType
 from typing import Any, Literal, get_args
 
 Policy = Literal["kept", "refunded", "actual"]
@@ -14,7 +15,7 @@ RetryAfter = Literal["both", "seconds", "ms", "date", "none"]
 class Knobs:
     """Settings of the simulated server. None means "no limit"."""
 
-    # tpm, rpm, tpd, rpd: tokens and requests per minute and per day, for each key and model.
+    # Tokens and requests per minute and per day, for each key and model.
     tpm: int | None = 30_000
     rpm: int | None = 500
     tpd: int | None = None
@@ -23,19 +24,18 @@ class Knobs:
     # same, and unused output is returned at the end. ``actual``: input at admission, output at the
     # end, which may leave the bucket in debt.
     policy: Policy = "kept"
-    # Length in seconds of a second, shorter window that no header shows; 0 for none.
+    # Seconds of a second, shorter window that no header shows; 0 for none.
     hidden_window: float = 0.0
-    used_by_others: float = 0.0  # share of the refill that another client of the same key uses up
+    used_by_others: float = 0.0  # share of the refill that other clients of the same key use up
     token_bias: float = 1.0  # tokens counted per four characters
     assumed_output: int = 1_000  # value used for `max_output` if the request does not set it
-    # failures, breaks: probability of a 500, and of a rate-limit error in mid-stream.
-    failures: float = 0.0
-    stream_failures: float = 0.0
+    failures: float = 0.0  # probability of a 500
+    stream_failures: float = 0.0  # probability of a rate-limit error in mid-stream
     headers: bool = True  # whether answers carry ``x-ratelimit-*``
     # Headers of a 429 that state the wait; the message always states it.
     retry_after: RetryAfter = "both"
-    # latency, sigma: median of the seconds from admission to the first token, and the spread of
-    # its logarithm. The same prompt always has the same latency.
+    # Seconds from admission to the first token: their median, and the standard deviation of their
+    # logarithm. The same prompt always has the same latency.
     latency: float = 0.5
     latency_sigma: float = 0.0
     speed: float = 60.0  # output tokens per second
@@ -64,13 +64,126 @@ class Knobs:
 
 
 def parse_knobs(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a JSON object, with lists as tuples.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown.
-    """
+    """Return the settings in a JSON object, with lists as tuples; ValueError on unknown names."""
     if unknown := data.keys() - {field.name for field in fields(Knobs)}:
         raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+
+
+# Errors while the answer is generated: a background response fails for good. Chat Completions has
+# only error events and sends one for each of these.
+GenerationFault = Literal[
+    "error_event",  # an event with a nested error object
+    "flat_error_event",  # an event with the error's fields
+    "failed",  # ``response.failed`` with its error
+    # The wait in a header of the 200, ``response.failed`` without an error, then an error event.
+    "azure_failed",
+]
+# Errors while the answer is sent: a background response continues without its reader.
+DeliveryFault = Literal[
+    "truncated",  # a clean end too early
+    "dropped",  # a connection reset
+    "cut",  # a connection closed within a chunk
+    "malformed",  # broken JSON
+    "stalled",  # silence for `seconds`, or for ever
+    "huge_line",  # a line of `size` bytes
+]
+Kind = Literal[
+    # Instead of an answer.
+    "http",  # an HTTP error with `status`, `code`, `type` and `message`
+    "tokens_per_minute",  # the 429s of OpenAI's limits
+    "requests_per_minute",
+    "tokens_per_day",
+    "requests_per_day",
+    "too_large",  # a 429 for a request that exceeds a whole limit
+    "quota",  # a 429 for exhausted credit
+    "azure",  # the 429 of Azure's limits
+    "overloaded",  # a 503
+    "html_429",  # a gateway's pages
+    "html_502",
+    "redirect",  # a 307 to `location`
+    "refused",  # a connection that is closed without a response
+    # Around an answer.
+    "slow",  # the first byte comes `seconds` later
+    "headers",  # additional `headers`
+    "absurd_headers",  # rate-limit headers with unusable values
+    GenerationFault,
+    DeliveryFault,
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+GENERATION: frozenset[str] = frozenset(get_args(GenerationFault))
+DELIVERY: frozenset[str] = frozenset(get_args(DeliveryFault))
+
+_FIELD_TYPES = {
+    "after": (int,),
+    "status": (int,),
+    "size": (int,),
+    "seconds": (int, float, NoneType),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault for one request; `Kind` describes the kinds.
+
+    An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
+    """
+
+    kind: Kind
+    after: int = 0  # number of text deltas before it; -1: before the first event of the stream
+    # The wait that a 429 states (default 1.2), the delay, or the silence.
+    seconds: float | None = None
+    status: int = 500  # HTTP status of ``http`` (and of answers that are not streamed)
+    # Values in place of the usual ones.
+    code: str | None = None
+    type: str | None = None
+    message: str | None = None
+    # Additional headers; an empty value removes one.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    location: str = "http://127.0.0.1:9/v1/responses"  # target of a ``redirect``
+    size: int = 10_000_000  # bytes of a ``huge_line``
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(KINDS)}")
+        for name, types in _FIELD_TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types):
+                raise ValueError(f"{name} of a fault must be a number, not {value!r}")  # noqa: TRY004
+
+    @property
+    def wait(self) -> float:
+        """The seconds that a 429 states."""
+        return 1.2 if self.seconds is None else self.seconds
+
+    def applies_before(self, role: str, deltas: int) -> bool:
+        """Return whether it applies before an event of this role that follows `deltas` deltas."""
+        return self.after < 0 or role == "end" or (role == "delta" and deltas == self.after)
+
+
+def parse_fault(data: Any) -> Fault | None:
+    """Return the fault in JSON data: a name, an object with fields, or null for none.
+
+    Raises `ValueError` if the fault or a field is unknown.
+    """
+    match data:
+        case None:
+            return None
+        case str():
+            return Fault(data)  # type: ignore[arg-type]
+        case {"kind": str()}:
+            try:
+                return Fault(**data)
+            except TypeError as exc:
+                raise ValueError(str(exc)) from exc
+        case _:
+            raise ValueError("a fault must be null, a name, or an object with a kind")
+
+
+class Dropped(Exception):  # noqa: N818 - a way to end a connection, not an error
+    """Ends the connection without a proper HTTP ending."""
+
+    def __init__(self, partial: bytes = b"", *, reset: bool = False) -> None:
+        super().__init__("reset" if reset else "closed")
+        self.partial = partial  # the part of the next chunk that is still sent
+        self.reset = reset  # whether the connection is reset rather than closed

@@ -1,18 +1,34 @@
-"""Parses request bodies of both APIs into one type, with the checks of the real server.
+"""Finds the endpoint of a request, checks its key, and parses its body, as the real server does.
 
-Does not know limits or answers.
+Turns the bodies of both APIs into one type. Does not know limits or answers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from nbcodex.simulator.error_responses import ErrorResponse
+from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest
+from nbcodex.simulator.knobs import Knobs
 
 Api = Literal["responses", "chat"]
+Endpoint = Literal[Api, "models", "retrieve", "cancel", "files", "batches", "control"]
+
+NO_KEY = (
+    "You didn't provide an API key. You need to provide your API key in an Authorization header "
+    "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank "
+    "username) if you're accessing the API from your browser and are prompted for a username and "
+    "password. You can obtain an API key from https://platform.openai.com/account/api-keys."
+)
+AZURE_WRONG_KEY = (
+    "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a "
+    "valid key for an active subscription and use a correct regional API endpoint for your "
+    "resource."
+)
 
 # Every image counts the same; its size is ignored.
 IMAGE_TOKENS = 765
@@ -20,23 +36,125 @@ IMAGE_TOKENS = 765
 MIN_OUTPUT_TOKENS = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The endpoint that a request addresses."""
+
+    endpoint: Endpoint
+    azure: bool = False  # whether the path is one of Azure's
+    id: str = ""  # id in the path (of a response, file or batch), or the control command
+    deployment: str = ""  # Azure's deployment, which stands in the path in place of a model
+    query: Mapping[str, str] = field(default_factory=dict)  # the query parameters
+
+
+_BASE = "(?P<base>/openai/v1|/openai|/v1)"
+_DEPLOYMENT = "(?P<base>/openai)/deployments/(?P<deployment>[^/]+)"
+_ID = "(?P<id>[^/]+)"
+_ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
+    ("POST", "responses", f"{_BASE}/responses"),
+    ("POST", "chat", f"{_BASE}/chat/completions"),
+    ("POST", "chat", f"{_DEPLOYMENT}/chat/completions"),
+    ("GET", "models", f"{_BASE}/models"),
+    ("GET", "retrieve", f"{_BASE}/responses/{_ID}"),
+    ("POST", "cancel", f"{_BASE}/responses/{_ID}/cancel"),
+    ("POST", "files", f"{_BASE}/files"),
+    ("GET", "files", f"{_BASE}/files/{_ID}/content"),
+    ("DELETE", "files", f"{_BASE}/files/{_ID}"),
+    ("GET", "batches", f"{_BASE}/batches"),
+    ("POST", "batches", f"{_BASE}/batches"),
+    ("GET", "batches", f"{_BASE}/batches/{_ID}"),
+    ("POST", "batches", f"{_BASE}/batches/{_ID}/cancel"),
+    ("GET", "control", "/_simulator/(?P<id>log)"),
+    ("POST", "control", "/_simulator/(?P<id>script|knobs)"),
+)
+
+
+def find_route(request: HttpRequest) -> Route:
+    """Return the route of `request`.
+
+    Raises `ErrorResponse`: 404 for an unknown path, 405 for a method that the path does not have.
+    """
+    parts = urlsplit(request.path)
+    query = dict(parse_qsl(parts.query))
+    is_known_path = False
+    for method, endpoint, pattern in _ROUTES:
+        match = re.fullmatch(pattern, parts.path)
+        if match is None:
+            continue
+        is_known_path = True
+        if method != request.method:
+            continue
+        found = match.groupdict(default="")
+        base = found.get("base", "")
+        if base == "/openai" and not query.get("api-version"):
+            raise unknown_path(request)
+        return Route(
+            endpoint=endpoint,
+            azure=base.startswith("/openai"),
+            id=unquote(found.get("id", "")),
+            deployment=unquote(found.get("deployment", "")),
+            query=query,
+        )
+    if is_known_path:
+        raise ErrorResponse(
+            405,
+            f"Not allowed to {request.method} on {parts.path} (HINT: Perhaps you meant to use a "
+            "different HTTP method?)",
+            code="method_not_supported",
+        )
+    raise unknown_path(request)
+
+
+def unknown_path(request: HttpRequest) -> ErrorResponse:
+    """Return the 404 for an unknown path."""
+    if request.path.startswith("/openai"):
+        return ErrorResponse(404, "Resource not found", type=None, code="404")
+    return ErrorResponse(404, f"Invalid URL ({request.method} {urlsplit(request.path).path})")
+
+
+def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
+    """Return the key that `request` contains; empty if it has none and needs none.
+
+    Raises `ErrorResponse` (401) if the key is missing or wrong.
+    """
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    key = bearer.strip() if scheme.lower() == "bearer" else ""
+    if azure:
+        key = request.headers.get("api-key", "") or key
+    is_accepted = key in knobs.keys if knobs.keys else bool(key)
+    if is_accepted or not knobs.require_key:
+        return key
+    if azure:
+        raise ErrorResponse(401, AZURE_WRONG_KEY, type=None, code="401")
+    if not key:
+        raise ErrorResponse(401, NO_KEY)
+    # The real server shows this much of the key, and clients must expect it to.
+    shown = f"{key[:3]}{'*' * 8}{key[-4:]}" if len(key) > 11 else "*" * 8
+    message = (
+        f"Incorrect API key provided: {shown}. You can find your API key at "
+        "https://platform.openai.com/account/api-keys."
+    )
+    raise ErrorResponse(401, message, code="invalid_api_key")
+
+
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_COMMON = _names("""
+_COMMON_PARAMETERS = _names("""
     metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_options
     prompt_cache_retention safety_identifier service_tier temperature tool_choice tools
     top_logprobs top_p user model stream stream_options store
 """)
-_KNOWN: Mapping[Api, frozenset[str]] = {
-    "responses": _COMMON
+# The parameters that OpenAI's reference names; the real server rejects any other.
+PARAMETERS: Mapping[Api, frozenset[str]] = {
+    "responses": _COMMON_PARAMETERS
     | _names("""
         access_programs background background_options context_management conversation image include
         input instructions max_output_tokens max_tool_calls previous_response_id prompt reasoning
         text truncation
     """),
-    "chat": _COMMON
+    "chat": _COMMON_PARAMETERS
     | _names("""
         messages audio frequency_penalty function_call functions logit_bias logprobs
         max_completion_tokens max_tokens modalities n prediction presence_penalty reasoning_effort
@@ -65,16 +183,14 @@ _TYPE_NAMES: Mapping[type, str] = {dict: "an object", list: "an array", str: "a 
 class ParsedRequest:
     """A request of either API in one form."""
 
-    # api, model: the API, and the model (on Azure: the deployment).
     api: Api
-    model: str
+    model: str  # on Azure: the deployment
     body: Mapping[str, Any]  # the JSON body as it was sent
     turns: tuple[str, ...]  # the user's messages, oldest first; the last one is the prompt
     text: str  # all input text
     images: int  # number of input images
     max_output: int | None  # upper bound on output tokens
     effort: str | None  # reasoning effort, None where there is no reasoning
-    # stream, background, azure: how the answer is delivered, and whether Azure is addressed.
     stream: bool
     background: bool
     azure: bool
@@ -108,13 +224,7 @@ class ParsedRequest:
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in `body`.
-
-    Raises
-    ------
-    ErrorResponse
-        400 if `body` is not a JSON object.
-    """
+    """Return the JSON object in `body`, or raise the server's 400."""
     try:
         data = json.loads(body)
     except ValueError:
@@ -134,15 +244,14 @@ def parse_request(
 ) -> ParsedRequest:
     """Return `body` as a request to `api`.
 
-    Raises
-    ------
-    ErrorResponse
-        400 with the real server's text if a parameter is missing, unknown or of a wrong type.
+    Raises `ErrorResponse` (400, in the real server's words) if a parameter is missing, unknown or
+    of a wrong type.
     """
     if deployment:
         body = {**body, "model": deployment}
     _check_parameters(body, api)
     messages = list(_messages(body, api))
+    effort = (body.get("reasoning") or {}).get("effort") or body.get("reasoning_effort")
     return ParsedRequest(
         api=api,
         model=body["model"],
@@ -151,7 +260,7 @@ def parse_request(
         text="\n".join(text for _, text, _ in messages),
         images=sum(images for _, _, images in messages),
         max_output=_max_output(body, api),
-        effort=_effort(body),
+        effort=effort if isinstance(effort, str) and effort != "none" else None,
         stream=bool(body.get("stream")),
         background=bool(body.get("background")),
         azure=azure,
@@ -160,13 +269,15 @@ def parse_request(
 
 def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     for name in body:
-        if name not in _KNOWN[api]:
+        if name not in PARAMETERS[api]:
             raise _invalid(f"Unknown parameter: '{name}'.", "unknown_parameter", name)
-    for name, (kind, words) in _TYPES.items():
+    for name, (kind, expected) in _TYPES.items():
         value = body.get(name)
-        if value is not None and not _is_instance(value, kind):
+        # In Python a boolean is an integer; in JSON it is not.
+        is_valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if value is not None and not is_valid:
             got = _TYPE_NAMES.get(type(value), "another type")
-            message = f"Invalid type for '{name}': expected {words}, but got {got} instead."
+            message = f"Invalid type for '{name}': expected {expected}, but got {got} instead."
             raise _invalid(message, "invalid_type", name)
     for name in ("model", "input" if api == "responses" else "messages"):
         if not body.get(name):
@@ -175,18 +286,14 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     tools = body.get("tools")
     if api == "chat" and isinstance(tools, list):
         for index, tool in enumerate(tools):
-            if not isinstance(tool, dict) or tool.get("type") not in {"function", "custom"}:
+            found = tool.get("type") if isinstance(tool, dict) else tool
+            if not isinstance(tool, dict) or found not in ("function", "custom"):
                 message = (
-                    f"Invalid value: '{tool.get('type') if isinstance(tool, dict) else tool}'. "
-                    "Supported values are: 'function' and 'custom'."
+                    f"Invalid value: '{found}'. Supported values are: 'function' and 'custom'."
                 )
                 raise _invalid(message, "invalid_value", f"tools[{index}].type")
     if body.get("background") and body.get("store") is False:
         raise _invalid("Background mode requires store=true.", "invalid_value", "background")
-
-
-def _is_instance(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _invalid(message: str, code: str, param: str) -> ErrorResponse:
@@ -194,26 +301,21 @@ def _invalid(message: str, code: str, param: str) -> ErrorResponse:
 
 
 def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
-    names = (
-        ("max_output_tokens",) if api == "responses" else ("max_completion_tokens", "max_tokens")
-    )
-    least = MIN_OUTPUT_TOKENS if api == "responses" else 1
+    if api == "responses":
+        names, minimum = ["max_output_tokens"], MIN_OUTPUT_TOKENS
+    else:
+        names, minimum = ["max_completion_tokens", "max_tokens"], 1
     for name in names:
         value: int | None = body.get(name)
-        if value is not None and value < least:
+        if value is not None and value < minimum:
             message = (
-                f"Invalid '{name}': integer below minimum value. Expected a value >= {least}, but "
-                f"got {value} instead."
+                f"Invalid '{name}': integer below minimum value. Expected a value >= {minimum}, "
+                f"but got {value} instead."
             )
             raise _invalid(message, "integer_below_min_value", name)
         if value is not None:
             return value
     return None
-
-
-def _effort(body: Mapping[str, Any]) -> str | None:
-    effort = (body.get("reasoning") or {}).get("effort") or body.get("reasoning_effort")
-    return effort if isinstance(effort, str) and effort != "none" else None
 
 
 def _messages(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int]]:
@@ -228,14 +330,9 @@ def _messages(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int
         if not isinstance(item, dict):
             message = "Invalid type for 'input': expected one of a string or array of objects."
             raise _invalid(message, "invalid_type", "input")
-        yield str(item.get("role", "")), *_text_and_images(item.get("content", item.get("output")))
-
-
-def _text_and_images(content: Any) -> tuple[str, int]:
-    """Return the text and the number of images of a message's content."""
-    if isinstance(content, str):
-        return content, 0
-    parts = [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
-    texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
-    images = sum("image" in str(p.get("type")) for p in parts)
-    return "\n".join(texts), images
+        content = item.get("content", item.get("output"))
+        parts = [{"text": content}] if isinstance(content, str) else content
+        parts = [p for p in parts if isinstance(p, dict)] if isinstance(parts, list) else []
+        texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
+        images = sum("image" in str(p.get("type")) for p in parts)
+        yield str(item.get("role", "")), "\n".join(texts), images

@@ -18,9 +18,8 @@ from email.utils import formatdate
 
 import h11
 
-from nbcodex.simulator.faults import Dropped
-from nbcodex.simulator.http_responses import HttpResponse
-from nbcodex.simulator.routes import HttpRequest
+from nbcodex.simulator.http_messages import HttpRequest
+from nbcodex.simulator.knobs import Dropped
 from nbcodex.simulator.service import Simulator
 
 READ_BYTES = 65_536
@@ -33,11 +32,11 @@ RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 @contextlib.asynccontextmanager
 async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """Serve `simulator` on the running event loop; yields its base URL (without ``/v1``)."""
+    loop = asyncio.get_running_loop()
     connections: set[asyncio.Task[None]] = set()
 
     def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection(simulator, reader, writer)
-        task = asyncio.get_running_loop().create_task(connection.serve())
+        task = loop.create_task(_Connection(simulator, reader, writer).serve())
         connections.add(task)
         task.add_done_callback(connections.discard)
         # A task that is cancelled before its first step never reaches its own cleanup.
@@ -48,7 +47,9 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
         address = server.sockets[0].getsockname()
         yield f"http://{address[0]}:{address[1]}"
     finally:
-        _stop_accepting(server)
+        with contextlib.suppress(NotImplementedError):  # the event loop of Windows
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
         # A connection that was just accepted reaches `connect` some iterations of the loop later.
         # It must do so before the server closes: CPython then fails and leaves its socket open.
         for _ in range(ACCEPT_ITERATIONS):
@@ -58,13 +59,6 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
         await asyncio.sleep(0)  # aborted transports close their sockets in the next iteration
-
-
-def _stop_accepting(server: asyncio.Server) -> None:
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(NotImplementedError):  # the event loop of Windows
-        for listening in server.sockets:
-            loop.remove_reader(listening.fileno())
 
 
 class _Connection:
@@ -81,7 +75,21 @@ class _Connection:
     async def serve(self) -> None:
         """Serve requests until either side closes the connection."""
         try:
-            await self._serve_requests()
+            try:
+                while (request := await self._read_request()) is not None:
+                    await self._answer_while_connected(request)
+                    self._http.start_next_cycle()
+            except h11.RemoteProtocolError:
+                # Malformed HTTP gets a 400, if no response has started.
+                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    self._send(h11.Response(status_code=400, headers=[("content-length", "0")]))
+                    self._send(h11.EndOfMessage())
+                    await self._writer.drain()
+            except Dropped as drop:
+                await self._drop(drop)
+            except h11.LocalProtocolError:
+                # The client asked to close the connection after this response.
+                pass
             self._writer.close()
             await self._writer.wait_closed()
         except ConnectionError:
@@ -90,54 +98,42 @@ class _Connection:
             # Unsent data for a client that does not read would keep the connection open.
             self._writer.transport.abort()
 
-    async def _serve_requests(self) -> None:
-        """Answer one request after the other."""
-        try:
-            while (call := await self._read_request()) is not None:
-                await self._answer_while_connected(call)
-                self._http.start_next_cycle()
-        except h11.RemoteProtocolError:
-            await self._send_bad_request()
-        except Dropped as drop:
-            await self._drop(drop)
-        except h11.LocalProtocolError:
-            # The client asked to close the connection after this response.
-            pass
-
     async def _read_request(self) -> HttpRequest | None:
         """Return the next request; None if the client has finished."""
-        request: h11.Request | None = None
+        head: h11.Request | None = None
         body = bytearray()
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                await self._receive()
+                if self._http.they_are_waiting_for_100_continue:
+                    self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                self._http.receive_data(await self._reader.read(READ_BYTES))
             elif isinstance(event, h11.Request):
-                request = event
+                head = event
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > MAX_BODY_BYTES:
                     raise h11.RemoteProtocolError("the body is too large")
-            elif isinstance(event, h11.EndOfMessage) and request is not None:
-                return _to_http_request(request, bytes(body))
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return HttpRequest(
+                    method=head.method.decode("ascii"),
+                    path=head.target.decode("ascii", "replace"),
+                    headers={n.decode("ascii"): v.decode("latin-1") for n, v in head.headers},
+                    body=bytes(body),
+                )
             else:
                 return None
 
-    async def _receive(self) -> None:
-        if self._http.they_are_waiting_for_100_continue:
-            self._send(h11.InformationalResponse(status_code=100, headers=[]))
-        self._http.receive_data(await self._reader.read(READ_BYTES))
+    async def _answer_while_connected(self, request: HttpRequest) -> None:
+        """Answer, but stop with `ConnectionError` when the client disconnects."""
 
-    async def _answer_while_connected(self, call: HttpRequest) -> None:
-        """Answer, but stop when the client disconnects.
+        async def watch() -> None:
+            # What the client sends meanwhile is the start of its next request.
+            while data := await self._reader.read(READ_BYTES):
+                self._http.receive_data(data)
 
-        Raises
-        ------
-        ConnectionError
-            If the client disconnected.
-        """
-        answering = asyncio.ensure_future(self._answer(call))
-        watching = asyncio.ensure_future(self._watch())
+        answering = asyncio.ensure_future(self._answer(request))
+        watching = asyncio.ensure_future(watch())
         try:
             await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -148,34 +144,27 @@ class _Connection:
             raise ConnectionAbortedError
         answering.result()
 
-    async def _watch(self) -> None:
-        """Return when the client disconnects; buffer what it sends for the next request."""
-        while data := await self._reader.read(READ_BYTES):
-            self._http.receive_data(data)
-
-    async def _answer(self, call: HttpRequest) -> None:
-        answer = await self._simulator.answer(call)
+    async def _answer(self, request: HttpRequest) -> None:
+        response = await self._simulator.answer(request)
+        headers = [
+            (name.encode("ascii"), value.encode("latin-1", "replace"))
+            for name, value in response.headers.items()
+        ]
+        headers.append((b"date", formatdate(usegmt=True).encode()))
         try:
-            self._send(_head(answer))
-            async for chunk in answer.body:
+            self._send(h11.Response(status_code=response.status, headers=headers))
+            async for chunk in response.body:
                 self._send(h11.Data(data=chunk))
                 await self._writer.drain()
             self._send(h11.EndOfMessage())
             await self._writer.drain()
         finally:
-            await answer.body.aclose()
+            await response.body.aclose()
 
     def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)
         if data:
             self._writer.write(data)
-
-    async def _send_bad_request(self) -> None:
-        """Send a 400 for malformed HTTP, if no response has started."""
-        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._send(h11.Response(status_code=400, headers=[("content-length", "0")]))
-            self._send(h11.EndOfMessage())
-            await self._writer.drain()
 
     async def _drop(self, drop: Dropped) -> None:
         """Break the connection as `drop` prescribes."""
@@ -187,24 +176,6 @@ class _Connection:
             # The chunk header states twice the length, so the connection ends within the chunk.
             self._writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
             await self._writer.drain()
-
-
-def _to_http_request(request: h11.Request, body: bytes) -> HttpRequest:
-    return HttpRequest(
-        method=request.method.decode("ascii"),
-        path=request.target.decode("ascii", "replace"),
-        headers={name.decode("ascii"): value.decode("latin-1") for name, value in request.headers},
-        body=body,
-    )
-
-
-def _head(answer: HttpResponse) -> h11.Response:
-    headers = [
-        (name.encode("ascii"), value.encode("latin-1", "replace"))
-        for name, value in answer.headers.items()
-    ]
-    headers.append((b"date", formatdate(usegmt=True).encode()))
-    return h11.Response(status_code=answer.status, headers=headers)
 
 
 class SimulatorServer:
@@ -237,7 +208,21 @@ class SimulatorServer:
         OSError
             If the address is not available.
         """
-        self._thread = threading.Thread(target=self._run, name="nbcodex-simulator", daemon=True)
+
+        async def serve_until_stopped() -> None:
+            stopped = asyncio.Event()
+            host, port = self._address
+            async with serve(self.simulator, host, port) as self.url:
+                self._ready.set_result((asyncio.get_running_loop(), stopped))
+                await stopped.wait()
+
+        def run() -> None:
+            try:
+                asyncio.run(serve_until_stopped())
+            except OSError as exc:
+                self._ready.set_exception(exc)
+
+        self._thread = threading.Thread(target=run, name="nbcodex-simulator", daemon=True)
         self._thread.start()
         self._ready.result()
         return self.url
@@ -245,8 +230,8 @@ class SimulatorServer:
     def stop(self) -> None:
         """Close all connections and end the thread."""
         if self._thread is not None and self._thread.is_alive():
-            loop, end = self._ready.result()
-            loop.call_soon_threadsafe(end.set)
+            loop, stopped = self._ready.result()
+            loop.call_soon_threadsafe(stopped.set)
             self._thread.join()
 
     def __enter__(self) -> str:
@@ -254,16 +239,3 @@ class SimulatorServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except OSError as exc:
-            self._ready.set_exception(exc)
-
-    async def _serve(self) -> None:
-        end = asyncio.Event()
-        host, port = self._address
-        async with serve(self.simulator, host, port) as self.url:
-            self._ready.set_result((asyncio.get_running_loop(), end))
-            await end.wait()

@@ -10,63 +10,68 @@ import json
 import random
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.simulator.admission import (
-    Candidate,
+    PlannedRequest,
+    RequestRecord,
     admit_request,
-    check_model,
-    check_stream,
+    check_access,
+    limit_headers,
     raise_scripted_failure,
     stream_error_text,
-    style_of,
 )
+from nbcodex.simulator.api_formats import Answer, format_answer
 from nbcodex.simulator.batch_service import BatchService
 from nbcodex.simulator.buckets import Account
-from nbcodex.simulator.chat_format import ChatFormat
 from nbcodex.simulator.delivery import (
     BackgroundResponse,
     Generation,
-    ResponseBody,
     deliver,
     generate,
     generate_whole,
-    single_chunk,
     wait_until,
 )
-from nbcodex.simulator.error_responses import ErrorResponse
-from nbcodex.simulator.faults import DELIVERY, Fault, parse_fault
 from nbcodex.simulator.generated_answers import plan_answer
-from nbcodex.simulator.generation import Answer, encode_json
-from nbcodex.simulator.http_responses import (
+from nbcodex.simulator.http_messages import (
     BINARY_HEADERS,
     EVENT_STREAM_HEADERS,
     JSON_HEADERS,
-    HttpResponse,
-    common_headers,
-    error_response,
-    json_response,
-    limit_headers,
-    processing_header,
-    success_response,
-)
-from nbcodex.simulator.knobs import Knobs, parse_knobs
-from nbcodex.simulator.parsed_request import Api, parse_body, parse_request
-from nbcodex.simulator.responses_format import ResponsesFormat
-from nbcodex.simulator.routes import (
+    SIMULATED_HEADER,
+    ErrorResponse,
     HttpRequest,
-    RequestRecord,
+    HttpResponse,
+    ResponseBody,
+    encode_json,
+    retry_headers,
+)
+from nbcodex.simulator.knobs import DELIVERY, Fault, Knobs, parse_fault, parse_knobs
+from nbcodex.simulator.parsed_request import (
+    Api,
     Route,
     find_route,
     key_of,
+    parse_body,
+    parse_request,
     unknown_path,
 )
 
 # The prompt cache keeps this many tokens from the start of an input.
 PREFIX_TOKENS = 1_024
+ABSURD_HEADERS = {
+    "x-ratelimit-limit-tokens": "1e999",
+    "x-ratelimit-remaining-tokens": "-1",
+    "x-ratelimit-reset-tokens": "NaN",
+    "x-ratelimit-limit-requests": "0",
+    "x-ratelimit-remaining-requests": "many",
+    "x-ratelimit-reset-requests": "-5d",
+    "openai-processing-ms": "soon",
+    "retry-after": "99999999999999999999",
+    "x-request-id": "req_" + "x" * 8_192,
+}
 
 
 class Simulator:
@@ -92,16 +97,16 @@ class Simulator:
         self._faults: deque[Fault | None] = deque()
         self._accounts: dict[tuple[str, str], Account] = {}
         self._stored: dict[str, BackgroundResponse] = {}
-        self._keys: dict[str, str] = {}
-        self._prefixes: set[tuple[str, str, str]] = set()
-        self._chance = random.Random(self.knobs.seed)  # noqa: S311 - chance, not secrecy
-        # Ids contain a random part: an id from an earlier server must be unknown to the next one.
-        self._life = secrets.token_hex(8)
+        self._key_names: dict[str, str] = {}
+        self._cached_prefixes: set[tuple[str, str, str]] = set()
+        self._rng = random.Random(self.knobs.seed)  # noqa: S311 - not for secrecy
+        # Part of all ids, so that an id of an earlier server is unknown to the next one.
+        self._server_id = secrets.token_hex(8)
         self.batches = BatchService(
             knobs=lambda: self.knobs,
             clock=self.clock,
-            answering=self._answer_batch_line,
-            life=self._life,
+            answer_line=self._answer_batch_line,
+            server_id=self._server_id,
         )
 
     def script(self, faults: Iterable[Fault | str | None]) -> None:
@@ -121,13 +126,8 @@ class Simulator:
             account.set_limits(self.knobs, self.clock.now())
         return self._accounts[key, model]
 
-    @property
-    def charged(self) -> int:
-        """Tokens charged to all requests together."""
-        return sum(record.charged for record in self.log)
-
-    async def answer(self, call: HttpRequest) -> HttpResponse:
-        """Return the response to `call` as soon as its headers are known.
+    async def answer(self, request: HttpRequest) -> HttpResponse:
+        """Return the response to `request` as soon as its headers are known.
 
         Raises
         ------
@@ -137,76 +137,95 @@ class Simulator:
         record = RequestRecord(
             number=len(self.log) + 1,
             at=self.clock.now(),
-            method=call.method,
-            path=call.path,
-            host=call.headers.get("host", ""),
+            method=request.method,
+            path=request.path,
+            host=request.headers.get("host", ""),
         )
         try:
-            answer = await self._answer(call, record)
+            response = await self._respond(request, record)
         except ErrorResponse as failure:
-            answer = error_response(failure, self._common(record))
-        record.status = answer.status
-        return answer
+            response = failure.as_response(self._common_headers(record))
+        record.status = response.status
+        return response
 
-    async def _answer(self, call: HttpRequest, record: RequestRecord) -> HttpResponse:
-        route = find_route(call)
+    async def _respond(self, request: HttpRequest, record: RequestRecord) -> HttpResponse:
+        route = find_route(request)
         if route.endpoint == "control":
-            result = handle_control(self, route.id, query=route.query, body=call.body)
-            return json_response(result, self._common(record))
+            return self._json_response(self._control(request, route), record)
         self.log.append(record)
+        is_prompt = route.endpoint in ("responses", "chat")
+        # Each prompt takes its fault from the script, even if it is then refused.
+        fault = self._next_fault() if is_prompt else None
+        if is_prompt and route.endpoint not in self.knobs.apis:
+            raise unknown_path(request)
+        key = key_of(request, route.azure, self.knobs)
+        if key:
+            record.key = self._key_names.setdefault(key, f"key-{len(self._key_names) + 1}")
         match route.endpoint:
             case "models":
-                self._identify_key(call, route, record)
-                return json_response(self._models(), self._common(record))
+                fields = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
+                models = [{"id": name, **fields} for name in self.knobs.models]
+                return self._json_response({"object": "list", "data": models}, record)
             case "retrieve" | "cancel":
-                return self._serve_stored(call, route, record)
-            case "library":
-                return self._serve_batches(call, route, record)
+                return self._serve_stored(route, record)
+            case "files" | "batches":
+                result = self.batches.serve(request, route, record.key)
+                if isinstance(result, bytes):
+                    headers = self._common_headers(record) | BINARY_HEADERS
+                    return HttpResponse(200, headers, ResponseBody(result))
+                return self._json_response(result, record)
             case api:
-                return await self._serve_prompt(call, route, api, record)
+                planned = self._plan(request.body, route, api, record, fault)
+                try:
+                    return await self._serve_prompt(planned)
+                except ErrorResponse as failure:
+                    headers = self._common_headers(record) | limit_headers(planned, self.knobs)
+                    return failure.as_response(headers)
 
-    def _identify_key(self, call: HttpRequest, route: Route, record: RequestRecord) -> None:
-        """Record the key of `call` under a name."""
-        key = key_of(call, route.azure, self.knobs)
-        record.key = self._keys.setdefault(key, f"key-{len(self._keys) + 1}") if key else ""
+    def _control(self, request: HttpRequest, route: Route) -> Any:
+        """Execute a control command, and return its result.
 
-    def _models(self) -> dict[str, Any]:
-        made = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
-        return {"object": "list", "data": [{"id": name, **made} for name in self.knobs.models]}
-
-    async def _serve_prompt(
-        self, call: HttpRequest, route: Route, api: Api, record: RequestRecord
-    ) -> HttpResponse:
-        fault = self._next_fault()
-        if api not in self.knobs.apis:
-            raise unknown_path(call)
-        self._identify_key(call, route, record)
-        candidate = self._read(call, route, api, record, fault)
+        ``log`` returns the log from its entry ``since``; ``script`` takes a list of faults,
+        ``knobs`` an object of settings.
+        """
         try:
-            return await self._serve(candidate)
-        except ErrorResponse as failure:
-            return error_response(failure, self._common(record) | self._limits(candidate))
+            if route.id == "log":
+                return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
+            data = json.loads(request.body)
+            if route.id == "script":
+                self.script([parse_fault(fault) for fault in data])
+                return {"scripted": len(data)}
+            self.change_knobs(**parse_knobs(data))
+        except (TypeError, ValueError, AttributeError) as exc:
+            raise ErrorResponse(400, f"The simulator cannot use this: {exc}") from exc
+        return asdict(self.knobs)
 
     def _next_fault(self) -> Fault | None:
         return self._faults.popleft() if self._faults else None
 
-    def _read(
-        self, call: HttpRequest, route: Route, api: Api, record: RequestRecord, fault: Fault | None
-    ) -> Candidate:
-        """Parse the request and add its parameters to its record."""
-        record.api, record.body = api, parse_body(call.body)
+    def _plan(
+        self, body: bytes, route: Route, api: Api, record: RequestRecord, fault: Fault | None
+    ) -> PlannedRequest:
+        """Parse the request, add its parameters to its record, and plan its answer."""
+        record.api, record.body = api, parse_body(body)
         request = parse_request(
             dict(record.body), api=api, azure=route.azure, deployment=route.deployment
         )
         record.model, record.prompt = request.model, request.prompt
         record.stream, record.background = request.stream, request.background
-        check_model(request, self.knobs)
-        check_stream(request, self.knobs)
+        check_access(request, self.knobs)
         plan = plan_answer(request, self.knobs)
         record.input_tokens = plan.input_tokens
-        fault = fault or plan.fault or self._random_fault()
+        fault = fault or plan.fault
+        # Random numbers are drawn only for probabilities above 0, so that a seed gives the same
+        # failures whatever other settings are.
+        if fault is None and self.knobs.failures and self._rng.random() < self.knobs.failures:
+            fault = Fault("http")
+        stream_failures = self.knobs.stream_failures
+        if fault is None and stream_failures and self._rng.random() < stream_failures:
+            fault = Fault("error_event", after=self._rng.randrange(1, 20))
         record.fault = fault.kind if fault else ""
-        return Candidate(
+        return PlannedRequest(
             request=request,
             plan=plan,
             fault=fault,
@@ -216,125 +235,103 @@ class Simulator:
             wall=self.clock.wall(),
         )
 
-    def _random_fault(self) -> Fault | None:
-        """Return a fault with the configured probabilities."""
-        if self.knobs.failures and self._chance.random() < self.knobs.failures:
-            return Fault("http")
-        if self.knobs.stream_failures and self._chance.random() < self.knobs.stream_failures:
-            return Fault("error_event", after=self._chance.randrange(1, 20))
-        return None
-
-    async def _serve(self, candidate: Candidate) -> HttpResponse:
+    async def _serve_prompt(self, planned: PlannedRequest) -> HttpResponse:
         """Admit a request and return its answer.
 
-        Raises
-        ------
-        ErrorResponse
-            If it is refused, or if the answer fails before it begins.
+        Raises `ErrorResponse` if it is refused, or if the answer fails before it begins.
         """
-        generation = self._run(candidate)
-        # Headers state the limits at admission, even if they are sent later.
-        limits = self._limits(candidate)
-        try:
-            if candidate.request.background:
-                return self._in_background(candidate, generation, limits)
-            if not candidate.request.stream:
-                return self._respond(
-                    candidate,
-                    limits | JSON_HEADERS,
-                    ResponseBody(single_chunk(await generate_whole(generation))),
-                )
-            await wait_until(generation.first_at, self.clock)
-        except BaseException:
-            generation.settle_charge()
-            raise
-        chunks = deliver(generate(generation), generation.fault_among(DELIVERY), self.clock)
-        return self._respond(
-            candidate,
-            limits | EVENT_STREAM_HEADERS,
-            ResponseBody(chunks, generation.settle_charge),
-        )
-
-    def _run(self, candidate: Candidate) -> Generation:
-        charge = admit_request(candidate, self.knobs)
-        fault, answer_source = candidate.fault, self._make_answer(candidate)
+        request, fault = planned.request, planned.fault
+        charge = admit_request(planned, self.knobs)
         slow = fault.wait if fault is not None and fault.kind == "slow" else 0.0
-        return Generation(
-            answer=answer_source,
-            format=ResponsesFormat(answer_source)
-            if candidate.request.api == "responses"
-            else ChatFormat(answer_source),
-            account=candidate.account,
+        generation = Generation(
+            planned=planned,
+            answer=self._make_answer(planned),
             charge=charge,
-            record=candidate.record,
-            fault=fault,
-            message=stream_error_text(candidate, self.knobs, charge.tokens),
-            first_at=candidate.at + slow + candidate.plan.latency,
+            message=stream_error_text(planned, self.knobs, charge.tokens),
+            first_at=planned.at + slow + planned.plan.latency,
             clock=self.clock,
             knobs=lambda: self.knobs,
         )
+        # Headers state the limits at admission, even if they are sent later.
+        limits = limit_headers(planned, self.knobs)
+        delivery_fault = generation.fault_among(DELIVERY)
+        if request.background:
+            stored = self._stored[generation.answer.id] = BackgroundResponse(generation)
+            stored.start()
+            if request.stream:
+                body = ResponseBody(deliver(stored.follow(), delivery_fault, self.clock))
+            else:
+                body = ResponseBody(encode_json(stored.response_object()))
+        else:
+            try:
+                if request.stream:
+                    await wait_until(generation.first_at, self.clock)
+                    chunks = deliver(generate(generation), delivery_fault, self.clock)
+                    body = ResponseBody(chunks, generation.settle_charge)
+                else:
+                    body = ResponseBody(await generate_whole(generation))
+            except BaseException:
+                generation.settle_charge()
+                raise
+        headers = self._common_headers(planned.record) | limits
+        headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
+        if fault is not None:
+            if fault.kind == "absurd_headers":
+                headers |= ABSURD_HEADERS
+            elif fault.kind == "azure_failed":
+                headers |= retry_headers(fault.wait, "seconds", planned.wall)
+            headers |= fault.headers
+        return HttpResponse(200, headers, body)
 
-    def _make_answer(self, candidate: Candidate) -> Answer:
-        prefix = "resp_" if candidate.request.api == "responses" else "chatcmpl-"
-        candidate.record.response_id = f"{prefix}{self._life}{candidate.record.number:08x}"
+    def _make_answer(self, planned: PlannedRequest) -> Answer:
+        """Return the answer under a new id, and cache the start of its input for later requests."""
+        request, record = planned.request, planned.record
+        prefix = "resp_" if request.api == "responses" else "chatcmpl-"
+        record.response_id = f"{prefix}{self._server_id}{record.number:08x}"
+        cached = 0
+        if planned.plan.input_tokens >= PREFIX_TOKENS:
+            start = (record.key, request.model, request.text[: PREFIX_TOKENS * 4])
+            cached = PREFIX_TOKENS if start in self._cached_prefixes else 0
+            self._cached_prefixes.add(start)
         return Answer(
-            id=candidate.record.response_id,
-            created_at=candidate.wall,
-            request=candidate.request,
-            plan=candidate.plan,
-            cached=self._cached(candidate),
+            id=record.response_id,
+            created_at=planned.wall,
+            request=request,
+            plan=planned.plan,
+            cached=cached,
             speed=self.knobs.speed,
             chunk=self.knobs.chunk,
         )
 
-    def _cached(self, candidate: Candidate) -> int:
-        """Return the number of cached input tokens, and cache the prefix for later requests."""
-        if candidate.plan.input_tokens < PREFIX_TOKENS:
-            return 0
-        request = candidate.request
-        prefix = (candidate.record.key, request.model, request.text[: PREFIX_TOKENS * 4])
-        if prefix in self._prefixes:
-            return PREFIX_TOKENS
-        self._prefixes.add(prefix)
-        return 0
-
-    def _in_background(
-        self, candidate: Candidate, generation: Generation, limits: dict[str, str]
-    ) -> HttpResponse:
-        stored = self._stored[generation.answer.id] = BackgroundResponse(
-            generation, candidate.record.key
-        )
-        stored.start()
-        if not candidate.request.stream:
-            body = ResponseBody(single_chunk(encode_json(stored.response_object())))
-            return self._respond(candidate, limits | JSON_HEADERS, body)
-        chunks = deliver(stored.follow(), generation.fault_among(DELIVERY), self.clock)
-        return self._respond(candidate, limits | EVENT_STREAM_HEADERS, ResponseBody(chunks))
-
-    def _serve_stored(self, call: HttpRequest, route: Route, record: RequestRecord) -> HttpResponse:
+    def _serve_stored(self, route: Route, record: RequestRecord) -> HttpResponse:
         """Return a background response, continue its stream, or cancel it."""
-        self._identify_key(call, route, record)
         stored = self._stored.get(route.id)
-        if stored is None or stored.owner != record.key:
+        if stored is None or stored.generation.planned.record.key != record.key:
             raise ErrorResponse(404, f"Response with id '{route.id}' not found.")
         record.response_id = route.id
         if route.endpoint == "cancel":
             stored.cancel()
         elif route.query.get("stream") == "true":
             return self._continue_stream(stored, route.query.get("starting_after", "-1"), record)
-        return json_response(stored.response_object(), self._common(record))
+        return self._json_response(stored.response_object(), record)
 
-    def _serve_batches(
-        self, call: HttpRequest, route: Route, record: RequestRecord
+    def _continue_stream(
+        self, stored: BackgroundResponse, after: str, record: RequestRecord
     ) -> HttpResponse:
-        """Serve the Files and Batch APIs."""
-        self._identify_key(call, route, record)
-        result = self.batches.serve(call, route, record.key)
-        if isinstance(result, bytes):
-            return HttpResponse(
-                200, self._common(record) | BINARY_HEADERS, ResponseBody(single_chunk(result))
-            )
-        return json_response(result, self._common(record))
+        request = stored.generation.answer.request
+        if not request.stream:
+            raise ErrorResponse(400, "This response was not created with stream=true.")
+        if not after.removeprefix("-").isdecimal():
+            raise ErrorResponse(400, "Invalid 'starting_after': expected an integer.")
+        fault = self._next_fault()
+        record.fault, record.stream = fault.kind if fault else "", True
+        if fault is not None:
+            raise_scripted_failure(fault, request, self.knobs, wall=self.clock.wall(), cost=0)
+            # The generation goes on: only its delivery can be disturbed.
+            fault = fault if fault.kind in DELIVERY else None
+        chunks = deliver(stored.follow(int(after)), fault, self.clock)
+        headers = self._common_headers(record) | EVENT_STREAM_HEADERS
+        return HttpResponse(200, headers, ResponseBody(chunks))
 
     def _answer_batch_line(
         self, body: dict[str, Any], path: str, owner: str
@@ -350,75 +347,32 @@ class Simulator:
         )
         self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
-        call = HttpRequest(method="POST", path=path, body=encode_json(body))
         try:
-            candidate = self._read(call, Route(endpoint=api), api, record, None)
-            if fault := candidate.fault:
+            planned = self._plan(encode_json(body), Route(endpoint=api), api, record, None)
+            if fault := planned.fault:
                 raise ErrorResponse(fault.status, "The server had an error while processing it.")
         except ErrorResponse as failure:
             record.status = failure.status
             return failure.status, {"error": failure.body}
-        answer_source = self._make_answer(candidate)
-        api_format = (
-            ResponsesFormat(answer_source) if api == "responses" else ChatFormat(answer_source)
-        )
+        answer = self._make_answer(planned)
         record.status, record.finished = 200, True
-        record.output_tokens = answer_source.plan.output_tokens
+        record.output_tokens = answer.plan.output_tokens
         record.charged = record.input_tokens + record.output_tokens
-        return 200, api_format.as_object()
+        return 200, format_answer(answer).as_object()
 
-    def _continue_stream(
-        self, stored: BackgroundResponse, after: str, record: RequestRecord
-    ) -> HttpResponse:
-        request = stored.generation.answer.request
-        if not request.stream:
-            raise ErrorResponse(400, "This response was not created with stream=true.")
-        if not after.removeprefix("-").isdecimal():
-            raise ErrorResponse(400, "Invalid 'starting_after': expected an integer.")
-        fault = self._next_fault()
-        record.fault, record.stream = fault.kind if fault else "", True
-        if fault is not None:
-            raise_scripted_failure(
-                fault, style_of(request, self.knobs, self.clock.wall()), self.knobs, cost=0
-            )
-        strikes = fault if fault is not None and fault.kind in DELIVERY else None
-        chunks = deliver(stored.follow(int(after)), strikes, self.clock)
-        return HttpResponse(200, self._common(record) | EVENT_STREAM_HEADERS, ResponseBody(chunks))
+    def _json_response(self, data: Any, record: RequestRecord) -> HttpResponse:
+        encoded = encode_json(data)
+        size = {"content-length": str(len(encoded))}
+        headers = self._common_headers(record) | JSON_HEADERS | size
+        return HttpResponse(200, headers, ResponseBody(encoded))
 
-    def _common(self, record: RequestRecord) -> dict[str, str]:
-        worked = processing_header(self.clock.now() - record.at)
-        return common_headers(f"req_{self._life}{record.number:08x}", self.knobs) | worked
-
-    def _limits(self, candidate: Candidate) -> dict[str, str]:
-        if not self.knobs.headers:
-            return {}
-        return limit_headers(candidate.account, candidate.at)
-
-    def _respond(
-        self, candidate: Candidate, given: dict[str, str], body: ResponseBody
-    ) -> HttpResponse:
-        given = self._common(candidate.record) | given
-        return success_response(given, body, fault=candidate.fault, wall=candidate.wall)
-
-
-def handle_control(
-    simulator: Simulator, what: str, *, query: Mapping[str, str], body: bytes
-) -> Any:
-    """Execute a control command on `simulator`, and return its result.
-
-    Raises
-    ------
-    ErrorResponse
-        400 if `body` is invalid.
-    """
-    try:
-        if what == "log":
-            return [asdict(record) for record in simulator.log[int(query.get("since", "0")) :]]
-        data = json.loads(body)
-        if what == "script":
-            simulator.script([parse_fault(fault) for fault in data])
-            return {"scripted": len(data)}
-        simulator.change_knobs(**parse_knobs(data))
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise ErrorResponse(400, f"The simulator cannot use this: {exc}") from exc
-    return asdict(simulator.knobs)
+    def _common_headers(self, record: RequestRecord) -> dict[str, str]:
+        """Return the headers of every response."""
+        worked = self.clock.now() - record.at
+        return {
+            SIMULATED_HEADER: "true",
+            "x-request-id": f"req_{self._server_id}{record.number:08x}",
+            "openai-version": "2020-10-01",
+            "openai-organization": self.knobs.organization,
+            "openai-processing-ms": str(max(1, round(worked * 1000))),
+        }

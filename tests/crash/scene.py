@@ -18,7 +18,7 @@ from typing import Any
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.reads import Entry
 from nbcodex.runtime.clock import BootClock
-from nbcodex.simulator.routes import RequestRecord
+from nbcodex.simulator import RequestRecord
 from tests.crash.nursery import Child, Nursery
 from tests.kernel_client import Ran
 from tests.simulated import Simulated

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from nbcodex.simulator.faults import KINDS
+from nbcodex.simulator.knobs import KINDS
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import KEY, Simulated, simulated
 

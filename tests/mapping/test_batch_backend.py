@@ -15,7 +15,7 @@ from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BatchBackend
 from nbcodex.mapping.map_api import resume_map
-from nbcodex.simulator.error_responses import ErrorResponse
+from nbcodex.simulator.http_messages import ErrorResponse
 
 from .conftest import SimulatedClient, texts
 

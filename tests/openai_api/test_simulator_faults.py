@@ -10,7 +10,7 @@ from nbcodex.errors import LimitError, NbcodexError
 from nbcodex.models import DAY, MINUTE
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent
 from nbcodex.simulator import Fault, Knobs, Simulator
-from nbcodex.simulator.faults import KINDS
+from nbcodex.simulator.knobs import KINDS
 from tests.openai_api.scripted import ApiClient, Request, ending_of, settings
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from nbcodex.simulator import Fault, Simulator
-from nbcodex.simulator.faults import KINDS, parse_fault
+from nbcodex.simulator.knobs import KINDS, parse_fault
 from tests.simulator.asking import MODEL, call, fetch, sdk, simulator
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual

@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from nbcodex.simulator.responses_format import SIZE, png_pattern
+from nbcodex.simulator.generated_answers import PICTURE_SIZE, png_pattern
 from tests.simulator.asking import MODEL, sdk, simulator
 from tests.virtual import run_virtual
 
@@ -34,7 +34,7 @@ def test_a_picture_is_an_item_of_the_answer(stream: bool) -> None:
     (item,) = run_virtual(main()).output
     assert (item.type, item.status) == ("image_generation_call", "completed")
     with Image.open(io.BytesIO(b64decode(item.result))) as picture:
-        assert (picture.format, picture.size) == ("PNG", (SIZE, SIZE))
+        assert (picture.format, picture.size) == ("PNG", (PICTURE_SIZE, PICTURE_SIZE))
 
 
 def test_chat_draws_nothing() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.simulator import Fault
-from nbcodex.simulator.error_responses import go_duration
-from nbcodex.simulator.parsed_request import _KNOWN
+from nbcodex.simulator.http_messages import go_duration
+from nbcodex.simulator.parsed_request import PARAMETERS
 from tests.simulator.asking import KEY, MODEL, call, fetch, refusal, simulator
 from tests.virtual import EPOCH, START, run_virtual
 
@@ -273,7 +273,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(_KNOWN["responses"])), json_values)
+@given(st.sampled_from(sorted(PARAMETERS["responses"])), json_values)
 def test_nothing_in_a_body_breaks_the_server(name: str, value: Any) -> None:
     """Whatever a parameter holds, there is an HTTP response."""
 
