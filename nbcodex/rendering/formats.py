@@ -18,12 +18,7 @@ from urllib.parse import quote
 
 from nbcodex.models import Image, Reply
 from nbcodex.rendering.html import code_listing, printable, sanitize_html, visible_code
-from nbcodex.rendering.markdown import (
-    code_blocks,
-    escape_inline,
-    fenced_code,
-    sanitize_markdown,
-)
+from nbcodex.rendering.markdown import escape_inline, fenced_code, sanitize_markdown
 
 MimeBundle = dict[str, Any]
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
@@ -55,59 +50,53 @@ _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOutput:
-    """An answer with the texts around it."""
+    """An answer with the texts around it: a heading above and a line of figures below."""
 
-    reply: Reply  # the answer
-    line: str  # the line of figures, as plain text
-    heading: str = ""  # the text above the answer, as plain text
+    reply: Reply
+    line: str
+    heading: str = ""
     remote_images: bool = False  # whether images in the answer may be loaded
     reasoning: str = ""  # the summary of the model's reasoning, if the server sent one
-    # Characters of the answer in the plain-text format_ beside Markdown; None: all of them.
-    max_plain_chars: int | None = None
+    max_plain_chars: int | None = None  # of the answer beside its Markdown; None: all of it
 
-    @property
-    def plain_text(self) -> str:
-        """The whole output as text, without control characters of terminals."""
-        return self._as_text(self.reply.text)
-
-    @property
-    def short_plain_text(self) -> str:
-        """The plain-text format_ beside Markdown, for front ends that show text only."""
-        text, most = self.reply.text, self.max_plain_chars
-        if most is None or len(text) <= most:
-            return self.plain_text
-        more = f"… {len(text) - most:,} more characters: this output's Markdown has all of them"
-        return self._as_text(f"{text[:most]}{more}")
-
-    def _as_text(self, text: str) -> str:
-        gap = "\n\n" if self.heading else ""
-        sources = "".join(f"\n[{number}] {line}" for number, line in _source_lines(self.reply))
-        text = f"{printable(text)}\n{printable(sources)}" if sources else printable(text)
-        return f"{self.heading}{gap}{text}\n\n{self.line}".lstrip()
+    def plain_text(self, max_chars: int | None = None) -> str:
+        """Return the whole output as text, without control characters of terminals."""
+        text, heading = self.reply.text, f"{self.heading}\n\n" if self.heading else ""
+        if max_chars is not None and (excess := len(text) - max_chars) > 0:
+            more = f"… {excess:,} more characters: this output's Markdown has all of them"
+            text = f"{text[:max_chars]}{more}"
+        pages = enumerate(self.reply.sources, start=1)
+        sources = [f"\n[{number}] {f'{page.title} {page.url}'.lstrip()}" for number, page in pages]
+        text = printable("\n".join([text, "".join(sources)]) if sources else text)
+        return f"{heading}{text}\n\n{self.line}".lstrip()
 
     def markdown(self, text: str, *notes: str) -> MimeBundle:
-        """Return Markdown with the heading above and the figures below."""
-        head = f"{escape_inline(self.heading)}\n\n" if self.heading else ""
+        """Return `text` as Markdown, and the answer as plain text for front ends without it."""
+        heading = f"{escape_inline(self.heading)}\n\n" if self.heading else ""
         line = escape_inline(" · ".join([self.line, *notes]))
         return {
-            "text/markdown": f"{head}{text}\n\n<sub>{line}</sub>".lstrip(),
-            "text/plain": self.short_plain_text,
+            "text/markdown": f"{heading}{text}\n\n<sub>{line}</sub>".lstrip(),
+            "text/plain": self.plain_text(self.max_plain_chars),
         }
 
     def html(self, text: str, *notes: str) -> MimeBundle:
-        """Return HTML with the heading above and the figures below; `text` must be sanitized."""
-        head = f"<p>{escape(self.heading)}</p>" if self.heading else ""
+        """Return `text`, which must be sanitized, as HTML."""
+        heading = f"<p>{escape(self.heading)}</p>" if self.heading else ""
         line = escape(" · ".join([self.line, *notes]))
         return {
-            "text/html": f"<div>{head}{text}</div><sub>{line}</sub>",
-            "text/plain": self.plain_text,
+            "text/html": f"<div>{heading}{text}</div><sub>{line}</sub>",
+            "text/plain": self.plain_text(),
         }
 
-    def figures(self, text: str = "", *notes: str) -> MimeBundle:
+    def figures(self, text: str = "") -> MimeBundle:
         """Return the figures as an output of their own, below the answer's output."""
         line = f"{self.heading} · {self.line}" if self.heading else self.line
-        bundle = replace(self, heading="", line=line).markdown(text, *notes)
+        bundle = replace(self, heading="", line=line).markdown(text)
         return bundle | {"text/plain": f"{printable(text)}\n\n{line}".lstrip()}
+
+    def sanitized_markdown(self) -> str:
+        """Return the answer's text as Markdown that can be shown."""
+        return sanitize_markdown(self.reply.text, remote_images=self.remote_images)
 
 
 def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ...]:
@@ -123,7 +112,7 @@ def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ..
 class CodeBlock:
     """A block of code in an answer."""
 
-    code: str  # the code
+    code: str
     # Why the code is probably incomplete, so that it must not be put into a cell by itself.
     problem: str = ""
 
@@ -138,25 +127,22 @@ def code_of(reply: Reply) -> list[CodeBlock]:
     # Cleaned once, for what is shown and what is inserted.
     text = visible_code(reply.text)
     blocks = fenced_code(text, _is_whole)
-    if len(blocks) == 1 and _is_wrapper(blocks[0][0], blocks[0][1]):
+    if len(blocks) == 1 and _language(blocks[0][0]) in {"md", "markdown"}:
         # Some models put all of their answer, the prose included, into a block of Markdown.
-        text = blocks[0][1]
-        blocks = fenced_code(text, _is_whole)
+        inner = blocks[0][1]
+        if re.search(r"^(?:```+|~~~+)[ \t]*\w", inner, re.MULTILINE):
+            text, blocks = inner, fenced_code(inner, _is_whole)
     was_cut = "the answer was cut, raise --max-output"
     found = []
     for info, code, is_closed in blocks:
         problem = was_cut if reply.cut and not is_closed else ""
         if not problem and is_closed and _language(info) == "python" and _is_open_ended(code):
             problem = "a fence within it may have ended it early"
-        found.append(CodeBlock(code, problem))
-    if found := [block for block in found if block.code.strip()]:
-        return found
-    return [CodeBlock(text.strip("\n"), was_cut if reply.cut else "")] if _is_python(text) else []
-
-
-def extract_code(text: str) -> list[str]:
-    """Return the code in the text of an answer."""
-    return [block.code for block in code_of(Reply(id="", text=text))]
+        if code.strip():
+            found.append(CodeBlock(code, problem))
+    if not found and _is_python(text):
+        return [CodeBlock(text.strip("\n"), was_cut if reply.cut else "")]
+    return found
 
 
 def _language(info: str) -> str:
@@ -165,45 +151,18 @@ def _language(info: str) -> str:
     return "python" if name in {"py", "python", "python3", "ipython", "ipython3"} else name
 
 
-def _is_wrapper(info: str, code: str) -> bool:
-    return _language(info) in {"md", "markdown"} and bool(
-        re.search(r"^(?:```+|~~~+)[ \t]*\w", code, re.MULTILINE)
-    )
-
-
 def _is_whole(info: str, code: str) -> bool:
     """Whether a block's code seems to be complete, so that its first closing fence is its own."""
-    language = _language(info)
-    if language not in {"python", ""}:
-        return _has_balanced_fences(code)
-    if _is_python(_without_magics(code)):
+    is_python = _language(info) in {"python", ""}
+    if is_python and _is_python(_without_magics(code)):
         return True
-    return not _is_open_ended(code) and _has_balanced_fences(code)
-
-
-def _has_balanced_fences(code: str) -> bool:
-    """Whether each fence in code opens with an info string, or closes such a fence."""
+    # Each fence in the code has to open with an info string, or to close such a fence.
     depth = 0
-    for info in re.findall(r"^\s*(?:```+|~~~+)[ \t]*(.*)$", code, re.MULTILINE):
-        depth += 1 if info.strip() else -1
+    for inner in re.findall(r"^\s*(?:```+|~~~+)[ \t]*(.*)$", code, re.MULTILINE):
+        depth += 1 if inner.strip() else -1
         if depth < 0:
             return False
-    return depth == 0
-
-
-def _is_open_ended(code: str) -> bool:
-    """Whether Python code ends within a string or a bracket."""
-    if code.lstrip().startswith("%%"):
-        return False  # another language
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(_without_magics(code))
-    except SyntaxError as error:
-        return "unterminated triple-quoted" in str(error) or "was never closed" in str(error)
-    except (ValueError, RecursionError, MemoryError):
-        return False
-    return False
+    return depth == 0 and not (is_python and _is_open_ended(code))
 
 
 def _without_magics(code: str) -> str:
@@ -211,55 +170,61 @@ def _without_magics(code: str) -> str:
     return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
 
 
+def _is_open_ended(code: str) -> bool:
+    """Whether Python code ends within a string or a bracket."""
+    if code.lstrip().startswith("%%"):
+        return False  # another language
+    _, error = _parse_python(_without_magics(code))
+    return "unterminated triple-quoted" in error or "was never closed" in error
+
+
+def _is_python(text: str) -> bool:
+    tree, _ = _parse_python(text)
+    return tree is not None and bool(tree.body)
+
+
+def _parse_python(code: str) -> tuple[ast.Module | None, str]:
+    """Return the syntax tree of code, or why there is none. The code is never run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(code), ""
+    except SyntaxError as error:
+        return None, str(error)
+    except (ValueError, RecursionError, MemoryError):
+        return None, ""
+
+
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
-    text = _fold(answer.reasoning) + text + _source_list(answer.reply)
+    fold, reasoning, sources = "", answer.reasoning, ""
+    if reasoning.strip():
+        cut = "…\n\n" if len(reasoning) > MAX_REASONING_CHARS else ""
+        paragraphs = []
+        # Every paragraph is escaped, so that no tag in it can close the fold.
+        for part in re.split(r"\n\s*\n", cut + reasoning[-MAX_REASONING_CHARS:]):
+            title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", part)
+            paragraphs.append(f"**{escape_inline(title[1])}**" if title else escape_inline(part))
+        text = "\n\n".join(filter(None, paragraphs))
+        fold = f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>\n\n"
+    if answer.reply.sources:
+        sources = "\n\n**Sources**\n"
+    for number, page in enumerate(answer.reply.sources, start=1):
+        # An address may hold characters that would end the link.
+        url = quote(page.url, safe=_URL_CHARS)
+        sources += f"\n{number}. [{escape_inline(page.title or page.url)}](<{url}>)"
+    text = fold + answer.sanitized_markdown() + sanitize_markdown(sources)
     return (answer.markdown(text), *_pictures(answer.reply))
 
 
-def _source_lines(reply: Reply) -> list[tuple[int, str]]:
-    pages = enumerate(reply.sources, start=1)
-    return [(number, f"{page.title} {page.url}".lstrip()) for number, page in pages]
-
-
-def _source_list(reply: Reply) -> str:
-    """Return the web pages that an answer cites, as Markdown below its text."""
-    if not reply.sources:
-        return ""
-    # An address may hold characters that would end the link.
-    links = [
-        f"{number}. [{escape_inline(page.title or page.url)}](<{quote(page.url, safe=_URL_CHARS)}>)"
-        for number, page in enumerate(reply.sources, start=1)
-    ]
-    return sanitize_markdown("\n\n**Sources**\n\n" + "\n".join(links))
-
-
-def _fold(reasoning: str) -> str:
-    """Return reasoning as Markdown that opens at a click."""
-    if not reasoning.strip():
-        return ""
-    cut = "…\n\n" if len(reasoning) > MAX_REASONING_CHARS else ""
-    parts = re.split(r"\n\s*\n", cut + reasoning[-MAX_REASONING_CHARS:])
-    # Every paragraph is escaped, so that no tag in it can close the fold.
-    text = "\n\n".join(_paragraph(part) for part in parts if part.strip())
-    return f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>\n\n"
-
-
-def _paragraph(text: str) -> str:
-    title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", text)
-    return f"**{escape_inline(title[1])}**" if title else escape_inline(text)
-
-
 def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    return ({"text/plain": answer.plain_text},)
+    return ({"text/plain": answer.plain_text()},)
 
 
 def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     answer = _with_visible_code(answer)
     blocks = code_of(answer.reply)
     if not blocks:
-        text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
-        return (answer.markdown(text, "it contains no code"),)
+        return (answer.markdown(answer.sanitized_markdown(), "it contains no code"),)
     notes = []
     if blocks[0].problem:
         notes.append(f"the code may be incomplete and was not put into a cell: {blocks[0].problem}")
@@ -275,17 +240,17 @@ def _with_visible_code(answer: AnswerOutput) -> AnswerOutput:
 
 def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     # Prose that happens to be Python is not the corrected cell.
-    blocks = code_of(answer.reply)[:1] if code_blocks(answer.reply.text) else []
+    blocks = code_of(answer.reply) if fenced_code(answer.reply.text) else []
     if not blocks or not answer.reply:
         return _markdown(answer)
-    answer = _with_visible_code(answer)
-    if blocks[0].warning:
-        answer = replace(answer, line=f"{answer.line} · {blocks[0].warning}")
-    listing = code_listing([blocks[0].code])
-    if blocks[0].problem:
-        note = f"the corrected cell may be incomplete and was not inserted: {blocks[0].problem}"
+    answer, block = _with_visible_code(answer), blocks[0]
+    if block.warning:
+        answer = replace(answer, line=f"{answer.line} · {block.warning}")
+    listing = code_listing([block.code])
+    if block.problem:
+        note = f"the corrected cell may be incomplete and was not inserted: {block.problem}"
         listing += f"<sub>{escape(note)}</sub>"
-    return (*_markdown(answer), {"text/html": listing, "text/plain": blocks[0].code})
+    return (*_markdown(answer), {"text/html": listing, "text/plain": block.code})
 
 
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -325,20 +290,27 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 
 def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    formula = _formula(_unfenced(answer.reply.text))
-    if formula is None:  # prose with formulas in it
-        return _markdown(answer)
-    bundle = answer.markdown(sanitize_markdown(f"$$\n{formula}\n$$"))
-    return ({**bundle, "text/latex": f"$$\n{formula}\n$$"},)
+    text = _unfenced(answer.reply.text).strip()
+    formula = "\n".join(line for line in text.splitlines() if line.strip())
+    for begin, end in _MATH_DELIMITERS:
+        if len(formula) > len(begin + end) and formula.startswith(begin) and formula.endswith(end):
+            formula = formula[len(begin) : -len(end)].strip()
+            break
+    if not formula or _DELIMITER.search(formula):
+        return _markdown(answer)  # prose with formulas in it
+    # Written as commands, no renderer can mistake them for tags.
+    formula = formula.replace("<", "\\lt ").replace(">", "\\gt ")
+    latex = f"$$\n{formula}\n$$"
+    return (answer.markdown(sanitize_markdown(latex)) | {"text/latex": latex},)
 
 
 def _image(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    text = sanitize_markdown(answer.reply.text, remote_images=answer.remote_images)
-    # The picture itself is the main output, so that it can be saved with a right click.
-    first, *more = [*_pictures(answer.reply), None]
-    if first is None:
+    text = answer.sanitized_markdown()
+    pictures = _pictures(answer.reply)
+    if not pictures:
         return (answer.markdown(text, "it contains no picture"),)
-    return (first, answer.figures(text), *filter(None, more))
+    # The picture itself is the main output, so that it can be saved with a right click.
+    return (pictures[0], answer.figures(text), *pictures[1:])
 
 
 _RENDERERS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
@@ -377,22 +349,9 @@ def _pictures(reply: Reply) -> list[MimeBundle]:
 
 def _unfenced(text: str) -> str:
     """Return the content of a fence around the whole answer, or else the answer."""
-    blocks = code_blocks(text)
-    alone = len(blocks) == 1 and text.strip()[:3] in {"```", "~~~"}
-    return blocks[0][1] if alone and text.strip()[-3:] in {"```", "~~~"} else text
-
-
-def _formula(text: str) -> str | None:
-    """Return an answer's only formula, without its delimiters; None if there is other text."""
-    text = "\n".join(line for line in text.strip().splitlines() if line.strip())
-    for begin, end in _MATH_DELIMITERS:
-        if len(text) > len(begin + end) and text.startswith(begin) and text.endswith(end):
-            text = text[len(begin) : -len(end)].strip()
-            break
-    if not text or _DELIMITER.search(text):
-        return None
-    # Written as commands, no renderer can mistake them for tags.
-    return text.replace("<", "\\lt ").replace(">", "\\gt ")
+    blocks, fences = fenced_code(text), {"```", "~~~"}
+    alone = len(blocks) == 1 and text.strip()[:3] in fences and text.strip()[-3:] in fences
+    return blocks[0][1] if alone else text
 
 
 def _depth(value: Any) -> int:
@@ -405,13 +364,3 @@ def _depth(value: Any) -> int:
         ]
         level = [child for children in inner for child in children]
     return depth
-
-
-def _is_python(text: str) -> bool:
-    """Whether a text without fences is Python code; it is parsed, never run."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return bool(ast.parse(text).body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False

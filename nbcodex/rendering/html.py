@@ -15,15 +15,11 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
 )
-_TAGS = frozenset(
-    re.findall(
-        r"\w+",
-        """a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn
-        div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q rp rt
-        ruby s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var
-        wbr""",
-    )
-)
+_TAGS = """
+a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
+figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q rp rt ruby s samp small span
+strong sub summary sup table tbody td tfoot th thead tr u ul var wbr
+"""
 _ATTRIBUTES = {
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
@@ -66,24 +62,23 @@ def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]
         drop(value)
         return None
 
+    def alternative_text(image: re.Match[str]) -> str:
+        attributes = dict(_ATTRIBUTE.findall(image[0]))
+        if "src" in attributes:
+            return image[0]
+        alt = html.unescape(attributes.get("alt", ""))
+        return f"[{html.escape(alt)}]" if alt else ""
+
     cleaned = nh3.clean(
         text,
-        tags=set(_TAGS),
+        tags=set(_TAGS.split()),
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto", "data"},
         attribute_filter=allowed,
         clean_content_tags={"script", "style", "title", "template", "noscript"},
     )
-    return _IMAGE.sub(_image_as_text, cleaned)
-
-
-def _image_as_text(found: re.Match[str]) -> str:
-    """Return the alternative text, in brackets, of an image whose source was removed."""
-    attributes = dict(_ATTRIBUTE.findall(found[0]))
-    if "src" in attributes:
-        return found[0]
-    alt = html.unescape(attributes.get("alt", ""))
-    return f"[{html.escape(alt)}]" if alt else ""
+    # An image whose source was removed is replaced by its text, in brackets.
+    return _IMAGE.sub(alternative_text, cleaned)
 
 
 def code_listing(blocks: list[str]) -> str:

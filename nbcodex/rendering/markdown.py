@@ -10,11 +10,10 @@ from __future__ import annotations
 import html
 import re
 import string
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula, or of code beside one
+MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula
 MAX_NESTED_LINES = 2_000  # how far the end of a block with fences in it is looked for
 
 _TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
@@ -22,22 +21,23 @@ _STYLES = "b|code|em|i|s|small|strong|u"  # left open, these would format the re
 
 # A destination may not contain `$`, `\` or `@@`: JupyterLab puts formulas back into the finished
 # HTML, with their quotes, even where their placeholder is within an attribute.
-_CHAR = r"""[^\s()<>\[\]"`$\\@]"""
-_SEGMENT = r"(?:[\w.~+,;=*|{}-]|%20)"
+_URL_CHAR = r"""[^\s()<>\[\]"`$\\@]"""
+_PATH_SEGMENT = r"(?:[\w.~+,;=*|{}-]|%20)"
 _TARGET = (
-    rf"(?:(?i:https?://|mailto:)|[#?]|\.{{0,2}}/(?![/\\&%])|{_SEGMENT}++(?=[/?#)\s]|\Z))"
-    rf"(?:{_CHAR}|@(?!@)|\\_|\({_CHAR}*\))*+"
+    rf"(?:(?i:https?://|mailto:)|[#?]|\.{{0,2}}/(?![/\\&%])|{_PATH_SEGMENT}++(?=[/?#)\s]|\Z))"
+    rf"(?:{_URL_CHAR}|@(?!@)|\\_|\({_URL_CHAR}*\))*+"
 )
 _TITLE = r"""(?:"[^"$\\@`<\[\]]*"|'[^'"$\\@`<\[\]]*')"""
-_REST = rf"(?:\s++{_TITLE})?\s*+\)"
+_LINK_END = rf"(?:\s++{_TITLE})?\s*+\)"
 _ALT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
 
-# Constructs that could run, load or link: the handler of each named group is in `_defuse`. The
-# quantifiers are possessive, so that hostile text cannot make matching slow.
-_DANGER = re.compile(
+# Constructs that could run, load or link. `_replace_dangerous` replaces a group that is dangerous;
+# the others are matched first because they are harmless. The quantifiers are possessive, so that
+# hostile text cannot make matching slow.
+_DANGEROUS = re.compile(
     rf"""
-    (?P<link>   \]\(\s*+(?:{_TARGET}(?=[\s)]))?{_REST} )
-  | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<rest>{_REST})
+    (?P<link>   \]\(\s*+(?:{_TARGET}(?=[\s)]))?{_LINK_END} )
+  | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<rest>{_LINK_END})
   | (?P<broken> \]\( )
   | (?P<define> \]:(?!\s*+{_TARGET}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
   | (?P<image>  (?<!!){_ALT} )
@@ -50,26 +50,29 @@ _DANGER = re.compile(
     """,
     re.VERBOSE,
 )
+_REPLACEMENTS = {"broken": "]&#40;", "define": "]&#58;", "bang": "&#33;", "open": "&lt;"}
 _OPENS_FENCE = re.compile(r"(`{3,}|~{3,})([^\n]*)")
 # Some renderers turn bare URLs into links by themselves.
 _URL = re.compile(r"(?i:https?://|ftp://|www\.)\S*")
 # Where a formula has characters that would be a tag or a link, a blank between them is invisible.
-_TIGHT = re.compile(r"(?<=<)(?=[A-Za-z/!?])|(?<=\])(?=[(:])|(?<=!)(?=\[)")
+_NEEDS_BLANK = re.compile(r"(?<=<)(?=[A-Za-z/!?])|(?<=\])(?=[(:])|(?<=!)(?=\[)")
 
 _FENCE = re.compile(
     r"(?P<quote>(?: {0,3}> ?)*+)(?P<lead>[ \t]*+(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
     r"(?P<run>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
 )
-_QUOTE = re.compile(r" {0,3}> ?")
 _ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
-_PIECE = re.compile(r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t])|\n(?=[ \t]*\|))")
+_PARAGRAPH = re.compile(r"(\n[ \t]*\n|\n(?=[ \t]*\|))")
+_INLINE_BOUNDARY = re.compile(
+    r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t])|\n(?=[ \t]*\|))"
+)
 # Lines of code that could end what a renderer has open (a fence, nbconvert's formula), so that it
 # would read the rest of the code as text.
-_ENDS = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
-_MARK = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
+_ENDS_CODE = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
+_OPENS_SPAN = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
 
 # What can begin a formula, or hides a dollar sign: code, a link's destination, a bare URL.
-_FORMULA_MARK = re.compile(
+_OPENS_FORMULA = re.compile(
     r"`+|\]\([^()\s]*\)|(?i:https?://|www\.)\S*|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}"
     r"|\\\$|\$\$|\$|\\[\s\S]"
 )
@@ -77,12 +80,12 @@ _MATH_CHARACTER = re.compile(r"[\\^_={}<>+*|]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # MathJax reads a pair of dollar signs as a formula even if Markdown's `\$` or an entity made them;
 # it does not look into an element of its own.
-_DOLLAR = "<span>&#36;</span>"
+_LITERAL_DOLLAR = "<span>&#36;</span>"
 
-_SPECIAL = {ord(c): f"&#{ord(c)};" for c in string.punctuation if c not in ",-./;?"}
-_ENTITIES = _SPECIAL | {ord("."): "&#46;", ord("\n"): "&#10;"}
-_INFO = {ord(c): f"&#{ord(c)};" for c in '"$\\@'}
-_CONTROLS: dict[int, str | None] = {
+_ESCAPED_PUNCTUATION = {ord(c): f"&#{ord(c)};" for c in string.punctuation if c not in ",-./;?"}
+_ESCAPED_CODE = _ESCAPED_PUNCTUATION | {ord("."): "&#46;", ord("\n"): "&#10;"}
+_ESCAPED_INFO = {ord(c): f"&#{ord(c)};" for c in '"$\\@'}
+_CONTROL_CHARACTERS: dict[int, str | None] = {
     **dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), 0xFEFF)),
     **dict.fromkeys((0x0D, 0x85, 0x2028, 0x2029), "\n"),
 }
@@ -91,58 +94,29 @@ _CONTROLS: dict[int, str | None] = {
 def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
     """Return Markdown that looks like `text`, and runs and fetches nothing in any renderer.
 
-    Parameters
-    ----------
-    text : str
-        A model's answer.
-    remote_images : bool
-        Whether images stay. Otherwise they become links, because loading one sends data out.
-
-    Returns
-    -------
-    str
-        The Markdown. It keeps a few HTML tags without attributes, and links to ``http``,
-        ``https``, ``mailto``, fragments and relative paths; the rest is shown as text.
+    It keeps a few HTML tags without attributes, and links to ``http``, ``https``, ``mailto``,
+    fragments and relative paths; the rest is shown as text. Without `remote_images`, images become
+    links, because loading one sends data out.
     """
     document = _Document(remote_images)
     for block in _blocks(_clean(text).split("\n")):
         if isinstance(block, str):
             document.write(block)
-        elif _disarm(kept := "\n".join(block.lines), remote_images) == kept:
+        elif _make_harmless(kept := "\n".join(block.lines), remote_images) == kept:
             document.write(*block.lines, code=True)
         else:
             document.insert(block)
     return document.result()
 
 
-def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Return the fenced blocks of an answer: the text behind the opening fence, and the code."""
-    blocks = _blocks(_clean(text).split("\n"))
-    return [
-        (block.info.strip(), "\n".join(block.code))
-        for block in blocks
-        if isinstance(block, _Code) and _FENCE.fullmatch(block.lines[0])
-    ]
-
-
-def fenced_code(text: str, is_whole: Callable[[str, str], bool]) -> list[tuple[str, str, bool]]:
-    """Return the fenced blocks of an answer with the fences inside of them.
+def fenced_code(
+    text: str, is_whole: Callable[[str, str], bool] = lambda _info, _code: True
+) -> list[tuple[str, str, bool]]:
+    """Return of each fenced block its info string, its code, and whether its fence was closed.
 
     Models put fences of equal length into each other, which Markdown would read as the end of the
     outer one. A fence with an info string opens an inner block; beyond that, the first closing
-    fence counts that makes the code whole.
-
-    Parameters
-    ----------
-    text : str
-        The answer.
-    is_whole : callable
-        Whether a block's info string and code are a complete program.
-
-    Returns
-    -------
-    list of tuple
-        Of each block the info string, the code, and whether its fence was closed.
+    fence counts with which `is_whole(info, code)`, that is, the code is a complete program.
     """
     lines, at = _clean(text).split("\n"), 0
     blocks: list[tuple[str, str, bool]] = []
@@ -155,8 +129,7 @@ def fenced_code(text: str, is_whole: Callable[[str, str], bool]) -> list[tuple[s
         info, code = fence["info"].strip(), "\n".join(block.code)
         ends = _later_ends(lines, at, end, fence) if is_closed and not is_whole(info, code) else []
         for later in ends:
-            indent = len(fence["lead"].expandtabs(4))
-            longer = "\n".join(_dedent(line, indent) for line in lines[at + 1 : later - 1])
+            longer = "\n".join(_dedent(line, block.indent) for line in lines[at + 1 : later - 1])
             if is_whole(info, longer):
                 end, code = later, longer
                 break
@@ -168,19 +141,16 @@ def fenced_code(text: str, is_whole: Callable[[str, str], bool]) -> list[tuple[s
 def _later_ends(lines: list[str], start: int, end: int, fence: re.Match[str]) -> list[int]:
     """Return the lines after which a block could end later than at `end`, the likeliest first."""
     run, depth = fence["run"], 1
-    likeliest: list[int] = []
-    others: list[int] = []
+    found: list[int] = []
+    likeliest: list[int] = []  # where as many fences have been closed as opened
     for at in range(start + 1, min(len(lines), start + MAX_NESTED_LINES)):
         inner = _FENCE.fullmatch(lines[at])
         if not inner or inner["run"][0] != run[0] or len(inner["run"]) < len(run):
             continue
-        if inner["info"].strip():
-            depth += 1
-            continue
-        depth -= 1
-        if at + 1 > end:
-            (others if likeliest or depth else likeliest).append(at + 1)
-    return [*likeliest, *others]
+        depth += 1 if inner["info"].strip() else -1
+        if not inner["info"].strip() and at + 1 > end:
+            (found if likeliest or depth else likeliest).append(at + 1)
+    return likeliest + found
 
 
 def code_fence(code: str, info: str = "") -> str:
@@ -192,56 +162,45 @@ def code_fence(code: str, info: str = "") -> str:
 
 def escape_inline(text: str) -> str:
     """Escape a short plain text, such as a model's name, for use in a line of Markdown."""
-    return " ".join(_clean(text).split()).translate(_SPECIAL)
+    return " ".join(_clean(text).split()).translate(_ESCAPED_PUNCTUATION)
 
 
 def _clean(text: str) -> str:
     # Renderers read CR as a line end or as a blank, and browsers drop it from URLs.
-    text = text.replace("\r\n", "\n").translate(_CONTROLS)
+    text = text.replace("\r\n", "\n").translate(_CONTROL_CHARACTERS)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _disarm(text: str, images: bool) -> str:
+def _make_harmless(text: str, images: bool) -> str:
     """Return `text` changed so that it is harmless as text; `text` itself if it already is."""
-    text = _OPENS_FENCE.sub(_plain_info, text)
-    text = _URL.sub(_plain_url, text)
-    return _DANGER.sub(lambda found: _defuse(found, images), text)
+    text = _OPENS_FENCE.sub(_escape_info, text)
+    text = _URL.sub(_escape_url, text)
+    return _DANGEROUS.sub(lambda found: _replace_dangerous(found, images), text)
 
 
-def _plain_info(found: re.Match[str]) -> str:
+def _escape_info(found: re.Match[str]) -> str:
     # nbconvert writes a mermaid block as live HTML, JupyterLab puts the info into an attribute.
     run, info = found.groups()
     if "mermaid" in html.unescape(info).lower():
         info = re.sub(r"(?i)(?<!text-)mermaid", "text-mermaid", info.replace("&#", "&amp;#"))
-    return run + info.translate(_INFO)
+    return run + info.translate(_ESCAPED_INFO)
 
 
-def _plain_url(found: re.Match[str]) -> str:
+def _escape_url(found: re.Match[str]) -> str:
     url = re.sub(r"\\(?=\\|begin)", "%5C", found[0].replace("$", "%24").replace("@@", "%40%40"))
     return re.sub(r"(?i)\A(ftp):", r"\1&#58;", url)
 
 
-def _defuse(found: re.Match[str], images: bool) -> str:
-    match found.lastgroup:
-        case "rest":
-            target = re.sub(r"\s", "%20", found["angle"].strip())
-            target = target.replace("(", "%28").replace(")", "%29")
-            safe = not target or re.fullmatch(_TARGET, target)
-            return f"]({target}{found['rest']}" if safe else found[0].translate(_SPECIAL)
-        case "broken":
-            return "]&#40;"
-        case "define":
-            return "]&#58;"
-        case "image":
-            return found[0] if images else found[0][1:]
-        case "bang":
-            return "&#33;"
-        case "auto":
-            return found["auto"]
-        case "open":
-            return "&lt;"
-        case _:
-            return found[0]
+def _replace_dangerous(found: re.Match[str], images: bool) -> str:
+    kind = found.lastgroup or ""
+    if kind == "rest":
+        target = re.sub(r"\s", "%20", found["angle"].strip())
+        target = target.replace("(", "%28").replace(")", "%29")
+        safe = not target or re.fullmatch(_TARGET, target)
+        return f"]({target}{found['rest']}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
+    if kind == "image" and not images:
+        return found[0][1:]
+    return found["auto"] if kind == "auto" else _REPLACEMENTS.get(kind, found[0])
 
 
 @dataclass(slots=True)
@@ -257,9 +216,9 @@ class _Code:
     def as_block(self) -> str:
         """Return the block so that every renderer recognises it as code, or finds it harmless."""
         body = "\n".join(self.code)
-        if _ENDS.search(body):
-            return f"<pre><code>{body.translate(_ENTITIES)}</code></pre>"
-        # A fence with an info string cannot end another one, and none is in `body` (see `_ENDS`).
+        if _ENDS_CODE.search(body):
+            return f"<pre><code>{body.translate(_ESCAPED_CODE)}</code></pre>"
+        # A fence with an info string cannot end another one, and `body` has none (`_ENDS_CODE`).
         info = re.match(r"\s*([\w+.#-]*)", self.info, re.ASCII)
         name = info[1] if info else ""
         name = "text" if not name or name.lower().startswith("mermaid") else name
@@ -268,13 +227,13 @@ class _Code:
 
 @dataclass(slots=True)
 class _Document:
-    """The Markdown so far: finished parts, and lines that the next ones may still join."""
+    """The Markdown so far."""
 
-    images: bool
-    parts: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    prose: list[str] = field(default_factory=list)
-    shift: int = 0
+    images: bool  # whether images stay images
+    parts: list[str] = field(default_factory=list)  # finished
+    lines: list[str] = field(default_factory=list)  # of the next part; later ones may join them
+    prose: list[str] = field(default_factory=list)  # lines after those, not made harmless yet
+    shift: int = 0  # columns by which lines move to the left
 
     def write(self, *lines: str, code: bool = False) -> None:
         """Add lines of text, or a block of code that is harmless as it is."""
@@ -282,7 +241,7 @@ class _Document:
             self.shift = min(self.shift, _indent(lines[0]))
         lines = tuple(_dedent(line, self.shift) for line in lines)
         if code:
-            self._disarm_prose()
+            self._finish_prose()
             self.lines += lines
         else:
             self.prose += lines
@@ -304,16 +263,17 @@ class _Document:
         self._flush()
         return "\n\n".join(self.parts)
 
-    def _disarm_prose(self) -> None:
+    def _finish_prose(self) -> None:
         if self.prose:
-            text = _set_formulas("\n".join(self.prose))
-            self.lines.append(_spell(text, self.images))
+            text = "".join(map(_normalize_formulas, _PARAGRAPH.split("\n".join(self.prose))))
+            pieces = [_keep_readable(each, self.images) for each in _INLINE_BOUNDARY.split(text)]
+            self.lines.append("".join(pieces))
             self.prose = []
 
     def _flush(self) -> None:
-        self._disarm_prose()
+        self._finish_prose()
         if self.lines:
-            text = _disarm("\n".join(self.lines), self.images)
+            text = _make_harmless("\n".join(self.lines), self.images)
             self.parts.append(text.lstrip("\n") if self.parts else text)
             self.lines = []
 
@@ -341,8 +301,12 @@ def _blocks(lines: list[str]) -> Iterator[str | _Code]:
             blank = True
             yield block
         elif blank and not in_list and _indent(line) >= 4 and line.strip():
-            at, block = _indented(lines, at)
-            yield block
+            start = at
+            while at < len(lines) and (_indent(lines[at]) >= 4 or not lines[at].strip()):
+                at += 1
+            while not lines[at - 1].strip():
+                at -= 1
+            yield _Code(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
         else:
             if line.strip() and (blank or _ITEM.match(line)):
                 in_list = bool(_ITEM.match(line)) or (in_list and _indent(line) > 1)
@@ -351,15 +315,16 @@ def _blocks(lines: list[str]) -> Iterator[str | _Code]:
 
 
 def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _Code]:
-    depth, run = fence["quote"].count(">"), fence["run"]
-    indent = len(fence["lead"].expandtabs(4))
+    """Return the block that the line `start` opens, and the number of the line after it."""
+    run, indent = fence["run"], len(fence["lead"].expandtabs(4))
+    quote = re.compile(rf"(?: {{0,3}}> ?){{{fence['quote'].count('>')}}}")
     closing = re.compile(rf"[ \t]*{run[0]}{{{len(run)},}}[ \t]*")
     code: list[str] = []
     at, end = start + 1, []
     while at < len(lines):
-        line = _unquote(lines[at], depth)
-        if line is None:
-            break
+        if not (mark := quote.match(lines[at])):
+            break  # the quote has ended, and with it the block
+        line = lines[at][mark.end() :]
         at += 1
         if closing.fullmatch(line) and _indent(line) <= indent + 3:
             break
@@ -373,48 +338,18 @@ def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _C
     return at, _Code(lines[start:at] + end, code, fence["info"], lead, indent)
 
 
-def _unquote(line: str, depth: int) -> str | None:
-    """Return `line` without its quote marks; None if it is outside of the quote."""
-    for _ in range(depth):
-        if not (mark := _QUOTE.match(line)):
-            return None
-        line = line[mark.end() :]
-    return line
-
-
-def _indented(lines: list[str], start: int) -> tuple[int, _Code]:
-    at = start
-    while at < len(lines) and (_indent(lines[at]) >= 4 or not lines[at].strip()):
-        at += 1
-    while not lines[at - 1].strip():
-        at -= 1
-    return at, _Code(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
-
-
-def _set_formulas(text: str) -> str:
-    """Return prose whose formulas have delimiters that all renderers know, and prices do not."""
-    if "$" not in text and "\\(" not in text and "\\[" not in text:
-        return text
-    return "".join(
-        _set_formulas_of(part) for part in re.split(r"(\n[ \t]*\n|\n(?=[ \t]*\|))", text)
-    )
-
-
-def _set_formulas_of(text: str) -> str:
+def _normalize_formulas(text: str) -> str:
+    """Return a paragraph whose formulas have delimiters that all renderers know, prices do not."""
     parts: list[str] = []
     dollars: list[int] = []  # the indexes of literal dollar signs in `parts`
+    code_ends, missing = _code_ends(text), set[str]()
     at = formulas = 0
-    missing: set[str] = set()
-    while mark := _FORMULA_MARK.search(text, at):
+    while mark := _OPENS_FORMULA.search(text, at):
         opening, start, after = mark[0], mark.start(), mark.end()
         parts.append(text[at:start])
         at = after
         if opening[0] == "`":
-            same = re.compile(rf"(?<!`){opening}(?!`)").search(
-                text, after, after + MAX_FORMULA_CHARS
-            )
-            at = same.end() if same and opening not in missing else after
-            missing |= set() if same else {opening}
+            at = code_ends.get(start, after)
         elif opening in ("\\(", "\\["):
             closing = {"(": "\\)", "[": "\\]"}[opening[1]]
             end = text.find(closing, after, after + MAX_FORMULA_CHARS)
@@ -441,7 +376,7 @@ def _set_formulas_of(text: str) -> str:
     # One sign alone has no partner to make a formula with, and can stay as it is.
     if len(dollars) > 1 or (dollars and formulas):
         for index in dollars:
-            parts[index] = _DOLLAR
+            parts[index] = _LITERAL_DOLLAR
     return "".join((*parts, text[at:]))
 
 
@@ -468,41 +403,48 @@ def _dollar_end(text: str, start: int, opening: str) -> int:
     return end + 1
 
 
-def _spell(text: str, images: bool) -> str:
-    """Return text whose code spans and formulas still look right after `_disarm`."""
-    return "".join(_spell_piece(piece, images) for piece in _PIECE.split(text))
+def _code_ends(text: str) -> dict[int, int]:
+    """Return the end of each span of code by its start."""
+    ends: dict[int, int] = {}
+    following: dict[int, int] = {}  # the end of the next run of so many backticks
+    # From the end on, so that the time is linear in hostile text, too.
+    for run in reversed(list(re.finditer("`+", text))):
+        # A backslash before the run takes its first backtick.
+        for start in (run.start(), run.start() + 1):
+            if (end := following.get(run.end() - start)) is not None:
+                ends[start] = end
+        following[len(run[0])] = run.end()
+    return ends
 
 
-def _spell_piece(text: str, images: bool) -> str:
-    if _disarm(text, images) == text:
+def _keep_readable(text: str, images: bool) -> str:
+    """Return text whose code spans and formulas `_make_harmless` will not change visibly."""
+    if _make_harmless(text, images) == text:
         return text
-    runs: dict[int, list[int]] = {}
-    for run in re.finditer("`+", text):
-        runs.setdefault(len(run[0]), []).append(run.start())
-    missing: set[str] = set()
+    in_table = text.lstrip("\n \t").startswith("|")
+    code_ends, missing = _code_ends(text), set[str]()
     parts: list[str] = []
     done = at = 0
-    while mark := _MARK.search(text, at):
+    while mark := _OPENS_SPAN.search(text, at):
         at = mark.end()
-        code = mark[0].startswith("`")
-        end = _code_end(runs, mark) if code else _math_end(text, mark, missing)
-        if end > at:
-            parts.append(text[done : mark.start()])
-            whole = text[mark.start() : end]
-            parts.append(
-                _code_span(whole, at - mark.start(), text, images)
-                if code
-                else _TIGHT.sub(" ", whole)
-            )
-            done = at = end
+        is_code = mark[0].startswith("`")
+        end = code_ends.get(mark.start(), -1) if is_code else _math_end(text, mark, missing)
+        if end <= at:
+            continue
+        parts.append(text[done : mark.start()])
+        whole = text[mark.start() : end]
+        if not is_code:
+            whole = _NEEDS_BLANK.sub(" ", whole)
+        elif _make_harmless(whole, images) != whole:
+            code = text[at : end - len(mark[0])].replace("\n", " ")
+            if code.strip() and code[0] == code[-1] == " ":
+                code = code[1:-1]
+            if in_table:
+                code = code.replace("\\|", "|")
+            whole = f"<code>{code.translate(_ESCAPED_CODE)}</code>"
+        parts.append(whole)
+        done = at = end
     return "".join((*parts, text[done:]))
-
-
-def _code_end(runs: dict[int, list[int]], mark: re.Match[str]) -> int:
-    size = len(mark[0])
-    same = runs.get(size, [])
-    nth = bisect_left(same, mark.end())
-    return same[nth] + size if nth < len(same) else -1
 
 
 def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
@@ -524,14 +466,3 @@ def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
         missing.add(closing)
         return -1
     return -1 if text[end - 1] == "\\" else end + len(closing)
-
-
-def _code_span(whole: str, size: int, text: str, images: bool) -> str:
-    if _disarm(whole, images) == whole:
-        return whole
-    code = whole[size:-size].replace("\n", " ")
-    if code.strip() and code[0] == code[-1] == " ":
-        code = code[1:-1]
-    if text.lstrip("\n \t").startswith("|"):
-        code = code.replace("\\|", "|")
-    return f"<code>{code.translate(_ENTITIES)}</code>"

@@ -19,7 +19,6 @@ from nbcodex.rendering.formats import (
     CodeBlock,
     Format,
     code_of,
-    extract_code,
     render_answer,
 )
 from nbcodex.requests.structured_output import NOTE_MISMATCH
@@ -37,6 +36,11 @@ def sheet(text: str, **more: Any) -> AnswerOutput:
 def bundle(text: str, form: Format, **more: Any) -> dict[str, Any]:
     """Return the first output."""
     return render_answer(sheet(text, **more), form)[0]
+
+
+def extract_code(text: str) -> list[str]:
+    """Return the code in the text of an answer."""
+    return [block.code for block in code_of(Reply(id="1", text=text))]
 
 
 TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~\n"
