@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 # A cell of the quick start waits for limits of at most a minute.
 CELL_TIMEOUT_S = 120.0
-_NEEDS_LAB = "The demo needs JupyterLab: pip install 'nbcodex[lab]'"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "doctor":
         return _doctor()
     if find_spec("jupyterlab") is None:
-        print(_NEEDS_LAB, file=sys.stderr)
+        print("The demo needs JupyterLab: pip install 'nbcodex[lab]'", file=sys.stderr)
         return 1
     return run_notebook(quickstart()) if options.headless else _lab(further)
 
@@ -60,11 +56,11 @@ def _doctor() -> int:
     from nbcodex.client import current
     from nbcodex.settings import Settings
 
-    findings = []
+    is_wrong = False
     for finding in doctor.report(Settings.read(), current()):
         print(finding, flush=True)
-        findings.append(finding)
-    return 1 if any(finding.wrong for finding in findings) else 0
+        is_wrong = is_wrong or finding.wrong
+    return int(is_wrong)
 
 
 def _lab(options: list[str]) -> int:
@@ -72,41 +68,16 @@ def _lab(options: list[str]) -> int:
     if getattr(os, "geteuid", lambda: 1)() == 0:
         # Containers often run as root, which JupyterLab refuses by default; it listens on loopback.
         options = ["--allow-root", *options]
-    folder = Path(tempfile.mkdtemp(prefix="nbcodex-demo-"))
+    folder = tempfile.mkdtemp(prefix="nbcodex-demo-")
     copy = shutil.copy(quickstart(), folder)
-    print(f"The quick start is a copy: {copy}")
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--notebook-dir",
-        str(folder),
-        *options,
-        str(copy),
-    ]
-    return _run_to_end(command)
-
-
-def _run_to_end(command: list[str]) -> int:
-    """Run a command to its end, and end it with its kernels if this process is asked to end."""
-    child = subprocess.Popen(command)  # noqa: S603 - our own interpreter, no shell
-
-    def end(*_: object) -> None:
-        # JupyterLab shuts its kernels down when it is terminated.
-        child.terminate()
-
-    # On Ctrl+C the terminal signals both; JupyterLab then asks, and is waited for.
-    signals = {signal.SIGTERM: end, getattr(signal, "SIGHUP", signal.SIGTERM): end}
-    before = {each: signal.signal(each, handler) for each, handler in signals.items()}
-    try:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    print(f"The quick start is a copy: {copy}", flush=True)
+    command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", folder, *options, str(copy)]
+    if os.name == "posix":
+        # JupyterLab takes this process's place: it shuts its kernels down when it is asked to end.
+        os.execv(command[0], command)  # noqa: S606 - our own interpreter
+    # On Ctrl+C the console signals both processes; JupyterLab then asks, and is waited for.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    return subprocess.call(command)  # noqa: S603 - the same
 
 
 def run_notebook(path: Path) -> int:
@@ -137,12 +108,31 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
     print("\n" + "\n".join(f"│ {line}" for line in source.splitlines()))
     expected = cell["metadata"].get("nbcodex", {})
     shown, error = "", None
-    for kind, text in _outputs(client, client.execute(source)):
-        if kind == "error name":
-            error = text
-            continue
-        print(text, end="" if kind == "stream" else "\n", flush=True)
+
+    def show(message: dict[str, Any]) -> None:
+        nonlocal shown, error
+        content, end = message["content"], "\n"
+        match message["msg_type"]:
+            case "stream":
+                text, end = content["text"], ""
+            case "execute_result" | "display_data" | "update_display_data":
+                text = content["data"].get("text/plain", "")
+                # A panel's text form ends with a status line in brackets until the request has
+                # ended. Only this line is new.
+                text = text.rpartition("\n")[2] if text.endswith("]") else text
+            case "error":
+                text, error = "\n".join(content["traceback"]), content["ename"]
+            case _:
+                return
+        print(text, end=end, flush=True)
         shown += text
+
+    try:
+        client.execute_interactive(
+            source, allow_stdin=False, timeout=CELL_TIMEOUT_S, output_hook=show
+        )
+    except TimeoutError:
+        error = f"no result after {CELL_TIMEOUT_S:g} s"
     problems = [
         f"missing output: {text!r}" for text in expected.get("shows", []) if text not in shown
     ]
@@ -151,33 +141,3 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
     for problem in problems:
         print(f"✗ {problem}")
     return not problems
-
-
-def _outputs(client: BlockingKernelClient, message_id: str) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of each output, and the name of the error that ended the execution."""
-    end = time.monotonic() + CELL_TIMEOUT_S
-    while True:
-        try:
-            message = client.get_iopub_msg(timeout=max(end - time.monotonic(), 0.01))
-        except queue.Empty:
-            yield "error name", f"no result after {CELL_TIMEOUT_S:g} s"
-            return
-        if message["parent_header"].get("msg_id") != message_id:
-            continue
-        content = message["content"]
-        match message["msg_type"]:
-            case "stream":
-                yield "stream", content["text"]
-            case "execute_result" | "display_data" | "update_display_data":
-                yield "display", _latest_line(content["data"].get("text/plain", ""))
-            case "error":
-                yield "display", "\n".join(content["traceback"])
-                yield "error name", content["ename"]
-            case "status" if content["execution_state"] == "idle":
-                return
-
-
-def _latest_line(text: str) -> str:
-    """Return the status line of an unfinished output, or all of a finished one."""
-    # The panel's text form ends with a status line in brackets until the request has ended.
-    return text.rpartition("\n")[2] if text.endswith("]") else text

@@ -212,13 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_options(line: str) -> Namespace:
-    """Return the options that stand in `line`.
-
-    Raises
-    ------
-    UsageError
-        If an option does not exist, or its value or a combination is not valid.
-    """
+    """Return the options in `line`, or raise a UsageError."""
     try:
         words = shlex.split(_quote_params(line))
     except ValueError as error:
@@ -240,13 +234,7 @@ def parse_options(line: str) -> Namespace:
 
 
 def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str]:
-    """Fill in the fields of options that are free text, and return the notes on them.
-
-    Raises
-    ------
-    UsageError
-        If a field would stay as it is written: an option has no reader who would notice.
-    """
+    """Fill in the fields of options that are free text, and return the notes on them."""
     notes: list[str] = []
     for option in ("model", "system", "effort", "thread"):
         text = getattr(chosen, option)
@@ -259,6 +247,7 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
             if name in namespace:
                 raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
         filled = fill(text, namespace)
+        # Refused, because the server, unlike a reader of the prompt, would not notice the braces.
         if (unfilled := [*filled.missing, *filled.left_alone]) or filled.images:
             name = shorten((unfilled or filled.filled)[0], 40)
             why = "is not a variable" if filled.missing else "cannot be filled in here"
@@ -314,13 +303,7 @@ def check_provider(model: str) -> None:
 def request_options(
     chosen: Namespace, variables: Mapping[str, Any]
 ) -> tuple[RequestOptions, Format]:
-    """Return the options of a cell's request, and the format in which its answer is shown.
-
-    Raises
-    ------
-    UsageError, ConfigurationError
-        If the options contradict each other, or the schema does not exist.
-    """
+    """Return the options of a cell's request, and the format in which its answer is shown."""
     schema = None
     if chosen.schema:
         if chosen.schema not in variables:

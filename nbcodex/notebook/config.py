@@ -151,11 +151,10 @@ class Codex(Configurable):
 
     def take_over(self, before: Any) -> None:
         """Take over the state before a reload: what was typed in, and is in no file."""
-        self.demo = before.demo
-        self.own_budget = before.own_budget
+        for name in ("demo", "own_budget", "last", "last_error", "offered"):
+            setattr(self, name, getattr(before, name))
         self.keys = {**self.keys, **before.keys}
         self.aliases = {**self.aliases, **before.aliases}
-        self.last, self.last_error, self.offered = before.last, before.last_error, before.offered
 
     def settings(self) -> Settings:
         """Return the settings in force now."""

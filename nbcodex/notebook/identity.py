@@ -18,24 +18,11 @@ _TERMINAL_ID = f"{os.getpid()}-{os.urandom(4).hex()}"
 def notebook_id(shell: InteractiveShell) -> str:
     """Return the notebook's path, or else a name for this kernel or terminal."""
     # Jupyter Server sets the variable, VS Code the name in the namespace; others set neither.
-    path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
-    return str(path) if path else f"kernel {kernel_id(shell) or _TERMINAL_ID}"
-
-
-def kernel_id(shell: InteractiveShell) -> str:
-    """Return the kernel's id at its server, or an empty text."""
-    # The protocol does not send the id; Jupyter Server names the connection file after it.
+    if path := os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__"):
+        return str(path)
+    # The protocol does not send the kernel's id; Jupyter Server names the connection file after it.
     file = getattr(getattr(getattr(shell, "kernel", None), "parent", None), "connection_file", "")
-    return Path(file).stem.removeprefix("kernel-")
-
-
-def cell_id(shell: InteractiveShell) -> str | None:
-    """Return the running cell's id, if the front end sends it (JupyterLab and Notebook do)."""
-    parent = getattr(shell, "parent_header", None)
-    if not isinstance(parent, dict):
-        return None
-    found = parent.get("metadata", {}).get("cellId")
-    return str(found) if found else None
+    return f"kernel {Path(file).stem.removeprefix('kernel-') or _TERMINAL_ID}"
 
 
 def cell_number(shell: InteractiveShell) -> int:
@@ -48,4 +35,7 @@ def current_origin(shell: InteractiveShell, *, variable: str | None = None) -> O
     """Return the origin of a request that the running cell makes."""
     from nbcodex.models import Origin
 
-    return Origin(notebook=notebook_id(shell), cell=cell_id(shell), variable=variable)
+    # JupyterLab and Notebook send the cell's id with the code; most other front ends do not.
+    parent = getattr(shell, "parent_header", None)
+    cell = parent.get("metadata", {}).get("cellId") if isinstance(parent, dict) else None
+    return Origin(notebook=notebook_id(shell), cell=str(cell) if cell else None, variable=variable)

@@ -1,13 +1,12 @@
-"""The magics `%%codex` and `%codex`: from the text of a cell to what stays below it.
+"""The magics `%%codex` and `%codex`: what a shell does with the text of such a cell or line.
 
-Imports what asks and answers only when a magic runs, because `%load_ext` has to be fast.
+Imports what requests need only when a magic runs, because `%load_ext` has to be fast.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,16 +21,10 @@ if TYPE_CHECKING:
     from nbcodex.notebook.config import Codex
 
 
-def _with_option_help(magic: Callable[[CodexMagics, str, str], None]) -> Callable[..., None]:
-    """Let ``%%codex?`` show the options, whose help is made only then."""
+def _option_help() -> str:
+    from nbcodex.notebook import cell_options
 
-    def option_help() -> str:
-        from nbcodex.notebook import cell_options
-
-        return cell_options.parser().format_help()
-
-    magic.getdoc = option_help  # type: ignore[attr-defined]  # where IPython looks first
-    return magic
+    return cell_options.parser().format_help()
 
 
 @magics_class
@@ -44,7 +37,6 @@ class CodexMagics(Magics):
 
     @no_var_expand  # IPython would expand braces and `$` in prompts by rules of its own
     @cell_magic("codex")  # type: ignore[arg-type]  # IPython annotates it too narrowly
-    @_with_option_help
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
         __tracebackhide__ = True  # an error in a cell that --eval runs then shows that cell only
         self._remember_error()
@@ -60,6 +52,8 @@ class CodexMagics(Magics):
         except KeyboardInterrupt:  # while variables were evaluated, or the journal opened
             raise Stopped("Stopped before anything was sent.") from None
 
+    ask.getdoc = _option_help  # type: ignore[assignment]  # what IPython shows for `%%codex?`
+
     def _ask(self, chosen: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
@@ -72,9 +66,8 @@ class CodexMagics(Magics):
         scope = variables.caller_scope(self._shell)
         session = Session(self._shell, self._config, scope)
         text = cell.removesuffix("\n")
-        option_notes = cell_options.fill_options(
-            chosen, variables.variables(self._shell, scope=scope)
-        )
+        names = variables.variables(self._shell, scope)
+        option_notes = cell_options.fill_options(chosen, names)
         if chosen.map:
             from nbcodex.notebook import map_cells
 
@@ -85,7 +78,7 @@ class CodexMagics(Magics):
         elif chosen.raw:
             prompt = variables.FilledPrompt(text)
         else:
-            prompt = variables.fill(text, variables.variables(self._shell, text, scope))
+            prompt = variables.fill(text, variables.variables(self._shell, scope, text))
         options, format_ = cell_options.request_options(chosen, session.names)
         thread = MAIN_THREAD if chosen.thread is None else chosen.thread
         request = build_request(

@@ -26,16 +26,6 @@ def parse(source: str) -> ast.expr | None:
     return node if _is_chain(node) else None
 
 
-def root_name(node: ast.expr) -> str:
-    """Return the name at the beginning of a chain."""
-    match node:
-        case ast.Attribute(value=owner) | ast.Subscript(value=owner) | ast.Call(func=owner):
-            return root_name(owner)
-        case ast.Name(id=name):
-            return name
-    raise TypeError("not a chain")
-
-
 def is_known(node: ast.expr, namespace: Mapping[str, object]) -> bool:
     """Whether the namespace has every name in a chain."""
     return all(part.id in namespace for part in ast.walk(node) if isinstance(part, ast.Name))

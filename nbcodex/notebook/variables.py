@@ -7,13 +7,14 @@ shows: frames and images are recognised by their methods.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import os
 import re
 import struct
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
@@ -28,6 +29,7 @@ from IPython.core.error import UsageError
 from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
+from nbcodex.notebook.identity import cell_number
 from nbcodex.requests.options import is_drawable, to_image
 from nbcodex.templating import Field, parse_fields
 
@@ -48,14 +50,16 @@ _INTERNAL_FILES = (
     str(Path(__file__).parents[1]) + os.sep,
     "<decorator-gen",
 )
-_COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
+
+# `struct` formats of the columns of floats that have less than Python's precision.
+_STRUCT_FORMATS = {"float16": "e", "float32": "f"}
 
 _HISTORIES = ("In", "Out", "Err")
 _NAME = re.compile(r"[^\W\d]\w*")
 
 
-class _Results(dict[int, object]):
-    """`Out` with an error message that names the cell."""
+class _CellResults(dict[int, object]):
+    """`Out`, with an error message that names the cell."""
 
     def __missing__(self, number: object) -> object:
         raise KeyError(f"cell {number} showed no result")
@@ -65,9 +69,9 @@ class _Results(dict[int, object]):
 class CallerScope:
     """The names that the code which calls a magic has besides the notebook's."""
 
-    # Locals and globals of a function, or the globals of a script. Empty for an ordinary cell.
+    # Locals and globals of a function, or the globals of a script; empty for an ordinary cell.
     names: Mapping[str, object]
-    # The namespace of a script that calls the magic at its top level, as by `%run`.
+    # The globals of a script that calls the magic at its top level, as by `%run`.
     script: dict[str, object] | None = None
 
 
@@ -83,32 +87,27 @@ def caller_scope(shell: InteractiveShell) -> CallerScope:
     while frame is not None and frame.f_locals is not shell.user_ns:
         names = {**frame.f_locals, **names}
         # Until Python 3.12, a comprehension has a frame of its own within its function's.
-        if frame.f_code.co_name not in _COMPREHENSIONS:
+        if frame.f_code.co_name not in {"<listcomp>", "<setcomp>", "<dictcomp>"}:
             break
         frame = frame.f_back
-    if frame is None or frame.f_locals is shell.user_ns:
-        return CallerScope(names)
-    if frame.f_globals is shell.user_ns:
+    if frame is None or frame.f_locals is shell.user_ns or frame.f_globals is shell.user_ns:
         return CallerScope(names)
     is_script = frame.f_locals is frame.f_globals
     return CallerScope({**frame.f_globals, **names}, frame.f_globals if is_script else None)
 
 
-def variables(
-    shell: InteractiveShell, text: str = "", scope: CallerScope | None = None
-) -> dict[str, object]:
+def variables(shell: InteractiveShell, scope: CallerScope, text: str = "") -> dict[str, object]:
     """Return the user's own variables, without what IPython adds (`exit`, `open` …).
 
     The names of the caller's scope take precedence. A history (`In`, `Out`, `Err`) is included only
     if `text` indexes it: a prompt never means a whole history.
     """
     added, absent = shell.user_ns_hidden, object()
-    own = scope.names if scope else {}
-    names = shell.user_ns | {k: v for k, v in own.items() if not k.startswith("__")}
+    names = shell.user_ns | {k: v for k, v in scope.names.items() if not k.startswith("__")}
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
     histories: dict[str, object] = {"Err": cell_errors} if "Err" in named else {}
     if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
-        histories["Out"] = _Results(results)
+        histories["Out"] = _CellResults(results)
     return {
         name: value
         for name, value in names.items()
@@ -144,28 +143,16 @@ class FilledPrompt:
 def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     """Return a prompt with ``{name}``, ``{name.attribute[0]:.2f}`` and the like filled in.
 
-    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`,
-    but none with a module or a private name: in pasted code or logs, `{os.system('…')}` must not
-    run.
+    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`;
     ``{{name}}`` is the literal ``{name}``. Everything else stays as it is, and values are not
-    searched for fields.
-
-    Raises
-    ------
-    ConfigurationError
-        If an expression fails; the message names it.
+    searched for fields. An expression that fails raises a ConfigurationError.
     """
-    expressions: dict[str, tuple[ast.expr, bool] | None] = {}
 
+    # Each expression is parsed once, however often it occurs: parsing costs the most here.
+    @functools.cache
     def recognise(source: str) -> tuple[ast.expr, bool] | None:
-        if not _NAME.match(source):
-            return None
-        # Each expression is parsed once, however often it occurs: parsing costs the most here.
-        if source not in expressions:
-            node = safe_eval.parse(source)
-            known = node is not None and safe_eval.is_known(node, namespace)
-            expressions[source] = None if node is None else (node, known)
-        return expressions[source]
+        node = safe_eval.parse(source) if _NAME.match(source) else None
+        return None if node is None else (node, safe_eval.is_known(node, namespace))
 
     with warnings.catch_warnings():
         # Python's warnings about the user's braces, such as an invalid escape in a string.
@@ -179,21 +166,23 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     images: list[object] = []
     done = 0
     for field in fields:
+        as_written = text[field.start : field.end]
         parts.append(text[done : field.start])
         done = field.end
-        is_field = field.is_known and not (field.is_literal or field.has_nested_format)
-        if is_field and safe_eval.is_restricted(field.expression, namespace):
-            parts.append(text[field.start : field.end])
+        if field.is_literal:
+            parts.append(as_written[1:-1] if field.is_known else as_written)
+        elif not field.is_known:
+            parts.append(as_written)
+            missing.append(field.source)
+        elif field.has_nested_format:
+            parts.append(as_written)
+        elif safe_eval.is_restricted(field.expression, namespace):
+            # In pasted code or logs, `{os.system('…')}` must not run.
+            parts.append(as_written)
             left_alone.append(field.source)
-            continue
-        if is_field:
+        else:
             parts.append(_evaluate(field, namespace, parts, images))
             filled.append(field.source)
-            continue
-        as_written = text[field.start : field.end]
-        parts.append(as_written[1:-1] if field.is_literal and field.is_known else as_written)
-        if not (field.is_known or field.is_literal):
-            missing.append(field.source)
     parts.append(text[done:])
     return FilledPrompt(
         "".join(parts), tuple(filled), tuple(missing), tuple(left_alone), tuple(images)
@@ -213,20 +202,23 @@ def _evaluate(
                 images.append(value)
             number = next(n for n, image in enumerate(images, 1) if image is value)
             return f"[image {number}]"
-        if (table := format_table(value)) is None:
-            return _array_text(value) or str(value)
+        if (table := _format_table(value)) is not None:
+            before = next((text for text in reversed(parts) if text), "\n")
+            # A Markdown table is one only on lines of its own.
+            return table if before.endswith("\n") else f"\n\n{table}"
+        if f"{type(value).__module__}.{type(value).__name__}" == "numpy.ndarray":
+            # `str` of an array rounds its numbers.
+            return str(sys.modules["numpy"].array2string(value, floatmode="unique"))
+        return str(value)
     except Exception as error:
         raise ConfigurationError(
             f"{{{shorten(field.source, 80)}}} in the prompt failed: "
             f"{safe_eval.describe_error(error)}.",
             advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
         ) from error
-    before = next((text for text in reversed(parts) if text), "\n")
-    # A Markdown table is one only on lines of its own.
-    return table if before.endswith("\n") else f"\n\n{table}"
 
 
-def format_table(value: Any) -> str | None:
+def _format_table(value: Any) -> str | None:
     """Return a pandas or polars frame or series as a Markdown table; None for anything else."""
     if _has(value, "to_frame") and not _has(value, "columns"):
         value = value.to_frame()
@@ -244,31 +236,22 @@ def format_table(value: Any) -> str | None:
     else:
         return None
     width = len(labels) + MAX_TABLE_COLUMNS
-    formats = [""] * len(labels) + _struct_formats(value)
-    lines = [_table_row([*labels, *names][:width])]
-    lines.append("|" + " --- |" * min(width, len(labels) + len(names)))
-    texts = (_table_row(row[:width], formats) for row in islice(rows, MAX_TABLE_ROWS))
-    shown = list(_rows_within_size(texts))
-    lines += shown
-    for more, what in (
-        (value.shape[0] - len(shown), "row"),
-        (len(names) - MAX_TABLE_COLUMNS, "column"),
-    ):
+    dtypes = [str(dtype).lower() for dtype in getattr(value, "dtypes", ())]
+    formats = [""] * len(labels) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
+    header = [*labels, *names][:width]
+    lines = [_table_row(header), _table_row(["---"] * len(header))]
+    shown = size = 0
+    for row in islice(rows, MAX_TABLE_ROWS):
+        line = _table_row(row[:width], formats)
+        size += len(line)
+        if shown and size > MAX_TABLE_CHARS:  # the first row is shown in any case
+            break
+        lines.append(line)
+        shown += 1
+    hidden = {"row": value.shape[0] - shown, "column": len(names) - MAX_TABLE_COLUMNS}
+    for what, more in hidden.items():
         lines += [f"… {more:,} more {what}{'s' * (more > 1)}"] if more > 0 else []
     return "\n".join(lines) + "\n"
-
-
-def _struct_formats(frame: Any) -> list[str]:
-    """Return the `struct` formats of a frame's columns of floats below Python's precision."""
-    known = {"float16": "e", "float32": "f"}
-    return [known.get(str(dtype).lower(), "") for dtype in getattr(frame, "dtypes", ())]
-
-
-def _array_text(value: Any) -> str:
-    """Return a numpy array in full precision, which its `str` lacks; nothing for other values."""
-    if type(value).__module__ != "numpy" or type(value).__name__ != "ndarray":
-        return ""
-    return str(sys.modules["numpy"].array2string(value, floatmode="unique"))
 
 
 def _has(value: object, *names: str) -> bool:
@@ -276,25 +259,13 @@ def _has(value: object, *names: str) -> bool:
     return all(hasattr(type(value), name) for name in names)
 
 
-def _rows_within_size(rows: Iterator[str]) -> Iterator[str]:
-    """Yield the first row, and further ones while there is room."""
-    size = 0
-    for row in rows:
-        size += len(row)
-        if size > MAX_TABLE_CHARS and size > len(row):
-            return
-        yield row
-
-
 def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
-    texts = map(_table_cell, cells, chain(formats, repeat("")))
-    return "| " + " | ".join(texts) + " |"
-
-
-def _table_cell(value: object, struct_format: str) -> str:
-    is_float = isinstance(value, Real) and hasattr(value, "is_integer")
-    text = _float_text(value, struct_format) if is_float else str(value)
-    return shorten(text, MAX_CELL_CHARS).replace("|", "\\|")
+    texts = []
+    for value, struct_format in zip(cells, chain(formats, repeat("")), strict=False):
+        is_float = isinstance(value, Real) and hasattr(value, "is_integer")
+        text = _float_text(value, struct_format) if is_float else str(value)
+        texts.append(shorten(text, MAX_CELL_CHARS).replace("|", "\\|"))
+    return f"| {' | '.join(texts)} |"
 
 
 def _float_text(value: Any, struct_format: str) -> str:
@@ -316,63 +287,41 @@ def _float_text(value: Any, struct_format: str) -> str:
 
 
 def images_of(
-    expressions: Iterable[str], shell: InteractiveShell, scope: CallerScope | None = None
+    expressions: Iterable[str], shell: InteractiveShell, scope: CallerScope
 ) -> list[Image]:
-    """Return the images that `--image` names: paths of files, or expressions of variables.
-
-    Raises
-    ------
-    ConfigurationError
-        If one of them is not an image.
-    """
-    return [
-        to_image(_path_or_value(text, variables(shell, f"{{{text}", scope))) for text in expressions
-    ]
-
-
-def _path_or_value(text: str, names: Mapping[str, object]) -> object:
-    expression = safe_eval.parse(text)
-    if expression is None or _is_file(text) or safe_eval.root_name(expression) not in names:
-        return Path(text)
-    try:
-        return safe_eval.evaluate(expression, names)
-    except Exception as error:
-        raise ConfigurationError(
-            f"--image {shorten(text, 80)} failed: {safe_eval.describe_error(error)}.",
-            advice="Nothing was sent.",
-        ) from error
+    """Return the images that `--image` names: paths of files, or expressions of variables."""
+    images = []
+    for text in expressions:
+        names, name = variables(shell, scope, f"{{{text}"), _NAME.match(text)
+        value: object = Path(text)
+        # A file comes before a variable: `plot.png` may be an attribute, too.
+        is_file = os.path.isfile(text)  # noqa: PTH113 - `Path.is_file` raises for a long text
+        if name and name[0] in names and not is_file and (expression := safe_eval.parse(text)):
+            try:
+                value = safe_eval.evaluate(expression, names)
+            except Exception as error:
+                raise ConfigurationError(
+                    f"--image {shorten(text, 80)} failed: {safe_eval.describe_error(error)}.",
+                    advice="Nothing was sent.",
+                ) from error
+        images.append(to_image(value))
+    return images
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # a text with a null character, or too long for a path
-        return False
-
-
-def run_for_prompt(
-    shell: InteractiveShell, cell: str, scope: CallerScope | None = None
-) -> FilledPrompt:
+def run_for_prompt(shell: InteractiveShell, cell: str, scope: CallerScope) -> FilledPrompt:
     """Run the user's cell for `--eval`; what it prints and its last expression are the prompt.
 
     The cell runs as IPython would run it, except for `await` at its top level.
-
-    Raises
-    ------
-    Exception
-        What the cell raises.
-    UsageError
-        If the cell prints nothing.
     """
     __tracebackhide__ = True  # a traceback then begins with the user's cell
     source = shell.transform_cell(cell)  # type: ignore[no-untyped-call]
     # A file name from IPython's compiler lets tracebacks show the cell's lines.
-    name = shell.compile.cache(source, len(shell.user_ns["In"]) - 1, raw_code=cell)
+    name = shell.compile.cache(source, cell_number(shell), raw_code=cell)
     tree = shell.transform_ast(ast.parse(source, name))  # type: ignore[no-untyped-call]
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     flags, value = shell.compile.flags, None
     namespace = shell.user_ns
-    if scope and scope.names:
+    if scope.names:
         # What the cell assigns within a function is local to it, as in Python.
         namespace = scope.script or {**shell.user_ns, **scope.names}
     with redirect_stdout(io.StringIO()) as printed:

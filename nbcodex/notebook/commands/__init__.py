@@ -114,13 +114,7 @@ _SYNONYMS = {
 
 
 def run(session: Session, line: str) -> None:
-    """Run the command in a line of `%codex`.
-
-    Raises
-    ------
-    UsageError
-        If the command does not exist, or its arguments do not fit.
-    """
+    """Run the command in a line of `%codex`, or raise a UsageError if there is none."""
     # Not shlex: no command takes a value with blanks, and `%codex budget $5/day` has no quotes.
     name, *arguments = line.split() or ["help"]
     name = _SYNONYMS.get(name, name)
