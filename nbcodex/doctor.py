@@ -35,7 +35,6 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SCHEMES = {"http", "https", "socks5", "socks5h"}
 
-# Time allowed for the request for the list of models.
 MODEL_LIST_TIMEOUT_S = 15.0
 
 
@@ -43,9 +42,8 @@ MODEL_LIST_TIMEOUT_S = 15.0
 class Finding:
     """The result of one check."""
 
-    # title, text: what was checked, and the result.
-    title: str
-    text: str
+    title: str  # what was checked
+    text: str  # what was found
     advice: str = ""  # what to do about it
     wrong: bool = False  # whether requests fail or degrade because of it
 
@@ -57,16 +55,9 @@ class Finding:
 def report(
     settings: Settings, client: Client, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
-    """Yield the findings. Sends one request, for the list of models, which is free.
+    """Yield the findings on settings, and on the variables that the HTTP library reads by itself.
 
-    Parameters
-    ----------
-    settings : Settings
-        The settings in force.
-    client : Client
-        The client whose connections and limits are checked.
-    environ : mapping
-        The environment variables that the HTTP library reads by itself.
+    Sends one request, for the list of models, which is free.
     """
     endpoint = None
     try:
@@ -110,7 +101,15 @@ def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the certificate authorities in the environment."""
     file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file:
-        yield _bundle(file)
+        problem = ""
+        try:
+            ssl.create_default_context(cafile=file)
+        except FileNotFoundError:
+            problem = "does not exist."
+        except (OSError, ValueError) as error:  # an SSLError is an OSError
+            problem = f"contains no certificates ({type(error).__name__})."
+        text, advice = f"SSL_CERT_FILE: {file} {problem}".rstrip(), "Correct it, or unset it."
+        yield Finding("CA", text, advice if problem else "", wrong=bool(problem))
     if folder:
         good = Path(folder).is_dir()
         text = f"SSL_CERT_DIR: {folder}" if good else f"SSL_CERT_DIR: {folder} is not a folder."
@@ -120,18 +119,6 @@ def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("CA", f"{others[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
     elif not (file or folder):
         yield Finding("CA", "the default ones")
-
-
-def _bundle(file: str) -> Finding:
-    try:
-        ssl.create_default_context(cafile=file)
-    except (OSError, ValueError) as error:  # an SSLError is an OSError
-        missing = isinstance(error, FileNotFoundError)
-        why = (
-            "does not exist." if missing else f"contains no certificates ({type(error).__name__})."
-        )
-        return Finding("CA", f"SSL_CERT_FILE: {file} {why}", "Correct it, or unset it.", wrong=True)
-    return Finding("CA", f"SSL_CERT_FILE: {file}")
 
 
 def journal(settings: Settings) -> Iterator[Finding]:
@@ -196,37 +183,43 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
 
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Ask the server for its models, and check the result."""
+    """Ask the server for its models; check the configured one, the API and the limits."""
     quick = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
+    loop, api_client = event_loop.shared(), client.services().api_client
     try:
-        names = event_loop.shared().submit(client.services().api_client.list_models(quick)).result()
+        names = loop.submit(api_client.list_models(quick)).result()
+    except ModelError:
+        # A server without a list of models may still answer prompts.
+        yield Finding("reached", "the server has no list of models (404)", "Name one with -m.")
     except NbcodexError as error:
-        yield _server_failure(error, endpoint)
+        match error:
+            case CredentialsError():
+                advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
+            case TransportError():
+                advice = "Check the address, the proxy and the CA above."
+            case ConfigurationError():
+                advice = error.advice
+            case _:
+                advice = error.advice or "Try again later."
+        yield Finding("reached", error.message, advice, wrong=True)
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
         yield _model(settings, endpoint, names)
-    detected_apis = client.services().api_client.memory.detected_apis
-    used = "responses" if endpoint.kind == "openai" else detected_apis.get(endpoint.base_url)
+    known_apis = api_client.memory.detected_apis
+    used = "responses" if endpoint.kind == "openai" else known_apis.get(endpoint.base_url)
     detected = used or "detected with the first request"
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
-    yield from _limits(settings, client, endpoint)
-
-
-def _server_failure(error: NbcodexError, endpoint: Endpoint) -> Finding:
-    match error:
-        case CredentialsError():
-            advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
-        case ModelError():
-            # A server without a list of models may still answer prompts.
-            return Finding("reached", "the server has no list of models (404)", "Name one with -m.")
-        case TransportError():
-            advice = "Check the address, the proxy and the CA above."
-        case ConfigurationError():
-            advice = error.advice
-        case _:
-            advice = error.advice or "Try again later."
-    return Finding("reached", error.message, advice, wrong=True)
+    known = loop.submit(client.limits(settings)).result()
+    mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
+    if not mine:
+        yield Finding("limits", "unknown until the first request")
+        return
+    declared = any(each.declared for each in mine)
+    charged = {each.policy for each in mine if each.output_share is not None}
+    policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
+    headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
+    yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")
 
 
 def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
@@ -241,17 +234,3 @@ def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
         return Finding("model", model)
     advice = f"`%codex models` lists the models: {some}"
     return Finding("model", f"{model} is not in the server's list.", advice, wrong=True)
-
-
-def _limits(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Report the limits known from earlier answers, and how requests are charged."""
-    known = event_loop.shared().submit(client.limits(settings)).result()
-    mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
-    if not mine:
-        yield Finding("limits", "unknown until the first request")
-        return
-    declared = any(each.declared for each in mine)
-    charged = {each.policy for each in mine if each.output_share is not None}
-    policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
-    headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
-    yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")
