@@ -1,4 +1,4 @@
-"""The doctor: what is wrong, and what to do about it; the exit status tells. No key in sight."""
+"""The doctor finds what is wrong and advises; the exit status says so; no key is shown."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def only(findings: Iterator[Finding]) -> Finding:
         ({"HTTP_PROXY": "http://x:port"}, True, "not a valid address"),
     ],
 )
-def test_proxies(environ: dict[str, str], wrong: bool, says: str) -> None:
-    """A proxy is shown without its credentials; an invalid address is reported."""
+def test_proxy_is_shown_without_credentials_and_checked(
+    environ: dict[str, str], wrong: bool, says: str
+) -> None:
     found = only(doctor.proxies(environ))
     assert found.wrong == wrong
     assert says in found.text
     assert "secret" not in str(found)
 
 
-def test_authorities(tmp_path: Path) -> None:
-    """A file that is missing or without certificates is wrong; an unused one is reported."""
+def test_missing_and_unused_certificate_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("nothing")
     cases: list[tuple[dict[str, str], bool, str]] = [
         ({}, False, "the default ones"),
@@ -56,41 +56,45 @@ def test_authorities(tmp_path: Path) -> None:
         assert says in found.text
 
 
-def a_file(folder: Path) -> Path:
+def inside_a_file(folder: Path) -> Path:
     (folder / "file").write_text("")
     return folder / "file" / "home"
 
 
-def damaged(folder: Path) -> Path:
+def with_damaged_journal(folder: Path) -> Path:
     folder.chmod(0o700)
     (folder / "journal.sqlite3").write_bytes(b"no database at all" * 100)
     return folder
 
 
-def shared(folder: Path) -> Path:
+def writable_by_others(folder: Path) -> Path:
     folder.chmod(0o777)
     return folder
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(a_file, "is not a folder"), (damaged, "cannot be used"), (shared, "chmod 700")],
+    [
+        (inside_a_file, "is not a folder"),
+        (with_damaged_journal, "cannot be used"),
+        (writable_by_others, "chmod 700"),
+    ],
 )
-def test_a_folder_that_will_not_do(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
-    """It is said why, and that NBCODEX_HOME names another."""
+def test_unusable_folder_is_wrong_and_advises_another(
+    tmp_path: Path, make: Callable[[Path], Path], says: str
+) -> None:
     found = only(doctor.journal(Settings(home=make(tmp_path))))
     assert found.wrong
     assert says in found.text
     assert "NBCODEX_HOME" in found.advice
 
 
-def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    """It will do, and is not made for the asking."""
+def test_missing_folder_is_accepted_and_not_created(tmp_path: Path) -> None:
     assert not only(doctor.journal(Settings(home=tmp_path / "a" / "b"))).wrong
     assert not (tmp_path / "a").exists()
 
 
-def examined(server: Simulated, **values: Any) -> dict[str, Finding]:
+def findings_by_title(server: Simulated, **values: Any) -> dict[str, Finding]:
     from nbcodex.settings import Secret
 
     given = {"api_key": Secret(KEY), "base_url": f"{server.url}/v1", "model": "gpt-5.6-sol"}
@@ -99,9 +103,11 @@ def examined(server: Simulated, **values: Any) -> dict[str, Finding]:
     return {finding.title: finding for finding in found}
 
 
-def test_all_is_well(simulator: Simulated, tmp_path: Path) -> None:
-    """Key, server and model are found; the key's variable is named; one question is asked."""
-    found = examined(simulator, home=tmp_path / "home")
+def test_valid_settings_have_no_wrong_finding_and_cost_one_request(
+    simulator: Simulated, tmp_path: Path
+) -> None:
+    """Key, server and model are found, and the variable of the key is named."""
+    found = findings_by_title(simulator, home=tmp_path / "home")
     assert not any(finding.wrong for finding in found.values())
     assert "OPENAI_API_KEY" in found["key"].text
     assert found["model"].text == "gpt-5.6-sol"
@@ -119,18 +125,18 @@ def test_all_is_well(simulator: Simulated, tmp_path: Path) -> None:
         ({}, {"base_url": "nowhere"}, "server", "https://"),
     ],
 )
-def test_what_does_not_fit(knobs: Any, values: Any, title: str, says: str) -> None:
-    """Each trouble is one finding that says what to do."""
+def test_each_problem_is_one_finding_with_advice(
+    knobs: Any, values: Any, title: str, says: str
+) -> None:
     with simulated(**knobs) as server:
-        found = examined(server, **values)[title]
+        found = findings_by_title(server, **values)[title]
     assert found.wrong
     assert says in str(found)
 
 
-def test_the_exit_status_tells(
+def test_exit_status_is_1_only_if_something_is_wrong(
     simulator: Simulated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`nbcodex doctor` fails if something is wrong, and only then."""
     for name, value in simulator.environ.items():
         monkeypatch.setenv(name, value)
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
@@ -141,7 +147,6 @@ def test_the_exit_status_tells(
     assert KEY not in capsys.readouterr().out
 
 
-def test_no_silence_at_all_is_refused() -> None:
-    """An idle timeout of nothing would break every stream: it is no setting."""
+def test_idle_timeout_of_zero_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="break every stream"):
         Settings.read({"idle_timeout": "0s"}, {})

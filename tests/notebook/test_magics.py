@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.testing.globalipapp import start_ipython
 
 from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
@@ -20,20 +17,6 @@ from nbcodex.notebook import cell_options
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
-
-_SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture
-def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A shell with the extension loaded, that asks the simulator."""
-    for name, value in simulator.environ.items():
-        monkeypatch.setenv(name, value)
-    shell = _SHELL or InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "nbcodex")
-    yield shell
-    shell.run_line_magic("unload_ext", "nbcodex")
-    shell.config.pop("Codex", None)
 
 
 @pytest.mark.parametrize(

@@ -5,34 +5,16 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.testing.globalipapp import start_ipython
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.notebook.variables import fill
 from tests.simulated import Simulated
-
-_SHELL: InteractiveShell | None = start_ipython()  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture
-def ip(simulator: Simulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A shell with the extension loaded, which sends to the simulator."""
-    for name, value in simulator.environ.items():
-        monkeypatch.setenv(name, value)
-    shell = _SHELL or InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "nbcodex")
-    yield shell
-    shell.run_line_magic("unload_ext", "nbcodex")
-    shell.config.pop("Codex", None)
-
 
 FUNCTION = """
 topic = "global"
