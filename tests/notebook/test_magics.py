@@ -191,14 +191,14 @@ def test_demo_calm_switches_to_high_limits_and_back(
     ip: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`calm` replaces the low limits by high ones; the message says which are in force."""
-    told = []
+    printed = []
     for switch in ("", "calm", "", "off"):
         ip.run_line_magic("codex", f"demo {switch}")
-        told.append(capsys.readouterr().out)
+        printed.append(capsys.readouterr().out)
         if switch == "calm":
             ip.run_cell_magic("codex", "--max-output 20k -o large", "[[echo: there is room]]")
-    assert ["3,000 tokens" in out for out in told] == [True, False, True, False]
-    assert "no limit is reached" in told[1]
+    assert ["3,000 tokens" in out for out in printed] == [True, False, True, False]
+    assert "no limit is reached" in printed[1]
     assert ip.user_ns["large"].attempts == 1
     with pytest.raises(UsageError, match="on, calm or off"):
         ip.run_line_magic("codex", "demo loud")
@@ -285,8 +285,8 @@ def test_dry_run_sends_nothing(
 ) -> None:
     """`--dry-run` prints model, tokens and the unknown cost, and sends nothing."""
     ip.run_cell_magic("codex", "--dry-run --max-output 40 -o dry", "hello")
-    told = capsys.readouterr().out
-    assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"nothing was sent: \S+ · ~\d+ in, at most 40 out · cost unknown", printed)
     assert simulator.prompts == []
     assert "dry" not in ip.user_ns
 
@@ -335,11 +335,11 @@ def test_dry_run_shows_the_rest_of_the_budget(
     """It also says whether the prompt would exceed the budget."""
     ip.run_line_magic("codex", "budget 10M")
     ip.run_cell_magic("codex", "--dry-run --max-output 40", "hello")
-    told = capsys.readouterr().out
-    assert re.search(r"budget: [\d,]+ tokens of 10,000,000 tokens for this session used", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"budget: [\d,]+ tokens of 10,000,000 tokens for this session used", printed)
     ip.run_cell_magic("codex", "--dry-run --max-output 10000000", "hello")
-    told = capsys.readouterr().out
-    assert re.search(r"more than is left of your budget: 9,[\d,]+ tokens of 10,000,000", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"more than is left of your budget: 9,[\d,]+ tokens of 10,000,000", printed)
 
 
 def test_budget_refuses_before_sending(

@@ -316,7 +316,7 @@ def test_fields_are_evaluated_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names", "said"),
+    ("text", "names", "message"),
     [
         ("{d['k']}", {"d": {}}, "{d['k']} in the prompt failed: KeyError: 'k'."),
         ("{n.x}", {"n": 1}, "AttributeError: 'int' object has no attribute 'x'"),
@@ -327,11 +327,11 @@ def test_fields_are_evaluated_once_and_in_order() -> None:
         ("{f()}", {"f": fails(ValueError("a\nb"))}, "ValueError: a b"),
     ],
 )
-def test_a_failing_expression_is_named(text: str, names: dict[str, Any], said: str) -> None:
+def test_a_failing_expression_is_named(text: str, names: dict[str, Any], message: str) -> None:
     """An exception in an expression becomes a short error of nbcodex."""
     with pytest.raises(ConfigurationError) as caught:
         fill(text, names)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
