@@ -59,7 +59,7 @@ def _configured(shell: InteractiveShell) -> Codex:
                 advice="Correct it in ipython_config.py.",
             ) from None
     # `%config` leaves a value that a trait refused in the shell's configuration, where a reload
-    # would meet it again: the earlier value stays in force.
+    # finds it again. The earlier value stays in force.
     chosen: Any = shell.config.Codex
     for name in chosen:
         try:
@@ -87,19 +87,17 @@ def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
         return
     from nbcodex.notebook.session import Session
 
-    session = Session(shell, config)
-    left = [entry.id for entry in session.journal.resumable_entries(notebook=session.notebook)]
-    left += [
-        f"map {batch.id}" for batch in session.journal.maps.unfinished(notebook=session.notebook)
-    ]
-    if left:
-        ids = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
+    journal, notebook = Session(shell, config).journal, notebook_id(shell)
+    found = [entry.id for entry in journal.resumable_entries(notebook=notebook)]
+    found += [f"map {batch.id}" for batch in journal.maps.unfinished(notebook=notebook)]
+    if found:
+        ids = ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
         print(
-            f"{len(left)} parked or abandoned here ({ids}): `%codex resume` resumes them, "
+            f"{len(found)} parked or abandoned here ({ids}): `%codex resume` resumes them, "
             "`%codex journal` lists them."
         )
-    elif problem := session.journal.problem:
-        print(problem)  # what is parked in the file could not be read
+    elif journal.problem:
+        print(journal.problem)  # then entries may exist that could not be read
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -101,7 +101,7 @@ class CodexMagics(Magics):
         if chosen.background:
             session.answer_in_background(handle, view)
         else:
-            session.insert_code(session.show_answer(handle, view), view)
+            session.show_answer(handle, view)
 
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]

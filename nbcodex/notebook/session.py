@@ -1,7 +1,6 @@
-"""Requests of one shell: shows them below their cells and assigns replies to variables.
+"""The requests of one shell: shows them below their cells and assigns replies to variables.
 
-Owns what happens between a request's handle and the notebook. Must not know how options are
-written.
+Must not know how options are written.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class View:
 
 
 class Session:
-    """What a shell and its settings mean for requests.
+    """Runs requests of one shell with the settings in force, and shows their answers.
 
     Making one also makes the shell the host of `nbcodex.ask` and `nbcodex.map`.
     """
@@ -85,6 +84,7 @@ class Session:
     def show_answer(self, handle: Handle, view: View, *, earlier_text: str = "") -> Reply:
         """Show a request until it ends, assign its variable, and return the reply or raise.
 
+        If the format asks for it, the answer's code is put into a new cell; it is never run.
         `earlier_text`, the text of an earlier attempt, is kept if this one ends without any.
         """
 
@@ -94,14 +94,12 @@ class Session:
             self.assign(handle.request.origin.variable, reply)
 
         ending = self._show(handle, self._output(handle, view), on_end=assign)
-        return reply_or_raise(ending, handle.request)
-
-    def insert_code(self, reply: Reply, view: View) -> None:
-        """Put an answer's code into a new cell, if its format asks for that; never run it."""
+        reply = reply_or_raise(ending, handle.request)
         blocks = formats.code_of(reply) if view.format in {"code", "fix"} else []
         # Of incomplete code, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
+        return reply
 
     def answer_in_background(self, handle: Handle, view: View) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""

@@ -282,8 +282,7 @@ def fix(session: Session, cell: str = "") -> None:
     request = build_request(found.as_prompt(), session.settings, origin=origin)
     # The prompt is long and not the user's, so the error itself stands above the answer.
     view = View(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
-    reply = session.show_answer(current().handle(request, session.settings), view)
-    session.insert_code(reply, view)
+    session.show_answer(current().handle(request, session.settings), view)
 
 
 def new(session: Session, thread: str = MAIN_THREAD) -> None:
