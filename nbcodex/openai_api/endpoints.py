@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -275,8 +275,9 @@ def _bare_host(url: SplitResult) -> str:
 def check_texts(request: Request, secrets: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
     # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
-    names = ("prompt", "system", "model", "effort", "api_base")
-    texts = [(name, getattr(request, name) or "") for name in names]
+    # By type, so that a new option is checked, too.
+    values = [(field.name, getattr(request, field.name)) for field in fields(request)]
+    texts = [(name, value) for name, value in values if isinstance(value, str)]
     texts += [
         ("conversation", text) for turn in request.turns for text in (turn.prompt, turn.answer)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -122,6 +122,14 @@ def test_conversation_that_contains_the_key_is_refused() -> None:
     turn = replace(TURN, answer="it is sk-a-secret-key")
     with pytest.raises(ConfigurationError, match="conversation contains an API key"):
         check_texts(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Request) if str(field.type) in {"str", "str | None"}]
+)
+def test_text_option_that_contains_the_key_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"The {name} contains an API key"):
+        check_texts(replace(REQUEST, **{name: "it is sk-a-secret-key"}), ["sk-a-secret-key"])
 
 
 @pytest.mark.parametrize("part", ["turns", "images", "schema"])
