@@ -15,6 +15,7 @@ from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import cell_options
 from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
 
@@ -493,7 +494,7 @@ def test_list_of_models_is_bounded_and_can_be_filtered(
     async def models(*_: object, **__: object) -> list[str]:
         return [f"m-{number}" for number in range(500)]
 
-    monkeypatch.setattr(type(current()), "models", models)
+    monkeypatch.setattr(ApiClient, "list_models", models)
     ip.run_line_magic("codex", line)
     out = capsys.readouterr().out
     assert len(re.findall(r"^m-\d+$", out, re.MULTILINE)) == count
