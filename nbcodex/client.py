@@ -283,7 +283,10 @@ class Client:
 
     def active_handles(self) -> list[Handle]:
         """Return the requests of this process that have not ended, oldest first."""
-        return [handle for handle in self._handles.values() if not handle.done]
+        # A list of references first: iterating over the dictionary would fail while another thread
+        # starts a request.
+        handles = [reference() for reference in self._handles.valuerefs()]
+        return [handle for handle in handles if handle is not None and not handle.done]
 
     def close(self, *, within: float = 1.0) -> None:
         """Park what is running, and close the journals and limiters, as the process ends."""

@@ -40,15 +40,13 @@ _FORMATTER = string.Formatter()
 class Field(Generic[ExpressionT]):
     """A field of a template, such as ``{price:.2f}``."""
 
-    # start, end: where its braces begin and end in the text.
-    start: int
-    end: int
+    start: int  # where its first brace stands in the text
+    end: int  # behind its last brace
     source: str  # the expression as it is written
-    expression: ExpressionT  # the recognised expression
+    expression: ExpressionT  # what `recognise` made of it
     is_known: bool = True  # whether all names in the expression exist
-    # conversion, spec: what follows ``!`` and ``:``.
-    conversion: str = ""
-    spec: str = ""
+    conversion: str = ""  # what follows ``!``
+    spec: str = ""  # what follows ``:``
     # Whether the braces are doubled, to keep a single pair of them in the text.
     is_literal: bool = False
 
@@ -72,18 +70,9 @@ def parse_fields(
 ) -> Iterator[Field[ExpressionT]]:
     """Yield the fields of `text`, from left to right.
 
-    Not a field are the arguments of a LaTeX command, and what follows ``$`` (a shell's or
-    JavaScript's variable).
-
-    Parameters
-    ----------
-    text : str
-        The template.
-    recognise : callable
-        Returns the expression that a text is, and whether its names are known; None for a text
-        that is not an expression.
-    names : collection of str
-        Names that are expressions even if they contain spaces, dots or brackets.
+    `recognise` returns the expression in a text, and whether its names are known; None for a text
+    that is not an expression. `names` are expressions even if they contain spaces, dots or
+    brackets. The arguments of a LaTeX command are not fields.
     """
     at, latex_end = 0, -1  # `latex_end`: where a command, or one of its arguments, has just ended
     is_argument: list[bool] = []  # for each open brace, whether it began an argument of LaTeX
@@ -114,13 +103,11 @@ def _field_at(
     if start and text[start - 1] == "$":
         return None
     is_doubled = text.startswith("{", start + 1)
-    inner = start + 1 + is_doubled
-    if not (found := _split_field(text, inner, names)):
+    if not (found := _split_field(text, start + 1 + is_doubled, names)):
         return None
     end, source, conversion, spec = found
-    if is_doubled and not text.startswith("}", end):
-        return None
-    if not (expression := recognise(source)):
+    is_closed = not is_doubled or text.startswith("}", end)
+    if not is_closed or not (expression := recognise(source)):
         return None
     return Field(start, end + is_doubled, source, *expression, conversion, spec, is_doubled)
 
@@ -154,56 +141,45 @@ def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, st
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnPath:
-    """A column of a row, and what is taken of its value, such as ``[0].name``."""
-
-    column: str
-    path: str = ""
+# A column of a row, and what is taken of its value, such as ``[0].name``.
+ColumnPath = tuple[str, str]
 
 
 class Template:
     """A map's prompt, with fields for the columns of a row.
 
-    Parameters
-    ----------
-    text : str
-        The prompt. ``{name}`` is a column; ``{name[0]}``, ``{name.attribute}``, ``{price:.2f}``
-        and ``{text!r}`` work as in `str.format`; ``{}`` and ``{item}`` are a plain item itself;
-        ``{{name}}`` is the literal ``{name}``.
-    columns : collection of str
-        The known columns: any of them may stand in braces, with any characters.
+    ``{name}`` is a column; ``{name[0]}``, ``{name.attribute}``, ``{price:.2f}`` and ``{text!r}``
+    work as in `str.format`; ``{}`` and ``{item}`` are a plain item itself; ``{{name}}`` is the
+    literal ``{name}``. Names in `columns` may contain any characters.
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
-        self.text = text
-        self._parts: list[str | Field[ColumnPath]] = []
 
         def recognise(source: str) -> tuple[ColumnPath, bool] | None:
             if source in columns:
-                return ColumnPath(source), False
+                return (source, ""), False
             if not (found := _COLUMN_PATH.fullmatch(source)):
                 return None
             # Never "known": no column's format swallows the fields that are nested in it.
-            return ColumnPath(found[1] or ITEM, found[2]), False
+            return (found[1] or ITEM, found[2]), False
 
+        self.text = text
         self.fields = tuple(parse_fields(text, recognise, columns))
+        filled = [field for field in self.fields if not field.is_literal]
+        self.names = frozenset(field.expression[0] for field in filled)
+        self._parts: list[str | Field[ColumnPath]] = []
         done = 0
         for field in self.fields:
             literal = text[field.start + 1 : field.end - 1]
             self._parts += [text[done : field.start], literal if field.is_literal else field]
             done = field.end
         self._parts.append(text[done:])
-        fields = (part for part in self._parts if isinstance(part, Field))
-        self.names = frozenset(field.expression.column for field in fields)
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt for one row.
 
-        Raises
-        ------
-        ConfigurationError
-            If a column is missing or empty in this row, or its value cannot be formatted.
+        Raises a ConfigurationError if a column is missing or empty in this row, or its value
+        cannot be formatted.
         """
         return "".join(
             part if isinstance(part, str) else _fill_column(part, values) for part in self._parts
@@ -222,7 +198,7 @@ class Template:
 
 
 def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
-    column, path = field.expression.column, field.expression.path
+    column, path = field.expression
     if column not in values:
         raise ConfigurationError(f"The row has no column {column!r}.")
     try:

@@ -13,18 +13,9 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nbcodex import events
 from nbcodex.errors import LimitError, NbcodexError, shorten
-from nbcodex.events import (
-    BackingOff,
-    Cancelled,
-    CoolingDown,
-    EndAction,
-    Ending,
-    Event,
-    Finished,
-    Parked,
-    Sent,
-)
+from nbcodex.events import EndAction, Ending, Event
 from nbcodex.mapping.batch_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import MapStats, Reply, Request, UsageTotals
@@ -62,19 +53,19 @@ class StatsCounter:
         # Counted apart: these are failures, unless the user cancelled the whole map.
         self.cancelled = 0
         # The latest fault of each row that is retried; limits are not faults.
-        self.faults: dict[str, BackingOff] = {}
+        self.faults: dict[str, events.BackingOff] = {}
         self._sent: set[str] = set()
         self._has_answer = False
 
     def __call__(self, event: Event) -> None:
         """Count an event of one of the map's rows."""
         stats, changes = self.stats, dict[str, Any]()
-        if isinstance(event, Sent):
+        if isinstance(event, events.Sent):
             self._sent.add(event.request_id)
             changes["model"] = event.model or stats.model
-        elif isinstance(event, BackingOff | CoolingDown):
+        elif isinstance(event, events.BackingOff | events.CoolingDown):
             self._sent.discard(event.request_id)
-            if isinstance(event, BackingOff) and not isinstance(event.error, LimitError):
+            if isinstance(event, events.BackingOff) and not isinstance(event.error, LimitError):
                 self.faults[event.request_id] = event
             if event.limit is not None:
                 changes.update(closed_until=event.resume_at, limit=event.limit)
@@ -88,16 +79,16 @@ class StatsCounter:
                 simulated=stats.simulated or reply.simulated,
             )
             match event:
-                case Finished():
+                case events.Finished():
                     self._has_answer = self._has_answer or not reply.reused
                     changes.update(
                         done=stats.done + 1,
                         reused=stats.reused + reply.reused,
                         cut=stats.cut + bool(reply.cut),
                     )
-                case Parked():
+                case events.Parked():
                     changes["parked"] = stats.parked + 1
-                case Cancelled():
+                case events.Cancelled():
                     self.cancelled += 1
                 case _:
                     changes["failed"] = stats.failed + 1

@@ -10,7 +10,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from nbcodex import host
 from nbcodex.client import current
@@ -380,11 +380,7 @@ class LastMap(Sequence[Reply]):
     def __len__(self) -> int:
         return self._run.inputs.total or 0
 
-    @overload
-    def __getitem__(self, index: int) -> Reply: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Reply]: ...
-    def __getitem__(self, index: int | slice) -> Reply | list[Reply]:
+    def __getitem__(self, index: Any) -> Any:
         return self._run.replies_in_order()[index]
 
     def __iter__(self) -> Iterator[Reply]:

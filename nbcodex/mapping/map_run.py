@@ -14,18 +14,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcodex.errors import (
-    AnswerError,
-    BatchUnsupportedError,
-    BudgetError,
-    CredentialsError,
-    MissingKeyError,
-    ModelError,
-    NbcodexError,
-    PermanentError,
-    QuotaError,
-    Stopped,
-)
+from nbcodex import errors
+from nbcodex.errors import NbcodexError
 from nbcodex.events import Cancelled, EndAction, Ending, Parked
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.backends import Backend
@@ -56,8 +46,13 @@ MAX_ITERATOR_FAILURES = 1_000
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
 PARK_CHUNK_ROWS = 250
 
-_ALL_ROWS_FAIL = (MissingKeyError, CredentialsError, QuotaError, ModelError)
-_EQUAL_ROWS_FAIL = (PermanentError, AnswerError)
+_ALL_ROWS_FAIL = (
+    errors.MissingKeyError,
+    errors.CredentialsError,
+    errors.QuotaError,
+    errors.ModelError,
+)
+_EQUAL_ROWS_FAIL = (errors.PermanentError, errors.AnswerError)
 
 
 @dataclass(slots=True, eq=False)
@@ -239,9 +234,9 @@ class MapRun:
                 self._record_failure(row, error, is_parked=is_parked)
             is_shared = isinstance(error, _ALL_ROWS_FAIL)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
-            if isinstance(error, BatchUnsupportedError):
+            if isinstance(error, errors.BatchUnsupportedError):
                 self._fatal = error
-            elif isinstance(error, BudgetError) and not is_ending:
+            elif isinstance(error, errors.BudgetError) and not is_ending:
                 # What is left of the budget is too little for the other rows, too.
                 self._exhausted = self._exhausted or self._with_resume_advice(error)
             elif self._shared_failures >= MAX_SHARED_FAILURES:
@@ -458,5 +453,5 @@ def _reply_and_error(ending: Ending) -> tuple[Reply, NbcodexError | None]:
         return reply_or_raise(ending), None
     except NbcodexError as error:
         return replace(ending.reply, error=str(error)), error
-    except Stopped as error:
+    except errors.Stopped as error:
         return replace(ending.reply, error=str(error)), NbcodexError(str(error))

@@ -59,7 +59,8 @@ class BatchUploader:
         self._pending = PendingRows(services, settings, self._jobs, self._batch_api, emit)
         self.backlog = 0  # number of rows that are not in the journal yet
         self._map_id = ""
-        self._inbox: deque[list[PendingRow] | None] = deque()  # None: flush
+        # Held by the task that inserts rows; the others wait in order, and `flush` behind them.
+        self._inserting = asyncio.Lock()
         # Rows to be uploaded; rows that wait for a part which holds an equal row, by its tag.
         self._ready: dict[Destination, deque[PendingRow]] = {}
         self._waiting: dict[str, list[PendingRow]] = {}
@@ -69,27 +70,21 @@ class BatchUploader:
         self._part_closed = asyncio.Event()
         self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._inbox_task: asyncio.Task[None] | None = None
         self._upload_task: asyncio.Task[None] | None = None
 
     def add(self, rows: list[PendingRow]) -> None:
         """Add rows; they are uploaded after `flush`."""
+        if not self._map_id:
+            self._map_id = rows[0].request.origin.map_id or ""
+            # Once per map is often enough for files that a dead kernel left at the provider.
+            self._spawn(self._erase_leftovers())
         self.backlog += len(rows)
-        self._map_id = rows[0].request.origin.map_id or ""
         self._pending.rows.update((row.request.id, row) for row in rows)
-        self._post(rows)
+        self._spawn(self._insert_added(rows))
 
     def flush(self) -> None:
         """Upload what was added: no more rows follow for the moment."""
-        self._post(None)
-
-    def _post(self, rows: list[PendingRow] | None) -> None:
-        self._inbox.append(rows)
-        # Once per map is often enough for files that a dead kernel left at the provider.
-        if self._inbox_task is None:
-            self._spawn(self._erase_leftovers())
-        if self._inbox_task is None or self._inbox_task.done():
-            self._inbox_task = self._spawn(self._read_inbox())
+        self._spawn(self._upload_added())
 
     async def park(self) -> None:
         """Stop waiting and park all rows; the provider continues with its jobs."""
@@ -123,13 +118,14 @@ class BatchUploader:
 
     # Into the journal.
 
-    async def _read_inbox(self) -> None:
-        while self._inbox:
-            if (rows := self._inbox.popleft()) is None:
-                self._start_tasks()
-            else:
-                await self._insert(rows)
-                self.backlog -= len(rows)
+    async def _insert_added(self, rows: list[PendingRow]) -> None:
+        async with self._inserting:
+            await self._insert(rows)
+            self.backlog -= len(rows)
+
+    async def _upload_added(self) -> None:
+        async with self._inserting:
+            self._start_tasks()
 
     async def _insert(self, rows: Sequence[PendingRow]) -> None:
         """Insert rows into the journal, and find out what each of them waits for."""

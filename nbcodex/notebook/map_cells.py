@@ -6,6 +6,7 @@ Owns what such a cell assigns and shows when it has ended. Must not know how row
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from nbcodex.notebook import cell_options
 from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
-from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     names = session.names
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    given = cell_options.request_options(chosen, names)[0].given()
-    given["images"] = images_of(chosen.image, session.shell, session.scope)
-    request = RequestOptions(**given)
+    request, _ = cell_options.request_options(chosen, names)
+    request = replace(request, images=images_of(chosen.image, session.shell, session.scope))
     options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
     prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
     if isinstance(prepared, Estimate):

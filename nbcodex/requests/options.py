@@ -56,11 +56,6 @@ class RequestOptions:
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in arguments.items() if name in names})
 
-    def given(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults, as keyword arguments."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: v for name, v in values.items() if v is not None and v is not False}
-
 
 def build_request(
     prompt: str,

@@ -210,3 +210,16 @@ def test_cancelled_row_does_not_end_its_map(simulated: SimulatedClient) -> None:
     replies = result.result(timeout=20)
     missing = [reply for reply in replies if not reply]
     assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]
+
+
+def test_active_handles_are_listed_while_another_thread_starts_a_request(
+    simulated: SimulatedClient,
+) -> None:
+    client = simulated.client
+
+    class HandleOfAnotherThread:
+        done = property(lambda _: not client.handle(Request(prompt="x"), host.current.settings()))
+
+    first, second = HandleOfAnotherThread(), HandleOfAnotherThread()
+    client._handles.update({"a": first, "b": second})  # type: ignore[dict-item]
+    assert client.active_handles() == [first, second]
