@@ -179,11 +179,10 @@ class MapRun:
         try:
             request = self._request_of(row)
         except NbcodexError as error:
-            self._record_failure(row, error)
+            self._refuse(row, error)
             # A function that fails for the very first row is assumed to be wrong for all.
             if row.index == 0 and self.requests is not None and self.requests.template is None:
                 self._fatal = error
-            self._refuse(row, str(error))
             return False
         # A row in a provider's batch job cannot lead: its own answer is being generated there.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
@@ -255,8 +254,7 @@ class MapRun:
             self._queue.extend(followers)
         elif isinstance(error, _EQUAL_ROWS_FAIL) and not isinstance(error, _ALL_ROWS_FAIL):
             for row in followers:  # the server would refuse an equal request again
-                self._list_failure(row, reply.error or reply.status)
-                self._refuse(row, reply.error or reply.status)
+                self._refuse(row, error)
         elif followers:
             self._queue.append(followers.popleft())
             self._following[key] = followers
@@ -264,14 +262,11 @@ class MapRun:
     def _record_failure(
         self, row: RowState, error: NbcodexError, *, is_parked: bool = False
     ) -> None:
-        self._list_failure(row, str(error), is_parked=is_parked)
+        if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
+            self.failures[row.index] = RowFailure(row.label, str(error), is_parked)
         is_ending = self.outcome or self.end_action
         if not is_parked and self._on_error == "raise" and not is_ending:
             self._fail_map(error)
-
-    def _list_failure(self, row: RowState, why: str, *, is_parked: bool = False) -> None:
-        if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
-            self.failures[row.index] = RowFailure(row.label, why, is_parked)
 
     def _fail_map(self, error: NbcodexError) -> None:
         """End the map with an error, unless it ends with an earlier one."""
@@ -281,10 +276,11 @@ class MapRun:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
         return error
 
-    def _refuse(self, row: RowState, why: str) -> None:
+    def _refuse(self, row: RowState, error: NbcodexError) -> None:
         """End a row that is not sent."""
         self._refused += 1
-        self._set_reply(row, self._unsent_reply(row.index, "failed", why))
+        self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))
+        self._record_failure(row, error)
 
     def _unsent_reply(self, index: int, status: Literal["failed", "parked"], why: str) -> Reply:
         return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=why)

@@ -50,6 +50,8 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedClient]:
     made = SimulatedClient(core, Client(transport=SimulatorTransport(core)))
     monkeypatch.setattr(client, "_current", made.client)
     monkeypatch.setattr("nbcodex.host.current", Host(confirm=lambda _: True))
+    # On a busy machine, a second is too little for the rows that tests expect in the journal.
+    monkeypatch.setattr("nbcodex.mapping.map_run.PARK_REMAINING_S", 20.0)
     yield made
     made.client.close()
     event_loop.shared().submit(made.client.services().api_client.close()).result()
