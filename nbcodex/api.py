@@ -121,4 +121,4 @@ def _build(prompt: str, settings: Settings, options: RequestOptions) -> Request:
     # Not a cell's origin: in a cell, a loop makes many turns.
     origin = Origin(notebook=host.current.notebook())
     request = build_request(prompt, settings, options, origin=origin)
-    return request if request.thread is None else current().join(request, settings).request
+    return request if request.thread is None else current().join(request, settings)[0]

@@ -27,7 +27,7 @@ from nbcodex.models import (
     UsageTotals,
     new_id,
 )
-from nbcodex.requests.conversation import Conversations, JoinedRequest
+from nbcodex.requests.conversation import Conversations
 from nbcodex.requests.handle import Handle
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
@@ -59,7 +59,7 @@ class SessionTotals:
         self._refusals: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
-        """Count an event."""
+        """Count an event, on the loop's thread."""
         if isinstance(event, BackingOff) and event.limit is not None:
             self._refusals[event.request_id] = self._refusals.get(event.request_id, 0) + 1
         elif isinstance(event, Ending):
@@ -212,21 +212,18 @@ class Client:
     ) -> tuple[str | None, RequestEstimate]:
         """Return the model that would be asked, and what the request may cost."""
         from nbcodex.openai_api import pricing
-        from nbcodex.requests.budget import estimate_request
 
-        api_client = self.services().api_client
+        services = self.services()
+        api_client = services.api_client
         base_url = api_client.endpoint(request, settings).base_url
         model = await api_client.resolve_model(request, settings)
         await asyncio.to_thread(pricing.load_prices)
-        average = self.services().budget.average_output
-        return model, estimate_request(
-            request, model=model, base_url=base_url, average_output=average
-        )
+        return model, services.budget.estimate(request, model=model, base_url=base_url)
 
     def join(
         self, request: Request, settings: Settings, *, start_new: bool = False
-    ) -> JoinedRequest:
-        """Return a request with the earlier turns of its thread; with `start_new` it sees none."""
+    ) -> tuple[Request, list[str]]:
+        """Return a request with the earlier turns of its thread, and notes on them for its user."""
         store = self.journal(settings).conversations
         return self.conversations.join(request, store, settings, start_new=start_new)
 
@@ -243,7 +240,7 @@ class Client:
         `entry` is parked, abandoned, interrupted or failed; `not_before`, in seconds since the
         epoch, delays it.
         """
-        # Resuming a request accepts at least the current patience, even if it began with less.
+        # A request that began with less patience than the settings have now gets theirs.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
         position = entry.stream_position
         text = "" if position is None or position.sequence is None else entry.reply.text

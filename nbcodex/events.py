@@ -29,19 +29,19 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(Event):
-    """The request exists; nothing has been sent. `prompt` is how the prompt begins."""
+    """The request exists; nothing has been sent."""
 
     model: str | None
     patience: float
-    prompt: str = ""
+    prompt: str = ""  # its beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoolingDown(Event):
     """The model is closed until `resume_at`, because a limit refused another request.
 
-    `queued`: the model is open, but its limit is used fully, and this request waits for its turn,
-    which uses no patience; `resume_at` is then None as long as the turn cannot be predicted.
+    With `queued`, the model is open, but its limit is used fully, and this request waits for its
+    turn, which uses no patience; `resume_at` is None as long as the turn cannot be predicted.
     """
 
     limit: Limit | None
@@ -52,41 +52,33 @@ class CoolingDown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent(Event):
-    """An attempt begins. `attempt` counts from 1; `input_tokens` is our estimate.
+    """An attempt begins."""
 
-    `rates` is what its tokens cost; None if that is not looked up yet, or unknown (`unpriced`).
-    `simulated`: the server is known to be a simulator.
-    """
-
-    attempt: int
+    attempt: int  # from 1
     model: str | None
-    input_tokens: int
-    rates: Rates | None = None
-    unpriced: bool = False
-    simulated: bool = False
+    input_tokens: int  # an estimate
+    rates: Rates | None = None  # None as long as the price is not looked up, or where it is unknown
+    unpriced: bool = False  # whether the price is unknown
+    simulated: bool = False  # whether the server is known to be a simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(Event):
-    """More of the answer; with `reasoning`, of the reasoning before it.
+    """More of the answer; with `reasoning`, of the reasoning before it."""
 
-    `simulated`: the server is known to be a simulator.
-    """
-
-    # Listeners that render see joined deltas: text must never depend on where it was split.
-    text: str
+    text: str  # consecutive deltas may arrive joined: nothing may depend on where text was split
     reasoning: bool = False
-    simulated: bool = False
+    simulated: bool = False  # whether the server is known to be a simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackingOff(Event):
-    """An attempt failed; the next one is due at `resume_at`. `waited` excludes this wait."""
+    """An attempt failed; the next one is due at `resume_at`."""
 
     error: TransientError
     attempt: int
     resume_at: float
-    waited: float
+    waited: float  # without this wait
 
     @property
     def limit(self) -> Limit | None:

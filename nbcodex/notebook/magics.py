@@ -92,12 +92,12 @@ class CodexMagics(Magics):
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
         # Only now, so that a prompt that fails leaves the conversation as it is.
-        joined = current().join(request, session.settings, start_new=chosen.new)
-        view = View(format=format_, notes=[*option_notes, *prompt.notes, *joined.notes])
+        request, turn_notes = current().join(request, session.settings, start_new=chosen.new)
+        view = View(format=format_, notes=[*option_notes, *prompt.notes, *turn_notes])
         if chosen.dry_run:
-            session.dry_run(joined.request, view.notes)
+            session.dry_run(request, view.notes)
             return
-        handle = current().handle(joined.request, session.settings)
+        handle = current().handle(request, session.settings)
         if chosen.background:
             session.answer_in_background(handle, view)
         else:

@@ -27,15 +27,15 @@ Period = Literal["session", "day", "month"]
 # Fewer tokens are a mistake: a dollar sign was forgotten, or `%config` has expanded it.
 MIN_CAP_TOKENS = 100
 
-WARNING_SHARES = (0.75, 0.90, 0.95)  # of a cap, at which its user gets a note
+WARNING_SHARES = (0.75, 0.90, 0.95)  # the user gets a note when this much of a cap is used
 
 # Another kernel may have used or changed a lasting cap meanwhile; reading it costs a commit.
 REFRESH_INTERVAL_S = 5.0
 
-DEFAULT_OUTPUT_TOKENS = 500  # of an answer, until the session's own answers show
+DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer, until the session has answers to average
 
-# The output that rate limits are asked for where a request states no bound; what answers really use
-# of it is learned.
+# The output that is reserved of rate limits where a request states no bound; the limiter learns how
+# much of it answers really use.
 UNBOUNDED_OUTPUT_TOKENS = 1_000
 
 _CAP = re.compile(
@@ -152,29 +152,6 @@ class RequestEstimate:
         return SpendAmount(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
 
 
-def estimate_request(
-    request: Request,
-    *,
-    model: str | None,
-    base_url: str,
-    average_output: int = DEFAULT_OUTPUT_TOKENS,
-    price_factor: float = 1.0,
-) -> RequestEstimate:
-    """Return what `request` may cost; the first call loads the price tables, which takes 0.2 s."""
-    input_tokens = pricing.estimate_request_tokens(request)
-    output_tokens = request.max_output or average_output
-    tier = pricing.requested_tier(request)
-    cost = pricing.estimate_cost(
-        input_tokens, output_tokens, model=model, base_url=base_url, service_tier=tier
-    )
-    return RequestEstimate(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        bounded=request.max_output is not None,
-        cost=None if cost is None else cost * price_factor,
-    )
-
-
 def rate_limit_cost(request: Request) -> Cost:
     """Return what a request asks of the rate limits."""
     output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
@@ -199,15 +176,23 @@ class Budget:
         self._warned: set[tuple[SpendingCap, float]] = set()
         self._answers = self._answer_tokens = 0
 
-    @property
-    def average_output(self) -> int:
-        """Output tokens of this session's average answer."""
-        return self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
-
-    def prefetch(self, journal: Journal) -> None:
-        """Start to read what `reserve` will need, while the request is being committed."""
-        if not self._is_fresh():
-            self._start_reading(journal)
+    def estimate(
+        self, request: Request, *, model: str | None, base_url: str, price_factor: float = 1.0
+    ) -> RequestEstimate:
+        """Return what `request` may cost; the first call loads the price tables for 0.2 s."""
+        input_tokens = pricing.estimate_request_tokens(request)
+        average = self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
+        output_tokens = request.max_output or average
+        tier = pricing.requested_tier(request)
+        cost = pricing.estimate_cost(
+            input_tokens, output_tokens, model=model, base_url=base_url, service_tier=tier
+        )
+        return RequestEstimate(
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            bounded=request.max_output is not None,
+            cost=None if cost is None else cost * price_factor,
+        )
 
     async def reserve(
         self,
@@ -234,13 +219,7 @@ class Budget:
         # Tokens need no price tables, whose first use takes 0.2 s.
         if any(cap.unit == "dollars" for cap in in_force):
             await asyncio.to_thread(pricing.load_prices)
-        expected = estimate_request(
-            request,
-            model=model,
-            base_url=base_url,
-            average_output=self.average_output,
-            price_factor=price_factor,
-        )
+        expected = self.estimate(request, model=model, base_url=base_url, price_factor=price_factor)
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
@@ -337,9 +316,9 @@ class Budget:
         return amount
 
     def release(self, request_id: str) -> tuple[SpendingCap, ...]:
-        """Reserve nothing for a request any more; return the caps that it was checked against."""
+        """Drop a request's reservation; return the caps that it was checked against."""
         amount, caps = self._reservations.pop(request_id, (_NO_SPEND, ()))
-        # Set to zero when nothing is open: sums of floats would leave a rest.
+        # Set to zero when nothing is reserved: sums of floats would leave a remainder.
         self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
         return caps
 
@@ -373,17 +352,21 @@ class Budget:
         self._warned.clear()
         self._read_at = float("-inf")
 
-    async def refresh(self, journal: Journal) -> None:
-        """Read what other kernels have used and set, unless that is recent."""
-        if not self._is_fresh():
-            # All that come meanwhile share one task: a lock would let them pass one by one, and
-            # with many requests it would never be free.
-            await asyncio.shield(self._start_reading(journal))
-
-    def _start_reading(self, journal: Journal) -> asyncio.Task[None]:
+    def start_reading(self, journal: Journal) -> asyncio.Task[None] | None:
+        """Start to read what other kernels have used and set, unless that is recent."""
+        is_recent = self._clock.now() - self._read_at < REFRESH_INTERVAL_S
+        if is_recent and self._today() == self._read_on:
+            return None
+        # All callers share one task: a lock would let them pass one by one, and with many requests
+        # it would never be free.
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read(journal))
         return self._reading
+
+    async def refresh(self, journal: Journal) -> None:
+        """Read what other kernels have used and set, unless that is recent."""
+        if task := self.start_reading(journal):
+            await asyncio.shield(task)
 
     async def _read(self, journal: Journal) -> None:
         now, today = self._clock.now(), self._today()
@@ -391,10 +374,6 @@ class Budget:
         self._read_at, self._read_on = now, today
         text = self._all_kernels.budget
         self._shared_caps = (parse_cap(text),) if text else ()
-
-    def _is_fresh(self) -> bool:
-        is_recent = self._clock.now() - self._read_at < REFRESH_INTERVAL_S
-        return is_recent and self._today() == self._read_on
 
     def _in_force(self, caps: Iterable[str]) -> tuple[SpendingCap, ...]:
         return (*map(parse_cap, caps), *self._shared_caps)

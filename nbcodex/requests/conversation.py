@@ -27,24 +27,6 @@ USABLE_CONTEXT_SHARE = 0.85  # because our token counts are estimates
 ANSWER_TOKENS = 16_000
 
 
-@dataclass(frozen=True, slots=True)
-class JoinedRequest:
-    """A request with its earlier turns, and its position among them."""
-
-    request: Request
-    left_out: int = 0  # older turns that did not fit
-
-    @property
-    def notes(self) -> list[str]:
-        """What the reader of the answer should know, in a few words each."""
-        seen, left_out = len(self.request.turns), self.left_out
-        notes = [f"{seen} earlier turn{'s' * (seen != 1)}"] if seen else []
-        if left_out:
-            older = f"{left_out} older turn{'s' * (left_out != 1)}"
-            notes.append(f"{older} left out: the context is full")
-        return notes
-
-
 @dataclass(slots=True)
 class _ThreadState:
     """What this process knows of one thread."""
@@ -69,14 +51,14 @@ class Conversations:
         settings: Settings,
         *,
         start_new: bool = False,
-    ) -> JoinedRequest:
-        """Return `request` with the turns that it sees, and the position where it joins.
+    ) -> tuple[Request, list[str]]:
+        """Return `request` with its earlier turns and its position, and notes on them for its user.
 
         Its thread and origin determine the conversation; without a thread it joins none. With
         `start_new`, the conversation starts afresh with this request.
         """
         if request.thread is None:
-            return JoinedRequest(request)
+            return request, []
         stored = store.find_conversation(request.origin.notebook, request.thread)
         position = replace(self._position(request, stored, store), begins=start_new)
         turns = store.read_turns(entries_before(stored.candidates, position))
@@ -87,7 +69,11 @@ class Conversations:
         kept = _newest_that_fit(turns, request, model=request.model or default)
         origin = replace(request.origin, position=position)
         request = replace(request, turns=tuple(kept), origin=origin)
-        return JoinedRequest(request, left_out=len(turns) - len(kept))
+        notes = [f"{len(kept)} earlier turn{'s' * (len(kept) != 1)}"] if kept else []
+        if left_out := len(turns) - len(kept):
+            older = f"{left_out} older turn{'s' * (left_out != 1)}"
+            notes.append(f"{older} left out: the context is full")
+        return request, notes
 
     def start_chapter(self, notebook: str | None, thread: str, store: ConversationStore) -> None:
         """Start a thread afresh: its turns so far are not seen any more."""

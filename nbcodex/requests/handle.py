@@ -150,7 +150,7 @@ class Handle:
         # A failure in here becomes an event: a thread is waiting for one.
         try:
             services = self._services()
-            # Imported when it is first needed: it brings tenacity, the journal and the SDK.
+            # Imported when it is first needed, with tenacity, the journal and the SDK.
             from nbcodex.requests.runner import RequestRunner
 
             self._runner = RequestRunner(
@@ -336,10 +336,10 @@ class PendingReply(Reply):
     @property
     def status(self) -> Status:
         """The status of the reply; ``running`` until there is one."""
-        return self._handle.wait().reply.status if self._handle.done else "running"
+        return self._now().status
 
     def _now(self) -> Reply:
-        """Return the reply, or what there is of it without waiting."""
+        """Return what is known without waiting."""
         if self._handle.done:
             return self._handle.wait().reply
         return Reply(id=self.id, status="running", attempts=0)
@@ -389,12 +389,7 @@ for _field in dataclasses.fields(Reply):
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
     """Return the answer that a request ended with, or raise why there is none.
 
-    Raises
-    ------
-    NbcodexError
-        The failure; the text so far is in its `reply`.
-    Stopped
-        Where the user pressed Stop.
+    The text so far is in the `reply` of the NbcodexError, or of `Stopped` if the user pressed Stop.
     """
     match ending:
         case Finished(reply=reply):

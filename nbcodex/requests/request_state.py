@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from nbcodex.errors import LimitError, ParkedError, TransientError
 from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
@@ -44,6 +43,11 @@ class PartialAnswer:
     def text(self) -> str:
         """The text that is shown."""
         return "".join(self._shown)
+
+    @property
+    def new_text(self) -> str:
+        """The text that the current attempt has brought."""
+        return "" if self._is_stale else self.text
 
     def add_note(self, note: str) -> None:
         """Add a note, unless it is empty or there already."""
@@ -87,36 +91,6 @@ class PartialAnswer:
     def continues_at_server(self, status: Status) -> bool:
         """Return whether the answer of a request with this status continues at the server."""
         return self.position is not None and status in {"parked", "interrupted", "failed"}
-
-    def usage(self, request: Request, status: Status, completed: CompletedAnswer | None) -> Usage:
-        """Return what the answer has used: the server's figures, an estimate for those it lacks."""
-        if completed and (stated := completed.usage) != Usage():
-            # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
-            estimate = _estimate_usage(request, completed.text)
-            tokens_in = stated.input_tokens or estimate.input_tokens
-            tokens_out = stated.output_tokens or estimate.output_tokens
-            both = (tokens_in, tokens_out)
-            if both in {(stated.input_tokens, stated.output_tokens), (None, None)}:
-                return stated
-            return replace(stated, input_tokens=tokens_in, output_tokens=tokens_out, estimated=True)
-        # A durable answer that continues at the server is counted when it is resumed.
-        if self.continues_at_server(status):
-            return Usage()
-        return _estimate_usage(request, completed.text) if completed else self.usage_so_far(request)
-
-    def usage_so_far(self, request: Request) -> Usage:
-        """Return an estimate of what the current attempt has used, by the text it has brought."""
-        return _estimate_usage(request, "" if self._is_stale else self.text)
-
-
-def _estimate_usage(request: Request, text: str) -> Usage:
-    if not text:
-        return Usage()
-    return Usage(
-        input_tokens=pricing.estimate_request_tokens(request),
-        output_tokens=pricing.estimate_text_tokens(text),
-        estimated=True,
-    )
 
 
 @dataclass(slots=True)
@@ -207,7 +181,8 @@ class RequestState:
         """Expect a new answer in place of the last attempt's."""
         # What a broken attempt has used is paid, though no server reports it. It is counted only
         # now: until another attempt begins, its text is still the answer of this request.
-        if self._is_broken and (usage := self.partial.usage_so_far(self.sent_request)) != Usage():
+        usage = _estimate_usage(self.sent_request, self.partial.new_text)
+        if self._is_broken and usage != Usage():
             self.broken_usage = self.broken_usage.plus(usage)
         self._is_broken = False
         self.partial.start_over()
@@ -235,7 +210,7 @@ class RequestState:
         """Return what there is of an answer."""
         # The answer of an interrupted repair is not what the user sees: that is the text so far.
         completed = self.answer if status in {"done", "failed"} else None
-        usage = self._total_usage(self.partial.usage(self.request, status, completed))
+        usage = self._total_usage(self.attempt_usage(status, completed))
         model = (completed and completed.model) or self.model
         carried = None
         if completed and completed.reasoning and self.model:
@@ -260,6 +235,24 @@ class RequestState:
             carried=carried,
         )
 
+    def attempt_usage(self, status: Status, completed: CompletedAnswer | None) -> Usage:
+        """Return what the last attempt used: the server's figures, and estimates for others."""
+        text = completed.text if completed else self.partial.new_text
+        estimate = _estimate_usage(self.request, text)
+        stated = completed.usage if completed else Usage()
+        if stated == Usage():
+            # A durable answer that continues at the server is counted when it is resumed.
+            return Usage() if self.partial.continues_at_server(status) else estimate
+        # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
+        input_tokens = stated.input_tokens or estimate.input_tokens
+        output_tokens = stated.output_tokens or estimate.output_tokens
+        both = (input_tokens, output_tokens)
+        if both in {(stated.input_tokens, stated.output_tokens), (None, None)}:
+            return stated
+        return replace(
+            stated, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True
+        )
+
     def _total_usage(self, last: Usage) -> Usage:
         """Return what all attempts have used, of which the `last` one may be known."""
         if last == Usage() and 0 < self.attempts == self.refused:
@@ -275,37 +268,46 @@ class RequestState:
 
     def patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
         """Return the error of a request that would wait longer than its patience for `cause`."""
-        now, wall = self.clock.now(), self.clock.wall()
-        wait, moment = resume_at - now, format_time(wall + resume_at - now, now=wall)
+        wall_time, moment, when = self._describe_instant(resume_at)
         patience = f"your patience of {format_duration(self.request.patience)}"
         if self.waited:
             patience = f"is left of {patience} after {format_duration(self.waited)}"
         return ParkedError(
-            f"{cause.message} The request can be sent at {moment} (in {format_duration(wait)}), "
-            f"longer than {patience}.",
+            f"{cause.message} The request can be sent {when}, longer than {patience}.",
             advice=f"`%codex resume {self.request.id}` after {moment}, or run it with a longer "
             "--patience.",
             cause=cause,
-            resume_at=wall + wait,
+            resume_at=wall_time,
         )
 
     def parked_by_user_error(self) -> ParkedError:
         """Return the error of a request that its user parked, with the wait if it was in one."""
-        now, wall = self.clock.now(), self.clock.wall()
-        message, details = "It is in the journal.", dict[str, Any]()
-        if (wait := self.wait) is not None and wait.until > now:
-            left = wait.until - now
-            moment = format_time(wall + left, now=wall)
-            free = " The request has cost nothing so far." if wait.is_free else ""
-            message = (
-                f"{wait.cause.message} The request can be sent at {moment} "
-                f"(in {format_duration(left)}).{free}"
-            )
-            details = {"cause": wait.cause, "resume_at": wall + left}
+        message, cause, resume_at = "It is in the journal.", None, None
+        if self.wait and self.wait.until > self.clock.now():
+            cause = self.wait.cause
+            resume_at, _, when = self._describe_instant(self.wait.until)
+            free = " The request has cost nothing so far." if self.wait.is_free else ""
+            message = f"{cause.message} The request can be sent {when}.{free}"
         advice = f"`%codex resume {self.request.id}` continues it."
-        error = ParkedError(message, advice=advice, **details)
+        error = ParkedError(message, advice=advice, cause=cause, resume_at=resume_at)
         error.title = "Parked by you"
         return error
+
+    def _describe_instant(self, instant: float) -> tuple[float, str, str]:
+        """Return an instant as seconds since the epoch, as local time, and with the time left."""
+        wall, left = self.clock.wall(), instant - self.clock.now()
+        moment = format_time(wall + left, now=wall)
+        return wall + left, moment, f"at {moment} (in {format_duration(left)})"
+
+
+def _estimate_usage(request: Request, text: str) -> Usage:
+    if not text:
+        return Usage()
+    return Usage(
+        input_tokens=pricing.estimate_request_tokens(request),
+        output_tokens=pricing.estimate_text_tokens(text),
+        estimated=True,
+    )
 
 
 def cooldown_error(limit: Limit | None) -> LimitError:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -83,14 +84,13 @@ class Services:
     # Base URLs at which a simulator answers, as far as any request has seen.
     simulators: set[str] = field(default_factory=set)
     budget: Budget = field(init=False)
-    _retry_budgets: dict[str, backoff.RetryBudget] = field(default_factory=dict, init=False)
+    # All requests to one server share a retry budget.
+    retry_budgets: dict[str, backoff.RetryBudget] = field(
+        default_factory=lambda: defaultdict(backoff.RetryBudget)
+    )
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.clock)
-
-    def retry_budget(self, base_url: str) -> backoff.RetryBudget:
-        """Return the retry budget that all requests to one server share."""
-        return self._retry_budgets.setdefault(base_url, backoff.RetryBudget())
 
     async def count_spending(
         self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
@@ -217,8 +217,8 @@ class RequestRunner:
         """Put the request into the journal, or claim its entry; return an answer to reuse."""
         state, resumption = self.state, self._resumption
         state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
-        # The budget is read while the request is committed, not after it.
-        self._services.budget.prefetch(self._services.counters(self._settings))
+        # The budget is read while the request is being committed, not after it.
+        self._services.budget.start_reading(self._services.counters(self._settings))
         if resumption is None:
             reused = await self._entry.insert(state.base_url)
             self._entry.on_inserted(self._on_committed)
@@ -289,7 +289,7 @@ class RequestRunner:
             retry_error_callback=self._park,
         )
         answer: CompletedAnswer = await retrying(self._attempt)
-        self._services.retry_budget(self.state.base_url).record_success(self._clock.now())
+        self._services.retry_budgets[self.state.base_url].record_success(self._clock.now())
         return answer
 
     # One attempt.
@@ -358,12 +358,12 @@ class RequestRunner:
             raise
         except asyncio.CancelledError:
             # Stopped by its user: the server stops too, and has charged for the text so far.
-            reservation.settle(state.partial.usage(self._request, "interrupted", None))
+            reservation.settle(state.attempt_usage("interrupted", None))
             raise
         except BaseException:
             reservation.release()
             raise
-        reservation.settle(state.partial.usage(self._request, "done", answer))
+        reservation.settle(state.attempt_usage("done", answer))
         return answer
 
     async def _acquire(self, bucket_id: str, *, label: str) -> Reservation:
@@ -456,7 +456,7 @@ class RequestRunner:
         if not isinstance(error, LimitError):
             # The silence that ends in a fault is a wait, too.
             state.patience.waited += now - state.last_activity_at
-            state.failure.budget_wait = self._services.retry_budget(state.base_url).spend(now)
+            state.failure.budget_wait = self._services.retry_budgets[state.base_url].spend(now)
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""

@@ -248,14 +248,7 @@ def _schema_of_definition(text: str) -> Schema:
 
 
 def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
-    definition = _with_root_inlined(definition)
-    name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
-    strict = can_be_strict(definition)
-    return Schema(name=name, definition=definition, strict=strict, model=model)
-
-
-def _with_root_inlined(definition: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that does not begin with a reference, as those of recursive classes do."""
+    # No server takes a schema that begins with a reference, as those of recursive classes do.
     passed = set()
     while "$ref" in definition:
         target = resolve(definition["$ref"], definition)
@@ -271,7 +264,9 @@ def _with_root_inlined(definition: dict[str, Any]) -> dict[str, Any]:
         if not _BESIDE_ROOT.issuperset(rest):  # both would have to hold
             break
         definition = {**target, **rest}
-    return definition
+    name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
+    strict = can_be_strict(definition)
+    return Schema(name=name, definition=definition, strict=strict, model=model)
 
 
 def _json_text(definition: Mapping[Any, Any]) -> str:

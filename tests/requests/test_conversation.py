@@ -15,7 +15,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.models import CarriedReasoning, Image, Origin, Reply, Request, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.requests import conversation
-from nbcodex.requests.conversation import Conversations, JoinedRequest
+from nbcodex.requests.conversation import Conversations
 from nbcodex.settings import Settings
 
 CARRIED = CarriedReasoning(
@@ -36,7 +36,7 @@ class Notebook:
         """Return the same notebook in another process."""
         return Notebook(self.journal, self.name)
 
-    def joined(self, prompt: str, cell: str | None = None, **how: Any) -> JoinedRequest:
+    def joined(self, prompt: str, cell: str | None = None, **how: Any) -> tuple[Request, list[str]]:
         """Return what a cell would send."""
         origin = Origin(notebook=self.name, cell=cell)
         anew = how.pop("new", False)
@@ -49,7 +49,7 @@ class Notebook:
         """Run a cell; its answer is its prompt in capitals, unless it ends otherwise."""
         status = how.pop("status", "done")
         text = how.pop("text", prompt.upper())
-        request = self.joined(prompt, cell, **how).request
+        request, _ = self.joined(prompt, cell, **how)
         reply = Reply(id=request.id, text=text, status=status, carried=CARRIED)
         asyncio.run(self._kept(request, reply))
         return request
@@ -64,7 +64,7 @@ class Notebook:
 
     def seen(self, prompt: str, cell: str | None = None, **how: Any) -> str:
         """Return the prompts that a cell would see, without running it."""
-        return said(self.joined(prompt, cell, **how).request)
+        return said(self.joined(prompt, cell, **how)[0])
 
 
 def said(request: Request) -> str:
@@ -230,7 +230,7 @@ def test_changed_answer_changes_later_requests(book: Notebook) -> None:
     book.ask("a", "1")
     before = book.ask("b", "2")
     book.ask("a", "1", text="another")
-    after = book.joined("b", "2").request
+    after, _ = book.joined("b", "2")
     assert equality_key(after, base_url="x") != equality_key(before, base_url="x")
 
 
@@ -253,20 +253,19 @@ def test_turns_carry_images_and_reasoning(book: Notebook) -> None:
 def test_oldest_turns_are_left_out_first(book: Notebook) -> None:
     for number in range(8):
         book.ask(f"p{number} " + "word " * 2_500, str(number))
-    joined = book.joined("c", "c", model="nobody-knows-this")
-    assert [turn.prompt[:2] for turn in joined.request.turns] == ["p5", "p6", "p7"]
-    assert joined.left_out == 5
-    assert joined.notes == ["3 earlier turns", "5 older turns left out: the context is full"]
-    assert pricing.estimate_request_tokens(joined.request) < conversation.DEFAULT_CONTEXT_TOKENS
-    assert book.joined("c", "c", model="gpt-5.6-sol").left_out == 0
-    assert book.joined("c", "c", model="gpt-4o").left_out == 0
+    request, notes = book.joined("c", "c", model="nobody-knows-this")
+    assert [turn.prompt[:2] for turn in request.turns] == ["p5", "p6", "p7"]
+    assert notes == ["3 earlier turns", "5 older turns left out: the context is full"]
+    assert pricing.estimate_request_tokens(request) < conversation.DEFAULT_CONTEXT_TOKENS
+    for model in ("gpt-5.6-sol", "gpt-4o"):
+        assert book.joined("c", "c", model=model)[1] == ["8 earlier turns"]
 
 
 def test_room_for_the_answer_is_kept_free(book: Notebook) -> None:
     for number in range(8):
         book.ask(f"p{number} " + "word " * 2_500, str(number))
-    assert len(book.joined("c", model="nobody", max_output=12_000).request.turns) == 2
-    assert book.joined("word " * 40_000, model="nobody").request.turns == ()
+    assert len(book.joined("c", model="nobody", max_output=12_000)[0].turns) == 2
+    assert book.joined("word " * 40_000, model="nobody")[0].turns == ()
 
 
 def test_journal_in_memory_holds_the_conversation() -> None:
