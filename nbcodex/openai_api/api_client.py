@@ -85,13 +85,9 @@ class ApiClient:
         check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
-        client = self._connections.made_client(settings.client)
-        own = connections.secrets_of(client) if client else []
+        endpoint, own = self._connections.custom_endpoint(settings.client)
         endpoints.check_texts(request, [*settings.secrets(), *own])
-        if client is None:
-            scope = connections.custom_scope(settings.client)
-            return Endpoint(kind="compatible", base_url="", host="", scope=scope)
-        return connections.endpoint_of(client, settings.client)
+        return endpoint
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
         """Return the model that the user, the settings or the server names.

@@ -62,10 +62,7 @@ class Connections:
         return self._clients[name]
 
     async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
-        """Return the client that a user's factory makes, made once.
-
-        Raises a ConfigurationError if the factory does not return an ``AsyncOpenAI``.
-        """
+        """Return the client that a user's factory makes, made once."""
         if self.made_client(factory) is None:
             try:
                 made = await factory()
@@ -87,6 +84,22 @@ class Connections:
             if not inspect.isawaitable(made):
                 self._adopt(factory, made)
         return self._custom_clients.get(factory)
+
+    def custom_endpoint(self, factory: Callable[[], Any]) -> tuple[Endpoint, list[str]]:
+        """Return the endpoint of a custom client, without its key, and the client's secrets."""
+        import openai
+
+        # The account is named by the factory, so that it is known before the client is made.
+        scope = fingerprint(f"client {id(factory)}")
+        client = self.made_client(factory)
+        if client is None:
+            return Endpoint(kind="compatible", base_url="", host="", scope=scope), []
+        base_url = str(client.base_url).rstrip("/")
+        kind: Kind = provider_of(base_url) or "compatible"
+        if isinstance(client, openai.AsyncAzureOpenAI):
+            kind = "azure"
+        host = client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2]
+        return Endpoint(kind=kind, base_url=base_url, host=host, scope=scope), secrets_of(client)
 
     def _adopt(self, factory: Callable[[], Any], made: object) -> None:
         import openai
@@ -124,27 +137,6 @@ def factory_error(error: Exception) -> ConfigurationError:
         f"Codex.client raised {type(error).__name__}.",
         advice="Call it in a cell of its own to see why.",
     )
-
-
-def endpoint_of(client: AsyncOpenAI, factory: object) -> Endpoint:
-    """Return the endpoint of a custom client, without its key."""
-    import openai
-
-    base_url = str(client.base_url).rstrip("/")
-    kind: Kind = provider_of(base_url) or "compatible"
-    if isinstance(client, openai.AsyncAzureOpenAI):
-        kind = "azure"
-    return Endpoint(
-        kind=kind,
-        base_url=base_url,
-        host=client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2],
-        scope=custom_scope(factory),
-    )
-
-
-def custom_scope(factory: object) -> str:
-    """Return an id for the account of a custom client, known before the client is made."""
-    return fingerprint(f"client {id(factory)}")
 
 
 def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
@@ -203,10 +195,9 @@ async def _bound_body(response: httpx2.Response) -> None:
     """
     path = response.request.url.path.rstrip("/")
     is_error = response.status_code >= 300
+    is_listing = "/batches" in path or "/files" in path
     # Answers and result files are streams, which their readers bound.
-    if not (
-        is_error or (("/batches" in path or "/files" in path) and not path.endswith("/content"))
-    ):
+    if not is_error and (not is_listing or path.endswith("/content")):
         return
     max_bytes = MAX_ERROR_BODY_BYTES if is_error else MAX_JSON_BODY_BYTES
     body = bytearray()

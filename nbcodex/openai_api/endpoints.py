@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
@@ -54,11 +54,7 @@ class Endpoint:
 
 
 def resolve(settings: Settings, request: Request) -> Endpoint:
-    """Return the endpoint that a request goes to.
-
-    Raises a MissingKeyError if no key is known for its host, and a ConfigurationError if a setting
-    is invalid or the request contains a secret.
-    """
+    """Return the endpoint that a request goes to, or raise a ConfigurationError."""
     global _last
     check_texts(request, settings.secrets())
     # A map resolves the endpoint several times per row, with the same settings object.
@@ -79,7 +75,7 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
     else:
         url = parse_base_url(api_base, "The base URL of this request")
         own = urlsplit(configured.base_url)
-        if (url.scheme, _host_of(url)) != (own.scheme, _host_of(own)):
+        if _origin(url) != _origin(own):
             endpoint = _endpoint_at(url, entry_key(settings, url), settings)
         elif _without_slash(url) == configured.base_url:
             endpoint = configured
@@ -89,7 +85,7 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
     # OpenAI and Azure offer https to all, so that http is a mistake there, or another server.
     always_secure = endpoint.kind != "compatible"
     is_allowed = not always_secure and entry_key(settings, target) is not None
-    if not (target.scheme == "https" or _is_loopback(target) or is_allowed):
+    if not (_is_secure(target) or is_allowed):
         entry = f"`%config Codex.keys = {{'{_entry_name(target)}': 'KEY'}}`"
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
@@ -125,7 +121,7 @@ def _configured(settings: Settings) -> Endpoint:
         resource = url
         if settings.azure_endpoint:
             resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
-        if (url.scheme, _host_of(url)) == (resource.scheme, _host_of(resource)):
+        if _origin(url) == _origin(resource):
             entra = not settings.azure_key and bool(settings.azure_ad_token)
             key = settings.azure_key or settings.azure_ad_token
     return replace(_endpoint_at(url, key or None, settings), entra=entra)
@@ -135,7 +131,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     """Return the endpoint of an Azure resource: the classic API, or v1 where no version is set."""
     url = parse_base_url(settings.azure_endpoint or "", "AZURE_OPENAI_ENDPOINT")
     base, _, rest = url.path.partition("/openai")
-    resource = f"{url.scheme}://{_host_of(url)}{base.rstrip('/')}"
+    resource = _origin(url) + base.rstrip("/")
     # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
     own_key = entry_key(settings, url)
@@ -193,7 +189,7 @@ def entry_key(settings: Settings, url: SplitResult) -> Secret | None:
         names.insert(0, host)
     entries = [f"{url.scheme}://{name}" for name in names]
     # Without a scheme an entry means https: anyone on the way could read a key that http carries.
-    if url.scheme == "https" or _is_loopback(url):
+    if _is_secure(url):
         entries += names
     for entry in entries:
         if (key := settings.keys.get(entry)) is not None:
@@ -203,8 +199,7 @@ def entry_key(settings: Settings, url: SplitResult) -> Secret | None:
 
 def _entry_name(url: SplitResult) -> str:
     """Return how `Codex.keys` names the host of a URL."""
-    is_secure = url.scheme == "https" or _is_loopback(url)
-    return _host_of(url) if is_secure else f"{url.scheme}://{_host_of(url)}"
+    return _host_of(url) if _is_secure(url) else _origin(url)
 
 
 def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool) -> MissingKeyError:
@@ -254,12 +249,16 @@ def parse_base_url(text: str, name: str) -> SplitResult:
     return url
 
 
-def _is_loopback(url: SplitResult) -> bool:
-    return is_loopback(url.hostname or "")
+def _is_secure(url: SplitResult) -> bool:
+    return url.scheme == "https" or is_loopback(url.hostname or "")
 
 
 def _without_slash(url: SplitResult) -> str:
-    return f"{url.scheme}://{_host_of(url)}{url.path.rstrip('/')}"
+    return _origin(url) + url.path.rstrip("/")
+
+
+def _origin(url: SplitResult) -> str:
+    return f"{url.scheme}://{_host_of(url)}"
 
 
 def _host_of(url: SplitResult) -> str:
@@ -282,8 +281,9 @@ def check_texts(request: Request, secrets: Iterable[str]) -> None:
         ("conversation", text) for turn in request.turns for text in (turn.prompt, turn.answer)
     ]
     try:
-        texts.append(("params", _encode(request.params)))
-        texts.append(("schema", _encode(request.schema.definition if request.schema else {})))
+        texts.append(("params", _encode(dict(request.params))))
+        schema = dict(request.schema.definition) if request.schema else {}
+        texts.append(("schema", _encode(schema)))
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
             "The params, or the schema, are not valid JSON, or are nested too deeply."
@@ -308,9 +308,4 @@ def check_texts(request: Request, secrets: Iterable[str]) -> None:
 
 
 def _encode(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: object) -> object:
-    """Return a mapping of any type as a dictionary, and anything else as text, for JSON."""
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

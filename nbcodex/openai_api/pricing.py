@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import threading
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -123,25 +123,12 @@ def is_price_unknown(model: str | None, base_url: str) -> bool:
 
 @cache
 def _token_rates(model: str | None, base_url: str, service_tier: str | None = None) -> Rates | None:
-    place = {"model": model, "base_url": base_url, "service_tier": service_tier}
-    of_input = estimate_cost(_RATE_TOKENS, 0, **place)
-    of_output = estimate_cost(0, _RATE_TOKENS, **place)
+    usage = partial(Usage, service_tier=service_tier)
+    of_input = cost(usage(input_tokens=_RATE_TOKENS, output_tokens=0), model, base_url)
+    of_output = cost(usage(input_tokens=0, output_tokens=_RATE_TOKENS), model, base_url)
     if of_input is None or of_output is None:
         return None
     return Rates(input=of_input / _RATE_TOKENS, output=of_output / _RATE_TOKENS)
-
-
-def estimate_cost(
-    input_tokens: int,
-    output_tokens: int,
-    *,
-    model: str | None,
-    base_url: str | None,
-    service_tier: str | None = None,
-) -> float | None:
-    """Return US dollars for so many tokens, or None where no price is known."""
-    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=service_tier)
-    return cost(usage, model, base_url or "")
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:

@@ -77,7 +77,7 @@ _LIMIT_OF = re.compile(r"\brate limit of (\d{1,12}) per (\d{1,9})s\b", re.IGNORE
 # Moonshot: "request reached organization max RPM: 3".
 _MAX_LIMIT = re.compile(r"\bmax ([RT])P([SMHD]): (\d{1,12})")
 
-_SUFFIXED_WINDOW = re.compile(r"(\d{0,6})([a-z]+)")
+_COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants, not durations
 
@@ -108,11 +108,9 @@ def parse_go_duration(text: str | None) -> float | None:
 
 
 def clamp_wait(seconds: float | None) -> float | None:
-    """Return a usable wait: above zero and at most a day; else None.
-
-    A wait of zero or less states nothing: retrying at once would flood the server, so backoff
-    decides. More than a day means "long", which a day is.
-    """
+    """Return a usable wait: above zero and at most a day; else None."""
+    # To retry at once would flood the server, so that backoff decides where no time is left. More
+    # than a day means "long", which a day is.
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         return None
     return min(seconds, DAY)
@@ -132,8 +130,6 @@ def _parse_date(text: str | None) -> float | None:
 
 def parse_reset(text: str | None, now: float) -> float | None:
     """Return the seconds until a reset: a duration, an epoch in s or ms, an ISO or HTTP date."""
-    if not text or len(text) > _MAX_VALUE_CHARS:
-        return None
     seconds = parse_go_duration(text)
     if seconds is None:
         moment = _parse_date(text)
@@ -200,7 +196,10 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
             continue
         words.remove(figure)
         resource = next((HEADER_RESOURCES[w] for w in words if w in HEADER_RESOURCES), None)
-        window = _window(words)
+        # The window stands as ``minute``, as ``1h``, or as ``5-minute``.
+        counted = _COUNTED_WORD.findall("-".join(words))
+        windows = [float(n or 1) * WINDOWS_S[word] for n, word in counted if word in WINDOWS_S]
+        window = windows[0] if windows else None
         place = (resource, window, *(w for w in words if w not in HEADER_RESOURCES))
         limit = limits.setdefault(place, HeaderLimit(cast(Resource, resource), window))
         if figure == "reset":
@@ -209,16 +208,6 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
             # Kong and older IETF drafts append the policy: "10, 10;w=60".
             setattr(limit, figure, parse_number(value.split(",")[0].split(";")[0].strip()))
     return list(limits.values())
-
-
-def _window(words: list[str]) -> float | None:
-    """Return the window that words name: ``minute``, ``1h``, or ``5`` and ``minute``."""
-    for at, word in enumerate(words):
-        found = _SUFFIXED_WINDOW.fullmatch(word)
-        if found and found[2] in WINDOWS_S:
-            count = found[1] or (words[at - 1] if at and words[at - 1].isdigit() else "1")
-            return float(count) * WINDOWS_S[found[2]]
-    return None
 
 
 def _read_structured(value: str, limits: dict[tuple[object, ...], HeaderLimit]) -> None:
@@ -236,11 +225,9 @@ def _read_structured(value: str, limits: dict[tuple[object, ...], HeaderLimit]) 
 def read_snapshot(
     headers: Headers, *, at: float, clean: Callable[[str], str] = str
 ) -> LimitSnapshot:
-    """Return the limits that the headers state; a resource without a limit is None.
+    """Return the limits that the headers state, which arrived at the instant `at`.
 
-    Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits". Project-scoped variants are named
-    ``x-ratelimit-limit-project-tokens``; of two, the one with less remaining is the tightest. `at`
-    is the instant at which the headers arrived.
+    Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits".
     """
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
@@ -256,6 +243,7 @@ def read_snapshot(
 
 def _tightest_reading(headers: Headers, resource: Resource) -> LimitReading | None:
     readings = []
+    # Limits of a project are named ``x-ratelimit-limit-project-tokens``.
     for scope in (resource, f"project-{resource}"):
         limit = parse_number(headers.get(f"x-ratelimit-limit-{scope}"))
         remaining = parse_number(headers.get(f"x-ratelimit-remaining-{scope}"))
@@ -361,11 +349,8 @@ def seconds_to_pacific_midnight(wall: float) -> float:
 
 
 def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
-    """Return the seconds after which a message asks to try again.
-
-    Any mix of hours, minutes, seconds and milliseconds, as letters or as words ("80ms", "7m12s",
-    "35 seconds": openai/codex #506).
-    """
+    """Return the seconds after which a message asks to try again, in any mix of units."""
+    # Letters and words: "80ms", "7m12s", "35 seconds" (openai/codex #506).
     text = message[:MAX_MESSAGE_CHARS]
     for phrase in _WAIT.finditer(text):
         seconds = 0.0

@@ -1,7 +1,6 @@
-"""The JSON schema that is sent: a copy of the user's own, in the terms of strict mode.
+"""Makes the JSON schema that is sent: a copy of the user's own, in the terms of strict mode.
 
-Answers are validated against the user's own schema, so what a server cannot enforce may be left out
-of the copy.
+Answers are validated against the user's own, so the copy may lack what a server cannot enforce.
 """
 
 from __future__ import annotations
@@ -216,24 +215,19 @@ def _types_of(part: Definition) -> list[str]:
 def _add_fields(sent: Definition, part: Definition, depth: int) -> None:
     if part.get("additionalProperties", False) is not False or "properties" not in part:
         raise _NotStrictError
-    required = part.get("required", ())
     fields = {name: _strict(field, depth + 1) for name, field in part["properties"].items()}
+    required = part.get("required", ())
     if any(name not in fields for name in required):
         raise _NotStrictError
-    sent["properties"] = {
-        name: field if name in required else _nullable(field) for name, field in fields.items()
-    }
-    sent["required"] = list(fields)
+    for name, field in fields.items():
+        choices = field.get("anyOf", [field])
+        is_nullable = any("null" in _as_list(choice.get("type")) for choice in choices)
+        if name not in required and not is_nullable:
+            # Strict mode makes optional fields required; null then stands for a field left out.
+            kept = {**field, "anyOf": []} if "anyOf" in field else {}
+            fields[name] = {**kept, "anyOf": [*choices, {"type": "null"}]}
+    sent["properties"], sent["required"] = fields, list(fields)
     sent["additionalProperties"] = False
-
-
-def _nullable(field: Definition) -> Definition:
-    """Return the schema of an optional field, which strict mode makes required: null omits it."""
-    choices = field.get("anyOf", [field])
-    if any("null" in _as_list(choice.get("type")) for choice in choices):
-        return field
-    rest = {name: value for name, value in field.items() if name != "anyOf"}
-    return {**(rest if "anyOf" in field else {}), "anyOf": [*choices, {"type": "null"}]}
 
 
 def _items(part: Definition, depth: int) -> Definition:

@@ -16,7 +16,7 @@ from typing import Literal
 from nbcodex.errors import BudgetError, ConfigurationError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount, Spending
-from nbcodex.models import Reply, Request
+from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.runtime.clock import Clock, format_duration
@@ -184,9 +184,8 @@ class Budget:
         average = self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
         output_tokens = request.max_output or average
         tier = pricing.requested_tier(request)
-        cost = pricing.estimate_cost(
-            input_tokens, output_tokens, model=model, base_url=base_url, service_tier=tier
-        )
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=tier)
+        cost = pricing.cost(usage, model, base_url)
         return RequestEstimate(
             input_tokens=input_tokens,
             output_tokens=output_tokens,
