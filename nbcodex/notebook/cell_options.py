@@ -82,6 +82,7 @@ def _model(text: str) -> str:
     # `%%ai -m` takes what `-p` takes here. `{name}` is a variable with the model's name.
     if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
+    check_provider(text)
     return text
 
 
@@ -229,7 +230,6 @@ def parse_options(line: str) -> Namespace:
             "%%codex: --no-history cannot be combined with --new or --thread: drop one of them"
         )
     options.model = options.model or options.MODEL
-    check_provider(options.model or "")
     return options
 
 

@@ -6,6 +6,7 @@ extension.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -36,13 +37,11 @@ def install(shell: InteractiveShell, config: Codex) -> None:
         if context.text_until_cursor[-1:].isspace():
             words.append("")
         names: list[str] = []
-        try:
+        with contextlib.suppress(Exception):  # such as an invalid setting, which a cell reports
             if words and magic == "%%codex" and context.cursor_line == 0:
                 names = list(_cell_candidates(words, shell, config))
             elif words and magic == "%codex":
                 names = list(_line_candidates(words, config))
-        except Exception:  # noqa: S110 - such as an invalid setting, which a cell reports
-            pass
         word = words[-1] if words else ""
         matching = [name for name in names if name.startswith(word)]
         return {
@@ -53,18 +52,13 @@ def install(shell: InteractiveShell, config: Codex) -> None:
         }
 
     uninstall(shell)
-    if (matchers := _matchers(shell)) is not None:
-        matchers.append(complete)
+    shell.Completer.custom_matchers.append(complete)
 
 
 def uninstall(shell: InteractiveShell) -> None:
     """Remove the completion, even that of this module before a reload."""
-    if (matchers := _matchers(shell)) is not None:
-        matchers[:] = [m for m in matchers if getattr(m, "matcher_identifier", "") != _MATCHER_ID]
-
-
-def _matchers(shell: InteractiveShell) -> list[Any] | None:
-    return getattr(getattr(shell, "Completer", None), "custom_matchers", None)
+    matchers = shell.Completer.custom_matchers
+    matchers[:] = [m for m in matchers if getattr(m, "matcher_identifier", "") != _MATCHER_ID]
 
 
 def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -> Iterable[str]:
@@ -76,7 +70,7 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
     before = next((a for a in actions if option in a.option_strings), None)
     if before is None or before.nargs == 0:
         names = [name for action in actions for name in action.option_strings if name[1] == "-"]
-        is_first = not any(not word.startswith("-") for word in words[:-1])
+        is_first = all(word.startswith("-") for word in words[:-1])
         return [*names, *(_models(config) if is_first else [])]
     match before.dest:
         case "model":

@@ -6,8 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from traitlets import Any as AnyTrait
-from traitlets import Bool, Dict, Enum, Float, Integer, TraitError, Unicode, validate
+from traitlets import Bool, Callable, Dict, Enum, Float, Integer, TraitError, Unicode, validate
 from traitlets.config import Configurable
 
 from nbcodex.errors import ConfigurationError
@@ -49,7 +48,7 @@ class Codex(Configurable):
         help="API keys by host, such as {'gateway.example.org': '…'}, {'localhost:*': ''} or "
         "{'http://gateway:8000': '…'}; sent to that host only."
     )
-    client = AnyTrait(
+    client = Callable(
         None,
         allow_none=True,
         help="Function that returns an openai.AsyncOpenAI, for what has no setting here.",
@@ -134,13 +133,6 @@ class Codex(Configurable):
             host: key if isinstance(key, Secret) else Secret(str(key))
             for host, key in proposal["value"].items()
         }
-
-    @validate("client")
-    def _is_factory(self, proposal: dict[str, Any]) -> Any:
-        factory = proposal["value"]
-        if factory is not None and not callable(factory):
-            raise TraitError("Codex.client must be a function that returns an openai.AsyncOpenAI.")
-        return factory
 
     # The state of a session; not traits, so that neither `%config` nor a file sets them.
     demo: Settings | None = None  # replaces all settings, the environment included
