@@ -25,7 +25,7 @@ from nbcodex.mapping.batch_api import BatchApi, BatchPart, RowResult
 from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import judge
-from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
+from nbcodex.openai_api.pricing import BATCH_TIER
 from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests.request_state import RequestState
 from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
@@ -194,7 +194,7 @@ class PendingRows:
             base_url=base_url,
             model=part.model,
             attempts=1,
-            answer=result,
+            answer=replace(result, usage=replace(result.usage, service_tier=BATCH_TIER)),
         )
         parsed, failure = None, None
         try:
@@ -207,8 +207,6 @@ class PendingRows:
         if result.refused and failure is None:
             state.partial.add_note(NOTE_REFUSED)
         reply = replace(state.reply("failed" if failure else "done"), parsed=parsed)
-        if reply.cost is not None:
-            reply = replace(reply, cost=reply.cost * BATCH_PRICE_FACTOR)
         if failure is not None:
             return Failed(request_id=request.id, at=now, error=failure, reply=reply)
         return Finished(request_id=request.id, at=now, reply=reply)

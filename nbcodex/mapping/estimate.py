@@ -16,7 +16,6 @@ from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR
 from nbcodex.requests.budget import DEFAULT_OUTPUT_TOKENS
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -162,10 +161,12 @@ def _cost(counted: Estimate, base_url: str) -> float | None:
         return 0.0 if pricing.provider_of(base_url) or not base_url else None
     # From the mean row, since prices rise above a length of prompt that only single rows reach.
     mean = Usage(
-        input_tokens=counted.input_tokens // sent, output_tokens=counted.output_tokens // sent
+        input_tokens=counted.input_tokens // sent,
+        output_tokens=counted.output_tokens // sent,
+        service_tier=pricing.BATCH_TIER if counted.halved else None,
     )
     cost = pricing.cost(mean, counted.model, base_url)
-    return None if cost is None else cost * sent * (BATCH_PRICE_FACTOR if counted.halved else 1.0)
+    return None if cost is None else cost * sent
 
 
 def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:

@@ -24,7 +24,8 @@ from nbcodex.mapping.batch_api import BatchApi, BatchPart, jobless_batch
 from nbcodex.mapping.batch_rows import COMMIT_CHUNK_ROWS, Destination, PendingRow, PendingRows
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.batches import BATCH_PRICE_FACTOR, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
+from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
+from nbcodex.openai_api.pricing import BATCH_TIER
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings
 
@@ -227,7 +228,7 @@ class BatchUploader:
                     journal=self._services.counters(self._settings),
                     model=model,
                     base_url=base_url,
-                    price_factor=BATCH_PRICE_FACTOR,
+                    tier=BATCH_TIER,
                 )
                 line = self._batch_api.client.request_line(request, self._settings, model=model)
                 if len(line) > MAX_BATCH_BYTES:

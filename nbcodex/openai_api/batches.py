@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH_REQUESTS = 50_000
 MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB; the rest is for the form around the file
-BATCH_PRICE_FACTOR = 0.5  # relative to the price of a live request (OpenAI's price list)
 
 _MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
 _MAX_LISTED_ERRORS = 3

@@ -32,6 +32,10 @@ _WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010
 # with tiktoken").
 MESSAGE_TOKENS, ANSWER_TOKENS = 4, 3
 
+# Stands in `Usage.service_tier` for what went through the Batch API.
+BATCH_TIER = "batch"
+_BATCH_PRICE_FACTOR = 0.5  # where the tables have no batch price (OpenAI's price list)
+
 IMAGE_TOKENS = 765  # of a picture of a megapixel (OpenAI's guide "Images and vision")
 
 _loaded = threading.Event()
@@ -151,9 +155,12 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
             cache_write_tokens=usage.cache_written_tokens or 0,
             output_tokens=usage.output_tokens,
         )
-        tier = {"service_tier": usage.service_tier} if usage.service_tier else None
+        is_batch = usage.service_tier == BATCH_TIER
+        tier = {"processing" if is_batch else "service_tier": usage.service_tier or "default"}
         price = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=tier)
-        return float(price.total_price) or None
+        has_tier = any(tier == variant.when for variant in price.model.price_variants or ())
+        factor = _BATCH_PRICE_FACTOR if is_batch and not has_tier else 1.0
+        return float(price.total_price) * factor or None
     except Exception:
         # An unknown model, implausible figures or a broken table must not cost an answer.
         return None

@@ -177,20 +177,20 @@ class Budget:
         self._answers = self._answer_tokens = 0
 
     def estimate(
-        self, request: Request, *, model: str | None, base_url: str, price_factor: float = 1.0
+        self, request: Request, *, model: str | None, base_url: str, tier: str | None = None
     ) -> RequestEstimate:
         """Return what `request` may cost; the first call loads the price tables for 0.2 s."""
         input_tokens = pricing.estimate_request_tokens(request)
         average = self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
         output_tokens = request.max_output or average
-        tier = pricing.requested_tier(request)
+        tier = tier or pricing.requested_tier(request)
         usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=tier)
         cost = pricing.cost(usage, model, base_url)
         return RequestEstimate(
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             bounded=request.max_output is not None,
-            cost=None if cost is None else cost * price_factor,
+            cost=cost,
         )
 
     async def reserve(
@@ -201,7 +201,7 @@ class Budget:
         journal: Journal,
         model: str | None,
         base_url: str,
-        price_factor: float = 1.0,
+        tier: str | None = None,
         broken: SpendAmount = _NO_SPEND,
     ) -> None:
         """Reserve what a request may cost: its next answer, and its `broken` attempts.
@@ -218,7 +218,7 @@ class Budget:
         # Tokens need no price tables, whose first use takes 0.2 s.
         if any(cap.unit == "dollars" for cap in in_force):
             await asyncio.to_thread(pricing.load_prices)
-        expected = self.estimate(request, model=model, base_url=base_url, price_factor=price_factor)
+        expected = self.estimate(request, model=model, base_url=base_url, tier=tier)
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]

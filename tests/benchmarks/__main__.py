@@ -8,6 +8,7 @@ map         memory and CPU of many rows
 pacing      how well limits are used, beside an oracle
 redis       the same between four hosts that share a key, and what Redis costs
 browser     what a page gets and takes: one answer, and a monitor of fifty requests
+prices      what answers cost, beside two other price tables (downloads them)
 ablation    what each heuristic of the pacing is worth (takes minutes; only if it is named)
 peers       how well others use them (installs them from PyPI, takes hours; only if it is named)
 
@@ -21,7 +22,7 @@ import subprocess
 import sys
 
 NAMES = ("loading", "streaming", "overhead", "journal", "map", "pacing", "redis", "browser")
-LONG = ("peers", "ablation")
+LONG = ("peers", "ablation", "prices")
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BatchBackend
 from nbcodex.mapping.map_api import resume_map
+from nbcodex.models import Usage
 from nbcodex.simulator.http_messages import ErrorResponse
 
 from .conftest import SimulatedClient, texts
@@ -194,7 +195,10 @@ def test_server_without_batch_api_ends_the_map(
 def test_batch_costs_half_everywhere(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbcodex.openai_api.pricing.cost", lambda *_: 0.5)
+    def cost(usage: Usage, *_: object) -> float:
+        return 0.25 if usage.service_tier == "batch" else 0.5
+
+    monkeypatch.setattr("nbcodex.openai_api.pricing.cost", cost)
     questions: list[str] = []
     host.current.confirm = lambda question: bool(questions.append(question)) or True
     estimate = nbcodex.map(ECHO, ["a", "b", "c"], engine="batch", dry_run=True)

@@ -174,6 +174,15 @@ def test_price_is_that_of_the_tier_that_was_used(tier: str, factor: float) -> No
     assert pricing.cost(requested, "gpt-5", OPENAI) == pytest.approx(plain * factor)
 
 
+@pytest.mark.parametrize("model", ["gpt-5", "gpt-4-0613"], ids=["in the tables", "by the rule"])
+def test_batch_costs_half(model: str) -> None:
+    usage = Usage(input_tokens=100_000, output_tokens=5_000)
+    batch = replace(usage, service_tier=pricing.BATCH_TIER)
+    plain = pricing.cost(usage, model, OPENAI)
+    assert plain is not None
+    assert pricing.cost(batch, model, OPENAI) == pytest.approx(plain / 2)
+
+
 @pytest.mark.parametrize("tier", ["flex", "priority"])
 def test_tier_is_read_from_answers_of_both_apis(tier: str) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
