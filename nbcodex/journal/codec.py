@@ -17,6 +17,10 @@ from typing import Any
 from nbcodex import models
 from nbcodex.models import Reply, Request, Usage, UsageTotals
 
+# Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
+TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
+USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
 # Floats and JSON are exact up to here, and a sum of many still fits a column.
 MAX_STORED_INTEGER = 2**53
 
@@ -36,16 +40,12 @@ _RENAMED_FIELDS = {
 def bounded_totals(reply: Reply) -> UsageTotals:
     """Return what `reply` adds to the totals; implausible figures of a server are bounded."""
     more = UsageTotals.of(reply)
-    usage = Usage(
-        input_tokens=bounded_integer(more.usage.input_tokens),
-        cached_tokens=bounded_integer(more.usage.cached_tokens),
-        output_tokens=bounded_integer(more.usage.output_tokens),
-        reasoning_tokens=bounded_integer(more.usage.reasoning_tokens),
-        estimated=more.usage.estimated,
-    )
+    tokens: dict[str, Any] = {
+        name: bounded_integer(getattr(more.usage, name)) for name in USAGE_COLUMNS
+    }
     cost, waited = finite_or_none(more.cost) or 0.0, finite_or_none(more.waited) or 0.0
-    # `insert` has counted the request; attempts are not stored.
-    return replace(more, requests=0, attempts=0, usage=usage, cost=cost, waited=waited)
+    # `insert` has counted the request.
+    return replace(more, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
 
 
 def bounded_integer(number: float | None) -> int:
@@ -67,10 +67,7 @@ def encode(record: Any) -> str:
 def decode(text: str) -> Any:
     """Return the record that `encode` turned into `text`, without fields that are unknown here.
 
-    Raises
-    ------
-    ValueError, TypeError
-        If the text is damaged.
+    Raises ValueError or TypeError if the text is damaged.
     """
     return json.loads(text, object_hook=_restore)
 

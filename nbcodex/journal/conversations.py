@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.owner import Connection
+from nbcodex.journal.sqlite_worker import Level, SqliteWorker
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn
-from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class StoredConversation:
 class ConversationStore:
     """The conversations of one journal. Its methods block the calling thread; they need no loop."""
 
-    def __init__(self, worker: SqliteWorker[Connection]) -> None:
+    def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
 
     def find_conversation(self, notebook: str | None, thread: str) -> StoredConversation:

@@ -21,10 +21,10 @@ from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write
 from nbcodex.journal.reads import read_totals
 from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory
 from nbcodex.journal.spending import SpendAmount
+from nbcodex.journal.sqlite_worker import Job, Level
 from nbcodex.models import DAY, Request
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_files import leak_connection, primary_code
-from nbcodex.runtime.sqlite_worker import Job, Level
 from nbcodex.settings import JOURNAL_FILENAME
 
 FILE_RETRY_S = 60.0
@@ -65,15 +65,7 @@ class FileVanishedError(UnusableFileError):
 
 
 class JournalDatabase:
-    """A `WorkerDatabase` that opens itself when it is first used, in `folder` or in memory.
-
-    Attributes
-    ----------
-    problem : str or None
-        Why the file is not used, and what follows from it.
-    is_fallback : bool
-        Whether memory stands in for the file.
-    """
+    """What the worker runs jobs on; it opens itself at the first use, in `folder` or in memory."""
 
     def __init__(
         self, folder: Path | None, *, clock: Clock, retention: float | None, patience: float
@@ -83,8 +75,8 @@ class JournalDatabase:
         self._reset()
 
     def _reset(self) -> None:
-        self.problem: str | None = None
-        self.is_fallback = False
+        self.problem: str | None = None  # why the file is not used, and what follows from it
+        self.is_fallback = False  # whether memory stands in for the file
         self._connection: Connection | None = None
         self._owner: Owner | None = None
         self._inode: tuple[int, int] | None = None
@@ -104,7 +96,7 @@ class JournalDatabase:
         """Whether a commit costs a disk's work."""
         return self.folder is not None
 
-    def perform(self, jobs: list[Job[Connection]]) -> None:
+    def perform(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""
         try:
             if self._retry_at is not None and self._clock.now() >= self._retry_at:
@@ -130,7 +122,7 @@ class JournalDatabase:
             for job, result in zip(jobs, results, strict=True):
                 job.resolve(result, None)
 
-    def _transact(self, jobs: list[Job[Connection]]) -> list[Any]:
+    def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
         if level is Level.ALONE:
@@ -143,16 +135,10 @@ class JournalDatabase:
             mode = "FULL" if level is Level.SAFE else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = level
-        # A write that began as a read could not wait for a lock: SQLite fails it at once.
-        connection.execute("BEGIN" if level is Level.READ else "BEGIN IMMEDIATE")
-        try:
-            results = [job.work(connection) for job in jobs]
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-        return results
+        with connection:  # commits, or rolls back what an error has interrupted
+            # A write that began as a read could not wait for a lock: SQLite fails it at once.
+            connection.execute("BEGIN" if level is Level.READ else "BEGIN IMMEDIATE")
+            return [job.work(connection) for job in jobs]
 
     def _open(self) -> Connection:
         if self.folder is None:
@@ -340,9 +326,9 @@ class JournalDatabase:
         file.owner, file.clock = memory.owner, memory.clock
         # All or nothing: memory is dropped only once everything is committed.
         try:
-            file.execute("BEGIN IMMEDIATE")
-            self._copy_to_file(memory, file)
-            file.execute("COMMIT")
+            with file:
+                file.execute("BEGIN IMMEDIATE")
+                self._copy_to_file(memory, file)
         except sqlite3.Error:
             file.close()
             return
@@ -361,8 +347,7 @@ class JournalDatabase:
             spending.spend(file, amount.minus(known_days.get(day, SpendAmount())), day=day)
         file.execute("DELETE FROM asides WHERE owner = ?", (memory.owner.id,))
         _copy_rows(memory, file, "asides", f"owner = {memory.owner.id:d}")
-        totals = read_totals(memory)
-        writes.add_to_totals(file, totals, requests=totals.requests)
+        writes.add_to_totals(file, read_totals(memory))
         self._heartbeat_at = 0.0
         if self._active:
             self.ensure_heartbeat(file)

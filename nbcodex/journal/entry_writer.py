@@ -30,17 +30,12 @@ UPDATE_INTERVAL_S = 0.8
 class AnswerState(Protocol):
     """What the journal reads of an answer while it arrives."""
 
+    position: StreamPosition | None  # where a durable answer continues behind `text`
+    notes: tuple[str, ...]  # for the reader of the answer
+
     @property
     def text(self) -> str:
         """The text so far."""
-
-    @property
-    def position(self) -> StreamPosition | None:
-        """Where a durable answer continues behind `text`."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the reader of the answer."""
 
 
 class EntryWriter:
@@ -79,10 +74,7 @@ class EntryWriter:
     async def claim(self, base_url: str, *, reuse: bool) -> Reply | None:
         """Claim the entry, which exists already; return an equal request's answer if `reuse`.
 
-        Raises
-        ------
-        EntryError
-            If another kernel has claimed it, or it is finished.
+        Raises EntryError if another kernel has claimed it, or it is finished.
         """
         if not await self._journal.claim(self._request.id):
             raise not_resumable(self._request.id)

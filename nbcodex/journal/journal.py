@@ -13,34 +13,26 @@ from pathlib import Path
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import reads, spending, writes
-from nbcodex.journal.codec import storable
+from nbcodex.journal.codec import bounded_integer, encode, finite_or_none, storable
 from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import JournalDatabase
-from nbcodex.journal.maps import BatchJobs, Maps, find_map_id
+from nbcodex.journal.maps import BatchJobs, Maps
 from nbcodex.journal.owner import Connection
 from nbcodex.journal.reads import Entry, OtherKernels
 from nbcodex.journal.spending import SpendAmount, Spending
+from nbcodex.journal.sqlite_worker import Level, SqliteWorker
 from nbcodex.models import DAY, Limit, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
-from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 from nbcodex.settings import JOURNAL_FILENAME
 
 RETENTION_S = 90.0 * DAY
 
 
 class Journal:
-    """Every request of this user, from before it is sent until it is deleted.
+    """Every request of this user: in a file in `folder`, or only in memory if that is None.
 
-    Parameters
-    ----------
-    folder : Path or None
-        Where the file is; None keeps the journal in memory, until the process ends.
-    clock : Clock
-        Dates entries, heartbeats and retries.
-    retention : float or None
-        Seconds for which entries are kept after their last change; None keeps them forever.
-    patience : float
-        Seconds to wait, at most, for another process that keeps the file locked.
+    Entries are kept for `retention` seconds after their last change, or forever if that is None.
+    Another process that keeps the file locked is waited for at most `patience` seconds.
     """
 
     def __init__(
@@ -54,7 +46,7 @@ class Journal:
         self._database = JournalDatabase(
             folder, clock=clock or BootClock(), retention=retention, patience=patience
         )
-        self._worker = SqliteWorker(self._database, name="nbcodex-journal")
+        self._worker = SqliteWorker(self._database)
         self._was_interrupted = False
         self.maps = Maps(self._worker)
         self.batch_jobs = BatchJobs(self._worker, self._database)
@@ -97,13 +89,20 @@ class Journal:
 
         `continues` says that it continues the durable response that the entry names.
         """
+        # Any other attempt asks for a new response, whose id is not known yet: the old id would
+        # make a resumed request fetch an answer that was given up.
+        change = partial(
+            writes.update_own,
+            id_=id_,
+            changes="""status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
+            response_id = CASE WHEN :continues THEN response_id END,
+            sequence = CASE WHEN :continues THEN sequence END""",
+            attempt=bounded_integer(attempt),
+            continues=continues,
+        )
         # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the
         # request may be charged twice.
-        await self._worker.run(
-            lambda c: writes.start_attempt(c, id_, attempt, continues=continues),
-            level=Level.WRITE,
-            default=None,
-        )
+        await self._worker.run(change, level=Level.WRITE, default=None)
 
     async def record_wait(
         self,
@@ -117,8 +116,18 @@ class Journal:
 
         `notes` are for the reader of the answer. Does not wait for the commit.
         """
+        # The reply holds notes only until the request ends: they outlive a crash during the wait.
+        change = partial(
+            writes.update_own,
+            id_=id_,
+            changes="""status = 'waiting', resume_at = :resume_at, limits = :limit,
+            reply = coalesce(:reply, reply)""",
+            resume_at=finite_or_none(resume_at),
+            limit=encode(limit) if limit else None,
+            reply=encode(Reply(id=id_, notes=notes)) if notes else None,
+        )
         # Later calls see the change all the same, because the worker keeps the order.
-        self._worker.post(lambda c: writes.record_wait(c, id_, resume_at, limit, notes))
+        self._worker.post(change)
 
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         """Store the whole text so far, and the last event of a durable response that is in it.
@@ -128,13 +137,24 @@ class Journal:
         """
         # Both in one commit, so that a stream is continued exactly where the text ends. Not
         # awaited, because a slow disk must not hold up a stream.
-        self._worker.post(lambda c: writes.update_text(c, id_, text, sequence=sequence))
+        change = partial(
+            writes.update_own,
+            id_=id_,
+            changes="text = :text, sequence = coalesce(:sequence, sequence)",
+            text=storable(text),
+            sequence=None if sequence is None else bounded_integer(sequence),
+        )
+        self._worker.post(change)
 
     async def set_response_id(self, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
-        await self._worker.run(
-            lambda c: writes.set_response_id(c, id_, response_id), level=Level.SAFE, default=None
+        change = partial(
+            writes.update_own,
+            id_=id_,
+            changes="response_id = :response_id",
+            response_id=storable(response_id),
         )
+        await self._worker.run(change, level=Level.SAFE, default=None)
 
     async def finish(
         self,
@@ -146,16 +166,8 @@ class Journal:
     ) -> None:
         """Commit the ending of a request: once this returns, the answer may be shown.
 
-        Parameters
-        ----------
-        reply : Reply
-            Its `status` becomes the entry's. `parsed` is not stored: it follows from the text.
-        error : str or None
-            Why there is no answer.
-        resume_at : float or None
-            When a parked request may be sent, in seconds since the epoch.
-        assumed : SpendAmount or None
-            What it counts for if the reply does not state its usage.
+        `error` says why there is no answer; `resume_at` is when a parked request may be sent, in
+        seconds since the epoch; the request counts for `assumed` if the reply states no usage.
         """
 
         def work(connection: Connection) -> None:
@@ -223,20 +235,18 @@ class Journal:
         """Delete the entry or map that `prefix` names, or all; return how many entries it were.
 
         Their text is in no file any more, at the latest when the last process that reads the log
-        has finished. The totals stay.
-
-        Raises
-        ------
-        EntryError
-            If `prefix` names no entry or several, or if the file cannot be written now.
+        has finished. The totals stay. Raises EntryError if `prefix` names no entry or several, or
+        if the file cannot be written now.
         """
 
         def work(connection: Connection) -> int:
             if self._database.is_fallback:
                 raise EntryError(f"Nothing can be erased now. {self.problem}")
             if prefix is None:
-                return writes.delete_all(connection)
-            column, value = "batch", find_map_id(connection, prefix)
+                # Chapters hold the names of notebooks and threads.
+                connection.execute("DELETE FROM chapters")
+                return connection.execute("DELETE FROM entries").rowcount
+            column, value = "batch", reads.find_id(connection, "batch", prefix)
             if value is None:
                 column, value = "id", reads.find_entry(connection, prefix).id
             query = f"DELETE FROM entries WHERE {column} = ?"  # noqa: S608 - ours
@@ -252,8 +262,19 @@ class Journal:
 
         `within` is how many seconds before the end an interrupt belongs to it.
         """
+
+        # A front end interrupts a kernel before it restarts it, without the user having pressed
+        # Stop.
+        def park_interrupted(connection: Connection) -> None:
+            at = connection.clock.wall()
+            connection.execute(
+                """UPDATE entries SET status = 'parked', updated_at = ?
+                WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
+                (at, connection.owner.id, at - within),
+            )
+
         if self._was_interrupted:
-            self._worker.post(lambda c: writes.park_interrupted(c, within=within))
+            self._worker.post(park_interrupted)
         self.close()
 
     def close(self) -> None:
@@ -282,7 +303,8 @@ class Journal:
 
     def count_entries(self) -> int:
         """Return how many entries there are."""
-        return self._worker.call(reads.count_entries, default=0)
+        query = "SELECT count(*) FROM entries"
+        return self._worker.call(lambda c: int(c.execute(query).fetchone()[0]), default=0)
 
     def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first: in one notebook, or in all."""
@@ -293,10 +315,7 @@ class Journal:
     def find_entry(self, prefix: str) -> Entry:
         """Return the one entry whose id begins with `prefix`.
 
-        Raises
-        ------
-        EntryError
-            If there is none, or more than one (the message lists them), or if it is damaged.
+        Raises EntryError if there is none or more than one, or if it is damaged.
         """
         nothing: Entry | None = None
         found = self._worker.call(lambda c: reads.find_entry(c, prefix), default=nothing)

@@ -15,9 +15,9 @@ from nbcodex.journal import writes
 from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned
-from nbcodex.journal.reads import Entry, ambiguous_prefix, entries_of, find_answer, salted
+from nbcodex.journal.reads import Entry, entries_of, find_answer, find_id, salted
+from nbcodex.journal.sqlite_worker import Level, SqliteWorker
 from nbcodex.models import Reply, Request
-from nbcodex.runtime.sqlite_worker import Level, SqliteWorker
 
 ResultT = TypeVar("ResultT")
 
@@ -31,11 +31,6 @@ class MapSummary:
 
     id: str
     counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def rows(self) -> int:
-        """Rows in the journal."""
-        return self.counts.total()
 
     @property
     def unfinished(self) -> int:
@@ -69,7 +64,7 @@ class InsertedRows:
 class Maps:
     """The map runs of a journal. Its reads block the calling thread."""
 
-    def __init__(self, worker: SqliteWorker[Connection]) -> None:
+    def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
 
     def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
@@ -112,13 +107,10 @@ class Maps:
     def find_id(self, prefix: str) -> str | None:
         """Return the id of the map that begins with `prefix`; None if there is none.
 
-        Raises
-        ------
-        EntryError
-            If there are several.
+        Raises EntryError if there are several.
         """
         nothing: str | None = None
-        return self._worker.call(lambda c: find_map_id(c, prefix), default=nothing)
+        return self._worker.call(lambda c: find_id(c, "batch", prefix), default=nothing)
 
     def entries(self, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
@@ -175,26 +167,10 @@ class Maps:
         return self._worker.call(work, default=[])
 
 
-def find_map_id(connection: Connection, prefix: str) -> str | None:
-    """Return the id of the map that begins with `prefix`; see `Maps.find_id`."""
-    # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
-    if not (start := storable(prefix.strip())):
-        return None
-    rows = connection.execute(
-        """SELECT DISTINCT batch FROM entries WHERE batch IS NOT NULL AND batch >= ?
-        AND batch < ? LIMIT 8""",
-        (start, start + "\U0010ffff"),
-    )
-    found = [str(row["batch"]) for row in rows]
-    if len(found) > 1:
-        raise ambiguous_prefix(prefix, found)
-    return found[0] if found else None
-
-
 class BatchJobs:
     """The batch jobs of a journal; each method is one transaction, committed before it returns."""
 
-    def __init__(self, worker: SqliteWorker[Connection], database: JournalDatabase) -> None:
+    def __init__(self, worker: SqliteWorker, database: JournalDatabase) -> None:
         self._worker, self._database = worker, database
 
     async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:

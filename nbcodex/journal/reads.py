@@ -9,10 +9,10 @@ import contextlib
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.codec import decode, storable
+from nbcodex.journal.codec import TOTALS_COLUMNS, USAGE_COLUMNS, decode, storable
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.models import (
@@ -141,42 +141,43 @@ def resumable_entries(connection: Connection, *, notebook: str | None) -> list[E
 
 def find_entry(connection: Connection, prefix: str) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it; see `Journal.find_entry`."""
-    start = storable(prefix.strip()) or ""
-    rows = connection.execute(
-        """SELECT * FROM book WHERE id >= ? AND id < ? ORDER BY id LIMIT 8""",
-        (start, start + "\U0010ffff"),
-    ).fetchall()
-    # A whole id is meant as such, even if longer ids begin with it.
-    rows = [row for row in rows if row["id"] == start] or rows
-    if not rows or not start:
+    if (id_ := find_id(connection, "id", prefix)) is None:
         raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
-    if len(rows) > 1:
-        raise ambiguous_prefix(prefix, [row["id"] for row in rows])
+    rows = connection.execute("SELECT * FROM book WHERE id = ?", (id_,))
     if not (entries := entries_of(connection, rows)):
-        raise EntryError(f"The entry {rows[0]['id']} is damaged and cannot be read.")
+        raise EntryError(f"The entry {id_} is damaged and cannot be read.")
     return _with_turns(connection, entries[0])
 
 
-def ambiguous_prefix(prefix: str, ids: list[str]) -> EntryError:
-    """Return the error for a prefix that fits several ids."""
-    more = ", …" if len(ids) > 7 else ""
-    return EntryError(
-        f"{prefix[:40]!r} may be {', '.join(ids[:7])}{more}.", advice="Type more of the id."
+def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str) -> str | None:
+    """Return the one id in `column` that is `prefix`, or begins with it; None if there is none.
+
+    Raises EntryError if there are several.
+    """
+    if not (start := storable(prefix.strip())):
+        return None
+    # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
+    rows = connection.execute(
+        f"SELECT DISTINCT {column} FROM entries "  # noqa: S608 - ours
+        f"WHERE {column} >= ? AND {column} < ? ORDER BY {column} LIMIT 8",
+        (start, start + "\U0010ffff"),
     )
-
-
-def count_entries(connection: Connection) -> int:
-    """Return how many entries there are."""
-    (count,) = connection.execute("SELECT count(*) FROM entries").fetchone()
-    return int(count)
+    found = [str(row[0]) for row in rows]
+    # A whole id is meant as such, even if longer ids begin with it.
+    if len(found) > 1 and start not in found:
+        more = ", …" if len(found) > 7 else ""
+        raise EntryError(
+            f"{prefix[:40]!r} may be {', '.join(found[:7])}{more}.", advice="Type more of the id."
+        )
+    return found[0] if found else None
 
 
 def read_totals(connection: Connection) -> UsageTotals:
     """Return the counters of all time, which include deleted entries."""
-    row = dict(connection.execute("SELECT * FROM totals").fetchone())
-    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-    usage = Usage(**{name: row.pop(name) for name in names}, estimated=row["estimated"] > 0)
-    return UsageTotals(usage=usage, **row)
+    row = connection.execute("SELECT * FROM totals").fetchone()
+    tokens = {name: row[name] for name in USAGE_COLUMNS}
+    usage = Usage(**tokens, estimated=row["estimated"] > 0)
+    return UsageTotals(usage=usage, **{name: row[name] for name in TOTALS_COLUMNS})
 
 
 # The first condition has to repeat that of the index `entries_open` to the letter to use it: only

@@ -6,11 +6,9 @@ extension imports `may_have_unfinished` whenever it is loaded, so this module im
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import secrets
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -120,12 +118,8 @@ class UnusableFileError(Exception):
 def open_file(folder: Path, *, patience: float) -> Connection:
     """Return a connection to the journal in `folder`, which is created if there is none.
 
-    Waits at most `patience` seconds for other processes that keep the file locked.
-
-    Raises
-    ------
-    UnusableFileError, sqlite3.Error, OSError
-        If the folder or the file cannot be used, or if others than the user can write to it.
+    Waits at most `patience` seconds for other processes that keep the file locked. Raises
+    UnusableFileError, sqlite3.Error or OSError if the folder or the file cannot be used.
     """
     try:
         path = sqlite_files.prepare(folder, JOURNAL_FILENAME)
@@ -158,15 +152,15 @@ def open_memory(*, after: int = 0) -> Connection:
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date; of several processes that try at once, one does it.
 
-    Raises
-    ------
-    UnusableFileError
-        If another program wrote the file, or another version of this one.
+    Raises UnusableFileError if another program wrote the file, or a newer version of this one.
     """
-    with _transaction(connection, "BEGIN"):  # one state, even while another process migrates
+    # `with connection` commits, or rolls back what an error has interrupted.
+    with connection:
+        connection.execute("BEGIN")  # one state, even while another process migrates
         pending = _pending_statements(connection)
     if pending:
-        with _transaction(connection, "BEGIN IMMEDIATE"):
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
             for statement in _pending_statements(connection):
                 connection.execute(statement)
 
@@ -230,17 +224,6 @@ def _check_length(connection: sqlite3.Connection, path: Path) -> None:
         # Pages that another process has added meanwhile are in its log only.
         if path.stat().st_size < pages * size and not has_log():
             raise UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
-    try:
-        yield
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _pending_statements(connection: sqlite3.Connection) -> list[str]:

@@ -11,6 +11,8 @@ from datetime import date
 
 from nbcodex.journal import spending
 from nbcodex.journal.codec import (
+    TOTALS_COLUMNS,
+    USAGE_COLUMNS,
     bounded_integer,
     bounded_totals,
     encode,
@@ -21,7 +23,7 @@ from nbcodex.journal.conversations import compact_turns, set_position
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import Limit, Reply, Request, UsageTotals
+from nbcodex.models import Reply, Request, UsageTotals
 
 # Of a map, the row that is inserted first is listed, and stands for all of them.
 _INSERT = """INSERT INTO entries
@@ -70,8 +72,8 @@ def insert(
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
-def _update_own(connection: Connection, id_: str, changes: str, **values: object) -> None:
-    """Change the columns of an entry that is ours; one that another kernel has claimed stays."""
+def update_own(connection: Connection, id_: str, changes: str, **values: object) -> None:
+    """Change columns of an entry, unless another kernel has claimed it."""
     connection.execute(
         f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
         {
@@ -81,57 +83,6 @@ def _update_own(connection: Connection, id_: str, changes: str, **values: object
             "at": connection.clock.wall(),
         },
     )
-
-
-def start_attempt(connection: Connection, id_: str, attempt: int, *, continues: bool) -> None:
-    """Note that an attempt is about to be sent."""
-    # Unless it continues a durable response, it asks for a new one, whose id is not known yet: the
-    # old id would make a resumed request fetch an answer that was given up.
-    _update_own(
-        connection,
-        id_,
-        """status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
-        response_id = CASE WHEN :continues THEN response_id END,
-        sequence = CASE WHEN :continues THEN sequence END""",
-        attempt=bounded_integer(attempt),
-        continues=continues,
-    )
-
-
-def record_wait(
-    connection: Connection,
-    id_: str,
-    resume_at: float | None,
-    limit: Limit | None,
-    notes: tuple[str, ...],
-) -> None:
-    """Note that the request waits until `resume_at`, and for which limit."""
-    # The reply holds notes only until the request ends: they outlive a crash during the wait.
-    _update_own(
-        connection,
-        id_,
-        """status = 'waiting', resume_at = :resume_at, limits = :limit,
-        reply = coalesce(:reply, reply)""",
-        resume_at=finite_or_none(resume_at),
-        limit=encode(limit) if limit else None,
-        reply=encode(Reply(id=id_, notes=notes)) if notes else None,
-    )
-
-
-def update_text(connection: Connection, id_: str, text: str, *, sequence: int | None) -> None:
-    """Replace the text so far, and the last event of a durable response that is in it."""
-    _update_own(
-        connection,
-        id_,
-        "text = :text, sequence = coalesce(:sequence, sequence)",
-        text=storable(text),
-        sequence=None if sequence is None else bounded_integer(sequence),
-    )
-
-
-def set_response_id(connection: Connection, id_: str, response_id: str) -> None:
-    """Store the id of the durable response that contains the answer."""
-    _update_own(connection, id_, "response_id = :response_id", response_id=storable(response_id))
 
 
 def finish(
@@ -178,17 +129,6 @@ def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount |
         spending.spend(connection, amount, day=today)
 
 
-def park_interrupted(connection: Connection, *, within: float) -> None:
-    """Park what was interrupted in the last `within` seconds of its process."""
-    # A front end interrupts a kernel before it restarts it, without the user having pressed Stop.
-    at = connection.clock.wall()
-    connection.execute(
-        """UPDATE entries SET status = 'parked', updated_at = ?
-        WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
-        (at, connection.owner.id, at - within),
-    )
-
-
 def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
     """Take over an entry that is resumable; of several kernels that try, one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
@@ -212,13 +152,6 @@ def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
     return taken.rowcount == 1
 
 
-def delete_all(connection: Connection) -> int:
-    """Delete all entries; return how many there were."""
-    # Chapters hold the names of notebooks and threads.
-    connection.execute("DELETE FROM chapters")
-    return connection.execute("DELETE FROM entries").rowcount
-
-
 def expire(connection: Connection, *, before: float, limit: int) -> int:
     """Delete some of the entries that were last changed before `before`; return how many."""
     # `added_at` is indexed, and no entry is changed before it is added.
@@ -230,21 +163,9 @@ def expire(connection: Connection, *, before: float, limit: int) -> int:
     ).rowcount
 
 
-def add_to_totals(connection: Connection, more: UsageTotals, *, requests: int = 0) -> None:
+def add_to_totals(connection: Connection, more: UsageTotals) -> None:
     """Add to the totals of all time."""
-    usage = more.usage
-    added = {
-        "requests": requests,
-        "answers": more.answers,
-        "input_tokens": usage.input_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "output_tokens": usage.output_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "cost": more.cost,
-        "waited": more.waited,
-        "unknown": more.unknown,
-        "unpriced": more.unpriced,
-        "estimated": more.estimated,
-    }
+    added = {name: getattr(more, name) for name in TOTALS_COLUMNS}
+    added |= {name: getattr(more.usage, name) for name in USAGE_COLUMNS}
     sums = ", ".join(f"{name} = {name} + :{name}" for name in added)
     connection.execute(f"UPDATE totals SET {sums}", added)  # noqa: S608 - our columns

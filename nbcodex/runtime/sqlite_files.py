@@ -38,12 +38,8 @@ class UnsafePathError(Exception):
 def prepare(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in `folder`; both exist, and only the user has access.
 
-    Raises
-    ------
-    UnsafePathError
-        If another user owns the folder or the file, or can write to the folder.
-    OSError
-        If it cannot be created.
+    Raises UnsafePathError if another user owns the folder or the file, or can write to the folder,
+    and OSError if it cannot be created.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _restrict(folder, kind="folder", mode=0o700)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from nbcodex.errors import EntryError
+from nbcodex.journal import sqlite_worker
 from nbcodex.journal.codec import decode, encode, equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Limit, Origin, Reply, StreamPosition, Usage, UsageTotals
-from nbcodex.runtime import sqlite_worker
 
 from .conftest import ManualClock, added, request, run
 

@@ -423,7 +423,7 @@ def test_resume_uses_answers_that_another_kernel_got(
         nbcodex.map(ECHO, rows, reuse=False)
     here, other = last(), Client(transport=SimulatorTransport(simulated.simulator))
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(here.id).rows == 100  # which waits until they are written
+    assert journal.maps.summary(here.id).counts.total() == 100  # which waits until they are written
     with monkeypatch.context() as away:
         away.setattr("nbcodex.client._current", other)
         away.setattr(map_api, "_kept_runs", {})
@@ -469,7 +469,7 @@ def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str
     with pytest.raises(Stopped):
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(last().id).rows == 300
+    assert journal.maps.summary(last().id).counts.total() == 300
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from queue import SimpleQueue
-from typing import Any
 
 import pytest
 
-from nbcodex.runtime import sqlite_worker
-from nbcodex.runtime.sqlite_worker import (
+from nbcodex.journal import sqlite_worker
+from nbcodex.journal.sqlite_worker import (
     Job,
     JobQueue,
     Level,
@@ -17,7 +16,7 @@ from nbcodex.runtime.sqlite_worker import (
 )
 
 
-def job(level: Level) -> Job[Any]:
+def job(level: Level) -> Job:
     return Job(lambda _: None, level, None, lambda *_: None)
 
 

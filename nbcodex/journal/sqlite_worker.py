@@ -1,4 +1,4 @@
-"""One thread for one SQLite database: all its statements run there, many to a commit.
+"""The thread of a journal's database: all its statements run there, many to a commit.
 
 Owns the thread, the queue, which jobs share a transaction, and what happens at exit and in a forked
 child. Must not know any SQL: jobs use the connection, and the database commits them.
@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import contextlib
 import queue
-import sqlite3
 import threading
 import time
 import weakref
@@ -18,12 +17,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from nbcodex.journal.owner import Connection
 from nbcodex.runtime.sqlite_files import register_for_forks
 
+if TYPE_CHECKING:
+    from nbcodex.journal.database import JournalDatabase
+
 ResultT = TypeVar("ResultT")
-ConnectionT = TypeVar("ConnectionT", bound=sqlite3.Connection)
 
 MAX_JOBS_PER_COMMIT = 256
 
@@ -49,44 +51,24 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Job(Generic[ConnectionT]):
+class Job:
     """A function to run on the worker thread, and the receiver of its result or error."""
 
-    work: Callable[[ConnectionT], Any]
+    work: Callable[[Connection], Any]
     level: Level
     default: Any
     resolve: Callable[[Any, Exception | None], None]
 
 
 # Jobs in order; None stops the thread that reads this queue.
-JobQueue = queue.SimpleQueue[Job[Any] | None]
+JobQueue = queue.SimpleQueue[Job | None]
 
 
-class WorkerDatabase(Protocol[ConnectionT]):
-    """What a worker needs of its database. All of it is called on the worker thread."""
-
-    @property
-    def groups_commits(self) -> bool:
-        """Whether a commit is expensive enough to wait for more jobs."""
-
-    def perform(self, jobs: list[Job[ConnectionT]]) -> None:
-        """Run jobs in one transaction and resolve each of them; never raises."""
-
-    def maintain(self) -> float | None:
-        """Do what is due between jobs; return seconds until the next call, None for never."""
-
-    def disconnect(self) -> None:
-        """Close the connection; the next job opens another."""
-
-    def abandon(self) -> None:
-        """In a forked child: give up the parent's connection without closing it."""
-
-
-class SqliteWorker(Generic[ConnectionT]):
+class SqliteWorker:
     """The thread of a database; it starts when it is first needed."""
 
-    def __init__(self, database: WorkerDatabase[ConnectionT], *, name: str) -> None:
-        self._database, self._name = database, name
+    def __init__(self, database: JournalDatabase) -> None:
+        self._database = database
         self._reset()
         _workers.add(self)
         register_for_forks(self)
@@ -100,7 +82,7 @@ class SqliteWorker(Generic[ConnectionT]):
 
     async def run(
         self,
-        work: Callable[[ConnectionT], ResultT],
+        work: Callable[[Connection], ResultT],
         *,
         level: Level = Level.WRITE,
         default: ResultT,
@@ -120,13 +102,13 @@ class SqliteWorker(Generic[ConnectionT]):
             return default
         return await future
 
-    def post(self, work: Callable[[ConnectionT], None]) -> None:
+    def post(self, work: Callable[[Connection], None]) -> None:
         """Run `work` in its turn, without waiting for it."""
         self._submit(Job(work, Level.WRITE, None, lambda *_: None))
 
     def call(
         self,
-        work: Callable[[ConnectionT], ResultT],
+        work: Callable[[Connection], ResultT],
         *,
         default: ResultT,
         level: Level = Level.READ,
@@ -150,12 +132,12 @@ class SqliteWorker(Generic[ConnectionT]):
         self._database.abandon()
         self._reset()
 
-    def _submit(self, job: Job[ConnectionT]) -> bool:
+    def _submit(self, job: Job) -> bool:
         """Put a job into the queue; False if no thread can be started any more."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(
-                    target=self._serve, args=(self._jobs,), name=self._name, daemon=True
+                    target=self._serve, args=(self._jobs,), name="nbcodex-journal", daemon=True
                 )
                 try:
                     thread.start()
@@ -192,13 +174,13 @@ class SqliteWorker(Generic[ConnectionT]):
             not_before = ended_at + GROUP_INTERVAL_S if groups else 0.0
 
 
-def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job[Any] | None]:
+def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job | None]:
     """Return the jobs in the queue, after at most `wait` seconds.
 
     Before the instant `not_before` (of `time.monotonic`) no write is begun, so that more of them
     share a transaction. A read never waits, and takes the jobs behind it along.
     """
-    taken: list[Job[Any] | None] = []
+    taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
         taken.append(first := jobs.get(timeout=wait))
         is_write = first is not None and first.level is not Level.READ
@@ -209,9 +191,9 @@ def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[
     return taken
 
 
-def split_into_transactions(jobs: list[Job[Any]]) -> list[list[Job[Any]]]:
+def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
     """Return the jobs in order, grouped by the transaction that they share."""
-    groups: list[list[Job[Any]]] = []
+    groups: list[list[Job]] = []
     for job in jobs:
         alone = job.level is Level.ALONE
         if not groups or alone or groups[-1][-1].level is Level.ALONE:
@@ -235,7 +217,7 @@ def _set_outcome(future: Any, result: Any, error: Exception | None) -> None:
         future.set_exception(error)
 
 
-_workers: weakref.WeakSet[SqliteWorker[Any]] = weakref.WeakSet()
+_workers: weakref.WeakSet[SqliteWorker] = weakref.WeakSet()
 
 
 @atexit.register
