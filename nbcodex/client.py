@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.reads import Entry
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
-    from nbcodex.requests.budget import CapUsage, RequestEstimate, SpendingCap
+    from nbcodex.requests.budget import RequestEstimate, SpendingCap
     from nbcodex.requests.runner import Services
 
 _FIRST_USE_NOTICE = (
@@ -124,16 +124,14 @@ class Client:
         # Shared by all processes with this folder or Redis, also where prompts are not kept: it
         # holds numbers only, under names that are hashes.
         place = None if settings.private_limits else (data_folder(settings), settings.redis_url)
-        if place in self._limiters:
-            return self._limiters[place]
         if place is None:
-            limiter = Limiter()
-        else:
+            return self._limiters.setdefault(None, Limiter())
+        if place not in self._limiters:
             folder, url = place
             opening = partial(open_store, folder, redis_url=url, notify=self._add_notice)
             limiter = SharedLimiter(opening, clock=self.clock, on_problem=self._add_notice)
-        self._limiters[place] = limiter
-        return limiter
+            self._limiters[place] = limiter
+        return self._limiters[place]
 
     def _add_notice(self, notice: str) -> None:
         self.notices = f"{self.notices} {notice}".strip()
@@ -178,11 +176,11 @@ class Client:
     # Budgets and estimates. Imports are local: the client exists from the first cell on, which has
     # to be fast.
 
-    async def cap_usages(self, settings: Settings) -> list[CapUsage]:
-        """Return how far the user's caps are used up."""
+    async def budget_usage(self, settings: Settings) -> list[str]:
+        """Return in words how much of each of the user's caps is used."""
         budget = self.services().budget
         await budget.refresh(self.counters(settings))
-        return budget.cap_usages(settings.budgets)
+        return budget.usage_lines(settings.budgets)
 
     async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None

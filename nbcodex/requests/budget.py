@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from nbcodex.errors import BudgetError, ConfigurationError
 from nbcodex.journal.journal import Journal
@@ -40,10 +40,10 @@ UNBOUNDED_OUTPUT_TOKENS = 1_000
 
 _CAP = re.compile(
     r"(?P<sign>\$)?(?P<number>\d[\d,_]*\.?\d*|\.\d+)(?P<scale>[km])?"
-    r"(?P<unit>\$|usd|dollars?|tokens?)?(?:(?:/|per)(?P<period>day|month|session))?",
-    re.IGNORECASE,
+    r"(?:(?P<dollars>\$|usd|dollars?)|(?P<tokens>tokens?))?"
+    r"(?:(?:/|per)(?P<period>day|month|session))?"
 )
-_SCALES = {"": 1.0, "k": 1e3, "m": 1e6}
+_SCALES = {None: 1.0, "k": 1e3, "m": 1e6}
 _PERIOD_WORDS = {"session": "for this session", "day": "for today", "month": "for this month"}
 _NO_SPEND = SpendAmount()
 
@@ -69,6 +69,10 @@ class SpendingCap:
         if self.unit == "tokens":
             return f"{amount:,.0f} tokens"
         return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
+
+    def describe_used(self, used: float) -> str:
+        """Return how much of the cap is used: ``50 tokens of 200 tokens for today used (25%)``."""
+        return f"{self.format(used)} of {self} used ({used / self.amount:.0%})"
 
     def allows(self, amount: SpendAmount, *, used: float) -> bool:
         """Return whether `amount` fits beside what is used."""
@@ -97,39 +101,16 @@ def parse_cap(text: str) -> SpendingCap:
     ConfigurationError
         If it is not one.
     """
-    found = _CAP.fullmatch("".join(text.split()))
-    amount = 0.0
-    if found:
-        number = found["number"].replace(",", "").replace("_", "")
-        amount = float(number) * _SCALES[(found["scale"] or "").lower()]
-    if not found or not amount or (found["sign"] and (found["unit"] or "").startswith("tok")):
-        raise ConfigurationError(
-            f"{text[:40]!r} is not a budget.",
-            advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
-        )
-    in_dollars = found["sign"] or (found["unit"] or "").lower().startswith(("$", "usd", "dol"))
-    period = (found["period"] or "session").lower()
-    return SpendingCap(
-        amount=amount,
-        unit="dollars" if in_dollars else "tokens",
-        period=period,  # type: ignore[arg-type]  # the pattern admits no other
+    if found := _CAP.fullmatch("".join(text.split()).lower()):
+        amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
+        unit: Unit = "dollars" if found["sign"] or found["dollars"] else "tokens"
+        if amount and not (found["sign"] and found["tokens"]):
+            period: Any = found["period"] or "session"  # the pattern admits no others
+            return SpendingCap(amount=amount, unit=unit, period=period)
+    raise ConfigurationError(
+        f"{text[:40]!r} is not a budget.",
+        advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class CapUsage:
-    """How far a cap is used up."""
-
-    cap: SpendingCap
-    used: float
-
-    @property
-    def share(self) -> float:
-        """Between 0 and 1, or more."""
-        return self.used / self.cap.amount
-
-    def __str__(self) -> str:
-        return f"{self.cap.format(self.used)} of {self.cap} used ({self.share:.0%})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,11 +283,11 @@ class Budget:
             self._all_kernels = replace(self._all_kernels, day=day, month=month)
         warnings = []
         for cap in caps:
-            usage = CapUsage(cap, self._used(cap))
-            passed = {(cap, share) for share in WARNING_SHARES if usage.share >= share}
+            used = self._used(cap)
+            passed = {(cap, share) for share in WARNING_SHARES if used >= share * cap.amount}
             if not passed <= self._warned:
                 self._warned |= passed
-                warnings.append(str(usage))
+                warnings.append(cap.describe_used(used))
         return tuple(warnings)
 
     def reserved_for(self, request_id: str) -> SpendAmount:
@@ -321,9 +302,9 @@ class Budget:
         self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
         return caps
 
-    def cap_usages(self, caps: Iterable[str]) -> list[CapUsage]:
-        """Return how far the caps in force are used up, as of the last `refresh`."""
-        return [CapUsage(cap, self._used(cap)) for cap in self._in_force(caps)]
+    def usage_lines(self, caps: Iterable[str]) -> list[str]:
+        """Return in words how much of each cap in force is used, as of the last `refresh`."""
+        return [cap.describe_used(self._used(cap)) for cap in self._in_force(caps)]
 
     def outlook(self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool) -> list[str]:
         """Return in words what each cap in force leaves for what is `expected` to be used."""
@@ -336,7 +317,7 @@ class Budget:
                 left = cap.format(max(0.0, cap.amount - used))
                 words.append(f"more than is left of your budget: {left} of {cap}")
             else:
-                words.append(f"budget: {CapUsage(cap, used)}")
+                words.append(f"budget: {cap.describe_used(used)}")
         return words
 
     async def set_shared_cap(self, journal: Journal, cap: SpendingCap | None) -> None:

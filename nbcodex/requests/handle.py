@@ -21,20 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
+from nbcodex import events
 from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
-from nbcodex.events import (
-    Cancelled,
-    Delta,
-    EndAction,
-    Ending,
-    Event,
-    Failed,
-    Finished,
-    Interrupted,
-    Listener,
-    Parked,
-    Queued,
-)
+from nbcodex.events import Delta, EndAction, Ending, Event, Listener
 from nbcodex.models import Reply, Request, Resumption, Status
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.event_loop import WAIT_SLICE_S
@@ -102,9 +91,9 @@ class EventQueue:
                     return ()
 
 
-def _joined_deltas(events: Iterable[Event]) -> Iterator[Event]:
-    """Yield the events with consecutive deltas of one kind joined."""
-    for is_reasoning, group in itertools.groupby(events, lambda e: getattr(e, "reasoning", None)):
+def _joined_deltas(gathered: Iterable[Event]) -> Iterator[Event]:
+    """Yield events with consecutive deltas of one kind joined."""
+    for is_reasoning, group in itertools.groupby(gathered, lambda e: getattr(e, "reasoning", None)):
         if is_reasoning is None:
             yield from group
         else:
@@ -166,7 +155,9 @@ class Handle:
                 f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `%codex doctor`."
             )
             reply = Reply(id=self.request.id, status="failed", attempts=0)
-            self._on_event(Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply))
+            self._on_event(
+                events.Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply)
+            )
 
     def _on_event(self, event: Event) -> None:
         # A listener that fails must not keep the event from the others, nor from a waiting thread.
@@ -175,7 +166,7 @@ class Handle:
                 listener(event)
             except Exception:
                 log.exception("a listener failed on %s", type(event).__name__)
-        if not isinstance(event, Queued):
+        if not isinstance(event, events.Queued):
             self._committed.set()
         if isinstance(event, Ending) and not self.ending.done():
             self.ending.set_result(event)
@@ -236,7 +227,7 @@ class Handle:
         finally:
             if not self.done:
                 self.end("stop")
-        if is_stopped and not isinstance(ending, Interrupted):
+        if is_stopped and not isinstance(ending, events.Interrupted):
             raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
@@ -249,7 +240,7 @@ class Handle:
             if is_stopped and not batch:
                 # No ending came in time: this thread goes on without it.
                 reply = Reply(id=self.request.id, status="interrupted", attempts=0)
-                last = Interrupted(request_id=self.request.id, at=0.0, reply=reply)
+                last = events.Interrupted(request_id=self.request.id, at=0.0, reply=reply)
                 batch = (self.ending.result() if self.done else last,)
             render(batch)
             if batch and isinstance(ending := batch[-1], Ending):
@@ -392,16 +383,16 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
     The text so far is in the `reply` of the NbcodexError, or of `Stopped` if the user pressed Stop.
     """
     match ending:
-        case Finished(reply=reply):
+        case events.Finished(reply=reply):
             return reply
-        case Failed(error=error, reply=reply) | Parked(error=error, reply=reply):
+        case events.Failed(error=error, reply=reply) | events.Parked(error=error, reply=reply):
             error.reply = reply
             raise error
-        case Cancelled(reply=reply):
+        case events.Cancelled(reply=reply):
             cancelled = CancelledError("Cancelled by you.", advice="Run it again to ask again.")
             cancelled.reply = reply
             raise cancelled
-        case Interrupted(reply=reply):
+        case events.Interrupted(reply=reply):
             kept = "the text so far is kept" if reply.text else "nothing had arrived"
             resume = f"`%codex resume {reply.id}` continues it."
             advice = resume if request and request.durable else "Run it again to ask again."

@@ -94,15 +94,6 @@ class PartialAnswer:
 
 
 @dataclass(slots=True)
-class PendingWait:
-    """What a request waits for."""
-
-    cause: TransientError
-    until: float  # an instant of the clock
-    is_free: bool  # whether the request has certainly cost nothing yet
-
-
-@dataclass(slots=True)
 class Failure:
     """Why the last attempt failed, and the waits that this demands, in seconds."""
 
@@ -129,7 +120,7 @@ class RequestState:
     refused: int = 0  # attempts that cost nothing: the server refused them before any answer
     # What broken attempts have used, as far as they brought text; an estimate.
     broken_usage: Usage = NO_USAGE
-    wait: PendingWait | None = None
+    wait: BackingOff | CoolingDown | None = None  # the event that began it, while it lasts
     failure: Failure = field(init=False, repr=False)  # set when an attempt fails
     # Of the current attempt; None where it draws on no limit.
     reservation: Reservation | None = None
@@ -166,12 +157,8 @@ class RequestState:
     def apply(self, event: Event) -> None:
         """Keep `wait` in step with the events."""
         match event:
-            case BackingOff(error=error, resume_at=until, limit=limit):
-                # A limit that refuses the first attempt has charged nothing for it.
-                is_free = limit is not None and self.attempts == 1 and not self._has_text
-                self.wait = PendingWait(error, until, is_free=is_free)
-            case CoolingDown(limit=limit, resume_at=float(until), queued=False):
-                self.wait = PendingWait(cooldown_error(limit), until, is_free=not self.attempts)
+            case BackingOff() | CoolingDown(queued=False):
+                self.wait = event
             case Sent() | CoolingDown():
                 self.wait = None
             case Delta():
@@ -283,11 +270,14 @@ class RequestState:
     def parked_by_user_error(self) -> ParkedError:
         """Return the error of a request that its user parked, with the wait if it was in one."""
         message, cause, resume_at = "It is in the journal.", None, None
-        if self.wait and self.wait.until > self.clock.now():
-            cause = self.wait.cause
-            resume_at, _, when = self._describe_instant(self.wait.until)
-            free = " The request has cost nothing so far." if self.wait.is_free else ""
-            message = f"{cause.message} The request can be sent {when}.{free}"
+        wait, is_refused = self.wait, isinstance(self.wait, BackingOff) and self.wait.limit
+        if wait and wait.resume_at and wait.resume_at > self.clock.now():
+            cause = wait.error if isinstance(wait, BackingOff) else cooldown_error(wait.limit)
+            resume_at, _, when = self._describe_instant(wait.resume_at)
+            message = f"{cause.message} The request can be sent {when}."
+            # A limit that refuses the first attempt has charged nothing for it.
+            if not self.attempts or (is_refused and self.attempts == 1 and not self._has_text):
+                message += " The request has cost nothing so far."
         advice = f"`%codex resume {self.request.id}` continues it."
         error = ParkedError(message, advice=advice, cause=cause, resume_at=resume_at)
         error.title = "Parked by you"

@@ -148,17 +148,17 @@ def test_unknown_price_is_refused_under_a_dollar_cap() -> None:
 
 def test_local_server_passes_a_dollar_cap() -> None:
     own, _ = asyncio.run(standing(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
-    assert own.cap_usages(["$5"])[0].used == 0
+    assert own.usage_lines(["$5"]) == ["$0.00 of $5.00 for this session used (0%)"]
 
 
 def test_reused_answer_uses_nothing_of_the_cap() -> None:
     own, _ = asyncio.run(standing(replace(USED, reused=True, attempts=0), caps=["500"]))
-    assert own.cap_usages(["500"])[0].used == 0
+    assert own.usage_lines(["500"]) == ["0 tokens of 500 tokens for this session used (0%)"]
 
 
 def test_answer_without_usage_counts_as_reserved() -> None:
     own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
-    assert own.cap_usages(["500"])[0].used > 10
+    assert own.usage_lines(["500"]) == ["19 tokens of 500 tokens for this session used (4%)"]
 
 
 def test_refused_request_releases_its_reservation() -> None:
@@ -280,7 +280,9 @@ def test_day_and_session_count_the_same() -> None:
             await journal.finish(reply, assumed=aside)
             seen = await journal.read_spending(date.today().isoformat())
             assert seen.day == aside == SpendAmount(tokens=50)
-            assert own.cap_usages(["9k"])[0].used == 50
+            assert own.usage_lines(["9k"]) == [
+                "50 tokens of 9,000 tokens for this session used (1%)"
+            ]
         finally:
             journal.close()
 

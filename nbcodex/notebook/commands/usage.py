@@ -63,10 +63,10 @@ def budget(session: Session, *amount: str) -> None:
             loop.submit(client.save_cap(session.settings, cap)).result()
     if text:
         collector_of(client).changed.set()
-    caps = loop.submit(client.cap_usages(session.config.settings())).result()
-    for cap_usage in caps:
-        print(cap_usage)
-    if not caps:
+    usage_lines = loop.submit(client.budget_usage(session.config.settings())).result()
+    for line in usage_lines:
+        print(line)
+    if not usage_lines:
         print("No budget is set: %codex budget 200k, $5, $5/day or $20/month sets one.")
     elif text == "off":
         print("This budget is set by Codex.budget (%config, or ipython_config.py).")

@@ -76,7 +76,7 @@ class MonitorCollector:
 
     async def _observe_limits(self, seen: Observation, settings: Settings) -> MonitorState:
         known = await self._client.limits(settings)
-        budgets = tuple(map(str, await self._client.cap_usages(settings)))
+        budgets = tuple(await self._client.budget_usage(settings))
         limits = model_limits(known, self._client.clock.now())
         return self._observe(replace(seen, limits=limits, budgets=budgets))
 
