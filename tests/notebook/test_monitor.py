@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbcodex
-from nbcodex import events
+from nbcodex import events, host
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.reads import OtherKernels
@@ -21,12 +21,10 @@ from nbcodex.notebook import monitor as monitor_package
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display import widget_views as panel_widget
-from nbcodex.notebook.monitor.collector import MonitorCollector, model_limits
+from nbcodex.notebook.monitor.collector import MonitorCollector
 from nbcodex.notebook.monitor.state import (
     MAX_LOG_ENTRIES,
-    ModelLimits,
     MonitorState,
-    Observation,
     TextGrew,
     apply_events,
     earliest_last_send,
@@ -45,7 +43,7 @@ REPLY = Reply(
     id="3f2a", text="Hello", model="gpt-5.6-sol", usage=USED, cost=0.0052, attempts=2, waited=7.4
 )
 MODEL = "gpt-5.6-sol"
-SERVER = "https://api.openai.com/v1 org"
+LABEL = f"{MODEL} at https://api.openai.com/v1 org"
 PROMPT = "Write a poem about the sea, and make it rhyme in every line"
 
 
@@ -74,8 +72,11 @@ def finished(at: float, id_: str = "3f2a", reply: Reply = REPLY) -> events.Finis
 
 
 def state_after(*inputs: Any) -> MonitorState:
-    """Return the state after these events and observations."""
-    return apply_events(MonitorState(), inputs)
+    """Return the state after these events, and with these fields that were looked up."""
+    state = MonitorState()
+    for each in inputs:
+        state = replace(state, **each) if isinstance(each, dict) else apply_events(state, [each])
+    return state
 
 
 # The state.
@@ -168,45 +169,24 @@ def test_reused_answer_is_not_the_last_request() -> None:
     assert state_after(queued(), finished(2, reply=replace(REPLY, attempts=0))).last is None
 
 
-def test_missing_observations_keep_the_last_ones() -> None:
-    """Budgets are the exception: one that is gone is not shown."""
-    seen = Observation(
-        at=1,
-        all_time=UsageTotals(requests=9),
-        other_kernels=OtherKernels(),
-        budgets=("half of it",),
-    )
-    state = state_after(seen, Observation(at=2, session=UsageTotals(requests=1)))
-    assert (state.all_time, state.session) == (UsageTotals(requests=9), UsageTotals(requests=1))
-    assert state.budgets == ()
-
-
 def test_many_open_requests_are_not_copied_for_each_event() -> None:
     began = time.process_time()
-    state_after(
-        *(queued(0, str(n)) for n in range(10_000)), *(sent(1, str(n)) for n in range(10_000))
-    )
+    opened = [queued(0, str(n)) for n in range(10_000)]
+    apply_events(MonitorState(), [*opened, *(sent(1, str(n)) for n in range(10_000))])
     assert time.process_time() - began < 2.0
 
 
 # The texts.
 
 
-def model_state(at: float = 0.0, **details: Any) -> ModelLimits:
-    """Return the limits of one model, which are full after twelve seconds."""
-    return ModelLimits(
-        model=MODEL,
-        server=SERVER,
-        at=at,
-        tokens=LimitReading(limit=30_000, remaining=24_000, full_in=12.0),
-        requests=LimitReading(limit=500, remaining=499, full_in=0.12),
-        **details,
-    )
-
-
-def observed(*limits: ModelLimits) -> Observation:
-    """Return an observation of these limits alone."""
-    return Observation(at=limits[0].at, limits=limits)
+def limits(at: float = 0.0, *labels: str, **details: Any) -> dict[str, Any]:
+    """Return the limits of a model, which are full after twelve seconds."""
+    unknown = limit_state(SharedModel(), "", at)
+    tokens = LimitReading(limit=30_000, remaining=24_000, full_in=12.0)
+    requests = LimitReading(limit=500, remaining=499, full_in=0.12)
+    known = {"tokens": tokens, "requests": requests, "declared": True, "policy": "kept"}
+    state = replace(unknown, **known | details)
+    return {"limits": dict.fromkeys(labels or [LABEL], state), "limits_at": at}
 
 
 NOTHING = """\
@@ -235,14 +215,13 @@ def busy() -> MonitorState:
     totals = UsageTotals(
         requests=3, answers=1, usage=USED, cost=1.5, waited=72.0, unknown=1, unpriced=2
     )
-    seen = Observation(
-        at=0,
-        session=totals,
-        all_time=UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
-        other_kernels=OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
-        budgets=("$1.50 of $5.00 for this session used (30%)",),
-        limits=(model_state(closed_until=15.0, limit=LIMIT, waiting=3, waiting_tokens=45_000.0),),
-    )
+    seen = {
+        "session": totals,
+        "all_time": UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
+        "other_kernels": OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
+        "budgets": ("$1.50 of $5.00 for this session used (30%)",),
+        **limits(closed_until=15.0, limit=LIMIT, waiting=3, waiting_tokens=45_000.0),
+    }
     return state_after(
         *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
         *(replace(queued(0, "77aa"), prompt=PROMPT), seen),
@@ -258,23 +237,20 @@ def test_monitor_text(state: MonitorState, text: str) -> None:
 
 def test_all_time_is_labelled_real_while_simulated() -> None:
     """While the simulator answers, the counters of all time show only real answers."""
-    ever = Observation(at=2, all_time=UsageTotals(requests=70, answers=60, usage=Usage()))
+    ever = {"all_time": UsageTotals(requests=70, answers=60, usage=Usage())}
     state = state_after(queued(), finished(1, reply=replace(REPLY, simulated=True)), ever)
     assert "all time, real: 60 answered" in monitor_text(state, 3, WALL)
 
 
 def test_all_time_shows_no_number_of_requests() -> None:
     """The journal's counter of requests includes simulated ones."""
-    ever = Observation(
-        at=2, all_time=UsageTotals(requests=4_031, answers=18, usage=Usage(), cost=12.0)
-    )
+    ever = {"all_time": UsageTotals(requests=4_031, answers=18, usage=Usage(), cost=12.0)}
     assert "all time: 18 answered · $12.00\n" in monitor_text(state_after(ever), 3, WALL)
 
 
 def in_queue(*events: Any, **details: Any) -> MonitorState:
     """Return a state with a queue for 45,000 tokens, of which 24,000 are left, at second 100."""
-    limits = model_state(100, waiting=3, waiting_tokens=45_000.0, **details)
-    return state_after(observed(limits), *events)
+    return state_after(limits(100, waiting=3, waiting_tokens=45_000.0, **details), *events)
 
 
 def cooldown(at: float, resume_at: float | None, **details: Any) -> events.CoolingDown:
@@ -285,7 +261,7 @@ def cooldown(at: float, resume_at: float | None, **details: Any) -> events.Cooli
     )
 
 
-UNCERTAIN = {"charges_reserved": False}
+UNCERTAIN = {"policy": "refunded"}
 
 
 @pytest.mark.parametrize(
@@ -293,6 +269,7 @@ UNCERTAIN = {"charges_reserved": False}
     [
         (in_queue(), 142.0),
         (in_queue(**UNCERTAIN), None),
+        (in_queue(declared=False), None),
         (in_queue(closed_until=150.0), 150.0),
         (in_queue(queued(90), cooldown(91, 160), **UNCERTAIN), 160.0),
         (in_queue(queued(90), cooldown(91, 160, limit=None, queued=True), **UNCERTAIN), 160.0),
@@ -300,11 +277,21 @@ UNCERTAIN = {"charges_reserved": False}
         (in_queue(queued(90), cooldown(91, 130)), 142.0),
         (in_queue(closed_until=float("inf")), 142.0),
     ],
-    ids=["limit", "refunds", "closed", "cooldown", "queued", "unknown", "sooner", "for ever"],
+    ids=[
+        "limit",
+        "refunds",
+        "undeclared",
+        "closed",
+        "cooldown",
+        "queued",
+        "unknown",
+        "sooner",
+        "for ever",
+    ],
 )
 def test_last_send_is_bounded_by_what_is_certain(state: MonitorState, at: float) -> None:
     """The bound is the latest certain instant; a server that refunds makes the limit uncertain."""
-    assert earliest_last_send(state, state.limits[0]) == at
+    assert earliest_last_send(state, LABEL) == at
     drawn = monitor_view(state, 110, WALL)["limits"][0]["queue"]
     assert drawn["last"] == (at and at * 1000)
     text = f", the last for at least {at - 110:.1f} s" if at else ""
@@ -318,17 +305,14 @@ def test_requests_outside_of_the_queue_do_not_bound_it() -> None:
     other = replace(queued(90, "88bb"), model="gpt-5.6-luna")
     other_wait = cooldown(91, 9_000, request_id="88bb")
     state = in_queue(queued(90), later, other, other_wait)
-    assert earliest_last_send(state, state.limits[0]) == 142.0
+    assert earliest_last_send(state, LABEL) == 142.0
 
 
 def test_request_between_two_queues_bounds_neither() -> None:
     """A request knows its model but not its server."""
-    two = [
-        ModelLimits(model=MODEL, server=server, at=2, waiting=count, waiting_tokens=1.0)
-        for server, count in ((SERVER, 3), ("elsewhere", 1))
-    ]
-    state = state_after(queued(), cooldown(1, 60), observed(*two))
-    assert [earliest_last_send(state, limits) for limits in state.limits] == [None, None]
+    two = limits(2, LABEL, f"{MODEL} at elsewhere", waiting=3, tokens=None)
+    state = state_after(queued(), cooldown(1, 60), two)
+    assert [earliest_last_send(state, label) for label in state.limits] == [None, None]
 
 
 def test_queue_without_a_bound_shows_no_time() -> None:
@@ -347,14 +331,14 @@ def test_queue_without_a_bound_shows_no_time() -> None:
 )
 def test_incomplete_cost_is_a_lower_bound(known: dict[str, Any], text: str) -> None:
     """Without any known part it is unknown."""
-    state = state_after(Observation(at=0, session=UsageTotals(requests=2, **known)))
+    state = state_after({"session": UsageTotals(requests=2, **known)})
     drawn = monitor_view(state, 1, WALL)
     assert drawn["totals"][1][1 + drawn["columns"].index("cost")] == text
 
 
 def test_totals_with_estimates_are_marked() -> None:
     about = UsageTotals(requests=2, answers=1, usage=replace(USED, estimated=True), cost=0.5)
-    state = state_after(Observation(at=0, session=about))
+    state = state_after({"session": about})
     assert monitor_view(state, 1, WALL)["totals"][1][2:5] == ["~812", "~512", "~431"]
     assert "~812 in (512 cached) · ~431 out (64 reasoning) · ~$0.50\n" in monitor_text(
         state, 1, WALL
@@ -400,7 +384,7 @@ def test_row_shows_tokens_like_the_line_of_figures() -> None:
 
 def test_level_refills_up_to_the_limit() -> None:
     """The level is projected from the last reading: 500 tokens a second."""
-    state = state_after(observed(model_state(100)))
+    state = state_after(limits(100))
     for now, left in [(100, "24,000"), (104, "26,000"), (112, "30,000"), (9e5, "30,000")]:
         assert f"~{left} of 30,000 tokens left" in monitor_text(state, now, WALL)
 
@@ -416,7 +400,7 @@ def test_long_list_of_requests_is_cut() -> None:
 @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
 def test_view_accepts_any_resume_time(at: float) -> None:
     """Whatever time a server sends, the view is JSON, and the text has words for it."""
-    state = state_after(queued(), sent(1), refused(2, at), observed(model_state(closed_until=at)))
+    state = state_after(queued(), sent(1), refused(2, at), limits(closed_until=at))
     json.dumps(monitor_view(state, 2.0, WALL), allow_nan=False)
     assert "waiting" in monitor_text(state, 2.0, WALL)
 
@@ -424,7 +408,7 @@ def test_view_accepts_any_resume_time(at: float) -> None:
 @pytest.mark.slow
 @given(st.text(), st.text())
 def test_any_name_fits_on_a_line(model: str, server: str) -> None:
-    state = state_after(observed(ModelLimits(model=model, server=server, at=0)))
+    state = state_after(limits(0, f"{model} at {server}", tokens=None, requests=None))
     assert len(monitor_text(state, 0, WALL).splitlines()) == 5
 
 
@@ -434,7 +418,7 @@ def test_view_does_not_change_with_time_alone() -> None:
     assert monitor_view(state, 10.0, WALL + 10) == monitor_view(state, 14.0, WALL + 14)
 
 
-# What it listener and sends.
+# What it listens to and sends.
 
 
 @pytest.fixture
@@ -453,9 +437,7 @@ def live_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
 def test_deltas_are_added_up(live_monitor: Any) -> None:
     """A thousand deltas become one event when the state is asked for."""
     client, _, _, _ = live_monitor
-    (collector,) = [
-        listener for listener in client.listeners if isinstance(listener, MonitorCollector)
-    ]
+    (collector,) = [each for each in client.listeners if isinstance(each, MonitorCollector)]
     for event in (queued(), sent(1)):
         collector(event)
     for _ in range(1000):
@@ -464,12 +446,26 @@ def test_deltas_are_added_up(live_monitor: Any) -> None:
     assert "~1,000 out" in str(monitor_package.Monitor(client))
 
 
+def test_state_keeps_what_is_not_looked_up_again(
+    live_monitor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is not read each time; a budget that is gone is not shown."""
+    client, monitor, _, _ = live_monitor
+    usages = [["half of it"], []]
+
+    async def budget_usage(*_: Any) -> list[str]:
+        return usages.pop(0)
+
+    monkeypatch.setattr(client, "budget_usage", budget_usage)
+    before, after = (monitor._collector.state(host.current.settings()) for _ in range(2))
+    assert (before.budgets, after.budgets) == (("half of it",), ())
+    assert before.all_time == after.all_time is not None
+
+
 def test_pending_events_are_bounded(live_monitor: Any) -> None:
     """Without a monitor on the page, a long map does not fill the memory."""
     client, _, _, _ = live_monitor
-    (collector,) = [
-        listener for listener in client.listeners if isinstance(listener, MonitorCollector)
-    ]
+    (collector,) = [each for each in client.listeners if isinstance(each, MonitorCollector)]
     for number in range(5000):
         collector(queued(0, str(number)))
         collector(finished(1, str(number)))
@@ -494,17 +490,6 @@ def test_refused_request_has_no_unknown_cost() -> None:
     refused = UsageTotals.of(Reply(id="a", status="parked", usage=NO_USAGE, attempts=1))
     assert refused.unpriced == 0
     assert refused.plus(UsageTotals.of(Reply(id="b", usage=USED, attempts=1))).unpriced == 1
-
-
-def test_limits_show_whether_all_reserved_tokens_are_charged() -> None:
-    """That is certain only if the server states its limits."""
-    known = replace(limit_state(SharedModel(), "", 0.0), waiting=2, waiting_tokens=90.0)
-    declared = replace(known, declared=True)
-    limits = model_limits({f"{MODEL} at x": declared, "other at x": known}, 0.0)
-    assert [(each.model, each.waiting_tokens, each.charges_reserved) for each in limits] == [
-        (MODEL, 90.0, True),
-        ("other", 90.0, False),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbcodex import events
-from nbcodex.notebook.monitor.state import (
-    ModelLimits,
-    MonitorState,
-    Observation,
-    TextGrew,
-    apply_events,
-)
+from nbcodex.notebook.monitor.state import MonitorState, TextGrew, apply_events
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.settings import Settings
 
 # The journal shows other kernels and the totals of all time; a look takes milliseconds.
@@ -44,7 +36,8 @@ class MonitorCollector:
         self.changed = threading.Event()
         self._client = client
         self._state = MonitorState()
-        self._pending: list[events.Event | Observation] = []
+        self._pending: list[events.Event] = []
+        # Bytes of the deltas since the last event, by request id, reasoning and simulated.
         self._sizes: dict[tuple[str, bool, bool], int] = {}
         self._journal_read_at = float("-inf")
 
@@ -54,8 +47,8 @@ class MonitorCollector:
             key = (event.request_id, event.reasoning, event.simulated)
             self._sizes[key] = self._sizes.get(key, 0) + len(event.text.encode(errors="replace"))
         else:
-            # What the deltas before this event added up to has to come before it.
-            self._pending += self._take_growth(event.at)
+            # The text before this event has to be counted before it.
+            self._add_growth(event.at)
             self._pending.append(event)
         if len(self._pending) > MAX_PENDING_EVENTS:
             self._apply_pending()
@@ -68,45 +61,40 @@ class MonitorCollector:
 
         The journal is read in the calling thread, at most every `JOURNAL_INTERVAL_S` seconds.
         """
-        seen, loop = self._read_journal(settings), event_loop.shared()
+        found: dict[str, Any] = {}
+        if time.monotonic() - self._journal_read_at >= JOURNAL_INTERVAL_S:
+            self._journal_read_at = time.monotonic()
+            journal = self._client.journal(settings)
+            found["all_time"] = journal.read_totals()
+            found["other_kernels"] = journal.other_kernels()
+        loop = event_loop.shared()
         if loop.is_current_thread:
             # The limiter would have to be awaited, which the loop cannot do for itself.
-            return self._observe(seen)
-        return loop.submit(self._observe_limits(seen, settings)).result()
+            return self._update(found)
+        return loop.submit(self._look_up(settings, found)).result()
 
-    async def _observe_limits(self, seen: Observation, settings: Settings) -> MonitorState:
-        known = await self._client.limits(settings)
+    async def _look_up(self, settings: Settings, found: dict[str, Any]) -> MonitorState:
+        limits = await self._client.limits(settings)
         budgets = tuple(await self._client.budget_usage(settings))
-        limits = model_limits(known, self._client.clock.now())
-        return self._observe(replace(seen, limits=limits, budgets=budgets))
+        limits_at = self._client.clock.now()
+        return self._update(found | {"limits": limits, "limits_at": limits_at, "budgets": budgets})
 
-    def _observe(self, seen: Observation) -> MonitorState:
-        now = self._client.clock.now()
-        session = self._client.totals.total
-        self._pending += [*self._take_growth(now), replace(seen, at=now, session=session)]
+    def _update(self, found: dict[str, Any]) -> MonitorState:
+        self._add_growth(self._client.clock.now())
         self._apply_pending()
+        self._state = replace(self._state, session=self._client.totals.total, **found)
         return self._state
 
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, []
         self._state = apply_events(self._state, pending)
 
-    def _take_growth(self, at: float) -> list[TextGrew]:
+    def _add_growth(self, at: float) -> None:
         sizes, self._sizes = self._sizes, {}
-        return [
+        self._pending += [
             TextGrew(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
             for (id_, reasoning, simulated), size in sizes.items()
         ]
-
-    def _read_journal(self, settings: Settings) -> Observation:
-        now = self._client.clock.now()
-        if time.monotonic() - self._journal_read_at < JOURNAL_INTERVAL_S:
-            return Observation(at=now)
-        self._journal_read_at = time.monotonic()
-        journal = self._client.journal(settings)
-        return Observation(
-            at=now, all_time=journal.read_totals(), other_kernels=journal.other_kernels()
-        )
 
 
 def collector_of(client: Client) -> MonitorCollector:
@@ -117,26 +105,3 @@ def collector_of(client: Client) -> MonitorCollector:
     collector = MonitorCollector(client)
     client.listeners.append(collector)
     return collector
-
-
-def model_limits(known: Mapping[str, LimitState], now: float) -> tuple[ModelLimits, ...]:
-    """Return the limits as the monitor shows them, from those of the limiter by label."""
-    found = []
-    for label, each in known.items():
-        model, _, server = label.rpartition(" at ")
-        found.append(
-            ModelLimits(
-                model=model,
-                server=server,
-                at=now,
-                tokens=each.tokens,
-                requests=each.requests,
-                closed_until=each.closed_until,
-                limit=each.limit,
-                waiting=each.waiting,
-                waiting_tokens=each.waiting_tokens,
-                # Without headers, nothing confirms that the policy is the assumed one.
-                charges_reserved=each.policy == "kept" and each.declared,
-            )
-        )
-    return tuple(found)

@@ -1,7 +1,6 @@
 """The monitor as lines of text, and as the data that its widget draws.
 
-Owns how figures are written. Pure, like `state`. What only time changes is left to the page, as
-instants of the kernel's clock.
+Pure, like `state`. What only time changes is left to the page, as instants of the kernel's clock.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import Usage, UsageTotals
+from nbcodex.models import Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import ACTIONS, MAX_SHOWN_WAIT_S, PanelState
 from nbcodex.notebook.monitor.state import (
     LogEntry,
-    ModelLimits,
     MonitorState,
     earliest_last_send,
     last_hour,
@@ -31,42 +29,42 @@ MAX_LISTED_REQUESTS = 50
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
+    all_time, elsewhere = "", _elsewhere(state.other_kernels, wall)
+    if state.all_time is not None:
+        totals = totals_line(state.all_time, count_requests=False)
+        all_time = f"{_all_time_label(state).lower()}: {totals}"
     lines = [
         "Codex monitor",
         "simulated: nothing is charged" if _is_simulated(state) else "",
-        *(_limits_line(state, limits, now) for limits in state.limits),
+        *(_limits_line(state, label, now) for label in state.limits),
         *_open_requests(state, now, wall),
         f"last request: {figures_line(state.last)}" if state.last else "",
         f"this session: {totals_line(state.session)}",
-        _all_time_line(state),
+        all_time,
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
-        f"other kernels: {_elsewhere(state.other_kernels, wall)}" if state.other_kernels else "",
+        f"other kernels: {elsewhere}" if elsewhere else "",
         *("  ".join(_log_row(entry, now, wall)) for entry in state.log),
     ]
     return "\n".join(filter(None, lines))
 
 
-def _limits_line(state: MonitorState, limits: ModelLimits, now: float) -> str:
-    parts = []
-    for kind, reading in limits.readings:
-        size, _, left = projected_level(reading, now - limits.at)
-        parts.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
+def _limits_line(state: MonitorState, label: str, now: float) -> str:
+    limits, parts = state.limits[label], []
+    for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
+        if reading is not None:
+            size, _, left = projected_level(reading, now - state.limits_at)
+            parts.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
     if limits.closed_until is not None and limits.closed_until > now:
         why = f": {limits.limit.name}" if limits.limit else ""
         parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
     if limits.waiting:
-        parts.append(_queue(state, limits, now))
-    model, server = _names(limits)
+        last = earliest_last_send(state, label)
+        wait = "" if last is None or last <= now else f", the last for at least {_wait(last - now)}"
+        queue = f"{limits.waiting:,} queued for up to {limits.waiting_tokens:,.0f} tokens"
+        parts.append(queue + wait)
+    model, server = _names(label)
     return f"{model} at {server}: {' · '.join(parts) or 'no limits stated'}"
-
-
-def _queue(state: MonitorState, limits: ModelLimits, now: float) -> str:
-    last = earliest_last_send(state, limits)
-    queue = f"{limits.waiting:,} queued for up to {limits.waiting_tokens:,.0f} tokens"
-    if last is None or last <= now:
-        return queue
-    return f"{queue}, the last for at least {_wait(last - now)}"
 
 
 def _open_requests(state: MonitorState, now: float, wall: float) -> list[str]:
@@ -96,7 +94,9 @@ def _hour_line(state: MonitorState, now: float) -> str:
     return f"last hour: {total:,} tokens, at most {peak:,} a minute, {reached}"
 
 
-def _elsewhere(seen: OtherKernels, wall: float) -> str:
+def _elsewhere(seen: OtherKernels | None, wall: float) -> str:
+    if seen is None:
+        return ""  # the journal has not been read
     if not seen.kernels:
         return "no open requests"
     until = ""
@@ -117,10 +117,11 @@ def _wait(seconds: float) -> str:
     return format_duration(min(seconds, MAX_SHOWN_WAIT_S))
 
 
-def _names(limits: ModelLimits) -> tuple[str, str]:
+def _names(label: str) -> tuple[str, str]:
     # A server is its address and perhaps an organization; without the scheme it fits on the line.
-    address = limits.server.split(" ")[0]
-    return shorten(limits.model, 80), shorten(address.partition("://")[2] or address, 80)
+    model, _, server = label.rpartition(" at ")
+    address = server.split(" ")[0]
+    return shorten(model, 80), shorten(address.partition("://")[2] or address, 80)
 
 
 def _is_simulated(state: MonitorState) -> bool:
@@ -128,16 +129,10 @@ def _is_simulated(state: MonitorState) -> bool:
     return last or any(request.simulated for request in state.open.values())
 
 
-def _all_time(state: MonitorState) -> str:
+def _all_time_label(state: MonitorState) -> str:
     # The counters of the journal leave out the simulator's answers, but not its requests: so the
     # number of requests is not shown for them.
     return "All time, real" if _is_simulated(state) else "All time"
-
-
-def _all_time_line(state: MonitorState) -> str:
-    if state.all_time is None:
-        return ""
-    return f"{_all_time(state).lower()}: {totals_line(state.all_time, count_requests=False)}"
 
 
 # What the widget draws.
@@ -148,30 +143,31 @@ TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "w
 def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
     """Return what the page draws; instants in ms of the kernel's clock, rates per second."""
     requests = list(state.open.items())
-    empty = [""] * len(TABLE_COLUMNS)
     attempts = state.last.attempts if state.last else 0
     last_name = f"Last request, attempt {attempts}" if attempts > 1 else "Last request"
     return {
-        "limits": [_limits_view(state, limits) for limits in state.limits],
+        "limits": [_limits_view(state, label) for label in state.limits],
         "requests": [_request_view(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
         "open": len(requests),
         "phases": Counter(each.phase for _, each in requests),
         "simulated": _is_simulated(state),
         "columns": TABLE_COLUMNS,
         "totals": [
-            [last_name, *(_last_row(state) or empty)],
+            [last_name, *_last_row(state.last)],
             ["This session", *_totals_row(state.session)],
-            [_all_time(state), *(_totals_row(state.all_time) if state.all_time else empty)],
+            [_all_time_label(state), *_totals_row(state.all_time)],
         ],
         "minutes": [[m.tokens, m.limit_hits] for m in last_hour(state, now)],
         "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
-        "elsewhere": _elsewhere(state.other_kernels, wall) if state.other_kernels else "",
+        "elsewhere": _elsewhere(state.other_kernels, wall),
         "log": [_log_row(entry, now, wall) for entry in state.log],
     }
 
 
-def _totals_row(totals: UsageTotals) -> list[str]:
+def _totals_row(totals: UsageTotals | None) -> list[str]:
+    if totals is None:
+        return [""] * len(TABLE_COLUMNS)
     # A sum that lacks some of its parts is a lower bound; one that lacks all of them is unknown.
     estimated = "~" if totals.usage.estimated else ""
     if totals.unpriced and not totals.cost:
@@ -179,52 +175,46 @@ def _totals_row(totals: UsageTotals) -> list[str]:
     else:
         about = "≥ " if totals.unpriced else estimated
         cost = about + format_dollars(totals.cost) if totals.cost else ""
-    return [
-        f"{totals.answers:,}",
-        *_token_columns(totals.usage, "≥ " if totals.unknown else estimated),
-        cost,
-        format_duration(totals.waited) if totals.waited else "",
-    ]
+    about = "≥ " if totals.unknown else estimated
+    return _row(totals.answers, totals.usage, about, cost, totals.waited)
 
 
-def _last_row(state: MonitorState) -> list[str] | None:
-    if (reply := state.last) is None:
-        return None
+def _last_row(reply: Reply | None) -> list[str]:
+    if reply is None:
+        return [""] * len(TABLE_COLUMNS)
     about = "~" if reply.usage.estimated else ""
     if reply.cost is not None:
         cost = about + format_dollars(reply.cost)
     else:
         cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
-    return [
-        "1" if reply.status == "done" else "0",
-        *_token_columns(reply.usage, about),
-        cost,
-        format_duration(reply.waited) if reply.waited else "",
-    ]
+    return _row(int(reply.status == "done"), reply.usage, about, cost, reply.waited)
 
 
-def _token_columns(usage: Usage, about: str) -> list[str]:
+def _row(answers: int, usage: Usage, about: str, cost: str, waited: float) -> list[str]:
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
-    return ["" if count is None else f"{about}{count:,}" for count in counts]
+    tokens = ["" if count is None else f"{about}{count:,}" for count in counts]
+    return [f"{answers:,}", *tokens, cost, format_duration(waited) if waited else ""]
 
 
-def _limits_view(state: MonitorState, limits: ModelLimits) -> dict[str, Any]:
-    model, server = _names(limits)
+def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
+    limits, (model, server) = state.limits[label], _names(label)
     readings = []
-    for kind, reading in limits.readings:
-        size, rate, left = projected_level(reading, 0.0)
-        levels = {"size": size, "rate": rate, "left": left, "at": _ms(limits.at)}
-        readings.append({"kind": kind} | levels)
-    last = _ms(earliest_last_send(state, limits))
-    tokens = round(limits.waiting_tokens)
-    queue = {"waiting": limits.waiting, "tokens": tokens, "last": last}
+    for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
+        if reading is not None:
+            size, rate, left = projected_level(reading, 0.0)
+            at = _ms(state.limits_at)
+            readings.append({"kind": kind, "size": size, "rate": rate, "left": left, "at": at})
+    queue = None
+    if limits.waiting:
+        last, tokens = _ms(earliest_last_send(state, label)), round(limits.waiting_tokens)
+        queue = {"waiting": limits.waiting, "tokens": tokens, "last": last}
     return {
         "model": model,
         "server": server,
         "readings": readings,
         "closed_until": _ms(limits.closed_until),
         "why": limits.limit.name if limits.closed_until and limits.limit else "",
-        "queue": queue if limits.waiting else None,
+        "queue": queue,
     }
 
 
