@@ -1,7 +1,7 @@
 """Templates with ``{name}`` fields, for prompts of cells and of maps.
 
-Owns which braces are a field; every other brace (JSON, LaTeX, code) belongs to the user and stays
-as it is. Must not know where values come from, nor IPython.
+Owns which braces are a field; all others (JSON, LaTeX, code) are text and stay as they are. Must
+not know where values come from, nor IPython.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _FORMATTER = string.Formatter()
 class Field(Generic[ExpressionT]):
     """A field of a template, such as ``{price:.2f}``."""
 
-    start: int  # where its first brace stands in the text
-    end: int  # behind its last brace
+    start: int  # position of its first brace in the text
+    end: int  # position after its last brace
     source: str  # the expression as it is written
     expression: ExpressionT  # what `recognise` made of it
     is_known: bool = True  # whether all names in the expression exist
@@ -113,7 +113,7 @@ def _field_at(
 
 
 def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, str, str, str] | None:
-    """Split what stands between braces: its end, expression, conversion and format."""
+    """Return the end, expression, conversion and format of the text after a brace."""
     close = text.find("}", start, start + MAX_FIELD_CHARS)
     if names and text[start : max(close, start)] in names:
         return close + 1, text[start:close], "", ""

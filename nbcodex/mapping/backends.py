@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.reads import Entry
     from nbcodex.requests.handle import Handle
 
-# At 200 answers a second, this lets an answer take two and a half seconds.
+# Enough for 200 answers a second that take two and a half seconds each.
 MAX_ACTIVE_ROWS = 512
 # Rows that wait for capacity: enough that the limiter always has a next one. More would only
 # cost memory, since each is a task and an entry of the limiter's queue.
@@ -40,7 +40,7 @@ MAX_FAULTY_ATTEMPTS = 6
 LIVE_WINDOW_ROWS = 1024
 # Rows that move to the event loop, and into the journal, in one transaction.
 UPLOAD_CHUNK_ROWS = 5_000
-# Longest wait for endings while there are rows to read: reading must not be held up.
+# Longest wait for endings while there are rows to read, so that reading is not delayed.
 READING_WAIT_S = 0.01
 
 
@@ -104,7 +104,7 @@ class StatsCounter:
         )
 
     def reset_unanswered(self) -> None:
-        """Start over with the rows that have no answer: the map is resumed."""
+        """Forget the endings without an answer: the map is resumed."""
         self.cancelled, self._has_answer = 0, False
         self.faults.clear()
         self.stats = replace(self.stats, failed=0, parked=0)
@@ -112,7 +112,7 @@ class StatsCounter:
     def common_fault(self, active: int) -> NbcodexError | None:
         """Return the fault that has met every row, several times each; None while any is answered.
 
-        Of a server that has answered something, it is more likely that a fault passes.
+        A server that has answered a row is more likely to recover, so it is given more time.
         """
         faults = list(self.faults.values())
         if self._has_answer or not faults or len(faults) < active:
@@ -149,7 +149,7 @@ class Backend(ABC):
 
     @abstractmethod
     def send_pending(self) -> None:
-        """Send what is held back: no more rows follow for the moment."""
+        """Send the rows that are collected: no more follow for the moment."""
 
     @abstractmethod
     def end_active(self, action: EndAction, /) -> None:
@@ -239,7 +239,7 @@ class BatchBackend(Backend):
         super().__init__(client, settings, map_id=map_id)
         self._cancels_jobs = False
         self._uploader: BatchUploader | None = None
-        self._rows: list[PendingRow] = []  # not handed to the uploader yet
+        self._rows: list[PendingRow] = []  # collected, and not with the uploader yet
         self._row_ids: set[str] = set()  # of this map, without an ending
         self._is_reading = False  # whether more rows may follow
 
@@ -263,17 +263,17 @@ class BatchBackend(Backend):
         self._rows.append(PendingRow(request, entry))
         self._is_reading = True
         if len(self._rows) >= UPLOAD_CHUNK_ROWS:
-            self._hand_over()
+            self._add_to_uploader()
 
     def send_pending(self) -> None:
-        """Upload what is held back: no more rows follow for the moment."""
+        """Upload the rows that are collected: no more follow for the moment."""
         if self._is_reading:
-            self._hand_over()
+            self._add_to_uploader()
             self._is_reading = False
             if self._uploader:
                 event_loop.shared().call_soon(self._uploader.flush)
 
-    def _hand_over(self) -> None:
+    def _add_to_uploader(self) -> None:
         if not self._rows:
             return
         if self._uploader is None:
@@ -288,7 +288,7 @@ class BatchBackend(Backend):
 
     def end_active(self, _action: EndAction, /) -> None:
         """Park what has not ended; the provider continues with the jobs that it has."""
-        self._hand_over()
+        self._add_to_uploader()
         uploader, self._uploader, self._is_reading = self._uploader, None, False
         if uploader is not None:
             with contextlib.suppress(RuntimeError):  # the interpreter exits

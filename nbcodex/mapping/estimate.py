@@ -36,10 +36,9 @@ class Estimate:
     """What a map will probably use."""
 
     rows: int
-    # Rows that cost nothing:
-    answered: int = 0  # before, which the journal knows
-    equal: int = 0  # to an earlier row, whose answer they get
-    refused: int = 0  # since no request can be made of them
+    answered: int = 0  # rows with an answer in the journal
+    equal: int = 0  # rows that are equal to an earlier one, and get its answer
+    refused: int = 0  # rows of which no request can be made
     # Tokens of the other rows. The output of each is `max_output`, otherwise 500.
     input_tokens: int = 0
     output_tokens: int = 0

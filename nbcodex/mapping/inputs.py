@@ -214,7 +214,7 @@ class FrameInput(InputData):
                 ids = [id_ for id_ in self._column(block[-1]) if isinstance(id_, str)]
                 if ids and all(map(_ROW_ID.fullmatch, ids)):
                     answers = [n for n in range(end) if _base_name(block[n]) == "answer"]
-                    # The field `answer` of a schema stands behind the answer itself.
+                    # A schema's field `answer` comes after the column of whole answers.
                     own = answers[:-1] if "answer" in self.fields else answers
                     return [*block[own[-1] if own else -1 :]]
         return []
@@ -374,8 +374,8 @@ class PolarsInput(FrameInput):
 class JournalInput(InputData):
     """The rows of a map of another process, from the journal: their data is not known.
 
-    Of a frame, the result has the result columns alone, with the rows' keys, or else their
-    positions, as index.
+    For a frame, the result is a frame of the result columns only, whose index is the rows' keys,
+    or else their positions.
     """
 
     def __init__(

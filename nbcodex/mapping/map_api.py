@@ -289,7 +289,7 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
             f"The map {map_id} is still running.",
             advice=f"Wait for it, or end it with `%codex park {map_id}`.",
         )
-    # Another kernel may have resumed the map meanwhile, which only the journal knows.
+    # Only the journal shows whether another kernel has resumed the map meanwhile.
     entries = {entry.id: entry for entry in maps.entries(map_id)}
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")

@@ -36,13 +36,13 @@ OnError = Literal["keep", "raise"]
 # Time between two calls of the listener.
 REPORT_INTERVAL_S = 0.25
 MAX_REPORTED_FAILURES = 5
-# After so many consecutive failures that every row would have, nothing more is sent. One alone may
-# belong to its row: a function can give a row its own model.
+# After so many consecutive failures that any row would have, the map ends. A single one may be due
+# to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
 # Failed rows of an iterator that are remembered: it may be endless.
 MAX_ITERATOR_FAILURES = 1_000
-# Stop must not wait for a hundred thousand rows: time for active rows to end, and for rows that
-# were not started to be written to the journal. The others are known to this process alone.
+# Stop must not take as long as writing a hundred thousand rows: seconds for active rows to end, and
+# for rows that were not started to be written to the journal. Only this process knows the others.
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
 PARK_CHUNK_ROWS = 250
 
@@ -140,16 +140,11 @@ class MapRun:
             free -= self._start(row)
         if self._fatal is not None:
             raise self._fatal
-        # Rows that the budget has admitted are paid for: they are waited for.
+        # Rows that the budget has admitted are sent and paid for, so they may end first.
         if self._exhausted is not None and not self._active:
             raise self._exhausted
         self._report()
         return bool(self._active or self._window)
-
-    @property
-    def active_rows(self) -> int:
-        """Number of rows that were started and have not ended."""
-        return len(self._active)
 
     def pop_ready(self) -> Iterator[Reply]:
         """Yield the replies that are next in order; `advance` may be called between two of them."""
@@ -184,7 +179,7 @@ class MapRun:
             if row.index == 0 and self.requests is not None and self.requests.template is None:
                 self._fatal = error
             return False
-        # A row in a provider's batch job cannot lead: its own answer is being generated there.
+        # A row in a batch job cannot lead: the provider is answering it already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             row.key = row.key or equality_key(request, base_url="")
             if row.key in self._leading and not row.answered:
@@ -207,8 +202,8 @@ class MapRun:
     # Recording endings.
 
     def collect_endings(self, *, timeout: float) -> None:
-        """Wait for an ending, at most `timeout` seconds, and record what has ended."""
-        self.record(self.backend.endings(timeout=timeout))
+        """Wait for an ending, if a row is active, and record what has ended."""
+        self.record(self.backend.endings(timeout=timeout if self._active else 0.0))
 
     def record(self, endings: Sequence[Ending]) -> None:
         """Record endings; one that is delivered twice counts once."""
@@ -222,13 +217,13 @@ class MapRun:
     def _record(self, row: RowState, ending: Ending) -> None:
         reply, error = _reply_and_error(ending)
         if reply and row.entry is not None and row.request is not None:
-            # A resumed request comes from the journal, which does not know the schema's class.
+            # A resumed request is from the journal, which does not keep the schema's class.
             reply = structured_output.reusable(row.request, reply) or reply
         if error is None:
             self._shared_failures = 0
         else:
             is_ending, is_parked = bool(self.outcome or self.end_action), isinstance(ending, Parked)
-            # Once the map is being ended, parked and cancelled rows are its own doing.
+            # While the map is being ended, it parks or cancels the rows itself.
             if not (is_ending and isinstance(ending, Parked | Cancelled)):
                 self._record_failure(row, error, is_parked=is_parked)
             is_shared = isinstance(error, _ALL_ROWS_FAIL)
@@ -404,7 +399,7 @@ class MapRun:
         """Return the figures of the map at this moment."""
         sums, total = self.backend.counter.stats, self.inputs.total
         failed = sums.failed + self._refused
-        if self.end_action != "cancel":  # else they belong to the rest, which a resume continues
+        if self.end_action != "cancel":  # after a cancel they count as parked: a resume sends them
             failed += self.backend.counter.cancelled
         ended_early = self.outcome not in {"", "done"} and total is not None
         tokens, requests = self._rate_limits(sums.model)

@@ -34,20 +34,11 @@ class MapRunner:
 
     def __init__(self, run: MapRun) -> None:
         self.run = run
-        # How this execution ended. A run that was resumed belongs to another runner, so a runner
-        # that wakes up late reads its own outcome and leaves the run alone.
+        # How this execution ended. A resumed run has another runner: one that wakes up late must
+        # read its own outcome, not that of the run.
         self.outcome: MapOutcome = ""
+        self.ended = threading.Event()  # set when the run is parked, or finished
         self._thread, self._is_advancing = threading.get_ident(), False
-        self._ended = threading.Event()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is parked, or finished."""
-        return self._ended.is_set()
-
-    def wait_ended(self, *, timeout: float) -> bool:
-        """Wait until the run has ended, at most `timeout` seconds; return whether it has."""
-        return self._ended.wait(timeout)
 
     def advance(self) -> bool:
         """Advance the run; return whether there is more to wait for."""
@@ -63,15 +54,15 @@ class MapRunner:
 
     def _check_end_action(self) -> None:
         # An ordinary exception: on an event loop, an interrupt would end the loop.
-        if self.ended or self.run.end_action is not None:
+        if self.ended.is_set() or self.run.end_action is not None:
             raise _EndedByUserError
 
     def end(self, action: EndAction) -> None:
         """Cancel or park the map: nothing more is started. The first action counts.
 
-        From another thread this returns at once; see `wait_ended`.
+        From another thread this returns at once; `ended` is set later.
         """
-        if self.ended:
+        if self.ended.is_set():
             return
         action = self.run.end_action = self.run.end_action or action
         # The executing thread may be suspended between two replies of an iterator for a long
@@ -85,10 +76,10 @@ class MapRunner:
 
     def _end_early(self, outcome: MapOutcome) -> None:
         """Park what is not answered, unless that is done; called in the executing thread."""
-        if not self.ended:
+        if not self.ended.is_set():
             self.run.end_early(outcome)
             self.outcome = outcome
-            self._ended.set()
+            self.ended.set()
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -117,7 +108,7 @@ class MapRunner:
             parked.title = "Parked by you"
             raise parked from None
         finally:
-            self._ended.set()
+            self.ended.set()
             _active.pop(self, None)
 
 
@@ -127,7 +118,8 @@ _active: dict[MapRunner, None] = {}
 def active_runners() -> list[MapRunner]:
     """Return the maps that are being executed in this process, oldest first."""
     client = current()
-    return [each for each in list(_active) if each.run.client is client and not each.ended]
+    runners = [runner for runner in list(_active) if runner.run.client is client]
+    return [runner for runner in runners if not runner.ended.is_set()]
 
 
 def run_map(run: MapRun) -> Any:
@@ -156,8 +148,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
             for reply in run.pop_ready():
                 yield reply
                 runner.advance()
-            if run.active_rows:
-                run.collect_endings(timeout=REPORT_INTERVAL_S)
+            run.collect_endings(timeout=REPORT_INTERVAL_S)
 
 
 async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:

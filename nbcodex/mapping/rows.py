@@ -1,7 +1,7 @@
 """How rows become requests.
 
 Owns the template or function, the options that all rows share, and row keys. A user's function is
-called in the thread that asks for the request. Must not know what becomes of the request.
+called in the thread that executes the map. Must not know how requests are sent.
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ def row_requests(
 
 
 def _check_braces(template: Template, columns: Collection[str]) -> None:
-    """Raise a ConfigurationError for braces that seem to be meant as a field but are none.
+    """Raise a ConfigurationError for braces that look like a misspelt or unsupported field.
 
-    They would be sent as they are, with every row. JSON, code and LaTeX are left alone.
+    They would be sent as they are, with every row. JSON, code and LaTeX are accepted.
     """
     rest = template.text
     for field in template.fields:

@@ -89,8 +89,8 @@ class BatchUploader:
 
     async def park(self) -> None:
         """Stop waiting and park all rows; the provider continues with its jobs."""
-        # A commit under way is completed; everything else may be cut off, because the journal
-        # knows how far it came.
+        # A commit under way is completed; everything else may be cancelled at any point, because
+        # the journal has each step before it is taken.
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -117,7 +117,7 @@ def test_slow_row_of_a_list_delays_no_other(simulated: SimulatedClient) -> None:
         backend.end_rows(number)
         run.advance()
     assert len(backend.started) == 5_000
-    assert run.active_rows == 1
+    assert len(run._active) == 1
 
 
 def test_ending_delivered_twice_counts_once(simulated: SimulatedClient) -> None:

@@ -154,7 +154,7 @@ def test_suspended_iterator_is_ended_at_once(simulated: SimulatedClient) -> None
     assert next(replies).text == "row 0"
     (runner,) = active_runners()
     runner.end("park")
-    assert runner.ended
+    assert runner.ended.is_set()
     known = len(simulated.prompts)
     with pytest.raises(ParkedError, match="the rest is parked"):
         next(replies)

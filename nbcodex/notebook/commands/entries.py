@@ -123,7 +123,7 @@ def cancel(session: Session, prefix: str = "all") -> None:
     if is_map and map_cells.resume_one(session, prefix, cancel_jobs=True):
         return
     for runner in _end("cancel", prefix):
-        if runner.ended and runner.run.origin.engine == "batch":
+        if runner.ended.is_set() and runner.run.origin.engine == "batch":
             map_cells.resume_one(session, runner.run.id, cancel_jobs=True)
 
 
@@ -150,7 +150,7 @@ def _end(action: EndAction, prefix: str) -> list[MapRunner]:
     for handle in handles:
         handle.end(action)
     for runner in maps:
-        runner.wait_ended(timeout=MAP_END_TIMEOUT_S)
+        runner.ended.wait(timeout=MAP_END_TIMEOUT_S)
         print(map_runner.describe_outcome(runner.run))
     for handle in handles:
         print(f"{handle.request.id}: {handle.wait().reply.status}")
