@@ -224,7 +224,7 @@ def test_refused_key_ends_the_map_early(simulated: SimulatedClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "data", "options", "says"),
+    ("template", "data", "options", "message"),
     [
         ("{text} {lang}", [{"text": "a"}], {}, "has {lang}"),
         ("{text}", [{"text": "a"}, {"txt": "b"}], {}, "row 1"),
@@ -248,11 +248,11 @@ def test_refused_key_ends_the_map_early(simulated: SimulatedClient) -> None:
     ],
 )
 def test_invalid_arguments_are_refused_before_sending(
-    simulated: SimulatedClient, template: Any, data: Any, options: Any, says: str
+    simulated: SimulatedClient, template: Any, data: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
         nbcodex.map(template, data, **options)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert simulated.prompts == []
 
 
@@ -294,7 +294,7 @@ def test_estimate_counts_equal_rows_once(
     host.current.confirm = lambda question: bool(questions.append(question)) or True
     nbcodex.map(words, rows)
     assert len(simulated.prompts) == 5
-    # What only a function can tell is expected by the rows that it was called for.
+    # Equal prompts of a function are known only for the rows that it was called for.
     assert ("$2.50" if words is ECHO else "$10.00") in questions[0]
 
 
@@ -423,13 +423,14 @@ def test_resume_uses_answers_that_another_kernel_got(
         nbcodex.map(ECHO, rows, reuse=False)
     here, other = last(), Client(transport=SimulatorTransport(simulated.simulator))
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(here.id).counts.total() == 100  # which waits until they are written
-    with monkeypatch.context() as away:
-        away.setattr("nbcodex.client._current", other)
-        away.setattr(map_api, "_kept_runs", {})
-        elsewhere = resume_map(here.id)
-        assert elsewhere is not None
-        map_runner.run_map(elsewhere)
+    # The read waits until all are written.
+    assert journal.maps.summary(here.id).counts.total() == 100
+    with monkeypatch.context() as patch:
+        patch.setattr("nbcodex.client._current", other)
+        patch.setattr(map_api, "_kept_runs", {})
+        other_run = resume_map(here.id)
+        assert other_run is not None
+        map_runner.run_map(other_run)
         other.close()
     asked = len(simulated.prompts)
     run = resume_map(here.id)
@@ -520,9 +521,9 @@ def test_resume_all_continues_after_a_map_that_cannot_be_resumed(
     simulated: SimulatedClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     journal = simulated.client.journal(host.current.settings())
-    held = parked_row(journal, "m77")
-    held = replace(held, id="m77-1", origin=replace(held.origin, row_index=1))
-    event_loop.shared().submit(journal.insert(held)).result()  # which another kernel is at
+    active = parked_row(journal, "m77")
+    active = replace(active, id="m77-1", origin=replace(active.origin, row_index=1))
+    event_loop.shared().submit(journal.insert(active)).result()  # as if by another kernel
     parked_row(journal, "m78")
     assert map_cells.resume_all(session_with(journal), None, only_maps=True) == 2
     assert simulated.prompts == ["[[echo: m78]]"]
@@ -550,12 +551,12 @@ def test_resume_reports_rows_missing_from_the_journal(
     session = session_with(journal)
     assert map_cells.resume_one(session, "m77")
     assert [reply.text for reply in last() if reply] == ["0", "3"]
-    said = "1,498 of its 1,500 rows never reached the journal: run the map again"
-    assert f"m77: {said}" in capsys.readouterr().out
+    notice = "1,498 of its 1,500 rows never reached the journal: run the map again"
+    assert f"m77: {notice}" in capsys.readouterr().out
     simulated.restart_process()
     with pytest.raises(NbcodexError, match="Nothing of the map m77 is left") as caught:
         resume_map("m77")
-    assert caught.value.advice.startswith(said)
+    assert caught.value.advice.startswith(notice)
     journal = session.journal = simulated.client.journal(host.current.settings())
     (entry,) = journal.recent_entries()
     assert "m77 map: 2 done of 1,500 rows" in map_cells.journal_line(session, "m77", entry, 0.0)

@@ -1,4 +1,4 @@
-"""A run by itself: order and window, on a backend that a test plays by hand."""
+"""The order and window of a map run, on a backend that the tests control."""
 
 from __future__ import annotations
 
@@ -147,21 +147,21 @@ def test_equal_rows_are_started_at_most_twice_each(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, kind: type[NbcodexError]
 ) -> None:
     """Otherwise many equal rows would take quadratic time."""
-    begun: list[int] = []
+    started: list[int] = []
     real = MapRun._start
 
-    def begin(self: MapRun, row: RowState) -> bool:
-        begun.append(row.index)
+    def start(self: MapRun, row: RowState) -> bool:
+        started.append(row.index)
         return real(self, row)
 
-    monkeypatch.setattr(MapRun, "_start", begin)
+    monkeypatch.setattr(MapRun, "_start", start)
     backend = ManualBackend(max_active=10)
     run, ended = run_of(["a", "b"] * 50, simulated, backend), 0
     while run.advance():
         numbers = [int(id_.partition("-")[2]) for id_ in backend.started[ended:]]
         backend.end_rows(*numbers, error=None if ended else kind("no"))
         ended = len(backend.started)
-    assert max(Counter(begun).values()) <= 2
+    assert max(Counter(started).values()) <= 2
 
 
 def test_permanent_failure_is_shared_by_equal_rows(simulated: SimulatedClient) -> None:

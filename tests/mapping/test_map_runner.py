@@ -163,7 +163,7 @@ def test_suspended_iterator_is_ended_at_once(simulated: SimulatedClient) -> None
 
 @cancel_or_park
 def test_monitor_buttons_for_all_end_a_map(simulated: SimulatedClient, action: EndAction) -> None:
-    """Ending its rows alone would make room for the next ones."""
+    """If only its rows were ended, the map would start the next ones."""
     _, result = started(simulated)
     click = {"type": "action", "name": action, "request": "all", "id": 1}
     Monitor(simulated.client)._receive(click)

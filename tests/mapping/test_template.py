@@ -49,7 +49,6 @@ def test_braces_in_values_are_not_filled() -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "nan", "na"])
 def test_missing_value_is_an_error(name: str) -> None:
-    """Nobody pays for "Translate nan"."""
     with pytest.raises(ConfigurationError, match="no value in its column"):
         Template(f"{{{name}}}").fill(ROW)
 

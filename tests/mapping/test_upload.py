@@ -63,23 +63,23 @@ class World:
         self.journal = Journal()
         let_time_wait(self.journal)
         self.events: list[events.Event] = []
-        self._on_eventd = asyncio.Event()
+        self._event_arrived = asyncio.Event()
 
     def uploader(
         self, settings: Settings = SETTINGS, *, cancels_jobs: bool = False
     ) -> BatchUploader:
-        engine = Services(
+        services = Services(
             api_client=ApiClient(clock=self.clock, transport=self.transport),
             journal=lambda _: self.journal,
             counters=lambda _: self.journal,
-            limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # a batch draws on no limit
+            limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # batches use no rate limit
             clock=self.clock,
         )
-        return BatchUploader(engine, settings, self._on_event, cancels_jobs=cancels_jobs)
+        return BatchUploader(services, settings, self._on_event, cancels_jobs=cancels_jobs)
 
     def _on_event(self, event: events.Event) -> None:
         self.events.append(event)
-        self._on_eventd.set()
+        self._event_arrived.set()
 
     async def run(self, uploader: BatchUploader, requests: list[Request], **known: Any) -> None:
         """Upload rows, and wait for all endings."""
@@ -87,8 +87,8 @@ class World:
         uploader.flush()
         deadline = self.clock.now() + 3 * 86_400.0
         while len(self.endings) < len(requests):
-            self._on_eventd.clear()
-            assert await self.clock.wait(deadline, unless=self._on_eventd), "timed out"
+            self._event_arrived.clear()
+            assert await self.clock.wait(deadline, unless=self._event_arrived), "timed out"
 
     async def until(self, holds: Callable[[], bool], *, within: float = 86_401.0) -> None:
         deadline = self.clock.now() + within
@@ -213,7 +213,7 @@ async def test_equal_rows_of_another_map_wait_for_the_existing_job() -> None:
 
 @in_virtual_time
 async def test_job_whose_id_was_lost_is_found_by_its_tag() -> None:
-    """The process first between the provider's answer and our commit."""
+    """The process dies between the provider's answer and our commit."""
     world = World()
     first, rows = world.uploader(), requests(2)
 
@@ -415,8 +415,8 @@ async def test_job_of_another_server_is_left_alone() -> None:
     await world.until(lambda: world.transport.count("GET /v1/batches/") > 0)
     await first.park()
     world.events.clear()
-    elsewhere = replace(SETTINGS, base_url="http://127.0.0.2/v1")
-    await world.run(world.uploader(elsewhere), rows, **world.entries())
+    other_server = replace(SETTINGS, base_url="http://127.0.0.2/v1")
+    await world.run(world.uploader(other_server), rows, **world.entries())
     assert "127.0.0.1" in str(world.endings["m1-0"].error)  # type: ignore[union-attr]
     assert {entry.status for entry in world.entries().values()} == {"parked"}
     world.events.clear()
