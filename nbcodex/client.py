@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -68,12 +68,12 @@ class SessionTotals:
             if event.reply.attempts:
                 model = event.reply.model or "unknown"
                 more = UsageTotals.of(event.reply, refusals=refusals)
-                self.by_model[model] = self.by_model.get(model, UsageTotals()).plus(more)
+                self.by_model[model] = self.by_model.get(model, UsageTotals()) + more
 
     @property
     def total(self) -> UsageTotals:
         """The totals of all models together."""
-        return reduce(UsageTotals.plus, self.by_model.values(), UsageTotals())
+        return sum(self.by_model.values(), UsageTotals())
 
 
 class Client:

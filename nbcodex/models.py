@@ -7,13 +7,13 @@ attempt        one HTTP exchange on behalf of a request
 retry          another attempt after a failed one; the wait between them is the backoff
 cooldown       a model is closed to all requests until a moment, because of a limit
 limit          the server's cap on tokens or requests per time; the user's own is a budget
-quota          credit with the provider: a matter of billing, which waiting does not mend
+quota          credit with the provider: a matter of billing, so waiting does not help
 reservation    capacity taken from a rate limit for one attempt
 snapshot       the limits as the headers of one response state them
 charge policy  how a server counts a reservation: kept, refunded or actual
 patience       the longest total wait that a user accepts; queueing for capacity is not counted
-park, resume   keep a request for later; take it up again
-reply          what came of a request: the answer so far, its usage and its status
+park, resume   keep a request for later; continue with it
+reply          the result of a request: the answer so far, its usage and its status
 usage          tokens that a request consumed; unknown figures are None, never zero
 cost           US dollars for a usage; None where no price is known
 entry          a request in the journal
@@ -36,7 +36,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Api = Literal["auto", "responses", "chat"]
@@ -51,8 +51,8 @@ MINUTE, DAY = 60.0, 86_400.0
 CONTENT_FILTER = "content_filter"  # `Reply.cut` of an answer that the provider filtered
 
 # Notes on a durable request that was sent, but whose response id never arrived: the server may be
-# working on an answer that nothing can pick up. The first stands when the request ended there, the
-# second when it was sent again.
+# working on an answer that cannot be retrieved. The first note is used when the request ended then,
+# the second when it was sent again.
 NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE = "possibly paid", "possibly paid twice"
 
 
@@ -73,32 +73,31 @@ def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
 class TurnPosition:
     """Where an answer stands in its conversation."""
 
-    chapter: int = 0  # Which beginning of the conversation it follows: 0 is the first
-    number: int | None = None  # Turns are ordered by their numbers; None stands behind all others
-    begins: bool = False  # Whether the conversation starts afresh with this turn
+    chapter: int = 0  # How often the conversation was started anew before it
+    number: int | None = None  # Orders the turns; None comes after all numbers
+    begins: bool = False  # Whether the conversation starts anew with this turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where a request comes from."""
 
-    notebook: str | None = None  # The notebook (or the kernel, where the notebook is unknown)
+    notebook: str | None = None  # The kernel, where the notebook is unknown
     cell: str | None = None  # The cell's id
     variable: str | None = None  # The name that the answer is to be bound to
     map_id: str | None = None  # The map run that it is a row of
-    # Its index in that map, from 0, and the number of rows, where known
-    row_index: int | None = None
-    row_count: int | None = None
-    engine: str = "live"  # How the map is answered: ``live`` or ``batch``
-    data_kind: str = "list"  # Its data: ``list``, ``tuple``, ``pandas`` or ``polars``
-    position: TurnPosition = TurnPosition()  # Where the answer stands, if it joins a conversation
+    row_index: int | None = None  # Its index in that map, from 0
+    row_count: int | None = None  # The number of rows of that map, where known
+    engine: str = "live"  # What answers the map: ``live`` requests or a ``batch`` job
+    data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
+    position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image that accompanies a prompt or an answer."""
 
-    data: bytes = field(repr=False)  # The file's contents
+    data: bytes = field(repr=False)
     media_type: str = "image/png"  # ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``
 
 
@@ -115,20 +114,21 @@ class CarriedReasoning:
     """Encrypted reasoning that the next turn sends back, to the server that produced it only."""
 
     items: tuple[Mapping[str, Any], ...]  # Items of the response, unchanged
-    model: str  # The model that produced them, and its server
-    base_url: str
+    model: str  # The model that produced them
+    base_url: str  # The server that produced them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One exchange of a conversation."""
 
-    prompt: str  # The prompt as the server saw it, and its answer
+    prompt: str  # As it was sent
     answer: str
     images: tuple[Image, ...] = ()  # Images of the prompt
     # Items of the answer that the server wants back, such as encrypted reasoning
     carried: tuple[Mapping[str, Any], ...] = ()
-    model: str | None = None  # The only receiver of `carried`; None: any
+    # The model and the server that may receive `carried`; None: any
+    model: str | None = None
     base_url: str | None = None
     # Row number in the journal; no part of the conversation itself
     entry: int | None = field(default=None, compare=False)
@@ -151,26 +151,26 @@ class Schema:
 class Request:
     """A prompt, a model and options; immutable, so that a retry sends what was asked."""
 
-    prompt: str  # The text, as the server sees it
+    prompt: str
     id: str = field(default_factory=new_id)
-    # Name of the model (on Azure: of the deployment). None lets the provider decide.
+    # Name of the model (on Azure: of the deployment); None lets the provider decide
     model: str | None = None
     system: str | None = None  # Instructions that precede the prompt
-    images: tuple[Image, ...] = ()  # Images that accompany the prompt
+    images: tuple[Image, ...] = ()
     turns: tuple[Turn, ...] = ()  # The conversation so far, oldest first
     thread: str | None = None  # The conversation that the answer becomes part of
     schema: Schema | None = None  # The structure that the answer must have
     max_output: int | None = None  # Upper bound on output tokens, reasoning included
-    effort: str | None = None  # Reasoning effort, in the server's words
-    # Further parameters of the API, passed on in the body
+    effort: str | None = None  # Reasoning effort, by the server's name for it
+    # Further parameters of the API, which are added to the body
     params: Mapping[str, Any] = field(default_factory=dict)
-    api: Api = "auto"  # Which API to use
+    api: Api = "auto"
     api_base: str | None = None  # Base URL for this request only
     # Seconds of waiting, caused by refusals and faults, after which the request is parked
     patience: float = 600.0
     created_at: float = field(default_factory=time.time)  # Seconds since the epoch
-    origin: Origin = field(default_factory=Origin)  # Where it comes from
-    reuse: bool = False  # Whether the answer to an equal request in the journal is acceptable
+    origin: Origin = field(default_factory=Origin)
+    reuse: bool = False  # Whether the journal's answer to an equal request is acceptable
     # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool = False
     row: str | None = None  # Distinguishes it from another row of a map with the same prompt
@@ -178,7 +178,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """How far a durable answer has been read, which is what it takes to continue it."""
+    """How far a durable answer has been read; it is continued from there."""
 
     response_id: str  # The server's id of the response
     # Number of the last event that was read; None: continue from the beginning
@@ -187,21 +187,21 @@ class StreamPosition:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """How a request of the journal is taken up again."""
+    """What the journal knows of a request that is resumed."""
 
-    not_before: float | None = None  # Seconds since the epoch before which it stays where it is
+    not_before: float | None = None  # Seconds since the epoch before which it is not sent
     position: StreamPosition | None = None  # Where its durable answer continues
     text: str = ""  # The answer up to that position
-    notes: tuple[str, ...] = ()  # Notes on the request from before it was left
+    notes: tuple[str, ...] = ()  # Its notes so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The server's limit that refused a request, with the figures it gave."""
+    """The server's limit that refused a request, with the figures of the refusal."""
 
-    resource: Resource | None = None  # What ran out; None where the server does not say
+    resource: Resource | None = None  # None where the server does not name it
     window: float | None = None  # Seconds over which the server counts
-    limit: float | None = None  # The server's figures, in the resource's unit
+    limit: float | None = None  # In the resource's unit, like the next two
     used: float | None = None
     requested: float | None = None
     model: str | None = None  # The model that the limit belongs to
@@ -231,10 +231,9 @@ class Limit:
 class LimitReading:
     """One limit as one response's headers state it."""
 
-    limit: float  # Size and level of the server's bucket, in its unit
-    remaining: float
-    # Seconds until the bucket is full again (``x-ratelimit-reset-*``), which is not the time to
-    # wait
+    limit: float  # Size of the server's bucket, in its unit
+    remaining: float  # Level of the bucket
+    # Seconds until the bucket is full again (``x-ratelimit-reset-*``); less is enough for a request
     full_in: float | None = None
 
 
@@ -243,24 +242,24 @@ class LimitSnapshot:
     """The limits as one response's headers state them."""
 
     at: float  # The instant at which the headers arrived
-    # Seconds the server worked before it answered (``openai-processing-ms``)
+    # Seconds that the server worked before it answered (``openai-processing-ms``)
     processing: float | None = None
-    tokens: LimitReading | None = None  # The tightest limit of each kind that the headers name
+    # The tightest limit of each kind that the headers name
+    tokens: LimitReading | None = None
     requests: LimitReading | None = None
-    organization: str | None = None  # Whose limits these are
+    organization: str | None = None  # The owner of the limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """US dollars for a token of input and of output, as price lists have them; nothing cached."""
+    """List prices in US dollars for one token of input and of output, without caching."""
 
     input: float
     output: float
 
     def cost(self, usage: Usage) -> float:
-        """Return US dollars for what is known of a usage."""
-        output = self.output * (usage.output_tokens or 0)
-        return self.input * (usage.input_tokens or 0) + output
+        """Return US dollars for the known tokens of a usage."""
+        return self.input * (usage.input_tokens or 0) + self.output * (usage.output_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,22 +279,16 @@ class Usage:
     service_tier: str | None = None
     stated_cost: float | None = None
 
-    def plus(self, other: Usage) -> Usage:
+    def __add__(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
-
-        def add(a: Any, b: Any) -> Any:
-            return None if a is None or b is None else a + b
-
-        return Usage(
-            input_tokens=add(self.input_tokens, other.input_tokens),
-            cached_tokens=add(self.cached_tokens, other.cached_tokens),
-            output_tokens=add(self.output_tokens, other.output_tokens),
-            reasoning_tokens=add(self.reasoning_tokens, other.reasoning_tokens),
-            estimated=self.estimated or other.estimated,
-            cache_written_tokens=add(self.cache_written_tokens, other.cache_written_tokens),
-            service_tier=self.service_tier if self.service_tier == other.service_tier else None,
-            stated_cost=add(self.stated_cost, other.stated_cost),
-        )
+        sums: dict[str, Any] = {
+            "estimated": self.estimated or other.estimated,
+            "service_tier": self.service_tier if self.service_tier == other.service_tier else None,
+        }
+        for name in {each.name for each in fields(self)} - sums.keys():
+            figures = getattr(self, name), getattr(other, name)
+            sums[name] = None if None in figures else sum(figures)
+        return Usage(**sums)
 
     @property
     def total_tokens(self) -> int | None:
@@ -307,7 +300,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came of a request. True only when it holds a finished answer.
+    """The result of a request. True only when it holds a finished answer.
 
     Parameters
     ----------
@@ -328,7 +321,7 @@ class Reply:
     waited : float
         Seconds spent waiting because of limits and faults.
     seconds : float
-        From the prompt to the last word, without the waiting.
+        Seconds from the prompt to the end of the answer, without the waiting.
     cut : str or None
         Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
     parsed : object
@@ -340,11 +333,11 @@ class Reply:
     reused, simulated : bool
         Whether the answer came from the journal, or from the simulator.
     notes : tuple of str
-        What else the reader should know, in a few words each.
+        Remarks for the reader, in a few words each.
     error : str or None
-        Why there is no answer, where it is one of many and nothing was raised.
+        Why there is no answer, in a map, where nothing is raised.
     carried : CarriedReasoning or None
-        What the next turn of the conversation sends back.
+        Reasoning that the next turn of the conversation sends back.
     """
 
     id: str
@@ -384,22 +377,18 @@ NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageTotals:
-    """What many requests came to: the one record of summed figures.
+    """The summed figures of many requests. Unknown figures are counted, never taken for zero."""
 
-    Unknown figures are counted, never taken for zero.
-    """
-
-    requests: int = 0  # How many were asked, how many answered, and the HTTP attempts
+    requests: int = 0
     answers: int = 0
-    attempts: int = 0
-    refusals: int = 0  # How often a limit refused an attempt
+    attempts: int = 0  # HTTP attempts
+    refusals: int = 0  # Attempts that a limit refused
     usage: Usage = NO_USAGE  # The sums of all known tokens
-    cost: float = 0.0  # US dollars as far as prices are known; seconds
-    waited: float = 0.0
-    # Requests with unknown tokens, with an unknown price, and with estimated tokens
-    unknown: int = 0
-    unpriced: int = 0
-    estimated: int = 0
+    cost: float = 0.0  # US dollars, as far as prices are known
+    waited: float = 0.0  # Seconds
+    unknown: int = 0  # Requests with unknown tokens
+    unpriced: int = 0  # Requests with an unknown price
+    estimated: int = 0  # Requests with estimated tokens
 
     @classmethod
     def of(cls, reply: Reply, *, refusals: int = 0) -> UsageTotals:
@@ -425,20 +414,9 @@ class UsageTotals:
             estimated=int(usage.estimated),
         )
 
-    def plus(self, other: UsageTotals) -> UsageTotals:
-        """Return the sum."""
-        return UsageTotals(
-            requests=self.requests + other.requests,
-            answers=self.answers + other.answers,
-            attempts=self.attempts + other.attempts,
-            refusals=self.refusals + other.refusals,
-            usage=self.usage.plus(other.usage),
-            cost=self.cost + other.cost,
-            waited=self.waited + other.waited,
-            unknown=self.unknown + other.unknown,
-            unpriced=self.unpriced + other.unpriced,
-            estimated=self.estimated + other.estimated,
-        )
+    def __add__(self, other: UsageTotals) -> UsageTotals:
+        names = [each.name for each in fields(self)]
+        return UsageTotals(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -448,25 +426,23 @@ class MapStats:
     map_id: str  # The map's id
     at: float  # The instant, on the boot clock
     total: int | None = None  # Rows; None where the number is not known yet
-    # Rows that have ended: answered (those from the journal included), answered from the journal,
-    # with an answer that ends early, without an answer, kept for later
-    done: int = 0
-    reused: int = 0
-    cut: int = 0
-    failed: int = 0
-    parked: int = 0
-    sent: int = 0  # Rows at the server, and rows that wait to be sent
-    waiting: int = 0
+    done: int = 0  # Rows with an answer
+    reused: int = 0  # Of these: with an answer from the journal
+    cut: int = 0  # Of these: with an answer that ends early
+    failed: int = 0  # Rows that ended without an answer
+    parked: int = 0  # Rows that are kept for later
+    sent: int = 0  # Rows at the server
+    waiting: int = 0  # Rows that wait to be sent
     totals: UsageTotals = UsageTotals()  # What the rows have used so far
-    closed_until: float | None = None  # The instant until which the model is closed
-    limit: Limit | None = None  # The limit that closes it
+    closed_until: float | None = None  # The end of the model's cooldown
+    limit: Limit | None = None  # The limit that caused the cooldown
     tokens_per_minute: float | None = None  # The server's limits
     requests_per_minute: float | None = None
     model: str | None = None  # The model that answers
     simulated: bool = False  # Whether the simulator answers
-    stage: str = ""  # What the provider is doing with a batch job, in a few words
-    outcome: MapOutcome = ""  # How the map ended; empty while it runs
-    failures: tuple[tuple[str, str], ...] = ()  # The first few rows without an answer, and why
+    stage: str = ""  # The provider's progress with a batch job, in a few words
+    outcome: MapOutcome = ""  # Empty while the map runs
+    failures: tuple[tuple[str, str], ...] = ()  # The first few failed rows: row and reason
 
     @property
     def ended(self) -> int:

@@ -74,7 +74,7 @@ class StatsCounter:
             self._sent.discard(event.request_id)
             self.faults.pop(event.request_id, None)
             changes.update(
-                totals=stats.totals.plus(UsageTotals.of(reply)),
+                totals=stats.totals + UsageTotals.of(reply),
                 model=reply.model or stats.model,
                 simulated=stats.simulated or reply.simulated,
             )

@@ -170,7 +170,7 @@ class RequestState:
         # now: until another attempt begins, its text is still the answer of this request.
         usage = _estimate_usage(self.sent_request, self.partial.new_text)
         if self._is_broken and usage != Usage():
-            self.broken_usage = self.broken_usage.plus(usage)
+            self.broken_usage += usage
         self._is_broken = False
         self.partial.start_over()
 

@@ -277,7 +277,7 @@ class RequestRunner:
             ) from error
         finally:
             state.patience.waited = waited + self._clock.now() - started_at
-        return replace(second, usage=answer.usage.plus(second.usage))
+        return replace(second, usage=answer.usage + second.usage)
 
     async def _retry(self) -> CompletedAnswer:
         """Make attempts until one brings an answer, or the patience is used up."""

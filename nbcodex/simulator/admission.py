@@ -74,7 +74,6 @@ class PlannedRequest:
     fault: Fault | None  # the fault to apply
     account: Account  # the account whose limits apply
     record: RequestRecord  # its entry in the log
-    at: float  # clock time of its arrival
     wall: float  # time of day at its arrival, in seconds since the epoch
 
 
@@ -92,9 +91,9 @@ def admit_request(planned: PlannedRequest, knobs: Knobs) -> Charge:
             )
         _check_length(planned, knobs)
     except (ErrorResponse, Dropped):
-        planned.account.count(planned.at)
+        planned.account.charge_request(planned.record.at)
         raise
-    refusal = planned.account.charge_or_refuse(charge.tokens, planned.at)
+    refusal = planned.account.charge_or_refuse(charge.tokens, planned.record.at)
     if refusal is not None:
         raise _limit_response(refusal, planned.request, knobs, planned.wall)
     planned.record.charged = charge.tokens
@@ -136,7 +135,7 @@ def _check_length(planned: PlannedRequest, knobs: Knobs) -> None:
 def limit_headers(planned: PlannedRequest, knobs: Knobs) -> dict[str, str]:
     """Return the headers with the account's limits at the arrival of the request."""
     headers: dict[str, str] = {}
-    account, now = planned.account, planned.at
+    account, now = planned.account, planned.record.at
     for name, buckets in (("requests", account.requests), ("tokens", account.tokens)):
         bucket = buckets.get(MINUTE) or buckets.get(DAY)
         if bucket is not None and knobs.headers:

@@ -119,13 +119,13 @@ class Account:
         refusal = _check(self.requests, "requests", 1, now)
         if refusal is not None:
             return refusal
-        self.count(now)
+        self.charge_request(now)
         refusal = _check(self.tokens, "tokens", cost, now)
         if refusal is None:
             self.charge(cost, now)
         return refusal
 
-    def count(self, now: float) -> None:
+    def charge_request(self, now: float) -> None:
         """Take one request."""
         for bucket in self.requests.values():
             bucket.take(1, now)

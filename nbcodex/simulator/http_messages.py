@@ -17,8 +17,6 @@ EVENT_STREAM_HEADERS = {
     "cache-control": "no-cache",
 }
 JSON_HEADERS = {"content-type": "application/json"}
-BINARY_HEADERS = {"content-type": "application/octet-stream"}
-HTML_HEADERS = {"content-type": "text/html"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +101,7 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
         """Return the HTTP response with the headers `common`; a gateway's pages lack them."""
         if self.html:
             data = self.html.encode()
-            headers = {SIMULATED_HEADER: "true"} | HTML_HEADERS
+            headers = {SIMULATED_HEADER: "true", "content-type": "text/html"}
         else:
             data = encode_json({"error": self.body})
             headers = common | JSON_HEADERS
@@ -133,14 +131,6 @@ def retry_headers(seconds: float, which: RetryAfter, wall: float) -> dict[str, s
     """Return the headers that state a wait; `wall` is the time of day, for an HTTP date."""
     whole = {"retry-after": str(math.ceil(seconds))}
     exact = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
-    match which:
-        case "both":
-            return whole | exact
-        case "seconds":
-            return whole
-        case "ms":
-            return exact
-        case "date":
-            return {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
-        case "none":
-            return {}
+    date = {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
+    headers = {"both": whole | exact, "seconds": whole, "ms": exact, "date": date, "none": {}}
+    return headers[which]

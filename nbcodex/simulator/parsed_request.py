@@ -204,9 +204,8 @@ class ParsedRequest:
     def wants_image(self) -> bool:
         """Whether the request uses the image generation tool."""
         tools = self.body.get("tools")
-        tools = tools if isinstance(tools, list) else []
-        kinds = [t.get("type") for t in tools if isinstance(t, dict)]
-        return "image_generation" in kinds
+        tools = [t for t in tools if isinstance(t, dict)] if isinstance(tools, list) else []
+        return any(tool.get("type") == "image_generation" for tool in tools)
 
     @property
     def schema(self) -> Mapping[str, Any] | None:

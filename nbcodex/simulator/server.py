@@ -179,16 +179,9 @@ class _Connection:
 
 
 class SimulatorServer:
-    """Serves a simulator from its own daemon thread.
+    """Serves a simulator from its own daemon thread; port 0 selects a free one.
 
     `Simulator.script` and `Simulator.log` may be used from other threads.
-
-    Parameters
-    ----------
-    simulator : Simulator or None
-        The simulator; None means one with default settings.
-    host, port
-        The address to listen on; port 0 selects a free one.
     """
 
     def __init__(
@@ -203,10 +196,7 @@ class SimulatorServer:
     def start(self) -> str:
         """Start serving and return the base URL (without ``/v1``).
 
-        Raises
-        ------
-        OSError
-            If the address is not available.
+        Raises `OSError` if the address is not available.
         """
 
         async def serve_until_stopped() -> None:

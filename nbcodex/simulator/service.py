@@ -6,6 +6,7 @@ its clock.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import secrets
@@ -37,7 +38,6 @@ from nbcodex.simulator.delivery import (
 )
 from nbcodex.simulator.generated_answers import plan_answer
 from nbcodex.simulator.http_messages import (
-    BINARY_HEADERS,
     EVENT_STREAM_HEADERS,
     JSON_HEADERS,
     SIMULATED_HEADER,
@@ -75,25 +75,12 @@ ABSURD_HEADERS = {
 
 
 class Simulator:
-    """A look-alike of OpenAI's API.
-
-    Parameters
-    ----------
-    knobs : Knobs or None
-        How it behaves.
-    clock : Clock or None
-        The time; None means the machine's.
-
-    Attributes
-    ----------
-    log : list of RequestRecord
-        All requests, oldest first.
-    """
+    """A look-alike of OpenAI's API. Its clock is the machine's, unless another is given."""
 
     def __init__(self, knobs: Knobs | None = None, *, clock: Clock | None = None) -> None:
         self.knobs = knobs or Knobs()
         self.clock: Clock = clock or BootClock()
-        self.log: list[RequestRecord] = []
+        self.log: list[RequestRecord] = []  # all requests, oldest first
         self._faults: deque[Fault | None] = deque()
         self._accounts: dict[tuple[str, str], Account] = {}
         self._stored: dict[str, BackgroundResponse] = {}
@@ -129,10 +116,7 @@ class Simulator:
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Return the response to `request` as soon as its headers are known.
 
-        Raises
-        ------
-        Dropped
-            If the connection is to end without a response.
+        Raises `Dropped` if the connection is to end without a response.
         """
         record = RequestRecord(
             number=len(self.log) + 1,
@@ -171,10 +155,11 @@ class Simulator:
             case "files" | "batches":
                 result = self.batches.serve(request, route, record.key)
                 if isinstance(result, bytes):
-                    headers = self._common_headers(record) | BINARY_HEADERS
+                    headers = self._common_headers(record)
+                    headers["content-type"] = "application/octet-stream"
                     return HttpResponse(200, headers, ResponseBody(result))
                 return self._json_response(result, record)
-            case api:
+            case "responses" | "chat" as api:
                 planned = self._plan(request.body, route, api, record, fault)
                 try:
                     return await self._serve_prompt(planned)
@@ -231,7 +216,6 @@ class Simulator:
             fault=fault,
             account=self.account(record.key, request.model),
             record=record,
-            at=self.clock.now(),
             wall=self.clock.wall(),
         )
 
@@ -248,7 +232,7 @@ class Simulator:
             answer=self._make_answer(planned),
             charge=charge,
             message=stream_error_text(planned, self.knobs, charge.tokens),
-            first_at=planned.at + slow + planned.plan.latency,
+            first_at=planned.record.at + slow + planned.plan.latency,
             clock=self.clock,
             knobs=lambda: self.knobs,
         )
@@ -262,17 +246,16 @@ class Simulator:
                 body = ResponseBody(deliver(stored.follow(), delivery_fault, self.clock))
             else:
                 body = ResponseBody(encode_json(stored.response_object()))
-        else:
+        elif request.stream:
             try:
-                if request.stream:
-                    await wait_until(generation.first_at, self.clock)
-                    chunks = deliver(generate(generation), delivery_fault, self.clock)
-                    body = ResponseBody(chunks, generation.settle_charge)
-                else:
-                    body = ResponseBody(await generate_whole(generation))
-            except BaseException:
+                await wait_until(generation.first_at, self.clock)
+            except asyncio.CancelledError:  # the client has disconnected
                 generation.settle_charge()
                 raise
+            chunks = deliver(generate(generation), delivery_fault, self.clock)
+            body = ResponseBody(chunks, generation.settle_charge)
+        else:
+            body = ResponseBody(await generate_whole(generation))
         headers = self._common_headers(planned.record) | limits
         headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
         if fault is not None:

@@ -129,7 +129,7 @@ class World:
         tokens = round(prompt.tokens * self.knobs.token_bias)
         charge = admission_charge(tokens, prompt.max_output, self.knobs)
         if self._chance.random() < self.knobs.failures:
-            self.account.count(now)
+            self.account.charge_request(now)
             self.heap.at(now + self.delay(), client.failed)
             return
         refusal = self.account.charge_or_refuse(charge.tokens, now)

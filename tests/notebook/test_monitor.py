@@ -489,7 +489,7 @@ def test_refused_request_has_no_unknown_cost() -> None:
     """A request without tokens cost nothing: the total of the others stays certain."""
     refused = UsageTotals.of(Reply(id="a", status="parked", usage=NO_USAGE, attempts=1))
     assert refused.unpriced == 0
-    assert refused.plus(UsageTotals.of(Reply(id="b", usage=USED, attempts=1))).unpriced == 1
+    assert (refused + UsageTotals.of(Reply(id="b", usage=USED, attempts=1))).unpriced == 1
 
 
 @pytest.mark.parametrize(
