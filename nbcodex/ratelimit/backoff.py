@@ -1,4 +1,4 @@
-"""How long a refused or broken attempt waits: pure arithmetic, apart from all waiting."""
+"""How long a refused or failed attempt waits. Pure arithmetic, apart from all waiting."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from dataclasses import dataclass
 
 # Added to every wait that a server states: it rounds, and clocks differ.
 STATED_WAIT_PAD_S = 0.02
-# Stated waits are jittered upwards by up to this share of them, and by so many seconds at most.
+# Stated waits are jittered upwards by up to this share of them, but by at most MAX_JITTER_S.
 JITTER_SHARE, MAX_JITTER_S = 0.05, 5.0
 # Exponential backoff, where the server states no wait.
 BACKOFF_INITIAL_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 1.0, 2.0, 60.0
 
 
-def stated_wait(wait: float, chance: random.Random) -> float:
+def stated_wait(wait: float, rng: random.Random) -> float:
     """Return the seconds to wait where the server asks for `wait`: never less than that."""
-    return wait + STATED_WAIT_PAD_S + chance.uniform(0.0, min(JITTER_SHARE * wait, MAX_JITTER_S))
+    return wait + STATED_WAIT_PAD_S + rng.uniform(0.0, min(JITTER_SHARE * wait, MAX_JITTER_S))
 
 
 @dataclass(slots=True)
 class RetryBudget:
-    """How many retries of faults a server may cost, so that an outage is not made worse.
+    """Bounds the retries after faults of one server, so that they do not make an outage worse.
 
-    After Finagle's RetryBudget: a tenth of what succeeded, above a floor of one retry in ten
-    seconds. All requests to one server share it.
+    After Finagle's RetryBudget: a tenth of the successes, and at least one retry in ten seconds.
+    All requests to the server share it.
     """
 
-    max_saved: float = 10.0
+    max_saved: float = 10.0  # in retries, as the following ones
     per_success: float = 0.1
     per_second: float = 0.1
     _saved: float = 10.0
     _updated_at: float | None = None
 
     def record_success(self, now: float) -> None:
-        """Earn from a success."""
+        """Earn a share of a retry."""
         self._earn(now)
         self._saved = min(self.max_saved, self._saved + self.per_success)
 
     def spend(self, now: float) -> float:
-        """Take one retry and return the seconds until it is earned (0 if it was saved)."""
+        """Take one retry and return the seconds until it is earned: 0 if it was saved."""
         self._earn(now)
         self._saved -= 1.0
         return max(0.0, -self._saved / self.per_second)

@@ -1,7 +1,7 @@
-"""The async side of the rate limiter: waits for a permit, and reports what became of it.
+"""The async side of the rate limiter: waits for permits, and reports what became of them.
 
-`RateLimiter` decides; here is only when to ask it again. Waits go through the clock, and what a
-user should see goes through a callback. Must not know requests, events or the journal.
+`RateLimiter` decides, and is asked again here when its answer may have changed. Waits go through
+the clock, and are reported through a callback. Must not know requests, events or the journal.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Patience:
     waited: float = 0.0
 
     def covers(self, wait: float) -> bool:
-        """Return whether another `wait` seconds fit into it."""
+        """Return whether another `wait` seconds are acceptable."""
         return self.waited + wait <= self.limit
 
 
 class Waiter:
-    """How one request waits; lives as long, so that a refused attempt comes back to its place.
+    """How one request waits. It lives as long as the request, so that a retry keeps its place.
 
-    With `may_probe`, the server is asked once where another process has met a cooldown that is
-    longer than the patience: when a request is resumed, that may be hours old.
+    With `may_probe`, the request is sent once through a cooldown that another process has met and
+    that outlasts the patience: when a request is resumed, that cooldown may be hours old.
     """
 
     def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
@@ -62,22 +62,24 @@ class Waiter:
         self.permit: Permit | None = None
         self._entry: QueueEntry | None = None
         self._may_probe, self._probes_next = may_probe, False
-        self._is_queued = False  # these two: as last reported
-        self._due_at: float | None = None
-        self._cooldown_reported_until = self._quiet_until = 0.0
+        # What was last reported: queueing, when it was due to end, and the end of a cooldown.
+        self._reported_queueing = False
+        self._reported_due_at: float | None = None
+        self._reported_cooldown_until = 0.0
+        self._quiet_until = 0.0  # no wait is reported before then
 
     def retry_now(self) -> None:
         """Send the request through a cooldown, as a probe; no effect while it only queues."""
-        self._probes_next = not self._is_queued
+        self._probes_next = not self._reported_queueing
         self.wake.set()
 
     def start_cooldown(self, until: float) -> None:
-        """Note a wait that the caller has reported; drop a Retry now that came before."""
-        self._cooldown_reported_until, self._probes_next = until, False
+        """Note a cooldown that the caller has reported; ignore an earlier `retry_now`."""
+        self._reported_cooldown_until, self._probes_next = until, False
         self.wake.clear()
 
     async def sleep_until(self, until: float, *, uses_patience: bool = True) -> None:
-        """Wait for an instant, or for Retry now."""
+        """Wait for an instant, or for `retry_now`."""
         started_at = self.clock.now()
         try:
             await self.clock.wait(until, unless=self.wake)
@@ -87,8 +89,8 @@ class Waiter:
     # Used by `Limiter.acquire`.
 
     def reset(self) -> None:
-        """Forget what was reported of the last wait; the next second is not worth reporting."""
-        self._is_queued, self._due_at = False, None
+        """Forget what was reported of the last wait, and report nothing in the next second."""
+        self._reported_queueing, self._reported_due_at = False, None
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
     def try_acquire(
@@ -107,51 +109,50 @@ class Waiter:
         if isinstance(answer, Wait | Cooldown):
             return answer
         self.permit = answer
-        # The journal comes first: until `Reservation.mark_sent`, nothing is on its way.
+        # The journal commits first: until `Reservation.mark_sent`, nothing is on its way.
         answer.sent_at = math.inf
         return None
 
     def withdraw(self, core: RateLimiter, now: float) -> None:
-        """Give up the place, and a permit that nothing was sent with."""
+        """Leave the queue, and return a permit that nothing was sent with."""
         if self._entry is not None:
             core.dequeue(self._entry)
         if self.permit is not None:
             core.release(self.permit, now)
 
     async def wait_for_capacity(self, wait: Wait, on_wait: OnWait) -> None:
-        """Wait for capacity, which uses up no patience."""
+        """Queue, which uses no patience, until it is time to ask again."""
         now = self.clock.now()
-        known = now if self._due_at is None else self._due_at
+        known = now if self._reported_due_at is None else self._reported_due_at
         has_moved = wait.due_at is not None and abs(wait.due_at - known) > MIN_REPORTED_WAIT_S
-        # A wait that has lasted a second is reported however near its end is by then: else this
-        # would look again at once, and again, without giving the loop to others.
-        if has_moved or not (self._is_queued or now < self._quiet_until):
-            self._is_queued, self._due_at = True, wait.due_at
+        # A wait that has lasted a second is reported, however near its end is. Otherwise the time
+        # to wait below would have passed already, and this would spin without yielding.
+        if has_moved or not (self._reported_queueing or now < self._quiet_until):
+            self._reported_queueing, self._reported_due_at = True, wait.due_at
             await on_wait(wait)
-        until = wait.until if self._is_queued else min(wait.until, self._quiet_until)
+        until = wait.until if self._reported_queueing else min(wait.until, self._quiet_until)
         await self.clock.wait(until, unless=self.wake)
 
     async def wait_out_cooldown(self, cooldown: Cooldown, on_wait: OnWait) -> None:
-        """Wait for a cooldown to end, or decide to probe it."""
+        """Wait for a cooldown to end, or decide to send a probe."""
         now = self.clock.now()
         if not self.patience.covers(cooldown.until - now):
             if not (self._may_probe and cooldown.inherited):
                 raise CooldownTooLongError(cooldown)
             self._may_probe, self._probes_next = False, True
             return
-        if cooldown.until > max(self._cooldown_reported_until, now) + MIN_REPORTED_WAIT_S:
-            self._cooldown_reported_until = cooldown.until
-            self._is_queued, self._due_at = False, None
+        if cooldown.until > max(self._reported_cooldown_until, now) + MIN_REPORTED_WAIT_S:
+            self._reported_cooldown_until = cooldown.until
+            self._reported_queueing, self._reported_due_at = False, None
             await on_wait(cooldown)
         await self.sleep_until(cooldown.until)
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
 
 class Reservation:
-    """A permit in use. Its calls take effect in order; only the first ending counts."""
+    """A permit in use. Its calls take effect in order, and only the first ending counts."""
 
-    def __init__(self, limiter: Limiter, permit: Permit | None, clock: Clock) -> None:
-        assert permit is not None  # noqa: S101 - there was nothing left to wait for
+    def __init__(self, limiter: Limiter, permit: Permit, clock: Clock) -> None:
         self._limiter, self._permit, self._clock = limiter, permit, clock
 
     def mark_sent(self) -> None:
@@ -159,7 +160,7 @@ class Reservation:
         self._permit.sent_at = self._clock.now()
 
     def observe(self, snapshot: LimitSnapshot | None) -> None:
-        """Learn from the headers of an accepted attempt."""
+        """Learn from the headers of an admitted attempt."""
         now = self._clock.now()
         self._limiter.post(lambda core: core.observe(self._permit, snapshot, now))
 
@@ -179,7 +180,7 @@ class Reservation:
     async def refuse(
         self, limit: Limit | None, snapshot: LimitSnapshot | None, *, until: float
     ) -> float:
-        """Close the model, because a limit refused the attempt; return until when."""
+        """Begin a cooldown, because a limit has refused the attempt; return its end."""
         now = self._clock.now()
         cooldown = await self._limiter.run_operation(
             lambda core: core.refuse(
@@ -190,27 +191,27 @@ class Reservation:
 
 
 class Limiter:
-    """Rate limits that this process keeps for itself, in memory: operations are done at once."""
+    """Rate limits of this process alone, in memory: operations run at once, on the event loop."""
 
     def __init__(self) -> None:
         self._core = RateLimiter(MemoryStore(), holder=secrets.token_hex(8))
         self.labels: dict[str, str] = {}  # what users call the limits, by name
-        self.sharing_problem: str | None = None  # why nothing is shared, where it should be
+        self.sharing_problem: str | None = None  # why limits are not shared although they should be
 
     async def salt(self) -> bytes:
         """Return what the names of limits are hashed with, the same for all who share them."""
         return self._core.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
-        """Do an operation in its turn, even if the waiting task is cancelled; return its result."""
+        """Run an operation in its turn, also if its task is cancelled; return its result."""
         return operation(self._core)
 
     def post(self, operation: Operation[object]) -> None:
-        """Do an operation in its turn, without waiting for it."""
+        """Run an operation in its turn, without waiting for it."""
         operation(self._core)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
-        """Return what sets `event`, for an operation to call."""
+        """Return a function that sets `event`, for operations to call."""
         return event.set
 
     async def acquire(
@@ -218,10 +219,10 @@ class Limiter:
     ) -> Reservation:
         """Wait for a permit to send one attempt.
 
-        The limits that it draws on have a hashed `name`, and a `label` for users. An attempt that
-        comes back keeps the cost with which its waiter first came. `on_wait` is awaited before a
-        wait that lasts a second or more, and when the end of one has moved. Raises
-        `CooldownTooLongError` if a cooldown outlasts the patience, or `TooLargeError`.
+        `name` is a hash that names the limits, `label` their name for users. A retry keeps the cost
+        of its waiter's first attempt. `on_wait` is awaited before a wait of a second or more, and
+        when its end has moved. Raises `CooldownTooLongError` if a cooldown outlasts the patience,
+        and `TooLargeError` if the limit can never admit the request.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
         self.labels[name] = label
@@ -237,11 +238,13 @@ class Limiter:
                     await waiter.wait_for_capacity(wait, on_wait)
                 waiter.wake.clear()
         except BaseException:
-            # Posted, not done: a permit that the worker grants at this moment is returned as well.
+            # Posted behind the operation that may be running on the worker's thread: a permit that
+            # it issues at this moment is returned as well.
             self.post(partial(waiter.withdraw, now=clock.now()))
             raise
         finally:
             waiter.reset()
+        assert waiter.permit is not None  # noqa: S101 - nothing was left to wait for
         return Reservation(self, waiter.permit, clock)
 
     async def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
@@ -250,4 +253,4 @@ class Limiter:
         return {self.labels.get(name, name): state for name, state in states.items()}
 
     def close(self) -> None:
-        """Release what is open."""
+        """Release open resources."""

@@ -1,6 +1,6 @@
-"""A limiter that is shared with other processes, on a worker thread: its store may block.
+"""A limiter that is shared with other processes, on a worker thread because its store may block.
 
-Owns which store is used, and on which thread operations are done. Must not know what they do.
+Owns the choice of the store, and the thread on which operations run. Must not know what they do.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from nbcodex.settings import Secret
 
 # Between two heartbeats, while any request is active.
 HEARTBEAT_INTERVAL_S = 1.0
-# A store that failed is tried again after so long, at first.
+# A store that failed is opened again after so long; the interval doubles with each failure.
 STORE_RETRY_S = 60.0
-# A posted operation, which no task waits for, may wait so long for others: to wake the thread
-# costs more than the operation does.
+# No task waits for a posted operation, so it may be delayed to share a wake-up of the thread, which
+# costs more than the operation itself.
 POST_DELAY_S = 0.004
-# Between two transactions while several operations are waited for at once. One transaction for all
-# of them spares a quarrel between the thread and the event loop over the interpreter: each SQLite
-# statement releases it and has to win it back.
+# Between two transactions while several tasks wait for operations. One transaction for all of them
+# reduces the competition for the interpreter's lock, which each SQLite statement releases and has
+# to acquire again.
 TRANSACTION_INTERVAL_S = 0.004
 CLOSE_TIMEOUT_S = 2.0
 
@@ -40,7 +40,7 @@ _NOT_SHARED = "{} So requests are paced for this kernel alone, without regard to
 @dataclass(slots=True)
 class _Job:
     operation: Operation[Any]
-    future: asyncio.Future[Any] | None  # None where no task waits for it
+    future: asyncio.Future[Any] | None  # None if no task waits for it
     result: Any = None
     error: Exception | None = None
 
@@ -58,9 +58,9 @@ def _deliver(jobs: list[_Job], wakes: list[asyncio.Event]) -> None:
 
 
 class SharedLimiter(Limiter):
-    """Rate limits that are shared with other processes. Made on the event loop that it serves.
+    """Rate limits that are shared with other processes. Created on the event loop that it serves.
 
-    A store that fails is replaced by memory, and `open_store` called again after a minute;
+    A store that fails is replaced by memory, and `open_store` is called again after a minute;
     `on_problem` is called once, on the thread, with the reason.
     """
 
@@ -70,9 +70,10 @@ class SharedLimiter(Limiter):
         super().__init__()
         self._open_store, self._clock, self._on_problem = open_store, clock, on_problem
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()  # None: close
         self._unsent: list[_Job] = []
         self._timer: asyncio.TimerHandle | None = None
+        # Used on the thread only.
         self._done: list[_Job] = []
         self._wakes: list[asyncio.Event] = []
         self._store: Store | None = None
@@ -85,18 +86,18 @@ class SharedLimiter(Limiter):
     async def salt(self) -> bytes:
         """Return what the names of limits are hashed with, the same for all who share them."""
         if self._store is None and self.sharing_problem is None:
-            await self.run_operation(lambda _: None)
+            await self.run_operation(lambda _: None)  # waits until the store is open
         return self._core.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
-        """Do an operation on the thread and return its result."""
+        """Run an operation on the thread and return its result."""
         future: asyncio.Future[ResultT] = self._loop.create_future()
         self._unsent.append(_Job(operation, future))
         self._send()
         return await future
 
     def post(self, operation: Operation[object]) -> None:
-        """Do an operation on the thread within milliseconds, without waiting for it."""
+        """Run an operation on the thread within milliseconds, without waiting for it."""
         if not self._unsent:
             self._timer = self._loop.call_later(POST_DELAY_S, self._send)
         self._unsent.append(_Job(operation, None))
@@ -110,11 +111,11 @@ class SharedLimiter(Limiter):
             self._queue.put(jobs)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
-        """Return what sets `event` on the loop, for an operation to call on the thread."""
+        """Return a function that sets `event` on the loop, for operations to call on the thread."""
         return lambda: self._wakes.append(event)
 
     def close(self) -> None:
-        """Leave this process's part to the others, and close the store."""
+        """Release this process's leases and close the store."""
         self._send()
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -123,48 +124,53 @@ class SharedLimiter(Limiter):
 
     def _serve(self) -> None:
         self._open()
-        while (jobs := self._next()) is not None:
+        while (jobs := self._next_jobs()) is not None:
             self._perform_all(jobs)
             done, self._done = [job for job in self._done if job.future], []
             wakes, self._wakes = self._wakes, []
-            if done or wakes:  # one call for all of it, as each wakes the loop
+            if done or wakes:  # in one call, because each call wakes the loop
                 with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                     self._loop.call_soon_threadsafe(_deliver, done, wakes)
-            is_crowded = sum(job.future is not None for job in jobs) > 1
-            # One that comes alone waits for no other: 0.2 ms instead of 3.
-            self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_crowded else 0.0
+            is_busy = sum(job.future is not None for job in jobs) > 1
+            # A single operation is not delayed for others to join: it takes 0.2 ms instead of 3.
+            self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_busy else 0.0
         if self._store is not None:
             with contextlib.suppress(StoreError):
                 self._core.release_leases()
             with contextlib.suppress(Exception):
                 self._store.close()
 
-    def _next(self) -> list[_Job] | None:
-        """Return jobs; none where a sign of life is due, None at the end."""
+    def _next_jobs(self) -> list[_Job] | None:
+        """Return jobs; an empty list if a heartbeat is due, and None to end."""
         due_at = self._heartbeat_at
-        timeout = None if due_at is None else max(0.0, due_at - self._clock.now())
         try:
-            jobs = self._queue.get(timeout=timeout)
+            jobs = self._queue.get(
+                timeout=None if due_at is None else max(0.0, due_at - self._clock.now())
+            )
         except queue.Empty:
             return []
-        # Even a sleep of 0 s releases the interpreter, which costs 0.1 ms.
+        # Even a sleep of 0 s releases the interpreter's lock, which costs 0.1 ms.
         if (rest := self._not_before - time.monotonic()) > 0:
             time.sleep(rest)
         while jobs is not None and not self._queue.empty():
             more = self._queue.get()
             if more is None:
-                self._queue.put(None)  # the end comes next
+                self._queue.put(None)  # the next call returns it
                 break
             jobs += more
         return jobs
 
     def _perform_all(self, jobs: list[_Job]) -> None:
-        store = self._store  # an operation may replace it, and opens no transaction then
+        store = self._store  # an operation may replace it
         try:
             with contextlib.nullcontext() if store is None else store.batch():
                 for job in jobs:
                     self._perform(job)
-                self._heartbeat()
+                now = self._clock.now()
+                if self._heartbeat_at is not None and now >= self._heartbeat_at:
+                    renewal = _Job(lambda core: core.heartbeat(now), None)
+                    self._perform(renewal)
+                    self._heartbeat_at = now + HEARTBEAT_INTERVAL_S if renewal.result else None
         except StoreError as error:
             if store is self._store:
                 self._fall_back(error)
@@ -184,14 +190,6 @@ class SharedLimiter(Limiter):
         self._done.append(job)
         self._heartbeat_at = self._heartbeat_at or now + HEARTBEAT_INTERVAL_S
 
-    def _heartbeat(self) -> None:
-        now = self._clock.now()
-        if self._heartbeat_at is None or now < self._heartbeat_at:
-            return
-        job = _Job(lambda core: core.heartbeat(now), None)
-        self._perform(job)
-        self._heartbeat_at = now + HEARTBEAT_INTERVAL_S if job.result else None
-
     def _open(self) -> None:
         try:
             self._store = self._open_store()
@@ -210,7 +208,7 @@ class SharedLimiter(Limiter):
                 store.close()
         self._core.use_store(MemoryStore())
         self._retry_at = self._clock.now() + self._retry_after
-        self._retry_after *= 2  # each try may block the requests that wait
+        self._retry_after *= 2  # opening may block, while requests wait
         if self.sharing_problem is None:
             self.sharing_problem = _NOT_SHARED.format(error)
             self._on_problem(self.sharing_problem)
@@ -221,8 +219,8 @@ def open_store(
 ) -> Store:
     """Return the store of all processes that have a folder, or a Redis, in common; it may block.
 
-    Where the Redis of several hosts cannot be used, the folder's store stands in; `notify` is
-    called when Redis is lost or back. A `StoreError` says why there is none.
+    While Redis cannot be used, the folder's store replaces it; `notify` is called when Redis is
+    lost or back. Raises `StoreError` if no store can be opened.
     """
     from nbcodex.ratelimit.stores.sqlite import open_in
 
