@@ -1,4 +1,4 @@
-"""Everything that can go wrong: what happened, and what to do about it.
+"""The errors of this package: what happened, and what to do about it.
 
 ::
 
@@ -9,7 +9,7 @@
     ├── TransientError            worth another attempt
     │   ├── LimitError            the server's rate limit; says which, and when it resets
     │   ├── OverloadedError       the server is too busy for all clients
-    │   ├── ServerError           5xx, or an answer that makes no sense
+    │   ├── ServerError           5xx, or an invalid answer
     │   ├── GoneError             a durable answer that the server lost: send it again
     │   └── TransportError        no connection, a broken or silent stream
     ├── PermanentError            the same request can never succeed
@@ -53,8 +53,8 @@ def shorten(text: str, longest: int = MAX_MESSAGE_CHARS) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error's first sentence, with the known word nearest to `word`."""
-    import difflib  # only after a mistake: `%load_ext` has to be fast
+    """Return the end of a sentence about an unknown `word`: the known word nearest to it."""
+    import difflib  # here, because `%load_ext` has to be fast
 
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else "."
@@ -63,13 +63,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def render(title: str, message: str, advice: str) -> list[str]:
     """Return an error as at most six lines, in place of a traceback."""
     lines = textwrap.wrap(f"{title}: {shorten(message)}", ERROR_WIDTH_CHARS)
-    steps = (
-        textwrap.wrap(f"→ {shorten(advice)}", ERROR_WIDTH_CHARS, subsequent_indent="  ")
-        if advice
-        else []
-    )
-    room = MAX_ERROR_LINES - len(steps[:3])
-    return lines[:room] + steps[:3]
+    steps: list[str] = []
+    if advice:
+        steps = textwrap.wrap(f"→ {shorten(advice)}", ERROR_WIDTH_CHARS, subsequent_indent="  ")[:3]
+    return lines[: MAX_ERROR_LINES - len(steps)] + steps
 
 
 def _unpickle(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
@@ -79,33 +76,15 @@ def _unpickle(kind: type[BaseException], args: tuple[Any, ...], state: dict[str,
     return error
 
 
-class NbcodexError(Exception):
-    """The root of all our errors.
-
-    Parameters
-    ----------
-    message : str
-        What happened.
-    advice : str
-        What the user can do.
-    """
+class _Shown(BaseException):
+    """An error that IPython shows in a few lines, and that other processes can receive."""
 
     title = "nbcodex"
-    reply: Reply | None = None
-    # The limits as the headers of the refusal state them, if it came with headers.
-    snapshot: LimitSnapshot | None = None
-    # Whether the simulator refused, so that nothing of it counts.
-    simulated: bool = False
-    # Whether the attempt costs nothing if no answer had begun.
-    is_unbilled: bool = False
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.advice = advice
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.advice}".strip()
+        self.message = message  # what happened
+        self.advice = advice  # what the user can do
 
     # The default would call the class with `args` alone, which most of our classes do not accept.
     # Errors cross processes in `multiprocessing`, joblib and Dask.
@@ -114,8 +93,22 @@ class NbcodexError(Exception):
 
     # IPython calls this by name, for every exception that has it.
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows instead of a traceback."""
         return render(self.title, self.message, self.advice)
+
+
+class NbcodexError(_Shown, Exception):
+    """The root of all our errors."""
+
+    reply: Reply | None = None
+    # The limits as the headers of the refusal state them, if it came with headers.
+    snapshot: LimitSnapshot | None = None
+    # Whether the simulator refused, which costs nothing and concerns no real limit.
+    simulated: bool = False
+    # Whether the attempt costs nothing if no answer had begun.
+    is_unbilled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
 
 
 class ConfigurationError(NbcodexError):
@@ -137,29 +130,17 @@ class BatchUnsupportedError(ConfigurationError):
 
 
 class TransientError(NbcodexError):
-    """Worth another attempt.
-
-    Parameters
-    ----------
-    wait : float or None
-        Seconds that the server asks for; None where it does not say.
-    """
+    """Worth another attempt."""
 
     title = "Temporary failure"
 
     def __init__(self, message: str, *, advice: str = "", wait: float | None = None) -> None:
         super().__init__(message, advice=advice)
-        self.wait = wait
+        self.wait = wait  # seconds that the server asks for; None where it does not say
 
 
 class LimitError(TransientError):
-    """The server's rate limit refused the request, or broke off its answer.
-
-    Parameters
-    ----------
-    limit : Limit
-        Which limit, with the figures that the server gave.
-    """
+    """The server's rate limit refused the request, or broke off its answer."""
 
     title = "Rate limit"
     is_unbilled = True
@@ -168,7 +149,7 @@ class LimitError(TransientError):
         self, message: str, *, limit: Limit, advice: str = "", wait: float | None = None
     ) -> None:
         super().__init__(message, advice=advice, wait=wait)
-        self.limit = limit
+        self.limit = limit  # with the figures that the server states
 
 
 class OverloadedError(TransientError):
@@ -179,7 +160,7 @@ class OverloadedError(TransientError):
 
 
 class ServerError(TransientError):
-    """The server failed, or answered something that makes no sense."""
+    """The server failed, or sent an invalid answer."""
 
     title = "Server error"
 
@@ -246,16 +227,13 @@ class RequestError(PermanentError):
 
 
 class AnswerError(NbcodexError):
-    """An answer arrived, but it is not usable; its text is in `reply`.
-
-    `note` is for the line of figures; empty where the reply's `cut` says why.
-    """
+    """An answer arrived, but it is not usable; its text is in `reply`."""
 
     title = "Invalid answer"
 
     def __init__(self, message: str, *, advice: str = "", note: str = "") -> None:
         super().__init__(message, advice=advice)
-        self.note = note
+        self.note = note  # for the line of figures; empty where the reply's `cut` says why
 
 
 class EntryError(NbcodexError):
@@ -265,15 +243,7 @@ class EntryError(NbcodexError):
 
 
 class ParkedError(NbcodexError):
-    """The request is kept for later: the wait exceeds the user's patience, or they parked it.
-
-    Parameters
-    ----------
-    cause : TransientError or None
-        The failure that demands a wait; None if it was parked by its user while it did not wait.
-    resume_at : float or None
-        The earliest moment at which it can go, in seconds since the epoch.
-    """
+    """The request is kept for later: the wait exceeds the user's patience, or they parked it."""
 
     title = "Parked"
 
@@ -286,8 +256,8 @@ class ParkedError(NbcodexError):
         resume_at: float | None = None,
     ) -> None:
         super().__init__(message, advice=advice)
-        self.cause = cause
-        self.resume_at = resume_at
+        self.cause = cause  # the failure that demands a wait; None if it did not wait
+        self.resume_at = resume_at  # the earliest instant to send it, in seconds since the epoch
 
     @property
     def limit(self) -> Limit | None:
@@ -307,28 +277,11 @@ class CancelledError(NbcodexError):
     title = "Cancelled"
 
 
-class Stopped(KeyboardInterrupt):
-    """The user pressed Stop.
-
-    A KeyboardInterrupt, so that a loop with `except Exception` stops as well.
-
-    Parameters
-    ----------
-    reply : Reply or None
-        The text so far, marked as interrupted.
-    """
+class Stopped(_Shown, KeyboardInterrupt):
+    """The user pressed Stop: a KeyboardInterrupt, so that `except Exception` lets it pass."""
 
     title = "Interrupted"
 
     def __init__(self, message: str, *, reply: Reply | None = None, advice: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.advice = advice
-        self.reply = reply
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (type(self), self.args, self.__dict__)
-
-    def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows instead of a traceback."""
-        return render(self.title, self.message, self.advice)
+        super().__init__(message, advice=advice)
+        self.reply = reply  # with the text so far

@@ -74,25 +74,16 @@ class Secret:
 
 
 def parse_duration(text: str | float) -> float:
-    """Return seconds for ``90s``, ``10m``, ``1h30m``, ``250ms`` or a plain number of seconds.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is not a duration, negative or not finite.
-    """
-    if isinstance(text, str):
-        plain = text.strip()
-        parts = _PART.findall(plain)
-        if parts and not _PART.sub("", plain).strip():
-            seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
-        else:
-            try:
-                seconds = float(plain)
-            except ValueError:
-                seconds = math.nan
+    """Return seconds for ``90s``, ``10m``, ``1h30m``, ``250ms`` or a plain number of seconds."""
+    plain = str(text).strip()
+    parts = _PART.findall(plain)
+    if parts and not _PART.sub("", plain).strip():
+        seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
     else:
-        seconds = float(text)
+        try:
+            seconds = float(plain)
+        except ValueError:
+            seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise ConfigurationError(
             f"{str(text)[:40]!r} is not a duration.", advice="Write it like 90s, 10m or 2h."
@@ -106,16 +97,13 @@ LIMITER_FILENAME = "ledger.sqlite"  # what is known of limits: numbers, under na
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that a request depends on beside itself."""
+    """Everything that a request depends on besides its own options."""
 
-    # api_key, base_url, organization, project: ``OPENAI_API_KEY``, ``OPENAI_BASE_URL``,
-    # ``OPENAI_ORG_ID``, ``OPENAI_PROJECT_ID``.
+    # `_ENVIRONMENT` names the variables of these and other fields.
     api_key: Secret | None = None
     base_url: str | None = None
     organization: str | None = None
     project: str | None = None
-    # azure_endpoint, azure_key, azure_ad_token, api_version: ``AZURE_OPENAI_ENDPOINT``,
-    # ``AZURE_OPENAI_API_KEY``, ``AZURE_OPENAI_AD_TOKEN``, ``OPENAI_API_VERSION``.
     azure_endpoint: str | None = None
     azure_key: Secret | None = None
     azure_ad_token: Secret | None = None
@@ -123,13 +111,11 @@ class Settings:
     # Keys of further hosts, by host name: ``host`` (the usual ports), ``host:port``, ``host:*``
     # (all ports), or ``http://host:port`` where the key may travel unencrypted.
     keys: Mapping[str, Secret] = field(default_factory=dict)
-    # Factory of an ``AsyncOpenAI`` for anything else; the other provider settings are then
-    # ignored.
+    # Returns an ``AsyncOpenAI`` for any other provider; the fields above are then ignored.
     client: Callable[[], Any] | None = None
-    model: str | None = None  # ``NBCODEX_MODEL``; None lets the provider decide
+    model: str | None = None  # None: the server's default, or its only model
     api: Api = "auto"
-    # Seconds of waiting, caused by refusals and faults, before a request is parked.
-    patience: float = 600.0
+    patience: float = 600.0  # seconds of waiting after failures before a request is parked
     # Seconds without data after which a stream counts as broken. Before the first text, while
     # models reason, five times as long.
     idle_timeout: float = 60.0
@@ -138,25 +124,16 @@ class Settings:
     max_answer: int = 2_000_000
     display: Display = "auto"
     remote_images: bool = False
-    # Whether requests are kept on disk; otherwise they are kept until the process ends.
-    journal: bool = True
+    journal: bool = True  # whether requests are kept on disk, or until the process ends
     reuse: bool = False  # whether the answer to an equal request is taken from the journal
-    # The user's own caps, such as ``200k`` or ``$5/day``; all of them apply.
-    budgets: tuple[str, ...] = ()
-    # Estimated cost of a map in US dollars above which it asks for confirmation.
-    ask_above: float = 1.0
-    # Whether the files of batch jobs stay with the provider after their answers have arrived.
-    keep_files: bool = False
-    # ``NBCODEX_HOME``; where files are kept. None means the platform's data folder.
-    home: Path | None = None
+    budgets: tuple[str, ...] = ()  # the user's caps, such as ``200k`` or ``$5/day``; all apply
+    ask_above: float = 1.0  # US dollars: a map that may cost more asks for confirmation
+    keep_files: bool = False  # whether the provider keeps a batch job's files when it is done
+    home: Path | None = None  # where files are kept; None: the platform's data folder
     aliases: Mapping[str, str] = field(default_factory=dict)  # short names of models
-    # The maximum number of earlier turns that a request sees; None: as many as fit.
-    max_history: int | None = None
-    # ``NBCODEX_REDIS_URL``; where hosts on one key share its limits. It may hold a password.
-    redis_url: Secret | None = None
-    # Whether the limits concern this process only, because the server is its own: they are then
-    # kept in memory.
-    private_limits: bool = False
+    max_history: int | None = None  # how many earlier turns a request sees; None: all that fit
+    redis_url: Secret | None = None  # where hosts with one key share its limits
+    private_limits: bool = False  # not shared, because the server is this process's own
 
     # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.
     @classmethod
@@ -165,12 +142,7 @@ class Settings:
     ) -> Self:
         """Return the settings in force now.
 
-        Parameters
-        ----------
-        chosen : mapping or None
-            What the user has configured, by field name; None and empty values are ignored.
-        environ : mapping
-            The environment.
+        `chosen` is what the user has configured, by field name; None and empty values are ignored.
         """
         values: dict[str, Any] = {
             name: value.strip()
@@ -196,7 +168,13 @@ def _as_field(name: str, value: Any) -> Any:
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(value)
     if name == "keys":
-        return {_host_entry(h): k if isinstance(k, Secret) else Secret(k) for h, k in value.items()}
+        keys = {}
+        for host, key in value.items():
+            # Hosts are compared in lower case and without the path of a URL.
+            scheme, separator, rest = host.strip().lower().rpartition("://")
+            place = f"{scheme}{separator}{rest.partition('/')[0]}"
+            keys[place] = key if isinstance(key, Secret) else Secret(key)
+        return keys
     if name in {"patience", "idle_timeout"}:
         seconds = parse_duration(value)
         if name == "idle_timeout" and not seconds:
@@ -209,16 +187,10 @@ def _as_field(name: str, value: Any) -> Any:
     return value
 
 
-def _host_entry(text: str) -> str:
-    """Return an entry of `keys` as hosts are compared: in lower case, without the path of a URL."""
-    scheme, separator, rest = text.strip().lower().rpartition("://")
-    return f"{scheme}{separator}{rest.partition('/')[0]}"
-
-
 def data_folder(settings: Settings) -> Path:
-    """Return the folder that `settings` name, or else the platform's data folder."""
+    """Return the folder where files are kept."""
     if settings.home is not None:
         return settings.home
-    import platformdirs  # takes milliseconds, and is needed rarely
+    import platformdirs  # here, because it takes milliseconds
 
     return platformdirs.user_data_path("nbcodex", appauthor=False)
