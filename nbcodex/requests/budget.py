@@ -94,13 +94,7 @@ class SpendingCap:
 
 
 def parse_cap(text: str) -> SpendingCap:
-    """Return the cap that is written as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is not one.
-    """
+    """Return the cap that a user writes as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``."""
     if found := _CAP.fullmatch("".join(text.split()).lower()):
         amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
         unit: Unit = "dollars" if found["sign"] or found["dollars"] else "tokens"
@@ -187,10 +181,7 @@ class Budget:
     ) -> None:
         """Reserve what a request may cost: its next answer, and its `broken` attempts.
 
-        Raises
-        ------
-        BudgetError
-            If a cap would be passed, or cannot be checked; nothing may be sent then.
+        It is a BudgetError if a cap would be passed or cannot be checked; nothing may be sent then.
         """
         await self.refresh(journal)
         in_force = self._in_force(caps)

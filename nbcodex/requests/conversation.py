@@ -7,7 +7,6 @@ answers are turns. Must not know cells beyond their ids, nor how a conversation 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 
@@ -61,8 +60,7 @@ class Conversations:
             return request, []
         stored = store.find_conversation(request.origin.notebook, request.thread)
         position = replace(self._position(request, stored, store), begins=start_new)
-        turns = store.read_turns(entries_before(stored.candidates, position))
-        turns = _newest(turns, settings.max_history)
+        turns = _turns_before(position, stored, store, settings.max_history)
         # The model is unknown where another server has to be asked for its default.
         other_server = settings.base_url or settings.azure_endpoint or settings.client
         default = settings.model or (None if other_server else DEFAULT_MODEL)
@@ -92,7 +90,7 @@ class Conversations:
         stored = store.find_conversation(notebook, thread)
         chapter = self._state(notebook, thread).chapter
         position = TurnPosition(chapter=stored.chapter if chapter is None else chapter)
-        return _newest(store.read_turns(entries_before(stored.candidates, position)), limit)
+        return _turns_before(position, stored, store, limit)
 
     def _state(self, notebook: str | None, thread: str) -> _ThreadState:
         return self._states.setdefault((notebook, thread), _ThreadState())
@@ -116,13 +114,15 @@ class Conversations:
         return TurnPosition(chapter=earlier.chapter, number=earlier.number)
 
 
-def entries_before(candidates: Sequence[TurnCandidate], position: TurnPosition) -> list[int]:
-    """Return the entries whose turns precede a position in its chapter, oldest first."""
+def _turns_before(
+    position: TurnPosition, stored: StoredConversation, store: ConversationStore, limit: int | None
+) -> list[Turn]:
+    """Return the newest turns that precede a position in its chapter, oldest first."""
     if position.begins:
         return []
     newest: dict[int, TurnCandidate] = {}
     done: dict[int, TurnCandidate] = {}
-    for turn in candidates:
+    for turn in stored.candidates:
         is_earlier = position.number is None or turn.number < position.number
         if turn.chapter == position.chapter and is_earlier:
             newest[turn.number] = turn
@@ -130,10 +130,7 @@ def entries_before(candidates: Sequence[TurnCandidate], position: TurnPosition) 
             if turn.is_done:
                 done[turn.number] = turn
     start = max((number for number, turn in newest.items() if turn.begins), default=0)
-    return [done[number].entry for number in sorted(done) if number >= start]
-
-
-def _newest(turns: list[Turn], limit: int | None) -> list[Turn]:
+    turns = store.read_turns(done[number].entry for number in sorted(done) if number >= start)
     return turns if limit is None else turns[max(0, len(turns) - limit) :]
 
 
@@ -147,7 +144,7 @@ def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) 
     answer = request.max_output or min(ANSWER_TOKENS, context // 8)
     room = context * USABLE_CONTEXT_SHARE - answer - own
     count = sum(1 for _ in takewhile(lambda size: size <= room, sizes))
-    return _newest(turns, count)
+    return turns[len(turns) - count :]
 
 
 def _replayed_turn(

@@ -197,15 +197,9 @@ class Handle:
     ) -> Ending:
         """Start the request and wait for its ending, passing each batch of events to `render`.
 
+        `render` is called in this thread, with no events if there were none for `tick()` seconds.
         An interrupt ends the request, and `Interrupted` is returned; if the request had ended just
         before, that ending is rendered and `Stopped` is raised.
-
-        Parameters
-        ----------
-        render : callable
-            Called in this thread; with no events when `tick()` seconds have passed without any.
-        tick : callable
-            Returns the longest interval between two calls of `render`; None: only for events.
         """
         self._check_thread()
         is_stopped = False

@@ -65,13 +65,7 @@ def build_request(
     origin: Origin | None = None,
     turns: Iterable[Turn] = (),
 ) -> Request:
-    """Return the request that a prompt and its options make.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is invalid; nothing is sent.
-    """
+    """Return the request of a prompt and its options, or raise a ConfigurationError."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
     _check_types(options)
@@ -195,14 +189,14 @@ def _check_size(image: Image) -> Image:
 def _draw(value: Any) -> bytes | None:
     """Return `value` as a file, if it can draw itself."""
     if _is_figure(value):
-        return _save(value, lambda file: value.savefig(file, format="png"))
+        return _save(value, value.savefig)
     # Axes: seaborn and pandas return them rather than the figure.
     if _has_methods(value, "get_figure", "plot"):
         return _draw(value.get_figure())
     if _is_pil(value):
         # A PNG holds neither CMYK nor floating point.
         image = value if value.mode in _PNG_MODES else value.convert("RGBA")
-        return _save(value, lambda file: image.save(file, format="PNG"))
+        return _save(value, image.save)
     if _has_methods(value, "_repr_png_"):
         shown = value._repr_png_()
         shown = shown[0] if isinstance(shown, tuple) else shown
@@ -210,10 +204,10 @@ def _draw(value: Any) -> bytes | None:
     return None
 
 
-def _save(value: object, save: Callable[[io.BytesIO], object]) -> bytes:
+def _save(value: object, save: Callable[..., object]) -> bytes:
     file = io.BytesIO()
     try:
-        save(file)
+        save(file, format="png")
     except Exception as error:
         raise ConfigurationError(
             f"This {type(value).__name__} cannot be drawn: {shorten(str(error), 200)}.",

@@ -61,7 +61,7 @@ EventT = TypeVar("EventT", bound=events.Event)
 
 log = logging.getLogger(__name__)
 
-# The wait by the number of failed attempts; its jitter only adds.
+# The wait by the number of failed attempts. Its jitter only adds.
 _exponential = tenacity.wait_exponential_jitter(
     initial=backoff.BACKOFF_INITIAL_S,
     exp_base=backoff.BACKOFF_FACTOR,
@@ -297,25 +297,23 @@ class RequestRunner:
     async def _attempt(self) -> CompletedAnswer:
         """Send the request once, or continue its durable answer, and read to the end."""
         state, api_client = self.state, self._services.api_client
+        request, settings = self._request, self._settings
         state.last_activity_at = self._clock.now()
         try:
-            if not (self._request.model or self._settings.model):
+            if not (request.model or settings.model):
                 # The server may have to be asked for one: the journal comes first.
                 await self._entry.wait_inserted()
-            state.model = await api_client.resolve_model(self._request, self._settings)
-            endpoint = api_client.endpoint(self._request, self._settings)
+            state.model = await api_client.resolve_model(request, settings)
+            endpoint = api_client.endpoint(request, settings)
             state.base_url = endpoint.base_url  # that of a custom client is known only now
             if position := state.partial.position:
                 # The server counts this towards no limit, so nothing is reserved.
                 state.reservation = None
                 await self._announce_attempt()
                 text = state.partial.text_before(position)
+                stream = api_client.resume_stream(request, settings, position=position, text=text)
                 with contextlib.suppress(GoneError):
-                    return await self._read(
-                        api_client.resume_stream(
-                            self._request, self._settings, position=position, text=text
-                        )
-                    )
+                    return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
             salt = await self._limiter.salt()
             bucket_id = api_client.bucket_id(endpoint, state.model, salt=salt)
@@ -376,7 +374,7 @@ class RequestRunner:
             )
         except CooldownTooLongError as error:
             cause = cooldown_error(error.cooldown.limit)
-            raise self.state.patience_error(cause, error.cooldown.until) from None
+            raise state.patience_error(cause, error.cooldown.until) from None
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:

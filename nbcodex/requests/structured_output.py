@@ -79,10 +79,7 @@ def to_schema(given: object) -> Schema | None:
 def parse_answer(schema: Schema, text: str) -> Any:
     """Return the object in an answer: an instance of the class, else the JSON value.
 
-    Raises
-    ------
-    SchemaMismatchError
-        If it is not JSON, or has another structure.
+    It is a SchemaMismatchError if it is not JSON, or has another structure.
     """
     # Models that are asked for JSON alone still wrap it in a Markdown fence.
     if fenced := _FENCED.fullmatch(text):
@@ -204,15 +201,12 @@ def _schema_of_type(given: Any) -> Schema:
 
             model = given if hasattr(given, "validate_json") else TypeAdapter(given)
             made = model.json_schema()
-        definition = json.loads(_json_text(made))
-    except ConfigurationError:
-        raise
     except Exception as error:
         raise ConfigurationError(
             f"{name or type(given).__name__} has no JSON schema ({shorten(str(error), 120)}).",
             advice="Use fields that JSON can hold.",
         ) from None
-    return _schema(definition, name, model)
+    return _schema(json.loads(_json_text(made)), name, model)
 
 
 @lru_cache(maxsize=64)
@@ -295,9 +289,7 @@ def _validated(schema: Schema, text: str) -> Any:
         why = f"{type(error).__name__}: {shorten(str(error), 100)}"
         raise SchemaMismatchError(f"It could not be checked ({why}).") from None
     if found:
-        more = "; and more" if len(found) > MAX_ERRORS_SHOWN else ""
-        shown = "; ".join(map(_describe_violation, found[:MAX_ERRORS_SHOWN]))
-        raise SchemaMismatchError(f"{shown}{more}.")
+        raise SchemaMismatchError(_join_findings([_describe_violation(error) for error in found]))
     return value
 
 
@@ -386,8 +378,12 @@ def _describe(error: Exception) -> str:
         ]
     except Exception:
         return f"It does not fit ({type(error).__name__}: {shorten(str(error), 100)})."
-    more = f"; and {len(parts) - MAX_ERRORS_SHOWN} more" if len(parts) > MAX_ERRORS_SHOWN else ""
-    return f"{'; '.join(parts[:MAX_ERRORS_SHOWN])}{more}."
+    return _join_findings(parts)
+
+
+def _join_findings(findings: list[str]) -> str:
+    more = "; and more" if len(findings) > MAX_ERRORS_SHOWN else ""
+    return f"{'; '.join(findings[:MAX_ERRORS_SHOWN])}{more}."
 
 
 def _reject_constant(constant: str) -> Any:
