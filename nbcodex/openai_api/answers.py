@@ -191,7 +191,7 @@ def judge(answer: CompletedAnswer) -> None:
     # What is refused here was generated and is charged, and the same request would end in the same
     # way: no other place may decide that an answer is a failure, and none may retry this one.
     is_empty = not (answer.text.strip() or answer.images)
-    if answer.cut == TOOL_CALLS or (answer.tool_calls and is_empty):
+    if answer.cut == TOOL_CALLS or answer.tool_calls:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
         raise AnswerError(
             f"The model asked to call {names} instead of answering; nothing was called.",
