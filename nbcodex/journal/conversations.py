@@ -52,22 +52,13 @@ class ConversationStore:
         def work(connection: Connection) -> StoredConversation:
             # The index `entries_thread` holds all of these columns, so no entry is read.
             rows = connection.execute(
-                """SELECT seq, chapter, place, cell, status, begins FROM entries
+                """SELECT seq AS entry, chapter, place AS number, cell, status = 'done' AS is_done,
+                begins FROM entries
                 WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL
                 ORDER BY seq""",
                 where,
             )
-            candidates = tuple(
-                TurnCandidate(
-                    entry=row["seq"],
-                    chapter=row["chapter"],
-                    number=row["place"],
-                    cell=row["cell"],
-                    is_done=row["status"] == "done",
-                    begins=bool(row["begins"]),
-                )
-                for row in rows
-            )
+            candidates = tuple(TurnCandidate(**dict(row)) for row in rows)
             (started,) = connection.execute(
                 "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
                 where,
@@ -118,16 +109,11 @@ def set_position(connection: Connection, request: Request) -> None:
     """Store the position of a new entry: after all others, unless the request names one."""
     # The entry's own number is larger than all others, so it orders turns without a counter.
     position = request.origin.position
+    values = storable(request.thread), position.chapter, position.number, position.begins
     connection.execute(
         """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
         WHERE id = ?""",
-        (
-            storable(request.thread),
-            position.chapter,
-            position.number,
-            position.begins,
-            storable(request.id),
-        ),
+        (*values, storable(request.id)),
     )
 
 

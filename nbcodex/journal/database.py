@@ -71,6 +71,7 @@ class JournalDatabase:
         self, folder: Path | None, *, clock: Clock, retention: float | None, patience: float
     ) -> None:
         self.folder = folder
+        self.groups_commits = folder is not None  # for a commit to a disk is expensive
         self._clock, self._retention, self._patience = clock, retention, patience
         self._reset()
 
@@ -90,11 +91,6 @@ class JournalDatabase:
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
     # Transactions.
-
-    @property
-    def groups_commits(self) -> bool:
-        """Whether a commit costs a disk's work."""
-        return self.folder is not None
 
     def perform(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""

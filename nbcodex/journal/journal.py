@@ -91,10 +91,9 @@ class Journal:
         """
         # Any other attempt asks for a new response, whose id is not known yet: the old id would
         # make a resumed request fetch an answer that was given up.
-        change = partial(
-            writes.update_own,
-            id_=id_,
-            changes="""status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
+        change = self._update(
+            id_,
+            """status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
             response_id = CASE WHEN :continues THEN response_id END,
             sequence = CASE WHEN :continues THEN sequence END""",
             attempt=bounded_integer(attempt),
@@ -117,10 +116,9 @@ class Journal:
         `notes` are for the reader of the answer. Does not wait for the commit.
         """
         # The reply holds notes only until the request ends: they outlive a crash during the wait.
-        change = partial(
-            writes.update_own,
-            id_=id_,
-            changes="""status = 'waiting', resume_at = :resume_at, limits = :limit,
+        change = self._update(
+            id_,
+            """status = 'waiting', resume_at = :resume_at, limits = :limit,
             reply = coalesce(:reply, reply)""",
             resume_at=finite_or_none(resume_at),
             limit=encode(limit) if limit else None,
@@ -137,10 +135,9 @@ class Journal:
         """
         # Both in one commit, so that a stream is continued exactly where the text ends. Not
         # awaited, because a slow disk must not hold up a stream.
-        change = partial(
-            writes.update_own,
-            id_=id_,
-            changes="text = :text, sequence = coalesce(:sequence, sequence)",
+        change = self._update(
+            id_,
+            "text = :text, sequence = coalesce(:sequence, sequence)",
             text=storable(text),
             sequence=None if sequence is None else bounded_integer(sequence),
         )
@@ -148,13 +145,20 @@ class Journal:
 
     async def set_response_id(self, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
-        change = partial(
-            writes.update_own,
-            id_=id_,
-            changes="response_id = :response_id",
-            response_id=storable(response_id),
-        )
+        change = self._update(id_, "response_id = :response", response=storable(response_id))
         await self._worker.run(change, level=Level.SAFE, default=None)
+
+    def _update(self, id_: str, changes: str, **values: object) -> Callable[[Connection], None]:
+        """Return a job that changes columns of an entry, unless another kernel has claimed it."""
+
+        def work(connection: Connection) -> None:
+            ours = {"id": storable(id_), "owner": connection.owner.id}
+            connection.execute(
+                f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
+                {**values, **ours, "at": connection.clock.wall()},
+            )
+
+        return work
 
     async def finish(
         self,

@@ -66,12 +66,6 @@ class Owner:
             start=process[1] if process else 0,
         )
 
-    @property
-    def machine(self) -> tuple[str, str, str] | None:
-        """The scope in which its pid is unique; None where that is not known."""
-        known = self.boot and self.space and self.start
-        return (self.host, self.boot, self.space) if known else None
-
 
 def write_heartbeat(connection: Connection) -> None:
     """Record that the owner is alive."""
@@ -137,8 +131,10 @@ def is_provably_dead(owner: Owner, *, here: Owner, read: ProcessReader = read_pr
 
     Never true across hosts, boots or pid namespaces: there only the heartbeat counts.
     """
-    if owner.machine is None or owner.machine != here.machine:
+    if (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
         return False
+    if not (owner.boot and owner.space and owner.start and here.start):
+        return False  # this platform does not tell which pids are comparable
     if (process := read(owner.pid)) is None:
         return True
     state, start = process

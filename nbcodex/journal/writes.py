@@ -72,19 +72,6 @@ def insert(
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 
-def update_own(connection: Connection, id_: str, changes: str, **values: object) -> None:
-    """Change columns of an entry, unless another kernel has claimed it."""
-    connection.execute(
-        f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
-        {
-            **values,
-            "id": storable(id_),
-            "owner": connection.owner.id,
-            "at": connection.clock.wall(),
-        },
-    )
-
-
 def finish(
     connection: Connection,
     reply: Reply,
@@ -136,18 +123,12 @@ def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
         may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)
     ):
         return False
+    owner = connection.owner.id
     # This statement decides the race: it changes the entry only as it was read above.
     taken = connection.execute(
         """UPDATE entries SET status = ?, owner = ?, resume_at = NULL, error = NULL, updated_at = ?
         WHERE id = ? AND status = ? AND owner IS ?""",
-        (
-            status,
-            connection.owner.id,
-            connection.clock.wall(),
-            row["id"],
-            row["status"],
-            row["owner"],
-        ),
+        (status, owner, connection.clock.wall(), row["id"], row["status"], row["owner"]),
     )
     return taken.rowcount == 1
 

@@ -21,15 +21,12 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the instant in seconds, comparable across processes of one boot."""
-        ...
 
     def wall(self) -> float:
         """Return seconds since the epoch: for people and for HTTP dates, never for a wait."""
-        ...
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
-        ...
 
 
 class BootClock:
@@ -64,9 +61,7 @@ def boot_id() -> str:
 
 async def sleep_unless(seconds: float, event: asyncio.Event | None = None) -> bool:
     """Sleep on the running loop; return True as soon as `event` is set."""
-    if event is None:
-        await asyncio.sleep(seconds)
-        return False
+    event = event or asyncio.Event()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
