@@ -125,10 +125,15 @@ class Stage:
         )
         self.events: dict[str, list[Event]] = {}
 
-    def start(self, request: Request) -> RequestRunner:
+    def start(
+        self, request: Request, *, on_committed: Callable[[], object] = lambda: None
+    ) -> RequestRunner:
         """Start a request; its events are gathered under its id."""
         received = self.events.setdefault(request.id, [])
-        return RequestRunner(self.services, request, SETTINGS, received.append).start()
+        runner = RequestRunner(
+            self.services, request, SETTINGS, received.append, on_committed=on_committed
+        )
+        return runner.start()
 
     async def play(self, request: Request, *orders: tuple[float, EndAction]) -> list[Event]:
         """Run a request to its ending, giving orders at their seconds; return its events."""

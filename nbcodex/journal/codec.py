@@ -99,16 +99,13 @@ def _restore(found: dict[str, Any]) -> Any:
     if kind is None:
         return found
     renamed = _RENAMED_FIELDS.get(kind.__name__, {})
-    found = {renamed.get(field, field): value for field, value in found.items()}
     known = {field.name for field in dataclasses.fields(kind)}
     # JSON has no tuples; a record, which is frozen, has no lists.
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-            if name in known
-        }
-    )
+    values = {
+        renamed.get(name, name): tuple(value) if isinstance(value, list) else value
+        for name, value in found.items()
+    }
+    return kind(**{name: value for name, value in values.items() if name in known})
 
 
 # These fields do not change the answer, or are part of the key in another way.

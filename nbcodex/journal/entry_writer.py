@@ -54,16 +54,18 @@ class EntryWriter:
         self._insert: Callable[..., Coroutine[Any, Any, None]] | None = None
         self._insert_timer: asyncio.TimerHandle | None = None
         self._inserting: asyncio.Future[None] | None = None
-        self._on_inserted: list[Callable[[], object]] = []
+        self._on_committed: Callable[[], object] = lambda: None
         self._update_task: asyncio.Task[None] | None = None
 
-    async def insert(self, base_url: str) -> Reply | None:
+    async def insert(self, base_url: str, *, on_committed: Callable[[], object]) -> Reply | None:
         """Schedule the insertion; return the answer to an equal request if it is to be reused.
 
-        Nothing may be sent before `wait_inserted` or `start_attempt` has returned.
+        Nothing may be sent before `wait_inserted` or `start_attempt` has returned. `on_committed`
+        is called on the event loop once the request is committed.
         """
         key = equality_key(self._request, base_url=base_url)
         self._insert = partial(self._journal.insert, self._request, key=key)
+        self._on_committed = on_committed
         if not self._request.reuse:
             loop = asyncio.get_running_loop()
             self._insert_timer = loop.call_later(INSERT_DELAY_S, self._insert_now)
@@ -86,12 +88,6 @@ class EntryWriter:
         found = await self._journal.find_answer(key)
         return found and replace(found, id=self._request.id)
 
-    def on_inserted(self, callback: Callable[[], object]) -> None:
-        """Call `callback` on the event loop once the request is committed."""
-        self._on_inserted.append(callback)
-        if self._insert is None and self._inserting is None:
-            self._call_inserted()
-
     async def wait_inserted(self) -> None:
         """Return once the request is committed."""
         self._insert_now()
@@ -104,7 +100,7 @@ class EntryWriter:
     def _insert_now(self) -> None:
         if insert := self._take_insert():
             self._inserting = asyncio.ensure_future(insert())
-            self._inserting.add_done_callback(self._call_inserted)
+            self._inserting.add_done_callback(lambda _: self._on_committed())
 
     def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
         """Return the insertion if it is still to be done; the caller does it."""
@@ -113,17 +109,12 @@ class EntryWriter:
             self._insert_timer.cancel()
         return insert
 
-    def _call_inserted(self, _: object = None) -> None:
-        callbacks, self._on_inserted = self._on_inserted, []
-        for callback in callbacks:
-            callback()
-
     async def start_attempt(self, attempt: int) -> None:
         """Commit that an attempt is about to be sent; with a position, it continues an answer."""
         if insert := self._take_insert():
             # The journal runs this even if the task is cancelled here, and before later writes.
             await insert(attempt=attempt)
-            self._call_inserted()
+            self._on_committed()
             return
         continues = self._answer.position is not None
         started = self._journal.start_attempt(self._request.id, attempt, continues=continues)

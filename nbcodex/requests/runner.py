@@ -220,9 +220,7 @@ class RequestRunner:
         # The budget is read while the request is being committed, not after it.
         self._services.budget.start_reading(self._services.counters(self._settings))
         if resumption is None:
-            reused = await self._entry.insert(state.base_url)
-            self._entry.on_inserted(self._on_committed)
-            return reused
+            return await self._entry.insert(state.base_url, on_committed=self._on_committed)
         if (wall := resumption.not_before) is not None:
             until = self._clock.now() + wall - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)

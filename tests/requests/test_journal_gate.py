@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,11 +66,15 @@ def test_waiting_request_is_inserted_meanwhile() -> None:
     async def main() -> tuple[InsertRecorder, list[str]]:
         stage = Stage([limit], answer("one"), answer("two"))
         stage.journal = journal = InsertRecorder()
-        runs = [stage.start(Request(prompt=name, model="m")) for name in ("first", "second")]
-        kept: list[str] = []
-        runs[1]._entry.on_inserted(lambda: kept.append("second"))
+        committed: list[str] = []
+        runs = [
+            stage.start(
+                Request(prompt=name, model="m"), on_committed=partial(committed.append, name)
+            )
+            for name in ("first", "second")
+        ]
         await asyncio.sleep(1.0)
-        assert kept == ["second"]
+        assert committed == ["first", "second"]
         await asyncio.wait([run.task for run in runs])
         return journal, [ending(received).reply.text for received in stage.events.values()]
 
