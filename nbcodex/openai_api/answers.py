@@ -226,9 +226,6 @@ def judge(answer: CompletedAnswer) -> None:
     )
 
 
-# Values of untrusted JSON.
-
-
 def read_usage(figures: object, service_tier: object = None) -> Usage:
     """Return the token figures of either API; implausible ones are unknown.
 
@@ -327,9 +324,6 @@ def json_object(data: str) -> dict[str, Any]:
     return payload
 
 
-# Secrets: a server may echo our key anywhere, split over many chunks.
-
-
 def effective_secrets(secrets: Iterable[str]) -> list[str]:
     """Return the secrets that are neither placeholders nor too short to be one, longest first."""
     kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in _PLACEHOLDERS}
@@ -337,7 +331,7 @@ def effective_secrets(secrets: Iterable[str]) -> list[str]:
 
 
 class Redactor:
-    """Replaces secrets in one text, which may arrive in chunks."""
+    """Replaces secrets in one text: a server may echo our key anywhere, split over chunks."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self.secrets = effective_secrets(secrets)

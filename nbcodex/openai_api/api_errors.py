@@ -98,9 +98,6 @@ class ErrorInfo:
         return shorten(f"{words}{status}: {stated}{stop}" if stated else f"{words}{status}.")
 
 
-# Sources of errors.
-
-
 def from_status(
     status: int, headers: Headers, body: bytes | str, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
@@ -236,9 +233,6 @@ def invalid_answer(message: str) -> ServerError:
     return ServerError(message, advice=_ADVICE[ServerError])
 
 
-# What the server says.
-
-
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
     if isinstance(payload, list) and payload:  # Gemini
@@ -342,9 +336,6 @@ def _line(value: object, clean: CleanText) -> str:
     # A cut through a secret would leave half of it: clean far beyond what can be shown.
     text = clean(str(value)[:MAX_ERROR_BODY_CHARS])
     return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
-
-
-# What it means.
 
 
 def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:

@@ -222,9 +222,6 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
     return MissingKeyError(f"No API key is set for {endpoint.host}.", advice=advice)
 
 
-# Base URLs.
-
-
 def parse_base_url(text: str, name: str) -> SplitResult:
     """Return a base URL in parts, or raise a ConfigurationError; `name` is what it is called."""
     fault = ""

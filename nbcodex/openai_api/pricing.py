@@ -74,9 +74,6 @@ def _host(base_url: str) -> str:
         return ""
 
 
-# Prices.
-
-
 def requested_tier(request: Request) -> str | None:
     """Return the service tier that a request asks for, whose price is expected."""
     tier = request.params.get("service_tier")
@@ -164,9 +161,6 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
     except Exception:
         # An unknown model, implausible figures or a broken table must not cost an answer.
         return None
-
-
-# Estimates of tokens.
 
 
 def estimate_text_tokens(text: str) -> int:

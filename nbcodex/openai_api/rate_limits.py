@@ -82,9 +82,6 @@ _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants, not durations
 
 
-# Numbers and durations.
-
-
 def parse_number(text: str | None) -> float | None:
     """Return a finite number that is not negative; None for anything else."""
     if not text or len(text) > _MAX_VALUE_CHARS:
@@ -137,9 +134,6 @@ def parse_reset(text: str | None, now: float) -> float | None:
     if seconds >= _EPOCH_S:
         seconds = max(0.0, seconds / (1000 if seconds >= _EPOCH_MS else 1) - now)
     return seconds
-
-
-# Headers.
 
 
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
@@ -256,9 +250,6 @@ def _tightest_reading(headers: Headers, resource: Resource) -> LimitReading | No
             full_in = None
         readings.append(LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in))
     return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
-
-
-# Messages.
 
 
 def limit_in_message(message: str, *, kind: str | None = None) -> Limit:

@@ -257,9 +257,6 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     return names[0] if names else None
 
 
-# Bodies.
-
-
 def check_params(params: Mapping[str, Any]) -> None:
     """Raise a ConfigurationError for params that we set ourselves, or that are not JSON."""
     for name in params:

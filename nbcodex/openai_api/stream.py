@@ -156,8 +156,8 @@ class AnswerStream:
         self._decoder = SseDecoder()
         self._splitter = ReasoningSplitter() if has_tags else None
         self._has_restarted = False  # all text so far turned out to be reasoning
-        self._first: bytes | None = None  # the first chunk, if `prefetch` has read it
-        self._payload: dict[str, Any] = {}  # a body in one piece
+        self._first = b""  # the first chunk, which shows what kind of body it is
+        self._payload: dict[str, Any] | None = None  # a body in one piece
         self._resumed_text = resumed_text
         self._texts: list[str] = []
         self._has_text = bool(resumed_text)
@@ -176,15 +176,26 @@ class AnswerStream:
         return arrived if self._is_one_piece else (self._resumed_text or "") + arrived
 
     async def prefetch(self) -> None:
-        """Read a body in one piece, before anything is yielded.
+        """Read the first chunk, and the rest of a body in one piece.
 
-        Raises an AnswerFailedError if it is an error, so that the request can still be adapted.
+        Raises an AnswerFailedError if that is an error, so that the request can still be adapted.
         """
-        self._first = await self._first_chunk()
-        if self._first.startswith((b"{", b"[")):
-            self._payload = await self._read_json(self._first)
-            if is_error_object(self._payload):
-                raise AnswerFailedError(self._payload)
+        deadline = self._deadline()
+        while not self._first and (chunk := await self._next_chunk(deadline)):
+            self._first = chunk.lstrip(_BOM + b" \t\r\n")
+        if not self._first.startswith((b"{", b"[")):
+            return
+
+        async def chunks() -> AsyncIterator[bytes]:
+            chunk = self._first
+            while chunk:
+                yield chunk
+                chunk = await self._next_chunk(self._deadline())
+
+        body = await read_body(chunks())
+        self._payload = json_object(body.decode("utf-8", "replace"))
+        if is_error_object(self._payload):
+            raise AnswerFailedError(self._payload)
 
     async def events(self) -> AsyncGenerator[StreamEvent]:
         """Yield deltas and positions until the answer is complete; then close the body.
@@ -193,16 +204,17 @@ class AnswerStream:
         or an exception of HTTP or of decoding if the stream breaks.
         """
         try:
-            first = await self._first_chunk() if self._first is None else self._first
-            if first.startswith(b"<"):
+            if not self._first:
+                await self.prefetch()
+            if self._first.startswith(b"<"):
                 raise invalid_answer("The server sent a web page instead of an answer.")
-            if first.startswith((b"{", b"[")):
-                for event in self._emit(*await self._read_whole(first)):
+            if self._payload is not None:
+                for event in self._emit(*self._read_whole(self._payload)):
                     yield event
                 if self._error:
                     raise self._error
                 return
-            async with contextlib.aclosing(self._read_stream(first)) as events:
+            async with contextlib.aclosing(self._read_stream(self._first)) as events:
                 async for event in events:
                     yield event
             # What was held back, and text that came only with the final event.
@@ -224,19 +236,11 @@ class AnswerStream:
         finally:
             await close_body(self._chunks)
 
-    async def _first_chunk(self) -> bytes:
-        """Return the first chunk that is not blank: it shows what kind of body it is."""
-        deadline = self._deadline()
-        while chunk := await self._next_chunk(deadline):
-            if head := chunk.lstrip(_BOM + b" \t\r\n"):
-                return head
-        return b""
-
-    async def _read_whole(self, first: bytes) -> tuple[str, str]:
+    def _read_whole(self, payload: dict[str, Any]) -> tuple[str, str]:
         """Return the text and the reasoning of a body in one piece; an error in it is kept."""
         self._is_one_piece = True
         try:
-            self._reader.read_body(self._payload or await self._read_json(first))
+            self._reader.read_body(payload)
         except Exception as error:
             # An answer that is still being generated has an id, which must not be lost.
             self._position, self._error = self._reader.position, error
@@ -249,10 +253,7 @@ class AnswerStream:
         return self._texts[0], self._reasoning_redactor.clean(reasoning)
 
     async def _read_stream(self, chunk: bytes) -> AsyncGenerator[StreamEvent]:
-        """Yield what a stream of server-sent events adds, once per network chunk.
-
-        Thousands of deltas a second stay cheap in this way.
-        """
+        """Yield what a stream of server-sent events adds, once per network chunk."""
         loop = asyncio.get_running_loop()
         progress_at = loop.time()
         while chunk:
@@ -393,18 +394,6 @@ class AnswerStream:
         if position and position != self._emitted_position:
             yield position
         self._emitted_position = position
-
-    async def _read_json(self, first: bytes) -> dict[str, Any]:
-        """Return the body of a server that did not stream."""
-
-        async def chunks() -> AsyncIterator[bytes]:
-            chunk = first
-            while chunk:
-                yield chunk
-                chunk = await self._next_chunk(self._deadline())
-
-        body = await read_body(chunks())
-        return json_object(body.decode("utf-8", "replace"))
 
 
 def _is_progress(event: tuple[str, str]) -> bool:
