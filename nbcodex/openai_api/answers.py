@@ -19,7 +19,7 @@ from nbcodex.openai_api.api_errors import AnswerFailedError
 
 MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use up any budget
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
-MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that goes along with the next turn
+MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that is sent with the next turn
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
@@ -34,7 +34,7 @@ _REASONING_FIELDS = ("type", "id", "summary", "encrypted_content")
 MASK = "[secret]"
 MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
 
-# What people set where a local server requires some key: words that answers contain anyway.
+# Users set these where a local server requires any key at all; answers contain such words anyway.
 _PLACEHOLDERS = frozenset(
     {"lm-studio", "not-needed", "not-used", "no-key-required", "sk-no-key-required", "anything"}
 )
@@ -362,6 +362,6 @@ class Redactor:
         return self.clean(text[:cut])
 
     def flush(self) -> str:
-        """Return what was held back; the text has ended."""
+        """Return what was held back, at the end of the text."""
         text, self.tail = self.tail, ""
         return self.clean(text)

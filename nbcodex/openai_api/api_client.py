@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 NOT_KEPT = "not durable: this server keeps no answers"
 CANCEL_TIMEOUT_S = 5.0
 
-# A server that refuses the retrieval of an answer like this does not have it, or not the call.
+# With these, a server states that it does not have an answer, or not the call that retrieves it.
 _ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
 
 
@@ -106,7 +106,7 @@ class ApiClient:
             raise ConfigurationError(
                 "On Azure, a model is named by its deployment.", advice="Use -m DEPLOYMENT."
             )
-        # A local server usually has one model loaded; it is asked for its name once.
+        # A local server usually has one model loaded; its name is requested once.
         if endpoint not in self._only_models:
             names = await self.list_models(settings, api_base=request.api_base)
             if len(names) != 1:
@@ -152,7 +152,7 @@ class ApiClient:
                 )
                 # Azure states the wait for a failure in the stream in the headers of its 200.
                 headers = response.headers
-                # What fails from here on is not due to the parameters: they were accepted.
+                # The server accepted the parameters: no failure after this is due to them.
                 self.memory.learn(prepared)
                 yield self._started(response, redactor, api=prepared.api, model=prepared.model)
                 async with contextlib.aclosing(stream.events()) as events:
@@ -194,7 +194,7 @@ class ApiClient:
         """Continue a durable answer, at no further charge; yield what `stream` yields.
 
         The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first with
-        ``stream`` and ``starting_after``, then for the answer as it stands.
+        ``stream`` and ``starting_after``, then without them for the whole answer.
 
         `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises a
         GoneError if the answer is lost, so that only sending the request again can help.
@@ -305,7 +305,7 @@ class ApiClient:
     def translate(
         self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
     ) -> tuple[NbcodexError, BaseException | None]:
-        """Return one of our errors, and its cause if that can be shown: nothing with a secret."""
+        """Return one of our errors, and its cause unless that contains a secret."""
         failure = api_errors.from_exception(
             error, wall=self.clock.wall(), headers=headers, clean=redactor.clean
         )

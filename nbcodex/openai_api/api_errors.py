@@ -47,15 +47,8 @@ _ADVICE: dict[type[NbcodexError], str] = {
     ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
     RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
-_MESSAGE_MEMBERS = (
-    "message",
-    "detail",
-    "msg",
-    "error_msg",
-    "error_message",
-    "status_msg",  # MiniMax
-    "text",
-)
+# OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
+_MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
@@ -73,7 +66,7 @@ class AnswerFailedError(Exception):
 class ErrorInfo:
     """An error as the server describes it, safe to show; members that it has not are empty."""
 
-    status: int | None = None  # of HTTP, or what a gateway writes in its place
+    status: int | None = None  # of HTTP, or the provider's as a gateway states it
     code: str = ""
     kind: str = ""  # the error's `type`, or Google's `status`
     message: str = ""
@@ -116,7 +109,7 @@ def from_status(
             advice="If you trust that address, make it the base URL.",
         )
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
-    # Some servers frame the body of a refusal as the stream that was asked for.
+    # Some servers send a refusal as an event, because a stream was requested.
     if text.lstrip().startswith(("data:", "event:")):
         lines = (line.removeprefix("data:").strip() for line in text.splitlines()[:20])
         text = next((line for line in lines if line.startswith(("{", "["))), text)
@@ -190,7 +183,7 @@ def is_api_exception(error: Exception) -> bool:
 
 
 def name_address(error: NbcodexError, base_url: str, path: str) -> None:
-    """Add the address to an error that says it is wrong, and advise one that is probably right."""
+    """Name the address in an error about a wrong one, and advise one that is probably right."""
     if error.advice != _ADDRESS_ADVICE:
         return
     detail = error.message.partition(": ")[2]
@@ -312,7 +305,7 @@ def _error_part(payload: object) -> Mapping[str, Any] | str:
         if isinstance(inner, str) and _first(payload, "message", "detail"):
             return payload  # the HTTP library's name of the status (FastAPI, Spring)
         if isinstance(inner, str):
-            return {**payload, "message": inner}  # TGI and xAI put the code beside the text
+            return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
         payload = inner
     return payload if isinstance(payload, dict | str) else {}
 
@@ -333,7 +326,7 @@ def _line(value: object, clean: CleanText) -> str:
         value = "; ".join(reasons)
     if isinstance(value, int) and abs(value) > 2**63:
         return ""  # its digits alone could take minutes to compute
-    # A cut through a secret would leave half of it: clean far beyond what can be shown.
+    # Cleaned before it is cut, because a cut through a secret would leave half of it.
     text = clean(str(value)[:MAX_ERROR_BODY_CHARS])
     return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
 

@@ -89,7 +89,7 @@ class BatchClient:
     async def upload_file(self, data: bytes, request: Request, settings: Settings) -> str:
         """Upload lines, at most `MAX_BATCH_REQUESTS` and `MAX_BATCH_BYTES`; return the file's id.
 
-        `request` is any of them: here and below it determines the server.
+        `request` can be any of the file's: in all calls, it only determines the server.
         """
         async with self._api_client.connected(request, settings) as (client, _):
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
@@ -98,10 +98,10 @@ class BatchClient:
     async def create_batch(
         self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
     ) -> Batch:
-        """Have an uploaded file answered, whose lines are of one API and one model.
+        """Create a batch from an uploaded file, whose lines are of one API and one model.
 
-        After a `TransientError` the batch may exist: ask `find_batches`, which finds it by its
-        `metadata`, before creating it again.
+        After a `TransientError` the batch may exist: look for its `metadata` with `find_batches`
+        before creating it again.
         """
         path: Any = f"/v1{PATHS[self.api_for(request, settings)]}"
         async with self._api_client.connected(request, settings) as (client, redactor):

@@ -1,4 +1,4 @@
-"""The SDK's clients, made when they are needed and kept. The only place that makes one.
+"""Makes and keeps the SDK's clients; no other module makes one.
 
 The clients never retry: with ``Retry-After: 90`` the SDK would block for 180 s in silence, and it
 never retries a stream that has begun. They follow no redirect: the prompt must not travel to a host
@@ -30,7 +30,7 @@ WRITE_TIMEOUT_S = 60.0
 # that took a sixth of the event loop's work at full speed.
 MAX_IDLE_CONNECTIONS = 10
 
-# Bounds on decoded bodies that the SDK reads whole, before we see them.
+# Bounds on the decoded bodies that the SDK reads whole, before our code gets them.
 MAX_ERROR_BODY_BYTES = 65_536
 MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches has some 100 kB
 
@@ -50,7 +50,7 @@ class Connections:
 
     def client(self, endpoint: Endpoint) -> AsyncOpenAI:
         """Return the client for an endpoint, or raise a ConfigurationError on a bad environment."""
-        # Requests that run keep the pool of the environment that they began in.
+        # Requests in progress keep the pool of the environment in which they began.
         environment = tuple(os.environ.get(v) for v in _ENVIRONMENT)
         if environment not in self._pools:
             self._pools[environment] = _open_pool(self._transport)
@@ -79,7 +79,8 @@ class Connections:
             except Exception as error:
                 raise factory_error(error) from None
             if inspect.iscoroutine(made):
-                # Never awaited here, or Python would warn; the factory is called again later.
+                # Python would warn that it was never awaited. `custom_client` calls the factory
+                # again.
                 made.close()
             if not inspect.isawaitable(made):
                 self._adopt(factory, made)

@@ -47,7 +47,7 @@ QUOTA_TEXTS = {
 QUOTA_PHRASES = ("crossed budget", "exceeded budget", "exceeded your current quota")
 # Missing credit that is refused with HTTP 400 (Anthropic) or 403 (xAI).
 CREDIT_PHRASES = ("credit balance is too low", "have any credits", "insufficient balance")
-# How a provider behind OpenRouter says that it is only busy.
+# How messages of providers behind OpenRouter say that the failure is temporary.
 TEMPORARY_PHRASES = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
 TOO_LARGE_CODES = {
     "context_length_exceeded",
@@ -162,13 +162,7 @@ REASONING_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]":
 # (Mistral), ``x-ratelimit-reset-requests-1h``, ``ratelimit-limit`` (IETF draft, Telnyx). What is in
 # none of these tables ("project", "input") distinguishes limits of one resource.
 HEADER_FIGURES = {"limit", "remaining", "reset", "used"}
-HEADER_RESOURCES = {
-    "requests": "requests",
-    "request": "requests",
-    "req": "requests",
-    "tokens": "tokens",
-    "token": "tokens",
-}
+HEADER_RESOURCES = {"requests", "request", "req", "tokens", "token"}
 WINDOWS_S = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
     **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),

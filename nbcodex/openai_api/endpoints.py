@@ -286,7 +286,7 @@ def check_texts(request: Request, secrets: Iterable[str]) -> None:
             "The params, or the schema, are not valid JSON, or are nested too deeply."
         ) from None
     plain = effective_secrets(secrets)
-    # In JSON, a quote or a backslash in a secret stands escaped.
+    # JSON escapes a quote or a backslash in a secret.
     forms = {*plain, *(_encode(secret)[1:-1] for secret in plain)}
     for name, text in texts:
         try:

@@ -75,7 +75,7 @@ def _host(base_url: str) -> str:
 
 
 def requested_tier(request: Request) -> str | None:
-    """Return the service tier that a request asks for, whose price is expected."""
+    """Return the service tier that a request names, by whose price its cost is estimated."""
     tier = request.params.get("service_tier")
     return tier if isinstance(tier, str) else None
 

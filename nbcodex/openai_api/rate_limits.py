@@ -189,13 +189,13 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
         if figure is None:
             continue
         words.remove(figure)
-        resource = next((HEADER_RESOURCES[w] for w in words if w in HEADER_RESOURCES), None)
-        # The window stands as ``minute``, as ``1h``, or as ``5-minute``.
+        resource = next((_resource(word) for word in words if word in HEADER_RESOURCES), None)
+        # The window is named like ``minute``, ``1h`` or ``5-minute``.
         counted = _COUNTED_WORD.findall("-".join(words))
         windows = [float(n or 1) * WINDOWS_S[word] for n, word in counted if word in WINDOWS_S]
         window = windows[0] if windows else None
-        place = (resource, window, *(w for w in words if w not in HEADER_RESOURCES))
-        limit = limits.setdefault(place, HeaderLimit(cast(Resource, resource), window))
+        key = (resource, window, *(w for w in words if w not in HEADER_RESOURCES))
+        limit = limits.setdefault(key, HeaderLimit(resource, window))
         if figure == "reset":
             limit.reset_in = parse_reset(value, now)
         elif figure in ("limit", "remaining"):
@@ -328,7 +328,7 @@ def limit_in_google_details(details: object) -> tuple[Limit | None, float | None
 def seconds_to_pacific_midnight(wall: float) -> float:
     """Return the wait for Google's daily limits, which reset at midnight Pacific time.
 
-    Source: Gemini's guide "Rate limits". Its refusals ask to retry in seconds all day long.
+    Source: Gemini's guide "Rate limits". Its refusals state a wait of seconds at any hour.
     """
     try:
         zone: Any = ZoneInfo("America/Los_Angeles")

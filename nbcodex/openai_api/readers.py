@@ -40,7 +40,7 @@ _IMAGE_SIGNATURES = (
     (b"WEBP", 8, "image/webp"),
 )
 
-# The id becomes a part of a URL's path: nothing else may stand in it.
+# The id becomes a part of a URL's path: it must not contain anything that changes the path.
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)
 
 
@@ -55,7 +55,7 @@ class _Reader:
 
 
 class ResponsesReader(_Reader):
-    """Reads answers of the Responses API; `durable` if the server was asked to keep them."""
+    """Reads answers of the Responses API; `durable` if the server was asked to store them."""
 
     def __init__(self, *, durable: bool = False, position: StreamPosition | None = None) -> None:
         super().__init__(position)
@@ -248,7 +248,7 @@ AnswerReader = ResponsesReader | ChatReader
 
 
 def safe_response_id(value: object) -> str | None:
-    """Return an answer's id if it can stand in a URL's path, else None."""
+    """Return an answer's id if it is safe in a URL's path, else None."""
     return value if isinstance(value, str) and _SAFE_ID.fullmatch(value) else None
 
 
@@ -349,7 +349,7 @@ class ReasoningSplitter:
         return self._find_unopened(text) if self._may_be_unopened else (text, "")
 
     def flush(self) -> tuple[str, str]:
-        """Return what was held back; the text has ended."""
+        """Return what was held back, at the end of the text."""
         tail, self._tail = self._tail, ""
         return ("", tail) if self._closing_tag else (tail, "")
 

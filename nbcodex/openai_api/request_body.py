@@ -68,12 +68,12 @@ _RESERVED_PARAMS = {
 }
 
 # Prefixes of OpenAI's models that reason. For others OpenAI refuses
-# ``reasoning.encrypted_content``; a name that is missing here costs only the reasoning that the
-# next turn would bring along.
+# ``reasoning.encrypted_content``. With a model that is missing here, the next turn is sent without
+# the reasoning of this one.
 _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
-# Our parameters for a schema: after any refusal that is about them, the answer can be had with the
-# schema in the prompt.
+# Our parameters for a schema, and the phrases that name them: after a refusal that is about one of
+# them, the schema is sent in the prompt instead.
 _SCHEMA_PARAMS = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
 # How else refusals of a schema are worded: Gemini ("Unknown name \"$defs\" at
 # 'generation_config.response_schema'"), vLLM ("… features not supported by xgrammar",
@@ -115,7 +115,7 @@ class PreparedRequest:
     is_probe: bool = False  # whether the server may turn out to have only the other API
     avoid: frozenset[str] = frozenset()  # parameters that the server does not accept
     adaptations: int = 0
-    durable: bool = False  # whether the server is asked to keep the answer
+    durable: bool = False  # whether the server is asked to store the answer
 
     @property
     def body(self) -> Body:
@@ -193,7 +193,7 @@ class ServerMemory:
         avoid = self._avoid.get(here, frozenset())
         if _definition_text(request) in self._refused_schemas.get(here, ()):
             avoid |= {_SCHEMA_PARAM_OF[api]}
-        # Other models and servers could not decrypt the reasoning of this one, but could store it.
+        # Other models and servers cannot decrypt the reasoning of this one, but could store it.
         own = (model, endpoint.base_url)
         turns = tuple(
             turn
@@ -214,7 +214,7 @@ class ServerMemory:
         )
 
     def mark_not_durable(self, prepared: PreparedRequest) -> bool:
-        """Remember that an account's answers of a model are not kept; return whether it is new."""
+        """Remember that a server keeps no answers of a model; return whether that is new."""
         account = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
         is_new = account not in self._not_durable
         self._not_durable.add(account)
@@ -309,7 +309,7 @@ def responses_body(
     if request.schema and request.schema.definition:
         body["text"] = {"format": {"type": "json_schema", **_schema_format(request.schema)}}
     if kind == "openai" and model.startswith(_REASONING_MODELS):
-        # What the server does not store, the next turn has to bring along.
+        # The server does not store the reasoning: the next turn has to send it.
         body["include"] = ["reasoning.encrypted_content"]
     return _merge_params(body, request.params, avoid)
 

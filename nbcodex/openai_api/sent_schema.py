@@ -89,7 +89,7 @@ def as_object(definition: Mapping[str, Any]) -> Definition:
     for name in ("$schema", "$id"):
         inner.pop(name, None)
     shared = {name: inner.pop(name) for name in _DEFINITIONS if name in inner}
-    # What is put into an object is at another place: references to it have to follow.
+    # The schema moves to another place of the document: references into it have to be rewritten.
     names = shared.get("$defs", {})
     name = next(n for n in ("Answer", "Answer_", "Answer__") if n not in names)
     has_moved = False
@@ -164,7 +164,7 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
 
 
 def _strict(part: Any, depth: int) -> Definition:
-    """Return a schema in the terms of strict mode; without its definitions."""
+    """Return a schema in the terms of strict mode, without its definitions."""
     if not isinstance(part, dict) or depth > MAX_SCHEMA_DEPTH or _UNSUPPORTED_KEYWORDS & set(part):
         raise _NotStrictError
     if "$ref" in part:

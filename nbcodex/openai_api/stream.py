@@ -37,14 +37,15 @@ from nbcodex.settings import Settings
 FIRST_TEXT_FACTOR = 5
 WHOLE_BODY_FACTOR = 10
 
-# After the last delta or a failure, usage or the reason may follow; it is not worth a long wait.
+# The usage can follow the last delta, and the reason a failure: neither is worth a long wait.
 TRAILER_TIMEOUT_S = 5.0
 
-# Once text has begun, packets are gathered for this long: to wake for each costs as much as for
-# many. What has arrived already is read at once.
+# Once text has begun, packets are gathered for this long, because to wake up for one costs as much
+# as for many. What has arrived already is read at once.
 GATHER_S = 0.02
 
-# A body that is read to its end gives its connection back to the pool, which is worth a short wait.
+# Only a body that was read to its end returns its connection to the pool, which is worth a short
+# wait.
 DRAIN_TIMEOUT_S = 0.1
 _DRAIN_BYTES = 65_536
 
@@ -63,8 +64,7 @@ class SseDecoder:
     costs no more than a line in one.
     """
 
-    def __init__(self, *, max_bytes: int = MAX_BODY_BYTES) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self) -> None:
         self._line_parts: list[bytes] = []  # of the unfinished line
         self._data: list[bytes] = []  # lines of the unfinished event
         self._event = b""
@@ -127,9 +127,9 @@ class SseDecoder:
             self._event = value.removeprefix(b" ")
 
     def _check_size(self) -> None:
-        if self._data_bytes + self._line_bytes > self._max_bytes:
+        if self._data_bytes + self._line_bytes > MAX_BODY_BYTES:
             raise ServerError(
-                f"The server sent an event of more than {self._max_bytes >> 20} MB.",
+                f"The server sent an event of more than {MAX_BODY_BYTES >> 20} MB.",
                 advice="The server or a gateway is broken; the request is retried automatically.",
             )
 
@@ -200,7 +200,7 @@ class AnswerStream:
     async def events(self) -> AsyncGenerator[StreamEvent]:
         """Yield deltas and positions until the answer is complete; then close the body.
 
-        Raises an AnswerFailedError if the stream says that the answer failed, and an NbcodexError
+        Raises an AnswerFailedError if the server states that the answer failed, and an NbcodexError
         or an exception of HTTP or of decoding if the stream breaks.
         """
         try:
@@ -237,7 +237,7 @@ class AnswerStream:
             await close_body(self._chunks)
 
     def _read_whole(self, payload: dict[str, Any]) -> tuple[str, str]:
-        """Return the text and the reasoning of a body in one piece; an error in it is kept."""
+        """Return the text and the reasoning of a body in one piece; keep an error for `events`."""
         self._is_one_piece = True
         try:
             self._reader.read_body(payload)
@@ -292,7 +292,7 @@ class AnswerStream:
             raise broken_connection("The stream ended before the answer was complete.")
 
     def _deadline(self) -> float:
-        """Return the loop's time until which the server may be silent from here on."""
+        """Return the loop's time until which the server may stay silent."""
         if self._reader.is_complete or self._unexplained:
             silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
         else:
@@ -300,7 +300,7 @@ class AnswerStream:
         return asyncio.get_running_loop().time() + silence
 
     async def _next_chunk(self, deadline: float) -> bytes:
-        """Return the next chunk; b"" at the end, or where a lost connection costs no text."""
+        """Return the next chunk; b"" at the end, or if the connection is lost after the answer."""
         chunk, self._waited_for_chunk = b"", False
         # If the loop runs a callback before the chunk is there, the network was waited for. A clock
         # cannot show it: on a busy machine, reading what is there takes as long as waiting.
@@ -322,7 +322,7 @@ class AnswerStream:
         return chunk
 
     def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str]:
-        """Return the text and the reasoning that events add; an error in them is kept."""
+        """Return the text and the reasoning that events add; keep an error for `_read_stream`."""
         texts: list[str] = []
         reasonings: list[str] = []
         for name, data in events:
@@ -385,7 +385,7 @@ class AnswerStream:
         if reasoning:
             yield ReasoningDelta(reasoning)
         if text and self._is_one_piece and self._resumed_text is not None:
-            # The whole answer again: if it begins with the known text, only the rest is yielded.
+            # The server sent the whole answer: only what follows the known text is new.
             if not text.startswith(self._resumed_text):
                 yield Reset()
             yield TextDelta(text.removeprefix(self._resumed_text))
@@ -405,10 +405,8 @@ def _is_progress(event: tuple[str, str]) -> bool:
 
 
 async def close_body(chunks: AsyncIterator[bytes]) -> None:
-    """Close a body that was not read to its end.
-
-    Otherwise the garbage collector closes the generator, at any moment and on any thread.
-    """
+    """Close a body that was not read to its end."""
+    # Otherwise the garbage collector closes the generator, at any moment and on any thread.
     if isinstance(chunks, AsyncGenerator):
         with contextlib.suppress(Exception):
             await chunks.aclose()

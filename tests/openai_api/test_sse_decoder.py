@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import ServerError
+from nbcodex.openai_api import stream
 from nbcodex.openai_api.stream import SseDecoder
 
 
@@ -74,8 +75,9 @@ def test_long_line_in_small_chunks_takes_linear_time() -> None:
 
 
 @pytest.mark.parametrize("line", [b"x" * 100, b"data: " + b"x" * 90 + b"\n", b": " + b"x" * 90])
-def test_event_above_the_bound_is_an_error(line: bytes) -> None:
-    decoder = SseDecoder(max_bytes=1000)
+def test_event_above_the_bound_is_an_error(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_BODY_BYTES", 1000)
+    decoder = SseDecoder()
 
     def endless() -> None:
         for _ in range(100):
