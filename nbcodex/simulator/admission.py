@@ -225,7 +225,7 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
     wait: float | None = fault.wait
     if fault.kind == "too_large":
         requested, wait = max(cost, limit + limit // 5), None
-    # `Bucket.seconds_until`, solved for the used part.
+    # The formula of the wait (see `buckets`), solved for the used part.
     used = round(limit - requested + fault.wait / window * limit)
     return Refusal(
         resource=resource, window=window, limit=limit, used=used, requested=requested, wait=wait

@@ -59,7 +59,7 @@ def format_answer(answer: Answer) -> ResponsesFormat | ChatFormat:
     return ResponsesFormat(answer) if answer.request.api == "responses" else ChatFormat(answer)
 
 
-def error_fields(fault: Fault, message: str) -> dict[str, str | None]:
+def error_object(fault: Fault, message: str) -> dict[str, str | None]:
     """Return the error object of an error event: by default, a limit is reached."""
     return {
         "code": fault.code or "rate_limit_exceeded",
@@ -93,13 +93,13 @@ class ChatFormat:
         at = self._answer.seconds_until(self._tokens)
         yield StreamEvent(b"data: [DONE]\n\n", "end", self._tokens, at)
 
-    def error_events(self, fault: Fault, message: str, number: int) -> list[bytes]:  # noqa: ARG002
+    def error_events(self, fault: Fault, message: str, number: int) -> list[StreamEvent]:  # noqa: ARG002
         """Return the chunk of an error in mid-stream; Chat Completions has no other form of it."""
-        error = error_fields(fault, message)
+        error = error_object(fault, message)
         if fault.kind == "flat_error_event":
             flat = {"type": "error", "code": error["code"], "message": error["message"]}
-            return [_encode_event(flat)]
-        return [_encode_event({"error": error})]
+            return [self._event("end", flat)]
+        return [self._event("end", {"error": error})]
 
     def as_object(self) -> dict[str, Any]:
         """Return the finished completion."""
@@ -210,26 +210,25 @@ class ResponsesFormat:
         whole = self.as_object()
         yield self._event(f"response.{whole['status']}", role="end", response=whole)
 
-    def error_events(self, fault: Fault, message: str, number: int) -> list[bytes]:
+    def error_events(self, fault: Fault, message: str, number: int) -> list[StreamEvent]:
         """Return the events of an error in mid-stream, numbered from `number`."""
         self._numbers = count(number)
-        error = error_fields(fault, message)
+        error = error_object(fault, message)
         flat = {"code": error["code"], "message": error["message"]}
+        events: list[tuple[str, dict[str, Any]]]
         match fault.kind:
             case "error_event":
-                return [self._encoded("error", error=error)]
+                events = [("error", {"error": error})]
             case "flat_error_event":
-                return [self._encoded("error", **flat, param=None)]
+                events = [("error", {**flat, "param": None})]
             case "failed":
-                failed = self.without_output("failed", flat)
-                return [self._encoded("response.failed", response=failed)]
+                events = [("response.failed", {"response": self.without_output("failed", flat)})]
             case _:
                 # Azure: the error is missing where it belongs and follows as an event.
                 error["code"] = fault.code or "too_many_requests"
-                return [
-                    self._encoded("response.failed", response=self.without_output("failed")),
-                    self._encoded("error", error=error),
-                ]
+                failed = {"response": self.without_output("failed")}
+                events = [("response.failed", failed), ("error", {"error": error})]
+        return [self._event(name, role="end", **fields) for name, fields in events]
 
     def as_object(self) -> dict[str, Any]:
         """Return the finished response."""
@@ -320,9 +319,6 @@ class ResponsesFormat:
         return StreamEvent(
             data, role, self._tokens, self._answer.seconds_until(self._tokens), number
         )
-
-    def _encoded(self, name: str, **fields: Any) -> bytes:
-        return self._event(name, **fields).data
 
     def _final_status(self) -> str:
         return "incomplete" if self._answer.plan.truncated else "completed"

@@ -33,10 +33,6 @@ class Bucket:
             self.at = now
         return self.level
 
-    def has(self, amount: float, now: float) -> bool:
-        """Return whether `amount` could be taken now."""
-        return self.level_at(now) + ROUNDING * self.limit >= amount
-
     def take(self, amount: float, now: float) -> None:
         """Take `amount`, into debt if necessary; a negative amount is returned to the bucket."""
         self.level = min(self.limit, self.level_at(now) - amount)
@@ -45,22 +41,9 @@ class Bucket:
         """Return the used part of the limit in whole units, as in the server's messages."""
         return math.ceil(self.limit - self.level_at(now) - ROUNDING * self.limit)
 
-    def seconds_until(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is available."""
-        # The formula that the figures of OpenAI's messages follow: it starts from the used part in
-        # whole units, and does not know that others use up a share of the refill.
-        return max(0.0, (self.used(now) + amount - self.limit) / self.limit * self.window)
-
     def full_in(self, now: float) -> float:
         """Return the seconds until the bucket is full, as in ``x-ratelimit-reset-*``."""
         return (self.limit - self.level_at(now)) / self.limit * self.window
-
-    def resize(self, limit: float, now: float) -> None:
-        """Change the limit; the used amount stays the same."""
-        level = self.level_at(now)
-        # A smaller limit does not create a debt.
-        self.level = max(limit - (self.limit - level), min(level, 0.0))
-        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +91,10 @@ class Account:
                 del buckets[window]
             for window, size in sizes.items():
                 bucket = buckets.setdefault(window, Bucket(size, window, size, now))
-                bucket.resize(size, now)
+                level = bucket.level_at(now)
+                # The used amount stays the same, but a smaller limit does not create a debt.
+                bucket.level = max(size - (bucket.limit - level), min(level, 0.0))
+                bucket.limit = size
                 bucket.used_by_others = knobs.used_by_others
 
     def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
@@ -162,11 +148,14 @@ def _check(
         # A hidden window admits a request larger than itself when it is full, and reports the
         # figures of the minute: no client may learn that it exists.
         needed = min(amount, bucket.limit) if is_hidden else amount
-        if bucket.has(needed, now):
+        if bucket.level_at(now) + ROUNDING * bucket.limit >= needed:
             continue
         shown = buckets[MINUTE] if is_hidden else bucket
+        # The formula that the figures of OpenAI's messages follow: it starts from the used part in
+        # whole units, and does not know that others use up a share of the refill.
+        wait = (bucket.used(now) + needed - bucket.limit) / bucket.limit * bucket.window
         # Rounded up to whole milliseconds, so that the stated wait is long enough.
-        wait = math.ceil(round(bucket.seconds_until(needed, now) * 1000, 6)) / 1000
+        wait = max(0.001, math.ceil(round(wait * 1000, 6)) / 1000)
         refusals.append(
             Refusal(
                 resource=resource,
@@ -174,7 +163,7 @@ def _check(
                 limit=int(shown.limit),
                 used=shown.used(now),
                 requested=amount,
-                wait=None if amount > shown.limit else max(0.001, wait),
+                wait=None if amount > shown.limit else wait,
             )
         )
     return max(refusals, key=lambda r: math.inf if r.wait is None else r.wait, default=None)

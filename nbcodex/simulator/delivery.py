@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.runtime.clock import Clock
@@ -18,7 +18,7 @@ from nbcodex.simulator.api_formats import (
     Answer,
     ResponsesFormat,
     StreamEvent,
-    error_fields,
+    error_object,
     format_answer,
 )
 from nbcodex.simulator.buckets import Charge
@@ -74,9 +74,8 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
         for event in api_format.stream_events():
             await wait_until(generation.first_at + event.at, generation.clock)
             if fault is not None and fault.applies_before(event.role, deltas):
-                errors = api_format.error_events(fault, generation.message, event.number)
-                for number, data in enumerate(errors, start=event.number):
-                    yield replace(event, data=data, role="end", number=number)
+                for error in api_format.error_events(fault, generation.message, event.number):
+                    yield error
                 return
             generation.tokens = event.tokens
             deltas += event.role == "delta"
@@ -146,7 +145,7 @@ async def generate_whole(generation: Generation) -> bytes:
         elif kind in ("dropped", "cut", "truncated"):
             raise Dropped(reset=kind == "dropped")
         elif fault is not None and kind in GENERATION:
-            error = error_fields(fault, generation.message)
+            error = error_object(fault, generation.message)
             raise ErrorResponse(
                 fault.status, error["message"] or "", type=error["type"], code=error["code"]
             )
@@ -169,17 +168,16 @@ class BackgroundResponse:
     generation: Generation
     events: list[StreamEvent] = field(default_factory=list)
     status: str = "queued"
-    _task: asyncio.Task[None] | None = None
+    _task: asyncio.Task[None] = field(init=False)
     # Set and replaced at each change, which wakes all readers.
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def start(self) -> None:
-        """Start generating on the running event loop."""
+    def __post_init__(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._generate())
 
     def cancel(self) -> None:
         """End the generation if it is still running."""
-        if self.status in _UNFINISHED and self._task is not None:
+        if self.status in _UNFINISHED:
             self._task.cancel()
             self._change_status("cancelled")
 
@@ -191,7 +189,7 @@ class BackgroundResponse:
         fault = self.generation.planned.fault
         if self.status != "failed" or fault is None:
             return response.without_output(self.status)
-        error = error_fields(fault, self.generation.message)
+        error = error_object(fault, self.generation.message)
         flat = {"code": error["code"], "message": error["message"]}
         return response.without_output("failed", flat)
 

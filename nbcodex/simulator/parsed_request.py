@@ -161,21 +161,13 @@ PARAMETERS: Mapping[Api, frozenset[str]] = {
         response_format seed stop verbosity web_search_options
     """),
 }
-_TYPES: Mapping[str, tuple[type, str]] = {
-    "model": (str, "a string"),
-    "instructions": (str, "a string"),
-    "stream": (bool, "a boolean"),
-    "background": (bool, "a boolean"),
-    "store": (bool, "a boolean"),
-    "max_output_tokens": (int, "an integer"),
-    "max_completion_tokens": (int, "an integer"),
-    "max_tokens": (int, "an integer"),
-    "messages": (list, "an array of objects"),
-    "reasoning": (dict, "an object"),
-    "stream_options": (dict, "an object"),
-    "text": (dict, "an object"),
-    "response_format": (dict, "an object"),
-}
+_TYPES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+    (str, "a string", ("model", "instructions")),
+    (bool, "a boolean", ("stream", "background", "store")),
+    (int, "an integer", ("max_output_tokens", "max_completion_tokens", "max_tokens")),
+    (list, "an array of objects", ("messages",)),
+    (dict, "an object", ("reasoning", "stream_options", "text", "response_format")),
+)
 _TYPE_NAMES: Mapping[type, str] = {dict: "an object", list: "an array", str: "a string"}
 
 
@@ -270,14 +262,15 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     for name in body:
         if name not in PARAMETERS[api]:
             raise _invalid(f"Unknown parameter: '{name}'.", "unknown_parameter", name)
-    for name, (kind, expected) in _TYPES.items():
-        value = body.get(name)
-        # In Python a boolean is an integer; in JSON it is not.
-        is_valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if value is not None and not is_valid:
-            got = _TYPE_NAMES.get(type(value), "another type")
-            message = f"Invalid type for '{name}': expected {expected}, but got {got} instead."
-            raise _invalid(message, "invalid_type", name)
+    for kind, expected, names in _TYPES:
+        for name in names:
+            value = body.get(name)
+            # In Python a boolean is an integer; in JSON it is not.
+            is_valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if value is not None and not is_valid:
+                got = _TYPE_NAMES.get(type(value), "another type")
+                message = f"Invalid type for '{name}': expected {expected}, but got {got} instead."
+                raise _invalid(message, "invalid_type", name)
     for name in ("model", "input" if api == "responses" else "messages"):
         if not body.get(name):
             message = f"Missing required parameter: '{name}'."

@@ -241,7 +241,6 @@ class Simulator:
         delivery_fault = generation.fault_among(DELIVERY)
         if request.background:
             stored = self._stored[generation.answer.id] = BackgroundResponse(generation)
-            stored.start()
             if request.stream:
                 body = ResponseBody(deliver(stored.follow(), delivery_fault, self.clock))
             else:
