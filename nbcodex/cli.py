@@ -38,7 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     if further and (options.command == "doctor" or options.headless):
         parser.error(f"unrecognized option {further[0]}")
     if options.command == "doctor":
-        return _doctor()
+        from nbcodex import doctor
+        from nbcodex.client import current
+        from nbcodex.settings import Settings
+
+        is_wrong = False
+        for finding in doctor.report(Settings.read(), current()):
+            print(finding, flush=True)
+            is_wrong = is_wrong or finding.wrong
+        return int(is_wrong)
     if find_spec("jupyterlab") is None:
         print("The demo needs JupyterLab: pip install 'nbcodex[lab]'", file=sys.stderr)
         return 1
@@ -49,18 +57,6 @@ def quickstart() -> Path:
     """Return the path of the quick start notebook, in the wheel or in a checkout."""
     installed = _HERE / "quickstart.ipynb"
     return installed if installed.exists() else _HERE.parent / "notebooks" / "quickstart.ipynb"
-
-
-def _doctor() -> int:
-    from nbcodex import doctor
-    from nbcodex.client import current
-    from nbcodex.settings import Settings
-
-    is_wrong = False
-    for finding in doctor.report(Settings.read(), current()):
-        print(finding, flush=True)
-        is_wrong = is_wrong or finding.wrong
-    return int(is_wrong)
 
 
 def _lab(options: list[str]) -> int:

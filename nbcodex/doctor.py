@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.openai_api.endpoints import Endpoint
 
-_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
+# Variables of requests and curl: users expect them to be read, but httpx2 does not.
 _OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SCHEMES = {"http", "https", "socks5", "socks5h"}
 
@@ -156,6 +157,7 @@ def _folder_problem(folder: Path) -> str:
                 return f"Other users can write to {folder}; run chmod 700 on it."
         path = folder / JOURNAL_FILENAME
         if path.exists():
+            # Read-only, because a kernel may be writing to the file.
             uri = f"{path.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
                 database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -211,6 +213,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     detected = used or "detected with the first request"
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
     known = loop.submit(client.limits(settings)).result()
+    # Labels are `MODEL at BASE_URL`: other servers' limits say nothing about this one.
     mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
     if not mine:
         yield Finding("limits", "unknown until the first request")
@@ -226,6 +229,7 @@ def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
     named = settings.model or (DEFAULT_MODEL if endpoint.kind == "openai" else None)
     model = settings.aliases.get(named, named) if named else None
     some = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    # Azure lists the models of a resource; a request names one of its deployments.
     if model is None and len(names) == 1:
         return Finding("model", f"{names[0]}, the only one")
     if model is None:

@@ -1,1 +1,1 @@
-"""The face: magics, prompts, panels and widgets."""
+"""Jupyter and IPython: magics, their options and prompts, and how requests are shown."""

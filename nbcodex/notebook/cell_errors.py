@@ -42,7 +42,7 @@ class CellErrors(dict[int, str]):
         code = result.info.raw_cell if result.info else ""
         # A cell number occurs again after `%reset`: the newest error must also be the last key.
         self.pop(result.execution_count, None)
-        self[result.execution_count] = f"{_shorten(code)}\n\n{format_traceback(error)}".strip()
+        self[result.execution_count] = f"{_cut_middle(code)}\n\n{format_traceback(error)}".strip()
         while len(self) > MAX_KEPT_ERRORS:
             del self[next(iter(self))]
 
@@ -95,7 +95,7 @@ def last_error(shell: InteractiveShell) -> LastError | None:
         code = error.text or ""
     return LastError(
         cell_number=numbers[0] if numbers else None,
-        code=_shorten(code),
+        code=_cut_middle(code),
         traceback=format_traceback(error),
     )
 
@@ -120,7 +120,7 @@ def format_traceback(error: BaseException) -> str:
             text = _FILE.sub(_name_cell, "".join(formatted.format()))
     except Exception:  # the `__str__` of a user's own exception may raise
         return type(error).__name__
-    return _shorten(_ANSI.sub("", text))
+    return _cut_middle(_ANSI.sub("", text))
 
 
 def _name_cell(line: re.Match[str]) -> str:
@@ -129,7 +129,7 @@ def _name_cell(line: re.Match[str]) -> str:
     return f"{name[0]} {name[1]}, line" if name else line[0]
 
 
-def _shorten(text: str) -> str:
+def _cut_middle(text: str) -> str:
     text = text.strip()
     if len(text) <= MAX_ERROR_CHARS:
         return text

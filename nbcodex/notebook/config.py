@@ -89,7 +89,7 @@ class Codex(Configurable):
     )
 
     @validate("budget")
-    def _is_budget(self, proposal: dict[str, Any]) -> str:
+    def _check_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
             from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
@@ -114,21 +114,20 @@ class Codex(Configurable):
     )
 
     @validate("patience", "idle_timeout")
-    def _is_duration(self, proposal: dict[str, Any]) -> str:
+    def _check_duration(self, proposal: dict[str, Any]) -> str:
         try:
             Settings.typed({proposal["trait"].name: proposal["value"]})
         except ConfigurationError as error:
             # A TraitError would leave the value in the shell's configuration, and the next
             # `%reload_ext` would fail; a warning and the default do not.
-            name = proposal["trait"].name
-            usual = str(proposal["trait"].default())
-            warnings.warn(f"Codex.{name} is {usual}: {error}", stacklevel=2)
-            return usual
+            name, default = proposal["trait"].name, str(proposal["trait"].default())
+            warnings.warn(f"Codex.{name} is {default}: {error}", stacklevel=2)
+            return default
         return str(proposal["value"])
 
     # `%config Codex` prints all values, and `Secret` has no readable repr.
     @validate("keys")
-    def _hidden(self, proposal: dict[str, Any]) -> dict[str, Secret]:
+    def _hide_keys(self, proposal: dict[str, Any]) -> dict[str, Secret]:
         return {
             host: key if isinstance(key, Secret) else Secret(str(key))
             for host, key in proposal["value"].items()
@@ -141,20 +140,20 @@ class Codex(Configurable):
     last_error: LastError | None = None  # for `%codex fix`; our own errors do not replace it
     offered: tuple[str, ...] = ()  # models that the server listed last, for Tab
 
-    def take_over(self, before: Any) -> None:
-        """Take over the state before a reload: what was typed in, and is in no file."""
+    def copy_state(self, earlier: Any) -> None:
+        """Copy what the user typed in before a reload, which is in no file."""
         for name in ("demo", "own_budget", "last", "last_error", "offered"):
-            setattr(self, name, getattr(before, name))
-        self.keys = {**self.keys, **before.keys}
-        self.aliases = {**self.aliases, **before.aliases}
+            setattr(self, name, getattr(earlier, name))
+        self.keys = {**self.keys, **earlier.keys}
+        self.aliases = {**self.aliases, **earlier.aliases}
 
     def settings(self) -> Settings:
         """Return the settings in force now."""
         traits = self.traits(config=True)
         values = {name: getattr(self, name) for name in traits if name != "budget"}
+        # What equals the default is left out, so that the environment applies to it.
         chosen = {name: v for name, v in values.items() if v != traits[name].default()}
         chosen["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
-        # What equals the default is left out, so that the environment applies to it.
         if self.demo is None:
             return Settings.read(chosen)
         from nbcodex.simulator import Knobs

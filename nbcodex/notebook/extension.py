@@ -32,8 +32,8 @@ def load(shell: InteractiveShell) -> None:
     unload(shell)
     config = _configured(shell)
     if _unloaded:
-        config.take_over(_unloaded.pop())
-    shell.configurables.append(config)  # type: ignore[arg-type]  # typed as shells alone
+        config.copy_state(_unloaded.pop())
+    shell.configurables.append(config)  # type: ignore[arg-type]  # annotated as a list of shells
     shell.register_magics(CodexMagics(shell, config))
     shell.events.register("post_run_cell", _record_error)
     completion.install(shell, config)

@@ -68,7 +68,7 @@ class Session:
 
     @property
     def names(self) -> Mapping[str, object]:
-        """The variables that options may name; those of the calling code come first."""
+        """The variables that options may name; the caller's hide the notebook's."""
         return {**self.shell.user_ns, **self.scope.names}
 
     @property
@@ -156,7 +156,7 @@ class Session:
                 namespace[name] = value
         if isinstance(value, Reply):
             self.config.last = value
-        # Not by returning it: IPython would display the Reply below its own output.
+        # Not by returning it from the magic: IPython would display it below our output.
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 
     def _namespaces(self) -> list[dict[str, Any]]:
@@ -199,11 +199,11 @@ class Session:
         # A second Stop must not leave a cell without the answer that was paid for.
         was_interrupted = run_uninterrupted(finish)
         if stopped is not None or was_interrupted:
-            raise stopped or Stopped("Stopped, when the request had just ended.", reply=reply)
+            raise stopped or Stopped("Stopped when the request had just ended.", reply=reply)
         return ending
 
     def _take_notice(self) -> str:
-        """Return the journal's problem, or once, that prompts are kept at all."""
+        """Return the journal's problem; otherwise, once, where prompts are kept."""
         notice, current().notices = current().notices, ""
         return self.journal.problem or notice
 

@@ -37,11 +37,23 @@ MAP_END_TIMEOUT_S = 3.0  # how long a command waits until another thread has end
 def show_journal(session: Session, prefix: str = "") -> None:
     """List the requests, newest first, or show one in full: journal [ID]."""
     journal, now = session.journal, current().clock.wall()
+    if prefix and (rows := map_cells.rows_of(session, prefix)):
+        print("\n".join(_entry_line(row, now) for row in rows))
+        return
     if prefix:
-        if rows := map_cells.rows_of(session, prefix):
-            print("\n".join(_entry_line(row, now) for row in rows))
-        else:
-            print(_full_entry(journal.find_entry(prefix)))
+        entry = journal.find_entry(prefix)
+        uncertainty = entry.price_uncertainty
+        lines = [
+            f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
+            f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
+            f"notebook: {entry.notebook}" if entry.notebook else "",
+            f"variable: {entry.variable}" if entry.variable else "",
+            f"\n{html.printable(entry.request.prompt)}\n",
+            html.printable(entry.reply.text),
+            f"\n{figures_line(entry.reply)}",
+            entry.error or "",
+        ]
+        print("\n".join(filter(None, lines)))
         return
     entries = journal.recent_entries(LISTED_ENTRIES)
     for entry in entries:
@@ -216,21 +228,6 @@ def _entry_line(entry: Entry, now: float) -> str:
     until = f" (can be sent at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
     note = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
-
-
-def _full_entry(entry: Entry) -> str:
-    uncertainty = entry.price_uncertainty
-    lines = [
-        f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
-        f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
-        f"notebook: {entry.notebook}" if entry.notebook else "",
-        f"variable: {entry.variable}" if entry.variable else "",
-        f"\n{html.printable(entry.request.prompt)}\n",
-        html.printable(entry.reply.text),
-        f"\n{figures_line(entry.reply)}",
-        entry.error or "",
-    ]
-    return "\n".join(filter(None, lines))
 
 
 def insert(session: Session, number: str = "1") -> None:

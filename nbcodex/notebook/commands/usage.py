@@ -62,7 +62,7 @@ def budget(session: Session, *amount: str) -> None:
         else:
             loop.submit(client.save_cap(session.settings, cap)).result()
     if text:
-        collector_of(client).changed.set()
+        collector_of(client).changed.set()  # the monitor shows the caps, too
     usage_lines = loop.submit(client.budget_usage(session.config.settings())).result()
     for line in usage_lines:
         print(line)
@@ -132,6 +132,7 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
 def _reading(kind: str, reading: LimitReading) -> str:
     rate, full = reading.limit / MINUTE, ""
     if reading.full_in and reading.limit > reading.remaining:
+        # Measured, because a server may refill faster or slower than its limit says.
         rate = (reading.limit - reading.remaining) / reading.full_in
         full = f", full in {format_duration(reading.full_in)}"
     left, refill = max(0.0, reading.remaining), float(f"{rate * MINUTE:.3g}")
