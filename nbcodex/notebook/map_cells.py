@@ -39,13 +39,7 @@ _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
 def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
-    """Send a cell's template for each row of the variable that ``--map`` names.
-
-    Raises
-    ------
-    UsageError
-        If there is no such variable, or an option cannot be used with it.
-    """
+    """Send a cell's template for each row of the variable that ``--map`` names."""
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(chosen, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
@@ -112,12 +106,8 @@ def resume_all(
 ) -> int:
     """Resume the unfinished maps of a notebook, or of all; return how many there are.
 
-    With `at_reset` none is resumed. An error is printed, and the next map is resumed.
-
-    Raises
-    ------
-    NbcodexError
-        If the map cannot be resumed and nothing else is (`only_maps`, and it is the only one).
+    With `at_reset` none is resumed. An error is printed, and the next map is resumed; but if one
+    map is all that there is to resume (`only_maps`), its error is raised.
     """
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}

@@ -1,7 +1,7 @@
-"""The base of all widgets: the traits that Python and the page share, and how clicks come back.
+"""The base of all widgets: the traits that Python and the page share, and messages of the page.
 
-Owns how a widget's JavaScript and CSS get to the page. Imports anywidget, and is therefore imported
-only when a widget is about to be shown.
+Owns how JavaScript and CSS get to the page. Imports anywidget, and is therefore imported only when
+a widget is about to be shown.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CodexWidget(anywidget.AnyWidget):
         """Receive the page's messages while a cell blocks the kernel."""
         # ipykernel 7.4 routes incoming messages of a comm to the shell that last sent on it, which
         # is the blocked one; 7.0 to 7.3 leave them on the subshell that the page chose. This
-        # does the same. It is private: guarded, and tested with each version of ipykernel.
+        # does the same. The attribute is private, so its absence must do no harm.
         if hasattr(self.comm, "_reply_subshell_for"):
             self.comm._reply_subshell_for = lambda _data, default: default
 

@@ -11,7 +11,8 @@ import html
 import re
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 
 MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula
 MAX_NESTED_LINES = 2_000  # how far the end of a block with fences in it is looked for
@@ -98,15 +99,49 @@ def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
     fragments and relative paths; the rest is shown as text. Without `remote_images`, images become
     links, because loading one sends data out.
     """
-    document = _Document(remote_images)
+    parts: list[str] = []
+    # Consecutive pieces that are no new blocks are made harmless together: renderers could see a
+    # construct that begins in one of them and ends in the next.
+    pieces = _pieces(text, remote_images)
+    for is_block, group in groupby(pieces, lambda piece: piece[0] == "block"):
+        if is_block:
+            if parts:
+                parts[-1] = parts[-1].rstrip("\n")
+            parts += [block for _, block in group]
+            continue
+        texts = []
+        for kind, lines in groupby(group, lambda piece: piece[0]):
+            run = "\n".join(line for _, line in lines)
+            if kind == "prose":
+                run = "".join(map(_normalize_formulas, _PARAGRAPH.split(run)))
+                spans = _INLINE_BOUNDARY.split(run)
+                run = "".join(_keep_readable(span, remote_images) for span in spans)
+            texts.append(run)
+        harmless = _make_harmless("\n".join(texts), remote_images)
+        parts.append(harmless.lstrip("\n") if parts else harmless)
+    return "\n\n".join(parts)
+
+
+def _pieces(text: str, images: bool) -> Iterator[tuple[str, str]]:
+    """Yield each line of "prose" or of harmless "code", and each "block" that is written anew."""
+    shift = 0  # columns by which lines move to the left
     for block in _blocks(_clean(text).split("\n")):
+        kind, new_block = "prose", ""
         if isinstance(block, str):
-            document.write(block)
-        elif _make_harmless(kept := "\n".join(block.lines), remote_images) == kept:
-            document.write(*block.lines, code=True)
+            lines = [block]
+        elif _make_harmless(kept := "\n".join(block.lines), images) == kept:
+            kind, lines = "code", block.lines
         else:
-            document.insert(block)
-    return document.result()
+            new_block, lines = block.as_block(), [block.lead.rstrip()] if block.lead.strip() else []
+        if lines and lines[0].strip():
+            shift = min(shift, _indent(lines[0]))
+        for line in lines:
+            yield kind, _dedent(line, shift)
+        if new_block and isinstance(block, _Code):
+            yield "block", new_block
+            # The new block is at the margin. What follows in the same list keeps its shape, but
+            # moves to the margin, too: with four blanks before it, it would become code.
+            shift = block.indent
 
 
 def fenced_code(
@@ -223,59 +258,6 @@ class _Code:
         name = info[1] if info else ""
         name = "text" if not name or name.lower().startswith("mermaid") else name
         return code_fence(body, name)
-
-
-@dataclass(slots=True)
-class _Document:
-    """The Markdown so far."""
-
-    images: bool  # whether images stay images
-    parts: list[str] = field(default_factory=list)  # finished
-    lines: list[str] = field(default_factory=list)  # of the next part; later ones may join them
-    prose: list[str] = field(default_factory=list)  # lines after those, not made harmless yet
-    shift: int = 0  # columns by which lines move to the left
-
-    def write(self, *lines: str, code: bool = False) -> None:
-        """Add lines of text, or a block of code that is harmless as it is."""
-        if lines[0].strip():
-            self.shift = min(self.shift, _indent(lines[0]))
-        lines = tuple(_dedent(line, self.shift) for line in lines)
-        if code:
-            self._finish_prose()
-            self.lines += lines
-        else:
-            self.prose += lines
-
-    def insert(self, block: _Code) -> None:
-        """Add a block of code that has to be rendered anew, at the margin."""
-        # What follows in the same list keeps its shape, but moves to the margin, too: with four
-        # blanks before it, it would become code.
-        if block.lead.strip():
-            self.write(block.lead.rstrip())
-        self._flush()
-        if self.parts:
-            self.parts[-1] = self.parts[-1].rstrip("\n")
-        self.parts.append(block.as_block())
-        self.shift = block.indent
-
-    def result(self) -> str:
-        """Return all of it."""
-        self._flush()
-        return "\n\n".join(self.parts)
-
-    def _finish_prose(self) -> None:
-        if self.prose:
-            text = "".join(map(_normalize_formulas, _PARAGRAPH.split("\n".join(self.prose))))
-            pieces = [_keep_readable(each, self.images) for each in _INLINE_BOUNDARY.split(text)]
-            self.lines.append("".join(pieces))
-            self.prose = []
-
-    def _flush(self) -> None:
-        self._finish_prose()
-        if self.lines:
-            text = _make_harmless("\n".join(self.lines), self.images)
-            self.parts.append(text.lstrip("\n") if self.parts else text)
-            self.lines = []
 
 
 def _indent(line: str) -> int:
