@@ -1,7 +1,7 @@
 """The journal's database: a file as long as it can be used, otherwise memory.
 
 Owns the connection and its transactions, heartbeats and retention, the way to memory and back, and
-the sentences that say why. All of it runs on the worker thread. Must not know what a job does.
+the messages that explain it. All of it runs on the worker thread. Must not know what a job does.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_files import leak_connection, primary_code
 from nbcodex.settings import JOURNAL_FILENAME
 
+# Inserts one entry through a connection.
+Insertion = Callable[[Connection], None]
+
 FILE_RETRY_S = 60.0
 
-# In a transaction that returns to the file, and at exit, other processes are waited for no longer.
+# How long the return to the file, and the exit, wait for other processes that keep it locked.
 RETURN_PATIENCE_S = 1.0
 
-# Erasing this many takes milliseconds, so that no caller waits long behind a step of retention.
+# Deleting this many takes milliseconds, so that no caller waits long for a step of retention.
 EXPIRED_PER_STEP = 100
 
 CHECKPOINT_RETRY_S = 1.0
 
-# An owner without open entries is forgotten after a day.
+# How long an owner without open entries stays in the file.
 OWNER_RETENTION_S = 1.0 * DAY
 
 _PERMANENT = "Prompts work, but this kernel keeps them in memory only, until it ends."
@@ -56,7 +59,7 @@ _CAUSES = {
     sqlite3.SQLITE_ERROR: DAMAGED,
 }
 _PERMANENT_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
-# These are the fault of what was to be written.
+# The values to be written cause these, not the file.
 _DATA_CODES = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 
 
@@ -71,7 +74,7 @@ class JournalDatabase:
         self, folder: Path | None, *, clock: Clock, retention: float | None, patience: float
     ) -> None:
         self.folder = folder
-        self.groups_commits = folder is not None  # for a commit to a disk is expensive
+        self.groups_commits = folder is not None  # a commit to a disk is expensive
         self._clock, self._retention, self._patience = clock, retention, patience
         self._reset()
 
@@ -83,7 +86,7 @@ class JournalDatabase:
         self._inode: tuple[int, int] | None = None
         self._synchronous = Level.READ
         self._retry_at: float | None = None
-        self._active: dict[str, Callable[[Connection], None] | None] = {}
+        self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0
         self._is_expiring = False
         self._checkpoint_at: float | None = None
@@ -184,13 +187,7 @@ class JournalDatabase:
 
     # Heartbeats and retention.
 
-    def activate(
-        self,
-        connection: Connection,
-        id_: str,
-        *,
-        insert: Callable[[Connection], None] | None = None,
-    ) -> None:
+    def activate(self, connection: Connection, id_: str, insert: Insertion | None = None) -> None:
         """Send heartbeats for an entry, a map or a batch job until `deactivate`.
 
         With `insert` the entry can be written again where the file cannot even be read.
@@ -225,14 +222,20 @@ class JournalDatabase:
         return max(0.0, min(instants) - self._clock.now()) if instants else None
 
     def _maintain(self, connection: Connection) -> None:
-        """Do what is due, a little of it, outside of a transaction."""
+        """Do a part of what is due, outside of a transaction."""
         if self._active:
             self.ensure_heartbeat(connection)
         if self._checkpoint_at is not None and self._clock.now() >= self._checkpoint_at:
             self.checkpoint(connection)
         if self._is_expiring and self._retention is not None:
             before = self._clock.wall() - self._retention
-            erased = writes.expire(connection, before=before, limit=EXPIRED_PER_STEP)
+            connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
+            # `added_at` is indexed, and no entry is changed before it is added.
+            erased = connection.execute(
+                """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE
+                added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",
+                {"before": before, "limit": EXPIRED_PER_STEP},
+            ).rowcount
             self._is_expiring = erased == EXPIRED_PER_STEP
             if erased and not self._is_expiring:
                 self.checkpoint(connection)
@@ -245,7 +248,7 @@ class JournalDatabase:
             blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
             connection.execute(f"PRAGMA busy_timeout = {patience:d}")
-        # A reader in another process blocks it: tried again until it succeeds.
+        # A reader in another process may block it. It is tried again until it succeeds.
         self._checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
 
     def _start_maintenance(self, connection: Connection) -> None:
@@ -263,7 +266,7 @@ class JournalDatabase:
     # and the budget of the day.
 
     def _fall_back(self, error: Exception) -> bool:
-        """Go on in memory if `error` is the file's fault; return whether it is."""
+        """Continue in memory if `error` is the file's fault; return whether it is."""
         if self.folder is None or self.is_fallback:
             return False
         if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:

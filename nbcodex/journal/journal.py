@@ -80,7 +80,7 @@ class Journal:
 
         def work(connection: Connection) -> None:
             insert(connection)
-            self._database.activate(connection, request.id, insert=insert)
+            self._database.activate(connection, request.id, insert)
 
         await self._worker.run(work, level=Level.SAFE, default=None)
 
@@ -197,7 +197,7 @@ class Journal:
     async def reserve_budget(
         self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
     ) -> Spending:
-        """Reserve what a request may come to until `finish`, if `allowed` returns true.
+        """Reserve the most that a request may use until `finish`, if `allowed` returns true.
 
         `allowed` receives what all kernels have spent and reserved before, which is also returned.
         """
@@ -217,7 +217,7 @@ class Journal:
     async def count_spending(
         self, replies: Sequence[Reply], *, assumed: SpendAmount | None = None
     ) -> None:
-        """Commit what requests have used whose entries another journal has; `assumed` as above."""
+        """Commit what requests have used whose entries are in another journal; see `finish`."""
 
         def work(connection: Connection) -> None:
             for reply in replies:
@@ -236,7 +236,7 @@ class Journal:
         )
 
     async def delete(self, prefix: str | None = None) -> int:
-        """Delete the entry or map that `prefix` names, or all; return how many entries it were.
+        """Delete the entry or map that `prefix` names, or all; return how many entries.
 
         Their text is in no file any more, at the latest when the last process that reads the log
         has finished. The totals stay. Raises EntryError if `prefix` names no entry or several, or
@@ -267,8 +267,7 @@ class Journal:
         `within` is how many seconds before the end an interrupt belongs to it.
         """
 
-        # A front end interrupts a kernel before it restarts it, without the user having pressed
-        # Stop.
+        # A front end interrupts a kernel before it restarts it, though the user did not press Stop.
         def park_interrupted(connection: Connection) -> None:
             at = connection.clock.wall()
             connection.execute(

@@ -343,7 +343,7 @@ def _find_other_job(connection: Connection, key: bytes, known: dict[int, bool]) 
         WHERE book.key = ? AND book.status IN ('waiting', 'parked')""",
         (salted(connection, key),),
     )
-    # While another kernel waits for that job, the row is simply asked: it might never end.
+    # While another kernel waits for that job, the row is asked again: the job might never end.
     for row in rows:
         if row["status"] == "parked" or is_abandoned(connection, row, known):
             return str(row["part"])

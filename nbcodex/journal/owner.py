@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +23,6 @@ HEARTBEAT_INTERVAL_S = 10.0
 HEARTBEAT_TIMEOUT_S = 60.0
 
 ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
-
-# Returns the state letter and the start of the process with a pid; None if there is none.
-ProcessReader = Callable[[int], tuple[str, int] | None]
 
 
 class Connection(sqlite3.Connection):
@@ -96,7 +92,7 @@ def is_abandoned(
 
 def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
     """Return whether the owner in a row is gone."""
-    if row["host"] is None:  # it has deleted its own row, as a process does that ends in order
+    if row["host"] is None:  # it deleted its row when it was closed
         return True
     names = ("host", "boot", "space", "pid", "start")
     owner = Owner(id=row["owner"], **{name: row[name] for name in names})
@@ -126,7 +122,7 @@ def read_process(pid: int) -> tuple[str, int] | None:
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
-def is_provably_dead(owner: Owner, *, here: Owner, read: ProcessReader = read_process) -> bool:
+def is_provably_dead(owner: Owner, *, here: Owner) -> bool:
     """Return whether `owner` was a process of this machine that has ended.
 
     Never true across hosts, boots or pid namespaces: there only the heartbeat counts.
@@ -134,8 +130,8 @@ def is_provably_dead(owner: Owner, *, here: Owner, read: ProcessReader = read_pr
     if (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
         return False
     if not (owner.boot and owner.space and owner.start and here.start):
-        return False  # this platform does not tell which pids are comparable
-    if (process := read(owner.pid)) is None:
+        return False  # the platform does not say where pids are unique
+    if (process := read_process(owner.pid)) is None:
         return True
     state, start = process
     # A process that cannot be read may be alive. "Z" and "X" are dead; another start means that

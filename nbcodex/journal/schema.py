@@ -82,7 +82,7 @@ SCHEMA = [
     "INSERT INTO totals DEFAULT VALUES",
     "CREATE TABLE spending (day TEXT PRIMARY KEY, tokens INTEGER NOT NULL, dollars REAL NOT NULL)",
     "CREATE TABLE budget (text TEXT NOT NULL)",
-    # Reservations: what running requests may come to, where a budget holds for all kernels.
+    # Reservations: the most that running requests may use of a budget that all kernels share.
     """CREATE TABLE asides (
         id TEXT PRIMARY KEY, owner INTEGER NOT NULL, tokens INTEGER NOT NULL, dollars REAL NOT NULL
     )""",

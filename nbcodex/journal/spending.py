@@ -47,12 +47,12 @@ class SpendAmount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """What all kernels of a user have spent today and in this month, and what may come to it."""
+    """What all kernels of a user have spent today and in this month, and have reserved."""
 
     budget: str = ""  # the kept budget as its user wrote it; empty if there is none
     day: SpendAmount = SpendAmount()
     month: SpendAmount = SpendAmount()
-    # What running requests may come to, without those of kernels that are gone.
+    # The most that running requests may use, without those of kernels that are gone.
     reserved: SpendAmount = SpendAmount()
 
 
@@ -74,7 +74,7 @@ def _total(connection: Connection, query: str, *parameters: str) -> SpendAmount:
 
 
 def reserve(connection: Connection, id_: str | None, amount: SpendAmount) -> None:
-    """Reserve what a request may come to."""
+    """Reserve the most that a request may use."""
     connection.execute(
         "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
         (id_, connection.owner.id, amount.tokens, amount.dollars),

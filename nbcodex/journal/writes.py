@@ -133,17 +133,6 @@ def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
     return taken.rowcount == 1
 
 
-def expire(connection: Connection, *, before: float, limit: int) -> int:
-    """Delete some of the entries that were last changed before `before`; return how many."""
-    # `added_at` is indexed, and no entry is changed before it is added.
-    connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
-    return connection.execute(
-        """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries
-        WHERE added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",
-        {"before": before, "limit": limit},
-    ).rowcount
-
-
 def add_to_totals(connection: Connection, more: UsageTotals) -> None:
     """Add to the totals of all time."""
     added = {name: getattr(more, name) for name in TOTALS_COLUMNS}

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-# Windows wakes no waiting thread for an interrupt: waits are cut into slices there, in seconds.
+# On Windows an interrupt does not wake a waiting thread, so waits are cut into slices there.
 WAIT_SLICE_S = 0.1 if os.name == "nt" else None
 
-SHUTDOWN_TIMEOUT_S = 1.0  # for tasks to end in when the interpreter does
+SHUTDOWN_TIMEOUT_S = 1.0  # for tasks to end when the interpreter does
 
 
 class EventLoop:

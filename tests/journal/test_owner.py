@@ -41,15 +41,19 @@ OTHER = replace(HERE, id=2, pid=200, start=6000)
     ],
 )
 def test_process_is_provably_dead_only_on_the_same_machine(
-    owner: Owner, seen: tuple[str, int] | None, dead: bool
+    monkeypatch: pytest.MonkeyPatch, owner: Owner, seen: tuple[str, int] | None, dead: bool
 ) -> None:
     """A missing or different process is proof only where pids mean the same."""
-    assert is_provably_dead(owner, here=HERE, read=lambda _: seen) is dead
+    monkeypatch.setattr("nbcodex.journal.owner.read_process", lambda _: seen)
+    assert is_provably_dead(owner, here=HERE) is dead
 
 
-def test_nothing_is_proven_on_a_platform_without_process_identity() -> None:
+def test_nothing_is_proven_on_a_platform_without_process_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nbcodex.journal.owner.read_process", lambda _: None)
     unknown = replace(HERE, boot="", space="")
-    assert not is_provably_dead(replace(unknown, pid=200), here=unknown, read=lambda _: None)
+    assert not is_provably_dead(replace(unknown, pid=200), here=unknown)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
