@@ -298,6 +298,13 @@ def test_custom_clients_key_is_neither_sent_nor_shown() -> None:
         play(server, chosen=chosen, model="m", prompt=KEY)
 
 
+@pytest.mark.parametrize("body", [b'{"error": {"message": "no"}}', b"[" * 100_000])
+def test_unusable_body_of_a_200_is_not_blamed_on_the_custom_client(body: bytes) -> None:
+    client = custom(Server(Script([body], headers={"content-type": "application/json"})))
+    with pytest.raises(ServerError):
+        play(Server(), chosen=Settings(client=lambda: client, api="responses"), model="m")
+
+
 @pytest.mark.parametrize(
     "factory",
     [
