@@ -1,4 +1,4 @@
-"""A scripted server: an httpx2 transport that answers as a test says."""
+"""A scripted server: an httpx2 transport that returns the responses that a test lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL = "gpt-5.6-sol"
 
 @dataclass
 class Silence:
-    """A pause of so many seconds in a body."""
+    """A pause in a body."""
 
     seconds: float
 
@@ -44,7 +44,7 @@ class Script:
 
 
 class Body(httpx2.AsyncByteStream):
-    """A scripted body; says whether it was closed."""
+    """A scripted body that records whether it was closed."""
 
     def __init__(self, parts: Iterable[Part]) -> None:
         self.parts = parts
@@ -67,7 +67,7 @@ Answer = Script | Exception | Callable[[httpx2.Request], Script]
 
 
 class Server(httpx2.AsyncBaseTransport):
-    """Gives its scripts one after another, the last one again and again; keeps what it was sent."""
+    """Returns its scripts in order, the last one repeatedly, and records the requests."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -138,7 +138,7 @@ def play(
     api_client: ApiClient | None = None,
     **options: Any,
 ) -> list[StreamEvent]:
-    """Send one request in virtual time and return all pieces."""
+    """Send one request in virtual time and return all its events."""
     chosen = chosen or settings()
     request = Request(prompt=options.pop("prompt", "Why?"), **options)
 
@@ -169,7 +169,7 @@ def failed(code: str | None, message: str = "") -> bytes:
 
 
 def fails(server: Server, **options: Any) -> NbcodexError:
-    """Play, and return the error that must come."""
+    """Send one request that must fail, and return the error."""
     with pytest.raises(NbcodexError) as caught:
         play(server, **options)
     assert all(body.closed for body in server.bodies)

@@ -38,7 +38,7 @@ AZURE = "https://me.openai.azure.com"
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees no proxy but its own."""
+    """Remove the proxies of the environment."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -192,7 +192,7 @@ def test_endless_error_body_is_read_in_part() -> None:
 
 
 def bomb(codings: int, size: int = 60_000_000) -> bytes:
-    """Return zeros, compressed so many times over."""
+    """Return zeros that are compressed repeatedly."""
     data = bytes(size)
     for _ in range(codings):
         data = gzip.compress(data)

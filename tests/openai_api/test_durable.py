@@ -44,7 +44,7 @@ REQUEST = Request(prompt=f"[[echo: {WORDS}]]", durable=True)
 
 
 class Reader:
-    """Reads durable answers of one server as the engine does, and keeps what came."""
+    """Reads durable answers of one server as the runner does, and records the events."""
 
     def __init__(self, transport: Any, **chosen: Any) -> None:
         self.settings = settings(**chosen)
@@ -142,7 +142,6 @@ def test_only_a_durable_request_has_background_and_store() -> None:
 
 
 def test_position_is_yielded_before_and_after_the_text() -> None:
-    """Even where one network chunk has both."""
 
     async def operation(reader: Reader) -> list[StreamEvent]:
         await reader.ask()
@@ -378,7 +377,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("why", REFUSALS)
 def test_server_without_background_mode_gets_an_ordinary_request(why: str) -> None:
-    """In the same attempt; it is said once, and remembered."""
+    """In the same attempt; one notice says so, and the server is remembered."""
 
     def answer(request: httpx2.Request) -> Script:
         asked = json.loads(request.content)

@@ -109,7 +109,6 @@ def test_azure_is_chosen_by_its_endpoint_and_classic_by_its_version(
 
 
 def test_configured_key_is_not_sent_to_another_host() -> None:
-    """Not even on this machine."""
     for api_base in (
         "https://evil.example/v1",
         "http://localhost:8000/v1",

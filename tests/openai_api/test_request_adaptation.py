@@ -101,7 +101,7 @@ def test_chat_body_names_the_output_bound_as_the_server_does(
 
 
 def played_twice(server: Server, **options: Any) -> list[str]:
-    """Ask twice with one client, and return the paths that were called."""
+    """Send a request twice with one client, and return the paths that were called."""
     chosen = settings(**options)
     api_client = ApiClient(clock=LoopClock(), transport=server)
 
@@ -168,7 +168,6 @@ SAID = {"type": "output_text", "text": "hi"}
 def test_unverified_organization_gets_the_answer_in_one_piece(
     api: Any, message: str, param: str | None
 ) -> None:
-    """It is told why, and the server is remembered."""
     whole = {
         "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
         "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},

@@ -154,7 +154,7 @@ def test_wrapped_400_of_the_users_parameter_is_not_retried() -> None:
 
 
 def shown(events: list[StreamEvent]) -> tuple[str, str]:
-    """Return the text and the reasoning that a reader is left with."""
+    """Return the text and the reasoning after all events."""
     text = reasoning = ""
     for each in events:
         match each:

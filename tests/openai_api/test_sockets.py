@@ -1,6 +1,4 @@
-"""What real connections do, by either library that carries them: which fault it is, and what of it
-may have reached the server.
-"""
+"""Failures of real connections: which error each becomes, and whether the request was sent."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ Behaviour = Callable[[Reader, Writer], Awaitable[None]]
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test sees no proxy."""
+    """Remove the proxies of the environment."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -40,7 +38,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def server(behave: Behaviour) -> AsyncIterator[str]:
-    """A server that reads a request and behaves so; yields its base URL."""
+    """Run a server that handles each connection with `behave`; yield its base URL."""
     served: set[asyncio.Task[None]] = set()
 
     async def serve(reader: Reader, writer: Writer) -> None:
@@ -69,7 +67,7 @@ async def read(reader: Reader) -> bytes:
 
 
 @asynccontextmanager
-async def wired() -> AsyncIterator[ApiClient]:
+async def connected_client() -> AsyncIterator[ApiClient]:
     api_client = ApiClient(clock=LoopClock())
     try:
         yield api_client
@@ -77,27 +75,27 @@ async def wired() -> AsyncIterator[ApiClient]:
         await api_client.close()
 
 
-async def ask(api_client: ApiClient, url: str, pieces: list[StreamEvent]) -> None:
+async def send(api_client: ApiClient, url: str, events: list[StreamEvent]) -> None:
     request = Request(prompt="Why?")
     stream = api_client.stream(request, settings(base_url=url), model=MODEL)
-    pieces.extend([piece async for piece in stream])
+    events.extend([event async for event in stream])
 
 
 def fails(behave: Behaviour) -> tuple[NbcodexError, list[StreamEvent]]:
-    """Ask a server that behaves so; return the error that must come, and what came before."""
-    pieces: list[StreamEvent] = []
+    """Send a request that must fail; return the error, and the events before it."""
+    events: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
-            await ask(api_client, url, pieces)
+        async with server(behave) as url, connected_client() as api_client:
+            await send(api_client, url, events)
 
     with pytest.raises(NbcodexError) as caught:
         asyncio.run(run())
-    return caught.value, pieces
+    return caught.value, events
 
 
 def after(*parts: bytes, reset: bool = False) -> Behaviour:
-    """Return how a server behaves that reads a request, says so much, and hangs up."""
+    """Return the behaviour of a server that reads a request, sends `parts` and disconnects."""
 
     async def behave(reader: Reader, writer: Writer) -> None:
         await read(reader)
@@ -126,8 +124,8 @@ def test_refused_connection_counts_as_not_sent() -> None:
         port = free.getsockname()[1]
 
     async def run() -> None:
-        async with wired() as api_client:
-            await ask(api_client, f"http://127.0.0.1:{port}/v1", [])
+        async with connected_client() as api_client:
+            await send(api_client, f"http://127.0.0.1:{port}/v1", [])
 
     with pytest.raises(TransportError, match="connection to the server failed") as caught:
         asyncio.run(run())
@@ -143,8 +141,8 @@ def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> 
         with socket.create_connection(full.getsockname()):  # the one that the kernel takes in
 
             async def run() -> None:
-                async with wired() as api_client:
-                    await ask(api_client, f"http://127.0.0.1:{full.getsockname()[1]}/v1", [])
+                async with connected_client() as api_client:
+                    await send(api_client, f"http://127.0.0.1:{full.getsockname()[1]}/v1", [])
 
             with pytest.raises(TransportError, match="in time") as caught:
                 asyncio.run(run())
@@ -169,19 +167,19 @@ def test_text_before_a_break_is_yielded(
         await after(HEAD, framing, framed(delta("Because")), reset=reset)(reader, writer)
         await released.wait()
 
-    pieces: list[StreamEvent] = []
+    events: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
+        async with server(behave) as url, connected_client() as api_client:
             request = Request(prompt="Why?")
-            async for piece in api_client.stream(request, settings(base_url=url), model=MODEL):
-                pieces.append(piece)
-                if isinstance(piece, TextDelta):
+            async for event in api_client.stream(request, settings(base_url=url), model=MODEL):
+                events.append(event)
+                if isinstance(event, TextDelta):
                     released.set()
 
     with pytest.raises(TransportError):
         asyncio.run(run())
-    assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["Because"]
+    assert [p.text for p in events if isinstance(p, TextDelta)] == ["Because"]
 
 
 def test_complete_answer_counts_however_the_connection_ends() -> None:
@@ -194,15 +192,15 @@ def test_complete_answer_counts_however_the_connection_ends() -> None:
             for _ in range(20):
                 await asyncio.sleep(0)
 
-    pieces: list[StreamEvent] = []
+    events: list[StreamEvent] = []
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
-            await ask(api_client, url, pieces)
+        async with server(behave) as url, connected_client() as api_client:
+            await send(api_client, url, events)
 
     asyncio.run(run())
-    assert isinstance(pieces[-1], CompletedAnswer)
-    assert pieces[-1].text == "ab"
+    assert isinstance(events[-1], CompletedAnswer)
+    assert events[-1].text == "ab"
 
 
 def test_text_is_yielded_as_soon_as_it_arrives() -> None:
@@ -216,12 +214,12 @@ def test_text_is_yielded_as_soon_as_it_arrives() -> None:
         writer.write(completed())
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
+        async with server(behave) as url, connected_client() as api_client:
             request = Request(prompt="Why?")
-            async for piece in api_client.stream(request, settings(base_url=url), model=MODEL):
-                if isinstance(piece, TextDelta):
+            async for event in api_client.stream(request, settings(base_url=url), model=MODEL):
+                if isinstance(event, TextDelta):
                     text_arrived.set()
-            assert isinstance(piece, CompletedAnswer)
+            assert isinstance(event, CompletedAnswer)
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
@@ -237,8 +235,8 @@ def test_cancelled_request_closes_the_connection() -> None:
         closed.set()
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
-            task = asyncio.ensure_future(ask(api_client, url, []))
+        async with server(behave) as url, connected_client() as api_client:
+            task = asyncio.ensure_future(send(api_client, url, []))
             await read_on.wait()
             task.cancel()
             await closed.wait()
@@ -260,9 +258,9 @@ def test_connection_is_reused_unless_the_server_closed_it(hangs_up: bool) -> Non
                 return
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
+        async with server(behave) as url, connected_client() as api_client:
             for _ in range(2):
-                await ask(api_client, url, [])
+                await send(api_client, url, [])
                 for _ in range(10):
                     await asyncio.sleep(0)
 
@@ -278,8 +276,8 @@ def test_request_has_the_key_once_and_only_the_sdks_headers() -> None:
         writer.write(HEAD + b"Set-Cookie: a=b\r\nConnection: close\r\n\r\n" + completed())
 
     async def run() -> None:
-        async with server(behave) as url, wired() as api_client:
-            await ask(api_client, url, [])
+        async with server(behave) as url, connected_client() as api_client:
+            await send(api_client, url, [])
 
     asyncio.run(run())
     (head,) = heads
@@ -307,13 +305,13 @@ server.daemon_threads = True
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["OPENAI_BASE_URL"] = "http://127.0.0.1:%d/v1" % server.server_address[1]
 for _ in range(2):
-    assert nbcodex.ask("Why?", model="m").status == "done"
+    assert nbcodex.send("Why?", model="m").status == "done"
     if os.fork() == 0:
         gc.collect()
-        assert nbcodex.ask("Why?", model="m").status == "done"
+        assert nbcodex.send("Why?", model="m").status == "done"
         raise SystemExit
     assert os.wait()[1] == 0
-assert nbcodex.ask("Why?", model="m").status == "done"
+assert nbcodex.send("Why?", model="m").status == "done"
 """
     done = subprocess.run(
         [sys.executable, "-W", "always::ResourceWarning", "-c", code],
