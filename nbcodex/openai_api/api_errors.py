@@ -113,11 +113,7 @@ def from_status(
     if text.lstrip().startswith(("data:", "event:")):
         lines = (line.removeprefix("data:").strip() for line in text.splitlines()[:20])
         text = next((line for line in lines if line.startswith(("{", "["))), text)
-    try:
-        payload: object = json.loads(text)
-    except (ValueError, RecursionError):
-        payload = text
-    return _classify(_describe(payload, clean, status=status), headers, wall)
+    return _classify(_describe(text, clean, status=status), headers, wall)
 
 
 def from_event(
@@ -228,6 +224,9 @@ def invalid_answer(message: str) -> ServerError:
 
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
+    if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "[", '"'):
+        with contextlib.suppress(ValueError, RecursionError):
+            payload = json.loads(payload)
     if isinstance(payload, list) and payload:  # Gemini
         payload = payload[0]
     details = payload if isinstance(payload, str) else _error_part(payload)
@@ -265,13 +264,9 @@ def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText)
     if isinstance(headers, dict):
         lower = {str(n).lower(): _line(v, clean) for n, v in list(headers.items())[:50]}
         info = replace(info, headers=lower)
-    raw = metadata.get("raw")
-    if isinstance(raw, str) and raw.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError, RecursionError):
-            raw = json.loads(raw)
-    if not raw:
+    if not metadata.get("raw"):
         return info
-    inner = _describe(raw, clean)
+    inner = _describe(metadata["raw"], clean)
     provider = _line(metadata.get("provider_name"), clean)[:60]
     is_temporary = (
         inner.status == 429

@@ -174,42 +174,39 @@ class ChatReader(_Reader):
                 raise AnswerFailedError(self._unrecognized)
             return "", ""
         chunk = json_object(data)
-        if is_error_object(chunk) or name == "error":
+        if name == "error":
             raise AnswerFailedError(chunk)
         if "choices" not in chunk and "usage" not in chunk:
             self._unrecognized = chunk
-        answer = self.answer
-        if answer.model is None:
-            answer.model = name_value(chunk.get("model"))
-            answer.response_id = name_value(chunk.get("id"))
-        self._service_tier = chunk.get("service_tier") or self._service_tier
-        # With `include_usage`, the last chunk has figures and an empty list of choices.
-        if isinstance(chunk.get("usage"), dict):
-            answer.usage = read_usage(chunk["usage"], self._service_tier)
-        self._read_citations(chunk)
-        text = reasoning = ""
-        for choice in dict_items(chunk, "choices"):
-            if choice.get("index") in (0, None):
-                more_text, more_reasoning = self._read_choice(choice, "delta")
-                text, reasoning = text + more_text, reasoning + more_reasoning
-        return text, reasoning
+        return self._read(chunk, "delta")
 
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
-        choices = dict_items(payload, "choices")
-        if is_error_object(payload) or not choices:
+        if not dict_items(payload, "choices"):
             raise AnswerFailedError(payload)
-        self.answer.model = name_value(payload.get("model"))
-        self.answer.response_id = name_value(payload.get("id"))
-        self.answer.usage = read_usage(payload.get("usage"), payload.get("service_tier"))
-        self._read_citations(payload)
-        self.answer.text, self.answer.reasoning_text = self._read_choice(choices[0], "message")
+        self.answer.text, self.answer.reasoning_text = self._read(payload, "message")
         self.is_complete = self.is_closed = True
 
-    def _read_citations(self, payload: dict[str, Any]) -> None:
+    def _read(self, payload: dict[str, Any], member: str) -> tuple[str, str]:
+        if is_error_object(payload):
+            raise AnswerFailedError(payload)
+        answer = self.answer
+        if answer.model is None:
+            answer.model = name_value(payload.get("model"))
+            answer.response_id = name_value(payload.get("id"))
+        self._service_tier = payload.get("service_tier") or self._service_tier
+        # With `include_usage`, the last chunk has figures and an empty list of choices.
+        if isinstance(payload.get("usage"), dict):
+            answer.usage = read_usage(payload["usage"], self._service_tier)
         # The text refers to `citations` by number; `search_results` has their titles.
-        self.answer.cite(payload.get("citations"))
-        self.answer.cite(payload.get("search_results"))
+        answer.cite(payload.get("citations"))
+        answer.cite(payload.get("search_results"))
+        text = reasoning = ""
+        for choice in dict_items(payload, "choices"):
+            if choice.get("index") in (0, None):
+                more_text, more_reasoning = self._read_choice(choice, member)
+                text, reasoning = text + more_text, reasoning + more_reasoning
+        return text, reasoning
 
     def _read_choice(self, choice: dict[str, Any], member: str) -> tuple[str, str]:
         # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.

@@ -287,7 +287,7 @@ def test_request_has_the_key_once_and_only_the_sdks_headers() -> None:
 
 @pytest.mark.slow
 def test_process_with_open_connections_ends_without_warnings(tmp_path: Path) -> None:
-    """A forked child neither complains nor harms its parent's connections."""
+    """A forked child neither warns nor breaks its parent's connections."""
     body = delta("hi") + completed()
     answer = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     code = f"""
@@ -305,13 +305,13 @@ server.daemon_threads = True
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["OPENAI_BASE_URL"] = "http://127.0.0.1:%d/v1" % server.server_address[1]
 for _ in range(2):
-    assert nbcodex.send("Why?", model="m").status == "done"
+    assert nbcodex.ask("Why?", model="m").status == "done"
     if os.fork() == 0:
         gc.collect()
-        assert nbcodex.send("Why?", model="m").status == "done"
+        assert nbcodex.ask("Why?", model="m").status == "done"
         raise SystemExit
     assert os.wait()[1] == 0
-assert nbcodex.send("Why?", model="m").status == "done"
+assert nbcodex.ask("Why?", model="m").status == "done"
 """
     done = subprocess.run(
         [sys.executable, "-W", "always::ResourceWarning", "-c", code],
