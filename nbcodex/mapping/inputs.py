@@ -146,11 +146,11 @@ class ItemsInput(InputData):
         """Return the items in order; those of a mapping have their keys as column ``key``."""
         for index, item in enumerate(self._items):
             if self._keys is None:
-                yield Row(index, index, item, columns_of(item))
+                yield Row(index, index, item, _columns_of(item))
             else:
                 key = self._keys[index]
                 # The item's own column `key` wins: it is what its author means by `{key}`.
-                yield Row(index, key, item, {KEY_COLUMN: key, **columns_of(item)})
+                yield Row(index, key, item, {KEY_COLUMN: key, **_columns_of(item)})
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the replies in order, or by key."""
@@ -159,7 +159,7 @@ class ItemsInput(InputData):
         return _in_order(replies, self.kind)
 
 
-def columns_of(item: Any) -> dict[str, Any]:
+def _columns_of(item: Any) -> dict[str, Any]:
     """Return an item's columns: its keys, fields or positions, if any, and ``item`` itself."""
     match item:
         case Mapping():
@@ -224,8 +224,9 @@ class FrameInput(InputData):
         if not self.previous:
             return []
         ids = self._column(self.previous[-1])
-        pairs = ((row, id_) for row, id_ in zip(self.rows(), ids, strict=True) if id_)
-        return list(islice(pairs, limit))
+        # pandas has NaN for rows that were added since.
+        pairs = zip(self.rows(), ids, strict=True)
+        return list(islice((pair for pair in pairs if isinstance(pair[1], str)), limit))
 
     def _row(self, index: int, label: Hashable, values: Sequence[Any]) -> Row:
         columns = dict(zip(self._names, values, strict=True))
@@ -236,7 +237,11 @@ class FrameInput(InputData):
 
     def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
         """Return types and values by name. A type is empty where it depends on the values."""
-        parsed = [to_plain(reply.parsed) for reply in replies]
+        # As JSON values, which is also how a resume reads them from the journal.
+        parsed = [
+            value.model_dump(mode="json", by_alias=True) if hasattr(value, "model_dump") else value
+            for value in (reply.parsed for reply in replies)
+        ]
         objects = [each if isinstance(each, dict) else {} for each in parsed]
         previous = sorted(self.previous, key=lambda name: (len(name), name))
         taken = set(self._names)
@@ -264,13 +269,6 @@ class FrameInput(InputData):
             fields[free_name("parsed")] = "", parsed
         answer, *others = results.items()
         return dict([answer, *fields.items(), *others])
-
-
-def to_plain(value: Any) -> Any:
-    """Return a parsed answer as JSON values, as it also comes back from the journal."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json", by_alias=True)
-    return value
 
 
 def _base_name(column: str) -> str:

@@ -99,7 +99,7 @@ class MapRunner:
             run_uninterrupted(lambda: self._end_early(outcome))
             if not isinstance(error, _EndedByUserError | KeyboardInterrupt):
                 raise
-            message, advice = _describe_rows(self.run, self.outcome), resume_advice(self.run)
+            message, advice = _describe_rows(self.run, self.outcome), _resume_advice(self.run)
             if isinstance(error, KeyboardInterrupt):
                 raise Stopped(f"Stopped: {message}", advice=advice) from None
             if self.outcome == "cancelled":
@@ -171,10 +171,10 @@ def describe_outcome(run: MapRun) -> str:
         return f"{run.id}: {_describe_rows(run, 'done')}"
     # Another thread may still be parking its rows.
     outcome = run.outcome or OUTCOME_BY_ACTION[run.end_action or "park"]
-    return f"{run.id}: {outcome}; {_describe_rows(run, outcome)} {resume_advice(run)}"
+    return f"{run.id}: {outcome}; {_describe_rows(run, outcome)} {_resume_advice(run)}"
 
 
-def resume_advice(run: MapRun) -> str:
+def _resume_advice(run: MapRun) -> str:
     """Return how to continue with a map that ended early."""
     if _is_at_provider(run):
         return (

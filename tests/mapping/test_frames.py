@@ -144,6 +144,15 @@ def test_rerun_fills_the_same_columns(
     assert [*frame["error"]] == [None, None]
 
 
+def test_rerun_answers_rows_that_were_added_above(simulated: SimulatedClient) -> None:
+    first = nbcodex.map(ECHO, pandas.DataFrame({"text": ["a"]}))
+    frame = first.reindex([1, 0])
+    frame["text"] = ["b", "a"]
+    frame = nbcodex.map(ECHO, frame)
+    assert [*frame.columns] == [*first.columns]
+    assert [*frame["answer"]] == ["b", "a"]
+
+
 @pytest.mark.parametrize("template", ["[[echo: other {text}]]", "[[echo: {answer}]]"])
 def test_another_map_adds_columns_beside_those_of_the_first(
     simulated: SimulatedClient, template: str
