@@ -163,7 +163,6 @@ class Template:
             # Never "known": no column's format swallows the fields that are nested in it.
             return (found[1] or ITEM, found[2]), False
 
-        self.text = text
         self.fields = tuple(parse_fields(text, recognise, columns))
         filled = [field for field in self.fields if not field.is_literal]
         self.names = frozenset(field.expression[0] for field in filled)

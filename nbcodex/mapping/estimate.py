@@ -205,15 +205,14 @@ def confirm_start(
     settings: Settings,
     confirm: Callable[[str], bool | None],
 ) -> None:
-    """Ask the user about equal prompts and about a high cost; raise if the map is declined.
-
-    `confirm` returns None if there is no terminal or front end, as in a scheduled run.
-    """
+    """Ask the user about equal prompts and about a high cost; raise if the map is declined."""
     if requests.template and not requests.template.names and data.total != 1:
         rows = "every row" if data.total is None else f"all {data.total:,} rows"
-        problem = f"The template has no field, so {rows} would get the same prompt."
-        advice = "Write a column's name in braces, such as {text}, or pass confirm=True."
-        _ask(confirm, problem, problem, advice, "Write a field such as {text}.")
+        _ask(
+            f"The template has no field, so {rows} would get the same prompt.",
+            confirm,
+            advice="Write a column's name in braces, such as {text}, or pass confirm=True.",
+        )
     # The number of an iterator's rows is unknown, and reading it would use it up.
     if not data.total:
         return
@@ -223,27 +222,20 @@ def confirm_start(
     if pricing.provider_of(endpoint.base_url) is None:
         return
     expected = estimate(data, requests, client, settings, from_sample=True)
-    threshold = settings.ask_above
-    if expected.cost is not None and expected.cost > threshold:
-        question = f"{expected}. That is more than ${threshold:,.2f}."
-        problem = (
-            f"This map may cost about ${expected.cost:,.2f}, which is more than Codex.ask_above "
-            f"(${threshold:,.2f}), and there is no way to ask here."
+    if expected.cost is not None and expected.cost > settings.ask_above:
+        _ask(
+            f"{expected}. That is more than Codex.ask_above (${settings.ask_above:,.2f}).",
+            confirm,
+            advice="Try limit=10, set %config Codex.ask_above, or pass confirm=True.",
         )
-        advice = "Pass confirm=True, set %config Codex.ask_above, or try limit=10."
-        _ask(confirm, question, problem, advice, "Try some rows with limit=10.")
 
 
-def _ask(
-    confirm: Callable[[str], bool | None],
-    question: str,
-    problem: str,
-    advice: str,
-    advice_if_declined: str,
-) -> None:
-    """Raise an error with `problem` and `advice` if the user cannot be asked, or declines."""
-    confirmed = confirm(f"{question} Continue?")
-    if confirmed is None:
-        raise ConfigurationError(f"{problem} Nothing was sent.", advice=advice)
+def _ask(problem: str, confirm: Callable[[str], bool | None], *, advice: str) -> None:
+    """Raise an error if the user cannot be asked about a problem, or declines."""
+    confirmed = confirm(f"{problem} Continue?")
+    if confirmed is None:  # there is no terminal or front end, as in a scheduled run
+        raise ConfigurationError(
+            f"{problem} There is no way to ask here, so nothing was sent.", advice=advice
+        )
     if not confirmed:
-        raise NbcodexError("Not started; nothing was sent.", advice=advice_if_declined)
+        raise NbcodexError("Not started; nothing was sent.", advice=advice)

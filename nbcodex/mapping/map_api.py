@@ -24,7 +24,7 @@ from nbcodex.mapping.estimate import Estimate, confirm_start, estimate
 from nbcodex.mapping.inputs import FrameInput, JournalInput, read_input
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
-from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, row_requests, schema_fields
+from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
 from nbcodex.models import Api, Origin, Reply, Request
 from nbcodex.requests.options import RequestOptions
 
@@ -221,7 +221,7 @@ def prepare_map(
         engine=options.engine,
     )
     row_key, on_error = options.row_key, options.on_error
-    requests = row_requests(
+    requests = RowRequests(
         template, inputs, options.request, row_key=row_key, settings=settings, origin=origin
     )
     if isinstance(inputs, FrameInput):

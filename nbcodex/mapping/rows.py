@@ -10,7 +10,7 @@ import ast
 import difflib
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
@@ -37,41 +37,64 @@ _OTHER_BRACES = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class RowRequests:
-    """Makes the requests of a map, from a template or a function."""
+    """Makes the requests of a map, checked as far as possible before any is sent.
 
-    source: Template | RowFunction
-    options: RequestOptions  # for all rows
-    row_key: RowKey
-    settings: Settings
-    origin: Origin
-    schema: Schema | None = None  # that of `options`
+    `source` is a template, or a function of a row that returns a prompt; `options` are those of
+    all rows.
+    """
 
-    @property
-    def template(self) -> Template | None:
-        """The template; None if a function of the user's makes the prompts."""
-        return self.source if isinstance(self.source, Template) else None
-
-    def check(self, data: InputData) -> None:
-        """Raise a ConfigurationError if a row lacks a column; nothing is sent then."""
-
-        def check_columns(columns: Collection[str], where: str) -> None:
-            if self.template:
-                self.template.check(columns, row=where)
-            if isinstance(self.row_key, str) and self.row_key not in columns:
-                raise ConfigurationError(
-                    f"The row key {self.row_key!r} is not a column of {where}.",
-                    advice="Pass the name of a column, or a function of a row.",
-                )
-
+    def __init__(
+        self,
+        source: PromptSource,
+        data: InputData,
+        options: RequestOptions,
+        *,
+        row_key: RowKey,
+        settings: Settings,
+        origin: Origin,
+    ) -> None:
+        if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
+            raise ConfigurationError(
+                "row_key must be the name of a column, or a function of a row."
+            )
+        self.template: Template | None = None
+        self.row_key, self.settings, self.origin = row_key, settings, origin
+        if isinstance(source, str):
+            self.template = _checked_template(source, data)
+        elif callable(source):
+            self._function = source
+        else:
+            raise ConfigurationError(
+                f"The template is of type {type(source).__name__}.",
+                advice="Pass a text or a function of a row.",
+            )
+        # `reuse` is on, unlike for single requests: running a map again must not pay twice.
+        if options.reuse is None:
+            options = replace(options, reuse=True)
+        if options.patience is None:
+            options = replace(options, patience=DEFAULT_PATIENCE_S)
+        if isinstance(options.images, Iterator):  # it would be used up by the first row
+            options = replace(options, images=tuple(options.images))
+        self.options = options
+        # An invalid option would fail in every row: it is refused here.
+        self.schema = build_request("?", settings, options).schema
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows are refused one by one.
         if data.columns is not None:
-            check_columns(data.columns, "the data")
-        elif data.total is not None and (self.template or isinstance(self.row_key, str)):
+            self._check_columns(data.columns, "the data")
+        elif data.total is not None and (self.template or isinstance(row_key, str)):
             for row in data.rows():
-                check_columns(row.values, f"row {shorten(str(row.label), 60)}")
+                self._check_columns(row.values, f"row {shorten(str(row.label), 60)}")
+
+    def _check_columns(self, columns: Collection[str], where: str) -> None:
+        if self.template:
+            self.template.check(columns, row=where)
+        if isinstance(self.row_key, str) and self.row_key not in columns:
+            raise ConfigurationError(
+                f"The row key {self.row_key!r} is not a column of {where}.",
+                advice="Pass the name of a column, or a function of a row.",
+            )
 
     def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
@@ -81,10 +104,10 @@ class RowRequests:
     def request(self, row: Row) -> Request:
         """Return the request of a row; raise a NbcodexError if none can be made of it."""
         prompt: object
-        if isinstance(self.source, Template):
-            prompt = self.source.fill(row.values)
+        if self.template:
+            prompt = self.template.fill(row.values)
         else:
-            prompt = _call("The function", self.source, row.item)
+            prompt = _call("The function", self._function, row.item)
         options = self.options
         if isinstance(prompt, Mapping):
             own = dict(prompt)
@@ -150,63 +173,27 @@ def schema_fields(schema: Schema | None) -> tuple[str, ...]:
     return tuple(schema.definition.get("properties", ())) if schema else ()
 
 
-def row_requests(
-    source: PromptSource,
-    data: InputData,
-    options: RequestOptions,
-    *,
-    row_key: RowKey,
-    settings: Settings,
-    origin: Origin,
-) -> RowRequests:
-    """Return how the rows of `data` become requests, checked as far as possible before sending."""
-    if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
-        raise ConfigurationError("row_key must be the name of a column, or a function of a row.")
-    made: Template | RowFunction
-    if isinstance(source, str):
-        if not source.strip():
-            raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-        # Known names may contain spaces and punctuation, which the template would not recognise.
-        columns: Collection[str] = data.columns or ()
-        if data.columns is None and data.total is not None:  # an iterator would be used up
-            columns = next((row.values.keys() for row in data.rows()), ())
-        made = Template(source, columns)
-        _check_braces(made, columns)
-    elif callable(source):
-        made = source
-    else:
-        raise ConfigurationError(
-            f"The template is of type {type(source).__name__}.",
-            advice="Pass a text or a function of a row.",
-        )
-    # `reuse` is on, unlike for single requests: running a map again must not pay twice.
-    if options.reuse is None:
-        options = replace(options, reuse=True)
-    if options.patience is None:
-        options = replace(options, patience=DEFAULT_PATIENCE_S)
-    if isinstance(options.images, Iterator):  # it would be used up by the first row
-        options = replace(options, images=tuple(options.images))
-    # An invalid option would fail in every row: it is refused here.
-    schema = build_request("?", settings, options).schema
-    requests = RowRequests(made, options, row_key, settings, origin, schema)
-    requests.check(data)
-    return requests
+def _checked_template(text: str, data: InputData) -> Template:
+    """Return a template; raise a ConfigurationError for a misspelt or unsupported field.
 
-
-def _check_braces(template: Template, columns: Collection[str]) -> None:
-    """Raise a ConfigurationError for braces that look like a misspelt or unsupported field.
-
-    They would be sent as they are, with every row. JSON, code and LaTeX are accepted.
+    It would be sent as it is, with every row. JSON, code and LaTeX are accepted.
     """
-    rest = template.text
+    if not text.strip():
+        raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
+    # Known names may contain spaces and punctuation, which a template does not recognise.
+    columns: Collection[str] = data.columns or ()
+    if data.columns is None and data.total is not None:  # an iterator would be used up
+        columns = next((row.values.keys() for row in data.rows()), ())
+    template = Template(text, columns)
     for field in template.fields:
-        rest = rest[: field.start] + " " * (field.end - field.start) + rest[field.end :]
-    for found in _OTHER_BRACES.finditer(rest):
+        text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
+    for found in _OTHER_BRACES.finditer(text):
         if (body := found["body"]) and (column := _likely_column(body, columns)):
             raise ConfigurationError(
                 f"{{{shorten(body, 60)}}} in the template is not a field. Nothing was sent.",
                 advice=f"Write {{{column}}} for the column, or double the braces to send them.",
             )
+    return template
 
 
 def _likely_column(body: str, columns: Collection[str]) -> str | None:

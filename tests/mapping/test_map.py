@@ -33,7 +33,7 @@ from nbcodex.mapping import map_api, map_runner
 from nbcodex.mapping.estimate import Estimate, estimate
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_api import resume_map
-from nbcodex.mapping.rows import row_requests
+from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import map_cells
 from nbcodex.requests.options import RequestOptions
@@ -140,7 +140,7 @@ def test_options_of_one_row_extend_those_of_all_rows(simulated: SimulatedClient)
         nbcodex.map(prompt, ["a", "b"], reuse=False)
     assert len(simulated.prompts) == 4
     shape = read_input(["a"])
-    requests = row_requests(
+    requests = RowRequests(
         prompt,
         shape,
         RequestOptions(patience=1.0),
@@ -306,7 +306,7 @@ def test_sampled_estimate_is_close_to_the_full_one(simulated: SimulatedClient) -
         return "x" * item
 
     rows = list(range(1, 5_001))
-    requests = row_requests(
+    requests = RowRequests(
         prompt,
         read_input(rows),
         RequestOptions(),

@@ -18,7 +18,7 @@ from nbcodex.mapping.backends import (
 )
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_run import MapRun, RowState
-from nbcodex.mapping.rows import row_requests
+from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import MapStats, Origin, Reply, Request
 from nbcodex.requests.options import RequestOptions
 from nbcodex.settings import Settings
@@ -73,7 +73,7 @@ class ManualBackend:
 
 def run_of(data: Any, simulated: SimulatedClient, backend: ManualBackend, **options: Any) -> MapRun:
     shape, origin = read_input(data), Origin(map_id="m1")
-    made = row_requests(
+    made = RowRequests(
         "{}", shape, RequestOptions(), row_key=None, settings=Settings(), origin=origin
     )
     return MapRun(
