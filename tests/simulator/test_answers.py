@@ -1,4 +1,4 @@
-"""What is answered: text that looks like an answer, the same each time."""
+"""Generated answers: text, directives, latency and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nbcodex.simulator.generated_answers import (
 )
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.parsed_request import IMAGE_TOKENS, parse_request
-from tests.simulator.asking import MODEL
+from tests.simulator.helpers import MODEL
 
 
 def planned(prompt: str, **knobs: Any) -> AnswerPlan:
@@ -30,13 +30,11 @@ def planned(prompt: str, **knobs: Any) -> AnswerPlan:
 
 @settings(deadline=None)
 @given(st.text())
-def test_tokens_joined_are_the_text(text: str) -> None:
-    """No character is lost or added, whatever the text."""
+def test_joined_tokens_equal_the_text(text: str) -> None:
     assert "".join(tokenize(text)) == text
 
 
-def test_an_answer_looks_like_one() -> None:
-    """A heading, the line that marks it, a list and fenced code, and all fences closed."""
+def test_answer_has_heading_notice_list_and_closed_code_fence() -> None:
     text = planned("How do buckets work?").text
     assert text.startswith("# How do buckets work\n")
     assert SIMULATED_NOTICE in text
@@ -47,55 +45,48 @@ def test_an_answer_looks_like_one() -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1))
-def test_the_same_prompt_has_the_same_answer(prompt: str) -> None:
-    """Any prompt has an answer, and always the same one."""
+def test_equal_prompts_have_equal_answers(prompt: str) -> None:
     if "[[fault" not in prompt:
         assert planned(prompt) == planned(prompt)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_pictures_are_input_tokens(count: int) -> None:
-    """Each picture counts the same in both APIs, whatever it shows; only its text is the prompt."""
+def test_each_image_counts_the_same_tokens_in_both_apis(count: int) -> None:
     url = "data:image/png;base64," + "A" * 10_000
     responses = [{"type": "input_image", "image_url": url}] * count
     chat = [{"type": "image_url", "image_url": {"url": url}}] * count
-    said = [{"role": "user", "content": [{"type": "input_text", "text": "look"}, *responses]}]
-    heard = [{"role": "user", "content": [{"type": "text", "text": "look"}, *chat]}]
-    for asked in (
-        parse_request({"model": MODEL, "input": said}, api="responses"),
-        parse_request({"model": MODEL, "messages": heard}, api="chat"),
+    turns = [{"role": "user", "content": [{"type": "input_text", "text": "look"}, *responses]}]
+    chat_turns = [{"role": "user", "content": [{"type": "text", "text": "look"}, *chat]}]
+    for request in (
+        parse_request({"model": MODEL, "input": turns}, api="responses"),
+        parse_request({"model": MODEL, "messages": chat_turns}, api="chat"),
     ):
-        assert plan_answer(asked, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
-        assert asked.prompt == "look"
+        assert plan_answer(request, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
+        assert request.prompt == "look"
 
 
-def test_the_code_in_it_runs() -> None:
-    """What looks like Python is Python."""
+def test_code_of_the_answer_is_valid_python() -> None:
     code = planned("hello").text.split("```python\n")[1].split("```")[0]
     exec(compile(code, "answer", "exec"), {"print": lambda _: None})
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 10, 150, 800, 5_000])
-def test_a_prompt_sets_the_length(tokens: int) -> None:
-    """`[[tokens=N]]` gives exactly N tokens."""
+def test_tokens_directive_sets_the_length(tokens: int) -> None:
     assert planned(f"Say much. [[tokens={tokens}]]").output_tokens == tokens
 
 
 @pytest.mark.parametrize("text", ["yes", "", "a\n\nb [[1]]", "{}", "ä 😀 ]]"])
-def test_a_prompt_sets_the_words(text: str) -> None:
-    """`[[echo: text]]` gives the text and nothing else."""
+def test_echo_directive_sets_the_whole_text(text: str) -> None:
     assert planned(f"Repeat this. [[echo: {text}]]").text == text
 
 
-def test_a_later_turn_knows_the_one_before() -> None:
-    """In a conversation, the answer names what was asked before."""
-    said = [{"role": "user", "content": "about cats"}, {"role": "user", "content": "about dogs"}]
-    asked = parse_request({"model": MODEL, "input": said}, api="responses")
-    assert "Before that, it was *about cats*." in plan_answer(asked, Knobs()).text
+def test_answer_names_the_topic_of_the_previous_turn() -> None:
+    turns = [{"role": "user", "content": "about cats"}, {"role": "user", "content": "about dogs"}]
+    request = parse_request({"model": MODEL, "input": turns}, api="responses")
+    assert "Before that, it was *about cats*." in plan_answer(request, Knobs()).text
 
 
-def test_latency_belongs_to_the_prompt() -> None:
-    """The same input has the same latency, whenever it comes; others spread around the median."""
+def test_latency_is_fixed_for_a_prompt_and_spreads_around_the_median() -> None:
     knobs = Knobs(latency=0.5, latency_sigma=0.6, seed=3)
     times = sorted(latency(f"prompt {n}", knobs) for n in range(999))
     assert latency("prompt 1", knobs) == latency("prompt 1", knobs)
@@ -104,8 +95,7 @@ def test_latency_belongs_to_the_prompt() -> None:
     assert times[-1] > 1.5
 
 
-def test_the_bias_changes_what_is_counted() -> None:
-    """A tokenizer that counts 15% more charges 15% more for the same input."""
+def test_token_bias_scales_the_counted_input() -> None:
     assert planned("x" * 4_000, token_bias=1.15).input_tokens == 1_150
 
 
@@ -122,13 +112,11 @@ def test_the_bias_changes_what_is_counted() -> None:
         ({}, {"simulated": True}),
     ],
 )
-def test_an_example_has_its_schema(schema: dict[str, Any], value: Any) -> None:
-    """Each construct of a schema has a value that fits it."""
+def test_example_value_fits_its_schema(schema: dict[str, Any], value: Any) -> None:
     assert example_value(schema) == value
 
 
-def test_a_schema_that_holds_itself_has_an_example() -> None:
-    """A tree of trees ends in trees without children."""
+def test_recursive_schema_has_a_finite_example() -> None:
     node = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
     tree, depth = example_value(node), 0
     while tree["children"]:

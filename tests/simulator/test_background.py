@@ -1,21 +1,22 @@
-"""Background responses: they outlive their connection, and are paid once."""
+"""Background responses: they continue without their connection and are charged once."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
 from nbcodex.simulator import Fault, Simulator
-from tests.simulator.asking import MODEL, call, fetch, refusal, sdk, simulator
+from tests.simulator.helpers import MODEL, fetch, post, refusal, sdk, simulator
 from tests.virtual import run_virtual
 
 PROMPT = "[[tokens=100]]"
 
 
-async def begin(client: openai.AsyncOpenAI, events: list[Any]) -> None:
+async def stream_background(client: openai.AsyncOpenAI, events: list[Any]) -> None:
     """Stream a background response into `events`, until it breaks."""
     stream = await client.responses.create(
         model=MODEL, input=PROMPT, background=True, stream=True, store=True
@@ -24,18 +25,16 @@ async def begin(client: openai.AsyncOpenAI, events: list[Any]) -> None:
         events.append(event)  # noqa: PERF401 - what came before the break counts
 
 
-def test_a_broken_stream_goes_on_where_it_broke() -> None:
-    """What is picked up after event N and what came before are one whole, paid once."""
-
+def test_broken_stream_continues_after_its_last_event_and_is_paid_once() -> None:
     async def main() -> tuple[list[Any], Simulator]:
         server, events = simulator(), []
         server.script([Fault("dropped", after=30), None])
         async with sdk(server) as client:
             with pytest.raises(openai.APIConnectionError):
-                await begin(client, events)
-            made = events[0].response.id
+                await stream_background(client, events)
+            response_id = events[0].response.id
             last = events[-1].sequence_number
-            more = await client.responses.retrieve(made, stream=True, starting_after=last)
+            more = await client.responses.retrieve(response_id, stream=True, starting_after=last)
             events += [event async for event in more]
         return events, server
 
@@ -47,37 +46,33 @@ def test_a_broken_stream_goes_on_where_it_broke() -> None:
     assert {seen.response_id for seen in server.log} == {events[0].response.id}
 
 
-def test_it_goes_on_when_nobody_reads() -> None:
-    """A response whose reader has left is complete after its time."""
-
+def test_background_response_completes_without_a_reader() -> None:
     async def main() -> tuple[str, str, float]:
         server = simulator(speed=10, latency=1.0)
         began = server.clock.now()
         async with sdk(server) as client:
-            made = await client.responses.create(model=MODEL, input=PROMPT, background=True)
+            response = await client.responses.create(model=MODEL, input=PROMPT, background=True)
             await asyncio.sleep(5)
-            between = await client.responses.retrieve(made.id)
+            between = await client.responses.retrieve(response.id)
             await asyncio.sleep(10)
-            done = await client.responses.retrieve(made.id)
-        assert made.status == "queued"
+            done = await client.responses.retrieve(response.id)
+        assert response.status == "queued"
         assert done.output_text
         return between.status or "", done.status or "", server.clock.now() - began
 
     assert run_virtual(main())[:2] == ("in_progress", "completed")
 
 
-def test_it_can_be_cancelled() -> None:
-    """Cancelling ends the generation and its streams; what is not generated is given back."""
-
+def test_cancelled_response_ends_its_streams_and_refunds_the_rest() -> None:
     async def main() -> tuple[list[str | None], Simulator]:
         server, events = simulator(speed=10, policy="refunded"), []
         async with sdk(server) as client:
-            reader = asyncio.create_task(begin(client, events))
+            reader = asyncio.create_task(stream_background(client, events))
             await asyncio.sleep(5)
-            made = events[0].response.id
-            statuses = [(await client.responses.cancel(made)).status for _ in range(2)]
+            response_id = events[0].response.id
+            statuses = [(await client.responses.cancel(response_id)).status for _ in range(2)]
             await reader
-            statuses.append((await client.responses.retrieve(made)).status)
+            statuses.append((await client.responses.retrieve(response_id)).status)
         return statuses, server
 
     statuses, server = run_virtual(main())
@@ -85,19 +80,17 @@ def test_it_can_be_cancelled() -> None:
     assert server.log[0].charged < 60
 
 
-def test_a_failure_of_the_generation_is_final() -> None:
-    """A response that failed stays failed, however often it is picked up."""
-
+def test_failed_response_stays_failed() -> None:
     async def main() -> tuple[str | None, list[str]]:
         server, events = simulator(), []
         server.script([Fault("failed", after=2)])
         async with sdk(server) as client:
-            await begin(client, events)
-            made = events[0].response.id
-            again = await client.responses.retrieve(made, stream=True)
+            await stream_background(client, events)
+            response_id = events[0].response.id
+            again = await client.responses.retrieve(response_id, stream=True)
             kinds = [event.type async for event in again]
             assert kinds == [event.type for event in events]
-            return (await client.responses.retrieve(made)).status, kinds
+            return (await client.responses.retrieve(response_id)).status, kinds
 
     status, kinds = run_virtual(main())
     assert status == "failed"
@@ -114,48 +107,42 @@ def test_a_failure_of_the_generation_is_final() -> None:
         ("/openai/v1/responses/{id}", "sk-one", 200),
     ],
 )
-def test_only_its_owner_finds_a_response(path: str, key: str, status: int) -> None:
-    """Another key, or another id, finds nothing; a stream must have been one from the start."""
+def test_response_is_found_by_its_owner_only(path: str, key: str, status: int) -> None:
+    """A stream can be continued only if the response was created as one."""
 
     async def main() -> int:
         server = simulator()
         bearer = {"authorization": "Bearer sk-one"}
         body = {"model": MODEL, "input": PROMPT, "background": True}
-        await fetch(server, call(body=body, **bearer))
-        asked = call(path.format(id=server.log[0].response_id), authorization=f"Bearer {key}")
-        return (
-            await fetch(server, type(asked)(method="GET", path=asked.path, headers=asked.headers))
-        )[0]
+        await fetch(server, post(body=body, **bearer))
+        request = post(path.format(id=server.log[0].response_id), authorization=f"Bearer {key}")
+        return (await fetch(server, replace(request, method="GET", body=b"")))[0]
 
     assert run_virtual(main()) == status
 
 
-def test_what_is_not_stored_has_no_background() -> None:
-    """`store=False` and `background` exclude each other."""
-
+def test_background_without_store_is_a_400() -> None:
     async def main() -> int:
         body = {"model": MODEL, "input": PROMPT, "background": True, "store": False}
-        return (await refusal(simulator(), call(body=body)))[0]
+        return (await refusal(simulator(), post(body=body)))[0]
 
     assert run_virtual(main()) == 400
 
 
-def test_picking_up_can_fail_too() -> None:
-    """The script's next fault meets who picks up: a refusal first, then a break, then the rest."""
-
+def test_scripted_faults_apply_to_continued_streams() -> None:
     async def main() -> list[int]:
         server, events = simulator(), []
         server.script([Fault("dropped", after=3), "tokens_per_minute", Fault("cut", after=3), None])
         async with sdk(server) as client:
             with pytest.raises(openai.APIConnectionError):
-                await begin(client, events)
-            made = events[0].response.id
+                await stream_background(client, events)
+            response_id = events[0].response.id
             with pytest.raises(openai.RateLimitError):
-                await client.responses.retrieve(made, stream=True)
-            again = await client.responses.retrieve(made, stream=True)
+                await client.responses.retrieve(response_id, stream=True)
+            again = await client.responses.retrieve(response_id, stream=True)
             with pytest.raises(openai.APIConnectionError):
                 assert [event async for event in again]
-            rest = await client.responses.retrieve(made, stream=True)
+            rest = await client.responses.retrieve(response_id, stream=True)
             assert [event async for event in rest][-1].type == "response.completed"
         return [seen.charged for seen in server.log]
 

@@ -1,4 +1,4 @@
-"""What goes wrong: each failure shape, as the official SDK meets it."""
+"""Each fault, as the official SDK receives it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from nbcodex.simulator import Fault, Simulator
 from nbcodex.simulator.knobs import KINDS, parse_fault
-from tests.simulator.asking import MODEL, call, fetch, sdk, simulator
+from tests.simulator.helpers import MODEL, fetch, post, sdk, simulator
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual
 
@@ -20,7 +20,7 @@ PROMPT = "[[tokens=30]] [[echo: one two three four five six seven eight]]"
 
 
 async def stream(server: Simulator, api: str, **options: Any) -> tuple[str, list[Any], Any]:
-    """Return the text that a stream gave, its events, and what it raised."""
+    """Return the text of a stream, its events, and the error that it raised."""
     text, events = "", []
     async with sdk(server, **options) as client:
         try:
@@ -41,8 +41,8 @@ async def stream(server: Simulator, api: str, **options: Any) -> tuple[str, list
     return text, events, None
 
 
-def meet(fault: Fault | str, api: str, **options: Any) -> tuple[str, list[Any], Any]:
-    """Return what a stream that meets `fault` comes to."""
+def stream_with(fault: Fault | str, api: str, **options: Any) -> tuple[str, list[Any], Any]:
+    """Return the text, the events and the error of a stream with `fault`."""
 
     async def main() -> tuple[str, list[Any], Any]:
         server = simulator()
@@ -63,11 +63,10 @@ def meet(fault: Fault | str, api: str, **options: Any) -> tuple[str, list[Any], 
         ("malformed", json.JSONDecodeError, None),
     ],
 )
-def test_a_stream_that_breaks_raises(
+def test_broken_stream_raises_after_exactly_the_given_deltas(
     api: str, after: int, kind: Any, raised: type[Exception], cause: type[Exception] | None
 ) -> None:
-    """Shapes 2, 7 and 8: the error's class, and the text of exactly `after` deltas before it."""
-    text, _, error = meet(Fault(kind, after=after), api)
+    text, _, error = stream_with(Fault(kind, after=after), api)
     assert type(error) is raised
     assert cause is None or isinstance(error.__cause__, cause)
     assert text == " one two three"[1:] * (after == 3)
@@ -75,48 +74,44 @@ def test_a_stream_that_breaks_raises(
 
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("after", [-1, 0, 3])
-def test_an_early_end_raises_nothing(api: str, after: int) -> None:
-    """Shape 6: the stream just ends, without its terminal event."""
-    text, events, error = meet(Fault("truncated", after=after), api)
+def test_truncated_stream_ends_without_error_or_final_event(api: str, after: int) -> None:
+    text, events, error = stream_with(Fault("truncated", after=after), api)
     assert error is None
     assert text == "one two three" * (after == 3)
     assert not [e for e in events if getattr(e, "type", "") == "response.completed"]
 
 
-def test_the_nested_error_event_has_no_status() -> None:
-    """Shape 2: a plain `APIError` with code and type, without status or response."""
-    _, _, error = meet(Fault("error_event", seconds=11.054), "responses")
+def test_nested_error_event_raises_an_api_error_without_status() -> None:
+    _, _, error = stream_with(Fault("error_event", seconds=11.054), "responses")
     assert (error.code, error.type) == ("rate_limit_exceeded", "tokens")
     assert "Please try again in 11.054s" in error.message
     assert not hasattr(error, "status_code")
 
 
-def test_the_flat_error_event_is_an_event() -> None:
-    """Shape 3: no exception, an event that says the wait."""
-    _, events, error = meet(Fault("flat_error_event", after=2, seconds=5), "responses")
+def test_flat_error_event_raises_nothing_and_states_the_wait() -> None:
+    _, events, error = stream_with(Fault("flat_error_event", after=2, seconds=5), "responses")
     assert error is None
     assert (events[-1].type, events[-1].code) == ("error", "rate_limit_exceeded")
     assert "Please try again in 5s" in events[-1].message
     assert events[-1].sequence_number == events[-2].sequence_number + 1
 
 
-def test_a_failed_response_is_an_event() -> None:
-    """Shape 4: no exception, `response.failed` with its error and without usage."""
-    _, events, error = meet(Fault("failed", after=2, code="server_error"), "responses")
+def test_failed_response_raises_nothing_and_has_no_usage() -> None:
+    _, events, error = stream_with(Fault("failed", after=2, code="server_error"), "responses")
     assert error is None
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.code == "server_error"
     assert events[-1].response.usage is None
 
 
-def test_azure_says_the_wait_only_in_the_header_of_its_200() -> None:
-    """Shape 5: `Retry-After` on a 200, `response.failed` without error, then an error event."""
+def test_azure_failure_states_the_wait_in_a_header_of_the_200() -> None:
+    """`response.failed` without an error comes next, then an error event."""
 
     async def main() -> tuple[dict[str, str], bytes]:
         server = simulator()
         server.script([Fault("azure_failed", after=1, seconds=37)])
         body = {"model": MODEL, "input": PROMPT, "stream": True}
-        status, headers, data = await fetch(server, call("/openai/v1/responses", body))
+        status, headers, data = await fetch(server, post("/openai/v1/responses", body))
         assert status == 200
         return headers, data
 
@@ -125,7 +120,7 @@ def test_azure_says_the_wait_only_in_the_header_of_its_200() -> None:
     events = [json.loads(line[6:]) for line in data.splitlines() if line.startswith(b"data: ")]
     assert [e["type"] for e in events[-2:]] == ["response.failed", "error"]
     assert events[-2]["response"]["error"] is None
-    _, seen, error = meet(Fault("azure_failed"), "responses")
+    _, seen, error = stream_with(Fault("azure_failed"), "responses")
     assert seen[-1].type == "response.failed"
     assert type(error) is openai.APIError
 
@@ -138,11 +133,10 @@ def test_azure_says_the_wait_only_in_the_header_of_its_200() -> None:
         ("html_429", 429, openai.RateLimitError),
     ],
 )
-def test_a_gateway_answers_with_a_page(
+def test_gateway_page_has_neither_code_nor_type(
     api: str, kind: str, status: int, raised: type[openai.APIStatusError]
 ) -> None:
-    """Shape 9: HTML, so neither code nor type."""
-    _, _, error = meet(kind, api)
+    _, _, error = stream_with(kind, api)
     assert type(error) is raised
     assert (error.status_code, error.code, error.type) == (status, None, None)
     assert "<html>" in error.response.text
@@ -150,39 +144,36 @@ def test_a_gateway_answers_with_a_page(
 
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("after", [-1, 0, 3])
-def test_a_silent_stream_meets_the_read_timeout(api: str, after: int) -> None:
-    """Shape 10: nothing comes, until the client's own timeout."""
-    text, _, error = meet(Fault("stalled", after=after), api, timeout=20)
+def test_stalled_stream_reaches_the_read_timeout(api: str, after: int) -> None:
+    text, _, error = stream_with(Fault("stalled", after=after), api, timeout=20)
     assert isinstance(error, openai.APIConnectionError)
     assert isinstance(error, openai.APITimeoutError)
     assert text == "one two three" * (after == 3)
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_silence_can_end(api: str) -> None:
-    """A silence of some seconds is followed by the rest of the answer."""
-    text, _, error = meet(Fault("stalled", after=3, seconds=15), api, timeout=20)
+def test_stall_with_an_end_is_followed_by_the_rest(api: str) -> None:
+    text, _, error = stream_with(Fault("stalled", after=3, seconds=15), api, timeout=20)
     assert error is None
     assert text == "one two three four five six seven eight"
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_slow_first_byte_meets_the_read_timeout(api: str) -> None:
-    """Headers that come late are late for the SDK too."""
-    assert isinstance(meet(Fault("slow", seconds=30), api, timeout=20)[2], openai.APITimeoutError)
-    assert meet(Fault("slow", seconds=10), api, timeout=20)[2] is None
+def test_slow_first_byte_reaches_the_read_timeout(api: str) -> None:
+    assert isinstance(
+        stream_with(Fault("slow", seconds=30), api, timeout=20)[2], openai.APITimeoutError
+    )
+    assert stream_with(Fault("slow", seconds=10), api, timeout=20)[2] is None
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_connection_can_end_unanswered(api: str) -> None:
-    """`refused`: the server closes the connection instead of answering."""
-    error = meet("refused", api)[2]
+def test_refused_connection_ends_without_a_response(api: str) -> None:
+    error = stream_with("refused", api)[2]
     assert type(error) is openai.APIConnectionError
     assert "without sending a response" in str(error.__cause__)
 
 
-def test_a_chunk_is_cut_within() -> None:
-    """What of a broken chunk was sent is read before the error."""
+def test_cut_chunk_is_partly_delivered_before_the_error() -> None:
     data: list[bytes] = []
 
     async def main() -> None:
@@ -206,16 +197,14 @@ def test_a_chunk_is_cut_within() -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_huge_line_arrives_in_full(api: str) -> None:
-    """A line of 10 MB comes in blocks, and the answer after it."""
-
+def test_huge_line_arrives_in_full_before_the_rest(api: str) -> None:
     async def main() -> bytes:
         server = simulator()
         server.script([Fault("huge_line", after=1)])
         path = "/v1/responses" if api == "responses" else "/v1/chat/completions"
         key = "input" if api == "responses" else "messages"
-        said: Any = PROMPT if api == "responses" else [{"role": "user", "content": PROMPT}]
-        return (await fetch(server, call(path, {"model": MODEL, key: said, "stream": True})))[2]
+        value: Any = PROMPT if api == "responses" else [{"role": "user", "content": PROMPT}]
+        return (await fetch(server, post(path, {"model": MODEL, key: value, "stream": True})))[2]
 
     data = run_virtual(main())
     lengths = sorted(map(len, data.splitlines()))
@@ -224,13 +213,11 @@ def test_a_huge_line_arrives_in_full(api: str) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_absurd_headers_do_not_harm_the_answer(api: str) -> None:
-    """Nonsense in the headers comes with an answer that is whole."""
-
+def test_absurd_headers_come_with_a_whole_answer(api: str) -> None:
     async def main() -> tuple[str, dict[str, str]]:
         server = simulator()
         server.script(["absurd_headers", "absurd_headers"])
-        return (await stream(server, api))[0], (await fetch(server, call()))[1]
+        return (await stream(server, api))[0], (await fetch(server, post()))[1]
 
     text, headers = run_virtual(main())
     assert text == "one two three four five six seven eight"
@@ -238,9 +225,7 @@ def test_absurd_headers_do_not_harm_the_answer(api: str) -> None:
     assert len(headers["x-request-id"]) > 8_000
 
 
-def test_a_redirect_leads_elsewhere() -> None:
-    """The client is sent to another host; where it goes, the log of that host can tell."""
-
+def test_redirect_is_followed_without_the_key() -> None:
     async def main() -> list[tuple[str, str]]:
         server = simulator()
         server.script([Fault("redirect", location="https://elsewhere.test/v1/responses"), None])
@@ -256,9 +241,7 @@ def test_a_redirect_leads_elsewhere() -> None:
 
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("kind", ["dropped", "stalled", "malformed", "error_event", "failed"])
-def test_answers_that_are_not_streamed_fail_too(api: str, kind: str) -> None:
-    """The same faults make an answer in one piece fail."""
-
+def test_fault_makes_an_unstreamed_answer_fail(api: str, kind: str) -> None:
     async def main() -> None:
         server = simulator()
         server.script([kind])
@@ -274,26 +257,22 @@ def test_answers_that_are_not_streamed_fail_too(api: str, kind: str) -> None:
         run_virtual(main())
 
 
-def test_faults_come_in_order_and_then_no_more() -> None:
-    """The script is played once: a fault, an answer, a fault, and answers from then on."""
-
+def test_script_applies_its_faults_in_order_and_once() -> None:
     async def main() -> list[tuple[int, str]]:
         server = simulator()
         server.script(["quota", None, Fault("http", status=503)])
         for _ in range(5):
-            await fetch(server, call())
+            await fetch(server, post())
         return [(seen.status, seen.fault) for seen in server.log]
 
     assert run_virtual(main()) == [(429, "quota"), (200, ""), (503, "http"), (200, ""), (200, "")]
 
 
-def test_a_prompt_can_bring_its_own_fault() -> None:
-    """`[[fault=…]]` strikes at each attempt of that prompt, and no other."""
-
+def test_fault_directive_applies_to_each_attempt_of_its_prompt() -> None:
     async def main() -> list[int]:
         server = simulator()
         bad = {"model": MODEL, "input": "[[fault=http status=400]]"}
-        return [(await fetch(server, call(body=b)))[0] for b in (bad, None, bad)]
+        return [(await fetch(server, post(body=b)))[0] for b in (bad, None, bad)]
 
     assert run_virtual(main()) == [400, 200, 400]
 
@@ -308,31 +287,25 @@ def test_a_prompt_can_bring_its_own_fault() -> None:
         '[[fault=slow seconds="1"]]',
     ],
 )
-def test_a_fault_that_does_not_exist_is_a_bad_request(prompt: str) -> None:
-    """Nonsense in a directive is a 400 that says so, not a crash."""
-
+def test_invalid_fault_directive_is_a_400(prompt: str) -> None:
     async def main() -> int:
-        return (await fetch(simulator(), call(body={"model": MODEL, "input": prompt})))[0]
+        return (await fetch(simulator(), post(body={"model": MODEL, "input": prompt})))[0]
 
     assert run_virtual(main()) == 400
 
 
 @pytest.mark.parametrize("data", ["nonsense", 7, [], {"kind": "http", "more": 1}, {"after": 1}])
-def test_nonsense_is_no_fault(data: Any) -> None:
-    """What is no fault is a ValueError that says so."""
+def test_invalid_fault_data_is_a_value_error(data: Any) -> None:
     with pytest.raises(ValueError, match=r"fault|argument"):
         parse_fault(data)
 
 
-def test_every_kind_is_a_fault() -> None:
-    """Each kind can be told by its name, and null is none."""
+def test_each_kind_is_parsed_by_its_name_and_null_is_none() -> None:
     assert [fault.kind for kind in KINDS if (fault := parse_fault(kind))] == list(KINDS)
     assert parse_fault(None) is None
 
 
-def test_streams_can_break_by_chance() -> None:
-    """`breaks` ends some streams with a rate-limit error, and charges them all the same."""
-
+def test_stream_failures_setting_breaks_some_streams() -> None:
     async def main() -> int:
         server = simulator(stream_failures=0.5, tpm=None, rpm=None)
         errors = [(await stream(server, "responses"))[2] for _ in range(20)]

@@ -1,4 +1,4 @@
-"""Pictures of the simulator: as the Responses API tells them, and nowhere else."""
+"""Generated pictures, which only the Responses API has."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 from PIL import Image
 
 from nbcodex.simulator.generated_answers import PICTURE_SIZE, png_pattern
-from tests.simulator.asking import MODEL, sdk, simulator
+from tests.simulator.helpers import MODEL, sdk, simulator
 from tests.virtual import run_virtual
 
 TOOLS: Any = [{"type": "image_generation"}]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_picture_is_an_item_of_the_answer(stream: bool) -> None:
-    """The SDK reads it, streamed or whole: a call that is completed, its result a PNG file."""
-
+def test_sdk_reads_the_picture_as_an_output_item(stream: bool) -> None:
     async def main() -> Any:
         async with sdk(simulator()) as client:
             if not stream:
@@ -37,9 +35,7 @@ def test_a_picture_is_an_item_of_the_answer(stream: bool) -> None:
         assert (picture.format, picture.size) == ("PNG", (PICTURE_SIZE, PICTURE_SIZE))
 
 
-def test_chat_draws_nothing() -> None:
-    """Chat Completions refuse the tool, in the real server's words."""
-
+def test_chat_completions_rejects_the_image_tool() -> None:
     async def main() -> None:
         async with sdk(simulator()) as client:
             await client.chat.completions.create(
@@ -50,6 +46,5 @@ def test_chat_draws_nothing() -> None:
         run_virtual(main())
 
 
-def test_a_prompt_has_its_picture() -> None:
-    """The same each time, and another for another."""
+def test_picture_depends_on_the_prompt_alone() -> None:
     assert png_pattern("a cat") == png_pattern("a cat") != png_pattern("a dog")

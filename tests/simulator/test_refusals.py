@@ -1,4 +1,4 @@
-"""How the server says no: statuses, bodies and headers, compared with those of public threads."""
+"""Refusals: statuses, bodies and headers, compared with those of public threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nbcodex.simulator import Fault
 from nbcodex.simulator.http_messages import go_duration
 from nbcodex.simulator.parsed_request import PARAMETERS
-from tests.simulator.asking import KEY, MODEL, call, fetch, refusal, simulator
+from tests.simulator.helpers import KEY, MODEL, fetch, post, refusal, simulator
 from tests.virtual import EPOCH, START, run_virtual
 
 TPM = (
@@ -25,7 +25,7 @@ TPM = (
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (0, "0s"),
         (0.086, "86ms"),
@@ -38,19 +38,16 @@ TPM = (
         (4320.0004, "1h12m0.001s"),
     ],
 )
-def test_durations_are_printed_as_go_does(seconds: float, said: str) -> None:
-    """Waits and resets look like the real server's, and never say less than is meant."""
-    assert go_duration(seconds) == said
+def test_durations_follow_gos_format_and_round_up(seconds: float, expected: str) -> None:
+    assert go_duration(seconds) == expected
 
 
-def test_a_reached_limit_says_what_the_real_one_says() -> None:
-    """The figures of a 429 in a public thread give its very text, and its headers."""
-
+def test_429_matches_the_text_and_headers_of_a_public_thread() -> None:
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator(tpm=30_000)
         server.account("key-1", MODEL).charge(22_999, server.clock.now())
         body = {"model": MODEL, "input": "x" * 4 * 2_528, "max_output_tokens": 10_000}
-        return await refusal(server, call(body=body))
+        return await refusal(server, post(body=body))
 
     status, headers, error = run_virtual(main())
     assert status == 429
@@ -64,7 +61,7 @@ def test_a_reached_limit_says_what_the_real_one_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "kind", "code", "says"),
+    ("fault", "status", "kind", "code", "words"),
     [
         ("tokens_per_minute", 429, "tokens", "rate_limit_exceeded", "on tokens per min (TPM)"),
         ("requests_per_minute", 429, "requests", "rate_limit_exceeded", "requests per min (RPM)"),
@@ -77,24 +74,22 @@ def test_a_reached_limit_says_what_the_real_one_says() -> None:
         ("http", 500, "server_error", None, "The server had an error while processing"),
     ],
 )
-def test_each_scripted_refusal_has_its_words(
-    fault: str, status: int, kind: str | None, code: str | None, says: str
+def test_scripted_refusal_has_status_type_code_and_text_of_the_real_error(
+    fault: str, status: int, kind: str | None, code: str | None, words: str
 ) -> None:
-    """Status, type, code and text are those of the real error."""
-
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator()
         server.script([fault])
-        return await refusal(server, call())
+        return await refusal(server, post())
 
     got, _, error = run_virtual(main())
     assert (got, error.get("type"), error["code"]) == (status, kind, code)
-    assert says in error["message"]
+    assert words in error["message"]
     assert ("try again in 1.2s" in error["message"]) == ("_per_" in fault)
 
 
 @pytest.mark.parametrize(
-    ("which", "told"),
+    ("which", "expected"),
     [
         ("both", {"retry-after": "2", "retry-after-ms": "1200"}),
         ("seconds", {"retry-after": "2"}),
@@ -102,32 +97,28 @@ def test_each_scripted_refusal_has_its_words(
         ("none", {}),
     ],
 )
-def test_the_wait_is_in_the_headers_that_were_chosen(which: str, told: dict[str, str]) -> None:
-    """Each kind of server can be had: with either header, both, or none."""
-
+def test_retry_after_setting_selects_the_wait_headers(which: str, expected: dict[str, str]) -> None:
     async def main() -> dict[str, str]:
         server = simulator(retry_after=which)
         server.script(["tokens_per_minute"])
-        return (await refusal(server, call()))[1]
+        return (await refusal(server, post()))[1]
 
     headers = run_virtual(main())
-    assert {k: v for k, v in headers.items() if k.startswith("retry-after")} == told
+    assert {k: v for k, v in headers.items() if k.startswith("retry-after")} == expected
 
 
-def test_the_wait_can_be_a_date() -> None:
-    """`retry-after` as an HTTP date names the moment, rounded up to a second."""
-
+def test_retry_after_can_be_an_http_date_rounded_up() -> None:
     async def main() -> dict[str, str]:
         server = simulator(retry_after="date")
         server.script([Fault("tokens_per_minute", seconds=30)])
-        return (await refusal(server, call()))[1]
+        return (await refusal(server, post()))[1]
 
     stated = parsedate_to_datetime(run_virtual(main())["retry-after"]).timestamp()
     assert stated == EPOCH + START + 30
 
 
-def test_a_fault_can_choose_its_own_words_and_headers() -> None:
-    """What a fault says replaces the usual; an empty header is taken away."""
+def test_fault_overrides_code_message_and_headers() -> None:
+    """An empty header removes the usual one."""
     fault = Fault(
         "tokens_per_minute", message="Slow down", code="slow_down", headers={"retry-after": ""}
     )
@@ -135,7 +126,7 @@ def test_a_fault_can_choose_its_own_words_and_headers() -> None:
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator()
         server.script([fault])
-        return await refusal(server, call())
+        return await refusal(server, post())
 
     _, headers, error = run_virtual(main())
     assert (error["message"], error["code"], error["type"]) == ("Slow down", "slow_down", "tokens")
@@ -148,7 +139,7 @@ HELLO = {"model": MODEL, "input": "hello"}
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "code", "says"),
+    ("path", "body", "status", "code", "words"),
     [
         ("/v1/responses", b"{", 400, None, "could not parse the JSON body"),
         ("/v1/responses", b"[1]", 400, None, "could not parse the JSON body"),
@@ -174,17 +165,15 @@ HELLO = {"model": MODEL, "input": "hello"}
         ("/openai/v1/responses", HELLO | {"model": "no"}, 404, "DeploymentNotFound", ""),
     ],
 )
-def test_a_wrong_request_is_refused_as_the_real_server_does(
-    path: str, body: Any, status: int, code: str | None, says: str
+def test_invalid_request_gets_status_code_and_text_of_the_real_server(
+    path: str, body: Any, status: int, code: str | None, words: str
 ) -> None:
-    """Status, code and text for what can never succeed."""
-
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
-        return await refusal(simulator(context=1_000), call(path, body))
+        return await refusal(simulator(context=1_000), post(path, body))
 
     got, _, error = run_virtual(main())
     assert (got, error["code"]) == (status, code)
-    assert says in error["message"]
+    assert words in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -200,39 +189,35 @@ def test_a_wrong_request_is_refused_as_the_real_server_does(
         ("/v1/models", {"authorization": ""}, 405),
     ],
 )
-def test_only_the_right_key_opens_the_door(path: str, headers: dict[str, str], status: int) -> None:
-    """A bearer key opens every door, `api-key` Azure's only; a wrong or missing one is a 401."""
+def test_missing_or_wrong_key_is_a_401(path: str, headers: dict[str, str], status: int) -> None:
+    """Azure's paths accept `api-key` as well."""
 
     async def main() -> tuple[int, dict[str, str], bytes]:
-        return await fetch(simulator(keys=(KEY,)), call(path, **headers))
+        return await fetch(simulator(keys=(KEY,)), post(path, **headers))
 
     assert run_virtual(main())[0] == status
 
 
-def test_the_log_never_holds_a_key() -> None:
-    """Keys are named in the order in which they were shown."""
-
+def test_log_names_keys_in_order_and_never_contains_them() -> None:
     async def main() -> str:
         server = simulator()
         for key in (KEY, "sk-second", KEY):
-            await fetch(server, call(authorization=f"Bearer {key}"))
+            await fetch(server, post(authorization=f"Bearer {key}"))
         assert [seen.key for seen in server.log] == ["key-1", "key-2", "key-1"]
         return repr(server.log)
 
-    told = run_virtual(main())
-    assert KEY not in told
-    assert "sk-second" not in told
+    log = run_virtual(main())
+    assert KEY not in log
+    assert "sk-second" not in log
 
 
-def test_azure_speaks_its_own_words_when_a_limit_is_reached() -> None:
-    """On Azure's paths a reached limit has code "429", no type, and whole seconds."""
-
+def test_azure_limit_has_code_429_no_type_and_whole_seconds() -> None:
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator(tpm=2_000)
         server.account("key-1", MODEL).charge(2_000, server.clock.now())
         path = f"/openai/deployments/{MODEL}/chat/completions?api-version=2024-10-21"
         body = {"messages": [{"role": "user", "content": "hello"}]}
-        return await refusal(server, call(path, body, api_key=KEY))
+        return await refusal(server, post(path, body, api_key=KEY))
 
     status, headers, error = run_virtual(main())
     assert status == 429
@@ -241,26 +226,22 @@ def test_azure_speaks_its_own_words_when_a_limit_is_reached() -> None:
     assert headers["retry-after"] == "31"
 
 
-def test_who_waits_as_told_is_answered() -> None:
-    """Through the whole server: refused, waited for `retry-after-ms`, answered."""
-
+def test_request_is_answered_after_retry_after_ms() -> None:
     async def main() -> tuple[int, int]:
         server = simulator(tpm=1_500)
-        await fetch(server, call())
-        status, headers, _ = await refusal(server, call())
+        await fetch(server, post())
+        status, headers, _ = await refusal(server, post())
         await asyncio.sleep(int(headers["retry-after-ms"]) / 1000)
-        return status, (await fetch(server, call()))[0]
+        return status, (await fetch(server, post()))[0]
 
     assert run_virtual(main()) == (429, 200)
 
 
-def test_what_is_missing_is_missing() -> None:
-    """Without limits or with headers off, no answer and no refusal has `x-ratelimit-*`."""
-
+def test_no_limit_headers_without_limits_or_with_headers_off() -> None:
     async def main() -> list[dict[str, str]]:
         silent, endless = simulator(headers=False), simulator(tpm=None, rpm=None)
         silent.script(["tokens_per_minute", None])
-        return [(await fetch(s, call()))[1] for s in (silent, silent, endless)]
+        return [(await fetch(s, post()))[1] for s in (silent, silent, endless)]
 
     assert not [name for headers in run_virtual(main()) for name in headers if "ratelimit" in name]
 
@@ -274,23 +255,19 @@ json_values = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(PARAMETERS["responses"])), json_values)
-def test_nothing_in_a_body_breaks_the_server(name: str, value: Any) -> None:
-    """Whatever a parameter holds, there is an HTTP response."""
-
+def test_any_value_of_a_parameter_gets_an_http_response(name: str, value: Any) -> None:
     async def main() -> int:
         server = simulator(tpm=None, speed=1e6)
         body = HELLO | {"reasoning": {"effort": "low"}, name: value}
-        return (await fetch(server, call(body=body)))[0]
+        return (await fetch(server, post(body=body)))[0]
 
     assert run_virtual(main()) in {200, 400, 404}
 
 
-def test_some_requests_fail_by_chance_the_same_each_time() -> None:
-    """A tenth of failures is about a tenth, counts as requests, and repeats with the seed."""
-
+def test_random_failures_count_as_requests_and_repeat_with_the_seed() -> None:
     async def main() -> list[int]:
         server = simulator(failures=0.1, tpm=None, speed=1e6, latency=0.0, seed=7)
-        statuses = [(await fetch(server, call()))[0] for _ in range(200)]
+        statuses = [(await fetch(server, post()))[0] for _ in range(200)]
         assert server.account("key-1", MODEL).requests[60.0].used(server.clock.now()) == 200
         return statuses
 

@@ -1,4 +1,4 @@
-"""The door with a socket: what only a real connection shows."""
+"""The HTTP server on a real socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from nbcodex.simulator import Fault, Knobs, Simulator
 from nbcodex.simulator.server import SimulatorServer, serve
-from tests.simulator.asking import KEY, MODEL
+from tests.simulator.helpers import KEY, MODEL
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 FAST = Knobs(latency=0.0, speed=100_000, chunk=10)
@@ -42,14 +42,13 @@ async def ask(url: str, **options: Any) -> str:
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    """Wait, in real time, until something holds that another task brings about."""
+    """Wait, in real time, until `holds` returns true."""
     async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - the server tells nobody
+        while not holds():  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.001)
 
 
-def test_the_sdk_reads_an_answer(served: tuple[str, Simulator]) -> None:
-    """The official client streams an answer over a real connection."""
+def test_sdk_streams_an_answer_over_a_socket(served: tuple[str, Simulator]) -> None:
     assert asyncio.run(ask(served[0])) == "one two three"
 
 
@@ -62,10 +61,9 @@ def test_the_sdk_reads_an_answer(served: tuple[str, Simulator]) -> None:
     ],
 )
 @pytest.mark.parametrize("after", [-1, 0, 1])
-def test_broken_connections_look_as_through_the_transport(
+def test_broken_connection_raises_the_same_error_as_the_transport(
     served: tuple[str, Simulator], kind: Any, after: int, cause: type[Exception]
 ) -> None:
-    """A reset, a chunk cut off and no answer at all: the same errors as without a socket."""
     url, simulator = served
     simulator.script([Fault(kind, after=after)])
     with pytest.raises(openai.APIConnectionError) as caught:
@@ -73,8 +71,7 @@ def test_broken_connections_look_as_through_the_transport(
     assert isinstance(caught.value.__cause__, cause)
 
 
-def test_a_connection_is_used_again(served: tuple[str, Simulator]) -> None:
-    """Requests follow each other on one connection, whether streamed or not."""
+def test_connection_is_reused_for_further_requests(served: tuple[str, Simulator]) -> None:
     url, _ = served
     body = {"model": MODEL, "input": "hello"}
     with httpx2.Client(headers=HEADERS) as client:
@@ -85,9 +82,7 @@ def test_a_connection_is_used_again(served: tuple[str, Simulator]) -> None:
         assert "Request Count: 3" in repr(connection)
 
 
-def test_a_reader_who_leaves_is_noticed() -> None:
-    """A stalled stream ends, and is settled, when its reader closes the connection."""
-
+def test_disconnected_client_ends_and_settles_a_stalled_stream() -> None:
     async def main() -> None:
         simulator = Simulator(Knobs(latency=0.0, policy="refunded"))
         simulator.script(["stalled"])
@@ -101,9 +96,7 @@ def test_a_reader_who_leaves_is_noticed() -> None:
     asyncio.run(main())
 
 
-def test_a_background_response_outlives_its_connection() -> None:
-    """The reader leaves, the answer is completed."""
-
+def test_background_response_continues_after_a_disconnection() -> None:
     async def main() -> None:
         simulator = Simulator(Knobs(latency=0.0, speed=2_000))
         body = {"model": MODEL, "input": "[[tokens=200]]", "stream": True, "background": True}
@@ -115,9 +108,7 @@ def test_a_background_response_outlives_its_connection() -> None:
     asyncio.run(main())
 
 
-def test_the_server_closes_in_the_midst_of_streams() -> None:
-    """Closing ends the streams that are under way, and leaves nothing behind."""
-
+def test_stopping_ends_active_streams() -> None:
     async def main() -> None:
         simulator = Simulator(Knobs(latency=0.0))
         simulator.script(["stalled"])
@@ -136,22 +127,24 @@ def test_the_server_closes_in_the_midst_of_streams() -> None:
     "sent",
     [b"\r\n\r\n", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 30_000],
 )
-def test_what_is_no_http_is_told_so(served: tuple[str, Simulator], sent: bytes) -> None:
-    """Nonsense gets a 400 or a closed connection, and the server goes on."""
+def test_malformed_http_gets_a_400_or_a_closed_connection(
+    served: tuple[str, Simulator], sent: bytes
+) -> None:
     host, port = served[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         try:
-            told = connection.recv(65_536)
+            received = connection.recv(65_536)
         except ConnectionError:
-            told = b""
-    assert told == b"" or told.startswith(b"HTTP/1.1 400")
+            received = b""
+    assert received == b"" or received.startswith(b"HTTP/1.1 400")
     assert asyncio.run(ask(served[0])) == "one two three"
 
 
-def test_it_can_be_driven_over_http(served: tuple[str, Simulator]) -> None:
-    """Faults and knobs are set, and the log is read, through `/_simulator/`."""
+def test_control_paths_set_faults_and_knobs_and_return_the_log(
+    served: tuple[str, Simulator],
+) -> None:
     url, _ = served
     with httpx2.Client(base_url=url, headers=HEADERS) as client:
         faults = ["quota", None, {"kind": "http", "status": 503, "after": 2}]
@@ -179,23 +172,22 @@ def test_it_can_be_driven_over_http(served: tuple[str, Simulator]) -> None:
         ("knobs", '{"tpm": 0}'),
     ],
 )
-def test_nonsense_over_http_is_refused(served: tuple[str, Simulator], what: str, sent: str) -> None:
-    """What makes no sense is a 400, and changes nothing."""
+def test_invalid_control_request_is_a_400_and_changes_nothing(
+    served: tuple[str, Simulator], what: str, sent: str
+) -> None:
     url, simulator = served
     with httpx2.Client(base_url=url) as client:
         assert client.post(f"/_simulator/{what}", content=sent).status_code == 400
     assert simulator.knobs == FAST
 
 
-def test_an_address_in_use_is_an_error(served: tuple[str, Simulator]) -> None:
-    """`start` raises where the thread cannot listen, instead of waiting for ever."""
+def test_start_raises_if_the_address_is_in_use(served: tuple[str, Simulator]) -> None:
     port = int(served[0].rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
         SimulatorServer(port=port).start()
 
 
-def test_it_runs_as_a_process() -> None:
-    """`python -m nbcodex.simulator` prints its URL first, and its options are the knobs."""
+def test_command_prints_its_url_and_has_an_option_for_each_knob() -> None:
     options = ["--tpm", "none", "--rpm", "7", "--models", "m", "--headers", "off"]
     command = [sys.executable, "-m", "nbcodex.simulator", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""The virtual loop that the other tests stand on."""
+"""The event loop in virtual time that other tests use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from tests import virtual
 from tests.virtual import LoopClock, run_virtual
 
 
-def test_an_hour_takes_no_time() -> None:
-    """An hour's wait ends an hour later on the loop and at once on the wall."""
-
+def test_hour_of_virtual_time_takes_no_real_time() -> None:
     async def main() -> float:
         clock = LoopClock()
         began = clock.now()
@@ -25,8 +23,7 @@ def test_an_hour_takes_no_time() -> None:
     assert time.monotonic() - began < 600
 
 
-def test_sleepers_wake_in_order() -> None:
-    """Timers fire in the order of their moments, not of their making."""
+def test_timers_fire_in_the_order_of_their_moments() -> None:
     woken: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -40,9 +37,7 @@ def test_sleepers_wake_in_order() -> None:
     assert woken == [0.001, 5.0, 30.0, 86_400.0 * 3]
 
 
-def test_a_wait_ends_when_its_event_is_set() -> None:
-    """`wait` says True, and at the moment of the event, when it is ended by it."""
-
+def test_wait_returns_true_when_its_event_is_set() -> None:
     async def main() -> tuple[bool, float]:
         clock, event = LoopClock(), asyncio.Event()
         began = clock.now()
@@ -52,9 +47,7 @@ def test_a_wait_ends_when_its_event_is_set() -> None:
     assert run_virtual(main()) == (True, pytest.approx(7, abs=1e-5))
 
 
-def test_time_stands_still_while_a_thread_works() -> None:
-    """A thread of the executor is waited for, whatever timers are set meanwhile."""
-
+def test_virtual_time_stops_while_an_executor_thread_works() -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -65,8 +58,7 @@ def test_time_stands_still_while_a_thread_works() -> None:
     assert run_virtual(main()) == 0
 
 
-def test_a_deadlock_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where everybody waits for nothing, the test fails instead of hanging."""
+def test_deadlock_raises_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual, "STUCK", 0.01)
 
     async def main() -> None:

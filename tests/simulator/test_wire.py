@@ -1,4 +1,4 @@
-"""A look-alike: the official SDK takes the simulator for the real server."""
+"""Answers of both APIs, as the official SDK receives them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 
 from nbcodex.simulator import Simulator
 from nbcodex.simulator.generated_answers import SIMULATED_NOTICE
-from tests.simulator.asking import KEY, MODEL, call, fetch, sdk, simulator
+from tests.simulator.helpers import KEY, MODEL, fetch, post, sdk, simulator
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
 
 
-def test_responses_stream_the_real_sequence_of_events() -> None:
-    """Typed events, numbered without a gap, from `created` to `completed`, with the usage."""
-
+def test_responses_stream_has_the_real_sequence_of_events_and_usage() -> None:
     async def main() -> tuple[list[Any], Simulator]:
         server = simulator()
         async with sdk(server) as client:
@@ -50,17 +48,17 @@ def test_responses_stream_the_real_sequence_of_events() -> None:
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
 
 
-def test_every_event_holds_against_the_sdks_types() -> None:
-    """Each event is valid by the SDK's own models, which at run time let everything pass."""
+def test_responses_events_are_valid_by_the_sdks_models() -> None:
+    """At run time, the SDK does not validate them."""
     from openai.types.responses import ResponseStreamEvent
     from pydantic import TypeAdapter
 
-    asked = {"effort": "low", "summary": "auto"}
-    options = {"reasoning": asked, "include": ["reasoning.encrypted_content"], "stream": True}
+    reasoning = {"effort": "low", "summary": "auto"}
+    options = {"reasoning": reasoning, "include": ["reasoning.encrypted_content"], "stream": True}
     body = {"model": MODEL, "input": "hello", "background": True, **options}
 
     async def main() -> bytes:
-        return (await fetch(simulator(), call(body=body)))[2]
+        return (await fetch(simulator(), post(body=body)))[2]
 
     adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
     events = [line[6:] for line in run_virtual(main()).splitlines() if line.startswith(b"data: ")]
@@ -68,15 +66,14 @@ def test_every_event_holds_against_the_sdks_types() -> None:
     assert len(kinds) == 14
 
 
-def test_chat_chunks_hold_against_the_sdks_types() -> None:
-    """Each chunk is valid; the last but `[DONE]` has no choices, and the usage."""
+def test_chat_chunks_are_valid_by_the_sdks_models() -> None:
     from openai.types.chat import ChatCompletionChunk
 
     body = {"model": MODEL, "messages": MESSAGES, "stream": True}
 
     async def main() -> bytes:
-        asked = body | {"stream_options": {"include_usage": True}}
-        return (await fetch(simulator(), call("/v1/chat/completions", asked)))[2]
+        with_usage = body | {"stream_options": {"include_usage": True}}
+        return (await fetch(simulator(), post("/v1/chat/completions", with_usage)))[2]
 
     lines = [line[6:] for line in run_virtual(main()).splitlines() if line]
     assert lines[-1] == b"[DONE]"
@@ -88,17 +85,15 @@ def test_chat_chunks_hold_against_the_sdks_types() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat_answers(stream: bool) -> None:
-    """The SDK reads the text of a completion, streamed or not, without usage unless asked."""
-
+def test_sdk_reads_a_chat_completion(stream: bool) -> None:
     async def main() -> tuple[str, Any]:
         async with sdk(simulator()) as client:
-            made = await client.chat.completions.create(
+            answer = await client.chat.completions.create(
                 model=MODEL, messages=MESSAGES, stream=stream
             )
-            if not isinstance(made, openai.AsyncStream):
-                return made.choices[0].message.content or "", made.usage
-            chunks = [chunk async for chunk in made]
+            if not isinstance(answer, openai.AsyncStream):
+                return answer.choices[0].message.content or "", answer.usage
+            chunks = [chunk async for chunk in answer]
             return "".join(c.choices[0].delta.content or "" for c in chunks), chunks[-1].usage
 
     text, usage = run_virtual(main())
@@ -107,27 +102,23 @@ def test_chat_answers(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_max_output_cuts_an_answer(stream: bool) -> None:
-    """An answer that is cut is `incomplete`, says why, and has exactly so many tokens."""
-
+def test_max_output_makes_the_answer_incomplete(stream: bool) -> None:
     async def main() -> Any:
         async with sdk(simulator()) as client:
-            made = await client.responses.create(
+            answer = await client.responses.create(
                 model=MODEL, input="hello", max_output_tokens=20, stream=stream
             )
-            if not isinstance(made, openai.AsyncStream):
-                return made
-            return [event async for event in made][-1].response
+            if not isinstance(answer, openai.AsyncStream):
+                return answer
+            return [event async for event in answer][-1].response
 
-    made = run_virtual(main())
-    assert made.status == "incomplete"
-    assert made.incomplete_details.reason == "max_output_tokens"
-    assert made.usage.output_tokens == 20
+    answer = run_virtual(main())
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.usage.output_tokens == 20
 
 
-def test_reasoning_is_shown_and_counted() -> None:
-    """With an effort the model thinks first: a summary if asked for, tokens within the output."""
-
+def test_reasoning_has_a_summary_and_counts_as_output() -> None:
     async def main() -> list[Any]:
         async with sdk(simulator()) as client:
             stream = await client.responses.create(
@@ -146,25 +137,21 @@ def test_reasoning_is_shown_and_counted() -> None:
     assert done.usage.output_tokens > 64
 
 
-def test_a_long_beginning_seen_before_is_cached() -> None:
-    """The second of two requests with the same long beginning reads it from the cache."""
-
+def test_repeated_long_prefix_is_read_from_the_cache() -> None:
     async def main() -> list[int]:
         async with sdk(simulator(tpm=None)) as client:
             return [
-                made.usage.input_tokens_details.cached_tokens
+                answer.usage.input_tokens_details.cached_tokens
                 for end in ("a", "b")
                 if (
-                    made := await client.responses.create(model=MODEL, input="x" * 5_000 + end)
+                    answer := await client.responses.create(model=MODEL, input="x" * 5_000 + end)
                 ).usage
             ]
 
     assert run_virtual(main()) == [0, 1_024]
 
 
-def test_models_are_listed() -> None:
-    """`/models` tells the models that exist, and takes nothing of any limit."""
-
+def test_listing_models_charges_no_limit() -> None:
     async def main() -> list[str]:
         async with sdk(simulator(models=("a", "b"), rpm=1)) as client:
             await client.models.list()
@@ -173,9 +160,7 @@ def test_models_are_listed() -> None:
     assert run_virtual(main()) == ["a", "b"]
 
 
-def test_the_azure_client_is_answered() -> None:
-    """The SDK's Azure client finds the deployment's chat, and Responses beside it."""
-
+def test_azure_client_is_answered_on_both_apis() -> None:
     async def main() -> tuple[list[str], str | None, str]:
         server = simulator()
         client = openai.AsyncAzureOpenAI(
@@ -187,13 +172,13 @@ def test_the_azure_client_is_answered() -> None:
         )
         async with client:
             chat = await client.chat.completions.create(model=MODEL, messages=MESSAGES)
-            made = await client.responses.create(model=MODEL, input="hello")
+            answer = await client.responses.create(model=MODEL, input="hello")
         paths = [seen.path.partition("?")[0] for seen in server.log]
-        return paths, chat.choices[0].message.content, made.output_text
+        return paths, chat.choices[0].message.content, answer.output_text
 
-    paths, chat, made = run_virtual(main())
+    paths, chat, answer = run_virtual(main())
     assert paths == [f"/openai/deployments/{MODEL}/chat/completions", "/openai/responses"]
-    assert chat == made
+    assert chat == answer
 
 
 @pytest.mark.parametrize(
@@ -204,11 +189,9 @@ def test_the_azure_client_is_answered() -> None:
         ({"model": MODEL, "input": "hello", "max_output_tokens": 40_000}, openai.RateLimitError),
     ],
 )
-def test_failures_become_the_sdks_own_errors(
+def test_http_errors_become_the_sdks_typed_errors(
     body: dict[str, Any], error: type[openai.APIStatusError]
 ) -> None:
-    """Each HTTP error is the typed error of its status, with its code and its headers."""
-
     async def main() -> openai.APIStatusError:
         async with sdk(simulator()) as client:
             with pytest.raises(error) as caught:
@@ -220,14 +203,12 @@ def test_failures_become_the_sdks_own_errors(
     assert raised.response.headers["x-nbcodex-simulated"] == "true"
 
 
-def test_headers_tell_the_limits_of_the_admission() -> None:
-    """A stream's headers come with the first token; they are those of the moment of admission."""
-
+def test_headers_of_a_stream_state_the_limits_at_admission() -> None:
     async def main() -> tuple[float, dict[str, str]]:
         server = simulator(latency=2.0, tpm=30_000)
         began = server.clock.now()
         answer = await server.answer(
-            call(body={"model": MODEL, "input": "x" * 4_000, "stream": True})
+            post(body={"model": MODEL, "input": "x" * 4_000, "stream": True})
         )
         waited = server.clock.now() - began
         await answer.body.aclose()
@@ -242,14 +223,12 @@ def test_headers_tell_the_limits_of_the_admission() -> None:
     assert headers["x-ratelimit-reset-requests"] == "120ms"
 
 
-def test_an_answer_takes_the_time_of_its_tokens() -> None:
-    """800 tokens at 100 a second take 8 seconds after a latency of half a second."""
-
+def test_answer_takes_latency_and_time_per_token() -> None:
     async def main() -> float:
         server = simulator(latency=0.5, speed=100)
         began = server.clock.now()
         body = {"model": MODEL, "input": "[[tokens=800]]", "stream": True}
-        await fetch(server, call(body=body))
+        await fetch(server, post(body=body))
         return server.clock.now() - began
 
     assert run_virtual(main()) == pytest.approx(0.5 + 7.99, abs=0.01)
@@ -259,13 +238,13 @@ def test_an_answer_takes_the_time_of_its_tokens() -> None:
     ("policy", "charged"), [("kept", 1_003), ("refunded", 103), ("actual", 103)]
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_says_what_was_asked_and_paid(policy: str, charged: int, stream: bool) -> None:
-    """Prompt, tokens and charge of a request, by each policy, settled at its end."""
-
+def test_log_has_prompt_tokens_and_charge_by_policy(
+    policy: str, charged: int, stream: bool
+) -> None:
     async def main() -> Simulator:
         server = simulator(policy=policy)
         body = {"model": MODEL, "input": "[[tokens=100]]", "stream": stream}
-        await fetch(server, call(body=body, host="here"))
+        await fetch(server, post(body=body, host="here"))
         return server
 
     server = run_virtual(main())
@@ -281,13 +260,11 @@ def test_the_log_says_what_was_asked_and_paid(policy: str, charged: int, stream:
     assert seen.charged == charged + 1
 
 
-def test_a_reader_who_leaves_pays_for_what_was_generated() -> None:
-    """Closing a stream ends the generation; what was not generated is given back."""
-
+def test_closed_stream_is_charged_for_generated_tokens_only() -> None:
     async def main() -> Simulator:
         server = simulator(policy="refunded", speed=10)
         body = {"model": MODEL, "input": "[[tokens=500]]", "stream": True}
-        answer = await server.answer(call(body=body))
+        answer = await server.answer(post(body=body))
         async for chunk in answer.body:
             if b"output_text.delta" in chunk and server.clock.now() > 5_005:
                 break
@@ -300,41 +277,34 @@ def test_a_reader_who_leaves_pays_for_what_was_generated() -> None:
     assert seen.charged == seen.input_tokens + seen.output_tokens
 
 
-def test_a_reader_who_never_reads_is_settled_too() -> None:
-    """An answer that is closed unread is charged its input alone, where the rest is refunded."""
-
+def test_unread_answer_is_charged_for_its_input_only() -> None:
     async def main() -> Simulator:
         server = simulator(policy="refunded")
         body = {"model": MODEL, "input": "hello", "stream": True}
-        await (await server.answer(call(body=body))).body.aclose()
+        await (await server.answer(post(body=body))).body.aclose()
         return server
 
     assert run_virtual(main()).log[0].charged == 1
 
 
-def test_chat_only_servers_can_be_had() -> None:
-    """With `apis=("chat",)`, Responses are a 404, as on servers that do not know them."""
-
+def test_missing_api_is_a_404() -> None:
     async def main() -> int:
-        return (await fetch(simulator(apis=("chat",)), call()))[0]
+        return (await fetch(simulator(apis=("chat",)), post()))[0]
 
     assert run_virtual(main()) == 404
 
 
-def test_limits_can_change_while_it_runs() -> None:
-    """A step of the limit shows in the next answer."""
-
+def test_changed_limit_shows_in_the_next_answer() -> None:
     async def main() -> str:
         server = simulator()
-        await fetch(server, call())
+        await fetch(server, post())
         server.change_knobs(tpm=60_000)
-        return (await fetch(server, call()))[1]["x-ratelimit-limit-tokens"]
+        return (await fetch(server, post()))[1]["x-ratelimit-limit-tokens"]
 
     assert run_virtual(main()) == "60000"
 
 
-def test_json_is_answered_where_json_is_asked_for() -> None:
-    """A schema gets an answer that the SDK can parse into the class it came from."""
+def test_schema_gets_an_answer_that_the_sdk_parses() -> None:
     from pydantic import BaseModel
 
     class Step(BaseModel):
@@ -348,8 +318,8 @@ def test_json_is_answered_where_json_is_asked_for() -> None:
 
     async def main() -> Recipe | None:
         async with sdk(simulator()) as client:
-            made = await client.responses.parse(model=MODEL, input="hello", text_format=Recipe)
-            return made.output_parsed
+            answer = await client.responses.parse(model=MODEL, input="hello", text_format=Recipe)
+            return answer.output_parsed
 
     recipe = run_virtual(main())
     assert recipe is not None

@@ -1,4 +1,4 @@
-"""Ways to ask a simulator that several test files share."""
+"""Simulators, clients and requests for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ KEY = "sk-test-0123456789"
 
 
 def simulator(**knobs: Any) -> Simulator:
-    """Return a simulator on the running loop's time."""
+    """Return a simulator on the clock of the running loop."""
     return Simulator(Knobs(**knobs), clock=LoopClock())
 
 
 @contextlib.asynccontextmanager
 async def sdk(server: Simulator, **options: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    """Give the official client, through the transport, without retries of its own."""
+    """Yield the official client on the transport, without its own retries."""
     http = httpx2.AsyncClient(transport=SimulatorTransport(server))
-    given = {"api_key": KEY, "base_url": "https://simulated.test/v1", "max_retries": 0, **options}
-    async with openai.AsyncOpenAI(http_client=http, **given) as client:
+    arguments = {
+        "api_key": KEY,
+        "base_url": "https://simulated.test/v1",
+        "max_retries": 0,
+        **options,
+    }
+    async with openai.AsyncOpenAI(http_client=http, **arguments) as client:
         yield client
 
 
-def call(path: str = "/v1/responses", body: Any = None, **headers: str) -> HttpRequest:
-    """Return a POST as the core takes it."""
+def post(path: str = "/v1/responses", body: Any = None, **headers: str) -> HttpRequest:
+    """Return a POST with the test key."""
     if body is None:
         body = {"model": MODEL, "input": "hello"}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    extra = {name.replace("_", "-"): value for name, value in headers.items()}
     return HttpRequest(
-        method="POST", path=path, headers={"authorization": f"Bearer {KEY}", **named}, body=data
+        method="POST", path=path, headers={"authorization": f"Bearer {KEY}", **extra}, body=data
     )
 
 
