@@ -16,11 +16,14 @@ NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark quick tests, and keep the tests in a browser on one worker."""
+    """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker."""
     for item in items:
         if item.get_closest_marker("browser"):
             # Two browsers at once on two cores make each other miss their deadlines.
             item.add_marker(pytest.mark.xdist_group("browser"))
+        elif item.get_closest_marker("kernel") or item.get_closest_marker("server"):
+            # A module starts its kernel or server once on one worker, instead of once on each.
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         if not any(item.get_closest_marker(name) for name in NOT_QUICK):
             item.add_marker(pytest.mark.quick)
 
