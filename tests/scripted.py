@@ -1,4 +1,4 @@
-"""An API client without a network: each attempt plays the next act of a script."""
+"""An API client without a network: each attempt does what the next part of a script says."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock
 
-Act = Iterable[StreamEvent | Exception | float]
-"""What one attempt does: pieces that arrive, seconds that pass, an error that ends it."""
+# What one attempt does: events that arrive, seconds that pass, an error that ends it.
+Attempt = Iterable[StreamEvent | Exception | float]
 
 SETTINGS = Settings(api_key=Secret("sk-test"))
 USAGE = Usage(input_tokens=10, output_tokens=5)
-OPENED = ResponseStarted(
+STARTED = ResponseStarted(
     api="responses", model="m-1", snapshot=None, simulated=False, request_id=None
 )
 
 
-def answer(text: str) -> Act:
-    """Return an act that answers with `text`."""
+def answer(text: str) -> Attempt:
+    """Return an attempt that brings `text` as its answer."""
     done = CompletedAnswer(text=text, usage=USAGE, model="m-1", cut=None, response_id=None)
-    return [OPENED, TextDelta(text), done]
+    return [STARTED, TextDelta(text), done]
 
 
 @dataclass
 class ScriptedApiClient:
     """Stands in for `ApiClient`; `seen` holds each request as it was sent."""
 
-    acts: list[Act]
+    attempts: list[Attempt]
     seen: list[tuple[float, Request]] = field(default_factory=list)
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
@@ -53,7 +53,7 @@ class ScriptedApiClient:
         self, request: Request, settings: Settings, *, model: str
     ) -> AsyncIterator[StreamEvent]:
         self.seen.append((asyncio.get_running_loop().time(), request))
-        for step in self.acts.pop(0):
+        for step in self.attempts.pop(0):
             if isinstance(step, Exception):
                 raise step
             if isinstance(step, float):
@@ -64,7 +64,7 @@ class ScriptedApiClient:
 
 @dataclass
 class InstantJournal:
-    """Stands in for `nbcodex.journal.journal.Journal`, whose thread virtual time cannot await."""
+    """Stands in for `Journal`, whose thread virtual time cannot wait for."""
 
     written: list[tuple[str, Any]] = field(default_factory=list)
     claimable: bool = True
@@ -109,11 +109,11 @@ class InstantJournal:
         self.written.append(("finish", reply))
 
 
-class Stage:
-    """An engine on a scripted API client, in virtual time; must be made on the loop."""
+class ScriptedServices:
+    """Services with a scripted API client, in virtual time; must be created on the loop."""
 
-    def __init__(self, *acts: Act) -> None:
-        self.api_client = ScriptedApiClient(list(acts))
+    def __init__(self, *attempts: Attempt) -> None:
+        self.api_client = ScriptedApiClient(list(attempts))
         self.journal = InstantJournal()
         self.limiter = Limiter()
         self.services = Services(
@@ -135,11 +135,11 @@ class Stage:
         )
         return runner.start()
 
-    async def play(self, request: Request, *orders: tuple[float, EndAction]) -> list[Event]:
-        """Run a request to its ending, giving orders at their seconds; return its events."""
+    async def run(self, request: Request, *actions: tuple[float, EndAction]) -> list[Event]:
+        """Run a request to its ending, with actions at given seconds; return its events."""
         run = self.start(request)
         loop = asyncio.get_running_loop()
-        for after, what in orders:
+        for after, what in actions:
             loop.call_later(after, run.end, what)
         await asyncio.wait([run.task])
         return self.events[request.id]

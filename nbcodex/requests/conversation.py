@@ -130,7 +130,7 @@ def _turns_before(
             if turn.is_done:
                 done[turn.number] = turn
     start = max((number for number, turn in newest.items() if turn.begins), default=0)
-    turns = store.read_turns(done[number].entry for number in sorted(done) if number >= start)
+    turns = store.read_turns([done[number].entry for number in sorted(done) if number >= start])
     return turns if limit is None else turns[max(0, len(turns) - limit) :]
 
 

@@ -1,4 +1,4 @@
-"""The user's own caps: refused before sending, counted by what was used, warned of in time."""
+"""The user's own caps: checked before sending, counted by what was used, with early warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbcodex.requests.budget import Budget, SpendingCap, parse_cap
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
-from tests.scripted import OPENED, SETTINGS, Act, Stage, answer, ending
+from tests.scripted import SETTINGS, STARTED, Attempt, ScriptedServices, answer, ending
 from tests.virtual import run_virtual
 
 OPENAI, LOCAL = "https://api.openai.com/v1", "http://127.0.0.1:8000/v1"
@@ -52,30 +52,32 @@ def test_invalid_cap_error_shows_examples(text: str) -> None:
         parse_cap(text)
 
 
-def played(*acts: Act, cap: str, request: Request | None = None) -> tuple[list[Any], Stage]:
-    """Ask until the acts are over, under a cap; return the endings and the stage."""
+def endings_under_cap(
+    *attempts: Attempt, cap: str, request: Request | None = None
+) -> tuple[list[Any], ScriptedServices]:
+    """Run one request per attempt under a cap; return the endings and the services."""
 
-    async def main() -> tuple[list[Any], Stage]:
-        stage = Stage(*acts)
+    async def main() -> tuple[list[Any], ScriptedServices]:
+        scripted = ScriptedServices(*attempts)
         endings = []
-        for _ in acts:
+        for _ in attempts:
             asked = replace(request or Request(prompt="hello"), id=f"r{len(endings)}")
             received: list[Any] = []
             run = RequestRunner(
-                stage.services, asked, replace(SETTINGS, budgets=(cap,)), received.append
+                scripted.services, asked, replace(SETTINGS, budgets=(cap,)), received.append
             ).start()
             await asyncio.wait([run.task])
             endings.append(ending(received))
-        return endings, stage
+        return endings, scripted
 
     return run_virtual(main())
 
 
 def test_request_that_would_pass_the_cap_is_parked_unsent() -> None:
     small = Request(prompt="hello", max_output=50)
-    endings, stage = played(answer("hi"), answer("hi"), cap="70", request=small)
+    endings, scripted = endings_under_cap(answer("hi"), answer("hi"), cap="70", request=small)
     assert [type(e) for e in endings] == [Finished, Parked]
-    assert len(stage.api_client.seen) == 1
+    assert len(scripted.api_client.seen) == 1
     reported = str(endings[1].error)
     assert isinstance(endings[1].error, BudgetError)
     assert "70 tokens for this session: 15 tokens are used" in reported
@@ -90,17 +92,17 @@ def test_request_that_would_pass_the_cap_is_parked_unsent() -> None:
 def test_reply_warns_at_75_90_and_95_percent(cap: str, warned: list[str]) -> None:
     usage = Usage(input_tokens=14_000, output_tokens=1_000)
     done = CompletedAnswer(text="hi", usage=usage, model="m", cut=None, response_id=None)
-    (only,), _ = played([OPENED, TextDelta("hi"), done], cap=cap)
+    (only,), _ = endings_under_cap([STARTED, TextDelta("hi"), done], cap=cap)
     if warned:
         assert list(only.reply.notes) == warned
     else:
         assert "(150%)" in only.reply.notes[0]
 
 
-async def standing(
+async def budget_after(
     *replies: Reply, caps: list[str], base_url: str = OPENAI, model: str = "gpt-4o"
 ) -> tuple[Budget, list[tuple[str, ...]]]:
-    """Return a budget that has seen replies to one request each, and the warnings."""
+    """Return a budget that has counted one request per reply, and its warnings."""
     own, journal = Budget(BootClock()), Journal(None)
     reported = []
     try:
@@ -120,7 +122,7 @@ async def standing(
 
 
 def test_each_warning_appears_once() -> None:
-    _, reported = asyncio.run(standing(*[USED] * 4, caps=["500"]))
+    _, reported = asyncio.run(budget_after(*[USED] * 4, caps=["500"]))
     # 100, 200, 300, 400 of 500
     assert [len(t) for t in reported] == [0, 0, 0, 1]
 
@@ -143,21 +145,21 @@ def test_running_requests_reserve_their_estimates() -> None:
 
 def test_unknown_price_is_refused_under_a_dollar_cap() -> None:
     with pytest.raises(BudgetError, match=r"No price is known.*budget 200k"):
-        asyncio.run(standing(USED, caps=["$5"], base_url="https://gateway.example.org/v1"))
+        asyncio.run(budget_after(USED, caps=["$5"], base_url="https://gateway.example.org/v1"))
 
 
 def test_local_server_passes_a_dollar_cap() -> None:
-    own, _ = asyncio.run(standing(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
+    own, _ = asyncio.run(budget_after(replace(USED, cost=None), caps=["$5"], base_url=LOCAL))
     assert own.usage_lines(["$5"]) == ["$0.00 of $5.00 for this session used (0%)"]
 
 
 def test_reused_answer_uses_nothing_of_the_cap() -> None:
-    own, _ = asyncio.run(standing(replace(USED, reused=True, attempts=0), caps=["500"]))
+    own, _ = asyncio.run(budget_after(replace(USED, reused=True, attempts=0), caps=["500"]))
     assert own.usage_lines(["500"]) == ["0 tokens of 500 tokens for this session used (0%)"]
 
 
 def test_answer_without_usage_counts_as_reserved() -> None:
-    own, _ = asyncio.run(standing(replace(USED, usage=Usage()), caps=["500"]))
+    own, _ = asyncio.run(budget_after(replace(USED, usage=Usage()), caps=["500"]))
     assert own.usage_lines(["500"]) == ["19 tokens of 500 tokens for this session used (4%)"]
 
 
@@ -165,29 +167,29 @@ def test_refused_request_releases_its_reservation() -> None:
     limit = Limit(resource="tokens", window=60.0, limit=30_000)
     refused = LimitError("Rate limit reached.", limit=limit, wait=3600.0)
     small = Request(prompt="hello", max_output=50)
-    endings, _ = played([refused], answer("hi"), cap="70", request=small)
+    endings, _ = endings_under_cap([refused], answer("hi"), cap="70", request=small)
     assert [type(e) for e in endings] == [Parked, Finished]
 
 
 def test_answer_that_continues_at_the_server_counts_when_resumed() -> None:
     lost = [
-        OPENED,
+        STARTED,
         StreamPosition("resp_1", 1),
         TextDelta("hi"),
         RequestError("It makes no sense."),
     ]
     durable = Request(prompt="hello", max_output=50, durable=True)
-    endings, _ = played(lost, answer("hi"), cap="70", request=durable)
+    endings, _ = endings_under_cap(lost, answer("hi"), cap="70", request=durable)
     assert [type(e) for e in endings] == [Failed, Finished]
 
 
 def test_broken_attempts_count_against_the_cap() -> None:
-    broken = [OPENED, TextDelta("word " * 40), TransportError("It broke.")]
+    broken = [STARTED, TextDelta("word " * 40), TransportError("It broke.")]
     small = Request(prompt="hello", max_output=50)
-    endings, stage = played(*[broken] * 5, cap="200", request=small)
+    endings, scripted = endings_under_cap(*[broken] * 5, cap="200", request=small)
     assert all(isinstance(each.error, BudgetError) for each in endings)
     assert 150 < endings[0].reply.usage.total_tokens <= 200
-    assert len(stage.api_client.seen) == 3
+    assert len(scripted.api_client.seen) == 3
 
 
 def test_shared_cap_applies_in_every_kernel() -> None:
@@ -238,7 +240,7 @@ def test_reservations_of_other_kernels_count(tmp_path: Path) -> None:
                 reply = replace(done, id=f"{number}")
                 budget.commit(reply.id, reply)
                 await journal.finish(reply)
-            # 36 tokens are used by now, and nothing is set aside.
+            # 36 tokens are used by now, and nothing is reserved.
             assert (
                 sum([await admitted(budgets[n % 2], journals[n % 2], f"x{n}") for n in range(12)])
                 == 4
@@ -275,11 +277,11 @@ def test_day_and_session_count_the_same() -> None:
         try:
             await own.reserve(request, caps=["9k"], journal=journal, model="m", base_url=LOCAL)
             await journal.insert(request)
-            aside = own.reserved_for("a")
+            reserved = own.reserved_for("a")
             own.commit("a", reply)
-            await journal.finish(reply, assumed=aside)
+            await journal.finish(reply, assumed=reserved)
             seen = await journal.read_spending(date.today().isoformat())
-            assert seen.day == aside == SpendAmount(tokens=50)
+            assert seen.day == reserved == SpendAmount(tokens=50)
             assert own.usage_lines(["9k"]) == [
                 "50 tokens of 9,000 tokens for this session used (1%)"
             ]
@@ -347,7 +349,7 @@ def _client_of_one_kernel() -> Client:
 def test_daily_cap_counts_on_disk_while_the_journal_is_off(
     tmp_path: Path, journal: tuple[bool, bool], set_by: str
 ) -> None:
-    """Neither switching the journal off, nor another kernel, lifts a cap of a day."""
+    """The cap holds without a journal of prompts, and in other kernels."""
     settings = Settings(
         api_key=Secret("sk-0123456789"),
         base_url="https://gw.example/v1",

@@ -26,7 +26,7 @@ CARRIED = CarriedReasoning(
 
 
 class Notebook:
-    """One process's view of a notebook whose journal may outlive it."""
+    """A notebook as one process sees it; its journal may be used by a later process."""
 
     def __init__(self, journal: Journal, name: str | None = "one.ipynb") -> None:
         self.journal, self.name = journal, name
@@ -64,10 +64,10 @@ class Notebook:
 
     def seen(self, prompt: str, cell: str | None = None, **how: Any) -> str:
         """Return the prompts that a cell would see, without running it."""
-        return said(self.joined(prompt, cell, **how)[0])
+        return prompts_of(self.joined(prompt, cell, **how)[0])
 
 
-def said(request: Request) -> str:
+def prompts_of(request: Request) -> str:
     return " ".join(turn.prompt for turn in request.turns)
 
 
@@ -81,12 +81,12 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def book(journal: Journal) -> Notebook:
-    """A notebook in which nothing was asked."""
+    """A notebook without any requests."""
     return Notebook(journal)
 
 
 def test_cell_sees_earlier_turns_oldest_first(book: Notebook) -> None:
-    assert said(book.ask("a", "1")) == ""
+    assert prompts_of(book.ask("a", "1")) == ""
     book.ask("b", "2")
     turns = book.ask("c", "3").turns
     assert [(turn.prompt, turn.answer) for turn in turns] == [("a", "A"), ("b", "B")]
@@ -95,7 +95,7 @@ def test_cell_sees_earlier_turns_oldest_first(book: Notebook) -> None:
 def test_rerun_cell_keeps_its_position(book: Notebook) -> None:
     for cell in "123":
         book.ask(f"p{cell}", cell)
-    assert said(book.ask("again", "2")) == "p1"
+    assert prompts_of(book.ask("again", "2")) == "p1"
     assert book.seen("d", "4") == "p1 again p3"
     assert book.seen("p1", "1") == ""
 
@@ -163,10 +163,10 @@ def test_threads_and_notebooks_are_separate(book: Notebook, journal: Journal) ->
 def test_new_option_starts_afresh_with_its_cell(book: Notebook) -> None:
     book.ask("a", "1")
     book.ask("b", "2")
-    assert said(book.ask("c", "3", new=True)) == ""
-    assert said(book.ask("d", "4")) == "c"
+    assert prompts_of(book.ask("c", "3", new=True)) == ""
+    assert prompts_of(book.ask("d", "4")) == "c"
     assert book.seen("b", "2") == "a"
-    assert said(book.ask("c", "3")) == "a b"
+    assert prompts_of(book.ask("c", "3")) == "a b"
     assert book.seen("e", "5") == "a b c d"
 
 
@@ -175,8 +175,8 @@ def test_new_command_hides_everything_before(book: Notebook) -> None:
     book.ask("b", "2")
     book.ask("x", "9", thread="other")
     book.new()
-    assert said(book.ask("b", "2")) == ""
-    assert said(book.ask("c", "3")) == "b"
+    assert prompts_of(book.ask("b", "2")) == ""
+    assert prompts_of(book.ask("c", "3")) == "b"
     assert book.seen("y", "8", thread="other") == "x"
     assert book.restarted().seen("d", "4") == "b c"
 
@@ -213,17 +213,20 @@ def test_restart_and_run_all_repeats_the_same_requests(
 def test_ask_among_cells_keeps_its_position_after_a_restart(book: Notebook) -> None:
     for _ in range(2):
         book = book.restarted()
-        seen = [said(book.ask(p, c)) for p, c in (("a", "1"), ("b", None), ("c", "2"), ("d", None))]
+        seen = [
+            prompts_of(book.ask(p, c))
+            for p, c in (("a", "1"), ("b", None), ("c", "2"), ("d", None))
+        ]
         assert seen == ["", "a", "a b", "a b c"]
 
 
 def test_repeated_prompt_without_cell_id_is_appended(book: Notebook) -> None:
     book.ask("a")
     book.ask("go on")
-    assert said(book.ask("go on")) == "a go on"
+    assert prompts_of(book.ask("go on")) == "a go on"
     again = book.restarted()
-    assert said(again.ask("go on")) == "a go on go on"
-    assert said(again.ask("a")) == "a go on go on go on"
+    assert prompts_of(again.ask("go on")) == "a go on go on"
+    assert prompts_of(again.ask("a")) == "a go on go on go on"
 
 
 def test_changed_answer_changes_later_requests(book: Notebook) -> None:

@@ -1,4 +1,4 @@
-"""Durable answers in virtual time, engine and wire against the simulator: whole, and paid once."""
+"""Durable answers in virtual time, against the simulator: complete, and paid once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
-from tests.scripted import OPENED, InstantJournal, Stage, answer, ending
+from tests.scripted import STARTED, InstantJournal, ScriptedServices, answer, ending
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
@@ -45,8 +45,8 @@ def request(**options: Any) -> Request:
     return Request(**{"prompt": f"[[echo: {WORDS}]]", "durable": True, **options})
 
 
-class Row(InstantJournal):
-    """A journal of one entry, which also keeps what it would say after a crash."""
+class OneEntryJournal(InstantJournal):
+    """A journal of one entry, with what another kernel would read after a crash."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,16 +74,16 @@ class Row(InstantJournal):
 
     @property
     def resumption(self) -> Resumption:
-        """What another kernel would take up, as `nbcodex.client` makes it."""
+        """Return how another kernel would resume the request, as `nbcodex.client` does."""
         mark = StreamPosition(self.response_id, self.sequence) if self.response_id else None
         return Resumption(position=mark, text="" if self.sequence is None else self.text)
 
 
 class Kernel:
-    """An engine on a simulator; a second one may share its journal."""
+    """The services of one kernel on a simulator; a second kernel may share its journal."""
 
-    def __init__(self, simulator: Simulator, journal: Row | None = None) -> None:
-        self.simulator, self.journal = simulator, journal or Row()
+    def __init__(self, simulator: Simulator, journal: OneEntryJournal | None = None) -> None:
+        self.simulator, self.journal = simulator, journal or OneEntryJournal()
         self.events: list[Event] = []
         self.limiter = Limiter()
         self.services = Services(
@@ -97,9 +97,9 @@ class Kernel:
     def start(self, asked: Request, **options: Any) -> RequestRunner:
         return RequestRunner(self.services, asked, SETTINGS, self.events.append, **options).start()
 
-    async def run(self, asked: Request, *orders: tuple[float, EndAction], **options: Any) -> Reply:
+    async def run(self, asked: Request, *actions: tuple[float, EndAction], **options: Any) -> Reply:
         run = self.start(asked, **options)
-        for after, what in orders:
+        for after, what in actions:
             asyncio.get_running_loop().call_later(after, run.end, what)
         await asyncio.wait([run.task])
         reply: Reply = ending(self.events).reply
@@ -107,7 +107,7 @@ class Kernel:
 
     @property
     def shown(self) -> str:
-        """The text as a listener has it in the end."""
+        """The text that a listener has after the last event."""
         text = ""
         for event in self.events:
             if isinstance(event, Restarted):
@@ -120,7 +120,7 @@ class Kernel:
         return len([event for event in self.events if isinstance(event, kind)])
 
 
-def play(operation: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: Any) -> None:
+def run_request(operation: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: Any) -> None:
     """Run `operation` with a kernel whose simulator has these faults in its script."""
 
     async def main() -> None:
@@ -132,7 +132,7 @@ def play(operation: Callable[[Kernel], Awaitable[None]], *faults: Any, **knobs: 
 
 
 def asked(simulator: Simulator) -> int:
-    """How many answers were asked for, and so paid."""
+    """Return how many answers were requested, and so paid."""
     return len([seen for seen in simulator.log if seen.charged])
 
 
@@ -153,11 +153,11 @@ def test_broken_durable_stream_continues_where_it_stopped(kind: Any, after: int)
         assert not reply.usage.estimated
         assert reply.notes == ()
 
-    play(operation, Fault(kind, after=after))
+    run_request(operation, Fault(kind, after=after))
 
 
 def test_continued_answer_is_not_shown_as_stale() -> None:
-    """During the wait the panel's text may yet be replaced; when more of it comes, it stays."""
+    """During the wait the panel's text may still be replaced; when more of it arrives, it stays."""
 
     async def operation(kernel: Kernel) -> None:
         await kernel.run(request())
@@ -166,7 +166,7 @@ def test_continued_answer_is_not_shown_as_stale() -> None:
         assert states[waited].stale
         assert not states[-2].stale
 
-    play(operation, Fault("dropped", after=5))
+    run_request(operation, Fault("dropped", after=5))
 
 
 def test_broken_stream_without_durable_pays_twice() -> None:
@@ -176,7 +176,7 @@ def test_broken_stream_without_durable_pays_twice() -> None:
         assert (asked(kernel.simulator), kernel.count(Restarted)) == (2, 1)
         assert reply.notes == ()
 
-    play(operation, Fault("dropped", after=5))
+    run_request(operation, Fault("dropped", after=5))
 
 
 def test_response_id_is_committed_before_any_text_is_shown() -> None:
@@ -194,7 +194,7 @@ def test_response_id_is_committed_before_any_text_is_shown() -> None:
         assert names
         assert set(names) == {kernel.simulator.log[0].response_id}
 
-    play(operation)
+    run_request(operation)
 
 
 @pytest.mark.parametrize("at", [0.05, 0.6, 1.0, 1.5, 2.4, 3.0, 3.3, 30.0])
@@ -203,7 +203,7 @@ def test_other_kernel_continues_from_the_journal(at: float, chunk: int) -> None:
     async def operation(first: Kernel) -> None:
         run = first.start(question := request())
         await asyncio.sleep(at)
-        run.task.cancel()  # as the death of its process: no ending, no last word to the journal
+        run.task.cancel()  # as when its process dies: no ending, no last write to the journal
         await asyncio.wait([run.task])
         named = first.journal.response_id is not None
         if any(verb == "finish" for verb, _ in first.journal.written):
@@ -216,7 +216,7 @@ def test_other_kernel_continues_from_the_journal(at: float, chunk: int) -> None:
         assert second.count(Restarted) == 0
         assert asked(first.simulator) == (1 if named else 2)
 
-    play(operation, latency=0.5, speed=60.0, chunk=chunk)
+    run_request(operation, latency=0.5, speed=60.0, chunk=chunk)
 
 
 def test_answer_finished_meanwhile_is_fetched_at_once() -> None:
@@ -236,7 +236,7 @@ def test_answer_finished_meanwhile_is_fetched_at_once() -> None:
         assert "starting_after=" in first.simulator.log[-1].path
         assert asked(first.simulator) == 1
 
-    play(operation)
+    run_request(operation)
 
 
 @pytest.mark.parametrize("order", ["stop", "park"])
@@ -259,7 +259,7 @@ def test_stopped_or_parked_answer_continues_at_the_server(order: Any) -> None:
         counted = sum(total.usage.output_tokens for total in totals.by_model.values())
         assert counted == first.simulator.log[0].output_tokens
 
-    play(operation)
+    run_request(operation)
 
 
 def test_cancel_ends_the_answer_at_the_server() -> None:
@@ -273,7 +273,7 @@ def test_cancel_ends_the_answer_at_the_server() -> None:
         assert kernel.simulator.log[-1].path.endswith("/cancel")
         assert not kernel.simulator.log[0].finished
 
-    play(operation)
+    run_request(operation)
 
 
 def test_cancel_ends_without_waiting_for_the_server() -> None:
@@ -286,7 +286,7 @@ def test_cancel_ends_without_waiting_for_the_server() -> None:
         await kernel.run(request(), (1.5, "cancel"))
         assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
 
-    play(operation)
+    run_request(operation)
 
 
 def test_lost_answer_is_sent_again_and_noted() -> None:
@@ -305,7 +305,7 @@ def test_lost_answer_is_sent_again_and_noted() -> None:
         assert reply.notes == (NOTE_SENT_AGAIN,)
         assert asked(kernel.simulator) == 2
 
-    play(operation, Fault("dropped", after=30))
+    run_request(operation, Fault("dropped", after=30))
 
 
 @pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
@@ -318,7 +318,7 @@ def test_failed_generation_is_sent_again_after_its_wait(kind: Any) -> None:
         assert kernel.count(BackingOff) == 1
         assert reply.notes == (NOTE_SENT_AGAIN,)
 
-    play(operation, Fault(kind, after=5, seconds=1.0))
+    run_request(operation, Fault(kind, after=5, seconds=1.0))
 
 
 def test_limit_on_durable_request_closes_and_reopens_the_model() -> None:
@@ -328,7 +328,7 @@ def test_limit_on_durable_request_closes_and_reopens_the_model() -> None:
         assert reply.waited >= 7.0
         assert reply.notes == ()
 
-    play(operation, Fault("tokens_per_minute", seconds=7.0))
+    run_request(operation, Fault("tokens_per_minute", seconds=7.0))
 
 
 def test_limit_on_continuing_leaves_the_model_open_to_others() -> None:
@@ -347,7 +347,9 @@ def test_limit_on_continuing_leaves_the_model_open_to_others() -> None:
         assert kernel.count(Restarted) == 0
         assert asked(kernel.simulator) == 2
 
-    play(operation, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None)
+    run_request(
+        operation, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None
+    )
 
 
 def test_continuing_does_not_wait_for_a_cooldown() -> None:
@@ -368,7 +370,7 @@ def test_continuing_does_not_wait_for_a_cooldown() -> None:
         assert isinstance(kernel.events[-1], Finished)
         assert kernel.events[-1].at < closed
 
-    play(operation, Fault("dropped", after=20))
+    run_request(operation, Fault("dropped", after=20))
 
 
 def test_server_outage_does_not_lose_the_answer() -> None:
@@ -378,7 +380,7 @@ def test_server_outage_does_not_lose_the_answer() -> None:
         assert (asked(kernel.simulator), kernel.count(Restarted)) == (1, 0)
 
     down = [Fault("http", status=503), Fault("http", status=500), Fault("html_502"), "refused"]
-    play(operation, Fault("dropped", after=5), *down)
+    run_request(operation, Fault("dropped", after=5), *down)
 
 
 def test_break_before_the_response_id_is_noted_as_possibly_paid_twice() -> None:
@@ -387,7 +389,7 @@ def test_break_before_the_response_id_is_noted_as_possibly_paid_twice() -> None:
         assert reply.status == "done"
         assert reply.notes == (NOTE_POSSIBLY_PAID_TWICE,)
 
-    play(operation, Fault("dropped", after=-1))
+    run_request(operation, Fault("dropped", after=-1))
 
 
 @pytest.mark.parametrize(("after", "notes"), [(0.2, (NOTE_POSSIBLY_PAID,)), (1.5, ())])
@@ -398,7 +400,7 @@ def test_stop_before_the_response_id_is_noted_as_possibly_paid(
         stopped = await kernel.run(request(), (after, "stop"))
         assert stopped.notes == notes
 
-    play(operation)
+    run_request(operation)
 
 
 def test_resumed_reply_keeps_the_note_of_possible_double_payment() -> None:
@@ -408,7 +410,7 @@ def test_resumed_reply_keeps_the_note_of_possible_double_payment() -> None:
             NOTE_POSSIBLY_PAID_TWICE,
         )
 
-    play(operation)
+    run_request(operation)
 
 
 def test_no_note_when_nothing_was_sent() -> None:
@@ -417,8 +419,8 @@ def test_no_note_when_nothing_was_sent() -> None:
     unsent.was_sent = False
 
     async def main() -> tuple[str, ...]:
-        stage = Stage([unsent], answer("hi"))
-        received = await stage.play(Request(prompt="x", durable=True))
+        scripted = ScriptedServices([unsent], answer("hi"))
+        received = await scripted.run(Request(prompt="x", durable=True))
         notes: tuple[str, ...] = ending(received).reply.notes
         return notes
 
@@ -433,7 +435,7 @@ def test_server_without_durable_answers_is_noted_once() -> None:
         assert (first.status, second.status) == ("done", "done")
         assert (first.notes, second.notes) == ((NOT_KEPT,), ())
 
-    play(operation, apis=("chat",))
+    run_request(operation, apis=("chat",))
 
 
 def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
@@ -441,22 +443,22 @@ def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
 
     async def main() -> None:
         opened: list[Any] = [
-            OPENED,
+            STARTED,
             StreamPosition("resp_1"),
             TextDelta("old"),
             StreamPosition("resp_1", 3),
         ]
-        stage = Stage([*opened, 100.0])
-        journal = Row()
-        stage.services.journal = lambda _: journal  # type: ignore[assignment,return-value]
+        scripted = ScriptedServices([*opened, 100.0])
+        journal = OneEntryJournal()
+        scripted.services.journal = lambda _: journal  # type: ignore[assignment,return-value]
         asked = Request(prompt="x", durable=True)
-        gone = _Gone(stage)
-        stage.services.api_client = gone  # type: ignore[assignment]
-        stage.api_client.acts = [
+        gone = _Gone(scripted)
+        scripted.services.api_client = gone  # type: ignore[assignment]
+        scripted.api_client.attempts = [
             [*opened, TransportError("cut")],
-            [OPENED, StreamPosition("resp_2", 0), 100.0],
+            [STARTED, StreamPosition("resp_2", 0), 100.0],
         ]
-        run = stage.start(asked)
+        run = scripted.start(asked)
         await asyncio.sleep(10)
         run.end("stop")
         await asyncio.wait([run.task])
@@ -468,8 +470,8 @@ def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
 class _Gone:
     """An API client that has lost every durable answer."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._api_client = stage.api_client
+    def __init__(self, scripted: ScriptedServices) -> None:
+        self._api_client = scripted.api_client
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._api_client, name)
@@ -487,4 +489,4 @@ def test_durable_answer_that_cannot_be_streamed_is_fetched() -> None:
         assert (reply.status, WORDS in reply.text) == ("done", True)
         assert asked(kernel.simulator) == 1
 
-    play(operation, allow_streaming=False)
+    run_request(operation, allow_streaming=False)

@@ -1,4 +1,4 @@
-"""Pictures: files, bytes and what can draw itself, told by what they are and not by their names."""
+"""Images: files, bytes and objects that can draw themselves, recognized by their contents."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_file_is_read_without_regard_to_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         (b"BM6", "not an image that can be sent"),
         (b"", "not an image that can be sent"),
@@ -71,8 +71,8 @@ def test_file_is_read_without_regard_to_its_name(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_value_that_is_not_an_image_is_refused(value: Any, says: str) -> None:
-    with pytest.raises(ConfigurationError, match=says):
+def test_value_that_is_not_an_image_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         to_image(value)
 
 
@@ -97,7 +97,7 @@ def test_figures_and_axes_become_png() -> None:
 
 
 def test_ask_takes_paths_bytes_and_images(tmp_path: Path) -> None:
-    """`images=` of `ask` takes whatever a picture can be; one that is no list is refused."""
+    """`images=` of `ask` takes a list of anything that is an image, and nothing but a list."""
     (tmp_path / "a").write_bytes(PNG)
     request = build_request(
         "hi", Settings(), RequestOptions(images=[tmp_path / "a", PNG, Image(PNG)])

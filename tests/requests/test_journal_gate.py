@@ -12,7 +12,7 @@ from nbcodex import events
 from nbcodex.errors import LimitError
 from nbcodex.models import Limit, Request
 from nbcodex.requests.runner import EndAction
-from tests.scripted import InstantJournal, Stage, answer, ending
+from tests.scripted import InstantJournal, ScriptedServices, answer, ending
 from tests.virtual import run_virtual
 
 
@@ -25,10 +25,10 @@ class SlowJournal(InstantJournal):
 @pytest.mark.parametrize("order", ["stop", "park", "cancel"])
 def test_end_during_first_commit_waits_for_the_commit(order: EndAction) -> None:
     async def main() -> tuple[Any, list[str]]:
-        stage = Stage(answer("never"))
-        stage.journal = SlowJournal()
-        received = await stage.play(Request(prompt="x", reuse=True), (0.5, order))
-        return ending(received), [operation for operation, _ in stage.journal.written]
+        scripted = ScriptedServices(answer("never"))
+        scripted.journal = SlowJournal()
+        received = await scripted.run(Request(prompt="x", reuse=True), (0.5, order))
+        return ending(received), [operation for operation, _ in scripted.journal.written]
 
     end, written = run_virtual(main())
     assert not isinstance(end, events.Finished)
@@ -47,9 +47,9 @@ class InsertRecorder(InstantJournal):
 
 def test_request_sent_at_once_is_inserted_as_running() -> None:
     async def main() -> InsertRecorder:
-        stage = Stage(answer("hi"))
-        stage.journal = journal = InsertRecorder()
-        await stage.play(Request(prompt="x", model="m"))
+        scripted = ScriptedServices(answer("hi"))
+        scripted.journal = journal = InsertRecorder()
+        await scripted.run(Request(prompt="x", model="m"))
         assert [operation for operation, _ in journal.written] == [
             "insert",
             "start_attempt",
@@ -64,11 +64,11 @@ def test_waiting_request_is_inserted_meanwhile() -> None:
     limit = LimitError("Rate limit reached.", limit=Limit(resource="requests"), wait=30.0)
 
     async def main() -> tuple[InsertRecorder, list[str]]:
-        stage = Stage([limit], answer("one"), answer("two"))
-        stage.journal = journal = InsertRecorder()
+        scripted = ScriptedServices([limit], answer("one"), answer("two"))
+        scripted.journal = journal = InsertRecorder()
         committed: list[str] = []
         runs = [
-            stage.start(
+            scripted.start(
                 Request(prompt=name, model="m"), on_committed=partial(committed.append, name)
             )
             for name in ("first", "second")
@@ -76,7 +76,7 @@ def test_waiting_request_is_inserted_meanwhile() -> None:
         await asyncio.sleep(1.0)
         assert committed == ["first", "second"]
         await asyncio.wait([run.task for run in runs])
-        return journal, [ending(received).reply.text for received in stage.events.values()]
+        return journal, [ending(received).reply.text for received in scripted.events.values()]
 
     journal, texts = run_virtual(main())
     assert journal.inserts == [("first", 1), ("second", None)]

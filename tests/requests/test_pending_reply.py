@@ -1,4 +1,4 @@
-"""`PendingReply`: looking at it never waits, reading its text does."""
+"""`PendingReply`: inspecting it never waits, reading its text does."""
 
 from __future__ import annotations
 

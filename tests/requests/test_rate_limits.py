@@ -1,4 +1,4 @@
-"""Many requests through the services at a limit, in virtual time: the limit is used, not met."""
+"""Many requests at a limit, in virtual time: it is used fully, and hardly ever refuses one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner, Services
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
-from tests.scripted import OPENED, USAGE, InstantJournal, Stage, answer, ending
+from tests.scripted import STARTED, USAGE, InstantJournal, ScriptedServices, answer, ending
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
@@ -37,7 +37,7 @@ TPM = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested
 
 @dataclass
 class Crowd:
-    """Requests that were asked at once, and what came of them."""
+    """Requests that were sent at once, and their events."""
 
     simulator: Simulator
     events: dict[int, list[Event]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Crowd:
 
 @cache
 def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
-    """Ask `count` prompts at once, through services and API client."""
+    """Run `count` requests at once, through services and API client."""
 
     async def main() -> Crowd:
         clock, limiter, journal = LoopClock(), Limiter(), InstantJournal()
@@ -121,24 +121,24 @@ def test_spacing_of_milliseconds_is_not_reported() -> None:
     assert asked.count(CoolingDown) == asked.refused == 0
 
 
-def play(*acts: Any, requests: list[Request], every: float = 1.0) -> list[list[Event]]:
-    """Play the acts for requests that come one after the other; return the events of each."""
+def run_request(*attempts: Any, requests: list[Request], every: float = 1.0) -> list[list[Event]]:
+    """Run requests through these attempts, one after the other; return the events of each."""
 
     async def main() -> list[list[Event]]:
-        stage = Stage(*acts)
+        scripted = ScriptedServices(*attempts)
         runs = []
         for request in requests:
-            runs.append(stage.start(request))
+            runs.append(scripted.start(request))
             await asyncio.sleep(every)
         await asyncio.wait([run.task for run in runs])
-        return list(stage.events.values())
+        return list(scripted.events.values())
 
     return run_virtual(main())
 
 
 def test_parked_large_request_leaves_the_model_open_to_smaller_ones() -> None:
     refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
-    large, small = play(
+    large, small = run_request(
         [refusal],
         answer("small"),
         requests=[Request(prompt="x", max_output=12_500, patience=60.0), Request(prompt="y")],
@@ -153,7 +153,7 @@ def test_request_larger_than_known_limit_fails_without_sending() -> None:
     opened = ResponseStarted(
         api="responses", model="m-1", snapshot=reported, simulated=False, request_id=None
     )
-    first, large = play(
+    first, large = run_request(
         [opened, *list(answer("hi"))[1:]],
         requests=[Request(prompt="x", max_output=16), Request(prompt="word " * 4_000)],
     )
@@ -165,7 +165,7 @@ def test_request_larger_than_known_limit_fails_without_sending() -> None:
 
 def test_refused_request_precedes_later_ones() -> None:
     refusal = LimitError("Rate limit reached.", limit=TPM, wait=30.0)
-    first, second, third = play(
+    first, second, third = run_request(
         [refusal],
         *[answer(word) for word in "abc"],
         requests=[Request(prompt=word) for word in "123"],
@@ -179,8 +179,8 @@ def test_refused_request_precedes_later_ones() -> None:
 @pytest.mark.parametrize(("resumption", "kind"), [(Resumption(), Finished), (None, Parked)])
 def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any, kind: Any) -> None:
     async def main() -> list[Event]:
-        stage = Stage(answer("hi"))
-        store = (await stage.limiter.run_operation(lambda core: core))._store
+        scripted = ScriptedServices(answer("hi"))
+        store = (await scripted.limiter.run_operation(lambda core: core))._store
         name, now = "m", asyncio.get_running_loop().time()
         other = RateLimiter(store, holder="another kernel")
         sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
@@ -190,7 +190,7 @@ def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any,
         received: list[Event] = []
         request = Request(prompt="x", model=name)
         run = RequestRunner(
-            stage.services, request, SETTINGS, received.append, resumption=resumption
+            scripted.services, request, SETTINGS, received.append, resumption=resumption
         ).start()
         await asyncio.wait([run.task])
         return received
@@ -201,36 +201,38 @@ def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any,
 def test_accepted_probe_reopens_the_model() -> None:
     async def main() -> list[list[Event]]:
         refusal = LimitError("Rate limit reached.", limit=TPM, wait=300.0)
-        stage = Stage([refusal], answer("a"), answer("b"))
-        runs = [stage.start(Request(prompt="1"))]
+        scripted = ScriptedServices([refusal], answer("a"), answer("b"))
+        runs = [scripted.start(Request(prompt="1"))]
         await asyncio.sleep(1)
-        runs.append(stage.start(Request(prompt="2")))
+        runs.append(scripted.start(Request(prompt="2")))
         await asyncio.sleep(1)
         runs[0].retry_now()
         await asyncio.wait([run.task for run in runs])
-        return list(stage.events.values())
+        return list(scripted.events.values())
 
     first, second = run_virtual(main())
     assert ending(second).at - ending(first).at < 1.0
 
 
 @pytest.mark.parametrize(
-    ("act", "order", "ended"),
+    ("attempt", "order", "ended"),
     [
         (answer("hi"), None, 1),
-        ([OPENED, TextDelta("partial"), 9.0], "stop", 1),
-        ([OPENED, 9.0], "stop", 0),
+        ([STARTED, TextDelta("partial"), 9.0], "stop", 1),
+        ([STARTED, 9.0], "stop", 0),
         ([9.0], "cancel", 0),
-        ([OPENED, TextDelta("par"), TransportError("cut")], "park", 0),
+        ([STARTED, TextDelta("par"), TransportError("cut")], "park", 0),
         ([LimitError("Rate limit reached.", limit=TPM, wait=30.0)], "park", 0),
     ],
     ids=["answered", "stopped", "stopped before text", "cancelled", "broken", "refused"],
 )
-def test_every_ending_closes_its_reservation_once(act: Any, order: Any, ended: int) -> None:
+def test_every_ending_closes_its_reservation_once(attempt: Any, order: Any, ended: int) -> None:
     async def main() -> tuple[int, int, int]:
-        stage = Stage(act)
-        await stage.play(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
-        (shared,) = (await stage.limiter.run_operation(lambda core: core._store))._models.values()
+        scripted = ScriptedServices(attempt)
+        await scripted.run(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
+        (shared,) = (
+            await scripted.limiter.run_operation(lambda core: core._store)
+        )._models.values()
         output = shared.model.output
         return output.in_flight, shared.model.unanswered, output.ended
 
@@ -245,11 +247,11 @@ def test_permit_granted_to_a_stopped_request_is_released() -> None:
             return result
 
     async def main() -> tuple[int, int]:
-        stage = Stage(answer("hi"))
-        stage.limiter = Slow()
-        await stage.play(Request(prompt="x", model="m"), (0.5, "stop"))
-        (shared,) = stage.limiter._core._store._models.values()  # type: ignore[attr-defined]
-        assert stage.api_client.seen == []
+        scripted = ScriptedServices(answer("hi"))
+        scripted.limiter = Slow()
+        await scripted.run(Request(prompt="x", model="m"), (0.5, "stop"))
+        (shared,) = scripted.limiter._core._store._models.values()  # type: ignore[attr-defined]
+        assert scripted.api_client.seen == []
         return shared.model.output.in_flight, shared.model.sent
 
     assert run_virtual(main()) == (0, 1)
@@ -271,5 +273,5 @@ def test_panel_says_queued_for_capacity() -> None:
 
 
 def test_reservation_settles_with_the_servers_usage() -> None:
-    received = play(answer("hi"), requests=[Request(prompt="x")])[0]
+    received = run_request(answer("hi"), requests=[Request(prompt="x")])[0]
     assert ending(received).reply.usage == USAGE

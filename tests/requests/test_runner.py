@@ -1,4 +1,4 @@
-"""The life of a request, in virtual time: no limit, fault or order leaves it without an ending."""
+"""One request in virtual time: nothing that happens to it leaves it without an ending."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Park
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests.runner import RequestRunner
-from tests.scripted import OPENED, SETTINGS, Stage, answer, ending
+from tests.scripted import SETTINGS, STARTED, ScriptedServices, answer, ending
 from tests.virtual import EPOCH, run_virtual
 
 TPM = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
@@ -35,12 +35,14 @@ def refusal(wait: float | None = 11.0) -> LimitError:
     return LimitError("Rate limit reached.", limit=TPM, wait=wait)
 
 
-def play(*acts: Any, request: Request | None = None, orders: Any = ()) -> tuple[list[Event], Stage]:
-    """Play the acts for one request; return its events and the stage."""
+def run_request(
+    *attempts: Any, request: Request | None = None, actions: Any = ()
+) -> tuple[list[Event], ScriptedServices]:
+    """Run one request through these attempts; return its events and the services."""
 
-    async def main() -> tuple[list[Event], Stage]:
-        stage = Stage(*acts)
-        return await stage.play(request or Request(prompt="hello"), *orders), stage
+    async def main() -> tuple[list[Event], ScriptedServices]:
+        scripted = ScriptedServices(*attempts)
+        return await scripted.run(request or Request(prompt="hello"), *actions), scripted
 
     return run_virtual(main())
 
@@ -50,7 +52,7 @@ def kinds(received: list[Event]) -> list[str]:
 
 
 def test_parking_during_a_wait_names_the_limit_and_the_time() -> None:
-    received, _ = play([refusal(11.0)], orders=[(2.0, "park")])
+    received, _ = run_request([refusal(11.0)], actions=[(2.0, "park")])
     error = received[-1].error  # type: ignore[attr-defined]
     assert isinstance(received[-1], Parked)
     assert (error.title, error.limit) == ("Parked by you", TPM)
@@ -65,7 +67,7 @@ def test_parking_during_a_wait_names_the_limit_and_the_time() -> None:
 def test_request_refused_by_simulator_is_simulated() -> None:
     refused = refusal(11.0)
     refused.simulated = True
-    received, _ = play([refused], orders=[(2.0, "cancel")])
+    received, _ = run_request([refused], actions=[(2.0, "cancel")])
     assert ending(received).reply.simulated
 
 
@@ -74,10 +76,10 @@ def test_waiting_request_is_simulated_once_another_met_the_simulator() -> None:
     refused.simulated = True
 
     async def main() -> Any:
-        stage = Stage([refused])
-        first = stage.start(Request(id="first", prompt="hello"))
+        scripted = ScriptedServices([refused])
+        first = scripted.start(Request(id="first", prompt="hello"))
         await asyncio.sleep(1.0)
-        received = await stage.play(Request(id="second", prompt="hello"), (2.0, "cancel"))
+        received = await scripted.run(Request(id="second", prompt="hello"), (2.0, "cancel"))
         first.end("cancel")
         await asyncio.wait([first.task])
         return ending(received).reply
@@ -87,46 +89,46 @@ def test_waiting_request_is_simulated_once_another_met_the_simulator() -> None:
 
 
 def test_first_delta_says_that_the_server_is_simulated() -> None:
-    received, _ = play([replace(OPENED, simulated=True), *list(answer("hi"))[1:]])
+    received, _ = run_request([replace(STARTED, simulated=True), *list(answer("hi"))[1:]])
     assert [event.simulated for event in received if isinstance(event, Delta)] == [True]
 
 
 @pytest.mark.parametrize(
-    ("acts", "orders", "used"),
+    ("attempts", "actions", "used"),
     [
         ([[refusal(11.0)]], [(2.0, "cancel")], 0),
         ([[RequestError("It cannot be.")]], [], 0),
         ([[ServerError("It broke.")], [refusal(11.0)]], [(5.0, "cancel")], None),
         ([[refusal(11.0)], [30.0]], [(20.0, "cancel")], None),
-        ([[OPENED, refusal(11.0)]], [(2.0, "cancel")], None),
+        ([[STARTED, refusal(11.0)]], [(2.0, "cancel")], None),
     ],
 )
 def test_request_that_was_only_refused_has_used_nothing(
-    acts: list[Any], orders: list[Any], used: int | None
+    attempts: list[Any], actions: list[Any], used: int | None
 ) -> None:
-    received, _ = play(*acts, orders=orders)
+    received, _ = run_request(*attempts, actions=actions)
     assert ending(received).reply.usage.total_tokens == used
 
 
-BROKEN = [OPENED, TextDelta("word " * 40), TransportError("It broke.")]
+BROKEN = [STARTED, TextDelta("word " * 40), TransportError("It broke.")]
 """An attempt that brings about 50 tokens and breaks off."""
 
 
 @pytest.mark.parametrize(
-    ("acts", "orders", "output"),
+    ("attempts", "actions", "output"),
     [
         ([BROKEN, answer("hi")], [], 50 + 5),
         ([BROKEN, BROKEN, answer("hi")], [], 2 * 50 + 5),
         ([BROKEN], [(0.5, "cancel")], 50),
         ([BROKEN, [refusal(60.0)]], [(30.0, "park")], 50),
         ([BROKEN, [30.0]], [(20.0, "cancel")], 50),
-        ([[OPENED, TransportError("It broke.")], answer("hi")], [], 5),
+        ([[STARTED, TransportError("It broke.")], answer("hi")], [], 5),
     ],
 )
 def test_tokens_of_broken_attempts_count_once(
-    acts: list[Any], orders: list[Any], output: int
+    attempts: list[Any], actions: list[Any], output: int
 ) -> None:
-    received, _ = play(*acts, orders=orders)
+    received, _ = run_request(*attempts, actions=actions)
     usage = ending(received).reply.usage
     assert usage.output_tokens == output
     assert usage.estimated is (output != 5)
@@ -135,57 +137,61 @@ def test_tokens_of_broken_attempts_count_once(
 def test_real_server_at_a_simulators_address_is_recognized() -> None:
     refused = refusal(11.0)
     refused.simulated = True
-    received, _ = play([refused], answer("hi"))
+    received, _ = run_request([refused], answer("hi"))
     assert not ending(received).reply.simulated
 
 
 def test_queued_event_previews_the_prompt() -> None:
-    received, _ = play(answer("hi"), request=Request(prompt="Write\na poem " + "about it " * 20))
+    received, _ = run_request(
+        answer("hi"), request=Request(prompt="Write\na poem " + "about it " * 20)
+    )
     assert isinstance(received[0], events.Queued)
     assert received[0].prompt.startswith("Write a poem about it ")
     assert len(received[0].prompt) == 60
 
 
 def test_request_without_limits_is_queued_sent_streamed_finished() -> None:
-    received, _ = play(answer("hi"))
+    received, _ = run_request(answer("hi"))
     assert kinds(received) == ["Queued", "Sent", "Delta", "Finished"]
     assert received[-1].reply.text == "hi"  # type: ignore[attr-defined]
 
 
 def test_429_is_retried_no_sooner_than_stated() -> None:
-    received, stage = play([refusal(11.0)], answer("hi"))
+    received, scripted = run_request([refusal(11.0)], answer("hi"))
     assert kinds(received) == ["Queued", "Sent", "BackingOff", "Sent", "Delta", "Finished"]
-    (first, _), (second, _) = stage.api_client.seen
+    (first, _), (second, _) = scripted.api_client.seen
     assert 11.0 <= second - first <= 11.0 * 1.05 + 0.1
 
 
 def test_request_is_sent_again_when_announced() -> None:
-    received, stage = play([refusal(11.0)], answer("hi"))
+    received, scripted = run_request([refusal(11.0)], answer("hi"))
     (reported,) = [e.resume_at for e in received if isinstance(e, BackingOff)]
-    assert stage.api_client.seen[1][0] == pytest.approx(reported, abs=0.01)
+    assert scripted.api_client.seen[1][0] == pytest.approx(reported, abs=0.01)
 
 
 def test_retry_sends_the_same_request() -> None:
     asked = Request(prompt="the whole prompt", system="be brief")
-    _, stage = play([OPENED, TextDelta("par"), refusal(1.0)], answer("hi"), request=asked)
-    assert [request for _, request in stage.api_client.seen] == [asked, asked]
+    _, scripted = run_request(
+        [STARTED, TextDelta("par"), refusal(1.0)], answer("hi"), request=asked
+    )
+    assert [request for _, request in scripted.api_client.seen] == [asked, asked]
 
 
 def test_sixth_stream_failure_is_retried() -> None:
-    """Patience is a time, not a count."""
-    broken = [[OPENED, TextDelta("x"), TransportError("cut")] for _ in range(6)]
-    received, _ = play(*broken, answer("hi"))
+    """The patience limits time, not attempts."""
+    broken = [[STARTED, TextDelta("x"), TransportError("cut")] for _ in range(6)]
+    received, _ = run_request(*broken, answer("hi"))
     assert ending(received).reply.attempts == 7
 
 
 def test_failure_to_open_a_retry_is_retried() -> None:
-    received, _ = play([OPENED, refusal(1.0)], [TransportError("refused")], answer("hi"))
+    received, _ = run_request([STARTED, refusal(1.0)], [TransportError("refused")], answer("hi"))
     assert isinstance(ending(received), Finished)
 
 
 def test_text_of_broken_attempt_is_replaced_not_repeated() -> None:
-    received, _ = play(
-        [OPENED, TextDelta("Hello wor"), TransportError("cut")], answer("Hello world")
+    received, _ = run_request(
+        [STARTED, TextDelta("Hello wor"), TransportError("cut")], answer("Hello world")
     )
     assert kinds(received)[-3:] == ["Restarted", "Delta", "Finished"]
     after = received[[isinstance(e, Restarted) for e in received].index(True) :]
@@ -195,64 +201,64 @@ def test_text_of_broken_attempt_is_replaced_not_repeated() -> None:
 
 @pytest.mark.parametrize("error", [QuotaError("no credit"), TooLargeError("too large")])
 def test_permanent_error_fails_without_retry(error: NbcodexError) -> None:
-    received, stage = play([error])
+    received, scripted = run_request([error])
     assert ending(received).error is error
-    assert len(stage.api_client.seen) == 1
+    assert len(scripted.api_client.seen) == 1
     assert received[-1].at == received[0].at
 
 
 def test_wait_longer_than_patience_parks_at_once() -> None:
-    received, stage = play([refusal(432.0)], request=Request(prompt="x", patience=60.0))
+    received, scripted = run_request([refusal(432.0)], request=Request(prompt="x", patience=60.0))
     parked = ending(received)
     assert isinstance(parked, Parked)
     assert parked.at == received[0].at
     assert parked.error.resume_at == pytest.approx(EPOCH + parked.at + 432.0, abs=10.0)
-    assert len(stage.api_client.seen) == 1
+    assert len(scripted.api_client.seen) == 1
     assert "7 min" in str(parked.error)
 
 
 def test_patience_is_used_up_over_attempts() -> None:
-    acts = [[refusal(20.0)] for _ in range(9)]
-    received, stage = play(*acts, request=Request(prompt="x", patience=70.0))
+    attempts = [[refusal(20.0)] for _ in range(9)]
+    received, scripted = run_request(*attempts, request=Request(prompt="x", patience=70.0))
     assert isinstance(ending(received), Parked)
-    assert len(stage.api_client.seen) == 4
+    assert len(scripted.api_client.seen) == 4
     assert ending(received).reply.waited <= 70.0
 
 
 def test_silence_before_a_fault_uses_patience() -> None:
-    acts = [[OPENED, 50.0, TransportError("silent")] for _ in range(9)]
-    received, stage = play(*acts, request=Request(prompt="x", patience=120.0))
+    attempts = [[STARTED, 50.0, TransportError("silent")] for _ in range(9)]
+    received, scripted = run_request(*attempts, request=Request(prompt="x", patience=120.0))
     assert isinstance(ending(received), Parked)
-    assert len(stage.api_client.seen) == 3
+    assert len(scripted.api_client.seen) == 3
 
 
 def test_limit_without_stated_wait_backs_off_exponentially() -> None:
-    acts = [[refusal(None)] for _ in range(5)]
-    _, stage = play(*acts, answer("hi"))
-    sent = [at for at, _ in stage.api_client.seen]
+    attempts = [[refusal(None)] for _ in range(5)]
+    _, scripted = run_request(*attempts, answer("hi"))
+    sent = [at for at, _ in scripted.api_client.seen]
     waits = [b - a for a, b in itertools.pairwise(sent)]
     for number, wait in enumerate(waits):
         assert 2.0**number <= wait <= 2.0**number + 1.1
 
 
 def test_daily_limit_is_waited_out_within_patience() -> None:
-    received, _ = play(
+    received, _ = run_request(
         [refusal(3600.0)], answer("hi"), request=Request(prompt="x", patience=7200.0)
     )
     assert 3600 <= ending(received).reply.waited <= 3606
 
 
 def test_one_refusal_closes_the_model_for_all() -> None:
-    async def main() -> Stage:
-        stage = Stage([refusal(30.0)], answer("a"), answer("b"), answer("c"))
-        runs = [stage.start(Request(prompt="first"))]
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices([refusal(30.0)], answer("a"), answer("b"), answer("c"))
+        runs = [scripted.start(Request(prompt="first"))]
         await asyncio.sleep(1)
-        runs += [stage.start(Request(prompt=p)) for p in ("second", "third")]
+        runs += [scripted.start(Request(prompt=p)) for p in ("second", "third")]
         await asyncio.wait([run.task for run in runs])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    first, second, third = stage.events.values()
+    scripted = run_virtual(main())
+    first, second, third = scripted.events.values()
     assert kinds(first).count("BackingOff") == 1
     for received in (second, third):
         (held,) = [e for e in received if isinstance(e, CoolingDown)]
@@ -264,81 +270,81 @@ def test_end_of_cooldown_sends_only_what_fits() -> None:
     empty = Limit(resource="tokens", window=60.0, limit=30_000, used=30_000, requested=14_000)
     refused = LimitError("Rate limit reached.", limit=empty, wait=30.0)
 
-    async def main() -> Stage:
-        stage = Stage([refused], [2.0, refused], *[answer("x")] * 6)
-        runs = [stage.start(Request(prompt="0", max_output=14_000))]
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices([refused], [2.0, refused], *[answer("x")] * 6)
+        runs = [scripted.start(Request(prompt="0", max_output=14_000))]
         await asyncio.sleep(1)
-        runs += [stage.start(Request(prompt=str(n), max_output=14_000)) for n in range(1, 6)]
+        runs += [scripted.start(Request(prompt=str(n), max_output=14_000)) for n in range(1, 6)]
         await asyncio.wait([run.task for run in runs])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    start = stage.api_client.seen[0][0]
-    assert len([at for at, _ in stage.api_client.seen if at - start < 60.0]) == 2
+    scripted = run_virtual(main())
+    start = scripted.api_client.seen[0][0]
+    assert len([at for at, _ in scripted.api_client.seen if at - start < 60.0]) == 2
 
 
 def test_retry_now_probes_the_cooldown() -> None:
-    async def main() -> Stage:
-        stage = Stage([refusal(300.0)], answer("hi"))
-        run = stage.start(Request(prompt="x"))
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices([refusal(300.0)], answer("hi"))
+        run = scripted.start(Request(prompt="x"))
         asyncio.get_running_loop().call_later(5.0, run.retry_now)
         await asyncio.wait([run.task])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    (first, _), (second, _) = stage.api_client.seen
+    scripted = run_virtual(main())
+    (first, _), (second, _) = scripted.api_client.seen
     assert second - first == pytest.approx(5.0, abs=0.01)
 
 
 def test_refused_probe_keeps_the_cooldown() -> None:
-    async def main() -> Stage:
-        stage = Stage([refusal(300.0)], [refusal(400.0)], answer("hi"))
-        run = stage.start(Request(prompt="x"))
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices([refusal(300.0)], [refusal(400.0)], answer("hi"))
+        run = scripted.start(Request(prompt="x"))
         asyncio.get_running_loop().call_later(5.0, run.retry_now)
         await asyncio.wait([run.task])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    (received,) = stage.events.values()
+    scripted = run_virtual(main())
+    (received,) = scripted.events.values()
     moments = {e.resume_at for e in received if isinstance(e, BackingOff)}
     assert len(moments) == 1
-    assert stage.api_client.seen[2][0] == pytest.approx(moments.pop(), abs=0.01)
+    assert scripted.api_client.seen[2][0] == pytest.approx(moments.pop(), abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("what", "kind"), [("stop", "Interrupted"), ("cancel", "Cancelled"), ("park", "Parked")]
 )
 @pytest.mark.parametrize(
-    "act",
-    [[refusal(100.0)], [OPENED, TextDelta("partial"), 100.0], [100.0], [TransportError("cut")]],
+    "attempt",
+    [[refusal(100.0)], [STARTED, TextDelta("partial"), 100.0], [100.0], [TransportError("cut")]],
     ids=["countdown", "stream", "stall", "backoff"],
 )
-def test_stop_cancel_and_park_end_a_request_anywhere(act: Any, what: Any, kind: str) -> None:
+def test_stop_cancel_and_park_end_a_request_anywhere(attempt: Any, what: Any, kind: str) -> None:
     """Its text is kept."""
     at = 0.5
-    received, _ = play(act, request=Request(prompt="x"), orders=[(at, what)])
+    received, _ = run_request(attempt, request=Request(prompt="x"), actions=[(at, what)])
     assert type(ending(received)).__name__ == kind
     assert received[-1].at - received[0].at == pytest.approx(at, abs=0.01)
-    assert ending(received).reply.text == ("partial" if TextDelta("partial") in act else "")
+    assert ending(received).reply.text == ("partial" if TextDelta("partial") in attempt else "")
     assert not ending(received).reply
 
 
 def test_request_stopped_before_its_first_step_is_never_sent() -> None:
-    async def main() -> Stage:
-        stage = Stage(answer("hi"))
-        run = stage.start(Request(prompt="x"))
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(answer("hi"))
+        run = scripted.start(Request(prompt="x"))
         run.end("stop")
         await asyncio.wait([run.task])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    (received,) = stage.events.values()
+    scripted = run_virtual(main())
+    (received,) = scripted.events.values()
     assert kinds(received) == ["Queued", "Interrupted"]
-    assert stage.api_client.seen == []
+    assert scripted.api_client.seen == []
 
 
 def test_usage_of_stopped_answer_is_estimated() -> None:
-    received, _ = play([OPENED, TextDelta("partial"), 9.0], orders=[(1.0, "stop")])
+    received, _ = run_request([STARTED, TextDelta("partial"), 9.0], actions=[(1.0, "stop")])
     usage = ending(received).reply.usage
     assert usage.estimated
     assert usage.output_tokens >= 1
@@ -346,14 +352,14 @@ def test_usage_of_stopped_answer_is_estimated() -> None:
 
 def test_raising_listener_does_not_end_the_request() -> None:
     async def main() -> list[Event]:
-        stage = Stage(answer("hi"))
+        scripted = ScriptedServices(answer("hi"))
         received: list[Event] = []
 
         def listen(event: Event) -> None:
             received.append(event)
             raise RuntimeError("painted into a corner")
 
-        run = RequestRunner(stage.services, Request(prompt="x"), SETTINGS, listen).start()
+        run = RequestRunner(scripted.services, Request(prompt="x"), SETTINGS, listen).start()
         await asyncio.wait([run.task])
         return received
 
@@ -361,50 +367,50 @@ def test_raising_listener_does_not_end_the_request() -> None:
 
 
 def test_defect_ends_in_a_failed_event() -> None:
-    received, _ = play([ZeroDivisionError("oops")])
+    received, _ = run_request([ZeroDivisionError("oops")])
     assert isinstance(ending(received), events.Failed)
 
 
 def test_retry_budget_bounds_retries_in_an_outage() -> None:
-    async def main() -> Stage:
-        stage = Stage(*[[ServerError("500")] for _ in range(2000)])
-        runs = [stage.start(Request(prompt=str(n), patience=120.0)) for n in range(100)]
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(*[[ServerError("500")] for _ in range(2000)])
+        runs = [scripted.start(Request(prompt=str(n), patience=120.0)) for n in range(100)]
         await asyncio.wait([run.task for run in runs])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    retries = len(stage.api_client.seen) - 100
+    scripted = run_virtual(main())
+    retries = len(scripted.api_client.seen) - 100
     assert retries <= 10 + 0.1 * 125 + 1
 
 
 def test_overload_backs_off_without_closing_the_model() -> None:
-    received, _ = play([OverloadedError("busy")], answer("hi"))
+    received, _ = run_request([OverloadedError("busy")], answer("hi"))
     (backing,) = [e for e in received if isinstance(e, BackingOff)]
     assert backing.limit is None
     assert [e for e in received if isinstance(e, Sent)][1].at >= received[0].at + 1.0
 
 
 def test_waits_grow_even_where_short_ones_are_stated() -> None:
-    acts = [[ServerError("503", wait=0.2)] for _ in range(5)]
-    _, stage = play(*acts, answer("hi"))
-    sent = [at for at, _ in stage.api_client.seen]
+    attempts = [[ServerError("503", wait=0.2)] for _ in range(5)]
+    _, scripted = run_request(*attempts, answer("hi"))
+    sent = [at for at, _ in scripted.api_client.seen]
     for number, (one, two) in enumerate(itertools.pairwise(sent)):
         assert two - one >= 2.0**number
 
 
 def test_usage_of_answer_without_figures_is_estimated() -> None:
     done = CompletedAnswer(text="hi", usage=Usage(), model="m-1", cut=None, response_id=None)
-    received, _ = play([OPENED, TextDelta("hi"), done])
+    received, _ = run_request([STARTED, TextDelta("hi"), done])
     assert ending(received).reply.usage.estimated
 
 
 def test_nothing_is_sent_or_shown_before_it_is_committed() -> None:
     async def main() -> list[str]:
-        stage = Stage(answer("hi"))
+        scripted = ScriptedServices(answer("hi"))
         log: list[str] = []
-        stage.journal.written = _Tee(log)  # type: ignore[assignment]
+        scripted.journal.written = _Tee(log)  # type: ignore[assignment]
         run = RequestRunner(
-            stage.services,
+            scripted.services,
             Request(prompt="x"),
             SETTINGS,
             lambda event: log.append(type(event).__name__),
@@ -424,7 +430,7 @@ def test_nothing_is_sent_or_shown_before_it_is_committed() -> None:
 
 
 class _Tee:
-    """Notes the verbs of a journal in a list of its own."""
+    """Records the calls of a journal in a list."""
 
     def __init__(self, log: list[str]) -> None:
         self._log = log
@@ -434,11 +440,11 @@ class _Tee:
 
 
 def test_text_is_stored_every_second() -> None:
-    pieces: list[Any] = [OPENED]
+    pieces: list[Any] = [STARTED]
     for _ in range(50):
         pieces += [TextDelta("x"), 0.1]
-    _, stage = play([*pieces, TransportError("cut")], orders=[(4.95, "stop")])
-    kept = [text for verb, text in stage.journal.written if verb == "update_text"]
+    _, scripted = run_request([*pieces, TransportError("cut")], actions=[(4.95, "stop")])
+    kept = [text for verb, text in scripted.journal.written if verb == "update_text"]
     assert len(kept) == 6
     lengths = [0, *map(len, kept)]
     assert max(b - a for a, b in itertools.pairwise(lengths)) <= 10
@@ -446,20 +452,24 @@ def test_text_is_stored_every_second() -> None:
 
 
 def test_entry_claimed_by_another_kernel_is_not_sent() -> None:
-    async def main() -> Stage:
-        stage = Stage(answer("hi"))
-        stage.journal.claimable = False
-        received: list[Event] = stage.events.setdefault("", [])
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(answer("hi"))
+        scripted.journal.claimable = False
+        received: list[Event] = scripted.events.setdefault("", [])
         run = RequestRunner(
-            stage.services, Request(prompt="x"), SETTINGS, received.append, resumption=Resumption()
+            scripted.services,
+            Request(prompt="x"),
+            SETTINGS,
+            received.append,
+            resumption=Resumption(),
         ).start()
         await asyncio.wait([run.task])
-        return stage
+        return scripted
 
-    stage = run_virtual(main())
-    assert isinstance(stage.events[""][-1], events.Failed)
-    assert stage.api_client.seen == []
-    assert [verb for verb, _ in stage.journal.written] == ["claim"]
+    scripted = run_virtual(main())
+    assert isinstance(scripted.events[""][-1], events.Failed)
+    assert scripted.api_client.seen == []
+    assert [verb for verb, _ in scripted.journal.written] == ["claim"]
 
 
 @pytest.mark.parametrize(
@@ -477,7 +487,7 @@ def test_estimate_counts_where_the_server_states_no_plausible_usage(
 ) -> None:
     text = "a long enough answer"
     completed = CompletedAnswer(text=text, usage=stated, model="m-1", cut=None, response_id=None)
-    received, _ = play([OPENED, TextDelta(text), completed])
+    received, _ = run_request([STARTED, TextDelta(text), completed])
     usage = ending(received).reply.usage
     assert usage.estimated == estimated
     assert usage.input_tokens

@@ -1,4 +1,4 @@
-"""Schemas: what is declared, what is read of an answer, and when it is asked for once more."""
+"""Schemas: what is sent, how an answer is parsed, and when it is asked for once more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nbcodex.openai_api.sent_schema import sent_form
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
 from nbcodex.requests import structured_output
 from nbcodex.requests.structured_output import SchemaMismatchError
-from tests.scripted import OPENED, USAGE, Stage, answer, ending
+from tests.scripted import STARTED, USAGE, ScriptedServices, answer, ending
 from tests.virtual import run_virtual
 
 
@@ -123,7 +123,7 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "text", "says"),
+    ("given", "text", "message"),
     [
         (Pet, "Rex", "Invalid JSON"),
         (Pet, '{"name": "Rex", "legs": -1}', "legs"),
@@ -136,8 +136,8 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
         (PET, "9" * 10_000, "not valid JSON"),
     ],
 )
-def test_mismatch_is_described_briefly(given: object, text: str, says: str) -> None:
-    with pytest.raises(SchemaMismatchError, match=says) as caught:
+def test_mismatch_is_described_briefly(given: object, text: str, message: str) -> None:
+    with pytest.raises(SchemaMismatchError, match=message) as caught:
         structured_output.parse_answer(declared(given), text)
     assert len(str(caught.value)) < 700
 
@@ -166,15 +166,15 @@ def test_schema_of_the_journal_validates_without_the_class(
         structured_output.parse_answer(schema, bad)
 
 
-# The life of a request with a schema.
+# Requests with a schema.
 
 
-def play(*acts: Any, **asked: Any) -> tuple[list[Event], Stage]:
+def run_request(*attempts: Any, **asked: Any) -> tuple[list[Event], ScriptedServices]:
     asked = {"prompt": "Which?", "schema": declared(Pet), **asked}
 
-    async def main() -> tuple[list[Event], Stage]:
-        stage = Stage(*acts)
-        return await stage.play(Request(**asked)), stage
+    async def main() -> tuple[list[Event], ScriptedServices]:
+        scripted = ScriptedServices(*attempts)
+        return await scripted.run(Request(**asked)), scripted
 
     return run_virtual(main())
 
@@ -183,15 +183,15 @@ GOOD, BAD = '{"name": "Rex", "legs": 3}', '{"name": "Rex", "legs": -1}'
 
 
 def test_reply_holds_the_validated_instance() -> None:
-    received, _ = play(answer(GOOD))
+    received, _ = run_request(answer(GOOD))
     assert isinstance(ending(received), Finished)
     assert ending(received).reply.parsed == Pet(name="Rex", legs=3)
 
 
 def test_mismatch_is_repaired_once() -> None:
     """The second request holds the first answer and what is wrong; tokens are added up."""
-    received, stage = play(answer(BAD), [5.0, *answer(GOOD)])
-    (_, first), (_, second) = stage.api_client.seen
+    received, scripted = run_request(answer(BAD), [5.0, *answer(GOOD)])
+    (_, first), (_, second) = scripted.api_client.seen
     assert (first.prompt, second.turns[0].prompt, second.turns[0].answer) == (
         "Which?",
         "Which?",
@@ -206,7 +206,7 @@ def test_mismatch_is_repaired_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("acts", "asked", "says"),
+    ("attempts", "asked", "message"),
     [
         ((answer(BAD), answer(BAD)), {}, "asked twice"),
         ((answer(BAD),), {"patience": 0.0}, "does not fit"),
@@ -215,12 +215,14 @@ def test_mismatch_is_repaired_once() -> None:
         ((answer("no"),), {"schema": structured_output.ANY_JSON}, "does not fit JSON"),
     ],
 )
-def test_second_mismatch_fails_and_keeps_the_answer(acts: Any, asked: Any, says: str) -> None:
-    received, _ = play(*acts, **asked)
+def test_second_mismatch_fails_and_keeps_the_answer(
+    attempts: Any, asked: Any, message: str
+) -> None:
+    received, _ = run_request(*attempts, **asked)
     last = ending(received)
     assert isinstance(last, Failed)
     assert isinstance(last.error, AnswerError)
-    assert says in str(last.error)
+    assert message in str(last.error)
     assert last.reply.text in (BAD, "no")
     assert last.reply.usage.output_tokens in (5, 10)
     assert last.reply.notes[-1] == "not what was asked for"
@@ -229,11 +231,11 @@ def test_second_mismatch_fails_and_keeps_the_answer(acts: Any, asked: Any, says:
 
 def cut(text: str, **more: Any) -> list[Any]:
     fields = {"usage": USAGE, "model": "m", "cut": None, "response_id": None, **more}
-    return [OPENED, *([TextDelta(text)] if text else []), CompletedAnswer(text=text, **fields)]
+    return [STARTED, *([TextDelta(text)] if text else []), CompletedAnswer(text=text, **fields)]
 
 
 @pytest.mark.parametrize(
-    ("act", "asked", "says", "notes"),
+    ("attempt", "asked", "message", "notes"),
     [
         (
             cut("I will not.", refused=True),
@@ -247,28 +249,28 @@ def cut(text: str, **more: Any) -> list[Any]:
     ],
 )
 def test_refusal_cut_or_filtered_answer_is_not_repaired(
-    act: Any, asked: Any, says: str, notes: tuple[str, ...]
+    attempt: Any, asked: Any, message: str, notes: tuple[str, ...]
 ) -> None:
-    received, stage = play(act, **asked)
-    assert says in str(ending(received).error)
+    received, scripted = run_request(attempt, **asked)
+    assert message in str(ending(received).error)
     assert ending(received).reply.notes == notes
-    assert len(stage.api_client.seen) == 1
+    assert len(scripted.api_client.seen) == 1
 
 
 def test_refusal_without_schema_is_an_answer_with_a_note() -> None:
-    received, _ = play(cut("I will not.", refused=True), schema=None)
+    received, _ = run_request(cut("I will not.", refused=True), schema=None)
     assert ending(received).reply
     assert ending(received).reply.notes == ("the model refuses",)
 
 
 def test_answer_cut_by_max_output_is_finished() -> None:
-    received, _ = play(cut("Half of", cut="max_output_tokens"), schema=None)
+    received, _ = run_request(cut("Half of", cut="max_output_tokens"), schema=None)
     assert ending(received).reply.cut == "max_output_tokens"
     assert ending(received).reply
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "says", "notes"),
+    ("text", "reason", "message", "notes"),
     [
         ("", None, "empty", ("the answer is empty",)),
         (" \n", None, "empty", ("the answer is empty",)),
@@ -279,20 +281,20 @@ def test_answer_cut_by_max_output_is_finished() -> None:
     ],
 )
 def test_answer_that_is_no_success_fails_once_and_keeps_its_text(
-    text: str, reason: str | None, says: str, notes: tuple[str, ...]
+    text: str, reason: str | None, message: str, notes: tuple[str, ...]
 ) -> None:
-    received, stage = play(cut(text, cut=reason), schema=None)
-    assert says in str(ending(received).error)
+    received, scripted = run_request(cut(text, cut=reason), schema=None)
+    assert message in str(ending(received).error)
     assert not ending(received).reply
     assert ending(received).reply.notes == notes
     assert ending(received).reply.text == text
-    assert len(stage.api_client.seen) == 1
+    assert len(scripted.api_client.seen) == 1
 
 
 def test_stop_ends_a_repair() -> None:
     async def main() -> list[Event]:
-        stage = Stage(answer(BAD), [60.0, *answer(GOOD)])
-        return await stage.play(Request(prompt="?", schema=declared(Pet)), (5.0, "stop"))
+        scripted = ScriptedServices(answer(BAD), [60.0, *answer(GOOD)])
+        return await scripted.run(Request(prompt="?", schema=declared(Pet)), (5.0, "stop"))
 
     assert ending(run_virtual(main())).reply.status == "interrupted"
 

@@ -19,7 +19,7 @@ from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, BootClock
-from tests.scripted import SETTINGS, Stage, answer
+from tests.scripted import SETTINGS, ScriptedServices, answer
 from tests.virtual import EPOCH, run_virtual
 
 HOUR = 3600.0
@@ -70,12 +70,12 @@ JUMPS: dict[str, list[tuple[float, Deed]]] = {
 class Bench:
     """An engine on such a machine, and what a panel shows all the while."""
 
-    def __init__(self, *acts: Any) -> None:
-        self.machine, self.stage = Machine(), Stage(*acts)
-        self.stage.services.clock = self.machine
+    def __init__(self, *attempts: Any) -> None:
+        self.machine, self.scripted = Machine(), ScriptedServices(*attempts)
+        self.scripted.services.clock = self.machine
         self.readings: list[tuple[float, float]] = []
 
-    async def play(self, request: Request, jumps: list[tuple[float, Deed]], **options: Any) -> None:
+    async def run(self, request: Request, jumps: list[tuple[float, Deed]], **options: Any) -> None:
         """Take the request through its life while the clocks jump at their seconds."""
         state = PanelState()
 
@@ -85,7 +85,7 @@ class Bench:
             state = apply_event(state, event)
 
         self.events: list[Event] = []
-        run = RequestRunner(self.stage.services, request, SETTINGS, hear, **options).start()
+        run = RequestRunner(self.scripted.services, request, SETTINGS, hear, **options).start()
         loop = asyncio.get_running_loop()
         for after, operation in jumps:
             loop.call_later(after, operation, self.machine)
@@ -114,10 +114,10 @@ class Bench:
         assert len(reported) > 10
 
 
-def play(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
+def run_request(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
     async def main() -> Bench:
         bench = bench_of()
-        await bench.play(*args, **options)
+        await bench.run(*args, **options)
         return bench
 
     return run_virtual(main())
@@ -130,7 +130,7 @@ def test_wait_ends_when_announced_whatever_the_clocks_do(jumps: Any, kind: str) 
     limit = Limit(resource="requests", window=60.0)
     error = LimitError("no", limit=limit) if kind == "limit" else ServerError("no")
     error.wait = WAIT
-    bench = play(lambda: Bench([error], answer("hi")), Request(prompt="x"), jumps)
+    bench = run_request(lambda: Bench([error], answer("hi")), Request(prompt="x"), jumps)
     (backing_off,) = [event for event in bench.events if isinstance(event, BackingOff)]
     first, second = bench.sent()
     assert WAIT <= backing_off.resume_at - first <= WAIT * 1.5 + STATED_WAIT_PAD_S
@@ -149,10 +149,10 @@ def test_cooldown_of_another_request_ends_when_announced(jumps: Any) -> None:
             limit = Limit(resource="tokens")
             ledger.refuse(leave, until=now + WAIT, limit=limit, snapshot=None, now=now)
 
-        bench.stage.limiter.post(refused)
+        bench.scripted.limiter.post(refused)
         return bench
 
-    bench = play(bench_of, Request(prompt="x"), jumps)
+    bench = run_request(bench_of, Request(prompt="x"), jumps)
     (held,) = [event for event in bench.events if isinstance(event, CoolingDown)]
     bench.check(held.resume_at, bench.sent()[0])
 
@@ -161,5 +161,7 @@ def test_cooldown_of_another_request_ends_when_announced(jumps: Any) -> None:
 def test_resume_at_reset_ignores_later_jumps_of_the_wall_clock(jumps: Any) -> None:
     """The reset is known by the wall clock; once begun, the wait does not follow it."""
     resumption = Resumption(not_before=EPOCH + 5_000.0 + WAIT)
-    bench = play(lambda: Bench(answer("hi")), Request(prompt="x"), jumps, resumption=resumption)
+    bench = run_request(
+        lambda: Bench(answer("hi")), Request(prompt="x"), jumps, resumption=resumption
+    )
     bench.check(5_000.0 + WAIT, bench.sent()[0])
