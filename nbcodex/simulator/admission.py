@@ -6,7 +6,7 @@ The texts are those of public threads. Does not know how an answer is generated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,27 +75,38 @@ class PlannedRequest:
     account: Account  # the account whose limits apply
     record: RequestRecord  # its entry in the log
     wall: float  # time of day at its arrival, in seconds since the epoch
+    knobs: Knobs  # the settings at its arrival
+    cached: int = 0  # input tokens found in the prompt cache
+
+    def deltas(self) -> Iterator[tuple[str, int]]:
+        """Yield the text of each delta, and the output tokens generated including it."""
+        tokens, size = self.plan.tokens, self.knobs.chunk
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            yield "".join(part), self.plan.reasoning + start + len(part)
+
+    def seconds_until(self, tokens: int) -> float:
+        """Return the time of the last of `tokens`, in seconds after the first one."""
+        return max(0, tokens - 1) / self.knobs.speed
 
 
-def admit_request(planned: PlannedRequest, knobs: Knobs) -> Charge:
+def admit_request(planned: PlannedRequest) -> Charge:
     """Charge the request and return the charge.
 
     Raises `ErrorResponse` if it is refused, and `Dropped` if the connection is to be closed
     instead. A refusal counts towards the request limit.
     """
-    charge = admission_charge(planned.plan.input_tokens, planned.plan.max_output, knobs)
+    plan = planned.plan
+    charge = admission_charge(plan.input_tokens, plan.max_output, planned.knobs)
     try:
-        if planned.fault is not None:
-            raise_scripted_failure(
-                planned.fault, planned.request, knobs, wall=planned.wall, cost=charge.tokens
-            )
-        _check_length(planned, knobs)
+        raise_scripted_failure(planned, cost=charge.tokens)
+        _check_length(planned)
     except (ErrorResponse, Dropped):
         planned.account.charge_request(planned.record.at)
         raise
     refusal = planned.account.charge_or_refuse(charge.tokens, planned.record.at)
     if refusal is not None:
-        raise _limit_response(refusal, planned.request, knobs, planned.wall)
+        raise _limit_response(refusal, planned)
     planned.record.charged = charge.tokens
     return charge
 
@@ -111,9 +122,9 @@ def check_access(request: ParsedRequest, knobs: Knobs) -> None:
         raise ErrorResponse(400, UNVERIFIED, code="unsupported_value", param="stream")
 
 
-def _check_length(planned: PlannedRequest, knobs: Knobs) -> None:
+def _check_length(planned: PlannedRequest) -> None:
     input_tokens, max_output = planned.plan.input_tokens, planned.request.max_output or 0
-    if input_tokens + max_output <= knobs.context:
+    if input_tokens + max_output <= planned.knobs.context:
         return
     if planned.request.api == "responses":
         param = "input"
@@ -124,7 +135,7 @@ def _check_length(planned: PlannedRequest, knobs: Knobs) -> None:
     else:
         param = "messages"
         message = (
-            f"This model's maximum context length is {knobs.context} tokens. However, you "
+            f"This model's maximum context length is {planned.knobs.context} tokens. However, you "
             f"requested {input_tokens + max_output} tokens ({input_tokens} in the messages, "
             f"{max_output} in the completion). Please reduce the length of the messages or "
             "completion."
@@ -132,13 +143,13 @@ def _check_length(planned: PlannedRequest, knobs: Knobs) -> None:
     raise ErrorResponse(400, message, code="context_length_exceeded", param=param)
 
 
-def limit_headers(planned: PlannedRequest, knobs: Knobs) -> dict[str, str]:
+def limit_headers(planned: PlannedRequest) -> dict[str, str]:
     """Return the headers with the account's limits at the arrival of the request."""
     headers: dict[str, str] = {}
     account, now = planned.account, planned.record.at
     for name, buckets in (("requests", account.requests), ("tokens", account.tokens)):
         bucket = buckets.get(MINUTE) or buckets.get(DAY)
-        if bucket is not None and knobs.headers:
+        if bucket is not None and planned.knobs.headers:
             # The sum of refills may miss a whole number by a rounding error.
             remaining = max(0, math.floor(bucket.level_at(now) + 1e-6))
             headers[f"x-ratelimit-limit-{name}"] = str(int(bucket.limit))
@@ -158,13 +169,14 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 }
 
 
-def raise_scripted_failure(
-    fault: Fault, request: ParsedRequest, knobs: Knobs, *, wall: float, cost: int
-) -> None:
-    """Raise the failure that `fault` prescribes for a request of `cost` tokens, if any.
+def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
+    """Raise the failure that the fault prescribes for a request of `cost` tokens, if any.
 
     Raises `ErrorResponse`, or `Dropped` if the connection is to be closed instead.
     """
+    fault, knobs, wall = planned.fault, planned.knobs, planned.wall
+    if fault is None:
+        return
     match fault.kind:
         case "refused":
             raise Dropped
@@ -191,7 +203,7 @@ def raise_scripted_failure(
             failure = _azure_limit_response(fault.wait, "tokens", "seconds", wall)
         case kind if kind in _LIMITS:
             refusal = _scripted_refusal(fault, knobs, cost)
-            failure = _limit_response(refusal, request, knobs, wall)
+            failure = _limit_response(refusal, planned)
             if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
                 # In place of the bucket's own, so that they agree with the figures of the text.
                 left = max(0, refusal.limit - refusal.used)
@@ -206,12 +218,13 @@ def raise_scripted_failure(
     raise failure
 
 
-def stream_error_text(planned: PlannedRequest, knobs: Knobs, cost: int) -> str:
+def stream_error_text(planned: PlannedRequest, cost: int) -> str:
     """Return the message of an error event in mid-stream: a limit is reached."""
     if planned.fault is None:
         return SERVER_ERROR
     fault = replace(planned.fault, kind="tokens_per_minute")
-    return _limit_text(_scripted_refusal(fault, knobs, cost), planned.request, knobs)
+    refusal = _scripted_refusal(fault, planned.knobs, cost)
+    return _limit_text(refusal, planned)
 
 
 def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
@@ -232,29 +245,23 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
     )
 
 
-def _limit_response(
-    refusal: Refusal, request: ParsedRequest, knobs: Knobs, wall: float
-) -> ErrorResponse:
+def _limit_response(refusal: Refusal, planned: PlannedRequest) -> ErrorResponse:
     """Return the 429 for an exhausted limit, or for a request larger than the whole limit."""
-    headers = {}
+    headers, which = {}, planned.knobs.retry_after
     if refusal.wait is not None:
-        if request.azure:
-            return _azure_limit_response(refusal.wait, refusal.resource, knobs.retry_after, wall)
-        headers = retry_headers(refusal.wait, knobs.retry_after, wall)
-    return ErrorResponse(
-        429,
-        _limit_text(refusal, request, knobs),
-        type=refusal.resource,
-        code="rate_limit_exceeded",
-        headers=headers,
-    )
+        if planned.request.azure:
+            return _azure_limit_response(refusal.wait, refusal.resource, which, planned.wall)
+        headers = retry_headers(refusal.wait, which, planned.wall)
+    text, code = _limit_text(refusal, planned), "rate_limit_exceeded"
+    return ErrorResponse(429, text, type=refusal.resource, code=code, headers=headers)
 
 
-def _limit_text(refusal: Refusal, request: ParsedRequest, knobs: Knobs) -> str:
+def _limit_text(refusal: Refusal, planned: PlannedRequest) -> str:
     """Return OpenAI's message for a limit that is exhausted, or smaller than the request."""
     name = Limit(resource=refusal.resource, window=refusal.window).name
     name = name.replace("per minute", "per min")
-    place = f"for {request.model} in organization {knobs.organization} on {name}"
+    model, organization = planned.request.model, planned.knobs.organization
+    place = f"for {model} in organization {organization} on {name}"
     if refusal.wait is None:
         return (
             f"Request too large {place}: Limit {refusal.limit}, Requested {refusal.requested}. "

@@ -7,7 +7,7 @@ of other requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 from nbcodex.runtime.clock import Clock
 from nbcodex.simulator.admission import PlannedRequest
 from nbcodex.simulator.api_formats import (
-    Answer,
     ResponsesFormat,
     StreamEvent,
     error_object,
@@ -23,7 +22,7 @@ from nbcodex.simulator.api_formats import (
 )
 from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
-from nbcodex.simulator.knobs import DELIVERY, GENERATION, Dropped, Fault, Knobs
+from nbcodex.simulator.knobs import DELIVERY, GENERATION, Dropped, Fault
 
 # "Silent for ever": longer than any client waits.
 STALL_S = 30 * 86_400.0
@@ -37,20 +36,18 @@ class Generation:
     """One answer that is being generated, and its charge."""
 
     planned: PlannedRequest
-    answer: Answer
     charge: Charge
     message: str  # message of an error event in the stream
     first_at: float  # clock time of the first token
     clock: Clock
-    knobs: Callable[[], Knobs]  # returns the current settings
     tokens: int = 0  # generated so far
 
     def settle_charge(self) -> None:
         """Charge the output that was generated; later calls do nothing."""
-        account, record = self.planned.account, self.planned.record
-        account.settle_output(self.charge, self.tokens, self.knobs(), self.clock.now())
-        record.charged = self.charge.tokens
-        record.output_tokens = self.tokens
+        planned, now = self.planned, self.clock.now()
+        planned.account.settle_output(self.charge, self.tokens, planned.knobs, now)
+        planned.record.charged = self.charge.tokens
+        planned.record.output_tokens = self.tokens
 
     def fault_among(self, kinds: frozenset[str]) -> Fault | None:
         """Return the fault if it is one of `kinds`, else None."""
@@ -68,7 +65,7 @@ async def wait_until(moment: float, clock: Clock) -> None:
 
 async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
-    api_format, record = format_answer(generation.answer), generation.planned.record
+    api_format, record = format_answer(generation.planned), generation.planned.record
     fault, deltas = generation.fault_among(GENERATION), 0
     try:
         for event in api_format.stream_events():
@@ -136,7 +133,7 @@ async def generate_whole(generation: Generation) -> bytes:
 
     Raises `Dropped` or `ErrorResponse` if the fault ends the connection or makes generation fail.
     """
-    output = generation.answer.plan.output_tokens
+    planned, output = generation.planned, generation.planned.plan.output_tokens
     fault = generation.fault_among(DELIVERY | GENERATION)
     kind = "" if fault is None else fault.kind
     try:
@@ -149,12 +146,12 @@ async def generate_whole(generation: Generation) -> bytes:
             raise ErrorResponse(
                 fault.status, error["message"] or "", type=error["type"], code=error["code"]
             )
-        ends_at = generation.first_at + generation.answer.seconds_until(output)
+        ends_at = generation.first_at + planned.seconds_until(output)
         await wait_until(ends_at, generation.clock)
-        generation.tokens, generation.planned.record.finished = output, True
+        generation.tokens, planned.record.finished = output, True
     finally:
         generation.settle_charge()
-    data = encode_json(format_answer(generation.answer).as_object())
+    data = encode_json(format_answer(planned).as_object())
     return data[: len(data) // 2] if kind == "malformed" else data
 
 
@@ -183,7 +180,7 @@ class BackgroundResponse:
 
     def response_object(self) -> dict[str, Any]:
         """Return the current response object."""
-        response = ResponsesFormat(self.generation.answer)
+        response = ResponsesFormat(self.generation.planned)
         if self.status in ("completed", "incomplete"):
             return response.as_object()
         fault = self.generation.planned.fault
@@ -211,8 +208,9 @@ class BackgroundResponse:
             async for event in events:
                 self.events.append(event)
                 self._change_status("in_progress")
-        final = "incomplete" if self.generation.answer.plan.truncated else "completed"
-        self._change_status(final if self.generation.planned.record.finished else "failed")
+        planned = self.generation.planned
+        final = "incomplete" if planned.plan.truncated else "completed"
+        self._change_status(final if planned.record.finished else "failed")
 
     def _change_status(self, status: str) -> None:
         self.status = status

@@ -25,7 +25,7 @@ from nbcodex.simulator.admission import (
     raise_scripted_failure,
     stream_error_text,
 )
-from nbcodex.simulator.api_formats import Answer, format_answer
+from nbcodex.simulator.api_formats import format_answer
 from nbcodex.simulator.batch_service import BatchService
 from nbcodex.simulator.buckets import Account
 from nbcodex.simulator.delivery import (
@@ -164,7 +164,7 @@ class Simulator:
                 try:
                     return await self._serve_prompt(planned)
                 except ErrorResponse as failure:
-                    headers = self._common_headers(record) | limit_headers(planned, self.knobs)
+                    headers = self._common_headers(record) | limit_headers(planned)
                     return failure.as_response(headers)
 
     def _control(self, request: HttpRequest, route: Route) -> Any:
@@ -217,6 +217,7 @@ class Simulator:
             account=self.account(record.key, request.model),
             record=record,
             wall=self.clock.wall(),
+            knobs=self.knobs,
         )
 
     async def _serve_prompt(self, planned: PlannedRequest) -> HttpResponse:
@@ -225,22 +226,21 @@ class Simulator:
         Raises `ErrorResponse` if it is refused, or if the answer fails before it begins.
         """
         request, fault = planned.request, planned.fault
-        charge = admit_request(planned, self.knobs)
+        charge = admit_request(planned)
+        self._begin_answer(planned)
         slow = fault.wait if fault is not None and fault.kind == "slow" else 0.0
         generation = Generation(
             planned=planned,
-            answer=self._make_answer(planned),
             charge=charge,
-            message=stream_error_text(planned, self.knobs, charge.tokens),
+            message=stream_error_text(planned, charge.tokens),
             first_at=planned.record.at + slow + planned.plan.latency,
             clock=self.clock,
-            knobs=lambda: self.knobs,
         )
         # Headers state the limits at admission, even if they are sent later.
-        limits = limit_headers(planned, self.knobs)
+        limits = limit_headers(planned)
         delivery_fault = generation.fault_among(DELIVERY)
         if request.background:
-            stored = self._stored[generation.answer.id] = BackgroundResponse(generation)
+            stored = self._stored[planned.record.response_id] = BackgroundResponse(generation)
             if request.stream:
                 body = ResponseBody(deliver(stored.follow(), delivery_fault, self.clock))
             else:
@@ -265,25 +265,15 @@ class Simulator:
             headers |= fault.headers
         return HttpResponse(200, headers, body)
 
-    def _make_answer(self, planned: PlannedRequest) -> Answer:
-        """Return the answer under a new id, and cache the start of its input for later requests."""
+    def _begin_answer(self, planned: PlannedRequest) -> None:
+        """Give the answer its id, and read the start of the input from the prompt cache."""
         request, record = planned.request, planned.record
         prefix = "resp_" if request.api == "responses" else "chatcmpl-"
         record.response_id = f"{prefix}{self._server_id}{record.number:08x}"
-        cached = 0
         if planned.plan.input_tokens >= PREFIX_TOKENS:
             start = (record.key, request.model, request.text[: PREFIX_TOKENS * 4])
-            cached = PREFIX_TOKENS if start in self._cached_prefixes else 0
+            planned.cached = PREFIX_TOKENS if start in self._cached_prefixes else 0
             self._cached_prefixes.add(start)
-        return Answer(
-            id=record.response_id,
-            created_at=planned.wall,
-            request=request,
-            plan=planned.plan,
-            cached=cached,
-            speed=self.knobs.speed,
-            chunk=self.knobs.chunk,
-        )
 
     def _serve_stored(self, route: Route, record: RequestRecord) -> HttpResponse:
         """Return a background response, continue its stream, or cancel it."""
@@ -300,17 +290,17 @@ class Simulator:
     def _continue_stream(
         self, stored: BackgroundResponse, after: str, record: RequestRecord
     ) -> HttpResponse:
-        request = stored.generation.answer.request
-        if not request.stream:
+        planned = stored.generation.planned
+        if not planned.request.stream:
             raise ErrorResponse(400, "This response was not created with stream=true.")
         if not after.removeprefix("-").isdecimal():
             raise ErrorResponse(400, "Invalid 'starting_after': expected an integer.")
         fault = self._next_fault()
         record.fault, record.stream = fault.kind if fault else "", True
-        if fault is not None:
-            raise_scripted_failure(fault, request, self.knobs, wall=self.clock.wall(), cost=0)
-            # The generation goes on: only its delivery can be disturbed.
-            fault = fault if fault.kind in DELIVERY else None
+        wall = self.clock.wall()
+        raise_scripted_failure(replace(planned, fault=fault, wall=wall, knobs=self.knobs), cost=0)
+        if fault is not None and fault.kind not in DELIVERY:
+            fault = None  # The generation goes on: only its delivery can be disturbed.
         chunks = deliver(stored.follow(int(after)), fault, self.clock)
         headers = self._common_headers(record) | EVENT_STREAM_HEADERS
         return HttpResponse(200, headers, ResponseBody(chunks))
@@ -336,11 +326,11 @@ class Simulator:
         except ErrorResponse as failure:
             record.status = failure.status
             return failure.status, {"error": failure.body}
-        answer = self._make_answer(planned)
+        self._begin_answer(planned)
         record.status, record.finished = 200, True
-        record.output_tokens = answer.plan.output_tokens
+        record.output_tokens = planned.plan.output_tokens
         record.charged = record.input_tokens + record.output_tokens
-        return 200, format_answer(answer).as_object()
+        return 200, format_answer(planned).as_object()
 
     def _json_response(self, data: Any, record: RequestRecord) -> HttpResponse:
         encoded = encode_json(data)
