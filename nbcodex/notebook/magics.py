@@ -58,7 +58,8 @@ class CodexMagics(Magics):
         __tracebackhide__ = True
         from nbcodex.client import current
         from nbcodex.notebook import cell_options, identity, variables
-        from nbcodex.notebook.session import Session, View
+        from nbcodex.notebook.display import OutputOptions
+        from nbcodex.notebook.session import Session
         from nbcodex.requests.conversation import MAIN_THREAD
         from nbcodex.requests.options import build_request
 
@@ -93,15 +94,16 @@ class CodexMagics(Magics):
         )
         # Only now, so that a prompt that fails leaves the conversation as it is.
         request, turn_notes = current().join(request, session.settings, start_new=chosen.new)
-        view = View(format=format_, notes=[*option_notes, *prompt.notes, *turn_notes])
+        notes = [*option_notes, *prompt.notes, *turn_notes]
+        output = OutputOptions(format=format_, notes=notes)
         if chosen.dry_run:
-            session.dry_run(request, view.notes)
+            session.dry_run(request, notes)
             return
         handle = current().handle(request, session.settings)
         if chosen.background:
-            session.answer_in_background(handle, view)
+            session.answer_in_background(handle, output)
         else:
-            session.show_answer(handle, view)
+            session.show_answer(handle, output)
 
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from nbcodex import host
 from nbcodex.client import current
@@ -18,7 +18,7 @@ from nbcodex.errors import EntryError, Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
-from nbcodex.notebook.display import CellOutput
+from nbcodex.notebook.display import CellOutput, OutputOptions
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from nbcodex.journal.journal import Journal
     from nbcodex.notebook.config import Codex
     from nbcodex.notebook.display.panel import ActionName
-    from nbcodex.rendering.formats import Format
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """How a request and its answer are shown."""
-
-    format: Format = "markdown"  # the format of the answer
-    only_if_waiting: bool = False  # whether to show nothing unless the request has to wait
-    notes: Collection[str] = ()  # what the line of figures says besides the figures
-    heading: str = ""  # what stands above the answer, if the prompt does not
 
 
 class Session:
@@ -81,7 +70,9 @@ class Session:
         """The journal that the settings name."""
         return current().journal(self.settings)
 
-    def show_answer(self, handle: Handle, view: View, *, earlier_text: str = "") -> Reply:
+    def show_answer(
+        self, handle: Handle, options: OutputOptions, *, earlier_text: str = ""
+    ) -> Reply:
         """Show a request until it ends, assign its variable, and return the reply or raise.
 
         If the format asks for it, the answer's code is put into a new cell; it is never run.
@@ -93,25 +84,26 @@ class Session:
                 reply = replace(reply, text=earlier_text)
             self.assign(handle.request.origin.variable, reply)
 
-        ending = self._show(handle, self._output(handle, view), on_end=assign)
+        ending = self._show(handle, self._output(handle, options), on_end=assign)
         reply = reply_or_raise(ending, handle.request)
-        blocks = formats.code_of(reply) if view.format in {"code", "fix"} else []
+        blocks = formats.code_of(reply) if options.format in {"code", "fix"} else []
         # Of incomplete code, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
         return reply
 
-    def answer_in_background(self, handle: Handle, view: View) -> None:
+    def answer_in_background(self, handle: Handle, options: OutputOptions) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""
-        if view.format == "code":
+        if options.format == "code":
             # From another thread than the cell's, IPython would insert a cell below any other one.
-            view = replace(view, notes=[*view.notes, "`%codex insert` puts it into a cell"])
+            notes = [*options.notes, "`%codex insert` puts it into a cell"]
+            options = replace(options, notes=notes)
         pending, name = PendingReply(handle), handle.request.origin.variable
         if name:
             for namespace in self._namespaces():
                 namespace[name] = pending
         self.config.last = pending
-        output = self._output(handle, view, background=True)
+        output = self._output(handle, replace(options, background=True))
         output.show()
 
         def assign(reply: Reply) -> None:
@@ -169,7 +161,7 @@ class Session:
         """Wait for a request of `nbcodex.ask`."""
         if os.getpid() != self._pid:
             return handle.follow()  # a forked child has no display
-        return self._show(handle, self._output(handle, View(only_if_waiting=True)))
+        return self._show(handle, self._output(handle, OutputOptions(only_if_waiting=True)))
 
     def _show(
         self,
@@ -207,32 +199,23 @@ class Session:
         notice, current().notices = current().notices, ""
         return self.journal.problem or notice
 
-    def _output(self, handle: Handle, view: View, *, background: bool = False) -> CellOutput:
+    def _output(self, handle: Handle, options: OutputOptions) -> CellOutput:
         # Buttons call these from another thread, while the cell's thread waits in `follow`.
         actions: dict[ActionName, Callable[[], None]] = {
             "cancel": partial(handle.end, "cancel"),
             "retry": handle.retry_now,
             "park": partial(handle.end, "park"),
         }
-        request_view = display.choose_request_view(
+        clock, settings = current().clock, self.settings
+        options = replace(options, remote_images=settings.remote_images)
+        view = display.choose_request_view(
             self.shell,
-            current().clock,
-            choice=self.settings.display,
-            on_action=lambda action: actions[cast("ActionName", action)](),
-            buttons=tuple(actions),
-            heading=view.heading,
-            background=background,
+            clock,
+            options,
+            choice=settings.display,
+            on_action=lambda action: actions[action](),
         )
-        return CellOutput(
-            request_view,
-            answer_format=view.format,
-            only_if_waiting=view.only_if_waiting,
-            remote_images=self.settings.remote_images,
-            notes=view.notes,
-            heading=view.heading,
-            started_at=current().clock.now(),
-            background=background,
-        )
+        return CellOutput(view, options, started_at=clock.now())
 
 
 def _confirm(question: str) -> bool | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from nbcodex.errors import LimitError
 from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
-from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
+from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.notebook.display.widget_views import WidgetView
 from nbcodex.rendering.figures import figures_line
 from nbcodex.runtime.clock import BootClock
@@ -61,9 +61,7 @@ def delta(text: str, after: float = 0.0, *, reasoning: bool = False) -> Step:
     return after, lambda at: Delta(request_id="3f2a", at=at, text=text, reasoning=reasoning)
 
 
-def play(
-    steps: Iterable[Step], *, buttons: tuple[ActionName, ...] = ("cancel", "retry", "park")
-) -> list[str]:
+def play(steps: Iterable[Step]) -> list[str]:
     """Play `steps` and block; return the names of the buttons that were pressed."""
     clock, pressed, cancelled = BootClock(), [], threading.Event()
 
@@ -72,7 +70,7 @@ def play(
         if name == "cancel":
             cancelled.set()
 
-    view, state = WidgetView(act, clock, buttons=buttons), PanelState()
+    view, state = WidgetView(act, clock), PanelState()
     opened, updated_at = False, 0.0
     for after, make in steps:
         end = time.monotonic() + after

@@ -371,7 +371,7 @@ def test_attempts_are_counted_as_in_the_panel(changes: Any) -> None:
     own = [replace(event, request_id="3f2a") for event in changes]
     state = state_after(queued(), sent(1), *own)
     row = state.open["3f2a"]
-    shown = panel_widget.panel_view(row, ())["attempt"]
+    shown = panel_widget.panel_view(row)["attempt"]
     assert monitor_view(state, 3, WALL)["requests"][0]["attempt"] == shown
     assert f"attempt {shown + 1}" not in panel.status_line(row, 3, WALL)
     assert ("attempt 2 " in panel.status_line(row, 3, WALL)) == (shown == 2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Reply
-from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput
+from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput, OutputOptions
 from nbcodex.notebook.display.panel import GrowingText, PanelState
 from nbcodex.notebook.display.text_views import RequestView, TerminalView
 from nbcodex.runtime.clock import BootClock
@@ -79,7 +79,7 @@ def test_figures_are_outside_of_cut_code() -> None:
     ],
 )
 def test_line_of_figures_begins_with_what_is_missing(ended: Any, is_incomplete: bool) -> None:
-    bundle, *_ = CellOutput(RequestView(), answer_format="text").bundles(
+    bundle, *_ = CellOutput(RequestView(), OutputOptions(format="text")).bundles(
         Reply(id="3f2a", text="Half of", **ended)
     )
     line = bundle["text/plain"].rpartition("\n")[2]
@@ -92,7 +92,7 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     view = TerminalView(BootClock())
     view.render(PanelState(phase="streaming", text=GrowingText() + long))
     view.close(
-        CellOutput(RequestView(), answer_format="text").bundles(
+        CellOutput(RequestView(), OutputOptions(format="text")).bundles(
             Reply(id="3f2a", text=long, seconds=3.9)
         )[0]
     )

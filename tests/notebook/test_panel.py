@@ -409,9 +409,7 @@ class PanelHarness:
         )
         monkeypatch.setattr(text_views, "display", self._show("display", fails=fails))
         monkeypatch.setattr(text_views, "update_display", self._show("update"))
-        self.view = widget_views.WidgetView(
-            self.pressed.append, self.clock, buttons=("cancel", "retry")
-        )
+        self.view = widget_views.WidgetView(self.pressed.append, self.clock)
 
     def _show(self, verb: str, *, fails: bool = False) -> Any:
         def show(thing: Any, **options: Any) -> None:
@@ -588,7 +586,7 @@ def test_click_is_acknowledged(harness: PanelHarness) -> None:
         None,
         [],
         "cancel",
-        {"type": "action", "name": "park", "id": 1},
+        {"type": "action", "name": "insert", "id": 1},
         {"type": "action", "name": "__class__", "id": 1},
         {"type": "action", "name": ["cancel"], "id": 1},
         {"type": "action", "name": "cancel"},

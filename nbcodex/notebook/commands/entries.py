@@ -15,7 +15,8 @@ from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import match_prefix
 from nbcodex.notebook import identity, map_cells
-from nbcodex.notebook.session import Session, View
+from nbcodex.notebook.display import OutputOptions
+from nbcodex.notebook.session import Session
 from nbcodex.openai_api import pricing
 from nbcodex.rendering import formats, html
 from nbcodex.rendering.figures import figures_line
@@ -102,12 +103,14 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         handles.append(current().resume(entry, session.settings, not_before=not_before))
         handles[-1].start()
     for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
-        view = _view(entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}")
+        options = _output_options(
+            entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}"
+        )
         if at_reset:
-            session.answer_in_background(handle, view)
+            session.answer_in_background(handle, options)
             continue
         try:
-            session.show_answer(handle, view, earlier_text=entry.reply.text)
+            session.show_answer(handle, options, earlier_text=entry.reply.text)
         except Stopped:
             # Stop means all of them: the following cells must not find them running.
             for other in handles[number:]:
@@ -125,7 +128,7 @@ def retry(session: Session, prefix: str) -> None:
     request = session.journal.find_entry(prefix).request
     origin = identity.current_origin(session.shell, variable=request.origin.variable)
     handle = current().handle(current().copy_request(request, origin=origin), session.settings)
-    session.show_answer(handle, _view(request, shorten(request.prompt, 60)))
+    session.show_answer(handle, _output_options(request, shorten(request.prompt, 60)))
 
 
 def cancel(session: Session, prefix: str = "all") -> None:
@@ -217,9 +220,9 @@ def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
     ]
 
 
-def _view(request: Request, heading: str) -> View:
+def _output_options(request: Request, heading: str) -> OutputOptions:
     # The journal does not keep the format, but a schema implies JSON.
-    return View(format="json" if request.schema else "markdown", heading=heading)
+    return OutputOptions(format="json" if request.schema else "markdown", heading=heading)
 
 
 def _entry_line(entry: Entry, now: float) -> str:
@@ -278,8 +281,8 @@ def fix(session: Session, cell: str = "") -> None:
     origin = identity.current_origin(session.shell)
     request = build_request(found.as_prompt(), session.settings, origin=origin)
     # The prompt is long and not the user's, so the error itself stands above the answer.
-    view = View(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
-    session.show_answer(current().handle(request, session.settings), view)
+    options = OutputOptions(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
+    session.show_answer(current().handle(request, session.settings), options)
 
 
 def new(session: Session, thread: str = MAIN_THREAD) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import shorten
@@ -56,6 +56,18 @@ _TWO_OUTPUTS = ("json", "image", "fix")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """How a request and its answer are shown."""
+
+    format: Format = "markdown"
+    only_if_waiting: bool = False  # show nothing unless the request has to wait
+    background: bool = False  # other cells may run before the answer arrives
+    remote_images: bool = False  # images in the answer may be loaded
+    notes: Collection[str] = ()  # what the line of figures says besides the figures
+    heading: str = ""  # what stands above the answer, if the prompt does not
+
+
 def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
     """Return whether the user wants widgets and the front end is known to show them.
 
@@ -76,27 +88,24 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
 def choose_request_view(
     shell: InteractiveShell,
     clock: Clock,
+    options: OutputOptions,
     *,
     choice: str,
-    on_action: Callable[[str], None],
-    buttons: Collection[ActionName],
-    heading: str = "",
-    background: bool = False,
+    on_action: Callable[[ActionName], None],
 ) -> RequestView:
     """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`.
 
-    `on_action` is called with the name of a button that was pressed, in another thread. With
-    `background`, other cells may run before the answer arrives.
+    `on_action` is called with the name of a button that was pressed, in another thread.
     """
     if not hasattr(shell, "kernel"):
-        if background:
+        if options.background:
             return text_views.BackgroundTerminalView()
-        return text_views.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
+        return text_views.TerminalView(clock, shorten(options.heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
         try:
             from nbcodex.notebook.display.widget_views import WidgetView
 
-            return WidgetView(on_action, clock, buttons=buttons)
+            return WidgetView(on_action, clock)
         except Exception:
             log.exception("widgets are not available")
     return text_views.TextView(clock)
@@ -117,35 +126,19 @@ def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
 
 
 class CellOutput:
-    """Renders one request's events in a view, and replaces the view with the answer.
-
-    With `only_if_waiting`, nothing is shown unless the request has to wait. With `background`,
-    other cells may run before the answer arrives. `notes` are added to the line of figures.
-    """
+    """Renders one request's events in a view, and replaces the view with the answer."""
 
     def __init__(
-        self,
-        view: RequestView,
-        *,
-        answer_format: Format = "markdown",
-        only_if_waiting: bool = False,
-        remote_images: bool = False,
-        notes: Collection[str] = (),
-        heading: str = "",
-        started_at: float = 0.0,
-        background: bool = False,
+        self, view: RequestView, options: OutputOptions | None = None, *, started_at: float = 0.0
     ) -> None:
-        self._view = view
-        self._format, self._only_if_waiting = answer_format, only_if_waiting
-        self._remote_images = remote_images
+        self._view, self._options = view, options or OutputOptions()
         # Once other cells run, new outputs land below those. So a second output is added at once,
         # empty, and replaced at the end.
-        two_outputs = background and answer_format in _TWO_OUTPUTS and not view.is_plain_text
-        self._second_slot = OutputSlot() if two_outputs else None
-        self._notes, self._heading = list(notes), shorten(heading, MAX_HEADING_CHARS)
+        needs_second = self._options.background and self._options.format in _TWO_OUTPUTS
+        self._second_slot = OutputSlot() if needs_second and not view.is_plain_text else None
+        self._notes, self._failure = list(self._options.notes), ""
         self._state = PanelState(phase_started_at=started_at, started_at=started_at)
         self._is_open = self._is_prepared = False
-        self._background, self._failure = background, ""
         self._created_at = time.monotonic()
 
     @property
@@ -153,7 +146,7 @@ class CellOutput:
         """How often to call `on_events` without one; None: only with events."""
         if self._is_open:
             return self._view.render_interval_s
-        if self._only_if_waiting:
+        if self._options.only_if_waiting:
             return None
         if self._is_prepared or self._state.phase != "sending":
             return OPEN_DELAY_S
@@ -174,16 +167,17 @@ class CellOutput:
         """Show what `events` change; without any, open the view if it is time to."""
         for event in events:
             self._state = apply_event(self._state, event)
-            if self._background and (error := getattr(event, "error", None)) and self._state.ended:
+        if self._state.ended:
+            error = getattr(events[-1], "error", None) if events else None
+            if self._options.background and error:
                 # No cell raises this error, so the output is the only place that shows it.
                 self._failure = f"{error.title}: {error}"
-        if self._state.ended:
             return
         if self._is_open:
             self._call_view(self._view.render)
         elif self._state.is_waiting:
             self.show()
-        elif self._only_if_waiting:
+        elif self._options.only_if_waiting:
             return
         elif self._state.phase == "queued":
             if time.monotonic() - self._created_at > MAX_UNSENT_S:
@@ -198,7 +192,7 @@ class CellOutput:
         """Replace the view with the answer, or with what there is of it."""
         reply = self._state.reply
         if reply is None or not (
-            self._is_open or ((reply or reply.text) and not self._only_if_waiting)
+            self._is_open or ((reply or reply.text) and not self._options.only_if_waiting)
         ):
             self._view.discard()
             return
@@ -222,20 +216,20 @@ class CellOutput:
         if not reply and reply.text and not has_ended:
             line = f"{reply.status}, this is not the whole answer · {line}"
         line = join_parts(line, *map(shorten, [self._failure, *self._notes]))
-        form, excess = self._format, len(reply.text) - MAX_RENDERED_CHARS
+        form, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
         if excess > 0:
             line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
             reply = replace(reply, text=reply.text[:MAX_RENDERED_CHARS])
             form = "text" if form in _INDIVISIBLE else form
-        if self._only_if_waiting:
+        if self._options.only_if_waiting:
             return ({"text/plain": line},)
         if self._view.is_plain_text:
             form, line = "text", join_parts(line, *formats.image_hints(reply))
         answer = formats.AnswerOutput(
             reply=reply,
             line=line,
-            heading=self._heading,
-            remote_images=self._remote_images,
+            heading=shorten(self._options.heading, MAX_HEADING_CHARS),
+            remote_images=self._options.remote_images,
             reasoning=str(self._state.reasoning),
             max_plain_chars=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import _thread
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from nbcodex.errors import shorten
@@ -65,14 +65,11 @@ class WidgetView(RequestView):
 
     def __init__(
         self,
-        on_action: Callable[[str], None],
+        on_action: Callable[[ActionName], None],
         clock: Clock,
-        *,
-        buttons: Collection[str] = ("cancel",),
     ) -> None:
         self._on_action = on_action
         self._clock = clock
-        self._buttons: list[ActionName] = [name for name in ACTIONS if name in buttons]
         self._slot = OutputSlot()
         self._widget: PanelWidget | None = None
         self._state = PanelState()
@@ -97,7 +94,7 @@ class WidgetView(RequestView):
         else:
             before, self._state = self._state, state
             # The page counts elapsed time itself: a view that differs in nothing else is not sent.
-            if state.resume_at is not None or self._view_of(before) != self._view_of(state):
+            if state.resume_at is not None or panel_view(before) != panel_view(state):
                 self._widget.view = self._current_view()
         self._slot.show(self._widget, raw=False)
 
@@ -113,7 +110,7 @@ class WidgetView(RequestView):
             before, self._state, self._updated_at = self._state, state, now
             is_first = interval == float("inf")
             slept = not is_first and interval > SLEEP_GAP_S
-            old, new = self._view_of(before), self._view_of(state)
+            old, new = panel_view(before), panel_view(state)
             changes = {name: value for name, value in new.items() if value != old[name]}
             only_figures = (
                 changes.keys() <= _LIVE_FIGURES
@@ -172,16 +169,13 @@ class WidgetView(RequestView):
         self._widget.send(message | ({"changes": changes} if changes else {}))
         return True
 
-    def _view_of(self, state: PanelState) -> dict[str, Any]:
-        return panel_view(state, self._buttons)
-
     def _current_view(self) -> dict[str, Any]:
         times = time_view(self._state, self._clock.now(), self._clock.wall())
-        return self._view_of(self._state) | times | {"seq": self._seq}
+        return panel_view(self._state) | times | {"seq": self._seq}
 
     def _receive(self, content: object) -> None:
         match content:
-            case {"type": "action", "name": str(name), "id": int(number)} if name in self._buttons:
+            case {"type": "action", "name": str(name), "id": int(number)} if name in ACTIONS:
                 self._on_action(name)
                 self._acknowledge(number)
             case {"type": "sync"}:
@@ -197,7 +191,7 @@ class WidgetView(RequestView):
             widget.acknowledge(number)
 
 
-def panel_view(state: PanelState, buttons: Collection[ActionName]) -> dict[str, Any]:
+def panel_view(state: PanelState) -> dict[str, Any]:
     """Return what the page shows, apart from the text and from what only time changes."""
     usage, speed = state.usage, state.tokens_per_second
     about = "~" if usage.estimated else ""
@@ -230,7 +224,7 @@ def panel_view(state: PanelState, buttons: Collection[ActionName]) -> dict[str, 
         "speed": f"~{speed:.0f}" if speed else "",
         "cost": state.cost_text,
         "reasoning": reasoning,
-        "actions": [{"name": name, "disabled": why_disabled(state, name)} for name in buttons],
+        "actions": [{"name": name, "disabled": why_disabled(state, name)} for name in ACTIONS],
     }
 
 
