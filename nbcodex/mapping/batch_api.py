@@ -6,7 +6,7 @@ Owns how often a batch job is polled. Must not know the journal, nor what is don
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -142,23 +142,19 @@ class BatchApi:
         except RequestError:  # it ended between our poll and this call
             part.batch = await self.retrieve(batch.id, part.sample)
 
-    async def results(
-        self, part: BatchPart, wanted: Collection[str]
-    ) -> AsyncGenerator[tuple[str, RowResult]]:
-        """Yield the provider's result for each wanted row, in any order.
-
-        After a fault the file is read again from its start. `wanted` may shrink meanwhile: rows
-        that were removed from it are skipped.
-        """
+    async def results(self, part: BatchPart) -> AsyncGenerator[tuple[Request, RowResult]]:
+        """Yield the provider's result for each of a part's rows, in any order."""
         delay = backoff.BACKOFF_INITIAL_S
         while True:
             assert part.batch is not None  # noqa: S101 - it has ended
             try:
+                # After a fault the file is read again from its start, without the rows that the
+                # caller has removed from the part meanwhile.
                 async for id_, result in self.client.results(
                     part.batch, part.sample, self._settings
                 ):
-                    if id_ in wanted:
-                        yield id_, result
+                    if request := part.requests.get(id_):
+                        yield request, result
             except TransientError as error:
                 delay = await self._back_off(error, delay)
             else:

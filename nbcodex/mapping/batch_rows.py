@@ -147,16 +147,15 @@ class PendingRows:
         # Loading takes longer than a display may wait for the event loop.
         await asyncio.to_thread(pricing.load_prices)
         chunk: dict[str, Ending] = {}
-        results = self._batch_api.results(part, part.requests)
-        async with contextlib.aclosing(results):
-            async for id_, result in results:
+        async with contextlib.aclosing(self._batch_api.results(part)) as results:
+            async for request, result in results:
                 if len(chunk) >= COMMIT_CHUNK_ROWS:
                     await self.finish(list(chunk.values()))
                     for finished in chunk:
                         del part.requests[finished]
                     chunk.clear()
-                if request := part.requests.get(id_):
-                    chunk[id_] = self._ending_from_result(request, result, part)
+                if request.id in part.requests:  # else it was listed twice, and is committed
+                    chunk[request.id] = self._ending_from_result(request, result, part)
         await self._shield(self._finish_part(part, chunk))
 
     async def _finish_part(self, part: BatchPart, last: dict[str, Ending]) -> None:
