@@ -129,18 +129,15 @@ class ItemsInput(InputData):
     """
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
+        self.kind, self.total = "iterator", None
         self._keys: list[Any] | None = None
-        self._items: Iterable[Any]
+        self._items: Iterable[Any] = islice(data, limit)
         if isinstance(data, Mapping):
-            items = dict(islice(data.items(), limit))
-            self.kind, self.total = "dict", len(items)
-            self._keys, self._items = list(items), list(items.values())
+            self._keys, self._items = list(self._items), list(islice(data.values(), limit))
+            self.kind, self.total = "dict", len(self._keys)
         elif isinstance(data, Sized):
-            self._items = items_read = list(islice(data, limit))
-            self.kind = "tuple" if isinstance(data, tuple) else "list"
-            self.total = len(items_read)
-        else:
-            self.kind, self.total, self._items = "iterator", None, islice(iter(data), limit)
+            self._items = items = list(self._items)
+            self.kind, self.total = "tuple" if isinstance(data, tuple) else "list", len(items)
 
     def rows(self) -> Iterator[Row]:
         """Return the items in order; those of a mapping have their keys as column ``key``."""
@@ -156,7 +153,7 @@ class ItemsInput(InputData):
         """Return the replies in order, or by key."""
         if self._keys is not None:
             return dict(zip(self._keys, replies, strict=True))
-        return _in_order(replies, self.kind)
+        return tuple(replies) if self.kind == "tuple" else list(replies)
 
 
 def _columns_of(item: Any) -> dict[str, Any]:
@@ -173,10 +170,6 @@ def _columns_of(item: Any) -> dict[str, Any]:
         case _:
             named = {}
     return {ITEM: item, **named}
-
-
-def _in_order(replies: Sequence[Reply], kind: str) -> Sequence[Reply]:
-    return tuple(replies) if kind == "tuple" else list(replies)
 
 
 class FrameInput(InputData):
@@ -398,6 +391,6 @@ class JournalInput(InputData):
             labels = [str(label) for label in self._labels]
             frame = PolarsInput(polars.DataFrame({"row": labels}), None)
         else:
-            return _in_order(replies, self.kind)
+            return tuple(replies) if self.kind == "tuple" else list(replies)
         frame.fields = self._fields
         return frame.with_replies(replies)

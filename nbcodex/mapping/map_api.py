@@ -220,9 +220,13 @@ def prepare_map(
         data_kind=inputs.kind,
         engine=options.engine,
     )
-    row_key, on_error = options.row_key, options.on_error
     requests = RowRequests(
-        template, inputs, options.request, row_key=row_key, settings=settings, origin=origin
+        template,
+        inputs,
+        options.request,
+        row_key=options.row_key,
+        settings=settings,
+        origin=origin,
     )
     if isinstance(inputs, FrameInput):
         inputs.fields = schema_fields(requests.schema)
@@ -239,7 +243,7 @@ def prepare_map(
         origin=origin,
         client=client,
         settings=settings,
-        on_error=on_error,
+        on_error=options.on_error,
     )
     _keep(run)
     return run
@@ -254,7 +258,7 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
         return False  # an earlier answer is part of this map's prompts
 
     def question(request: Request) -> tuple[object, ...]:
-        # What decides about an answer; a rerun may well raise `max_output`, for example.
+        # What determines an answer; a rerun may raise `max_output`, for example.
         schema = request.schema and request.schema.definition
         return request.prompt, request.model, request.system, schema
 
