@@ -93,12 +93,31 @@ class Origin:
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
 
 
+_IMAGE_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"RIFFWEBP": "image/webp",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image that accompanies a prompt or an answer."""
 
     data: bytes = field(repr=False)
     media_type: str = "image/png"  # ``image/png``, ``image/jpeg``, ``image/gif`` or ``image/webp``
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Image | None:
+        """Return the image in a file's bytes, or None if servers do not accept its format."""
+        # WebP has a length between the two parts of its signature.
+        start = data[:4] + data[8:12] if data[8:12] == b"WEBP" else data
+        for signature, media_type in _IMAGE_SIGNATURES.items():
+            if start.startswith(signature):
+                return cls(data, media_type)
+        return None
 
 
 @dataclass(frozen=True, slots=True)

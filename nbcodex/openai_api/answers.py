@@ -17,7 +17,8 @@ from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, Source, StreamP
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
 
-MAX_PLAUSIBLE_TOKENS = 20_000_000  # twice the longest context; more would use up any budget
+# Of tokens, events or requests: twice the longest context. More would use up any budget.
+MAX_PLAUSIBLE_COUNT = 20_000_000
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that is sent with the next turn
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
@@ -247,19 +248,14 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     # The comparison is false for NaN.
     stated_cost = float(cost) if is_number and 0 <= cost < MAX_STATED_COST else None
     return Usage(
-        input_tokens=_token_count(figures, "input_tokens", "prompt_tokens"),
+        input_tokens=count_value(figures, "input_tokens", "prompt_tokens"),
         cached_tokens=cached,
         cache_written_tokens=count_value(of_input, "cache_write_tokens"),
-        output_tokens=_token_count(figures, "output_tokens", "completion_tokens"),
+        output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
         reasoning_tokens=count_value(of_output, "reasoning_tokens"),
         service_tier=name_value(service_tier),
         stated_cost=stated_cost,
     )
-
-
-def _token_count(figures: dict[str, Any], *names: str) -> int | None:
-    count = count_value(figures, *names)
-    return None if count is None or count > MAX_PLAUSIBLE_TOKENS else count
 
 
 def _first_object(payload: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -269,10 +265,9 @@ def _first_object(payload: dict[str, Any], *names: str) -> dict[str, Any]:
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
     """Return the first of some members if it is a plausible count."""
     value = next((payload[name] for name in names if name in payload), None)
-    # Above 2**53, the widgets' JavaScript loses digits.
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+    if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value
+    return value if 0 <= value <= MAX_PLAUSIBLE_COUNT else None
 
 
 def text_value(value: object) -> str:

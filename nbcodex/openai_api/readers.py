@@ -6,7 +6,6 @@ its 86 to 130 µs per event (measured with openai 3.54).
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
 from base64 import b64decode
@@ -32,13 +31,6 @@ _REFUSAL_DELTA = "response.refusal.delta"
 _TEXT_DELTAS = {"response.output_text.delta", _REFUSAL_DELTA}
 _REASONING_DELTAS = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
 _DONE_TEXTS = {"response.output_text.done": "text", "response.refusal.done": "refusal"}
-
-_IMAGE_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", 0, "image/png"),
-    (b"\xff\xd8\xff", 0, "image/jpeg"),
-    (b"GIF8", 0, "image/gif"),
-    (b"WEBP", 8, "image/webp"),
-)
 
 # The id becomes a part of a URL's path: it must not contain anything that changes the path.
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)
@@ -255,20 +247,16 @@ def _images_of_items(items: Iterable[object]) -> list[Image]:
         image
         for item in items
         if isinstance(item, Mapping) and item.get("type") == "image_generation_call"
-        if (image := _read_image(item.get("result")))
+        if (image := _read_image(text_value(item.get("result"))))
     ]
 
 
-def _read_image(encoded: object) -> Image | None:
-    """Return a picture whose media type is taken from its bytes, not from what the server says."""
+def _read_image(encoded: str) -> Image | None:
     try:
-        data = b64decode(encoded, validate=True) if isinstance(encoded, str) else b""
-    except (ValueError, binascii.Error):
+        # Its bytes tell the media type: what the server states is not trusted.
+        return Image.from_bytes(b64decode(encoded, validate=True))
+    except ValueError:
         return None
-    for signature, at, media_type in _IMAGE_SIGNATURES:
-        if data[at : at + len(signature)] == signature:
-            return Image(data, media_type)
-    return None
 
 
 def _function_calls(items: Iterable[object]) -> list[str]:

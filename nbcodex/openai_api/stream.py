@@ -164,7 +164,6 @@ class AnswerStream:
         self._withheld = ""  # text of a durable answer after its last position
         self._half = ""  # of a character that two deltas share
         self._position = self._emitted_position = reader.position
-        self._is_one_piece = False
         self._waited_for_chunk = False
         self._error: Exception | None = None
         self._unexplained: AnswerFailedError | None = None  # a failure whose reason may follow
@@ -173,7 +172,7 @@ class AnswerStream:
     def text(self) -> str:
         """All the text so far."""
         arrived = "".join(self._texts)
-        return arrived if self._is_one_piece else (self._resumed_text or "") + arrived
+        return arrived if self._payload else (self._resumed_text or "") + arrived
 
     async def prefetch(self) -> None:
         """Read the first chunk, and the rest of a body in one piece.
@@ -238,7 +237,6 @@ class AnswerStream:
 
     def _read_whole(self, payload: dict[str, Any]) -> tuple[str, str]:
         """Return the text and the reasoning of a body in one piece; keep an error for `events`."""
-        self._is_one_piece = True
         try:
             self._reader.read_body(payload)
         except Exception as error:
@@ -384,7 +382,7 @@ class AnswerStream:
             yield Reset()
         if reasoning:
             yield ReasoningDelta(reasoning)
-        if text and self._is_one_piece and self._resumed_text is not None:
+        if text and self._payload and self._resumed_text is not None:
             # The server sent the whole answer: only what follows the known text is new.
             if not text.startswith(self._resumed_text):
                 yield Reset()

@@ -23,13 +23,6 @@ MAX_THREAD_NAME_CHARS = 100
 MAX_IMAGE_BYTES = 20 * 2**20  # OpenAI's limit for years; the base64 that is sent is a third larger
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}  # those of Pillow that PNG can hold
-# How the files begin that servers accept; WebP has a length between its two marks.
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"GIF87a": "image/gif",
-    b"GIF89a": "image/gif",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,15 +159,13 @@ def is_drawable(value: object) -> bool:
 
 
 def _from_bytes(data: bytes, what: str) -> Image:
-    kinds = [kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)]
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        kinds = ["image/webp"]
-    if not kinds:
+    image = Image.from_bytes(data)
+    if image is None:
         raise ConfigurationError(
             f"{what} is not an image that can be sent: a PNG, JPEG, GIF or WebP.",
             advice="Open other formats with Pillow, and give the image itself.",
         )
-    return _check_size(Image(data, kinds[0]))
+    return _check_size(image)
 
 
 def _check_size(image: Image) -> Image:

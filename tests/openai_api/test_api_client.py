@@ -217,7 +217,7 @@ def test_connection_lost_after_finish_reason_leaves_usage_unknown() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 2**53, 10**400, 1.5, True, "9", None, [], {}])
 def test_implausible_usage_is_unknown(wrong: object) -> None:
-    """A count is a whole number below 2**53, or None; never 0 for an unknown one."""
+    """An unknown count is None, never 0."""
     figures = {"input_tokens": wrong, "output_tokens": wrong, "input_tokens_details": wrong}
     assert ending_of(play(Server(Script([completed(usage=figures)])))).usage == Usage()
 
