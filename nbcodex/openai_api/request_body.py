@@ -17,7 +17,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.endpoints import Endpoint, Kind
+from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.sent_schema import as_object, sent_form
 from nbcodex.settings import Settings
 
@@ -85,7 +85,8 @@ _SCHEMA_REFUSAL = re.compile(
     r"|\$defs\b|\$ref\b|additional_?properties|\b(oneof|anyof|allof|prefixitems|uniqueitems)\b"
 )
 _SCHEMA_PARAM_OF: dict[DetectedApi, str] = {"responses": "text", "chat": "response_format"}
-_OPTIONAL_PARAMS = ("stream_options", "max_completion_tokens", "max_tokens", "include")
+_OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
+_OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
 # How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
 # verified to stream this model", which names ``stream`` as its parameter too), and those of servers
@@ -116,14 +117,6 @@ class PreparedRequest:
     avoid: frozenset[str] = frozenset()  # parameters that the server does not accept
     adaptations: int = 0
     durable: bool = False  # whether the server is asked to store the answer
-
-    @property
-    def body(self) -> Body:
-        """The body to send."""
-        kind, avoid = self.endpoint.kind, self.avoid
-        if self.api == "chat":
-            return chat_body(self.request, self.model, kind, avoid)
-        return responses_body(self.request, self.model, kind, avoid, durable=self.durable)
 
     @property
     def is_unstreamed(self) -> bool:
@@ -169,6 +162,89 @@ class PreparedRequest:
             return False
         self.avoid |= {name}
         return True
+
+    @property
+    def body(self) -> Body:
+        """The body to send; the user's params win over ours."""
+        ours = self._chat_body() if self.api == "chat" else self._responses_body()
+        # The bound on the output is never left out.
+        avoid = self.avoid.difference(_OUTPUT_PARAMS)
+        body = {name: value for name, value in ours.items() if name not in avoid}
+        for name, value in self.request.params.items():
+            # Members of ``reasoning`` and the like are merged.
+            if isinstance(body.get(name), dict) and isinstance(value, Mapping):
+                value = {**body[name], **value}
+            body[name] = value
+        return body
+
+    def _responses_body(self) -> Body:
+        request, system = self._place_instructions()
+        is_plain = not (request.turns or request.images)
+        body: Body = {
+            "model": self.model,
+            "input": request.prompt if is_plain else _messages(request, "responses"),
+            "stream": True,
+            "store": self.durable,  # OpenAI's default is true
+        }
+        if self.durable:
+            body["background"] = True
+        if system:
+            body["instructions"] = system
+        if request.max_output is not None:
+            body["max_output_tokens"] = request.max_output
+        if request.effort:
+            body["reasoning"] = {"effort": request.effort}
+        if request.schema and request.schema.definition:
+            body["text"] = {"format": {"type": "json_schema", **_schema_format(request.schema)}}
+        if self.endpoint.kind == "openai" and self.model.startswith(_REASONING_MODELS):
+            # The server does not store the reasoning: the next turn has to send it.
+            body["include"] = ["reasoning.encrypted_content"]
+        return body
+
+    def _chat_body(self) -> Body:
+        request, system = self._place_instructions()
+        first = [{"role": "system", "content": system}] if system else []
+        body: Body = {
+            "model": self.model,
+            "messages": [*first, *_messages(request, "chat")],
+            "stream": True,
+        }
+        if not self.is_unstreamed:  # OpenAI refuses the one without the other
+            body["stream_options"] = {"include_usage": True}
+        if request.max_output is not None:
+            # Compatible servers often know only the last, OpenAI's newer models only the first.
+            names = _OUTPUT_PARAMS
+            if self.endpoint.kind == "compatible":
+                names = names[::-1]
+            name = next((name for name in names if name not in self.avoid), names[0])
+            body[name] = request.max_output
+        if request.effort:
+            body["reasoning_effort"] = request.effort
+        if request.schema and request.schema.definition:
+            schema = _schema_format(request.schema)
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    def _place_instructions(self) -> tuple[Request, str]:
+        """Return the request, and the system text that is sent beside it."""
+        request, system = self.request, self.request.system or ""
+        if request.schema and _SCHEMA_PARAM_OF[self.api] in self.avoid:
+            definition = as_object(request.schema.definition)
+            schema = json.dumps(definition, ensure_ascii=False, default=str)
+            words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
+            system = f"{system}\n\n{words}" if system else words
+        if not system or "system" not in self.avoid:
+            return request, system
+        # A server without system messages gets the text before the conversation's first prompt.
+        if not request.turns:
+            return replace(request, prompt=f"{system}\n\n{request.prompt}"), ""
+        first = replace(request.turns[0], prompt=f"{system}\n\n{request.turns[0].prompt}")
+        return replace(request, turns=(first, *request.turns[1:])), ""
+
+
+def _schema_format(schema: Schema) -> Body:
+    definition, is_strict = sent_form(schema)
+    return {"name": schema.name, "schema": definition, "strict": is_strict}
 
 
 class ServerMemory:
@@ -286,60 +362,6 @@ def asks_for_images(params: Mapping[str, Any]) -> bool:
     return any(isinstance(tool, Mapping) and tool.get("type") == IMAGE_TOOL for tool in given)
 
 
-def responses_body(
-    request: Request, model: str, kind: Kind, avoid: frozenset[str], *, durable: bool = False
-) -> Body:
-    """Return the body of ``POST /responses``; `avoid` names what the server does not accept."""
-    request, system = _place_instructions(request, avoid, "responses")
-    is_plain = not (request.turns or request.images)
-    body: Body = {
-        "model": model,
-        "input": request.prompt if is_plain else _messages(request, "responses"),
-        "stream": True,
-        "store": durable,  # OpenAI's default is true
-    }
-    if durable:
-        body["background"] = True
-    if system:
-        body["instructions"] = system
-    if request.max_output is not None:
-        body["max_output_tokens"] = request.max_output
-    if request.effort:
-        body["reasoning"] = {"effort": request.effort}
-    if request.schema and request.schema.definition:
-        body["text"] = {"format": {"type": "json_schema", **_schema_format(request.schema)}}
-    if kind == "openai" and model.startswith(_REASONING_MODELS):
-        # The server does not store the reasoning: the next turn has to send it.
-        body["include"] = ["reasoning.encrypted_content"]
-    return _merge_params(body, request.params, avoid)
-
-
-def chat_body(request: Request, model: str, kind: Kind, avoid: frozenset[str]) -> Body:
-    """Return the body of ``POST /chat/completions``; see `responses_body`."""
-    request, system = _place_instructions(request, avoid, "chat")
-    first = [{"role": "system", "content": system}] if system else []
-    body: Body = {
-        "model": model,
-        "messages": [*first, *_messages(request, "chat")],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if "stream" in avoid:
-        avoid |= {"stream_options"}  # OpenAI refuses the one without the other
-    if request.max_output is not None:
-        # Compatible servers often know only the first, OpenAI's newer models only the second.
-        names = ["max_completion_tokens", "max_tokens"]
-        usual = names[kind == "compatible"]
-        body[next((n for n in (usual, *names) if n not in avoid), usual)] = request.max_output
-        avoid -= set(names)
-    if request.effort:
-        body["reasoning_effort"] = request.effort
-    if request.schema and request.schema.definition:
-        schema = _schema_format(request.schema)
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return _merge_params(body, request.params, avoid)
-
-
 def _messages(request: Request, api: DetectedApi) -> list[Body]:
     """Return the earlier turns and the prompt."""
     messages: list[Body] = []
@@ -366,37 +388,3 @@ def _parts(text: str, images: tuple[Image, ...], api: DetectedApi) -> str | list
         return [{"type": "input_text", "text": text}, *pictures]
     pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"type": "text", "text": text}, *pictures]
-
-
-def _schema_format(schema: Schema) -> Body:
-    definition, is_strict = sent_form(schema)
-    return {"name": schema.name, "schema": definition, "strict": is_strict}
-
-
-def _place_instructions(
-    request: Request, avoid: frozenset[str], api: DetectedApi
-) -> tuple[Request, str]:
-    """Return the request, and the system text that is sent beside it."""
-    system = request.system or ""
-    if request.schema and _SCHEMA_PARAM_OF[api] in avoid:
-        schema = json.dumps(as_object(request.schema.definition), ensure_ascii=False, default=str)
-        words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
-        system = f"{system}\n\n{words}" if system else words
-    if not system or "system" not in avoid:
-        return request, system
-    # A server without system messages gets the text before the first prompt of the conversation.
-    if not request.turns:
-        return replace(request, prompt=f"{system}\n\n{request.prompt}"), ""
-    first = replace(request.turns[0], prompt=f"{system}\n\n{request.turns[0].prompt}")
-    return replace(request, turns=(first, *request.turns[1:])), ""
-
-
-def _merge_params(body: Body, params: Mapping[str, Any], avoid: frozenset[str]) -> Body:
-    """Add the user's params, which win; members of ``reasoning`` and the like are merged."""
-    body = {name: value for name, value in body.items() if name not in avoid}
-    for name, value in params.items():
-        ours = body.get(name)
-        if isinstance(ours, dict) and isinstance(value, Mapping):
-            value = {**ours, **value}
-        body[name] = value
-    return body

@@ -11,7 +11,7 @@ from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer, Redactor
 from nbcodex.openai_api.endpoints import Endpoint, check_texts
-from nbcodex.openai_api.request_body import ServerMemory, chat_body, responses_body
+from nbcodex.openai_api.request_body import DetectedApi, PreparedRequest, ServerMemory
 from nbcodex.settings import Settings
 
 REASONING = {"type": "reasoning", "encrypted_content": "…"}
@@ -32,12 +32,9 @@ REQUEST = Request(
 )
 
 
-def responses(request: Request) -> dict[str, object]:
-    return responses_body(request, "m", "compatible", frozenset())
-
-
-def chat(request: Request) -> dict[str, object]:
-    return chat_body(request, "m", "compatible", frozenset())
+def body(request: Request, api: DetectedApi) -> dict[str, object]:
+    endpoint = Endpoint(kind="compatible", base_url="https://api.example/v1", host="api.example")
+    return PreparedRequest(request, endpoint, "m", api).body
 
 
 def test_responses_body_has_turns_reasoning_and_images() -> None:
@@ -49,7 +46,7 @@ def test_responses_body_has_turns_reasoning_and_images() -> None:
         {"type": "input_text", "text": "three"},
         {"type": "input_image", "image_url": "data:image/jpeg;base64,ZGVm"},
     ]
-    assert responses(REQUEST)["input"] == [
+    assert body(REQUEST, "responses")["input"] == [
         {"role": "user", "content": first},
         REASONING,
         {
@@ -62,7 +59,7 @@ def test_responses_body_has_turns_reasoning_and_images() -> None:
 
 
 def test_chat_body_has_turns_and_images_without_reasoning() -> None:
-    messages = chat(REQUEST)["messages"]
+    messages = body(REQUEST, "chat")["messages"]
     assert messages == [
         {
             "role": "user",
@@ -84,8 +81,8 @@ def test_chat_body_has_turns_and_images_without_reasoning() -> None:
 
 def test_both_bodies_use_the_apis_schema_mode() -> None:
     shape = {"name": "shape", "schema": REQUEST.schema.definition, "strict": True}
-    assert responses(REQUEST)["text"] == {"format": {"type": "json_schema", **shape}}
-    assert chat(REQUEST)["response_format"] == {"type": "json_schema", "json_schema": shape}
+    assert body(REQUEST, "responses")["text"] == {"format": {"type": "json_schema", **shape}}
+    assert body(REQUEST, "chat")["response_format"] == {"type": "json_schema", "json_schema": shape}
 
 
 @pytest.mark.parametrize(
