@@ -1,4 +1,4 @@
-"""Builds the services and hands out requests, from any thread. Must not know notebooks.
+"""Builds the services, and the handles of requests, from any thread. Must not know notebooks.
 
 Owns the process's one client, its journals and its limiters.
 """
@@ -100,7 +100,7 @@ class Client:
 
     def services(self) -> Services:
         """Return the services, made at the first call, from any thread."""
-        # Several cells may ask first at the same time, in subshells and threads.
+        # Several cells may be the first at the same time, in subshells and threads.
         with self._making:
             if self._services is None:
                 from nbcodex.openai_api.api_client import ApiClient
@@ -128,8 +128,8 @@ class Client:
             return self._limiters.setdefault(None, Limiter())
         if place not in self._limiters:
             folder, url = place
-            opening = partial(open_store, folder, redis_url=url, notify=self._add_notice)
-            limiter = SharedLimiter(opening, clock=self.clock, on_problem=self._add_notice)
+            open_shared = partial(open_store, folder, redis_url=url, notify=self._add_notice)
+            limiter = SharedLimiter(open_shared, clock=self.clock, on_problem=self._add_notice)
             self._limiters[place] = limiter
         return self._limiters[place]
 

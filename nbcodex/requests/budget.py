@@ -194,7 +194,7 @@ class Budget:
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
-        lasting = [cap for cap in checked if cap.period != "session"]
+        lasting = [cap for cap in checked if cap.period != "session"]  # the journal counts these
         # A request that was refused and sent again reserves anew, with its broken attempts.
         self.release(request.id)
         amount = expected.amount.plus(broken)
@@ -202,7 +202,7 @@ class Budget:
             _check_price(request, expected, cap)
             if cap not in lasting:
                 self._check(request, expected, amount, cap)
-        # Reserved before the journal is awaited: requests that come meanwhile have to see it.
+        # Reserved before the journal is awaited: other requests that ask meanwhile have to see it.
         self._reservations[request.id] = amount, in_force
         self._reserved = self._reserved.plus(amount)
         try:

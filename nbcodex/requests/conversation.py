@@ -2,7 +2,8 @@
 
 Owns the order of a conversation, and how much of it fits a model. A cell that is run again keeps
 its position: it sees the turns before it, and its answer replaces the old one. Only finished
-answers are turns. Must not know cells beyond their ids, nor how a conversation is stored.
+answers are turns. A thread that starts afresh begins a new chapter. Must not know cells beyond
+their ids, nor how a conversation is stored.
 """
 
 from __future__ import annotations

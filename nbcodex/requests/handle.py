@@ -42,23 +42,22 @@ log = logging.getLogger(__name__)
 
 
 class EventQueue:
-    """A listener on the loop's side; on the renderer's side, a source of batches of events.
+    """Receives events on the loop's thread, and hands them in batches to the rendering thread.
 
-    Deltas are gathered, so that 2,000 events a second wake the renderer ten times; no other event
-    waits.
+    Deltas are collected, so that 2,000 of them in a second make ten batches; no other event waits.
     """
 
     def __init__(self) -> None:
         # Its `put` and `get` are reentrant, unlike those of `Queue`: an interrupt may occur
-        # anywhere in the renderer, and must not leave a lock behind.
+        # anywhere in the rendering thread, and must not leave a lock behind.
         self._batches: queue.SimpleQueue[tuple[Event, ...]] = queue.SimpleQueue()
-        self._gathered: list[Event] = []
+        self._collected: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
         self._delivered_at = float("-inf")
 
     def __call__(self, event: Event) -> None:
         """Receive an event, on the loop's thread."""
-        self._gathered.append(event)
+        self._collected.append(event)
         if not isinstance(event, Delta):
             self._deliver()
         elif self._timer is None:
@@ -73,9 +72,9 @@ class EventQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if isinstance(self._gathered[0], Delta):
+        if isinstance(self._collected[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
-        batch, self._gathered = tuple(_joined_deltas(self._gathered)), []
+        batch, self._collected = tuple(_joined_deltas(self._collected)), []
         self._batches.put(batch)
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
@@ -91,9 +90,11 @@ class EventQueue:
                     return ()
 
 
-def _joined_deltas(gathered: Iterable[Event]) -> Iterator[Event]:
+def _joined_deltas(collected: Iterable[Event]) -> Iterator[Event]:
     """Yield events with consecutive deltas of one kind joined."""
-    for is_reasoning, group in itertools.groupby(gathered, lambda e: getattr(e, "reasoning", None)):
+    for is_reasoning, group in itertools.groupby(
+        collected, lambda e: getattr(e, "reasoning", None)
+    ):
         if is_reasoning is None:
             yield from group
         else:
@@ -125,7 +126,7 @@ class Handle:
         self._runner: RequestRunner | None = None
         self._committed = threading.Event()
         self.ending: Future[Ending] = Future()  # of the event that ends the request
-        # A future that runs cannot be cancelled by one of those that wait for it.
+        # A future that is marked as running cannot be cancelled by a caller that waits for it.
         self.ending.set_running_or_notify_cancel()
 
     def start(self) -> None:
@@ -182,7 +183,7 @@ class Handle:
         self.end("park")
 
     def retry_now(self) -> None:
-        """Send the request through its wait, as a probe."""
+        """Send a waiting request now, to find out whether the limit still holds."""
         self._call_runner(lambda runner: runner.retry_now())
 
     def _call_runner(self, call: Callable[[RequestRunner], None]) -> None:

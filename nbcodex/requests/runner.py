@@ -1,8 +1,8 @@
 """Runs one request from its prompt to one of its five endings: admit, attempt, wait, end.
 
 Owns when another attempt is made, and the order of events: nothing is sent before the request is in
-the journal, and no ending is shown before it is. Knows neither HTTP nor any display. It lives on
-the one event loop, so nothing here is locked.
+the journal, and no ending is shown before that is in it, too. Knows neither HTTP nor any display.
+It runs on the one event loop alone, so nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class RequestRunner:
                 self.task.cancel()
 
     def retry_now(self) -> None:
-        """Send the request through its wait, as a probe; without effect when it does not wait."""
+        """Send a waiting request now, to find out whether the limit still holds."""
         self._waiter.retry_now()
 
     async def run(self) -> None:
@@ -169,7 +169,7 @@ class RequestRunner:
         ending = await self._find_ending()
         # From here on, Stop cannot turn an answer into an interruption.
         self._is_cancellable = False
-        # What a durable answer still costs at the server counts when it is picked up.
+        # What a durable answer still costs at the server is counted when it is resumed.
         continues = state.partial.continues_at_server(ending.reply.status)
         assumed = SpendAmount() if continues else services.budget.reserved_for(self._request.id)
         warnings = services.budget.commit(self._request.id, ending.reply, assumed=assumed)
@@ -221,8 +221,8 @@ class RequestRunner:
         self._services.budget.start_reading(self._services.counters(self._settings))
         if resumption is None:
             return await self._entry.insert(state.base_url, on_committed=self._on_committed)
-        if (wall := resumption.not_before) is not None:
-            until = self._clock.now() + wall - self._clock.wall()
+        if resumption.not_before is not None:
+            until = self._clock.now() + resumption.not_before - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
         # A durable answer in progress at the server is better than an equal request's.
@@ -260,7 +260,7 @@ class RequestRunner:
     async def _repair(
         self, answer: CompletedAnswer, mismatch: structured_output.SchemaMismatchError
     ) -> CompletedAnswer:
-        """Return another answer; all of the time that it takes is paid from the patience."""
+        """Return another answer; all of the time that it takes uses up patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
         state.sent_request = structured_output.repair_request(self._request, answer.text, mismatch)
         state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
@@ -475,7 +475,7 @@ class RequestRunner:
         """Raise that the next wait is longer than the patience."""
         error, now = self.state.failure.error, self._clock.now()
         resume_at = now + call.upcoming_sleep
-        # A smaller request might be let in at once: too many tokens for now close nothing.
+        # A limit on tokens may admit a smaller request at once: it does not close the model.
         by_size = isinstance(error, LimitError) and error.limit.resource == "tokens"
         closed_until = await self._close_model(error, now if by_size else resume_at)
         raise self.state.patience_error(error, max(resume_at, closed_until)) from error

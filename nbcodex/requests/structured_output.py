@@ -37,7 +37,7 @@ NOTE_MISMATCH = "not what was asked for"
 
 MAX_ERRORS_SHOWN = 5
 MAX_ERROR_CHARS = 100
-MAX_PRUNING_STEPS = 10_000
+MAX_PRUNING_STEPS = 10_000  # nested unions multiply
 
 # Keywords that may stand beside a reference without a further condition.
 _BESIDE_ROOT = frozenset(
@@ -243,17 +243,17 @@ def _schema_of_definition(text: str) -> Schema:
 
 def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
     # No server takes a schema that begins with a reference, as those of recursive classes do.
-    passed = set()
+    followed = set()
     while "$ref" in definition:
         target = resolve(definition["$ref"], definition)
-        if target is definition or definition["$ref"] in passed:
+        if target is definition or definition["$ref"] in followed:
             raise ConfigurationError(
                 "The schema refers to itself and says nothing else.",
                 advice="Describe what the answer must have.",
             )
         if not isinstance(target, dict):
             break
-        passed.add(definition["$ref"])
+        followed.add(definition["$ref"])
         rest = {name: value for name, value in definition.items() if name != "$ref"}
         if not _BESIDE_ROOT.issuperset(rest):  # both would have to hold
             break
@@ -274,7 +274,7 @@ def _json_text(definition: Mapping[Any, Any]) -> str:
 
 
 def _validated(schema: Schema, text: str) -> Any:
-    """Return what a text means to the class, else its JSON value, checked against the schema."""
+    """Return the instance of the class, else the JSON value, checked against the schema."""
     model = schema.model
     validate = getattr(model, "model_validate_json", None) or getattr(model, "validate_json", None)
     if validate:
@@ -323,25 +323,25 @@ class _NullPruner:
     def __init__(self, definition: Mapping[str, Any]) -> None:
         self._root = definition
         self._validator = _validator(definition)
-        self._steps_left = MAX_PRUNING_STEPS  # nested unions multiply
+        self._steps_left = MAX_PRUNING_STEPS
 
-    def prune(self, value: Any, part: Any) -> Any:
-        """Return a value without such nulls, as the schema `part` describes it."""
+    def prune(self, value: Any, schema: Any) -> Any:
+        """Return a value without such nulls; `schema` is the part that describes it."""
         self._steps_left -= 1
-        if self._steps_left < 0 or not isinstance(part, Mapping):
+        if self._steps_left < 0 or not isinstance(schema, Mapping):
             return value
-        if "$ref" in part:
-            value = self.prune(value, resolve(part["$ref"], self._root))
-        for choice in part.get("allOf", ()):
+        if "$ref" in schema:
+            value = self.prune(value, resolve(schema["$ref"], self._root))
+        for choice in schema.get("allOf", ()):
             value = self.prune(value, choice)
-        for choice in part.get("anyOf", part.get("oneOf", ())):
+        for choice in schema.get("anyOf", schema.get("oneOf", ())):
             candidate = self.prune(value, choice)
             if self._accepts(choice, candidate):
                 value = candidate
                 break
         if isinstance(value, dict):
-            fields, required = part.get("properties", {}), part.get("required", ())
-            others = part.get("additionalProperties")
+            fields, required = schema.get("properties", {}), schema.get("required", ())
+            others = schema.get("additionalProperties")
             return {
                 name: self.prune(inner, fields.get(name, others))
                 for name, inner in value.items()
@@ -351,14 +351,14 @@ class _NullPruner:
                 or self._accepts(fields[name], None)
             }
         if isinstance(value, list):
-            first = part.get("prefixItems", ())
-            rest = [part.get("items")] * (len(value) - len(first))
+            first = schema.get("prefixItems", ())
+            rest = [schema.get("items")] * (len(value) - len(first))
             return [self.prune(v, p) for v, p in zip(value, [*first, *rest], strict=False)]
         return value
 
-    def _accepts(self, part: Any, value: Any) -> bool:
+    def _accepts(self, schema: Any, value: Any) -> bool:
         try:
-            return bool(self._validator.evolve(schema=part).is_valid(value))
+            return bool(self._validator.evolve(schema=schema).is_valid(value))
         except Exception:  # a reference that leads nowhere
             return False
 
@@ -369,7 +369,7 @@ def _kind(value: object) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """Return pydantic's findings, field by field; of other errors their own words."""
+    """Return pydantic's findings, field by field, or the text of another error."""
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
         parts = [
