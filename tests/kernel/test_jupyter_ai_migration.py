@@ -153,7 +153,7 @@ ROWS = {
         "%codex reset",
         "starts afresh",
         "%codex reset main now",
-        "new [THREAD] (also reset)",
+        "as `reset` does: new [THREAD]",
     ),
     "{var}": ("%%codex\n[[echo: {x}!]]", "41! ", "%%codex\n{x.nothing}", "has no attribute"),
     "{In[3]}": ("%%codex\n[[echo: {In[3]}]]", "x = 41", "%%codex\n{In[999]}", "In[999]"),
