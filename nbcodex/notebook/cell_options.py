@@ -24,7 +24,7 @@ from nbcodex.notebook.variables import fill
 from nbcodex.openai_api import request_body
 from nbcodex.openai_api.endpoints import parse_base_url
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
-from nbcodex.requests.options import MAX_THREAD_NAME_CHARS, RequestOptions, is_thread_name
+from nbcodex.requests.options import RequestOptions, check_thread_name
 from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 
@@ -99,23 +99,8 @@ def _params(text: str) -> dict[str, Any]:
     return value
 
 
-def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
-    """Return an argparse type that keeps the text, unless `check` raises a ConfigurationError."""
-
-    def parse(text: str) -> str:
-        try:
-            check(text)
-        except ConfigurationError as error:
-            raise ArgumentTypeError(str(error)) from None
-        return text
-
-    return parse
-
-
-def _thread(text: str) -> str:
-    if not is_thread_name(text):
-        raise ArgumentTypeError(f"must be a name of at most {MAX_THREAD_NAME_CHARS} characters")
-    return text
+def _check_base_url(text: str) -> None:
+    parse_base_url(text, "This")
 
 
 def _variable(text: str) -> str:
@@ -125,8 +110,19 @@ def _variable(text: str) -> str:
     return text
 
 
-def _option(typed: str, explanation: str, **settings: Any) -> tuple[str, str, dict[str, Any]]:
-    return typed, explanation, settings
+def _option(
+    typed: str, explanation: str, *, check: Callable[[str], object] | None = None, **settings: Any
+) -> tuple[str, str, dict[str, Any]]:
+    """Return a row of `_OPTIONS`; `check` raises a ConfigurationError for an invalid value."""
+
+    def checked(text: str) -> str:
+        try:
+            check(text) if check else None
+        except ConfigurationError as error:
+            raise ArgumentTypeError(str(error)) from None
+        return text
+
+    return typed, explanation, {"type": checked, **settings} if check else settings
 
 
 # What a user types for each option, its line of help, and how argparse reads it. An option whose
@@ -160,27 +156,21 @@ _OPTIONS = {
         _option("--schema NAME", "variable: a pydantic class or a JSON schema", type=_variable),
     ),
     "the conversation": (
-        _option("--thread NAME", "conversation to join (default: main)", type=_thread),
+        _option("--thread NAME", "conversation to join (default: main)", check=check_thread_name),
         _option("--new", "start the conversation afresh with this cell"),
         _option("--no-history", "neither use nor join the conversation"),
     ),
     "waiting and paying": (
         _option("-b --background", "run other cells meanwhile"),
         _option(
-            "--patience DURATION",
-            "longest wait for limits: 90s, 10m, 2h",
-            type=_checked(parse_duration),
+            "--patience DURATION", "longest wait for limits: 90s, 10m, 2h", check=parse_duration
         ),
         _option("--dry-run", "show tokens and cost, send nothing"),
         _option("--reuse", "show the answer to an equal earlier prompt, at no cost"),
         _option("--durable", "let the server keep the answer until it has arrived"),
     ),
     "the server": (
-        _option(
-            "--api-base URL",
-            "base URL for this request",
-            type=_checked(lambda text: parse_base_url(text, "This")),
-        ),
+        _option("--api-base URL", "base URL for this request", check=_check_base_url),
         _option(f"--api {{{','.join(APIS)}}}", "API to use", choices=APIS),
     ),
 }

@@ -67,11 +67,8 @@ def build_request(
         raise ConfigurationError(
             f"{api[:40]!r} is not an API.", advice=f"Use one of {', '.join(get_args(Api))}."
         )
-    if options.thread is not None and not is_thread_name(options.thread):
-        raise ConfigurationError(
-            f"A thread's name has 1 to {MAX_THREAD_NAME_CHARS} printable characters.",
-            advice="Such as 'plots'.",
-        )
+    if options.thread is not None:
+        check_thread_name(options.thread)
     # An alias is resolved here, once, so that the journal and the limits know the real model.
     model = options.model or settings.model
     patience = settings.patience if options.patience is None else parse_duration(options.patience)
@@ -95,9 +92,13 @@ def build_request(
     )
 
 
-def is_thread_name(name: str) -> bool:
-    """Return whether `name` can be that of a conversation."""
-    return bool(name.strip()) and name.isprintable() and len(name) <= MAX_THREAD_NAME_CHARS
+def check_thread_name(name: str) -> None:
+    """Raise a ConfigurationError if `name` cannot be that of a conversation."""
+    if not (name.strip() and name.isprintable() and len(name) <= MAX_THREAD_NAME_CHARS):
+        raise ConfigurationError(
+            f"A thread's name has 1 to {MAX_THREAD_NAME_CHARS} printable characters.",
+            advice="Such as 'plots'.",
+        )
 
 
 def _check_types(options: RequestOptions) -> None:

@@ -144,7 +144,7 @@ def test_new_and_reset_start_the_conversation_afresh(
     ("code", "says"),
     [
         ("%%codex --no-history --new\nhi", "--no-history cannot be combined"),
-        ("%%codex --thread ''\nhi", "a name of at most"),
+        ("%%codex --thread ''\nhi", "thread's name has 1 to 100"),
         ("%codex history a b", "history [THREAD]"),
         ("%codex reset a b", "new [THREAD]"),
         ("%codex histroy", "did you mean history"),

@@ -175,10 +175,8 @@ def _end(action: EndAction, prefix: str) -> list[MapRunner]:
 def forget(session: Session, prefix: str) -> None:
     """Delete an entry, or the whole journal, permanently: forget ID|all."""
     # What is on disk counts as kept even while the journal is off, or the demo on.
-    journals = [session.journal]
     on_disk = current().journal_on_disk(session.settings)
-    if on_disk is not None and on_disk is not journals[0]:
-        journals.append(on_disk)
+    journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
     loop = event_loop.shared()
     if prefix != "all":
         for journal in journals:
