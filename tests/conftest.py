@@ -41,13 +41,13 @@ def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def simulator() -> Iterator[Simulated]:
-    """A simulator behind a real socket, with limits too high to be reached, and its address."""
+    """A simulator on a real socket, with limits too high to be reached."""
     with simulated(tpm=10_000_000, rpm=100_000, latency=0.01, speed=2_000.0) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def shared_kernel() -> Iterator[Kernel]:
-    """A kernel for tests that leave it as they found it; it needs `%reset -f` between them."""
+    """A kernel for tests that leave no trace in it; it needs `%reset -f` between them."""
     with kernel() as started:
         yield started

@@ -1,4 +1,4 @@
-"""A simulator behind a real socket, in this process or one of its own, for kernels in others."""
+"""A simulator on a real socket, in this process or in another, for kernels to connect to."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KEY = "sk-test-0123456789abcdef"
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A running simulator: the address it answers at."""
+    """A running simulator, by its URL."""
 
     url: str
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment that leads a kernel here."""
+        """The environment with which a kernel uses this server."""
         return {
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": KEY,
@@ -32,7 +32,7 @@ class Served:
 
     @property
     def setup(self) -> str:
-        """The cell that leads a notebook here, and loads the extension."""
+        """A cell that sets this environment and loads the extension."""
         return f"import os\nos.environ.update({self.environ!r})\n%load_ext nbcodex"
 
 
@@ -44,8 +44,8 @@ class Simulated(Served):
 
     @property
     def prompts(self) -> list[str]:
-        """What was asked, refused requests included."""
-        return [seen.prompt for seen in self.core.log if seen.api]
+        """The prompts of all requests, refused ones included."""
+        return [record.prompt for record in self.core.log if record.api]
 
 
 @contextmanager
@@ -60,8 +60,8 @@ def simulated(**knobs: Any) -> Iterator[Simulated]:
 
 
 @contextmanager
-def simulated_apart(**knobs: Any) -> Iterator[Served]:
-    """Start a simulator in a process of its own, where nothing slows it down."""
+def simulator_process(**knobs: Any) -> Iterator[Served]:
+    """Start a simulator in another process, where no test slows it down."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items()]
     command = [sys.executable, "-m", "nbcodex.simulator", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -1,8 +1,8 @@
 """Virtual time: an event loop on which an hour passes in no time, and a clock that reads it.
 
-The loop never sleeps: where it would, it adds the wait to its own time. It does wait, in real
-time, for what `loop.run_in_executor` (so `asyncio.to_thread`) has under way, and for a journal's
-thread if `let_time_wait` was told of it. It cannot know about other threads, nor about sockets.
+Instead of sleeping, the loop adds the wait to its own time. It waits in real time for functions
+that run in its executor (`asyncio.to_thread`), and for a journal's thread after
+`stop_time_for_journal`. It does not know of other threads, nor of sockets.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any, TypeVar
 from nbcodex.journal.journal import Journal
 from nbcodex.runtime.clock import sleep_unless
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
+# The loop's first instant: not zero, so that a duration and an instant are never equal by chance.
 START = 5_000.0
-"""The loop's first instant, not zero, so that a forgotten origin shows."""
+# Seconds since the epoch at the loop's instant 0.
 EPOCH = 1_790_000_000.0
-"""The wall clock's reading at the loop's instant 0."""
-STUCK = 10.0
-"""Real seconds of silence, with no timer set, after which the loop gives up."""
+# Real seconds without an event or a timer after which the loop raises `StuckError`.
+STUCK_TIMEOUT_S = 10.0
 
 
 class StuckError(RuntimeError):
-    """Everybody waits, and no timer will ever wake anybody."""
+    """All tasks wait, and no timer is set."""
 
 
 class JumpingSelector(selectors.BaseSelector):
-    """A selector that moves its loop's time on instead of sleeping."""
+    """A selector that advances its loop's time instead of sleeping."""
 
     def __init__(self) -> None:
         self._real = selectors.DefaultSelector()
@@ -40,15 +40,15 @@ class JumpingSelector(selectors.BaseSelector):
         self.threads = 0
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """Listen to `fileobj`, as the real selector does."""
+        """Register `fileobj` with the real selector."""
         return self._real.register(fileobj, events, data)
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        """Listen to `fileobj` no longer."""
+        """Unregister `fileobj` from the real selector."""
         return self._real.unregister(fileobj)
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """Return what is listened to."""
+        """Return the keys of the real selector."""
         return self._real.get_map()
 
     def close(self) -> None:
@@ -56,18 +56,20 @@ class JumpingSelector(selectors.BaseSelector):
         self._real.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready; if nothing is, let `timeout` pass at once."""
+        """Return what is ready; if nothing is, advance the time by `timeout`."""
         if self.threads or timeout is None:
-            return self._listen(timeout)
+            return self._select_in_real_time(timeout)
         ready = self._real.select(0)
         if not ready and timeout > 0:
             self.at += timeout
         return ready
 
-    def _listen(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(0 if timeout == 0 else STUCK)
+    def _select_in_real_time(
+        self, timeout: float | None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._real.select(0 if timeout == 0 else STUCK_TIMEOUT_S)
         if not ready and timeout is None:
-            raise StuckError(f"nothing happened for {STUCK:g} s, and no timer is set")
+            raise StuckError(f"nothing happened for {STUCK_TIMEOUT_S:g} s, and no timer is set")
         return ready
 
 
@@ -85,15 +87,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.at
 
     def run_in_executor(self, executor: Executor | None, func: Any, *args: Any) -> Any:
-        """Run `func` in a thread; time stands still until it is done."""
+        """Run `func` in a thread; virtual time stops until it is done."""
         future = super().run_in_executor(executor, func, *args)
         self._jumping.threads += 1
         future.add_done_callback(self._thread_is_done)
         return future
 
     @contextmanager
-    def stands_still(self) -> Iterator[None]:
-        """Let time stand still while a thread of somebody's own is waited for."""
+    def stopped_time(self) -> Iterator[None]:
+        """Stop virtual time, while the body waits for a thread."""
         self._jumping.threads += 1
         try:
             yield
@@ -104,7 +106,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._jumping.threads -= 1
 
     async def shutdown_default_executor(self, *args: Any) -> None:
-        """Join the threads; time stands still meanwhile."""
+        """Join the threads; virtual time stops meanwhile."""
         self._jumping.threads += 1
         try:
             await super().shutdown_default_executor(*args)
@@ -113,7 +115,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """A `nbcodex.runtime.clock.Clock` that reads the running loop: virtual on a virtual loop."""
+    """A `Clock` that reads the time of the running loop, which is virtual on a `VirtualLoop`."""
 
     def now(self) -> float:
         """Return the running loop's time."""
@@ -131,20 +133,20 @@ class LoopClock:
         return unless is not None and unless.is_set()
 
 
-def let_time_wait(journal: Journal) -> None:
-    """Let virtual time stand still whenever a journal's thread is waited for."""
+def stop_time_for_journal(journal: Journal) -> None:
+    """Stop virtual time whenever the journal's thread is waited for."""
     run = journal._worker.run
 
-    async def awaited(*args: Any, **options: Any) -> Any:
+    async def run_in_stopped_time(*args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        with loop.stands_still():
+        with loop.stopped_time():
             return await run(*args, **options)
 
-    journal._worker.run = awaited  # type: ignore[method-assign]
+    journal._worker.run = run_in_stopped_time  # type: ignore[method-assign]
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` in virtual time and return what it returns; like `asyncio.run` otherwise."""
+def run_virtual(main: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run `main` in virtual time, otherwise as `asyncio.run` does, and return its result."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

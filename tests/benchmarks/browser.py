@@ -25,7 +25,7 @@ from nbcodex.rendering.markdown import sanitize_markdown
 from nbcodex.simulator import Fault
 from tests.benchmarks.table import spread, table
 from tests.browser.lab import CHROMIUM, FLAGS, Lab, Notebook, serve
-from tests.simulated import Served, simulated, simulated_apart
+from tests.simulated import Served, simulated, simulator_process
 
 TOKENS = 4_000
 """Tokens of the answer, of four characters each."""
@@ -149,7 +149,7 @@ def _answer(
 ) -> tuple[int, int, int, float, bool]:
     """Return bytes of text and of frames, the busiest second, the longest task, what was lost."""
     with (
-        simulated_apart(tpm=10_000_000, latency=0.3, **knobs) as simulator,
+        simulator_process(tpm=10_000_000, latency=0.3, **knobs) as simulator,
         opened(chromium, lab, simulator, ANSWER, "print(answer.text)") as found,
     ):
         nb, frames = found

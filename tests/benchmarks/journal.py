@@ -23,7 +23,7 @@ from nbcodex.journal.codec import encode, equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Reply, Request
 from tests.kernel_client import kernel
-from tests.simulated import simulated_apart
+from tests.simulated import simulator_process
 
 TEXT = "An answer of some length, as models give them. " * 20
 
@@ -200,7 +200,7 @@ cell("[[tokens=10]] to warm up")
 
 def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> dict[str, str]:
     """Return what share of a whole stream's CPU the journal has, for each way to ask."""
-    with simulated_apart(tpm="none", speed=speed) as server:
+    with simulator_process(tpm="none", speed=speed) as server:
         places = {"NBCODEX_HOME": str(place), "JPY_SESSION_NAME": "benchmark.ipynb"}
         prompt = f"[[tokens={seconds * speed}]] a long one"
         with kernel(**server.environ, **places) as asking:

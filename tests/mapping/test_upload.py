@@ -24,7 +24,7 @@ from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from tests.simulated import KEY
 from tests.simulator_transport import SimulatorTransport
-from tests.virtual import LoopClock, let_time_wait, run_virtual
+from tests.virtual import LoopClock, run_virtual, stop_time_for_journal
 
 SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
 HOUR = 3_600.0
@@ -61,7 +61,7 @@ class World:
         self.core = Simulator(Knobs(**knobs), clock=self.clock)
         self.transport = FaultyTransport(self.core)
         self.journal = Journal()
-        let_time_wait(self.journal)
+        stop_time_for_journal(self.journal)
         self.events: list[events.Event] = []
         self._event_arrived = asyncio.Event()
 

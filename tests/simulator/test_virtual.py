@@ -59,7 +59,7 @@ def test_virtual_time_stops_while_an_executor_thread_works() -> None:
 
 
 def test_deadlock_raises_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual, "STUCK", 0.01)
+    monkeypatch.setattr(virtual, "STUCK_TIMEOUT_S", 0.01)
 
     async def main() -> None:
         await asyncio.Event().wait()
