@@ -126,13 +126,12 @@ class RawAnswer:
         Perplexity ``search_results``; Perplexity and xAI also plain addresses in ``citations``.
         """
         for item in listed if isinstance(listed, list) else []:
-            if isinstance(item, dict) and isinstance(item.get("url_citation"), dict):
-                item = item["url_citation"]
-            is_object = isinstance(item, dict)
-            url, title = (item.get("url"), item.get("title")) if is_object else (item, "")
-            is_page = isinstance(url, str) and url.lower().startswith(("https://", "http://"))
+            page = item if isinstance(item, dict) else {"url": item}
+            page = dict_member(page, "url_citation") or page
+            url, title = text_value(page.get("url")), name_value(page.get("title"))
+            is_page = url.lower().startswith(("https://", "http://"))
             if is_page and len(url) <= MAX_URL_CHARS and len(self.sources) < MAX_SOURCES:
-                self.sources[url] = self.sources.get(url) or name_value(title) or ""
+                self.sources[url] = self.sources.get(url) or title or ""
 
     def end(self, reason: str) -> None:
         """Note how the answer ended, as the server states it.
@@ -235,8 +234,8 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     """
     if not isinstance(figures, dict):
         return Usage()
-    of_input = _first_object(figures, "input_tokens_details", "prompt_tokens_details")
-    of_output = _first_object(figures, "output_tokens_details", "completion_tokens_details")
+    of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
+    of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
     cached = count_value(of_input, "cached_tokens")
     if cached is None:
         cached = count_value(figures, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek
@@ -256,10 +255,6 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
         service_tier=name_value(service_tier),
         stated_cost=stated_cost,
     )
-
-
-def _first_object(payload: dict[str, Any], *names: str) -> dict[str, Any]:
-    return next((payload[name] for name in names if isinstance(payload.get(name), dict)), {})
 
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
@@ -293,6 +288,11 @@ def whole_characters(text: str) -> tuple[str, str]:
 def name_value(value: object) -> str | None:
     """Return a short one-line string, or None."""
     return (shorten(value, 100) or None) if isinstance(value, str) else None
+
+
+def dict_member(payload: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the first of some members that is an object; {} if there is none."""
+    return next((payload[name] for name in names if isinstance(payload.get(name), dict)), {})
 
 
 def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The provider's Batch API: many requests uploaded as a file, their answers fetched as another.
+"""Uses the provider's Batch API: requests are uploaded as a file, answers downloaded as another.
 
 Owns the shapes of files and batches (OpenAI's references "Files" and "Batch") and the reading of
 their answers, which are as untrusted as any other. Never retries.
@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
 from nbcodex.openai_api import api_errors
-from nbcodex.openai_api.answers import CompletedAnswer, Redactor, count_value, dict_items
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Redactor,
+    count_value,
+    dict_items,
+    dict_member,
+)
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.readers import ChatReader, ResponsesReader
 from nbcodex.openai_api.request_body import PATHS, DetectedApi
@@ -62,7 +68,7 @@ class Batch:
 
 
 class BatchClient:
-    """Batches at any server that has them, reached through an `ApiClient`."""
+    """Creates and reads batches, through the connections of an `ApiClient`."""
 
     def __init__(self, api_client: ApiClient) -> None:
         self._api_client = api_client
@@ -213,11 +219,9 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 
 
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
-    counts, errors = payload.get("request_counts"), payload.get("errors")
-    counts = counts if isinstance(counts, dict) else {}
-    listed = dict_items(errors, "data")[:_MAX_LISTED_ERRORS] if isinstance(errors, dict) else []
-    metadata, input_file = payload.get("metadata"), payload.get("input_file_id")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    counts, metadata = dict_member(payload, "request_counts"), dict_member(payload, "metadata")
+    listed = dict_items(dict_member(payload, "errors"), "data")[:_MAX_LISTED_ERRORS]
+    input_file = payload.get("input_file_id")
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
     reasons = []
     for error in listed:

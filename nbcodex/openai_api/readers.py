@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbcodex.models import Image, StreamPosition
@@ -18,6 +17,7 @@ from nbcodex.openai_api.answers import (
     RawAnswer,
     count_value,
     dict_items,
+    dict_member,
     is_error_object,
     json_object,
     name_value,
@@ -82,7 +82,7 @@ class ResponsesReader(_Reader):
         self._finish(payload)
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
-        kind, response = event.get("type") or name, event.get("response")
+        kind = event.get("type") or name
         if kind in _TEXT_DELTAS:
             self.answer.refused |= kind == _REFUSAL_DELTA
             delta = event.get("delta")
@@ -93,22 +93,23 @@ class ResponsesReader(_Reader):
         # Summaries come in parts without a separator.
         if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
+        response, item = dict_member(event, "response"), dict_member(event, "item")
         if kind in {"response.completed", "response.incomplete"}:
-            self._finish(response if isinstance(response, dict) else {}, kind)
+            self._finish(response, kind)
         elif kind == "response.output_item.done":
-            self.answer.images += _images_of_items([event.get("item")])
-            self.answer.tool_calls += _function_calls([event.get("item")])
+            images, calls = _read_items([item])
+            self.answer.images += images
+            self.answer.tool_calls += calls
         elif kind == "response.output_text.annotation.added":
             self.answer.cite([event.get("annotation")])
         elif kind in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
-            has_reason = isinstance(response, dict) and bool(response.get("error"))
-            raise AnswerFailedError(event, final=has_reason)
+            raise AnswerFailedError(event, final=bool(response.get("error")))
         elif kind == "error" or (is_error_object(event) and "response" not in event):
             raise AnswerFailedError(event)
         elif kind in _DONE_TEXTS:
             self.answer.text += text_value(event.get(_DONE_TEXTS[kind]))
-        elif isinstance(response, dict):
+        elif response:
             self._identify(response)
         return "", ""
 
@@ -136,14 +137,14 @@ class ResponsesReader(_Reader):
         # The final event repeats the whole text; the stream uses it only where no delta came.
         answer.text = text or answer.text
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
-        answer.images = _images_of_items(output) or answer.images
+        images, calls = _read_items(output)
+        answer.images = images or answer.images
+        answer.tool_calls = calls or answer.tool_calls
         for part in parts:
             answer.cite(part.get("annotations"))
-        answer.tool_calls = _function_calls(output) or answer.tool_calls
         answer.refused |= any(part.get("refusal") for part in parts)
         if kind == "response.incomplete" or status == "incomplete":
-            details = response.get("incomplete_details")
-            reason = details.get("reason") if isinstance(details, dict) else None
+            reason = dict_member(response, "incomplete_details").get("reason")
             answer.end(name_value(reason) or "incomplete")
         self.is_complete = self.is_closed = True
 
@@ -214,14 +215,13 @@ class ChatReader(_Reader):
             return "", ""
         # The older `function_call` has the same members as a call's `function`.
         for call in [*dict_items(delta, "tool_calls"), {"function": delta.get("function_call")}]:
-            function = call.get("function")
-            if isinstance(function, dict) and (called := name_value(function.get("name"))):
+            if called := name_value(dict_member(call, "function").get("name")):
                 self.answer.tool_calls.append(called)
         self.answer.cite(delta.get("annotations"))
         # OpenRouter's pictures are data URLs in parts of type ``image_url``.
         for part in dict_items(delta, "images"):
-            url = part["image_url"].get("url") if isinstance(part.get("image_url"), dict) else None
-            if isinstance(url, str) and (image := _read_image(url.partition(";base64,")[2])):
+            url = text_value(dict_member(part, "image_url").get("url"))
+            if image := _read_image(url.partition(";base64,")[2]):
                 self.answer.images.append(image)
         refusal = text_value(delta.get("refusal"))
         self.answer.refused |= bool(refusal)
@@ -241,30 +241,25 @@ def safe_response_id(value: object) -> str | None:
     return value if isinstance(value, str) and _SAFE_ID.fullmatch(value) else None
 
 
-def _images_of_items(items: Iterable[object]) -> list[Image]:
-    # The picture is the base64 `result` of the call (OpenAI's guide to image generation).
-    return [
-        image
-        for item in items
-        if isinstance(item, Mapping) and item.get("type") == "image_generation_call"
-        if (image := _read_image(text_value(item.get("result"))))
-    ]
+def _read_items(items: list[dict[str, Any]]) -> tuple[list[Image], list[str]]:
+    """Return the pictures and the names of the called functions among output items."""
+    images, calls = [], []
+    for item in items:
+        match item.get("type"):
+            case "image_generation_call":  # OpenAI's guide to image generation
+                if image := _read_image(text_value(item.get("result"))):
+                    images.append(image)
+            case "function_call" | "custom_tool_call":
+                calls.append(name_value(item.get("name")) or "a function")
+    return images, calls
 
 
 def _read_image(encoded: str) -> Image | None:
     try:
-        # Its bytes tell the media type: what the server states is not trusted.
+        # The media type is taken from the bytes, because what the server states is not trusted.
         return Image.from_bytes(b64decode(encoded, validate=True))
     except ValueError:
         return None
-
-
-def _function_calls(items: Iterable[object]) -> list[str]:
-    return [
-        name_value(item.get("name")) or "a function"
-        for item in items
-        if isinstance(item, Mapping) and item.get("type") in ("function_call", "custom_tool_call")
-    ]
 
 
 def _read_content(value: object) -> tuple[str, str]:
