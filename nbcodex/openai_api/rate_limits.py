@@ -137,15 +137,11 @@ def parse_reset(text: str | None, now: float) -> float | None:
 
 
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
-    """Return the seconds that ``retry-after-ms`` (Azure) or ``retry-after`` ask for."""
+    """Return the seconds to wait by ``retry-after-ms`` (Azure) or ``retry-after``."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
     if (wait := clamp_wait(milliseconds / 1000 if milliseconds else None)) is not None:
         return wait
-    stated = headers.get("retry-after")
-    if (wait := clamp_wait(parse_go_duration(stated))) is not None:
-        return wait
-    moment = _parse_date(stated)
-    return None if moment is None else clamp_wait(moment - _server_time(headers, wall))
+    return clamp_wait(parse_reset(headers.get("retry-after"), _server_time(headers, wall)))
 
 
 def _server_time(headers: Headers, wall: float) -> float:

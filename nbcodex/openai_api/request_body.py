@@ -114,20 +114,20 @@ class PreparedRequest:
     model: str
     api: DetectedApi  # which API it is sent to
     is_probe: bool = False  # whether the server may turn out to have only the other API
-    avoid: frozenset[str] = frozenset()  # parameters that the server does not accept
+    unsupported: frozenset[str] = frozenset()  # parameters that the server does not accept
     adaptations: int = 0
     durable: bool = False  # whether the server is asked to store the answer
 
     @property
     def is_unstreamed(self) -> bool:
         """Whether the answer comes in one piece, because the server refuses to stream it."""
-        return "stream" in self.avoid
+        return "stream" in self.unsupported
 
     @property
     def has_schema_in_prompt(self) -> bool:
         """Whether the schema is part of the instructions, because the server has no mode for it."""
         schema = self.request.schema
-        return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.avoid
+        return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.unsupported
 
     def adapt(self, error: Exception) -> bool:
         """Change what the server refused; return False if the request needs it."""
@@ -160,7 +160,7 @@ class PreparedRequest:
         name = _refused_param(words, self.request, self.body)
         if name is None:
             return False
-        self.avoid |= {name}
+        self.unsupported |= {name}
         return True
 
     @property
@@ -168,8 +168,8 @@ class PreparedRequest:
         """The body to send; the user's params win over ours."""
         ours = self._chat_body() if self.api == "chat" else self._responses_body()
         # The bound on the output is never left out.
-        avoid = self.avoid.difference(_OUTPUT_PARAMS)
-        body = {name: value for name, value in ours.items() if name not in avoid}
+        unsupported = self.unsupported.difference(_OUTPUT_PARAMS)
+        body = {name: value for name, value in ours.items() if name not in unsupported}
         for name, value in self.request.params.items():
             # Members of ``reasoning`` and the like are merged.
             if isinstance(body.get(name), dict) and isinstance(value, Mapping):
@@ -216,7 +216,7 @@ class PreparedRequest:
             names = _OUTPUT_PARAMS
             if self.endpoint.kind == "compatible":
                 names = names[::-1]
-            name = next((name for name in names if name not in self.avoid), names[0])
+            name = next((name for name in names if name not in self.unsupported), names[0])
             body[name] = request.max_output
         if request.effort:
             body["reasoning_effort"] = request.effort
@@ -228,12 +228,12 @@ class PreparedRequest:
     def _place_instructions(self) -> tuple[Request, str]:
         """Return the request, and the system text that is sent beside it."""
         request, system = self.request, self.request.system or ""
-        if request.schema and _SCHEMA_PARAM_OF[self.api] in self.avoid:
+        if request.schema and _SCHEMA_PARAM_OF[self.api] in self.unsupported:
             definition = as_object(request.schema.definition)
             schema = json.dumps(definition, ensure_ascii=False, default=str)
             words = f"Answer with one JSON object of this JSON schema, and nothing else:\n{schema}"
             system = f"{system}\n\n{words}" if system else words
-        if not system or "system" not in self.avoid:
+        if not system or "system" not in self.unsupported:
             return request, system
         # A server without system messages gets the text before the conversation's first prompt.
         if not request.turns:
@@ -252,7 +252,7 @@ class ServerMemory:
 
     def __init__(self) -> None:
         self.detected_apis: dict[str, DetectedApi] = {}  # by base URL
-        self._avoid: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._unsupported: dict[tuple[str, str, str], frozenset[str]] = {}
         # Schemas that were refused, by the text of their definition: another one may be accepted.
         self._refused_schemas: dict[tuple[str, str, str], set[str]] = {}
         self._not_durable: set[tuple[str, str, str]] = set()
@@ -265,10 +265,10 @@ class ServerMemory:
         detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
         account = endpoint.base_url, endpoint.scope, model
-        here = endpoint.base_url, api, model
-        avoid = self._avoid.get(here, frozenset())
-        if _definition_text(request) in self._refused_schemas.get(here, ()):
-            avoid |= {_SCHEMA_PARAM_OF[api]}
+        server = endpoint.base_url, api, model
+        unsupported = self._unsupported.get(server, frozenset())
+        if _definition_text(request) in self._refused_schemas.get(server, ()):
+            unsupported |= {_SCHEMA_PARAM_OF[api]}
         # Other models and servers cannot decrypt the reasoning of this one, but could store it.
         own = (model, endpoint.base_url)
         turns = tuple(
@@ -285,7 +285,7 @@ class ServerMemory:
             # OpenAI has both APIs: a 404 of its server is about the model.
             is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
-            avoid=avoid,
+            unsupported=unsupported,
             durable=request.durable and api == "responses" and account not in self._not_durable,
         )
 
@@ -301,11 +301,11 @@ class ServerMemory:
         base_url = prepared.endpoint.base_url
         if prepared.is_probe:
             self.detected_apis[base_url] = prepared.api
-        here = base_url, prepared.api, prepared.model
-        if avoid := prepared.avoid - set(_SCHEMA_PARAMS):
-            self._avoid[here] = avoid
+        server = base_url, prepared.api, prepared.model
+        if unsupported := prepared.unsupported - set(_SCHEMA_PARAMS):
+            self._unsupported[server] = unsupported
         if prepared.has_schema_in_prompt:
-            self._refused_schemas.setdefault(here, set()).add(_definition_text(prepared.request))
+            self._refused_schemas.setdefault(server, set()).add(_definition_text(prepared.request))
 
 
 def _definition_text(request: Request) -> str:
