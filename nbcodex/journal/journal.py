@@ -320,8 +320,7 @@ class Journal:
 
         Raises EntryError if there is none or more than one, or if it is damaged.
         """
-        nothing: Entry | None = None
-        found = self._worker.call(lambda c: reads.find_entry(c, prefix), default=nothing)
+        found = self._worker.call(lambda c: reads.find_entry(c, prefix), default=None)
         if found is None:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found

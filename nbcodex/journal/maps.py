@@ -109,8 +109,7 @@ class Maps:
 
         Raises EntryError if there are several.
         """
-        nothing: str | None = None
-        return self._worker.call(lambda c: find_id(c, "batch", prefix), default=nothing)
+        return self._worker.call(lambda c: find_id(c, "batch", prefix), default=None)
 
     def entries(self, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
@@ -119,8 +118,7 @@ class Maps:
             rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,))
             return entries_of(connection, rows)
 
-        nothing: list[Entry] = []
-        found = self._worker.call(work, default=nothing)
+        found = self._worker.call(work, default=())
         # Sorted here, because an index on the order would cost every insertion.
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 

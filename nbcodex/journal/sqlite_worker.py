@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.database import JournalDatabase
 
 ResultT = TypeVar("ResultT")
+DefaultT = TypeVar("DefaultT")
 
 MAX_JOBS_PER_COMMIT = 256
 
@@ -110,11 +111,11 @@ class SqliteWorker:
         self,
         work: Callable[[Connection], ResultT],
         *,
-        default: ResultT,
+        default: DefaultT,
         level: Level = Level.READ,
-    ) -> ResultT:
+    ) -> ResultT | DefaultT:
         """Run `work` while the calling thread waits; needs no event loop."""
-        future: Future[ResultT] = Future()
+        future: Future[ResultT | DefaultT] = Future()
         job = Job(work, level, default, lambda *outcome: _set_outcome(future, *outcome))
         return future.result() if self._submit(job) else default
 

@@ -19,7 +19,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.reads import Entry
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import RequestRecord
-from tests.crash.nursery import Child, Nursery
+from tests.crash.fork_server import Child, KernelForkServer
 from tests.kernel_client import Ran
 from tests.simulated import Simulated
 
@@ -82,7 +82,7 @@ NOTE = "possibly paid twice"
 
 @dataclass(frozen=True)
 class Asked:
-    """One cell's request: its answer is known beforehand, and no other's is like it."""
+    """One cell's request; its answer is known in advance, and differs from all others."""
 
     number: int
     line: str
@@ -121,7 +121,7 @@ class Killed:
     asked: list[Asked]
     at: float
     reports: list[Report]
-    remains: Ran
+    output: Ran
 
     def has(self, id_: str, what: str) -> bool:
         """Whether the kernel had reported this of a request."""
@@ -141,7 +141,7 @@ class Killed:
 
 @dataclass
 class Counts:
-    """What a run of kills amounted to."""
+    """The figures of a run of kills."""
 
     kills: int = 0
     prompts: int = 0
@@ -161,7 +161,7 @@ class Counts:
 class Scene:
     """One journal, one notebook, one server, and any number of kernels after each other."""
 
-    nursery: Nursery
+    fork_server: KernelForkServer
     server: Simulated
     home: Path
     notebook: str = "/lessons/crash.ipynb"
@@ -171,7 +171,7 @@ class Scene:
     def kernel(self) -> tuple[Child, Path]:
         """Return a new kernel of the notebook, with nbcodex loaded, and the file it reports to."""
         log = self.home / f"log-{next(self._numbers)}"
-        child = self.nursery.kernel(
+        child = self.fork_server.kernel(
             **self.server.environ,
             NBCODEX_HOME=str(self.home / "kept"),
             JPY_SESSION_NAME=self.notebook,
@@ -181,19 +181,19 @@ class Scene:
         return child, log
 
     def asked(self, *lines: str, words: int) -> list[Asked]:
-        """Return requests that were never asked before, one for each line of options."""
+        """Return new requests, one for each line of options."""
         return [
             Asked(next(self._numbers), f"{line} -o a{next(self._numbers)}", words) for line in lines
         ]
 
     def kill(self, child: Child, log: Path, asked: list[Asked]) -> Killed:
-        """Kill a kernel now, and return what it leaves behind."""
+        """Kill a kernel now, and return what it had reported and shown."""
         at = BootClock().now()
         child.kill()
         self.counts.kills += 1
-        remains = child.remains()
-        self.nursery.part_with(child)
-        return Killed(asked, at, reports(log), remains)
+        output = child.unread_output()
+        self.fork_server.discard(child)
+        return Killed(asked, at, reports(log), output)
 
     def entries(self) -> dict[str, list[Entry]]:
         """Return what the journal holds, by prompt."""
@@ -216,7 +216,7 @@ class Scene:
         child, _ = self.kernel()
         ran = child.run("ask(('--no-history', 'hello'))")
         assert ran.status == "ok", ran.shown_error
-        self.nursery.part_with(child)
+        self.fork_server.discard(child)
         self.server.core.log.clear()
 
     def resume(self) -> Ran:
@@ -224,11 +224,11 @@ class Scene:
         child, _ = self.kernel()
         ran = child.run("%codex resume all", timeout=120)
         assert ran.status == "ok", ran.shown_error
-        self.nursery.part_with(child)
+        self.fork_server.discard(child)
         return ran
 
     def check(self, *killed: Killed) -> None:
-        """Hold kernels that were killed, and one that resumes, to all that nbcodex promises."""
+        """Check all promises for kernels that were killed, and for one that resumes."""
         before = self.entries()
         for kernel in killed:
             for asked in kernel.asked:
@@ -267,7 +267,7 @@ class Scene:
     ) -> None:
         """Its answer is there, whole and once; a second payment was warned of."""
         assert (now.status, now.reply.text) == ("done", asked.answer)
-        shown = (finals(kernel.remains, asked), finals(ran, asked))
+        shown = (finals(kernel.output, asked), finals(ran, asked))
         if was.status == "done":
             assert shown in {(0, 0), (1, 0)}
         else:
@@ -280,7 +280,7 @@ class Scene:
             self.counts.durable += 1
             paid = [seen.charged for seen in self.sent(asked) if seen.charged]
             in_the_gap = warned or NOTE in now.reply.notes
-            assert len(paid) == 1 or in_the_gap, "paid twice without a word"
+            assert len(paid) == 1 or in_the_gap, "paid twice without a warning"
             self.counts.paid_twice_in_the_gap += len(paid) > 1
             if kernel.has(was.id, "named") and not kernel.has(was.id, "BackingOff"):
                 assert (len(paid), warned) == (1, False)
@@ -299,14 +299,14 @@ def _age_of_lost(kernel: Killed, entry: Entry) -> float:
 
 
 def finals(ran: Ran, asked: Asked) -> int:
-    """Return how many finished answers to a request stand in the outputs."""
+    """Return how many finished answers to a request are in the outputs."""
     bodies = [o["data"].get("text/markdown", "") for o in ran.outputs if "data" in o]
     return sum(asked.answer in body and "<sub>" in body for body in bodies)
 
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Keep everybody from writing to the journal, as another process in a transaction does."""
+    """Lock the journal, as another process in a transaction does."""
     import sqlite3
 
     from nbcodex.settings import JOURNAL_FILENAME
@@ -321,8 +321,8 @@ def locked(home: Path) -> Iterator[None]:
 
 
 def wait_until(holds: Any, seconds: float = 20.0) -> None:
-    """Wait until `holds()`, looking often."""
+    """Wait until `holds()` returns true."""
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "it did not come to hold"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)

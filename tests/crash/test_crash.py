@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.crash.nursery import Nursery, nursery
+from tests.crash.fork_server import KernelForkServer, fork_server
 from tests.crash.scene import Asked, Killed, Scene, locked, reports, wait_until
 from tests.simulated import simulated
 
@@ -40,16 +40,16 @@ FAULTS = (
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[Nursery]:
-    """A nursery in a folder with a short path."""
+def kernels() -> Iterator[KernelForkServer]:
+    """The process that forks kernels, in a folder with a short path."""
     folder = Path(tempfile.mkdtemp(prefix="nbc"))
-    with nursery(folder) as opened:
+    with fork_server(folder) as opened:
         yield opened
     shutil.rmtree(folder)
 
 
 @pytest.fixture
-def scene(kernels: Nursery, tmp_path: Path) -> Iterator[Scene]:
+def scene(kernels: KernelForkServer, tmp_path: Path) -> Iterator[Scene]:
     """A notebook with a journal of its own, and a server that answers at a model's pace."""
     with simulated(tpm=10**7, rpm=10**5, latency=0.02, speed=80.0) as server:
         scene = Scene(kernels, server, tmp_path)
@@ -59,7 +59,7 @@ def scene(kernels: Nursery, tmp_path: Path) -> Iterator[Scene]:
 
 
 class Life:
-    """One child, from its first cell to its death."""
+    """One kernel, from its first cell until it is killed."""
 
     def __init__(self, scene: Scene, *lines: str, words: int = 20) -> None:
         self.scene = scene
@@ -72,7 +72,7 @@ class Life:
         self.child.start(f"{how}({cells})")
 
     def halt(self, step: str, *, after: bool) -> None:
-        """Ask everything, and let each request come to a step of the journal and no further."""
+        """Ask everything, and stop each request at a step of the journal."""
         self.child.run(f"halt({step!r}, after={after})")
         self.begin("ask_apart")
         self.until_reported("halted")
@@ -86,8 +86,8 @@ class Life:
         """Wait until all have reached the server."""
         wait_until(lambda: all(self.scene.sent(each) for each in self.asked))
 
-    def until_whole(self) -> None:
-        """Wait until all that the server says is on show."""
+    def until_all_shown(self) -> None:
+        """Wait until the whole answers are shown."""
         whole = sum(len(each.answer) for each in self.asked)
         wait_until(lambda: sum(size for *_, size in reports(self.log)) >= whole)
 
@@ -128,7 +128,7 @@ def test_kill_after_the_commit_sends_each_prompt_once(scene: Scene) -> None:
 
 
 def test_kill_during_a_cooldown_resumes_without_doubt(scene: Scene) -> None:
-    """A prompt that waits for a limit has surely cost nothing."""
+    """A prompt that waits for a limit has cost nothing."""
     scene.server.core.script([Fault("requests_per_minute", seconds=60)])
     life = Life(scene, *LINES)
     life.begin(which=slice(1))
@@ -194,7 +194,7 @@ def test_kill_after_the_last_byte(scene: Scene, how: str) -> None:
         life.begin()
         life.until_reported("shown")
         with locked(scene.home):
-            life.until_whole()
+            life.until_all_shown()
             killed = life.kill()
     assert statuses(scene, life.asked) == ["running"] * 4
     scene.check(killed)

@@ -33,10 +33,10 @@ class ManualClock:
         return self.epoch
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
-        raise AssertionError("the journal waits for nothing")
+        raise AssertionError("the journal never waits")
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, for both."""
+        """Advance both times."""
         self.boot += seconds
         self.epoch += seconds
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_journal(folder: Path, clock: ManualClock) -> Iterator[Callable[..., Journal]]:
-    """Return a maker of journals in one folder, as two kernels have them; all are closed."""
+    """Return a function that opens journals in one folder, as several kernels do."""
     with ExitStack() as stack:
 
         def make(where: Path | None = folder, **options: Any) -> Journal:
@@ -120,7 +120,7 @@ def report(*words):
 
 @pytest.fixture
 def child(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Return a starter of Python processes that get the journal's folder as ``folder``."""
+    """Return a function that starts Python processes, with the journal's folder as ``folder``."""
     started: list[subprocess.Popen[str]] = []
 
     def start(script: str, *arguments: str) -> subprocess.Popen[str]:

@@ -184,7 +184,7 @@ def test_inserting_a_request_twice_changes_nothing(journal: Journal) -> None:
 
 
 def test_prefix_finds_an_entry_or_lists_the_candidates(journal: Journal) -> None:
-    """Any unique start of an id will do; one that fits several names them; an exact id wins."""
+    """A unique prefix finds its entry; an ambiguous one lists the ids; an exact id wins."""
     for id_ in ["3f2a0000", "3f2b0000", "3f2b0000-1"]:
         run(journal.insert(request(id=id_)))
     assert journal.find_entry("3f2a").id == "3f2a0000"
@@ -218,7 +218,7 @@ def test_resumable_entries_are_those_parked_here_or_everywhere(journal: Journal)
 def test_request_interrupted_by_shutdown_is_parked(
     journal: Journal, clock: Any, open_journal: Open
 ) -> None:
-    """A restart interrupts first; a Stop of earlier stays one, and so do answers."""
+    """A restart interrupts first; an earlier Stop stays interrupted, and answers stay answers."""
     long_ago = added(journal, status="interrupted", text="half", notebook="a")
     clock.advance(60.0)
     just_now = added(journal, status="interrupted", text="half", notebook="a")
@@ -231,7 +231,7 @@ def test_request_interrupted_by_shutdown_is_parked(
 
 
 def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
-    """`answered` returns the newest answer, marked, at no cost and without tokens."""
+    """`find_answer` returns the newest answer, marked as reused, without cost and tokens."""
     key = equality_key(request(), base_url="https://a/v1")
     for text in ["old", "new"]:
         asked = added(journal, key=key)
@@ -243,7 +243,6 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
 
 @pytest.mark.parametrize("status", [None, "parked", "failed", "interrupted"])
 def test_only_answered_entries_are_reused(journal: Journal, status: str | None) -> None:
-    """A request without an answer serves no other."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, status=status, key=key)
     assert run(journal.find_answer(key)) is None
@@ -252,7 +251,7 @@ def test_only_answered_entries_are_reused(journal: Journal, status: str | None) 
 def test_stored_key_differs_between_journals(
     journal: Journal, folder: Any, open_journal: Open
 ) -> None:
-    """The file holds no hash that could be tried out: it is salted, per journal."""
+    """Keys are salted per journal, so that prompts cannot be guessed from their hashes."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, key=key, status="done")
     assert run(open_journal().find_answer(key)) is not None

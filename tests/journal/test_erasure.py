@@ -58,7 +58,7 @@ def test_deleted_text_is_in_no_file(
 def test_deleting_all_leaves_no_text_on_disk_while_the_journal_is_off(
     folder: Path, seed: int
 ) -> None:
-    """With `journal=False` new requests stay in memory; those on disk are deleted all the same."""
+    """`journal=False` keeps new requests in memory; those on disk are deleted too."""
     dice, words = random.Random(seed), []
     on_disk = Journal(folder)
     for number in range(150):

@@ -30,7 +30,7 @@ def journal(open_journal: Open) -> Journal:
 
 @pytest.fixture
 def locked(folder: Path, journal: Journal, clock: ManualClock) -> Callable[[], Any]:
-    """Return what locks the file for a while, and then has it tried again."""
+    """Return a context manager: it locks the file, and lets it be tried again afterwards."""
 
     @contextmanager
     def lock() -> Iterator[None]:
@@ -54,7 +54,7 @@ def ask(
     notebook: str = OURS,
     place: TurnPosition | None = None,
 ) -> Request:
-    """Return a request that was asked in a conversation, and came to its end."""
+    """Return a finished request of a conversation."""
     origin = Origin(notebook=notebook, position=place or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
@@ -78,7 +78,7 @@ def prompts(turns: Any) -> list[str]:
 def test_request_parked_in_memory_keeps_its_turns_in_the_file(
     journal: Journal, locked: Any
 ) -> None:
-    """In the file other notebooks' entries have the numbers that its turns had in memory."""
+    """Entries of other notebooks in the file have the numbers that its turns had in memory."""
     for number in range(3):
         ask(journal, f"secret {number}", notebook="another")
     with locked():
@@ -115,7 +115,7 @@ def test_parked_request_has_its_turns_while_the_file_is_locked(
 def test_request_inserted_during_an_outage_keeps_turns_read_before(
     journal: Journal, locked: Any
 ) -> None:
-    """Its turns were read while the file still served."""
+    """Its turns were read before the file failed."""
     ask(journal, "secret", notebook="another")
     ask(journal, "first")
     turns = latest_turns(journal)
@@ -125,7 +125,7 @@ def test_request_inserted_during_an_outage_keeps_turns_read_before(
 
 
 def test_turns_of_an_outage_join_the_conversation(journal: Journal, locked: Any) -> None:
-    """In order, and a prompt that is asked again keeps its place."""
+    """They are in order, and a prompt that is asked again keeps its position."""
     ask(journal, "first")
     with locked():
         ask(journal, "second")
@@ -142,7 +142,7 @@ def test_turns_of_an_outage_join_the_conversation(journal: Journal, locked: Any)
 
 
 def test_chapter_started_during_an_outage_keeps_its_number(journal: Journal, locked: Any) -> None:
-    """Under the number by which its process knows it, and as the latest."""
+    """Its process knows it by that number, and it is the latest one."""
     ask(journal, "first")
     with locked():
         ask(journal, "unrelated", notebook="another")
@@ -163,7 +163,7 @@ def test_latest_chapter_is_known_while_the_file_is_locked(journal: Journal, lock
 def test_entry_numbers_of_the_file_refer_to_nothing_in_memory(
     journal: Journal, locked: Any
 ) -> None:
-    """A turn that was read before the lock is missing then, and not another notebook's."""
+    """A turn that was read before the lock is missing then; no other turn takes its place."""
     ask(journal, "first")
     before = journal.conversations.find_conversation(OURS, "main").candidates[0].entry
     with locked():
@@ -181,7 +181,7 @@ def reserve(journal: Journal, id_: str, clock: ManualClock, *, tokens: int = 100
 
 
 def spend(journal: Journal, tokens: int) -> None:
-    """Have a request answered that used so many."""
+    """Finish a request that used `tokens`."""
     asked = added(journal)
     usage = Usage(input_tokens=tokens, output_tokens=0)
     run(journal.finish(Reply(id=asked.id, text="yes", attempts=1, usage=usage)))
@@ -195,7 +195,7 @@ def spending(journal: Journal, clock: ManualClock) -> Spending:
 def test_budget_holds_while_the_file_is_locked(
     journal: Journal, open_journal: Open, locked: Any, clock: ManualClock
 ) -> None:
-    """So do the spending until then, and the reservations of other kernels."""
+    """The earlier spending and the reservations of other kernels count, too."""
     run(journal.set_budget("2k/day"))
     spend(journal, 900)
     reserve(open_journal(), "theirs", clock)
@@ -222,7 +222,6 @@ def test_spending_during_outages_is_counted_once(
 def test_budget_changed_during_an_outage_is_kept(
     journal: Journal, locked: Any, clock: ManualClock, budget: str
 ) -> None:
-    """Lifted or replaced."""
     run(journal.set_budget("2k/day"))
     with locked():
         run(journal.set_budget(budget))

@@ -93,7 +93,7 @@ def fill(folder: Path) -> Path:
 def test_full_disk_stops_no_request_and_loses_no_entry(
     disk: Any, folder: Path, journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """Requests go on in memory; with room again all of them are in the file."""
+    """Requests continue in memory; once there is room, all of them are in the file."""
     before = added(journal, notebook="a")
     run(journal.start_attempt(before.id, 1), journal.update_text(before.id, "half"))
     filler = fill(folder)
@@ -121,7 +121,7 @@ def test_full_disk_stops_no_request_and_loses_no_entry(
 def test_disk_full_from_the_start_is_used_at_the_end(
     disk: Any, folder: Path, open_journal: Open
 ) -> None:
-    """Not even the tables fit, so memory is used; closing the journal tries the file once more."""
+    """The tables do not fit, so memory is used; closing the journal tries the file once more."""
     filler = fill(folder)
     journal = open_journal()
     assert works(journal)
@@ -137,7 +137,7 @@ def test_disk_full_from_the_start_is_used_at_the_end(
 def test_database_that_cannot_grow_falls_back_to_memory(
     journal: Journal, clock: ManualClock
 ) -> None:
-    """The same without root: a limit of pages stands in for the full disk."""
+    """The same without root: a limit of pages simulates the full disk."""
     added(journal)
     journal._worker.call(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall(), default=None)
     for _ in range(200):
@@ -168,7 +168,7 @@ def test_read_only_folder_falls_back_to_memory(
 def test_file_system_that_turns_read_only_is_used_again_later(
     disk: Any, journal: Journal, clock: ManualClock
 ) -> None:
-    """As a disk with errors does in mid-life; and back."""
+    """Linux remounts a disk with errors read-only."""
     asked = added(journal)
     journal.close()
     journal.read_totals()
@@ -216,7 +216,7 @@ def test_file_of_zeros_is_reported(written: Path, open_journal: Open) -> None:
 
 @pytest.mark.slow
 def test_flipped_bits_do_not_raise(written: Path, open_journal: Open) -> None:
-    """Wherever a bit is wrong, a request runs to its end, in the file or in memory."""
+    """Whichever bit is wrong, a request is finished, in the file or in memory."""
     content, dice, problems = written.read_bytes(), random.Random(7), 0
     for _ in range(120):
         damaged = bytearray(content)
@@ -258,7 +258,7 @@ def test_file_overwritten_while_open_loses_no_active_entry(journal: Journal, fol
 
 @pytest.mark.parametrize("column", ["request", "reply"])
 def test_damaged_row_does_not_hide_others(journal: Journal, column: str) -> None:
-    """It is left out of lists, and finding it by id says that it is damaged."""
+    """Lists leave it out, and finding it by id reports that it is damaged."""
     key = equality_key(request(), base_url="https://a/v1")
     bad = added(journal, status="done", key=key)
     good = added(journal, status="done")
@@ -335,7 +335,7 @@ def test_locked_file_delays_a_request_and_stops_none(
 def test_writes_after_a_deletion_go_to_a_new_file(
     journal: Journal, open_journal: Open, folder: Path, whole_folder: bool
 ) -> None:
-    """Not to the old one, which no other process can open."""
+    """No other process could open the old one."""
     asked = added(journal)
     if whole_folder:
         shutil.rmtree(folder)
@@ -369,7 +369,7 @@ def test_rolled_back_heartbeat_is_written_again(journal: Journal) -> None:
     """Otherwise active entries would seem abandoned to another kernel."""
 
     def fail(_: sqlite3.Connection) -> None:
-        raise ValueError("this job alone is to blame")
+        raise ValueError("only this job fails")
 
     async def together() -> None:
         await asyncio.gather(journal.insert(request()), journal._worker.run(fail, default=None))
@@ -394,7 +394,7 @@ def test_text_that_is_not_utf8_is_read_with_replacements(journal: Journal) -> No
     ("code", "patience", "tries"), [("BUSY", 5.0, 3), ("BUSY", 0.0, 1), ("FULL", 5.0, 1)]
 )
 def test_only_locks_are_retried(code: str, patience: float, tries: int) -> None:
-    """Until the patience ends; other errors are raised at once."""
+    """They are retried until `patience` ends; other errors are raised at once."""
     calls = []
 
     def step() -> str:

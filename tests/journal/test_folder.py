@@ -59,7 +59,7 @@ def test_files_are_readable_by_their_user_only(
 
 @posix
 def test_readable_folder_and_file_become_private(folder: Path) -> None:
-    """A folder and a file of the user's own that others could read are closed to them."""
+    """Other users lose access to a folder and a file of the user that they could read."""
     folder.mkdir(mode=0o755)
     (folder / JOURNAL_FILENAME).touch(mode=0o644)
     prepare(folder, JOURNAL_FILENAME)
@@ -71,7 +71,7 @@ def test_readable_folder_and_file_become_private(folder: Path) -> None:
 def test_folder_that_others_can_write_is_refused(
     open_journal: Callable[..., Journal], folder: Path, open_to: int
 ) -> None:
-    """Requests go on in memory, and the problem says what to do."""
+    """Requests continue in memory, and `problem` says what to do."""
     folder.mkdir()
     folder.chmod(open_to)
     journal = open_journal()

@@ -34,7 +34,7 @@ def add(journal: Journal, request: Request, status: str | None = None) -> None:
 
 
 def test_list_shows_a_map_as_one_entry(journal: Journal) -> None:
-    """A thousand rows do not push everything else out of the list of entries."""
+    """Many rows do not displace all other entries from the list."""
     other = added(journal)
     for number in range(3):
         add(journal, row(number))
@@ -67,7 +67,7 @@ def test_map_summary_counts_rows_by_status(journal: Journal, open_journal: Open)
 
 
 def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
-    """What is resumable one by one holds no rows; maps are asked for by notebook."""
+    """Maps with unfinished rows are listed separately, by notebook."""
     add(journal, row(0, "m1"), "parked")
     add(journal, row(0, "m2", "two.ipynb"), "parked")
     add(journal, row(0, "m3"), "done")
@@ -77,7 +77,7 @@ def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
 
 
 def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:
-    """One that is meant is found, none is None, and several are an error that lists them."""
+    """An unknown prefix finds None; an ambiguous one is an error that lists the maps."""
     add(journal, row(0, "m12"))
     add(journal, row(0, "m13"))
     assert journal.maps.find_id("m12") == "m12"
@@ -88,7 +88,7 @@ def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:
 
 
 def test_answered_rows_are_found_by_key(journal: Journal) -> None:
-    """Of many keys, those with an answer come back, however many are asked for."""
+    """More keys than one statement can hold are looked up, too."""
     add(journal, row(0), "done")
     add(journal, row(1), "failed")
     asked = [key(row(number)) for number in range(1_000)]
@@ -96,14 +96,14 @@ def test_answered_rows_are_found_by_key(journal: Journal) -> None:
 
 
 def test_row_key_distinguishes_equal_prompts() -> None:
-    """Two rows that ask the same are different requests if their keys differ."""
+    """Two rows with equal prompts are different requests if their keys differ."""
     one, two = (Request(prompt="a joke", row=name) for name in ("1", "2"))
     assert key(one) != key(two)
     assert key(one) == key(Request(prompt="a joke", row="1"))
 
 
 def test_rows_survive_the_loss_of_the_file(journal: Journal, folder: Path) -> None:
-    """What is kept in memory, because the file is gone, still belongs to its map."""
+    """Rows that are kept in memory, because the file is gone, still belong to their map."""
     add(journal, row(0))
     (folder / JOURNAL_FILENAME).unlink()
     add(journal, row(1))
@@ -111,7 +111,7 @@ def test_rows_survive_the_loss_of_the_file(journal: Journal, folder: Path) -> No
 
 
 def test_deleting_a_map_deletes_its_rows_only(journal: Journal) -> None:
-    """Its rows go, one of them by its own id or all by the map's; nothing else does."""
+    """One row is deleted by its own id, or all of them by the map's."""
     other = added(journal)
     for number in range(3):
         add(journal, row(number))

@@ -79,7 +79,7 @@ def test_what_was_parked_or_abandoned_is_resumed(journal: Journal) -> None:
         assert journal.find_entry(entry.id).status == "done"
 
 
-def test_an_old_thread_goes_on(journal: Journal) -> None:
+def test_an_old_thread_continues(journal: Journal) -> None:
     conversation = journal.conversations.find_conversation(NOTEBOOK, "main")
     done = [candidate.entry for candidate in conversation.candidates if candidate.is_done]
     turns = journal.conversations.read_turns(done)
@@ -98,7 +98,7 @@ def test_an_old_thread_goes_on(journal: Journal) -> None:
     assert journal.conversations.find_conversation(NOTEBOOK, "other").chapter == 1
 
 
-def test_an_old_map_goes_on(journal: Journal) -> None:
+def test_an_old_map_continues(journal: Journal) -> None:
     summary = journal.maps.summary("ba7c4000")
     assert summary.counts == {"done": 1, "parked": 3, "cancelled": 1}
     rows = journal.maps.entries("ba7c4000")

@@ -14,7 +14,7 @@ Open = Callable[..., Journal]
 def test_requests_of_other_kernels_are_counted(
     journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """Neither our own, nor those that are parked or have ended."""
+    """Not counted are our own, and those that are parked or have ended."""
     other = open_journal()
     added(journal)
     for status in ("done", "parked", "failed"):
@@ -39,7 +39,6 @@ def test_requests_of_dead_kernels_are_not_counted(
 
 
 def test_counting_other_kernels_uses_the_index_of_open_entries(journal: Journal) -> None:
-    """The look goes by the index of what is open, however long the journal is."""
     plan = journal._worker.call(
         lambda connection: connection.execute(
             f"EXPLAIN QUERY PLAN {OTHER_KERNELS_QUERY}", (0,)

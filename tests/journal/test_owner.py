@@ -29,9 +29,9 @@ OTHER = replace(HERE, id=2, pid=200, start=6000)
         pytest.param(OTHER, ("S", 6000), False, id="alive"),
         pytest.param(OTHER, None, True, id="gone"),
         pytest.param(OTHER, ("S", 6001), True, id="its pid is used again"),
-        pytest.param(OTHER, ("Z", 6000), True, id="dead, and not yet buried"),
+        pytest.param(OTHER, ("Z", 6000), True, id="zombie"),
         pytest.param(OTHER, ("T", 6000), False, id="only stopped"),
-        pytest.param(OTHER, ("?", 0), False, id="not to be seen"),
+        pytest.param(OTHER, ("?", 0), False, id="cannot be read"),
         pytest.param(replace(OTHER, host="g"), None, False, id="another host"),
         pytest.param(replace(OTHER, boot="c"), None, False, id="another boot"),
         pytest.param(replace(OTHER, space="t"), None, False, id="another container"),
@@ -58,7 +58,7 @@ def test_nothing_is_proven_on_a_platform_without_process_identity(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_real_process_is_dead_once_killed_even_as_a_zombie() -> None:
-    """Alive, dead but unburied, buried: what /proc says of a child of ours."""
+    """Reads /proc for a child that is alive, then a zombie, then reaped."""
     process = subprocess.Popen(["sleep", "60"])
     seen = read_process(process.pid)
     assert seen is not None
@@ -118,7 +118,6 @@ def test_entry_without_heartbeat_is_abandoned_after_a_minute(
 def test_heartbeats_continue_while_an_entry_is_active(
     journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """Whatever the journal is asked to do, every 10 s it says that it lives."""
     asked, other = added(journal), open_journal()
     for _ in range(20):
         clock.advance(11)
@@ -127,7 +126,7 @@ def test_heartbeats_continue_while_an_entry_is_active(
 
 
 def test_no_heartbeat_is_scheduled_without_active_entries(journal: Journal) -> None:
-    """The thread then sleeps without an end, and does not touch the disk."""
+    """The thread then sleeps, and does not touch the disk."""
     asked = added(journal)
     assert journal._database.due_in() is not None
     run(journal.finish(Reply(id=asked.id)))
@@ -194,7 +193,7 @@ def test_only_an_attempt_without_response_id_is_possibly_paid(
 def test_possibly_paid_note_survives_later_attempts(
     journal: Journal, open_journal: Open, then: str
 ) -> None:
-    """What was sent in vain stays in doubt, also when the next attempt's answer has a name."""
+    """The outcome of a lost attempt stays unknown, even if the next one has a response id."""
     asked = added(journal)
     run(
         journal.start_attempt(asked.id, 1),
@@ -238,7 +237,7 @@ def test_second_claim_fails(journal: Journal, open_journal: Open) -> None:
 def test_former_owner_can_write_only_an_answer(
     journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """A kernel that was taken for dead and wakes up disturbs nothing; only its answer counts."""
+    """A kernel that was taken for dead and wakes up changes nothing, except by its answer."""
     asked, other = added(journal), open_journal()
     stop_heartbeats(journal)
     clock.advance(61)
@@ -257,7 +256,6 @@ def test_former_owner_can_write_only_an_answer(
 def test_late_answer_does_not_replace_an_answer(
     journal: Journal, open_journal: Open, clock: ManualClock
 ) -> None:
-    """Where there is an answer, a late one changes nothing."""
     asked, other = added(journal), open_journal()
     stop_heartbeats(journal)
     clock.advance(61)

@@ -62,7 +62,7 @@ WRITES_FOR_A_WHILE = """
 
 
 def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
-    """Kill a writer `rounds` times, and hold the journal to every word that it had given."""
+    """Kill a writer `rounds` times, and check every write that had been committed."""
     dice, reported = random.Random(), []
     for _ in range(rounds):
         process = child(WRITES_UNTIL_KILLED)
@@ -89,7 +89,7 @@ def kill_at_random(child: Child, open_journal: Open, *, rounds: int) -> None:
 
 @posix
 def test_sigkill_loses_no_committed_write(child: Child, open_journal: Open) -> None:
-    """Killed at any moment: what `add`, `keep` and `finish` had promised is there."""
+    """The process is killed at random moments."""
     kill_at_random(child, open_journal, rounds=8)
 
 
@@ -125,7 +125,7 @@ def test_twenty_kernels_write_for_a_minute(child: Child, open_journal: Open) -> 
 
 @posix
 def test_forked_child_opens_its_own_connection(child: Child, open_journal: Open) -> None:
-    """A child writes through a connection of its own, as an owner of its own; both go on."""
+    """It writes as an owner of its own, and both processes continue."""
     process = child("""
         journal = Journal(folder)
         first, second, third = (Request(prompt=p) for p in "abc")
@@ -155,7 +155,7 @@ def test_forked_child_opens_its_own_connection(child: Child, open_journal: Open)
 def test_child_forked_during_writes_leaves_locks_and_log_alone(
     child: Child, open_journal: Open
 ) -> None:
-    """Children that end in every way while the parent writes leave its locks and its log alone."""
+    """Children end in every way while the parent writes."""
     process = child("""
         import threading
         journal, n, stop = Journal(folder), 0, threading.Event()
@@ -192,7 +192,7 @@ def test_child_forked_during_writes_leaves_locks_and_log_alone(
 
 @pytest.mark.parametrize("folder_", ["folder", "None"])
 def test_process_with_a_journal_ends_silently(child: Child, folder_: str) -> None:
-    """A journal that was not closed leaves no warning, no waiting thread, and no log behind."""
+    """A journal that was not closed leaves no warning, no running thread and no log."""
     process = child(f"""
         journal = Journal({folder_})
         asyncio.run(journal.insert(Request(prompt="p")))
@@ -202,7 +202,6 @@ def test_process_with_a_journal_ends_silently(child: Child, folder_: str) -> Non
 
 
 def test_write_during_exit_is_committed(child: Child, open_journal: Open) -> None:
-    """What is in the queue when the interpreter ends is written before it does."""
     process = child("""
         journal = Journal(folder)
         async def main():

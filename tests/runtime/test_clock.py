@@ -1,4 +1,4 @@
-"""A machine that sleeps, and a wall clock that jumps: neither shortens a hold nor lengthens it."""
+"""A machine that sleeps, and a wall clock that jumps: neither shortens a wait nor lengthens it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from tests.scripted import SETTINGS, ScriptedServices, answer
 from tests.virtual import EPOCH, run_virtual
 
 HOUR = 3600.0
-WAIT = 30.0
-"""Seconds that the server asks for."""
+WAIT = 30.0  # seconds that the server asks for
 
 
 @dataclass
 class Machine(BootClock):
-    """The real clock's way of waiting, on a machine whose sleep and wall clock a test commands.
+    """The real clock's way of waiting, on a machine whose sleep and wall clock a test controls.
 
     The loop's own timers stand still while it sleeps, as asyncio's do.
     """
@@ -44,48 +43,53 @@ class Machine(BootClock):
         return EPOCH + self.now() + self.set_by
 
     def sleep(self, seconds: float) -> None:
-        """Close the lid for so long."""
+        """Let the machine sleep, as a closed laptop does."""
         self.slept += seconds
 
-    def turn(self, seconds: float) -> None:
+    def set_wall(self, seconds: float) -> None:
         """Set the wall clock, forwards or back."""
         self.set_by += seconds
 
 
-Deed = Callable[[Machine], None]
-JUMPS: dict[str, list[tuple[float, Deed]]] = {
+ClockChange = Callable[[Machine], None]
+JUMPS: dict[str, list[tuple[float, ClockChange]]] = {
     "nothing happens": [],
-    "an hour forwards": [(5.0, lambda m: m.turn(HOUR))],
-    "an hour back": [(5.0, lambda m: m.turn(-HOUR))],
-    "forwards and back": [(5.0, lambda m: m.turn(HOUR)), (12.0, lambda m: m.turn(-HOUR))],
+    "an hour forwards": [(5.0, lambda m: m.set_wall(HOUR))],
+    "an hour back": [(5.0, lambda m: m.set_wall(-HOUR))],
+    "forwards and back": [
+        (5.0, lambda m: m.set_wall(HOUR)),
+        (12.0, lambda m: m.set_wall(-HOUR)),
+    ],
     "a short sleep": [(5.0, lambda m: m.sleep(10.0))],
     "a sleep and a clock set meanwhile": [
         (5.0, lambda m: m.sleep(10.0)),
-        (5.0, lambda m: m.turn(-HOUR)),
+        (5.0, lambda m: m.set_wall(-HOUR)),
     ],
-    "a sleep that outlasts the hold": [(5.0, lambda m: m.sleep(HOUR))],
+    "a sleep that outlasts the wait": [(5.0, lambda m: m.sleep(HOUR))],
 }
 
 
-class Bench:
-    """An engine on such a machine, and what a panel shows all the while."""
+class Scenario:
+    """A runner on such a machine, and the countdown that a panel shows meanwhile."""
 
     def __init__(self, *attempts: Any) -> None:
         self.machine, self.scripted = Machine(), ScriptedServices(*attempts)
         self.scripted.services.clock = self.machine
         self.readings: list[tuple[float, float]] = []
 
-    async def run(self, request: Request, jumps: list[tuple[float, Deed]], **options: Any) -> None:
-        """Take the request through its life while the clocks jump at their seconds."""
+    async def run(
+        self, request: Request, jumps: list[tuple[float, ClockChange]], **options: Any
+    ) -> None:
+        """Run a request while the clocks jump at the given seconds."""
         state = PanelState()
 
-        def hear(event: Event) -> None:
+        def on_event(event: Event) -> None:
             nonlocal state
             self.events.append(event)
             state = apply_event(state, event)
 
         self.events: list[Event] = []
-        run = RequestRunner(self.scripted.services, request, SETTINGS, hear, **options).start()
+        run = RequestRunner(self.scripted.services, request, SETTINGS, on_event, **options).start()
         loop = asyncio.get_running_loop()
         for after, operation in jumps:
             loop.call_later(after, operation, self.machine)
@@ -99,12 +103,12 @@ class Bench:
         return [event.at for event in self.events if isinstance(event, Sent)]
 
     def slept_through(self, moment: float) -> bool:
-        """Whether the machine slept at that moment, and could not keep to it."""
+        """Whether the machine slept at that moment."""
         awake = [now for now, _ in self.readings]
         return any(a < moment < b and b - a > 1.0 for a, b in itertools.pairwise(awake))
 
     def check(self, due: float, sent: float) -> None:
-        """It was sent when it was due, or a second after waking; the countdown said so."""
+        """Check that it was sent when it was due, or a second after waking, as announced."""
         woke = min((now for now, _ in self.readings if now >= due), default=due)
         assert due <= sent <= woke + CLOCK_RECHECK_S
         if not self.slept_through(due):
@@ -114,11 +118,11 @@ class Bench:
         assert len(reported) > 10
 
 
-def run_request(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Bench:
-    async def main() -> Bench:
-        bench = bench_of()
-        await bench.run(*args, **options)
-        return bench
+def run_request(make_scenario: Callable[[], Scenario], *args: Any, **options: Any) -> Scenario:
+    async def main() -> Scenario:
+        scenario = make_scenario()
+        await scenario.run(*args, **options)
+        return scenario
 
     return run_virtual(main())
 
@@ -126,42 +130,41 @@ def run_request(bench_of: Callable[[], Bench], *args: Any, **options: Any) -> Be
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
 @pytest.mark.parametrize("kind", ["limit", "fault"])
 def test_wait_ends_when_announced_whatever_the_clocks_do(jumps: Any, kind: str) -> None:
-    """After a limit as after a fault, through sleep and through jumps of the wall clock."""
     limit = Limit(resource="requests", window=60.0)
     error = LimitError("no", limit=limit) if kind == "limit" else ServerError("no")
     error.wait = WAIT
-    bench = run_request(lambda: Bench([error], answer("hi")), Request(prompt="x"), jumps)
-    (backing_off,) = [event for event in bench.events if isinstance(event, BackingOff)]
-    first, second = bench.sent()
+    scenario = run_request(lambda: Scenario([error], answer("hi")), Request(prompt="x"), jumps)
+    (backing_off,) = [event for event in scenario.events if isinstance(event, BackingOff)]
+    first, second = scenario.sent()
     assert WAIT <= backing_off.resume_at - first <= WAIT * 1.5 + STATED_WAIT_PAD_S
-    bench.check(backing_off.resume_at, second)
+    scenario.check(backing_off.resume_at, second)
 
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
 def test_cooldown_of_another_request_ends_when_announced(jumps: Any) -> None:
-    def bench_of() -> Bench:
-        bench = Bench(answer("hi"))
-        now = bench.machine.now()
+    def make_scenario() -> Scenario:
+        scenario = Scenario(answer("hi"))
+        now = scenario.machine.now()
 
-        def refused(ledger: RateLimiter) -> None:
-            leave = ledger.try_acquire(ledger.enqueue("m", Cost(10.0, 10.0), lambda: None), now)
-            assert isinstance(leave, Permit)
+        def refuse(limiter: RateLimiter) -> None:
+            permit = limiter.try_acquire(limiter.enqueue("m", Cost(10.0, 10.0), lambda: None), now)
+            assert isinstance(permit, Permit)
             limit = Limit(resource="tokens")
-            ledger.refuse(leave, until=now + WAIT, limit=limit, snapshot=None, now=now)
+            limiter.refuse(permit, until=now + WAIT, limit=limit, snapshot=None, now=now)
 
-        bench.scripted.limiter.post(refused)
-        return bench
+        scenario.scripted.limiter.post(refuse)
+        return scenario
 
-    bench = run_request(bench_of, Request(prompt="x"), jumps)
-    (held,) = [event for event in bench.events if isinstance(event, CoolingDown)]
-    bench.check(held.resume_at, bench.sent()[0])
+    scenario = run_request(make_scenario, Request(prompt="x"), jumps)
+    (cooldown,) = [event for event in scenario.events if isinstance(event, CoolingDown)]
+    scenario.check(cooldown.resume_at, scenario.sent()[0])
 
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
 def test_resume_at_reset_ignores_later_jumps_of_the_wall_clock(jumps: Any) -> None:
-    """The reset is known by the wall clock; once begun, the wait does not follow it."""
+    """The reset is an instant of the wall clock; once started, the wait does not follow that."""
     resumption = Resumption(not_before=EPOCH + 5_000.0 + WAIT)
-    bench = run_request(
-        lambda: Bench(answer("hi")), Request(prompt="x"), jumps, resumption=resumption
+    scenario = run_request(
+        lambda: Scenario(answer("hi")), Request(prompt="x"), jumps, resumption=resumption
     )
-    bench.check(5_000.0 + WAIT, bench.sent()[0])
+    scenario.check(5_000.0 + WAIT, scenario.sent()[0])

@@ -1,8 +1,8 @@
-"""Real kernels by the dozen: forked from a process that has imported all they need.
+"""Real kernels, forked from a process that has imported all that they need.
 
 One starts in a tenth of a second instead of some seconds, and is an ipykernel like any other: a
-process of its own, with its own sockets and threads. ``python -m tests.crash.nursery`` is the
-process that forks; it knows nothing but connection files and environments.
+process of its own, with its own sockets and threads. ``python -m tests.crash.fork_server`` is the
+process that forks; it receives connection files and environments.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Child(Kernel):
     """A kernel that can be killed."""
 
     def __init__(self, pid: int, client: BlockingKernelClient) -> None:
-        super().__init__(None, client)  # type: ignore[arg-type]  # nobody manages it
+        super().__init__(None, client)  # type: ignore[arg-type]  # it has no kernel manager
         self.pid = pid
 
     def kill(self) -> None:
-        """End it as the out-of-memory killer does: it gets no last word."""
+        """End it as the out-of-memory killer does, without a chance to clean up."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def remains(self) -> Ran:
+    def unread_output(self) -> Ran:
         """Return all that a dead kernel had published and that was not read yet, of any cell."""
         ran = Ran()
         with suppress(Exception):  # queue.Empty, or a message that was cut off
@@ -46,12 +46,12 @@ class Child(Kernel):
         return ran
 
 
-class Nursery:
-    """The process that forks kernels, and those that live."""
+class KernelForkServer:
+    """The process that forks kernels, and the kernels that run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._born: list[Child] = []
+        self._kernels: list[Child] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
@@ -61,7 +61,7 @@ class Nursery:
 
     def kernel(self, **environ: str) -> Child:
         """Return a new kernel with these environment variables, ready for its first cell."""
-        place = self._folder / f"k{len(self._born)}"
+        place = self._folder / f"k{len(self._kernels)}"
         file, _ = write_connection_file(
             str(place.with_suffix(".json")),
             transport="ipc",
@@ -77,26 +77,26 @@ class Nursery:
         client = BlockingKernelClient(connection_file=file)
         client.load_connection_file()
         client.start_channels()
-        self._born.append(child := Child(pid, client))
+        self._kernels.append(child := Child(pid, client))
         client.wait_for_ready(timeout=30)
         return child
 
-    def part_with(self, child: Child) -> None:
-        """End a kernel, and let go of its sockets."""
+    def discard(self, child: Child) -> None:
+        """End a kernel, and close its sockets."""
         child.kill()
         child.client.stop_channels()
 
     def close(self) -> None:
         """End every kernel, and the process that forked them."""
-        for child in self._born:
-            self.part_with(child)
+        for child in self._kernels:
+            self.discard(child)
         self._process.communicate()
 
 
 @contextmanager
-def nursery(folder: Path) -> Iterator[Nursery]:
-    """Open a nursery; `folder` needs a short path, for sockets lie in it."""
-    opened = Nursery(folder)
+def fork_server(folder: Path) -> Iterator[KernelForkServer]:
+    """Start the process that forks; `folder` holds sockets, so it needs a short path."""
+    opened = KernelForkServer(folder)
     try:
         yield opened
     finally:
@@ -112,7 +112,7 @@ def become_a_kernel(file: str, log: str, environ: dict[str, str]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), 1)
     os.dup2(1, 2)
-    # With a parent to look after, a kernel ends when this process does.
+    # A kernel with this variable ends when its parent does.
     os.environ.update(environ, JPY_PARENT_PID=str(os.getppid()))
     launch: Any = IPKernelApp.launch_instance
     launch(argv=["-f", file])
@@ -129,7 +129,7 @@ def main() -> None:
     import nbcodex.notebook.magics
     import nbcodex.requests.runner  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are buried at once
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead children are reaped at once
     while order := sys.stdin.readline():
         if (pid := os.fork()) == 0:
             become_a_kernel(**json.loads(order))
