@@ -7,6 +7,7 @@ not know whether that thread waits for replies itself, or an event loop does.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -329,17 +330,16 @@ class MapRun:
             if row.entry is None
             and (row.reply is None or not (row.reply.attempts or row.reply.status == "failed"))
         )
-        while time.monotonic() < until:
+        while (
+            rows := list(itertools.islice(unsent, PARK_CHUNK_ROWS))
+        ) and time.monotonic() < until:
             chunk: list[tuple[Request, bytes]] = []
-            for row in itertools.islice(unsent, PARK_CHUNK_ROWS):
-                try:
+            for row in rows:
+                # A row that fails here is refused, and reported, when the map is resumed.
+                with contextlib.suppress(NbcodexError):
                     request = self._request_of(row)
                     base_url = api_client.endpoint(request, self.settings).base_url
-                except NbcodexError:
-                    continue  # it is refused when the map is resumed, and reported then
-                chunk.append((request, equality_key(request, base_url=base_url)))
-            if not chunk:
-                return
+                    chunk.append((request, equality_key(request, base_url=base_url)))
             maps.insert_parked(chunk)
 
     def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:

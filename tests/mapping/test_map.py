@@ -476,6 +476,17 @@ def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str
     assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]
 
 
+def test_rows_after_many_without_a_request_are_parked(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [ECHO.format(n) for n in range(200)]
+    press_stop(monkeypatch, after=0)
+    with pytest.raises(Stopped):
+        nbcodex.map("{}", [*prompts[:100], *[" "] * 600, *prompts[100:]])
+    journal = simulated.client.journal(host.current.settings())
+    assert journal.maps.summary(last().id).counts.total() == 200
+
+
 def test_resume_uses_the_present_settings(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
