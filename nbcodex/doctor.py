@@ -187,9 +187,9 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Ask the server for its models; check the configured one, the API and the limits."""
     quick = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
-    loop, api_client = event_loop.shared(), client.services().api_client
+    api_client = client.services().api_client
     try:
-        names = loop.submit(api_client.list_models(quick)).result()
+        names = event_loop.run(api_client.list_models(quick))
     except ModelError:
         # A server without a list of models may still answer prompts.
         yield Finding("reached", "the server has no list of models (404)", "Name one with -m.")
@@ -212,7 +212,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     used = "responses" if endpoint.kind == "openai" else known_apis.get(endpoint.base_url)
     detected = used or "detected with the first request"
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
-    known = loop.submit(client.limits(settings)).result()
+    known = event_loop.run(client.limits(settings))
     # Labels are `MODEL at BASE_URL`: other servers' limits say nothing about this one.
     mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
     if not mine:

@@ -102,7 +102,7 @@ def estimate(
     used = result.input_tokens + result.output_tokens
     # Parts of the budget that other kernels use are in the journal, which the loop reads.
     outlook = client.budget_outlook(settings, base_url, tokens=used, cost=result.cost)
-    return replace(result, budgets=tuple(event_loop.shared().submit(outlook).result()))
+    return replace(result, budgets=tuple(event_loop.run(outlook)))
 
 
 def _count(

@@ -425,7 +425,7 @@ class MapRun:
         # On the event loop's own thread, waiting for its result would wait forever.
         if model is None or self.outcome or event_loop.shared().is_current_thread:
             return None, None
-        snapshots = event_loop.shared().submit(self.client.limits(self.settings)).result()
+        snapshots = event_loop.run(self.client.limits(self.settings))
         for label, snapshot in snapshots.items():
             if label.partition(" at ")[0] == model:
                 tokens, requests = snapshot.tokens, snapshot.requests

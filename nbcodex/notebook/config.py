@@ -35,11 +35,7 @@ class Codex(Configurable):
     """Settings of nbcodex. The environment, then the defaults, apply to what is not set here."""
 
     model = Unicode("", help="Model (on Azure: deployment) for cells that do not name one.")
-    api = Enum(
-        ["auto", "responses", "chat"],
-        "auto",
-        help="API to use; `auto` finds out.",
-    )
+    api = Enum(["auto", "responses", "chat"], "auto", help="API to use; `auto` finds out.")
     base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.")
     organization = Unicode("", help="Organisation to ask for, instead of OPENAI_ORG_ID.")
     project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.")
@@ -54,8 +50,7 @@ class Codex(Configurable):
         help="Function that returns an openai.AsyncOpenAI, for what has no setting here.",
     )
     patience = Unicode(
-        "10m",
-        help="Longest wait for limits and failures; beyond it, a cell is parked.",
+        "10m", help="Longest wait for limits and failures; beyond it, a cell is parked."
     )
     idle_timeout = Unicode("60s", help="Silence after which a started stream counts as broken.")
     max_answer = Integer(
@@ -65,53 +60,42 @@ class Codex(Configurable):
     remote_images = Bool(
         False, help="Whether images in answers are loaded: their server then learns about you."
     )
-
     journal = Bool(
         True, help="Whether prompts and answers are kept on disk, so that they survive the kernel."
     )
     reuse = Bool(False, help="Whether an equal prompt shows the earlier answer again, at no cost.")
-
     aliases = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
         help="Short names of models, such as {'mini': 'gpt-5.6-mini'}; %codex alias adds to them.",
     )
-
     max_history = Integer(
         None,
         allow_none=True,
         min=0,
         help="Maximum of earlier turns that a cell sends; None: as many as the model holds.",
     )
-
     budget = Unicode(
         "", help="Cap on usage, such as 200k, $5 or $20/month; %codex budget adds to it."
+    )
+    ask_above = Float(
+        1.0, min=0.0, help="Estimated cost in US dollars from which on a map asks before it starts."
+    )
+    keep_files = Bool(
+        False, help="Whether a batch's files stay with the provider after all rows are answered."
     )
 
     @validate("budget")
     def _check_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
+            from nbcodex.requests.budget import parse_new_cap
 
             try:
-                cap = parse_cap(text)
+                parse_new_cap(text)
             except ConfigurationError as error:
-                raise TraitError(f"Codex.budget: {error}") from None
-            if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
-                raise TraitError(
-                    f"Codex.budget: {cap.format(cap.amount)} is too small for any request. %config "
-                    "reads $5 as a variable: write 5usd for $5, and 5k for 5,000 tokens."
-                )
+                raise TraitError(f"Codex.budget: {error} {error.advice}") from None
         return text
-
-    ask_above = Float(
-        1.0, min=0.0, help="Estimated cost in US dollars from which on a map asks before it starts."
-    )
-
-    keep_files = Bool(
-        False, help="Whether a batch's files stay with the provider after all rows are answered."
-    )
 
     @validate("patience", "idle_timeout")
     def _check_duration(self, proposal: dict[str, Any]) -> str:

@@ -120,8 +120,8 @@ class Session:
 
     def dry_run(self, request: Request, notes: Collection[str] = ()) -> None:
         """Print what a request would use and cost; nothing is sent."""
-        loop, client = event_loop.shared(), current()
-        model, estimate = loop.submit(client.estimate(request, self.settings)).result()
+        client = current()
+        model, estimate = event_loop.run(client.estimate(request, self.settings))
         base_url = client.services().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
         budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
@@ -129,7 +129,7 @@ class Session:
             shorten(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
-            *loop.submit(budgets).result(),
+            *event_loop.run(budgets),
             *notes,
         ]
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")

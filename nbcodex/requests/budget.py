@@ -107,6 +107,18 @@ def parse_cap(text: str) -> SpendingCap:
     )
 
 
+def parse_new_cap(text: str) -> SpendingCap:
+    """Return the cap that a user sets now; one that is too small for any request is a mistake."""
+    cap = parse_cap(text)
+    if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
+        raise ConfigurationError(
+            f"A budget of {cap.format(cap.amount)} is too small for any request.",
+            advice="Write tokens as 5000, 5k or 2M, and dollars as $5 (in %config, which reads $5 "
+            "as a variable, as 5usd).",
+        )
+    return cap
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEstimate:
     """What a request may cost."""

@@ -79,6 +79,11 @@ def shared() -> EventLoop:
         return _shared
 
 
+def run(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run `coroutine` on this process's loop and return its result; not for the loop's thread."""
+    return shared().submit(coroutine).result()
+
+
 def _reset_after_fork() -> None:
     # A forked child has its parent's memory, but not its threads: it needs a new loop.
     global _lock, _shared

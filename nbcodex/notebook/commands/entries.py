@@ -177,11 +177,10 @@ def forget(session: Session, prefix: str) -> None:
     # What is on disk counts as kept even while the journal is off, or the demo on.
     on_disk = current().journal_on_disk(session.settings)
     journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
-    loop = event_loop.shared()
     if prefix != "all":
         for journal in journals:
             try:
-                erased = loop.submit(journal.delete(prefix)).result()
+                erased = event_loop.run(journal.delete(prefix))
             except EntryError:
                 if journal is journals[-1]:
                     raise
@@ -198,7 +197,7 @@ def forget(session: Session, prefix: str) -> None:
     if host.current.confirm(f"Erase {where}, permanently?") is False:
         print("Nothing was erased.")
         return
-    erased = sum(loop.submit(journal.delete()).result() for journal in journals)
+    erased = sum(event_loop.run(journal.delete()) for journal in journals)
     print(f"{erased} erased: {where}.")
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from IPython.display import display
 
 from nbcodex.client import current
-from nbcodex.errors import ConfigurationError
 from nbcodex.models import MINUTE
 from nbcodex.notebook.monitor import monitor
 from nbcodex.notebook.monitor.collector import collector_of
 from nbcodex.notebook.session import Session
 from nbcodex.rendering.figures import totals_line
-from nbcodex.requests.budget import MIN_CAP_TOKENS, parse_cap
+from nbcodex.requests.budget import parse_new_cap
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 
@@ -42,28 +41,23 @@ def show_usage(_: Session) -> None:
 
 def budget(session: Session, *amount: str) -> None:
     """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
-    client, loop, text = current(), event_loop.shared(), "".join(amount).lower()
+    client, text = current(), "".join(amount).lower()
     if text == "reset":
-        loop.submit(client.reset_spending(session.settings)).result()
+        event_loop.run(client.reset_spending(session.settings))
         print("Usage counts from zero: this session's, and this day's and month's.")
     elif text == "off":
         session.config.own_budget = ""
-        loop.submit(client.save_cap(session.settings, None)).result()
+        event_loop.run(client.save_cap(session.settings, None))
     elif text:
-        cap = parse_cap(text)
-        if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
-            raise ConfigurationError(
-                f"A budget of {cap.format(cap.amount)} is too small for any request.",
-                advice="Write dollars as $5, and tokens as 5000, 5k or 2M.",
-            )
+        cap = parse_new_cap(text)
         # A cap of a day or month holds for all kernels, so it is in the journal.
         if cap.period == "session":
             session.config.own_budget = text
         else:
-            loop.submit(client.save_cap(session.settings, cap)).result()
+            event_loop.run(client.save_cap(session.settings, cap))
     if text:
         collector_of(client).changed.set()  # the monitor shows the caps, too
-    usage_lines = loop.submit(client.budget_usage(session.config.settings())).result()
+    usage_lines = event_loop.run(client.budget_usage(session.config.settings()))
     for line in usage_lines:
         print(line)
     if not usage_lines:
@@ -84,7 +78,7 @@ def show_monitor(session: Session) -> None:
 def show_limits(session: Session) -> None:
     """Show the known limits: what is left, refill, charge policy, cooldowns."""
     client = current()
-    known = event_loop.shared().submit(client.limits(session.settings)).result()
+    known = event_loop.run(client.limits(session.settings))
     now = client.clock.now()
     texts = [limit_lines(label, each, now) for label, each in known.items()]
     for lines in filter(None, texts):

@@ -67,11 +67,10 @@ class MonitorCollector:
             journal = self._client.journal(settings)
             found["all_time"] = journal.read_totals()
             found["other_kernels"] = journal.other_kernels()
-        loop = event_loop.shared()
-        if loop.is_current_thread:
+        if event_loop.shared().is_current_thread:
             # The limiter would have to be awaited, which the loop cannot do for itself.
             return self._update(found)
-        return loop.submit(self._look_up(settings, found)).result()
+        return event_loop.run(self._look_up(settings, found))
 
     async def _look_up(self, settings: Settings, found: dict[str, Any]) -> MonitorState:
         limits = await self._client.limits(settings)
