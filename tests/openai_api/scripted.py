@@ -73,12 +73,12 @@ class Server(httpx2.AsyncBaseTransport):
         self.answers = list(answers)
         self.requests: list[httpx2.Request] = []
         self.bodies: list[Body] = []
-        self.asked = asyncio.Event()
+        self.received = asyncio.Event()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         await request.aread()
         self.requests.append(request)
-        self.asked.set()
+        self.received.set()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -112,8 +112,8 @@ def completed(**response: Any) -> bytes:
 
 
 def chunk(text: str | None = None, *, finish: str | None = None, **more: Any) -> bytes:
-    said = {} if text is None else {"content": text}
-    choice = {"index": 0, "delta": said, "finish_reason": finish}
+    delta_fields = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta_fields, "finish_reason": finish}
     return event({"model": "m", "id": "c", "choices": [choice], **more})
 
 
@@ -143,24 +143,24 @@ def play(
     request = Request(prompt=options.pop("prompt", "Why?"), **options)
 
     async def run() -> list[StreamEvent]:
-        reached = api_client or ApiClient(clock=LoopClock(), transport=server)
-        model = await reached.resolve_model(request, chosen)
-        pieces = [p async for p in reached.stream(request, chosen, model=model)]
-        await reached.close()
-        return pieces
+        client = api_client or ApiClient(clock=LoopClock(), transport=server)
+        model = await client.resolve_model(request, chosen)
+        events = [p async for p in client.stream(request, chosen, model=model)]
+        await client.close()
+        return events
 
     return run_virtual(run())
 
 
-def text_of(pieces: list[StreamEvent]) -> str:
-    return "".join(p.text for p in pieces if isinstance(p, TextDelta))
+def text_of(events: list[StreamEvent]) -> str:
+    return "".join(p.text for p in events if isinstance(p, TextDelta))
 
 
-def ending_of(pieces: list[StreamEvent]) -> CompletedAnswer:
-    assert isinstance(pieces[0], ResponseStarted)
-    assert isinstance(pieces[-1], CompletedAnswer)
-    assert pieces[-1].text == text_of(pieces)
-    return pieces[-1]
+def ending_of(events: list[StreamEvent]) -> CompletedAnswer:
+    assert isinstance(events[0], ResponseStarted)
+    assert isinstance(events[-1], CompletedAnswer)
+    assert events[-1].text == text_of(events)
+    return events[-1]
 
 
 def failed(code: str | None, message: str = "") -> bytes:

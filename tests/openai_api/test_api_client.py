@@ -182,9 +182,9 @@ def test_reasoning_is_not_part_of_the_text() -> None:
     pieces = play(Server(Script([thinking, delta("hi"), completed()])))
     assert [p for p in pieces if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
     assert ending_of(pieces).text == "hi"
-    said = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
+    reasoning = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
     pieces = play(
-        Server(Script([said, chunk("hi", finish="stop"), DONE])), chosen=settings(api="chat")
+        Server(Script([reasoning, chunk("hi", finish="stop"), DONE])), chosen=settings(api="chat")
     )
     assert ReasoningDelta("Hm.") in pieces
 
@@ -381,7 +381,7 @@ def test_cancelled_task_closes_the_connection() -> None:
                 pass
 
         task = asyncio.create_task(read())
-        await server.asked.wait()
+        await server.received.wait()
         await asyncio.sleep(1)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

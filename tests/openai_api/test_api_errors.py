@@ -71,9 +71,11 @@ STATUSES = [
 ]
 
 
-@pytest.mark.parametrize(("status", "said", "name"), STATUSES)
-def test_status_and_body_become_one_error_with_advice(status: int, said: bytes, name: str) -> None:
-    error = api_errors.from_status(status, {}, said, wall=WALL)
+@pytest.mark.parametrize(("status", "raw_body", "name"), STATUSES)
+def test_status_and_body_become_one_error_with_advice(
+    status: int, raw_body: bytes, name: str
+) -> None:
+    error = api_errors.from_status(status, {}, raw_body, wall=WALL)
     assert type(error).__name__ == name
     assert error.message
     assert error.advice
@@ -147,17 +149,17 @@ def test_exceptions_of_sdk_http_and_decoder_become_our_errors(error: Exception, 
 
 @pytest.mark.parametrize("status", [429, 500, None])
 def test_exhausted_quota_is_permanent_despite_status_429(status: int | None) -> None:
-    said = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
+    raw_body = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
     if status is None:
-        error = api_errors.from_event(json.loads(said), {"retry-after": "5"}, wall=WALL)
+        error = api_errors.from_event(json.loads(raw_body), {"retry-after": "5"}, wall=WALL)
     else:
-        error = api_errors.from_status(status, {"retry-after": "5"}, said, wall=WALL)
+        error = api_errors.from_status(status, {"retry-after": "5"}, raw_body, wall=WALL)
     assert not isinstance(error, TransientError)
 
 
 def test_request_above_the_whole_limit_is_too_large_and_says_by_how_much() -> None:
-    said = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
-    error = api_errors.from_status(429, {"retry-after": "1"}, said, wall=WALL)
+    raw_body = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
+    error = api_errors.from_status(429, {"retry-after": "1"}, raw_body, wall=WALL)
     assert isinstance(error, errors.TooLargeError)
     assert "6,278 over the limit of 30,000 tokens per minute" in error.message
 
@@ -176,8 +178,8 @@ def test_wait_sources_are_tried_in_order(
     headers: dict[str, str], message: str, wait: float | None
 ) -> None:
     """Milliseconds, then seconds, then the message, then its figures, then nothing."""
-    said = body(code="rate_limit_exceeded", message=message)
-    error = api_errors.from_status(429, headers, said, wall=WALL)
+    raw_body = body(code="rate_limit_exceeded", message=message)
+    error = api_errors.from_status(429, headers, raw_body, wall=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == (wait and pytest.approx(wait, abs=1e-3))
 
@@ -210,8 +212,8 @@ def test_echoed_secret_is_removed_even_across_a_cut() -> None:
         return text.replace(key, "*")
 
     for gap in range(3960, 4010):
-        said = body(message=f"a{' ' * gap}{key}{key}", code=key, type=key)
-        error = api_errors.from_status(400, {"location": key}, said, wall=WALL, clean=clean)
+        raw_body = body(message=f"a{' ' * gap}{key}{key}", code=key, type=key)
+        error = api_errors.from_status(400, {"location": key}, raw_body, wall=WALL, clean=clean)
         assert "sk-0" not in str(error)
 
 
@@ -229,12 +231,12 @@ JSON = st.recursive(
 
 @given(st.integers(300, 600), JSON | st.binary(max_size=50), st.text(max_size=20))
 def test_any_status_and_body_become_an_error_with_a_valid_wait(
-    status: int, said: Any, header: str
+    status: int, raw_body: Any, header: str
 ) -> None:
-    raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+    raw = raw_body if isinstance(raw_body, bytes) else json.dumps(raw_body).encode()
     for error in (
         api_errors.from_status(status, {"retry-after": header}, raw, wall=WALL),
-        api_errors.from_event(said, {"retry-after": header}, wall=WALL),
+        api_errors.from_event(raw_body, {"retry-after": header}, wall=WALL),
     ):
         assert isinstance(error, NbcodexError)
         wait = getattr(error, "wait", None)

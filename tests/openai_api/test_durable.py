@@ -108,7 +108,7 @@ def created(number: int = 0, **response: Any) -> bytes:
     return event({"type": "response.created", "response": made, "sequence_number": number})
 
 
-def said(text: str, number: int | None) -> bytes:
+def text_event(text: str, number: int | None) -> bytes:
     numbered = {} if number is None else {"sequence_number": number}
     return event({"type": "response.output_text.delta", "delta": text, **numbered})
 
@@ -119,7 +119,7 @@ def done(number: int, background: Any = True) -> bytes:
     return event({"type": "response.completed", "response": made, "sequence_number": number})
 
 
-def whole(text: str, status: str = "completed") -> Script:
+def whole_answer(text: str, status: str = "completed") -> Script:
     item = {"type": "message", "content": [{"type": "output_text", "text": text}]}
     output = [item] if text else []
     body = {"id": "resp_1", "status": status, "background": True, "output": output}
@@ -147,7 +147,7 @@ def test_position_is_yielded_before_and_after_the_text() -> None:
         await reader.ask()
         return reader.pieces
 
-    pieces = with_server(operation, Server(Script([created() + said("Hi", 1), done(2)])))
+    pieces = with_server(operation, Server(Script([created() + text_event("Hi", 1), done(2)])))
     assert isinstance(pieces[0], ResponseStarted)
     assert pieces[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
     assert isinstance(pieces[-1], CompletedAnswer)
@@ -169,9 +169,9 @@ def test_broken_stream_is_resumed_without_repeats_or_charge(kind: Any, after: in
         assert isinstance(ending, CompletedAnswer)
         assert ending.text == reader.text
         assert ending.usage.output_tokens
-        asked, *picked_up = simulator.log
-        assert all(seen.charged == 0 for seen in picked_up)
-        assert asked.finished
+        first, *resumed = simulator.log
+        assert all(seen.charged == 0 for seen in resumed)
+        assert first.finished
 
     with_simulator(operation, Fault(kind, after=after))
 
@@ -191,7 +191,13 @@ def test_stream_that_breaks_repeatedly_is_completed_and_paid_once() -> None:
 
 
 def test_break_within_a_possible_secret_loses_no_text() -> None:
-    parts = [created(), said("your", 1), said(" thing", 2), said(f" is {KEY[:4]}", 3), BROKEN]
+    parts = [
+        created(),
+        text_event("your", 1),
+        text_event(" thing", 2),
+        text_event(f" is {KEY[:4]}", 3),
+        BROKEN,
+    ]
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
@@ -199,7 +205,7 @@ def test_break_within_a_possible_secret_loses_no_text() -> None:
         assert reader.position == StreamPosition("resp_1", 2)
         assert await reader.go_on() is None
 
-    rest = Script([said(f" is {KEY[:4]}", 3), said("y", 4), done(5)])
+    rest = Script([text_event(f" is {KEY[:4]}", 3), text_event("y", 4), done(5)])
     server = Server(Script(parts), rest)
     reader = with_server(_kept(operation), server)
     assert reader.text == f"your thing is {KEY[:4]}y"
@@ -214,7 +220,13 @@ def _kept(operation: Callable[[Reader], Any]) -> Callable[[Reader], Any]:
 
 
 def test_repeated_events_are_skipped() -> None:
-    events = [created(), said("one ", 1), said("two ", 2), said("three", 3), done(4)]
+    events = [
+        created(),
+        text_event("one ", 1),
+        text_event("two ", 2),
+        text_event("three", 3),
+        done(4),
+    ]
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
@@ -226,7 +238,9 @@ def test_repeated_events_are_skipped() -> None:
 
 def test_finished_answer_without_events_is_fetched() -> None:
     server = Server(
-        Script([created(), said("one ", 1), BROKEN]), refusal(400, "no stream"), whole("one two")
+        Script([created(), text_event("one ", 1), BROKEN]),
+        refusal(400, "no stream"),
+        whole_answer("one two"),
     )
 
     async def operation(reader: Reader) -> None:
@@ -242,7 +256,7 @@ def test_finished_answer_without_events_is_fetched() -> None:
 
 
 def test_different_fetched_answer_replaces_the_text() -> None:
-    server = Server(Script([created(), said("one ", 1), BROKEN]), whole("uno due"))
+    server = Server(Script([created(), text_event("one ", 1), BROKEN]), whole_answer("uno due"))
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
@@ -255,7 +269,7 @@ def test_different_fetched_answer_replaces_the_text() -> None:
 
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
 def test_answer_in_progress_is_a_transient_error(status: str) -> None:
-    server = Server(Script([created(), BROKEN]), refusal(404), whole("", status))
+    server = Server(Script([created(), BROKEN]), refusal(404), whole_answer("", status))
 
     async def operation(reader: Reader) -> NbcodexError | None:
         await reader.ask()
@@ -265,7 +279,9 @@ def test_answer_in_progress_is_a_transient_error(status: str) -> None:
 
 
 def test_unfinished_answer_in_one_piece_has_a_position() -> None:
-    server = Server(whole("", "queued"), whole("", "in_progress"), whole("there it is"))
+    server = Server(
+        whole_answer("", "queued"), whole_answer("", "in_progress"), whole_answer("there it is")
+    )
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask()
@@ -279,10 +295,10 @@ def test_unfinished_answer_in_one_piece_has_a_position() -> None:
     [
         [refusal(404)],
         [refusal(400)],
-        [whole("", "failed")],
-        [whole("", "cancelled")],
-        [Script([event({"type": "response.failed", "response": {}})]), whole("", "failed")],
-        [Script([]), whole("", "cancelled")],
+        [whole_answer("", "failed")],
+        [whole_answer("", "cancelled")],
+        [Script([event({"type": "response.failed", "response": {}})]), whole_answer("", "failed")],
+        [Script([]), whole_answer("", "cancelled")],
     ],
     ids=["unknown", "refused", "failed", "cancelled", "failed in its stream", "ended stream"],
 )
@@ -324,8 +340,8 @@ def test_answer_that_failed_at_the_server_is_gone(kind: Any) -> None:
 
 def test_error_event_of_a_running_answer_does_not_lose_it() -> None:
     server = Server(
-        Script([said("a", 4), event({"type": "error", "code": "server_error"})]),
-        whole("", "in_progress"),
+        Script([text_event("a", 4), event({"type": "error", "code": "server_error"})]),
+        whole_answer("", "in_progress"),
     )
 
     async def operation(reader: Reader) -> NbcodexError | None:
@@ -343,7 +359,7 @@ def test_final_event_with_the_whole_text_repeats_nothing() -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    server = Server(Script([created(), said("all of it", 8), BROKEN]), Script([end]))
+    server = Server(Script([created(), text_event("all of it", 8), BROKEN]), Script([end]))
     reader = with_server(_kept(operation), server)
     assert reader.text == reader.pieces[-1].text == "all of it"
 
@@ -380,8 +396,12 @@ def test_server_without_background_mode_gets_an_ordinary_request(why: str) -> No
     """In the same attempt; one notice says so, and the server is remembered."""
 
     def answer(request: httpx2.Request) -> Script:
-        asked = json.loads(request.content)
-        return REFUSALS[why] if asked.get("background") else Script([said("Hi", 1), done(2, False)])
+        first = json.loads(request.content)
+        return (
+            REFUSALS[why]
+            if first.get("background")
+            else Script([text_event("Hi", 1), done(2, False)])
+        )
 
     server = Server(answer)
 
@@ -398,7 +418,7 @@ def test_server_without_background_mode_gets_an_ordinary_request(why: str) -> No
 
 @pytest.mark.parametrize("background", [False, None, "true"])
 def test_server_that_ignores_background_mode_is_detected(background: Any) -> None:
-    server = Server(Script([created(background=background), said("Hi", 1), done(2, None)]))
+    server = Server(Script([created(background=background), text_event("Hi", 1), done(2, None)]))
 
     async def operation(reader: Reader) -> None:
         assert await reader.ask() is None
@@ -439,7 +459,7 @@ def test_invalid_response_id_is_not_used(name: Any) -> None:
     async def operation(reader: Reader) -> None:
         await reader.ask()
 
-    server = Server(Script([created(id=name), said("Hi", 1), BROKEN]))
+    server = Server(Script([created(id=name), text_event("Hi", 1), BROKEN]))
     assert not [
         p for p in with_server(_kept(operation), server).pieces if isinstance(p, StreamPosition)
     ]
@@ -498,7 +518,9 @@ def test_usage_is_reported_once() -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    server = Server(Script([created(), said("Hi", 1), BROKEN]), Script([said("!", 2), done(3)]))
+    server = Server(
+        Script([created(), text_event("Hi", 1), BROKEN]), Script([text_event("!", 2), done(3)])
+    )
     endings = [
         p for p in with_server(_kept(operation), server).pieces if isinstance(p, CompletedAnswer)
     ]
@@ -507,7 +529,7 @@ def test_usage_is_reported_once() -> None:
 
 
 def test_silent_resumed_stream_breaks_after_the_idle_timeout() -> None:
-    server = Server(Script([Silence(1e6)]), whole("", "in_progress"))
+    server = Server(Script([Silence(1e6)]), whole_answer("", "in_progress"))
 
     async def operation(reader: Reader) -> float:
         began = asyncio.get_running_loop().time()
@@ -519,7 +541,9 @@ def test_silent_resumed_stream_breaks_after_the_idle_timeout() -> None:
 
 def test_connections_of_failed_attempts_are_closed() -> None:
     server = Server(
-        Script([created(), said("a", 1), BROKEN]), Script([said("b", 2), BROKEN]), refusal(404)
+        Script([created(), text_event("a", 1), BROKEN]),
+        Script([text_event("b", 2), BROKEN]),
+        refusal(404),
     )
 
     async def operation(reader: Reader) -> None:

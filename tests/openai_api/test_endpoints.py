@@ -17,7 +17,7 @@ KEY, OTHER = "sk-mine-0123456789", "sk-other-0123456789"
 AZURE = "https://me.openai.azure.com"
 
 
-def reached(
+def resolved(
     environ: Mapping[str, str], *, keys: Mapping[str, str] = {}, **request: Any
 ) -> Endpoint:
     settings = Settings.read({"keys": keys} if keys else {}, environ)
@@ -29,14 +29,14 @@ def key_of(endpoint: Endpoint) -> str:
 
 
 def test_openai_is_the_default_endpoint() -> None:
-    found = reached({"OPENAI_API_KEY": KEY, "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "p"})
+    found = resolved({"OPENAI_API_KEY": KEY, "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "p"})
     assert (found.kind, found.base_url) == ("openai", "https://api.openai.com/v1")
     assert (found.host, found.scope) == ("api.openai.com", "org/p")
 
 
 def test_scope_differs_between_keys_and_contains_none() -> None:
-    one, again = (reached({"OPENAI_API_KEY": KEY}) for _ in range(2))
-    other = reached({"OPENAI_API_KEY": OTHER})
+    one, again = (resolved({"OPENAI_API_KEY": KEY}) for _ in range(2))
+    other = resolved({"OPENAI_API_KEY": OTHER})
     assert one.scope == again.scope != other.scope
     assert KEY not in f"{one!r}{one.scope}"
 
@@ -103,7 +103,7 @@ def test_scope_differs_between_keys_and_contains_none() -> None:
 def test_azure_is_chosen_by_its_endpoint_and_classic_by_its_version(
     environ: dict[str, str], kind: str, base_url: str, version: str | None, entra: bool
 ) -> None:
-    found = reached(environ)
+    found = resolved(environ)
     assert (found.kind, found.base_url, found.api_version) == (kind, base_url, version)
     assert (key_of(found), found.entra) == (KEY, entra)
 
@@ -116,7 +116,7 @@ def test_configured_key_is_not_sent_to_another_host() -> None:
         "https://api.openai.com.evil.example/v1",
     ):
         with pytest.raises(MissingKeyError) as caught:
-            reached({"OPENAI_API_KEY": KEY}, api_base=api_base)
+            resolved({"OPENAI_API_KEY": KEY}, api_base=api_base)
         assert KEY not in str(caught.value)
 
 
@@ -140,7 +140,7 @@ def test_configured_key_is_not_sent_to_another_host() -> None:
 def test_key_by_host_goes_to_the_host_and_port_that_its_entry_names(
     entry: str, api_base: str
 ) -> None:
-    found = reached({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
+    found = resolved({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
     assert (found.kind, key_of(found)) == ("compatible", OTHER)
 
 
@@ -157,31 +157,31 @@ def test_key_by_host_goes_to_the_host_and_port_that_its_entry_names(
 )
 def test_key_by_host_goes_to_no_other_port(entry: str, api_base: str) -> None:
     with pytest.raises(MissingKeyError) as caught:
-        reached({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
+        resolved({"OPENAI_API_KEY": KEY}, keys={entry: OTHER}, api_base=api_base)
     assert OTHER not in str(caught.value)
 
 
 def test_key_by_host_wins_over_the_configured_key() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://gw.example/v1"}
-    assert key_of(reached(environ, keys={"gw.example": OTHER})) == OTHER
+    assert key_of(resolved(environ, keys={"gw.example": OTHER})) == OTHER
 
 
 def test_another_path_on_the_configured_host_keeps_the_key() -> None:
-    found = reached({"OPENAI_API_KEY": KEY}, api_base="https://API.openai.com/v2/")
+    found = resolved({"OPENAI_API_KEY": KEY}, api_base="https://API.openai.com/v2/")
     assert (found.base_url, key_of(found)) == ("https://api.openai.com/v2", KEY)
 
 
 def test_missing_key_of_a_local_server_advises_none_as_key() -> None:
     ollama = {"OPENAI_BASE_URL": "http://localhost:11434/v1"}
     with pytest.raises(MissingKeyError, match="OPENAI_API_KEY=none"):
-        reached(ollama)
-    found = reached({**ollama, "OPENAI_API_KEY": "none"})
+        resolved(ollama)
+    found = resolved({**ollama, "OPENAI_API_KEY": "none"})
     assert (found.kind, key_of(found), found.host) == ("compatible", "none", "localhost:11434")
 
 
 def test_missing_key_advises_login_and_demo() -> None:
     with pytest.raises(MissingKeyError) as caught:
-        reached({})
+        resolved({})
     for way in ("%codex login", "OPENAI_API_KEY", "nbcodex demo"):
         assert way in caught.value.advice
 
@@ -206,14 +206,14 @@ def test_missing_key_advises_login_and_demo() -> None:
 )
 def test_invalid_base_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        reached({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url})
+        resolved({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url})
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"Bearer {KEY}", f"{KEY}\nX-Evil: 1", f'"{KEY}"', f"{KEY}é"])
 def test_invalid_key_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        reached({"OPENAI_API_KEY": key})
+        resolved({"OPENAI_API_KEY": key})
     assert KEY not in str(caught.value)
 
 
@@ -221,10 +221,10 @@ def test_cleartext_needs_an_entry_that_says_http() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "http://box.example:8000/v1"}
     for keys in ({}, {"box.example:8000": OTHER}, {"https://box.example:8000": OTHER}):
         with pytest.raises(ConfigurationError, match="unencrypted") as caught:
-            reached(environ, keys=keys)
+            resolved(environ, keys=keys)
         assert "{'http://box.example:8000': 'KEY'}" in caught.value.advice
-    assert key_of(reached(environ, keys={"http://box.example:8000": OTHER})) == OTHER
-    assert key_of(reached({**environ, "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1"})) == KEY
+    assert key_of(resolved(environ, keys={"http://box.example:8000": OTHER})) == OTHER
+    assert key_of(resolved({**environ, "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1"})) == KEY
 
 
 @pytest.mark.parametrize(
@@ -242,18 +242,18 @@ def test_key_never_goes_to_openai_or_azure_in_cleartext(host: str, scheme: str) 
     for request in ({}, {"api_base": f"http://{host}/v1"}):
         environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"http://{host}/v1"}
         with pytest.raises(ConfigurationError, match="unencrypted"):
-            reached(environ, keys={f"{scheme}{host}": OTHER}, **request)
+            resolved(environ, keys={f"{scheme}{host}": OTHER}, **request)
 
 
 @pytest.mark.parametrize("variable", ["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"])
 def test_azure_key_goes_to_the_host_of_its_endpoint_only(variable: str) -> None:
     environ = {"AZURE_OPENAI_ENDPOINT": AZURE, variable: KEY}
     own = {**environ, "OPENAI_BASE_URL": f"{AZURE}/openai/v1"}
-    assert key_of(reached(own)) == KEY
+    assert key_of(resolved(own)) == KEY
     for host in ("other.openai.azure.com", "me.services.ai.azure.com", "me.openai.azure.com:8443"):
         other = {**environ, "OPENAI_BASE_URL": f"https://{host}/openai/v1"}
         with pytest.raises(MissingKeyError, match="AZURE_OPENAI_ENDPOINT") as caught:
-            reached(other)
+            resolved(other)
         assert KEY not in str(caught.value)
 
 
@@ -269,17 +269,17 @@ def test_azure_key_goes_to_the_host_of_its_endpoint_only(variable: str) -> None:
 )
 def test_request_that_contains_a_key_is_refused(where: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        reached({"OPENAI_API_KEY": KEY}, **where)
+        resolved({"OPENAI_API_KEY": KEY}, **where)
     assert KEY not in str(caught.value)
 
 
 def test_lone_surrogate_in_a_request_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="surrogate"):
-        reached({"OPENAI_API_KEY": KEY}, prompt="\ud800")
+        resolved({"OPENAI_API_KEY": KEY}, prompt="\ud800")
 
 
 def test_repr_of_an_endpoint_has_no_key() -> None:
-    assert KEY not in repr(reached({"OPENAI_API_KEY": KEY}))
+    assert KEY not in repr(resolved({"OPENAI_API_KEY": KEY}))
 
 
 def test_login_stores_the_key_for_the_configured_host() -> None:

@@ -214,9 +214,11 @@ def test_only_model_of_a_server_is_used() -> None:
     assert server.sent_models == ["tiny"]
 
 
-@pytest.mark.parametrize(("names", "said"), [(["b", "a"], "offers a, b"), ([], "offers no model")])
-def test_several_models_are_listed_in_the_error(names: list[str], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["b", "a"], "offers a, b"), ([], "offers no model")]
+)
+def test_several_models_are_listed_in_the_error(names: list[str], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
         play(Server(listing(*names)), chosen=settings(model=None))
 
 

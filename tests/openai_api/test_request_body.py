@@ -99,9 +99,9 @@ def test_reasoning_is_sent_only_to_its_own_model_and_server(
 ) -> None:
     turn = replace(TURN, model=model, base_url=base_url)
     endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
-    asked = replace(REQUEST, turns=(turn,))
-    question = ServerMemory().prepare(asked, Settings(), endpoint, "m")
-    assert (REASONING in question.body["input"]) is is_sent
+    request = replace(REQUEST, turns=(turn,))
+    prepared = ServerMemory().prepare(request, Settings(), endpoint, "m")
+    assert (REASONING in prepared.body["input"]) is is_sent
 
 
 def test_unencrypted_secret_or_huge_reasoning_is_dropped() -> None:

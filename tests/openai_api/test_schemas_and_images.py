@@ -74,7 +74,7 @@ def test_schema_that_contains_the_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "parts",
     [
         [event({"type": "response.refusal.delta", "delta": "No."}), completed()],
         [
@@ -84,15 +84,15 @@ def test_schema_that_contains_the_key_is_refused() -> None:
         ],
     ],
 )
-def test_refusal_of_responses_is_text_and_marked(said: list[bytes]) -> None:
-    done = ending_of(play(Server(Script(said))))
+def test_refusal_of_responses_is_text_and_marked(parts: list[bytes]) -> None:
+    done = ending_of(play(Server(Script(parts))))
     assert (done.text, done.refused) == ("No.", True)
 
 
 def test_refusal_of_chat_is_text_and_marked() -> None:
     choice = {"index": 0, "delta": {"refusal": "No."}, "finish_reason": "stop"}
-    said = event({"choices": [choice]}) + b"data: [DONE]\n\n"
-    done = ending_of(play(Server(Script([said])), chosen=settings(api="chat")))
+    parts = event({"choices": [choice]}) + b"data: [DONE]\n\n"
+    done = ending_of(play(Server(Script([parts])), chosen=settings(api="chat")))
     assert (done.text, done.refused) == ("No.", True)
 
 

@@ -110,9 +110,9 @@ def after(*parts: bytes, reset: bool = False) -> Behaviour:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nConte", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_closed_connection_counts_as_possibly_sent(said: bytes, reset: bool) -> None:
-    error, _ = fails(after(said, reset=reset))
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nConte", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_closed_connection_counts_as_possibly_sent(sent: bytes, reset: bool) -> None:
+    error, _ = fails(after(sent, reset=reset))
     assert isinstance(error, TransportError)
     assert error.was_sent
     assert not error.is_unbilled
