@@ -1,4 +1,4 @@
-"""A kernel that asks servers that are not ours."""
+"""A kernel that uses servers of other projects."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Connect = Callable[[Mapping[str, str]], Kernel]
 
 @pytest.fixture(scope="session")
 def llmock_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
-    """An llmock in a process of its own."""
+    """An llmock in another process."""
     with mocked(tmp_path_factory.mktemp("llmock")) as running:
         yield running
 
 
 @pytest.fixture
 def connect(shared_kernel: Kernel, tmp_path: Path) -> Iterator[Connect]:
-    """Return a function that makes a kernel ask the server that an environment names."""
+    """Return a function that connects a kernel to the server that an environment names."""
 
     def connected(environ: Mapping[str, str]) -> Kernel:
         ran = shared_kernel.run(

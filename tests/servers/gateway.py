@@ -1,4 +1,4 @@
-"""nginx before a server, as companies and providers have one."""
+"""An nginx proxy before a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     scgi_temp_path {folder}/scgi;
     uwsgi_temp_path {folder}/uwsgi;
-    limit_req_zone $server_port zone=everybody:64k rate=1r/s;
+    limit_req_zone $server_port zone=all:64k rate=1r/s;
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -38,17 +38,17 @@ http {{
 
 
 def program() -> str:
-    """Return nginx; where there is none a test is skipped, but fails in CI."""
+    """Return the path of nginx; without nginx the test is skipped, and fails in CI."""
     found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
         give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up("there is no nginx")
+        give_up("nginx is not installed")
     return found
 
 
 @contextmanager
 def gateway(folder: Path, *, upstream: str, directives: str = "") -> Iterator[str]:
-    """Start an nginx before the server `upstream`, and give its URL; stop it afterwards."""
+    """Start an nginx before the server `upstream` and yield its URL; stop it afterwards."""
     command, port, config = program(), free_port(), folder / "nginx.conf"
     text = _CONFIG.format(folder=folder, port=port, upstream=upstream, directives=directives)
     config.write_text(text)

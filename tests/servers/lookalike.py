@@ -1,7 +1,7 @@
-"""A second look-alike of OpenAI's API: real sockets, real time, written from the wire's facts.
+"""A second look-alike of OpenAI's API: real sockets, real time, written after the API's reference.
 
-It shares no line and no idea with the project's own simulator, so that what is misread there is
-found here. Must not know nbcodex.
+It shares no code with the project's own simulator, so that tests find what the simulator gets
+wrong. Must not import nbcodex.
 """
 
 from __future__ import annotations
@@ -34,33 +34,31 @@ from tests.servers.wording import (
 )
 
 MODEL = "lookalike-1"
-BREAK_AFTER = 3
-"""Pieces of text before a stream breaks that is to."""
-AGAIN_IN = 0.4
-"""Seconds that a broken stream asks its client to wait."""
+DELTAS_BEFORE_BREAK = 3  # in a stream that is to break
+AGAIN_IN = 0.4  # seconds that a broken stream asks its client to wait
 
+# In a prompt: how its first stream breaks.
 _MARKER = re.compile(r"<<(failed|nested|flat)>>")
-"""In a prompt: how its stream is to break, the first time it is asked for."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way."""
+    """An answer that is being sent."""
 
     ask: Ask
     form: Responses | Chat
     headers: dict[str, str]
     begun: float = field(default_factory=time.monotonic)
-    said: int = 0
+    sent_tokens: int = 0
 
     def head(self) -> dict[str, str]:
-        """Return the headers: the limits as they were at admission, however late they are sent."""
+        """Return the headers, with the limits at admission."""
         took = round((time.monotonic() - self.begun) * 1000)
         return {**self.headers, "openai-processing-ms": str(took)}
 
 
 class Lookalike:
-    """The server, and what it has served."""
+    """The server and its counters."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -71,7 +69,7 @@ class Lookalike:
         self._numbers = count(1)
 
     def stats(self) -> Fields:
-        """Return what was served. Tokens are net: what was given back is taken off."""
+        """Return the counters. Tokens are net, without the refunded ones."""
         often = Counter(self._answered.values())
         return {
             "requests": self._served["requests"],
@@ -95,7 +93,7 @@ class Lookalike:
         return self._accounts[key, model]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection, request after request."""
+        """Serve the requests of one connection."""
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -131,7 +129,7 @@ class Lookalike:
         raise RefusedError(404, error)
 
     async def _complete(self, ask: Ask, key: str, writer: asyncio.StreamWriter) -> None:
-        """Admit a request, answer it, and settle what it comes to, even if its client leaves."""
+        """Admit a request, answer it, and settle its charge, even if its client disconnects."""
         account = self._account(key, ask.model)
         answer = self._admitted(account, ask)
         try:
@@ -142,7 +140,7 @@ class Lookalike:
                 await self._whole(answer, writer)
             await writer.drain()
         finally:
-            self._served["charged"] += account.settle(ask, answer.said)
+            self._served["charged"] += account.settle(ask, answer.sent_tokens)
 
     def _admitted(self, account: Account, ask: Ask) -> Answer:
         self._served["requests"] += 1
@@ -157,7 +155,7 @@ class Lookalike:
 
     async def _whole(self, answer: Answer, writer: asyncio.StreamWriter) -> None:
         words = words_of(answer.ask.prompt, answer.ask.bound)
-        answer.said = len(words)
+        answer.sent_tokens = len(words)
         await asyncio.sleep(len(words) / self._options.speed)
         send(writer, 200, answer.form.whole(" ".join(words), len(words)), answer.head())
         self._answered[answer.ask.prompt] += 1
@@ -168,27 +166,27 @@ class Lookalike:
         open_stream(writer, answer.head())
         write(writer, *form.begin())
         for number, piece in enumerate(pieces(words)):
-            if how and number == BREAK_AFTER:
+            if how and number == DELTAS_BEFORE_BREAK:
                 self._served["broken"] += 1
                 short = ask.whole - AGAIN_IN * tokens.limit / MINUTE
                 error = tokens.refusal(ask.model, ask.whole, level=short)
                 return write(writer, form.failure(how, error), last=True)
             write(writer, form.delta(piece))
             await writer.drain()
-            answer.said += len(piece.split())
+            answer.sent_tokens += len(piece.split())
             await asyncio.sleep(len(piece.split()) / self._options.speed)
-        write(writer, *form.end(" ".join(words), answer.said), last=True)
+        write(writer, *form.end(" ".join(words), answer.sent_tokens), last=True)
         self._answered[ask.prompt] += 1
         return None
 
     def _break_of(self, ask: Ask) -> str | None:
-        """Return how the stream is to break, which it does the first time it is asked for."""
+        """Return how the stream is to break; only the first one of a prompt does."""
         self._seen[ask.prompt] += 1
         found = _MARKER.search(ask.prompt)
         return found[1] if found and self._seen[ask.prompt] == 1 else None
 
 
-# HTTP, as far as it is needed.
+# The necessary part of HTTP.
 
 
 def _lines(status: int, headers: dict[str, str]) -> bytes:
@@ -212,7 +210,7 @@ def send(
 
 
 def open_stream(writer: asyncio.StreamWriter, headers: dict[str, str]) -> None:
-    """Send the head of an answer that comes in pieces."""
+    """Send the head of a streamed answer."""
     stream = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
     writer.write(_lines(200, {**headers, **stream}))
 
@@ -229,7 +227,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     parser.add_argument("--tpm", type=float, default=30_000, help="tokens a minute")
     parser.add_argument("--rpm", type=float, default=500, help="requests a minute")
-    parser.add_argument("--filled", type=float, default=1.0, help="share there is at the start")
+    parser.add_argument("--filled", type=float, default=1.0, help="share available at the start")
     parser.add_argument("--policy", choices=get_args(Policy), default="kept")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before the first word")
     parser.add_argument("--speed", type=float, default=200.0, help="tokens a second")

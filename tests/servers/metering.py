@@ -1,6 +1,6 @@
-"""How the second look-alike counts: token buckets that refill continuously, and what is charged.
+"""The limits of the second look-alike: continuously refilled token buckets, and charges.
 
-Must not know sockets, nor what answers say.
+Must not know sockets or answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(slots=True)
 class Bucket:
-    """So much a minute, refilled continuously; in debt where answers are charged afterwards."""
+    """A bucket of one minute's limit; charges after the answer can leave a debt."""
 
     word: str
     limit: float
@@ -49,7 +49,7 @@ class Bucket:
         self.level = min(self.limit, self.now() - amount)
 
     def lacks(self, amount: float) -> float:
-        """Return the seconds until `amount` is there."""
+        """Return the seconds until `amount` is available."""
         return max(0.0, amount - self.now()) / self.limit * MINUTE
 
     def headers(self) -> dict[str, str]:
@@ -58,12 +58,12 @@ class Bucket:
             f"x-ratelimit-limit-{self.word}": str(round(self.limit)),
             f"x-ratelimit-remaining-{self.word}": str(max(0, int(level))),
             f"x-ratelimit-reset-{self.word}": duration(
-                (self.limit - level) / self.limit * MINUTE  # until it is full, not until it lets in
+                (self.limit - level) / self.limit * MINUTE  # until it is full
             ),
         }
 
     def refusal(self, model: str, requested: int, *, level: float | None = None) -> Fields:
-        """Return the error of a request that is not let in, for what there is or for a `level`."""
+        """Return the error of a refused request, at the current level or at `level`."""
         level = self.now() if level is None else level
         short = f"{self.word[0].upper()}PM"
         where = f"for {model} in organization {ORGANIZATION} on {self.word} per min ({short})"
@@ -84,20 +84,20 @@ class Bucket:
 
 @dataclass(slots=True)
 class Account:
-    """What one key may use of one model."""
+    """The limits of one key and model."""
 
     policy: Policy
     tokens: Bucket
     requests: Bucket
 
     def admit(self, ask: Ask) -> int:
-        """Charge a request, and return what it was charged.
+        """Charge a request, and return the charge.
 
         Raises
         ------
         RefusedError
-            If there is too little. A request refused for its tokens counts as a request; one
-            refused for its number does not, or a `Used` above the `Limit` would be seen.
+            If a limit is exhausted. A request refused for its tokens counts as a request; one
+            refused by the request limit does not, or `Used` would exceed `Limit`.
         """
         if self.requests.now() < 1:
             raise self._refusal(self.requests, ask, 1)
@@ -119,7 +119,7 @@ class Account:
         return RefusedError(429, bucket.refusal(ask.model, requested), headers)
 
     def settle(self, ask: Ask, used: int) -> int:
-        """Charge an answer that has ended; return what that adds to the charge."""
+        """Settle the charge of an answer that has ended; return the difference."""
         match self.policy:
             case "kept":
                 return 0

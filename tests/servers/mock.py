@@ -1,4 +1,4 @@
-"""llmock, a server by others that breaks on demand and judges its clients."""
+"""llmock, an independent server with scripted faults that reports mistakes of its clients."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ANSWER = " ".join(f"word{number}" for number in range(20))
 
 REQUESTS_PER_MINUTE = 30
 TOKENS_PER_MINUTE = 60_000
-PACE = 10
-"""Milliseconds between two events of a stream: it must last longer than a client takes to leave
-it, or llmock thinks that the client read on behind broken JSON."""
+# Milliseconds between two events of a stream. A stream must last longer than a client takes to
+# close it, or llmock reports that the client continued to read after broken JSON.
+EVENT_DELAY_MS = 10
 
 
 @dataclass(frozen=True)
 class Mock:
-    """A running llmock, and what can be told it and asked of it."""
+    """A running llmock and its control API."""
 
     url: str
     http: httpx2.Client
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment that leads a kernel here."""
+        """The environment with which a kernel uses this server."""
         return {
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": KEY,
@@ -43,37 +43,37 @@ class Mock:
         }
 
     def reset(self) -> None:
-        """Forget requests, faults and spent limits; say the same answer from now on."""
+        """Clear requests, faults and used limits; give the same answer from now on."""
         self._send("POST", "/_llmock/reset")
         self.script({"type": "reply", "text": ANSWER, "times": None})
 
     def script(self, *behaviors: Mapping[str, Any]) -> None:
-        """Have the next requests meet these faults."""
+        """Apply these faults to the next requests."""
         self._send("POST", "/_llmock/scenario", {"behaviors": behaviors})
 
     def requests(self) -> list[dict[str, Any]]:
-        """What was asked, and what came of it."""
+        """Return the requests and their outcomes."""
         requests: list[dict[str, Any]] = self._send("GET", "/_llmock/requests").json()["requests"]
         return requests
 
     def findings(self) -> list[str]:
-        """What llmock has against its client, warnings included."""
+        """Return the mistakes of the client that llmock found, warnings included."""
         verdict = self._send("GET", "/_llmock/verdict").json()
         return [f"{found['code']}: {found['title']}" for found in verdict["findings"]]
 
     def use_up_requests(self) -> None:
-        """Spend this minute's requests, as somebody else on the same key would."""
+        """Use up the requests of this minute, like another client of the same key."""
         while self._send("GET", "/v1/models").headers["x-ratelimit-remaining-requests"] != "0":
             pass
-        self._forget()
+        self._clear_requests()
 
     def use_up_tokens(self, *, but: int) -> None:
-        """Spend all of this minute's tokens `but` some, as somebody else would."""
-        much = {"model": MODEL, "input": "", "max_output_tokens": TOKENS_PER_MINUTE - but}
-        self._send("POST", "/v1/responses", much)
-        self._forget()
+        """Use up the tokens of this minute except `but`, like another client of the same key."""
+        large = {"model": MODEL, "input": "", "max_output_tokens": TOKENS_PER_MINUTE - but}
+        self._send("POST", "/v1/responses", large)
+        self._clear_requests()
 
-    def _forget(self) -> None:
+    def _clear_requests(self) -> None:
         self._send("DELETE", "/_llmock/requests")
 
     def _send(self, method: str, path: str, body: object = None) -> httpx2.Response:
@@ -88,7 +88,7 @@ def mocked(folder: Path, *, rpm: int = REQUESTS_PER_MINUTE) -> Iterator[Mock]:
         "--host": "127.0.0.1",
         "--port": port,
         "--rpm": rpm,
-        "--stream-chunk-delay-ms": PACE,
+        "--stream-chunk-delay-ms": EVENT_DELAY_MS,
         "--log-level": "warning",
     }
     command = [sys.executable, "-m", "llmock.cli", "serve", *map(str, chain(*options.items()))]

@@ -1,4 +1,4 @@
-"""Servers that are not ours, as processes of ours: on a free port, ended by their own handle."""
+"""Runs servers of other projects as child processes on free ports."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-STARTING = 30.0
-"""Seconds that a server has to open its port; a busy machine takes its time."""
-
-LEAVING = 5.0
-"""Seconds that it has to end by itself."""
+START_TIMEOUT_S = 30.0  # a busy machine is slow
+STOP_TIMEOUT_S = 5.0
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
+    """Return an unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -29,7 +26,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], *, port: int, log: Path, environ: Mapping[str, str] = os.environ
 ) -> Iterator[None]:
-    """Run a server in the foreground, and go on when it listens on `port`; end it afterwards."""
+    """Start a server, wait until it listens on `port`, and stop it afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -45,14 +42,14 @@ def running(
     finally:
         process.terminate()
         try:
-            process.wait(LEAVING)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + STARTING
+    end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
@@ -60,5 +57,5 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             time.sleep(0.02)
         else:
             return
-    said = log.read_text("utf-8", "replace")
-    raise AssertionError(f"{process.args!r} does not listen on port {port}; it said:\n{said}")
+    output = log.read_text("utf-8", "replace")
+    raise AssertionError(f"{process.args!r} does not listen on port {port}; its output:\n{output}")

@@ -1,6 +1,6 @@
-"""Servers of other projects: the same behaviours of each, asked through `nbcodex.ask`.
+"""`nbcodex.ask` against servers of other projects, each with the same behaviours.
 
-They are installed by `.ci/foreign`, outside the test environment.
+`.ci/foreign` installs them outside the test environment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ CACHE = os.environ.get("NBCODEX_FOREIGN_SERVERS")
 pytestmark = [
     pytest.mark.server,
     pytest.mark.foreign,
-    pytest.mark.skipif(CACHE is None, reason="servers of others: run `.ci/foreign`"),
+    pytest.mark.skipif(
+        CACHE is None, reason="foreign servers are not installed: run `.ci/foreign`"
+    ),
 ]
 
 ROWS = [f"{name}-{api}" for name, server in SERVERS.items() for api in server.apis]
@@ -39,7 +41,7 @@ FAULTS = {"broken": [Fault("dropped", after=3)]}
 
 
 class Row:
-    """One server, asked by one of its APIs."""
+    """One server with one of its APIs."""
 
     def __init__(self, name: str, api: str, running: Running, upstream: Simulated | None) -> None:
         self.server, self.name, self.api = SERVERS[name], name, api
@@ -53,7 +55,7 @@ class Row:
         return f"[[echo: {texts.get(behaviour, ANSWER)}]]"
 
     def ask(self, behaviour: str, **options: Any) -> nbcodex.Reply:
-        """Make the server ready for a behaviour, and ask it."""
+        """Prepare the server for a behaviour, and send a request."""
         self._running.prepare(behaviour)
         if self._upstream is not None:
             self._upstream.core.script(FAULTS.get(behaviour, []))
@@ -67,7 +69,7 @@ class Row:
         return nbcodex.ask(prompt, model=model, api=self.api, **options)
 
     def check(self, reply: nbcodex.Reply) -> None:
-        """Check that the answer is whole, and there once."""
+        """Check that the answer is complete."""
         assert reply
         if self.server.own_text:
             assert reply.text.strip()
@@ -101,7 +103,7 @@ def started(
 def row(
     started: tuple[str, str, Running, Simulated | None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Row]:
-    """Lead nbcodex to the server; what it has learned of others is forgotten."""
+    """Configure nbcodex for the server, without knowledge of other servers."""
     name, api, running, upstream = started
     monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -158,7 +160,7 @@ def check_usage(row: Row) -> None:
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_a_server_of_others_is_understood(
+def test_foreign_server_is_understood(
     request: pytest.FixtureRequest, row: Row, behaviour: str
 ) -> None:
     if reason := row.server.known.get(f"{row.api}-{behaviour}"):

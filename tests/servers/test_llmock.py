@@ -1,4 +1,4 @@
-"""llmock breaks what it can; the cell gets its answer, and llmock has nothing against us."""
+"""Cells against llmock: its faults and limits are survived, and it finds nothing to object to."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ pytestmark = [pytest.mark.server, pytest.mark.kernel]
 
 APIS = pytest.mark.parametrize("api", ["responses", "chat"])
 
-IDLE = 0.3
-"""Seconds of silence that break a stream here; before its first word five times as many."""
+# Idle timeout in seconds; before the first text, five times as much silence is allowed.
+IDLE_TIMEOUT_S = 0.3
 
 BREAKS: dict[str, dict[str, Any]] = {
     "connection dropped": {"kind": "disconnect"},
     "clean end too early": {"kind": "truncate"},
     "broken JSON": {"kind": "malformed"},
-    "silence": {"kind": "stall", "stall_seconds": 5 * IDLE + 0.5},
+    "silence": {"kind": "stall", "stall_seconds": 5 * IDLE_TIMEOUT_S + 0.5},
 }
 REFUSALS: dict[str, dict[str, Any]] = {
     "429 with Retry-After": {"status": 429, "retry_after": 1.1},
     "503 with Retry-After": {"status": 503, "retry_after": 0.5},
 }
+# Events before a stream breaks; the first four of the Responses API contain no text.
 BEFORE_TEXT, AFTER_TEXT = 0, 7
-"""Events that come before a stream breaks; the first four of the Responses API hold no text."""
 
 
 @pytest.fixture
 def server(llmock_process: Mock) -> Mock:
-    """An llmock that remembers no other test."""
+    """An llmock without the requests and faults of other tests."""
     llmock_process.reset()
     return llmock_process
 
 
 @pytest.fixture
 def cell(connect: Connect, server: Mock) -> Kernel:
-    """A kernel that asks it."""
+    """A kernel that uses the server."""
     return connect(server.environ)
 
 
@@ -51,12 +51,12 @@ def ask(kernel: Kernel, api: str) -> Ran:
 
 
 def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> float:
-    """Check that the answer is whole, and there once; return how many seconds it was waited for."""
+    """Check that the whole answer is shown once; return the seconds waited."""
     assert ran.status == "ok", ran.shown_error
     assert ANSWER in ran.markdown
     assert ran.markdown.count("word0") == 1
-    told = kernel.run("bool(reply), reply.text, reply.attempts, reply.waited").plain
-    finished, text, tries, waited = ast.literal_eval(told)
+    figures = kernel.run("bool(reply), reply.text, reply.attempts, reply.waited").plain
+    finished, text, tries, waited = ast.literal_eval(figures)
     assert (finished, text, tries) == (True, ANSWER, attempts)
     return float(waited)
 
@@ -64,12 +64,11 @@ def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> float:
 @APIS
 @pytest.mark.parametrize("after", [BEFORE_TEXT, AFTER_TEXT], ids=["before text", "after text"])
 @pytest.mark.parametrize("fault", BREAKS)
-def test_a_broken_stream_is_asked_for_again(
+def test_broken_stream_is_retried_and_the_answer_shown_once(
     cell: Kernel, server: Mock, fault: str, after: int, api: str
 ) -> None:
-    """However a stream breaks, the whole answer stands in the cell, once."""
     if fault == "silence":
-        cell.run(f"%config Codex.idle_timeout = '{IDLE}s'")
+        cell.run(f"%config Codex.idle_timeout = '{IDLE_TIMEOUT_S}s'")
     server.script({"type": "stream_fault", "after_chunks": after, **BREAKS[fault]})
     check_answer(cell, ask(cell, api), attempts=2)
     first, second = server.requests()
@@ -80,8 +79,9 @@ def test_a_broken_stream_is_asked_for_again(
 
 @APIS
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refusal_is_waited_out(cell: Kernel, server: Mock, refusal: str, api: str) -> None:
-    """After a refusal the request goes again, not before the server wants it to."""
+def test_refused_request_is_sent_again_after_retry_after(
+    cell: Kernel, server: Mock, refusal: str, api: str
+) -> None:
     server.script({"type": "fail", **REFUSALS[refusal]})
     waited = check_answer(cell, ask(cell, api), attempts=2)
     assert waited >= REFUSALS[refusal]["retry_after"]
@@ -89,10 +89,9 @@ def test_a_refusal_is_waited_out(cell: Kernel, server: Mock, refusal: str, api: 
 
 
 @APIS
-def test_a_slow_first_token_is_no_fault(cell: Kernel, server: Mock, api: str) -> None:
-    """A model that thinks longer than a stream may be silent is not asked twice."""
-    cell.run(f"%config Codex.idle_timeout = '{IDLE}s'")
-    server.script({"type": "slow_first_token", "seconds": 2 * IDLE})
+def test_slow_first_token_does_not_cause_a_retry(cell: Kernel, server: Mock, api: str) -> None:
+    cell.run(f"%config Codex.idle_timeout = '{IDLE_TIMEOUT_S}s'")
+    server.script({"type": "slow_first_token", "seconds": 2 * IDLE_TIMEOUT_S})
     check_answer(cell, ask(cell, api), attempts=1)
     assert server.findings() == []
 
@@ -105,13 +104,14 @@ LIMITS: dict[str, tuple[Callable[[Mock], None], str]] = {
 
 @APIS
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_is_met_and_survived(cell: Kernel, server: Mock, limit: str, api: str) -> None:
-    """Where others have used up a minute's share, the cell waits for its turn, and says so."""
+def test_exhausted_limit_shows_a_wait_and_then_the_answer(
+    cell: Kernel, server: Mock, limit: str, api: str
+) -> None:
     use_up, options = LIMITS[limit]
     use_up(server)
-    asked = cell.start(f"%%codex --api {api} -o reply {options}\nSay twenty words.")
-    cell.wait_for(asked, "waiting")
-    waited = check_answer(cell, cell.finish(asked), attempts=2)
+    run_id = cell.start(f"%%codex --api {api} -o reply {options}\nSay twenty words.")
+    cell.wait_for(run_id, "waiting")
+    waited = check_answer(cell, cell.finish(run_id), attempts=2)
     assert 0.0 < waited < 4.0
     refused, _ = server.requests()
     assert refused["fault"] == f"ratelimit:{limit}"
@@ -119,8 +119,9 @@ def test_a_limit_is_met_and_survived(cell: Kernel, server: Mock, limit: str, api
 
 
 @APIS
-def test_what_cannot_succeed_is_not_asked_again(cell: Kernel, server: Mock, api: str) -> None:
-    """A rejected request ends in a short error after one attempt."""
+def test_rejected_request_ends_in_a_short_error_after_one_attempt(
+    cell: Kernel, server: Mock, api: str
+) -> None:
     server.script({"type": "fail", "status": 400, "code": "context_length_exceeded"})
     ran = ask(cell, api)
     assert ran.status == "error"
@@ -130,8 +131,7 @@ def test_what_cannot_succeed_is_not_asked_again(cell: Kernel, server: Mock, api:
     assert server.findings() == []
 
 
-def test_its_limits_are_known(cell: Kernel, server: Mock) -> None:
-    """What its headers tell of the limits is what `%codex limits` shows."""
+def test_limits_command_shows_the_limits_of_the_headers(cell: Kernel, server: Mock) -> None:
     ask(cell, "responses")
     ran = cell.run("%codex limits")
     shown = ran.stream + ran.plain + ran.markdown

@@ -1,5 +1,6 @@
-"""A second look-alike, in a process of its own and in real time: a reading of the limits that is
-not the simulator's. What answers need, what a limit does to them, and how well the pace is kept.
+"""Requests and pacing against a second look-alike in another process, in real time.
+
+Its reading of the limits is independent of the simulator's.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from nbcodex.models import Reply, Request
 from nbcodex.requests.handle import reply_or_raise
 from nbcodex.requests.options import RequestOptions, build_request
 from nbcodex.settings import Secret, Settings
+from tests.servers.load_generator import LoadTest, LoadTestResult, warm_up
 from tests.servers.lookalike import AGAIN_IN, MODEL
 from tests.servers.metering import MINUTE, Policy
 from tests.servers.processes import free_port, running
-from tests.servers.racing import Race, Racer, warm_up
 from tests.servers.wording import words_of
 
 pytestmark = pytest.mark.server
@@ -38,7 +39,7 @@ TPM, BOUND = 30_000, 60
 
 @dataclass(frozen=True)
 class Look:
-    """A running look-alike. Each has a key of its own, whose limits nobody else has touched."""
+    """A running look-alike, with a key of its own whose limits are unused."""
 
     url: str
     key: str = field(default_factory=lambda: f"sk-look-{secrets.token_hex(12)}")
@@ -50,12 +51,12 @@ class Look:
         )
 
     def stats(self) -> dict[str, int]:
-        """What it has served."""
-        told = httpx2.get(f"{self.url}/stats", trust_env=False).raise_for_status()
-        return {name: int(value) for name, value in told.json().items()}
+        """Return its counters."""
+        response = httpx2.get(f"{self.url}/stats", trust_env=False).raise_for_status()
+        return {name: int(value) for name, value in response.json().items()}
 
     def use_up_tokens(self, amount: int) -> None:
-        """Spend tokens of this minute, as somebody else on the same key would."""
+        """Use up tokens of this minute, like another client of the same key."""
         body = {"model": MODEL, "input": "", "max_output_tokens": amount, "stream": True}
         headers = {"authorization": f"Bearer {self.key}"}
         with (
@@ -88,8 +89,8 @@ def look(process: Look) -> Look:
 
 
 @dataclass
-class Asked:
-    """An answer, and the events on the way to it."""
+class Answered:
+    """An answer and its events."""
 
     reply: Reply
     events: list[Event]
@@ -98,16 +99,16 @@ class Asked:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def asked(look: Look, prompt: str, *, api: str, bound: int = BOUND) -> Asked:
-    """Ask through a client that has met no limit yet."""
+def ask(look: Look, prompt: str, *, api: str, bound: int = BOUND) -> Answered:
+    """Send a request through a client that knows no limit yet."""
     events: list[Event] = []
-    asking = Client()
+    own_client = Client()
     try:
         request = build_request(prompt, look.settings, RequestOptions(api=api, max_output=bound))
-        handle = asking.handle(request, look.settings, listener=events.append)
-        return Asked(reply_or_raise(handle.follow()), events)
+        handle = own_client.handle(request, look.settings, listener=events.append)
+        return Answered(reply_or_raise(handle.follow()), events)
     finally:
-        asking.close()
+        own_client.close()
 
 
 def answer_to(prompt: str, bound: int = BOUND) -> str:
@@ -115,10 +116,9 @@ def answer_to(prompt: str, bound: int = BOUND) -> str:
 
 
 @APIS
-def test_an_answer_is_whole_and_its_usage_the_servers(
+def test_ask_returns_the_answer_and_usage_of_the_server(
     look: Look, api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`nbcodex.ask` gives the answer and the figures of a server that is nobody's simulator."""
     monkeypatch.setattr(client, "_current", None)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{look.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", look.key)
@@ -133,123 +133,113 @@ def test_an_answer_is_whole_and_its_usage_the_servers(
 
 
 @APIS
-def test_an_answer_streams(look: Look, api: str) -> None:
-    """The text comes piece by piece, and the pieces make up the answer."""
-    told = asked(look, "Stream.", api=api)
-    deltas = told.of(Delta)
+def test_deltas_add_up_to_the_answer(look: Look, api: str) -> None:
+    answered = ask(look, "Stream.", api=api)
+    deltas = answered.of(Delta)
     assert len(deltas) > 1
-    assert "".join(delta.text for delta in deltas) == told.reply.text == answer_to("Stream.")
+    assert "".join(delta.text for delta in deltas) == answered.reply.text == answer_to("Stream.")
 
 
 @APIS
-def test_a_limit_is_waited_out_and_its_figures_told(look: Look, api: str) -> None:
-    """Where others have used the minute up, the wait and the figures are the server's own."""
+def test_limit_is_waited_for_with_the_figures_of_the_server(look: Look, api: str) -> None:
     look.use_up_tokens(TPM - 100)
-    told = asked(look, "Wait for it.", api=api, bound=400)
-    [backing_off] = told.of(BackingOff)
+    answered = ask(look, "Wait for it.", api=api, bound=400)
+    [backing_off] = answered.of(BackingOff)
     limit = backing_off.limit
     assert (limit.name, limit.limit) == ("tokens per minute (TPM)", TPM)
     stated = (limit.used + limit.requested - limit.limit) / TPM * MINUTE
-    assert stated <= told.reply.waited < stated + 1.0
-    assert (told.reply.text, told.reply.attempts) == (answer_to("Wait for it.", 400), 2)
+    assert stated <= answered.reply.waited < stated + 1.0
+    assert (answered.reply.text, answered.reply.attempts) == (answer_to("Wait for it.", 400), 2)
 
 
 @pytest.mark.parametrize(
     ("api", "how"),
     [("responses", "failed"), ("responses", "nested"), ("responses", "flat"), ("chat", "nested")],
 )
-def test_a_limit_amid_a_stream_costs_a_wait_and_no_text(look: Look, api: str, how: str) -> None:
-    """A limit that breaks a stream is waited out, and the text stands there whole and once."""
+def test_limit_in_mid_stream_costs_a_wait_but_no_text(look: Look, api: str, how: str) -> None:
     prompt = f"Break, {api}. <<{how}>>"
-    told = asked(look, prompt, api=api)
-    [backing_off] = told.of(BackingOff)
+    answered = ask(look, prompt, api=api)
+    [backing_off] = answered.of(BackingOff)
     assert backing_off.limit.limit == TPM
-    assert told.reply.waited >= AGAIN_IN
-    [restarted] = told.of(Restarted)
-    afterwards = told.events[told.events.index(restarted) :]
+    assert answered.reply.waited >= AGAIN_IN
+    [restarted] = answered.of(Restarted)
+    afterwards = answered.events[answered.events.index(restarted) :]
     text = "".join(event.text for event in afterwards if isinstance(event, Delta))
-    assert text == told.reply.text == answer_to(prompt)
-    assert told.reply.attempts == 2
+    assert text == answered.reply.text == answer_to(prompt)
+    assert answered.reply.attempts == 2
 
 
-# The pace, in real time.
+# Pacing, in real time.
 
 
 @dataclass(frozen=True)
-class Course:
-    """Limits, and what is asked under them: some ten seconds' worth.
-
-    Parameters
-    ----------
-    policy : {"kept", "refunded", "actual"}
-        What the server charges.
-    tpm, rpm : float
-        Its limits.
-    number, bound : int
-        How many requests there are, and the output that each asks for.
-    filled : float
-        Share of the limits that is there at the start.
-    """
+class Workload:
+    """Limits of a server, and requests that take about ten seconds."""
 
     policy: Policy
     tpm: float
     rpm: float
-    number: int = 200
-    bound: int = 80
-    filled: float = 0.1
+    number: int = 200  # of requests
+    bound: int = 80  # `max_output` of each request
+    filled: float = 0.1  # share of the limits that is available at the start
 
 
-COURSES = {
-    "kept": Course("kept", tpm=80_000, rpm=4_000),
-    "refunded": Course("refunded", tpm=40_000, rpm=4_000),
-    "actual": Course("actual", tpm=60_000, rpm=6_000, number=300),
-    "requests": Course("kept", tpm=800_000, rpm=800),
+WORKLOADS = {
+    "kept": Workload("kept", tpm=80_000, rpm=4_000),
+    "refunded": Workload("refunded", tpm=40_000, rpm=4_000),
+    "actual": Workload("actual", tpm=60_000, rpm=6_000, number=300),
+    "requests": Workload("kept", tpm=800_000, rpm=800),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A race, its course, and what the server counted."""
+    """A load test, its workload, and the counters of the server."""
 
-    course: Course
-    race: Race
+    workload: Workload
+    result: LoadTestResult
     stats: dict[str, int]
 
     @property
     def ideal(self) -> float:
-        """The seconds that nobody could have done it in less."""
-        course = self.course
-        demands = [(self.stats["charged"], course.tpm), (course.number, course.rpm)]
-        return self.race.last + max(
-            (demand - limit * course.filled) / limit * MINUTE for demand, limit in demands
+        """The shortest possible time in seconds."""
+        workload = self.workload
+        demands = [(self.stats["charged"], workload.tpm), (workload.number, workload.rpm)]
+        return self.result.last + max(
+            (demand - limit * workload.filled) / limit * MINUTE for demand, limit in demands
         )
 
     def __str__(self) -> str:
-        return f"{self.race.seconds:.2f} s, ideal {self.ideal:.2f} s, {self.stats}"
+        return f"{self.result.seconds:.2f} s, ideal {self.ideal:.2f} s, {self.stats}"
 
 
 @pytest.fixture(scope="module")
 def runs(process: Look, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """All races at once, for the sake of time; each has a server and so a bucket of its own."""
-    folder, racing = tmp_path_factory.mktemp("races"), Client()
+    """All load tests at once, to save time; each has its own server and so its own bucket."""
+    folder, load_client = tmp_path_factory.mktemp("results"), Client()
     with ExitStack() as stack:
-        stack.callback(racing.close)
+        stack.callback(load_client.close)
         looks = {
             name: stack.enter_context(
                 lookalike(
                     folder,
-                    policy=course.policy,
-                    tpm=course.tpm,
-                    rpm=course.rpm,
-                    filled=course.filled,
+                    policy=workload.policy,
+                    tpm=workload.tpm,
+                    rpm=workload.rpm,
+                    filled=workload.filled,
                 )
             )
-            for name, course in COURSES.items()
+            for name, workload in WORKLOADS.items()
         }
-        warm_up(racing, _request(0, process.settings, BOUND), process.settings)
-        racers = {name: _start(racing, look, COURSES[name]) for name, look in looks.items()}
-        races = {name: racer.finish() for name, racer in racers.items()}
-        return {name: Run(COURSES[name], race, looks[name].stats()) for name, race in races.items()}
+        warm_up(load_client, _request(0, process.settings, BOUND), process.settings)
+        load_tests = {
+            name: _start(load_client, look, WORKLOADS[name]) for name, look in looks.items()
+        }
+        results = {name: load_test.finish() for name, load_test in load_tests.items()}
+        return {
+            name: Run(WORKLOADS[name], result, looks[name].stats())
+            for name, result in results.items()
+        }
 
 
 def _prompt(number: int) -> str:
@@ -262,35 +252,34 @@ def _request(number: int, settings: Settings, bound: int) -> Request:
     )
 
 
-def _start(racing: Client, look: Look, course: Course) -> Racer:
+def _start(load_client: Client, look: Look, workload: Workload) -> LoadTest:
     settings = look.settings
-    requests = [_request(number, settings, course.bound) for number in range(course.number)]
-    return Racer(racing, requests, settings)
+    requests = [_request(number, settings, workload.bound) for number in range(workload.number)]
+    return LoadTest(load_client, requests, settings)
 
 
-RACES = pytest.mark.parametrize("name", COURSES)
+WORKLOAD_NAMES = pytest.mark.parametrize("name", WORKLOADS)
 
 
-@RACES
-def test_all_are_answered_once(runs: dict[str, Run], name: str) -> None:
-    """Whoever asks at once gets an answer, the right one, and none is paid for twice."""
+@WORKLOAD_NAMES
+def test_each_request_is_answered_once(runs: dict[str, Run], name: str) -> None:
     run = runs[name]
-    texts = [e.reply.text if isinstance(e, Finished) else None for e in run.race.endings]
-    bound, number = run.course.bound, run.course.number
+    texts = [e.reply.text if isinstance(e, Finished) else None for e in run.result.endings]
+    bound, number = run.workload.bound, run.workload.number
     assert texts == [answer_to(_prompt(each), bound) for each in range(number)]
     assert (run.stats["answered_once"], run.stats["answered_twice"]) == (number, 0)
 
 
-@RACES
-def test_hardly_any_request_is_refused(runs: dict[str, Run], name: str) -> None:
-    """A limit that one knows is not run into: one refusal in two hundred requests at the most."""
+@WORKLOAD_NAMES
+def test_at_most_half_a_percent_of_requests_is_refused(runs: dict[str, Run], name: str) -> None:
     stats = runs[name].stats
     refused = stats["refused_tokens"] + stats["refused_requests"]
     assert refused <= 0.005 * stats["requests"], runs[name]
 
 
-@RACES
-def test_the_limit_is_used_fully(runs: dict[str, Run], name: str) -> None:
-    """The last answer comes not much later than the limit allows."""
+@WORKLOAD_NAMES
+def test_requests_finish_within_20_percent_of_the_ideal_time(
+    runs: dict[str, Run], name: str
+) -> None:
     run = runs[name]
-    assert run.race.seconds <= 1.2 * run.ideal, run
+    assert run.result.seconds <= 1.2 * run.ideal, run

@@ -1,4 +1,4 @@
-"""nginx stands between: its HTML pages, its limits and its timeouts are survived, too."""
+"""Requests through nginx: its HTML pages, limits and timeouts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ANSWER = "one two three four five six"
 PROMPT = f"[[echo: {ANSWER}]]"
 
 STREAMING = "proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection '';"
-AS_IT_COMES = ""
-CUTS = "proxy_read_timeout 300ms;"
+BUFFERED = ""
+SHORT_TIMEOUT = "proxy_read_timeout 300ms;"
 
 
 def ask(kernel: Kernel, options: str = "") -> Ran:
@@ -28,15 +28,15 @@ def ask(kernel: Kernel, options: str = "") -> Ran:
 
 
 def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> None:
-    """Check that the answer is whole, and there once."""
+    """Check that the whole answer is shown once."""
     assert ran.status == "ok", ran.shown_error
     assert ran.markdown.count(ANSWER) == 1
-    told = kernel.run("bool(reply), reply.text, reply.attempts").plain
-    assert told == repr((True, ANSWER, attempts))
+    figures = kernel.run("bool(reply), reply.text, reply.attempts").plain
+    assert figures == repr((True, ANSWER, attempts))
 
 
 def check_error(ran: Ran, title: str) -> None:
-    """Check that a short error ends the cell, without a tag of the gateway's page."""
+    """Check that the cell ends in a short error without HTML of the gateway."""
     assert ran.status == "error"
     assert ran.shown_error[0].startswith(title)
     assert len(ran.shown_error) <= 6
@@ -44,11 +44,10 @@ def check_error(ran: Ran, title: str) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_its_limit_is_waited_out(
+def test_gateway_limit_in_html_is_retried(
     connect: Connect, simulator: Simulated, tmp_path: Path, status: int
 ) -> None:
-    """A refusal in HTML, without a word about when to come again, is backed off from."""
-    limit = f"limit_req zone=everybody; limit_req_status {status};"
+    limit = f"limit_req zone=all; limit_req_status {status};"
     with gateway(tmp_path, upstream=simulator.url, directives=limit) as url:
         cell = connect({**simulator.environ, "OPENAI_BASE_URL": f"{url}/v1"})
         check_answer(cell, ask(cell), attempts=1)
@@ -61,16 +60,15 @@ def test_its_limit_is_waited_out(
     ("fault", "passing"),
     [
         (Fault("stalled", after=3), STREAMING),
-        (Fault("stalled", after=3), AS_IT_COMES),
-        (Fault("slow", seconds=60), AS_IT_COMES),
+        (Fault("stalled", after=3), BUFFERED),
+        (Fault("slow", seconds=60), BUFFERED),
     ],
-    ids=["in the midst of a stream", "with its text still in a buffer", "before it, by a 504"],
+    ids=["in mid-stream", "with buffered text", "504 before the stream"],
 )
-def test_its_timeout_is_survived(
+def test_gateway_timeout_costs_an_attempt_but_not_the_answer(
     connect: Connect, simulator: Simulated, tmp_path: Path, fault: Fault, passing: str
 ) -> None:
-    """A gateway that gives up on the server costs an attempt, not the answer."""
-    with gateway(tmp_path, upstream=simulator.url, directives=passing + CUTS) as url:
+    with gateway(tmp_path, upstream=simulator.url, directives=passing + SHORT_TIMEOUT) as url:
         cell = connect({**simulator.environ, "OPENAI_BASE_URL": f"{url}/v1"})
         simulator.core.script([fault])
         check_answer(cell, ask(cell), attempts=2)
@@ -87,10 +85,9 @@ def test_its_timeout_is_survived(
     ],
     ids=["413", "401", "301"],
 )
-def test_its_own_refusals_are_final(
+def test_final_refusal_of_a_gateway_ends_in_a_short_error(
     connect: Connect, simulator: Simulated, tmp_path: Path, refusal: str, title: str
 ) -> None:
-    """What a gateway will never let through ends at once, in our words, not in its page."""
     with gateway(tmp_path, upstream=simulator.url, directives=refusal) as url:
         cell = connect({**simulator.environ, "OPENAI_BASE_URL": f"{url}/v1"})
         check_error(ask(cell), title)
@@ -98,8 +95,9 @@ def test_its_own_refusals_are_final(
     assert simulator.prompts == []
 
 
-def test_a_server_that_is_down_parks_the_request(connect: Connect, tmp_path: Path) -> None:
-    """A 502 that stays is tried again, and ends within the patience."""
+def test_lasting_502_parks_the_request_within_its_patience(
+    connect: Connect, tmp_path: Path
+) -> None:
     with gateway(tmp_path, upstream=f"http://127.0.0.1:{free_port()}") as url:
         environ = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": KEY}
         cell = connect({**environ, "NBCODEX_MODEL": "gpt-5.6-sol"})

@@ -1,6 +1,6 @@
-"""What the two APIs ask and say, of the second look-alike: bodies in, events and frames out.
+"""Bodies and events of both APIs for the second look-alike.
 
-Pure; must not know limits, sockets or nbcodex.
+Pure functions; must not know limits, sockets or nbcodex.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from typing import Any, Literal, Self
 Api = Literal["responses", "chat"]
 Fields = dict[str, Any]
 
+# Output charged for a request without a bound; no public source states the real value.
 ASSUMED = 500
-"""Output that a request is charged for which names no bound: no public source tells."""
-LEAST_BOUND = 16
-"""The Responses API takes no smaller `max_output_tokens`."""
-CHUNKS = 6
-"""In how many pieces an answer comes."""
+LEAST_BOUND = 16  # smallest `max_output_tokens` of the Responses API
+CHUNKS = 6  # number of deltas of an answer
 
 
 class RefusedError(Exception):
@@ -46,7 +44,7 @@ def words_of(prompt: str, bound: int | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request asks."""
+    """A parsed request."""
 
     api: Api
     model: str
@@ -192,14 +190,14 @@ class Responses:
     def failure(self, how: str, error: Fields) -> bytes:
         match how:
             case "failed":
-                told = {"code": error["code"], "message": error["message"]}
-                response = self.whole(None, 0) | {"status": "failed", "error": told}
+                fields = {"code": error["code"], "message": error["message"]}
+                response = self.whole(None, 0) | {"status": "failed", "error": fields}
                 return self._event("response.failed", response=response)
             case "nested":
                 return self._event("error", error=error)
             case _:
-                told = {name: error[name] for name in ("code", "message", "param")}
-                return self._event("error", **told)
+                fields = {name: error[name] for name in ("code", "message", "param")}
+                return self._event("error", **fields)
 
 
 class Chat:

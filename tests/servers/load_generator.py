@@ -1,7 +1,4 @@
-"""Many requests at once through the real engine, in real time: how long they took, and how well.
-
-Must not know which server they race against.
-"""
+"""Sends many requests at once through a real client and measures them; knows no server."""
 
 from __future__ import annotations
 
@@ -16,39 +13,27 @@ from nbcodex.settings import Settings
 
 
 @dataclass(frozen=True)
-class Race:
-    """What came of it.
+class LoadTestResult:
+    """The results of a load test."""
 
-    Parameters
-    ----------
-    endings : list of Ending
-        One for each request, in their order.
-    seconds : float
-        From the first start to the last ending.
-    last : float
-        What the attempt took that ended last.
-    backed_off : int
-        How often an attempt failed.
-    """
-
-    endings: list[Ending]
-    seconds: float
-    last: float
-    backed_off: int
+    endings: list[Ending]  # one for each request, in their order
+    seconds: float  # from the first start to the last ending
+    last: float  # seconds of the attempt that ended last
+    backed_off: int  # number of failed attempts
 
 
-class Racer:
-    """A race that is under way: all its requests are started at once, told nothing of limits."""
+class LoadTest:
+    """A running load test: all requests are started at once, without known limits."""
 
     def __init__(self, client: Client, requests: Sequence[Request], settings: Settings) -> None:
         self._backed_off, self._last = 0, 0.0
         self._sent: dict[str, float] = {}
         self._ended = self._begun = time.monotonic()
-        self._handles = [client.handle(r, settings, listener=self._hear) for r in requests]
+        self._handles = [client.handle(r, settings, listener=self._on_event) for r in requests]
         for handle in self._handles:
             handle.start()
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         now = time.monotonic()
         if isinstance(event, Sent):
             self._sent[event.request_id] = now
@@ -57,12 +42,12 @@ class Racer:
         elif isinstance(event, Ending):
             self._ended, self._last = now, now - self._sent.get(event.request_id, now)
 
-    def finish(self) -> Race:
+    def finish(self) -> LoadTestResult:
         """Wait for the last ending."""
         endings = [handle.wait() for handle in self._handles]
-        return Race(endings, self._ended - self._begun, self._last, self._backed_off)
+        return LoadTestResult(endings, self._ended - self._begun, self._last, self._backed_off)
 
 
 def warm_up(client: Client, request: Request, settings: Settings) -> None:
-    """Ask once, so that what is imported at the first request is no part of a race."""
+    """Send one request, so that no measurement includes the imports of the first one."""
     assert client.handle(request, settings).follow().reply
