@@ -147,8 +147,9 @@ def _plain(value: Any) -> Any:
         case type():
             return ["class", value.__qualname__]
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            compared = [f.name for f in dataclasses.fields(value) if f.compare]
-            fields = {name: getattr(value, name) for name in compared}
+            fields = {
+                f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare
+            }
             return ["record", type(value).__name__, _plain(fields)]
         case _:
             return ["other", type(value).__qualname__, repr(value)]

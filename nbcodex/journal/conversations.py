@@ -74,8 +74,7 @@ class ConversationStore:
         numbers = list(entries)
 
         def work(connection: Connection) -> list[Turn]:
-            found = (_read_turn(connection, number) for number in numbers)
-            return [turn for turn in found if turn is not None]
+            return [turn for number in numbers if (turn := _read_turn(connection, number))]
 
         return self._worker.call(work, default=[])
 

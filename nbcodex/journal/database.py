@@ -124,7 +124,7 @@ class JournalDatabase:
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
-        if level is Level.ALONE:
+        if level is Level.NO_TRANSACTION:
             return [job.work(connection) for job in jobs]
         if level is Level.SAFE and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
@@ -209,7 +209,7 @@ class JournalDatabase:
         """Do what is due; return how long the thread may sleep."""
         due = self.due_in()
         if due is not None and due <= 0:
-            self.perform([Job(self._maintain, Level.ALONE, None, lambda *_: None)])
+            self.perform([Job(self._maintain, Level.NO_TRANSACTION, None, lambda *_: None)])
             due = self.due_in()
         return None if due is None else min(due, CLOCK_RECHECK_S)
 

@@ -61,7 +61,7 @@ class Journal:
         return self._database.problem
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where entries are, as the end of a sentence."""
         folder = self._database.folder
         return f"in {folder / JOURNAL_FILENAME}" if folder else "in this kernel's memory"
@@ -258,7 +258,7 @@ class Journal:
 
         # `secure_delete` overwrites the text in the file; the log still holds it until truncated.
         deleted = await self._worker.run(work, level=Level.SAFE, default=0)
-        await self._worker.run(self._database.checkpoint, level=Level.ALONE, default=None)
+        await self._worker.run(self._database.checkpoint, level=Level.NO_TRANSACTION, default=None)
         return deleted
 
     def shut_down(self, *, within: float) -> None:

@@ -278,18 +278,26 @@ class BatchJobs:
 
         await self._commit(work, None)
 
-    async def close_job(self, tag: str, *, is_gone: bool) -> None:
-        """Commit that this kernel does not wait for a job any more, and whether its files exist."""
+    async def close_job(self, tag: str, *, erased: bool) -> None:
+        """Commit that this kernel does not wait for a job any more; delete it if `erased`.
+
+        A job whose files at the provider still exist stays, so that they are erased later.
+        """
 
         def work(connection: Connection) -> None:
-            if is_gone:
+            if erased:
                 _delete_job(connection, tag)
             self._database.deactivate(tag)
 
         await self._commit(work, None)
 
-    async def park_rows(self, tags: Iterable[str], ids: Iterable[str], *, batch: str) -> None:
-        """Commit that this kernel does not wait any more for these jobs and rows of a map."""
+    async def park_rows(
+        self, tags: Iterable[str], ids: Iterable[str], *, map_id: str | None = None
+    ) -> None:
+        """Commit that this kernel does not wait any more for these jobs and rows.
+
+        With `map_id` it does not wait for any row of that map.
+        """
         jobs, waiting = list(tags), list(ids)
 
         def work(connection: Connection) -> None:
@@ -308,7 +316,7 @@ class BatchJobs:
                 WHERE entries.id = asides.id AND part IS NOT NULL)""",
                 [(storable(id_),) for id_ in waiting],
             )
-            for name in (batch, *jobs):
+            for name in filter(None, (map_id, *jobs)):
                 self._database.deactivate(name)
 
         await self._commit(work, None)

@@ -85,15 +85,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherKernels:
-    """How many other kernels have how many unfinished requests, and how many of those wait.
-
-    `resume_at` is when the first of the waiting ones continues, in seconds since the epoch.
-    """
+    """How many other kernels have how many unfinished requests, and how many of those wait."""
 
     kernels: int = 0
     requests: int = 0
     waiting: int = 0
-    resume_at: float | None = None
+    resume_at: float | None = None  # when the first one continues, in seconds since the epoch
 
 
 def may_be_claimed(status: str, *, map_id: str | None) -> bool:

@@ -48,7 +48,7 @@ class Level(IntEnum):
     READ = 0
     WRITE = 1  # survives the end of the process
     SAFE = 2  # survives a power failure as well
-    ALONE = 3  # runs by itself, outside of a transaction
+    NO_TRANSACTION = 3  # runs by itself, outside of a transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,8 @@ def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
     """Return the jobs in order, grouped by the transaction that they share."""
     groups: list[list[Job]] = []
     for job in jobs:
-        alone = job.level is Level.ALONE
-        if not groups or alone or groups[-1][-1].level is Level.ALONE:
+        alone = job.level is Level.NO_TRANSACTION
+        if not groups or alone or groups[-1][-1].level is Level.NO_TRANSACTION:
             groups.append([])
         groups[-1].append(job)
     return groups

@@ -173,7 +173,7 @@ class PendingRows:
         # Answers first, files second: a kernel that dies in between leaves files, which the next
         # map erases. The other order could lose paid answers.
         erased = self._settings.keep_files or await self._batch_api.erase(part.batch, part.sample)
-        await self._jobs.close_job(part.tag, is_gone=erased)
+        await self._jobs.close_job(part.tag, erased=erased)
         for ending in charged:
             self._emit_ending(ending)
 

@@ -98,7 +98,7 @@ class BatchUploader:
         left = [row.request for row in self._pending.rows.values()]
         uploaded = {id_ for part in self._uploaded.values() if part for id_ in part.requests}
         ids = [request.id for request in left]
-        await self._jobs.park_rows(self._uploaded, ids, batch=self._map_id)
+        await self._jobs.park_rows(self._uploaded, ids, map_id=self._map_id)
         for request in left:
             attempts, state = (1, "still") if request.id in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
@@ -294,7 +294,7 @@ class BatchUploader:
         rows = self._pending.rows
         # A resumed part may hold rows of another map, which wait for nothing here.
         foreign = [id_ for id_ in part.requests if id_ not in rows]
-        await self._jobs.park_rows([], foreign, batch=part.tag)
+        await self._jobs.park_rows([], foreign)
         for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
             row.entry = None
             self._ready.setdefault(row.destination, deque()).appendleft(row)
@@ -360,7 +360,7 @@ class BatchUploader:
             why = f"The batch is abandoned. {error.message}"
             await self._pending.finish([self._pending.parked(each, why) for each in requests])
         else:
-            await self._jobs.park_rows([part.tag], [], batch=part.tag)
+            await self._jobs.park_rows([part.tag], [])
             for request in requests:
                 self._pending.drop(self._pending.failed(request, error))
         await self._close_part(part.tag)
@@ -388,7 +388,7 @@ class BatchUploader:
                     )
                 await self._batch_api.cancel(part)
                 if part.batch.ended and await self._batch_api.erase(part.batch, sample):
-                    await self._jobs.close_job(job.tag, is_gone=True)
+                    await self._jobs.close_job(job.tag, erased=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"codex-{self._map_id}")

@@ -40,6 +40,8 @@ def test_a_read_does_not_wait_for_the_next_commit(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_job_outside_of_transactions_shares_none() -> None:
-    first, second, alone, last = map(job, [Level.READ, Level.SAFE, Level.ALONE, Level.WRITE])
+    first, second, alone, last = map(
+        job, [Level.READ, Level.SAFE, Level.NO_TRANSACTION, Level.WRITE]
+    )
     groups = split_into_transactions([first, second, alone, last])
     assert groups == [[first, second], [alone], [last]]

@@ -191,8 +191,8 @@ def forget(session: Session, prefix: str) -> None:
     for journal in journals:
         count = journal.count_entries()
         if count or journal is on_disk:
-            places.append(f"{count:,} request{'s' * (count != 1)} {journal.place}")
-    where = " and ".join(places) or f"0 requests {journals[0].place}"
+            places.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")
+    where = " and ".join(places) or f"0 requests {journals[0].location}"
     # A front end without an input line cannot be asked; the command itself says "all".
     if host.current.confirm(f"Erase {where}, permanently?") is False:
         print("Nothing was erased.")
