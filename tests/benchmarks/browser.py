@@ -109,7 +109,7 @@ def opened(
     frames.clear()
     yield nb, frames
     context.close()
-    lab.shut_down_kernels()
+    lab.reset()
 
 
 WAYS = {

@@ -57,7 +57,7 @@ def page(chromium: Browser, lab: Lab) -> Iterator[Page]:
     context.set_default_timeout(15_000)
     yield context.new_page()
     context.close()
-    lab.shut_down_kernels()
+    lab.reset()
 
 
 @pytest.fixture

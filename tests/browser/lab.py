@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,10 +90,14 @@ class Lab:
         (folder / "kernel.json").write_text(json.dumps(spec | {"env": {"PYTHONPATH": path}}))
         return name
 
-    def shut_down_kernels(self) -> None:
-        """End every kernel, so that the next test finds an idle machine."""
+    def reset(self) -> None:
+        """End every kernel and delete what nbcodex kept, so that no test depends on another.
+
+        The next simulator may get the port of an earlier one, and would inherit its cooldowns.
+        """
         for session in json.loads(self._call("GET", "api/sessions")):
             self._call("DELETE", f"api/sessions/{session['id']}")
+        shutil.rmtree(self.folder.parent / "nbcodex", ignore_errors=True)
 
     @contextlib.contextmanager
     def kept_awake(self) -> Iterator[None]:
@@ -163,7 +169,7 @@ def serve(root: Path) -> Iterator[Lab]:
         try:
             _await(lab, server)
             yield lab
-            lab.shut_down_kernels()
+            lab.reset()
         finally:
             server.send_signal(signal.SIGTERM)
             try:
@@ -249,6 +255,16 @@ class Notebook:
         while not condition():
             assert time.monotonic() < end, "the condition did not become true"
             self.page.wait_for_timeout(20)
+
+    def countdown(self, selector: str = ".nbcodex-number") -> tuple[float, float]:
+        """Return the first number in the page's countdown, and the page's clock in seconds."""
+        text, at = self.page.evaluate(
+            "(selector) => [document.querySelector(selector).textContent, performance.now()]",
+            selector,
+        )
+        found = re.search(r"\d+(?:\.\d+)?(?= s\b)|^\d+(?:\.\d+)?$", text)
+        assert found, text
+        return float(found[0]), at / 1000
 
     def readings(self) -> list[tuple[float, float]]:
         """Return the readings of the countdown: instants of `BootClock`, and seconds left."""

@@ -148,7 +148,7 @@ def opened(
         nb.wait()
     yield nb
     context.close()
-    lab.shut_down_kernels()
+    lab.reset()
 
 
 def take(nb: Notebook, name: str) -> None:

@@ -17,8 +17,8 @@ MANY = 10
 
 @pytest.fixture
 def simulator() -> Iterator[Simulated]:
-    """A simulator that takes two requests a second, and no more."""
-    with simulated(tpm=30_000, rpm=120, hidden_window=1.0, latency=0.05, speed=100.0) as running:
+    """A simulator that takes one request a second, and no more: slower than cells are run."""
+    with simulated(tpm=30_000, rpm=60, hidden_window=1.0, latency=0.05, speed=100.0) as running:
         yield running
 
 

@@ -38,7 +38,8 @@ def test_map_shows_its_progress_and_stops(
     nb.run(1)
     box = nb.page.locator(".nbcodex-map")
     expect(box).to_have_attribute("data-phase", "cooldown", timeout=30_000)
-    nb.page.wait_for_timeout(1_000)  # until what was under way at the refusal is answered
+    # Until what was at the server at the refusal is answered.
+    expect(box.locator(".nbcodex-map-key-sent")).to_have_text("")
     shown = box.locator(".nbcodex-map-rows").inner_text()
     answered = int(shown.removesuffix(" of 60 rows answered"))
     assert 19 <= answered < 59

@@ -1,4 +1,4 @@
-"""The panel's clicks in each kernel and front end: heard where that can be, and said where not."""
+"""The panel's buttons in each kernel and front end: they work, or say why they cannot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,10 +19,10 @@ from tests.simulated import Simulated, simulated
 pytestmark = pytest.mark.browser
 
 FACES = {"lab": "lab/tree", "notebook": "notebooks"}
+# The versions of ipykernel, and whether a click arrives while a cell runs.
 RECEIVES_CLICKS = {"6.31.0": False, "7.3.0": True, "installed": True}
-"""The versions of ipykernel, and whether a click arrives while a cell runs."""
+# Versions whose kernel may leave a request unread (`Lab.kept_awake`).
 MAY_HANG = {"7.3.0"}
-"""Versions whose kernel may leave a request unread (`Lab.kept_awake`)."""
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,7 @@ Wait = Callable[[str, str], Notebook]
 
 
 @pytest.fixture
-def waiting(
-    page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated, tmp_path: Path
-) -> Iterator[Wait]:
+def waiting(page: Page, lab: Lab, kernels: dict[str, str], simulator: Simulated) -> Iterator[Wait]:
     """Return a function that has a cell wait for a limit, in that kernel and front end."""
     stack = contextlib.ExitStack()
 
@@ -64,9 +61,7 @@ def waiting(
             stack.enter_context(lab.kept_awake())
         name = f"{os.urandom(3).hex()}.ipynb"
         show = "import ipykernel\nprint(ipykernel.__version__)"
-        # No other test's hold: kernels of one home share what they know of limits.
-        home = f"import os\nos.environ['NBCODEX_HOME'] = {str(tmp_path / 'kept')!r}\n"
-        setup = f"{home}{simulator.setup}\n%config Codex.display = 'widget'\n{show}"
+        setup = f"{simulator.setup}\n%config Codex.display = 'widget'\n{show}"
         lab.write(name, setup, "%%codex\nHello [[tokens=20]]", kernel=kernels[version])
         nb = Notebook(page, lab, name).open(FACES[face])
         simulator.core.script([Fault("tokens_per_minute", seconds=60.0)])

@@ -102,14 +102,14 @@ def test_monitor_is_live_while_a_cell_blocks(
         row = view.locator(".nbcodex-row")
         expect(row).to_have_attribute("data-phase", "waiting")
         expect(row).to_contain_text("tokens per minute (TPM)")
-        expect(row.locator(".nbcodex-row-time")).to_have_text(re.compile(r"^in 5\d s$"))
-        expect(view.locator(".nbcodex-cooldown")).to_contain_text("closed for 5")
+        expect(row.locator(".nbcodex-row-time")).to_have_text(
+            re.compile(r"^in [345]\d s$"), timeout=20_000
+        )
+        expect(view.locator(".nbcodex-cooldown")).to_contain_text(re.compile("closed for [345]"))
         expect(view.locator(".nbcodex-entry")).to_contain_text("attempt 1 refused, again in 1 min")
     first, second = map(shown, views.all())
     assert first == second or abs(_seconds(first) - _seconds(second)) <= 1
-    before = _seconds(first)
-    nb.page.wait_for_timeout(2000)
-    assert 1 <= before - _seconds(shown(views.first)) <= 3
+    check_countdown(nb, ".nbcodex-row .nbcodex-row-time")
     assert axe.violations(nb.page, ".nbcodex-monitor") == []
     rows(nb).get_by_role("button", name="Retry now").click()
     nb.wait()
@@ -121,6 +121,14 @@ def test_monitor_is_live_while_a_cell_blocks(
     assert axe.violations(nb.page, ".nbcodex-monitor") == []
     first, second = map(shown, views.all())
     assert first == second
+
+
+def check_countdown(nb: Notebook, selector: str) -> None:
+    """Assert that a number of whole seconds falls as the page's clock advances."""
+    before, then = nb.countdown(selector)
+    nb.page.wait_for_timeout(2000)
+    after, now = nb.countdown(selector)
+    assert before - after == pytest.approx(now - then, abs=1.5)
 
 
 def _seconds(view: dict[str, Any]) -> float:
@@ -256,7 +264,7 @@ def places(nb: Notebook) -> list[float]:
 
 
 def test_bound_of_the_queue_counts_down(
-    watched: Callable[..., Notebook], page: Page, simulator: Simulated
+    watched: Callable[..., Notebook], simulator: Simulated
 ) -> None:
     """The queue has no predicted end, but a moment before which it does not end."""
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
@@ -265,22 +273,21 @@ def test_bound_of_the_queue_counts_down(
     nb.wait()
     line = monitor(nb).locator(".nbcodex-queue")
     expect(line).to_have_text(
-        re.compile(r"^[34] queued for up to [\d,]+ tokens · the last for at least 5\d s$")
+        re.compile(r"^[34] queued for up to [\d,]+ tokens · the last for at least [345]\d s$"),
+        timeout=20_000,
     )
-    before = int(line.inner_text().split()[-2])
-    page.wait_for_timeout(2000)
-    assert 1 <= before - int(line.inner_text().split()[-2]) <= 3
+    check_countdown(nb, ".nbcodex-monitor .nbcodex-queue")
 
 
 def test_elapsed_time_differs_from_time_left(
     watched: Callable[..., Notebook], simulator: Simulated
 ) -> None:
     """An answer shows how long it has been arriving; only countdowns are bold."""
-    nb = watched("%%codex\nHello [[tokens=400]]")
+    nb = watched("%%codex\nHello [[tokens=4000]]")  # it takes a minute
     nb.run(2)
     expect(rows(nb)).to_have_attribute("data-phase", "streaming")
     elapsed = rows(nb).locator(".nbcodex-row-time")
-    expect(elapsed).to_have_text(re.compile(r"^for \d s$"))
+    expect(elapsed).to_have_text(re.compile(r"^for \d+ s$"))
     expect(elapsed).to_have_css("font-weight", "400")
     simulator.core.script([Fault(REFUSED, seconds=60.0)])
     rows(nb).get_by_role("button", name="Cancel").click()
