@@ -16,7 +16,7 @@ import pytest
 from nbcodex.models import Limit
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.sharing import SharedModel, limit_state
-from nbcodex.ratelimit.stores import MemoryStore, Store, pack, unpack
+from nbcodex.ratelimit.stores import MemoryStore, Store, decode, encode
 from nbcodex.ratelimit.stores.redis import RedisStore, key_of
 from nbcodex.ratelimit.stores.sqlite import TABLE, TABLE_0_1, SqliteStore
 from nbcodex.settings import Secret
@@ -76,13 +76,13 @@ def test_models_of_different_names_are_independent(store: Store) -> None:
     assert store.transaction("b", take) == 1
 
 
-def test_packed_model_is_equal_after_json() -> None:
+def test_decoded_model_equals_the_encoded_one() -> None:
     shared = SharedModel()
     take(shared)
     shared.model.closing_limit = Limit(
         resource="tokens", window=60.0, limit=600, used=1, requested=2
     )
-    assert unpack(SharedModel, json.loads(json.dumps(pack(shared)))) == shared
+    assert decode(SharedModel, json.loads(encode(shared))) == shared
 
 
 STORED_BY_0_1 = (

@@ -7,11 +7,11 @@ operations do.
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from operator import attrgetter
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from nbcodex.ratelimit.sharing import SharedModel
@@ -68,72 +68,56 @@ class MemoryStore(Store):
         return operation(self._models.setdefault(name, SharedModel()))
 
 
-# The stored form of a dataclass is the list of its values in the order of the fields, recursively.
-# Without the names it has half the size. The reader and the writer of each class are made once:
-# `dataclasses.astuple` took most of the time of a transaction.
-
-_PLAIN = frozenset({float, int, bool, str, type(None)})
+# The stored form is JSON in which each dataclass is the list of its values in the order of its
+# fields: without their names it has half the size. How to read a class is worked out once.
 
 
-def pack(value: Any) -> Any:
-    """Return a dataclass in its stored form."""
-    kind: Any = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is list:
-        return [pack(item) for item in value]
-    if kind is dict:
-        return {key: pack(item) for key, item in value.items()}
-    return _writer(kind)(value)
+def encode(value: Any) -> str:
+    """Return dataclasses, and lists of them, in their stored form."""
+    return _encoder.encode(value)
 
 
-def unpack(kind: type[KindT], data: Any) -> KindT:
-    """Return the dataclass `kind` from its stored form; raise one of `DAMAGE` for anything else."""
+def decode(kind: type[KindT], data: Any) -> KindT:
+    """Return the dataclass `kind` from its list of values; raise one of `DAMAGE` for other data."""
     wanted: Any = kind
     found: KindT = _reader(wanted)(data)
     return found
 
 
 @cache
-def _writer(kind: Any) -> Callable[[Any], list[Any]]:
-    names, hints = _names(kind), get_type_hints(kind)
-    nested = [index for index, name in enumerate(names) if hints[name] not in _PLAIN]
-    get = attrgetter(names[0], *names)  # twice, because a single name would return no tuple
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
-    def write(value: Any) -> list[Any]:
-        _, *values = get(value)
-        for index in nested:
-            values[index] = pack(values[index])
-        return values
 
-    return write
+def _values(value: Any) -> list[Any]:
+    return [getattr(value, name) for name in _names(type(value))]
+
+
+_encoder = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values)
+_PLAIN = frozenset({float, int, bool, str, type(None)})
 
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
+    arguments: Any = get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        readers = [(n, None if hints[n] in _PLAIN else _reader(hints[n])) for n in _names(kind)]
         make: Any = kind
+        hints = get_type_hints(kind)
+        readers = [(n, None if hints[n] in _PLAIN else _reader(hints[n])) for n in _names(make)]
 
         def read_fields(data: Any) -> Any:
             pairs = zip(readers, data, strict=True)
             return make(**{n: v if reader is None else reader(v) for (n, reader), v in pairs})
 
         return read_fields
-    arguments: Any = get_args(kind)
     if get_origin(kind) is list:
         item = _reader(arguments[0])
         return lambda data: [item(each) for each in data]
     if get_origin(kind) is dict:
         item = _reader(arguments[1])
         return lambda data: {key: item(each) for key, each in data.items()}
-    optional: list[Any] = [each for each in arguments if dataclasses.is_dataclass(each)]
-    if optional:
-        read = _reader(optional[0])
-        return lambda data: None if data is None else read(data)
+    for each in arguments:
+        if dataclasses.is_dataclass(each):  # it is optional
+            read = _reader(each)  # type: ignore[arg-type]
+            return lambda data: None if data is None else read(data)
     return lambda data: data
-
-
-def _names(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]

@@ -23,7 +23,7 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
-from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, pack, unpack
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, decode, encode
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
@@ -174,10 +174,10 @@ class RedisStore(Store):
             limit = state.shared.model.closing_limit
             if limit and limit.model:
                 state.shared.model.closing_limit = replace(limit, model=None)  # Redis has no names
-            packed = json.dumps([self._now() + self._offset.value, pack(state.shared)])
+            text = encode([self._now() + self._offset.value, state.shared])
             self._unconfirmed[key] = operation, version, result
             claims = tries > TRIES_BEFORE_CLAIM
-            reply = self._run(key, state.version, version, packed, claims=claims)
+            reply = self._run(key, state.version, version, text, claims=claims)
             del self._unconfirmed[key]
             if reply[0] == 1:
                 break
@@ -223,8 +223,8 @@ class RedisStore(Store):
                 return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
             if b"NaN" in state:  # Python's JSON reads it, as it does infinities
                 raise ValueError
-            written_at, packed = json.loads(state)
-            shared = unpack(SharedModel, packed)
+            written_at, values = json.loads(state)
+            shared = decode(SharedModel, values)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
             if ahead > MAX_STATE_AHEAD_S:
                 shared.move_clock(-ahead)

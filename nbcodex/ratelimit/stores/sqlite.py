@@ -12,10 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nbcodex.ratelimit.sharing import SharedModel, model_after_reboot
-from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, pack, unpack
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode, encode
 from nbcodex.runtime.clock import boot_id
 from nbcodex.runtime.sqlite_files import (
     UnsafePathError,
@@ -43,7 +42,6 @@ _SELECT = (
     f"SELECT boot, state FROM {TABLE_0_1} WHERE name = :name"
 )
 _WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
-_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 def open_in(folder: Path) -> SqliteStore:
@@ -72,7 +70,7 @@ class SqliteStore(Store):
         self.fork_lock = threading.RLock()
         self._in_batch = False
         self._models: dict[str, SharedModel] = {}  # valid until another process writes
-        self._changed: dict[str, Any] = {}  # packed models of this batch
+        self._changed: dict[str, str] = {}  # the models of this batch, encoded
         self._version: int | None = None
         try:
             self._connection = sqlite3.connect(
@@ -98,11 +96,11 @@ class SqliteStore(Store):
                 # Undo what the failed operation may have changed.
                 self._models.pop(name, None)
                 if name in self._changed:
-                    self._models[name] = unpack(SharedModel, self._changed[name])
+                    self._models[name] = decode(SharedModel, json.loads(self._changed[name]))
                 if isinstance(error, sqlite3.Error):
                     raise self._unusable(error) from None
                 raise
-            self._changed[name] = pack(shared)
+            self._changed[name] = encode(shared)
         return result
 
     @contextlib.contextmanager
@@ -115,8 +113,8 @@ class SqliteStore(Store):
             self._in_batch = True
             try:
                 yield
-                for name, packed in self._changed.items():
-                    self._connection.execute(_WRITE, (name, self._boot, _encode(packed)))
+                for name, state in self._changed.items():
+                    self._connection.execute(_WRITE, (name, self._boot, state))
                 if self._connection.in_transaction:
                     self._connection.execute("COMMIT")
             except BaseException as error:
@@ -144,7 +142,7 @@ class SqliteStore(Store):
         shared = SharedModel()
         if row := self._connection.execute(_SELECT, {"name": name}).fetchone():
             with contextlib.suppress(*DAMAGE):  # what was learned is learned again
-                shared = unpack(SharedModel, json.loads(row[1])[:4])
+                shared = decode(SharedModel, json.loads(row[1])[:4])
             if row[0] != self._boot:
                 shared = SharedModel(model=model_after_reboot(shared.model))
         self._models[name] = shared
