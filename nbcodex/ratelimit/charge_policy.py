@@ -15,13 +15,11 @@ from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
 
 ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
-# Indexes: *kept* never sends too much under any server; *actual* charges most of it later.
-KEPT, ACTUAL = 0, 2
+ACTUAL = 2  # its index
 
-# Errors are summed over a window of 0.4 s, in which the random order of requests on their way to
-# the server evens out. A window without evidence is restarted after 5 s, since slow drift would
-# count as evidence.
-WINDOW_S, STALE_WINDOW_S = 0.4, 5.0
+# Errors are summed over at least so long, as the random order of requests on their way to the
+# server evens out over a window.
+WINDOW_S = 0.4
 # The projections must differ by this many typical requests before a window counts.
 MIN_DIVERGENCE_REQUESTS = 3.0
 # Scores are decayed sums: a window adds at most 1, and counts 0.8 times as much one window later.
@@ -96,7 +94,7 @@ class ChargePolicyEstimator:
     scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
     window_errors: list[float] = field(default_factory=_zeros)
     window_start_at: float | None = None
-    chosen: int = KEPT  # index of the policy that is assumed
+    chosen: int = 0  # the assumed policy's index; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
     @property
@@ -141,33 +139,33 @@ class ChargePolicyEstimator:
 
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_foreign: bool
-    ) -> tuple[float, ...]:
-        """Correct all projections by the snapshot of a request; return the error of each."""
-        taken_at, marks = permit.issued_at + elapsed, permit.token_marks
-        pairs = zip(self.buckets, marks, strict=True)
-        errors = tuple(b.error(m, remaining, elapsed=elapsed) for b, m in pairs)
-        for index, (bucket, error) in enumerate(zip(self.buckets, errors, strict=True)):
+    ) -> None:
+        """Correct all projections by the snapshot of a request."""
+        taken_at = permit.issued_at + elapsed
+        pairs = zip(self.buckets, permit.token_marks, strict=True)
+        for index, (bucket, mark) in enumerate(pairs):
+            error = bucket.error(mark, remaining, elapsed=elapsed)
             if bucket.is_known:
                 self.window_errors[index] += error
             bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
-        return errors
 
-    def score_window(self, at: float, *, snapshots_are_rare: bool = False) -> None:
+    def score_window(self, at: float) -> None:
         """Score the window that ends with a snapshot taken at `at`, if it holds evidence."""
-        age = 0.0 if self.window_start_at is None else at - self.window_start_at
+        if self.window_start_at is None:
+            self.window_start_at = at
+            self.window_errors = _zeros()
+        # Summed with their signs: what one snapshot shows too early, the next shows too late.
+        errors = [abs(error) for error in self.window_errors]
         divergence = max(self.window_errors) - min(self.window_errors)
-        if age >= WINDOW_S and divergence > MIN_DIVERGENCE_REQUESTS * self.typical_request:
-            # The errors were summed with their signs: what one snapshot shows too early, the next
-            # one shows too late.
-            errors = [abs(e) for e in self.window_errors]
-            for index, error in enumerate(errors):
-                score = min(1.0, (error - min(errors)) / divergence)
-                self.scores[index] = SCORE_DECAY * self.scores[index] + score
-            best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
-            if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
-                self.chosen = best
-        elif self.window_start_at is not None and (age <= STALE_WINDOW_S or snapshots_are_rare):
+        is_short = at - self.window_start_at < WINDOW_S
+        if is_short or divergence <= MIN_DIVERGENCE_REQUESTS * self.typical_request:
             return
+        for index, error in enumerate(errors):
+            score = min(1.0, (error - min(errors)) / divergence)
+            self.scores[index] = SCORE_DECAY * self.scores[index] + score
+        best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
+        if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
+            self.chosen = best
         self.window_start_at, self.window_errors = at, _zeros()
 
     def choose_optimistic(self, now: float) -> None:
@@ -177,11 +175,6 @@ class ChargePolicyEstimator:
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
         self.chosen = max(likely, key=lambda i: self.buckets[i].level_at(now))
-
-    def reset(self) -> None:
-        """Go back to the safe policy, and collect evidence anew."""
-        self.chosen, self.scores = KEPT, _zeros()
-        self.window_start_at, self.window_errors = None, _zeros()
 
 
 @dataclass(slots=True)

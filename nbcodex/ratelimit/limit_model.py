@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource, Usage
 from nbcodex.ratelimit.charge_policy import (
     CHARGE_POLICIES,
-    KEPT,
     ChargePolicyEstimator,
     Cost,
     OutputEstimator,
@@ -358,15 +357,14 @@ class LimitModel:
 
     def _observe_tokens(
         self, permit: Permit, reading: LimitReading, elapsed: float, now: float
-    ) -> tuple[float, ...]:
+    ) -> None:
         limit, rate, remaining = figures_from_reading(reading)
         self.undeclared.drop_declared("tokens", limit)
         taken_at = permit.issued_at + elapsed
         learns_foreign = not self.is_headerless and self.tokens.bucket.has_limit(limit)
-        errors = self.tokens.observe(permit, remaining, elapsed, now, learns_foreign=learns_foreign)
+        self.tokens.observe(permit, remaining, elapsed, now, learns_foreign=learns_foreign)
         self._set_token_limit(limit, rate, now=now, since=taken_at)
-        self.tokens.score_window(taken_at, snapshots_are_rare=self.is_headerless)
-        return errors
+        self.tokens.score_window(taken_at)
 
     def _set_token_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
         self.is_guessed = False
@@ -411,14 +409,13 @@ class LimitModel:
         bucket = self.requests if of_requests else self.tokens.bucket
         is_expected_limit = bucket.has_limit(figures.reading.limit)
         elapsed = (now + permit.sent_at) / 2 - permit.issued_at
-        errors = None
         if is_newest:
             self.newest_observed = permit.number
             if of_requests:
                 self.requests.undo(1, now)  # the server does not count a refused request
                 self._observe_requests(permit, figures.reading, elapsed, now)
             else:
-                errors = self._observe_tokens(permit, figures.reading, elapsed, now)
+                self._observe_tokens(permit, figures.reading, elapsed, now)
         if figures.is_hidden:
             # At `until` the hidden window has room for the request; at present it holds less by the
             # refill until then. What the stated level exceeds that by is the floor.
@@ -427,8 +424,6 @@ class LimitModel:
                 each.set_hidden_floor(figures.reading.remaining - hidden_level, now)
         elif is_expected_limit and is_first and not self.is_headerless:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
-            if errors and abs(errors[KEPT]) < abs(errors[self.tokens.chosen]):
-                self.tokens.reset()
 
     def _distrust_old_headers(
         self, permit: Permit, snapshot: LimitSnapshot | None, now: float

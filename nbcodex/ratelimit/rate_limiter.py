@@ -28,9 +28,8 @@ ResultT = TypeVar("ResultT")
 FALLBACK_RECHECK_S, SHARED_RECHECK_S = 60.0, 0.25
 # A shorter cooldown is not announced to those far back in the queue.
 MIN_ANNOUNCED_COOLDOWN_S = 1.0
-# In limits: how long a queue must have been, and how short it must have become, before it is
-# reordered; and what counts as a large request.
-LONG_QUEUE_LIMITS, QUEUE_END_LIMITS, LARGE_REQUEST_LIMITS = 8.0, 4.0, 0.05
+# In limits: how long a queue must have been, and how short it must have become, to be reordered.
+LONG_QUEUE_LIMITS, QUEUE_END_LIMITS = 8.0, 4.0
 # This many of the last permits may still be on their way to the server when an answer ends.
 RECENT_PERMITS = 32
 
@@ -112,15 +111,14 @@ class WaitQueue:
         Where the server refunds unused output, fewer answers are then in flight at the very end,
         when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
         (eight seeds). A request is overtaken by at most QUEUE_END_LIMITS after having waited for as
-        much, so its wait at most doubles. Large requests keep their places; new ones come last.
+        much, so its wait at most doubles; new requests come last.
         """
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
         if self.peak_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
             return
         self.peak_tokens, self.newcomer_priority = 0.0, math.inf
         for *_, entry in self.heap:
-            is_large = entry.cost.total > LARGE_REQUEST_LIMITS * limit
-            entry.priority = 0.0 if is_large else entry.cost.input_tokens
+            entry.priority = entry.cost.input_tokens
         self.heap = sorted((e.priority, e.arrival, e) for e in self.entries())
 
     def wake_first(self) -> None:

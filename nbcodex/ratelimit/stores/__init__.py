@@ -90,7 +90,8 @@ def _names(kind: Any) -> list[str]:
 
 
 def _values(value: Any) -> list[Any]:
-    return [getattr(value, name) for name in _names(type(value))]
+    kind: Any = type(value)
+    return [getattr(value, name) for name in _names(kind)]
 
 
 _encoder = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values)
