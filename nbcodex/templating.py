@@ -62,11 +62,11 @@ class Field(Generic[ExpressionT]):
         return format(value, self.spec)
 
 
-Recognise = Callable[[str], tuple[ExpressionT, bool] | None]
+Recogniser = Callable[[str], tuple[ExpressionT, bool] | None]
 
 
 def parse_fields(
-    text: str, recognise: Recognise[ExpressionT], names: Collection[str] = ()
+    text: str, recognise: Recogniser[ExpressionT], names: Collection[str] = ()
 ) -> Iterator[Field[ExpressionT]]:
     """Yield the fields of `text`, from left to right.
 
@@ -96,7 +96,7 @@ def parse_fields(
 
 
 def _field_at(
-    text: str, start: int, recognise: Recognise[ExpressionT], names: Collection[str]
+    text: str, start: int, recognise: Recogniser[ExpressionT], names: Collection[str]
 ) -> Field[ExpressionT] | None:
     """Return the field whose first brace is at `start`, if there is one."""
     # `${name}` is a variable of a shell or of JavaScript.

@@ -26,22 +26,22 @@ def server() -> Iterator[Simulated]:
         yield running
 
 
-def begin(server: Simulated, home: Path) -> AbstractContextManager[Kernel]:
+def started_kernel(server: Simulated, home: Path) -> AbstractContextManager[Kernel]:
     return kernel(
         **server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME="/lessons/one.ipynb"
     )
 
 
-def loaded(cell: Kernel) -> str:
-    said = cell.run("%load_ext nbcodex\nimport nbcodex").stream
+def load_extension(cell: Kernel) -> str:
+    output = cell.run("%load_ext nbcodex\nimport nbcodex").stream
     cell.run("%config Codex.display = 'text'")
-    return said
+    return output
 
 
 def test_map_cell_assigns_a_frame_with_answers(server: Simulated, tmp_path: Path) -> None:
     """`--map` assigns a frame with answers, and shows the first of them and one line of figures."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run("import pandas as pd\nframe = pd.DataFrame({'word': ['one', 'two', None]})")
         ran = cell.run("%%codex --map frame -o back\n[[echo: <{word}>]]")
         assert ran.status == "ok"
@@ -56,8 +56,8 @@ def test_map_cell_assigns_a_frame_with_answers(server: Simulated, tmp_path: Path
 
 def test_settings_apply_before_the_first_magic(server: Simulated, tmp_path: Path) -> None:
     """`nbcodex.map` and `ask` use `%config Codex` as soon as the extension is loaded."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         ran = cell.run("r = nbcodex.map('[[echo: {}]]', ['a', 'b'])")
         assert "2 answered" in ran.plain
         assert "from now on prompts and answers are kept" in ran.plain
@@ -68,19 +68,19 @@ def test_settings_apply_before_the_first_magic(server: Simulated, tmp_path: Path
 
 def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
     """Yes continues, no is an error; without an input line, the message says what to do."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run(
             "from nbcodex.openai_api import pricing\n"
             "pricing.cost, pricing.provider_of = lambda *_: 0.75, lambda _: 'openai'"
         )
         cell.client.allow_stdin = True
-        for said, error in (("y", ""), ("n", "NbcodexError")):
-            asked = cell.start(f"nbcodex.map('[[echo: {said} {{}}]]', ['a', 'b'])")
+        for answer, error in (("y", ""), ("n", "NbcodexError")):
+            execution = cell.start(f"nbcodex.map('[[echo: {answer} {{}}]]', ['a', 'b'])")
             question = cell.client.get_stdin_msg(timeout=20)["content"]["prompt"]
             assert "~$1.50" in question
-            cell.client.input(said)
-            assert cell.finish(asked).error == error
+            cell.client.input(answer)
+            assert cell.finish(execution).error == error
         known = len(server.prompts)
         cell.client.allow_stdin = False
         ran = cell.run("nbcodex.map('[[echo: 3 {}]]', ['a', 'b'])")
@@ -91,19 +91,19 @@ def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
 
 def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path: Path) -> None:
     """Running rows are parked over an iterator and on the kernel's own loop."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         server.core.change_knobs(latency=60.0)
         for code in (
             "for reply in nbcodex.map('[[echo: a {}]]', iter(range(100))): pass",
             "await nbcodex.amap('[[echo: b {}]]', list(range(100)))",
         ):
-            known = answered(server)
-            asked = cell.start(code)
+            known = requests_answered(server)
+            execution = cell.start(code)
             wait_until(lambda known=known: len(server.prompts) > known)  # type: ignore[misc]
             time.sleep(0.5)
             cell.interrupt()
-            ran = cell.finish(asked)
+            ran = cell.finish(execution)
             assert ran.error in {"Stopped", "KeyboardInterrupt", "CancelledError"}
             assert ran.seconds < 30
             assert cell.lives()
@@ -112,15 +112,15 @@ def test_stop_parks_the_rows_of_iterators_and_awaits(server: Simulated, tmp_path
 
 def test_stop_parks_a_map_and_resume_completes_it(server: Simulated, tmp_path: Path) -> None:
     """In the same kernel the variable has all rows, and nothing is paid twice."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run(f"rows = [f'row {{n}}' for n in range({ROWS})]")
         server.core.change_knobs(rpm=ROWS // 2)
-        asked = cell.start("%%codex --map rows -o back\n[[echo: {}]]")
-        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
-        time.sleep(1.0)  # until none is under way: the next one is let in after three seconds
+        execution = cell.start("%%codex --map rows -o back\n[[echo: {}]]")
+        wait_until(lambda: requests_answered(server) >= ROWS // 2 - 1)
+        time.sleep(1.0)  # until no row is active: the next one is accepted after three seconds
         cell.interrupt()
-        ran = cell.finish(asked)
+        ran = cell.finish(execution)
         assert ran.error == "Stopped"
         assert any("%codex resume m" in line for line in ran.shown_error)
         assert int(cell.run("sum(map(bool, nbcodex.map.last))").plain) >= ROWS // 2 - 1
@@ -129,17 +129,17 @@ def test_stop_parks_a_map_and_resume_completes_it(server: Simulated, tmp_path: P
         ran = cell.run("%codex resume")
         assert f"{ROWS} answered" in ran.plain
         assert cell.run("[r.text for r in back] == rows").plain == "True"
-        assert answered(server) == ROWS
+        assert requests_answered(server) == ROWS
         assert "Nothing is parked" in cell.run("%codex resume").stream
 
 
 def test_cancel_and_park_end_a_background_map(server: Simulated, tmp_path: Path) -> None:
     """By its id, a prefix of it, or `all`; one line says so, and resume continues."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run(f"import asyncio\nROWS = list(range({30 * ROWS}))")
         server.core.change_knobs(latency=0.5)
-        for order, which, error in (
+        for action, which, error in (
             ("cancel", "MAP", "CancelledError"),
             ("park", "MAP[:5]", "ParkedError"),
             ("cancel", "'all'", "CancelledError"),
@@ -148,14 +148,16 @@ def test_cancel_and_park_end_a_background_map(server: Simulated, tmp_path: Path)
             cell.run(f"nbcodex.map.last = None\ntask = {code}")
             cell.run("while not any(nbcodex.map.last or ()): await asyncio.sleep(0.05)")
             map_id = cell.run("MAP = nbcodex.map.last.id; MAP").plain.strip("'")
-            said = cell.run(f"get_ipython().run_line_magic('codex', '{order} ' + {which})").stream
-            assert said.startswith(f"{map_id}: {order}")
-            assert said.count("\n") == 1
-            assert f"`%codex resume {map_id}` continues it" in said
+            output = cell.run(
+                f"get_ipython().run_line_magic('codex', '{action} ' + {which})"
+            ).stream
+            assert output.startswith(f"{map_id}: {action}")
+            assert output.count("\n") == 1
+            assert f"`%codex resume {map_id}` continues it" in output
             known = len(server.prompts)
             assert cell.run("await task").error == error
             assert len(server.prompts) == known
-            assert "is running" in "".join(cell.run(f"%codex {order} {map_id}").shown_error)
+            assert "is running" in "".join(cell.run(f"%codex {action} {map_id}").shown_error)
         server.core.change_knobs(latency=0.01)
         assert f"{30 * ROWS:,} answered" in cell.run(f"%codex resume {map_id}").plain
 
@@ -163,22 +165,22 @@ def test_cancel_and_park_end_a_background_map(server: Simulated, tmp_path: Path)
 def test_a_killed_kernels_map_pays_only_for_missing_rows(server: Simulated, tmp_path: Path) -> None:
     """The next kernel lists it; the same cell again sends the missing rows only."""
     code = f"back = nbcodex.map('[[echo: {{}}]]', [f'row {{n}}' for n in range({ROWS})])"
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
         server.core.change_knobs(rpm=ROWS // 2)
         cell.start(code)
-        wait_until(lambda: answered(server) >= ROWS // 2 - 1)
+        wait_until(lambda: requests_answered(server) >= ROWS // 2 - 1)
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
     server.core.change_knobs(rpm=100_000)
-    with begin(server, tmp_path) as cell:
-        assert "1 parked or abandoned here (map m" in loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        assert "1 parked or abandoned here (map m" in load_extension(cell)
         ran = cell.run(code)
         assert f"{ROWS} answered" in ran.plain
         assert "reused" in ran.plain
         assert cell.run("[r.text for r in back][-1]").plain == f"'row {ROWS - 1}'"
-        assert answered(server) == ROWS
+        assert requests_answered(server) == ROWS
 
 
 def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> None:
@@ -188,52 +190,52 @@ def test_a_batch_map_survives_its_kernel(server: Simulated, tmp_path: Path) -> N
     """
     server.core.change_knobs(batch_seconds=6.0)
     code = "back = nbcodex.map('[[echo: WORD {}]]', list(range(30)), engine='batch')"
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
         cell.start(code.replace("WORD", "one"))
-        wait_until(lambda: made(server) == 1)
+        wait_until(lambda: jobs_created(server) == 1)
         os.kill(pid, signal.SIGKILL)
-    with begin(server, tmp_path) as cell:
-        said = loaded(cell)
-        assert "1 parked or abandoned here (map m" in said
-        map_id = said.partition("(map ")[2].partition(")")[0]
+    with started_kernel(server, tmp_path) as cell:
+        output = load_extension(cell)
+        assert "1 parked or abandoned here (map m" in output
+        map_id = output.partition("(map ")[2].partition(")")[0]
         ran = cell.run(f"%codex resume {map_id}")
         assert "30 answered" in ran.plain
         assert cell.run("[r.text for r in nbcodex.map.last.result][-1]").plain == "'one 29'"
-        assert (made(server), handed_in(server)) == (1, 30)
+        assert (jobs_created(server), batch_rows_answered(server)) == (1, 30)
         assert server.core.batches._files == {}
         server.core.change_knobs(batch_seconds=60.0)
-        asked = cell.start(code.replace("WORD", "two"))
-        wait_until(lambda: made(server) == 2)
+        execution = cell.start(code.replace("WORD", "two"))
+        wait_until(lambda: jobs_created(server) == 2)
         time.sleep(1.0)
         cell.interrupt()
-        ran = cell.finish(asked)
+        ran = cell.finish(execution)
         assert ran.error == "Stopped"
         assert "%codex cancel m" in "".join(ran.shown_error)
         ran = cell.run("%codex cancel " + cell.run("nbcodex.map.last.id").plain.strip("'"))
         assert "parked" in ran.plain
         assert server.core.batches._files == {}
-        assert made(server) == 2
+        assert jobs_created(server) == 2
 
 
-def made(server: Simulated) -> int:
-    """Return how many batches were made."""
+def jobs_created(server: Simulated) -> int:
+    """Return how many batch jobs were created."""
     return sum((s.method, s.path) == ("POST", "/v1/batches") for s in server.core.log)
 
 
-def handed_in(server: Simulated) -> int:
-    """Return how many rows were answered in batches."""
+def batch_rows_answered(server: Simulated) -> int:
+    """Return how many rows batch jobs have answered."""
     return sum(seen.method == "BATCH" for seen in server.core.log)
 
 
-def answered(server: Simulated) -> int:
-    """Return how many requests were let in."""
+def requests_answered(server: Simulated) -> int:
+    """Return how many requests the server has accepted."""
     return sum(seen.api is not None and seen.status == 200 for seen in server.core.log)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    give_up = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < give_up, "it did not come about"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
