@@ -69,9 +69,9 @@ def _lab(options: list[str]) -> int:
     print(f"The quick start is a copy: {copy}", flush=True)
     command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", folder, *options, str(copy)]
     if os.name == "posix":
-        # JupyterLab takes this process's place: it shuts its kernels down when it is asked to end.
+        # JupyterLab replaces this process: it receives the signals, and shuts its kernels down.
         os.execv(command[0], command)  # noqa: S606 - our own interpreter
-    # On Ctrl+C the console signals both processes; JupyterLab then asks, and is waited for.
+    # On Ctrl+C the console signals both processes; JupyterLab asks the user, and we wait.
     signal.signal(signal.SIGINT, lambda *_: None)
     return subprocess.call(command)  # noqa: S603 - the same
 

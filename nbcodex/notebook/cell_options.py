@@ -79,7 +79,7 @@ def _token_count(text: str) -> int:
 
 
 def _model(text: str) -> str:
-    # `%%ai -m` takes what `-p` takes here. `{name}` is a variable with the model's name.
+    # Jupyter AI's `-m` takes the JSON that `-p` takes here. `{name}` is a variable.
     if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
     check_provider(text)
@@ -237,8 +237,8 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
             if name in namespace:
                 raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
         filled = fill(text, namespace)
-        # Refused, because the server, unlike a reader of the prompt, would not notice the braces.
-        if (unfilled := [*filled.missing, *filled.left_alone]) or filled.images:
+        # Otherwise the server would get the braces, and nothing would show it.
+        if (unfilled := [*filled.missing, *filled.restricted]) or filled.images:
             name = shorten((unfilled or filled.filled)[0], 40)
             why = "is not a variable" if filled.missing else "cannot be filled in here"
             raise UsageError(
@@ -253,7 +253,7 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
 
 
 def _fill_values(value: Any, namespace: Mapping[str, object]) -> Any:
-    """Fill in the texts in a JSON value; in JSON, other braces in texts are common."""
+    """Fill in the texts in a JSON value; braces that are no field stay, and are common there."""
     match value:
         case str():
             return fill(value, namespace).text
@@ -308,7 +308,7 @@ def request_options(
         raise UsageError(
             f"%%codex: --schema makes JSON, which -f {format_} cannot show: drop one of them"
         )
-    # A schema says more about the answer than the format's instructions.
+    # A schema describes the answer better than the format's instructions.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
     arguments = vars(chosen) | {
         "system": "\n\n".join(filter(None, (chosen.system, instructions))) or None,
@@ -320,5 +320,5 @@ def request_options(
             raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         arguments["api"] = "responses"
         arguments["params"] = request_body.image_generation_params() | (chosen.params or {})
-    # Options of equal names are passed on as they are.
+    # An option with the name of a field is passed on as it is.
     return RequestOptions.from_arguments(arguments), format_

@@ -112,7 +112,7 @@ def _line_candidates(words: list[str], config: Codex) -> Iterable[str]:
 def _models(config: Codex) -> list[str]:
     """Return the models that are known without a request."""
     named = (config.settings().model, DEFAULT_MODEL)
-    return list(dict.fromkeys([*config.offered, *config.aliases, *filter(None, named)]))
+    return list(dict.fromkeys([*config.listed_models, *config.aliases, *filter(None, named)]))
 
 
 def _entries(config: Codex) -> list[Any]:

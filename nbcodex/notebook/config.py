@@ -120,13 +120,13 @@ class Codex(Configurable):
     # The state of a session; not traits, so that neither `%config` nor a file sets them.
     demo: Settings | None = None  # replaces all settings, the environment included
     own_budget: str = ""  # set by `%codex budget`
-    last: Reply | None = None  # the newest answer, whose code `%codex insert` takes
+    last_reply: Reply | None = None  # the newest answer, whose code `%codex insert` takes
     last_error: LastError | None = None  # for `%codex fix`; our own errors do not replace it
-    offered: tuple[str, ...] = ()  # models that the server listed last, for Tab
+    listed_models: tuple[str, ...] = ()  # models that the server listed last, for Tab
 
     def copy_state(self, earlier: Any) -> None:
         """Copy what the user typed in before a reload, which is in no file."""
-        for name in ("demo", "own_budget", "last", "last_error", "offered"):
+        for name in ("demo", "own_budget", "last_reply", "last_error", "listed_models"):
             setattr(self, name, getattr(earlier, name))
         self.keys = {**self.keys, **earlier.keys}
         self.aliases = {**self.aliases, **earlier.aliases}

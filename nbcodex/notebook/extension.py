@@ -102,7 +102,7 @@ def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
 
 def unload(shell: InteractiveShell) -> None:
     """Remove the magics and the settings; running requests continue to their ends."""
-    # By name, because a reloaded module has another function and another class.
+    # Found by name, because a reloaded module has another function and another class.
     for callback in list(shell.events.callbacks["post_run_cell"]):
         if getattr(callback, "__qualname__", "") == _record_error.__name__:
             shell.events.unregister("post_run_cell", callback)

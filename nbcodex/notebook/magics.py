@@ -92,7 +92,7 @@ class CodexMagics(Magics):
             ),
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
-        # Only now, so that a prompt that fails leaves the conversation as it is.
+        # Joined last: a prompt that fails before must leave the conversation as it is.
         request, turn_notes = current().join(request, session.settings, start_new=chosen.new)
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)

@@ -87,7 +87,7 @@ class Session:
         ending = self._show(handle, self._output(handle, options), on_end=assign)
         reply = reply_or_raise(ending, handle.request)
         blocks = formats.code_of(reply) if options.format in {"code", "fix"} else []
-        # Of incomplete code, the output says why there is no new cell.
+        # If the code may be incomplete, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
         return reply
@@ -102,12 +102,12 @@ class Session:
         if name:
             for namespace in self._namespaces():
                 namespace[name] = pending
-        self.config.last = pending
+        self.config.last_reply = pending
         output = self._output(handle, replace(options, background=True))
         output.show()
 
         def assign(reply: Reply) -> None:
-            # The user may have assigned another value meanwhile, which wins.
+            # A value that the user has assigned meanwhile stays.
             for namespace in self._namespaces():
                 if name and namespace.get(name) is pending:
                     namespace[name] = reply
@@ -147,7 +147,7 @@ class Session:
             for namespace in self._namespaces():
                 namespace[name] = value
         if isinstance(value, Reply):
-            self.config.last = value
+            self.config.last_reply = value
         # Not by returning it from the magic: IPython would display it below our output.
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 

@@ -124,7 +124,7 @@ class FilledPrompt:
     # The expressions that use an unknown name; they stay in `text` as they were written.
     missing: tuple[str, ...] = ()
     # The expressions that are not evaluated because they use a module or a private name.
-    left_alone: tuple[str, ...] = ()
+    restricted: tuple[str, ...] = ()
     # Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` ….
     images: tuple[object, ...] = ()
 
@@ -135,7 +135,7 @@ class FilledPrompt:
         more = len(filled) - MAX_LISTED_NAMES
         listed = filled[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
         notes = [f"{', '.join(listed)} filled in"] if listed else []
-        for names, what in ((self.missing, "not found"), (self.left_alone, "left as written")):
+        for names, what in ((self.missing, "not found"), (self.restricted, "left as written")):
             notes += [f"{{{shorten(name, 40)}}} {what}" for name in dict.fromkeys(names)]
         return notes
 
@@ -162,7 +162,7 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     parts: list[str] = []
     filled: list[str] = []
     missing: list[str] = []
-    left_alone: list[str] = []
+    restricted: list[str] = []
     images: list[object] = []
     done = 0
     for field in fields:
@@ -179,13 +179,13 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         elif safe_eval.is_restricted(field.expression, namespace):
             # In pasted code or logs, `{os.system('…')}` must not run.
             parts.append(as_written)
-            left_alone.append(field.source)
+            restricted.append(field.source)
         else:
             parts.append(_evaluate(field, namespace, parts, images))
             filled.append(field.source)
     parts.append(text[done:])
     return FilledPrompt(
-        "".join(parts), tuple(filled), tuple(missing), tuple(left_alone), tuple(images)
+        "".join(parts), tuple(filled), tuple(missing), tuple(restricted), tuple(images)
     )
 
 
@@ -204,7 +204,7 @@ def _evaluate(
             return f"[image {number}]"
         if (table := _format_table(value)) is not None:
             before = next((text for text in reversed(parts) if text), "\n")
-            # A Markdown table is one only on lines of its own.
+            # Markdown recognises a table only on lines of its own.
             return table if before.endswith("\n") else f"\n\n{table}"
         if f"{type(value).__module__}.{type(value).__name__}" == "numpy.ndarray":
             # `str` of an array rounds its numbers.
@@ -255,7 +255,7 @@ def _format_table(value: Any) -> str | None:
 
 
 def _has(value: object, *names: str) -> bool:
-    # Asks the type: a proxy or a mock object has every attribute.
+    # Of the type, because a proxy or a mock object has every attribute.
     return all(hasattr(type(value), name) for name in names)
 
 
@@ -322,7 +322,7 @@ def run_for_prompt(shell: InteractiveShell, cell: str, scope: CallerScope) -> Fi
     flags, value = shell.compile.flags, None
     namespace = shell.user_ns
     if scope.names:
-        # What the cell assigns within a function is local to it, as in Python.
+        # Within a function, what the cell assigns is local, as in Python.
         namespace = scope.script or {**shell.user_ns, **scope.names}
     with redirect_stdout(io.StringIO()) as printed:
         exec(compile(tree, name, "exec", flags), namespace)  # noqa: S102 - the user's own cell

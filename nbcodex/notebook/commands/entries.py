@@ -112,12 +112,12 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         try:
             session.show_answer(handle, options, earlier_text=entry.reply.text)
         except Stopped:
-            # Stop means all of them: the following cells must not find them running.
+            # Stop ends all of them: cells that run later must not find them running.
             for other in handles[number:]:
                 other.end("stop")
             raise
         except NbcodexError as error:
-            # Of several, a failed one must not keep the others' answers from being shown.
+            # With several, one that fails must not hide the answers of the others.
             if len(handles) == 1:
                 raise
             print("\n".join(render(error.title, error.message, error.advice)))
@@ -148,7 +148,7 @@ def park(_: Session, prefix: str = "all") -> None:
 
 
 def _end(action: EndAction, prefix: str) -> list[MapRunner]:
-    """Cancel or park what an id names, print the outcomes, and return the maps among it."""
+    """Cancel or park what a prefix of ids names, print each outcome, and return the maps."""
     maps, handles = _running(prefix)
     found = [runner.run.id for runner in maps] + [h.request.id for h in handles]
     if not found:
@@ -161,7 +161,7 @@ def _end(action: EndAction, prefix: str) -> list[MapRunner]:
         raise NbcodexError(f"{prefix[:40]!r} may be {ids}.", advice="Type more of the id.")
     for runner in maps:
         runner.end(action)
-    # All are ended before any is waited for, so that ending takes as long as the slowest.
+    # End all before waiting for the first: together they take as long as the slowest.
     for handle in handles:
         handle.end(action)
     for runner in maps:
@@ -203,13 +203,13 @@ def forget(session: Session, prefix: str) -> None:
 
 def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
     """Return the running maps, and the requests outside of these, whose id has a prefix."""
-    prefix = "" if prefix == "all" else prefix  # every id begins with an empty text
+    prefix = "" if prefix == "all" else prefix  # the beginning of every id
     maps = {runner.run.id: runner for runner in active_runners()}
     named_maps = match_prefix(prefix, maps)
     handles = {
         handle.request.id: handle
         for handle in current().active_handles()
-        # The rows of a map that is ended as a whole are ended with it.
+        # A map ends its rows itself.
         if handle.request.origin.map_id not in named_maps
     }
     return [maps[name] for name in named_maps], [
@@ -232,7 +232,7 @@ def _entry_line(entry: Entry, now: float) -> str:
 
 def insert(session: Session, number: str = "1") -> None:
     """Put a code block of the last answer into a new cell, without running it: insert [N]."""
-    last = session.config.last
+    last = session.config.last_reply
     if last is None:
         raise NbcodexError("There is no answer yet.", advice="Ask with `%%codex -f code`.")
     if last.status == "running":
@@ -277,7 +277,7 @@ def fix(session: Session, cell: str = "") -> None:
     # No thread: a question about an error does not belong to the conversation.
     origin = identity.current_origin(session.shell)
     request = build_request(found.as_prompt(), session.settings, origin=origin)
-    # The prompt is long and not the user's, so the error itself stands above the answer.
+    # The prompt is long and not the user's, so the error itself is the heading.
     options = OutputOptions(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
     session.show_answer(current().handle(request, session.settings), options)
 

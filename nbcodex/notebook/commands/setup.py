@@ -47,7 +47,7 @@ MAX_LISTED_MODELS = 200  # more would flood the notebook; gateways list some hun
 def list_models(session: Session, part: str = "") -> None:
     """List the server's models, all or those whose name contains PART: models [PART]."""
     names = event_loop.run(current().services().api_client.list_models(session.settings))
-    session.config.offered = tuple(names)
+    session.config.listed_models = tuple(names)
     matching = [name for name in names if part.lower() in name.lower()]
     if matching:
         print("\n".join(map(printable, matching[:MAX_LISTED_MODELS])))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbcodex.ratelimit.charge_policy import ChargePolicy
     from nbcodex.ratelimit.sharing import LimitState
 
-# What each charge policy means, for people.
+# The charge policies as users read them.
 _CHARGED: dict[ChargePolicy, str] = {
     "kept": "input and all of max_output, however much of it the answer uses",
     "refunded": "input and max_output; what the answer does not use is refunded at its end",
