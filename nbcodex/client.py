@@ -49,6 +49,8 @@ _FIRST_USE_NOTICE = (
 
 # Front ends kill a kernel this long after the interrupt of a restart: the journal must be closed.
 SHUTDOWN_TIMEOUT_S = 5.0
+# Running requests get this much of it to be parked: the loop may be busy with loading the SDK.
+PARK_TIMEOUT_S = 2.0
 
 
 class SessionTotals:
@@ -283,13 +285,13 @@ class Client:
         handles = [reference() for reference in self._handles.valuerefs()]
         return [handle for handle in handles if handle is not None and not handle.done]
 
-    def close(self, *, within: float = 1.0) -> None:
+    def close(self) -> None:
         """Park what is running, and close the journals and limiters, as the process ends."""
         handles = self.active_handles()
         # Parked rather than abandoned: `%codex resume` then knows when each can go.
         for handle in handles:
             handle.park_at_exit()
-        concurrent.futures.wait([handle.ending for handle in handles], timeout=within)
+        concurrent.futures.wait([handle.ending for handle in handles], timeout=PARK_TIMEOUT_S)
         for journal in self._journals.values():
             journal.shut_down(within=SHUTDOWN_TIMEOUT_S)
         for limiter in self._limiters.values():
