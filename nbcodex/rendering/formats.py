@@ -266,8 +266,8 @@ def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _text(answer)
-    # `parsed` may come from a class of the user, of any depth.
-    if _depth(value) > MAX_JSON_DEPTH:
+    # `parsed` may come from a class of the user, of any depth. Two blanks indent a level.
+    if re.search(rf"^ {{{2 * MAX_JSON_DEPTH}}}", text, re.MULTILINE):
         return _text(answer)
     return ({"application/json": value, "text/plain": printable(text)}, answer.figures())
 
@@ -285,8 +285,8 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
         _unfenced(answer.reply.text), remote_images=answer.remote_images, drop=dropped.append
     )
     # A reader would otherwise not know that the page is incomplete.
-    images = f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched" if dropped else ""
-    return (answer.html(text, *filter(None, [images])),)
+    notes = [f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched"] if dropped else []
+    return (answer.html(text, *notes),)
 
 
 def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -352,15 +352,3 @@ def _unfenced(text: str) -> str:
     blocks, fences = fenced_code(text), {"```", "~~~"}
     alone = len(blocks) == 1 and text.strip()[:3] in fences and text.strip()[-3:] in fences
     return blocks[0][1] if alone else text
-
-
-def _depth(value: Any) -> int:
-    """Return how deeply a value is nested, up to one level more than is allowed."""
-    level, depth = [value], 0
-    while level and depth <= MAX_JSON_DEPTH:
-        depth += 1
-        inner = [
-            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
-        ]
-        level = [child for children in inner for child in children]
-    return depth

@@ -251,14 +251,14 @@ def test_code_is_inserted_and_can_be_copied(
 
 @pytest.fixture
 def requests(page: Page) -> list[str]:
-    """Whatever the page asks for, from whomever."""
+    """The addresses that the page requests."""
     urls: list[str] = []
     page.context.on("request", lambda request: urls.append(request.url))
     return urls
 
 
 def check_harmless(page: Page, lab: Lab, requests: list[str]) -> None:
-    """Nothing has run, nothing was fetched from elsewhere, and nothing waits for a click."""
+    """Assert that nothing ran, was fetched from elsewhere, or would run at a click."""
     assert page.evaluate(ACTIVE) == []
     assert page.evaluate("window.hacked") is None
     assert not [url for url in requests if not url.startswith((lab.url, "data:", "blob:"))]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Limit, MapStats, Usage, UsageTotals
+from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.map_panel import (
     MapState,
     apply_stats,
@@ -125,3 +126,18 @@ def test_first_failures_are_listed() -> None:
     """The line after them says how many more there are, and where."""
     shown = map_view(state_after(HALF | {"failed": 7, "failures": (("a", "too\nlarge"),)}), WALL)
     assert shown["failures"] == ["a: too large", "… and 6 more: nbcodex.map.last.failed"]
+
+
+def test_stop_click_interrupts_only_a_running_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click that arrives when the map has ended must not interrupt the next cell."""
+    interrupts: list[None] = []
+    monkeypatch.setattr(widget_views._thread, "interrupt_main", lambda: interrupts.append(None))
+    monkeypatch.setattr(text_views, "display", lambda *_, **__: None)
+    monkeypatch.setattr(text_views, "update_display", lambda *_, **__: None)
+    view = widget_views.WidgetMapView()
+    view.render(state_after(HALF), WALL)
+    view._receive({"type": "stop", "id": 1})
+    assert len(interrupts) == 1
+    view.close({"text/plain": "done"})
+    view._receive({"type": "stop", "id": 2})
+    assert len(interrupts) == 1

@@ -38,7 +38,7 @@ SAFE_URL = re.compile(r"(?i)(?:https?://|mailto:|[?#]|(?![\\/]{2})[^:/?#]*(?:[/?
 
 
 class Judge(HTMLParser):
-    """Collects whatever could run or fetch something, the visible text, and the code."""
+    """Collects everything that could run or fetch something, the visible text, and the code."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -72,7 +72,7 @@ class Judge(HTMLParser):
 
 
 def unsafe(tag: str, name: str, value: str | None) -> bool:
-    """Return whether an attribute may not stand in a rendered answer."""
+    """Return whether an attribute is forbidden in a rendered answer."""
     value = value or ""
     if name not in ATTRIBUTES.get(tag, ()):
         return True

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbcodex.errors import shorten
 from nbcodex.events import Event
@@ -20,10 +20,10 @@ from nbcodex.models import MapStats, Reply
 from nbcodex.notebook.display import text_views
 from nbcodex.notebook.display.map_panel import MapState, apply_stats, failure_lines, summary_line
 from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
-from nbcodex.notebook.display.text_views import Bundle, MapView, OutputSlot, RequestView
+from nbcodex.notebook.display.text_views import MapView, OutputSlot, RequestView
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line, join_parts
-from nbcodex.rendering.formats import Format
+from nbcodex.rendering.formats import Format, MimeBundle
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
 from nbcodex.runtime.clock import Clock
@@ -208,7 +208,7 @@ class CellOutput:
         for each in more:
             OutputSlot().show(each)
 
-    def bundles(self, reply: Reply) -> tuple[Bundle, ...]:
+    def bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
         """Return what stays in the notebook: the answer, and one line of figures."""
         line = figures_line(reply)
         # An answer that has ended is shown in full, or the figures say how it was cut.
@@ -276,7 +276,7 @@ class MapOutput:
         except Exception:
             log.exception("the map could not be shown")
 
-    def _final_bundle(self, state: MapState) -> dict[str, Any]:
+    def _final_bundle(self, state: MapState) -> MimeBundle:
         line = join_parts(summary_line(state), shorten(self._news()))
         failures = failure_lines(state.stats)
         # A preview of a map that was stopped would look like its result.

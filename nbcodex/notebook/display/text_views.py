@@ -9,17 +9,15 @@ import os
 import sys
 import time
 import uuid
-from typing import Any
 
 from IPython.display import display, update_display
 
 from nbcodex.notebook.display.map_panel import MapState
 from nbcodex.notebook.display.map_panel import status_line as map_status_line
 from nbcodex.notebook.display.panel import GrowingText, PanelState, status_line
+from nbcodex.rendering.formats import MimeBundle
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
-
-Bundle = dict[str, Any]
 
 # While a longer answer arrives, only its end is shown. The reply holds all of it.
 MAX_LIVE_CHARS = 400_000
@@ -66,7 +64,7 @@ class RequestView:
     def render(self, state: PanelState) -> None:
         """Show `state`."""
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Replace the view with the final MIME bundle."""
 
     def discard(self) -> None:
@@ -97,7 +95,7 @@ class TextView(RequestView):
             text = f"…{text[-MAX_LIVE_CHARS:]}"
         self._slot.show({"text/plain": f"{printable(text)}\n\n[{line}]".lstrip()})
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Replace the text with the answer."""
         self._slot.show(bundle)
 
@@ -114,7 +112,7 @@ class MapView:
             self._line = line
             self._slot.show({"text/plain": f"[{line}]"})
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Replace the view with the final MIME bundle."""
         self._slot.show(bundle)
 
@@ -170,7 +168,7 @@ class TerminalView(RequestView):
                 self._print_line(line)
             self._line = line
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Print the rest of the answer, and the figures."""
         self._clear()
         text = bundle["text/plain"]
@@ -202,7 +200,7 @@ class BackgroundTerminalView(RequestView):
 
     is_plain_text = True
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Print the answer."""
         _write(f"\n{bundle['text/plain']}\n")
 
@@ -217,6 +215,6 @@ class TerminalMapView(MapView):
             self._line = line
             _rewrite_line(line)
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Print the final text."""
         _write(f"{_CLEAR_LINE if self._line else ''}{bundle['text/plain']}\n")

@@ -27,13 +27,13 @@ from nbcodex.notebook.display.panel import (
 )
 from nbcodex.notebook.display.text_views import (
     MAX_LIVE_CHARS,
-    Bundle,
     MapView,
     OutputSlot,
     RequestView,
 )
 from nbcodex.notebook.widget_base import MapWidget, PanelWidget
 from nbcodex.rendering.figures import join_parts
+from nbcodex.rendering.formats import MimeBundle
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
 # Ten messages a second, and a little less between two of them: the caller's timer is not exact.
@@ -132,7 +132,7 @@ class WidgetView(RequestView):
                 self._widget.view = self._current_view()
                 self._view_is_behind = False
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Replace the panel with the final MIME bundle, and close the widget."""
         try:
             self._slot.show(bundle)
@@ -264,7 +264,7 @@ class WidgetMapView(MapView):
         self._widget = MapWidget(map_view(state, wall), self._receive)
         self._slot.show(self._widget, raw=False)
 
-    def close(self, bundle: Bundle) -> None:
+    def close(self, bundle: MimeBundle) -> None:
         """Replace the widget with the final MIME bundle, and close it."""
         try:
             self._slot.show(bundle)
@@ -274,11 +274,12 @@ class WidgetMapView(MapView):
                 self._widget = None
 
     def _receive(self, content: object) -> None:
+        if (widget := self._widget) is None:
+            return  # the map has just ended: another cell may run in the main thread
         match content:
             case {"type": "stop", "id": int(number)}:
-                if self._widget is not None:
-                    self._widget.acknowledge(number)
+                widget.acknowledge(number)
                 # The cell blocks the main thread: this is what the notebook's own Stop does to it.
                 _thread.interrupt_main()
-            case {"type": "sync"} if self._widget is not None:
-                self._widget.acknowledge(0)
+            case {"type": "sync"}:
+                widget.acknowledge(0)
