@@ -27,8 +27,7 @@ from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_files import leak_connection, primary_code
 from nbcodex.settings import JOURNAL_FILENAME
 
-# Inserts one entry through a connection.
-Insertion = Callable[[Connection], None]
+Insertion = Callable[[Connection], None]  # inserts one entry
 
 FILE_RETRY_S = 60.0
 
@@ -39,9 +38,7 @@ RETURN_PATIENCE_S = 1.0
 EXPIRED_PER_STEP = 100
 
 CHECKPOINT_RETRY_S = 1.0
-
-# How long an owner without open entries stays in the file.
-OWNER_RETENTION_S = 1.0 * DAY
+OWNER_RETENTION_S = 1.0 * DAY  # for owners without open entries
 
 _PERMANENT = "Prompts work, but this kernel keeps them in memory only, until it ends."
 _TEMPORARY = "Prompts work, but are kept in memory only; the file is tried again every minute."

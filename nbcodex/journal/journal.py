@@ -52,9 +52,6 @@ class Journal:
         self.batch_jobs = BatchJobs(self._worker, self._database)
         self.conversations = ConversationStore(self._worker)
 
-    def __repr__(self) -> str:
-        return f"<Journal {self._database.folder or 'in memory'}: {self.problem or 'in order'}>"
-
     @property
     def problem(self) -> str | None:
         """What cannot be kept now, and why; None if all is well, or before the first use."""
@@ -316,10 +313,7 @@ class Journal:
         )
 
     def find_entry(self, prefix: str) -> Entry:
-        """Return the one entry whose id begins with `prefix`.
-
-        Raises EntryError if there is none or more than one, or if it is damaged.
-        """
+        """Return the one entry whose id begins with `prefix`; EntryError if there is not one."""
         found = self._worker.call(lambda c: reads.find_entry(c, prefix), default=None)
         if found is None:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")

@@ -105,10 +105,7 @@ class Maps:
         return found
 
     def find_id(self, prefix: str) -> str | None:
-        """Return the id of the map that begins with `prefix`; None if there is none.
-
-        Raises EntryError if there are several.
-        """
+        """Return the id of the map that begins with `prefix`; EntryError if several do."""
         return self._worker.call(lambda c: find_id(c, "batch", prefix), default=None)
 
     def entries(self, map_id: str) -> list[Entry]:

@@ -147,10 +147,7 @@ def find_entry(connection: Connection, prefix: str) -> Entry:
 
 
 def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str) -> str | None:
-    """Return the one id in `column` that is `prefix`, or begins with it; None if there is none.
-
-    Raises EntryError if there are several.
-    """
+    """Return the one id in `column` that is or begins with `prefix`; EntryError if several do."""
     if not (start := storable(prefix.strip())):
         return None
     # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
@@ -181,8 +178,7 @@ def read_totals(connection: Connection) -> UsageTotals:
 # the heads of open rows are read, never their texts.
 OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
     sum(e.status = 'waiting') AS waiting,
-    min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at,
-    o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
+    min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at, o.*
 FROM entries AS e JOIN owners AS o ON o.id = e.owner
 WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
     AND e.status <> 'parked' AND e.owner <> ?

@@ -93,8 +93,8 @@ def release(connection: Connection, id_: str | None) -> SpendAmount | None:
 def release_for_dead_kernels(connection: Connection) -> None:
     """Release the budget that kernels had reserved which are gone."""
     rows = connection.execute(
-        """SELECT DISTINCT a.owner, o.host, o.boot, o.space, o.pid, o.start, o.beat_at, o.beat_now
-        FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner WHERE a.owner <> ?""",
+        """SELECT DISTINCT a.owner, o.* FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner
+        WHERE a.owner <> ?""",
         (connection.owner.id,),
     ).fetchall()
     gone = [(row["owner"],) for row in rows if is_gone(connection, row)]

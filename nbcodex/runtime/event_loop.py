@@ -27,6 +27,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # A daemon: the interpreter waits for other threads before it calls what `atexit` holds.
         self._thread = threading.Thread(target=self._run, name="nbcodex", daemon=True)
         self._thread.start()
 
