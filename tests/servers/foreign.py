@@ -28,7 +28,8 @@ from tests.simulated import KEY
 
 ANSWER = "one two three four five six seven eight"
 OBJECT = '{"name": "Ada", "age": 36}'
-BEHAVIOURS = ("ask", "stream", "schema", "limit", "broken", "empty", "usage")
+BEHAVIOURS = ("ask", "stream", "schema", "conversation", "map", "limit", "broken", "empty", "usage")
+ENGINE_BEHAVIOURS = ("stop", "overflow")  # of a real model only: it takes time, and has a context
 MODEL = "gpt-5.6-sol"  # of the simulator, behind the gateways
 LITELLM_RPM = 12
 INSTALL_TIMEOUT_S = 240
@@ -53,6 +54,7 @@ class Server:
     apis: tuple[str, ...] = ("responses", "chat")
     lacks: tuple[str, ...] = ()  # behaviours that it cannot be made to show
     own_text: bool = False  # it does not answer with ANSWER
+    is_engine: bool = False  # it runs a real model
     pip_options: tuple[str, ...] = ()
     # What does not work, and why, by "api-behaviour"; the test fails when it works after all.
     known: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +153,7 @@ def start_aimock(home: Path, scratch: Path) -> AbstractContextManager[Running]:
         fixture("broken", answer),
         fixture("empty", {"content": ""}),
         fixture("schema", {"content": OBJECT}),
-        *(fixture(behaviour, answer) for behaviour in ("ask", "stream", "usage")),
+        *(fixture(each, answer) for each in ("ask", "stream", "conversation", "map", "usage")),
     ]
     path, port = _write(scratch, "fixtures.json", {"fixtures": fixtures}), free_port()
     command = [f"{home}/node_modules/.bin/llmock", f"--port={port}", f"--fixtures={path}"]
@@ -336,11 +338,9 @@ SERVERS: dict[str, Server] = {
         pip_options=("--no-deps", "--only-binary=:all:"),
         start=start_llama,
         own_text=True,
+        is_engine=True,
         lacks=("limit", "broken", "empty"),
-        known={
-            "responses-schema": "it ignores text.format, and refuses an assistant's message in the "
-            "input that is plain text"
-        },
+        known={"responses-schema": "it ignores text.format"},
     ),
     "litellm": Server(
         packages=("litellm[proxy]",),
@@ -415,11 +415,12 @@ def table(cache: Path) -> str:
         else:
             mark = "-" if "skipped" in outcomes else "yes"
         results[parameters.rstrip("]")] = mark
-    head = ["Server", "Version", "API", *BEHAVIOURS]
+    behaviours = (*BEHAVIOURS, *ENGINE_BEHAVIOURS)
+    head = ["Server", "Version", "API", *behaviours]
     lines = [head, ["---"] * len(head)]
     for name, server in SERVERS.items():
         for api in server.apis:
-            marks = [results.get(f"{name}-{api}-{behaviour}", "-") for behaviour in BEHAVIOURS]
+            marks = [results.get(f"{name}-{api}-{behaviour}", "-") for behaviour in behaviours]
             lines.append([name, version(name, cache) or "not installed", api, *marks])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,9 +16,19 @@ import pytest
 
 import nbcodex
 from nbcodex import client
+from nbcodex.errors import Stopped, TooLargeError
 from nbcodex.events import BackingOff, Delta
 from nbcodex.simulator import Fault
-from tests.servers.foreign import ANSWER, BEHAVIOURS, GATEWAYS, OBJECT, SERVERS, Running, version
+from tests.servers.foreign import (
+    ANSWER,
+    BEHAVIOURS,
+    ENGINE_BEHAVIOURS,
+    GATEWAYS,
+    OBJECT,
+    SERVERS,
+    Running,
+    version,
+)
 from tests.simulated import KEY, Simulated, simulated
 
 CACHE = os.environ.get("NBCODEX_FOREIGN_SERVERS")
@@ -62,11 +73,21 @@ class Row:
         client.current().listeners.append(
             lambda event: self.deltas.append(event.text) if isinstance(event, Delta) else None
         )
+        prompt = options.pop("prompt", self.prompt(behaviour))
+        return nbcodex.ask(prompt, **{**self._options(behaviour), **options})
+
+    def map(self, behaviour: str, rows: list[str]) -> list[nbcodex.Reply]:
+        """Make the server ready for a behaviour, and ask it once for each row."""
+        self._running.prepare(behaviour)
+        template = f"{self.prompt(behaviour)} {{}}"
+        return [*nbcodex.map(template, rows, confirm=True, **self._options(behaviour))]
+
+    def _options(self, behaviour: str) -> dict[str, Any]:
         # A real model on a slow machine says little; an object needs a few more tokens.
-        max_output = 16 if self.server.own_text and behaviour != "schema" else 60
-        options = {"max_output": max_output, "patience": "90s", **options}
-        prompt, model = self.prompt(behaviour), self._running.model
-        return nbcodex.ask(prompt, model=model, api=self.api, **options)
+        lengths = {"schema": 60, "stop": 2_000}
+        max_output = lengths.get(behaviour, 16) if self.server.own_text else 60
+        model = self._running.model
+        return {"max_output": max_output, "patience": "90s", "model": model, "api": self.api}
 
     def check(self, reply: nbcodex.Reply) -> None:
         """Check that the answer is complete."""
@@ -129,6 +150,41 @@ def check_schema(row: Row) -> None:
     assert set(reply.parsed) == {"name", "age"}
 
 
+def check_conversation(row: Row) -> None:
+    replies = [row.ask("conversation", thread="talk") for _ in range(2)]
+    for reply in replies:
+        row.check(reply)
+    if row.server.is_engine or row.name in GATEWAYS:  # they count what is sent
+        first, second = (reply.usage.input_tokens or 0 for reply in replies)
+        assert second > first
+
+
+def check_map(row: Row) -> None:
+    for reply in row.map("map", ["one", "two", "three"]):
+        row.check(reply)
+
+
+def check_stop(row: Row) -> None:
+    client.current().listeners.append(
+        lambda event: _thread.interrupt_main() if isinstance(event, Delta) else None
+    )
+    with pytest.raises(Stopped) as caught:
+        row.ask("stop", prompt="Tell me a very long story about a bear.")
+    reply = caught.value.reply
+    assert reply is not None
+    assert reply.status == "interrupted"
+    assert reply.text
+    assert not reply
+    client.current().listeners.clear()
+    row.check(row.ask("ask"))
+
+
+def check_overflow(row: Row) -> None:
+    with pytest.raises(nbcodex.NbcodexError) as caught:
+        row.ask("overflow", prompt="word " * 5_000)
+    assert isinstance(caught.value, TooLargeError)
+
+
 def check_limit(row: Row) -> None:
     reply = row.ask("limit")
     row.check(reply)
@@ -159,12 +215,13 @@ def check_usage(row: Row) -> None:
     assert reply.usage.output_tokens
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("behaviour", [*BEHAVIOURS, *ENGINE_BEHAVIOURS])
 def test_foreign_server_is_understood(
     request: pytest.FixtureRequest, row: Row, behaviour: str
 ) -> None:
     if reason := row.server.known.get(f"{row.api}-{behaviour}"):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    if behaviour in row.server.lacks:
+    needs_engine = behaviour in ENGINE_BEHAVIOURS and not row.server.is_engine
+    if needs_engine or behaviour in row.server.lacks:
         pytest.skip(f"{row.name} cannot be made to show it")
     globals()[f"check_{behaviour}"](row)
