@@ -63,9 +63,9 @@ class BatchApi:
     """Creates, polls, reads and erases batch jobs, retrying as long as necessary."""
 
     def __init__(self, services: Services, settings: Settings) -> None:
-        self.client = BatchClient(services.api_client)
+        self.client = BatchClient(services.api_client, settings)
         self.fault = ""  # the temporary fault after which it is waiting; empty if it is not
-        self._settings, self._clock, self._random = settings, services.clock, services.rng
+        self._clock, self._random = services.clock, services.rng
 
     async def create(
         self, part: BatchPart, data: bytes, *, record_file: Callable[..., Awaitable[None]]
@@ -75,29 +75,25 @@ class BatchApi:
         `record_file(file=ID)` is called before anything else happens, so that the file is erased
         even if this process dies.
         """
-        attempted = False
+        sample, metadata, attempted = part.sample, part.metadata, False
 
         async def create_once() -> Batch:
             nonlocal attempted
             # The response to an earlier attempt may have been lost although the job was created:
             # creating it again would charge all its rows twice.
-            if attempted and (found := await self._find(part)):
+            if attempted and (found := await self.client.find_batch(sample, metadata=metadata)):
                 return found
             attempted = True
-            return await self.client.create_batch(
-                file, part.sample, self._settings, metadata=part.metadata
-            )
+            return await self.client.create_batch(file, sample, metadata=metadata)
 
         file = ""
         try:
-            file = await self._retrying(
-                lambda: self.client.upload_file(data, part.sample, self._settings)
-            )
+            file = await self._retrying(lambda: self.client.upload_file(data, sample))
             await record_file(file=file)
             return await self._retrying(create_once)
         except NbcodexError as error:
             if file:
-                await self.erase(jobless_batch(file), part.sample)
+                await self.erase(jobless_batch(file), sample)
             # The rows are valid for live requests, so a refusal is about batches as such.
             if isinstance(error, RequestError | ModelError):
                 raise BatchUnsupportedError(
@@ -108,17 +104,13 @@ class BatchApi:
 
     async def find(self, part: BatchPart) -> Batch | None:
         """Return the job of a part; None if it was never created."""
-        return await self._retrying(lambda: self._find(part))
-
-    async def _find(self, part: BatchPart) -> Batch | None:
-        found = await self.client.find_batches(part.sample, self._settings, metadata=part.metadata)
-        return next(iter(found), None)
+        return await self._retrying(
+            lambda: self.client.find_batch(part.sample, metadata=part.metadata)
+        )
 
     async def retrieve(self, batch_id: str, sample: Request) -> Batch:
         """Return the present state of a job."""
-        return await self._retrying(
-            lambda: self.client.retrieve_batch(batch_id, sample, self._settings)
-        )
+        return await self._retrying(lambda: self.client.retrieve_batch(batch_id, sample))
 
     async def poll(self, part: BatchPart, *, until_validated: bool = False) -> Batch:
         """Poll a job until it has ended, or has passed validation."""
@@ -137,7 +129,7 @@ class BatchApi:
             return
         try:
             part.batch = await self._retrying(
-                lambda: self.client.cancel_batch(batch.id, part.sample, self._settings)
+                lambda: self.client.cancel_batch(batch.id, part.sample)
             )
         except RequestError:  # it ended between our poll and this call
             part.batch = await self.retrieve(batch.id, part.sample)
@@ -150,9 +142,7 @@ class BatchApi:
             try:
                 # After a fault the file is read again from its start, without the rows that the
                 # caller has removed from the part meanwhile.
-                async for id_, result in self.client.results(
-                    part.batch, part.sample, self._settings
-                ):
+                async for id_, result in self.client.results(part.batch, part.sample):
                     if request := part.requests.get(id_):
                         yield request, result
             except TransientError as error:
@@ -164,7 +154,7 @@ class BatchApi:
         """Erase the files of a job; return whether they are erased."""
         try:
             await self._retrying(
-                lambda: self.client.delete_files(batch, sample, self._settings),
+                lambda: self.client.delete_files(batch, sample),
                 attempts=ERASE_ATTEMPTS,
             )
         except NbcodexError as error:

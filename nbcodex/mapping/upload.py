@@ -170,7 +170,7 @@ class BatchUploader:
         request = row.request = replace(row.request, durable=False)
         model = await api_client.resolve_model(request, settings)
         base_url = api_client.endpoint(request, settings).base_url
-        row.destination = base_url, self._batch_api.client.api_for(request, settings), model
+        row.destination = base_url, self._batch_api.client.api_for(request), model
         row.key = equality_key(request, base_url=base_url)
 
     # To the provider.
@@ -230,7 +230,7 @@ class BatchUploader:
                     base_url=base_url,
                     tier=BATCH_TIER,
                 )
-                line = self._batch_api.client.request_line(request, self._settings, model=model)
+                line = self._batch_api.client.request_line(request, model=model)
                 if len(line) > MAX_BATCH_BYTES:
                     raise TooLargeError("The row is larger than a whole batch.")
             except NbcodexError as error:
@@ -383,9 +383,7 @@ class BatchUploader:
                 self._check_server(part)
                 part.batch = jobless_batch(job.file)
                 if job.remote:
-                    part.batch = await self._batch_api.client.retrieve_batch(
-                        job.remote, sample, self._settings
-                    )
+                    part.batch = await self._batch_api.client.retrieve_batch(job.remote, sample)
                 await self._batch_api.cancel(part)
                 if part.batch.ended and await self._batch_api.erase(part.batch, sample):
                     await self._jobs.close_job(job.tag, erased=True)

@@ -70,20 +70,20 @@ class Batch:
 class BatchClient:
     """Creates and reads batches, through the connections of an `ApiClient`."""
 
-    def __init__(self, api_client: ApiClient) -> None:
-        self._api_client = api_client
+    def __init__(self, api_client: ApiClient, settings: Settings) -> None:
+        self._api_client, self._settings = api_client, settings
         self._memory = api_client.memory
 
-    def api_for(self, request: Request, settings: Settings) -> DetectedApi:
+    def api_for(self, request: Request) -> DetectedApi:
         """Return the API of a request; all requests of one batch must have the same."""
-        endpoint = self._api_client.endpoint(request, settings)
+        endpoint = self._api_client.endpoint(request, self._settings)
         # The API does not depend on the model, which may not be known yet.
-        return self._memory.prepare(request, settings, endpoint, "").api
+        return self._memory.prepare(request, self._settings, endpoint, "").api
 
-    def request_line(self, request: Request, settings: Settings, *, model: str) -> bytes:
+    def request_line(self, request: Request, *, model: str) -> bytes:
         """Return a request as a line of an input file; its id names the answer."""
-        endpoint = self._api_client.endpoint(request, settings)
-        prepared = self._memory.prepare(request, settings, endpoint, model)
+        endpoint = self._api_client.endpoint(request, self._settings)
+        prepared = self._memory.prepare(request, self._settings, endpoint, model)
         line = {
             "custom_id": request.id,
             "method": "POST",
@@ -92,25 +92,25 @@ class BatchClient:
         }
         return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
 
-    async def upload_file(self, data: bytes, request: Request, settings: Settings) -> str:
+    async def upload_file(self, data: bytes, request: Request) -> str:
         """Upload lines, at most `MAX_BATCH_REQUESTS` and `MAX_BATCH_BYTES`; return the file's id.
 
         `request` can be any of the file's: in all calls, it only determines the server.
         """
-        async with self._api_client.connected(request, settings) as (client, _):
+        async with self._api_client.connected(request, self._settings) as (client, _):
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
 
     async def create_batch(
-        self, file: str, request: Request, settings: Settings, *, metadata: Mapping[str, str]
+        self, file: str, request: Request, *, metadata: Mapping[str, str]
     ) -> Batch:
         """Create a batch from an uploaded file, whose lines are of one API and one model.
 
-        After a `TransientError` the batch may exist: look for its `metadata` with `find_batches`
+        After a `TransientError` the batch may exist: look for its `metadata` with `find_batch`
         before creating it again.
         """
-        path: Any = f"/v1{PATHS[self.api_for(request, settings)]}"
-        async with self._api_client.connected(request, settings) as (client, redactor):
+        path: Any = f"/v1{PATHS[self.api_for(request)]}"
+        async with self._api_client.connected(request, self._settings) as (client, redactor):
             created = await client.batches.create(
                 input_file_id=file,
                 endpoint=path,
@@ -119,35 +119,33 @@ class BatchClient:
             )
             return _read_batch(created.to_dict(), redactor)
 
-    async def find_batches(
-        self, request: Request, settings: Settings, *, metadata: Mapping[str, str]
-    ) -> list[Batch]:
-        """Return this key's batches that have all of `metadata`, among the newest hundred."""
-        async with self._api_client.connected(request, settings) as (client, redactor):
+    async def find_batch(self, request: Request, *, metadata: Mapping[str, str]) -> Batch | None:
+        """Return this key's latest batch that has all of `metadata`, among the newest hundred."""
+        async with self._api_client.connected(request, self._settings) as (client, redactor):
             # Newest first: a batch whose creation was interrupted is among them.
             page = await client.batches.list(limit=100)
-            found = [_read_batch(batch.to_dict(), redactor) for batch in page.data]
-        return [batch for batch in found if metadata.items() <= batch.metadata.items()]
+            batches = [_read_batch(batch.to_dict(), redactor) for batch in page.data]
+        return next((each for each in batches if metadata.items() <= each.metadata.items()), None)
 
-    async def retrieve_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
+    async def retrieve_batch(self, id_: str, request: Request) -> Batch:
         """Return a batch's state."""
-        async with self._api_client.connected(request, settings) as (client, redactor):
+        async with self._api_client.connected(request, self._settings) as (client, redactor):
             return _read_batch((await client.batches.retrieve(id_)).to_dict(), redactor)
 
-    async def cancel_batch(self, id_: str, request: Request, settings: Settings) -> Batch:
+    async def cancel_batch(self, id_: str, request: Request) -> Batch:
         """End a batch; what is answered can be fetched when it has ended."""
-        async with self._api_client.connected(request, settings) as (client, redactor):
+        async with self._api_client.connected(request, self._settings) as (client, redactor):
             return _read_batch((await client.batches.cancel(id_)).to_dict(), redactor)
 
     async def results(
-        self, batch: Batch, request: Request, settings: Settings
+        self, batch: Batch, request: Request
     ) -> AsyncGenerator[tuple[str, CompletedAnswer | NbcodexError]]:
         """Yield each request's id with its answer, or with the reason why it has none.
 
         Requests that the files do not mention, and lines that are not results, are left out.
         """
         api_client = self._api_client
-        async with api_client.connected(request, settings) as (client, redactor):
+        async with api_client.connected(request, self._settings) as (client, redactor):
             for file in batch.files:
                 async with (
                     client.files.with_streaming_response.content(file) as response,
@@ -165,9 +163,9 @@ class BatchClient:
                             outcome = replace(outcome, simulated=True)
                         yield id_, outcome
 
-    async def delete_files(self, batch: Batch, request: Request, settings: Settings) -> None:
+    async def delete_files(self, batch: Batch, request: Request) -> None:
         """Delete the files of a batch at the server, its requests and its answers."""
-        async with self._api_client.connected(request, settings) as (client, _):
+        async with self._api_client.connected(request, self._settings) as (client, _):
             for file in filter(None, (batch.input_file, *batch.files)):
                 try:
                     await client.files.delete(file)

@@ -33,29 +33,27 @@ class BatchStage:
         api_client = ApiClient(
             clock=self.clock, transport=transport or SimulatorTransport(self.core)
         )
-        self.batches = BatchClient(api_client)
+        self.batches = BatchClient(api_client, SETTINGS)
 
     async def upload_and_create(
         self, *requests: Request, metadata: dict[str, str] | None = None
     ) -> Batch:
-        data = b"".join(self.batches.request_line(r, SETTINGS, model=MODEL) for r in requests)
+        data = b"".join(self.batches.request_line(r, model=MODEL) for r in requests)
         return await self.start(data, requests[0], metadata or {})
 
     async def start(
         self, data: bytes, request: Request, metadata: dict[str, str] | None = None
     ) -> Batch:
-        file = await self.batches.upload_file(data, request, SETTINGS)
-        return await self.batches.create_batch(file, request, SETTINGS, metadata=metadata or {})
+        file = await self.batches.upload_file(data, request)
+        return await self.batches.create_batch(file, request, metadata=metadata or {})
 
     async def results(self, batch: Batch) -> dict[str, CompletedAnswer | NbcodexError]:
         request = Request(prompt="x")
-        return {
-            id_: results async for id_, results in self.batches.results(batch, request, SETTINGS)
-        }
+        return {id_: results async for id_, results in self.batches.results(batch, request)}
 
     async def ended(self, batch: Batch) -> Batch:
         await self.clock.wait(self.clock.now() + 101)
-        return await self.batches.retrieve_batch(batch.id, Request(prompt="x"), SETTINGS)
+        return await self.batches.retrieve_batch(batch.id, Request(prompt="x"))
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
@@ -84,8 +82,8 @@ def test_rejected_request_in_a_batch_is_the_error_of_a_live_one() -> None:
     async def main() -> None:
         stage = BatchStage(models=(MODEL,))
         good, bad = Request(prompt="[[echo: one]]"), Request(prompt="x")
-        data = stage.batches.request_line(good, SETTINGS, model=MODEL)
-        data += stage.batches.request_line(bad, SETTINGS, model="none")
+        data = stage.batches.request_line(good, model=MODEL)
+        data += stage.batches.request_line(bad, model="none")
         created = await stage.start(data, good)
         results = await stage.results(await stage.ended(created))
         assert isinstance(results[good.id], CompletedAnswer)
@@ -100,7 +98,7 @@ def test_unprocessed_requests_of_a_cancelled_batch_are_transient() -> None:
         one, two = Request(prompt="one"), Request(prompt="two")
         batch = await stage.upload_and_create(one, two)
         await stage.clock.wait(stage.clock.now() + 60)
-        results = await stage.results(await stage.batches.cancel_batch(batch.id, one, SETTINGS))
+        results = await stage.results(await stage.batches.cancel_batch(batch.id, one))
         assert isinstance(results[one.id], CompletedAnswer)
         assert isinstance(results[two.id], TransientError)
 
@@ -115,8 +113,10 @@ def test_batch_is_found_by_its_metadata() -> None:
         request = Request(prompt="one")
         mine = await stage.upload_and_create(request, metadata={"nbcodex": "map-1"})
         await stage.upload_and_create(request, metadata={"nbcodex": "map-2"})
-        found = await stage.batches.find_batches(request, SETTINGS, metadata={"nbcodex": "map-1"})
-        assert [batch.id for batch in found] == [mine.id]
+        found = await stage.batches.find_batch(request, metadata={"nbcodex": "map-1"})
+        assert found is not None
+        assert found.id == mine.id
+        assert await stage.batches.find_batch(request, metadata={"nbcodex": "map-3"}) is None
 
     run_virtual(main())
 
@@ -138,7 +138,7 @@ def test_deleted_files_are_gone_at_the_provider() -> None:
         stage = BatchStage()
         batch = await stage.ended(await stage.upload_and_create(Request(prompt="one")))
         for _ in range(2):  # what is gone already is no error
-            await stage.batches.delete_files(batch, Request(prompt="x"), SETTINGS)
+            await stage.batches.delete_files(batch, Request(prompt="x"))
         assert stage.core.batches._files == {}
         with pytest.raises(NbcodexError):
             await stage.results(batch)
@@ -188,7 +188,7 @@ def test_any_batch_response_becomes_a_result_or_an_error_without_the_key(
         stage = BatchStage(FixedServer(body, status))
         request, results = Request(prompt="x"), ""
         for operation in (
-            lambda: stage.batches.retrieve_batch("b", request, SETTINGS),
+            lambda: stage.batches.retrieve_batch("b", request),
             lambda: stage.start(b"{}", request),
             lambda: stage.results(Batch(id="b", status="completed", files=("f",))),
         ):

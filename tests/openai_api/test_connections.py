@@ -220,7 +220,7 @@ def test_error_body_is_bounded_after_decoding(codings: int, status: int, is_cust
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("call", ["retrieve_batch", "upload_file", "find_batches", "delete_files"])
+@pytest.mark.parametrize("call", ["retrieve_batch", "upload_file", "find_batch", "delete_files"])
 @pytest.mark.parametrize("codings", [1, 2])
 def test_body_of_a_batch_call_is_bounded_after_decoding(call: str, codings: int) -> None:
     headers = {
@@ -228,18 +228,18 @@ def test_body_of_a_batch_call_is_bounded_after_decoding(call: str, codings: int)
         "content-type": "application/json",
     }
     server = Server(Script([bomb(codings)], 200, headers))
-    batches = BatchClient(ApiClient(clock=LoopClock(), transport=server))
+    batches = BatchClient(ApiClient(clock=LoopClock(), transport=server), settings())
     arguments: dict[str, tuple[Any, ...]] = {
         "retrieve_batch": ("batch_1",),
         "upload_file": (b"{}",),
-        "find_batches": (),
+        "find_batch": (),
         "delete_files": (Batch(id="b", status="failed", input_file="f"),),
     }
-    more = {"metadata": {}} if call == "find_batches" else {}
+    more = {"metadata": {}} if call == "find_batch" else {}
 
     async def main() -> None:
         with pytest.raises(ServerError, match="more than 4 MB"):
-            await getattr(batches, call)(*arguments[call], Request(prompt="?"), settings(), **more)
+            await getattr(batches, call)(*arguments[call], Request(prompt="?"), **more)
 
     tracemalloc.start()
     try:
