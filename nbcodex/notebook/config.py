@@ -127,7 +127,8 @@ class Codex(Configurable):
     def copy_state(self, earlier: Any) -> None:
         """Copy what the user typed in before a reload, which is in no file."""
         for name in ("demo", "own_budget", "last_reply", "last_error", "listed_models"):
-            setattr(self, name, getattr(earlier, name))
+            # After an upgrade in the same kernel, the earlier class may not have them all.
+            setattr(self, name, getattr(earlier, name, getattr(self, name)))
         self.keys = {**self.keys, **earlier.keys}
         self.aliases = {**self.aliases, **earlier.aliases}
 

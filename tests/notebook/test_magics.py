@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 
 from nbcodex.client import current
@@ -393,6 +394,27 @@ def test_an_unknown_command_suggests_the_nearest(ip: Any) -> None:
     """A mistyped command is one line with a hint."""
     with pytest.raises(UsageError, match="did you mean usage"):
         ip.run_line_magic("codex", "useage")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("%codex resume --", {"--everywhere", "--at-reset"}),
+        ("%codex budget ", {"off", "reset"}),
+        ("%codex demo ", {"on", "calm", "off"}),
+        ("%codex help priv", {"privacy"}),
+        ("%codex dealias ", {"mini"}),
+        ("%codex alias new m", {"mini"}),
+        ("%%codex --effort ", {"none", "minimal", "low", "medium", "high", "xhigh"}),
+    ],
+)
+def test_tab_completes_the_arguments_that_the_help_names(
+    ip: Any, line: str, offered: set[str]
+) -> None:
+    ip.run_line_magic("codex", "alias mini gpt-5.6-mini")
+    with provisionalcompleter():
+        completions = list(ip.Completer.completions(line, len(line)))
+    assert {completion.text for completion in completions} == offered
 
 
 def test_surplus_arguments_show_the_usage(ip: Any) -> None:
