@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from numbers import Real
 from pathlib import Path
@@ -115,18 +115,18 @@ def variables(shell: InteractiveShell, scope: CallerScope, text: str = "") -> di
     } | histories
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FilledPrompt:
     """A prompt with its fields filled in."""
 
     text: str  # the prompt to send
-    filled: tuple[str, ...] = ()  # the expressions that were filled in, in order
+    filled: list[str] = field(default_factory=list)  # the expressions that were filled in
     # The expressions that use an unknown name; they stay in `text` as they were written.
-    missing: tuple[str, ...] = ()
+    missing: list[str] = field(default_factory=list)
     # The expressions that are not evaluated because they use a module or a private name.
-    restricted: tuple[str, ...] = ()
+    restricted: list[str] = field(default_factory=list)
     # Figures and images, in the order of their placeholders ``[image 1]``, ``[image 2]`` ….
-    images: tuple[object, ...] = ()
+    images: list[object] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
@@ -159,44 +159,37 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         fields = list(parse_fields(text, recognise))
-    parts: list[str] = []
-    filled: list[str] = []
-    missing: list[str] = []
-    restricted: list[str] = []
-    images: list[object] = []
-    done = 0
-    for field in fields:
-        as_written = text[field.start : field.end]
-        parts.append(text[done : field.start])
-        done = field.end
-        if field.is_literal:
-            parts.append(as_written[1:-1] if field.is_known else as_written)
-        elif not field.is_known:
+    prompt, parts, done = FilledPrompt(""), list[str](), 0
+    for found in fields:
+        as_written = text[found.start : found.end]
+        parts.append(text[done : found.start])
+        done = found.end
+        if found.is_literal:
+            parts.append(as_written[1:-1] if found.is_known else as_written)
+        elif not found.is_known:
             parts.append(as_written)
-            missing.append(field.source)
-        elif field.has_nested_format:
+            prompt.missing.append(found.source)
+        elif found.has_nested_format:
             parts.append(as_written)
-        elif safe_eval.is_restricted(field.expression, namespace):
+        elif safe_eval.is_restricted(found.expression, namespace):
             # In pasted code or logs, `{os.system('…')}` must not run.
             parts.append(as_written)
-            restricted.append(field.source)
+            prompt.restricted.append(found.source)
         else:
-            parts.append(_evaluate(field, namespace, parts, images))
-            filled.append(field.source)
-    parts.append(text[done:])
-    return FilledPrompt(
-        "".join(parts), tuple(filled), tuple(missing), tuple(restricted), tuple(images)
-    )
+            parts.append(_evaluate(found, namespace, parts, prompt.images))
+            prompt.filled.append(found.source)
+    prompt.text = "".join([*parts, text[done:]])
+    return prompt
 
 
 def _evaluate(
-    field: Field[ast.expr], namespace: Mapping[str, object], parts: list[str], images: list[object]
+    found: Field[ast.expr], namespace: Mapping[str, object], parts: list[str], images: list[object]
 ) -> str:
     """Return the text of a field's value; `parts` is the prompt before it."""
     try:
-        value = safe_eval.evaluate(field.expression, namespace)
-        if field.conversion or field.spec:
-            return field.format(value)
+        value = safe_eval.evaluate(found.expression, namespace)
+        if found.conversion or found.spec:
+            return found.format(value)
         if is_drawable(value):
             if not any(image is value for image in images):
                 images.append(value)
@@ -212,7 +205,7 @@ def _evaluate(
         return str(value)
     except Exception as error:
         raise ConfigurationError(
-            f"{{{shorten(field.source, 80)}}} in the prompt failed: "
+            f"{{{shorten(found.source, 80)}}} in the prompt failed: "
             f"{safe_eval.describe_error(error)}.",
             advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
         ) from error

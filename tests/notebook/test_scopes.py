@@ -155,7 +155,7 @@ def test_modules_and_private_names_are_left_as_written(source: str) -> None:
     names["box"] = SimpleNamespace(f=lambda value: value())
     done = fill(f"Log of {{name}}: {{{source}}}", names)
     assert done.text == f"Log of Ada: {{{source}}}"
-    assert done.restricted == (source,)
+    assert done.restricted == [source]
     assert done.notes[-1] == f"{{{source}}} left as written"
 
 
