@@ -22,6 +22,7 @@ from nbcodex.settings import Settings, parse_duration
 MAX_THREAD_NAME_CHARS = 100
 MAX_IMAGE_BYTES = 20 * 2**20  # OpenAI's limit for years; the base64 that is sent is a third larger
 
+_FIGURE_METHODS, _PIL_METHODS = ("savefig", "add_subplot"), ("save", "tobytes", "thumbnail")
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}  # those of Pillow that PNG can hold
 
 
@@ -156,7 +157,7 @@ def to_image(value: Any) -> Image:
 
 def is_drawable(value: object) -> bool:
     """Return whether `value` is a matplotlib figure or a PIL image."""
-    return _is_figure(value) or _is_pil(value)
+    return _has_methods(value, *_FIGURE_METHODS) or _has_methods(value, *_PIL_METHODS)
 
 
 def _from_bytes(data: bytes, what: str) -> Image:
@@ -180,12 +181,12 @@ def _check_size(image: Image) -> Image:
 
 def _draw(value: Any) -> bytes | None:
     """Return `value` as a file, if it can draw itself."""
-    if _is_figure(value):
+    if _has_methods(value, *_FIGURE_METHODS):
         return _save(value, value.savefig)
     # Axes: seaborn and pandas return them rather than the figure.
     if _has_methods(value, "get_figure", "plot"):
         return _draw(value.get_figure())
-    if _is_pil(value):
+    if _has_methods(value, *_PIL_METHODS):
         # A PNG holds neither CMYK nor floating point.
         image = value if value.mode in _PNG_MODES else value.convert("RGBA")
         return _save(value, image.save)
@@ -206,14 +207,6 @@ def _save(value: object, save: Callable[..., object]) -> bytes:
             advice="Nothing was sent.",
         ) from error
     return file.getvalue()
-
-
-def _is_figure(value: object) -> bool:
-    return _has_methods(value, "savefig", "add_subplot")
-
-
-def _is_pil(value: object) -> bool:
-    return _has_methods(value, "save", "tobytes", "thumbnail")
 
 
 def _has_methods(value: object, *names: str) -> bool:
