@@ -29,6 +29,8 @@ MAX_LIST_DEPTH = 6
 # Pixels of a side of a picture, and of one square of its pattern.
 PICTURE_SIZE, SQUARE_SIZE = 96, 12
 
+# A token is a word of up to five characters with the space before it: about four characters on
+# average, as `plan_answer` assumes for the input.
 _TOKENS = re.compile(r"[ \n]?\S{1,5}|\s")
 _DIRECTIVE = re.compile(r"\[\[(tokens|fault)=([^\]]*)\]\]")
 _ECHO = re.compile(r"\[\[echo: ?(.*)\]\]", re.DOTALL)

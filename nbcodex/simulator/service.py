@@ -59,7 +59,7 @@ from nbcodex.simulator.parsed_request import (
     unknown_path,
 )
 
-# The prompt cache keeps this many tokens from the start of an input.
+# OpenAI caches inputs from this many tokens on; here, only so many are cached.
 PREFIX_TOKENS = 1_024
 ABSURD_HEADERS = {
     "x-ratelimit-limit-tokens": "1e999",
@@ -271,6 +271,7 @@ class Simulator:
         prefix = "resp_" if request.api == "responses" else "chatcmpl-"
         record.response_id = f"{prefix}{self._server_id}{record.number:08x}"
         if planned.plan.input_tokens >= PREFIX_TOKENS:
+            # A token is about four characters.
             start = (record.key, request.model, request.text[: PREFIX_TOKENS * 4])
             planned.cached = PREFIX_TOKENS if start in self._cached_prefixes else 0
             self._cached_prefixes.add(start)
