@@ -31,25 +31,13 @@ _UNANSWERED = {
 
 
 @dataclass(slots=True, kw_only=True)
-class File:
-    """A file that a client uploaded or a batch produced."""
-
-    id: str
-    owner: str  # name of the key that may read it
-    name: str
-    data: bytes
-    purpose: str
-    created_at: float
-
-
-@dataclass(slots=True, kw_only=True)
 class Batch:
     """A batch of requests."""
 
     id: str
     owner: str  # name of the key that may read it
     endpoint: str
-    file: File
+    input_file_id: str
     at: float  # its creation on the clock
     created_at: float  # its creation in seconds since the epoch
     metadata: dict[str, str]
@@ -58,8 +46,8 @@ class Batch:
     duration: float | None = None  # seconds from its creation to its end
     done: int = 0
     failed: int = 0
-    output: File | None = None
-    errors: File | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
     problems: list[dict[str, Any]] = field(default_factory=list)  # why it will fail as a whole
 
 
@@ -82,7 +70,7 @@ class BatchService:
         self._clock = clock
         self._answer_line = answer_line
         self._server_id = server_id
-        self._files: dict[str, File] = {}
+        self._files: dict[tuple[str, str], bytes] = {}  # by the name of the key, and id
         self._file_numbers = itertools.count(1)
         self._batches: dict[str, Batch] = {}
 
@@ -90,9 +78,10 @@ class BatchService:
         """Return the API's object, or the contents of a file."""
         match route.endpoint, request.method, route.id:
             case "files", "GET", id_:
-                return self._file(id_, owner).data
+                return self._contents(id_, owner)
             case "files", "DELETE", id_:
-                del self._files[self._file(id_, owner).id]
+                self._contents(id_, owner)  # raises for an unknown file
+                del self._files[owner, id_]
                 return {"id": id_, "object": "file", "deleted": True}
             case "files", _, _:
                 return self._upload(request, owner)
@@ -110,11 +99,11 @@ class BatchService:
                     self._end(batch, "cancelled", self._clock.now() - batch.at)
                 return self._as_object(batch)
 
-    def _file(self, id_: str, owner: str) -> File:
-        found = self._files.get(id_)
-        if found is None or found.owner != owner:
+    def _contents(self, id_: str, owner: str) -> bytes:
+        """Return the contents of a file that the client uploaded or a batch produced."""
+        if (owner, id_) not in self._files:
             raise ErrorResponse(404, f"No such File object: {id_}", param="id")
-        return found
+        return self._files[owner, id_]
 
     def _upload(self, request: HttpRequest, owner: str) -> dict[str, Any]:
         """Store the file of a multipart form, and return its object."""
@@ -133,27 +122,21 @@ class BatchService:
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
         if len(fields["file"]) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        file = self._store_file(name, fields["file"], owner=owner, purpose="batch")
-        return {
-            "id": file.id,
+        return self._store_file(name, fields["file"], owner=owner, purpose="batch")
+
+    def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> dict[str, Any]:
+        """Store a file, and return its object."""
+        id_ = f"file-{self._server_id}{next(self._file_numbers):06x}"
+        file = {
+            "id": id_,
             "object": "file",
-            "bytes": len(file.data),
-            "created_at": int(file.created_at),
-            "filename": file.name,
-            "purpose": file.purpose,
+            "bytes": len(data),
+            "created_at": int(self._clock.wall()),
+            "filename": name,
+            "purpose": purpose,
             "status": "processed",
         }
-
-    def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> File:
-        id_ = f"file-{self._server_id}{next(self._file_numbers):06x}"
-        file = self._files[id_] = File(
-            id=id_,
-            owner=owner,
-            name=name,
-            data=data,
-            purpose=purpose,
-            created_at=self._clock.wall(),
-        )
+        self._files[owner, id_] = data
         return file
 
     def _create(self, body: dict[str, Any], owner: str) -> Batch:
@@ -162,8 +145,8 @@ class BatchService:
             raise ErrorResponse(
                 400, "'endpoint' or 'completion_window' is invalid.", param="endpoint"
             )
-        file = self._file(str(body.get("input_file_id")), owner)
-        requests, problems = parse_batch_file(file.data, endpoint)
+        file_id = str(body.get("input_file_id"))
+        requests, problems = parse_batch_file(self._contents(file_id, owner), endpoint)
         max_requests = self._knobs().batch_queue
         queued = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
         waiting = sum(len(batch.requests) for batch in queued) + len(requests)
@@ -178,7 +161,7 @@ class BatchService:
             id=id_,
             owner=owner,
             endpoint=endpoint,
-            file=file,
+            input_file_id=file_id,
             at=self._clock.now(),
             created_at=self._clock.wall(),
             metadata=dict(body.get("metadata") or {}),
@@ -221,14 +204,16 @@ class BatchService:
             (succeeded if http_status == 200 else failed).append(encode_json(result) + b"\n")
         batch.done, batch.failed = len(succeeded), len(failed)
         batch.status, batch.duration = status, duration
-        batch.output = self._result_file(batch, "output", succeeded)
-        batch.errors = self._result_file(batch, "error", failed)
+        batch.output_file_id = self._store_results(batch, "output", succeeded)
+        batch.error_file_id = self._store_results(batch, "error", failed)
 
-    def _result_file(self, batch: Batch, kind: str, lines: list[bytes]) -> File | None:
+    def _store_results(self, batch: Batch, kind: str, lines: list[bytes]) -> str | None:
+        """Store a file of results, if there are any, and return its id."""
         if not lines:
             return None
-        name, data = f"{batch.id}_{kind}.jsonl", b"".join(lines)
-        return self._store_file(name, data, owner=batch.owner, purpose="batch_output")
+        name, data, owner = f"{batch.id}_{kind}.jsonl", b"".join(lines), batch.owner
+        id_: str = self._store_file(name, data, owner=owner, purpose="batch_output")["id"]
+        return id_
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:
         """Return the API's object of a batch at the present time."""
@@ -241,11 +226,11 @@ class BatchService:
             "object": "batch",
             "endpoint": batch.endpoint,
             "errors": {"object": "list", "data": batch.problems} if has_failed else None,
-            "input_file_id": batch.file.id,
+            "input_file_id": batch.input_file_id,
             "completion_window": "24h",
             "status": batch.status,
-            "output_file_id": batch.output and batch.output.id,
-            "error_file_id": batch.errors and batch.errors.id,
+            "output_file_id": batch.output_file_id,
+            "error_file_id": batch.error_file_id,
             "created_at": int(batch.created_at),
             "expires_at": int(batch.created_at + BATCH_LIFETIME_S),
             f"{batch.status}_at": ended or int(batch.created_at),
