@@ -16,7 +16,7 @@ from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
-from nbcodex.models import DAY, Limit, LimitReading, LimitSnapshot, Resource
+from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
 from nbcodex.openai_api.dialects import HEADER_FIGURES, HEADER_RESOURCES, WINDOWS_S
 
 Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
@@ -152,10 +152,11 @@ def _server_time(headers: Headers, wall: float) -> float:
 
 @dataclass(slots=True)
 class HeaderLimit:
-    """One limit as a refusal's headers state it."""
+    """One limit as headers state it."""
 
     resource: Resource | None
     window: float | None
+    scope: tuple[str, ...] = ()  # further words of the name, such as ``project`` or ``input``
     limit: float | None = None
     remaining: float | None = None
     reset_in: float | None = None
@@ -190,8 +191,9 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
         counted = _COUNTED_WORD.findall("-".join(words))
         windows = [float(n or 1) * WINDOWS_S[word] for n, word in counted if word in WINDOWS_S]
         window = windows[0] if windows else None
-        key = (resource, window, *(w for w in words if w not in HEADER_RESOURCES))
-        limit = limits.setdefault(key, HeaderLimit(resource, window))
+        scope = tuple(word for word in words if word not in HEADER_RESOURCES)
+        key = (resource, window, *scope)
+        limit = limits.setdefault(key, HeaderLimit(resource, window, scope))
         if figure == "reset":
             limit.reset_in = parse_reset(value, now)
         elif figure in ("limit", "remaining"):
@@ -217,31 +219,35 @@ def read_snapshot(
 ) -> LimitSnapshot:
     """Return the limits that the headers state, which arrived at the instant `at`.
 
-    Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits".
+    Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
     """
+    stated = header_limits(headers, wall=0.0)
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
     processing = milliseconds / 1000 if milliseconds is not None else None
     return LimitSnapshot(
         at=at,
         processing=processing if processing is not None and processing <= DAY else None,
-        tokens=_tightest_reading(headers, "tokens"),
-        requests=_tightest_reading(headers, "requests"),
+        tokens=_tightest_reading(stated, "tokens"),
+        requests=_tightest_reading(stated, "requests"),
         organization=shorten(clean(headers.get("openai-organization", "")), 100) or None,
     )
 
 
-def _tightest_reading(headers: Headers, resource: Resource) -> LimitReading | None:
+def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitReading | None:
     readings = []
-    # Limits of a project are named ``x-ratelimit-limit-project-tokens``.
-    for scope in (resource, f"project-{resource}"):
-        limit = parse_number(headers.get(f"x-ratelimit-limit-{scope}"))
-        remaining = parse_number(headers.get(f"x-ratelimit-remaining-{scope}"))
+    for each in stated:
+        limit, remaining = each.limit, each.remaining
+        # A window in the name is a fixed one (Cerebras, Mistral). Longer ones than a minute, and
+        # limits on input or output alone (Anthropic), are learned from their refusals.
+        is_read = each.resource == resource and each.window in (None, MINUTE)
+        is_read = is_read and not {"input", "output"}.intersection(each.scope)
         # Azure sends -1 or 0 where it states no limit.
-        if not limit or remaining is None or limit > MAX_LIMIT:
+        if not is_read or not limit or remaining is None or limit > MAX_LIMIT:
             continue
-        # The reset is the time until the bucket is FULL, not the time to wait.
-        full_in = parse_go_duration(headers.get(f"x-ratelimit-reset-{scope}"))
+        # The reset is the time until the bucket is FULL, not the time to wait. That of a fixed
+        # window says nothing about a rate.
+        full_in = each.reset_in if each.window is None else None
         if full_in is not None and full_in > 31 * DAY:
             full_in = None
         readings.append(LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in))

@@ -151,3 +151,47 @@ def test_any_headers_give_a_valid_wait_and_snapshot(given: dict[str, str]) -> No
     found = rate_limits.read_snapshot(given, at=1.0)
     for gauge in (found.tokens, found.requests):
         assert gauge is None or 0 <= gauge.remaining <= gauge.limit <= rate_limits.MAX_LIMIT
+
+
+ANTHROPIC = {
+    "anthropic-ratelimit-requests-limit": "50",
+    "anthropic-ratelimit-requests-remaining": "49",
+    "anthropic-ratelimit-tokens-limit": "40000",
+    "anthropic-ratelimit-tokens-remaining": "30000",
+    "anthropic-ratelimit-input-tokens-limit": "20000",
+    "anthropic-ratelimit-input-tokens-remaining": "100",
+    "anthropic-ratelimit-tokens-reset": "2027-01-15T08:00:15Z",
+}
+CEREBRAS = {
+    "x-ratelimit-limit-requests-day": "14400",
+    "x-ratelimit-remaining-requests-day": "7",
+    "x-ratelimit-limit-tokens-minute": "60000",
+    "x-ratelimit-remaining-tokens-minute": "59000",
+    "x-ratelimit-reset-tokens-minute": "11.38",
+}
+MISTRAL = {
+    "x-ratelimit-limit-tokens-minute": "500000",
+    "x-ratelimit-remaining-tokens-minute": "499000",
+    "x-ratelimit-limit-req-minute": "60",
+    "x-ratelimit-remaining-req-minute": "58",
+}
+
+
+@pytest.mark.parametrize(
+    ("headers", "tokens", "requests"),
+    [
+        (ANTHROPIC, (40_000, 30_000), (50, 49)),
+        (CEREBRAS, (60_000, 59_000), None),
+        (MISTRAL, (500_000, 499_000), (60, 58)),
+    ],
+    ids=["Anthropic", "Cerebras", "Mistral"],
+)
+def test_snapshot_is_read_from_headers_of_other_providers(
+    headers: dict[str, str], tokens: tuple[float, float], requests: tuple[float, float] | None
+) -> None:
+    found = rate_limits.read_snapshot({**headers, "date": "Fri, 15 Jan 2027 08:00:00 GMT"}, at=0.0)
+    assert found.tokens is not None
+    assert (found.tokens.limit, found.tokens.remaining) == tokens
+    assert found.tokens.full_in == (15.0 if headers is ANTHROPIC else None)
+    reading = found.requests and (found.requests.limit, found.requests.remaining)
+    assert reading == requests
