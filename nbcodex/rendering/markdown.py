@@ -333,7 +333,7 @@ def _normalize_formulas(text: str) -> str:
         if opening[0] == "`":
             at = code_ends.get(start, after)
         elif opening in ("\\(", "\\["):
-            closing = {"(": "\\)", "[": "\\]"}[opening[1]]
+            closing = opening.replace("(", ")").replace("[", "]")
             end = text.find(closing, after, after + MAX_FORMULA_CHARS)
             inner = text[after : max(end, after)]
             # `\[text\](address)` is a link that was escaped.
@@ -432,16 +432,13 @@ def _keep_readable(text: str, images: bool) -> str:
 def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
     """Return the end of the formula that `mark` opens, or -1 if it opens none."""
     opening = mark[0]
-    match opening[-1]:
-        case "$":
-            closing = opening
-        case "(" | "[":
-            closing = opening[:-1] + {"(": ")", "[": "]"}[opening[-1]]
-        case "}" if mark["env"] is not None:
-            closing = f"\\end{{{mark['env']}}}"
-        case _:
-            return -1
-    if opening == "\\$" or closing in missing:
+    if mark["env"] is not None:
+        closing = f"\\end{{{mark['env']}}}"
+    elif opening[-1] in "$([" and opening != "\\$":
+        closing = opening.replace("(", ")").replace("[", "]")
+    else:
+        return -1
+    if closing in missing:
         return -1
     end = text.find(closing, mark.end())
     if end < 0:

@@ -259,8 +259,8 @@ class MapOutput:
         view: MapView,
         clock: Clock,
         *,
-        preview: Callable[[bool], str] = lambda _: "",
-        news: Callable[[], str] = lambda: "",
+        preview: Callable[[bool], str],
+        news: Callable[[], str],
     ) -> None:
         self._view, self._clock, self._preview, self._news = view, clock, preview, news
         self._state: MapState | None = None

@@ -19,6 +19,7 @@ from nbcodex.runtime.clock import format_duration, format_time
 ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
 FinalPhase = Literal["done", "parked", "interrupted", "cancelled", "failed"]
 Phase = ActivePhase | FinalPhase
+Wait = events.CoolingDown | events.BackingOff
 ActionName = Literal["cancel", "retry", "park"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 
@@ -169,15 +170,15 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
             )
         case events.CoolingDown(queued=True):
             reason = "Queued for capacity: the limit is fully used"
-            queued = _wait(state, event, "queued", limit=None, reason=reason)
+            queued = replace(_wait(state, event, "queued"), limit=None, reason=reason)
             # Queueing for capacity is not counted as waiting.
             return replace(queued, wait_started_at=None)
-        case events.CoolingDown(limit=limit):
-            return _wait(state, event, "cooldown", limit=limit)
-        case events.BackingOff(limit=limit, error=error):
-            reason = "" if limit else f"{error.title}: {shorten(error.message)}"
+        case events.CoolingDown():
+            return _wait(state, event, "cooldown")
+        case events.BackingOff(error=error):
             return replace(
-                _wait(state, event, "waiting", limit=limit, reason=reason),
+                _wait(state, event, "waiting"),
+                reason="" if event.limit else f"{error.title}: {shorten(error.message)}",
                 attempt=event.attempt,
                 stale=len(state.text) > 0,
                 earlier_cost=state.earlier_cost if state.cost is None else state.cost,
@@ -192,21 +193,14 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
     return _end(state, event) if isinstance(event, events.Ending) else state
 
 
-def _wait(
-    state: PanelState,
-    event: events.CoolingDown | events.BackingOff,
-    phase: Phase,
-    *,
-    limit: Limit | None,
-    reason: str = "",
-) -> PanelState:
+def _wait(state: PanelState, event: Wait, phase: Phase) -> PanelState:
     return replace(
         state,
         phase=phase,
         # A cooldown that is announced again with a later end is still the same wait.
         phase_started_at=state.phase_started_at if state.phase == phase else event.at,
-        limit=limit,
-        reason=reason,
+        limit=event.limit,
+        reason="",
         resume_at=event.resume_at,
         waited=event.waited,
         wait_started_at=event.at,

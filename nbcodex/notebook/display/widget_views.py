@@ -63,11 +63,7 @@ class WidgetView(RequestView):
     renders_markdown = True
     render_interval_s: float | None = 0.5
 
-    def __init__(
-        self,
-        on_action: Callable[[ActionName], None],
-        clock: Clock,
-    ) -> None:
+    def __init__(self, on_action: Callable[[ActionName], None], clock: Clock) -> None:
         self._on_action = on_action
         self._clock = clock
         self._slot = OutputSlot()
