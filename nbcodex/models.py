@@ -17,7 +17,7 @@ reply          the result of a request: the answer so far, its usage and its sta
 usage          tokens that a request consumed; unknown figures are None, never zero
 cost           US dollars for a usage; None where no price is known
 entry          a request in the journal
-abandoned      said of an entry whose process ended before the request did
+abandoned      an entry whose process ended before the request was finished
 settings       what the user and the environment have configured
 options        what is given for one request, beside its prompt
 thread         a named conversation of one notebook
@@ -80,7 +80,7 @@ class TurnPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a request comes from."""
+    """The notebook, cell and map that a request belongs to."""
 
     notebook: str | None = None  # The kernel, where the notebook is unknown
     cell: str | None = None  # The cell's id

@@ -122,7 +122,7 @@ class Account:
             bucket.take(tokens, now)
 
     def settle_output(self, charge: Charge, output: int, knobs: Knobs, now: float) -> None:
-        """Bring `charge` to what the policy asks for `output` tokens; once."""
+        """Adjust `charge` to `output` tokens, as the policy prescribes; later calls do nothing."""
         if charge.settled:
             return
         charge.settled = True

@@ -191,7 +191,7 @@ class BackgroundResponse:
         return response.without_output("failed", flat)
 
     async def follow(self, after: int = -1) -> AsyncGenerator[StreamEvent, None]:
-        """Yield the events with a sequence number above `after`, as they come."""
+        """Yield the events with a sequence number above `after`, as they are generated."""
         index = 0
         while True:
             for event in self.events[index:]:

@@ -78,7 +78,7 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
         status: int,
         message: str,
         *,
-        type: str | None = "invalid_request_error",  # noqa: A002 - the wire's word
+        type: str | None = "invalid_request_error",  # noqa: A002 - the API's name
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,

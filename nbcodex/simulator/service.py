@@ -202,8 +202,8 @@ class Simulator:
         plan = plan_answer(request, self.knobs)
         record.input_tokens = plan.input_tokens
         fault = fault or plan.fault
-        # Random numbers are drawn only for probabilities above 0, so that a seed gives the same
-        # failures whatever other settings are.
+        # Random numbers are drawn only for probabilities above 0: with the same seed and
+        # probabilities, the same requests fail.
         if fault is None and self.knobs.failures and self._rng.random() < self.knobs.failures:
             fault = Fault("http")
         stream_failures = self.knobs.stream_failures
@@ -301,7 +301,7 @@ class Simulator:
         wall = self.clock.wall()
         raise_scripted_failure(replace(planned, fault=fault, wall=wall, knobs=self.knobs), cost=0)
         if fault is not None and fault.kind not in DELIVERY:
-            fault = None  # The generation goes on: only its delivery can be disturbed.
+            fault = None  # the generation continues: only its delivery can fail
         chunks = deliver(stored.follow(int(after)), fault, self.clock)
         headers = self._common_headers(record) | EVENT_STREAM_HEADERS
         return HttpResponse(200, headers, ResponseBody(chunks))
