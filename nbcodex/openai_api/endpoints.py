@@ -32,7 +32,6 @@ _USUAL_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
-_URL_ADVICE = "Write it like https://host.example/v1."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +241,9 @@ def parse_base_url(text: str, name: str) -> SplitResult:
     except ValueError:
         fault = "is not a URL"
     if fault:
-        raise ConfigurationError(f"{name} {fault}.", advice=_URL_ADVICE)
+        raise ConfigurationError(
+            f"{name} {fault}.", advice="Write it like https://host.example/v1."
+        )
     return url
 
 

@@ -65,14 +65,9 @@ class _NotStrictError(Exception):
 
 
 def sent_form(schema: Schema) -> tuple[Definition, bool]:
-    """Return the definition to send, and whether the server can enforce it strictly."""
+    """Return the definition to send, and whether it is in the terms of strict mode."""
     text, is_strict = _sent_form(json.dumps(dict(schema.definition), default=str), schema.strict)
     return json.loads(text), is_strict
-
-
-def can_be_strict(definition: Mapping[str, Any]) -> bool:
-    """Whether strict mode has an equivalent of a schema."""
-    return _sent_form(json.dumps(dict(definition)), True)[1]
 
 
 def is_object(definition: Mapping[str, Any]) -> bool:

@@ -22,9 +22,9 @@ from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.sent_schema import (
     VALUE_FIELD,
     as_object,
-    can_be_strict,
     is_object,
     resolve,
+    sent_form,
     subschemas,
 )
 
@@ -259,8 +259,8 @@ def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
             break
         definition = {**target, **rest}
     name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
-    strict = can_be_strict(definition)
-    return Schema(name=name, definition=definition, strict=strict, model=model)
+    schema = Schema(name=name, definition=definition, model=model)
+    return replace(schema, strict=sent_form(schema)[1])
 
 
 def _json_text(definition: Mapping[Any, Any]) -> str:

@@ -142,6 +142,8 @@ def test_cut_answer_is_complete_and_says_why(api: str, parts: list[bytes], cut: 
         ("responses", [(delta("h") + delta("i") + completed()).replace(b"\n", b"\r\n")], "hi"),
         ("responses", [bytes([b]) for b in delta("hé😀") + completed()], "hé😀"),
         ("responses", [event({"delta": "hi"}, "response.output_text.delta"), completed()], "hi"),
+        ("responses", [b"\xef\xbb\xbf" + delta("hi") + completed()], "hi"),
+        ("responses", [b"\xef", b"\xbb\xbf", delta("hi") + completed()], "hi"),
         ("responses", [completed()], ""),
         (
             "responses",

@@ -33,7 +33,6 @@ def fed(*chunks: bytes) -> list[tuple[str, str]]:
         (b": comment\n\n: more\n\ndata: a\n\n", [("", "a")]),
         (b"event: lonely\n\ndata: a\n\n", [("", "a")]),
         (b"id: 1\nretry: 5\nwhatever: x\ndata: a\n\n", [("", "a")]),
-        (b"\xef\xbb\xbfdata: a\n\n", [("", "a")]),
         (b"data: [DONE]\n\n", [("", "[DONE]")]),
         (b'data: {"a":\n data\n\n', [("", '{"a":')]),
         ("data: é€😀\n\n".encode(), [("", "é€😀")]),
