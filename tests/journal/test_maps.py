@@ -77,13 +77,13 @@ def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
 
 
 def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:
-    """An unknown prefix finds None; an ambiguous one is an error that lists the maps."""
-    add(journal, row(0, "m12"))
-    add(journal, row(0, "m13"))
+    """An exact id wins over longer ones; an ambiguous prefix is an error that lists the maps."""
+    for batch in ("m12", "m13", "m123"):
+        add(journal, row(0, batch))
     assert journal.maps.find_id("m12") == "m12"
     assert journal.maps.find_id("x") is None
     assert journal.maps.find_id("") is None
-    with pytest.raises(EntryError, match="m12, m13"):
+    with pytest.raises(EntryError, match="m12, m123, m13"):
         journal.maps.find_id("m1")
 
 
