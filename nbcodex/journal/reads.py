@@ -40,9 +40,6 @@ class Entry:
     request: Request
     reply: Reply  # as much of it as is stored; its `status` is the entry's
     abandoned: bool = False  # whether it is unfinished and its owner gone
-    # notebook, variable: where it was asked, and the name that the answer is bound to.
-    notebook: str | None = None
-    variable: str | None = None
     # added_at, resume_at: seconds since the epoch.
     added_at: float = 0.0
     resume_at: float | None = None
@@ -252,8 +249,6 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
             reply, id=row["id"], text=row["text"], status=row["status"], attempts=row["attempts"]
         ),
         abandoned=abandoned,
-        notebook=row["notebook"],
-        variable=row["variable"],
         added_at=row["added_at"],
         resume_at=row["resume_at"],
         limit=_record(row["limits"], Limit),

@@ -44,7 +44,6 @@ def test_inserted_request_is_pending_and_unchanged(journal: Journal) -> None:
     entry = journal.find_entry(asked.id)
     assert entry.request == asked
     assert (entry.status, entry.abandoned) == ("pending", False)
-    assert (entry.notebook, entry.variable) == ("a.ipynb", "answer")
 
 
 def test_request_inserted_with_an_attempt_is_running(journal: Journal) -> None:

@@ -248,11 +248,8 @@ def test_file_overwritten_while_open_loses_no_active_entry(journal: Journal, fol
     for _ in range(5):
         assert works(journal)
     entry = journal.find_entry(asked.id)
-    assert (entry.request.prompt, entry.notebook, entry.variable) == (
-        asked.prompt,
-        "a",
-        "answer",
-    )
+    origin = entry.request.origin
+    assert (entry.request.prompt, origin.notebook, origin.variable) == (asked.prompt, "a", "answer")
     assert CONSEQUENCE in (journal.problem or "")
 
 

@@ -52,7 +52,8 @@ def test_old_entries_are_listed(journal: Journal) -> None:
         ("d0e00001", "done", False),
     ]
     answered = entries[-1]
-    assert (answered.reply.text, answered.variable) == ("6.022e23 of anything.", "mole")
+    assert answered.reply.text == "6.022e23 of anything."
+    assert answered.request.origin.variable == "mole"
     assert answered.request.images == (Image(data=b"\x89PNG"),)
 
 

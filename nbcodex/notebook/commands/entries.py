@@ -43,12 +43,12 @@ def show_journal(session: Session, prefix: str = "") -> None:
         return
     if prefix:
         entry = journal.find_entry(prefix)
-        uncertainty = entry.price_uncertainty
+        origin, uncertainty = entry.request.origin, entry.price_uncertainty
         lines = [
             f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
             f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
-            f"notebook: {entry.notebook}" if entry.notebook else "",
-            f"variable: {entry.variable}" if entry.variable else "",
+            f"notebook: {origin.notebook}" if origin.notebook else "",
+            f"variable: {origin.variable}" if origin.variable else "",
             f"\n{html.printable(entry.request.prompt)}\n",
             html.printable(entry.reply.text),
             f"\n{figures_line(entry.reply)}",
