@@ -26,7 +26,6 @@ from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import judge
 from nbcodex.openai_api.pricing import BATCH_TIER
-from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests.request_state import RequestState
 from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
 
@@ -188,7 +187,6 @@ class PendingRows:
         state = RequestState(
             request=request,
             clock=self._clock,
-            patience=Patience(request.patience),
             simulators={base_url} if result.simulated else set(),
             base_url=base_url,
             model=part.model,

@@ -94,21 +94,12 @@ class PartialAnswer:
 
 
 @dataclass(slots=True)
-class Failure:
-    """Why the last attempt failed, and the waits that this demands, in seconds."""
-
-    error: TransientError
-    stated_wait: float | None  # what the server asked for, with jitter; None: it did not say
-    budget_wait: float = 0.0  # until the retry budget of this server allows another attempt
-
-
-@dataclass(slots=True)
 class RequestState:
     """Everything that is known of a running request."""
 
     request: Request  # as the user asked it
     clock: Clock  # of all instants in here
-    patience: Patience
+    patience: Patience = field(init=False)
     simulators: Set[str] = frozenset()  # base URLs at which a simulator has answered any request
     base_url: str = ""  # empty, and the model None, until they are known
     model: str | None = None
@@ -121,7 +112,10 @@ class RequestState:
     # What broken attempts have used, as far as they brought text; an estimate.
     broken_usage: Usage = NO_USAGE
     wait: BackingOff | CoolingDown | None = None  # the event that began it, while it lasts
-    failure: Failure = field(init=False, repr=False)  # set when an attempt fails
+    # How the last attempt failed, and the waits that this demands, in seconds.
+    error: TransientError = field(init=False, repr=False)
+    stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
+    budget_wait: float = 0.0  # until the retry budget of this server allows another attempt
     # Of the current attempt; None where it draws on no limit.
     reservation: Reservation | None = None
     is_accepted: bool = False  # whether the server has let the current attempt in
@@ -133,6 +127,7 @@ class RequestState:
 
     def __post_init__(self) -> None:
         self.sent_request = self.request
+        self.patience = Patience(self.request.patience)
         self.model = self.model or self.request.model
         self.started_at = self.last_activity_at = self.clock.now()
 
@@ -187,11 +182,10 @@ class RequestState:
 
     def backoff_s(self, exponential: float) -> float:
         """Return the seconds to wait after a failed attempt; `exponential` grows with each."""
-        failure = self.failure
-        if isinstance(failure.error, LimitError):
-            return exponential if failure.stated_wait is None else failure.stated_wait
+        if isinstance(self.error, LimitError):
+            return exponential if self.stated_wait is None else self.stated_wait
         # A server in trouble may ask for too short a wait again and again: it still gets longer.
-        return max(failure.stated_wait or 0.0, exponential, failure.budget_wait)
+        return max(self.stated_wait or 0.0, exponential, self.budget_wait)
 
     def reply(self, status: Status) -> Reply:
         """Return what there is of an answer."""

@@ -46,11 +46,11 @@ from nbcodex.openai_api import answers, pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Patience, Reservation, Waiter
+from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation, Waiter
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import structured_output
 from nbcodex.requests.budget import Budget, rate_limit_cost
-from nbcodex.requests.request_state import Failure, RequestState, cooldown_error
+from nbcodex.requests.request_state import RequestState, cooldown_error
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
 
@@ -123,12 +123,7 @@ class RequestRunner:
         self._request, self._settings, self._resumption = request, settings, resumption
         self._listener, self._on_committed = listener, on_committed
         self._limiter = services.limiter(settings)
-        self.state = RequestState(
-            request=request,
-            clock=services.clock,
-            patience=Patience(request.patience),
-            simulators=services.simulators,
-        )
+        self.state = RequestState(request, services.clock, simulators=services.simulators)
         journal = services.journal(settings)
         self._entry = EntryWriter(journal, request, self.state.partial, self._clock)
         # The cooldown that parked a resumed request may be hours old: it may probe.
@@ -447,16 +442,16 @@ class RequestRunner:
         state.is_sent = False
         if state.is_accepted or getattr(error, "was_sent", False):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
-        stated = None if wait is None else backoff.stated_wait(wait, self._services.rng)
-        state.failure = Failure(error, stated)
+        state.error, state.budget_wait = error, 0.0
+        state.stated_wait = None if wait is None else backoff.stated_wait(wait, self._services.rng)
         if not isinstance(error, LimitError):
             # The silence that ends in a fault is a wait, too.
             state.patience.waited += now - state.last_activity_at
-            state.failure.budget_wait = self._services.retry_budgets[state.base_url].spend(now)
+            state.budget_wait = self._services.retry_budgets[state.base_url].spend(now)
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""
-        error = self.state.failure.error
+        error = self.state.error
         resume_at = await self._close_model(error, self._clock.now() + seconds)
         self._waiter.start_cooldown(resume_at)
         self._emit(
@@ -473,7 +468,7 @@ class RequestRunner:
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
         """Raise that the next wait is longer than the patience."""
-        error, now = self.state.failure.error, self._clock.now()
+        error, now = self.state.error, self._clock.now()
         resume_at = now + call.upcoming_sleep
         # A limit on tokens may admit a smaller request at once: it does not close the model.
         by_size = isinstance(error, LimitError) and error.limit.resource == "tokens"
