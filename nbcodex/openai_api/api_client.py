@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ class ApiClient:
                     async for event in events:
                         yield event
         except Exception as error:
-            failure, cause = self.translate(error, redactor, headers)
+            failure = self.translate(error, redactor, headers)
             generated = api_errors.failed_generation(error)
             if generated is None:
                 if asks_for_images(request.params) and isinstance(
@@ -168,7 +169,7 @@ class ApiClient:
                     failure.advice = NO_IMAGES_ADVICE
                 else:
                     api_errors.name_address(failure, endpoint.base_url, PATHS[prepared.api])
-                raise failure from cause
+                raise failure from None
             # Groq validates the schema itself, and refuses what it has generated and charged. It is
             # treated as an answer that does not fit its schema, which the caller can repair.
             if headers is None:
@@ -234,7 +235,7 @@ class ApiClient:
                             yield event
                 yield reader.answer.completed(stream.text, redactor)
             except Exception as error:
-                failure, cause = self.translate(error, redactor)
+                failure = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
                 is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN
                 is_disconnected = isinstance(failure, TransportError | ServerError)
@@ -244,8 +245,8 @@ class ApiClient:
                 if streamed and (is_lost or (is_disconnected and position == start)):
                     continue
                 if is_lost:
-                    raise GoneError(f"The answer is lost. {failure.message}") from cause
-                raise failure from cause
+                    raise GoneError(f"The answer is lost. {failure.message}") from None
+                raise failure from None
             else:
                 return
 
@@ -277,10 +278,10 @@ class ApiClient:
         try:
             yield client, redactor
         except Exception as error:
-            failure, cause = self.translate(error, redactor)
+            failure = self.translate(error, redactor)
             if path:
                 api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
-            raise failure from cause
+            raise failure from None
 
     async def _connect(
         self, request: Request, settings: Settings
@@ -304,8 +305,8 @@ class ApiClient:
 
     def translate(
         self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
-    ) -> tuple[NbcodexError, BaseException | None]:
-        """Return one of our errors, and its cause unless that contains a secret."""
+    ) -> NbcodexError:
+        """Return one of our errors, to be raised without its cause, which holds secrets."""
         failure = api_errors.from_exception(
             error, wall=self.clock.wall(), headers=headers, clean=redactor.clean
         )
@@ -315,11 +316,10 @@ class ApiClient:
             failure.snapshot = failure.snapshot or rate_limits.read_snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
-        if failure is error:
-            return failure, error.__cause__
-        # A traceback shows the messages of all causes.
-        shown = " ".join(api_errors.exception_messages(error))
-        return failure, error if redactor.clean(shown) == shown else None
+        # The SDK's frames hold the key, which debuggers and verbose tracebacks would show.
+        for each in api_errors.exception_chain(error):
+            traceback.clear_frames(each.__traceback__)
+        return failure
 
     async def _send(
         self,

@@ -202,14 +202,14 @@ def failed_generation(error: Exception) -> str | None:
     return generation if isinstance(generation, str) else None
 
 
-def exception_messages(error: BaseException) -> list[str]:
-    """Return the messages of an exception and its causes, the deepest last."""
-    messages: list[str] = []
+def exception_chain(error: BaseException) -> list[BaseException]:
+    """Return an exception and its causes, the deepest last."""
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and len(messages) < _MAX_CAUSES:
-        messages.append(str(cause))
+    while cause is not None and len(chain) < _MAX_CAUSES:
+        chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    return messages
+    return chain
 
 
 def broken_connection(message: str, *, advice: str = "") -> TransportError:
@@ -472,5 +472,5 @@ def _disconnected(error: BaseException, message: str, *, advice: str = "") -> Tr
 
 def _reason(error: BaseException, clean: CleanText) -> str:
     """Return the deepest reason of a connection error, in brackets."""
-    words = shorten(clean(exception_messages(error)[-1][:1000]), 160)
+    words = shorten(clean(str(exception_chain(error)[-1])[:1000]), 160)
     return f" ({words})" if words else f" ({type(error).__name__})"

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from nbcodex.openai_api.answers import MASK
+from nbcodex.settings import Settings
 from tests.openai_api.scripted import (
     KEY,
     Script,
@@ -64,3 +65,27 @@ def test_redirect_is_not_followed() -> None:
     error = fails(server)
     assert "evil.example" in error.message
     assert [r.url.host for r in server.requests] == ["gateway.example"]
+
+
+@pytest.mark.parametrize("host", ["openai", "azure"])
+@pytest.mark.parametrize(
+    "answer",
+    [httpx2.ConnectError("refused"), refusal(429), refusal(401)],
+    ids=["no network", "429", "401"],
+)
+def test_no_frame_of_an_error_shows_the_key(host: str, answer: Any) -> None:
+    environ = {"OPENAI_API_KEY": KEY}
+    if host == "azure":
+        environ = {
+            "AZURE_OPENAI_ENDPOINT": "https://one.openai.azure.com",
+            "AZURE_OPENAI_API_KEY": KEY,
+            "OPENAI_API_VERSION": "2024-10-21",
+        }
+    chosen = Settings.read({"model": "m", "api": "chat"}, environ)
+    error: BaseException | None = fails(Server(answer), chosen=chosen)
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        of_libraries = [frame for frame in frames if "tests" not in frame.f_code.co_filename]
+        assert of_libraries
+        assert KEY not in repr([frame.f_locals for frame in of_libraries])
+        error = error.__cause__ or error.__context__
