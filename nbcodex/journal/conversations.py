@@ -1,4 +1,4 @@
-"""Conversations in the journal: the entries of one notebook and thread, and where each stands.
+"""Conversations in the journal: the entries of one notebook and thread, and their positions.
 
 Owns how the earlier turns of a request are stored: as references to their entries. So deleting an
 entry removes its words from every later one, and a long conversation is not written again with
@@ -19,21 +19,21 @@ from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnCandidate:
-    """One entry's place in a conversation."""
+    """One entry's position in a conversation."""
 
     entry: int  # the entry's number; later entries have larger ones
-    # chapter, number: where it stands. Of several entries at one place, the newest that is done is
+    # chapter, number: its position. Of several entries at one position, the newest that is done is
     # the turn.
     chapter: int
     number: int
     cell: str | None  # the cell that asked
     is_done: bool  # whether it was answered
-    begins: bool  # whether the conversation starts afresh with it
+    begins: bool  # whether a new conversation starts with it
 
 
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
-    """A conversation: its latest chapter, and the places of all chapters, oldest first."""
+    """A conversation: its latest chapter, and the entries of all chapters, oldest first."""
 
     chapter: int = 0
     candidates: tuple[TurnCandidate, ...] = ()

@@ -77,7 +77,7 @@ class JournalDatabase:
 
     def _reset(self) -> None:
         self.problem: str | None = None  # why the file is not used, and what follows from it
-        self.is_fallback = False  # whether memory stands in for the file
+        self.is_fallback = False  # whether memory replaces the file
         self._connection: Connection | None = None
         self._owner: Owner | None = None
         self._inode: tuple[int, int] | None = None

@@ -127,7 +127,7 @@ class Journal:
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         """Store the whole text so far, and the last event of a durable response that is in it.
 
-        Call this once a second at most: the text is written anew each time. Does not wait for the
+        Call this once a second at most: all of it is written each time. Does not wait for the
         commit.
         """
         # Both in one commit, so that a stream is continued exactly where the text ends. Not

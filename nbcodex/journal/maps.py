@@ -153,7 +153,7 @@ class Maps:
                 (value,),
             )
             for row in rows:
-                # The rows of a group share status and owner, so one of them stands for all.
+                # The rows of a group share status and owner, so one of them represents the others.
                 status = "abandoned" if is_abandoned(connection, row, known) else row["status"]
                 summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
                 summary.counts[status] += row["rows"]
@@ -198,7 +198,7 @@ class BatchJobs:
         return await self._commit(work, InsertedRows())
 
     async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
-        """Commit that rows of ours are about to be submitted as the job `tag`."""
+        """Commit that rows of this kernel are about to be submitted as the job `tag`."""
 
         # In the journal before the provider has it: after a crash the tag finds the job there.
         def work(connection: Connection) -> None:

@@ -111,7 +111,7 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
 
 
 def newest_entries(connection: Connection, limit: int, *, notebook: str | None) -> list[Entry]:
-    """Return entries, newest first; of a map, one row stands for all."""
+    """Return entries, newest first; one row represents all of its map."""
     # Two conditions, because the planner uses no index for an optional one.
     condition = "" if notebook is None else "AND notebook = :notebook"
     rows = connection.execute(

@@ -27,8 +27,8 @@ APPLICATION_ID = 0x6E626378
 SCHEMA_VERSION = 6
 
 # In `entries`: `batch` and `item` are a map and the row's index in it, `part` is its batch job;
-# `listed` is set for the row that stands for its map in a list; `place` is a turn's number in its
-# chapter, `begins` whether the conversation starts afresh with it. In `owners`: `space` is the pid
+# `listed` is set for the row that represents its map in a list; `place` is a turn's number in its
+# chapter, `begins` whether a new conversation starts with it. In `owners`: `space` is the pid
 # namespace, `start` the start of the process in ticks since boot; `beat_at` and `beat_now` are the
 # instant of the last heartbeat by the wall clock and by the boot clock. `book` shows entries with
 # their owners. The salt makes the keys useless outside of this file.
@@ -96,7 +96,7 @@ SCHEMA = [
 # last of which sets `user_version`.
 MIGRATIONS: list[list[str]] = []
 
-# Memory numbers its entries and chapters beyond those of the file that it stands in for. So a
+# Memory numbers its entries and chapters beyond those of the file that it replaces. So a
 # number from before the file failed never names another entry in memory, and entries keep their
 # numbers when they return to the file.
 MEMORY_FIRST_NUMBER = 2**40

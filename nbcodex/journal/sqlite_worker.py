@@ -129,7 +129,7 @@ class SqliteWorker:
             thread.join(CLOSE_TIMEOUT_S)
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: leave the connection to the parent, and start anew when used."""
+        """In a forked child: leave the connection to the parent, and start again when used."""
         self._database.abandon()
         self._reset()
 

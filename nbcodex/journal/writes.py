@@ -25,7 +25,7 @@ from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Reply, Request, UsageTotals
 
-# Of a map, the row that is inserted first is listed, and stands for all of them.
+# Of a map, only the row that is inserted first is listed: it represents the others.
 _INSERT = """INSERT INTO entries
     (id, status, attempts, owner, notebook, cell, variable, key, added_at, updated_at, request,
     batch, item, listed)

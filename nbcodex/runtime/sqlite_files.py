@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-# A fork waits no longer than this; it takes longer only if another process keeps the file locked.
+# How long a fork waits for a user of SQLite. It takes that long only if a file is locked.
 FORK_TIMEOUT_S = 2.0
 
 _NETWORK = re.compile(

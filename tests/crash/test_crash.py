@@ -103,7 +103,7 @@ def statuses(scene: Scene, asked: list[Asked]) -> list[str]:
 
 
 def test_kill_before_the_commit_sends_nothing(scene: Scene) -> None:
-    # A conversation is read from the journal, and so waits for whoever has it locked.
+    # A conversation is read from the journal, and so waits while another process locks it.
     life = Life(scene, *(f"{line} --no-history" for line in LINES))
     with locked(scene.home):
         life.begin("ask_apart")

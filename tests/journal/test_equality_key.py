@@ -63,7 +63,7 @@ def test_the_server_counts() -> None:
 
 
 def test_images_count_by_content() -> None:
-    """The same bytes are the same image, in whatever type they are held."""
+    """The same bytes are the same image, in any type."""
     assert key(images(b"1")) == key(images(bytearray(b"1")))
     assert key(images(b"1")) != key(images(b"2"))
     assert key(images(b"1", b"2")) != key(images(b"12"))

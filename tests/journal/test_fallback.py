@@ -202,9 +202,9 @@ def test_budget_holds_while_the_file_is_locked(
     with locked():
         reserve(journal, "ours", clock)
         spent = SpendAmount(tokens=900)
-        aside = SpendAmount(tokens=200)
+        reserved = SpendAmount(tokens=200)
         assert spending(journal, clock) == Spending(
-            budget="2k/day", day=spent, month=spent, reserved=aside
+            budget="2k/day", day=spent, month=spent, reserved=reserved
         )
 
 
