@@ -324,17 +324,14 @@ class LimitModel:
         # An answer that was admitted and broken off later teaches nothing.
         if was_admitted or permit.is_orphaned:
             return
-        # The snapshot of a later request already shows that this one was never charged.
-        is_newest = permit.number > self.newest_observed
-        if is_newest:
+        # Otherwise the snapshot of a later request already shows that this one was not charged.
+        if permit.number > self.newest_observed:
             self.tokens.undo_charge(permit.input_tokens, permit.cost.max_output, now)
-        if permit.is_probe:
-            return
-        if self._learn_undeclared(limit, permit, until, now, is_newest=is_newest):
+        if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
             return
         figures = read_refusal(limit, snapshot)
         if figures is not None:
-            self._learn(permit, figures, until, now, is_first=is_first, is_newest=is_newest)
+            self._learn(permit, figures, until, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):
             # The refusals of one burst count once.
             self._guess_pace(now)
@@ -372,7 +369,7 @@ class LimitModel:
             bucket.set_limit(limit, rate, now=now, since=since)
 
     def _learn_undeclared(
-        self, limit: Limit | None, permit: Permit, until: float, now: float, *, is_newest: bool
+        self, limit: Limit | None, permit: Permit, until: float, now: float
     ) -> bool:
         """Learn from a refusal by a window that headers do not state; False for any other."""
         if limit is None or limit.used is None or limit.resource is None:
@@ -389,27 +386,20 @@ class LimitModel:
             is_undeclared = not (is_declared or self.is_headerless)
         if is_undeclared:
             self.undeclared.learn(limit, permit.number, until=until, now=now)
-            if of_requests and is_newest:
+            if of_requests and permit.number > self.newest_observed:
                 self.requests.undo(1, now)  # the server does not count a refused request
         return is_undeclared
 
     def _learn(
-        self,
-        permit: Permit,
-        figures: RefusalFigures,
-        until: float,
-        now: float,
-        *,
-        is_first: bool,
-        is_newest: bool,
+        self, permit: Permit, figures: RefusalFigures, until: float, now: float, *, is_first: bool
     ) -> None:
         """Adopt the figures of a refusal; widen the margin if they do not explain it."""
         self.max_unanswered = None
         of_requests = figures.resource == "requests"
         bucket = self.requests if of_requests else self.tokens.bucket
         is_expected_limit = bucket.has_limit(figures.reading.limit)
-        elapsed = (now + permit.sent_at) / 2 - permit.issued_at
-        if is_newest:
+        elapsed = (now + permit.sent_at) / 2 - permit.issued_at  # refused half a round trip ago
+        if permit.number > self.newest_observed:
             self.newest_observed = permit.number
             if of_requests:
                 self.requests.undo(1, now)  # the server does not count a refused request

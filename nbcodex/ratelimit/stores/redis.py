@@ -89,6 +89,22 @@ _URL_ADVICE = (
 )
 
 
+# What an error of redis-py or of the system means, by the name of its class. A server's own message
+# could contain anything.
+_REASONS = {
+    "AuthenticationError": "refuses the password",
+    "NoPermissionError": "refuses the password",
+    "BusyLoadingError": "is still loading its data",
+    "ReadOnlyError": "is a replica, which can only be read",
+    "OutOfMemoryError": "has no memory left",
+    "MovedError": "is a cluster of several nodes",
+    "ClusterError": "is a cluster of several nodes",
+    "TimeoutError": "does not answer",
+    "ConnectionError": "cannot be reached",
+    "OSError": "cannot be reached",
+}
+
+
 @cache
 def key_of(name: str) -> str:
     """Return the key of a model, the same on all hosts, with its cluster tag in braces."""
@@ -245,7 +261,9 @@ class RedisStore(Store):
             received_at, stamp = self._now(), int(reply[1]) + int(reply[2]) / 1e6
         except (RedisError, OSError, *DAMAGE) as error:
             self.close()
-            raise UnreachableError(_reason(error)) from None
+            names = [base.__name__ for base in type(error).__mro__]
+            reason = next((_REASONS[name] for name in names if name in _REASONS), "cannot be used")
+            raise UnreachableError(f"Redis {reason}.") from None
         except BaseException:
             self.close()  # otherwise the next operation would read this one's reply
             raise
@@ -279,23 +297,6 @@ def _client(url: Secret) -> Any:
         message = "NBCODEX_REDIS_URL is not the URL of a Redis server."
         raise ConfigurationError(message, advice=_URL_ADVICE) from None
     return Redis(connection_pool=pool)
-
-
-def _reason(error: Exception) -> str:
-    """Return what is wrong in our own words: a server's message could contain anything."""
-    from redis import exceptions
-
-    reasons: list[tuple[tuple[type[Exception], ...], str]] = [
-        ((exceptions.AuthenticationError, exceptions.NoPermissionError), "refuses the password"),
-        ((exceptions.BusyLoadingError,), "is still loading its data"),
-        ((exceptions.ReadOnlyError,), "is a replica, which can only be read"),
-        ((exceptions.OutOfMemoryError,), "has no memory left"),
-        ((exceptions.MovedError, exceptions.ClusterError), "is a cluster of several nodes"),
-        ((exceptions.TimeoutError, TimeoutError), "does not answer"),
-        ((exceptions.ConnectionError, OSError), "cannot be reached"),
-    ]
-    found = (words for kinds, words in reasons if isinstance(error, kinds))
-    return f"Redis {next(found, 'cannot be used')}."
 
 
 class FallbackStore(Store):
