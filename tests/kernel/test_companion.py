@@ -105,9 +105,9 @@ def test_an_invalid_option_sends_nothing(
     cell.run(f"KEY = {KEY!r}")
     before = len(server.prompts)
     ran = cell.run(f"%%codex {line}\nhello")
-    told = ran.stream + "".join(ran.shown_error)
-    assert says in told.replace("\n     ", " ")
-    assert len(told.splitlines()) <= 6
+    shown = ran.stream + "".join(ran.shown_error)
+    assert says in shown.replace("\n     ", " ")
+    assert len(shown.splitlines()) <= 6
     assert len(server.prompts) == before
 
 
@@ -279,17 +279,17 @@ def test_tab_completes_options_values_and_commands(
     cell: Kernel, code: str, offered: set[str]
 ) -> None:
     """Options, values, models and commands, without other candidates."""
-    told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
-    assert set(told["matches"]) == offered
+    reply: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
+    assert set(reply["matches"]) == offered
 
 
 def test_tab_completes_journal_ids(cell: Kernel) -> None:
     """Ids of the journal, but nothing in the cell's body."""
     cell.run("%%codex -o one\n[[echo: hi]]")
     code = f"%codex journal {cell.run('one.id').plain[1:4]}"
-    told: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
-    assert all(code.endswith(match[:3]) for match in told["matches"])
-    assert told["matches"]
+    reply: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
+    assert all(code.endswith(match[:3]) for match in reply["matches"])
+    assert reply["matches"]
     body = "%%codex\n--pat"
-    told = cell.client.complete(body, len(body), reply=True, timeout=10)["content"]
-    assert "--patience" not in told["matches"]
+    reply = cell.client.complete(body, len(body), reply=True, timeout=10)["content"]
+    assert "--patience" not in reply["matches"]

@@ -118,10 +118,10 @@ def test_cells_share_a_conversation(cell: Kernel, server: Simulated) -> None:
     assert said(server) == ["alone"]
     cell.run("%%codex --thread other\nelsewhere")
     assert said(server) == ["elsewhere"]
-    told = cell.run("%codex history").stream
-    assert "my name is Ada" in told
-    assert "alone" not in told
-    assert "2 turns, about" in told
+    printed = cell.run("%codex history").stream
+    assert "my name is Ada" in printed
+    assert "alone" not in printed
+    assert "2 turns, about" in printed
     assert "elsewhere" in cell.run("%codex history other").stream
 
 

@@ -71,8 +71,8 @@ def test_a_killed_kernels_durable_answer_is_paid_once(simulator: Simulated, tmp_
         until_shown(simulator, 80)
         kill(first)
     with kernel(**environment(simulator, tmp_path)) as second:
-        told = second.run("%load_ext nbcodex").stream
-        assert "%codex resume" in told
+        printed = second.run("%load_ext nbcodex").stream
+        assert "%codex resume" in printed
         ran = second.run("%codex resume")
         assert ran.status == "ok", ran.shown_error
         assert "may be paid twice" not in ran.stream

@@ -116,9 +116,9 @@ def test_an_ambiguous_id_is_refused(cell: Kernel, server: Simulated, waiting: li
     cell.run("%codex limits")
     known = len(server.prompts)
     for command in ("resume", "retry", "journal", "forget", "cancel", "park"):
-        told = "\n".join(cell.run(f"%codex {command} {digit}").shown_error)
-        assert "Type more of the id" in told, command
-        assert [id_ in told for id_ in waiting if id_[0] == digit][:7].count(False) == 0
+        printed = "\n".join(cell.run(f"%codex {command} {digit}").shown_error)
+        assert "Type more of the id" in printed, command
+        assert [id_ in printed for id_ in waiting if id_[0] == digit][:7].count(False) == 0
     listed = cell.run("%codex journal").stream.splitlines()
     assert [line.split()[1] for line in listed] == ["waiting"] * 17
     assert len(server.prompts) == known

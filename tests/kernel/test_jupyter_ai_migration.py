@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Simulated]:
-    """A simulator with limits that nobody meets."""
+    """A simulator with limits too high to be reached."""
     with simulated(tpm=10**8, rpm=10**6, latency=0.001, speed=10_000.0) as running:
         yield running
 
@@ -47,7 +47,7 @@ EARLIER = {
 """Cells of the kernel: number n is `In[2n - 1]`, for each is followed by one that counts them."""
 
 
-def told(ran: Ran) -> str:
+def shown_text(ran: Ran) -> str:
     """Return all that a reader sees of a cell, on one line."""
     return " ".join((ran.stream + ran.plain + "\n" + "\n".join(ran.shown_error)).split())
 
@@ -195,12 +195,14 @@ def test_each_row_of_the_ai_table(cell: Kernel, server: Simulated, name: str) ->
     """Each feature of `%%ai` works here; a wrong use is a short message and sends nothing."""
     right, shown, wrong, says = ROWS[name]
     ran = cell.run(right)
-    seen = told(ran) + " ".join(" ".join(map(str, o.get("data", {}).values())) for o in ran.outputs)
-    assert ran.status == "ok", told(ran)
+    seen = shown_text(ran) + " ".join(
+        " ".join(map(str, o.get("data", {}).values())) for o in ran.outputs
+    )
+    assert ran.status == "ok", shown_text(ran)
     assert shown in seen
     sent = len(server.prompts)
     ran = cell.run(wrong)
-    assert says in told(ran)
+    assert says in shown_text(ran)
     assert len((ran.stream + "\n".join(ran.shown_error)).splitlines()) <= 6 or "%config" in wrong
     assert len(server.prompts) == sent
 
@@ -214,10 +216,12 @@ def test_parameters_reach_the_server(cell: Kernel, server: Simulated) -> None:
 
 def test_api_base_is_used_or_refused(cell: Kernel, server: Simulated) -> None:
     """`--api-base` is used; an invalid URL is refused."""
-    assert "there" in told(cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]"))
+    assert "there" in shown_text(
+        cell.run(f"%%codex --api-base {server.url}/openai/v1\n[[echo: there]]")
+    )
     assert server.core.log[-1].path.startswith("/openai/v1")
     sent = len(server.prompts)
-    assert "https://" in told(cell.run("%%codex --api-base nowhere\nhello"))
+    assert "https://" in shown_text(cell.run("%%codex --api-base nowhere\nhello"))
     assert len(server.prompts) == sent
 
 
@@ -278,13 +282,13 @@ ASKS = {
     "resumable batches (polar_llama#75)": "test_a_killed_kernels_map_pays_only_for_missing_rows",
     "each retry visible (openai-ruby#242, crush#3024)": "test_monitor_is_live_while_a_cell_blocks",
     "go on after a 429 (magenta.nvim#59)": "test_the_demo_shows_a_limit_and_its_recovery",
-    "a countdown that tells the truth (vscode-copilot-release#4571, #10327)": (
+    "a countdown that is true (vscode-copilot-release#4571, #10327)": (
         "test_request_is_sent_again_when_announced"
     ),
     "no wait of -9223372036 s (vscode-copilot-release#13693)": (
         "test_any_status_and_body_become_an_error_with_a_valid_wait"
     ),
-    "quota told apart from rate limit (coder#26200)": (
+    "quota is not a rate limit (coder#26200)": (
         "test_exhausted_quota_is_permanent_despite_status_429"
     ),
     "a spend cap (github/app#2591, instructor#2296)": (

@@ -54,14 +54,14 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
         time.sleep(3)
         with kernel(**environ) as third:
             third.run("%load_ext nbcodex")
-            told = third.run("%codex limits").stream
+            printed = third.run("%codex limits").stream
         ran = [
             cell.finish(id_, timeout=120) for cell, id_ in zip((first, second), asked, strict=True)
         ]
         assert [each.plain for each in ran] == ["20", "20"]
         assert sum(seen.status == 429 for seen in server.core.log) <= 2
-    assert "of 12,000 tokens left, 12,000 a minute" in told
-    assert "shared with 2 other active kernels" in told
+    assert "of 12,000 tokens left, 12,000 a minute" in printed
+    assert "shared with 2 other active kernels" in printed
     assert KEY.encode() not in (home / LIMITER_FILENAME).read_bytes()
     assert b"127.0.0.1" not in (home / LIMITER_FILENAME).read_bytes()
 
@@ -92,10 +92,10 @@ def test_the_next_kernel_starts_with_learned_limits(home: Path) -> None:
             started(cell)
             assert cell.run("len(await many(60))").plain == "60"
         with kernel(**environ) as cell:
-            told = cell.run("%load_ext nbcodex\n%codex limits").stream
-    assert "of 100,000 tokens left" in told
-    assert "learned from answers" in told
-    assert "safety margin" in told
+            printed = cell.run("%load_ext nbcodex\n%codex limits").stream
+    assert "of 100,000 tokens left" in printed
+    assert "learned from answers" in printed
+    assert "safety margin" in printed
 
 
 def test_a_damaged_limits_file_costs_no_answer(server: Simulated, home: Path) -> None:

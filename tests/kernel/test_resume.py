@@ -1,4 +1,4 @@
-"""What one kernel leaves behind another takes up: nothing is lost, and nothing asked twice."""
+"""A kernel resumes what another one left, and pays for nothing twice."""
 
 from __future__ import annotations
 
@@ -186,13 +186,13 @@ def test_a_background_failure_is_shown_in_its_cell(server: Simulated, tmp_path: 
         for cap, why in (("off", "Requests per day (RPD) reached"), ("500", "budget")):
             cell.run(f"%codex budget {cap}")
             cell.start("%%codex -b -o r --max-output 3000\n[[tokens=20]]")
-            told = ""
-            while "parked" not in told:
+            shown = ""
+            while "parked" not in shown:
                 message = cell.client.get_iopub_msg(timeout=10)
                 if message["msg_type"] in {"display_data", "update_display_data"}:
-                    told = str(message["content"]["data"])
-            assert why in told
-            assert "%codex resume" in told
+                    shown = str(message["content"]["data"])
+            assert why in shown
+            assert "%codex resume" in shown
 
 
 def test_a_killed_kernels_ask_is_resumed(server: Simulated, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The key appears nowhere, whatever goes wrong, and goes to no host but its own."""
+"""The key appears in no output, error, log or file, and is sent to its own host only."""
 
 from __future__ import annotations
 

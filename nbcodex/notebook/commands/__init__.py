@@ -183,8 +183,10 @@ def page_text(topic: str) -> str:
             parts[index] = re.sub(r"^(?=.)", "    ", part, flags=re.MULTILINE).rstrip("\n")
         else:
             linked = _LINK.sub(lambda found: f"{found[1]} ({found[2]})", part)
-            underlined = _HEADING.sub(
-                lambda found: f"{found[2]}\n{'-='[found[1] == '#'] * len(found[2])}", linked
-            )
-            parts[index] = _MARKUP.sub("", underlined)
+            parts[index] = _MARKUP.sub("", _HEADING.sub(_underlined, linked))
     return "".join(parts)
+
+
+def _underlined(heading: re.Match[str]) -> str:
+    line = "=" if heading[1] == "#" else "-"
+    return f"{heading[2]}\n{line * len(heading[2])}"
