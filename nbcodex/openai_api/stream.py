@@ -299,7 +299,7 @@ class AnswerStream:
         chunk, self._waited_for_chunk = b"", False
         # If the loop runs a callback before the chunk is there, the network was waited for. A clock
         # cannot show it: on a busy machine, reading what is there takes as long as waiting.
-        turn = asyncio.get_running_loop().call_soon(setattr, self, "_waited_for_chunk", True)
+        marker = asyncio.get_running_loop().call_soon(setattr, self, "_waited_for_chunk", True)
         try:
             async with asyncio.timeout_at(deadline):
                 while not chunk:
@@ -313,7 +313,7 @@ class AnswerStream:
                 raise broken_connection("The server stopped sending.") from None
             raise
         finally:
-            turn.cancel()
+            marker.cancel()
         return chunk
 
     def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str]:

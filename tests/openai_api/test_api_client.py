@@ -181,19 +181,19 @@ def test_body_is_drained_so_that_the_connection_is_reused() -> None:
 
 def test_reasoning_is_not_part_of_the_text() -> None:
     thinking = event({"type": "response.reasoning_summary_text.delta", "delta": "Hm."})
-    pieces = play(Server(Script([thinking, delta("hi"), completed()])))
-    assert [p for p in pieces if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
-    assert ending_of(pieces).text == "hi"
+    received = play(Server(Script([thinking, delta("hi"), completed()])))
+    assert [p for p in received if isinstance(p, ReasoningDelta)] == [ReasoningDelta("Hm.")]
+    assert ending_of(received).text == "hi"
     reasoning = event({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
-    pieces = play(
+    received = play(
         Server(Script([reasoning, chunk("hi", finish="stop"), DONE])), chosen=settings(api="chat")
     )
-    assert ReasoningDelta("Hm.") in pieces
+    assert ReasoningDelta("Hm.") in received
 
 
 def test_deltas_of_one_network_chunk_become_one_event() -> None:
-    pieces = play(Server(Script([delta("a") * 1000, completed()])))
-    assert [p.text for p in pieces if isinstance(p, TextDelta)] == ["a" * 1000]
+    received = play(Server(Script([delta("a") * 1000, completed()])))
+    assert [p.text for p in received if isinstance(p, TextDelta)] == ["a" * 1000]
 
 
 def test_response_started_has_the_limits_before_any_text() -> None:
@@ -399,9 +399,9 @@ def test_stream_is_closed_before_completed_answer_is_yielded() -> None:
 
     async def run() -> None:
         api_client = ApiClient(clock=LoopClock(), transport=server)
-        async for piece in api_client.stream(Request(prompt="Why?"), settings(), model=MODEL):
-            last: StreamEvent = piece
-            if not isinstance(piece, ResponseStarted | TextDelta):
+        async for each in api_client.stream(Request(prompt="Why?"), settings(), model=MODEL):
+            last: StreamEvent = each
+            if not isinstance(each, ResponseStarted | TextDelta):
                 assert server.bodies[0].closed
         assert last
 

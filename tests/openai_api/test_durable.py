@@ -49,15 +49,15 @@ class Reader:
     def __init__(self, transport: Any, **chosen: Any) -> None:
         self.settings = settings(**chosen)
         self.api_client = ApiClient(clock=LoopClock(), transport=transport)
-        self.pieces: list[StreamEvent] = []
+        self.received: list[StreamEvent] = []
 
     @property
     def text(self) -> str:
-        return text_of(self.pieces)
+        return text_of(self.received)
 
     @property
     def position(self) -> StreamPosition:
-        return [piece for piece in self.pieces if isinstance(piece, StreamPosition)][-1]
+        return [each for each in self.received if isinstance(each, StreamPosition)][-1]
 
     async def ask(self, request: Request = REQUEST) -> NbcodexError | None:
         return await self._gather(self.api_client.stream(request, self.settings, model=MODEL))
@@ -74,10 +74,10 @@ class Reader:
             )
         )
 
-    async def _gather(self, pieces: Any) -> NbcodexError | None:
+    async def _gather(self, received: Any) -> NbcodexError | None:
         try:
-            async for piece in pieces:
-                self.pieces.append(piece)
+            async for each in received:
+                self.received.append(each)
         except NbcodexError as error:
             return error
         return None
@@ -145,12 +145,12 @@ def test_position_is_yielded_before_and_after_the_text() -> None:
 
     async def operation(reader: Reader) -> list[StreamEvent]:
         await reader.ask()
-        return reader.pieces
+        return reader.received
 
-    pieces = with_server(operation, Server(Script([created() + text_event("Hi", 1), done(2)])))
-    assert isinstance(pieces[0], ResponseStarted)
-    assert pieces[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
-    assert isinstance(pieces[-1], CompletedAnswer)
+    received = with_server(operation, Server(Script([created() + text_event("Hi", 1), done(2)])))
+    assert isinstance(received[0], ResponseStarted)
+    assert received[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
+    assert isinstance(received[-1], CompletedAnswer)
 
 
 @pytest.mark.parametrize("after", [-1, 0, 1, 5, 9])
@@ -161,11 +161,11 @@ def test_broken_stream_is_resumed_without_repeats_or_charge(kind: Any, after: in
         assert broke is not None
         if after < 0:
             assert reader.text == ""
-            assert not [p for p in reader.pieces if isinstance(p, StreamPosition)]
+            assert not [p for p in reader.received if isinstance(p, StreamPosition)]
             return
         assert await reader.go_on() is None
         assert reader.text.count(WORDS) == 1
-        ending = reader.pieces[-1]
+        ending = reader.received[-1]
         assert isinstance(ending, CompletedAnswer)
         assert ending.text == reader.text
         assert ending.usage.output_tokens
@@ -249,7 +249,7 @@ def test_finished_answer_without_events_is_fetched() -> None:
 
     reader = with_server(_kept(operation), server)
     assert reader.text == "one two"
-    assert reader.pieces[-1].text == "one two"
+    assert reader.received[-1].text == "one two"
     streamed, fetched = (dict(request.url.params) for request in server.requests[1:])
     assert streamed == {"stream": "true", "starting_after": "1"}
     assert fetched == {}
@@ -262,9 +262,9 @@ def test_different_fetched_answer_replaces_the_text() -> None:
         assert await reader.ask()
         assert await reader.go_on() is None
 
-    pieces = with_server(_kept(operation), server).pieces
-    assert pieces[-3:-1] == [Reset(), TextDelta("uno due")]
-    assert pieces[-1].text == "uno due"
+    received = with_server(_kept(operation), server).received
+    assert received[-3:-1] == [Reset(), TextDelta("uno due")]
+    assert received[-1].text == "uno due"
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
@@ -361,7 +361,7 @@ def test_final_event_with_the_whole_text_repeats_nothing() -> None:
 
     server = Server(Script([created(), text_event("all of it", 8), BROKEN]), Script([end]))
     reader = with_server(_kept(operation), server)
-    assert reader.text == reader.pieces[-1].text == "all of it"
+    assert reader.text == reader.received[-1].text == "all of it"
 
 
 @pytest.mark.parametrize(
@@ -412,8 +412,8 @@ def test_server_without_background_mode_gets_an_ordinary_request(why: str) -> No
     reader = with_server(_kept(operation), server)
     assert [sent.get("background") for sent in server.sent] == [True, None, None]
     assert [sent["store"] for sent in server.sent] == [True, False, False]
-    assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
-    assert not [p for p in reader.pieces if isinstance(p, StreamPosition)]
+    assert len([p for p in reader.received if isinstance(p, Notice)]) == 1
+    assert not [p for p in reader.received if isinstance(p, StreamPosition)]
 
 
 @pytest.mark.parametrize("background", [False, None, "true"])
@@ -423,9 +423,9 @@ def test_server_that_ignores_background_mode_is_detected(background: Any) -> Non
     async def operation(reader: Reader) -> None:
         assert await reader.ask() is None
 
-    pieces = with_server(_kept(operation), server).pieces
-    assert not [p for p in pieces if isinstance(p, StreamPosition)]
-    assert len([p for p in pieces if isinstance(p, Notice)]) == 1
+    received = with_server(_kept(operation), server).received
+    assert not [p for p in received if isinstance(p, StreamPosition)]
+    assert len([p for p in received if isinstance(p, Notice)]) == 1
 
 
 @pytest.mark.parametrize("api", ["chat", "auto"])
@@ -434,7 +434,7 @@ def test_durable_request_over_chat_says_that_nothing_is_kept(api: Any) -> None:
         simulator.change_knobs(apis=("chat",))
         reader.settings = settings(api=api)
         assert await reader.ask() is None
-        assert len([p for p in reader.pieces if isinstance(p, Notice)]) == 1
+        assert len([p for p in reader.received if isinstance(p, Notice)]) == 1
         assert "background" not in simulator.log[-1].body
 
     with_simulator(operation)
@@ -461,7 +461,7 @@ def test_invalid_response_id_is_not_used(name: Any) -> None:
 
     server = Server(Script([created(id=name), text_event("Hi", 1), BROKEN]))
     assert not [
-        p for p in with_server(_kept(operation), server).pieces if isinstance(p, StreamPosition)
+        p for p in with_server(_kept(operation), server).received if isinstance(p, StreamPosition)
     ]
 
 
@@ -522,7 +522,7 @@ def test_usage_is_reported_once() -> None:
         Script([created(), text_event("Hi", 1), BROKEN]), Script([text_event("!", 2), done(3)])
     )
     endings = [
-        p for p in with_server(_kept(operation), server).pieces if isinstance(p, CompletedAnswer)
+        p for p in with_server(_kept(operation), server).received if isinstance(p, CompletedAnswer)
     ]
     assert [ending.usage for ending in endings] == [Usage(input_tokens=7, output_tokens=3)]
     assert endings[0].text == "Hi!"
@@ -549,7 +549,7 @@ def test_connections_of_failed_attempts_are_closed() -> None:
     async def operation(reader: Reader) -> None:
         for _ in range(3):
             with contextlib.suppress(NbcodexError):
-                await (reader.go_on() if reader.pieces else reader.ask())
+                await (reader.go_on() if reader.received else reader.ask())
 
     with_server(operation, server)
     assert all(isinstance(body, Body) and body.closed for body in server.bodies)

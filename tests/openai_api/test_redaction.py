@@ -12,16 +12,16 @@ KEY = "sk-abc-sk-abcd-0123"
 OTHER = "sk-abc-sk-abcd-0123-and-more"
 
 
-def shown(secrets: list[str], pieces: list[str]) -> str:
+def shown(secrets: list[str], chunks: list[str]) -> str:
     redactor = Redactor(secrets)
-    return "".join(map(redactor.feed, pieces)) + redactor.flush()
+    return "".join(map(redactor.feed, chunks)) + redactor.flush()
 
 
 @pytest.mark.parametrize("size", range(1, 24))
 def test_secret_split_over_deltas_is_replaced(size: int) -> None:
     text = f"before {KEY} between {KEY}{KEY} after"
-    pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    assert shown([KEY], pieces) == text.replace(KEY, MASK)
+    chunks = [text[i : i + size] for i in range(0, len(text), size)]
+    assert shown([KEY], chunks) == text.replace(KEY, MASK)
 
 
 def test_only_a_possible_prefix_is_held_back() -> None:

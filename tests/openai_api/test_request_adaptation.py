@@ -178,10 +178,10 @@ def test_unverified_organization_gets_the_answer_in_one_piece(
     played_twice(server, api=api)
     assert [b.get("stream", False) for b in server.sent] == [True, False, False]
     assert "stream_options" not in server.sent[1]
-    pieces = play(
+    events = play(
         Server(refusal(400, message, param=param), server.answers[0]), chosen=settings(api=api)
     )
-    assert [p.text for p in pieces if isinstance(p, Notice | TextDelta)] == [
+    assert [p.text for p in events if isinstance(p, Notice | TextDelta)] == [
         "hi",
         "in one piece: this model is not streamed to you",
     ]

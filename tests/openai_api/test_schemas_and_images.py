@@ -48,14 +48,14 @@ def test_refused_schema_mode_moves_the_schema_into_the_prompt(
 ) -> None:
     good = completed() if api == "responses" else chunk("{}", finish="stop") + b"data: [DONE]\n\n"
     server = Server(refusal(400, message), Script([delta("{}"), good][api == "chat" :]))
-    pieces = play(server, chosen=settings(api=api), schema=SCHEMA, system="Be brief.")
+    events = play(server, chosen=settings(api=api), schema=SCHEMA, system="Be brief.")
     first, second = server.sent
     assert name in first
     assert name not in second
     system = second.get("instructions") or second["messages"][0]["content"]
     assert system.startswith("Be brief.")
     assert '"properties"' in system
-    assert [p.text for p in pieces if isinstance(p, Notice)] == [
+    assert [p.text for p in events if isinstance(p, Notice)] == [
         "the server does not accept this JSON schema: it is in the prompt, and checked here"
     ]
 

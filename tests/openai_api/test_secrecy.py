@@ -37,9 +37,9 @@ def test_echoed_key_is_masked_in_the_text() -> None:
         ],
         headers={"x-request-id": KEY, "openai-organization": KEY},
     )
-    pieces = play(Server(script))
-    assert KEY not in repr(pieces)
-    assert text_of(pieces) == f"Your key: {MASK}!"
+    events = play(Server(script))
+    assert KEY not in repr(events)
+    assert text_of(events) == f"Your key: {MASK}!"
 
 
 @pytest.mark.parametrize(

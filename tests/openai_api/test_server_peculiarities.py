@@ -182,12 +182,12 @@ TAGGED = [
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize("api", ["chat", "responses"])
 def test_reasoning_in_tags_is_not_part_of_the_answer(text: str, size: int, api: str) -> None:
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    received = [text[at : at + size] for at in range(0, len(text), size)]
     if api == "chat":
-        parts = [*map(chunk, pieces), chunk(finish="stop"), DONE]
+        parts = [*map(chunk, received), chunk(finish="stop"), DONE]
     else:
         message = {"type": "message", "content": [{"type": "output_text", "text": text}]}
-        parts = [*map(delta, pieces), completed(output=[message])]
+        parts = [*map(delta, received), completed(output=[message])]
     events = play(Server(Script(parts)), chosen=settings(api=api))
     answer, reasoning = shown(events)
     assert answer == "hi"

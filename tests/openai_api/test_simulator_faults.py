@@ -55,7 +55,7 @@ def ask(fault: Fault | None, *, api: str, **knobs: Any) -> list[StreamEvent]:
         api_client = ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator))
         request, chosen = Request(prompt=PROMPT), settings(api=api)
         model = await api_client.resolve_model(request, chosen)
-        return [piece async for piece in api_client.stream(request, chosen, model=model)]
+        return [each async for each in api_client.stream(request, chosen, model=model)]
 
     return run_virtual(run())
 
@@ -77,8 +77,8 @@ def test_simulated_fault_becomes_its_error(kind: str, after: int, api: str) -> N
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
 def test_simulated_answer_has_text_usage_and_limits(api: str) -> None:
-    pieces = ask(None, api=api)
-    ending, opened = ending_of(pieces), pieces[0]
+    events = ask(None, api=api)
+    ending, opened = ending_of(events), events[0]
     assert isinstance(ending, CompletedAnswer)
     assert TEXT in ending.text
     assert ending.usage.total_tokens

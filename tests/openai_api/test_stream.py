@@ -15,7 +15,7 @@ from nbcodex.settings import Settings
 from tests.virtual import run_virtual
 
 COUNT = 40
-PIECES = [b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n'] * COUNT
+DELTAS = [b'data: {"type": "response.output_text.delta", "delta": "word "}\n\n'] * COUNT
 END = b'data: {"type": "response.completed", "response": {"status": "completed"}}\n\n'
 
 
@@ -41,7 +41,7 @@ def test_chunks_that_are_there_are_read_without_sleeping(monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "sleep", note)
 
     async def one_packet() -> AsyncIterator[bytes]:
-        for piece in [*PIECES, END]:
+        for piece in [*DELTAS, END]:
             busy_until = time.perf_counter() + 0.0005
             while time.perf_counter() < busy_until:
                 pass
@@ -53,7 +53,7 @@ def test_chunks_that_are_there_are_read_without_sleeping(monkeypatch: pytest.Mon
 
 def test_packets_are_gathered_after_a_wait() -> None:
     async def packet_by_packet() -> AsyncIterator[bytes]:
-        for piece in [*PIECES, END]:
+        for piece in [*DELTAS, END]:
             await asyncio.sleep(0.001)
             yield piece
 
@@ -68,7 +68,7 @@ def test_abandoned_body_is_closed() -> None:
     async def endless() -> AsyncIterator[bytes]:
         try:
             while True:
-                yield PIECES[0]
+                yield DELTAS[0]
         finally:
             closed.append(True)
 
