@@ -159,8 +159,8 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """Return every secret in force, longest first, for redaction."""
-        held = [self.api_key, self.azure_key, self.azure_ad_token, *self.keys.values()]
-        return sorted({s.reveal() for s in held if s}, key=len, reverse=True)
+        configured = [self.api_key, self.azure_key, self.azure_ad_token, *self.keys.values()]
+        return sorted({s.reveal() for s in configured if s}, key=len, reverse=True)
 
 
 def _as_field(name: str, value: Any) -> Any:

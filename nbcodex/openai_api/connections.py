@@ -127,8 +127,8 @@ class Connections:
 
 def secrets_of(client: AsyncOpenAI) -> list[str]:
     """Return the secrets that a client sends."""
-    held = (client.api_key, getattr(client, "_azure_ad_token", None))
-    return [secret for secret in held if isinstance(secret, str) and secret]
+    credentials = (client.api_key, getattr(client, "_azure_ad_token", None))
+    return [secret for secret in credentials if isinstance(secret, str) and secret]
 
 
 def factory_error(error: Exception) -> ConfigurationError:

@@ -35,7 +35,7 @@ class RequestOptions:
     max_output: int | None = None  # upper bound on output tokens, reasoning included
     effort: str | None = None  # reasoning effort, in the server's words
     params: Mapping[str, Any] | None = None  # further parameters of the API
-    patience: str | float | None = None  # seconds, or a text such as ``10m``
+    patience: str | float | None = None  # seconds, or a string such as ``10m``
     api: str | None = None
     api_base: str | None = None  # another server
     reuse: bool | None = None  # whether the answer to an equal request in the journal is acceptable
@@ -115,7 +115,7 @@ def _check_types(options: RequestOptions) -> None:
     if not isinstance(options.params, Mapping | None):
         raise ConfigurationError("params must be a mapping of API parameters, such as a dict.")
     if not isinstance(options.patience, str | int | float | None):
-        raise ConfigurationError("patience must be a number of seconds, or a text such as '10m'.")
+        raise ConfigurationError("patience must be a number of seconds, or a string such as '10m'.")
     images: object = options.images
     if isinstance(images, str | bytes) or not isinstance(images, Iterable | None):
         raise ConfigurationError("images must be a list of images.", advice="Write [image].")

@@ -8,12 +8,12 @@ sent.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal, get_origin
 
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
@@ -99,7 +99,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
         pruned = value = None
         with contextlib.suppress(SchemaMismatchError, RecursionError):
             value = pruned = _parse_json(text)
-            pruned = _NullPruner(schema.definition).prune(value, schema.definition)
+            pruned = _without_nulls(value, schema.definition)
         if pruned == value:
             raise mismatch from None
         return _validated(schema, json.dumps(pruned, ensure_ascii=False))
@@ -284,7 +284,9 @@ def _validated(schema: Schema, text: str) -> Any:
             raise SchemaMismatchError(_describe(error)) from None
     value = _parse_json(text)
     try:
-        found = list(islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1))
+        found = list(
+            itertools.islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1)
+        )
     except Exception as error:  # such as a reference that leads nowhere, or never ends
         why = f"{type(error).__name__}: {shorten(str(error), 100)}"
         raise SchemaMismatchError(f"It could not be checked ({why}).") from None
@@ -317,50 +319,46 @@ def _describe_violation(error: Any) -> str:
     return f"{place}: {message}"
 
 
-class _NullPruner:
-    """Removes null from optional fields whose own schema does not accept it."""
+def _without_nulls(value: Any, definition: Mapping[str, Any]) -> Any:
+    """Return a value without null in optional fields whose own schema does not accept it."""
+    validator, steps = _validator(definition), itertools.count()
 
-    def __init__(self, definition: Mapping[str, Any]) -> None:
-        self._root = definition
-        self._validator = _validator(definition)
-        self._steps_left = MAX_PRUNING_STEPS
+    def accepts(schema: Any, value: Any) -> bool:
+        try:
+            return bool(validator.evolve(schema=schema).is_valid(value))
+        except Exception:  # a reference that leads nowhere
+            return False
 
-    def prune(self, value: Any, schema: Any) -> Any:
-        """Return a value without such nulls; `schema` is the part that describes it."""
-        self._steps_left -= 1
-        if self._steps_left < 0 or not isinstance(schema, Mapping):
+    def prune(value: Any, schema: Any) -> Any:
+        if next(steps) >= MAX_PRUNING_STEPS or not isinstance(schema, Mapping):
             return value
         if "$ref" in schema:
-            value = self.prune(value, resolve(schema["$ref"], self._root))
+            value = prune(value, resolve(schema["$ref"], definition))
         for choice in schema.get("allOf", ()):
-            value = self.prune(value, choice)
+            value = prune(value, choice)
         for choice in schema.get("anyOf", schema.get("oneOf", ())):
-            candidate = self.prune(value, choice)
-            if self._accepts(choice, candidate):
+            candidate = prune(value, choice)
+            if accepts(choice, candidate):
                 value = candidate
                 break
         if isinstance(value, dict):
             fields, required = schema.get("properties", {}), schema.get("required", ())
             others = schema.get("additionalProperties")
             return {
-                name: self.prune(inner, fields.get(name, others))
+                name: prune(inner, fields.get(name, others))
                 for name, inner in value.items()
                 if inner is not None
                 or name in required
                 or name not in fields
-                or self._accepts(fields[name], None)
+                or accepts(fields[name], None)
             }
         if isinstance(value, list):
             first = schema.get("prefixItems", ())
             rest = [schema.get("items")] * (len(value) - len(first))
-            return [self.prune(v, p) for v, p in zip(value, [*first, *rest], strict=False)]
+            return [prune(v, s) for v, s in zip(value, [*first, *rest], strict=False)]
         return value
 
-    def _accepts(self, schema: Any, value: Any) -> bool:
-        try:
-            return bool(self._validator.evolve(schema=schema).is_valid(value))
-        except Exception:  # a reference that leads nowhere
-            return False
+    return prune(value, definition)
 
 
 def _kind(value: object) -> str:
