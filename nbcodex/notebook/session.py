@@ -19,7 +19,7 @@ from nbcodex.events import Ending, Failed
 from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
 from nbcodex.notebook.display import CellOutput, OutputOptions
-from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.notebook.monitor import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
 from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise, run_uninterrupted

@@ -15,7 +15,7 @@ from nbcodex.client import current
 from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import cell_options
-from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.notebook.monitor import collector_of
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated

@@ -21,7 +21,7 @@ from nbcodex.notebook import monitor as monitor_package
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display import widget_views as panel_widget
-from nbcodex.notebook.monitor.collector import MonitorCollector
+from nbcodex.notebook.monitor import MonitorCollector
 from nbcodex.notebook.monitor.state import (
     MAX_LOG_ENTRIES,
     MonitorState,

@@ -9,8 +9,7 @@ from IPython.display import display
 
 from nbcodex.client import current
 from nbcodex.models import MINUTE
-from nbcodex.notebook.monitor import monitor
-from nbcodex.notebook.monitor.collector import collector_of
+from nbcodex.notebook.monitor import collector_of, monitor
 from nbcodex.notebook.session import Session
 from nbcodex.rendering.figures import totals_line
 from nbcodex.requests.budget import parse_new_cap
