@@ -178,18 +178,19 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
         "AZURE_OPENAI_AD_TOKEN": settings.azure_ad_token if endpoint.kind == "azure" else None,
         "OPENAI_API_KEY": settings.api_key,
     }
-    won = next((n for n, key in named.items() if key and key == endpoint.key), "Codex.keys")
-    both = settings.azure_endpoint and endpoint.kind != "azure"
-    over = "; AZURE_OPENAI_ENDPOINT is not used because OPENAI_… is set" if both else ""
-    return f"{won}, for {endpoint.host} (not shown){over}"
+    source = next((n for n, key in named.items() if key and key == endpoint.key), "Codex.keys")
+    text = f"{source}, for {endpoint.host} (not shown)"
+    if settings.azure_endpoint and endpoint.kind != "azure":
+        text += "; AZURE_OPENAI_ENDPOINT is not used because OPENAI_… is set"
+    return text
 
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Ask the server for its models; check the configured one, the API and the limits."""
-    quick = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
+    short = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
     api_client = client.services().api_client
     try:
-        names = event_loop.run(api_client.list_models(quick))
+        names = event_loop.run(api_client.list_models(short))
     except ModelError:
         # A server without a list of models may still answer prompts.
         yield Finding("reached", "the server has no list of models (404)", "Name one with -m.")
@@ -214,12 +215,12 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
     known = event_loop.run(client.limits(settings))
     # Labels are `MODEL at BASE_URL`: other servers' limits say nothing about this one.
-    mine = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
-    if not mine:
+    limits = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
+    if not limits:
         yield Finding("limits", "unknown until the first request")
         return
-    declared = any(each.declared for each in mine)
-    charged = {each.policy for each in mine if each.output_share is not None}
+    declared = any(each.declared for each in limits)
+    charged = {each.policy for each in limits if each.output_share is not None}
     policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")
@@ -228,13 +229,15 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
 def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
     named = settings.model or (DEFAULT_MODEL if endpoint.kind == "openai" else None)
     model = settings.aliases.get(named, named) if named else None
-    some = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    examples = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
     # Azure lists the models of a resource; a request names one of its deployments.
     if model is None and len(names) == 1:
         return Finding("model", f"{names[0]}, the only one")
     if model is None:
-        return Finding("model", "none is set.", f"Set NBCODEX_MODEL to one of {some}", wrong=True)
+        return Finding(
+            "model", "none is set.", f"Set NBCODEX_MODEL to one of {examples}", wrong=True
+        )
     if model in names or endpoint.kind == "azure":
         return Finding("model", model)
-    advice = f"`%codex models` lists the models: {some}"
+    advice = f"`%codex models` lists the models: {examples}"
     return Finding("model", f"{model} is not in the server's list.", advice, wrong=True)

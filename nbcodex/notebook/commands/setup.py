@@ -67,8 +67,8 @@ def alias(session: Session, name: str, target: str) -> None:
     if name == target or target in session.config.aliases:
         raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
     session.config.aliases = {**session.config.aliases, name: target}
-    kept = "To keep it, set c.Codex.aliases in ipython_config.py."
-    print(f"{name} → {target}, in this session. {kept}")
+    advice = "To keep it, set c.Codex.aliases in ipython_config.py."
+    print(f"{name} → {target}, in this session. {advice}")
 
 
 def dealias(session: Session, name: str) -> None:
