@@ -276,18 +276,17 @@ class Handle:
             )
 
 
-# A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it,
-# however many requests wait.
+# A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it for all
+# requests that wait: it runs as long as its loop is in here.
 _waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
-_ticking: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
 def _keep_waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    _waiting[loop] = _waiting.get(loop, 0) + 1
-    if loop not in _ticking:
-        _ticking.add(loop)
-        _tick(loop)
+    if loop not in _waiting:
+        _waiting[loop] = 0
+        loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
+    _waiting[loop] += 1
     try:
         yield
     finally:
@@ -295,10 +294,10 @@ def _keep_waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> None:
-    if _waiting.get(loop):
+    if _waiting[loop]:
         loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
     else:
-        _ticking.discard(loop)
+        del _waiting[loop]
 
 
 class PendingReply(Reply):
