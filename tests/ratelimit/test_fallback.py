@@ -1,4 +1,4 @@
-"""Redis is lost and comes back, and no request notices more than a moment of it."""
+"""The fallback from Redis to a local store and back."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server
 from tests.servers.processes import free_port
 
-PATIENT = 20.0
-"""Seconds in which what must come by itself has come, on a busy machine."""
-LONGEST = 1.0
-"""Seconds that a operation may wait because of Redis, and what a busy machine adds."""
-BUSY = 1.0
+EVENT_TIMEOUT_S = 20.0  # for changes that happen by themselves, on a busy machine
+MAX_DELAY_S = 1.0  # that an unreachable Redis may add to an operation
+LOAD_DELAY_S = 1.0  # that a busy machine may add
 
 
-class Shaky(MemoryStore):
-    """A remote store that can be used or not, as the test says."""
+class SwitchableStore(MemoryStore):
+    """A remote store that a test makes unreachable with `up`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,27 +51,27 @@ class Shaky(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks for Redis follow fast on each other."""
+    """Reconnect at short intervals."""
     monkeypatch.setattr(redis, "MAX_CHECK_INTERVAL_S", 0.1)
     monkeypatch.setattr(redis, "MIN_LOCAL_S", 0.0)
 
 
 @pytest.fixture
-def said() -> list[str]:
+def notices() -> list[str]:
     return []
 
 
 @pytest.fixture
-def shaky() -> Shaky:
-    return Shaky()
+def remote() -> SwitchableStore:
+    return SwitchableStore()
 
 
 @pytest.fixture
 def store(
-    shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
+    remote: SwitchableStore, notices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FallbackStore]:
     monkeypatch.setattr(redis, "RECONNECT_WAIT_S", 0.01)
-    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as made:
+    with closing(FallbackStore(remote, MemoryStore(), notify=notices.append)) as made:
         yield made
 
 
@@ -84,81 +82,81 @@ def count(shared: Any) -> int:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for what comes by itself."""
-    end = time.monotonic() + PATIENT
+    """Wait until a condition holds."""
+    end = time.monotonic() + EVENT_TIMEOUT_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_reachable_shared_store_is_used_alone(store: FallbackStore, said: list[str]) -> None:
+def test_reachable_shared_store_is_used_alone(store: FallbackStore, notices: list[str]) -> None:
     """Nothing is reported, and nothing is done twice."""
     assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
-    assert said == []
+    assert notices == []
 
 
 def test_unreachable_shared_store_is_replaced_by_the_local_one(
-    shaky: Shaky, store: FallbackStore, said: list[str]
+    remote: SwitchableStore, store: FallbackStore, notices: list[str]
 ) -> None:
     """Operations go on, and the reason is reported once."""
-    shaky.up = False
+    remote.up = False
     assert [store.transaction("b", count) for _ in range(3)] == [1, 2, 3]
-    assert len(said) == 1
-    assert said[0].startswith("Redis cannot be reached.")
+    assert len(notices) == 1
+    assert notices[0].startswith("Redis cannot be reached.")
 
 
 def test_shared_store_is_used_again_once_reachable(
-    shaky: Shaky, store: FallbackStore, said: list[str]
+    remote: SwitchableStore, store: FallbackStore, notices: list[str]
 ) -> None:
     """Its return is reported."""
     store.transaction("b", count)
-    shaky.up = False
+    remote.up = False
     assert store.transaction("b", count) == 1
-    shaky.up = True
-    before = shaky.done
-    until(lambda: store.transaction("other", count) > 0 and shaky.done > before)
-    assert len(said) == 2
-    assert "again" in said[1]
+    remote.up = True
+    before = remote.done
+    until(lambda: store.transaction("other", count) > 0 and remote.done > before)
+    assert len(notices) == 2
+    assert "again" in notices[1]
 
 
 def test_flapping_store_is_reported_once_a_minute(
-    shaky: Shaky, store: FallbackStore, said: list[str]
+    remote: SwitchableStore, store: FallbackStore, notices: list[str]
 ) -> None:
     for _ in range(5):
-        shaky.up = False
+        remote.up = False
         store.transaction("b", count)
-        shaky.up = True
-        before = shaky.done
-        until(lambda before=before: store.transaction("b", count) > 0 and shaky.done > before)  # type: ignore[misc]
-    assert len(said) == 2
+        remote.up = True
+        before = remote.done
+        until(lambda before=before: store.transaction("b", count) > 0 and remote.done > before)  # type: ignore[misc]
+    assert len(notices) == 2
 
 
 def test_local_store_is_kept_until_the_shared_lease_has_expired(
-    shaky: Shaky, said: list[str], monkeypatch: pytest.MonkeyPatch
+    remote: SwitchableStore, notices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else what it had under way there would count twice."""
+    """Otherwise its requests in flight there would count twice."""
     monkeypatch.setattr(redis, "RECONNECT_WAIT_S", 0.01)
     assert MIN_LOCAL_S > LEASE_S
     monkeypatch.setattr(redis, "MIN_LOCAL_S", MIN_LOCAL_S)
-    with closing(FallbackStore(shaky, MemoryStore(), notify=said.append)) as store:
+    with closing(FallbackStore(remote, MemoryStore(), notify=notices.append)) as store:
         store.transaction("b", count)
-        shaky.up = False
+        remote.up = False
         store.transaction("b", count)
-        shaky.up, checks = True, shaky.checks
-        until(lambda: shaky.checks > checks)
-        done = shaky.done
+        remote.up, checks = True, remote.checks
+        until(lambda: remote.checks > checks)
+        done = remote.done
         store.transaction("b", count)
-        assert shaky.done == done
+        assert remote.done == done
 
 
 def test_permit_of_one_store_counts_nothing_in_the_other(
-    shaky: Shaky, store: FallbackStore
+    remote: SwitchableStore, store: FallbackStore
 ) -> None:
     own = store._local
     limiter = RateLimiter(store, holder="me")
     given = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 1.0)
     assert isinstance(given, Permit)
-    shaky.up = False
+    remote.up = False
     limiter.observe(given, None, 2.0)
     limiter.release(given, 3.0)
     counts = own.transaction(
@@ -167,16 +165,16 @@ def test_permit_of_one_store_counts_nothing_in_the_other(
     assert counts == (0, 0, 1)
 
 
-# A real one.
+# With a real Redis.
 
 
-class Rig:
-    """A store that falls back from a real Redis, and how long its deeds took."""
+class TimedStore:
+    """A store that falls back from a real Redis, and the longest time of an operation."""
 
     def __init__(self, url: Secret) -> None:
-        self.said: list[str] = []
+        self.notices: list[str] = []
         self.longest = 0.0
-        self.store = FallbackStore(RedisStore(url), MemoryStore(), notify=self.said.append)
+        self.store = FallbackStore(RedisStore(url), MemoryStore(), notify=self.notices.append)
 
     def transaction(self) -> int:
         began = time.monotonic()
@@ -185,20 +183,20 @@ class Rig:
         finally:
             self.longest = max(self.longest, time.monotonic() - began)
 
-    def fallen(self) -> bool:
+    def is_lost(self) -> bool:
         self.transaction()
-        return len(self.said) == 1
+        return len(self.notices) == 1
 
-    def back(self) -> bool:
+    def is_back(self) -> bool:
         self.transaction()
-        return len(self.said) == 2
+        return len(self.notices) == 2
 
 
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis has all the time it needs, so that it is not taken for one that hangs."""
-    monkeypatch.setattr(redis, "TIMEOUT_S", PATIENT)
-    monkeypatch.setattr(redis, "CONNECT_WAIT_S", PATIENT)
+    """Allow Redis all the time it needs, so that it does not seem to hang."""
+    monkeypatch.setattr(redis, "TIMEOUT_S", EVENT_TIMEOUT_S)
+    monkeypatch.setattr(redis, "CONNECT_WAIT_S", EVENT_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -210,60 +208,60 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.mark.server
 def test_killed_redis_is_bridged_until_it_is_restarted(own_redis: RedisServer) -> None:
     """Nothing fails or waits long, and both changes are reported."""
-    rig = Rig(own_redis.url())
-    with closing(rig.store):
-        assert [rig.transaction() for _ in range(3)] == [1, 2, 3]
+    timed = TimedStore(own_redis.url())
+    with closing(timed.store):
+        assert [timed.transaction() for _ in range(3)] == [1, 2, 3]
         own_redis.stop()
-        until(rig.fallen)
-        assert "cannot be reached" in rig.said[0]
+        until(timed.is_lost)
+        assert "cannot be reached" in timed.notices[0]
         own_redis.start()
-        until(rig.back)
-    assert rig.longest < LONGEST + BUSY
+        until(timed.is_back)
+    assert timed.longest < MAX_DELAY_S + LOAD_DELAY_S
 
 
 @pytest.mark.server
 def test_hanging_redis_delays_no_operation_for_long(own_redis: RedisServer) -> None:
     """Stopped by a signal, it accepts connections and answers none."""
-    rig = Rig(own_redis.url())
-    with closing(rig.store):
-        rig.transaction()
+    timed = TimedStore(own_redis.url())
+    with closing(timed.store):
+        timed.transaction()
         own_redis.send(signal.SIGSTOP)
-        until(rig.fallen)
-        assert "does not answer" in rig.said[0]
+        until(timed.is_lost)
+        assert "does not answer" in timed.notices[0]
         own_redis.send(signal.SIGCONT)
-        until(rig.back)
-    assert rig.longest < LONGEST + BUSY
+        until(timed.is_back)
+    assert timed.longest < MAX_DELAY_S + LOAD_DELAY_S
 
 
 @pytest.mark.server
 def test_dropped_connection_is_reopened_without_fallback(
     own_redis: RedisServer, slow_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "RECONNECT_WAIT_S", PATIENT)
-    rig = Rig(own_redis.url())
-    with closing(rig.store):
-        rig.transaction()
+    monkeypatch.setattr(redis, "RECONNECT_WAIT_S", EVENT_TIMEOUT_S)
+    timed = TimedStore(own_redis.url())
+    with closing(timed.store):
+        timed.transaction()
         own_redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert rig.transaction() == 2
-    assert rig.said == []
+        assert timed.transaction() == 2
+    assert timed.notices == []
 
 
 @pytest.mark.slow
 def test_missing_redis_at_the_start_delays_the_first_operation_briefly() -> None:
     """The local store is used, and that is reported."""
-    rig = Rig(Secret(f"redis://127.0.0.1:{free_port()}"))
-    with closing(rig.store):
-        assert [rig.transaction(), rig.transaction()] == [1, 2]
-    assert len(rig.said) == 1
-    assert rig.longest < redis.CONNECT_WAIT_S + BUSY
+    timed = TimedStore(Secret(f"redis://127.0.0.1:{free_port()}"))
+    with closing(timed.store):
+        assert [timed.transaction(), timed.transaction()] == [1, 2]
+    assert len(timed.notices) == 1
+    assert timed.longest < redis.CONNECT_WAIT_S + LOAD_DELAY_S
 
 
 def test_server_that_never_answers_delays_no_operation_for_long() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        rig = Rig(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
-        with closing(rig.store):
-            rig.transaction()
-    assert rig.longest < redis.CONNECT_WAIT_S + BUSY
+        timed = TimedStore(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
+        with closing(timed.store):
+            timed.transaction()
+    assert timed.longest < redis.CONNECT_WAIT_S + LOAD_DELAY_S
 
 
 FULL = ("CONFIG", "SET", "maxmemory", "1")
@@ -275,27 +273,27 @@ CUT = ("-a", "new", "CLIENT", "KILL", "TYPE", "normal")
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("spoil", "mend", "word"),
+    ("make_unusable", "repair", "reason"),
     [([FULL], EMPTY, "no memory"), ([LOCKED, CUT], OPEN, "refuses the password")],
     ids=["full", "locked"],
 )
 def test_unusable_redis_is_bridged_until_it_is_usable(
     own_redis: RedisServer,
     slow_machine: None,
-    spoil: list[tuple[str, ...]],
-    mend: tuple[str, ...],
-    word: str,
+    make_unusable: list[tuple[str, ...]],
+    repair: tuple[str, ...],
+    reason: str,
 ) -> None:
-    """Memory runs out, or a password is required; then it is mended."""
-    rig = Rig(own_redis.url())
-    with closing(rig.store):
-        rig.transaction()
-        for words in spoil:
+    """Memory runs out, or a password is required, for a while."""
+    timed = TimedStore(own_redis.url())
+    with closing(timed.store):
+        timed.transaction()
+        for words in make_unusable:
             own_redis.ask(*words)
-        until(rig.fallen)
-        assert word in rig.said[0]
-        own_redis.ask(*mend)
-        until(rig.back)
+        until(timed.is_lost)
+        assert reason in timed.notices[0]
+        own_redis.ask(*repair)
+        until(timed.is_back)
 
 
 @pytest.mark.server

@@ -11,7 +11,7 @@ from nbcodex.ratelimit.sharing import SharedModel
 
 
 def test_output_share_is_not_misled_by_short_answers() -> None:
-    """They end first, while most are still under way."""
+    """They end first, while most are still in flight."""
     output = OutputEstimator()
     for _ in range(100):
         output.count_started(1000, 0.0)

@@ -32,7 +32,7 @@ SNAPSHOT = LimitSnapshot(at=0.0, tokens=LimitReading(limit=60_000, remaining=59_
 
 
 class Kernel:
-    """One process's limiter, as the engine has it."""
+    """One process's limiter."""
 
     def __init__(self, opening: Callable[[], Any]) -> None:
         self.problems: list[str] = []
@@ -40,7 +40,7 @@ class Kernel:
         self.limiter = SharedLimiter(opening, clock=self.clock, on_problem=self.problems.append)
 
     async def ask(self) -> Permit:
-        """Reserve, be let in, and be answered."""
+        """Acquire a permit, be admitted, and be answered."""
         now = self.clock.now()
 
         def operation(core: RateLimiter) -> QueueEntry:
@@ -107,31 +107,33 @@ def test_limiter_file_is_private(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "home" / LIMITER_FILENAME).stat().st_mode) == 0o600
 
 
-def damaged(folder: Path) -> None:
+def damage_file(folder: Path) -> None:
     (folder / LIMITER_FILENAME).write_bytes(b"no database, " * 1000)
 
 
-def foreign(folder: Path) -> None:
+def put_folder_at_path(folder: Path) -> None:
     (folder / LIMITER_FILENAME).mkdir()
 
 
-def no_folder(folder: Path) -> None:
+def put_file_at_folder(folder: Path) -> None:
     folder.rmdir()
     folder.write_text("a file where the folder should be")
 
 
-def writable(folder: Path) -> None:
+def make_folder_writable(folder: Path) -> None:
     folder.chmod(0o777)
 
 
-@pytest.mark.parametrize("spoil", [damaged, foreign, no_folder, writable])
+@pytest.mark.parametrize(
+    "make_unusable", [damage_file, put_folder_at_path, put_file_at_folder, make_folder_writable]
+)
 def test_unusable_file_is_replaced_by_memory_and_reported_once(
-    tmp_path: Path, spoil: Callable[[Path], None]
+    tmp_path: Path, make_unusable: Callable[[Path], None]
 ) -> None:
-    """Requests go, paced for this kernel alone."""
+    """Requests are sent, paced for this kernel alone."""
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
-    spoil(folder)
+    make_unusable(folder)
 
     async def main() -> None:
         with kernel(folder) as alone:
@@ -180,7 +182,7 @@ def test_locked_file_is_bridged_by_memory_until_unlocked(
 
 
 def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
-    """Nothing is left under way."""
+    """No request is left in flight."""
 
     async def main() -> tuple[int, int]:
         with kernel(tmp_path) as alone:
@@ -237,11 +239,11 @@ def test_simultaneous_operations_share_transactions(tmp_path: Path) -> None:
         try:
             await made.limiter.run_operation(lambda core: core.limit_states(0.0, "b"))
             begun.clear()
-            deeds = (
+            operations = (
                 made.limiter.run_operation(lambda core: core.limit_states(0.0, "b"))
                 for _ in range(50)
             )
-            await asyncio.gather(*deeds)
+            await asyncio.gather(*operations)
         finally:
             made.limiter.close()
 
@@ -323,24 +325,24 @@ def test_closed_limiter_leaves_its_share_at_once(tmp_path: Path) -> None:
 def test_heartbeats_continue_while_a_request_is_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing is under way, the thread sleeps."""
+    """Without requests in flight, the thread sleeps."""
     monkeypatch.setattr(worker, "HEARTBEAT_INTERVAL_S", 0.01)
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
             clock, limiter = alone.clock, alone.limiter
-            beats: list[bool] = []
-            beat = RateLimiter.heartbeat
+            renewals: list[bool] = []
+            heartbeat = RateLimiter.heartbeat
             monkeypatch.setattr(
                 RateLimiter,
                 "heartbeat",
-                lambda self, now: beats.append(beat(self, now)) or beats[-1],
+                lambda self, now: renewals.append(heartbeat(self, now)) or renewals[-1],
             )
             entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
             given = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(given, Permit)
-            await asyncio.to_thread(_until, lambda: len(beats) >= 5)
-            assert all(beats)
+            await asyncio.to_thread(_until, lambda: len(renewals) >= 5)
+            assert all(renewals)
             await limiter.run_operation(lambda core: core.release(given, clock.now()))
             await asyncio.to_thread(_until, lambda: limiter._heartbeat_at is None)
 
@@ -385,7 +387,7 @@ def _child(folder: Path) -> int:
 
 
 def test_store_error_names_the_file_and_the_problem(tmp_path: Path) -> None:
-    damaged(tmp_path)
+    damage_file(tmp_path)
     with pytest.raises(StoreError, match=r"ledger\.sqlite cannot be used: file is not a database"):
         open_store(tmp_path)
 

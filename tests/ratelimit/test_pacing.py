@@ -1,4 +1,4 @@
-"""The rate limiter against the simulator's limits, in virtual time; without being told anything."""
+"""The rate limiter against the simulator's limits, in virtual time."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ pytestmark = pytest.mark.slow
 POLICIES = ("kept", "refunded", "actual")
 
 
-class Watched(MemoryStore):
-    """A store that lets a test look in."""
+class InspectedStore(MemoryStore):
+    """A store whose model a test can read."""
 
     def bucket(self) -> Any:
         return self.transaction(BUCKET, lambda shared: shared.model)
 
 
-def crowd(knobs: Knobs, prompts: list[Prompt], seed: int = 0) -> tuple[World, Client, Watched]:
-    world, store = World(Heap(), knobs, seed), Watched()
+def crowd(
+    knobs: Knobs, prompts: list[Prompt], seed: int = 0
+) -> tuple[World, Client, InspectedStore]:
+    world, store = World(Heap(), knobs, seed), InspectedStore()
     client = Client(world, RateLimiter(store), prompts, seed)
     return world, client, store
 
@@ -72,7 +74,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_limit_is_used_within_3_percent_of_an_oracle(policy: Any, change: dict[str, Any]) -> None:
-    """One that knows all but the outputs; and it is hardly ever exceeded."""
+    """The oracle knows all but the outputs. Refusals are rare."""
     rare = {"headers", "used_by_others"} & change.keys()
     figures = measure(Case("", replace(TOKENS, policy=policy, **change)), 2000, 0)
     assert figures["oracle"] >= (0.9 if rare else 0.97)
@@ -115,7 +117,7 @@ def test_large_prompt_among_small_ones_does_not_starve(policy: Any) -> None:
 
 
 def test_prompts_go_in_the_order_in_which_they_came() -> None:
-    """But for the network."""
+    """Except for the random delays of the network."""
     world, client, _ = crowd(TOKENS, workload(800, 2))
     finish(world, client)
     order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
@@ -160,7 +162,7 @@ def test_refused_probe_leaves_the_cooldown_unchanged() -> None:
 
 
 def test_daily_limit_teaches_nothing_about_the_minute() -> None:
-    store = Watched()
+    store = InspectedStore()
     limiter = RateLimiter(store)
     sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
@@ -173,7 +175,7 @@ def test_daily_limit_teaches_nothing_about_the_minute() -> None:
 
 def test_refused_request_is_not_charged() -> None:
     """One that another limit refused gives back what it took from the minute's."""
-    store = Watched()
+    store = InspectedStore()
     limiter = RateLimiter(store)
     first, second = (limiter.enqueue(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
@@ -269,10 +271,10 @@ histories = st.lists(
 )
 
 
-def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, float]:
-    """Return a limiter that has seen all this, one thing every 100 s, and the time."""
+def limiter_after(events: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, float]:
+    """Return a limiter to which all these events have happened, one every 100 s, and the time."""
     limiter, now = RateLimiter(), 1000.0
-    for what, snapshot, limit in says:
+    for what, snapshot, limit in events:
         now += 100
         sent = limiter.probe(limiter.enqueue("b", Cost(1, 10), lambda: None), now)
         match what:
@@ -289,9 +291,9 @@ def lived_through(says: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, float]
 
 
 @given(histories)
-def test_any_server_statement_leaves_a_finite_wait(says: list[tuple[str, Any, Any]]) -> None:
+def test_any_server_statement_leaves_a_finite_wait(events: list[tuple[str, Any, Any]]) -> None:
     """No header or message makes the limiter raise, or wait for ever."""
-    limiter, now = lived_through(says)
+    limiter, now = limiter_after(events)
     answer = limiter.try_acquire(limiter.enqueue("b", Cost(1e-9, 10), lambda: None), now)
     assert isinstance(answer, Permit) or now < answer.until < math.inf
 
@@ -308,10 +310,10 @@ of_a_minute = st.lists(
 
 @given(of_a_minute, st.floats(0, 1), st.floats(0, 1))
 def test_true_headers_outweigh_any_earlier_statement(
-    says: list[tuple[str, Any, Any]], left: float, asked: float
+    events: list[tuple[str, Any, Any]], left: float, asked: float
 ) -> None:
     """No request waits longer than a bucket takes to fill."""
-    limiter, now = lived_through(says)
+    limiter, now = limiter_after(events)
     sent = limiter.probe(limiter.enqueue("b", Cost(20, 80), lambda: None), now)
     tokens = LimitReading(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
     requests = LimitReading(limit=60, remaining=30, full_in=30)
@@ -343,7 +345,7 @@ def test_first_request_goes_when_the_cooldown_ends() -> None:
 
 def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
     """Others wait until there is room for both."""
-    store = Watched()
+    store = InspectedStore()
     first, other = (RateLimiter(store, holder=name) for name in ("first", "other"))
     entry = first.enqueue(BUCKET, Cost(10, 5_000), lambda: None)
     sent = first.try_acquire(entry, 100.0)
@@ -359,7 +361,7 @@ def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
 
 
 def refused_without_figures(limiter: RateLimiter, at: float, count: int) -> None:
-    """Send some at once, all of which are refused for ten seconds by a server without a word."""
+    """Send requests at once, all of which are refused for ten seconds without figures."""
     entries = [limiter.enqueue(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
     sent = [limiter.probe(entry, at) for entry in entries]
     for each in sent:
@@ -368,14 +370,14 @@ def refused_without_figures(limiter: RateLimiter, at: float, count: int) -> None
 
 
 def let_in(limiter: RateLimiter, at: float, snapshot: LimitSnapshot | None = None) -> None:
-    """Send one that is let in, and answered at once."""
+    """Send a request that is admitted, and answered at once."""
     sent = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), at)
     limiter.observe(sent, snapshot, at)
     limiter.settle(sent, Usage(input_tokens=500, output_tokens=500), at)
 
 
 def test_pace_without_headers_grows_only_while_it_is_used() -> None:
-    limiter = RateLimiter(store := Watched())
+    limiter = RateLimiter(store := InspectedStore())
     for second in range(100, 110):
         let_in(limiter, float(second))
     refused_without_figures(limiter, 110.0, 5)
@@ -386,7 +388,7 @@ def test_pace_without_headers_grows_only_while_it_is_used() -> None:
 
 
 def test_guessed_pace_is_dropped_after_a_long_rest() -> None:
-    limiter = RateLimiter(store := Watched())
+    limiter = RateLimiter(store := InspectedStore())
     let_in(limiter, 100.0)
     refused_without_figures(limiter, 110.0, 5)
     assert store.bucket().tokens.bucket.is_known
@@ -396,7 +398,7 @@ def test_guessed_pace_is_dropped_after_a_long_rest() -> None:
 
 def test_guessed_pace_is_measured_over_the_last_minutes() -> None:
     """Hours of light use do not make it small."""
-    limiter = RateLimiter(store := Watched())
+    limiter = RateLimiter(store := InspectedStore())
     for number in range(500):
         let_in(limiter, 100.0 + 50 * number)
     at = 100.0 + 50 * 500
@@ -436,7 +438,7 @@ def test_request_limit_that_headers_cease_to_state_is_forgotten() -> None:
 
 def test_single_refusal_without_figures_only_closes() -> None:
     """It sets a cooldown, and no pace."""
-    store = Watched()
+    store = InspectedStore()
     limiter = RateLimiter(store)
     entry = limiter.enqueue(BUCKET, Cost(10, 1000), lambda: None)
     sent = limiter.try_acquire(entry, 100.0)
@@ -466,7 +468,7 @@ def test_leaving_the_head_of_the_queue_wakes_the_next() -> None:
 
 
 def test_settling_a_permit_twice_counts_once() -> None:
-    store = Watched()
+    store = InspectedStore()
     limiter = RateLimiter(store)
     sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
@@ -479,7 +481,7 @@ def test_settling_a_permit_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_four_kernels_get_equal_shares(policy: str) -> None:
-    """And are refused hardly ever."""
+    """Refusals are rare."""
     prompts = workload(2000, 4)
     shares = [prompts[i::4] for i in range(4)]
     world, _ = run_kernels(policy, shares, 4)
@@ -489,7 +491,7 @@ def test_four_kernels_get_equal_shares(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -> None:
-    prompts, store = workload(4000, 5), Watched()
+    prompts, store = workload(4000, 5), InspectedStore()
     world = World(Heap(), replace(TOKENS, policy=policy), 5)
     clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
     for client in clients:
@@ -504,7 +506,7 @@ def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -
 
 
 def test_light_kernel_hardly_waits_beside_a_heavy_one() -> None:
-    prompts, store = workload(2050, 6), Watched()
+    prompts, store = workload(2050, 6), InspectedStore()
     world = World(Heap(), replace(TOKENS, policy="refunded"), 6)
     heavy, light = (Client(world, RateLimiter(store, holder=n), [], 0) for n in ("heavy", "light"))
     heavy.errands = [Errand(heavy, p) for p in prompts[:2000]]
@@ -584,7 +586,7 @@ def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
 
 
 def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
-    """Also if its kernel lives on."""
+    """Even if its kernel lives on."""
     store = MemoryStore()
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
     for at, limiter, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
@@ -614,7 +616,7 @@ def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
 
 
 def test_kernel_without_heartbeats_is_counted_out_after_its_lease() -> None:
-    store = Watched()
+    store = InspectedStore()
     dead, alive = RateLimiter(store, holder="dead"), RateLimiter(store, holder="alive")
     sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)

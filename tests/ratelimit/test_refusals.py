@@ -44,7 +44,7 @@ def refused(limiter: RateLimiter, at: float, *, seconds: float, limit: int, wait
     limiter.release(answer, at)
 
 
-def a_minute_s_limit_met() -> RateLimiter:
+def limiter_with_undeclared_limit() -> RateLimiter:
     """Return a limiter whose headers state a day; at 110, a limit of 30 a minute has refused it."""
     limiter = RateLimiter()
     let_in(limiter, 100.0, daily_headers(100.0))
@@ -54,7 +54,7 @@ def a_minute_s_limit_met() -> RateLimiter:
 
 def test_limit_stated_only_by_a_refusal_is_kept() -> None:
     """One request every two seconds may go, although the headers speak of the day."""
-    limiter = a_minute_s_limit_met()
+    limiter = limiter_with_undeclared_limit()
     for number in range(20):
         due = 112.0 + 2 * number
         early = ask(limiter, due - 0.1)
@@ -64,7 +64,7 @@ def test_limit_stated_only_by_a_refusal_is_kept() -> None:
 
 def test_headers_override_limits_learned_from_refusals() -> None:
     """Once headers state the same limit, it is projected by them."""
-    limiter = a_minute_s_limit_met()
+    limiter = limiter_with_undeclared_limit()
     let_in(
         limiter,
         113.0,
@@ -76,7 +76,7 @@ def test_headers_override_limits_learned_from_refusals() -> None:
 
 def test_full_undeclared_limit_is_forgotten_after_ten_minutes() -> None:
     """It has refused nothing for long: the account may have a larger one."""
-    limiter = a_minute_s_limit_met()
+    limiter = limiter_with_undeclared_limit()
     for number in range(40):
         let_in(limiter, 1000.0 + number / 100, daily_headers(1000.0))
 
@@ -121,7 +121,7 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
     assert window.bucket.level_at(111.0) == pytest.approx(1_000 - 50 - 10, abs=20)
 
 
-def a_day_used_up(*, store: MemoryStore | None = None) -> RateLimiter:
+def limiter_with_exhausted_day(*, store: MemoryStore | None = None) -> RateLimiter:
     """Return a limiter that a limit of 200 requests a day has refused at 110."""
     limiter = RateLimiter(store, holder="a")
     let_in(limiter, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400)))
@@ -132,7 +132,7 @@ def a_day_used_up(*, store: MemoryStore | None = None) -> RateLimiter:
 
 def test_exhausted_daily_limit_is_announced_to_the_whole_queue() -> None:
     """No request queues for hours, wherever it stands."""
-    limiter = a_day_used_up()
+    limiter = limiter_with_exhausted_day()
     for _ in range(3):
         cooldown = limiter.try_acquire(limiter.enqueue("b", COST, lambda: None), 120.0)
         assert isinstance(cooldown, Cooldown)
@@ -141,7 +141,7 @@ def test_exhausted_daily_limit_is_announced_to_the_whole_queue() -> None:
 def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
     """Headers that state more end an inferred cooldown here."""
     store, woken = MemoryStore(), []
-    other = a_day_used_up(store=store)
+    other = limiter_with_exhausted_day(store=store)
     limiter = RateLimiter(store, holder="b")
     entry = limiter.enqueue("b", COST, lambda: woken.append(True))
     assert isinstance(limiter.try_acquire(entry, 120.0), Wait | Cooldown)
@@ -155,7 +155,7 @@ def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
 
 def test_undeclared_limit_is_not_charged_for_attempts_that_never_arrived() -> None:
     """Offline attempts use up no daily limit, and a late refusal is refunded."""
-    limiter = a_minute_s_limit_met()
+    limiter = limiter_with_undeclared_limit()
     bucket = limiter._store.transaction("b", lambda shared: shared.model)
     (window,) = bucket.undeclared
     for number in range(20):

@@ -57,7 +57,7 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
 
 
 def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> None:
-    """With nothing else under way."""
+    """With nothing else in flight."""
     model, now = LimitModel(), 1000.0
     first = model.issue_permit("b", Cost(100, 1_000), now)
     gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
