@@ -81,6 +81,10 @@ class _Shown(BaseException):
 
     title = "nbcodex"
 
+    def __init_subclass__(cls, *, title: str = "") -> None:
+        super().__init_subclass__()
+        cls.title = title or cls.title
+
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
         self.message = message  # what happened
@@ -111,38 +115,29 @@ class NbcodexError(_Shown, Exception):
         return f"{self.message} {self.advice}".strip()
 
 
-class ConfigurationError(NbcodexError):
+class ConfigurationError(NbcodexError, title="Not done"):
     """A setting is missing or invalid; nothing was sent."""
 
-    title = "Not done"
 
-
-class MissingKeyError(ConfigurationError):
+class MissingKeyError(ConfigurationError, title="No API key"):
     """No key is known for the host that the request would go to."""
 
-    title = "No API key"
 
-
-class BatchUnsupportedError(ConfigurationError):
+class BatchUnsupportedError(ConfigurationError, title="No batches"):
     """The server has no Batch API, or does not accept this kind of batch."""
 
-    title = "No batches"
 
-
-class TransientError(NbcodexError):
+class TransientError(NbcodexError, title="Temporary failure"):
     """Worth another attempt."""
-
-    title = "Temporary failure"
 
     def __init__(self, message: str, *, advice: str = "", wait: float | None = None) -> None:
         super().__init__(message, advice=advice)
         self.wait = wait  # seconds that the server asks for; None where it does not say
 
 
-class LimitError(TransientError):
+class LimitError(TransientError, title="Rate limit"):
     """The server's rate limit refused the request, or broke off its answer."""
 
-    title = "Rate limit"
     is_unbilled = True
 
     def __init__(
@@ -152,49 +147,38 @@ class LimitError(TransientError):
         self.limit = limit  # with the figures that the server states
 
 
-class OverloadedError(TransientError):
+class OverloadedError(TransientError, title="Server overloaded"):
     """The server is too busy; no limit is reached."""
 
-    title = "Server overloaded"
     is_unbilled = True
 
 
-class ServerError(TransientError):
+class ServerError(TransientError, title="Server error"):
     """The server failed, or sent an invalid answer."""
 
-    title = "Server error"
 
-
-class GoneError(TransientError):
+class GoneError(TransientError, title="Answer lost"):
     """A durable answer cannot be picked up: the server no longer has it, or it failed there."""
 
-    title = "Answer lost"
 
-
-class TransportError(TransientError):
+class TransportError(TransientError, title="Connection lost"):
     """There was no connection, or it broke, or nothing was received for too long."""
 
-    title = "Connection lost"
     was_sent = True  # the request may have reached the server, which then works on it
 
 
-class PermanentError(NbcodexError):
+class PermanentError(NbcodexError, title="Refused"):
     """The same request can never succeed; it is not sent again."""
 
-    title = "Refused"
     is_unbilled = True
 
 
-class QuotaError(PermanentError):
+class QuotaError(PermanentError, title="Quota exhausted"):
     """The account has no credit left: waiting does not help."""
 
-    title = "Quota exhausted"
 
-
-class TooLargeError(PermanentError):
+class TooLargeError(PermanentError, title="Too large"):
     """The request is larger than the whole limit, or than the model's context."""
-
-    title = "Too large"
 
     def __init__(self, message: str, *, advice: str = "", limit: Limit | None = None) -> None:
         super().__init__(message, advice=advice)
@@ -208,44 +192,32 @@ LONG_CONVERSATION_ADVICE = (
 )
 
 
-class CredentialsError(PermanentError):
+class CredentialsError(PermanentError, title="Not allowed"):
     """The server does not accept the key, or does not allow it to do this."""
 
-    title = "Not allowed"
 
-
-class ModelError(PermanentError):
+class ModelError(PermanentError, title="Model not found"):
     """There is no such model for this key."""
 
-    title = "Model not found"
 
-
-class RequestError(PermanentError):
+class RequestError(PermanentError, title="Request rejected"):
     """The server rejects the request as it stands."""
 
-    title = "Request rejected"
 
-
-class AnswerError(NbcodexError):
+class AnswerError(NbcodexError, title="Invalid answer"):
     """An answer arrived, but it is not usable; its text is in `reply`."""
-
-    title = "Invalid answer"
 
     def __init__(self, message: str, *, advice: str = "", note: str = "") -> None:
         super().__init__(message, advice=advice)
         self.note = note  # for the line of figures; empty where the reply's `cut` says why
 
 
-class EntryError(NbcodexError):
+class EntryError(NbcodexError, title="Journal"):
     """No entry of the journal has this id, or several do, or it cannot be read."""
 
-    title = "Journal"
 
-
-class ParkedError(NbcodexError):
+class ParkedError(NbcodexError, title="Parked"):
     """The request is kept for later: the wait exceeds the user's patience, or they parked it."""
-
-    title = "Parked"
 
     def __init__(
         self,
@@ -265,22 +237,16 @@ class ParkedError(NbcodexError):
         return getattr(self.cause, "limit", None)
 
 
-class BudgetError(ParkedError):
+class BudgetError(ParkedError, title="Budget"):
     """The request would pass the user's own budget: it was not sent, and is kept for later."""
 
-    title = "Budget"
 
-
-class CancelledError(NbcodexError):
+class CancelledError(NbcodexError, title="Cancelled"):
     """The user ended this request."""
 
-    title = "Cancelled"
 
-
-class Stopped(_Shown, KeyboardInterrupt):
+class Stopped(_Shown, KeyboardInterrupt, title="Interrupted"):
     """The user pressed Stop: a KeyboardInterrupt, so that `except Exception` lets it pass."""
-
-    title = "Interrupted"
 
     def __init__(self, message: str, *, reply: Reply | None = None, advice: str = "") -> None:
         super().__init__(message, advice=advice)

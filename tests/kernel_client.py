@@ -25,7 +25,7 @@ async def _open_all():
         for name, queue in limiter._queues.items():
             queue.set_cooldown(None, 0.0)
             queue.own_cooldown_until = 0.0
-            limiter._store.transaction(name, lambda shared: shared.__init__())
+            limiter.store.transaction(name, lambda shared: shared.__init__())
     await current().limiter(host.current.settings()).run_operation(reset)
 
 event_loop.shared().submit(_open_all()).result()

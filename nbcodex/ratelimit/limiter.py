@@ -200,7 +200,7 @@ class Limiter:
 
     async def salt(self) -> bytes:
         """Return what the names of limits are hashed with, the same for all who share them."""
-        return self._core.salt
+        return self._core.store.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
         """Run an operation in its turn, also if its task is cancelled; return its result."""

@@ -142,15 +142,11 @@ class RateLimiter:
     """Decides for all models: one queue in this process, and one limit model in the store, each."""
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
-        self._store = store or MemoryStore()
+        # It may be replaced: requests in flight are counted in the new one when they end.
+        self.store = store or MemoryStore()
         self._holder = holder  # the id of this process among those that share the store
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._arrivals = itertools.count()
-
-    @property
-    def salt(self) -> bytes:
-        """What the names of limits are hashed with, the same for all that share the store."""
-        return self._store.salt
 
     def enqueue(self, name: str, cost: Cost, wake: Callable[[], None]) -> QueueEntry:
         """Add a request to the queue; `wake` is called when it should try to acquire again."""
@@ -187,7 +183,7 @@ class RateLimiter:
             if cooldown is None or cooldown.until <= now or (may_probe and cooldown.inherited):
                 return Wait(now + FALLBACK_RECHECK_S)
             return cooldown
-        answer = self._store.transaction(
+        answer = self.store.transaction(
             entry.name, lambda shared: self._decide(shared, queue, entry, now)
         )
         if isinstance(answer, Permit):
@@ -230,7 +226,7 @@ class RateLimiter:
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send during any cooldown; a refusal will not prolong that."""
         name, cost = entry.name, entry.cost
-        permit = self._store.transaction(
+        permit = self.store.transaction(
             name, lambda shared: shared.issue_permit(name, self._holder, cost, now, is_probe=True)
         )
         queue = self._queues[name]
@@ -298,7 +294,7 @@ class RateLimiter:
         states = {}
         for name in {**self._queues, **dict.fromkeys(more)}:
             queue = self._queues.get(name, WaitQueue())
-            state = self._store.transaction(
+            state = self.store.transaction(
                 name, lambda shared: limit_state(shared, self._holder, now)
             )
             waiting, tokens = sum(1 for _ in queue.entries()), queue.waiting_tokens
@@ -313,7 +309,7 @@ class RateLimiter:
             renew = partial(
                 SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=is_waiting
             )
-            until = self._store.transaction(name, renew)
+            until = self.store.transaction(name, renew)
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
@@ -322,14 +318,10 @@ class RateLimiter:
                 queue.set_cooldown(None, now)
         return bool(active)
 
-    def use_store(self, store: Store) -> None:
-        """Continue with another store. Requests in flight are counted there when they end."""
-        self._store = store
-
     def release_leases(self) -> None:
         """Remove this process from the holders, when it ends."""
         for name in self._queues:
-            self._store.transaction(name, lambda shared: shared.remove_holder(self._holder))
+            self.store.transaction(name, lambda shared: shared.remove_holder(self._holder))
 
     def _update(
         self, permit: Permit, operation: Callable[[SharedModel], ResultT], now: float
@@ -345,7 +337,7 @@ class RateLimiter:
             return result
 
         queue = self._queues[permit.name]
-        result = self._store.transaction(permit.name, run)
+        result = self.store.transaction(permit.name, run)
         queue.probes_in_flight -= permit.is_probe and permit.is_answered and not before.is_answered
         queue.in_flight -= permit.is_closed and not before.is_closed
         queue.wake_first()

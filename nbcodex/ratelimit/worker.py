@@ -87,7 +87,7 @@ class SharedLimiter(Limiter):
         """Return what the names of limits are hashed with, the same for all who share them."""
         if self._store is None and self.sharing_problem is None:
             await self.run_operation(lambda _: None)  # waits until the store is open
-        return self._core.salt
+        return self._core.store.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
         """Run an operation on the thread and return its result."""
@@ -197,7 +197,7 @@ class SharedLimiter(Limiter):
             other = StoreError(f"The shared limits cannot be opened ({type(error).__name__}).")
             self._fall_back(error if isinstance(error, StoreError) else other)
         else:
-            self._core.use_store(self._store)
+            self._core.store = self._store
             self.sharing_problem, self._retry_after = None, STORE_RETRY_S
 
     def _fall_back(self, error: StoreError) -> None:
@@ -206,7 +206,7 @@ class SharedLimiter(Limiter):
         if store is not None:
             with contextlib.suppress(Exception):
                 store.close()
-        self._core.use_store(MemoryStore())
+        self._core.store = MemoryStore()
         self._retry_at = self._clock.now() + self._retry_after
         self._retry_after *= 2  # opening may block, while requests wait
         if self.sharing_problem is None:

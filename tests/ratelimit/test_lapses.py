@@ -46,7 +46,7 @@ def test_refusal_of_a_permit_from_a_lost_model_teaches_nothing() -> None:
         limiter.observe(given, SNAPSHOT, float(second))
         limiter.settle(given, USAGE, float(second))
     astray, store = taken(limiter, 60.0), MemoryStore()
-    limiter.use_store(store)
+    limiter.store = store
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
     limiter.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
     fresh = taken(limiter, 62.0)

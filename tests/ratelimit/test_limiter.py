@@ -194,7 +194,7 @@ def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
             await limiter.run_operation(lambda core: core.observe(given, SNAPSHOT, clock.now()))
             usage = Usage(input_tokens=10, output_tokens=20)
             await limiter.run_operation(lambda core: core.settle(given, usage, clock.now()))
-            (shared,) = limiter._core._store._models.values()  # type: ignore[attr-defined]
+            (shared,) = limiter._core.store._models.values()  # type: ignore[attr-defined]
             return shared.model.output.in_flight, shared.model.unanswered
 
     assert run(main()) == (0, 0)

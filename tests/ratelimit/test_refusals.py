@@ -107,7 +107,7 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
     limiter = RateLimiter()
     gauge = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
     let_in(limiter, 100.0, LimitSnapshot(at=100.0, tokens=gauge))
-    bucket = limiter._store.transaction("b", lambda shared: shared.model)
+    bucket = limiter.store.transaction("b", lambda shared: shared.model)
     bucket.tokens.chosen = 1
     answer = ask(limiter, 110.0)
     assert isinstance(answer, Permit)
@@ -156,7 +156,7 @@ def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
 def test_undeclared_limit_is_not_charged_for_attempts_that_never_arrived() -> None:
     """Offline attempts use up no daily limit, and a late refusal is refunded."""
     limiter = limiter_with_undeclared_limit()
-    bucket = limiter._store.transaction("b", lambda shared: shared.model)
+    bucket = limiter.store.transaction("b", lambda shared: shared.model)
     (window,) = bucket.undeclared
     for number in range(20):
         answer = ask(limiter, 200.0 + number / 10)

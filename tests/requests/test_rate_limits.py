@@ -180,7 +180,7 @@ def test_refused_request_precedes_later_ones() -> None:
 def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any, kind: Any) -> None:
     async def main() -> list[Event]:
         scripted = ScriptedServices(answer("hi"))
-        store = (await scripted.limiter.run_operation(lambda core: core))._store
+        store = (await scripted.limiter.run_operation(lambda core: core)).store
         name, now = "m", asyncio.get_running_loop().time()
         other = RateLimiter(store, holder="another kernel")
         sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
@@ -230,9 +230,7 @@ def test_every_ending_closes_its_reservation_once(attempt: Any, order: Any, ende
     async def main() -> tuple[int, int, int]:
         scripted = ScriptedServices(attempt)
         await scripted.run(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
-        (shared,) = (
-            await scripted.limiter.run_operation(lambda core: core._store)
-        )._models.values()
+        (shared,) = (await scripted.limiter.run_operation(lambda core: core.store))._models.values()
         output = shared.model.output
         return output.in_flight, shared.model.unanswered, output.ended
 
@@ -250,7 +248,7 @@ def test_permit_granted_to_a_stopped_request_is_released() -> None:
         scripted = ScriptedServices(answer("hi"))
         scripted.limiter = Slow()
         await scripted.run(Request(prompt="x", model="m"), (0.5, "stop"))
-        (shared,) = scripted.limiter._core._store._models.values()  # type: ignore[attr-defined]
+        (shared,) = scripted.limiter._core.store._models.values()  # type: ignore[attr-defined]
         assert scripted.api_client.seen == []
         return shared.model.output.in_flight, shared.model.sent
 
