@@ -28,13 +28,15 @@ if collect_ignore_glob and os.environ.get("CI") == "true":
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """Chromium; where there is none a test is skipped, but fails in CI."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     from tests.browser.lab import CHROMIUM, FLAGS
 
     if not CHROMIUM.exists():
         give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         give_up(f"there is no Chromium at {CHROMIUM}")
+    # The default of five seconds is too short on a machine that runs other tests, too.
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -102,9 +102,7 @@ def test_monitor_is_live_while_a_cell_blocks(
         row = view.locator(".nbcodex-row")
         expect(row).to_have_attribute("data-phase", "waiting")
         expect(row).to_contain_text("tokens per minute (TPM)")
-        expect(row.locator(".nbcodex-row-time")).to_have_text(
-            re.compile(r"^in [345]\d s$"), timeout=20_000
-        )
+        expect(row.locator(".nbcodex-row-time")).to_have_text(re.compile(r"^in [345]\d s$"))
         expect(view.locator(".nbcodex-cooldown")).to_contain_text(re.compile("closed for [345]"))
         expect(view.locator(".nbcodex-entry")).to_contain_text("attempt 1 refused, again in 1 min")
     first, second = map(shown, views.all())
@@ -250,7 +248,7 @@ def test_open_requests_stay_in_place(
     expect(monitor(nb).get_by_role("status")).to_contain_text("received")
     assert places(nb) == calm
     rows(nb).first.get_by_role("button", name="Retry now").click()
-    expect(monitor(nb)).to_contain_text("no open requests", timeout=20_000)
+    expect(monitor(nb)).to_contain_text("no open requests")
     assert places(nb) == calm
 
 
@@ -273,8 +271,7 @@ def test_bound_of_the_queue_counts_down(
     nb.wait()
     line = monitor(nb).locator(".nbcodex-queue")
     expect(line).to_have_text(
-        re.compile(r"^[34] queued for up to [\d,]+ tokens · the last for at least [345]\d s$"),
-        timeout=20_000,
+        re.compile(r"^[34] queued for up to [\d,]+ tokens · the last for at least [345]\d s$")
     )
     check_countdown(nb, ".nbcodex-monitor .nbcodex-queue")
 
@@ -356,7 +353,7 @@ def test_requests_of_other_kernels_are_shown(
     )
     nb.run(3)
     nb.wait()
-    expect(monitor(nb)).to_contain_text("other kernels: no open requests", timeout=20_000)
+    expect(monitor(nb)).to_contain_text("other kernels: no open requests")
 
 
 @pytest.mark.parametrize("width", [1400, 1100, 900, 600, 420])
