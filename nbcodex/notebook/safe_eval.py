@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -44,10 +45,7 @@ def is_restricted(node: ast.expr, namespace: Mapping[str, object]) -> bool:
 
 def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
     """Return the value of a chain, or of an index or argument in it."""
-
-    def value_of(part: ast.expr | None) -> Any:
-        return evaluate(part, namespace)
-
+    value_of = partial(evaluate, namespace=namespace)
     match node:
         case ast.Name(id=name):
             return namespace[name]
