@@ -133,11 +133,13 @@ def test_a_resume_without_text_keeps_the_earlier_text(server: Simulated, tmp_pat
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
-        time.sleep(1.0)
+        entry = cell.run("print(r.id)").stream.strip()
+        deadline = time.monotonic() + 30
+        while len(cell.run(f"%codex journal {entry}").stream) < 300:
+            assert time.monotonic() < deadline, "no text has arrived"
         cell.run("%codex park")
         text = cell.run("r.text").plain
         assert len(text) > 50
-        entry = cell.run("print(r.id)").stream.strip()
         parked(cell, server, f"%codex resume {entry}")
         assert cell.run("r.text").plain == text
 
@@ -230,6 +232,7 @@ def test_a_kernel_shutdown_parks_running_requests(server: Simulated, tmp_path: P
     with begin(server, tmp_path) as cell:
         loaded(cell)
         cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+        cell.manager.shutdown_wait_time = 30.0  # a busy machine needs more than the usual 5 s
         cell.manager.shutdown_kernel(now=False)
     with begin(server, tmp_path) as cell:
         loaded(cell)
