@@ -92,95 +92,95 @@ ANSWERS = {
         cut="max_tokens",
     ),
     "first chunk without choices": Answered(
-        "Azure, openai/openai-python",
+        "AbanteAI/archive-old-cli-mentat#429, simonw/llm#294",
         [event({"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}), chunk("Hello"),
          chunk(finish="stop"), DONE],
         "Hello",
     ),
     "null delta": Answered(
-        "BerriAI/litellm",
+        "BerriAI/litellm#3811",
         [event({"choices": [{"index": 0, "delta": None}]}), chunk("Hello"), chunk(finish="stop")],
         "Hello",
     ),
-    "null choices beside usage": Answered(
-        "vercel/ai",
+    "null choices": Answered(
+        "pydantic/pydantic-ai#5170",
         [chunk("Hello"), chunk(finish="stop"),
          event({"choices": None, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}), DONE],
         "Hello",
     ),
     "no space after the colon": Answered(
-        "spring-projects/spring-ai",
+        "openai/openai-python#498",
         raw(f"data:{delta_line('Hello')}", f"data:{FINISH}", "data:[DONE]"),
         "Hello",
     ),
     "carriage returns and comments": Answered(
-        "OpenRouter",
+        "openai/openai-go#227",
         raw(": OPENROUTER PROCESSING", f"data: {delta_line('Hello')}", f"data: {FINISH}",
             "data: [DONE]", end="\r\n\r\n"),
         "Hello",
     ),
     "byte order mark": Answered(
-        "WHATWG html event streams",
+        "openai/openai-python#3819",
         [b"\xef\xbb\xbf", *raw(f"data: {delta_line('Hello')}", f"data: {FINISH}")],
         "Hello",
     ),
     "no end marker after a finish reason": Answered(
-        "continuedev/continue",
+        "ikawrakow/ik_llama.cpp#467",
         [chunk("Hello"), chunk(finish="stop")],
         "Hello",
     ),
     "last event without a blank line": Answered(
-        "huggingface/text-generation-inference",
+        "openai/openai-node#2725",
         [chunk("Hello"), f"data: {FINISH}\n".encode()],
         "Hello",
     ),
     "one JSON answer where a stream was asked for": Answered(
-        "open-webui/open-webui",
+        "continuedev/continue#1108",
         [json.dumps({"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]})
          .encode()],
         "Hello",
         headers=JSON,
     ),
     "event stream with another content type": Answered(
-        "ggml-org/llama.cpp, one-api",
+        "microsoft/foundry-dev-tools#195",
         [chunk("Hello"), chunk(finish="stop"), DONE],
         "Hello",
-        headers={"content-type": "text/plain; charset=utf-8"},
+        headers=JSON,
     ),
     "gzip within the event stream": Answered(
-        "encode/httpx",
+        "btubbs/sseclient#36",
         [gzip.compress(chunk("Hello") + chunk(finish="stop") + DONE)],
         "Hello",
         headers={**SSE, "content-encoding": "gzip"},
     ),
     "character split over chunks of bytes": Answered(
-        "ollama/ollama-python",
+        "api7/aisix#111",
         [part for byte in chunk("Grüße 👋", finish="stop") for part in [bytes([byte])]],
         "Grüße 👋",
     ),
     "surrogate pair split over two deltas": Answered(
-        "vllm-project/vllm",
+        "elie222/rakazo#416",
         [*raw('data: {"choices":[{"index":0,"delta":{"content":"Hi \\ud83d"}}]}',
               'data: {"choices":[{"index":0,"delta":{"content":"\\udc4b"}}]}'),
          chunk(finish="stop")],
         "Hi 👋",
     ),
     "reasoning under the name reasoning": Answered(
-        "vllm-project/vllm, OpenRouter",
+        "vllm-project/vllm#27755, ahwurm/localharness#142",
         [reasoning_chunk("Hm.", "reasoning"), chunk("Hello"), chunk(finish="stop")],
         "Hello",
         reasoning="Hm.",
     ),
     "reasoning twice under two names": Answered(
-        "BerriAI/litellm",
-        [event({"choices": [{"index": 0, "delta": {"reasoning": "Hm.", "reasoning_content": "Hm."}
-                             }]}),
+        "MoonshotAI/kimi-code#3928",
+        [event({"choices": [{"delta": {"role": "assistant", "content": "", "reasoning": "Hm.",
+                                       "reasoning_content": "Hm."}}]}),
          chunk("Hello"), chunk(finish="stop")],
         "Hello",
         reasoning="Hm.",
     ),
     "text only in the done event": Answered(
-        "vllm-project/vllm",
+        "Sophomoresty/gemini-web2api#57",
         [event({"type": "response.created", "response": {"model": "m"}}),
          event({"type": "response.output_text.done", "text": "Hello"}),
          event({"type": "response.completed", "response": {"model": "m", "status": "completed",
@@ -190,13 +190,38 @@ ANSWERS = {
         api="responses",
     ),
     "unknown events between known ones": Answered(
-        "openai/openai-python",
-        [event({"type": "response.queued", "response": {}}), event({"type": "keepalive"}),
+        "openai/openai-node#1964, OpenRouterTeam/python-sdk#266, diegosouzapw/OmniRoute#14330",
+        [event({"type": "response.in_progress"}),
+         event({"type": "response.created", "response": {"model": "m"}}),
+         event({"type": "keepalive", "sequence_number": 2}),
          event({"type": "response.output_text.delta", "delta": "Hello"}),
-         event({"type": "response.rate_limits.updated", "rate_limits": []}),
+         event({"type": "response.keep_alive"}),
          event({"type": "response.completed", "response": {"model": "m"}})],
         "Hello",
         api="responses",
+    ),
+    "empty object between chunks": Answered(
+        "ggml-org/llama.cpp#10694",
+        [chunk("Hello"), event({}), chunk(finish="stop"), DONE],
+        "Hello",
+    ),
+    "choice without a delta after the end": Answered(
+        "microsoft/autogen#6465",
+        [chunk("Hello"), chunk(finish="stop"),
+         event({"id": "", "model": "", "object": "", "created": 0, "choices": [
+             {"index": 0, "finish_reason": None, "content_filter_offsets": {"check_offset": 3329},
+              "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}]}),
+         DONE],
+        "Hello",
+    ),
+    "reasoning beside its summary": Answered(
+        "OpenRouterTeam/ai-sdk-provider#122",
+        [event({"choices": [{"index": 0, "delta": {
+            "content": "", "reasoning": "Hm.",
+            "reasoning_details": [{"type": "reasoning.summary", "summary": "Hm."}]}}]}),
+         chunk("Hello"), chunk(finish="stop")],
+        "Hello",
+        reasoning="Hm.",
     ),
 }  # fmt: skip
 
@@ -222,19 +247,21 @@ REFUSALS = {
         + chunk(finish="stop") + DONE,
         errors.AnswerError, "weather", headers=SSE,
     ),
-    "page of a login portal": Refused(
-        "openai/openai-python", 200, b"<!DOCTYPE html><html><title>Sign in</title></html>",
+    "page of a gateway's web interface": Refused(
+        "atopos31/llmio#42", 200,
+        b'<!doctype html>\n<html lang="zh"><head><title>New API</title></head></html>',
         NbcodexError, "web page", headers=HTML,
     ),
     "status in the body of a 200": Refused(
-        "MiniMax", 200,
-        {"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
+        "CherryHQ/cherry-studio#11287", 200,
+        {"choices": None, "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+         "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
         errors.TransientError, "rate limit",
     ),
     "Baidu's error in a 200": Refused(
-        "songquanpeng/one-api", 200,
-        {"error_code": 18, "error_msg": "Open api qps request limit reached"},
-        errors.TransientError, "qps request limit reached",
+        "songquanpeng/one-api#1503", 200,
+        {"error_code": 17, "error_msg": "Open api daily request limit reached"},
+        errors.TransientError, "daily request limit reached",
     ),
     "Ollama's runner failed": Refused(
         "ollama/ollama#8258", 500,
@@ -242,14 +269,15 @@ REFUSALS = {
         errors.ServerError, "unexpected EOF",
     ),
     "Ollama's model is missing": Refused(
-        "ollama/ollama", 404,
-        {"error": {"message": "model 'llama9' not found", "type": "api_error"}},
+        "netease-youdao/QAnything#555", 404,
+        {"error": {"message": 'model "llama9" not found, try pulling it first',
+                   "type": "api_error", "param": None, "code": None}},
         errors.ModelError, "llama9",
     ),
     "Ollama's memory": Refused(
-        "ollama/ollama", 500,
-        {"error": {"message": "model requires more system memory (9.5 GiB) than is available "
-                   "(7.3 GiB)", "type": "api_error"}},
+        "continuedev/continue#12795", 500,
+        {"error": {"message": "model requires more system memory (7.5 GiB) than is available "
+                   "(5.2 GiB)", "type": "api_error"}},
         errors.ServerError, "more system memory",
     ),
     "Groq: request above the whole limit": Refused(
@@ -268,14 +296,15 @@ REFUSALS = {
         LimitError, wait=60.363, limit=7000, resource="tokens", window=60,
     ),
     "Azure: seconds in the message": Refused(
-        "Azure", 429,
+        "alex-wolf-ps/dbchatprov2#2", 429,
         {"error": {"code": "429", "message": "Requests to the ChatCompletions_Create Operation "
-                   "under Azure OpenAI API version 2024-02-01 have exceeded token rate limit of "
-                   "your current OpenAI S0 pricing tier. Please retry after 6 seconds."}},
-        LimitError, wait=6,
+                   "under Azure OpenAI API version 2024-05-01-preview have exceeded token rate "
+                   "limit of your current OpenAI S0 pricing tier. Please retry after 86400 "
+                   "seconds."}},
+        LimitError, wait=86_400,
     ),
     "Azure: filter with its category": Refused(
-        "Azure", 400,
+        "compl-ai/compl-ai#20", 400,
         {"error": {"code": "content_filter", "status": 400, "param": "prompt", "message":
                    "The response was filtered due to the prompt triggering Azure OpenAI's content "
                    "management policy.", "innererror": {
@@ -284,192 +313,231 @@ REFUSALS = {
         errors.RequestError, "content management policy",
     ),
     "Azure: missing deployment": Refused(
-        "Azure", 404,
+        "chatboxai/chatbox#861", 404,
         {"error": {"code": "DeploymentNotFound", "message": "The API deployment for this resource "
                    "does not exist. If you created the deployment within the last 5 minutes, "
                    "please wait a moment and try again."}},
         errors.ModelError, "deployment",
     ),
-    "GitHub Models: per minute": Refused(
-        "GitHub Models", 429,
-        {"error": {"code": "RateLimitReached", "message": "Rate limit of 15 per 60s exceeded for "
-                   "UserByModelByMinute. Please wait 12 seconds before retrying."}},
-        LimitError, wait=12, limit=15,
+    "OpenRouter: credits for fewer tokens": Refused(
+        "QwenLM/qwen-code#73", 402,
+        {"error": {"message": "This request requires more credits, or fewer max_tokens. You "
+                   "requested up to 225702 tokens, but can only afford 92985.", "code": 402}},
+        errors.QuotaError, "92985",
     ),
     "GitHub Models: per day": Refused(
-        "GitHub Models", 429,
-        {"error": {"code": "RateLimitReached", "message": "Rate limit of 50 per 86400s exceeded "
-                   "for UserByModelByDay. Please wait 36000 seconds before retrying."}},
-        LimitError, wait=36000, limit=50, window=86_400,
+        "Microsoft Q&A 2156697", 429,
+        {"error": {"code": "RateLimitReached", "message": "Rate limit of 8 per 86400s exceeded "
+                   "for UserByModelByDay. Please wait 83652 seconds before retrying."}},
+        LimitError, wait=83_652, limit=8, resource="requests", window=86_400,
     ),
     "Moonshot: requests per minute": Refused(
-        "MoonshotAI/kimi-cli", 429,
+        "MoonshotAI/Kimi-K2#34", 429,
         {"error": {"message": "Your account org-1<ak-2> request reached organization max RPM: 3, "
                    "please try again after 1 seconds", "type": "rate_limit_reached_error"}},
         LimitError, wait=1, limit=3, resource="requests", window=60,
     ),
-    "Moonshot: concurrency": Refused(
-        "MoonshotAI/kimi-cli", 429,
-        {"error": {"message": "Your account org-1 request reached organization max concurrency: 1, "
-                   "please try again after 1 seconds", "type": "rate_limit_reached_error"}},
+    "Moonshot: limit without its window": Refused(
+        "harry0703/MoneyPrinterTurbo#339", 429,
+        {"error": {"message": "Your account org-1 request reached max request: 3, please try "
+                   "again after 1 seconds", "type": "rate_limit_reached_error"}},
         LimitError, wait=1,
     ),
     "Cohere: trial key": Refused(
-        "cohere-ai/cohere-python", 429,
+        "cohere-ai/cohere-python#325", 429,
         {"message": "You are using a Trial key, which is limited to 10 API calls / minute. You can "
          "continue to use the Trial key for free or upgrade to a Production key."},
         LimitError, limit=10, resource="requests", window=60,
     ),
     "Together: limit of the model": Refused(
-        "BerriAI/litellm", 429,
+        "xtekky/gpt4free#3032", 429,
         {"error": {"message": "You have reached the rate limit specific to this model m. The "
-                   "maximum rate limit for this model is 6.0 queries and 60000 tokens per minute.",
+                   "maximum rate limit for this model is 9.0 queries per minute.",
                    "type": "model_rate_limit", "code": None}},
-        LimitError, "6.0 queries",
+        LimitError, "9.0 queries",
     ),
     "Hugging Face: model is loading": Refused(
-        "huggingface/huggingface_hub", 503,
+        "huggingface/unity-api#18, BerriAI/litellm#1242", 503,
         {"error": "Model m is currently loading", "estimated_time": 20.0},
         errors.TransientError, "loading", wait=20,
     ),
     "Hugging Face: monthly credits": Refused(
-        "huggingface/huggingface_hub", 402,
+        "huggingface/agents-course#386", 402,
         {"error": "You have exceeded your monthly included credits for Inference Providers. "
          "Subscribe to PRO to get 20x more monthly included credits."},
         errors.QuotaError, "monthly included credits",
     ),
     "TGI: overloaded": Refused(
-        "huggingface/text-generation-inference", 429,
+        "huggingface/text-generation-inference#439, philschmid/easyllm#34", 429,
         {"error": "Model is overloaded", "error_type": "overloaded"},
         errors.OverloadedError, "overloaded",
     ),
     "TGI: input too long": Refused(
-        "huggingface/text-generation-inference", 422,
-        {"error": "Input validation error: `inputs` must have less than 1000 tokens. Given: 1234",
+        "h2oai/h2ogpt#373", 422,
+        {"error": "Input validation error: `inputs` must have less than 2048 tokens. Given: 2222",
          "error_type": "validation"},
-        errors.TooLargeError, "1000 tokens",
+        errors.TooLargeError, "2048 tokens",
     ),
     "vLLM: context": Refused(
-        "vllm-project/vllm", 400,
-        {"object": "error", "message": "This model's maximum context length is 4096 tokens. "
-         "However, you requested 5000 tokens (4000 in the messages, 1000 in the completion).",
+        "ogx-ai/ogx#4534", 400,
+        {"object": "error", "message": "This model's maximum context length is 6048 tokens. "
+         "However, you requested 6616 tokens (568 in the messages, 6048 in the completion).",
          "type": "BadRequestError", "param": None, "code": 400},
-        errors.TooLargeError, "4096",
+        errors.TooLargeError, "6048",
     ),
     "llama.cpp: context": Refused(
-        "ggml-org/llama.cpp", 400,
-        {"error": {"code": 400, "message": "the request exceeds the available context size, try "
-                   "increasing it", "type": "exceed_context_size_error", "n_prompt_tokens": 5000,
-                   "n_ctx": 4096}},
+        "oobabooga/textgen#7257", 400,
+        {"error": {"code": 400, "message": "the request exceeds the available context size. try "
+                   "increasing the context size or enable context shift",
+                   "type": "exceed_context_size_error", "n_prompt_tokens": 14429, "n_ctx": 8192}},
+        errors.TooLargeError, "context size",
+    ),
+    "llama.cpp: context as a fault of the server": Refused(
+        "ggml-org/llama.cpp#15780", 500,
+        {"error": {"code": 500, "message": "the request exceeds the available context size. try "
+                   "increasing the context size or enable context shift",
+                   "type": "exceed_context_size_error", "n_prompt_tokens": 1407, "n_ctx": 256}},
         errors.TooLargeError, "context size",
     ),
     "Anthropic: prompt too long": Refused(
-        "Anthropic", 400,
-        {"error": {"message": "prompt is too long: 210000 tokens > 200000 maximum",
-                   "type": "invalid_request_error"}},
+        "earendil-works/pi#102", 400,
+        {"type": "error", "error": {
+            "type": "invalid_request_error",
+            "message": "prompt is too long: 219898 tokens > 200000 maximum"}},
         errors.TooLargeError, "200000",
     ),
     "Anthropic: credit": Refused(
-        "Anthropic", 400,
+        "anthropics/claude-code#4684, continuedev/continue#5499", 400,
         {"error": {"message": "Your credit balance is too low to access the Anthropic API. Please "
                    "go to Plans & Billing to upgrade or purchase credits.",
                    "type": "invalid_request_error"}},
         errors.QuotaError, "credit balance",
     ),
     "Anthropic: overloaded": Refused(
-        "anthropics/claude-code", 529,
-        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        "anthropics/claude-code#39745", 529,
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded."}},
         errors.OverloadedError, "Overloaded",
     ),
-    "DeepSeek: balance": Refused(
-        "cline/cline", 402,
-        {"error": {"message": "Insufficient Balance", "type": "unknown_error", "param": None,
-                   "code": "invalid_request_error"}},
+    "DeepSeek: balance behind a gateway": Refused(
+        "cline/cline#7854", 402,
+        {"error": {"message": "Insufficient Balance", "type": "AI_APICallError", "param": {
+            "error": "Insufficient Balance", "statusCode": 402, "isRetryable": False}}},
         errors.QuotaError, "Insufficient Balance",
     ),
     "xAI: no credits": Refused(
-        "xAI", 403,
+        "griptape-ai/griptape-nodes-engine#1079", 403,
         {"code": "The caller does not have permission to execute the specified operation",
-         "error": "Your newly created team doesn't have any credits yet. You can purchase credits "
+         "error": "Your newly created teams doesn't have any credits yet. You can purchase credits "
          "on https://console.x.ai/team/t."},
         errors.QuotaError, "credits",
     ),
     "Mistral: capacity of the tier": Refused(
-        "mistralai/client-python", 429,
+        "continuedev/continue#6185", 429,
         {"object": "error", "message": "Service tier capacity exceeded for this model.",
-         "type": "service_tier_capacity_exceeded", "param": None, "code": "3505"},
+         "type": "invalid_request_error", "param": None, "code": None},
         errors.TransientError, "capacity exceeded",
     ),
     "Vertex: exhausted without details": Refused(
-        "googleapis/python-genai", 429,
+        "continuedev/continue#8967", 429,
         [{"error": {"code": 429, "message": "Resource exhausted. Please try again later.",
                     "status": "RESOURCE_EXHAUSTED"}}],
         LimitError, "Resource exhausted",
     ),
     "Bedrock: throttling": Refused(
-        "aws-samples/bedrock-access-gateway", 429,
+        "strands-agents/agent-builder#31, aws-samples/bedrock-access-gateway#91", 429,
         {"detail": "An error occurred (ThrottlingException) when calling the ConverseStream "
          "operation: Too many tokens, please wait before trying again."},
         LimitError, "Too many tokens",
     ),
-    "Cerebras: tokens per day": Refused(
-        "Cerebras", 429,
-        {"message": "Tokens per day limit exceeded - too many tokens processed.",
+    "Cerebras: requests per minute": Refused(
+        "nminaya/grammar-nazi-bot#958", 429,
+        {"message": "Requests per minute limit exceeded - too many requests sent.",
+         "type": "too_many_requests_error", "param": "quota", "code": "request_quota_exceeded"},
+        LimitError, resource="requests", window=60,
+    ),
+    "Cerebras: tokens per minute": Refused(
+        "continuedev/continue#9800", 429,
+        {"message": "Tokens per minute limit exceeded - too many tokens processed.",
          "type": "too_many_tokens_error", "param": "quota", "code": "token_quota_exceeded"},
+        LimitError, resource="tokens", window=60,
+    ),
+    "Bedrock: tokens per day": Refused(
+        "minorun365/agent-book#29", 429,
+        {"detail": "An error occurred (ThrottlingException) when calling the Converse operation: "
+         "Too many tokens per day, please wait before trying again."},
         LimitError, resource="tokens", window=86_400,
     ),
     "relay: no channel for the model": Refused(
-        "QuantumNous/new-api", 503,
-        {"error": {"message": "No available channel for model m under group default",
-                   "type": "new_api_error", "code": "model_not_found"}},
+        "QuantumNous/new-api#6310, QuantumNous/new-api#6915", 503,
+        {"error": {"message": "No available channel for model m under group default "
+                   "(distributor) (request id: 1)", "type": "new_api_error",
+                   "code": "model_not_found"}},
         errors.ModelError, "No available channel",
     ),
     "unverified organization": Refused(
-        "openai/openai-python", 400,
+        "continuedev/continue#8209", 400,
         {"error": {"message": "Your organization must be verified to stream this model.",
                    "type": "invalid_request_error", "param": "stream",
                    "code": "unsupported_value"}},
         errors.PermanentError, "must be verified",
     ),
     "output larger than the model's": Refused(
-        "langchain-ai/langchain", 400,
-        {"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 "
-                   "completion tokens, whereas you provided 100000.",
+        "algorithmicsuperintelligence/optillm#4", 400,
+        {"error": {"message": "max_tokens is too large: 8192. This model supports at most 4096 "
+                   "completion tokens, whereas you provided 8192.",
                    "type": "invalid_request_error", "param": "max_tokens", "code": None}},
-        errors.RequestError, "16384",
+        errors.RequestError, "4096",
+    ),
+    "reason in the place of the parameter": Refused(
+        "AQBot-Desktop/AQBot#93", 400,
+        {"error": {"message": "Param Incorrect", "type": "upstream_error", "code": "400",
+                   "param": "max_tokens is too large: 1048576. This model supports at most "
+                   "131072 completion tokens, whereas you provided 1048576."}},
+        errors.RequestError, "131072",
     ),
     "wrong path at FastAPI": Refused(
-        "vllm-project/vllm", 404, {"detail": "Not Found"},
+        "hiyouga/LlamaFactory#4868, BerriAI/litellm#9367", 404, {"detail": "Not Found"},
         errors.ModelError, "/v1",
     ),
-    "FastAPI's refusal of the key": Refused(
-        "ggml-org/llama.cpp", 401, {"detail": "Invalid API key"},
-        errors.CredentialsError, "Invalid API key",
+    "llama.cpp: wrong key": Refused(
+        "ggml-org/llama.cpp#14352", 401,
+        {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}},
+        errors.CredentialsError, "Invalid API Key",
     ),
     "page of nginx for a body that is too large": Refused(
-        "open-webui/open-webui", 413,
+        "open-webui/open-webui#3273", 413,
         b"<html><head><title>413 Request Entity Too Large</title></head></html>",
         errors.TooLargeError, headers=HTML,
     ),
     "page of Cloudflare for a timeout": Refused(
-        "openai/openai-node", 524,
+        "langgenius/dify#20016", 524,
         b"<!DOCTYPE html><html><title>gateway.example | 524: A timeout occurred</title></html>",
         errors.ServerError, "524", headers=HTML,
     ),
     "retry-after as a date": Refused(
-        "openai/openai-python", 429, {"error": {"message": "Slow."}}, LimitError, wait=30,
+        "vellum-ai/vellum-assistant#3404", 429, {"error": {"message": "Slow."}}, LimitError,
+        wait=30,
         headers={"retry-after": "Thu, 01 Jan 1970 00:00:30 GMT",
                  "date": "Thu, 01 Jan 1970 00:00:00 GMT", **JSON},
     ),
     "filter in the middle of Responses": Refused(
-        "openai/openai-python", 200,
+        "langchain4j/langchain4j#6182", 200,
         event({"type": "response.output_text.delta", "delta": "Hel"})
         + event({"type": "response.incomplete", "response": {
             "status": "incomplete", "incomplete_details": {"reason": "content_filter"}}}),
         errors.AnswerError, "filter", headers=SSE, api="responses",
     ),
+    "failure without a reason, then its reason": Refused(
+        "earendil-works/pi#7983", 200,
+        event({"type": "response.failed", "response": {"status": "failed", "error": None,
+                                                       "incomplete_details": None}})
+        + event({"type": "error", "error": {
+            "type": "too_many_requests", "code": "rate_limit_exceeded",
+            "message": "Your requests to the deployment have exceeded rate limit."}}),
+        LimitError, "exceeded rate limit", headers=SSE, api="responses",
+    ),
     "error event of Responses without a type of its own": Refused(
-        "openai/codex", 200,
+        "openai/codex#23006", 200,
         event({"type": "error", "error": {"type": "too_many_requests", "code": "too_many_requests",
                                           "message": "Too Many Requests"}}, "error"),
         LimitError, headers=SSE, api="responses",
@@ -484,16 +552,50 @@ REFUSALS = {
         LimitError, wait=11.054, limit=30000, resource="tokens", window=60, headers=SSE,
         api="responses",
     ),
-    "relay: no account left": Refused(
-        "QuantumNous/new-api", 429,
-        {"error": {"message": "The current group's upstream load is saturated, please try again "
-                   "later", "type": "upstream_error", "code": "limit_burst_rate"}},
-        errors.TransientError, "saturated",
+    "relay: upstream saturated": Refused(
+        "WEIFENG2333/VideoCaptioner#1120", 429,
+        {"error": {"message": "当前分组上游负载已饱和\uff0c请稍后再试 (request id: 1)",
+                   "type": "upstream_error", "param": "404", "code": "bad_response_status_code"}},
+        errors.TransientError, "饱和",
     ),
     "hourly limit of Ollama's cloud": Refused(
-        "ollama/ollama", 429,
-        {"error": "you've reached your hourly usage limit, please upgrade to continue"},
+        "continuedev/continue#9233", 429,
+        {"error": "you've reached your hourly usage limit, please wait or upgrade to continue"},
         LimitError, "hourly",
+    ),
+    "session limit of Ollama's cloud": Refused(
+        "continuedev/continue#11444", 429,
+        {"error": "you (user) have reached your session usage limit, upgrade for higher limits: "
+         "https://ollama.com/upgrade"},
+        LimitError, "session usage limit",
+    ),
+    "error of a relay as a string in an error event": Refused(
+        "octos-org/octos#13", 200,
+        chunk("Hel") + event({"error": "Stream error: Internal Network Failure"}, "error"),
+        errors.ServerError, "Internal Network Failure", headers=SSE,
+    ),
+    "Baidu: requests per minute": Refused(
+        "PaddlePaddle/ERNIE#1031", 429,
+        {"error": {"code": "rpm_rate_limit_exceeded", "message": "Rate limit reached for RPM",
+                   "type": "rate_limit_exceeded"}, "id": "as-1"},
+        LimitError, resource="requests", window=60,
+    ),
+    "OpenRouter: reason of the provider": Refused(
+        "BeehiveInnovations/pal-mcp-server#134", 400,
+        {"error": {"message": "Provider returned error", "code": 400, "metadata": {
+            "raw": json.dumps({"error": {
+                "message": "Your organization must be verified to stream this model.",
+                "type": "invalid_request_error", "param": "stream",
+                "code": "unsupported_value"}})}}},
+        errors.PermanentError, "must be verified",
+    ),
+    "Gemini: no capacity": Refused(
+        "google-gemini/gemini-cli#23520", 503,
+        {"error": {"code": 503, "message": "No capacity available for model on the server",
+                   "status": "UNAVAILABLE", "details": [
+                       {"@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                        "reason": "MODEL_CAPACITY_EXHAUSTED"}]}},
+        errors.OverloadedError, "No capacity",
     ),
 }  # fmt: skip
 
