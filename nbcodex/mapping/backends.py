@@ -110,10 +110,8 @@ class StatsCounter:
         self.stats = replace(self.stats, failed=0, parked=0)
 
     def common_fault(self, active: int) -> NbcodexError | None:
-        """Return the fault that has met every row, several times each; None while any is answered.
-
-        A server that has answered a row is more likely to recover, so it is given more time.
-        """
+        """Return the fault that has met every row, several times each; None if any is answered."""
+        # A server that has answered a row is more likely to recover, so it is given more time.
         faults = list(self.faults.values())
         if self._has_answer or not faults or len(faults) < active:
             return None

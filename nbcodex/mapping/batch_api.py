@@ -70,11 +70,7 @@ class BatchApi:
     async def create(
         self, part: BatchPart, data: bytes, *, record_file: Callable[..., Awaitable[None]]
     ) -> Batch:
-        """Upload a part and create its job; raise a NbcodexError if the server refuses it.
-
-        `record_file(file=ID)` is called before anything else happens, so that the file is erased
-        even if this process dies.
-        """
+        """Upload a part and create its job; raise a NbcodexError if the server refuses it."""
         sample, metadata, attempted = part.sample, part.metadata, False
 
         async def create_once() -> Batch:
@@ -89,6 +85,7 @@ class BatchApi:
         file = ""
         try:
             file = await self._retrying(lambda: self.client.upload_file(data, sample))
+            # Before anything else, so that the file is erased even if this process dies.
             await record_file(file=file)
             return await self._retrying(create_once)
         except NbcodexError as error:

@@ -5,6 +5,7 @@ Owns the arithmetic, and the questions to the user before a map starts. Must not
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -77,10 +78,7 @@ def estimate(
     *,
     from_sample: bool = False,
 ) -> Estimate:
-    """Return what the rows will use; with `from_sample`, extrapolated from some of them.
-
-    An iterator is read to its end.
-    """
+    """Return what all rows will use; with `from_sample`, extrapolated from some of them."""
     rows: Iterable[Row] = data.rows()
     repeated, scale = 0, 1.0
     # A sample calls the user's function some hundred times, not for each of a million rows.
@@ -113,7 +111,10 @@ def _count(
     first: Request | None = None
     base_url, seen, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
-        made = [request for row in chunk if (request := _request_or_none(requests, row))]
+        made = []
+        for row in chunk:
+            with contextlib.suppress(NbcodexError):
+                made.append(requests.request(row))
         total, refused = total + len(chunk), refused + len(chunk) - len(made)
         if made and first is None:
             first = made[0]
@@ -146,13 +147,6 @@ def _count(
     return counted, base_url
 
 
-def _request_or_none(requests: RowRequests, row: Row) -> Request | None:
-    try:
-        return requests.request(row)
-    except NbcodexError:
-        return None
-
-
 def _cost(counted: Estimate, base_url: str) -> float | None:
     sent = counted.rows - counted.answered - counted.equal - counted.refused
     # Without any request there is no server whose prices could be unknown.
@@ -169,11 +163,9 @@ def _cost(counted: Estimate, base_url: str) -> float | None:
 
 
 def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
-    """Return some of the distinct rows, evenly spaced, and the number of distinct rows.
-
-    One pass without knowing the number of rows: whenever the sample is twice as large as needed,
-    every other row is dropped and the step doubles.
-    """
+    """Return some of the distinct rows, evenly spaced, and the number of distinct rows."""
+    # One pass without knowing the number of rows: whenever the sample is twice as large as needed,
+    # every other row is dropped and the step doubles.
     seen: set[int] = set()
     sample: list[Row] = []
     distinct, step = 0, 1

@@ -123,12 +123,10 @@ def _has_methods(value: object, *names: str) -> bool:
 
 
 class ItemsInput(InputData):
-    """A list, a tuple, another sized iterable, the values of a mapping, or an iterator.
-
-    An iterator is read only as far as rows can be started, and not kept.
-    """
+    """A list, a tuple, another sized iterable, the values of a mapping, or an iterator."""
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
+        # An iterator is read only as far as rows can be started, and not kept.
         self.kind, self.total = "iterator", None
         self._keys: list[Any] | None = None
         self._items: Iterable[Any] = islice(data, limit)
@@ -197,10 +195,8 @@ class FrameInput(InputData):
 
     @cached_property
     def previous(self) -> list[str]:
-        """The result columns of the latest earlier run, if there are any; the last one is its id.
-
-        Columns before "answer" and after "id" are the user's own.
-        """
+        """The result columns of the latest earlier run, if there are any; the last is its id."""
+        # Columns before "answer" and after "id" are the user's own.
         for end in range(len(self._names), 0, -1):
             block = self._names[:end]
             if _base_name(block[-1]) == "id":
@@ -363,11 +359,7 @@ class PolarsInput(FrameInput):
 
 
 class JournalInput(InputData):
-    """The rows of a map of another process, from the journal: their data is not known.
-
-    For a frame, the result is a frame of the result columns only, whose index is the rows' keys,
-    or else their positions.
-    """
+    """The rows of a map of another process, from the journal: their data is not known."""
 
     def __init__(
         self, labels: Sequence[Hashable], fields: Sequence[str], kind: str, *, unknown: int
@@ -382,6 +374,7 @@ class JournalInput(InputData):
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the replies as the kind of data that was given."""
+        # A frame of the result columns only, with the rows' keys, or else their positions.
         frame: FrameInput
         if self.kind == "pandas":
             pandas = importlib.import_module("pandas")

@@ -204,17 +204,13 @@ class MapOptions:
 def prepare_map(
     template: PromptSource, data: Any, options: MapOptions, *, variable: str | None = None
 ) -> MapRun | Estimate:
-    """Return a map that is ready to be executed, or for a dry run what it would use.
-
-    `variable` is the notebook variable that gets the result, also after a resume. Raises a
-    ConfigurationError if the map is invalid, a NbcodexError if the user declines.
-    """
+    """Return a map that is ready to be executed, or for a dry run what it would use."""
     client, settings = current(), host.current.settings()
     inputs = read_input(data, limit=options.limit)
     map_id = f"m{secrets.token_hex(4)}"
     origin = replace(
         host.current.origin(),
-        variable=variable,
+        variable=variable,  # the notebook variable that gets the result, also after a resume
         map_id=map_id,
         row_count=inputs.total,
         data_kind=inputs.kind,
@@ -250,10 +246,8 @@ def prepare_map(
 
 
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
-    """Return whether a frame holds the results of the same map, which are then filled again.
-
-    The results of another map stay, and this map adds columns beside them.
-    """
+    """Return whether a frame holds the results of the same map, which are then filled again."""
+    # The results of another map stay, and this map adds columns beside them.
     if requests.template and not requests.template.names.isdisjoint(inputs.previous):
         return False  # an earlier answer is part of this map's prompts
 

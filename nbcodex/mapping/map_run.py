@@ -81,11 +81,7 @@ class RowFailure:
 
 
 class MapRun:
-    """One map, from its first row to its last, through any number of stops and resumes.
-
-    Without `requests`, all rows come from the journal. `on_error` decides whether a row that fails
-    ends the map.
-    """
+    """One map, from its first row to its last, through any number of stops and resumes."""
 
     def __init__(
         self,
@@ -109,6 +105,7 @@ class MapRun:
         self.outcome: MapOutcome = ""  # empty while the map is executed
         # How the user ends the map; nothing is started then. Any thread may set it.
         self.end_action: EndAction | None = None
+        # Without `requests`, all rows come from the journal.
         self.requests, self._on_error = requests, on_error
         self._source: Iterator[Row] = inputs.rows()
         self._source_ended, self._rows_read = requests is None, 0
@@ -216,7 +213,13 @@ class MapRun:
             self.backend.confirm(ending.request_id)
 
     def _record(self, row: RowState, ending: Ending) -> None:
-        reply, error = _reply_and_error(ending)
+        error: NbcodexError | None = None
+        try:
+            reply = reply_or_raise(ending)
+        except NbcodexError as failure:
+            reply, error = replace(ending.reply, error=str(failure)), failure
+        except errors.Stopped as stopped:
+            reply, error = replace(ending.reply, error=str(stopped)), NbcodexError(str(stopped))
         if reply and row.entry is not None and row.request is not None:
             # A resumed request is from the journal, which does not keep the schema's class.
             reply = structured_output.reusable(row.request, reply) or reply
@@ -343,11 +346,7 @@ class MapRun:
             maps.insert_parked(chunk)
 
     def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:
-        """Get ready to execute the rows without an answer, with the settings in force now.
-
-        `entries` are those of the journal, by id. Requests stay as they were. Returns whether
-        there is anything to do: new answers, which another kernel got, or rows to start.
-        """
+        """Prepare to execute the rows without an answer; return whether anything is left to do."""
         self.settings = self.backend.settings = settings
         self.backend.counter.reset_unanswered()
         for rows in (self._active, self._leading, self._following, self._queue):
@@ -365,6 +364,7 @@ class MapRun:
                 self.restore(row, entry.reply)
             else:
                 self._queue.append(row)
+        # Another kernel may have got answers.
         has_new_answers = len(self._queue) < len(unanswered)
         return has_new_answers or bool(self._queue) or not self._source_ended
 
@@ -436,13 +436,3 @@ class MapRun:
         if now or time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
             self._reported_at = time.monotonic()
             self.on_stats(self.stats())
-
-
-def _reply_and_error(ending: Ending) -> tuple[Reply, NbcodexError | None]:
-    """Return the reply of an ending, and why it is not an answer."""
-    try:
-        return reply_or_raise(ending), None
-    except NbcodexError as error:
-        return replace(ending.reply, error=str(error)), error
-    except errors.Stopped as error:
-        return replace(ending.reply, error=str(error)), NbcodexError(str(error))

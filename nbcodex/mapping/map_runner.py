@@ -58,10 +58,7 @@ class MapRunner:
             raise _EndedByUserError
 
     def end(self, action: EndAction) -> None:
-        """Cancel or park the map: nothing more is started. The first action counts.
-
-        From another thread this returns at once; `ended` is set later.
-        """
+        """Cancel or park the map: nothing more is started. The first action counts."""
         if self.ended.is_set():
             return
         action = self.run.end_action = self.run.end_action or action
@@ -70,6 +67,7 @@ class MapRunner:
         for handle in self.run.client.active_handles():
             if handle.request.origin.map_id == self.run.id:
                 handle.end(action)
+        # From another thread this returns at once, and `ended` is set later.
         if self._thread == threading.get_ident() and not self._is_advancing:
             # The executing code is suspended in this very thread and cannot act before we return.
             self._end_early(OUTCOME_BY_ACTION[action])

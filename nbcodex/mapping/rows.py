@@ -24,7 +24,7 @@ from nbcodex.templating import Template
 DEFAULT_PATIENCE_S = 365 * DAY
 
 RowFunction = Callable[[Any], object]
-PromptSource = str | RowFunction
+PromptSource = str | RowFunction  # a template, or a function that returns a prompt
 RowKey = str | RowFunction | None
 
 # Rows cannot join a conversation: they would not see it, and each would become a turn of it.
@@ -38,11 +38,7 @@ _OTHER_BRACES = re.compile(
 
 
 class RowRequests:
-    """Makes the requests of a map, checked as far as possible before any is sent.
-
-    `source` is a template, or a function of a row that returns a prompt; `options` are those of
-    all rows.
-    """
+    """Makes the requests of a map, checked as far as possible before any is sent."""
 
     def __init__(
         self,
@@ -135,11 +131,9 @@ class RowRequests:
         return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
 
     def fingerprint(self, row: Row) -> int | None:
-        """Return a number that rows with equal requests share; None where it is unknown.
-
-        The user's functions are not called: estimates use this before the user agreed to anything.
-        """
-        # Without `reuse`, equal rows are sent one by one.
+        """Return a number that rows with equal requests share; None where it is unknown."""
+        # The user's functions are not called: estimates use this before the user agreed to
+        # anything. Without `reuse`, equal rows are sent one by one.
         if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None
         try:
@@ -174,10 +168,7 @@ def schema_fields(schema: Schema | None) -> tuple[str, ...]:
 
 
 def _checked_template(text: str, data: InputData) -> Template:
-    """Return a template; raise a ConfigurationError for a misspelt or unsupported field.
-
-    It would be sent as it is, with every row. JSON, code and LaTeX are accepted.
-    """
+    """Return a template; raise a ConfigurationError for a misspelt or unsupported field."""
     if not text.strip():
         raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
     # Known names may contain spaces and punctuation, which a template does not recognise.
@@ -185,6 +176,7 @@ def _checked_template(text: str, data: InputData) -> Template:
     if data.columns is None and data.total is not None:  # an iterator would be used up
         columns = next((row.values.keys() for row in data.rows()), ())
     template = Template(text, columns)
+    # A misspelt field would be sent as it is, with every row. JSON, code and LaTeX are accepted.
     for field in template.fields:
         text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
     for found in _OTHER_BRACES.finditer(text):

@@ -41,10 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchUploader:
-    """Brings the rows of one map to the provider. Its methods are called on the loop's thread.
-
-    With `cancels_jobs`, the provider's jobs are cancelled, and nothing more is uploaded.
-    """
+    """Brings the rows of one map to the provider. Its methods are called on the loop's thread."""
 
     def __init__(
         self,
@@ -54,7 +51,9 @@ class BatchUploader:
         *,
         cancels_jobs: bool = False,
     ) -> None:
-        self._services, self._settings, self._cancels_jobs = services, settings, cancels_jobs
+        self._services, self._settings = services, settings
+        # Whether the provider's jobs are cancelled, and nothing more is uploaded.
+        self._cancels_jobs = cancels_jobs
         self._clock, self._jobs = services.clock, services.journal(settings).batch_jobs
         self._batch_api = BatchApi(services, settings)
         self._pending = PendingRows(services, settings, self._jobs, self._batch_api, emit)
@@ -131,9 +130,15 @@ class BatchUploader:
     async def _insert(self, rows: Sequence[PendingRow]) -> None:
         """Insert rows into the journal, and find out what each of them waits for."""
         unclaimed: list[PendingRow] = []
+        api_client, settings = self._services.api_client, self._settings
         for number, row in enumerate(rows):
+            # A batch job's answer is kept in its file; `durable` would keep it a second time.
+            request = row.request = replace(row.request, durable=False)
             try:
-                await self._resolve_destination(row)
+                model = await api_client.resolve_model(request, settings)
+                base_url = api_client.endpoint(request, settings).base_url
+                row.destination = base_url, self._batch_api.client.api_for(request), model
+                row.key = equality_key(request, base_url=base_url)
             except NbcodexError as error:
                 await self._pending.finish([self._pending.failed(row.request, error)])
                 continue
@@ -162,16 +167,6 @@ class BatchUploader:
             else:
                 self._ready.setdefault(row.destination, deque()).append(row)
         await self._pending.finish(ended)
-
-    async def _resolve_destination(self, row: PendingRow) -> None:
-        """Set the destination of a row; raise a NbcodexError if it has none."""
-        api_client, settings = self._services.api_client, self._settings
-        # A batch job's answer is kept in its file; `durable` would keep it a second time.
-        request = row.request = replace(row.request, durable=False)
-        model = await api_client.resolve_model(request, settings)
-        base_url = api_client.endpoint(request, settings).base_url
-        row.destination = base_url, self._batch_api.client.api_for(request), model
-        row.key = equality_key(request, base_url=base_url)
 
     # To the provider.
 
@@ -210,10 +205,7 @@ class BatchUploader:
         await self._jobs.set_submitted(self._map_id)
 
     async def _write_part(self, rows: deque[PendingRow]) -> tuple[BatchPart, bytes]:
-        """Take rows from the left, as many as fit; return them as a part, and its input file.
-
-        Rows that the budget refuses, or that cannot be made into a line, fail here.
-        """
+        """Take rows from the left, as many as fit; return them as a part, and its input file."""
         first = rows[0]
         base_url, _, model = first.destination
         tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"

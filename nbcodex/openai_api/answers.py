@@ -120,11 +120,9 @@ class RawAnswer:
     sources: dict[str, str] = field(default_factory=dict)  # titles of web pages by their URL
 
     def cite(self, listed: object) -> None:
-        """Add the web pages that a provider lists as citations.
-
-        OpenAI and OpenRouter send annotations of type ``url_citation``, nested in Chat Completions;
-        Perplexity ``search_results``; Perplexity and xAI also plain addresses in ``citations``.
-        """
+        """Add the web pages that a provider lists as citations."""
+        # OpenAI and OpenRouter send annotations of type ``url_citation``, nested in Chat
+        # Completions; Perplexity ``search_results``; Perplexity and xAI also plain addresses.
         for item in listed if isinstance(listed, list) else []:
             page = item if isinstance(item, dict) else {"url": item}
             page = dict_member(page, "url_citation") or page
@@ -134,10 +132,7 @@ class RawAnswer:
                 self.sources[url] = self.sources.get(url) or title or ""
 
     def end(self, reason: str) -> None:
-        """Note how the answer ended, as the server states it.
-
-        Raises an AnswerFailedError if that is not an ending but a failure.
-        """
+        """Note how the answer ended; raise an AnswerFailedError if that was a failure."""
         # Google's enum has a prefix: ``FINISH_REASON_STOP``.
         name = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
         if name in dialects.FAILED_ENDINGS:
@@ -183,13 +178,10 @@ class RawAnswer:
 
 
 def judge(answer: CompletedAnswer) -> None:
-    """Raise an AnswerError unless an answer that has ended is a success.
-
-    A success is not empty, and was ended by the model or cut by an output limit, the server's or
-    our own. Broken and failed answers never get here; they are retried.
-    """
-    # What is refused here was generated and is charged, and the same request would end in the same
-    # way: no other place may decide that an answer is a failure, and none may retry this one.
+    """Raise an AnswerError if an answer is empty, or neither the model nor a limit ended it."""
+    # Broken and failed answers never get here; they are retried. What is refused here was generated
+    # and is charged, and the same request would end in the same way: no other place may decide that
+    # an answer is a failure, and none may retry this one.
     is_empty = not (answer.text.strip() or answer.images)
     if answer.cut == TOOL_CALLS or answer.tool_calls:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
@@ -227,13 +219,11 @@ def judge(answer: CompletedAnswer) -> None:
 
 
 def read_usage(figures: object, service_tier: object = None) -> Usage:
-    """Return the token figures of either API; implausible ones are unknown.
-
-    `service_tier` is the tier that was really used, which decides the price. Source: ``usage`` in
-    OpenAI's references of Responses (``input_tokens``) and Chat Completions (``prompt_tokens``).
-    """
+    """Return the token figures of either API; implausible ones are unknown."""
     if not isinstance(figures, dict):
         return Usage()
+    # Source: ``usage`` in OpenAI's references of Responses (``input_tokens``) and Chat Completions
+    # (``prompt_tokens``).
     of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
     of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
     cached = count_value(of_input, "cached_tokens")
@@ -252,7 +242,7 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
         cache_written_tokens=count_value(of_input, "cache_write_tokens"),
         output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
         reasoning_tokens=count_value(of_output, "reasoning_tokens"),
-        service_tier=name_value(service_tier),
+        service_tier=name_value(service_tier),  # the one that was really used decides the price
         stated_cost=stated_cost,
     )
 
@@ -274,10 +264,8 @@ def text_value(value: object) -> str:
 
 
 def whole_characters(text: str) -> tuple[str, str]:
-    """Return a text that can be encoded, and the half of a character at its end.
-
-    Servers that stream token by token can send the two surrogates of one character in two deltas.
-    """
+    """Return a text that can be encoded, and the half of a character at its end."""
+    # Servers that stream token by token can send a character's two surrogates in two deltas.
     half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
     text = text.removesuffix(half)
     if not text.isascii():
@@ -302,12 +290,10 @@ def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def is_error_object(payload: Mapping[str, Any]) -> bool:
-    """Whether an object of a successful response describes an error after all.
-
-    OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462).
-    """
+    """Whether an object of a successful response describes an error after all."""
     if payload.get("type") == "error":
         return True
+    # OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462).
     return any(value for name, value in payload.items() if name.startswith(("error", "Error")))
 
 

@@ -63,38 +63,30 @@ _ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
 
 
 class ApiClient:
-    """Sends requests to any server. Belongs to one event loop.
-
-    The clock dates the limit snapshots, and gives the wall time for waits that are stated as dates;
-    `transport` replaces the network in tests.
-    """
+    """Sends requests to any server. Belongs to one event loop."""
 
     bucket_id = staticmethod(endpoints.bucket_id)
 
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        # Dates the limit snapshots, and gives the wall time for waits that are stated as dates.
         self.clock = clock
         self._connections = connections.Connections(transport=transport)
-        self._has_transport = transport is not None
+        self._has_transport = transport is not None  # in place of the network, in tests
         self.memory = ServerMemory()
         self._only_models: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
-        """Return where a request goes, or raise a ConfigurationError; nothing is sent.
-
-        A client that an async factory makes is known only after `resolve_model` was awaited.
-        """
+        """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
         check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
+        # A client that an async factory makes is known only after `resolve_model` was awaited.
         endpoint, own = self._connections.custom_endpoint(settings.client)
         endpoints.check_texts(request, [*settings.secrets(), *own])
         return endpoint
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
-        """Return the model that the user, the settings or the server names.
-
-        Raises a ConfigurationError if no model is named and the server does not offer just one.
-        """
+        """Return the model that the user, the settings or the server names, or raise an error."""
         named = request.model or settings.model
         if named and settings.client is None:
             return _valid_model(named)
@@ -194,9 +186,6 @@ class ApiClient:
     ) -> AsyncGenerator[StreamEvent]:
         """Continue a durable answer, at no further charge; yield what `stream` yields.
 
-        The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first with
-        ``stream`` and ``starting_after``, then without them for the whole answer.
-
         `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises a
         GoneError if the answer is lost, so that only sending the request again can help.
         """
@@ -204,6 +193,8 @@ class ApiClient:
             raise GoneError("The answer is lost: the journal has no valid id for it.")
         _, client, redactor = await self._connect(request, settings)
         start = position
+        # The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first
+        # with ``stream`` and ``starting_after``, then without them for the whole answer.
         retrieve: Any = client.responses.with_streaming_response.retrieve
         for streamed in (True, False):
             options: dict[str, Any] = {"stream": True} if streamed else {}
@@ -270,16 +261,13 @@ class ApiClient:
     async def connected(
         self, request: Request, settings: Settings, *, path: str = ""
     ) -> AsyncIterator[tuple[AsyncOpenAI, Redactor]]:
-        """Give the client for a request's server, and a redactor; raise only our errors.
-
-        The error for a wrong address names `path`, if the block calls only that.
-        """
+        """Give the client for a request's server, and a redactor; raise only our errors."""
         _, client, redactor = await self._connect(request, settings)
         try:
             yield client, redactor
         except Exception as error:
             failure = self.translate(error, redactor)
-            if path:
+            if path:  # the only one that the block calls
                 api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
             raise failure from None
 

@@ -94,10 +94,7 @@ class ErrorInfo:
 def from_status(
     status: int, headers: Headers, body: bytes | str, *, wall: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for a response with an HTTP status other than 200.
-
-    `wall` is in seconds since the epoch, for waits that are stated as a date.
-    """
+    """Return the error for an HTTP status other than 200; `wall` is in seconds since the epoch."""
     if 300 <= status < 400:
         host = ""
         with contextlib.suppress(ValueError):

@@ -70,6 +70,7 @@ class Batch:
 class BatchClient:
     """Creates and reads batches, through the connections of an `ApiClient`."""
 
+    # The `request` of a call can be any of the batch's: it only determines the server.
     def __init__(self, api_client: ApiClient, settings: Settings) -> None:
         self._api_client, self._settings = api_client, settings
         self._memory = api_client.memory
@@ -93,10 +94,7 @@ class BatchClient:
         return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
 
     async def upload_file(self, data: bytes, request: Request) -> str:
-        """Upload lines, at most `MAX_BATCH_REQUESTS` and `MAX_BATCH_BYTES`; return the file's id.
-
-        `request` can be any of the file's: in all calls, it only determines the server.
-        """
+        """Upload at most `MAX_BATCH_REQUESTS` lines, of `MAX_BATCH_BYTES`; return the file's id."""
         async with self._api_client.connected(request, self._settings) as (client, _):
             file = await client.files.create(file=("nbcodex.jsonl", data), purpose="batch")
             return str(file.id)
@@ -140,10 +138,7 @@ class BatchClient:
     async def results(
         self, batch: Batch, request: Request
     ) -> AsyncGenerator[tuple[str, CompletedAnswer | NbcodexError]]:
-        """Yield each request's id with its answer, or with the reason why it has none.
-
-        Requests that the files do not mention, and lines that are not results, are left out.
-        """
+        """Yield the ids of the requests that the files mention, each with its answer or error."""
         api_client = self._api_client
         async with api_client.connected(request, self._settings) as (client, redactor):
             for file in batch.files:

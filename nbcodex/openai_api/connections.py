@@ -189,11 +189,7 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
 
 
 async def _bound_body(response: httpx2.Response) -> None:
-    """Read a body that the SDK would read whole, up to a bound on what it decodes to.
-
-    5 kB with ``content-encoding: gzip, gzip`` can decode to gigabytes. httpx2 decodes in pieces of
-    1 MiB, so a loop that stops is enough; the SDK's `aread` has no bound.
-    """
+    """Read a body that the SDK would read whole, up to a bound on what it decodes to."""
     path = response.request.url.path.rstrip("/")
     is_error = response.status_code >= 300
     is_listing = "/batches" in path or "/files" in path
@@ -201,6 +197,8 @@ async def _bound_body(response: httpx2.Response) -> None:
     if not is_error and (not is_listing or path.endswith("/content")):
         return
     max_bytes = MAX_ERROR_BODY_BYTES if is_error else MAX_JSON_BODY_BYTES
+    # 5 kB with ``content-encoding: gzip, gzip`` can decode to gigabytes. httpx2 decodes in pieces
+    # of 1 MiB, so a loop that stops is enough; the SDK's `aread` has no bound.
     body = bytearray()
     async with contextlib.aclosing(response.aiter_bytes()) as chunks:
         async for chunk in chunks:

@@ -133,14 +133,10 @@ def _token_rates(model: str | None, base_url: str, service_tier: str | None = No
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
-    """Return US dollars for one request, or None where no price is known; never 0.
-
-    `model` is the one that answered, as the server names it. An estimated usage has an estimated
-    cost. Where we have no prices, the provider's own figure counts (OpenRouter, Perplexity).
-    """
+    """Return US dollars for a request that `model` answered; None if unknown, and never 0."""
     provider = provider_of(base_url)
     if provider is None:
-        return usage.stated_cost
+        return usage.stated_cost  # the provider's own figure (OpenRouter, Perplexity)
     if not model or usage.input_tokens is None or usage.output_tokens is None:
         return None
     try:

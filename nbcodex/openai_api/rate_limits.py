@@ -217,10 +217,8 @@ def _read_structured(value: str, limits: dict[tuple[object, ...], HeaderLimit]) 
 def read_snapshot(
     headers: Headers, *, at: float, clean: Callable[[str], str] = str
 ) -> LimitSnapshot:
-    """Return the limits that the headers state, which arrived at the instant `at`.
-
-    Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
-    """
+    """Return the limits that the headers state, which arrived at the instant `at`."""
+    # Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
     stated = header_limits(headers, wall=0.0)
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
@@ -255,11 +253,9 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
 
 
 def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
-    """Return the limit that an error message names, with the figures that it states.
-
-    For example "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000,
-    Used 22999, Requested 12528." `kind` is the error's ``type``: ``tokens`` or ``requests``.
-    """
+    """Return the limit that a message names, with its figures; `kind` is the error's ``type``."""
+    # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
+    # Requested 12528."
     text = message[:MAX_MESSAGE_CHARS]
     resource: Resource | None = None
     window = None
@@ -304,11 +300,9 @@ def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float |
 
 
 def limit_in_google_details(details: object) -> tuple[Limit | None, float | None]:
-    """Return the limit and the wait in the ``details`` of Google's errors.
-
-    Source: google.rpc.QuotaFailure and google.rpc.RetryInfo, as Gemini's compatible endpoint sends
-    them (aider #3694). Of several violations, the one with the longest window counts.
-    """
+    """Return the limit with the longest window, and the wait, in ``details`` of Google's errors."""
+    # Source: google.rpc.QuotaFailure and google.rpc.RetryInfo, as Gemini's compatible endpoint
+    # sends them (aider #3694).
     limits: list[Limit] = []
     wait = None
     for detail in _objects(details):
@@ -328,10 +322,8 @@ def limit_in_google_details(details: object) -> tuple[Limit | None, float | None
 
 
 def seconds_to_pacific_midnight(wall: float) -> float:
-    """Return the wait for Google's daily limits, which reset at midnight Pacific time.
-
-    Source: Gemini's guide "Rate limits". Its refusals state a wait of seconds at any hour.
-    """
+    """Return the wait for Google's daily limits, which reset at midnight Pacific time."""
+    # Source: Gemini's guide "Rate limits". Its refusals state a wait of seconds at any hour.
     try:
         zone: Any = ZoneInfo("America/Los_Angeles")
     except ZoneInfoNotFoundError:  # Windows without tzdata; an hour late in summer
@@ -359,13 +351,10 @@ def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
 
 
 def computed_wait(limit: Limit) -> float | None:
-    """Return the seconds after which a request fits again, from the figures of the refusal.
-
-    ``(used + requested - limit) / limit * window``: reproduced nine of nine real messages of
-    OpenAI's to within a millisecond.
-    """
+    """Return the seconds after which a request fits again, from the figures of the refusal."""
     if not (limit.limit and limit.window) or limit.used is None or limit.requested is None:
         return None
+    # This reproduced nine of nine real messages of OpenAI's to within a millisecond.
     return clamp_wait((limit.used + limit.requested - limit.limit) / limit.limit * limit.window)
 
 

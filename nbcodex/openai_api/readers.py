@@ -263,12 +263,8 @@ def _read_image(encoded: str) -> Image | None:
 
 
 def _read_content(value: object) -> tuple[str, str]:
-    """Return the text and the reasoning of a message's content.
-
-    It is a string; a list of parts, of which Magistral's are also of type ``thinking``; or, with
-    Cloudflare's JSON mode, the JSON object itself.
-    """
-    if isinstance(value, dict):
+    """Return the text and the reasoning of a message's content, a string or a list of parts."""
+    if isinstance(value, dict):  # the answer itself, in Cloudflare's JSON mode
         return json.dumps(value, ensure_ascii=False), ""
     if not isinstance(value, list):
         return value if isinstance(value, str) else "", ""
@@ -276,7 +272,7 @@ def _read_content(value: object) -> tuple[str, str]:
     for part in value:
         if not isinstance(part, dict):
             text += text_value(part)
-        elif part.get("type") == "thinking":
+        elif part.get("type") == "thinking":  # Magistral
             more, _ = _read_content(part.get("thinking"))
             reasoning += more
         else:

@@ -57,11 +57,10 @@ _MAX_KEEPALIVE_CHARS = 80  # keep-alive events are shorter; hardly any other eve
 
 
 class SseDecoder:
-    """Turns chunks of bytes into server-sent events, wherever the network splits them.
+    """Turns chunks of bytes into server-sent events, wherever the network splits them."""
 
-    Source: "Interpreting an event stream" in the HTML standard, without ``id`` and ``retry``, which
-    serve a browser's reconnection, and without the byte order mark, which `AnswerStream` removes.
-    """
+    # Source: "Interpreting an event stream" in the HTML standard, without ``id`` and ``retry``,
+    # which serve a browser's reconnection; `AnswerStream` removes the byte order mark.
 
     def __init__(self) -> None:
         # Of the unfinished line: joined once, so that many small chunks take linear time.
@@ -94,7 +93,21 @@ class SseDecoder:
             self._line_parts.clear()
             self._line_bytes = 0
         for line in lines:
-            self._read_line(line, events)
+            name, _, value = line.partition(b":")
+            if not line:
+                if self._data:
+                    data = b"\n".join(self._data).decode("utf-8", "replace")
+                    events.append((self._event[:100].decode("utf-8", "replace"), data))
+                    self._data.clear()
+                    self._data_bytes = 0
+                self._event = b""
+            elif name == b"data":
+                value = value.removeprefix(b" ")
+                self._data.append(value)
+                self._data_bytes += len(value) + 1
+                self._check_size()
+            elif name == b"event":
+                self._event = value.removeprefix(b" ")
         if rest:
             self._line_parts.append(rest)
             self._line_bytes += len(rest)
@@ -104,24 +117,6 @@ class SseDecoder:
     def flush(self) -> list[tuple[str, str]]:
         """Return the event that the end of the stream left without its empty line, if any."""
         return self.feed(b"\n\n") if self._line_parts or self._data else []
-
-    def _read_line(self, line: bytes, events: list[tuple[str, str]]) -> None:
-        if not line:
-            if self._data:
-                data = b"\n".join(self._data).decode("utf-8", "replace")
-                events.append((self._event[:100].decode("utf-8", "replace"), data))
-                self._data.clear()
-                self._data_bytes = 0
-            self._event = b""
-            return
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            value = value.removeprefix(b" ")
-            self._data.append(value)
-            self._data_bytes += len(value) + 1
-            self._check_size()
-        elif name == b"event":
-            self._event = value.removeprefix(b" ")
 
     def _check_size(self) -> None:
         if self._data_bytes + self._line_bytes > MAX_BODY_BYTES:
@@ -172,10 +167,7 @@ class AnswerStream:
         return arrived if self._payload else (self._resumed_text or "") + arrived
 
     async def prefetch(self) -> None:
-        """Read the first chunk, and the rest of a body in one piece.
-
-        Raises an AnswerFailedError if that is an error, so that the request can still be adapted.
-        """
+        """Read the first chunk, and the rest of a body in one piece."""
         deadline = self._deadline()
         while not self._first and (chunk := await self._next_chunk(deadline)):
             self._first = chunk.lstrip(_BOM + b" \t\r\n")
@@ -190,7 +182,7 @@ class AnswerStream:
 
         body = await read_body(chunks())
         self._payload = json_object(body.decode("utf-8", "replace"))
-        if is_error_object(self._payload):
+        if is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
 
     async def events(self) -> AsyncGenerator[StreamEvent]:

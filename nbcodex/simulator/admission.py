@@ -91,11 +91,7 @@ class PlannedRequest:
 
 
 def admit_request(planned: PlannedRequest) -> Charge:
-    """Charge the request and return the charge.
-
-    Raises `ErrorResponse` if it is refused, and `Dropped` if the connection is to be closed
-    instead. A refusal counts towards the request limit.
-    """
+    """Charge the request and return the charge, or raise an `ErrorResponse` or `Dropped`."""
     plan = planned.plan
     charge = admission_charge(plan.input_tokens, plan.max_output, planned.knobs)
     try:
@@ -170,10 +166,7 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 
 
 def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
-    """Raise the failure that the fault prescribes for a request of `cost` tokens, if any.
-
-    Raises `ErrorResponse`, or `Dropped` if the connection is to be closed instead.
-    """
+    """Raise what the fault prescribes for a request of `cost` tokens, if it is such a fault."""
     fault, knobs, wall = planned.fault, planned.knobs, planned.wall
     if fault is None:
         return

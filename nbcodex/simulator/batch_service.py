@@ -52,19 +52,16 @@ class Batch:
 
 
 class BatchService:
-    """The files and batches of all keys.
-
-    `knobs` returns the current settings. `answer_line` answers one request of a batch: its body,
-    path and the name of the key give an HTTP status and a body. `server_id` is part of all ids.
-    """
+    """The files and batches of all keys."""
 
     def __init__(
         self,
         *,
-        knobs: Callable[[], Knobs],
+        knobs: Callable[[], Knobs],  # the current settings
         clock: Clock,
+        # Answers a line: its body, path and the name of the key give an HTTP status and a body.
         answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]],
-        server_id: str,
+        server_id: str,  # part of all ids
     ) -> None:
         self._knobs = knobs
         self._clock = clock

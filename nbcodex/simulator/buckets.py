@@ -98,14 +98,11 @@ class Account:
                 bucket.used_by_others = knobs.used_by_others
 
     def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
-        """Charge a request and `cost` tokens, or return the refusal.
-
-        A request refused for its tokens still counts as a request.
-        """
+        """Charge a request and `cost` tokens, or return the refusal."""
         refusal = _check(self.requests, "requests", 1, now)
         if refusal is not None:
             return refusal
-        self.charge_request(now)
+        self.charge_request(now)  # counts even if it is refused for its tokens
         refusal = _check(self.tokens, "tokens", cost, now)
         if refusal is None:
             self.charge(cost, now)

@@ -129,10 +129,7 @@ async def _stall(fault: Fault, clock: Clock) -> None:
 
 
 async def generate_whole(generation: Generation) -> bytes:
-    """Generate an answer that is not streamed, and return it.
-
-    Raises `Dropped` or `ErrorResponse` if the fault ends the connection or makes generation fail.
-    """
+    """Return an answer that is not streamed, or raise the exception that the fault prescribes."""
     planned, output = generation.planned, generation.planned.plan.output_tokens
     fault = generation.fault_among(DELIVERY | GENERATION)
     kind = "" if fault is None else fault.kind

@@ -94,10 +94,7 @@ class AnswerPlan:
 
 
 def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
-    """Return the answer to `request`.
-
-    Raises `ErrorResponse` (400) if the prompt contains the directive of an unknown fault.
-    """
+    """Return the answer to `request`; raise a 400 if the prompt requests an unknown fault."""
     reasoning = _REASONING_TOKENS.get(request.effort or "", 256 if request.effort else 0)
     tokens = answer_tokens(request)
     allowed = request.max_output if request.max_output is not None else knobs.context

@@ -30,11 +30,7 @@ class HttpRequest:
 
 
 class ResponseBody:
-    """The bytes of a response: iterate over them once, then close.
-
-    `on_close` is called on closing, even if nothing was read. Iterating raises `Dropped` where the
-    connection is to end.
-    """
+    """The bytes of a response: iterate over them once, until the end or `Dropped`, then close."""
 
     def __init__(
         self,

@@ -162,10 +162,7 @@ class Fault:
 
 
 def parse_fault(data: Any) -> Fault | None:
-    """Return the fault in JSON data: a name, an object with fields, or null for none.
-
-    Raises `ValueError` if the fault or a field is unknown.
-    """
+    """Return the fault in JSON data: a name, an object with fields, or null for none."""
     match data:
         case None:
             return None

@@ -70,10 +70,7 @@ _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
 
 
 def find_route(request: HttpRequest) -> Route:
-    """Return the route of `request`.
-
-    Raises `ErrorResponse`: 404 for an unknown path, 405 for a method that the path does not have.
-    """
+    """Return the route of `request`, or raise a 404 for its path or a 405 for its method."""
     parts = urlsplit(request.path)
     query = dict(parse_qsl(parts.query))
     is_known_path = False
@@ -113,10 +110,7 @@ def unknown_path(request: HttpRequest) -> ErrorResponse:
 
 
 def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
-    """Return the key that `request` contains; empty if it has none and needs none.
-
-    Raises `ErrorResponse` (401) if the key is missing or wrong.
-    """
+    """Return the key of `request`, empty if it needs none; raise a 401 if it is not accepted."""
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     key = bearer.strip() if scheme.lower() == "bearer" else ""
     if azure:
@@ -233,11 +227,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
 def parse_request(
     body: dict[str, Any], *, api: Api, azure: bool = False, deployment: str = ""
 ) -> ParsedRequest:
-    """Return `body` as a request to `api`.
-
-    Raises `ErrorResponse` (400, in the real server's words) if a parameter is missing, unknown or
-    of a wrong type.
-    """
+    """Return `body` as a request to `api`, or raise a 400 in the real server's words."""
     if deployment:
         body = {**body, "model": deployment}
     _check_parameters(body, api)

@@ -194,10 +194,7 @@ class SimulatorServer:
         self._ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     def start(self) -> str:
-        """Start serving and return the base URL (without ``/v1``).
-
-        Raises `OSError` if the address is not available.
-        """
+        """Start serving and return the base URL (without ``/v1``), or raise an OSError."""
 
         async def serve_until_stopped() -> None:
             stopped = asyncio.Event()

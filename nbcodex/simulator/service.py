@@ -114,10 +114,7 @@ class Simulator:
         return self._accounts[key, model]
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
-        """Return the response to `request` as soon as its headers are known.
-
-        Raises `Dropped` if the connection is to end without a response.
-        """
+        """Return the response to `request` as soon as its headers are known, or raise `Dropped`."""
         record = RequestRecord(
             number=len(self.log) + 1,
             at=self.clock.now(),
@@ -168,11 +165,7 @@ class Simulator:
                     return failure.as_response(headers)
 
     def _control(self, request: HttpRequest, route: Route) -> Any:
-        """Execute a control command, and return its result.
-
-        ``log`` returns the log from its entry ``since``; ``script`` takes a list of faults,
-        ``knobs`` an object of settings.
-        """
+        """Execute a control command (``log``, ``script`` or ``knobs``), and return its result."""
         try:
             if route.id == "log":
                 return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
@@ -221,10 +214,7 @@ class Simulator:
         )
 
     async def _serve_prompt(self, planned: PlannedRequest) -> HttpResponse:
-        """Admit a request and return its answer.
-
-        Raises `ErrorResponse` if it is refused, or if the answer fails before it begins.
-        """
+        """Admit a request and return its answer; raise an `ErrorResponse` if either fails."""
         request, fault = planned.request, planned.fault
         charge = admit_request(planned)
         self._begin_answer(planned)
