@@ -1,1 +1,1 @@
-"""Who may send, and when: limits are used fully without being met."""
+"""The rate limiter: when each request may be sent, so that limits are used but not exceeded."""

@@ -72,12 +72,10 @@ def earliest_start(
 def after_gap(model: LimitModel, now: float) -> float:
     """Return when any cooldown has ended, and the gap after the last request as well."""
     tokens, typical = model.tokens.bucket, model.tokens.typical_request
-    rates = [model.requests.rate] if model.requests.is_known else []
-    if tokens.is_known and typical:
-        rates.append(tokens.rate / typical)
-    gap = MIN_SEND_GAP_S
-    if rates and min(rates) > 0:
-        gap = min(gap, 1 / (BURST_RATE_FACTOR * min(rates)))
+    # The requests per second that the limits admit; a rate of 0 is unknown.
+    rates = [model.requests.rate, tokens.rate / typical if typical else 0.0]
+    gaps = [1 / (BURST_RATE_FACTOR * rate) for rate in rates if rate > 0]
+    gap = min(MIN_SEND_GAP_S, max(gaps, default=MIN_SEND_GAP_S))
     return max(now, model.closed_until, model.last_sent_at + gap)
 
 

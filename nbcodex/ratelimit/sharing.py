@@ -1,8 +1,8 @@
 """One limit model shared by several holders (processes of one or more hosts), fair by tokens.
 
-Start-time fair queueing: each holder's next request is scheduled after those of the holders that
-have been served fewer tokens, so none of them has to poll. A holder has a lease, which its
-operations and heartbeats renew. Pure; must not know where the numbers are stored.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996): each holder's next request is scheduled after
+those of the holders that have been served fewer tokens, so no holder has to poll. A holder has a
+lease, which its operations and heartbeats renew. Pure; must not know where the numbers are stored.
 """
 
 from __future__ import annotations

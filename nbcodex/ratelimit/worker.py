@@ -143,10 +143,9 @@ class SharedLimiter(Limiter):
     def _next_jobs(self) -> list[_Job] | None:
         """Return jobs; an empty list if a heartbeat is due, and None to end."""
         due_at = self._heartbeat_at
+        timeout = None if due_at is None else max(0.0, due_at - self._clock.now())
         try:
-            jobs = self._queue.get(
-                timeout=None if due_at is None else max(0.0, due_at - self._clock.now())
-            )
+            jobs = self._queue.get(timeout=timeout)
         except queue.Empty:
             return []
         # Even a sleep of 0 s releases the interpreter's lock, which costs 0.1 ms.
