@@ -45,6 +45,15 @@ HIDDEN_WINDOW_FACTOR = 1.1
 NO_REFUND = (0.0,) * len(CHARGE_POLICIES)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A limit has refused a request."""
+
+    until: float  # the end of the cooldown
+    limit: Limit | None = None  # as the message states it
+    snapshot: LimitSnapshot | None = None
+
+
 def figures_from_reading(reading: LimitReading) -> tuple[float, float, float]:
     """Return limit, refill per second and level that the headers' reading implies."""
     limit, remaining = max(MIN_LIMIT, reading.limit), reading.remaining
@@ -307,16 +316,9 @@ class LimitModel:
             permit.is_closed = True
             self.output.drop(permit.cost.max_output, permit.issued_at)
 
-    def refuse(
-        self,
-        permit: Permit,
-        *,
-        until: float,
-        limit: Limit | None,
-        snapshot: LimitSnapshot | None,
-        now: float,
-    ) -> None:
+    def refuse(self, permit: Permit, refusal: Refusal, now: float) -> None:
         """Begin a cooldown because a limit has refused a request, and learn from the refusal."""
+        until, limit = refusal.until, refusal.limit
         is_first, was_admitted = now >= self.closed_until, permit.is_answered
         self.release(permit, now)
         if not permit.is_probe and until > self.closed_until:
@@ -329,7 +331,7 @@ class LimitModel:
             self.tokens.undo_charge(permit.input_tokens, permit.cost.max_output, now)
         if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
             return
-        figures = read_refusal(limit, snapshot)
+        figures = read_refusal(limit, refusal.snapshot)
         if figures is not None:
             self._learn(permit, figures, until, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):

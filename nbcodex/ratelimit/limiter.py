@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from nbcodex.models import Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.ratelimit.stores import MemoryStore
@@ -183,9 +184,7 @@ class Reservation:
         """Begin a cooldown, because a limit has refused the attempt; return its end."""
         now = self._clock.now()
         cooldown = await self._limiter.run_operation(
-            lambda core: core.refuse(
-                self._permit, until=until, limit=limit, snapshot=snapshot, now=now
-            )
+            lambda core: core.refuse(self._permit, Refusal(until, limit, snapshot), now)
         )
         return cooldown.until
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from nbcodex.models import Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.schedule import after_gap, check_size, exhausted_limit
 from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store
@@ -241,21 +242,12 @@ class RateLimiter:
         queue.remove(entry)
         queue.wake_first()
 
-    def refuse(
-        self,
-        permit: Permit,
-        *,
-        until: float,
-        limit: Limit | None,
-        snapshot: LimitSnapshot | None,
-        now: float,
-    ) -> Cooldown:
+    def refuse(self, permit: Permit, refusal: Refusal, now: float) -> Cooldown:
         """Begin a cooldown because a limit has refused the request, and return it."""
 
         def operation(shared: SharedModel) -> Cooldown:
-            model = shared.model
-            model.refuse(permit, until=until, limit=limit, snapshot=snapshot, now=now)
-            return Cooldown(model.closed_until, model.closing_limit)
+            shared.model.refuse(permit, refusal, now)
+            return Cooldown(shared.model.closed_until, shared.model.closing_limit)
 
         cooldown = self._update(permit, operation, now)
         queue = self._queues[permit.name]

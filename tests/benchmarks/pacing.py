@@ -17,8 +17,9 @@ from typing import Any
 from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
-from nbcodex.simulator.buckets import Refusal
+from nbcodex.simulator.buckets import Refusal as ServerRefusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
 from tests.benchmarks.world import START, Heap, Prompt, World, bound, limit_of, workload
@@ -95,16 +96,18 @@ class Errand:
             return
         self.client.limiter.observe(self.reservation, self._at(snapshot), self.client.heap.now)
 
-    def refused(self, refusal: Refusal, snapshot: LimitSnapshot | None) -> None:
+    def refused(self, refusal: ServerRefusal, snapshot: LimitSnapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
         until = now + backoff.stated_wait(refusal.wait, self.client.chance)
         self.client.limiter.refuse(
             self.reservation,
-            until=until,
-            limit=Limit() if self.client.world.mute else limit_of(refusal),
-            snapshot=self._at(snapshot),
-            now=now,
+            Refusal(
+                until,
+                Limit() if self.client.world.mute else limit_of(refusal),
+                snapshot=self._at(snapshot),
+            ),
+            now,
         )
         self.again()
 

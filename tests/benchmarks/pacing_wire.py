@@ -21,6 +21,7 @@ from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret, Settings
@@ -82,7 +83,7 @@ class Crowd:
             now = self.clock.now()
             until = now + backoff.stated_wait(error.wait or 1.0, self.chance)
             self.limiter.refuse(
-                reservation, until=until, limit=error.limit, snapshot=error.snapshot, now=now
+                reservation, Refusal(until, error.limit, snapshot=error.snapshot), now
             )
         except TransientError:
             self.limiter.release(reservation, self.clock.now())

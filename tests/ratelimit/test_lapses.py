@@ -9,6 +9,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
 from nbcodex.ratelimit.stores import MemoryStore
@@ -48,7 +49,7 @@ def test_refusal_of_a_permit_from_a_lost_model_teaches_nothing() -> None:
     astray, store = taken(limiter, 60.0), MemoryStore()
     limiter.store = store
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
-    limiter.refuse(astray, until=61.0, limit=limit, snapshot=None, now=60.5)
+    limiter.refuse(astray, Refusal(61.0, limit), 60.5)
     fresh = taken(limiter, 62.0)
     limiter.observe(
         fresh, LimitSnapshot(at=62.0, tokens=LimitReading(limit=60.0, remaining=50.0)), 62.0
@@ -93,7 +94,7 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
         limiter.observe(given, SNAPSHOT, 2.0)
         other = taken(limiter, 2.0)
         limiter.settle(given, USAGE, 3.0)
-        limiter.refuse(other, until=9.0, limit=None, snapshot=None, now=3.0)
+        limiter.refuse(other, Refusal(9.0), 3.0)
         ends.append((store.transaction("b", lambda shared: shared.model), other.token_marks))
     assert ends[0] == ends[1]
 
@@ -106,10 +107,12 @@ def test_cooldown_lasts_as_long_for_other_holders() -> None:
     full = LimitReading(limit=600.0, remaining=0.0, full_in=60.0)
     refused.refuse(
         given,
-        until=9.0,
-        limit=Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100),
-        snapshot=LimitSnapshot(at=1.1, tokens=full),
-        now=1.1,
+        Refusal(
+            9.0,
+            Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100),
+            snapshot=LimitSnapshot(at=1.1, tokens=full),
+        ),
+        1.1,
     )
     held = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)
     assert isinstance(held, Wait | Cooldown)

@@ -6,7 +6,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot
 from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
-from nbcodex.ratelimit.limit_model import LimitModel, figures_from_reading, read_refusal
+from nbcodex.ratelimit.limit_model import LimitModel, Refusal, figures_from_reading, read_refusal
 from nbcodex.ratelimit.sharing import SharedModel
 
 
@@ -107,7 +107,7 @@ def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
     sent = [model.issue_permit("b", Cost(100, 9_900), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     for number in order:
-        model.refuse(sent[number], until=110.0, limit=limit, snapshot=None, now=100.1)
+        model.refuse(sent[number], Refusal(110.0, limit), 100.1)
     assert model.tokens.bucket.level_at(100.1) == pytest.approx(500, abs=100)
 
 
@@ -118,7 +118,7 @@ def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
     sent = [model.issue_permit("b", Cost(1, 9), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="requests", window=60.0, limit=600, used=600, requested=1)
     for number in order:
-        model.refuse(sent[number], until=101.0, limit=limit, snapshot=None, now=100.1)
+        model.refuse(sent[number], Refusal(101.0, limit), 100.1)
     assert model.requests.level_at(100.1) == pytest.approx(0, abs=1.5)
 
 
@@ -127,7 +127,7 @@ def test_headers_older_than_a_refusal_are_ignored() -> None:
     before = model.issue_permit("b", Cost(100, 900), 100.0)
     refused_one = model.issue_permit("b", Cost(100, 9_900), 100.02)
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
-    model.refuse(refused_one, until=110.0, limit=limit, snapshot=None, now=100.1)
+    model.refuse(refused_one, Refusal(110.0, limit), 100.1)
     gauge = LimitReading(limit=60_000, remaining=500, full_in=59.5)
     model.observe(before, LimitSnapshot(at=100.5, tokens=gauge), 100.5)
     assert model.tokens.bucket.level_at(100.5) == pytest.approx(900, abs=200)

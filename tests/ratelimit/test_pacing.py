@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nbcodex.errors import TooLargeError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.ratelimit.token_bucket import FOREIGN_TRUST_S
@@ -142,7 +143,7 @@ def test_refused_request_keeps_its_place() -> None:
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=550, requested=100)
-    cooldown = limiter.refuse(sent, until=105.0, limit=limit, snapshot=None, now=100.1)
+    cooldown = limiter.refuse(sent, Refusal(105.0, limit), 100.1)
     limiter.requeue(entries[0])
     assert cooldown == Cooldown(105.0, limit)
     assert all(isinstance(limiter.try_acquire(t, 104.9), Wait | Cooldown) for t in entries)
@@ -156,9 +157,9 @@ def test_refused_probe_leaves_the_cooldown_unchanged() -> None:
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
-    limiter.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
+    limiter.refuse(sent, Refusal(110.0, limit), 100.1)
     probe = limiter.probe(other, 102.0)
-    assert limiter.refuse(probe, until=140.0, limit=limit, snapshot=None, now=102.1).until == 110.0
+    assert limiter.refuse(probe, Refusal(140.0, limit), 102.1).until == 110.0
 
 
 def test_daily_limit_teaches_nothing_about_the_minute() -> None:
@@ -167,7 +168,7 @@ def test_daily_limit_teaches_nothing_about_the_minute() -> None:
     sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
-    limiter.refuse(sent, until=500.0, limit=limit, snapshot=None, now=100.1)
+    limiter.refuse(sent, Refusal(500.0, limit), 100.1)
     assert store.bucket().closed_until == 500.0
     assert not store.bucket().tokens.bucket.is_known
     assert not store.bucket().requests.is_known
@@ -186,7 +187,7 @@ def test_refused_request_is_not_charged() -> None:
     sent = limiter.try_acquire(second, 102.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=86_400.0, limit=200, used=200, requested=100)
-    limiter.refuse(sent, until=500.0, limit=limit, snapshot=None, now=102.0)
+    limiter.refuse(sent, Refusal(500.0, limit), 102.0)
     assert store.bucket().tokens.bucket.level_at(102.0) == pytest.approx(before)
 
 
@@ -286,7 +287,7 @@ def limiter_after(events: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, floa
                 limiter.release(sent, now + 1)
             case "refuse":
                 sent.is_probe = False
-                limiter.refuse(sent, until=now + 2, limit=limit, snapshot=snapshot, now=now + 1)
+                limiter.refuse(sent, Refusal(now + 2, limit, snapshot=snapshot), now + 1)
     return limiter, now + 100
 
 
@@ -334,7 +335,7 @@ def test_first_request_goes_when_the_cooldown_ends() -> None:
     sent = limiter.try_acquire(entries[1], 100.3)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
-    limiter.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
+    limiter.refuse(sent, Refusal(110.0, limit), 100.4)
     limiter.requeue(entries[1])
     assert isinstance(limiter.try_acquire(entries[1], 109.9), Wait | Cooldown)
     assert isinstance(limiter.try_acquire(entries[1], 110.0), Permit)
@@ -351,7 +352,7 @@ def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
     sent = first.try_acquire(entry, 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
-    first.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.4)
+    first.refuse(sent, Refusal(110.0, limit), 100.4)
     first.requeue(entry)
     first.heartbeat(108.0)
     assert isinstance(
@@ -366,7 +367,7 @@ def refused_without_figures(limiter: RateLimiter, at: float, count: int) -> None
     sent = [limiter.probe(entry, at) for entry in entries]
     for each in sent:
         each.is_probe = False
-        limiter.refuse(each, until=at + 10, limit=None, snapshot=None, now=at)
+        limiter.refuse(each, Refusal(at + 10), at)
 
 
 def let_in(limiter: RateLimiter, at: float, snapshot: LimitSnapshot | None = None) -> None:
@@ -415,7 +416,7 @@ def test_hidden_window_of_a_single_refusal_is_forgotten() -> None:
     odd = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
     odd.is_probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
-    limiter.refuse(odd, until=130.0, limit=limit, snapshot=None, now=110.0)
+    limiter.refuse(odd, Refusal(130.0, limit), 110.0)
     let_in(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
     for number in range(40):
         entry = limiter.enqueue(BUCKET, Cost(500, 500), lambda: None)
@@ -443,7 +444,7 @@ def test_single_refusal_without_figures_only_closes() -> None:
     entry = limiter.enqueue(BUCKET, Cost(10, 1000), lambda: None)
     sent = limiter.try_acquire(entry, 100.0)
     assert isinstance(sent, Permit)
-    limiter.refuse(sent, until=101.0, limit=Limit(), snapshot=None, now=100.1)
+    limiter.refuse(sent, Refusal(101.0, Limit()), 100.1)
     limiter.requeue(entry)
     assert isinstance(limiter.try_acquire(entry, 101.0), Permit)
     assert not store.bucket().tokens.bucket.is_known
@@ -545,7 +546,7 @@ def test_cooldown_that_another_kernel_ended_is_over_here() -> None:
     entry = first.enqueue("b", Cost(10, 90), lambda: None)
     refused = first.try_acquire(entry, 100.0)
     assert isinstance(refused, Permit)
-    first.refuse(refused, until=3700.0, limit=Limit(), snapshot=None, now=100.0)
+    first.refuse(refused, Refusal(3700.0, Limit()), 100.0)
     other = second.enqueue("b", Cost(10, 90), lambda: woken.append(True))
     assert isinstance(second.try_acquire(other, 101.0), Wait | Cooldown)
     second.heartbeat(102.0)
@@ -565,7 +566,7 @@ def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
     refused = first.try_acquire(first.enqueue("b", Cost(10, 90), lambda: None), 100.0)
     assert isinstance(refused, Permit)
-    first.refuse(refused, until=8_000.0, limit=Limit(), snapshot=None, now=100.0)
+    first.refuse(refused, Refusal(8_000.0, Limit()), 100.0)
     places = [second.enqueue("b", Cost(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
     answers = [second.try_acquire(place, 3_600.0, may_probe=True) for place in places]
     assert [type(h) for h in answers] == [Cooldown, Wait, Wait]
@@ -578,7 +579,7 @@ def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
         full = LimitSnapshot(at=3_601.0, tokens=LimitReading(limit=6_000, remaining=5_000))
         second.observe(probe, full, 3_601.0)
     else:
-        second.refuse(probe, until=8_000.0, limit=Limit(), snapshot=None, now=3_601.0)
+        second.refuse(probe, Refusal(8_000.0, Limit()), 3_601.0)
     assert {1, 2} <= woken
     answer = second.try_acquire(places[1], 3_601.0, may_probe=True)
     assert isinstance(answer, Permit if over else Cooldown)
@@ -610,7 +611,7 @@ def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
-    limiter.refuse(sent, until=110.0, limit=limit, snapshot=None, now=100.1)
+    limiter.refuse(sent, Refusal(110.0, limit), 100.1)
     assert {1, 2} <= set(woken)
     assert limiter.try_acquire(entries[2], 101.0) == Cooldown(110.0, limit)
 

@@ -17,7 +17,7 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
-from nbcodex.ratelimit.limit_model import UndeclaredLimit
+from nbcodex.ratelimit.limit_model import Refusal, UndeclaredLimit
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
 from nbcodex.ratelimit.stores import StoreError, UnreachableError, encode
@@ -163,7 +163,7 @@ def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wro
         # Each later exchange narrows the bounds, so they are read before each conversion.
         max_error = error_of(one.store._offset) + 1e-3
         until = one.now() + 30
-        one.limiter.refuse(given, until=until, limit=None, snapshot=None, now=one.now())
+        one.limiter.refuse(given, Refusal(until), one.now())
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
         assert held.until - other.now() > 29
@@ -321,7 +321,7 @@ def test_redis_holds_neither_names_nor_secrets(redis: RedisServer) -> None:
         given = limiter.try_acquire(entry, 1.0)
         assert isinstance(given, Permit)
         limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")
-        limiter.refuse(given, until=9.0, limit=limit, snapshot=None, now=2.0)
+        limiter.refuse(given, Refusal(9.0, limit), 2.0)
     keys = redis.ask("--raw", "KEYS", "*").split()
     kept = b"".join([*keys, *(redis.ask("--raw", "HGETALL", key.decode()) for key in keys)])
     assert b"tokens" in kept

@@ -6,6 +6,7 @@ import pytest
 
 from nbcodex.models import DAY, Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
 
@@ -40,7 +41,7 @@ def refused(limiter: RateLimiter, at: float, *, seconds: float, limit: int, wait
     answer = ask(limiter, at)
     assert isinstance(answer, Permit), answer
     figures = Limit(resource="requests", window=seconds, limit=limit, used=limit, requested=1)
-    limiter.refuse(answer, until=at + wait, limit=figures, snapshot=None, now=at)
+    limiter.refuse(answer, Refusal(at + wait, figures), at)
     limiter.release(answer, at)
 
 
@@ -112,7 +113,7 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
     answer = ask(limiter, 110.0)
     assert isinstance(answer, Permit)
     limit = Limit(resource="tokens", window=DAY, limit=1_000_000, used=999_900, requested=200)
-    limiter.refuse(answer, until=110.0, limit=limit, snapshot=None, now=110.0)
+    limiter.refuse(answer, Refusal(110.0, limit), 110.0)
     (window,) = bucket.undeclared
     window.bucket.level = 1_000.0
     answered = ask(limiter, 111.0)

@@ -24,6 +24,7 @@ from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
 from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
@@ -363,7 +364,7 @@ def test_continuing_does_not_wait_for_a_cooldown() -> None:
             (name,) = ledger.limit_states(now)
             sent = ledger.probe(ledger.enqueue(name, Cost(1, 1), lambda: None), now)
             sent.is_probe = False
-            ledger.refuse(sent, until=closed, limit=None, snapshot=None, now=now)
+            ledger.refuse(sent, Refusal(closed), now)
 
         kernel.limiter.post(close)
         await asyncio.wait([run.task])

@@ -16,6 +16,7 @@ from nbcodex.notebook.display.panel import PanelState, apply_event, status_line
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner, Services
@@ -186,7 +187,7 @@ def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any,
         sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
         assert isinstance(sent, Permit)
         day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
-        other.refuse(sent, until=now + 7200.0, limit=day, snapshot=None, now=now)
+        other.refuse(sent, Refusal(now + 7200.0, day), now)
         received: list[Event] = []
         request = Request(prompt="x", model=name)
         run = RequestRunner(
