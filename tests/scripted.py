@@ -94,9 +94,7 @@ class InstantJournal:
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
         self.written.append(("start_attempt", attempt))
 
-    async def record_wait(
-        self, id_: str, resume_at: float, limit: Any, *, notes: tuple[str, ...] = ()
-    ) -> None:
+    async def record_wait(self, id_: str, resume_at: float, *, notes: tuple[str, ...] = ()) -> None:
         self.written.append(("record_wait", resume_at))
 
     async def set_response_id(self, id_: str, response_id: str) -> None:

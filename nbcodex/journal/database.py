@@ -307,9 +307,6 @@ class JournalDatabase:
             _copy_entries(file, memory, f"owner = {memory.owner.id:d} AND status <> 'done'")
         for insert in filter(None, self._active.values()):
             insert(memory)
-        if self._active:
-            self._heartbeat_at = 0.0
-            self.ensure_heartbeat(memory)
 
     def _return_to_file(self) -> None:
         """Use the file again, if it can be used, and copy to it what was written in memory."""
@@ -393,7 +390,7 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
         # claimed it meanwhile; an answer counts all the same while there is none.
         updated = target.execute(
             """UPDATE entries SET status = :status, updated_at = :updated_at, attempts = :attempts,
-            resume_at = :resume_at, limits = :limits, error = :error, response_id = :response_id,
+            resume_at = :resume_at, error = :error, response_id = :response_id,
             sequence = :sequence, reply = :reply, text = :text, part = :part
             WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
             values,

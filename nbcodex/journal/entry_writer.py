@@ -16,7 +16,7 @@ from nbcodex.events import Ending
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import Limit, Reply, Request, StreamPosition
+from nbcodex.models import Reply, Request, StreamPosition
 from nbcodex.runtime.clock import Clock
 
 # A request that is sent within this time is inserted as it is sent: that it is new and that an
@@ -127,12 +127,12 @@ class EntryWriter:
             self._known_response_id = position.response_id
             await self._journal.set_response_id(self._request.id, position.response_id)
 
-    async def record_wait(self, until: float, limit: Limit | None) -> None:
+    async def record_wait(self, until: float) -> None:
         """Record that the request waits until `until`, an instant of the clock."""
         await self.wait_inserted()
         await self._update_if_durable()
         wall = self._clock.wall() + until - self._clock.now()
-        await self._journal.record_wait(self._request.id, wall, limit, notes=self._answer.notes)
+        await self._journal.record_wait(self._request.id, wall, notes=self._answer.notes)
 
     def update_soon(self) -> None:
         """Schedule a write of the text so far; at most one is scheduled at a time."""

@@ -21,7 +21,7 @@ from nbcodex.journal.owner import Connection
 from nbcodex.journal.reads import Entry, OtherKernels
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.journal.sqlite_worker import Level, SqliteWorker
-from nbcodex.models import DAY, Limit, Reply, Request, UsageTotals
+from nbcodex.models import DAY, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import JOURNAL_FILENAME
 
@@ -90,7 +90,7 @@ class Journal:
         # make a resumed request fetch an answer that was given up.
         change = self._update(
             id_,
-            """status = 'running', attempts = :attempt, resume_at = NULL, limits = NULL,
+            """status = 'running', attempts = :attempt, resume_at = NULL,
             response_id = CASE WHEN :continues THEN response_id END,
             sequence = CASE WHEN :continues THEN sequence END""",
             attempt=bounded_integer(attempt),
@@ -101,24 +101,17 @@ class Journal:
         await self._worker.run(change, level=Level.WRITE, default=None)
 
     async def record_wait(
-        self,
-        id_: str,
-        resume_at: float | None = None,
-        limit: Limit | None = None,
-        *,
-        notes: tuple[str, ...] = (),
+        self, id_: str, resume_at: float | None = None, *, notes: tuple[str, ...] = ()
     ) -> None:
-        """Note that the request waits until `resume_at` (seconds since the epoch) for `limit`.
+        """Note that the request waits until `resume_at` (seconds since the epoch).
 
         `notes` are for the reader of the answer. Does not wait for the commit.
         """
         # The reply holds notes only until the request ends: they outlive a crash during the wait.
         change = self._update(
             id_,
-            """status = 'waiting', resume_at = :resume_at, limits = :limit,
-            reply = coalesce(:reply, reply)""",
+            "status = 'waiting', resume_at = :resume_at, reply = coalesce(:reply, reply)",
             resume_at=finite_or_none(resume_at),
-            limit=encode(limit) if limit else None,
             reply=encode(Reply(id=id_, notes=notes)) if notes else None,
         )
         # Later calls see the change all the same, because the worker keeps the order.

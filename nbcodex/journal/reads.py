@@ -19,7 +19,6 @@ from nbcodex.models import (
     NO_USAGE,
     NOTE_POSSIBLY_PAID,
     NOTE_POSSIBLY_PAID_TWICE,
-    Limit,
     Origin,
     Reply,
     Request,
@@ -43,7 +42,6 @@ class Entry:
     # added_at, resume_at: seconds since the epoch.
     added_at: float = 0.0
     resume_at: float | None = None
-    limit: Limit | None = None  # the limit that it waits for
     error: str | None = None  # why there is no answer
     # The durable response at the server, and its last event that is in the text.
     stream_position: StreamPosition | None = None
@@ -251,7 +249,6 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
         abandoned=abandoned,
         added_at=row["added_at"],
         resume_at=row["resume_at"],
-        limit=_record(row["limits"], Limit),
         error=row["error"],
         stream_position=stream_position,
         batch_job=row["part"],

@@ -28,10 +28,10 @@ SCHEMA_VERSION = 6
 
 # In `entries`: `batch` and `item` are a map and the row's index in it, `part` is its batch job;
 # `listed` is set for the row that represents its map in a list; `place` is a turn's number in its
-# chapter, `begins` whether a new conversation starts with it. In `owners`: `space` is the pid
-# namespace, `start` the start of the process in ticks since boot; `beat_at` and `beat_now` are the
-# instant of the last heartbeat by the wall clock and by the boot clock. `book` shows entries with
-# their owners. The salt makes the keys useless outside of this file.
+# chapter, `begins` whether a new conversation starts with it; `limits` is not used. In `owners`:
+# `space` is the pid namespace, `start` the start of the process in ticks since boot; `beat_at` and
+# `beat_now` are the instant of the last heartbeat by the wall clock and by the boot clock. `book`
+# shows entries with their owners. The salt makes the keys useless outside of this file.
 SCHEMA = [
     """CREATE TABLE entries (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, status TEXT NOT NULL,

@@ -61,6 +61,9 @@ class Job:
     resolve: Callable[[Any, Exception | None], None]
 
 
+# A future, and its result or error.
+_Outcome = tuple[Any, Any, Exception | None]
+
 # Jobs in order; None stops the thread that reads this queue.
 JobQueue = queue.SimpleQueue[Job | None]
 
@@ -79,7 +82,7 @@ class SqliteWorker:
         self._thread: threading.Thread | None = None
         self._jobs: JobQueue = queue.SimpleQueue()
         self.fork_lock = threading.Lock()  # held by the thread while it is in SQLite
-        self._outcomes: dict[asyncio.AbstractEventLoop, list[tuple[Any, ...]]] = {}
+        self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
         self,
@@ -116,7 +119,7 @@ class SqliteWorker:
     ) -> ResultT | DefaultT:
         """Run `work` while the calling thread waits; needs no event loop."""
         future: Future[ResultT | DefaultT] = Future()
-        job = Job(work, level, default, lambda *outcome: _set_outcome(future, *outcome))
+        job = Job(work, level, default, lambda *outcome: _resolve([(future, *outcome)]))
         return future.result() if self._submit(job) else default
 
     def close(self) -> None:
@@ -165,7 +168,7 @@ class SqliteWorker:
                     outcomes, self._outcomes = self._outcomes, {}
                     for loop, of_loop in outcomes.items():
                         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                            loop.call_soon_threadsafe(_set_outcomes, of_loop)
+                            loop.call_soon_threadsafe(_resolve, of_loop)
                 if None in taken:
                     return self._database.disconnect()
                 wait = self._database.maintain()
@@ -203,19 +206,15 @@ def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
     return groups
 
 
-def _set_outcomes(outcomes: list[tuple[Any, ...]]) -> None:
-    for outcome in outcomes:
-        _set_outcome(*outcome)
-
-
-def _set_outcome(future: Any, result: Any, error: Exception | None) -> None:
-    """Resolve a future, of asyncio or of a thread, unless it was cancelled meanwhile."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+def _resolve(outcomes: list[_Outcome]) -> None:
+    """Resolve futures, of asyncio or of a thread, unless they were cancelled meanwhile."""
+    for future, result, error in outcomes:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 _workers: weakref.WeakSet[SqliteWorker] = weakref.WeakSet()

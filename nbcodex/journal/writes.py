@@ -87,7 +87,7 @@ def finish(
     connection.execute(
         """UPDATE entries SET status = :status, reply = :reply, error = :error,
         text = CASE WHEN :text = '' AND :status <> 'done' THEN text ELSE :text END,
-        attempts = :attempts, resume_at = :resume_at, limits = NULL, updated_at = :at
+        attempts = :attempts, resume_at = :resume_at, updated_at = :at
         WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
         {
             "id": storable(reply.id),

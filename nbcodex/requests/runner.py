@@ -379,7 +379,7 @@ class RequestRunner:
             return
         await self._entry.wait_inserted()
         self._emit(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=waited)
-        await self._entry.record_wait(wait.until, wait.limit)
+        await self._entry.record_wait(wait.until)
 
     async def _announce_attempt(self, **price: Any) -> None:
         """Commit that an attempt begins, then emit it."""
@@ -461,7 +461,7 @@ class RequestRunner:
             resume_at=resume_at,
             waited=self.state.waited,
         )
-        await self._entry.record_wait(resume_at, getattr(error, "limit", None))
+        await self._entry.record_wait(resume_at)
         # A limit closes the model to all requests, and `acquire` waits until it opens.
         if not (isinstance(error, LimitError) and self.state.reservation):
             await self._waiter.sleep_until(resume_at)

@@ -14,7 +14,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal import sqlite_worker
 from nbcodex.journal.codec import decode, encode, equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Limit, Origin, Reply, StreamPosition, Usage, UsageTotals
+from nbcodex.models import Origin, Reply, StreamPosition, Usage, UsageTotals
 
 from .conftest import ManualClock, added, request, run
 
@@ -89,14 +89,14 @@ def test_ending_without_text_leaves_the_stored_text(journal: Journal) -> None:
 
 
 def test_attempts_and_waits_are_listed(journal: Journal) -> None:
-    """`record_wait` says until when and for what; the next attempt ends the wait."""
-    asked, limit = added(journal), Limit(resource="tokens", window=60.0, limit=30_000.0)
-    run(journal.start_attempt(asked.id, 1), journal.record_wait(asked.id, 1.8e9, limit))
+    """`record_wait` says until when; the next attempt ends the wait."""
+    asked = added(journal)
+    run(journal.start_attempt(asked.id, 1), journal.record_wait(asked.id, 1.8e9))
     waiting = journal.find_entry(asked.id)
-    assert (waiting.status, waiting.resume_at, waiting.limit) == ("waiting", 1.8e9, limit)
+    assert (waiting.status, waiting.resume_at) == ("waiting", 1.8e9)
     run(journal.start_attempt(asked.id, 2))
     entry = journal.find_entry(asked.id)
-    assert (entry.status, entry.resume_at, entry.limit) == ("running", None, None)
+    assert (entry.status, entry.resume_at) == ("running", None)
     assert entry.reply.attempts == 2
 
 
