@@ -280,9 +280,9 @@ class LimitModel:
         elif self.round_trip < math.inf:
             elapsed += min(self.round_trip / 2, passed)
         if reading := snapshot.tokens:
-            self._observe_tokens(permit, reading, elapsed, now)
+            self._observe_reading(permit, "tokens", reading, elapsed, now)
         if reading := snapshot.requests:
-            self._observe_requests(permit, reading, elapsed, now)
+            self._observe_reading(permit, "requests", reading, elapsed, now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> tuple[float, ...]:
         """Apply the end of an answer; return the refund of each policy's projection."""
@@ -343,27 +343,23 @@ class LimitModel:
             permit.is_answered = True
             self.unanswered -= 1
 
-    def _observe_requests(
-        self, permit: Permit, reading: LimitReading, elapsed: float, now: float
+    def _observe_reading(
+        self, permit: Permit, resource: Resource, reading: LimitReading, elapsed: float, now: float
     ) -> None:
+        """Correct the buckets by what the server stated `elapsed` seconds after the permit."""
         limit, rate, remaining = figures_from_reading(reading)
-        self.undeclared.drop_declared("requests", limit)
-        bucket, taken_at = self.requests, permit.issued_at + elapsed
-        error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
-        learns_foreign = not self.is_headerless and bucket.has_limit(limit)
-        bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
-        bucket.set_limit(limit, rate, now=now, since=taken_at)
-
-    def _observe_tokens(
-        self, permit: Permit, reading: LimitReading, elapsed: float, now: float
-    ) -> None:
-        limit, rate, remaining = figures_from_reading(reading)
-        self.undeclared.drop_declared("tokens", limit)
+        self.undeclared.drop_declared(resource, limit)
         taken_at = permit.issued_at + elapsed
-        learns_foreign = not self.is_headerless and self.tokens.bucket.has_limit(limit)
-        self.tokens.observe(permit, remaining, elapsed, now, learns_foreign=learns_foreign)
-        self._set_token_limit(limit, rate, now=now, since=taken_at)
-        self.tokens.score_window(taken_at)
+        bucket = self.requests if resource == "requests" else self.tokens.bucket
+        learns_foreign = not self.is_headerless and bucket.has_limit(limit)
+        if resource == "requests":
+            error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
+            bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
+            bucket.set_limit(limit, rate, now=now, since=taken_at)
+        else:
+            self.tokens.observe(permit, remaining, elapsed, now, learns_foreign=learns_foreign)
+            self._set_token_limit(limit, rate, now=now, since=taken_at)
+            self.tokens.score_window(taken_at)
 
     def _set_token_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
         self.is_guessed = False
@@ -405,9 +401,7 @@ class LimitModel:
             self.newest_observed = permit.number
             if of_requests:
                 self.requests.undo(1, now)  # the server does not count a refused request
-                self._observe_requests(permit, figures.reading, elapsed, now)
-            else:
-                self._observe_tokens(permit, figures.reading, elapsed, now)
+            self._observe_reading(permit, figures.resource, figures.reading, elapsed, now)
         if figures.is_hidden:
             # At `until` the hidden window has room for the request; at present it holds less by the
             # refill until then. What the stated level exceeds that by is the floor.
