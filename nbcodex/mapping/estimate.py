@@ -86,7 +86,18 @@ def estimate(
         rows, distinct = _sample(data, requests)
         repeated, scale = (data.total or 0) - distinct, distinct / max(len(rows), 1)
     counted, base_url = _count(rows, requests, client, settings)
-    cost = _cost(counted, base_url)
+    sent = counted.rows - counted.answered - counted.equal - counted.refused
+    # Without any request there is no server whose prices could be unknown.
+    cost = 0.0 if pricing.provider_of(base_url) or not base_url else None
+    if sent > 0:
+        # From the mean row, since prices rise above a length of prompt that few rows reach.
+        mean = Usage(
+            input_tokens=counted.input_tokens // sent,
+            output_tokens=counted.output_tokens // sent,
+            service_tier=pricing.BATCH_TIER if counted.halved else None,
+        )
+        each = pricing.cost(mean, counted.model, base_url)
+        cost = None if each is None else each * sent * scale
     result = replace(
         counted,
         rows=counted.rows if data.total is None else data.total,
@@ -95,7 +106,7 @@ def estimate(
         refused=round(counted.refused * scale),
         input_tokens=round(counted.input_tokens * scale),
         output_tokens=round(counted.output_tokens * scale),
-        cost=None if cost is None else cost * scale,
+        cost=cost,
     )
     used = result.input_tokens + result.output_tokens
     # Parts of the budget that other kernels use are in the journal, which the loop reads.
@@ -145,21 +156,6 @@ def _count(
         halved=requests.origin.engine == "batch",
     )
     return counted, base_url
-
-
-def _cost(counted: Estimate, base_url: str) -> float | None:
-    sent = counted.rows - counted.answered - counted.equal - counted.refused
-    # Without any request there is no server whose prices could be unknown.
-    if sent <= 0:
-        return 0.0 if pricing.provider_of(base_url) or not base_url else None
-    # From the mean row, since prices rise above a length of prompt that only single rows reach.
-    mean = Usage(
-        input_tokens=counted.input_tokens // sent,
-        output_tokens=counted.output_tokens // sent,
-        service_tier=pricing.BATCH_TIER if counted.halved else None,
-    )
-    cost = pricing.cost(mean, counted.model, base_url)
-    return None if cost is None else cost * sent
 
 
 def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:

@@ -105,25 +105,21 @@ class SseDecoder:
                 value = value.removeprefix(b" ")
                 self._data.append(value)
                 self._data_bytes += len(value) + 1
-                self._check_size()
             elif name == b"event":
                 self._event = value.removeprefix(b" ")
         if rest:
             self._line_parts.append(rest)
             self._line_bytes += len(rest)
-            self._check_size()
-        return events
-
-    def flush(self) -> list[tuple[str, str]]:
-        """Return the event that the end of the stream left without its empty line, if any."""
-        return self.feed(b"\n\n") if self._line_parts or self._data else []
-
-    def _check_size(self) -> None:
         if self._data_bytes + self._line_bytes > MAX_BODY_BYTES:
             raise ServerError(
                 f"The server sent an event of more than {MAX_BODY_BYTES >> 20} MB.",
                 advice="The server or a gateway is broken; the request is retried automatically.",
             )
+        return events
+
+    def flush(self) -> list[tuple[str, str]]:
+        """Return the event that the end of the stream left without its empty line, if any."""
+        return self.feed(b"\n\n") if self._line_parts or self._data else []
 
 
 class AnswerStream:

@@ -51,25 +51,18 @@ class Batch:
     problems: list[dict[str, Any]] = field(default_factory=list)  # why it will fail as a whole
 
 
+@dataclass(slots=True, kw_only=True)
 class BatchService:
     """The files and batches of all keys."""
 
-    def __init__(
-        self,
-        *,
-        knobs: Callable[[], Knobs],  # the current settings
-        clock: Clock,
-        # Answers a line: its body, path and the name of the key give an HTTP status and a body.
-        answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]],
-        server_id: str,  # part of all ids
-    ) -> None:
-        self._knobs = knobs
-        self._clock = clock
-        self._answer_line = answer_line
-        self._server_id = server_id
-        self._files: dict[tuple[str, str], bytes] = {}  # by the name of the key, and id
-        self._file_numbers = itertools.count(1)
-        self._batches: dict[str, Batch] = {}
+    knobs: Callable[[], Knobs]  # returns the current settings
+    clock: Clock
+    # Answers a line: its body, path and the name of the key give an HTTP status and a body.
+    answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]]
+    server_id: str  # part of all ids
+    _files: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by name of the key, and id
+    _file_numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _batches: dict[str, Batch] = field(default_factory=dict)
 
     def serve(self, request: HttpRequest, route: Route, owner: str) -> dict[str, Any] | bytes:
         """Return the API's object, or the contents of a file."""
@@ -93,7 +86,7 @@ class BatchService:
                 if batch is None or batch.owner != owner:
                     raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
                 if method == "POST" and batch.status in _OPEN:
-                    self._end(batch, "cancelled", self._clock.now() - batch.at)
+                    self._end(batch, "cancelled", self.clock.now() - batch.at)
                 return self._as_object(batch)
 
     def _contents(self, id_: str, owner: str) -> bytes:
@@ -123,12 +116,12 @@ class BatchService:
 
     def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> dict[str, Any]:
         """Store a file, and return its object."""
-        id_ = f"file-{self._server_id}{next(self._file_numbers):06x}"
+        id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
         file = {
             "id": id_,
             "object": "file",
             "bytes": len(data),
-            "created_at": int(self._clock.wall()),
+            "created_at": int(self.clock.wall()),
             "filename": name,
             "purpose": purpose,
             "status": "processed",
@@ -144,7 +137,7 @@ class BatchService:
             )
         file_id = str(body.get("input_file_id"))
         requests, problems = parse_batch_file(self._contents(file_id, owner), endpoint)
-        max_requests = self._knobs().batch_queue
+        max_requests = self.knobs().batch_queue
         queued = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
         waiting = sum(len(batch.requests) for batch in queued) + len(requests)
         if not problems and max_requests is not None and waiting > max_requests:
@@ -153,14 +146,14 @@ class BatchService:
                 "Please try again once some in_progress batches have been completed."
             )
             problems = [_problem("token_limit_exceeded", message)]
-        id_ = f"batch_{self._server_id}{len(self._batches) + 1:06x}"
+        id_ = f"batch_{self.server_id}{len(self._batches) + 1:06x}"
         batch = self._batches[id_] = Batch(
             id=id_,
             owner=owner,
             endpoint=endpoint,
             input_file_id=file_id,
-            at=self._clock.now(),
-            created_at=self._clock.wall(),
+            at=self.clock.now(),
+            created_at=self.clock.wall(),
             metadata=dict(body.get("metadata") or {}),
             requests=requests,
             problems=problems,
@@ -169,7 +162,7 @@ class BatchService:
 
     def _advance(self, batch: Batch) -> None:
         """Bring an open batch up to the present time."""
-        elapsed, duration = self._clock.now() - batch.at, self._knobs().batch_seconds
+        elapsed, duration = self.clock.now() - batch.at, self.knobs().batch_seconds
         if batch.problems and elapsed >= duration / 10:
             batch.status, batch.duration = "failed", duration / 10
         elif elapsed >= min(duration, BATCH_LIFETIME_S):
@@ -181,7 +174,7 @@ class BatchService:
 
     def _end(self, batch: Batch, status: str, duration: float) -> None:
         """Answer what was reached within `duration` seconds, and write the result files."""
-        share = 1.0 if status == "completed" else duration / self._knobs().batch_seconds
+        share = 1.0 if status == "completed" else duration / self.knobs().batch_seconds
         answered = int(len(batch.requests) * min(1.0, share))
         succeeded: list[bytes] = []
         failed: list[bytes] = []
@@ -191,8 +184,8 @@ class BatchService:
             result |= {"response": None, "error": None}
             http_status = 0
             if number < answered:
-                http_status, body = self._answer_line(line["body"], batch.endpoint, batch.owner)
-                request_id = f"req_{self._server_id}"
+                http_status, body = self.answer_line(line["body"], batch.endpoint, batch.owner)
+                request_id = f"req_{self.server_id}"
                 response = {"status_code": http_status, "request_id": request_id, "body": body}
                 result["response"] = response
             else:

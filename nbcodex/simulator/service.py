@@ -274,14 +274,9 @@ class Simulator:
         record.response_id = route.id
         if route.endpoint == "cancel":
             stored.cancel()
-        elif route.query.get("stream") == "true":
-            return self._continue_stream(stored, route.query.get("starting_after", "-1"), record)
-        return self._json_response(stored.response_object(), record)
-
-    def _continue_stream(
-        self, stored: BackgroundResponse, after: str, record: RequestRecord
-    ) -> HttpResponse:
-        planned = stored.generation.planned
+        if route.endpoint == "cancel" or route.query.get("stream") != "true":
+            return self._json_response(stored.response_object(), record)
+        planned, after = stored.generation.planned, route.query.get("starting_after", "-1")
         if not planned.request.stream:
             raise ErrorResponse(400, "This response was not created with stream=true.")
         if not after.removeprefix("-").isdecimal():
