@@ -269,9 +269,7 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
 def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
     """Return the map whose id begins with `prefix`, ready to be executed again; None if none does.
 
-    A map of this process continues with its data, another one with its rows in the journal. With
-    `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
-    Raises an EntryError if several ids begin so, or nothing of the map is left to be done.
+    With `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
     """
     client, settings = current(), host.current.settings()
     maps = client.journal(settings).maps

@@ -364,9 +364,8 @@ class MapRun:
                 self.restore(row, entry.reply)
             else:
                 self._queue.append(row)
-        # Another kernel may have got answers.
-        has_new_answers = len(self._queue) < len(unanswered)
-        return has_new_answers or bool(self._queue) or not self._source_ended
+        # An unanswered row is queued, or another kernel has got its answer.
+        return bool(unanswered) or not self._source_ended
 
     def restore(self, row: RowState, reply: Reply) -> None:
         """Add a row from the journal: its answer, or that it has none yet."""

@@ -116,8 +116,7 @@ _active: dict[MapRunner, None] = {}
 def active_runners() -> list[MapRunner]:
     """Return the maps that are being executed in this process, oldest first."""
     client = current()
-    runners = [runner for runner in list(_active) if runner.run.client is client]
-    return [runner for runner in runners if not runner.ended.is_set()]
+    return [r for r in list(_active) if r.run.client is client and not r.ended.is_set()]
 
 
 def run_map(run: MapRun) -> Any:

@@ -160,8 +160,7 @@ class BatchUploader:
                 lost = EntryError(f"Row {id_} is done, or another kernel is working on it.")
                 ended.append(self._pending.failed(request, lost))
             elif reply := structured_output.reusable(request, inserted.answers.get(id_)):
-                now = self._clock.now()
-                ended.append(events.Finished(request_id=id_, at=now, reply=reply))
+                ended.append(events.Finished(request_id=id_, at=self._clock.now(), reply=reply))
             elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)
             else:

@@ -102,11 +102,7 @@ class BatchClient:
     async def create_batch(
         self, file: str, request: Request, *, metadata: Mapping[str, str]
     ) -> Batch:
-        """Create a batch from an uploaded file, whose lines are of one API and one model.
-
-        After a `TransientError` the batch may exist: look for its `metadata` with `find_batch`
-        before creating it again.
-        """
+        """Create a batch from an uploaded file; after a `TransientError`, look for it first."""
         path: Any = f"/v1{PATHS[self.api_for(request)]}"
         async with self._api_client.connected(request, self._settings) as (client, redactor):
             created = await client.batches.create(

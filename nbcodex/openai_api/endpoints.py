@@ -146,7 +146,6 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 
 
 def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
-    """Return the endpoint at a base URL, of any provider."""
     kind: Kind = provider_of(_without_slash(url)) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None

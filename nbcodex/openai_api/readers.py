@@ -281,14 +281,11 @@ def _read_content(value: object) -> tuple[str, str]:
 
 
 class ReasoningSplitter:
-    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``.
-
-    Tags can be split over chunks. Some chat templates open the tag in the prompt, so that only the
-    closing tag is in the text: then all text before it was reasoning, and `has_restarted` is true
-    until the next call. A tag within code or quotes is part of the answer.
-    """
+    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``."""
 
     def __init__(self) -> None:
+        # Some chat templates open the tag in the prompt, so that only the closing tag is in the
+        # text: then all text before it was reasoning, and this is true until the next call.
         self.has_restarted = False
         self._tail = ""  # held back: it may be the beginning of a tag
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
@@ -337,7 +334,7 @@ class ReasoningSplitter:
                 backticks = self._backticks + text.count("`", 0, at)
                 char_before = (self._last_char + text[:at])[-1:]
                 if backticks % 2 or char_before in ('"', "'"):
-                    continue
+                    continue  # a tag within code or quotes is part of the answer
                 self._is_undecided, self._may_be_unopened = True, False
                 answer, reasoning = self.feed(text[found.end() :])
                 self.has_restarted = True

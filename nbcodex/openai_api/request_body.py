@@ -363,7 +363,6 @@ def asks_for_images(params: Mapping[str, Any]) -> bool:
 
 
 def _messages(request: Request, api: DetectedApi) -> list[Body]:
-    """Return the earlier turns and the prompt."""
     messages: list[Body] = []
     for turn in request.turns:
         messages.append({"role": "user", "content": _parts(turn.prompt, turn.images, api)})

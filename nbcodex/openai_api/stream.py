@@ -182,11 +182,7 @@ class AnswerStream:
             raise AnswerFailedError(self._payload)
 
     async def events(self) -> AsyncGenerator[StreamEvent]:
-        """Yield deltas and positions until the answer is complete; then close the body.
-
-        Raises an AnswerFailedError if the server states that the answer failed, and an NbcodexError
-        or an exception of HTTP or of decoding if the stream breaks.
-        """
+        """Yield deltas and positions until the answer is complete; then close the body."""
         try:
             if not self._first:
                 await self.prefetch()

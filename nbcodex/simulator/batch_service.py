@@ -90,7 +90,6 @@ class BatchService:
                 return self._as_object(batch)
 
     def _contents(self, id_: str, owner: str) -> bytes:
-        """Return the contents of a file that the client uploaded or a batch produced."""
         if (owner, id_) not in self._files:
             raise ErrorResponse(404, f"No such File object: {id_}", param="id")
         return self._files[owner, id_]
@@ -115,7 +114,6 @@ class BatchService:
         return self._store_file(name, fields["file"], owner=owner, purpose="batch")
 
     def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> dict[str, Any]:
-        """Store a file, and return its object."""
         id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
         file = {
             "id": id_,
@@ -264,5 +262,4 @@ def parse_batch_file(
 
 
 def _problem(code: str, message: str, line: int | None = None) -> dict[str, Any]:
-    """Return the API's error object for a line, or for the whole file."""
     return {"code": code, "message": message, "param": None, "line": line}

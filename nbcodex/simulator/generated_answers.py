@@ -180,7 +180,6 @@ def _filler(length: int, rng: random.Random) -> list[str]:
 
 
 def _requested_fault(prompt: str) -> Fault | None:
-    """Return the fault that a directive of the prompt requests."""
     for name, value in _DIRECTIVE.findall(prompt):
         if name == "fault":
             try:

@@ -124,11 +124,9 @@ _FIELD_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault for one request; `Kind` describes the kinds.
+    """One fault for one request; `Kind` describes the kinds."""
 
-    An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
-    """
-
+    # An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
     kind: Kind
     after: int = 0  # number of text deltas before it; -1: before the first event of the stream
     # The wait that a 429 states (default 1.2), the delay, or the silence.

@@ -167,7 +167,6 @@ class _Connection:
             self._writer.write(data)
 
     async def _drop(self, drop: Dropped) -> None:
-        """Break the connection as `drop` prescribes."""
         if drop.reset:
             connection: socket.socket = self._writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -179,15 +178,12 @@ class _Connection:
 
 
 class SimulatorServer:
-    """Serves a simulator from its own daemon thread; port 0 selects a free one.
-
-    `Simulator.script` and `Simulator.log` may be used from other threads.
-    """
+    """Serves a simulator from its own daemon thread; port 0 selects a free one."""
 
     def __init__(
         self, simulator: Simulator | None = None, *, host: str = "127.0.0.1", port: int = 0
     ) -> None:
-        self.simulator = simulator or Simulator()
+        self.simulator = simulator or Simulator()  # any thread may use its `script` and `log`
         self.url = ""
         self._address = (host, port)
         self._thread: threading.Thread | None = None
