@@ -193,17 +193,14 @@ class PendingRows:
             attempts=1,
             answer=replace(result, usage=replace(result.usage, service_tier=BATCH_TIER)),
         )
-        parsed, failure = None, None
         try:
             judge(result)
             # Unlike a live request, a row is not asked for a second time.
             parsed = parse_final_answer(request.schema, result.text, asked="once")
         except AnswerError as error:
-            failure = error
             state.partial.add_note(error.note)
-        if result.refused and failure is None:
+            return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))
+        if result.refused:
             state.partial.add_note(NOTE_REFUSED)
-        reply = replace(state.reply("failed" if failure else "done"), parsed=parsed)
-        if failure is not None:
-            return Failed(request_id=request.id, at=now, error=failure, reply=reply)
+        reply = replace(state.reply("done"), parsed=parsed)
         return Finished(request_id=request.id, at=now, reply=reply)

@@ -60,8 +60,6 @@ class ResponsesReader(_Reader):
             self.is_closed = True
             return "", ""
         event = json_object(data)
-        if not self._durable:
-            return self._read(event, name)
         number = count_value(event, "sequence_number")
         last = self.position.sequence if self.position else None
         # A server that ignores `starting_after` repeats the events from the first one.

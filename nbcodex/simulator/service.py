@@ -115,13 +115,8 @@ class Simulator:
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Return the response to `request` as soon as its headers are known, or raise `Dropped`."""
-        record = RequestRecord(
-            number=len(self.log) + 1,
-            at=self.clock.now(),
-            method=request.method,
-            path=request.path,
-            host=request.headers.get("host", ""),
-        )
+        host = request.headers.get("host", "")
+        record = self._new_record(request.method, request.path, host=host)
         try:
             response = await self._respond(request, record)
         except ErrorResponse as failure:
@@ -163,6 +158,10 @@ class Simulator:
                 except ErrorResponse as failure:
                     headers = self._common_headers(record) | limit_headers(planned)
                     return failure.as_response(headers)
+
+    def _new_record(self, method: str, path: str, host: str = "", key: str = "") -> RequestRecord:
+        number, now = len(self.log) + 1, self.clock.now()
+        return RequestRecord(number=number, at=now, method=method, path=path, host=host, key=key)
 
     def _control(self, request: HttpRequest, route: Route) -> Any:
         """Execute a control command (``log``, ``script`` or ``knobs``), and return its result."""
@@ -295,14 +294,7 @@ class Simulator:
         self, body: dict[str, Any], path: str, owner: str
     ) -> tuple[int, dict[str, Any]]:
         """Answer a request of a batch, and record it in the log."""
-        record = RequestRecord(
-            number=len(self.log) + 1,
-            at=self.clock.now(),
-            method="BATCH",
-            path=path,
-            host="",
-            key=owner,
-        )
+        record = self._new_record("BATCH", path, key=owner)
         self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
         try:
