@@ -51,7 +51,7 @@ class Batch:
     problems: list[dict[str, Any]] = field(default_factory=list)  # why it will fail as a whole
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class BatchService:
     """The files and batches of all keys."""
 
