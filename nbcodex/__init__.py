@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from nbcodex.api import aask, ask
+    from nbcodex.api import aask, amap, ask, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.errors import NbcodexError
-    from nbcodex.mapping.map_api import amap, map  # noqa: A004 - it is nbcodex.map
     from nbcodex.models import Reply, Usage
     from nbcodex.notebook.monitor import monitor
 
@@ -28,9 +27,9 @@ _MODULES = {
     "Reply": "nbcodex.models",
     "Usage": "nbcodex.models",
     "aask": "nbcodex.api",
-    "amap": "nbcodex.mapping.map_api",
+    "amap": "nbcodex.api",
     "ask": "nbcodex.api",
-    "map": "nbcodex.mapping.map_api",
+    "map": "nbcodex.api",
     "monitor": "nbcodex.notebook.monitor",
 }
 
@@ -40,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nbcodex' has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
-    if extension and _MODULES[name] in {"nbcodex.api", "nbcodex.mapping.map_api"}:
+    if extension and _MODULES[name] == "nbcodex.api":
         # Without a cell before it, a call from Python still needs the notebook and its settings.
         extension.connect_host()
     return value

@@ -1,16 +1,25 @@
-"""`nbcodex.ask` and `nbcodex.aask`: one prompt, one answer, or the reason why there is none."""
+"""`nbcodex.ask` and `map`, with `aask` and `amap` for event loops: what Python code calls.
+
+A single prompt gets an answer, or raises the reason why there is none; a map sends one prompt for
+many rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.models import Api, Origin, Reply, Request
+from nbcodex.models import Api, Origin, Reply, Request, RequestOptions
 from nbcodex.requests.handle import reply_or_raise
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
+
+if TYPE_CHECKING:
+    from nbcodex.mapping.map_run import MapRun
+
+MAX_KEPT_RUNS = 8
 
 
 def ask(
@@ -122,3 +131,176 @@ def _build(prompt: str, settings: Settings, options: RequestOptions) -> Request:
     origin = Origin(notebook=host.current.notebook())
     request = build_request(prompt, settings, options, origin=origin)
     return request if request.thread is None else current().join(request, settings)[0]
+
+
+def map(  # noqa: A001 - it is nbcodex.map
+    template: str | Callable[[Any], object],
+    data: Any,
+    *,
+    limit: int | None = None,
+    dry_run: bool = False,
+    row_key: str | Callable[[Any], object] | None = None,
+    on_error: Literal["keep", "raise"] = "keep",
+    engine: Literal["live", "batch"] = "live",
+    confirm: bool | None = None,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: Api | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool | None = None,
+    schema: object = None,
+    images: Iterable[Any] | None = None,
+) -> Any:
+    """Send one prompt for each of many rows; return the answers as the same kind of data.
+
+    Rows share the rate limits with all other requests, and as many are sent at once as the limits
+    allow. Each one is kept in the journal: a map that runs again costs only what is missing. A row
+    is the same as an earlier one if its request (prompt, model, options) and its row key are equal.
+    Equal rows of one map are sent once.
+
+    Parameters
+    ----------
+    template : str or callable
+        ``"Translate {text} to {lang}"`` with column names; ``{}`` or ``{item}`` is the item
+        itself. Or a function of an item (for a frame: a dict of the row's columns) that returns a
+        prompt, or a dict of ``prompt`` and options for this row. It is called in this thread; for
+        some rows twice, since the cost of all is estimated first.
+    data : list, tuple, dict, pandas or polars frame or series, or iterator
+        The rows. An iterator is read only as far as rows can be started, and not kept.
+    limit : int or None
+        Use only the first rows.
+    dry_run : bool
+        Return an `Estimate` of tokens and cost, and send nothing. Reads an iterator to its end.
+    row_key : str, callable or None
+        Names rows in listings and errors: a column, or a function of an item. Rows with equal
+        requests but different keys are sent separately.
+    on_error : {"keep", "raise"}
+        Keep a row that fails as a false reply with its reason in `error`, or end the map and park
+        the rest. A parked row has not failed.
+    engine : {"live", "batch"}
+        Send each row now, or upload all to the provider's Batch API, at half the price and
+        answered within a day. A batch survives the kernel: run the map again, or
+        ``%codex resume ID``.
+    confirm : bool or None
+        True starts the map without asking, even above ``Codex.ask_above`` dollars or if the
+        template has no field.
+    model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
+        As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
+    reuse : bool or None
+        False sends all rows again, equal ones included.
+
+    Returns
+    -------
+    list, tuple, dict or frame
+        Replies in order; by key; or a copy of the frame with the columns ``answer``, ``finish``,
+        ``input_tokens``, ``output_tokens``, ``cost``, ``error``, ``id``, and with a schema
+        ``parsed`` and the schema's fields. A name that is taken gets a number, unless its column
+        is the result of the same map: that is filled again. For an iterator: an iterator of
+        replies, in order. With `dry_run`: an `Estimate`.
+
+    Raises
+    ------
+    ConfigurationError
+        If a column is missing, braces are a misspelt or unsupported field, an option is invalid,
+        or the cost cannot be confirmed; nothing was sent.
+    NbcodexError
+        If an error would meet every row (key, quota, model, budget), or with
+        ``on_error="raise"``.
+    Stopped
+        If the user pressed Stop: ``%codex resume ID`` continues, and ``nbcodex.map.last`` holds
+        what is finished.
+    CancelledError, ParkedError
+        If the user ended it with ``%codex cancel ID``, ``park ID`` or in the monitor.
+
+    Examples
+    --------
+    >>> frame = nbcodex.map("Sentiment of {text}, one word", frame, max_output=20)
+    >>> frame["answer"]
+    """
+    run = _prepare_map(locals())
+    if dry_run:
+        return run
+    from nbcodex.mapping import map_runner
+
+    return map_runner.run_map(run) if run.keeps_replies else map_runner.stream_map(run)
+
+
+async def amap(
+    template: str | Callable[[Any], object],
+    data: Any,
+    *,
+    limit: int | None = None,
+    dry_run: bool = False,
+    row_key: str | Callable[[Any], object] | None = None,
+    on_error: Literal["keep", "raise"] = "keep",
+    engine: Literal["live", "batch"] = "live",
+    confirm: bool | None = None,
+    model: str | None = None,
+    system: str | None = None,
+    max_output: int | None = None,
+    effort: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    patience: str | float | None = None,
+    api: Api | None = None,
+    api_base: str | None = None,
+    reuse: bool | None = None,
+    durable: bool | None = None,
+    schema: object = None,
+    images: Iterable[Any] | None = None,
+) -> Any:
+    """Do what `map` does, without blocking the caller's event loop.
+
+    For an iterator it returns an async iterator.
+
+    Examples
+    --------
+    >>> replies = await nbcodex.amap("Translate {} to French", ["cheese", "wine"])
+    >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
+    ...     print(reply)
+    """
+    run = _prepare_map(locals())
+    if dry_run:
+        return run
+    from nbcodex.mapping import map_runner
+
+    if run.keeps_replies:
+        return await map_runner.run_map_async(run)
+    return map_runner.stream_map_async(run)
+
+
+def _prepare_map(arguments: Mapping[str, Any]) -> Any:
+    """Return the map of some arguments, ready to be executed; an `Estimate` for a dry run."""
+    # Imported here: a single prompt needs nothing of maps.
+    from nbcodex.mapping.estimate import Estimate
+    from nbcodex.mapping.map_api import MapOptions, prepare_map
+
+    names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
+    own = {name: arguments[name] for name in names}
+    options = MapOptions(**own, request=RequestOptions.from_arguments(arguments))
+    run = prepare_map(arguments["template"], arguments["data"], options)
+    if not isinstance(run, Estimate):
+        keep_run(run)
+    return run
+
+
+def keep_run(run: MapRun) -> None:
+    """Make a run the latest one, shown by the calling cell."""
+    from nbcodex.mapping.map_api import LastMap, kept_runs
+
+    run.on_stats = host.current.watch()
+    map.last = LastMap(run)  # type: ignore[attr-defined]
+    kept_runs.pop(run.id, None)
+    kept_runs[run.id] = run
+    for id_ in list(kept_runs)[:-MAX_KEPT_RUNS]:
+        del kept_runs[id_]
+    # Several maps may be resumed in one go, of which `last` is only one.
+    map.recent = {kept.id: LastMap(kept) for kept in kept_runs.values()}  # type: ignore[attr-defined]
+
+
+map.last = None  # type: ignore[attr-defined]
+map.recent = {}  # type: ignore[attr-defined]

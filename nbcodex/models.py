@@ -37,7 +37,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Api = Literal["auto", "responses", "chat"]
 Status = Literal[
@@ -166,6 +166,31 @@ class Schema:
 
 # The names of this record's fields, and of those of Turn, Schema and Image, are part of the key by
 # which the journal recognizes equal requests: renaming one would disable the reuse of all answers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """What is given for one request, beside its prompt. None: as the settings say."""
+
+    model: str | None = None  # the model, or an alias of one
+    system: str | None = None  # instructions that precede the prompt
+    max_output: int | None = None  # upper bound on output tokens, reasoning included
+    effort: str | None = None  # reasoning effort, in the server's words
+    params: Mapping[str, Any] | None = None  # further parameters of the API
+    patience: str | float | None = None  # seconds, or a string such as ``10m``
+    api: str | None = None
+    api_base: str | None = None  # another server
+    reuse: bool | None = None  # whether the answer to an equal request in the journal is acceptable
+    durable: bool | None = None  # whether the server keeps the answer, to continue a broken stream
+    schema: object = None  # a type, or a JSON schema as a mapping
+    images: Iterable[Any] | None = None  # paths, bytes, matplotlib figures or PIL images
+    thread: str | None = None  # the conversation that the answer joins
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the options among the arguments of a function, such as its `locals()`."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in arguments.items() if name in names})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt, a model and options; immutable, so that a retry sends what was asked."""

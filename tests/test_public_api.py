@@ -15,7 +15,7 @@ import pytest
 
 import nbcodex
 from nbcodex import errors
-from nbcodex.requests.options import RequestOptions
+from nbcodex.models import RequestOptions
 
 PACKAGE = Path(nbcodex.__file__).parent
 

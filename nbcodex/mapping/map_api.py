@@ -1,4 +1,4 @@
-"""`nbcodex.map` and `nbcodex.amap`: one prompt for many rows, and resuming a map.
+"""Prepares maps: new ones, and those that are resumed, from this process or from the journal.
 
 Owns the last maps of this process. Everything that can be refused is refused before anything is
 sent.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from nbcodex import host
 from nbcodex.client import current
@@ -18,167 +18,26 @@ from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import ACTIVE_STATUSES
 from nbcodex.journal.reads import Entry
-from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BACKENDS, BatchBackend
 from nbcodex.mapping.estimate import Estimate, confirm_start, estimate
 from nbcodex.mapping.inputs import FrameInput, JournalInput, read_input
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
-from nbcodex.models import Api, Origin, Reply, Request
-from nbcodex.requests.options import RequestOptions
+from nbcodex.models import Origin, Reply, Request, RequestOptions
 
 # A resume waits so long for the rows that Stop left active.
 INACTIVE_TIMEOUT_S = 5.0
-# Maps whose data is kept after they stopped, so that they can be resumed.
-MAX_KEPT_RUNS = 8
 # Rows whose prompts are compared to recognise that a map runs again on its own result.
 RERUN_SAMPLE_ROWS = 5
 
-
-def map(  # noqa: A001 - it is nbcodex.map
-    template: str | Callable[[Any], object],
-    data: Any,
-    *,
-    limit: int | None = None,
-    dry_run: bool = False,
-    row_key: str | Callable[[Any], object] | None = None,
-    on_error: Literal["keep", "raise"] = "keep",
-    engine: Literal["live", "batch"] = "live",
-    confirm: bool | None = None,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: Api | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool | None = None,
-    schema: object = None,
-    images: Iterable[Any] | None = None,
-) -> Any:
-    """Send one prompt for each of many rows; return the answers as the same kind of data.
-
-    Rows share the rate limits with all other requests, and as many are sent at once as the limits
-    allow. Each one is kept in the journal: a map that runs again costs only what is missing. A row
-    is the same as an earlier one if its request (prompt, model, options) and its row key are equal.
-    Equal rows of one map are sent once.
-
-    Parameters
-    ----------
-    template : str or callable
-        ``"Translate {text} to {lang}"`` with column names; ``{}`` or ``{item}`` is the item
-        itself. Or a function of an item (for a frame: a dict of the row's columns) that returns a
-        prompt, or a dict of ``prompt`` and options for this row. It is called in this thread; for
-        some rows twice, since the cost of all is estimated first.
-    data : list, tuple, dict, pandas or polars frame or series, or iterator
-        The rows. An iterator is read only as far as rows can be started, and not kept.
-    limit : int or None
-        Use only the first rows.
-    dry_run : bool
-        Return an `Estimate` of tokens and cost, and send nothing. Reads an iterator to its end.
-    row_key : str, callable or None
-        Names rows in listings and errors: a column, or a function of an item. Rows with equal
-        requests but different keys are sent separately.
-    on_error : {"keep", "raise"}
-        Keep a row that fails as a false reply with its reason in `error`, or end the map and park
-        the rest. A parked row has not failed.
-    engine : {"live", "batch"}
-        Send each row now, or upload all to the provider's Batch API, at half the price and
-        answered within a day. A batch survives the kernel: run the map again, or
-        ``%codex resume ID``.
-    confirm : bool or None
-        True starts the map without asking, even above ``Codex.ask_above`` dollars or if the
-        template has no field.
-    model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
-        As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
-    reuse : bool or None
-        False sends all rows again, equal ones included.
-
-    Returns
-    -------
-    list, tuple, dict or frame
-        Replies in order; by key; or a copy of the frame with the columns ``answer``, ``finish``,
-        ``input_tokens``, ``output_tokens``, ``cost``, ``error``, ``id``, and with a schema
-        ``parsed`` and the schema's fields. A name that is taken gets a number, unless its column
-        is the result of the same map: that is filled again. For an iterator: an iterator of
-        replies, in order. With `dry_run`: an `Estimate`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a column is missing, braces are a misspelt or unsupported field, an option is invalid,
-        or the cost cannot be confirmed; nothing was sent.
-    NbcodexError
-        If an error would meet every row (key, quota, model, budget), or with
-        ``on_error="raise"``.
-    Stopped
-        If the user pressed Stop: ``%codex resume ID`` continues, and ``nbcodex.map.last`` holds
-        what is finished.
-    CancelledError, ParkedError
-        If the user ended it with ``%codex cancel ID``, ``park ID`` or in the monitor.
-
-    Examples
-    --------
-    >>> frame = nbcodex.map("Sentiment of {text}, one word", frame, max_output=20)
-    >>> frame["answer"]
-    """
-    request = RequestOptions.from_arguments(locals())
-    options = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, request)
-    run = prepare_map(template, data, options)
-    if isinstance(run, Estimate):
-        return run
-    return map_runner.run_map(run) if run.keeps_replies else map_runner.stream_map(run)
-
-
-async def amap(
-    template: str | Callable[[Any], object],
-    data: Any,
-    *,
-    limit: int | None = None,
-    dry_run: bool = False,
-    row_key: str | Callable[[Any], object] | None = None,
-    on_error: Literal["keep", "raise"] = "keep",
-    engine: Literal["live", "batch"] = "live",
-    confirm: bool | None = None,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: Api | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool | None = None,
-    schema: object = None,
-    images: Iterable[Any] | None = None,
-) -> Any:
-    """Do what `map` does, without blocking the caller's event loop.
-
-    For an iterator it returns an async iterator.
-
-    Examples
-    --------
-    >>> replies = await nbcodex.amap("Translate {} to French", ["cheese", "wine"])
-    >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
-    ...     print(reply)
-    """
-    request = RequestOptions.from_arguments(locals())
-    options = MapOptions(limit, dry_run, row_key, on_error, engine, confirm, request)
-    run = prepare_map(template, data, options)
-    if isinstance(run, Estimate):
-        return run
-    if run.keeps_replies:
-        return await map_runner.run_map_async(run)
-    return map_runner.stream_map_async(run)
+# The last maps of this process, by id. Their data is kept, so that they can be resumed.
+kept_runs: dict[str, MapRun] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """The options of a map, see `map`; `request` holds those that it shares with `nbcodex.ask`."""
+    """The options of `nbcodex.map`; `request` holds those that it shares with `nbcodex.ask`."""
 
     limit: int | None = None
     dry_run: bool = False
@@ -232,7 +91,7 @@ def prepare_map(
     if options.confirm is not True:
         confirm_start(inputs, requests, client, settings, host.current.confirm)
     backend = BACKENDS[options.engine](client, settings, map_id=map_id)
-    run = MapRun(
+    return MapRun(
         inputs,
         requests,
         backend,
@@ -241,8 +100,6 @@ def prepare_map(
         settings=settings,
         on_error=options.on_error,
     )
-    _keep(run)
-    return run
 
 
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
@@ -258,7 +115,7 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
 
     for row, row_id in inputs.previous_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
-            run = _kept_runs.get(row_id.partition("-")[0])
+            run = kept_runs.get(row_id.partition("-")[0])
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
             if question(earlier) == question(requests.request(row)):
@@ -273,11 +130,11 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
     """
     client, settings = current(), host.current.settings()
     maps = client.journal(settings).maps
-    kept = [id_ for id_ in _kept_runs if id_.startswith(prefix)] if prefix else []
+    kept = [id_ for id_ in kept_runs if id_.startswith(prefix)] if prefix else []
     map_id = kept[0] if len(kept) == 1 else maps.find_id(prefix)
     if map_id is None:
         return None
-    run = _kept_runs.get(map_id)
+    run = kept_runs.get(map_id)
     # After Stop, rows may need some more seconds to end; a resume would send them a second time.
     is_active = any(runner.run.id == map_id for runner in active_runners())
     if is_active or (run is not None and not run.wait_inactive(timeout=INACTIVE_TIMEOUT_S)):
@@ -303,7 +160,6 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
         raise EntryError(
             f"Nothing of the map {map_id} is left to be done.", advice=describe_unknown_rows(run)
         )
-    _keep(run)
     return run
 
 
@@ -391,22 +247,3 @@ class LastMap(Sequence[Reply]):
             f"{len(self.parked):,} parked" if self.parked else "",
         ]
         return f"<map {self.id}: {', '.join(filter(None, parts))}>"
-
-
-_kept_runs: dict[str, MapRun] = {}
-
-
-def _keep(run: MapRun) -> None:
-    """Make a run the latest one, with the display of the calling cell."""
-    run.on_stats = host.current.watch()
-    map.last = LastMap(run)  # type: ignore[attr-defined]
-    _kept_runs.pop(run.id, None)
-    _kept_runs[run.id] = run
-    for id_ in list(_kept_runs)[:-MAX_KEPT_RUNS]:
-        del _kept_runs[id_]
-    # Several maps may be resumed in one go, of which `last` is only one.
-    map.recent = {kept.id: LastMap(kept) for kept in _kept_runs.values()}  # type: ignore[attr-defined]
-
-
-map.last = None  # type: ignore[attr-defined]
-map.recent = {}  # type: ignore[attr-defined]

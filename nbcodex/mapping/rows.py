@@ -15,8 +15,8 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.mapping.inputs import InputData, Row
-from nbcodex.models import DAY, Origin, Request, Schema
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.models import DAY, Origin, Request, RequestOptions, Schema
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
 

@@ -19,12 +19,12 @@ from typing import Any, NoReturn, get_args
 from IPython.core.error import UsageError
 
 from nbcodex.errors import ConfigurationError, did_you_mean, shorten
-from nbcodex.models import Api
+from nbcodex.models import Api, RequestOptions
 from nbcodex.notebook.variables import fill
 from nbcodex.openai_api import request_body
 from nbcodex.openai_api.endpoints import parse_base_url
 from nbcodex.rendering.formats import INSTRUCTIONS, Format
-from nbcodex.requests.options import RequestOptions, check_thread_name
+from nbcodex.requests.options import check_thread_name
 from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from nbcodex.api import keep_run
 from nbcodex.errors import EntryError, NbcodexError, render, shorten
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
@@ -60,6 +61,7 @@ def _run(session: Session, run: MapRun) -> None:
     """Run a map below the cell and assign its variable; if it stops, with what there is."""
     # A map over an iterator keeps no replies itself, because there may be any number of them.
     replies: list[Any] = []
+    keep_run(run)
     run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:
         if run.keeps_replies:

@@ -1,8 +1,6 @@
-"""The options of a request: given by a user, checked, and completed from the settings.
+"""Makes a request of a prompt and options: checked, and completed from the settings.
 
-Owns `RequestOptions`, the one object in which options travel, and the conversion of images. A new
-option is a field here and of `models.Request`, a parameter where users give it, and its use in the
-request's body.
+Owns the conversion of images.
 """
 
 from __future__ import annotations
@@ -10,12 +8,12 @@ from __future__ import annotations
 import io
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self, cast, get_args
+from typing import Any, get_args
 
 from nbcodex.errors import ConfigurationError, shorten
-from nbcodex.models import Api, Image, Origin, Request, Turn
+from nbcodex.models import Api, Image, Origin, Request, RequestOptions, Turn
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings, parse_duration
 
@@ -26,35 +24,10 @@ _FIGURE_METHODS, _PIL_METHODS = ("savefig", "add_subplot"), ("save", "tobytes", 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}  # those of Pillow that PNG can hold
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestOptions:
-    """What is given for one request, beside its prompt. None: as the settings say."""
-
-    model: str | None = None  # the model, or an alias of one
-    system: str | None = None  # instructions that precede the prompt
-    max_output: int | None = None  # upper bound on output tokens, reasoning included
-    effort: str | None = None  # reasoning effort, in the server's words
-    params: Mapping[str, Any] | None = None  # further parameters of the API
-    patience: str | float | None = None  # seconds, or a string such as ``10m``
-    api: str | None = None
-    api_base: str | None = None  # another server
-    reuse: bool | None = None  # whether the answer to an equal request in the journal is acceptable
-    durable: bool | None = None  # whether the server keeps the answer, to continue a broken stream
-    schema: object = None  # a type, or a JSON schema as a mapping
-    images: Iterable[Any] | None = None  # anything that `to_image` accepts
-    thread: str | None = None  # the conversation that the answer joins
-
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """Return the options among the arguments of a function, such as its `locals()`."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in arguments.items() if name in names})
-
-
 def build_request(
     prompt: str,
     settings: Settings,
-    options: RequestOptions = RequestOptions(),
+    options: RequestOptions | None = None,
     *,
     origin: Origin | None = None,
     turns: Iterable[Turn] = (),
@@ -62,6 +35,7 @@ def build_request(
     """Return the request of a prompt and its options, or raise a ConfigurationError."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
+    options = options or RequestOptions()
     _check_types(options)
     api = options.api or settings.api
     if api not in get_args(Api):
@@ -70,27 +44,23 @@ def build_request(
         )
     if options.thread is not None:
         check_thread_name(options.thread)
+    names = [field.name for field in fields(RequestOptions)]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     # An alias is resolved here, once, so that the journal and the limits know the real model.
     model = options.model or settings.model
-    patience = settings.patience if options.patience is None else parse_duration(options.patience)
-    return Request(
-        prompt=prompt,
-        model=settings.aliases.get(model, model) if model else None,
-        system=options.system,
-        images=tuple(map(to_image, () if options.images is None else options.images)),
-        turns=tuple(turns),
-        thread=options.thread,
-        schema=structured_output.to_schema(options.schema),
-        max_output=options.max_output,
-        effort=options.effort,
-        params=dict(options.params or {}),
-        api=cast(Api, api),
-        api_base=options.api_base,
-        patience=patience,
-        reuse=settings.reuse if options.reuse is None else options.reuse,
-        durable=bool(options.durable),
-        origin=origin or Origin(),
-    )
+    converted: dict[str, Any] = {
+        "model": settings.aliases.get(model, model) if model else None,
+        "images": tuple(map(to_image, () if options.images is None else options.images)),
+        "schema": structured_output.to_schema(options.schema),
+        "params": dict(options.params or {}),
+        "api": api,
+        "patience": settings.patience
+        if options.patience is None
+        else parse_duration(options.patience),
+        "reuse": settings.reuse if options.reuse is None else options.reuse,
+        "origin": origin or Origin(),
+    }
+    return Request(prompt=prompt, turns=tuple(turns), **{**given, **converted})
 
 
 def check_thread_name(name: str) -> None:
@@ -104,9 +74,9 @@ def check_thread_name(name: str) -> None:
 
 def _check_types(options: RequestOptions) -> None:
     """Raise a ConfigurationError where an option has the wrong type: users pass anything."""
-    for name in ("model", "system", "effort", "api", "api_base", "thread"):
-        value = getattr(options, name)
-        if not isinstance(value, str | None):
+    for field in fields(RequestOptions):
+        name, value = field.name, getattr(options, field.name)
+        if field.type == "str | None" and not isinstance(value, str | None):
             raise ConfigurationError(f"{name} must be a string, not {type(value).__name__}.")
     bound: object = options.max_output
     is_number = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1

@@ -41,7 +41,8 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
     os.environ.update(environ)
     from nbcodex.client import current
     from nbcodex.events import Finished
-    from nbcodex.requests.options import RequestOptions, build_request
+    from nbcodex.models import RequestOptions
+    from nbcodex.requests.options import build_request
     from nbcodex.settings import Settings
 
     settings = Settings.read()

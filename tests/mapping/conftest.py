@@ -35,7 +35,7 @@ class SimulatedClient:
         from nbcodex.mapping import map_api
 
         self.client.close()
-        map_api._kept_runs.clear()
+        map_api.kept_runs.clear()
         self.client = client._current = Client(transport=SimulatorTransport(self.simulator))
 
 

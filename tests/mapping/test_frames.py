@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 import nbcodex
-from nbcodex import host
+from nbcodex import api, host
 from nbcodex.errors import BudgetError, ConfigurationError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_api import resume_map
@@ -213,6 +213,7 @@ def test_schema_fields_are_columns_of_one_type_after_a_resume(
         simulated.restart_process()
     run = resume_map(last().id)
     assert run is not None
+    api.keep_run(run)
     result = map_runner.run_map(run)
     assert isinstance(result, kind)
     assert {*result["label"]} == {"simulated"}

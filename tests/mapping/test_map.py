@@ -34,9 +34,8 @@ from nbcodex.mapping.estimate import Estimate, estimate
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.rows import RowRequests
-from nbcodex.models import Origin, Request
+from nbcodex.models import Origin, Request, RequestOptions
 from nbcodex.notebook import map_cells
-from nbcodex.requests.options import RequestOptions
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
@@ -427,7 +426,7 @@ def test_resume_uses_answers_that_another_kernel_got(
     assert journal.maps.summary(here.id).counts.total() == 100
     with monkeypatch.context() as patch:
         patch.setattr("nbcodex.client._current", other)
-        patch.setattr(map_api, "_kept_runs", {})
+        patch.setattr(map_api, "kept_runs", {})
         other_run = resume_map(here.id)
         assert other_run is not None
         map_runner.run_map(other_run)

@@ -19,8 +19,7 @@ from nbcodex.mapping.backends import (
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_run import MapRun, RowState
 from nbcodex.mapping.rows import RowRequests
-from nbcodex.models import MapStats, Origin, Reply, Request
-from nbcodex.requests.options import RequestOptions
+from nbcodex.models import MapStats, Origin, Reply, Request, RequestOptions
 from nbcodex.settings import Settings
 
 from .conftest import SimulatedClient

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbcodex.errors import ConfigurationError
+from nbcodex.models import RequestOptions
 from nbcodex.notebook.variables import MAX_TABLE_CHARS, MAX_TABLE_COLUMNS, MAX_TABLE_ROWS, fill
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
 from tests.simulator_transport import SimulatorTransport

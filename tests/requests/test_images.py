@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.models import Image
+from nbcodex.models import Image, RequestOptions
 from nbcodex.requests import options
-from nbcodex.requests.options import RequestOptions, build_request, to_image
+from nbcodex.requests.options import build_request, to_image
 from nbcodex.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8

@@ -9,8 +9,8 @@ import pytest
 
 from nbcodex.client import Client
 from nbcodex.events import Finished
-from nbcodex.models import MINUTE, Request
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.models import MINUTE, Request, RequestOptions
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
 from tests.servers.load_generator import LoadTest, warm_up
 from tests.servers.mock import ANSWER, KEY, MODEL, TOKENS_PER_MINUTE, Mock, mocked

@@ -21,9 +21,9 @@ import nbcodex
 from nbcodex import client
 from nbcodex.client import Client
 from nbcodex.events import BackingOff, Delta, Event, Finished, Restarted
-from nbcodex.models import Reply, Request
+from nbcodex.models import Reply, Request, RequestOptions
 from nbcodex.requests.handle import reply_or_raise
-from nbcodex.requests.options import RequestOptions, build_request
+from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
 from tests.servers.load_generator import LoadTest, LoadTestResult, warm_up
 from tests.servers.lookalike import AGAIN_IN, MODEL
