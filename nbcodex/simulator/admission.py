@@ -97,7 +97,7 @@ def admit_request(planned: PlannedRequest) -> Charge:
     try:
         raise_scripted_failure(planned, cost=charge.tokens)
         _check_length(planned)
-    except (ErrorResponse, Dropped):
+    except (ErrorResponse, Dropped):  # these count towards the request limit, too
         planned.account.charge_request(planned.record.at)
         raise
     refusal = planned.account.charge_or_refuse(charge.tokens, planned.record.at)

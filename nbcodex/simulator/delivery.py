@@ -7,7 +7,7 @@ of other requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,31 +94,26 @@ async def deliver(
     async with aclosing(events):
         async for event in events:
             if fault is not None and fault.applies_before(event.role, deltas):
-                if fault.kind == "truncated":
-                    return
-                async for data in _disturb(fault, event, clock):
-                    yield data
+                match fault.kind:
+                    case "truncated":
+                        return
+                    case "dropped":
+                        raise Dropped(reset=True)
+                    case "cut":
+                        raise Dropped(event.data[: len(event.data) // 2])
+                    case "malformed":
+                        yield b'data: {"type": "response.output_text.delta", "delta": "unfin\n\n'
+                    case "stalled":
+                        await _stall(fault, clock)
+                    case "huge_line":
+                        yield b'data: {"type": "response.output_text.delta", "choices": [], '
+                        yield b'"delta": "'
+                        for _ in range(fault.size // CHUNK_BYTES):
+                            yield b"x" * CHUNK_BYTES
+                        yield b"x" * (fault.size % CHUNK_BYTES) + b'"}\n\n'
                 fault = None
             deltas += event.role == "delta"
             yield event.data
-
-
-async def _disturb(fault: Fault, event: StreamEvent, clock: Clock) -> AsyncIterator[bytes]:
-    """Do to a stream what `fault` prescribes before `event`."""
-    match fault.kind:
-        case "dropped":
-            raise Dropped(reset=True)
-        case "cut":
-            raise Dropped(event.data[: len(event.data) // 2])
-        case "malformed":
-            yield b'data: {"type": "response.output_text.delta", "delta": "unfin\n\n'
-        case "stalled":
-            await _stall(fault, clock)
-        case "huge_line":
-            yield b'data: {"type": "response.output_text.delta", "choices": [], "delta": "'
-            for _ in range(fault.size // CHUNK_BYTES):
-                yield b"x" * CHUNK_BYTES
-            yield b"x" * (fault.size % CHUNK_BYTES) + b'"}\n\n'
 
 
 async def _stall(fault: Fault, clock: Clock) -> None:

@@ -168,6 +168,7 @@ class Simulator:
         try:
             if route.id == "log":
                 return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
+            # A list of faults, or an object of settings.
             data = json.loads(request.body)
             if route.id == "script":
                 self.script([parse_fault(fault) for fault in data])
