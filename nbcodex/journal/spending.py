@@ -67,7 +67,7 @@ def read_spending(connection: Connection, *, today: str) -> Spending:
     )
 
 
-def _total(connection: Connection, query: str, *parameters: str) -> SpendAmount:
+def _total(connection: Connection, query: str, *parameters: str | None) -> SpendAmount:
     # SQLite's `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
     tokens, dollars = connection.execute(query, parameters).fetchone()
     return SpendAmount(tokens=int(tokens), dollars=dollars)
@@ -81,13 +81,12 @@ def reserve(connection: Connection, id_: str | None, amount: SpendAmount) -> Non
     )
 
 
-def release(connection: Connection, id_: str | None) -> SpendAmount | None:
+def release(connection: Connection, id_: str | None) -> SpendAmount:
     """Release what is reserved for a request; return it."""
-    row = connection.execute("SELECT tokens, dollars FROM asides WHERE id = ?", (id_,)).fetchone()
-    if row is None:
-        return None
+    query = "SELECT total(tokens), total(dollars) FROM asides WHERE id = ?"
+    reserved = _total(connection, query, id_)
     connection.execute("DELETE FROM asides WHERE id = ?", (id_,))
-    return SpendAmount(tokens=row[0], dollars=row[1])
+    return reserved
 
 
 def release_for_dead_kernels(connection: Connection) -> None:

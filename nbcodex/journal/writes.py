@@ -109,7 +109,7 @@ def finish(
 
 def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount | None) -> None:
     """Release what is reserved for a request, and count what it used: perhaps only `assumed`."""
-    reserved = spending.release(connection, storable(reply.id)) or SpendAmount()
+    reserved = spending.release(connection, storable(reply.id))
     if reply.attempts and not (reply.simulated or reply.reused):
         amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
         today = date.fromtimestamp(connection.clock.wall()).isoformat()

@@ -33,6 +33,7 @@ PICTURE_SIZE, SQUARE_SIZE = 96, 12
 # average, as `plan_answer` assumes for the input.
 _TOKENS = re.compile(r"[ \n]?\S{1,5}|\s")
 _DIRECTIVE = re.compile(r"\[\[(tokens|fault)=([^\]]*)\]\]")
+_LENGTH = re.compile(r"\[\[tokens=(\d+)\]\]")
 _ECHO = re.compile(r"\[\[echo: ?(.*)\]\]", re.DOTALL)
 _WORD = re.compile(r"[^\W_]{1,24}")
 _SENTENCES = """ A limit counts tokens and requests apart, and either can run out first.
@@ -152,13 +153,10 @@ def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
         used=rng.randrange(20_000, 30_000),
         requested=rng.randrange(10_000, 20_000),
     )
-    lengths = [
-        int(v) for name, v in _DIRECTIVE.findall(prompt) if name == "tokens" if v.isdecimal()
-    ]
-    if not lengths:
-        return (*tokenize(text), *_filler(1, rng))
-    length = lengths[0]
     tokens = tokenize(text)
+    if (requested := _LENGTH.search(prompt)) is None:
+        return (*tokens, *_filler(1, rng))
+    length = int(requested[1])
     if len(tokens) > length:
         tokens = tokenize(f"{SIMULATED_NOTICE}\n")
     tokens += tuple(_filler(length - len(tokens), rng))
