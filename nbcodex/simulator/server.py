@@ -86,7 +86,14 @@ class _Connection:
                     self._send(h11.EndOfMessage())
                     await self._writer.drain()
             except Dropped as drop:
-                await self._drop(drop)
+                if drop.reset:
+                    connection: socket.socket = self._writer.get_extra_info("socket")
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                    self._writer.transport.abort()
+                elif drop.partial:
+                    # The header states twice the length: the connection ends within the chunk.
+                    self._writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
+                    await self._writer.drain()
             except h11.LocalProtocolError:
                 # The client asked to close the connection after this response.
                 pass
@@ -165,16 +172,6 @@ class _Connection:
         data = self._http.send(event)
         if data:
             self._writer.write(data)
-
-    async def _drop(self, drop: Dropped) -> None:
-        if drop.reset:
-            connection: socket.socket = self._writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            self._writer.transport.abort()
-        elif drop.partial:
-            # The chunk header states twice the length, so the connection ends within the chunk.
-            self._writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
-            await self._writer.drain()
 
 
 class SimulatorServer:
