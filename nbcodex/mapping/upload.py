@@ -94,14 +94,13 @@ class BatchUploader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pending.wait_shielded()
-        left = [row.request for row in self._pending.rows.values()]
         uploaded = {id_ for part in self._uploaded.values() if part for id_ in part.requests}
-        ids = [request.id for request in left]
-        await self._jobs.park_rows(self._uploaded, ids, map_id=self._map_id)
-        for request in left:
-            attempts, state = (1, "still") if request.id in uploaded else (0, "not yet")
+        left = dict(self._pending.rows)
+        await self._jobs.park_rows(self._uploaded, left, map_id=self._map_id)
+        for id_, row in left.items():
+            attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
-            self._pending.drop(self._pending.parked(request, why, attempts=attempts))
+            self._pending.drop(self._pending.parked(row.request, why, attempts=attempts))
 
     @property
     def stage(self) -> str:

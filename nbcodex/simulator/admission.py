@@ -216,8 +216,7 @@ def stream_error_text(planned: PlannedRequest, cost: int) -> str:
     if planned.fault is None:
         return SERVER_ERROR
     fault = replace(planned.fault, kind="tokens_per_minute")
-    refusal = _scripted_refusal(fault, planned.knobs, cost)
-    return _limit_text(refusal, planned)
+    return _limit_text(_scripted_refusal(fault, planned.knobs, cost), planned)
 
 
 def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
