@@ -65,10 +65,7 @@ def encode(record: Any) -> str:
 
 
 def decode(text: str) -> Any:
-    """Return the record that `encode` turned into `text`, without fields that are unknown here.
-
-    Raises ValueError or TypeError if the text is damaged.
-    """
+    """Return the record that `encode` turned into `text`; ValueError or TypeError if damaged."""
     return json.loads(text, object_hook=_restore)
 
 
@@ -105,6 +102,7 @@ def _restore(found: dict[str, Any]) -> Any:
         renamed.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
     }
+    # A later version may have written fields that are unknown here.
     return kind(**{name: value for name, value in values.items() if name in known})
 
 
@@ -115,10 +113,7 @@ _NOT_IN_KEY = frozenset(
 
 
 def equality_key(request: Request, *, base_url: str) -> bytes:
-    """Return 32 bytes that are equal for equal requests to one server only.
-
-    Hashing large images takes milliseconds.
-    """
+    """Return 32 bytes that are equal for equal requests to one server only."""
     # All fields count unless excluded, so one that a later version adds counts by itself.
     asked = {
         field.name: getattr(request, field.name)
@@ -126,7 +121,7 @@ def equality_key(request: Request, *, base_url: str) -> bytes:
         if field.name not in _NOT_IN_KEY
     }
     where = [base_url.rstrip("/"), request.model, request.api]
-    # The empty lists are part of the keys in files that exist.
+    # The empty lists are part of the keys in files that exist. Large images take milliseconds.
     return hashlib.sha256(json.dumps(_plain([where, asked, [], []])).encode("ascii")).digest()
 
 

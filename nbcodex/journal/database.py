@@ -83,6 +83,7 @@ class JournalDatabase:
         self._inode: tuple[int, int] | None = None
         self._synchronous = Level.READ
         self._retry_at: float | None = None
+        # What gets heartbeats; and how an entry is inserted again where the file cannot be read.
         self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0
         self._is_expiring = False
@@ -185,10 +186,7 @@ class JournalDatabase:
     # Heartbeats and retention.
 
     def activate(self, connection: Connection, id_: str, insert: Insertion | None = None) -> None:
-        """Send heartbeats for an entry, a map or a batch job until `deactivate`.
-
-        With `insert` the entry can be written again where the file cannot even be read.
-        """
+        """Send heartbeats for an entry, a map or a batch job until `deactivate`."""
         self._active[id_] = insert
         self.ensure_heartbeat(connection)
 

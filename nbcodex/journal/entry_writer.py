@@ -39,11 +39,7 @@ class AnswerState(Protocol):
 
 
 class EntryWriter:
-    """The entry of one request, as the runner of that request writes it.
-
-    `answer` is read whenever the entry is written; `clock` is that of the instants in
-    `record_wait`.
-    """
+    """The entry of one request, as the runner of that request writes it."""
 
     def __init__(
         self, journal: Journal, request: Request, answer: AnswerState, clock: Clock
@@ -74,10 +70,7 @@ class EntryWriter:
         return await self._find_answer(key)
 
     async def claim(self, base_url: str, *, reuse: bool) -> Reply | None:
-        """Claim the entry, which exists already; return an equal request's answer if `reuse`.
-
-        Raises EntryError if another kernel has claimed it, or it is finished.
-        """
+        """Claim the entry, which exists already; return an equal request's answer if `reuse`."""
         if not await self._journal.claim(self._request.id):
             raise not_resumable(self._request.id)
         if not (reuse and self._request.reuse):
@@ -157,10 +150,7 @@ class EntryWriter:
             await self._update()
 
     async def finish(self, ending: Ending, *, assumed: SpendAmount) -> None:
-        """Commit the ending; nothing of it may be shown before this returns.
-
-        `assumed` is what it counts for if the reply does not state its usage.
-        """
+        """Commit the ending, see `Journal.finish`; nothing of it may be shown before."""
         if self._update_task is not None:
             self._update_task.cancel()
         error = getattr(ending, "error", None)

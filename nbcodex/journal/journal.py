@@ -103,10 +103,7 @@ class Journal:
     async def record_wait(
         self, id_: str, resume_at: float | None = None, *, notes: tuple[str, ...] = ()
     ) -> None:
-        """Note that the request waits until `resume_at` (seconds since the epoch).
-
-        `notes` are for the reader of the answer. Does not wait for the commit.
-        """
+        """Note that the request waits until `resume_at` (seconds since the epoch)."""
         # The reply holds notes only until the request ends: they outlive a crash during the wait.
         change = self._update(
             id_,
@@ -114,17 +111,14 @@ class Journal:
             resume_at=finite_or_none(resume_at),
             reply=encode(Reply(id=id_, notes=notes)) if notes else None,
         )
-        # Later calls see the change all the same, because the worker keeps the order.
+        # Not awaited: later calls see the change all the same, as the worker keeps the order.
         self._worker.post(change)
 
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
-        """Store the whole text so far, and the last event of a durable response that is in it.
-
-        Call this once a second at most: all of it is written each time. Does not wait for the
-        commit.
-        """
+        """Store the whole text so far, and the last event of a durable response that is in it."""
         # Both in one commit, so that a stream is continued exactly where the text ends. Not
-        # awaited, because a slow disk must not hold up a stream.
+        # awaited, because a slow disk must not hold up a stream. All of the text is written each
+        # time, so this is called once a second at most.
         change = self._update(
             id_,
             "text = :text, sequence = coalesce(:sequence, sequence)",
@@ -172,10 +166,7 @@ class Journal:
         await self._worker.run(work, level=Level.SAFE, default=None)
 
     async def claim(self, id_: str) -> bool:
-        """Take over an entry that is parked, abandoned, interrupted or failed.
-
-        Returns whether it is ours now, and `running`. Of all kernels that try at once, one gets it.
-        """
+        """Take over a resumable entry; return whether it is ours now, and `running`."""
 
         def work(connection: Connection) -> bool:
             if won := writes.claim(connection, id_):
@@ -252,10 +243,7 @@ class Journal:
         return deleted
 
     def shut_down(self, *, within: float) -> None:
-        """Close because the process ends, and park what was interrupted just before.
-
-        `within` is how many seconds before the end an interrupt belongs to it.
-        """
+        """Close as the process ends; park what was interrupted in the last `within` seconds."""
 
         # A front end interrupts a kernel before it restarts it, though the user did not press Stop.
         def park_interrupted(connection: Connection) -> None:

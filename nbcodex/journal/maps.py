@@ -68,10 +68,7 @@ class Maps:
         self._worker = worker
 
     def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
-        """Insert rows as parked that were never started, each with its `equality_key`.
-
-        Does not wait for the commit.
-        """
+        """Insert rows as parked that were never started, each with its `equality_key`."""
 
         def work(connection: Connection) -> None:
             for request, key in requests:
@@ -169,10 +166,7 @@ class BatchJobs:
         self._worker, self._database = worker, database
 
     async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:
-        """Commit rows as pending: requests, their `equality_key`, and whether they exist already.
-
-        Those that exist are claimed.
-        """
+        """Commit rows (request, `equality_key`, whether it exists) as pending; claim existing ones."""
 
         def work(connection: Connection) -> InsertedRows:
             inserted, known = InsertedRows(), dict[int, bool]()
@@ -276,13 +270,10 @@ class BatchJobs:
         await self._commit(work, None)
 
     async def close_job(self, tag: str, *, erased: bool) -> None:
-        """Commit that this kernel does not wait for a job any more; delete it if `erased`.
-
-        A job whose files at the provider still exist stays, so that they are erased later.
-        """
+        """Commit that this kernel does not wait for a job any more; delete it if `erased`."""
 
         def work(connection: Connection) -> None:
-            if erased:
+            if erased:  # otherwise it stays, so that its files at the provider are erased later
                 _delete_job(connection, tag)
             self._database.deactivate(tag)
 
@@ -291,10 +282,7 @@ class BatchJobs:
     async def park_rows(
         self, tags: Iterable[str], ids: Iterable[str], *, map_id: str | None = None
     ) -> None:
-        """Commit that this kernel does not wait any more for these jobs and rows.
-
-        With `map_id` it does not wait for any row of that map.
-        """
+        """Commit that this kernel does not wait any more for these jobs, these rows, this map."""
         jobs, waiting = list(tags), list(ids)
 
         def work(connection: Connection) -> None:

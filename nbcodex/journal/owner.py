@@ -78,12 +78,10 @@ def write_heartbeat(connection: Connection) -> None:
 def is_abandoned(
     connection: Connection, row: sqlite3.Row, known: dict[int, bool] | None = None
 ) -> bool:
-    """Return whether an entry is unfinished and its owner gone.
-
-    `known` remembers the verdict on each owner: it costs a read of /proc, and a list has many rows.
-    """
+    """Return whether an entry is unfinished and its owner gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
+    # The verdict on an owner costs a read of /proc, and a list has many rows.
     known = {} if known is None else known
     if row["owner"] not in known:
         known[row["owner"]] = is_gone(connection, row)
@@ -123,10 +121,8 @@ def read_process(pid: int) -> tuple[str, int] | None:
 
 
 def is_provably_dead(owner: Owner, *, here: Owner) -> bool:
-    """Return whether `owner` was a process of this machine that has ended.
-
-    Never true across hosts, boots or pid namespaces: there only the heartbeat counts.
-    """
+    """Return whether `owner` was a process of this machine that has ended."""
+    # Across hosts, boots and pid namespaces only the heartbeat counts.
     if (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
         return False
     if not (owner.boot and owner.space and owner.start and here.start):

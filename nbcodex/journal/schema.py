@@ -105,21 +105,17 @@ _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite
 
 
 class UnusableFileError(Exception):
-    """The journal's file cannot be used; says why, in a sentence for the user.
-
-    If `is_permanent`, it is pointless to try the file again within this process.
-    """
+    """The journal's file cannot be used; says why, in a sentence for the user."""
 
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:
         super().__init__(message)
-        self.is_permanent = is_permanent
+        self.is_permanent = is_permanent  # whether it is pointless to try the file again
 
 
 def open_file(folder: Path, *, patience: float) -> Connection:
     """Return a connection to the journal in `folder`, which is created if there is none.
 
-    Waits at most `patience` seconds for other processes that keep the file locked. Raises
-    UnusableFileError, sqlite3.Error or OSError if the folder or the file cannot be used.
+    Raises UnusableFileError, sqlite3.Error or OSError if the folder or the file cannot be used.
     """
     try:
         path = sqlite_files.prepare(folder, JOURNAL_FILENAME)
@@ -150,10 +146,7 @@ def open_memory(*, after: int = 0) -> Connection:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables up to date; of several processes that try at once, one does it.
-
-    Raises UnusableFileError if another program wrote the file, or a newer version of this one.
-    """
+    """Bring the tables up to date; of several processes that try at once, one does it."""
     # `with connection` commits, or rolls back what an error has interrupted.
     with connection:
         connection.execute("BEGIN")  # one state, even while another process migrates

@@ -38,10 +38,7 @@ _INSERT = """INSERT INTO entries
 def insert(
     connection: Connection, request: Request, *, key: bytes | None, attempt: int | None = None
 ) -> None:
-    """Insert a request as `pending`, or as `running` if an attempt is about to be sent.
-
-    Inserting it again changes nothing.
-    """
+    """Insert a request as `pending`, or as `running` if an attempt is about to be sent."""
     id_, origin, owner = storable(request.id), request.origin, connection.owner.id
     stored = request
     if request.turns:
@@ -62,7 +59,7 @@ def insert(
     }
     if not connection.execute(_INSERT, values).rowcount:
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
-        if row["owner"] == owner:
+        if row["owner"] == owner:  # inserted already: nothing changes
             return
         # Ids are random: if two processes draw the same one, the older entry is renamed.
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))

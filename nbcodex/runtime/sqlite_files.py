@@ -68,10 +68,7 @@ def _restrict(path: Path, *, kind: str, mode: int) -> None:
 
 
 def on_network(folder: Path) -> bool:
-    """Return whether `folder` is on a file system whose locks and shared memory are not reliable.
-
-    False where the platform does not list its mounts.
-    """
+    """Return whether `folder` is on a file system whose locks and shared memory are unreliable."""
     # SQLite's write-ahead log needs all processes on one host (https://sqlite.org/wal.html).
     if os.fspath(folder).startswith("\\\\"):
         return True
@@ -79,7 +76,7 @@ def on_network(folder: Path) -> bool:
 
     try:
         mounts = psutil.disk_partitions(all=True)
-    except (OSError, psutil.Error):
+    except (OSError, psutil.Error):  # the platform does not list its mounts
         return False
     target = Path(os.path.realpath(folder))
     # The deepest mount point counts; of two at one place, the later one covers the earlier.
