@@ -24,7 +24,7 @@ from nbcodex.journal.spending import SpendAmount
 from nbcodex.journal.sqlite_worker import Job, Level
 from nbcodex.models import DAY, Request
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
-from nbcodex.runtime.sqlite_files import leak_connection, primary_code
+from nbcodex.runtime.sqlite_files import BUSY_CODES, leak_connection, primary_code
 from nbcodex.settings import JOURNAL_FILENAME
 
 Insertion = Callable[[Connection], None]  # inserts one entry
@@ -45,9 +45,7 @@ _TEMPORARY = "Prompts work, but are kept in memory only; the file is tried again
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "The disk that holds {path} is full.",
-    sqlite3.SQLITE_BUSY: "Another program keeps {path} locked.",
-    sqlite3.SQLITE_LOCKED: "Another program keeps {path} locked.",
-    sqlite3.SQLITE_PROTOCOL: "Another program keeps {path} locked.",
+    **dict.fromkeys(BUSY_CODES, "Another program keeps {path} locked."),
     sqlite3.SQLITE_READONLY: "{path} can only be read, not written.",
     sqlite3.SQLITE_PERM: "{path} can only be read, not written.",
     sqlite3.SQLITE_CANTOPEN: "{path} cannot be opened.",
@@ -55,7 +53,6 @@ _CAUSES = {
     sqlite3.SQLITE_NOTADB: DAMAGED,
     sqlite3.SQLITE_ERROR: DAMAGED,
 }
-_PERMANENT_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 # The values to be written cause these, not the file.
 _DATA_CODES = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 
@@ -356,7 +353,7 @@ def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
             if code in _DATA_CODES:
                 return None
             cause = _CAUSES.get(code, "{path} cannot be read or written.")
-            return UnusableFileError(cause.format(path=path), is_permanent=code in _PERMANENT_CODES)
+            return UnusableFileError(cause.format(path=path), is_permanent=cause == DAMAGED)
         case UnicodeDecodeError() | IndexError():  # names of columns are damaged
             return UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
         case OSError():

@@ -166,7 +166,7 @@ class BatchJobs:
         self._worker, self._database = worker, database
 
     async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:
-        """Commit rows (request, `equality_key`, whether it exists) as pending; claim existing ones."""
+        """Commit rows as pending: requests, equality keys, whether they are to be claimed."""
 
         def work(connection: Connection) -> InsertedRows:
             inserted, known = InsertedRows(), dict[int, bool]()

@@ -28,7 +28,7 @@ _NETWORK = re.compile(
     r"(nfs\d*|cifs|smb\w*|9p|afs|ceph|lustre|gpfs|beegfs|orangefs|ocfs2|gfs2?|virtiofs|vboxsf"
     r"|prl_fs|vmhgfs|ncpfs|coda|afpfs|webdav|fuse\.(?!fuse-overlayfs).*)"
 )
-_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
 
 class UnsafePathError(Exception):
@@ -96,7 +96,7 @@ def wait_for_lock(step: Callable[[], ResultT], *, patience: float) -> ResultT:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if primary_code(error) not in _BUSY_CODES or time.monotonic() >= deadline:
+            if primary_code(error) not in BUSY_CODES or time.monotonic() >= deadline:
                 raise
         time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter, not cryptography
 

@@ -14,6 +14,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import h11
@@ -61,16 +62,14 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
         await asyncio.sleep(0)  # aborted transports close their sockets in the next iteration
 
 
+@dataclass(eq=False)
 class _Connection:
     """One connection, which serves requests one after the other."""
 
-    def __init__(
-        self, simulator: Simulator, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._simulator = simulator
-        self._reader = reader
-        self._writer = writer
-        self._http = h11.Connection(h11.SERVER)
+    simulator: Simulator
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER))
 
     async def serve(self) -> None:
         """Serve requests until either side closes the connection."""
@@ -78,43 +77,43 @@ class _Connection:
             try:
                 while (request := await self._read_request()) is not None:
                     await self._answer_while_connected(request)
-                    self._http.start_next_cycle()
+                    self.http.start_next_cycle()
             except h11.RemoteProtocolError:
                 # Malformed HTTP gets a 400, if no response has started.
-                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                     self._send(h11.Response(status_code=400, headers=[("content-length", "0")]))
                     self._send(h11.EndOfMessage())
-                    await self._writer.drain()
+                    await self.writer.drain()
             except Dropped as drop:
                 if drop.reset:
-                    connection: socket.socket = self._writer.get_extra_info("socket")
+                    connection: socket.socket = self.writer.get_extra_info("socket")
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-                    self._writer.transport.abort()
+                    self.writer.transport.abort()
                 elif drop.partial:
                     # The header states twice the length: the connection ends within the chunk.
-                    self._writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
-                    await self._writer.drain()
+                    self.writer.write(b"%x\r\n%s" % (2 * len(drop.partial), drop.partial))
+                    await self.writer.drain()
             except h11.LocalProtocolError:
                 # The client asked to close the connection after this response.
                 pass
-            self._writer.close()
-            await self._writer.wait_closed()
+            self.writer.close()
+            await self.writer.wait_closed()
         except ConnectionError:
             pass
         finally:
             # Unsent data for a client that does not read would keep the connection open.
-            self._writer.transport.abort()
+            self.writer.transport.abort()
 
     async def _read_request(self) -> HttpRequest | None:
         """Return the next request; None if the client has finished."""
         head: h11.Request | None = None
         body = bytearray()
         while True:
-            event = self._http.next_event()
+            event = self.http.next_event()
             if event is h11.NEED_DATA:
-                if self._http.they_are_waiting_for_100_continue:
+                if self.http.they_are_waiting_for_100_continue:
                     self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                self._http.receive_data(await self._reader.read(READ_BYTES))
+                self.http.receive_data(await self.reader.read(READ_BYTES))
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):
@@ -136,8 +135,8 @@ class _Connection:
 
         async def watch() -> None:
             # What the client sends meanwhile is the start of its next request.
-            while data := await self._reader.read(READ_BYTES):
-                self._http.receive_data(data)
+            while data := await self.reader.read(READ_BYTES):
+                self.http.receive_data(data)
 
         answering = asyncio.ensure_future(self._answer(request))
         watching = asyncio.ensure_future(watch())
@@ -152,7 +151,7 @@ class _Connection:
         answering.result()
 
     async def _answer(self, request: HttpRequest) -> None:
-        response = await self._simulator.answer(request)
+        response = await self.simulator.answer(request)
         headers = [
             (name.encode("ascii"), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
@@ -162,16 +161,16 @@ class _Connection:
             self._send(h11.Response(status_code=response.status, headers=headers))
             async for chunk in response.body:
                 self._send(h11.Data(data=chunk))
-                await self._writer.drain()
+                await self.writer.drain()
             self._send(h11.EndOfMessage())
-            await self._writer.drain()
+            await self.writer.drain()
         finally:
             await response.body.aclose()
 
     def _send(self, event: h11.Event) -> None:
-        data = self._http.send(event)
+        data = self.http.send(event)
         if data:
-            self._writer.write(data)
+            self.writer.write(data)
 
 
 class SimulatorServer:
