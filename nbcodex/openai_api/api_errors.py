@@ -338,6 +338,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         or rate_limits.wait_in_message(info.message, wall=wall)
     )
     is_refusal = status == 429 or bool(codes & dialects.LIMIT_CODES)
+    is_refusal |= status is None and any(p in lower for p in dialects.LIMIT_PHRASES)
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
     is_quota = any(p in lower for p in dialects.QUOTA_PHRASES) and not (wait or limit.limit)
@@ -355,10 +356,11 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`), or a plan that includes this one.",
         )
-    if codes & dialects.MODEL_CODES:
+    if codes & dialects.MODEL_CODES or any(p in lower for p in dialects.MODEL_PHRASES):
         return _error(ModelError, info, "The server does not have this model")
     # Before limits: overload also arrives as 429, and closes no limit of this account.
-    if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529}:
+    is_overload = is_refusal and any(p in lower for p in dialects.OVERLOADED_PHRASES)
+    if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529} or is_overload:
         return _error(OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:
         return _limit_error(info, limit, wait, headers, wall)

@@ -46,7 +46,9 @@ QUOTA_TEXTS = {
 # LiteLLM's provider budgets, and a quota behind a proxy that changes code and type.
 QUOTA_PHRASES = ("crossed budget", "exceeded budget", "exceeded your current quota")
 # Missing credit that is refused with HTTP 400 (Anthropic) or 403 (xAI).
-CREDIT_PHRASES = ("credit balance is too low", "have any credits", "insufficient balance")
+CREDIT_PHRASES = ["credit balance is too low", "have any credits", "insufficient balance"]
+# With HTTP 429 and 403 (xAI), and for a subscription that is used up (Kimi).
+CREDIT_PHRASES += ["all available credits", "out of credits", "limit for this billing cycle"]
 # How messages of providers behind OpenRouter say that the failure is temporary.
 TEMPORARY_PHRASES = ("rate limit", "rate-limit", "too many", "busy", "overloaded")
 TOO_LARGE_CODES = {
@@ -61,17 +63,21 @@ MODEL_CODES = {
     "model_not_available",
     "unknown_model",
 }
+MODEL_PHRASES = ("no available channel", "无可用渠道")  # relays (one-api #2340, new-api #6310)
 OVERLOADED_CODES = {
     "server_is_overloaded",
     "slow_down",
     "overloaded",
     "overloaded_error",  # Anthropic, with HTTP 529
     "engine_overloaded",
+    "engine_overloaded_error",  # Moonshot, with HTTP 429
     "capacity_exceeded",  # Groq's flex tier, with HTTP 498
     "unavailable",  # Google's `status`
     "service_unavailable",
     "service_unavailable_error",
 }
+OVERLOADED_PHRASES = ("no capacity available", "currently overloaded")  # HTTP 429: Google, Kimi
+LIMIT_PHRASES = ("request limit reached", "rate limit reached")  # HTTP 200: Baidu
 LIMIT_CODES = {
     "rate_limit_exceeded",
     "rate_limit_error",  # Anthropic
@@ -133,6 +139,7 @@ TOO_LARGE_PHRASES = (
     "`inputs` tokens + `max_new_tokens`",  # TGI
     "reduce the length of the messages",  # Groq
     "input is too long",  # Bedrock
+    "tokens must be at least 1, got -",  # vLLM: what the prompt leaves of the context
 )
 
 # Phrases of a refusal that objects to a parameter as such: OpenAI ("Unsupported parameter"), Groq
@@ -153,6 +160,8 @@ UNSUPPORTED_PHRASES = (
 # (lmstudio-bug-tracker #618), Ollama, FastAPI, Express.
 NO_SUCH_CALL_PHRASES = ("unexpected endpoint or method", "404 page not found", "cannot post /")
 
+# Members of a message with its reasoning: DeepSeek and vLLM, OpenRouter and Ollama, MiniMax.
+REASONING_MEMBERS = ("reasoning_content", "reasoning", "reasoning_details")
 # Tags in which local reasoning models put their reasoning into the text: DeepSeek R1, Qwen and GLM
 # (vllm #13375), Magistral.
 REASONING_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
@@ -166,8 +175,9 @@ HEADER_RESOURCES = {"requests", "request", "req", "tokens", "token"}
 WINDOWS_S = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
     **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
-    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
-    **dict.fromkeys(("d", "day", "days"), 86_400.0),
+    **dict.fromkeys(("h", "hr", "hour", "hours", "hourly"), 3600.0),
+    **dict.fromkeys(("d", "day", "days", "daily"), 86_400.0),
+    **dict.fromkeys(("week", "weekly"), 604_800.0),
 }
 
 # Values of `finish_reason` (Chat) and of `incomplete_details.reason` (Responses), in lower case and

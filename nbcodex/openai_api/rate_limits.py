@@ -38,18 +38,27 @@ _WAIT_PART = (
     r"(?![a-z])(?:,?\s{0,3}(?:and\s)?)"
 )
 _WAIT = re.compile(
-    # GitHub Models: "Please wait 12 seconds before retrying".
-    r"(?:(?:again|retry)\s{1,3}(?:in|after)|please wait)\s{1,3}(?:about\s)?"
+    # GitHub: "Please wait 12 seconds before retrying", "upgrade your plan or wait 6 seconds".
+    r"(?:(?:again|retry)\s{1,3}(?:in|after)|\b(?:please|or) wait)\s{1,3}(?:about\s)?"
     rf"((?:{_WAIT_PART}){{1,5}})",  # days, hours, minutes, seconds, milliseconds
     re.IGNORECASE,
 )
 _MODEL = re.compile(
-    r"(?:rate limit reached|request too large) for (?:model )?[`'\"]?([\w./:-]{1,100})",
+    r"(?:rate limit reached|request too large) for (?!(?:tokens|requests|[rt]p[smhd])\b)"
+    r"(?:model )?[`'\"]?([\w./:-]{1,100})",
     re.IGNORECASE,
 )
 _PER_WINDOW = re.compile(
-    r"(tokens?|requests?|calls?|models?)(?:[ -]per[ -]| / )(?:1 )?"
-    r"(second|sec|minute|min|hour|day)\b",
+    r"(tokens?|requests?|calls?|queries|models?)"
+    r"(?:[ -]per[ -]| / |\. limit: [\d.]{1,20} / )(?:1 )?(second|sec|minute|min|hour|day|week)\b",
+    re.IGNORECASE,
+)
+_PERIOD = re.compile(r"\b(hourly|daily|weekly) (?:\w{1,20} ){0,2}limit", re.IGNORECASE)
+# Anthropic: "rate limit for your organization of 20,000 input tokens per minute", Together: "rate
+# limit for this model is 9.0 queries per minute". A dot in between belongs to a name.
+_RATE = re.compile(
+    r"\blimit (?:for (?:[^.]|\.\S){1,99}? )?(?:of|is) (\d[\d,]{0,18}(?:\.\d{1,9})?) (?:\w{1,20} )?"
+    + _PER_WINDOW.pattern,
     re.IGNORECASE,
 )
 _ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")
@@ -59,7 +68,7 @@ _FIGURE = re.compile(
     re.IGNORECASE,
 )
 # By the first letter; OpenRouter's "free-models-per-day" counts requests.
-_RESOURCES = {"t": "tokens", "r": "requests", "c": "requests", "m": "requests"}
+_RESOURCES = {"t": "tokens", **dict.fromkeys("rcqm", "requests")}
 
 # LiteLLM: "current rpm: 1, rpm limit: 15, current tpm: 12260, tpm limit: 5000" (litellm #13898) and
 # "Limit type: requests. Current limit: 3, Remaining: 0. Limit resets at: 2026-11-30 08:00:00 UTC".
@@ -72,8 +81,10 @@ _RESETS_AT = re.compile(r"\bresets at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE)
 _METRIC = re.compile(r"\bmetric: [\w./-]{0,200}?(request|token)", re.IGNORECASE)
 _QUOTA_ID = re.compile(r"(request|token)[a-z]{0,20}?per(second|minute|hour|day)", re.IGNORECASE)
 
-# GitHub Models: "Rate limit of 15 per 60s exceeded for UserByModelByMinute."
-_LIMIT_OF = re.compile(r"\brate limit of (\d{1,12}) per (\d{1,9})s\b", re.IGNORECASE)
+# GitHub Models: "Rate limit of 15 per 60s exceeded for UserByModelByMinute", also "…InputTokens".
+_LIMIT_OF = re.compile(
+    r"\brate limit of (\d{1,12}) per (\d{1,9})s\b(?:[ \w]{1,99}(tokens)\b)?", re.IGNORECASE
+)
 # Moonshot: "request reached organization max RPM: 3".
 _MAX_LIMIT = re.compile(r"\bmax ([RT])P([SMHD]): (\d{1,12})")
 
@@ -265,8 +276,12 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
         resource = _resource(found[1])
     elif kind in {"tokens", "requests"}:
         resource = cast(Resource, kind)
+    if window is None and (found := _PERIOD.search(text)):
+        window = WINDOWS_S[found[1].lower()]
     # Reversed, so that the first mention of a figure counts.
     figures = {name.lower(): _figure(value) for name, value in reversed(_FIGURE.findall(text))}
+    if found := _RATE.search(text):
+        figures.setdefault("limit", _figure(found[1]))
     if crossed := _crossed_limit(text):
         resource, window, figures = crossed
     model = _MODEL.search(text)
@@ -283,7 +298,7 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
 def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float | None]] | None:
     """Return the limit that LiteLLM, GitHub Models or Moonshot state in words of their own."""
     if found := _LIMIT_OF.search(text):
-        return "requests", float(found[2]), {"limit": float(found[1])}
+        return _resource(found[3] or "requests"), float(found[2]), {"limit": float(found[1])}
     if found := _MAX_LIMIT.search(text):
         return _resource(found[1]), WINDOWS_S[found[2].lower()], {"limit": float(found[3])}
     if found := _LIMIT_TYPE.search(text):

@@ -223,9 +223,9 @@ class ChatReader(_Reader):
                 self.answer.images.append(image)
         refusal = text_value(delta.get("refusal"))
         self.answer.refused |= bool(refusal)
-        # DeepSeek and vLLM send `reasoning_content`, OpenRouter and Ollama `reasoning`.
         text, reasoning = _read_content(delta.get("content"))
-        more, _ = _read_content(delta.get("reasoning_content") or delta.get("reasoning"))
+        reasonings = filter(None, map(delta.get, dialects.REASONING_MEMBERS))
+        more, _ = _read_content(next(reasonings, None))
         # A stream joins the halves of a character that its deltas split; see `whole_characters`.
         text = text if member == "delta" else text_value(text)
         return text + refusal, text_value(reasoning + more)
@@ -274,7 +274,7 @@ def _read_content(value: object) -> tuple[str, str]:
             more, _ = _read_content(part.get("thinking"))
             reasoning += more
         else:
-            text += text_value(part.get("text"))
+            text += text_value(part.get("text") or part.get("summary"))
     return text, reasoning
 
 

@@ -176,7 +176,9 @@ class AnswerStream:
                 yield chunk
                 chunk = await self._next_chunk(self._deadline())
 
-        body = await read_body(chunks())
+        # A relay can append a stream's end marker (decolua/9router #3492).
+        body = (await read_body(chunks())).rstrip().removesuffix(b"[DONE]").rstrip()
+        body = body.removesuffix(b"data:")
         self._payload = json_object(body.decode("utf-8", "replace"))
         if is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
@@ -307,7 +309,8 @@ class AnswerStream:
         for name, data in events:
             if self._reader.is_closed:
                 break
-            if not data.strip():
+            # A relay can send OpenRouter's comments as data (mnfst/llm-gateway #2053).
+            if data.lstrip()[:1] in ("", ":"):
                 continue
             try:
                 text, reasoning = self._reader.read_event(name, data)
@@ -378,7 +381,7 @@ class AnswerStream:
 def _is_progress(event: tuple[str, str]) -> bool:
     """Whether an event is more than a keep-alive."""
     name, data = event
-    if not data or name in _KEEPALIVE_NAMES:
+    if data.lstrip()[:1] in ("", ":") or name in _KEEPALIVE_NAMES:
         return False
     return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)
 

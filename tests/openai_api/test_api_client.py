@@ -314,6 +314,7 @@ def test_unreachable_server_is_a_transport_error_with_the_reason() -> None:
         ([delta("a"), *[Silence(4), b": ping\n\n"] * 99], 120.0),
         ([*[Silence(4), b": ping\n\n"] * 99], 124.0),
         ([delta("a"), *[Silence(4), event({"type": "keepalive"})] * 99], 120.0),
+        ([delta("a"), *[Silence(4), b"data: : ping\n\n"] * 99], 120.0),
         ([delta("a"), *[Silence(4), event({}, "ping")] * 99], 120.0),
         ([delta("a"), *[Silence(4), b": ping\n\n"] * 9, Silence(9999)], 46.0),
     ],
@@ -338,7 +339,10 @@ def test_silence_breaks_a_stream_later_before_the_first_text(
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-@pytest.mark.parametrize("ping", [b": ping\n\n", event({"type": "ping"}), event({}, "keepalive")])
+@pytest.mark.parametrize(
+    "ping",
+    [b": ping\n\n", b"data: : ping\n\n", event({"type": "ping"}), event({}, "keepalive")],
+)
 def test_keep_alives_before_and_within_an_answer_do_not_break_it(api: str, ping: bytes) -> None:
     first, rest = chunk("a"), chunk("b", finish="stop") + DONE
     if api == "responses":

@@ -62,6 +62,15 @@ AZURE = (
         ),
         (OLD, Limit(resource="requests", window=MINUTE, limit=3, model="default-x")),
         (AZURE, Limit(resource="tokens")),
+        (
+            # stanford-crfm/helm#97 names no model, Baidu's message neither.
+            "Rate limit reached for tokens. Limit: 150000.000000 / min. Current: 176000.0 / min.",
+            Limit(resource="tokens", window=MINUTE, limit=150_000, used=176_000),
+        ),
+        ("Rate limit reached for RPM", Limit(resource="requests", window=MINUTE)),
+        # The figure is the use, not the limit; the words of a size are not a rate's.
+        ("Limit reached. Your use is 500 tokens per minute.", Limit(resource="tokens", window=60)),
+        ("The limit is 4096 tokens.", Limit()),
         ("Too many requests", Limit()),
         ("", Limit()),
     ],
@@ -96,6 +105,8 @@ def test_wait_is_understood_in_every_notation() -> None:
         ("try again later", None),
         ("try again in 5 moons", None),
         ("in 5 seconds all is over", None),
+        ("upgrade your plan or wait 6 seconds", 6.0),
+        ("the longest wait 6 seconds", None),
     ],
 )
 def test_wait_in_the_message_is_clamped(message: str, wait: float | None) -> None:

@@ -73,6 +73,7 @@ def delta_line(text: str) -> str:
 
 
 FINISH = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+WHOLE_ANSWER = json.dumps({"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]})
 
 ANSWERS = {
     "empty finish reason in each chunk": Answered(
@@ -223,6 +224,46 @@ ANSWERS = {
         "Hello",
         reasoning="Hm.",
     ),
+    "comment as data before the chunks": Answered(
+        "mnfst/llm-gateway#2053",
+        [*raw("data: : OPENROUTER PROCESSING"), chunk("Hello"), chunk(finish="stop"), DONE],
+        "Hello",
+    ),
+    "end marker after one JSON answer": Answered(
+        "decolua/9router#3492",
+        [WHOLE_ANSWER.encode() + b"\n\ndata: [DONE]\n\n"],
+        "Hello",
+        headers=JSON,
+    ),
+    "end marker after one JSON answer, without a content type": Answered(
+        "decolua/9router#3492",
+        [WHOLE_ANSWER.encode(), b"data: [DONE]"],
+        "Hello",
+        headers={},
+    ),
+    "end marker within the text of one JSON answer": Answered(
+        "decolua/9router#3492",
+        [WHOLE_ANSWER.replace("Hello", ": data: [DONE]").encode()],
+        ": data: [DONE]",
+        headers=JSON,
+    ),
+    "reasoning in its details alone": Answered(
+        "BerriAI/litellm#31890, MiniMax-AI/MiniMax-M2#95",
+        [event({"choices": [{"index": 0, "delta": {
+            "content": "", "reasoning_details": [{"type": "reasoning.text", "text": text}]}}]})
+         for text in ("H", "m.")] + [chunk("Hello"), chunk(finish="stop")],
+        "Hello",
+        reasoning="Hm.",
+    ),
+    "reasoning in the summaries of its details alone": Answered(
+        "OpenRouterTeam/ai-sdk-provider#122",
+        [event({"choices": [{"index": 0, "delta": {"reasoning_details": [
+            {"type": "reasoning.summary", "summary": "Hm."},
+            {"type": "reasoning.encrypted", "data": "e30="}]}}]}),
+         chunk("Hello"), chunk(finish="stop")],
+        "Hello",
+        reasoning="Hm.",
+    ),
 }  # fmt: skip
 
 REFUSALS = {
@@ -261,7 +302,7 @@ REFUSALS = {
     "Baidu's error in a 200": Refused(
         "songquanpeng/one-api#1503", 200,
         {"error_code": 17, "error_msg": "Open api daily request limit reached"},
-        errors.TransientError, "daily request limit reached",
+        LimitError, "daily request limit reached", resource="requests", window=86_400,
     ),
     "Ollama's runner failed": Refused(
         "ollama/ollama#8258", 500,
@@ -354,7 +395,7 @@ REFUSALS = {
         {"error": {"message": "You have reached the rate limit specific to this model m. The "
                    "maximum rate limit for this model is 9.0 queries per minute.",
                    "type": "model_rate_limit", "code": None}},
-        LimitError, "9.0 queries",
+        LimitError, limit=9, resource="requests", window=60,
     ),
     "Hugging Face: model is loading": Refused(
         "huggingface/unity-api#18, BerriAI/litellm#1242", 503,
@@ -561,7 +602,13 @@ REFUSALS = {
     "hourly limit of Ollama's cloud": Refused(
         "continuedev/continue#9233", 429,
         {"error": "you've reached your hourly usage limit, please wait or upgrade to continue"},
-        LimitError, "hourly",
+        LimitError, "hourly", window=3600,
+    ),
+    "weekly limit of Ollama's cloud": Refused(
+        "diegosouzapw/OmniRoute#3709", 429,
+        {"error": "you (user) have reached your weekly usage limit, upgrade for higher limits: "
+         "https://ollama.com/upgrade"},
+        LimitError, "weekly", window=604_800,
     ),
     "session limit of Ollama's cloud": Refused(
         "continuedev/continue#11444", 429,
@@ -596,6 +643,110 @@ REFUSALS = {
                        {"@type": "type.googleapis.com/google.rpc.ErrorInfo",
                         "reason": "MODEL_CAPACITY_EXHAUSTED"}]}},
         errors.OverloadedError, "No capacity",
+    ),
+    "Gemini: no capacity, as a limit": Refused(
+        "google-gemini/gemini-cli#27548", 429,
+        {"error": {"code": 429, "message": "No capacity available for model m on the server",
+                   "status": "RESOURCE_EXHAUSTED"}},
+        errors.OverloadedError, "No capacity",
+    ),
+    "Moonshot: overloaded": Refused(
+        "MoonshotAI/kimi-cli#2209, 666ghj/BettaFish#292", 429,
+        {"error": {"message": "The engine is currently overloaded, please try again later",
+                   "type": "engine_overloaded_error"}},
+        errors.OverloadedError, "currently overloaded",
+    ),
+    "Moonshot: overloaded, as a limit": Refused(
+        "MoonshotAI/kimi-cli#1695", 429,
+        {"type": "error", "error": {
+            "type": "rate_limit_error",
+            "message": "The engine is currently overloaded, please try again later"}},
+        errors.OverloadedError, "currently overloaded",
+    ),
+    "Kimi: subscription used up": Refused(
+        "NanmiCoder/cc-haha#1208, Kilo-Org/kilocode#11403", 403,
+        {"type": "error", "error": {
+            "type": "permission_error", "message": "You've reached your usage limit for this "
+            "billing cycle. Your quota will be refreshed in the next cycle."}},
+        errors.QuotaError, "billing cycle",
+    ),
+    "xAI: credits used up or spending limit reached": Refused(
+        "continuedev/continue#10373", 429,
+        {"code": "Some resource has been exhausted", "error": "Your team 1 has either used all "
+         "available credits or reached its monthly spending limit. To continue making API "
+         "requests, please purchase more credits or raise your spending limit."},
+        errors.QuotaError, "spending limit",
+    ),
+    "xAI: credits or subscription": Refused(
+        "Wei-Shaw/sub2api#4069", 403,
+        {"code": "permission-denied", "error": "You have run out of credits or need a Grok "
+         "subscription. Add credits at https://grok.example."},
+        errors.QuotaError, "run out of credits",
+    ),
+    "Anthropic: input tokens per minute": Refused(
+        "FoundationAgents/OpenManus#746", 429,
+        {"error": {"code": "rate_limit_error", "message": "This request would exceed the rate "
+                   "limit for your organization of 20,000 input tokens per minute. For details, "
+                   "refer to: https://docs.anthropic.com/en/api/rate-limits.",
+                   "type": "invalid_request_error", "param": None}},
+        LimitError, limit=20_000, resource="tokens", window=60,
+    ),
+    "Anthropic: input tokens per minute of a named organization": Refused(
+        "continuedev/continue#9623", 429,
+        {"type": "rate_limit_error", "message": "This request would exceed the rate limit for "
+         "your organization (c26fc127-ba09-49d3-a086-a2f26380d5e7) of 30,000 input tokens per "
+         "minute. For details, refer to: https://docs.claude.com/en/api/rate-limits."},
+        LimitError, limit=30_000, resource="tokens", window=60,
+    ),
+    "Anthropic: tokens per minute of the organization": Refused(
+        "continuedev/continue#12057", 429,
+        {"type": "rate_limit_error", "message": "This request would exceed your organization's "
+         "rate limit of 30,000 input tokens per minute (org: 1, model: m)."},
+        LimitError, limit=30_000, resource="tokens", window=60,
+    ),
+    "Together: queries per minute": Refused(
+        "togethercomputer/MoA#27", 429,
+        {"error": {"message": "You have been rate limited. Your rate limit is 60 queries per "
+                   "minute. Please navigate to https://www.together.ai/forms/rate-limit-increase "
+                   "to request a rate limit increase.", "type": "credit_limit"}},
+        LimitError, limit=60, resource="requests", window=60,
+    ),
+    "OpenAI: tokens without a model": Refused(
+        "stanford-crfm/helm#97", 429,
+        {"error": {"message": "Rate limit reached for tokens. Limit: 150000.000000 / min. "
+                   "Current: 176000.000000 / min.", "type": None, "code": None}},
+        LimitError, limit=150_000, resource="tokens", window=60,
+    ),
+    "Azure AI Foundry: uncached input tokens per minute": Refused(
+        "wording of Azure AI Foundry, from the tests of several public clients", 429,
+        {"error": {"code": "RateLimitReached", "message": "Rate limit of 300000 per 60s exceeded "
+                   "for UserByModelByMinuteUncachedInputTokens. Please wait 23 seconds before "
+                   "retrying."}},
+        LimitError, wait=23, limit=300_000, resource="tokens", window=60,
+    ),
+    "GitHub Copilot: wait among advice": Refused(
+        "github/copilot-cli#2787", 429,
+        {"error": {"message": "You've hit your global rate limit. Please upgrade your plan or "
+                   "wait 6 seconds for your limit to reset.", "code": "rate_limited"}},
+        LimitError, wait=6,
+    ),
+    "relay: no channel, in Chinese": Refused(
+        "songquanpeng/one-api#2340", 503,
+        {"error": {"message": "当前分组 default 下对于模型  无可用渠道 (request id: 1)",
+                   "type": "one_api_error"}},
+        errors.ModelError, "无可用渠道",
+    ),
+    "relay: no channel, without a code": Refused(
+        "a37836323/-chatgpt4.0-api-key#2", 503,
+        {"error": {"message": "No available channels for model  in group default "
+                   "(request id: 1)", "type": "new_api_error"}},
+        errors.ModelError, "No available channels",
+    ),
+    "vLLM: prompt larger than the context": Refused(
+        "vllm-project/vllm#4667", 400,
+        {"object": "error", "message": "max_tokens must be at least 1, got -186.",
+         "type": "BadRequestError", "param": None, "code": 400},
+        errors.TooLargeError, "-186",
     ),
 }  # fmt: skip
 
