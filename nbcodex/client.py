@@ -19,14 +19,7 @@ from weakref import WeakValueDictionary
 
 from nbcodex.errors import NbcodexError
 from nbcodex.events import BackingOff, Ending, Event, Listener
-from nbcodex.models import (
-    NOTE_POSSIBLY_PAID_TWICE,
-    Origin,
-    Request,
-    Resumption,
-    UsageTotals,
-    new_id,
-)
+from nbcodex.models import NOTE_POSSIBLY_PAID_TWICE, Request, Resumption, UsageTotals
 from nbcodex.requests.conversation import Conversations
 from nbcodex.requests.handle import Handle
 from nbcodex.runtime.clock import BootClock, Clock
@@ -125,11 +118,10 @@ class Client:
 
         # Shared by all processes with this folder or Redis, also where prompts are not kept: it
         # holds numbers only, under names that are hashes.
-        place = None if settings.private_limits else (data_folder(settings), settings.redis_url)
-        if place is None:
+        if settings.private_limits:
             return self._limiters.setdefault(None, Limiter())
+        place = folder, url = data_folder(settings), settings.redis_url
         if place not in self._limiters:
-            folder, url = place
             open_shared = partial(open_store, folder, redis_url=url, notify=self._add_notice)
             limiter = SharedLimiter(open_shared, clock=self.clock, on_problem=self._add_notice)
             self._limiters[place] = limiter
@@ -248,14 +240,6 @@ class Client:
         resumption = Resumption(not_before, position=position, text=text, notes=notes)
         return self.handle(request, settings, resumption=resumption, listener=listener)
 
-    def copy_request(self, request: Request, *, origin: Origin) -> Request:
-        """Return a new request that asks the same."""
-        origin = replace(origin, position=request.origin.position)
-        # Asked again on purpose: the stored answer is not what is wanted.
-        return replace(
-            request, id=new_id(), created_at=self.clock.wall(), origin=origin, reuse=False
-        )
-
     def handle(
         self,
         request: Request,
@@ -264,10 +248,7 @@ class Client:
         resumption: Resumption | None = None,
         listener: Listener | None = None,
     ) -> Handle:
-        """Return a handle of a request; nothing is started yet.
-
-        `listener` receives its events, on the loop's thread.
-        """
+        """Return a handle of a request; nothing is started yet."""
         handle = Handle(
             request,
             settings,

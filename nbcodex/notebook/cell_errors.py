@@ -101,11 +101,7 @@ def last_error(shell: InteractiveShell) -> LastError | None:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return an error's traceback as text for a prompt.
-
-    Without colours and IPython's own frames, with cell numbers in place of the temporary files
-    that cells are compiled from.
-    """
+    """Return an error's traceback as text for a prompt, with cell numbers in place of files."""
     render: Any = getattr(error, "_render_traceback_", None)
     try:
         if callable(render):

@@ -20,9 +20,14 @@ def notebook_id(shell: InteractiveShell) -> str:
     # Jupyter Server sets the variable, VS Code the name in the namespace; others set neither.
     if path := os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__"):
         return str(path)
+    return f"kernel {kernel_id(shell) or _TERMINAL_ID}"
+
+
+def kernel_id(shell: InteractiveShell | None) -> str:
+    """Return the id by which a Jupyter server knows this kernel; empty in a terminal."""
     # The protocol does not send the kernel's id; Jupyter Server names the connection file after it.
     file = getattr(getattr(getattr(shell, "kernel", None), "parent", None), "connection_file", "")
-    return f"kernel {Path(file).stem.removeprefix('kernel-') or _TERMINAL_ID}"
+    return Path(file).stem.removeprefix("kernel-")
 
 
 def cell_number(shell: InteractiveShell) -> int:

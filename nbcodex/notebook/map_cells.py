@@ -106,11 +106,7 @@ def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False
 def resume_all(
     session: Session, notebook: str | None, *, only_maps: bool = False, at_reset: bool = False
 ) -> int:
-    """Resume the unfinished maps of a notebook, or of all; return how many there are.
-
-    With `at_reset` none is resumed. An error is printed, and the next map is resumed; but if one
-    map is all that there is to resume (`only_maps`), its error is raised.
-    """
+    """Resume the unfinished maps of a notebook, or of all; return how many there are."""
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     maps = session.journal.maps.unfinished(notebook=notebook)
@@ -123,7 +119,8 @@ def resume_all(
         try:
             resume_one(session, map_id)
         except NbcodexError as error:
-            # With several, one that fails must not keep the others from being resumed.
+            # One that fails must not keep the others from being resumed. `only_maps`: there are no
+            # other requests to resume, either.
             if only_maps and len(ids) == 1:
                 raise
             print("\n".join(render(f"{map_id}: {error.title}", error.message, error.advice)))

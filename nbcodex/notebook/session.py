@@ -35,17 +35,14 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Runs requests of one shell with the settings in force, and shows their answers.
-
-    Making one also makes the shell the host of `nbcodex.ask` and `nbcodex.map`.
-    """
+    """Runs requests of one shell with the settings in force, and shows their answers."""
 
     def __init__(
         self, shell: InteractiveShell, config: Codex, scope: CallerScope | None = None
     ) -> None:
         self.shell, self.config, self.scope = shell, config, scope or CallerScope({})
         self._pid = os.getpid()
-        # `nbcodex.ask` in a cell then uses this notebook's settings and display.
+        # `nbcodex.ask` and `nbcodex.map` then use this notebook's settings and display.
         host.current.settings = config.settings
         host.current.follow = self._follow
         host.current.notebook = partial(identity.notebook_id, shell)
@@ -73,13 +70,10 @@ class Session:
     def show_answer(
         self, handle: Handle, options: OutputOptions, *, earlier_text: str = ""
     ) -> Reply:
-        """Show a request until it ends, assign its variable, and return the reply or raise.
-
-        If the format asks for it, the answer's code is put into a new cell; it is never run.
-        `earlier_text`, the text of an earlier attempt, is kept if this one ends without any.
-        """
+        """Show a request until it ends, assign its variable, and return the reply or raise."""
 
         def assign(reply: Reply) -> None:
+            # The text of an earlier attempt is kept if this one ends without any.
             if earlier_text and not reply.text and reply.status != "done":
                 reply = replace(reply, text=earlier_text)
             self.assign(handle.request.origin.variable, reply)
@@ -87,7 +81,7 @@ class Session:
         ending = self._show(handle, self._output(handle, options), on_end=assign)
         reply = reply_or_raise(ending, handle.request)
         blocks = formats.code_of(reply) if options.format in {"code", "fix"} else []
-        # If the code may be incomplete, the output says why there is no new cell.
+        # Never run. If the code may be incomplete, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
         return reply

@@ -30,7 +30,7 @@ from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
 from nbcodex.notebook.identity import cell_number
-from nbcodex.requests.options import is_drawable, to_image
+from nbcodex.requests.options import is_drawable, to_image, type_has
 from nbcodex.templating import Field, parse_fields
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ class CallerScope:
 
 
 def caller_scope(shell: InteractiveShell) -> CallerScope:
-    """Return the scope of the code that calls a magic.
-
-    IPython offers `needs_local_scope`, but gives a cell magic the notebook's namespace always.
-    """
+    """Return the scope of the code that calls a magic."""
+    # IPython offers `needs_local_scope`, but gives a cell magic the notebook's namespace always.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL_FILES):
         frame = frame.f_back
@@ -97,11 +95,8 @@ def caller_scope(shell: InteractiveShell) -> CallerScope:
 
 
 def variables(shell: InteractiveShell, scope: CallerScope, text: str = "") -> dict[str, object]:
-    """Return the user's own variables, without what IPython adds (`exit`, `open` …).
-
-    The names of the caller's scope take precedence. A history (`In`, `Out`, `Err`) is included only
-    if `text` indexes it: a prompt never means a whole history.
-    """
+    """Return the user's own variables, without what IPython adds (`exit`, `open` …)."""
+    # A prompt never means a whole history: one is included only if `text` indexes it.
     added, absent = shell.user_ns_hidden, object()
     names = shell.user_ns | {k: v for k, v in scope.names.items() if not k.startswith("__")}
     named = {name for name in _HISTORIES if f"{{{name}[" in text}
@@ -213,18 +208,18 @@ def _evaluate(
 
 def _format_table(value: Any) -> str | None:
     """Return a pandas or polars frame or series as a Markdown table; None for anything else."""
-    if _has(value, "to_frame") and not _has(value, "columns"):
+    if type_has(value, "to_frame") and not type_has(value, "columns"):
         value = value.to_frame()
-    if not _has(value, "columns", "shape"):
+    if not type_has(value, "columns", "shape"):
         return None
     names, labels = list(value.columns), []
     rows: Iterable[tuple[object, ...]]
-    if _has(value, "itertuples"):
+    if type_has(value, "itertuples"):
         # A plain index only counts the rows; any other has a meaning, and becomes a column.
         is_plain = type(value.index).__name__ == "RangeIndex" and value.index.name is None
         rows = value.itertuples(index=not is_plain, name=None)
         labels = [] if is_plain else [value.index.name or ""]
-    elif _has(value, "iter_rows"):
+    elif type_has(value, "iter_rows"):
         rows = value.iter_rows()
     else:
         return None
@@ -247,11 +242,6 @@ def _format_table(value: Any) -> str | None:
     return "\n".join(lines) + "\n"
 
 
-def _has(value: object, *names: str) -> bool:
-    # Of the type, because a proxy or a mock object has every attribute.
-    return all(hasattr(type(value), name) for name in names)
-
-
 def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
     texts = []
     for value, struct_format in zip(cells, chain(formats, repeat("")), strict=False):
@@ -262,10 +252,7 @@ def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
 
 
 def _float_text(value: Any, struct_format: str) -> str:
-    """Return the shortest text that reads back as the same number, in the column's precision.
-
-    Integers have no decimals: beside missing values, pandas keeps them as floats.
-    """
+    """Return the shortest text that reads back as the same number, in the column's precision."""
     if struct_format:
         # Rows hold Python's floats also for columns of lower precision: 52.52 as a float32 would
         # be 52.52000045776367.
@@ -276,6 +263,7 @@ def _float_text(value: Any, struct_format: str) -> str:
                     return text if "e" not in text else repr(float(text)).removesuffix(".0")
             except OverflowError:  # rounded beyond the largest number of the format
                 continue
+    # Integers have no decimals: beside missing values, pandas keeps them as floats.
     return str(value).removesuffix(".0")
 
 
@@ -302,10 +290,8 @@ def images_of(
 
 
 def run_for_prompt(shell: InteractiveShell, cell: str, scope: CallerScope) -> FilledPrompt:
-    """Run the user's cell for `--eval`; what it prints and its last expression are the prompt.
-
-    The cell runs as IPython would run it, except for `await` at its top level.
-    """
+    """Run the user's cell for `--eval`; what it prints and its last expression are the prompt."""
+    # The cell runs as IPython would run it, except for `await` at its top level.
     __tracebackhide__ = True  # a traceback then begins with the user's cell
     source = shell.transform_cell(cell)  # type: ignore[no-untyped-call]
     # A file name from IPython's compiler lets tracebacks show the cell's lines.

@@ -6,8 +6,6 @@ a widget is about to be shown.
 
 from __future__ import annotations
 
-import contextlib
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,9 @@ from typing import Any
 import anywidget
 import ipywidgets  # type: ignore[import-untyped]
 import traitlets
+from IPython.core.getipython import get_ipython
+
+from nbcodex.notebook.identity import kernel_id
 
 STATIC = Path(__file__).parent / "static"
 
@@ -24,12 +25,10 @@ def _read(*names: str) -> str:
 
 
 class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
-    """The JavaScript and CSS of one kind of widget, as a model that all widgets of it refer to.
+    """The JavaScript and CSS of one kind of widget, as a model that all widgets of it refer to."""
 
-    anywidget would send `_esm` and `_css` with every widget: 30 kB for each answer. A model is sent
-    once for each kernel, and a page that is reloaded asks the kernel for it.
-    """
-
+    # anywidget would send `_esm` and `_css` with every widget: 30 kB for each answer. A model is
+    # sent once for each kernel, and a page that is reloaded asks the kernel for it.
     # The module is loaded from a blob, which has no address to import another file from: what all
     # kinds share is put before it.
     js = traitlets.Unicode().tag(sync=True)
@@ -54,7 +53,7 @@ class CodexWidget(anywidget.AnyWidget):
 
     # What is shown; its "line" is the plain-text alternative.
     view = traitlets.Dict().tag(sync=True)
-    # The id by which the Jupyter server can interrupt this kernel; empty if unknown.
+    # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
     # The id of the `WidgetSource`.
     source = traitlets.Unicode().tag(sync=True)
@@ -64,7 +63,7 @@ class CodexWidget(anywidget.AnyWidget):
     ) -> None:
         super().__init__(
             view=view,
-            kernel_id=_kernel_id(),
+            kernel_id=kernel_id(get_ipython()),
             source=self._shared_source().model_id,
             layout=_shared_layout(),
         )
@@ -115,15 +114,6 @@ def _shared_layout() -> ipywidgets.Layout:
     if _layout is None or _layout.comm is None:
         _layout = ipywidgets.Layout()
     return _layout
-
-
-def _kernel_id() -> str:
-    """Return the id by which the Jupyter server knows this kernel; empty if it has none."""
-    with contextlib.suppress(Exception):
-        from ipykernel.connect import get_connection_file
-
-        return str(uuid.UUID(Path(get_connection_file()).stem.removeprefix("kernel-")))
-    return ""
 
 
 class PanelWidget(CodexWidget):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -219,32 +219,22 @@ class Budget:
         self._reserved = self._reserved.plus(amount)
         try:
             if lasting:
-                await self._reserve_in_journal(request, expected, amount, lasting, journal)
+                # The journal decides, in one transaction. It returns the figures from before, by
+                # which the caps are checked once more to find the one that refused.
+                self._all_kernels = await journal.reserve_budget(
+                    request.id,
+                    amount,
+                    today=self._today(),
+                    allowed=lambda spending: all(
+                        cap.allows(amount, used=cap.used_of(spending, with_reserved=True))
+                        for cap in lasting
+                    ),
+                )
+            for cap in lasting:
+                self._check(request, expected, amount, cap)
         except BaseException:
             self.release(request.id)
             raise
-
-    async def _reserve_in_journal(
-        self,
-        request: Request,
-        expected: RequestEstimate,
-        amount: SpendAmount,
-        caps: Sequence[SpendingCap],
-        journal: Journal,
-    ) -> None:
-        """Reserve an amount for all kernels, if their caps allow it."""
-        # The journal decides, in one transaction. It returns the figures from before, by which the
-        # caps are checked once more to find the one that refused.
-        self._all_kernels = await journal.reserve_budget(
-            request.id,
-            amount,
-            today=self._today(),
-            allowed=lambda spending: all(
-                cap.allows(amount, used=cap.used_of(spending, with_reserved=True)) for cap in caps
-            ),
-        )
-        for cap in caps:
-            self._check(request, expected, amount, cap)
 
     def _check(
         self, request: Request, expected: RequestEstimate, amount: SpendAmount, cap: SpendingCap
@@ -343,7 +333,7 @@ class Budget:
         # All callers share one task: a lock would let them pass one by one, and with many requests
         # it would never be free.
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.get_running_loop().create_task(self._read(journal))
+            self._reading = asyncio.create_task(self._read(journal))
         return self._reading
 
     async def refresh(self, journal: Journal) -> None:

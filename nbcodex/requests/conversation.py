@@ -45,12 +45,7 @@ class Conversations:
     _states: dict[tuple[str | None, str], _ThreadState] = field(default_factory=dict)
 
     def join(
-        self,
-        request: Request,
-        store: ConversationStore,
-        settings: Settings,
-        *,
-        start_new: bool = False,
+        self, request: Request, store: ConversationStore, settings: Settings, *, start_new: bool
     ) -> tuple[Request, list[str]]:
         """Return `request` with its earlier turns and its position, and notes on them for its user.
 
@@ -80,12 +75,7 @@ class Conversations:
         self._states[notebook, thread] = _ThreadState(chapter, is_new=True, replayed=None)
 
     def next_turns(
-        self,
-        notebook: str | None,
-        thread: str,
-        store: ConversationStore,
-        *,
-        limit: int | None = None,
+        self, notebook: str | None, thread: str, store: ConversationStore, limit: int | None
     ) -> list[Turn]:
         """Return the turns that the next new cell would see if all of them fit its model."""
         stored = store.find_conversation(notebook, thread)
@@ -151,11 +141,9 @@ def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) 
 def _replayed_turn(
     request: Request, state: _ThreadState, stored: StoredConversation, store: ConversationStore
 ) -> TurnCandidate | None:
-    """Return the next turn of an earlier process, if the request repeats its prompt.
-
-    In a front end without cell ids, this distinguishes a notebook that is run again after a restart
-    from one that continues.
-    """
+    """Return the next turn of an earlier process, if the request repeats its prompt."""
+    # In a front end without cell ids, this distinguishes a notebook that is run again after a
+    # restart from one that continues.
     index, state.replayed = state.replayed, None
     if index is None:
         return None

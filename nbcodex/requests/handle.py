@@ -260,11 +260,16 @@ class Handle:
 
     async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in _waiting:
+            _waiting[loop] = 0
+            loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
+        _waiting[loop] += 1
         try:
             self.start()
-            with _keep_waking(asyncio.get_running_loop()):
-                return await asyncio.wrap_future(self.ending)
+            return await asyncio.wrap_future(self.ending)
         finally:
+            _waiting[loop] -= 1
             if not self.done:
                 self.end("stop")
 
@@ -279,18 +284,6 @@ class Handle:
 # A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it for all
 # requests that wait: it runs as long as its loop is in here.
 _waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
-
-
-@contextlib.contextmanager
-def _keep_waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    if loop not in _waiting:
-        _waiting[loop] = 0
-        loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
-    _waiting[loop] += 1
-    try:
-        yield
-    finally:
-        _waiting[loop] -= 1
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> None:
@@ -372,10 +365,7 @@ for _field in dataclasses.fields(Reply):
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
-    """Return the answer that a request ended with, or raise why there is none.
-
-    The text so far is in the `reply` of the NbcodexError, or of `Stopped` if the user pressed Stop.
-    """
+    """Return the answer that a request ended with, or raise why there is none."""
     match ending:
         case events.Finished(reply=reply):
             return reply

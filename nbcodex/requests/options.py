@@ -127,7 +127,7 @@ def to_image(value: Any) -> Image:
 
 def is_drawable(value: object) -> bool:
     """Return whether `value` is a matplotlib figure or a PIL image."""
-    return _has_methods(value, *_FIGURE_METHODS) or _has_methods(value, *_PIL_METHODS)
+    return type_has(value, *_FIGURE_METHODS) or type_has(value, *_PIL_METHODS)
 
 
 def _from_bytes(data: bytes, what: str) -> Image:
@@ -151,16 +151,16 @@ def _check_size(image: Image) -> Image:
 
 def _draw(value: Any) -> bytes | None:
     """Return `value` as a file, if it can draw itself."""
-    if _has_methods(value, *_FIGURE_METHODS):
+    if type_has(value, *_FIGURE_METHODS):
         return _save(value, value.savefig)
     # Axes: seaborn and pandas return them rather than the figure.
-    if _has_methods(value, "get_figure", "plot"):
+    if type_has(value, "get_figure", "plot"):
         return _draw(value.get_figure())
-    if _has_methods(value, *_PIL_METHODS):
+    if type_has(value, *_PIL_METHODS):
         # A PNG holds neither CMYK nor floating point.
         image = value if value.mode in _PNG_MODES else value.convert("RGBA")
         return _save(value, image.save)
-    if _has_methods(value, "_repr_png_"):
+    if type_has(value, "_repr_png_"):
         shown = value._repr_png_()
         shown = shown[0] if isinstance(shown, tuple) else shown
         return b64decode(shown) if isinstance(shown, str) else shown
@@ -179,6 +179,7 @@ def _save(value: object, save: Callable[..., object]) -> bytes:
     return file.getvalue()
 
 
-def _has_methods(value: object, *names: str) -> bool:
-    # Looked up in the type: an instance of a proxy or a mock has every attribute.
+def type_has(value: object, *names: str) -> bool:
+    """Return whether the type of `value` has all these attributes."""
+    # Not the instance: that of a proxy or a mock has every attribute.
     return all(hasattr(type(value), name) for name in names)

@@ -133,8 +133,7 @@ class RequestRunner:
 
     def start(self) -> RequestRunner:
         """Start the request's task."""
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self.run(), name=f"codex-{self._request.id}")
+        self.task = asyncio.create_task(self.run(), name=f"codex-{self._request.id}")
         self.task.add_done_callback(self._report_defect)
         return self
 

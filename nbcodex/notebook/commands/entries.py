@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
@@ -13,7 +14,7 @@ from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
 from nbcodex.journal.entry_writer import not_resumable
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_runner import MapRunner, active_runners
-from nbcodex.models import match_prefix
+from nbcodex.models import match_prefix, new_id
 from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.display import OutputOptions
 from nbcodex.notebook.session import Session
@@ -125,9 +126,14 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
 
 def retry(session: Session, prefix: str) -> None:
     """Send the same prompt again, as a new request: retry ID."""
-    request = session.journal.find_entry(prefix).request
+    client, request = current(), session.journal.find_entry(prefix).request
     origin = identity.current_origin(session.shell, variable=request.origin.variable)
-    handle = current().handle(current().copy_request(request, origin=origin), session.settings)
+    origin = replace(origin, position=request.origin.position)
+    # Asked again on purpose: the stored answer is not what is wanted.
+    request = replace(
+        request, id=new_id(), created_at=client.clock.wall(), origin=origin, reuse=False
+    )
+    handle = client.handle(request, session.settings)
     session.show_answer(handle, _output_options(request, shorten(request.prompt, 60)))
 
 
@@ -291,7 +297,7 @@ def new(session: Session, thread: str = MAIN_THREAD) -> None:
 def history(session: Session, thread: str = MAIN_THREAD) -> None:
     """Show the turns that the next cell sends along: history [THREAD]."""
     conversations, limit = session.journal.conversations, session.settings.max_history
-    turns = current().conversations.next_turns(session.notebook, thread, conversations, limit=limit)
+    turns = current().conversations.next_turns(session.notebook, thread, conversations, limit)
     for number, turn in enumerate(turns, start=1):
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)

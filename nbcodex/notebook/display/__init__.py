@@ -93,10 +93,7 @@ def choose_request_view(
     choice: str,
     on_action: Callable[[ActionName], None],
 ) -> RequestView:
-    """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`.
-
-    `on_action` is called with the name of a button that was pressed, in another thread.
-    """
+    """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`."""
     if not hasattr(shell, "kernel"):
         if options.background:
             return text_views.BackgroundTerminalView()

@@ -225,11 +225,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
 
 
 def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
-    """Return what time changes, in ms. The page counts on from here by its own clock.
-
-    The remaining time does not depend on the page's clock; the deadline, in ms since the epoch,
-    keeps a view that is drawn later from starting the countdown again.
-    """
+    """Return what time changes, in ms. The page counts on from here by its own clock."""
     left = state.seconds_left(now)
     end = state.phase_started_at if state.ended else now
     total = None if left is None else left + now - state.phase_started_at
@@ -238,6 +234,8 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         "elapsed_ms": round((end - state.started_at) * 1000),
         "waited_ms": round(state.total_waited(now) * 1000),
         "waits": state.wait_started_at is not None,
+        # The remaining time does not depend on the page's clock; the deadline, in ms since the
+        # epoch, keeps a view that is drawn later from starting the countdown again.
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
         "total_ms": None if total is None else round(total * 1000),

@@ -44,17 +44,15 @@ log = logging.getLogger(__name__)
 
 
 class MonitorCollector:
-    """Listens to all events of a client, from its first request on.
-
-    A delta costs a dictionary look-up: only sizes are added up until the state is asked for.
-    """
+    """Listens to all events of a client, from its first request on."""
 
     def __init__(self, client: Client) -> None:
         self.changed = threading.Event()
         self._client = client
         self._state = MonitorState()
         self._pending: list[events.Event] = []
-        # Bytes of the deltas since the last event, by request id, reasoning and simulated.
+        # Bytes of the deltas since the last event, by request id, reasoning and simulated: a delta
+        # costs a dictionary look-up, until the state is asked for.
         self._sizes: dict[tuple[str, bool, bool], int] = {}
         self._journal_read_at = float("-inf")
 
@@ -74,10 +72,7 @@ class MonitorCollector:
             self.changed.set()
 
     def state(self, settings: Settings) -> MonitorState:
-        """Return the present state. Can be called in any thread; it waits for the event loop.
-
-        The journal is read in the calling thread, at most every `JOURNAL_INTERVAL_S` seconds.
-        """
+        """Return the present state. Can be called in any thread; it waits for the event loop."""
         found: dict[str, Any] = {}
         if time.monotonic() - self._journal_read_at >= JOURNAL_INTERVAL_S:
             self._journal_read_at = time.monotonic()
