@@ -1,4 +1,4 @@
-"""How requests and replies become text and back, and when two requests are equal.
+"""Converts requests and replies to text and back, and decides when two requests are equal.
 
 What is read back is data only: no class outside of `nbcodex.models` is ever built from a file. Must
 not know the database.
@@ -25,10 +25,10 @@ USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_to
 MAX_STORED_INTEGER = 2**53
 
 _RECORD, _BYTES = "__record__", "__bytes__"
-_KINDS = {
-    kind.__name__: kind
-    for kind in vars(models).values()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+_RECORD_CLASSES = {
+    cls.__name__: cls
+    for cls in vars(models).values()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls)
 }
 # Files that release 0.1.0 wrote hold these names.
 _RENAMED_RECORDS = {"Place": "TurnPosition", "Carried": "CarriedReasoning"}
@@ -39,13 +39,13 @@ _RENAMED_FIELDS = {
 
 def bounded_totals(reply: Reply) -> UsageTotals:
     """Return what `reply` adds to the totals; implausible figures of a server are bounded."""
-    more = UsageTotals.of(reply)
+    added = UsageTotals.of(reply)
     tokens: dict[str, Any] = {
-        name: bounded_integer(getattr(more.usage, name)) for name in USAGE_COLUMNS
+        name: bounded_integer(getattr(added.usage, name)) for name in USAGE_COLUMNS
     }
-    cost, waited = finite_or_none(more.cost) or 0.0, finite_or_none(more.waited) or 0.0
+    cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
     # `insert` has counted the request.
-    return replace(more, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
+    return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
 
 
 def bounded_integer(number: float | None) -> int:
@@ -92,18 +92,18 @@ def _restore(found: dict[str, Any]) -> Any:
     if found.keys() == {_BYTES}:
         return base64.b64decode(found[_BYTES])
     name = str(found.get(_RECORD))
-    kind = _KINDS.get(_RENAMED_RECORDS.get(name, name))
-    if kind is None:
+    cls = _RECORD_CLASSES.get(_RENAMED_RECORDS.get(name, name))
+    if cls is None:
         return found
-    renamed = _RENAMED_FIELDS.get(kind.__name__, {})
-    known = {field.name for field in dataclasses.fields(kind)}
+    renamed = _RENAMED_FIELDS.get(cls.__name__, {})
+    known = {field.name for field in dataclasses.fields(cls)}
     # JSON has no tuples; a record, which is frozen, has no lists.
     values = {
         renamed.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
     }
     # A later version may have written fields that are unknown here.
-    return kind(**{name: value for name, value in values.items() if name in known})
+    return cls(**{name: value for name, value in values.items() if name in known})
 
 
 # These fields do not change the answer, or are part of the key in another way.
@@ -115,14 +115,14 @@ _NOT_IN_KEY = frozenset(
 def equality_key(request: Request, *, base_url: str) -> bytes:
     """Return 32 bytes that are equal for equal requests to one server only."""
     # All fields count unless excluded, so one that a later version adds counts by itself.
-    asked = {
+    content = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(request)
         if field.name not in _NOT_IN_KEY
     }
-    where = [base_url.rstrip("/"), request.model, request.api]
-    # The empty lists are part of the keys in files that exist. Large images take milliseconds.
-    return hashlib.sha256(json.dumps(_plain([where, asked, [], []])).encode("ascii")).digest()
+    target = [base_url.rstrip("/"), request.model, request.api]
+    # The empty lists keep the keys of existing files. Hashing large images takes milliseconds.
+    return hashlib.sha256(json.dumps(_plain([target, content, [], []])).encode("ascii")).digest()
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Map runs in the journal: their rows, how far each run is, and the batch jobs that hold rows.
 
-Owns that a batch job is stored before it is submitted, and until its files at the provider are
-erased. Must not know templates, who submits, or what a provider is.
+Stores a batch job before it is submitted, and deletes it only when its files at the provider are
+erased. Must not know templates or providers, and does not submit jobs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from nbcodex.models import Reply, Request
 
 ResultT = TypeVar("ResultT")
 
-# SQLite allows 999 variables in a statement in its older builds.
+# Older builds of SQLite allow at most 999 variables in a statement.
 KEYS_PER_STATEMENT = 400
+_SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapSummary:
-    """How far a map run is: its rows by status, those of a kernel that is gone as ``abandoned``."""
+    """The progress of a map run: the number of rows in each status, ``abandoned`` included."""
 
     id: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -42,23 +43,22 @@ class MapSummary:
 class BatchJob:
     """A batch job that this process has claimed."""
 
-    tag: str  # our name for it, by which it is found at the provider
+    tag: str  # our name for the job, which the provider stores with it
     base_url: str  # the provider
-    # file, remote: the provider's ids of its file and of the job, as far as they are stored.
-    file: str | None
-    remote: str | None
+    file_id: str | None  # the provider's id of the input file; None if it is not stored yet
+    remote_id: str | None  # the provider's id of the job; None likewise
     requests: tuple[Request, ...] = ()  # its rows without an answer
 
 
 @dataclass(frozen=True, slots=True)
-class InsertedRows:
-    """What `insert_rows` found, by the row's id."""
+class InsertResult:
+    """What `insert_rows` found in the journal; the keys are the rows' ids."""
 
     answers: dict[str, Reply] = field(default_factory=dict)  # answers to equal requests
     # Tags of jobs that hold an equal request, and that no kernel is waiting for.
     other_jobs: dict[str, str] = field(default_factory=dict)
     # Rows that another kernel has claimed, or that are finished.
-    lost: set[str] = field(default_factory=set)
+    unavailable: set[str] = field(default_factory=set)
 
 
 class Maps:
@@ -68,7 +68,7 @@ class Maps:
         self._worker = worker
 
     def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
-        """Insert rows as parked that were never started, each with its `equality_key`."""
+        """Insert rows that were never started as parked, each with its `equality_key`."""
 
         def work(connection: Connection) -> None:
             for request, key in requests:
@@ -117,7 +117,7 @@ class Maps:
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
     def summary(self, map_id: str) -> MapSummary:
-        """Return how far a map is."""
+        """Return the progress of a map."""
         found = self._summaries("batch = ?", map_id)
         return found[0] if found else MapSummary(id=map_id)
 
@@ -145,7 +145,7 @@ class Maps:
             found: dict[str, MapSummary] = {}
             known: dict[int, bool] = {}
             rows = connection.execute(
-                f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - ours
+                f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
                 "GROUP BY batch, status, owner ORDER BY min(seq)",
                 (value,),
             )
@@ -165,17 +165,17 @@ class BatchJobs:
     def __init__(self, worker: SqliteWorker, database: JournalDatabase) -> None:
         self._worker, self._database = worker, database
 
-    async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertedRows:
-        """Commit rows as pending: requests, equality keys, whether they are to be claimed."""
+    async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertResult:
+        """Commit rows as pending: request, equality key, and whether the row is to be claimed."""
 
-        def work(connection: Connection) -> InsertedRows:
-            inserted, known = InsertedRows(), dict[int, bool]()
+        def work(connection: Connection) -> InsertResult:
+            inserted, known = InsertResult(), dict[int, bool]()
             for request, key, exists in rows:
                 if not exists:
                     writes.insert(connection, request, key=key)
                 # Another kernel may have claimed a row of a resumed map since it was listed.
                 elif not writes.claim(connection, request.id, status="pending"):
-                    inserted.lost.add(request.id)
+                    inserted.unavailable.add(request.id)
                     continue
                 if not request.reuse:
                     continue
@@ -184,17 +184,17 @@ class BatchJobs:
                 elif tag := _find_other_job(connection, key, known):
                     inserted.other_jobs[request.id] = tag
             if rows:
-                # Heartbeats for the whole map: its rows are in no job before they are uploaded.
+                # The map has heartbeats of its own, because its rows have no job before the upload.
                 first = rows[0][0]
                 self._database.activate(connection, first.origin.map_id or first.id)
             return inserted
 
-        return await self._commit(work, InsertedRows())
+        return await self._commit(work, InsertResult())
 
     async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
         """Commit that rows of this kernel are about to be submitted as the job `tag`."""
 
-        # In the journal before the provider has it: after a crash the tag finds the job there.
+        # Stored before it is submitted: after a crash, the job is found by its tag.
         def work(connection: Connection) -> None:
             connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
             at, owner = connection.clock.wall(), connection.owner.id
@@ -207,16 +207,16 @@ class BatchJobs:
 
         await self._commit(work, None)
 
-    async def set_remote_names(
-        self, tag: str, *, file: str | None = None, remote: str | None = None
+    async def set_remote_ids(
+        self, tag: str, *, file_id: str | None = None, remote_id: str | None = None
     ) -> None:
-        """Commit the provider's id of a job's file, or of the job."""
+        """Commit the provider's ids of a job's file and of the job, as far as given."""
 
         def work(connection: Connection) -> None:
             connection.execute(
                 """UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote)
                 WHERE tag = ?""",
-                (storable(file), storable(remote), tag),
+                (storable(file_id), storable(remote_id), tag),
             )
 
         await self._commit(work, None)
@@ -225,11 +225,11 @@ class BatchJobs:
         """Claim the unfinished rows of a job; None if there is no such job."""
 
         def work(connection: Connection) -> BatchJob | None:
-            job = connection.execute("SELECT * FROM parts WHERE tag = ?", (tag,)).fetchone()
+            job = connection.execute(f"{_SELECT_JOBS} WHERE tag = ?", (tag,)).fetchone()
             if job is None:
                 return None
             rows = connection.execute("SELECT * FROM book WHERE part = ?", (tag,))
-            # Waiting, not running: they wait for the provider.
+            # Their status is not ``running``, because they wait for the provider.
             claimed = tuple(
                 entry.request
                 for entry in entries_of(connection, rows)
@@ -246,7 +246,7 @@ class BatchJobs:
         def work(connection: Connection) -> None:
             for reply, error in endings:
                 writes.finish(connection, reply, error=error)
-            # An answered row keeps its job, so that its file is found until it is erased.
+            # An answered row keeps its job, so that the job's file is found until it is erased.
             connection.executemany(
                 "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
                 [(storable(reply.id), connection.owner.id) for reply, _ in endings],
@@ -257,7 +257,7 @@ class BatchJobs:
     async def withdraw_job(self, tag: str) -> None:
         """Commit that the provider did not accept a job: its rows are pending, and in no job."""
 
-        # Pending, not parked: this kernel decides next what becomes of the rows.
+        # The rows are not parked, because this kernel decides next what to do with them.
         def work(connection: Connection) -> None:
             connection.execute(
                 """UPDATE entries SET part = NULL, status = 'pending'
@@ -295,7 +295,7 @@ class BatchJobs:
                 f"{set_parked} ('pending', 'running') AND id = ?",
                 [(owner, storable(id_)) for id_ in waiting],
             )
-            # What is with a provider may be charged all the same, and stays reserved.
+            # Rows at a provider may still be charged, so their budget stays reserved.
             connection.executemany(
                 """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
                 WHERE entries.id = asides.id AND part IS NOT NULL)""",
@@ -306,18 +306,18 @@ class BatchJobs:
 
         await self._commit(work, None)
 
-    async def set_submitted(self, map_id: str) -> None:
-        """Note that each row of a map is in a job now, or has ended."""
+    async def end_map_heartbeats(self, map_id: str) -> None:
+        """End the heartbeats of a map whose rows are all in a job, or have ended."""
         await self._commit(lambda _: self._database.deactivate(map_id), None)
 
     async def unerased_jobs(self) -> list[BatchJob]:
         """Return the jobs whose rows have all ended, but whose files were not erased yet."""
 
         def work(connection: Connection) -> list[BatchJob]:
-            # Their files hold prompts: a kernel that died before erasing them left that to others.
+            # Their files hold prompts, and the kernel that should have erased them may have died.
             rows = connection.execute(
-                """SELECT * FROM parts WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
-                entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""
+                f"""{_SELECT_JOBS} WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
+                entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""  # noqa: S608 - constant
             )
             return [BatchJob(**dict(row)) for row in rows]
 
@@ -334,7 +334,7 @@ def _find_other_job(connection: Connection, key: bytes, known: dict[int, bool]) 
         WHERE book.key = ? AND book.status IN ('waiting', 'parked')""",
         (salted(connection, key),),
     )
-    # While another kernel waits for that job, the row is asked again: the job might never end.
+    # While another kernel waits for that job, the row is sent anew: the job might never end.
     for row in rows:
         if row["status"] == "parked" or is_abandoned(connection, row, known):
             return str(row["part"])

@@ -1,4 +1,4 @@
-"""The thread of a journal's database: all its statements run there, many to a commit.
+"""The thread of a journal's database: all statements run there, and many share a commit.
 
 Owns the thread, the queue, which jobs share a transaction, and what happens at exit and in a forked
 child. Must not know any SQL: jobs use the connection, and the database commits them.
@@ -35,7 +35,7 @@ MAX_JOBS_PER_COMMIT = 256
 # interpreter's lock.
 GROUP_INTERVAL_S = 0.008
 
-# If no second job arrived during such an interval, no further one is waited for this long: a caller
+# After an interval in which no second job arrived, writes are not delayed for this long: a caller
 # that awaits one write after another would otherwise wait each time.
 INTERVAL_PAUSE_S = 0.25
 
@@ -158,7 +158,7 @@ class SqliteWorker:
             taken = take_jobs(jobs, wait, not_before=not_before)
             began_at = time.monotonic()
             if len(taken) == 1 and not_before <= began_at < not_before + GROUP_INTERVAL_S / 4:
-                # The interval was waited for, and no second job came in it.
+                # No second job arrived during the interval.
                 paused_until = began_at + INTERVAL_PAUSE_S
             back_to_back = paused_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
             with self.fork_lock:
@@ -173,9 +173,9 @@ class SqliteWorker:
                     return self._database.disconnect()
                 wait = self._database.maintain()
             ended_at = time.monotonic()
-            busy = len(taken) > 1 or back_to_back
-            groups = busy and self._database.groups_commits
-            not_before = ended_at + GROUP_INTERVAL_S if groups else 0.0
+            is_busy = len(taken) > 1 or back_to_back
+            delays_next = is_busy and self._database.groups_commits
+            not_before = ended_at + GROUP_INTERVAL_S if delays_next else 0.0
 
 
 def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job | None]:

@@ -86,7 +86,7 @@ class BatchApi:
         try:
             file = await self._retrying(lambda: self.client.upload_file(data, sample))
             # Before anything else, so that the file is erased even if this process dies.
-            await record_file(file=file)
+            await record_file(file_id=file)
             return await self._retrying(create_once)
         except NbcodexError as error:
             if file:

@@ -155,7 +155,7 @@ class BatchUploader:
         for row in unclaimed:
             row.entry = None
             request, id_ = row.request, row.request.id
-            if id_ in inserted.lost:
+            if id_ in inserted.unavailable:
                 lost = EntryError(f"Row {id_} is done, or another kernel is working on it.")
                 ended.append(self._pending.failed(request, lost))
             elif reply := structured_output.reusable(request, inserted.answers.get(id_)):
@@ -200,7 +200,7 @@ class BatchUploader:
             await self._clock.wait(self._clock.now() + delay, unless=self._part_closed)
             delay = min(delay * 2, MAX_QUEUE_WAIT_S)
         self._stage = ""
-        await self._jobs.set_submitted(self._map_id)
+        await self._jobs.end_map_heartbeats(self._map_id)
 
     async def _write_part(self, rows: deque[PendingRow]) -> tuple[BatchPart, bytes]:
         """Take rows from the left, as many as fit; return them as a part, and its input file."""
@@ -244,7 +244,7 @@ class BatchUploader:
         # the next one does not pay for the rows again.
         await self._jobs.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
         try:
-            record_file = partial(self._jobs.set_remote_names, part.tag)
+            record_file = partial(self._jobs.set_remote_ids, part.tag)
             part.batch = await self._batch_api.create(part, data, record_file=record_file)
         except NbcodexError as error:
             del self._uploaded[part.tag]
@@ -268,7 +268,7 @@ class BatchUploader:
     async def _on_job(self, part: BatchPart) -> None:
         """Record the provider's id of a job, and report that its rows are sent."""
         assert part.batch is not None  # noqa: S101 - it was created, or found
-        await self._jobs.set_remote_names(part.tag, remote=part.batch.id)
+        await self._jobs.set_remote_ids(part.tag, remote_id=part.batch.id)
         pricing.start_loading(part.base_url)
         self._pending.emit(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
 
@@ -304,15 +304,15 @@ class BatchUploader:
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
             self._check_server(part)
-            if job.remote is None:
+            if job.remote_id is None:
                 part.batch = await self._batch_api.find(part)
             else:
-                part.batch = await self._batch_api.retrieve(job.remote, part.sample)
+                part.batch = await self._batch_api.retrieve(job.remote_id, part.sample)
         except NbcodexError as error:
             await self._give_up(part, error)
             return
         if part.batch is None:  # a kernel died between recording the part and creating its job
-            part.batch = jobless_batch(job.file)
+            part.batch = jobless_batch(job.file_id)
             await self._return_rows(part)
             await self._close_part(tag)
             return
@@ -371,9 +371,9 @@ class BatchUploader:
             part = BatchPart(job.tag, {}, sample, job.base_url)
             with contextlib.suppress(NbcodexError):
                 self._check_server(part)
-                part.batch = jobless_batch(job.file)
-                if job.remote:
-                    part.batch = await self._batch_api.client.retrieve_batch(job.remote, sample)
+                part.batch = jobless_batch(job.file_id)
+                if job.remote_id:
+                    part.batch = await self._batch_api.client.retrieve_batch(job.remote_id, sample)
                 await self._batch_api.cancel(part)
                 if part.batch.ended and await self._batch_api.erase(part.batch, sample):
                     await self._jobs.close_job(job.tag, erased=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from nbcodex.models import Origin
 
-# The random part tells processes apart whose number is the same: in containers they often are.
+# The random part distinguishes processes of different containers that have the same number.
 _TERMINAL_ID = f"{os.getpid()}-{os.urandom(4).hex()}"
 
 

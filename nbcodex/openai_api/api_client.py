@@ -1,7 +1,7 @@
 """Sends one attempt of a request and yields stream events, or raises exactly one of our errors.
 
-Owns the exchange with a server, durable answers included. Sends again only what the server refused
-and can be adapted: whether there is another attempt is the caller's decision.
+Owns the exchange with a server, durable answers included. Sends a request again only if it can be
+adapted to the server's refusal: all other attempts are the caller's decision.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncAPIResponse, AsyncOpenAI
 
-NOT_KEPT = "not durable: this server keeps no answers"
+NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
 CANCEL_TIMEOUT_S = 5.0
 
-# With these, a server states that it does not have an answer, or not the call that retrieves it.
+# The statuses of a server that lacks an answer, or the call that retrieves it.
 _ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
 
 
@@ -73,7 +73,7 @@ class ApiClient:
         self._connections = connections.Connections(transport=transport)
         self._has_transport = transport is not None  # in place of the network, in tests
         self.memory = ServerMemory()
-        self._only_models: dict[Endpoint, str] = {}
+        self._sole_models: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
@@ -81,8 +81,8 @@ class ApiClient:
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
         # A client that an async factory makes is known only after `resolve_model` was awaited.
-        endpoint, own = self._connections.custom_endpoint(settings.client)
-        endpoints.check_texts(request, [*settings.secrets(), *own])
+        endpoint, client_secrets = self._connections.custom_endpoint(settings.client)
+        endpoints.check_texts(request, [*settings.secrets(), *client_secrets])
         return endpoint
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
@@ -100,7 +100,7 @@ class ApiClient:
                 "On Azure, a model is named by its deployment.", advice="Use -m DEPLOYMENT."
             )
         # A local server usually has one model loaded; its name is requested once.
-        if endpoint not in self._only_models:
+        if endpoint not in self._sole_models:
             names = await self.list_models(settings, api_base=request.api_base)
             if len(names) != 1:
                 some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
@@ -108,8 +108,8 @@ class ApiClient:
                     f"{endpoint.host} offers {some or 'no model'}.",
                     advice="Set one with -m, or in NBCODEX_MODEL.",
                 )
-            self._only_models[endpoint] = names[0]
-        return self._only_models[endpoint]
+            self._sole_models[endpoint] = names[0]
+        return self._sole_models[endpoint]
 
     async def list_models(self, settings: Settings, *, api_base: str | None = None) -> list[str]:
         """Return the names of the models that a server offers, sorted."""
@@ -133,7 +133,7 @@ class ApiClient:
         """Send a request once; yield `ResponseStarted`, deltas, and at last `CompletedAnswer`.
 
         `model` is that of `resolve_model`. Raises only NbcodexError, besides asyncio's
-        CancelledError; the connection is closed before, as it is before `CompletedAnswer`.
+        CancelledError. The connection is closed before an error or `CompletedAnswer`.
         """
         endpoint, client, redactor = await self._connect(request, settings)
         prepared = self.memory.prepare(request, settings, endpoint, _valid_model(model))
@@ -143,7 +143,7 @@ class ApiClient:
                 response, reader, stream = await self._send(
                     stack, client, prepared, settings, redactor
                 )
-                # Azure states the wait for a failure in the stream in the headers of its 200.
+                # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
                 # The server accepted the parameters: no failure after this is due to them.
                 self.memory.learn(prepared)
@@ -174,7 +174,7 @@ class ApiClient:
             return
         # Whether the server keeps the answer is known only from its events.
         if request.durable and reader.position is None and self.memory.mark_not_durable(prepared):
-            yield Notice(NOT_KEPT)
+            yield Notice(NOT_DURABLE_NOTICE)
         if prepared.is_unstreamed:
             yield Notice(UNSTREAMED_NOTICE)
         if prepared.has_schema_in_prompt:
@@ -261,13 +261,13 @@ class ApiClient:
     async def connected(
         self, request: Request, settings: Settings, *, path: str = ""
     ) -> AsyncIterator[tuple[AsyncOpenAI, Redactor]]:
-        """Give the client for a request's server, and a redactor; raise only our errors."""
+        """Yield the client for a request's server, and a redactor; raise only our errors."""
         _, client, redactor = await self._connect(request, settings)
         try:
             yield client, redactor
         except Exception as error:
             failure = self.translate(error, redactor)
-            if path:  # the only one that the block calls
+            if path:  # the block calls no other
                 api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
             raise failure from None
 
@@ -320,8 +320,8 @@ class ApiClient:
         """Send the request, adapted to what the server turns out not to accept."""
         while True:
             body, is_chat = prepared.body, prepared.api == "chat"
-            # The SDK transforms what is passed by name through its own types, which is a tenth of a
-            # request's cost: only what it requires by name is passed so.
+            # The SDK transforms named arguments through its own types, which takes a tenth of a
+            # request's CPU time: only the arguments that it requires are passed by name.
             required = ("model", "stream", "messages") if is_chat else ()
             named: Any = {name: body.pop(name) for name in required if name in body}
             resource: Any = client.chat.completions if is_chat else client.responses
@@ -356,7 +356,7 @@ class ApiClient:
     def _started(
         self, response: AsyncAPIResponse[Any], redactor: Redactor, *, api: str, model: str | None
     ) -> ResponseStarted:
-        headers = dict(response.headers.items())  # httpx2's own are searched one by one
+        headers = dict(response.headers.items())  # a lookup in httpx2's headers is linear
         request_id = redactor.clean(headers.get("x-request-id", ""))
         now = self.clock.now()
         return ResponseStarted(

@@ -26,7 +26,7 @@ DetectedApi = Literal["responses", "chat"]
 
 PATHS: dict[DetectedApi, str] = {"responses": "/responses", "chat": "/chat/completions"}
 
-UNSTREAMED_NOTICE = "in one piece: this model is not streamed to you"
+UNSTREAMED_NOTICE = "in one piece: the server does not stream this model to your account"
 SCHEMA_IN_PROMPT_NOTICE = (
     "the server does not accept this JSON schema: it is in the prompt, and checked here"
 )
@@ -102,7 +102,7 @@ _STORAGE_WORDS = ("background", "store", "retention")
 _NO_SUCH_CALL = {404, 405, 501}
 _REJECTED = {400, 422}
 _DENIED = {*_REJECTED, 403}
-_MAX_ADAPTATIONS = 3  # of one request; each is refused before it costs a token
+_MAX_ADAPTATIONS = 3  # of one request; a refused attempt costs no tokens
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class PreparedRequest:
     def adapt(self, error: Exception) -> bool:
         """Change what the server refused; return False if the request needs it."""
         status = getattr(error, "status_code", None)
-        if isinstance(error, AnswerFailedError):  # in a 200
+        if isinstance(error, AnswerFailedError):  # with HTTP 200
             text = f"{error.payload!s:.4000}".lower()
             if any(phrase in text for phrase in dialects.NO_SUCH_CALL_PHRASES):
                 status = 404
@@ -165,13 +165,13 @@ class PreparedRequest:
 
     @property
     def body(self) -> Body:
-        """The body to send; the user's params win over ours."""
+        """The body to send; the user's params override ours."""
         ours = self._chat_body() if self.api == "chat" else self._responses_body()
         # The bound on the output is never left out.
         unsupported = self.unsupported.difference(_OUTPUT_PARAMS)
         body = {name: value for name, value in ours.items() if name not in unsupported}
         for name, value in self.request.params.items():
-            # Members of ``reasoning`` and the like are merged.
+            # Objects, such as ``reasoning``, are merged.
             if isinstance(body.get(name), dict) and isinstance(value, Mapping):
                 value = {**body[name], **value}
             body[name] = value
@@ -209,10 +209,10 @@ class PreparedRequest:
             "messages": [*first, *_messages(request, "chat")],
             "stream": True,
         }
-        if not self.is_unstreamed:  # OpenAI refuses the one without the other
+        if not self.is_unstreamed:  # without ``stream``, OpenAI refuses it
             body["stream_options"] = {"include_usage": True}
         if request.max_output is not None:
-            # Compatible servers often know only the last, OpenAI's newer models only the first.
+            # Compatible servers often accept only ``max_tokens``, OpenAI's newer models the other.
             names = _OUTPUT_PARAMS
             if self.endpoint.kind == "compatible":
                 names = names[::-1]
@@ -314,8 +314,8 @@ def _definition_text(request: Request) -> str:
 
 def _refused_param(words: str, request: Request, body: Body) -> str | None:
     """Return the parameter of ours that a refusal names, if the request can go without it."""
-    # Never ``store``: without it, the provider would store what was sent; and none that the user
-    # set.
+    # It is never ``store``, without which the provider would store what was sent, and never one
+    # that the user set.
     if "stream" in body and "stream_options" not in words and _NO_STREAM.search(words):
         return "stream"
     first = (body.get("messages") or [{}])[0]
@@ -324,8 +324,8 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
     for name, phrases in _SCHEMA_PARAMS.items():
-        is_about = any(phrase in words for phrase in phrases) or _SCHEMA_REFUSAL.search(words)
-        if request.schema and is_about and name in body and name not in request.params:
+        about_schema = any(phrase in words for phrase in phrases) or _SCHEMA_REFUSAL.search(words)
+        if request.schema and about_schema and name in body and name not in request.params:
             return name
     if not any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES):
         return None

@@ -15,10 +15,10 @@ from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
 
 ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
-ACTUAL = 2  # its index
+ACTUAL_INDEX = CHARGE_POLICIES.index("actual")
 
-# Errors are summed over at least so long, as the random order of requests on their way to the
-# server evens out over a window.
+# Errors are summed over windows that are at least this long: the random order in which requests
+# reach the server evens out over a window.
 WINDOW_S = 0.4
 # The projections must differ by this many typical requests before a window counts.
 MIN_DIVERGENCE_REQUESTS = 3.0
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(slots=True)
 class Permit:
-    """Permission to send one request, and the state of that request as far as limits go."""
+    """Permission to send one attempt, and what the limits record of it: a reservation's data."""
 
     name: str  # of the limits that it was taken from
     cost: Cost
@@ -60,19 +60,19 @@ class Permit:
     input_tokens: float  # as charged here: the estimate, corrected by what the server counts
     is_answered: bool = False  # admitted, refused, or ended without either
     is_closed: bool = False  # ended
-    sent_at: float = 0.0  # infinite until the request is really sent
+    sent_at: float = 0.0  # infinite between acquiring and sending
     model_id: int = 0  # of the model that it was taken from
-    share_id: int = 0  # of the holder's share that counts it
+    share_id: int = 0  # of the process's share (`sharing`) that counts it
     is_orphaned: bool = False  # that model is lost, so the marks mean nothing
 
     def restore(self, other: Permit) -> None:
-        """Reset what operations change to the values of `other`."""
+        """Copy the fields that operations change from `other`."""
         self.token_marks, self.share_id = other.token_marks, other.share_id
         self.is_answered, self.is_closed = other.is_answered, other.is_closed
         self.is_orphaned = other.is_orphaned
 
     def shift_marks(self, amounts: tuple[float, ...]) -> None:
-        """Raise each mark by an amount that the server had added before it."""
+        """Add to each mark a refund that the server made before this request arrived."""
         pairs = zip(self.token_marks, amounts, strict=True)
         self.token_marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
 
@@ -112,9 +112,9 @@ class ChargePolicyEstimator:
         """Whether output may yet be charged when answers end, as far as the evidence goes.
 
         Snapshots correct what a wrong policy has projected, but do not show charges that are still
-        to come: without this, 300 requests on a tenth of a minute's tokens met two refusals.
+        to come: without this, 300 requests on a tenth of a minute's tokens had two refusals.
         """
-        return self.scores[ACTUAL] - self.scores[self.chosen] < DISMISSED_LEAD
+        return self.scores[ACTUAL_INDEX] - self.scores[self.chosen] < DISMISSED_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
         """Charge a request to all projections and return their marks."""
@@ -140,7 +140,7 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_foreign: bool
     ) -> None:
-        """Correct all projections by the snapshot of a request."""
+        """Correct all projections by a request's snapshot, as `TokenBucket.correct` does."""
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):
@@ -154,7 +154,7 @@ class ChargePolicyEstimator:
         if self.window_start_at is None:
             self.window_start_at = at
             self.window_errors = _zeros()
-        # Summed with their signs: what one snapshot shows too early, the next shows too late.
+        # The sums are signed, because what one snapshot shows too early, the next shows too late.
         errors = [abs(error) for error in self.window_errors]
         divergence = max(self.window_errors) - min(self.window_errors)
         is_short = at - self.window_start_at < WINDOW_S
@@ -182,7 +182,7 @@ class OutputEstimator:
     """The mean share of its `max_output` that an answer uses. Stores keep the fields in this order.
 
     Short answers end first, and would make the mean too small. So the answers in flight count too,
-    as if they had produced output at the usual pace for as long as they have taken.
+    as if they had produced output at the mean speed since they started.
     """
 
     requested: float = 0.0  # the sums of `max_output`, used output and seconds of ended answers

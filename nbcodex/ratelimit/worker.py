@@ -21,20 +21,20 @@ from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret
 
-# Between two heartbeats, while any request is active.
+# The time between two heartbeats while any request is active.
 HEARTBEAT_INTERVAL_S = 1.0
-# A store that failed is opened again after so long; the interval doubles with each failure.
+# A store that failed is opened again after this time, which doubles with each failure.
 STORE_RETRY_S = 60.0
 # No task waits for a posted operation, so it may be delayed to share a wake-up of the thread, which
 # costs more than the operation itself.
 POST_DELAY_S = 0.004
-# Between two transactions while several tasks wait for operations. One transaction for all of them
+# The time between two transactions while several tasks wait. One transaction for all of them
 # reduces the competition for the interpreter's lock, which each SQLite statement releases and has
 # to acquire again.
 TRANSACTION_INTERVAL_S = 0.004
 CLOSE_TIMEOUT_S = 2.0
 
-_NOT_SHARED = "{} So requests are paced for this kernel alone, without regard to others on its key."
+_NOT_SHARED = "{} Requests are paced for this kernel alone, not across kernels that share its key."
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class SharedLimiter(Limiter):
         self._thread.start()
 
     async def salt(self) -> bytes:
-        """Return what the names of limits are hashed with, the same for all who share them."""
+        """Return the salt of the hashed names of limits, which all processes share."""
         if self._store is None and self.sharing_problem is None:
             await self.run_operation(lambda _: None)  # waits until the store is open
         return self._core.store.salt
@@ -120,7 +120,7 @@ class SharedLimiter(Limiter):
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 
-    # On the thread.
+    # The methods below run on the thread.
 
     def _serve(self) -> None:
         self._open()
@@ -193,8 +193,9 @@ class SharedLimiter(Limiter):
         try:
             self._store = self._open_store()
         except Exception as error:  # if the thread ended here, all requests would wait for ever
-            other = StoreError(f"The shared limits cannot be opened ({type(error).__name__}).")
-            self._fall_back(error if isinstance(error, StoreError) else other)
+            if not isinstance(error, StoreError):
+                error = StoreError(f"The shared limits cannot be opened ({type(error).__name__}).")
+            self._fall_back(error)
         else:
             self._core.store = self._store
             self.sharing_problem, self._retry_after = None, STORE_RETRY_S
@@ -216,7 +217,7 @@ class SharedLimiter(Limiter):
 def open_store(
     folder: Path, *, redis_url: Secret | None = None, notify: Callable[[str], None] = lambda _: None
 ) -> Store:
-    """Return the store of all processes that have a folder, or a Redis, in common; it may block.
+    """Return the store in a folder, or in Redis, that other processes share; this may block.
 
     While Redis cannot be used, the folder's store replaces it; `notify` is called when Redis is
     lost or back. Raises `StoreError` if no store can be opened.

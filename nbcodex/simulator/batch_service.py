@@ -171,7 +171,7 @@ class BatchService:
             batch.done = int(len(batch.requests) * elapsed / duration)
 
     def _end(self, batch: Batch, status: str, duration: float) -> None:
-        """Answer what was reached within `duration` seconds, and write the result files."""
+        """Answer the requests reached within `duration` seconds, and write the result files."""
         share = 1.0 if status == "completed" else duration / self.knobs().batch_seconds
         answered = int(len(batch.requests) * min(1.0, share))
         succeeded: list[bytes] = []

@@ -77,8 +77,7 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
             generation.tokens = event.tokens
             deltas += event.role == "delta"
             if event.role == "end" and not record.finished:
-                # Settled before the final event, so that a client that has read it finds its
-                # unused output returned.
+                # Before the final event, so that a client that has read it can use the refund.
                 record.finished = True
                 generation.settle_charge()
             yield event

@@ -59,7 +59,7 @@ from nbcodex.simulator.parsed_request import (
     unknown_path,
 )
 
-# OpenAI caches inputs from this many tokens on; here, only so many are cached.
+# OpenAI caches inputs of at least this many tokens; the simulator caches only this many.
 PREFIX_TOKENS = 1_024
 ABSURD_HEADERS = {
     "x-ratelimit-limit-tokens": "1e999",
@@ -75,7 +75,7 @@ ABSURD_HEADERS = {
 
 
 class Simulator:
-    """A look-alike of OpenAI's API. Its clock is the machine's, unless another is given."""
+    """An imitation of OpenAI's API. By default, it uses the machine's clock."""
 
     def __init__(self, knobs: Knobs | None = None, *, clock: Clock | None = None) -> None:
         self.knobs = knobs or Knobs()
@@ -107,7 +107,7 @@ class Simulator:
             account.set_limits(self.knobs, self.clock.now())
 
     def account(self, key: str, model: str) -> Account:
-        """Return the buckets of `model` and of the key named `key` (``key-1`` is the first)."""
+        """Return the buckets of `model` for the key named `key` (``key-1`` is the first)."""
         if (key, model) not in self._accounts:
             account = self._accounts[key, model] = Account()
             account.set_limits(self.knobs, self.clock.now())
@@ -175,7 +175,7 @@ class Simulator:
                 return {"scripted": len(data)}
             self.change_knobs(**parse_knobs(data))
         except (TypeError, ValueError, AttributeError) as exc:
-            raise ErrorResponse(400, f"The simulator cannot use this: {exc}") from exc
+            raise ErrorResponse(400, f"Invalid control command: {exc}") from exc
         return asdict(self.knobs)
 
     def _next_fault(self) -> Fault | None:
@@ -218,12 +218,12 @@ class Simulator:
         request, fault = planned.request, planned.fault
         charge = admit_request(planned)
         self._begin_answer(planned)
-        slow = fault.wait if fault is not None and fault.kind == "slow" else 0.0
+        delay = fault.wait if fault is not None and fault.kind == "slow" else 0.0
         generation = Generation(
             planned=planned,
             charge=charge,
             message=stream_error_text(planned, charge.tokens),
-            first_at=planned.record.at + slow + planned.plan.latency,
+            first_at=planned.record.at + delay + planned.plan.latency,
             clock=self.clock,
         )
         # Headers state the limits at admission, even if they are sent later.
@@ -301,7 +301,7 @@ class Simulator:
         try:
             planned = self._plan(encode_json(body), Route(endpoint=api), api, record, None)
             if fault := planned.fault:
-                raise ErrorResponse(fault.status, "The server had an error while processing it.")
+                raise ErrorResponse(fault.status, "The server failed to process this request.")
         except ErrorResponse as failure:
             record.status = failure.status
             return failure.status, {"error": failure.body}

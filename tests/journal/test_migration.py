@@ -109,7 +109,7 @@ def test_an_old_map_continues(journal: Journal) -> None:
     keys = [equality_key(entry.request, base_url=BASE_URL) for entry in rows]
     assert journal.maps.answered_keys(keys) == {keys[0]}
     job = run(journal.batch_jobs.claim_job("part-1"))
-    assert (job.file, job.remote) == ("file-1", "batch-1")
+    assert (job.file_id, job.remote_id) == ("file-1", "batch-1")
     assert [request.prompt for request in job.requests] == ["Classify row 4."]
 
 

@@ -183,7 +183,7 @@ def test_unverified_organization_gets_the_answer_in_one_piece(
     )
     assert [p.text for p in events if isinstance(p, Notice | TextDelta)] == [
         "hi",
-        "in one piece: this model is not streamed to you",
+        "in one piece: the server does not stream this model to your account",
     ]
 
 

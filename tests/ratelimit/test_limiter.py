@@ -213,7 +213,7 @@ def test_failed_commit_leads_to_memory(tmp_path: Path) -> None:
         kernel = Kernel(Full)
         try:
             assert (await kernel.ask()).is_closed
-            assert [text.split(" So ")[0] for text in kernel.problems] == ["The disk is full."]
+            assert [text.split(" Req")[0] for text in kernel.problems] == ["The disk is full."]
         finally:
             kernel.limiter.close()
 

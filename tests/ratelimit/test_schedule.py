@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import ACTUAL, Cost
+from nbcodex.ratelimit.charge_policy import ACTUAL_INDEX, Cost
 from nbcodex.ratelimit.limit_model import LimitModel
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S, earliest_start
 
@@ -17,7 +17,7 @@ def test_tokens_that_answers_may_yet_be_charged_are_not_spent() -> None:
     level = LimitReading(limit=1000, remaining=180, full_in=49.2)
     model.observe(sent, LimitSnapshot(at=100.1, tokens=level), 100.1)
     assert earliest_start(model, cost, 100.2) > 100.2
-    model.tokens.scores[ACTUAL] = 1.0
+    model.tokens.scores[ACTUAL_INDEX] = 1.0
     assert earliest_start(model, cost, 100.2) == 100.2
 
 
@@ -45,7 +45,7 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
     first = model.issue_permit("b", Cost(100, 2_000), now)
     gauge = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
     model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
-    model.tokens.chosen = ACTUAL
+    model.tokens.chosen = ACTUAL_INDEX
     output = model.output
     output.drop(2_000, now)
     output.requested, output.used, output.seconds, output.ended = 2e6, 2e6, 20_000.0, 1_000
@@ -63,6 +63,6 @@ def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> N
     gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
     model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
     model.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
-    model.tokens.chosen = ACTUAL
+    model.tokens.chosen = ACTUAL_INDEX
     large = Cost(100, 50_000)
     assert earliest_start(model, large, now + 100) == now + 100

@@ -22,7 +22,7 @@ from nbcodex.models import (
 )
 from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
-from nbcodex.openai_api.api_client import NOT_KEPT, ApiClient
+from nbcodex.openai_api.api_client import NOT_DURABLE_NOTICE, ApiClient
 from nbcodex.ratelimit.charge_policy import Cost
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
@@ -434,7 +434,7 @@ def test_server_without_durable_answers_is_noted_once() -> None:
         kernel.events.clear()
         second = await kernel.run(request())
         assert (first.status, second.status) == ("done", "done")
-        assert (first.notes, second.notes) == ((NOT_KEPT,), ())
+        assert (first.notes, second.notes) == ((NOT_DURABLE_NOTICE,), ())
 
     run_request(operation, apis=("chat",))
 
