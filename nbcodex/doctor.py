@@ -56,10 +56,7 @@ class Finding:
 def report(
     settings: Settings, client: Client, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
-    """Yield the findings on settings, and on the variables that the HTTP library reads by itself.
-
-    Sends one request, for the list of models, which is free.
-    """
+    """Yield the findings on settings, and on the variables that the HTTP library reads itself."""
     endpoint = None
     try:
         endpoint = client.services().api_client.endpoint(Request(prompt="?"), settings)
@@ -186,7 +183,8 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
 
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Ask the server for its models; check the configured one, the API and the limits."""
+    """Check the configured model, the API and the limits."""
+    # The one request is free: the list of models.
     short = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
     api_client = client.services().api_client
     try:

@@ -88,10 +88,7 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
 
 
 def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False) -> bool:
-    """Resume a map; return whether there is one of that id.
-
-    With `cancel_jobs`, batch jobs are cancelled at the provider, and their answers fetched.
-    """
+    """Resume a map, as `resume_map` does; return whether there is one of that id."""
     run = resume_map(id_or_prefix, cancel_jobs=cancel_jobs)
     if run is None:
         return False

@@ -42,10 +42,7 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
 
 
 class CodexWidget(anywidget.AnyWidget):
-    """A widget that shows `view`.
-
-    `on_message` is called with each message of a page, in the thread that the kernel has for it.
-    """
+    """A widget that shows `view`, and passes each message of a page to `on_message`."""
 
     _esm = _read("load_source.js")
     _name = ""
@@ -68,7 +65,7 @@ class CodexWidget(anywidget.AnyWidget):
             layout=_shared_layout(),
         )
         self.receive_while_blocked()
-        self._on_message = on_message
+        self._on_message = on_message  # called in the thread that the kernel has for messages
         self.on_msg(self._receive)
 
     def receive_while_blocked(self) -> None:

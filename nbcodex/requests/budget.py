@@ -257,10 +257,8 @@ class Budget:
     def commit(
         self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count what a request has used; return warnings, each once.
-
-        A reply that does not state its usage counts as `assumed`, or as what was reserved.
-        """
+        """Count what a request has used; return warnings, each once."""
+        # A reply that does not state its usage counts as `assumed`, or as what was reserved.
         assumed = self.reserved_for(request_id) if assumed is None else assumed
         caps = self.release(request_id)
         if reply.reused or not reply.attempts:

@@ -47,11 +47,7 @@ class Conversations:
     def join(
         self, request: Request, store: ConversationStore, settings: Settings, *, start_new: bool
     ) -> tuple[Request, list[str]]:
-        """Return `request` with its earlier turns and its position, and notes on them for its user.
-
-        Its thread and origin determine the conversation; without a thread it joins none. With
-        `start_new`, the conversation starts afresh with this request.
-        """
+        """Return `request` with its earlier turns and its position, and notes for its user."""
         if request.thread is None:
             return request, []
         stored = store.find_conversation(request.origin.notebook, request.thread)

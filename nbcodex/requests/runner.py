@@ -102,10 +102,7 @@ class Services:
 
 
 class RequestRunner:
-    """One running request. Its methods are called on the loop's thread.
-
-    `on_committed` is called once the request is in the journal, or it is known that it cannot be.
-    """
+    """One running request. Its methods are called on the loop's thread."""
 
     task: asyncio.Task[None]
 
@@ -117,6 +114,7 @@ class RequestRunner:
         listener: Listener,
         *,
         resumption: Resumption | None = None,
+        # Called once the request is in the journal, or it is known that it cannot be.
         on_committed: Callable[[], object] = lambda: None,
     ) -> None:
         self._services, self._clock = services, services.clock

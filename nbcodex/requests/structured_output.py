@@ -77,10 +77,7 @@ def to_schema(given: object) -> Schema | None:
 
 
 def parse_answer(schema: Schema, text: str) -> Any:
-    """Return the object in an answer: an instance of the class, else the JSON value.
-
-    It is a SchemaMismatchError if it is not JSON, or has another structure.
-    """
+    """Return an instance of the class, else the JSON value; or raise a SchemaMismatchError."""
     # Models that are asked for JSON alone still wrap it in a Markdown fence.
     if fenced := _FENCED.fullmatch(text):
         text = fenced[2]

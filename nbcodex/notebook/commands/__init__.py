@@ -32,7 +32,7 @@ _HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
 _MARKUP = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 
 
-def show_help(session: Session, *topic: str) -> None:
+def show_help(_: Session, *topic: str) -> None:
     """List the commands and the pages, or show a page: help [TOPIC]."""
     if not topic:
         for title, group in COMMAND_GROUPS.items():
@@ -49,11 +49,8 @@ def show_help(session: Session, *topic: str) -> None:
         print(_help_line(name))
         return
     page = find_page(name)
-    if hasattr(session.shell, "kernel"):
-        shown = {"text/markdown": page_markdown(page), "text/plain": page_text(page)}
-        display(shown, raw=True)  # type: ignore[no-untyped-call]
-    else:
-        print(page_text(page))
+    shown = {"text/markdown": page_markdown(page), "text/plain": page_text(page)}
+    display(shown, raw=True)  # type: ignore[no-untyped-call]
 
 
 def show_version(_: Session) -> None:

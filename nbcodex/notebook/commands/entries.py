@@ -257,9 +257,6 @@ def insert(session: Session, number: str = "1") -> None:
     session.shell.set_next_input(block.code, replace=False)
     if block.warning:
         print(f"Read the code before you run it: {block.warning}.")
-    if not hasattr(session.shell, "kernel"):
-        print(block.code)
-        return
     # VS Code and Colab ignore `set_next_input`: there the code can at least be copied.
     shown = {"text/html": html.code_listing([block.code]), "text/plain": block.code}
     display(shown, raw=True)  # type: ignore[no-untyped-call]

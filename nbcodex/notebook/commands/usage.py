@@ -65,13 +65,9 @@ def budget(session: Session, *amount: str) -> None:
         print("This budget is set by Codex.budget (%config, or ipython_config.py).")
 
 
-def show_monitor(session: Session) -> None:
+def show_monitor(_: Session) -> None:
     """Show all requests live: limits, totals, countdowns with buttons, retries."""
-    shown = monitor()
-    if hasattr(session.shell, "kernel"):
-        display(shown)  # type: ignore[no-untyped-call]
-    else:
-        print(shown)
+    display(monitor())  # type: ignore[no-untyped-call]
 
 
 def show_limits(session: Session) -> None:

@@ -55,16 +55,13 @@ _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 
 class WidgetView(RequestView):
-    """Shows a request as a `PanelWidget`, which the answer replaces.
-
-    `on_action` is called with the name of a button that was pressed, in another thread.
-    """
+    """Shows a request as a `PanelWidget`, which the answer replaces."""
 
     renders_markdown = True
     render_interval_s: float | None = 0.5
 
     def __init__(self, on_action: Callable[[ActionName], None], clock: Clock) -> None:
-        self._on_action = on_action
+        self._on_action = on_action  # called in another thread than the one that renders
         self._clock = clock
         self._slot = OutputSlot()
         self._widget: PanelWidget | None = None
