@@ -5,12 +5,12 @@
     NbcodexError
     ├── ConfigurationError        a setting is missing or wrong
     │   ├── MissingKeyError
-    │   └── BatchUnsupportedError        the server takes no batches
+    │   └── BatchUnsupportedError the server accepts no batches
     ├── TransientError            worth another attempt
     │   ├── LimitError            the server's rate limit; says which, and when it resets
     │   ├── OverloadedError       the server is too busy for all clients
     │   ├── ServerError           5xx, or an invalid answer
-    │   ├── GoneError             a durable answer that the server lost: send it again
+    │   ├── AnswerLostError       the server lost a durable answer: send the request again
     │   └── TransportError        no connection, a broken or silent stream
     ├── PermanentError            the same request can never succeed
     │   ├── QuotaError            billing, which waiting does not change
@@ -21,7 +21,7 @@
     ├── AnswerError               an answer that is empty, cut or does not fit the schema
     ├── EntryError                no such entry in the journal, or several, or a damaged one
     ├── ParkedError               kept for later: the wait is longer than the patience
-    │   └── BudgetError           it would pass the user's own budget
+    │   └── BudgetError           the request would exceed the user's own budget
     └── CancelledError            the user ended the request
     Stopped                       the user pressed Stop: a KeyboardInterrupt
 
@@ -43,13 +43,13 @@ MAX_MESSAGE_CHARS = 400
 _JOINERS = "\u200c\u200d"  # not printable, but parts of emoji and of several scripts
 
 
-def shorten(text: str, longest: int = MAX_MESSAGE_CHARS) -> str:
-    """Return `text` on one line, without control characters, and no longer than `longest`."""
-    text = text[: longest * 8]  # a server may send megabytes
+def shorten(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:
+    """Return `text` on one line, without control characters, cut to `max_chars`."""
+    text = text[: max_chars * 8]  # a server may send megabytes
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
     line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -76,7 +76,7 @@ def _unpickle(kind: type[BaseException], args: tuple[Any, ...], state: dict[str,
     return error
 
 
-class _Shown(BaseException):
+class _ErrorBase(BaseException):
     """An error that IPython shows in a few lines, and that other processes can receive."""
 
     title = "nbcodex"
@@ -100,8 +100,8 @@ class _Shown(BaseException):
         return render(self.title, self.message, self.advice)
 
 
-class NbcodexError(_Shown, Exception):
-    """The root of all our errors."""
+class NbcodexError(_ErrorBase, Exception):
+    """The base class of all our errors, except Stopped."""
 
     reply: Reply | None = None
     # The limits as the headers of the refusal state them, if it came with headers.
@@ -157,8 +157,8 @@ class ServerError(TransientError, title="Server error"):
     """The server failed, or sent an invalid answer."""
 
 
-class GoneError(TransientError, title="Answer lost"):
-    """A durable answer cannot be picked up: the server no longer has it, or it failed there."""
+class AnswerLostError(TransientError, title="Answer lost"):
+    """A durable answer cannot be continued: the server no longer has it, or it failed there."""
 
 
 class TransportError(TransientError, title="Connection lost"):
@@ -228,7 +228,7 @@ class ParkedError(NbcodexError, title="Parked"):
         resume_at: float | None = None,
     ) -> None:
         super().__init__(message, advice=advice)
-        self.cause = cause  # the failure that demands a wait; None if it did not wait
+        self.cause = cause  # the failure that demands a wait; None if nothing failed
         self.resume_at = resume_at  # the earliest instant to send it, in seconds since the epoch
 
     @property
@@ -238,14 +238,14 @@ class ParkedError(NbcodexError, title="Parked"):
 
 
 class BudgetError(ParkedError, title="Budget"):
-    """The request would pass the user's own budget: it was not sent, and is kept for later."""
+    """The request would exceed the user's own budget: it was not sent, and is kept for later."""
 
 
 class CancelledError(NbcodexError, title="Cancelled"):
     """The user ended this request."""
 
 
-class Stopped(_Shown, KeyboardInterrupt, title="Interrupted"):
+class Stopped(_ErrorBase, KeyboardInterrupt, title="Interrupted"):
     """The user pressed Stop: a KeyboardInterrupt, so that `except Exception` lets it pass."""
 
     def __init__(self, message: str, *, reply: Reply | None = None, advice: str = "") -> None:

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import (
+    AnswerLostError,
     ConfigurationError,
-    GoneError,
     ModelError,
     NbcodexError,
     RequestError,
@@ -187,10 +187,10 @@ class ApiClient:
         """Continue a durable answer, at no further charge; yield what `stream` yields.
 
         `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises a
-        GoneError if the answer is lost, so that only sending the request again can help.
+        AnswerLostError if the answer is lost, so that only sending the request again can help.
         """
         if safe_response_id(position.response_id) is None:
-            raise GoneError("The answer is lost: the journal has no valid id for it.")
+            raise AnswerLostError("The answer is lost: the journal has no valid id for it.")
         _, client, redactor = await self._connect(request, settings)
         start = position
         # The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first
@@ -236,7 +236,7 @@ class ApiClient:
                 if streamed and (is_lost or (is_disconnected and position == start)):
                     continue
                 if is_lost:
-                    raise GoneError(f"The answer is lost. {failure.message}") from None
+                    raise AnswerLostError(f"The answer is lost. {failure.message}") from None
                 raise failure from None
             else:
                 return

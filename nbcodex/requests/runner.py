@@ -22,7 +22,7 @@ from nbcodex import events
 from nbcodex.errors import (
     LONG_CONVERSATION_ADVICE,
     AnswerError,
-    GoneError,
+    AnswerLostError,
     LimitError,
     NbcodexError,
     ParkedError,
@@ -302,7 +302,7 @@ class RequestRunner:
                 await self._announce_attempt()
                 text = state.partial.text_before(position)
                 stream = api_client.resume_stream(request, settings, position=position, text=text)
-                with contextlib.suppress(GoneError):
+                with contextlib.suppress(AnswerLostError):
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
             salt = await self._limiter.salt()

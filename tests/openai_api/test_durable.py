@@ -11,7 +11,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from nbcodex.errors import CredentialsError, GoneError, LimitError, NbcodexError, TransportError
+from nbcodex.errors import (
+    AnswerLostError,
+    CredentialsError,
+    LimitError,
+    NbcodexError,
+    TransportError,
+)
 from nbcodex.models import Request, StreamPosition, Usage
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
@@ -308,7 +314,7 @@ def test_lost_answer_is_gone(answers: list[Any]) -> None:
     async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition("resp_1", 3), "text")
 
-    assert isinstance(with_server(operation, Server(*answers)), GoneError)
+    assert isinstance(with_server(operation, Server(*answers)), AnswerLostError)
 
 
 @pytest.mark.parametrize(
@@ -326,14 +332,14 @@ def test_other_errors_do_not_mean_that_the_answer_is_lost(answer: Any, kind: typ
 
     error = with_server(operation, Server(answer))
     assert isinstance(error, kind)
-    assert not isinstance(error, GoneError)
+    assert not isinstance(error, AnswerLostError)
 
 
 @pytest.mark.parametrize("kind", ["error_event", "flat_error_event", "failed", "azure_failed"])
 def test_answer_that_failed_at_the_server_is_gone(kind: Any) -> None:
     async def operation(reader: Reader, simulator: Simulator) -> None:
         assert isinstance(await reader.ask(), LimitError)
-        assert isinstance(await reader.go_on(), GoneError)
+        assert isinstance(await reader.go_on(), AnswerLostError)
 
     with_simulator(operation, Fault(kind, after=3))
 
@@ -472,7 +478,7 @@ def test_invalid_response_id_from_the_journal_is_gone(name: str) -> None:
     async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.go_on(StreamPosition(name, 1), "text")
 
-    assert isinstance(with_server(operation, server), GoneError)
+    assert isinstance(with_server(operation, server), AnswerLostError)
     assert server.requests == []
 
 
@@ -496,7 +502,7 @@ def test_cancelling_ends_the_generation_at_the_server() -> None:
         await reading
         assert simulator.log[-1].path.endswith("/cancel")
         assert not simulator.log[0].finished
-        assert isinstance(await reader.go_on(), GoneError)
+        assert isinstance(await reader.go_on(), AnswerLostError)
 
     with_simulator(operation)
 

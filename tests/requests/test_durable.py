@@ -478,9 +478,9 @@ class _Gone:
         return getattr(self._api_client, name)
 
     async def resume_stream(self, *_: Any, **__: Any) -> Any:
-        from nbcodex.errors import GoneError
+        from nbcodex.errors import AnswerLostError
 
-        raise GoneError("gone")
+        raise AnswerLostError("gone")
         yield ResponseStarted  # an async generator, as the real one
 
 
