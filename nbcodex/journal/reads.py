@@ -64,32 +64,32 @@ class Entry:
 
     @property
     def possibly_paid(self) -> bool:
-        """Whether resuming it may cost what is paid already."""
-        return self.resumable and bool(self.price_uncertainty)
+        """Whether the answer may be paid for already, so that resuming pays a second time."""
+        return self.resumable and bool(self.cost_uncertainty)
 
     @property
-    def price_uncertainty(self) -> str:
-        """What is not known of its price, in two or three words; empty if all is known."""
+    def cost_uncertainty(self) -> str:
+        """What is not known of its cost, in two or three words; empty if all is known."""
         for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID):
             if note in self.reply.notes:
                 return note
-        # A kernel that died between sending and the first event leaves no trace of what it cost.
+        # A kernel that died between sending and the first event has not stored any cost.
         died = self.abandoned and self.status == "running" and self.stream_position is None
         return NOTE_POSSIBLY_PAID if died else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherKernels:
-    """How many other kernels have how many unfinished requests, and how many of those wait."""
+    """The number of other kernels with unfinished requests, and of these requests."""
 
     kernels: int = 0
     requests: int = 0
-    waiting: int = 0
-    resume_at: float | None = None  # when the first one continues, in seconds since the epoch
+    waiting: int = 0  # those of the requests that wait
+    resume_at: float | None = None  # when the first of these continues, in seconds since the epoch
 
 
 def may_be_claimed(status: str, *, map_id: str | None) -> bool:
-    """Return whether a kernel may claim an entry of this status, a row of a map if `map_id`."""
+    """Return whether a kernel may claim an entry of this status; only rows have a `map_id`."""
     # A cancelled row has no answer, and a map that is resumed asks for it again.
     return status in ("parked", "interrupted", "failed") or (status == "cancelled" and bool(map_id))
 
@@ -113,7 +113,7 @@ def newest_entries(connection: Connection, limit: int, *, notebook: str | None) 
     # Two conditions, because the planner uses no index for an optional one.
     condition = "" if notebook is None else "AND notebook = :notebook"
     rows = connection.execute(
-        f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - ours
+        f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - constant
         {"notebook": storable(notebook), "limit": limit},
     )
     return entries_of(connection, rows)
@@ -147,12 +147,12 @@ def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str)
         return None
     # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
     rows = connection.execute(
-        f"SELECT DISTINCT {column} FROM entries "  # noqa: S608 - ours
+        f"SELECT DISTINCT {column} FROM entries "  # noqa: S608 - constants
         f"WHERE {column} >= ? AND {column} < ? ORDER BY {column} LIMIT 8",
         (start, start + "\U0010ffff"),
     )
     found = [str(row[0]) for row in rows]
-    # A whole id is meant as such, even if longer ids begin with it.
+    # A complete id means its own entry, even if longer ids begin with it.
     if len(found) > 1 and start not in found:
         more = ", …" if len(found) > 7 else ""
         raise EntryError(
@@ -169,8 +169,8 @@ def read_totals(connection: Connection) -> UsageTotals:
     return UsageTotals(usage=usage, **{name: row[name] for name in TOTALS_COLUMNS})
 
 
-# The first condition has to repeat that of the index `entries_open` to the letter to use it: only
-# the heads of open rows are read, never their texts.
+# SQLite uses the index `entries_open` only for a query that repeats its condition word for word.
+# With the index, only open rows are read, and none of their texts.
 OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
     sum(e.status = 'waiting') AS waiting,
     min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at, o.*
@@ -194,18 +194,18 @@ def other_kernels(connection: Connection) -> OtherKernels:
 
 
 def salted(connection: Connection, key: bytes) -> bytes:
-    """Return `key` as it is stored: of no use outside of this journal."""
+    """Return `key` as it is stored: hashed with this journal's salt."""
     found: bytes = connection.execute("SELECT salted(?, value) FROM salt", (key,)).fetchone()[0]
     return found
 
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:
     """Return the entries in `rows` of the view `book`, as far as they can be read."""
-    known: dict[int, bool] = {}
+    gone_by_owner: dict[int, bool] = {}
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found.append(_entry(row, abandoned=is_abandoned(connection, row, known)))
+            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone_by_owner)))
     return found
 
 
@@ -220,7 +220,7 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     request, reply = _record(row["request"], Request), _record(row["reply"], Reply)
     if reply is None:  # not `or`: a reply without an answer is false
         reply = Reply(id=row["id"])
-    # SQLite's columns hold values of any type, and those of a damaged file do.
+    # SQLite does not check the types of values, so a damaged file may hold any.
     if not (
         request
         and isinstance(request.prompt, str)

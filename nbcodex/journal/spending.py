@@ -1,6 +1,6 @@
-"""What was spent on which day, what is reserved for running requests, and the kept budget.
+"""What was spent on which day, what is reserved for running requests, and the stored budget.
 
-Owns the tables behind budgets, each access as one function on a connection. Must not know caps.
+Owns the tables of budgets, each access as one function on a connection. Must not enforce one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SpendAmount:
 class Spending:
     """What all kernels of a user have spent today and in this month, and have reserved."""
 
-    budget: str = ""  # the kept budget as its user wrote it; empty if there is none
+    budget: str = ""  # the stored budget as its user wrote it; empty if there is none
     day: SpendAmount = SpendAmount()
     month: SpendAmount = SpendAmount()
     # The most that running requests may use, without those of kernels that are gone.
@@ -90,7 +90,7 @@ def release(connection: Connection, id_: str | None) -> SpendAmount:
 
 
 def release_for_dead_kernels(connection: Connection) -> None:
-    """Release the budget that kernels had reserved which are gone."""
+    """Release what was reserved by kernels that are gone."""
     rows = connection.execute(
         """SELECT DISTINCT a.owner, o.* FROM asides AS a LEFT JOIN owners AS o ON o.id = a.owner
         WHERE a.owner <> ?""",
@@ -112,7 +112,7 @@ def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
 
 def spending_by_day(connection: Connection) -> dict[str, SpendAmount]:
     """Return what was spent on each day, by ISO date."""
-    # The casts read a damaged file: its columns may hold text.
+    # The casts are for a damaged file, whose columns may hold text.
     rows = connection.execute(
         "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
     )
@@ -125,13 +125,13 @@ def reset(connection: Connection) -> None:
 
 
 def set_budget(connection: Connection, text: str) -> None:
-    """Replace the kept budget."""
+    """Replace the stored budget."""
     connection.execute("DELETE FROM budget")
     if text:
         connection.execute("INSERT INTO budget VALUES (?)", (text,))
 
 
 def read_budget(connection: Connection) -> str:
-    """Return the kept budget as its user wrote it; empty if there is none."""
+    """Return the stored budget as its user wrote it; empty if there is none."""
     row = connection.execute("SELECT text FROM budget").fetchone()
     return str(row[0]) if row else ""

@@ -1,6 +1,6 @@
 """What is written to a journal, each change as one function on a connection in a transaction.
 
-Owns who may change an entry: its owner, and any kernel that brings an answer while there is none.
+Owns the rule on who may change an entry: its owner, and any kernel that has the first answer.
 Must not know threads, files or event loops.
 """
 
@@ -77,9 +77,9 @@ def finish(
     resume_at: float | None = None,
     assumed: SpendAmount | None = None,
 ) -> None:
-    """Write the ending of a request, and count what it used: `assumed`, if the reply lacks that."""
+    """Store how a request ended, and count its usage: `assumed` if the reply states none."""
     # An answer is paid for, so it is stored even if another kernel has claimed the entry meanwhile,
-    # unless that kernel has answered it. Any other ending is then for the new owner to write.
+    # unless that kernel has answered it. Only the new owner may store any other ending.
     # A resumed request that ends without text leaves the text that an earlier kernel has stored.
     connection.execute(
         """UPDATE entries SET status = :status, reply = :reply, error = :error,
@@ -99,13 +99,13 @@ def finish(
         },
     )
     if reply.attempts and not (reply.simulated or reply.reused):
-        # Counted once per ending, even if the entry belongs to another kernel by now: it was used.
+        # Counted once per ending, even if another kernel owns the entry by now: tokens were used.
         add_to_totals(connection, bounded_totals(reply))
     settle_spending(connection, reply, assumed)
 
 
 def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount | None) -> None:
-    """Release what is reserved for a request, and count what it used: perhaps only `assumed`."""
+    """Release what is reserved for a request, and count its usage, or `assumed` if unknown."""
     reserved = spending.release(connection, storable(reply.id))
     if reply.attempts and not (reply.simulated or reply.reused):
         amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
@@ -114,14 +114,14 @@ def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount |
 
 
 def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
-    """Take over an entry that is resumable; of several kernels that try, one succeeds."""
+    """Take over an entry that is resumable; of several kernels that try, exactly one succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
     if row is None or not (
         may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)
     ):
         return False
     owner = connection.owner.id
-    # This statement decides the race: it changes the entry only as it was read above.
+    # This statement decides the race: it changes the entry only if it is still as read above.
     taken = connection.execute(
         """UPDATE entries SET status = ?, owner = ?, resume_at = NULL, error = NULL, updated_at = ?
         WHERE id = ? AND status = ? AND owner IS ?""",

@@ -44,7 +44,7 @@ def show_journal(session: Session, prefix: str = "") -> None:
         return
     if prefix:
         entry = journal.find_entry(prefix)
-        origin, uncertainty = entry.request.origin, entry.price_uncertainty
+        origin, uncertainty = entry.request.origin, entry.cost_uncertainty
         lines = [
             f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
             f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
@@ -232,7 +232,7 @@ def _entry_line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
     until = f" (can be sent at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
-    note = f" ({entry.price_uncertainty})" if entry.price_uncertainty else ""
+    note = f" ({entry.cost_uncertainty})" if entry.cost_uncertainty else ""
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
 
 
