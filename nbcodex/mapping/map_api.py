@@ -226,7 +226,7 @@ class LastMap(Sequence[Reply]):
             if failure.is_parked is parked:
                 is_taken = failure.label in reasons
                 label = f"{failure.label} (row {index})" if is_taken else failure.label
-                reasons[label] = failure.why
+                reasons[label] = failure.reason
         return reasons
 
     def __len__(self) -> int:

@@ -37,23 +37,23 @@ OnError = Literal["keep", "raise"]
 # Time between two calls of the listener.
 REPORT_INTERVAL_S = 0.25
 MAX_REPORTED_FAILURES = 5
-# After so many consecutive failures that any row would have, the map ends. A single one may be due
-# to its row: a function can give a row its own model.
+# The map ends after this many consecutive failures with one of _ALL_ROWS_ERRORS. A single such
+# failure may be due to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
 # Failed rows of an iterator that are remembered: it may be endless.
 MAX_ITERATOR_FAILURES = 1_000
-# Stop must not take as long as writing a hundred thousand rows: seconds for active rows to end, and
-# for rows that were not started to be written to the journal. Only this process knows the others.
+# Stop must not take as long as writing a hundred thousand rows. It gives active rows the first time
+# to end, and stores unsent rows for the second; only this process can resume those not stored.
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
 PARK_CHUNK_ROWS = 250
 
-_ALL_ROWS_FAIL = (
+_ALL_ROWS_ERRORS = (
     errors.MissingKeyError,
     errors.CredentialsError,
     errors.QuotaError,
     errors.ModelError,
 )
-_EQUAL_ROWS_FAIL = (errors.PermanentError, errors.AnswerError)
+_EQUAL_ROWS_ERRORS = (errors.PermanentError, errors.AnswerError)
 
 
 @dataclass(slots=True, eq=False)
@@ -73,10 +73,10 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class RowFailure:
-    """Why a row has no answer; a parked one gets it by a resume."""
+    """Why a row has no answer; a parked row is answered when the map is resumed."""
 
     label: Hashable
-    why: str
+    reason: str
     is_parked: bool = False
 
 
@@ -116,9 +116,9 @@ class MapRun:
         # Equal rows are sent once: the first one leads, the others follow with its answer.
         self._leading: set[bytes] = set()
         self._following: dict[bytes, deque[RowState]] = {}
-        self._refused = self._shared_failures = 0
+        self._failed_unsent = self._shared_failures = 0
         self._fatal: NbcodexError | None = None
-        self._exhausted: NbcodexError | None = None  # the budget refuses further rows
+        self._budget_error: NbcodexError | None = None  # the budget refuses further rows
         self._reported_at = float("-inf")
 
     # Starting rows.
@@ -127,20 +127,20 @@ class MapRun:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
         self.collect_endings(timeout=0.0)
         if error := self.backend.counter.common_fault(len(self._active)):
-            # A patience of the user's own decides how long a fault may last.
+            # If the user has set a shorter patience, that decides how long a fault may last.
             requests = [row.request for row in self._active.values() if row.request]
             if all(request.patience >= DEFAULT_PATIENCE_S for request in requests):
                 self._fail_map(error)
         free = self.backend.capacity(len(self._active))
-        while free > 0 and not (self._fatal or self._exhausted or self.end_action):
+        while free > 0 and not (self._fatal or self._budget_error or self.end_action):
             if (row := self._next_row()) is None:
                 break
             free -= self._start(row)
         if self._fatal is not None:
             raise self._fatal
         # Rows that the budget has admitted are sent and paid for, so they may end first.
-        if self._exhausted is not None and not self._active:
-            raise self._exhausted
+        if self._budget_error is not None and not self._active:
+            raise self._budget_error
         self._report()
         return bool(self._active or self._window)
 
@@ -161,7 +161,7 @@ class MapRun:
             self.backend.send_pending()
             return None
         state = self._unanswered[row.index] = RowState(row.index, row.label, row=row)
-        # Counted only after the row is kept: an interrupt before this line reads it again.
+        # Counted only after the row is kept: after an interrupt before this, it is read again.
         self._rows_read = row.index + 1
         if not self.keeps_replies:
             self._window.append(state)
@@ -172,7 +172,7 @@ class MapRun:
         try:
             request = self._request_of(row)
         except NbcodexError as error:
-            self._refuse(row, error)
+            self._fail_unsent(row, error)
             # A function that fails for the very first row is assumed to be wrong for all.
             if row.index == 0 and self.requests is not None and self.requests.template is None:
                 self._fatal = error
@@ -208,7 +208,7 @@ class MapRun:
         for ending in endings:
             if row := self._active.get(ending.request_id):
                 self._record(row, ending)
-            # Only after it is recorded: an interrupt in between delivers it again.
+            # Only after it is recorded: after an interrupt in between, it is delivered again.
             self._active.pop(ending.request_id, None)
             self.backend.confirm(ending.request_id)
 
@@ -230,13 +230,13 @@ class MapRun:
             # While the map is being ended, it parks or cancels the rows itself.
             if not (is_ending and isinstance(ending, Parked | Cancelled)):
                 self._record_failure(row, error, is_parked=is_parked)
-            is_shared = isinstance(error, _ALL_ROWS_FAIL)
+            is_shared = isinstance(error, _ALL_ROWS_ERRORS)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, errors.BatchUnsupportedError):
                 self._fatal = error
             elif isinstance(error, errors.BudgetError) and not is_ending:
-                # What is left of the budget is too little for the other rows, too.
-                self._exhausted = self._exhausted or self._with_resume_advice(error)
+                # The rest of the budget is too small for the other rows as well.
+                self._budget_error = self._budget_error or self._with_resume_advice(error)
             elif self._shared_failures >= MAX_SHARED_FAILURES:
                 self._fail_map(error)
         self._set_reply(row, reply)
@@ -251,9 +251,9 @@ class MapRun:
             for row in followers:
                 row.answered = True
             self._queue.extend(followers)
-        elif isinstance(error, _EQUAL_ROWS_FAIL) and not isinstance(error, _ALL_ROWS_FAIL):
+        elif isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
             for row in followers:  # the server would refuse an equal request again
-                self._refuse(row, error)
+                self._fail_unsent(row, error)
         elif followers:
             self._queue.append(followers.popleft())
             self._following[key] = followers
@@ -275,14 +275,14 @@ class MapRun:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
         return error
 
-    def _refuse(self, row: RowState, error: NbcodexError) -> None:
-        """End a row that is not sent."""
-        self._refused += 1
+    def _fail_unsent(self, row: RowState, error: NbcodexError) -> None:
+        """Record that a row failed before it was sent."""
+        self._failed_unsent += 1
         self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))
         self._record_failure(row, error)
 
-    def _unsent_reply(self, index: int, status: Literal["failed", "parked"], why: str) -> Reply:
-        return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=why)
+    def _unsent_reply(self, index: int, status: Literal["failed", "parked"], reason: str) -> Reply:
+        return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=reason)
 
     def _set_reply(self, row: RowState, reply: Reply) -> None:
         row.reply = reply
@@ -298,7 +298,7 @@ class MapRun:
     def finish(self) -> None:
         """Note that all rows have ended."""
         self.outcome = "done"
-        self._report(now=True)
+        self._report(force=True)
 
     def end_early(self, outcome: MapOutcome) -> None:
         """End active rows, and park as many others as PARK_REMAINING_S allows."""
@@ -310,7 +310,7 @@ class MapRun:
         self.wait_inactive(timeout=END_ACTIVE_S)
         if self.keeps_replies and self.settings.journal:
             self._park_remaining(until=time.monotonic() + PARK_REMAINING_S)
-        self._report(now=True)
+        self._report(force=True)
 
     def wait_inactive(self, *, timeout: float) -> bool:
         """Wait until no row is active, at most `timeout` seconds; return whether none is."""
@@ -352,8 +352,8 @@ class MapRun:
         for rows in (self._active, self._leading, self._following, self._queue):
             rows.clear()
         self.outcome, self.end_action = "", None
-        self._fatal, self._exhausted = None, None
-        self._refused = self._shared_failures = 0
+        self._fatal, self._budget_error = None, None
+        self._failed_unsent = self._shared_failures = 0
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")
@@ -364,11 +364,11 @@ class MapRun:
                 self.restore(row, entry.reply)
             else:
                 self._queue.append(row)
-        # An unanswered row is queued, or another kernel has got its answer.
+        # Rows that another kernel has answered count, too: they change the result.
         return bool(unanswered) or not self._source_ended
 
     def restore(self, row: RowState, reply: Reply) -> None:
-        """Add a row from the journal: its answer, or that it has none yet."""
+        """Add a row from the journal, with its answer if there is one."""
         if not reply:
             self._unanswered[row.index] = row
             return
@@ -382,7 +382,7 @@ class MapRun:
 
     @property
     def result(self) -> Any:
-        """The replies, as the kind of data that was given; false where there is no answer."""
+        """The replies, in the kind of data that was given; a reply without an answer is false."""
         return self.inputs.with_replies(self.replies_in_order())
 
     def replies_in_order(self) -> list[Reply]:
@@ -397,7 +397,7 @@ class MapRun:
     def stats(self) -> MapStats:
         """Return the figures of the map at this moment."""
         sums, total = self.backend.counter.stats, self.inputs.total
-        failed = sums.failed + self._refused
+        failed = sums.failed + self._failed_unsent
         if self.end_action != "cancel":  # after a cancel they count as parked: a resume sends them
             failed += self.backend.counter.cancelled
         ended_early = self.outcome not in {"", "done"} and total is not None
@@ -414,14 +414,14 @@ class MapRun:
             stage="" if self.outcome else self.backend.stage,
             outcome=self.outcome,
             failures=tuple(
-                (str(failure.label), failure.why)
+                (str(failure.label), failure.reason)
                 for failure in itertools.islice(self.failures.values(), MAX_REPORTED_FAILURES)
             ),
         )
 
     def _rate_limits(self, model: str | None) -> tuple[float | None, float | None]:
         """Return the server's limits on tokens and requests per minute, where they are known."""
-        # On the event loop's own thread, waiting for its result would wait forever.
+        # The event loop's own thread must not wait for a result of the loop: it would never come.
         if model is None or self.outcome or event_loop.shared().is_current_thread:
             return None, None
         snapshots = event_loop.run(self.client.limits(self.settings))
@@ -431,7 +431,7 @@ class MapRun:
                 return tokens.limit if tokens else None, requests.limit if requests else None
         return None, None
 
-    def _report(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
+    def _report(self, *, force: bool = False) -> None:
+        if force or time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
             self._reported_at = time.monotonic()
             self.on_stats(self.stats())
